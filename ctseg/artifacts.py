@@ -1,0 +1,257 @@
+"""Every file name and format of a workspace, written atomically and checked when read.
+
+This module is the only one that knows where an artifact lies. `docs/artifacts.md` is its page for people.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import socket
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from ctseg.errors import IntegrityError, LockedError, PreconditionError, ResourceError
+
+MANIFEST_VERSION = 1
+TENSOR_SIZE = 128  # voxels along each axis of every stored tensor: the card's fixed 128^3
+
+
+class Workspace:
+    """The folder of one experiment and the names of everything in it."""
+
+    def __init__(self, root: str | Path = "."):
+        self.root = Path(root).absolute()
+        self.synthetic_data = self.root / "synthetic_data"
+        self.processed = self.root / "processed_data"
+        self.manifest = self.processed / "manifest.json"
+        self.splits = self.processed / "splits.json"
+        self.preprocess_report = self.processed / "preprocess_report.json"
+        self.tensors = self.processed / "tensors"
+        self.references = self.processed / "references"
+        self.checkpoints = self.root / "checkpoints"
+        self.best_model = self.checkpoints / "best_model.pth"
+        self.last_model = self.checkpoints / "last.pth"
+        self.history = self.checkpoints / "training_history.json"
+        self.evaluation = self.root / "evaluation_results"
+        self.predictions = self.evaluation / "predictions"
+        self.run_record = self.evaluation / "evaluation_run.json"
+        self.analysis = self.root / "analysis"
+        self.report = self.analysis / "report.html"
+        self.log = self.root / "logs" / "pipeline.log"
+
+    def relative(self, path: str | Path) -> str:
+        """The path below the workspace as it is printed and stored (never an absolute path)."""
+        path = Path(path)
+        try:
+            return path.relative_to(self.root).as_posix()
+        except ValueError:
+            return path.name
+
+    def require(self, path: Path, *, stage: str) -> Path:
+        """The path itself; a PreconditionError that names the command which writes it when it is missing."""
+        if not path.exists():
+            raise PreconditionError(
+                "MISSING_ARTIFACT",
+                f"{self.relative(path)} does not exist; the {stage} stage writes it",
+                f"run `python run_pipeline.py --{stage}` first",
+                file=self.relative(path),
+            )
+        return path
+
+
+@contextlib.contextmanager
+def lock_workspace(workspace: Workspace) -> Iterator[None]:
+    """Hold the workspace for this process; the lock of a process that no longer lives is taken over."""
+    workspace.root.mkdir(parents=True, exist_ok=True)
+    path = workspace.root / ".lock"
+    me = {"pid": os.getpid(), "host": socket.gethostname(), "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
+    while True:
+        try:
+            descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+            break
+        except FileExistsError:
+            holder = _lock_holder(path)
+            if holder and holder.get("host") == me["host"] and not _alive(holder.get("pid")):
+                path.unlink(missing_ok=True)
+                continue
+            raise LockedError(
+                "LOCKED",
+                f"the workspace is used by another run ({holder or 'unreadable lock file'})",
+                "wait for it, use another --workspace, or delete the file .lock if that run is gone",
+                file=".lock",
+            ) from None
+        except PermissionError:
+            raise ResourceError(
+                "OUTPUT_READONLY", "the workspace cannot be written to", "choose another --workspace", file="."
+            ) from None
+    with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
+        json.dump(me, stream)
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _lock_holder(path: Path) -> dict[str, Any] | None:
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return None
+
+
+def _alive(pid: object) -> bool:
+    if not isinstance(pid, int) or pid <= 0:
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+# ---- writing ----------------------------------------------------------------------------------------------
+
+
+def atomic_write(path: str | Path, write: Callable[[BinaryIO], None]) -> None:
+    """Write a file so that at every moment either the old or the new content stands under its name.
+
+    `write` gets a binary stream. Temporary file in the same folder, fsync, rename, fsync of the folder.
+    Raises ResourceError DISK_FULL when the disk is full; the old file then is intact.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".tmp-{os.getpid()}-{os.urandom(4).hex()}")
+    try:
+        with temporary.open("xb") as stream:
+            write(stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        if error.errno in (28, 122):  # ENOSPC, EDQUOT
+            raise ResourceError("DISK_FULL", f"no space left while writing {path.name}", "free some disk space and run again", file=path.name) from error
+        raise
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def sweep_temporaries(folder: Path) -> None:
+    """Remove temporary files that a killed process left in `folder` and below."""
+    for leftover in folder.rglob(".tmp-*"):
+        parts = leftover.name.split("-")
+        if len(parts) == 3 and parts[1].isdigit() and not _alive(int(parts[1])):
+            leftover.unlink(missing_ok=True)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write text atomically as UTF-8."""
+    atomic_write(path, lambda stream: stream.write(text.encode("utf-8")) and None)
+
+
+def write_json(path: str | Path, content: Any) -> None:
+    """Write JSON atomically: UTF-8, indented, no NaN or infinity (undefined is null)."""
+    write_text(path, json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def read_json(path: str | Path) -> Any:
+    """The content of a JSON artifact; IntegrityError when it is not valid JSON (NaN and Infinity are not)."""
+    path = Path(path)
+
+    def refuse(token: str) -> None:
+        raise ValueError(f"the token {token} is not JSON")
+
+    try:
+        return json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
+    except (ValueError, UnicodeDecodeError) as error:
+        raise IntegrityError("ARTIFACT_CORRUPT", f"not readable as JSON ({error})", "run the stage that writes it again", file=path.name) from error
+
+
+def canonical_hash(content: Any) -> str:
+    """sha256 of a JSON value, independent of key order."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()).hexdigest()
+
+
+def file_hash(path: str | Path) -> str:
+    """sha256 of a file's bytes."""
+    digest = hashlib.sha256()
+    with Path(path).open("rb") as stream:
+        while chunk := stream.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def safe_name(identifier: str) -> str:
+    """A file name made from an identifier; changed ones get 8 hex digits of its hash, so two never collide."""
+    clean = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "_" for c in identifier)[:100].lstrip(".-")
+    if clean == identifier and clean:
+        return clean
+    return f"{clean or 'case'}_{hashlib.sha256(identifier.encode('utf-8', 'surrogatepass')).hexdigest()[:8]}"
+
+
+# ---- tensors ----------------------------------------------------------------------------------------------
+
+
+def write_tensor(path: str | Path, *, image: np.ndarray, label: np.ndarray | None) -> str:
+    """Write one 128^3 tensor and return the sha256 of the file (the same content gives the same bytes).
+
+    image: (128, 128, 128) float16 or float32, intensities scaled to 0..1. label: (128, 128, 128) uint8.
+    Stored, not compressed (`docs/decisions/002-storage.md`): zip members carry a CRC, nothing is pickled.
+    """
+    arrays = {"image": image} if label is None else {"image": image, "label": label}
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
+        for name, array in arrays.items():
+            member = io.BytesIO()
+            np.lib.format.write_array(member, np.ascontiguousarray(array), allow_pickle=False)
+            archive.writestr(zipfile.ZipInfo(f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0)), member.getvalue())
+    data = buffer.getvalue()
+    atomic_write(path, lambda stream: stream.write(data) and None)
+    return hashlib.sha256(data).hexdigest()
+
+
+def read_tensor(path: str | Path, *, sha256: str | None = None) -> tuple[np.ndarray, np.ndarray | None]:
+    """(image, label) of one tensor file, label None when there is none. Checks the hash when one is given."""
+    path = Path(path)
+    if sha256 is not None and file_hash(path) != sha256:
+        raise IntegrityError("ARTIFACT_CORRUPT", "its hash differs from the manifest", "run `python run_pipeline.py --preprocess` again", file=path.name)
+    try:
+        with np.load(path, allow_pickle=False) as content:
+            return content["image"], (content["label"] if "label" in content.files else None)
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise IntegrityError("ARTIFACT_CORRUPT", f"not readable ({error})", "run `python run_pipeline.py --preprocess` again", file=path.name) from error
+
+
+# ---- manifest ---------------------------------------------------------------------------------------------
+
+
+def load_manifest(workspace: Workspace) -> dict[str, Any]:
+    """The manifest of the preprocess stage (`docs/artifacts.md`), its version and split hash checked."""
+    workspace.require(workspace.manifest, stage="preprocess")
+    manifest = read_json(workspace.manifest)
+    if manifest.get("version") != MANIFEST_VERSION:
+        raise IntegrityError("ARTIFACT_VERSION", f"manifest version {manifest.get('version')} instead of {MANIFEST_VERSION}",
+                             "run `python run_pipeline.py --preprocess` again", file=workspace.relative(workspace.manifest))
+    splits = read_json(workspace.require(workspace.splits, stage="preprocess"))
+    if canonical_hash(splits) != manifest["splits_hash"]:
+        raise IntegrityError("SPLIT_CHANGED", "splits.json is not the one the tensors were made with",
+                             "restore it, or delete processed_data and run `python run_pipeline.py --preprocess`",
+                             file=workspace.relative(workspace.splits))
+    return dict(manifest)

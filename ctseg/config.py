@@ -1,0 +1,230 @@
+"""Settings with the reason behind each number, and the profiles that change them.
+
+defaults < profile < command line. Later stages take what defines the data from the manifest and what defines
+the network from the checkpoint, not from today's command line.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from typing import Any
+
+from ctseg.errors import UsageError
+
+
+@dataclasses.dataclass(frozen=True)
+class DataSettings:
+    """What `preprocessing.py` makes of the scans."""
+
+    structures: tuple[str, ...] = ()  # empty: every structure the data set names
+    grid: str = "auto"  # auto | whole | windows; auto keeps the scans' own resolution when one tensor holds the body
+    spacing_mm: tuple[float, ...] = ()  # windows grid, along D, H, W; empty: median of the training scans
+    window_hu: tuple[float, float] = (-250.0, 750.0)  # from fat to cortical bone; scaled to 0..1 and clipped
+    margin_mm: float = 10.0  # kept around the body, so that skin never touches the tensor's edge
+    overlap: float = 0.25  # windows grid: smallest shared part of neighbouring tensors
+    test_fraction: float = 0.2
+    val_fraction: float = 0.15
+    skip_limit: float = 0.2  # more refused cases than this stop the run: the folder is not what we think
+    seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelSettings:
+    """Which network; meaning of each value in `models/`."""
+
+    name: str = "auto"  # auto: multi_decoder for up to 4 structures, else unet
+    width: int = 16
+    levels: int = 5
+    attention: str = "voxel"
+    attention_stride: int = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainSettings:
+    """How the network learns."""
+
+    minutes: float = 0.0  # 0: use epochs
+    epochs: int = 100
+    steps_per_epoch: int = 50
+    batch_size: int = 2
+    patch_size: tuple[int, int, int] = (64, 64, 64)
+    optimizer: str = "adamw"  # adamw | sgd
+    learning_rate: float = 2e-3
+    weight_decay: float = 1e-4
+    schedule: str = "cosine"  # cosine | poly | plateau
+    warmup_fraction: float = 0.03
+    gradient_clip: float = 1.0
+    precision: str = "auto"  # auto | fp32 | bf16 | fp16
+    foreground_fraction: float = 0.67  # share of patches centred on a structure, drawn per patch: works at batch 1
+    augmentation: str = "standard"  # none | light | standard
+    ema_decay: float = 0.99
+    patience: int = 0  # epochs without a better validation Dice before stopping; 0: never
+    validations: int = 8  # how often the whole validation scans are predicted during a timed run
+    seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateSettings:
+    """How the test scans are predicted and scored."""
+
+    overlap: float = 0.5  # of neighbouring sliding windows inside a tensor
+    flip: bool = False  # average with the left/right mirrored prediction
+    keep_largest: bool = False
+    boundary_mode: str = "surfel"  # surfel | voxel, see docs/artifacts.md
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """All settings of a run."""
+
+    data: DataSettings = DataSettings()
+    model: ModelSettings = ModelSettings()
+    train: TrainSettings = TrainSettings()
+    evaluate: EvaluateSettings = EvaluateSettings()
+
+    def record(self) -> dict[str, Any]:
+        """The settings as JSON values."""
+        return typing.cast(dict[str, Any], _plain(dataclasses.asdict(self)))
+
+
+# A profile is only what differs from the defaults.
+PROFILES: dict[str, dict[str, Any]] = {
+    # below 8 GB of GPU memory at 128^3
+    "low_vram": {"model.width": 8, "train.batch_size": 1, "train.patch_size": (128, 128, 128)},
+    "standard": {"model.width": 16, "train.batch_size": 2, "train.patch_size": (128, 128, 128)},
+    "full": {"model.width": 32, "train.batch_size": 2, "train.patch_size": (128, 128, 128), "train.epochs": 300},
+    # 64^3 patches: one 128^3 step costs 8 times more and teaches little more on so few steps
+    "cpu": {"model.width": 16, "train.batch_size": 2, "train.patch_size": (64, 64, 64)},
+}
+
+
+def resolve(profile: str | None, overrides: dict[str, Any]) -> Settings:
+    """Settings from defaults, a profile and overrides {"train.epochs": 5} (strings are converted)."""
+    settings = Settings()
+    if profile is not None:
+        if profile not in PROFILES:
+            raise UsageError("UNKNOWN_PROFILE", f"there is no profile '{profile}'", f"choose one of {', '.join(PROFILES)}{did_you_mean(profile, PROFILES)}")
+        settings = _apply(settings, PROFILES[profile])
+    return _apply(settings, overrides)
+
+
+def parse_assignments(assignments: list[str]) -> dict[str, str]:
+    """{"key": "value"} from the key=value arguments of --set."""
+    result = {}
+    for text in assignments:
+        key, separator, value = text.partition("=")
+        if not separator:
+            raise UsageError("BAD_OPTION", f"--set {text} has no '='", "write --set section.key=value, for example --set train.epochs=5")
+        result[key.strip()] = value.strip()
+    return result
+
+
+def from_record(record: dict[str, Any]) -> Settings:
+    """Settings from what `Settings.record` returned."""
+    flat = {f"{section}.{key}": value for section, values in record.items() for key, value in values.items()}
+    return _apply(Settings(), flat)
+
+
+def did_you_mean(word: str, known: typing.Iterable[str]) -> str:
+    """'; did you mean X?' for the nearest known word, or nothing."""
+    near = difflib.get_close_matches(word.lower(), list(known), n=1, cutoff=0.5)
+    return f"; did you mean '{near[0]}'?" if near else ""
+
+
+def keys() -> dict[str, type]:
+    """Every settable key with its type."""
+    result: dict[str, type] = {}
+    for section in dataclasses.fields(Settings):
+        section_type = typing.get_type_hints(Settings)[section.name]
+        hints = typing.get_type_hints(section_type)
+        result |= {f"{section.name}.{field.name}": hints[field.name] for field in dataclasses.fields(section_type)}
+    return result
+
+
+def _apply(settings: Settings, overrides: dict[str, Any]) -> Settings:
+    known = keys()
+    for key, value in overrides.items():
+        if key not in known:
+            raise UsageError("UNKNOWN_KEY", f"there is no setting '{key}'", f"see `python run_pipeline.py --list`{did_you_mean(key, known)}")
+        section, name = key.split(".")
+        part = dataclasses.replace(getattr(settings, section), **{name: _convert(key, value, known[key])})
+        settings = dataclasses.replace(settings, **{section: part})
+    _check(settings)
+    return settings
+
+
+def _convert(key: str, value: Any, wanted: Any) -> Any:
+    origin = typing.get_origin(wanted)
+    try:
+        if origin is tuple:
+            if isinstance(value, str):
+                value = [part for part in value.strip("()[]").replace(" ", "").split(",") if part]
+            arguments = typing.get_args(wanted)
+            if arguments[-1] is Ellipsis:
+                return tuple(_convert(key, part, arguments[0]) for part in value)
+            if len(value) != len(arguments):
+                raise ValueError
+            return tuple(_convert(key, part, kind) for part, kind in zip(value, arguments))
+        if wanted is bool:
+            words = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+            return words[str(value).lower()]
+        if wanted is int:
+            if float(value) != int(float(value)):
+                raise ValueError
+            return int(float(value))
+        if isinstance(wanted, types.GenericAlias):
+            raise ValueError
+        return wanted(value)
+    except (ValueError, KeyError, TypeError):
+        kind = getattr(wanted, "__name__", str(wanted))
+        raise UsageError("BAD_VALUE", f"{key}={value!r} is not a {kind if origin is None else str(wanted)}", "give a value of that type") from None
+
+
+_CHOICES = {
+    "data.grid": ("auto", "whole", "windows"),
+    "train.optimizer": ("adamw", "sgd"),
+    "train.schedule": ("cosine", "poly", "plateau"),
+    "train.precision": ("auto", "fp32", "bf16", "fp16"),
+    "train.augmentation": ("none", "light", "standard"),
+    "evaluate.boundary_mode": ("surfel", "voxel"),
+}
+_RANGES = {
+    "train.learning_rate": (1e-8, 10.0), "train.epochs": (1, 10**6), "train.batch_size": (1, 1024), "train.minutes": (0.0, 1e6),
+    "train.steps_per_epoch": (1, 10**6), "model.width": (1, 512), "model.levels": (2, 7), "data.overlap": (0.0, 0.75),
+    "evaluate.overlap": (0.0, 0.9), "train.ema_decay": (0.0, 0.99999), "train.foreground_fraction": (0.0, 1.0),
+    "data.test_fraction": (0.0, 0.8), "data.val_fraction": (0.0, 0.8), "train.gradient_clip": (1e-6, 1e6), "data.skip_limit": (0.0, 1.0),
+}
+
+
+def _check(settings: Settings) -> None:
+    record = settings.record()
+    for key, choices in _CHOICES.items():
+        section, name = key.split(".")
+        value = record[section][name]
+        if value not in choices:
+            raise UsageError("BAD_VALUE", f"{key}={value!r} is not one of {', '.join(choices)}", f"choose one of them{did_you_mean(str(value), choices)}")
+    for key, (low, high) in _RANGES.items():
+        section, name = key.split(".")
+        value = record[section][name]
+        if not low <= value <= high:  # also refuses NaN
+            raise UsageError("BAD_VALUE", f"{key}={value!r} lies outside {low} to {high}", "give a value in that range")
+    low_hu, high_hu = settings.data.window_hu
+    if not low_hu < high_hu:
+        raise UsageError("BAD_VALUE", f"data.window_hu={settings.data.window_hu} is empty", "give the lower end first, for example -250,750")
+    multiple = 2 ** (settings.model.levels - 1)
+    bad = [n for n in settings.train.patch_size if n % multiple or not multiple <= n <= 128]
+    if bad:
+        lower = max(multiple, bad[0] // multiple * multiple)
+        raise UsageError("BAD_SIZE", f"train.patch_size has {bad[0]}, not a multiple of {multiple} up to 128 (model.levels={settings.model.levels})",
+                         f"use {min(lower, 128)} or {min(lower + multiple, 128)}")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [_plain(item) for item in value]
+    return value

@@ -1,0 +1,102 @@
+"""The exception tree for everything a user can fix, and the record of a finding.
+
+Scripts catch `PipelineError` and print its line; anything else is our own mistake and keeps its traceback
+(in the log file). Codes are stable strings: one may be added, none is renamed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+
+class PipelineError(Exception):
+    """Something the user can fix: what is wrong, in which file, and the remedy."""
+
+    exit_code = 1
+
+    def __init__(self, code: str, cause: str, fix: str, *, case: str = "-", file: str | Path = "-"):
+        super().__init__(code, cause, fix)
+        self.code, self.cause, self.fix = code, cause.rstrip("."), fix.rstrip(".")
+        self.case, self.file = case, str(file)
+
+    def __str__(self) -> str:
+        return format_line("ERROR", self.code, self.case, self.file, self.cause, self.fix)
+
+
+class DivergedError(PipelineError):
+    """The loss became NaN or infinite."""
+
+    exit_code = 1
+
+
+class UsageError(PipelineError):
+    """A wrong option, key or value."""
+
+    exit_code = 2
+
+
+class CaseError(PipelineError):
+    """One case cannot be used: it is skipped and reported, the run goes on."""
+
+    exit_code = 3
+
+
+class PreconditionError(PipelineError):
+    """No data, no model, too few cases, or an earlier stage has not run."""
+
+    exit_code = 4
+
+
+class IntegrityError(PipelineError):
+    """Artifacts that do not belong together, or a checkpoint that must not be loaded."""
+
+    exit_code = 5
+
+
+class ResourceError(PipelineError):
+    """Disk, memory or processor do not suffice."""
+
+    exit_code = 6
+
+
+class LockedError(PipelineError):
+    """Another run works in the same workspace."""
+
+    exit_code = 7
+
+
+def format_line(severity: str, code: str, case: str, file: str, cause: str, fix: str) -> str:
+    """One line of a message, in the one format that all messages have."""
+    return f"{severity} {code} case={case} file={file}: {cause}. Fix: {fix}."
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """One thing noticed about one case: `severity` is ERROR (case refused), WARN (used) or NOTE (used)."""
+
+    severity: str
+    code: str
+    cause: str
+    fix: str = "nothing to do"
+    case: str = "-"
+    file: str = "-"
+    stage: str = "preprocess"
+
+    @property
+    def action(self) -> str:
+        """What happened to the case: "skipped" or "used"."""
+        return "skipped" if self.severity == "ERROR" else "used"
+
+    @classmethod
+    def from_error(cls, error: PipelineError, *, case: str, file: str | None = None) -> Finding:
+        """The finding that reports a refused case."""
+        return cls("ERROR", error.code, error.cause, error.fix, case, file or error.file)
+
+    def line(self) -> str:
+        """The finding as it is printed."""
+        return format_line(self.severity, self.code, self.case, self.file, self.cause.rstrip("."), self.fix.rstrip("."))
+
+    def record(self) -> dict[str, str]:
+        """The finding as it stands in `preprocess_report.json`."""
+        return {**dataclasses.asdict(self), "action": self.action}

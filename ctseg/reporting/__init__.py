@@ -1,0 +1,1 @@
+"""How results look: plots and the report page. No torch."""

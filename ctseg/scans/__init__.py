@@ -1,0 +1,1 @@
+"""What comes in: scans, labels, their geometry, and the grids the networks see. No torch here."""

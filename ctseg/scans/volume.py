@@ -1,0 +1,162 @@
+"""`Volume` = array + affine, and the only resampling of the project.
+
+Arrays are (D, H, W). `affine` maps an index (d, h, w, 1), in that order, to LPS millimetres (x to the patient's
+left, y to posterior, z to superior), the convention of DICOM and ITK. Readers convert at the door.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import SimpleITK as sitk
+
+AIR_HU = -1024.0  # what lies outside a scan's field of view
+RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+# Canonical order of a grid's axes: D towards superior, H towards posterior, W towards the patient's left.
+CANONICAL_DIRECTIONS = np.array([[0.0, 0.0, 1.0], [0.0, 1.0, 0.0], [1.0, 0.0, 0.0]])  # rows: D, H, W in LPS
+
+
+@dataclasses.dataclass(frozen=True)
+class Grid:
+    """Where voxels lie: shape (D, H, W) and the affine of the indices, to LPS mm."""
+
+    shape: tuple[int, int, int]
+    affine: np.ndarray
+
+    @property
+    def spacing_mm(self) -> tuple[float, float, float]:
+        """Voxel size along D, H, W in mm."""
+        d, h, w = np.linalg.norm(self.affine[:3, :3], axis=0)
+        return float(d), float(h), float(w)
+
+    def record(self) -> dict:
+        """The grid as it stands in the manifest."""
+        return {"shape": [int(n) for n in self.shape], "affine": [[float(v) for v in row] for row in self.affine]}
+
+    @classmethod
+    def from_record(cls, record: dict) -> Grid:
+        """The grid of a manifest entry."""
+        d, h, w = record["shape"]
+        return cls((int(d), int(h), int(w)), np.array(record["affine"], dtype=np.float64))
+
+    def matches(self, other: Grid, tolerance_mm: float = 1e-3) -> bool:
+        """Whether both grids have the same shape and their corners lie within the tolerance."""
+        return self.shape == other.shape and self.corner_distance_mm(other) <= tolerance_mm
+
+    def corner_distance_mm(self, other: Grid) -> float:
+        """Largest distance in mm between the same index corners of two grids of one shape."""
+        ends = np.array(np.meshgrid(*[[0, n - 1] for n in self.shape], indexing="ij")).reshape(3, -1)
+        points = np.vstack([ends, np.ones(ends.shape[1])])
+        return float(np.linalg.norm(((self.affine - other.affine) @ points)[:3], axis=0).max())
+
+    def crop(self, start: tuple[int, int, int], shape: tuple[int, int, int]) -> Grid:
+        """The grid of the sub-box that begins at index `start` (may lie outside) and has `shape`."""
+        affine = self.affine.copy()
+        affine[:3, 3] = (self.affine @ np.array([*start, 1.0]))[:3]
+        return Grid(shape, affine)
+
+
+@dataclasses.dataclass(frozen=True)
+class Volume:
+    """A 3D array with its place in the patient.
+
+    array: (D, H, W); float32 HU for an image, uint8 for a label map. affine: (4, 4) float64, index to LPS mm.
+    """
+
+    array: np.ndarray
+    affine: np.ndarray
+
+    @property
+    def grid(self) -> Grid:
+        """The volume's grid."""
+        d, h, w = self.array.shape
+        return Grid((d, h, w), self.affine)
+
+    @property
+    def spacing_mm(self) -> tuple[float, float, float]:
+        """Voxel size along D, H, W in mm."""
+        return self.grid.spacing_mm
+
+
+def canonical_axes(affine: np.ndarray) -> tuple[tuple[int, int, int], tuple[bool, bool, bool]]:
+    """Which array axis serves as D, H, W, and whether it must be flipped, to come nearest to canonical order.
+
+    The assignment maximises the sum of cosines, so each axis is used once also for oblique scans.
+    """
+    directions = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    cosines = CANONICAL_DIRECTIONS @ directions  # (canonical axis, array axis)
+    orders = ((0, 1, 2), (0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0))
+    best = max(orders, key=lambda order: sum(abs(cosines[i, order[i]]) for i in range(3)))
+    d, h, w = (bool(cosines[i, best[i]] < 0) for i in range(3))
+    return best, (d, h, w)
+
+
+def reorient(volume: Volume, order: tuple[int, int, int], flips: tuple[bool, bool, bool]) -> Volume:
+    """The same voxels with axes permuted, then flipped where asked; the affine follows. No interpolation."""
+    array = np.transpose(volume.array, order)
+    affine = volume.affine.copy()
+    affine[:, :3] = volume.affine[:, list(order)]
+    for axis, flip in enumerate(flips):
+        if flip:
+            array = np.flip(array, axis)
+            affine[:3, 3] += affine[:3, axis] * (array.shape[axis] - 1)
+            affine[:3, axis] *= -1
+    return Volume(np.ascontiguousarray(array), affine)
+
+
+def to_canonical(volume: Volume) -> Volume:
+    """The volume with its axes nearest to superior, posterior, left. No interpolation."""
+    return reorient(volume, *canonical_axes(volume.affine))
+
+
+def match_grid(volume: Volume, grid: Grid, tolerance_mm: float = 1e-3) -> Volume | None:
+    """The volume on `grid` when a permutation and flips of its axes alone lead there, else None."""
+    if volume.grid.matches(grid, tolerance_mm):
+        return volume
+    to_grid = np.linalg.inv(grid.affine) @ volume.affine
+    order = tuple(int(np.argmax(np.abs(to_grid[axis, :3]))) for axis in range(3))
+    if sorted(order) != [0, 1, 2]:
+        return None
+    flips = tuple(bool(to_grid[axis, order[axis]] < 0) for axis in range(3))
+    moved = reorient(volume, (order[0], order[1], order[2]), (flips[0], flips[1], flips[2]))
+    return moved if moved.grid.matches(grid, tolerance_mm) else None
+
+
+def resample(volume: Volume, grid: Grid, *, order: str, fill: float, smooth: bool = False) -> Volume:
+    """The volume's values at the voxel centres of `grid`.
+
+    order: "linear" (float32 result) or "nearest" (the input's type). fill: value outside the volume.
+    smooth: Gaussian filter before downsampling, against aliasing (images only).
+    Works in index space with the full affine, so sheared and left-handed grids are exact. Where the grids are
+    equal the values come back unchanged.
+    """
+    if volume.grid.matches(grid, 1e-6):
+        return Volume(volume.array, grid.affine)
+    array = volume.array
+    mapping = np.linalg.inv(volume.affine) @ grid.affine  # index of `grid` -> index of the volume
+    if order == "linear":
+        array = array.astype(np.float32)
+    if smooth:
+        array = _smooth_for(array, np.linalg.norm(mapping[:3, :3], axis=1))
+    image = sitk.GetImageFromArray(array)
+    # ITK counts (w, h, d); reversing rows and columns of the mapping turns (d, h, w) into that order.
+    transform = sitk.AffineTransform(3)
+    transform.SetMatrix(mapping[:3, :3][::-1, ::-1].ravel().tolist())
+    transform.SetTranslation(mapping[:3, 3][::-1].tolist())
+    resampler = sitk.ResampleImageFilter()
+    resampler.SetSize([int(n) for n in grid.shape[::-1]])
+    resampler.SetTransform(transform)
+    resampler.SetInterpolator(sitk.sitkLinear if order == "linear" else sitk.sitkNearestNeighbor)
+    resampler.SetDefaultPixelValue(float(fill))
+    return Volume(sitk.GetArrayFromImage(resampler.Execute(image)), grid.affine)
+
+
+def _smooth_for(array: np.ndarray, steps: np.ndarray) -> np.ndarray:
+    """The array low-passed for sampling every `steps` voxels; sigma as for a pixel of that width."""
+    from scipy.ndimage import gaussian_filter1d
+
+    for axis, step in enumerate(steps):
+        if step > 1.2:  # below that the linear kernel itself smooths enough
+            array = gaussian_filter1d(array, 0.5 * np.sqrt(step**2 - 1.0), axis=axis, mode="nearest", truncate=3.0)
+    return array

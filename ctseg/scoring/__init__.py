@@ -1,0 +1,1 @@
+"""How good a prediction is: NumPy arrays in, Python floats out. No files, no torch."""
