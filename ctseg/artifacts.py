@@ -137,7 +137,7 @@ def atomic_write(path: str | Path, write: Callable[[BinaryIO], None]) -> None:
             write(stream)
             stream.flush()
             os.fsync(stream.fileno())
-        os.replace(temporary, path)
+        temporary.replace(path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
         if error.errno in (28, 122):  # ENOSPC, EDQUOT
@@ -255,3 +255,9 @@ def load_manifest(workspace: Workspace) -> dict[str, Any]:
                              "restore it, or delete processed_data and run `python run_pipeline.py --preprocess`",
                              file=workspace.relative(workspace.splits))
     return dict(manifest)
+
+
+def manifest_hash(manifest: dict[str, Any]) -> str:
+    """What identifies the processed data: structures, grid, settings and every tensor's hash."""
+    return canonical_hash({"structures": manifest["structures"], "settings": manifest["settings_hash"], "splits": manifest["splits_hash"],
+                                     "tensors": {case["case_id"]: [t["sha256"] for t in case["tensors"]] for case in manifest["cases"]}})

@@ -134,7 +134,7 @@ def did_you_mean(word: str, known: typing.Iterable[str]) -> str:
     return f"; did you mean '{near[0]}'?" if near else ""
 
 
-def keys() -> dict[str, type]:
+def setting_types() -> dict[str, type]:
     """Every settable key with its type."""
     result: dict[str, type] = {}
     for section in dataclasses.fields(Settings):
@@ -145,7 +145,7 @@ def keys() -> dict[str, type]:
 
 
 def _apply(settings: Settings, overrides: dict[str, Any]) -> Settings:
-    known = keys()
+    known = setting_types()
     for key, value in overrides.items():
         if key not in known:
             raise UsageError("UNKNOWN_KEY", f"there is no setting '{key}'", f"see `python run_pipeline.py --list`{did_you_mean(key, known)}")

@@ -1,0 +1,174 @@
+"""The options that every stage shares, logging, and the one place where errors become exit codes.
+
+Nothing here imports torch: `--help` must be instant.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+from ctseg import config
+from ctseg.artifacts import Workspace
+from ctseg.errors import PipelineError, UsageError
+
+LOG = logging.getLogger("ctseg")
+
+
+@dataclasses.dataclass
+class Options:
+    """What the command line said beside the settings."""
+
+    data: Path | None = None
+    layout: str | None = None
+    model: str | None = None
+    profile: str | None = None
+    device: str = "auto"
+    workers: int | None = None
+    allow_skips: bool = False
+    restart: bool = False
+    overrides: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse with this project's error line and a hint at the nearest option."""
+
+    def error(self, message: str) -> NoReturn:
+        known = [option for action in self._actions for option in action.option_strings]
+        wrong = next((word for word in message.split() if word.startswith("--")), "")
+        near = config.did_you_mean(wrong, known) if wrong else ""
+        raise UsageError("BAD_OPTION", message, f"see `python {Path(self.prog).name} --help`{near}")
+
+
+def parser(prog: str, description: str) -> argparse.ArgumentParser:
+    """A parser with the options that all stages share."""
+    result = _Parser(prog=prog, description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    data = result.add_argument_group("data")
+    data.add_argument("--data", type=Path, metavar="PATH", help="folder with your scans (default: a synthetic pelvis cohort is made)")
+    data.add_argument("--layout", metavar="NAME", help="layout of that folder (default: detected and told; see --list)")
+    data.add_argument("--structures", metavar="A,B,C", help="only these structures (default: all that the data name)")
+    data.add_argument("--workspace", type=Path, default=Path(), metavar="DIR", help="where all results lie (default: the current folder)")
+    learn = result.add_argument_group("learning")
+    learn.add_argument("--model", metavar="NAME", help="unet or multi_decoder (default: chosen by the number of structures)")
+    learn.add_argument("--profile", metavar="NAME", help="low_vram, standard, full or cpu (default: the hardware decides)")
+    learn.add_argument("--low-vram", action="store_true", help="tiny channels and batch 1 for GPUs below 8 GB; the same as --profile low_vram")
+    learn.add_argument("--minutes", type=float, metavar="M", help="train for this long; the learning rate reaches zero at the end")
+    learn.add_argument("--epochs", type=int, metavar="N", help="train for this many epochs")
+    learn.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"], help="default: auto")
+    learn.add_argument("--seed", type=int, metavar="N", help="seed of the split and of training (default: 0)")
+    learn.add_argument("--restart", action="store_true", help="train anew instead of going on with an interrupted run")
+    other = result.add_argument_group("other")
+    other.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="assignments", help="any setting, for example --set train.epochs=5; may be repeated")
+    other.add_argument("--workers", type=int, metavar="N", help="processes for reading and scoring (default: number of cores, at most 8)")
+    other.add_argument("--allow-skips", action="store_true", help="end with exit code 0 although some cases were skipped")
+    return result
+
+
+def settings_from(arguments: argparse.Namespace) -> tuple[Workspace, config.Settings, Options]:
+    """Workspace, settings and options of parsed arguments. Raises UsageError for anything unknown."""
+    overrides: dict[str, Any] = dict(config.parse_assignments(arguments.assignments))
+    if arguments.low_vram:
+        if arguments.profile not in (None, "low_vram"):
+            raise UsageError("BAD_OPTION", f"--low-vram contradicts --profile {arguments.profile}", "give one of them")
+        arguments.profile = "low_vram"
+    for key, value in (("model.name", arguments.model), ("data.structures", arguments.structures), ("train.minutes", arguments.minutes),
+                       ("train.epochs", arguments.epochs), ("train.seed", arguments.seed), ("data.seed", arguments.seed)):
+        if value is not None:
+            overrides[key] = value
+    if arguments.minutes is not None and not arguments.minutes > 0:
+        raise UsageError("BAD_VALUE", f"--minutes {arguments.minutes} is not positive", "give a number above 0")
+    if arguments.workers is not None and arguments.workers < 1:
+        raise UsageError("BAD_VALUE", f"--workers {arguments.workers} is not positive", "give 1 or more")
+    options = Options(data=arguments.data, layout=arguments.layout, model=arguments.model, profile=arguments.profile,
+                      device=arguments.device, workers=arguments.workers, allow_skips=arguments.allow_skips, restart=arguments.restart, overrides=overrides)
+    return Workspace(arguments.workspace), config.resolve(arguments.profile, overrides), options
+
+
+def worker_count(options: Options) -> int:
+    """How many processes to use: what was asked, else the usable cores, at most 8."""
+    if options.workers:
+        return options.workers
+    return max(1, min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1))
+
+
+def start_log(workspace: Workspace) -> None:
+    """Send everything to logs/pipeline.log and messages of level INFO also to the terminal."""
+    if any(getattr(handler, "ctseg_file", None) == workspace.log for handler in LOG.handlers):
+        return
+    workspace.log.parent.mkdir(parents=True, exist_ok=True)
+    for old in list(LOG.handlers):
+        LOG.removeHandler(old)
+        old.close()
+    LOG.setLevel(logging.DEBUG)
+    LOG.propagate = False
+    to_file = logging.FileHandler(workspace.log, encoding="utf-8")
+    to_file.setFormatter(_UtcFormatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%SZ"))
+    to_file.ctseg_file = workspace.log  # type: ignore[attr-defined]
+    to_terminal = logging.StreamHandler(sys.stdout)
+    to_terminal.setLevel(logging.INFO)
+    to_terminal.setFormatter(logging.Formatter("%(message)s"))
+    LOG.addHandler(to_file)
+    LOG.addHandler(to_terminal)
+
+
+class _UtcFormatter(logging.Formatter):
+    converter = staticmethod(time.gmtime)
+
+
+class Terminated(BaseException):
+    """SIGTERM arrived; carries no message, ends with exit code 143."""
+
+
+def _on_sigterm(_signal: int, _frame: object) -> None:
+    raise Terminated
+
+
+def guarded(main: Callable[[list[str] | None], int], argv: list[str] | None) -> int:
+    """The exit code of `main(argv)`: a PipelineError prints its line, everything else goes to the log file."""
+    previous = signal.signal(signal.SIGTERM, _on_sigterm)
+    try:
+        return main(argv)
+    except PipelineError as error:
+        LOG.debug("", exc_info=True)
+        print(error, file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("Stopped. What is finished is kept; run the same command again to go on.", file=sys.stderr)
+        return 130
+    except Terminated:
+        print("Terminated. What is finished is kept; run the same command again to go on.", file=sys.stderr)
+        return 143
+    except MemoryError:
+        LOG.debug("", exc_info=True)
+        print("ERROR OUT_OF_MEMORY case=- file=-: the memory does not suffice. Fix: use --workers 1 or --low-vram.", file=sys.stderr)
+        return 6
+    except Exception as error:
+        LOG.debug("internal error", exc_info=True)
+        where = next((getattr(handler, "ctseg_file", None) for handler in LOG.handlers if hasattr(handler, "ctseg_file")), None)
+        if where is None:
+            raise
+        print(f"ERROR INTERNAL case=- file=-: {type(error).__name__}, see {where.name}. Fix: please report it with that file.", file=sys.stderr)
+        return 1
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def run_stage(prog: str, description: str, run: Callable[[Workspace, config.Settings, Options], int], argv: list[str] | None) -> int:
+    """Parse, lock the workspace, run one stage and return its exit code."""
+    from ctseg.artifacts import lock_workspace
+
+    def main(argv: list[str] | None) -> int:
+        workspace, settings, options = settings_from(parser(prog, description).parse_args(argv))
+        with lock_workspace(workspace):
+            start_log(workspace)
+            return run(workspace, settings, options)
+
+    return guarded(main, argv)

@@ -1,0 +1,148 @@
+"""What the machine can do: device, number format, profile, and how much memory a training step needs."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import time
+from typing import Any
+
+import torch
+from torch import nn
+
+from ctseg.errors import UsageError
+
+
+@dataclasses.dataclass(frozen=True)
+class Machine:
+    """The chosen device and number format, and why."""
+
+    device: torch.device
+    precision: str  # fp32 | bf16 | fp16
+    channels_last: bool
+    reason: str
+
+    def autocast(self) -> contextlib.AbstractContextManager:
+        """The context in which the network runs."""
+        if self.precision == "fp32":
+            return contextlib.nullcontext()
+        dtype = torch.bfloat16 if self.precision == "bf16" else torch.float16
+        return torch.autocast(self.device.type, dtype)
+
+    def place(self, network: nn.Module) -> nn.Module:
+        """The network on the device, in the memory format that is fast there."""
+        network = network.to(self.device)
+        if self.channels_last:
+            network = network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+        return network
+
+    def image(self, batch: torch.Tensor) -> torch.Tensor:
+        """A batch of images (B, 1, D, H, W) on the device in the network's memory format."""
+        batch = batch.to(self.device, non_blocking=True)
+        return batch.contiguous(memory_format=torch.channels_last_3d) if self.channels_last else batch
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of --device; UsageError NO_GPU when the one asked for is not there."""
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        return torch.device("cuda" if available["cuda"] else "mps" if available["mps"] else "cpu")
+    if not available.get(name, False):
+        raise UsageError("NO_GPU", f"--device {name} was asked for, but this machine or this torch build has none", "use --device auto or cpu")
+    return torch.device(name)
+
+
+def choose_machine(device_name: str, precision: str) -> Machine:
+    """Device and number format. On CPUs a one-second probe decides between float32 and bfloat16."""
+    device = choose_device(device_name)
+    if device.type == "cuda":
+        # channels_last_3d is slower with InstanceNorm on CUDA (pytorch issue 59168)
+        chosen = precision if precision != "auto" else ("bf16" if torch.cuda.is_bf16_supported() else "fp16")
+        return Machine(device, chosen, False, f"GPU {torch.cuda.get_device_name(device)}, {chosen}")
+    if device.type == "mps":
+        return Machine(device, "fp32" if precision == "auto" else precision, False, "Apple GPU, float32")
+    if precision == "auto":
+        ratio = _bf16_gain()
+        precision = "bf16" if ratio > 1.3 else "fp32"
+        reason = f"CPU, {torch.get_num_threads()} threads, {precision} (bfloat16 is {ratio:.1f} times as fast as float32 here)"
+    else:
+        if precision == "fp16":
+            raise UsageError("BAD_VALUE", "train.precision=fp16 needs a GPU", "use auto, fp32 or bf16")
+        reason = f"CPU, {torch.get_num_threads()} threads, {precision} as asked"
+    return Machine(device, precision, True, reason)
+
+
+def _bf16_gain() -> float:
+    """How many times faster a 3D convolution is in bfloat16 than in float32 on this CPU."""
+    layer = nn.Conv3d(16, 16, 3, padding=1).to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    image = torch.zeros(1, 16, 32, 32, 32).contiguous(memory_format=torch.channels_last_3d)
+    seconds = {}
+    with torch.no_grad():
+        for dtype in (torch.float32, torch.bfloat16):
+            with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+                layer(image)
+                times = []
+                for _ in range(5):
+                    start = time.perf_counter()
+                    layer(image)
+                    times.append(time.perf_counter() - start)
+            seconds[dtype] = min(times)
+    return seconds[torch.float32] / seconds[torch.bfloat16]
+
+
+def choose_profile(device: torch.device) -> tuple[str, str]:
+    """(profile, reason) for a device when the user named none."""
+    if device.type == "cuda":
+        gigabytes = torch.cuda.get_device_properties(device).total_memory / 2**30
+        name = "low_vram" if gigabytes < 8 else "standard" if gigabytes < 20 else "full"
+        return name, f"the GPU has {gigabytes:.0f} GB"
+    if device.type == "mps":
+        return "low_vram", "Apple GPUs share the machine's memory"
+    return "cpu", "there is no GPU"
+
+
+def available_memory_gb(device: torch.device) -> float:
+    """Free memory of the device in GB (RAM that is available for a CPU)."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] / 2**30
+    import psutil
+
+    return psutil.virtual_memory().available / 2**30
+
+
+def estimate_memory_gb(network: nn.Module, patch_size: tuple[int, int, int], batch_size: int, machine: Machine) -> float:
+    """Memory in GB that a training step needs: activations kept for the backward pass, weights, optimiser state.
+
+    Measured on a 32^3 patch (saved tensors of one forward pass) and scaled by the number of voxels.
+    """
+    probe = (32, 32, 32)
+    saved: dict[int, int] = {}
+
+    def remember(tensor: torch.Tensor) -> torch.Tensor:
+        saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    was_training = network.training
+    network.train()
+    parameters = sum(p.numel() for p in network.parameters())
+    weights = {p.untyped_storage().data_ptr() for p in network.parameters()}
+    with torch.autograd.graph.saved_tensors_hooks(remember, lambda tensor: tensor), machine.autocast():
+        outputs = network(machine.image(torch.zeros(1, 1, *probe)))
+    outputs_bytes = 3 * outputs["logits"].numel() * 4  # the loss works in float32
+    network.train(was_training)
+    per_patch = sum(size for pointer, size in saved.items() if pointer not in weights) + outputs_bytes
+    voxels = float(torch.tensor(patch_size).prod() / torch.tensor(probe).prod())
+    return float((per_patch * voxels * batch_size * 1.25 + 20 * parameters) / 2**30)
+
+
+def usage(device: torch.device) -> dict[str, Any]:
+    """One entry of `resource_usage` in the training history."""
+    import psutil
+
+    memory = psutil.virtual_memory()
+    entry = {"cpu_percent": float(psutil.cpu_percent()), "ram_used_gb": round(psutil.Process(os.getpid()).memory_info().rss / 2**30, 3),
+             "ram_total_gb": round(memory.total / 2**30, 2)}
+    if device.type == "cuda":
+        entry["gpu_memory_gb"] = round(torch.cuda.max_memory_allocated(device) / 2**30, 3)
+    return entry

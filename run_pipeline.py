@@ -1,0 +1,114 @@
+"""From raw CT to an honest segmentation model in one command.
+
+    python run_pipeline.py --all                          synthetic demo: data, training, scores, report
+    python run_pipeline.py --all --data PATH --minutes 30 your own scans
+    python run_pipeline.py --eval --analyze               single stages, always in this order
+
+Stages talk through files only: --preprocess writes processed_data/, --train writes checkpoints/, --eval writes
+evaluation_results/, --analyze writes analysis/. This is a research tool, not a medical device.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+import time
+
+from ctseg import cli, config
+from ctseg.artifacts import Workspace, lock_workspace
+from ctseg.cli import LOG, Options
+from ctseg.config import Settings
+from ctseg.errors import UsageError
+
+STAGES = {"preprocess": "preprocessing", "train": "train", "eval": "evaluate", "analyze": "analyze"}  # flag -> script
+SKIPPED_CASES = 3  # exit code of a stage that finished but left cases out
+DEMO_MINUTES = 5.0  # training time of the synthetic demo when neither --minutes nor --epochs is given
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line of the pipeline: the shared options and the choice of stages."""
+    parser = cli.parser("run_pipeline.py", __doc__ or "")
+    stages = parser.add_argument_group("stages")
+    stages.add_argument("--all", action="store_true", help="all four stages")
+    for flag, script in STAGES.items():
+        stages.add_argument(f"--{flag}", action="store_true", help=f"the stage of {script}.py")
+    stages.add_argument("--no-preprocess", action="store_true", help="with --all: use the tensors that are there")
+    stages.add_argument("--list", action="store_true", help="show models, profiles, layouts, settings, and the structures of --data")
+    return parser
+
+
+def chosen_stages(arguments: argparse.Namespace) -> list[str]:
+    """The stages to run, in the pipeline's order. Raises UsageError when none is chosen."""
+    chosen = [flag for flag in STAGES if arguments.all or getattr(arguments, flag)]
+    if arguments.no_preprocess:
+        if not chosen or arguments.preprocess:
+            raise UsageError("BAD_OPTION", "--no-preprocess needs --all or other stages", "write --all --no-preprocess, or the stages you want")
+        chosen.remove("preprocess") if "preprocess" in chosen else None
+    if not chosen:
+        raise UsageError("BAD_OPTION", "no stage was chosen", "write --all, or any of --preprocess --train --eval --analyze (see --help)")
+    return chosen
+
+
+def run_stages(stages: list[str], workspace: Workspace, settings: Settings, options: Options) -> int:
+    """Run stages in order; the first that fails ends the pipeline. Returns 0, or 3 when cases were left out."""
+    started, skipped = time.monotonic(), False
+    for number, flag in enumerate(stages, start=1):
+        LOG.info("\n[%d/%d] %s", number, len(stages), flag)
+        code = importlib.import_module(STAGES[flag]).run(workspace, settings, options)
+        if code not in (0, SKIPPED_CASES):
+            return int(code)
+        skipped |= code == SKIPPED_CASES
+    LOG.info("\nCOMPLETE in %.1f minutes%s.", (time.monotonic() - started) / 60, ", some cases were left out" if skipped else "")
+    for label, path in (("Report", workspace.report), ("Scores", workspace.evaluation / "evaluation_report.txt"), ("Weights", workspace.best_model),
+                        ("Findings", workspace.preprocess_report), ("Log", workspace.log)):
+        if path.exists():
+            LOG.info("  %-9s %s", label, workspace.relative(path))
+    return SKIPPED_CASES if skipped else 0
+
+
+def show_list(options: Options) -> int:
+    """Print what can be chosen: models, profiles, layouts, settings, and the structures of a folder."""
+    from ctseg.scans.layouts import LAYOUTS, open_data_set
+    from models import PRESETS
+
+    print("Models:   " + ", ".join(PRESETS))
+    print("Profiles:")
+    for name, changes in config.PROFILES.items():
+        print(f"  {name:9s} " + ", ".join(f"{key}={value}" for key, value in changes.items()))
+    print("Layouts:")
+    for name, layout in LAYOUTS.items():
+        print(f"  {name:17s} {layout.SHAPE}")
+    print("Settings (--set key=value):")
+    defaults = Settings().record()
+    for key in config.setting_types():
+        section, name = key.split(".")
+        print(f"  {key:28s} {defaults[section][name]}")
+    if options.data is not None:
+        data = open_data_set(options.data, options.layout)
+        print(f"{len(data.cases)} cases in the layout '{data.layout}'. Structures: " + ", ".join(data.structures))
+    return 0
+
+
+def _main(argv: list[str] | None) -> int:
+    arguments = build_parser().parse_args(argv)
+    if arguments.list:
+        return show_list(cli.settings_from(arguments)[2])
+    stages = chosen_stages(arguments)
+    demo = arguments.data is None and "preprocess" in stages and "train" in stages
+    if demo and arguments.minutes is None and arguments.epochs is None and not any(text.startswith(("train.minutes", "train.epochs")) for text in arguments.assignments):
+        arguments.minutes = DEMO_MINUTES
+    workspace, settings, options = cli.settings_from(arguments)
+    with lock_workspace(workspace):
+        cli.start_log(workspace)
+        LOG.debug("stages %s, settings %s", stages, settings.record())
+        return run_stages(stages, workspace, settings, options)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the pipeline and return its exit code."""
+    return cli.guarded(_main, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

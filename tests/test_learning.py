@@ -1,0 +1,249 @@
+"""Losses, patches, sliding windows and checkpoints, on synthetic blobs."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tiny_workspace
+import torch
+
+from ctseg import artifacts
+from ctseg.errors import IntegrityError
+from ctseg.learning import augment, checkpoints, dataset, hardware, inference, losses, schedule
+from ctseg.learning.hardware import Machine
+from ctseg.scans import laterality
+
+CPU = Machine(torch.device("cpu"), "fp32", False, "test")
+
+
+def brute_force_loss(logits: torch.Tensor, label: torch.Tensor, labelled: torch.Tensor) -> float:
+    """The loss from its definition, voxel by voxel in double precision."""
+    probabilities = torch.softmax(logits.double(), 1)
+    entropy, dices = [], []
+    for b in range(len(label)):
+        merged = probabilities[b].clone()
+        for s in range(labelled.shape[1]):
+            if not labelled[b, s]:
+                merged[0] += merged[s + 1]
+        entropy.append(-torch.log(merged.gather(0, label[b].long()[None])[0]))
+    for s in range(labelled.shape[1]):
+        target = torch.stack([(label[b] == s + 1) for b in range(len(label)) if labelled[b, s]]).double() if labelled[:, s].any() else torch.zeros(1)
+        if target.sum() > 0:
+            own = torch.stack([probabilities[b, s + 1] for b in range(len(label)) if labelled[b, s]])
+            dices.append(2 * (own * target).sum() / (own.sum() + target.sum()))
+    return float(torch.stack(entropy).mean() + (1 - torch.stack(dices).mean() if dices else 0))
+
+
+@pytest.mark.parametrize("labelled", [[[1, 1, 1], [1, 1, 1]], [[1, 0, 1], [1, 1, 1]], [[0, 0, 0], [1, 0, 1]]])
+def test_loss_equals_its_definition(labelled):
+    torch.manual_seed(0)
+    mask = torch.tensor(labelled).bool()
+    logits, label = torch.randn(2, 4, 5, 6, 7), torch.randint(0, 4, (2, 5, 6, 7))
+    for b in range(2):
+        for s in range(3):
+            if not mask[b, s]:
+                label[b][label[b] == s + 1] = 0
+    loss, _ = losses.segmentation_loss(logits=logits, label=label, labelled=mask)
+    assert float(loss) == pytest.approx(brute_force_loss(logits, label, mask), rel=1e-5)
+
+
+def test_an_unlabelled_structure_gets_no_gradient_for_being_predicted_on_background():
+    logits = torch.zeros(1, 3, 4, 4, 4, requires_grad=True)
+    label = torch.zeros(1, 4, 4, 4, dtype=torch.uint8)
+    label[0, 0, 0, 0] = 1
+    loss, dice = losses.segmentation_loss(logits=logits, label=label, labelled=torch.tensor([[True, False]]))
+    loss.backward()
+    assert logits.grad is not None
+    background, hidden = logits.grad[0, 0, 2:], logits.grad[0, 2, 2:]
+    assert torch.allclose(background, hidden)  # both may grow: "not the labelled one" is all that is known
+    assert float(hidden.max()) < 0
+    assert torch.isnan(dice[1]) and not torch.isnan(dice[0])
+
+
+def test_an_absent_structure_stays_in_the_cross_entropy():
+    logits = torch.zeros(1, 3, 4, 4, 4, requires_grad=True)
+    loss, dice = losses.segmentation_loss(logits=logits, label=torch.zeros(1, 4, 4, 4), labelled=torch.ones(1, 2).bool())
+    loss.backward()
+    assert bool(torch.isfinite(loss)) and bool(torch.isnan(dice).all())
+    assert logits.grad is not None and float(logits.grad[0, 2].min()) > 0  # predicting it costs
+
+
+def test_mirror_swaps_pairs_and_twice_is_the_identity():
+    pairs = laterality.mirror_pairs(tiny_workspace.STRUCTURES)
+    table = augment.mirror_table(pairs, 3)
+    assert table.tolist() == [0, 2, 1, 3]
+    assert table[table].tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("strength", ["light", "standard"])
+def test_after_augmentation_left_is_still_left(strength, tmp_path):
+    workspace = tiny_workspace.make(tmp_path)
+    cases = dataset.load_cases(workspace, artifacts.load_manifest(workspace), "train")
+    sampler = dataset.PatchSampler(cases, tiny_workspace.STRUCTURES, batch_size=1, patch_size=(32, 32, 32), foreground_fraction=1, augmentation=strength, seed=1)
+    for step in range(20):
+        label = sampler.batch(0, step).label[0].numpy()
+        left, right = (np.argwhere(label == value)[:, 2].mean() for value in (1, 2))
+        assert left > right + 8
+
+
+def test_a_mirrored_patch_swaps_which_side_was_annotated(tmp_path):
+    workspace = tiny_workspace.make(tmp_path, cases=3, unlabelled={0: ["right_blob"]})
+    cases = dataset.load_cases(workspace, artifacts.load_manifest(workspace), "train")
+    sampler = dataset.PatchSampler(cases, tiny_workspace.STRUCTURES, batch_size=1, patch_size=(32, 32, 32), foreground_fraction=1, augmentation="light", seed=1)
+    seen = set()
+    for step in range(20):
+        batch = sampler.batch(0, step)
+        states = tuple(batch.labelled[0].tolist())
+        seen.add(states)
+        assert not bool((batch.label == (1 if not states[0] else 2)).any())
+    assert seen == {(True, False, True), (False, True, True)}
+
+
+def test_foreground_is_forced_with_its_probability_also_at_batch_size_1(tmp_path):
+    workspace = tiny_workspace.make(tmp_path)
+    cases = dataset.load_cases(workspace, artifacts.load_manifest(workspace), "train")
+    for case in cases:
+        for tensor in case.tensors:  # body voxels in a corner, so that a patch shows how it was drawn
+            tensor.body = np.array([[1, 1, 1]])
+    sampler = dataset.PatchSampler(cases, tiny_workspace.STRUCTURES, batch_size=1, patch_size=(8, 8, 8), foreground_fraction=0.4, augmentation="none", seed=0)
+    forced = [bool((sampler.batch(0, step).label > 0).any()) for step in range(1000)]
+    assert np.mean(forced) == pytest.approx(0.4, abs=0.05)
+
+
+def test_threads_draw_the_same_batches(tmp_path):
+    workspace = tiny_workspace.make(tmp_path)
+    cases = dataset.load_cases(workspace, artifacts.load_manifest(workspace), "train")
+    sampler = dataset.PatchSampler(cases, tiny_workspace.STRUCTURES, batch_size=2, patch_size=(16, 16, 16), foreground_fraction=0.5, augmentation="standard", seed=0)
+    alone = list(sampler.batches(3, 0, 6, threads=0))
+    together = list(sampler.batches(3, 0, 6, threads=3))
+    assert len(alone) == len(together) == 6
+    assert all(torch.equal(a.image, b.image) and torch.equal(a.label, b.label) for a, b in zip(alone, together))
+    assert not torch.equal(alone[0].image, alone[1].image)
+
+
+class Echo(torch.nn.Module):
+    """Logits that repeat the image's own value, so that blending must give it back."""
+
+    def forward(self, ct: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"logits": torch.cat([torch.zeros_like(ct), 4 * ct - 2], 1)}
+
+
+def test_sliding_windows_put_every_voxel_back_in_its_place():
+    image = torch.rand(32, 32, 32) * 0.9 + 0.1
+    result = inference.predict_canvas(Echo(), [(image, (0, 0, 8))], (32, 32, 40), n_classes=2, patch_size=(16, 16, 24), overlap=0.5, machine=CPU)
+    expected = torch.sigmoid(4 * image - 2)
+    assert torch.allclose(result[1, :, :, 8:], expected, atol=1e-5)
+    assert float(result[1, :, :, :8].max()) == 0 and float(result[0, :, :, :8].min()) == 1  # nothing was looked at: background
+    assert torch.allclose(result.sum(0), torch.ones(32, 32, 40), atol=1e-5)
+
+
+def test_windows_cover_with_the_overlap_asked_for():
+    for length, size, overlap in [(128, 64, 0.5), (128, 48, 0.25), (100, 64, 0.5), (64, 64, 0.5), (50, 64, 0.5)]:
+        starts = inference.window_starts(length, size, overlap)
+        assert starts[0] == 0 and starts[-1] == max(0, length - size)
+        assert all(b - a <= size * (1 - overlap) + 1 for a, b in zip(starts, starts[1:]))
+
+
+class Sided(torch.nn.Module):
+    """Calls the W-upper half of its window "left", the other half "right": right in one mirror view, wrong in none."""
+
+    def forward(self, ct: torch.Tensor) -> dict[str, torch.Tensor]:
+        logits = torch.zeros(len(ct), 3, *ct.shape[2:])
+        half = ct.shape[4] // 2
+        logits[:, 1, :, :, half:] = 9
+        logits[:, 2, :, :, :half] = 9
+        return {"logits": logits}
+
+
+def test_mirrored_prediction_swaps_the_sides_back():
+    image = torch.ones(16, 16, 16)
+    table = augment.mirror_table([(0, 1)], 2)
+    plain = inference.predict_canvas(Sided(), [(image, (0, 0, 0))], (16, 16, 16), n_classes=3, patch_size=(16, 16, 16), overlap=0, machine=CPU)
+    both = inference.predict_canvas(Sided(), [(image, (0, 0, 0))], (16, 16, 16), n_classes=3, patch_size=(16, 16, 16), overlap=0, machine=CPU, swaps=table)
+    assert torch.equal(plain, both)
+
+
+def test_dice_of_an_absent_structure_is_undefined_not_one():
+    empty = torch.zeros(4, 4, 4, dtype=torch.uint8)
+    full = torch.ones(4, 4, 4, dtype=torch.uint8)
+    assert inference.dice_per_structure(empty, empty, 2)[0] == [None, None]
+    assert inference.dice_per_structure(empty, full, 2)[0] == [0.0, None]
+    assert inference.dice_per_structure(full, full, 2)[0] == [1.0, None]
+
+
+@pytest.mark.parametrize("name", ["cosine", "poly"])
+def test_learning_rate_warms_up_and_ends_at_zero(name):
+    rates = [schedule.learning_rate_factor(name, progress, 0.1) for progress in (0.0, 0.05, 0.1, 0.5, 0.99, 1.0)]
+    assert rates[0] < rates[1] < rates[2] == 1 and rates[3] < 1 and rates[4] < 0.02 and rates[5] == 0
+
+
+CONTENT = {"arch": {"name": "unet"}, "structures": ["a"], "preprocess": {}, "settings": {}, "manifest_hash": "", "splits_hash": "", "epoch": 1,
+           "model": {"w": torch.arange(64.0)}}
+
+
+def test_checkpoint_round_trip_and_every_damage_is_refused(tmp_path):
+    path = tmp_path / "a.pth"
+    checkpoints.save(path, CONTENT)
+    assert torch.equal(checkpoints.load(path)["model"]["w"], CONTENT["model"]["w"])
+    good = path.read_bytes()
+    for damaged in (good[:len(good) // 3], good[:-3], good[:200] + bytes([good[200] ^ 4]) + good[201:], b"version https://git-lfs.github.com/spec/v1\n", b""):
+        path.write_bytes(damaged)
+        for sidecar in (True, False):
+            if not sidecar:
+                (tmp_path / "a.pth.json").unlink(missing_ok=True)
+            with pytest.raises(IntegrityError, match=r"CHECKPOINT_CORRUPT.*a\.pth"):
+                checkpoints.load(path)
+        checkpoints.save(path, CONTENT)
+
+
+class Canary:
+    def __reduce__(self):
+        return (eval, ("open('canary', 'w')",))
+
+
+def test_a_checkpoint_with_code_is_never_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"format": "ctseg-checkpoint", "model": Canary()}, tmp_path / "a.pth")
+    with pytest.raises(IntegrityError, match="UNSAFE_CHECKPOINT"):
+        checkpoints.load(tmp_path / "a.pth")
+    assert not (tmp_path / "canary").exists()
+
+
+def test_weights_that_are_not_finite_are_neither_saved_nor_loaded(tmp_path):
+    bad = CONTENT | {"model": {"w": torch.tensor([1.0, float("nan")])}}
+    with pytest.raises(IntegrityError, match="CHECKPOINT_NONFINITE"):
+        checkpoints.save(tmp_path / "a.pth", bad)
+    torch.save({"format": "ctseg-checkpoint", "version": 1, **bad}, tmp_path / "b.pth")
+    with pytest.raises(IntegrityError, match="CHECKPOINT_NONFINITE"):
+        checkpoints.load(tmp_path / "b.pth")
+
+
+def test_an_expanded_tensor_is_refused(tmp_path):
+    torch.save({"format": "ctseg-checkpoint", "version": 1, **CONTENT, "model": {"w": torch.zeros(1).expand(10**9)}}, tmp_path / "a.pth")
+    with pytest.raises(IntegrityError, match="CHECKPOINT_SIZE"):
+        checkpoints.load(tmp_path / "a.pth")
+
+
+def test_the_checkpoint_before_the_last_serves_when_the_last_is_damaged(tmp_path):
+    path = tmp_path / "last.pth"
+    for epoch in (1, 2):
+        checkpoints.rotate(path)
+        checkpoints.save(path, CONTENT | {"epoch": epoch})
+    path.write_bytes(path.read_bytes()[:100])
+    content, warning = checkpoints.load_last(path)
+    assert content is not None and content["epoch"] == 1
+    assert warning is not None and "CHECKPOINT_CORRUPT" in warning
+
+
+def test_weights_of_another_network_are_named(tmp_path):
+    with pytest.raises(IntegrityError, match=r"CHECKPOINT_MISMATCH.*weight"):
+        checkpoints.load_weights(torch.nn.Linear(3, 2), torch.nn.Linear(4, 2).state_dict(), file="a.pth")
+
+
+def test_the_device_that_is_not_there_is_refused():
+    if not torch.cuda.is_available():
+        from ctseg.errors import UsageError
+
+        with pytest.raises(UsageError, match="NO_GPU"):
+            hardware.choose_device("cuda")
+    assert hardware.choose_device("cpu").type == "cpu"

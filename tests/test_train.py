@@ -1,0 +1,147 @@
+"""The train stage on synthetic blobs: it learns, resumes bit-exactly after kill -9, and refuses what does not fit."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import tiny_workspace
+import torch
+
+import train
+from ctseg import artifacts
+from ctseg.learning import checkpoints, trainer
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def weights(workspace: artifacts.Workspace) -> dict[str, torch.Tensor]:
+    return checkpoints.load(workspace.last_model)["model"]
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_it_learns_and_leaves_its_artifacts(tmp_path):
+    workspace = tiny_workspace.make(tmp_path)
+    arguments = tiny_workspace.arguments(workspace, **{"train.epochs": 8, "train.steps_per_epoch": 12, "train.ema_decay": 0.9, "train.learning_rate": 0.01, "model.width": 8})
+    assert train.main(arguments) == 0
+    history = artifacts.read_json(workspace.history)
+    assert history["synthetic"] is True and history["stopped"] == "epochs" and history["epochs"] == list(range(1, 9))
+    assert history["best_val_dice"] > 0.7
+    assert history["train_loss"][-1] < history["train_loss"][0]
+    assert history["learning_rate"][-1] < 0.05 * max(history["learning_rate"])
+    best = checkpoints.load(workspace.best_model)
+    assert best["epoch"] == history["best_epoch"] and best["structures"] == tiny_workspace.STRUCTURES
+    assert train.main(arguments) == 0  # finished: nothing is trained again
+    assert checkpoints.load(workspace.best_model)["epoch"] == history["best_epoch"]
+
+
+@pytest.mark.parametrize("model", ["unet", "multi_decoder"])
+def test_the_test_split_is_never_opened(tmp_path, model):
+    workspace = tiny_workspace.make(tmp_path)
+    (workspace.tensors / "case_5_00.npz").unlink()
+    assert train.main([*tiny_workspace.arguments(workspace, **{"train.epochs": 1}), "--model", model]) == 0
+
+
+def test_killed_and_resumed_equals_undisturbed(tmp_path):
+    whole, broken = tiny_workspace.make(tmp_path / "whole"), tiny_workspace.make(tmp_path / "broken")
+    values = {"train.epochs": 6, "train.steps_per_epoch": 6, "train.validations": 3}
+    assert train.main(tiny_workspace.arguments(whole, **values)) == 0
+    command = [sys.executable, "train.py", *tiny_workspace.arguments(broken, **values)]
+    killed_at = []
+    for wanted in (1, 3):  # twice in one run: after the first and after the third epoch
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and process.poll() is None:
+            if broken.history.exists() and len(json.loads(broken.history.read_text())["epochs"]) >= wanted:
+                break
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        killed_at.append(len(json.loads(broken.history.read_text())["epochs"]))
+    assert killed_at[0] < 6, "the first kill came too late to mean anything"
+    assert subprocess.run(command, cwd=ROOT, check=False, capture_output=True).returncode == 0
+    assert same(weights(whole), weights(broken))
+    assert same(checkpoints.load(whole.best_model)["model"], checkpoints.load(broken.best_model)["model"])
+    one, two = (artifacts.read_json(w.history) for w in (whole, broken))
+    for key in ("train_loss", "val_dice", "val_mean_dice", "learning_rate", "train_dice", "best_epoch"):
+        assert one[key] == two[key], key
+    assert not list(broken.root.rglob(".tmp-*"))
+
+
+def test_the_comparison_above_can_fail(tmp_path):
+    one, two = tiny_workspace.make(tmp_path / "one"), tiny_workspace.make(tmp_path / "two")
+    assert train.main(tiny_workspace.arguments(one)) == 0
+    assert train.main(tiny_workspace.arguments(two, **{"train.seed": 1})) == 0
+    assert not same(weights(one), weights(two))
+
+
+def test_an_interrupted_run_with_other_settings_is_not_mixed(tmp_path, capsys):
+    workspace = tiny_workspace.make(tmp_path)
+    assert train.main(tiny_workspace.arguments(workspace)) == 0
+    history = artifacts.read_json(workspace.history)
+    artifacts.write_json(workspace.history, history | {"stopped": "running"})
+    assert train.main(tiny_workspace.arguments(workspace, **{"train.learning_rate": 0.5})) == 2
+    message = capsys.readouterr().err
+    assert "RESUME_CONFLICT" in message and "train.learning_rate" in message and "--restart" in message
+    assert train.main([*tiny_workspace.arguments(workspace, **{"train.learning_rate": 0.005}), "--restart"]) == 0
+
+
+def test_minutes_end_in_time_with_the_rate_near_zero(tmp_path):
+    workspace = tiny_workspace.make(tmp_path)
+    started = time.monotonic()
+    assert train.main([*tiny_workspace.arguments(workspace, **{"train.steps_per_epoch": 5}), "--minutes", "0.2"]) == 0
+    assert time.monotonic() - started < 12 * 1.2 + 6
+    history = artifacts.read_json(workspace.history)
+    assert history["stopped"] == "minutes" and history["learning_rate"][-1] < 0.03 * max(history["learning_rate"])
+
+
+def test_divergence_stops_with_the_cases_named(tmp_path, capsys, monkeypatch):
+    workspace = tiny_workspace.make(tmp_path)
+    real, calls = trainer.deep_loss, []
+
+    def sometimes_nan(outputs, **arguments):
+        calls.append(1)
+        loss, dice = real(outputs, **arguments)
+        return (loss * float("nan") if len(calls) > 6 else loss), dice
+
+    monkeypatch.setattr(trainer, "deep_loss", sometimes_nan)
+    assert train.main(tiny_workspace.arguments(workspace)) == 1
+    message = capsys.readouterr().err
+    assert "DIVERGED" in message and "case_" in message
+    assert checkpoints.load(workspace.last_model)["epoch"] == 1  # the last good one is kept
+
+
+def test_partial_labels_train(tmp_path):
+    workspace = tiny_workspace.make(tmp_path, unlabelled={0: ["left_blob"], 1: ["middle", "right_blob"]})
+    assert train.main(tiny_workspace.arguments(workspace)) == 0
+
+
+def test_no_labels_at_all_is_refused(tmp_path, capsys):
+    workspace = tiny_workspace.make(tmp_path, unlabelled={i: tiny_workspace.STRUCTURES for i in range(6)})
+    assert train.main(tiny_workspace.arguments(workspace)) == 4
+    assert "NO_LABELS" in capsys.readouterr().err
+
+
+def test_missing_and_changed_predecessors_are_named(tmp_path, capsys):
+    assert train.main(["--workspace", str(tmp_path / "empty")]) == 4
+    assert "--preprocess" in capsys.readouterr().err
+    workspace = tiny_workspace.make(tmp_path / "w")
+    splits = artifacts.read_json(workspace.splits)
+    splits["assignment"]["case_0"] = "test"
+    artifacts.write_json(workspace.splits, splits)
+    assert train.main(tiny_workspace.arguments(workspace)) == 5
+    assert "SPLIT_CHANGED" in capsys.readouterr().err
+
+
+def test_unknown_model_is_refused_with_a_hint(tmp_path, capsys):
+    workspace = tiny_workspace.make(tmp_path)
+    assert train.main([*tiny_workspace.arguments(workspace), "--model", "unnet"]) == 2
+    assert "did you mean 'unet'" in capsys.readouterr().err
