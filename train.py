@@ -32,7 +32,7 @@ def run(workspace: Workspace, settings: Settings, options: Options) -> int:
 
     import torch
 
-    from ctseg.learning import dataset, hardware
+    from ctseg.learning import dataset, hardware, planning
 
     device = hardware.choose_device(options.device)
     settings = _with_profile(settings, options, device)
@@ -44,7 +44,9 @@ def run(workspace: Workspace, settings: Settings, options: Options) -> int:
     training = dataset.load_cases(workspace, manifest, "train", progress=_bar("Loading train"))
     validation = dataset.load_cases(workspace, manifest, "val", progress=_bar("Loading val"))
     _require_labels(training, manifest)
+    settings = dataclasses.replace(settings, train=dataclasses.replace(settings.train, patch_size=planning.plan_patch(training, settings)))
     LOG.info("%d training and %d validation cases, structures: %s.", len(training), len(validation), ", ".join(manifest["structures"]))
+    LOG.info("Patches of %d x %d x %d voxels, %d at a time.", *settings.train.patch_size, settings.train.batch_size)
     try:
         return _fit(workspace, settings, options, manifest, machine, training, validation)
     except torch.OutOfMemoryError:
@@ -93,10 +95,12 @@ def _fit(workspace: Workspace, settings: Settings, options: Options, manifest: d
     from ctseg.learning import checkpoints, hardware, trainer
     from models import build_network
 
-    arch: dict[str, Any] = {"n_structures": len(manifest["structures"]), **dataclasses.asdict(settings.model)}
+    arch: dict[str, Any] = {"n_structures": len(manifest["structures"]), **settings.record()["model"]}
+    if not arch["blocks"]:
+        del arch["blocks"]  # the network's own default
     torch.manual_seed(settings.train.seed)
     network = build_network(**arch)
-    needed, free = hardware.estimate_memory_gb(network, settings.train.patch_size, settings.train.batch_size, machine), hardware.available_memory_gb(machine.device)
+    needed, free = hardware.estimate_memory_gb(network, settings.train.fixed_patch(), settings.train.batch_size, machine), hardware.available_memory_gb(machine.device)
     LOG.info("%s: %s parameters. A training step needs about %.1f GB, %.1f GB are free.", arch["name"], f"{sum(p.numel() for p in network.parameters()):,}", needed, free)
     if needed > free:
         LOG.warning("WARN MEMORY_LOW: that may not suffice; --low-vram or a smaller train.patch_size needs less.")

@@ -123,7 +123,7 @@ def _alive(pid: object) -> bool:
 # ---- writing ----------------------------------------------------------------------------------------------
 
 
-def atomic_write(path: str | Path, write: Callable[[BinaryIO], None]) -> None:
+def atomic_write(path: str | Path, write: Callable[[BinaryIO], object]) -> None:
     """Write a file so that at every moment either the old or the new content stands under its name.
 
     `write` gets a binary stream. Temporary file in the same folder, fsync, rename, fsync of the folder.
@@ -163,7 +163,7 @@ def sweep_temporaries(folder: Path) -> None:
 
 def write_text(path: str | Path, text: str) -> None:
     """Write text atomically as UTF-8."""
-    atomic_write(path, lambda stream: stream.write(text.encode("utf-8")) and None)
+    atomic_write(path, lambda stream: stream.write(text.encode("utf-8")))
 
 
 def write_json(path: str | Path, content: Any) -> None:
@@ -223,7 +223,7 @@ def write_tensor(path: str | Path, *, image: np.ndarray, label: np.ndarray | Non
             np.lib.format.write_array(member, np.ascontiguousarray(array), allow_pickle=False)
             archive.writestr(zipfile.ZipInfo(f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0)), member.getvalue())
     data = buffer.getvalue()
-    atomic_write(path, lambda stream: stream.write(data) and None)
+    atomic_write(path, lambda stream: stream.write(data))
     return hashlib.sha256(data).hexdigest()
 
 

@@ -26,7 +26,7 @@ class DataSettings:
     margin_mm: float = 10.0  # kept around the body, so that skin never touches the tensor's edge
     overlap: float = 0.25  # windows grid: smallest shared part of neighbouring tensors
     test_fraction: float = 0.2
-    val_fraction: float = 0.15
+    val_fraction: float = 0.1
     skip_limit: float = 0.2  # more refused cases than this stop the run: the folder is not what we think
     seed: int = 0
 
@@ -38,6 +38,8 @@ class ModelSettings:
     name: str = "auto"  # auto: multi_decoder for up to 4 structures, else unet
     width: int = 16
     levels: int = 5
+    max_channels: int = 320  # where the doubling per level ends
+    blocks: tuple[int, ...] = ()  # residual blocks per level; empty: 1, 2, 2, ...
     attention: str = "voxel"
     attention_stride: int = 2
 
@@ -50,7 +52,8 @@ class TrainSettings:
     epochs: int = 100
     steps_per_epoch: int = 50
     batch_size: int = 2
-    patch_size: tuple[int, int, int] = (64, 64, 64)
+    patch_size: tuple[int, ...] = ()  # empty: planned from the data, see ctseg/learning/planning.py
+    patch_voxels: int = 64**3  # upper bound of a planned patch: what sets the cost of a step
     optimizer: str = "adamw"  # adamw | sgd
     learning_rate: float = 2e-3
     weight_decay: float = 1e-4
@@ -60,10 +63,15 @@ class TrainSettings:
     precision: str = "auto"  # auto | fp32 | bf16 | fp16
     foreground_fraction: float = 0.67  # share of patches centred on a structure, drawn per patch: works at batch 1
     augmentation: str = "standard"  # none | light | standard
-    ema_decay: float = 0.99
+    ema_decay: float = 0.998  # of the weights, with a shorter memory in the first steps
     patience: int = 0  # epochs without a better validation Dice before stopping; 0: never
     validations: int = 8  # how often the whole validation scans are predicted during a timed run
     seed: int = 0
+
+    def fixed_patch(self) -> tuple[int, int, int]:
+        """The patch size (D, H, W) after planning."""
+        d, h, w = self.patch_size
+        return d, h, w
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,11 +101,11 @@ class Settings:
 # A profile is only what differs from the defaults.
 PROFILES: dict[str, dict[str, Any]] = {
     # below 8 GB of GPU memory at 128^3
-    "low_vram": {"model.width": 8, "train.batch_size": 1, "train.patch_size": (128, 128, 128)},
-    "standard": {"model.width": 16, "train.batch_size": 2, "train.patch_size": (128, 128, 128)},
-    "full": {"model.width": 32, "train.batch_size": 2, "train.patch_size": (128, 128, 128), "train.epochs": 300},
-    # 64^3 patches: one 128^3 step costs 8 times more and teaches little more on so few steps
-    "cpu": {"model.width": 16, "train.batch_size": 2, "train.patch_size": (64, 64, 64)},
+    "low_vram": {"model.width": 8, "train.batch_size": 1, "train.patch_voxels": 128**3},
+    "standard": {"model.width": 16, "train.batch_size": 2, "train.patch_voxels": 128**3},
+    "full": {"model.width": 32, "train.batch_size": 2, "train.patch_voxels": 128**3, "train.epochs": 300},
+    # small patches: one 128^3 step costs 8 times more and teaches little more on so few steps
+    "cpu": {"model.width": 16, "model.blocks": (1, 1, 1, 1, 1), "train.batch_size": 2, "train.patch_voxels": 64**3},
 }
 
 
@@ -192,8 +200,8 @@ _CHOICES = {
     "evaluate.boundary_mode": ("surfel", "voxel"),
 }
 _RANGES = {
-    "train.learning_rate": (1e-8, 10.0), "train.epochs": (1, 10**6), "train.batch_size": (1, 1024), "train.minutes": (0.0, 1e6),
-    "train.steps_per_epoch": (1, 10**6), "model.width": (1, 512), "model.levels": (2, 7), "data.overlap": (0.0, 0.75),
+    "train.learning_rate": (1e-8, 10.0), "train.epochs": (1, 10**6), "train.patch_voxels": (4096, 128**3), "train.batch_size": (1, 1024), "train.minutes": (0.0, 1e6),
+    "train.steps_per_epoch": (1, 10**6), "model.width": (1, 512), "model.levels": (2, 7), "model.max_channels": (1, 4096), "data.overlap": (0.0, 0.75),
     "evaluate.overlap": (0.0, 0.9), "train.ema_decay": (0.0, 0.99999), "train.foreground_fraction": (0.0, 1.0),
     "data.test_fraction": (0.0, 0.8), "data.val_fraction": (0.0, 0.8), "train.gradient_clip": (1e-6, 1e6), "data.skip_limit": (0.0, 1.0),
 }
@@ -214,6 +222,8 @@ def _check(settings: Settings) -> None:
     low_hu, high_hu = settings.data.window_hu
     if not low_hu < high_hu:
         raise UsageError("BAD_VALUE", f"data.window_hu={settings.data.window_hu} is empty", "give the lower end first, for example -250,750")
+    if len(settings.train.patch_size) not in (0, 3):
+        raise UsageError("BAD_SIZE", f"train.patch_size={settings.train.patch_size} has not three numbers", "give depth, height and width in voxels, for example 64,64,64")
     multiple = 2 ** (settings.model.levels - 1)
     bad = [n for n in settings.train.patch_size if n % multiple or not multiple <= n <= 128]
     if bad:

@@ -67,8 +67,9 @@ class LockedError(PipelineError):
 
 
 def format_line(severity: str, code: str, case: str, file: str, cause: str, fix: str) -> str:
-    """One line of a message, in the one format that all messages have."""
-    return f"{severity} {code} case={case} file={file}: {cause}. Fix: {fix}."
+    """One line of a message, in the one format that all messages have; control characters are escaped."""
+    line = f"{severity} {code} case={case} file={file}: {cause}. Fix: {fix}."
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in line)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,7 @@ import torch
 
 from ctseg import artifacts
 from ctseg.errors import IntegrityError
-from ctseg.learning import augment, checkpoints, dataset, hardware, inference, losses, schedule
+from ctseg.learning import augment, checkpoints, dataset, hardware, inference, losses, planning, schedule
 from ctseg.learning.hardware import Machine
 from ctseg.scans import laterality
 
@@ -102,9 +102,8 @@ def test_a_mirrored_patch_swaps_which_side_was_annotated(tmp_path):
 def test_foreground_is_forced_with_its_probability_also_at_batch_size_1(tmp_path):
     workspace = tiny_workspace.make(tmp_path)
     cases = dataset.load_cases(workspace, artifacts.load_manifest(workspace), "train")
-    for case in cases:
-        for tensor in case.tensors:  # body voxels in a corner, so that a patch shows how it was drawn
-            tensor.body = np.array([[1, 1, 1]])
+    for case in cases:  # body voxels in a corner, so that a patch shows how it was drawn
+        case.body = np.array([[1, 1, 1]])
     sampler = dataset.PatchSampler(cases, tiny_workspace.STRUCTURES, batch_size=1, patch_size=(8, 8, 8), foreground_fraction=0.4, augmentation="none", seed=0)
     forced = [bool((sampler.batch(0, step).label > 0).any()) for step in range(1000)]
     assert np.mean(forced) == pytest.approx(0.4, abs=0.05)
@@ -129,12 +128,13 @@ class Echo(torch.nn.Module):
 
 
 def test_sliding_windows_put_every_voxel_back_in_its_place():
-    image = torch.rand(32, 32, 32) * 0.9 + 0.1
-    result = inference.predict_canvas(Echo(), [(image, (0, 0, 8))], (32, 32, 40), n_classes=2, patch_size=(16, 16, 24), overlap=0.5, machine=CPU)
+    image = torch.rand(32, 32, 64) * 0.9 + 0.1
+    image[:, :, :32] = 0  # air: windows that see nothing else are not computed
+    result = inference.predict_canvas(Echo(), image, n_classes=2, patch_size=(16, 16, 24), overlap=0.5, machine=CPU)
     expected = torch.sigmoid(4 * image - 2)
-    assert torch.allclose(result[1, :, :, 8:], expected, atol=1e-5)
-    assert float(result[1, :, :, :8].max()) == 0 and float(result[0, :, :, :8].min()) == 1  # nothing was looked at: background
-    assert torch.allclose(result.sum(0), torch.ones(32, 32, 40), atol=1e-5)
+    assert torch.allclose(result[1, :, :, 32:], expected[:, :, 32:], atol=1e-5)
+    assert float(result[1, :, :, :8].max()) == 0 and float(result[0, :, :, :8].min()) == 1
+    assert torch.allclose(result.sum(0), torch.ones(32, 32, 64), atol=1e-5)
 
 
 def test_windows_cover_with_the_overlap_asked_for():
@@ -158,8 +158,8 @@ class Sided(torch.nn.Module):
 def test_mirrored_prediction_swaps_the_sides_back():
     image = torch.ones(16, 16, 16)
     table = augment.mirror_table([(0, 1)], 2)
-    plain = inference.predict_canvas(Sided(), [(image, (0, 0, 0))], (16, 16, 16), n_classes=3, patch_size=(16, 16, 16), overlap=0, machine=CPU)
-    both = inference.predict_canvas(Sided(), [(image, (0, 0, 0))], (16, 16, 16), n_classes=3, patch_size=(16, 16, 16), overlap=0, machine=CPU, swaps=table)
+    plain = inference.predict_canvas(Sided(), image, n_classes=3, patch_size=(16, 16, 16), overlap=0, machine=CPU)
+    both = inference.predict_canvas(Sided(), image, n_classes=3, patch_size=(16, 16, 16), overlap=0, machine=CPU, swaps=table)
     assert torch.equal(plain, both)
 
 
@@ -247,3 +247,11 @@ def test_the_device_that_is_not_there_is_refused():
         with pytest.raises(UsageError, match="NO_GPU"):
             hardware.choose_device("cuda")
     assert hardware.choose_device("cpu").type == "cpu"
+
+
+@pytest.mark.parametrize(("extent", "budget", "expected"), [
+    ((94, 41, 36), 64**3, (112, 48, 48)), ((40, 40, 40), 64**3, (48, 48, 48)), ((128, 128, 128), 64**3, (64, 64, 64)), ((10, 10, 10), 64**3, (32, 32, 32)),
+    ((200, 20, 20), 128**3, (128, 32, 32)),
+])
+def test_planned_patches_hold_the_structures_or_what_the_budget_allows(extent, budget, expected):
+    assert planning.fit_patch(extent, budget, multiple=16) == expected

@@ -37,7 +37,7 @@ def save(path: Path, content: dict[str, Any]) -> str:
     new = hashlib.sha256(data).hexdigest()
     old = [artifacts.file_hash(path)] if path.exists() else []
     artifacts.write_json(_sidecar(path), {"sha256": [*old, new]})
-    artifacts.atomic_write(path, lambda stream: stream.write(data) and None)
+    artifacts.atomic_write(path, lambda stream: stream.write(data))
     artifacts.write_json(_sidecar(path), {"sha256": [new]})
     return new
 
@@ -110,7 +110,7 @@ def rotate(path: Path) -> Path:
         old = artifacts.read_json(_sidecar(previous)).get("sha256", []) if _sidecar(previous).exists() else []
         artifacts.write_json(_sidecar(previous), {"sha256": [*old[-1:], *hashes]})
         data = path.read_bytes()
-        artifacts.atomic_write(previous, lambda stream: stream.write(data) and None)
+        artifacts.atomic_write(previous, lambda stream: stream.write(data))
     return previous
 
 

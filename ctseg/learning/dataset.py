@@ -22,66 +22,58 @@ POINTS_PER_STRUCTURE = 4000  # remembered positions per structure and tensor; en
 
 
 @dataclasses.dataclass
-class CaseTensor:
-    """One 128^3 tensor of a case with what sampling needs."""
-
-    case_id: str
-    image: torch.Tensor  # (128, 128, 128) float16, 0..1
-    label: torch.Tensor  # (128, 128, 128) uint8
-    points: dict[int, np.ndarray]  # label id -> (n, 3) voxels of that structure
-    body: np.ndarray  # (n, 3) voxels that are not air
-    labelled: np.ndarray  # (S,) bool
-
-
-@dataclasses.dataclass
 class TrainingCase:
-    """One case: its tensors, where they lie on the canvas, and the annotation states."""
+    """One case on its canvas, with what sampling needs."""
 
     case_id: str
-    tensors: list[CaseTensor]
-    origins: list[tuple[int, int, int]]
-    canvas_shape: tuple[int, int, int]
+    image: torch.Tensor  # (D, H, W) float16, 0..1
+    label: torch.Tensor  # (D, H, W) uint8
     spacing_mm: tuple[float, float, float]
     states: dict[str, str]
+    labelled: np.ndarray  # (S,) bool
+    points: dict[int, np.ndarray]  # label id -> (n, 3) voxels of that structure
+    body: np.ndarray  # (n, 3) voxels that are not air
+
+
+def assemble(workspace: artifacts.Workspace, entry: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+    """(image, label) of a case on its canvas, put together from its 128^3 tensors; hashes are checked.
+
+    Where tensors overlap they hold the same voxels. What no tensor covers is air and background.
+    """
+    image = torch.zeros(entry["canvas"]["shape"], dtype=torch.float16)
+    label = torch.zeros(entry["canvas"]["shape"], dtype=torch.uint8)
+    for item in entry["tensors"]:
+        part, part_label = artifacts.read_tensor(workspace.processed / item["file"], sha256=item["sha256"])
+        place = tuple(slice(o, o + n) for o, n in zip(item["origin"], part.shape))
+        image[place] = torch.from_numpy(part).half()
+        if part_label is not None:
+            label[place] = torch.from_numpy(part_label)
+    return image, label
 
 
 def load_cases(workspace: artifacts.Workspace, manifest: dict[str, Any], split: str, *, progress: Callable = iter) -> list[TrainingCase]:
-    """The cases of one split, tensors checked against the manifest's hashes."""
-    cases = []
-    for entry in progress([case for case in manifest["cases"] if case["split"] == split]):
-        labelled = np.array([entry["states"][name] != "unlabelled" for name in manifest["structures"]])
-        tensors, origins = [], []
-        for number, item in enumerate(entry["tensors"]):
-            image, label = artifacts.read_tensor(workspace.processed / item["file"], sha256=item["sha256"])
-            if label is None:
-                continue
-            rng = np.random.default_rng([artifacts_seed(entry["case_id"]), number])
-            tensors.append(_case_tensor(entry["case_id"], image, label, labelled, rng))
-            origins.append(tuple(item["origin"]))
-        spacing = tuple(float(v) for v in np.linalg.norm(np.array(entry["canvas"]["affine"])[:3, :3], axis=0))
-        cases.append(TrainingCase(entry["case_id"], tensors, origins, tuple(entry["canvas"]["shape"]), spacing, entry["states"]))  # type: ignore[arg-type]
-    return cases
+    """The cases of one split, in memory (6 MB per tensor)."""
+    return [prepare_case(entry, *assemble(workspace, entry), manifest["structures"])
+            for entry in progress([case for case in manifest["cases"] if case["split"] == split])]
 
 
-def artifacts_seed(identifier: str) -> int:
-    """A number that belongs to an identifier on every machine."""
-    return int(artifacts.canonical_hash(identifier)[:12], 16)
-
-
-def _case_tensor(case_id: str, image: np.ndarray, label: np.ndarray, labelled: np.ndarray, rng: np.random.Generator) -> CaseTensor:
-    flat = label.ravel()
+def prepare_case(entry: dict[str, Any], image: torch.Tensor, label: torch.Tensor, structures: Sequence[str]) -> TrainingCase:
+    """A case with the positions that sampling draws from; the choice of positions depends on the case's id alone."""
+    rng = np.random.default_rng(int(artifacts.canonical_hash(entry["case_id"])[:12], 16))
+    flat = label.numpy().ravel()
     inside = np.flatnonzero(flat)
-    ids = flat[inside]
     points = {}
-    for value in np.unique(ids):
-        places = inside[ids == value]
+    for value in np.unique(flat[inside]):
+        places = inside[flat[inside] == value]
         if len(places) > POINTS_PER_STRUCTURE:
             places = rng.choice(places, POINTS_PER_STRUCTURE, replace=False)
         points[int(value)] = np.stack(np.unravel_index(places, label.shape), axis=1).astype(np.int16)
-    body = np.argwhere(image[::4, ::4, ::4] > 0.02) * 4
+    body = np.argwhere(image[::4, ::4, ::4].numpy() > 0.02) * 4
     if len(body) == 0:
         body = np.array([[n // 2 for n in image.shape]])
-    return CaseTensor(case_id, torch.from_numpy(image), torch.from_numpy(label), points, body.astype(np.int16), labelled)
+    d, h, w = (float(v) for v in np.linalg.norm(np.array(entry["canvas"]["affine"])[:3, :3], axis=0))
+    labelled = np.array([entry["states"][name] != "unlabelled" for name in structures])
+    return TrainingCase(entry["case_id"], image, label, (d, h, w), entry["states"], labelled, points, body.astype(np.int16))
 
 
 @dataclasses.dataclass
@@ -97,17 +89,17 @@ class Batch:
 class PatchSampler:
     """Draws augmented patches, foreground-aware with a probability per patch (so also at batch size 1).
 
-    A foreground patch first draws a structure, evenly over those annotated anywhere, then a tensor that has it,
+    A foreground patch first draws a structure, evenly over those annotated anywhere, then a case that has it,
     then a voxel of it: rare structures are seen as often as common ones. Other patches are centred anywhere in
-    the body of any tensor.
+    the body of any case.
     """
 
     def __init__(self, cases: Sequence[TrainingCase], structures: Sequence[str], *, batch_size: int, patch_size: tuple[int, int, int],
                  foreground_fraction: float, augmentation: str, seed: int):
-        self.tensors = [tensor for case in cases for tensor in case.tensors]
-        self.spacings = [case.spacing_mm for case in cases for _ in case.tensors]
-        self.holders = {value: [i for i, tensor in enumerate(self.tensors) if value in tensor.points] for value in range(1, len(structures) + 1)}
-        self.present = [value for value, holders in self.holders.items() if holders]
+        self.cases = list(cases)
+        holders = {value: [i for i, case in enumerate(cases) if value in case.points] for value in range(1, len(structures) + 1)}
+        self.holders = {value: indices for value, indices in holders.items() if indices}
+        self.present = list(self.holders)
         self.batch_size, self.patch_size, self.foreground_fraction = batch_size, patch_size, foreground_fraction
         self.strength = augment.STRENGTHS[augmentation]
         self.swaps = augment.mirror_table(laterality.mirror_pairs(structures), len(structures))
@@ -118,20 +110,18 @@ class PatchSampler:
         rng = np.random.default_rng([self.seed, 1, epoch, step, index])
         if self.present and rng.random() < self.foreground_fraction:
             value = self.present[rng.integers(len(self.present))]
-            chosen = self.holders[value][rng.integers(len(self.holders[value]))]
-            places = self.tensors[chosen].points[value]
+            case = self.cases[self.holders[value][rng.integers(len(self.holders[value]))]]
+            places = case.points[value]
         else:
-            chosen = int(rng.integers(len(self.tensors)))
-            places = self.tensors[chosen].body
-        tensor = self.tensors[chosen]
+            case = self.cases[int(rng.integers(len(self.cases)))]
+            places = case.body
         jitter = rng.uniform(-0.25, 0.25, 3) * np.array(self.patch_size)
         centre = places[rng.integers(len(places))] + jitter
-        image, label, mirrored = augment.sample_patch(tensor.image, tensor.label, centre, self.patch_size, self.strength, self.swaps,
-                                                      self.spacings[chosen], rng)
-        labelled = torch.from_numpy(tensor.labelled)
+        image, label, mirrored = augment.sample_patch(case.image, case.label, centre, self.patch_size, self.strength, self.swaps, case.spacing_mm, rng)
+        labelled = torch.from_numpy(case.labelled)
         if mirrored:  # what was annotated on the left now lies on the right
             labelled = labelled[self.swaps[1:] - 1]
-        return image, label, labelled, tensor.case_id
+        return image, label, labelled, case.case_id
 
     def batch(self, epoch: int, step: int) -> Batch:
         """The batch of a step; the same arguments give the same batch."""

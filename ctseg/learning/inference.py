@@ -1,9 +1,9 @@
-"""From the tensors of a case to probabilities on its canvas: sliding windows with Gaussian blending."""
+"""From the canvas of a case to probabilities on it: sliding windows with Gaussian blending."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+import itertools
 
 import torch
 
@@ -27,49 +27,32 @@ def window_starts(length: int, size: int, overlap: float) -> list[int]:
 
 
 @torch.no_grad()
-def predict_canvas(network: torch.nn.Module, tensors: Sequence[tuple[torch.Tensor, tuple[int, int, int]]], canvas_shape: tuple[int, int, int], *,
-                   n_classes: int, patch_size: tuple[int, int, int], overlap: float, machine: Machine, swaps: torch.Tensor | None = None,
-                   batch_size: int = 2) -> torch.Tensor:
-    """(S+1, D, H, W) float32 probabilities on the canvas, on the CPU.
+def predict_canvas(network: torch.nn.Module, image: torch.Tensor, *, n_classes: int, patch_size: tuple[int, int, int], overlap: float, machine: Machine,
+                   swaps: torch.Tensor | None = None, batch_size: int = 2) -> torch.Tensor:
+    """(S+1, D, H, W) float32 probabilities of a canvas, on the CPU.
 
-    tensors: (image (128, 128, 128) in 0..1, origin on the canvas). Windows that see only air are not computed:
-    they are background. swaps: when given, the prediction is averaged with that of the left/right mirrored image,
-    whose paired structures change places back.
+    image: (D, H, W) in 0..1. Windows of the size that the network was trained with are blended by their Gaussian
+    weights. Windows that see only air are not computed: they are background. swaps: when given, the prediction is
+    averaged with that of the left/right mirrored image, whose paired structures change places back.
     """
     network.eval()
-    total = torch.zeros(n_classes, *canvas_shape)
-    weights = torch.zeros(canvas_shape)
-    weight = gaussian_weight(patch_size)
-    pending: list[tuple[torch.Tensor, tuple[slice, ...]]] = []
-
-    def flush() -> None:
-        if not pending:
-            return
-        images = torch.stack([image for image, _ in pending])[:, None]
+    size: tuple[int, int, int] = (min(patch_size[0], image.shape[0]), min(patch_size[1], image.shape[1]), min(patch_size[2], image.shape[2]))
+    total = torch.zeros(n_classes, *image.shape)
+    weights = torch.zeros(image.shape)
+    weight = gaussian_weight(size)
+    starts = itertools.product(*(window_starts(n, p, overlap) for n, p in zip(image.shape, size)))
+    places = [tuple(slice(s, s + p) for s, p in zip(start, size)) for start in starts]
+    seen = [place for place in places if float(image[place].max()) >= 0.02]
+    for first in range(0, len(seen), batch_size):
+        chosen = seen[first:first + batch_size]
+        images = torch.stack([image[place].float() for place in chosen])[:, None]
         probabilities = _probabilities(network, images, machine)
         if swaps is not None:
             mirrored = _probabilities(network, images.flip(4), machine).flip(4)
             probabilities = (probabilities + mirrored[:, swaps]) / 2
-        for (_, place), result in zip(pending, probabilities):
+        for place, result in zip(chosen, probabilities):
             total[(slice(None), *place)] += result * weight
             weights[place] += weight
-        pending.clear()
-
-    for image, origin in tensors:
-        starts = [window_starts(n, p, overlap) for n, p in zip(image.shape, patch_size)]
-        for d in starts[0]:
-            for h in starts[1]:
-                for w in starts[2]:
-                    window = image[d:d + patch_size[0], h:h + patch_size[1], w:w + patch_size[2]]
-                    place = tuple(slice(o + s, o + s + p) for o, s, p in zip(origin, (d, h, w), patch_size))
-                    if float(window.max()) < 0.02:
-                        total[(0, *place)] += weight
-                        weights[place] += weight
-                        continue
-                    pending.append((window.float(), place))
-                    if len(pending) == batch_size:
-                        flush()
-    flush()
     total[0] += weights == 0
     return total.div_(weights.masked_fill_(weights == 0, 1.0))
 

@@ -12,7 +12,7 @@ from ctseg import artifacts, config
 from ctseg.artifacts import Workspace
 from ctseg.config import Settings
 from ctseg.errors import IntegrityError
-from ctseg.learning import augment, checkpoints, hardware
+from ctseg.learning import augment, checkpoints, dataset, hardware
 from ctseg.learning.inference import predict_canvas
 from ctseg.scans import grids, laterality, nifti
 from ctseg.scans.volume import Grid, Volume
@@ -40,11 +40,10 @@ def predict_test_cases(workspace: Workspace, settings: Settings, *, device: str,
     cases = []
     for entry in progress([case for case in manifest["cases"] if case["split"] == "test"]):
         started = time.monotonic()
-        tensors = [(torch.from_numpy(artifacts.read_tensor(workspace.processed / item["file"], sha256=item["sha256"])[0]), tuple(item["origin"]))
-                   for item in entry["tensors"]]
+        image, _ = dataset.assemble(workspace, entry)
         canvas, scan = Grid.from_record(entry["canvas"]), Grid.from_record(entry["scan"])
-        probabilities = predict_canvas(network, tensors, canvas.shape, n_classes=len(names) + 1, patch_size=trained.train.patch_size,
-                                       overlap=settings.evaluate.overlap, machine=machine, swaps=swaps)
+        probabilities = predict_canvas(network, image, n_classes=len(names) + 1, patch_size=trained.train.fixed_patch(), overlap=settings.evaluate.overlap,
+                                       machine=machine, swaps=swaps)
         label = grids.label_on_scan(probabilities.numpy(), canvas, scan)
         path = workspace.predictions / f"{artifacts.safe_name(entry['case_id'])}.nii.gz"
         nifti.write_label(path, Volume(label, scan.affine), names=dict(enumerate(names, start=1)))

@@ -61,7 +61,8 @@ class Trainer:
         self.averaged = {key: value.detach().clone() for key, value in self.network.state_dict().items()}
         self.optimizer = _optimizer(self.network, settings)
         self.scaler = torch.amp.GradScaler("cuda", enabled=machine.precision == "fp16")
-        self.sampler = PatchSampler(cases, identity.structures, batch_size=train.batch_size, patch_size=train.patch_size,
+        self.patch_size = train.fixed_patch()
+        self.sampler = PatchSampler(cases, identity.structures, batch_size=train.batch_size, patch_size=self.patch_size,
                                     foreground_fraction=train.foreground_fraction, augmentation=train.augmentation, seed=train.seed)
         self.validation = list(validation)
         self.epoch = 0  # epochs finished
@@ -164,9 +165,8 @@ class Trainer:
         names = self.identity.structures
         scores: dict[str, list[float]] = {name: [] for name in names}
         for case in self.validation:
-            probabilities = predict_canvas(self.network, [(t.image, o) for t, o in zip(case.tensors, case.origins)], case.canvas_shape, n_classes=len(names) + 1,
-                                           patch_size=self.settings.train.patch_size, overlap=0.25, machine=self.machine)
-            dice, _ = dice_per_structure(probabilities.argmax(0), case_label(case), len(names))
+            probabilities = predict_canvas(self.network, case.image, n_classes=len(names) + 1, patch_size=self.patch_size, overlap=0.25, machine=self.machine)
+            dice, _ = dice_per_structure(probabilities.argmax(0), case.label, len(names))
             for name, value in zip(names, dice):
                 if value is not None and case.states[name] == "present":
                     scores[name].append(value)
@@ -247,17 +247,6 @@ class Trainer:
         self.history = json.loads(content["history"])
         if content["threads"] != torch.get_num_threads():
             self.callbacks.note(f"NOTE THREADS_CHANGED: {content['threads']} threads before, {torch.get_num_threads()} now; the weights will differ in the last bits")
-
-
-def case_label(case: TrainingCase) -> torch.Tensor:
-    """(D, H, W) label map of a case on its canvas, put together from its tensors."""
-    if len(case.tensors) == 1 and case.canvas_shape == tuple(case.tensors[0].label.shape):
-        return case.tensors[0].label
-    label = torch.zeros(case.canvas_shape, dtype=torch.uint8)
-    for tensor, origin in zip(case.tensors, case.origins):
-        place = tuple(slice(o, o + n) for o, n in zip(origin, tensor.label.shape))
-        label[place] = torch.maximum(label[place], tensor.label)
-    return label
 
 
 def artifacts_seed(*numbers: int) -> int:

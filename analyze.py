@@ -1,0 +1,76 @@
+"""Stage 4: show what training and evaluation gave.
+
+Reads   checkpoints/training_history.json; evaluation_results/ and processed_data/ where they exist
+Writes  analysis/: report.html (one file, opens offline), training_summary.txt, loss_curves.png, dice_scores.png,
+        hausdorff_distances.png, learning_rate.png, resource_usage.png, combined_metrics.png
+
+    python analyze.py
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+from ctseg import cli
+from ctseg.artifacts import Workspace, sweep_temporaries, write_text
+from ctseg.cli import LOG, Options
+from ctseg.config import Settings
+
+if TYPE_CHECKING:
+    from ctseg.reporting.results import Results
+
+
+def run(workspace: Workspace, settings: Settings, options: Options) -> int:
+    """Draw the plots and write the page of a workspace. Returns the exit code."""
+    from ctseg.reporting import gallery, report, results
+
+    found = results.read(workspace)
+    for notice in found.notices:
+        LOG.warning("WARN %s", notice)
+    sweep_temporaries(workspace.analysis) if workspace.analysis.exists() else None
+    images = _draw(workspace, found)
+    cases = gallery.make(workspace, found, progress=_bar("Drawing cases")) if found.evaluated else []
+    without = [picture for picture in cases if picture.jpeg is None]
+    if without:
+        LOG.warning("WARN %d of %d pictures of cases could not be made: %s.", len(without), len(cases), without[0].missing)
+    write_text(workspace.analysis / "training_summary.txt", report.training_summary(found))
+    write_text(workspace.report, report.render(found, images, cases))
+    LOG.info("%s", report.verdict(found))
+    if report.headline(found)["better"] is False:
+        LOG.warning("NOT BETTER THAN PREDICTING NOTHING")
+    LOG.info("Open %s in a browser.", workspace.relative(workspace.report))
+    return 0
+
+
+def _draw(workspace: Workspace, found: Results) -> dict[str, bytes]:
+    """Write the named plots; return them and the score plots as PNG by file name."""
+    import io
+
+    from ctseg.reporting import curves, plots
+
+    images = {}
+    for name, draw in _bar("Drawing plots")(list(curves.PICTURES.items())):
+        draw(found.history, workspace.analysis / name, found.synthetic)
+        images[name] = (workspace.analysis / name).read_bytes()
+    if found.evaluated:
+        for draw_scores in (plots.dice_boxplots, plots.dice_vs_hausdorff, plots.metrics_heatmap):
+            stream = io.BytesIO()
+            draw_scores(found.rows, found.structures, stream, found.synthetic)
+            images[f"{draw_scores.__name__}.png"] = stream.getvalue()
+    return images
+
+
+def _bar(label: str) -> Any:
+    from tqdm import tqdm
+
+    return lambda items: tqdm(items, desc=label, leave=False, disable=not sys.stderr.isatty())
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the stage from the command line."""
+    return cli.run_stage("analyze.py", __doc__ or "", run, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,43 @@
+"""The shape of the training patches, planned from where the structures lie."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from ctseg.config import Settings
+from ctseg.learning.dataset import TrainingCase
+
+MARGIN = 1.15  # a patch should see a little more than the structures themselves
+SMALLEST, LARGEST = 32, 128  # voxels along an axis
+
+
+def fit_patch(extent: Sequence[float], budget: int, *, multiple: int) -> tuple[int, int, int]:
+    """Patch (D, H, W) that holds a box of `extent` voxels with a margin, shrunk to `budget` voxels.
+
+    Sizes are multiples of what the network needs. Too big a patch loses from its relatively longest axis first.
+    """
+    smallest = -(-SMALLEST // multiple) * multiple
+    wanted = [min(LARGEST, max(smallest, int(-(-MARGIN * n // multiple)) * multiple)) for n in extent]
+    size = list(wanted)
+    while np.prod(size) > budget:
+        shrinkable = [axis for axis in range(3) if size[axis] > smallest]
+        if not shrinkable:
+            break
+        axis = max(shrinkable, key=lambda i: (size[i] / wanted[i], size[i]))
+        size[axis] -= multiple
+    return size[0], size[1], size[2]
+
+
+def plan_patch(cases: Sequence[TrainingCase], settings: Settings) -> tuple[int, int, int]:
+    """The patch size of a training run: the setting if given, else fitted to the median box of all structures."""
+    if settings.train.patch_size:
+        return settings.train.fixed_patch()
+    extents = []
+    for case in cases:
+        if case.points:
+            places = np.concatenate(list(case.points.values()))
+            extents.append(places.max(0) - places.min(0) + 1)
+    extent = np.median(extents, axis=0) if extents else np.full(3, LARGEST)
+    return fit_patch([float(n) for n in extent], settings.train.patch_voxels, multiple=2 ** (settings.model.levels - 1))

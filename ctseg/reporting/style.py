@@ -1,0 +1,98 @@
+"""How every picture looks: sizes, fonts, one fixed colour-blind safe palette, and saving without a display.
+
+Figures are made with the Agg canvas directly, so no window system, no global matplotlib state and no pyplot.
+A target is a path (written atomically) or a binary stream.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+from ctseg.artifacts import atomic_write
+
+Target = str | Path | BinaryIO
+
+# Okabe and Ito, "Color Universal Design" (2008), without black and with the yellow left out: it vanishes on white.
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#6b6b6b")
+INK, GREY, PALE, GRID = "#1c2733", "#6b7682", "#c9d1d9", "#e6eaee"
+MISSED = "#D55E00"
+SCORE_MAP = "cividis"  # readable in grey and with every common colour vision
+DPI = 120
+
+_SHEET: Any = {
+    "font.family": "sans-serif", "font.size": 10, "axes.titlesize": 11, "axes.titleweight": "bold", "axes.labelsize": 10,
+    "axes.titlelocation": "left", "axes.edgecolor": GREY, "axes.labelcolor": INK, "text.color": INK,
+    "xtick.color": GREY, "ytick.color": GREY, "xtick.labelcolor": INK, "ytick.labelcolor": INK,
+    "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "axes.axisbelow": True,
+    "grid.color": GRID, "grid.linewidth": 0.8, "legend.frameon": False, "legend.fontsize": 9, "lines.linewidth": 1.8,
+    "text.parse_math": False,  # a '$' in a name is a character, not a formula
+    "svg.fonttype": "none", "figure.facecolor": "white", "savefig.facecolor": "white",
+}
+
+
+@contextlib.contextmanager
+def picture(target: Target, size_in: tuple[float, float], *, title: str | None = None, synthetic: bool = False,
+            dpi: int = DPI, quality: int | None = None) -> Iterator[Figure]:
+    """A figure of `size_in` inches that is written to `target` at the end of the block.
+
+    title: bold, top left; the words "synthetic data" follow when `synthetic`. quality: JPEG instead of PNG.
+    """
+    with matplotlib.rc_context(_SHEET), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")  # a box instead of a rare letter is enough
+        figure = Figure(figsize=size_in, layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.09))
+        FigureCanvasAgg(figure)
+        if title is not None:
+            figure.suptitle(f"{title} (synthetic data)" if synthetic else title, x=0.012, ha="left", fontsize=13, fontweight="bold")
+        yield figure
+        stream = io.BytesIO()
+        if quality is None:
+            figure.savefig(stream, format="png", dpi=dpi, metadata={"Software": None})
+        else:
+            figure.savefig(stream, format="jpeg", dpi=dpi, pil_kwargs={"quality": quality, "optimize": True})
+    if isinstance(target, (str, Path)):
+        atomic_write(target, functools.partial(_copy, stream.getvalue()))
+    else:
+        _copy(stream.getvalue(), target)
+
+
+def _copy(content: bytes, stream: BinaryIO) -> None:
+    stream.write(content)
+
+
+def say(axes: Axes, message: str) -> None:
+    """An empty panel that says why it is empty."""
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.grid(False)
+    for spine in axes.spines.values():
+        spine.set_visible(True)
+        spine.set_color(PALE)
+        spine.set_linestyle((0, (4, 4)))
+    axes.text(0.5, 0.5, message, transform=axes.transAxes, ha="center", va="center", color=GREY, fontsize=11)
+
+
+def short(name: str, limit: int = 26) -> str:
+    """The name, its middle replaced by an ellipsis when it is longer than `limit`."""
+    name = " ".join(str(name).split())
+    if len(name) > limit:
+        keep = limit - 1
+        name = f"{name[: keep - keep // 3]}…{name[len(name) - keep // 3 :]}"
+    # matplotlib hides legend entries that begin with an underscore
+    return f" {name}" if name.startswith("_") else name
+
+
+def colour(index: int) -> str:
+    """The colour of the i-th structure; it repeats after the palette's end, so plots with more need another form."""
+    return PALETTE[index % len(PALETTE)]

@@ -1,0 +1,217 @@
+"""The files of an evaluation, from rows and settings: JSON, CSV and the report for people.
+
+detailed_results.json    one object per case, keys {organ}_{metric} and mean_{metric}
+summary_statistics.json  everything aggregated (`ctseg.scoring.summary.summarise`)
+summary.json             the format of nnU-Net, whose readers need floats: the only file with the bare token NaN
+per_case.csv             one line per case and structure, the columns of COLUMNS; an empty cell is undefined
+evaluation_report.txt    the same for reading
+
+Still without columns in per_case.csv: topology, tubular structures and calibration.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ctseg.artifacts import write_json, write_text
+from ctseg.scoring import summary as scores
+from ctseg.scoring.metrics import UNANNOTATED, UNEVALUABLE, Row
+
+COLUMNS = (
+    "case_id", "patient_id", "structure", "label", "state", "boundary_mode", "tp", "fp", "fn", "tn", "dice", "iou", "precision",
+    "recall", "specificity", "volume_error", "reference_ml", "prediction_ml", "hd_mm", "hd95_mm", "hd_imputed_mm", "hd95_imputed_mm",
+    "assd_mm", "assd_imputed_mm", "masd_mm", "nsd", "nsd_tau_mm", "nsd2", "nsd2_tau_mm", "spacing_d_mm", "spacing_h_mm",
+    "spacing_w_mm", "prediction_file", "reference_file",
+)
+NOT_BETTER = "NOT BETTER THAN PREDICTING NOTHING"
+
+
+def write_results(folder: Path, rows: Sequence[Row], baseline_rows: Sequence[Row], settings: Mapping[str, Any], warnings: Sequence[str] = ()) -> str:
+    """Write the five text files and return the report.
+
+    rows: of `score_case`, completed by case_id, patient_id, prediction_file and reference_file, ordered by case.
+    settings: what stands in summary_statistics.json; "synthetic" and "tolerances_mm" are read from it.
+    warnings: said in the report and the summary beside those that follow from the rows.
+    """
+    summary = scores.summarise(rows, baseline_rows, settings)
+    summary["warnings"] = [*warnings, *summary["warnings"]]
+    report = report_text(rows, summary)
+    write_json(folder / "detailed_results.json", scores.case_records(rows))
+    write_json(folder / "summary_statistics.json", summary)
+    write_text(folder / "summary.json", json.dumps(nnunet_summary(rows), indent=4, sort_keys=True) + "\n")
+    write_text(folder / "per_case.csv", per_case_csv(rows))
+    write_text(folder / "evaluation_report.txt", report)
+    return report
+
+
+def per_case_csv(rows: Sequence[Row]) -> str:
+    """The table of all rows; floats with full precision."""
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, COLUMNS, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return stream.getvalue()
+
+
+# ---- nnU-Net ----------------------------------------------------------------------------------------------
+
+_NNUNET_KEYS = ("Dice", "FN", "FP", "IoU", "TN", "TP", "n_pred", "n_ref")
+
+
+def nnunet_summary(rows: Sequence[Row]) -> dict[str, Any]:
+    """The content of `summary.json`, by nnU-Net's own rules: a hallucination counts 0, an absent case is NaN and
+    left out of a mean, a label that never occurs makes foreground_mean NaN. These means are not the headline."""
+    cases: dict[str, list[Row]] = {}
+    for row in rows:
+        cases.setdefault(row["case_id"], []).append(row)
+    per_case = [{
+        "metrics": {row["label"]: _nnunet_metrics(row) for row in own},
+        "prediction_file": own[0]["prediction_file"], "reference_file": own[0]["reference_file"],
+        "extra": {row["label"]: {"name": row["structure"], "state": row["state"]} for row in own},
+    } for own in cases.values()]
+    labels = list(dict.fromkeys(row["label"] for row in rows))
+    means = {label: {key: _nan_mean([case["metrics"][label][key] for case in per_case if label in case["metrics"]]) for key in _NNUNET_KEYS}
+             for label in labels}
+    return {"foreground_mean": {key: _plain_mean([mean[key] for mean in means.values()]) for key in _NNUNET_KEYS},
+            "mean": means, "metric_per_case": per_case}
+
+
+def _nnunet_metrics(row: Row) -> dict[str, float]:
+    if row["state"] in (UNANNOTATED, UNEVALUABLE):
+        return dict.fromkeys(_NNUNET_KEYS, math.nan)
+    tp, fp, fn = row["tp"], row["fp"], row["fn"]
+    found = tp + fp + fn
+    return {"Dice": 2 * tp / (found + tp) if found else math.nan, "IoU": tp / found if found else math.nan,
+            "TP": tp, "FP": fp, "FN": fn, "TN": row["tn"], "n_pred": tp + fp, "n_ref": tp + fn}
+
+
+def _plain_mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else math.nan
+
+
+def _nan_mean(values: Sequence[float]) -> float:
+    return _plain_mean([value for value in values if not math.isnan(value)])
+
+
+# ---- report -----------------------------------------------------------------------------------------------
+
+
+def report_text(rows: Sequence[Row], summary: scores.Summary) -> str:
+    """The content of `evaluation_report.txt`."""
+    settings = summary["settings"]
+    mark = " [synthetic data]" if settings.get("synthetic") else ""
+    names = list(summary["presence"])
+    parts = [_opening(rows, settings, names, mark), _counts_table(summary, names, mark), _headline_table(summary, names, mark),
+             _all_table(summary, names, mark), _distance_table(summary, names, mark), _worst_table(summary, names, mark),
+             _titled("Warnings", mark, [f"- {text}" for text in summary["warnings"]] or ["none"]),
+             "The means in summary.json follow nnU-Net's rules (hallucinated structures count 0, absent ones are dropped)\n"
+             "and are not the headline above. Research tool, not a medical device."]
+    return "\n\n".join(parts) + "\n"
+
+
+def _opening(rows: Sequence[Row], settings: Mapping[str, Any], names: Sequence[str], mark: str) -> str:
+    cases = len({row["case_id"] for row in rows})
+    taus = "; ".join(f"{name} {', '.join(f'{t:g}' for t in settings['tolerances_mm'][name])}" for name in names)
+    return (f"Evaluation{mark}: boundary mode {settings['boundary_mode']}, {cases} cases of {settings['n_patients']} patients\n"
+            f"Distances in mm on each scan's own grid. HD95 is the larger of the two directed percentiles.\n"
+            f"NSD tolerances in mm (the first is the main one): {taus}")
+
+
+def _counts_table(summary: scores.Summary, names: Sequence[str], mark: str) -> str:
+    columns = ("present", "missed", "hallucinated", "absent", "unannotated", "unevaluable")
+    lines = []
+    for name in names:
+        found = summary["presence"][name]
+        lines.append([name, *[str(found[f"n_{key}"]) for key in columns],
+                      _number(found["sensitivity"]), _number(found["specificity"]), _number(found["false_volume_ml_mean"], 1)])
+    return _table("Counts of cases", mark, ("structure", *columns, "presence sens.", "presence spec.", "false mL, mean"), lines)
+
+
+def _headline_table(summary: scores.Summary, names: Sequence[str], mark: str) -> str:
+    """Present-only means, the macro line and the row of the predictor that predicts nothing."""
+    nothing, lines = summary["baselines"]["all_background"], []
+    for name in names:
+        dice = summary[f"{name}_dice"]
+        lines.append([name, str(dice["n"]), _number(dice["mean"]), _interval(dice), _number(dice["median"]), _number(dice["p05"]),
+                      *[_number(summary[f"{name}_{metric}"]["mean"]) for metric in ("iou", "precision", "sensitivity")],
+                      _surface(summary, name, summary[f"{name}_nsd"]["mean"]), _number(summary[f"{name}_hd95_imputed"]["mean"], 2), _number(summary[f"{name}_volume_error"]["mean"]),
+                      NOT_BETTER if dice["mean"] is not None and not dice["mean"] > nothing[f"{name}_dice"] else ""])
+    head = summary["headline"]
+    better = nothing["better_than_baseline"]
+    lines.append(["MACRO MEAN", str(len(head["structures"])), _number(head["macro_dice"]), "", "", "", _number(head["macro_iou"]), "", "",
+                  _number(head["macro_nsd"]), _number(head["macro_hd95_imputed"], 2), "", NOT_BETTER if better is False else ""])
+    lines.append(["all background", str(len(head["structures"])), _number(nothing["macro_dice"]), "", "", "", _number(nothing["macro_iou"]), "", "",
+                  _number(nothing["macro_nsd"]), _number(nothing["macro_hd95_imputed"], 2), "", "what predicting nothing scores"])
+    lines += [[f"  {name}", str(summary[f"{name}_dice"]["n"]), _number(nothing[f"{name}_dice"]), "", "", "", _number(nothing[f"{name}_iou"]),
+               _number(nothing[f"{name}_precision"]), _number(nothing[f"{name}_sensitivity"]), _surface(summary, name, nothing[f"{name}_nsd"]),
+               _number(nothing[f"{name}_hd95_imputed"], 2), _number(nothing[f"{name}_volume_error"]), ""] for name in names]
+    table = _table("Headline: mean over the cases whose reference holds the structure; a missed one counts 0", mark,
+                   ("structure", "n", "Dice", "95 % CI", "median", "p05", "IoU", "precision", "recall", "NSD", "HD95 imp.", "vol. error", ""), lines)
+    note = ("A missed structure is charged the image diagonal in HD95 imp. Without a reference there is no score.\n"
+            "NSD is followed by its tolerance in mm; its macro mean is over the main tolerances.")
+    return f"{table}\n{note}"
+
+
+def _all_table(summary: scores.Summary, names: Sequence[str], mark: str) -> str:
+    """With hallucinated cases, which overlap 0; absent cases never enter."""
+    lines = []
+    for name in names:
+        own = {metric: summary["all_cases"][f"{name}_{metric}"] for metric in scores.ALL_METRICS}
+        nothing = summary["baselines"]["all_background"]
+        lines.append([name, str(own["dice"]["n"]), _number(own["dice"]["mean"]), _number(own["iou"]["mean"]), _surface(summary, name, own["nsd"]["mean"]),
+                      _number(own["hd_imputed"]["mean"], 2), _number(own["hd95_imputed"]["mean"], 2), _number(nothing[f"{name}_dice"])])
+    return _table("All: present, missed and hallucinated cases (the last count 0)", mark,
+                  ("structure", "n", "Dice", "IoU", "NSD", "HD imp.", "HD95 imp.", "all background: Dice"), lines)
+
+
+def _distance_table(summary: scores.Summary, names: Sequence[str], mark: str) -> str:
+    lines = []
+    for name in names:
+        hd, hd95, imputed = (summary[f"{name}_{metric}"] for metric in ("hd", "hd95", "hd95_imputed"))
+        lines.append([name, f"{_number(imputed['mean'], 2)} (n={imputed['n']})", f"{_number(hd95['mean'], 2)} (n={hd95['n']})", _number(hd95["median"], 2),
+                      f"{_number(hd['mean'], 2)} (n={hd['n']})", _number(summary[f"{name}_assd"]["mean"], 2), _number(summary[f"{name}_masd"]["mean"], 2),
+                      _number(summary["baselines"]["all_background"][f"{name}_hd95_imputed"], 2)])
+    table = _table("Surface distances in mm", mark, ("structure", "HD95 imputed", "HD95 where defined", "HD95 median", "HD where defined", "ASSD", "MASD",
+                                                    "all background: HD95 imputed"), lines)
+    return f"{table}\nWhere defined: missed structures have no distance, so this mean improves when structures are missed."
+
+
+def _worst_table(summary: scores.Summary, names: Sequence[str], mark: str) -> str:
+    lines = [[name if rank == 0 else "", case["case_id"], case["state"], _number(case["dice"]), _number(case["hd95_mm"], 2)]
+             for name in names for rank, case in enumerate(summary["worst_cases"][name])]
+    return _table(f"Worst {scores.WORST} cases of each structure", mark, ("structure", "case", "state", "Dice", "HD95"), lines)
+
+
+def _number(value: float | None, digits: int = 3) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def _surface(summary: scores.Summary, name: str, value: float | None) -> str:
+    """An NSD with its tolerance, for example "0.913 @3": without it the number says nothing."""
+    return "-" if value is None else f"{value:.3f} @{summary['settings']['tolerances_mm'][name][0]:g}"
+
+
+def _interval(statistic: Mapping[str, Any]) -> str:
+    if statistic["ci95"] is None:
+        return "-"
+    low, high = statistic["ci95"]
+    return f"{low:.3f} to {high:.3f}{'*' if 'optimistic_ci' in statistic['flags'] else ''}"
+
+
+def _titled(title: str, mark: str, lines: Sequence[str]) -> str:
+    heading = title + mark
+    return "\n".join([heading, "-" * len(heading), *lines])
+
+
+def _table(title: str, mark: str, header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """Columns aligned, the first one to the left, the others to the right; control characters are shown as ?."""
+    cells = [["".join(c if c.isprintable() else "?" for c in cell) for cell in line] for line in (header, *lines)]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(header))]
+    text = ["  ".join(cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in enumerate(zip(line, widths))).rstrip() for line in cells]
+    return _titled(title, mark, text if lines else [*text, "none"])

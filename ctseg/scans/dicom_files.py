@@ -1,0 +1,198 @@
+"""Which DICOM series lie in a folder, from headers alone, and which of them is the CT that is meant.
+
+Files are walked and recognised by their mark; a DICOMDIR is not followed, nothing is ever forced. No value of a
+patient's header appears in a message.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pydicom
+from pydicom.uid import MediaStorageDirectoryStorage
+
+from ctseg.artifacts import canonical_hash
+from ctseg.errors import CaseError, PipelineError
+from ctseg.scans import checks
+from ctseg.scans.checks import refuse
+
+SMALLEST_SLICES = 4  # fewer files are a scout or a sample, not a volume
+_TAGS = ["SOPClassUID", "SeriesInstanceUID", "Modality", "PatientID", "ImageType"]
+
+
+@contextlib.contextmanager
+def private() -> Iterator[None]:
+    """Silence pydicom and highdicom: their warnings and log records quote values of the header."""
+    loggers = [logging.getLogger(name) for name in ("pydicom", "highdicom")]
+    before = [logger.disabled for logger in loggers]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            for logger in loggers:
+                logger.disabled = True
+            yield
+        finally:
+            for logger, disabled in zip(loggers, before):
+                logger.disabled = disabled
+
+
+@contextlib.contextmanager
+def guard(path: Path) -> Iterator[None]:
+    """Turn whatever a damaged file raises into DICOM_CORRUPT: values are parsed when they are asked for, and
+    pydicom raises many types. Only the type is told, the text of an exception may quote the header."""
+    try:
+        yield
+    except (PipelineError, MemoryError):
+        raise
+    except Exception as error:
+        raise refuse("DICOM_CORRUPT", f"it cannot be parsed ({type(error).__name__})", "copy or export the file again", path) from None
+
+
+@dataclasses.dataclass(frozen=True)
+class SeriesInfo:
+    """One series of a folder, from headers alone. n_slices does not count localizers. patient_key: a hash that
+    is equal for files of one patient."""
+
+    uid: str
+    modality: str
+    folder: Path
+    files: tuple[Path, ...]
+    n_slices: int
+    patient_key: str
+
+
+@dataclasses.dataclass(frozen=True)
+class _Identity:
+    uid: str
+    modality: str
+    patient_key: str
+    localizer: bool
+
+
+@private()
+def find(folder: Path, *, strict: bool) -> tuple[list[SeriesInfo], int]:
+    """(series sorted by folder and UID, number of files that are no DICOM).
+
+    strict: a damaged DICOM file is refused; else it is counted with the others.
+    """
+    if not folder.is_dir():
+        raise refuse("FILE_MISSING", "the folder does not exist", "restore the folder or remove the case", folder)
+    groups: dict[tuple[Path, str, str, str], list[tuple[Path, bool]]] = {}
+    others = 0
+    for place, folders, names in os.walk(folder, followlinks=False):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(names):
+            path = Path(place) / name
+            try:
+                identity = _identity(path)
+            except CaseError:
+                if strict:
+                    raise
+                identity = None
+            if identity is None:
+                others += 1
+                continue
+            key = (Path(place), identity.uid, identity.modality, identity.patient_key)
+            groups.setdefault(key, []).append((path, identity.localizer))
+    series = [
+        SeriesInfo(uid, modality, where, tuple(path for path, _ in files), sum(not scout for _, scout in files), patient)
+        for (where, uid, modality, patient), files in sorted(groups.items())
+    ]
+    return series, others
+
+
+@private()
+def choose(folder: Path, uid: str | None) -> tuple[SeriesInfo, int]:
+    """(the one CT series that is meant, its files possibly spread over subfolders; number of other files).
+
+    uid: which one; without it exactly one series must be a volume, scouts do not count.
+    """
+    series, others = find(folder, strict=True)
+    if not series:
+        raise refuse("FILE_MISSING", f"no DICOM file among {others} files", "restore the series or remove the case", folder)
+    wanted = [info for info in series if info.modality == "CT" and uid in (None, info.uid)]
+    if not wanted and uid is not None and not any(info.uid == uid for info in series):
+        raise refuse("FILE_MISSING", "the chosen series is not in the folder", "choose a series that is there", folder)
+    if not wanted:
+        kinds = ", ".join(sorted({_word(info.modality) for info in series}))
+        raise refuse("NOT_CT", f"modality {kinds} instead of CT", "give a CT series", folder)
+    if len({info.patient_key for info in wanted}) > 1:
+        raise refuse("MULTI_PATIENT", "the folder holds slices of more than one patient", "keep one patient per folder", folder)
+    joined = _join(wanted)
+    volumes = [info for info in joined if info.n_slices >= SMALLEST_SLICES] or joined
+    if len(volumes) > 1:
+        counts = ", ".join(str(info.n_slices) for info in volumes)
+        raise refuse("SERIES_AMBIGUOUS", f"{len(volumes)} CT series ({counts} slices)", "keep one series in the folder, or name the series", folder)
+    return volumes[0], others
+
+
+def read_header(path: Path, tags: list[str] | None) -> Any:
+    """A file's header without pixels; DICOM_CORRUPT for whatever pydicom cannot parse."""
+    with guard(path):
+        return pydicom.dcmread(path, stop_before_pixels=True, specific_tags=tags)
+
+
+def is_localizer(header: Any) -> bool:
+    """Whether an image calls itself a localizer (scout)."""
+    return "LOCALIZER" in [str(part).upper() for part in many(header.get("ImageType"))]
+
+
+def many(value: Any) -> list[Any]:
+    """The values of an element, whether it holds none, one or several."""
+    if value is None:
+        return []
+    return list(value) if not isinstance(value, (str, bytes)) and hasattr(value, "__iter__") else [value]
+
+
+def _identity(path: Path) -> _Identity | None:
+    """Which series a file belongs to; None when it is no object of a series."""
+    if path.name.upper() == "DICOMDIR" or path.name.startswith(".") or not _is_dicom(path):
+        return None
+    header = read_header(path, _TAGS)
+    with guard(path):
+        if header.get("SOPClassUID") == MediaStorageDirectoryStorage:
+            return None
+        if "SeriesInstanceUID" not in header or "SOPClassUID" not in header:
+            raise refuse("DICOM_TRUNCATED", "the header ends before the series is named", "copy or export the file again", path)
+        patient = canonical_hash(str(header.get("PatientID", "")))[:16]
+        return _Identity(str(header.SeriesInstanceUID), str(header.get("Modality", "")), patient, is_localizer(header))
+
+
+def _is_dicom(path: Path) -> bool:
+    """Whether a regular file carries the DICOM mark; nothing else is ever opened."""
+    try:
+        size = checks.require_regular(path)
+    except CaseError as error:
+        if error.code == "PERMISSION":
+            raise
+        return False
+    if size < 132:
+        return False
+    try:
+        with path.open("rb") as stream:
+            return stream.read(132)[128:] == b"DICM"
+    except PermissionError:
+        raise refuse("PERMISSION", "the file may not be read", "change the permissions of the file", path) from None
+
+
+def _join(parts: list[SeriesInfo]) -> list[SeriesInfo]:
+    """One entry per UID, for series whose files lie in several folders."""
+    merged: dict[str, list[SeriesInfo]] = {}
+    for info in parts:
+        merged.setdefault(info.uid, []).append(info)
+    return [
+        dataclasses.replace(same[0], files=tuple(path for info in same for path in info.files), n_slices=sum(info.n_slices for info in same))
+        for same in merged.values()
+    ]
+
+
+def _word(text: str) -> str:
+    """A modality as it may be printed: DICOM code strings only."""
+    return text if text.isascii() and text.replace("_", "").isalnum() and len(text) <= 16 else "unknown"

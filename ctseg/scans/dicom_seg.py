@@ -1,0 +1,224 @@
+"""DICOM segmentation objects (SEG): read onto a CT's grid, and written for a CT series.
+
+Frames are placed by their position in the patient, never by their order, and a missing frame is empty: writers
+leave empty frames out, so frames and slices differ in number. highdicom unpacks the frames; segments may overlap.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydicom
+from pydicom.uid import SegmentationStorage, generate_uid
+
+from ctseg.artifacts import atomic_write
+from ctseg.errors import CaseError, Finding
+from ctseg.scans import checks, dicom_files, dicom_series
+from ctseg.scans.checks import refuse
+from ctseg.scans.volume import Volume
+
+PLACE_MM = 0.05  # how far a frame may lie from its slice: positions are often written with six digits
+LABELMAP_STORAGE = "1.2.840.10008.5.1.4.1.1.66.7"
+_FIX = "export the segmentation again from the tool that drew it"
+
+
+@dicom_files.private()
+def list_segments(path: str | Path) -> dict[int, str]:
+    """Segment number -> segment label of a SEG file, from its header."""
+    with dicom_files.guard(Path(path)):
+        return _segments(_header(Path(path)))
+
+
+def referenced_series(path: str | Path) -> frozenset[str]:
+    """UIDs of the series that a SEG file says it was drawn on; empty when it names none."""
+    items = _header(Path(path)).get("ReferencedSeriesSequence") or []
+    return frozenset(str(item.SeriesInstanceUID) for item in items if "SeriesInstanceUID" in item)
+
+
+@dicom_files.private()
+def read_segments(
+    path: str | Path, image: Volume, image_folder: str | Path | None, *, names: Collection[str] | None = None, series_uid: str | None = None
+) -> tuple[dict[str, np.ndarray], list[Finding]]:
+    """({segment label: bool (D, H, W) on the image's grid}, what was noticed).
+
+    names: read only these (all when None); a name that two segments carry is refused. image_folder: where the
+    CT series lies, to check that the segmentation was drawn on it; None skips that check (a CT in NIfTI form).
+    """
+    with dicom_files.guard(Path(path)):
+        return _read(Path(path), image, None if image_folder is None else Path(image_folder), names, series_uid)
+
+
+# ---- reading ----------------------------------------------------------------------------------------------
+
+
+def _read(path: Path, image: Volume, image_folder: Path | None, names: Collection[str] | None, series_uid: str | None) -> tuple[dict[str, np.ndarray], list[Finding]]:
+    header = _header(path)
+    if str(header.get("SegmentationType", "")) == "FRACTIONAL":
+        raise refuse("SEG_FRACTIONAL", "it holds probabilities or shares, not a mask", "export it as a binary segmentation", path)
+    if image_folder is not None:
+        _check_series(header, image_folder, series_uid, path)
+    segments = {number: name for number, name in _segments(header).items() if names is None or name in names}
+    if len(set(segments.values())) < len(segments):
+        raise refuse("SEG_AMBIGUOUS", "two segments carry the same label", "give each segment its own label", path)
+    rows, columns = image.array.shape[1:]
+    if (int(header.get("Rows", 0)), int(header.get("Columns", 0))) != (rows, columns):
+        raise refuse("SEG_GEOMETRY", f"frames of {header.get('Rows')} x {header.get('Columns')} on slices of {rows} x {columns}", _FIX, path)
+    checks.check_memory(len(segments) * image.array.size, 1, path)
+    masks = {name: np.zeros(image.array.shape, dtype=bool) for name in segments.values()}
+    frames = _place_frames(header, image, path)
+    for number, plane, content in _contents(path, frames, set(segments)):
+        if number is not None:
+            masks[segments[number]][plane] |= content != 0
+        else:  # a label map: the stored value is the segment number
+            for value in set(np.unique(content).tolist()) & set(segments):
+                masks[segments[value]][plane] |= content == value
+    return masks, []
+
+
+def _header(path: Path) -> Any:
+    checks.require_regular(path)
+    header = dicom_files.read_header(path, None)
+    if str(header.get("SOPClassUID", "")) not in (SegmentationStorage, LABELMAP_STORAGE):
+        raise refuse("NOT_SEG", "it is no DICOM segmentation", "give the SEG file of this scan", path)
+    if "SegmentSequence" not in header or "PerFrameFunctionalGroupsSequence" not in header:
+        raise refuse("DICOM_TRUNCATED", "the header ends before the segments", "copy or export the file again", path)
+    return header
+
+
+def _segments(header: Any) -> dict[int, str]:
+    numbers = {int(item.SegmentNumber): str(item.get("SegmentLabel", "")) for item in header.SegmentSequence}
+    return {number: name for number, name in sorted(numbers.items()) if number > 0}  # 0: background of a label map
+
+
+def _check_series(header: Any, folder: Path, series_uid: str | None, path: Path) -> None:
+    """The SEG names the CT's frame of reference, or the CT series itself."""
+    series, _ = dicom_files.choose(folder, series_uid)
+    first = dicom_files.read_header(series.files[0], ["FrameOfReferenceUID", "SeriesInstanceUID"])
+    frame = header.get("FrameOfReferenceUID")
+    if frame is not None and frame == first.get("FrameOfReferenceUID"):
+        return
+    if any(item.get("SeriesInstanceUID") == first.SeriesInstanceUID for item in header.get("ReferencedSeriesSequence") or []):
+        return
+    raise refuse("SEG_WRONG_SERIES", "it refers to another series and another frame of reference", "give the segmentation that was drawn on this series", path)
+
+
+def _place_frames(header: Any, image: Volume, path: Path) -> list[tuple[int | None, int]]:
+    """For each frame: (segment number or None for a label map, index d of its slice in the image)."""
+    to_index = np.linalg.inv(image.affine)
+    shared = (header.get("SharedFunctionalGroupsSequence") or [pydicom.Dataset()])[0]
+    labelmap = str(header.get("SegmentationType", "")) == "LABELMAP"
+    result: list[tuple[int | None, int]] = []
+    rows, columns = image.array.shape[1:]
+    for index, groups in enumerate(header.PerFrameFunctionalGroupsSequence):
+        try:
+            corners = _corners(groups, shared, rows, columns)
+            number = None if labelmap else int(_group(groups, shared, "SegmentIdentificationSequence").ReferencedSegmentNumber)
+        except (AttributeError, TypeError, ValueError, IndexError):
+            raise refuse("SEG_GEOMETRY", f"frame {index + 1} has no complete geometry", _FIX, path) from None
+        plane = int(np.rint((to_index @ corners[0])[0])) if np.isfinite(corners).all() else -1
+        wanted = np.array([[plane, 0, 0, 1], [plane, rows - 1, 0, 1], [plane, 0, columns - 1, 1]], dtype=np.float64)
+        distance = float(np.linalg.norm((wanted @ image.affine.T - corners)[:, :3], axis=1).max())
+        if not 0 <= plane < image.array.shape[0] or not distance <= PLACE_MM:
+            where = f"{distance:.2g} mm off the nearest slice" if 0 <= plane < image.array.shape[0] else "outside the scan"
+            raise refuse("SEG_GEOMETRY", f"frame {index + 1} lies {where}", _FIX, path)
+        result.append((number, plane))
+    return result
+
+
+def _corners(groups: Any, shared: Any, rows: int, columns: int) -> np.ndarray:
+    """(3, 4) homogeneous LPS mm of a frame's first pixel, the last one of its first column and of its first row."""
+    position = np.array([float(v) for v in _group(groups, shared, "PlanePositionSequence").ImagePositionPatient])
+    directions = np.array([float(v) for v in _group(groups, shared, "PlaneOrientationSequence").ImageOrientationPatient]).reshape(2, 3)
+    down, across = (float(v) for v in _group(groups, shared, "PixelMeasuresSequence").PixelSpacing)
+    points = [position, position + directions[1] * down * (rows - 1), position + directions[0] * across * (columns - 1)]
+    return np.hstack([np.array(points), np.ones((3, 1))])
+
+
+def _group(groups: Any, shared: Any, name: str) -> Any:
+    """One functional group of a frame, its own or the shared one."""
+    return (groups.get(name) or getattr(shared, name))[0]
+
+
+def _contents(path: Path, frames: list[tuple[int | None, int]], numbers: set[int]) -> Any:
+    """(segment number or None, slice index, stored values (H, W)) of every frame that matters."""
+    import highdicom
+
+    try:
+        source = highdicom.seg.segread(path)
+        for index, (number, plane) in enumerate(frames):
+            if number is None or number in numbers:
+                yield number, plane, source.get_stored_frame(index + 1)
+    except CaseError:
+        raise
+    except Exception as error:  # damaged pixel data raises many types
+        raise refuse("PIXELS_CORRUPT", f"the frames cannot be decoded ({type(error).__name__})", "copy or export the file again", path) from None
+
+
+# ---- writing ----------------------------------------------------------------------------------------------
+
+
+@dicom_files.private()
+def write_segments(path: str | Path, label: Volume, names: dict[int, str], series_folder: str | Path) -> None:
+    """Write a label map as a binary SEG of the one CT series in `series_folder`, atomically.
+
+    label: integers (D, H, W) on the grid of the series (slices in either direction); ValueError otherwise.
+    names: label value -> segment label; segments are numbered 1, 2, ... in the order of the values.
+    The same arguments give the same bytes.
+    """
+    import highdicom
+    from highdicom.sr.coding import CodedConcept
+
+    headers = dicom_series.series_headers(series_folder)
+    planes = _planes(label, headers)
+    table = np.zeros(max(int(label.array.max()), *names) + 1, dtype=np.uint8)
+    for number, value in enumerate(sorted(names), start=1):
+        table[value] = number
+    category = CodedConcept("123037004", "SCT", "Anatomical Structure")
+    descriptions = [
+        highdicom.seg.SegmentDescription(
+            segment_number=number, segment_label=names[value][:64], segmented_property_category=category,
+            segmented_property_type=CodedConcept(f"S{value}", "99CTSEG", names[value][:64]), algorithm_type="MANUAL",
+        )
+        for number, value in enumerate(sorted(names), start=1)
+    ]
+    series = str(headers[0].SeriesInstanceUID)
+    content = highdicom.seg.Segmentation(
+        source_images=headers, pixel_array=table[label.array[planes]], segmentation_type="BINARY", segment_descriptions=descriptions,
+        series_instance_uid=generate_uid(entropy_srcs=[series, "seg series"]), series_number=int(headers[0].get("SeriesNumber") or 1) + 100,
+        sop_instance_uid=generate_uid(entropy_srcs=[series, "seg"]), instance_number=1,
+        manufacturer="ctseg", manufacturer_model_name="ctseg", software_versions="1", device_serial_number="1",
+    )
+    _make_reproducible(content, series)
+    atomic_write(path, lambda stream: content.save_as(stream))
+
+
+def _planes(label: Volume, headers: list[Any]) -> list[int]:
+    """The index d in the label of each slice of the series."""
+    rows, columns = int(headers[0].Rows), int(headers[0].Columns)
+    if label.array.shape != (len(headers), rows, columns):
+        raise ValueError(f"label of shape {label.array.shape} for a series of {(len(headers), rows, columns)}")
+    to_index = np.linalg.inv(label.affine)
+    places = np.array([to_index @ [*(float(v) for v in header.ImagePositionPatient), 1.0] for header in headers])
+    planes = np.rint(places[:, 0]).astype(int)
+    if sorted(planes.tolist()) != list(range(len(headers))) or np.abs(places[:, :3] - np.stack([planes, 0 * planes, 0 * planes], axis=1)).max() > 0.01:
+        raise ValueError("the label does not lie on the grid of the series")
+    return [int(plane) for plane in planes]
+
+
+def _make_reproducible(content: Any, series: str) -> None:
+    """Replace the time stamps and the random identifier that highdicom writes."""
+    for keyword in ("ContentDate", "InstanceCreationDate", "SeriesDate"):
+        if keyword in content:
+            setattr(content, keyword, "20000101")
+    for keyword in ("ContentTime", "InstanceCreationTime", "SeriesTime"):
+        if keyword in content:
+            setattr(content, keyword, "000000")
+    for item in content.get("ContributingEquipmentSequence") or []:
+        item.ContributionDateTime = "20000101000000"
+    organization = generate_uid(entropy_srcs=[series, "dimensions"])
+    for sequence in (content.DimensionOrganizationSequence, content.DimensionIndexSequence):
+        for item in sequence:
+            item.DimensionOrganizationUID = organization

@@ -1,0 +1,334 @@
+"""A CT series in DICOM slices: found, checked, read with true geometry; and written.
+
+pydicom alone reads (never with force): files are walked, a DICOMDIR is not followed. Slices are sorted along the
+slice normal; the step between them stands in the affine as it is, so a tilted gantry gives a sheared affine
+instead of a wrong scan. No value of a patient's header appears in a message.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydicom
+from pydicom.dataset import FileDataset, FileMetaDataset
+from pydicom.pixels import get_decoder
+from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian, generate_uid
+from pydicom.valuerep import format_number_as_ds
+
+from ctseg.artifacts import atomic_write, file_hash
+from ctseg.errors import CaseError, Finding
+from ctseg.scans import checks, dicom_files
+from ctseg.scans.checks import refuse
+from ctseg.scans.dicom_files import SMALLEST_SLICES, SeriesInfo
+from ctseg.scans.volume import AIR_HU, Grid, Volume
+
+STEP_TOLERANCE = (0.01, 0.01)  # relative, mm: the larger one counts
+SIDEWAYS_MM = 0.1  # a slice may lie this far beside the line through the others
+ORIENTATION_TOLERANCE = 1e-3  # of direction cosines between slices of one series
+
+_TAGS = ["SOPClassUID", "SOPInstanceUID", "ImageType", "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "Rows", "Columns",
+         "InstanceNumber", "ImagesInAcquisition", "NumberOfFrames", "BitsAllocated"]
+
+
+@dataclasses.dataclass
+class _Slice:
+    path: Path
+    header: Any
+    position: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(3))
+
+
+def find_series(folder: str | Path) -> list[SeriesInfo]:
+    """Every series below `folder`, sorted by folder and UID. Files that are no readable DICOM are passed over;
+    `read_series` refuses a folder that holds a damaged one."""
+    return dicom_files.find(Path(folder), strict=False)[0]
+
+
+@dicom_files.private()
+def read_series(folder: str | Path, series_uid: str | None = None) -> tuple[Volume, list[Finding]]:
+    """The CT of the one series in `folder` (or of the named one): float32 HU, (D, H, W), and what was noticed."""
+    with dicom_files.guard(Path(folder)):
+        return _read(Path(folder), series_uid)
+
+
+@dicom_files.private()
+def series_headers(folder: str | Path, series_uid: str | None = None) -> list[Any]:
+    """Full headers, without pixels, of the slices that `read_series` stacks, in its order."""
+    folder = Path(folder)
+    with dicom_files.guard(folder):
+        chosen, _ = dicom_files.choose(folder, series_uid)
+        slices, _ = _drop_extras([_Slice(path, dicom_files.read_header(path, None)) for path in chosen.files], folder)
+        _check_each(slices)
+        slices, _ = _drop_crossing(slices, folder)
+        _geometry(slices, folder)
+        return [item.header for item in slices]
+
+
+def _read(folder: Path, series_uid: str | None) -> tuple[Volume, list[Finding]]:
+    chosen, others = dicom_files.choose(folder, series_uid)
+    findings = []
+    if others:
+        findings.append(Finding("NOTE", "NOT_DICOM", f"{others} files are not DICOM and were passed over", file=str(folder)))
+    slices = [_Slice(path, dicom_files.read_header(path, _TAGS)) for path in chosen.files]
+    total = len(slices)
+    slices, notes = _drop_extras(slices, folder)
+    findings += notes
+    _check_each(slices)
+    slices, notes = _drop_crossing(slices, folder)
+    findings += notes + _check_count(slices, total, folder)
+    affine, notes = _geometry(slices, folder)
+    findings += notes
+    rows, columns = int(slices[0].header.Rows), int(slices[0].header.Columns)
+    checks.check_memory(len(slices) * rows * columns, max(1, int(slices[0].header.get("BitsAllocated", 16)) // 8), folder)
+    checks.check_size(Grid((len(slices), rows, columns), affine), folder)
+    array = np.empty((len(slices), rows, columns), dtype=np.float32)
+    findings += _read_pixels(slices, array, folder)
+    checks.check_finite(array, folder)
+    checks.check_hu(array, folder)
+    findings += checks.clip_padding(array, folder)
+    return Volume(array, affine), findings
+
+
+# ---- choosing and checking slices -------------------------------------------------------------------------
+
+
+def _drop_extras(slices: list[_Slice], folder: Path) -> tuple[list[_Slice], list[Finding]]:
+    """Without localizers and exact copies; refuses multi-frame files and copies that differ."""
+    findings = []
+    for item in slices:
+        if int(item.header.get("NumberOfFrames") or 1) > 1 or "Enhanced" in UID(str(item.header.get("SOPClassUID", ""))).name:
+            raise refuse("MULTIFRAME_UNSUPPORTED", "an enhanced multi-frame file", "convert the series to single slices or to NIfTI", item.path)
+    kept = [item for item in slices if not dicom_files.is_localizer(item.header)]
+    if len(kept) < len(slices):
+        findings.append(Finding("NOTE", "LOCALIZER", f"{len(slices) - len(kept)} localizer images were left out", file=str(folder)))
+    seen: dict[str, _Slice] = {}
+    for item in kept:
+        uid = str(item.header.get("SOPInstanceUID", item.path))
+        if uid in seen and file_hash(seen[uid].path) != file_hash(item.path):
+            raise refuse("SLICE_DUPLICATE", "two different files have the same SOP instance UID", "keep the right one", item.path)
+        seen.setdefault(uid, item)
+    if len(seen) < len(kept):
+        findings.append(Finding("NOTE", "SLICE_COPY", f"{len(kept) - len(seen)} exact copies of slices were left out", file=str(folder)))
+    if len(seen) < SMALLEST_SLICES:
+        raise refuse("TOO_SMALL", f"{len(seen)} slices are no volume", "give the whole series", folder)
+    return list(seen.values()), findings
+
+
+def _check_each(slices: list[_Slice]) -> None:
+    """Every slice has a position, an orientation, a pixel spacing and a size, as finite numbers."""
+    for item in slices:
+        for tag, length in (("ImagePositionPatient", 3), ("ImageOrientationPatient", 6), ("PixelSpacing", 2), ("Rows", 1), ("Columns", 1)):
+            values = _numbers(item, tag)
+            if len(values) != length:
+                raise refuse("GEOMETRY_MISSING", f"{tag} is missing or incomplete", "export the series again with its geometry", item.path)
+        item.position = np.array(_numbers(item, "ImagePositionPatient"))
+        directions = np.array(_numbers(item, "ImageOrientationPatient")).reshape(2, 3)
+        if np.abs(directions @ directions.T - np.eye(2)).max() > ORIENTATION_TOLERANCE:
+            raise refuse("GEOMETRY_INCONSISTENT", "row and column direction are not perpendicular unit vectors", "export the series again", item.path)
+
+
+def _numbers(item: _Slice, tag: str) -> list[float]:
+    try:
+        values = [float(value) for value in dicom_files.many(item.header.get(tag))]
+    except Exception:  # pydicom raises many types on values it cannot parse
+        values = [float("nan")]
+    if not np.isfinite(values).all():
+        raise refuse("DICOM_CORRUPT", f"{tag} is not a number", "export the series again", item.path)
+    return values
+
+
+def _drop_crossing(slices: list[_Slice], folder: Path) -> tuple[list[_Slice], list[Finding]]:
+    """Without the few slices that run across the others (scouts that do not say so)."""
+    normals = [np.cross(*np.array(_numbers(item, "ImageOrientationPatient")).reshape(2, 3)) for item in slices]
+    agreeing = [sum(abs(float(a @ b)) > 0.99 for b in normals) for a in normals]
+    main = normals[int(np.argmax(agreeing))]
+    kept = [item for item, normal in zip(slices, normals) if abs(float(normal @ main)) > 0.99]
+    dropped = len(slices) - len(kept)
+    if dropped > max(2, 0.1 * len(slices)):
+        raise refuse("GEOMETRY_INCONSISTENT", f"{dropped} of {len(slices)} slices run across the others", "keep one orientation in the folder", folder)
+    if len(kept) < SMALLEST_SLICES:
+        raise refuse("TOO_SMALL", f"{len(kept)} parallel slices are no volume", "give the whole series", folder)
+    if not dropped:
+        return kept, []
+    return kept, [Finding("NOTE", "LOCALIZER", f"{dropped} images that run across the series were left out", file=str(folder))]
+
+
+def _check_count(slices: list[_Slice], total: int, folder: Path) -> list[Finding]:
+    """A warning when the headers speak of more slices than there are: the ends of a scan can only be missed so."""
+    numbers = [int(n) for n in (item.header.get("InstanceNumber") for item in slices) if n is not None]
+    expected = max(numbers) - min(min(numbers), 1) + 1 if numbers else 0
+    stated = max((int(item.header.get("ImagesInAcquisition") or 0) for item in slices), default=0)
+    if max(expected, stated) <= total:
+        return []
+    return [Finding("WARN", "SLICE_COUNT", f"{len(slices)} slices, but the headers speak of {max(expected, stated)}", "check that the series is complete", file=str(folder))]
+
+
+def _geometry(slices: list[_Slice], folder: Path) -> tuple[np.ndarray, list[Finding]]:
+    """Sort the slices in place along their normal; the affine (d, h, w) to LPS mm and what was noticed."""
+    first = slices[0]
+    for item in slices:
+        for tag, tolerance in (("Rows", 0.0), ("Columns", 0.0), ("PixelSpacing", 1e-4), ("ImageOrientationPatient", ORIENTATION_TOLERANCE)):
+            difference = np.abs(np.subtract(_numbers(item, tag), _numbers(first, tag))).max()
+            if difference > tolerance:
+                raise refuse("GEOMETRY_INCONSISTENT", f"{tag} differs from the other slices by {difference:.3g}", "remove the slice that does not belong to the series", item.path)
+    row, column = np.array(_numbers(first, "ImageOrientationPatient")).reshape(2, 3)
+    spacing = _numbers(first, "PixelSpacing")
+    normal = np.cross(row, column)
+    slices.sort(key=lambda item: float(item.position @ normal))
+    positions = np.array([item.position for item in slices])
+    _check_steps(slices, positions @ normal, folder)
+    step = (positions[-1] - positions[0]) / (len(slices) - 1)
+    sideways = np.linalg.norm(positions - positions[0] - np.outer(np.arange(len(slices)), step), axis=1)
+    worst = int(np.argmax(sideways))
+    if sideways[worst] > max(SIDEWAYS_MM, STEP_TOLERANCE[0] * float(np.linalg.norm(step))):
+        raise refuse("GEOMETRY_INCONSISTENT", f"the slice lies {sideways[worst]:.2g} mm beside the line of the others", "export the series again", slices[worst].path)
+    affine = np.eye(4)
+    affine[:3, 0], affine[:3, 1], affine[:3, 2] = step, column * spacing[0], row * spacing[1]
+    affine[:3, 3] = positions[0]
+    findings = [finding for finding in checks.check_affine(affine, folder) if finding.code != "AFFINE_SHEAR"]
+    tilt = checks.shear_degrees(affine)
+    if tilt > checks.SHEAR_DEGREES:
+        findings.append(Finding("WARN", "GANTRY_TILT", f"slices are shifted by {tilt:.1f} degrees; the shear is kept and resampled", file=str(folder)))
+    return affine, findings
+
+
+def _check_steps(slices: list[_Slice], places: np.ndarray, folder: Path) -> None:
+    """Refuse double positions, missing slices and uneven spacing. places: mm along the normal, sorted."""
+    steps = np.diff(places)
+    nearest = int(np.argmin(steps))
+    if steps[nearest] < STEP_TOLERANCE[1]:
+        raise refuse("SLICE_DUPLICATE", "two slices lie at the same position", "keep one of them", slices[nearest + 1].path)
+    usual = float(np.median(steps))
+    tolerance = max(STEP_TOLERANCE[0] * usual, STEP_TOLERANCE[1])
+    odd = np.flatnonzero(np.abs(steps - usual) > tolerance)
+    if not odd.size:
+        return
+    multiples = np.rint(steps[odd] / usual)
+    if (multiples >= 2).all() and (np.abs(steps[odd] - multiples * usual) <= multiples * tolerance).all():
+        missing = int((multiples - 1).sum())
+        raise refuse("SLICE_GAP", f"{missing} slices are missing, the first {places[odd[0]] - places[0] + usual:.1f} mm from the first slice (step {usual:.3g} mm)",
+                     "export the whole series again", folder)
+    raise refuse("SLICE_SPACING_NONUNIFORM", f"steps from {steps.min():.3f} to {steps.max():.3f} mm, tolerance {tolerance:.3g}", "give a series with one slice spacing", folder)
+
+
+# ---- pixels -----------------------------------------------------------------------------------------------
+
+
+def _read_pixels(slices: list[_Slice], array: np.ndarray, folder: Path) -> list[Finding]:
+    """Fill `array` (D, H, W) with HU, each slice by its own rescale tags."""
+    scalings: Counter[tuple[float, float]] = Counter()
+    padded = 0
+    for target, item in zip(array, slices):
+        try:
+            content = pydicom.dcmread(item.path)
+            stored = _stored_pixels(content, item)
+        except CaseError:
+            raise
+        except Exception as error:  # damaged pixel data raises many types
+            raise refuse("PIXELS_CORRUPT", f"the pixels cannot be decoded ({type(error).__name__})", "copy or export the file again", item.path) from None
+        item.header = content
+        slope, intercept = _numbers(item, "RescaleSlope"), _numbers(item, "RescaleIntercept")
+        if len(slope) != 1 or len(intercept) != 1:
+            raise refuse("RESCALE_MISSING", "RescaleSlope or RescaleIntercept is missing, so HU are unknown", "export the series again with its rescale tags", item.path)
+        scalings[slope[0], intercept[0]] += 1
+        np.multiply(stored, np.float32(slope[0]), out=target)
+        target += np.float32(intercept[0])
+        padding = _numbers(item, "PixelPaddingValue")
+        if padding and not -900 < padding[0] * slope[0] + intercept[0] < 3072:
+            # Inside this range the value is also one that tissue has, and the tag is often wrong.
+            outside = stored == padding[0]
+            padded += int(np.count_nonzero(outside))
+            target[outside] = AIR_HU
+        item.header = None
+    findings = []
+    if padded:
+        findings.append(Finding("NOTE", "PADDING", f"{100 * padded / array.size:.3g} % of the voxels are padding and count as air", file=str(folder)))
+    if len(scalings) > 1:
+        findings.append(Finding("NOTE", "RESCALE_VARIES", f"{len(scalings)} different rescale pairs, applied slice by slice", file=str(folder)))
+    return findings
+
+
+def _stored_pixels(content: Any, item: _Slice) -> np.ndarray:
+    """The stored values (H, W) of one slice."""
+    shape = (int(content.Rows), int(content.Columns))
+    if int(content.get("SamplesPerPixel", 1)) != 1 or str(content.get("PhotometricInterpretation", "MONOCHROME2")) != "MONOCHROME2":
+        raise refuse("NOT_SCALAR", "pixels are colours or inverted", "export the original CT series", item.path)
+    syntax = UID(str(content.file_meta.TransferSyntaxUID))
+    pixels = content.get("PixelData")
+    if pixels is None:
+        raise refuse("DICOM_TRUNCATED", "the file ends before its pixels", "copy or export the file again", item.path)
+    if not syntax.is_compressed or syntax.is_deflated:
+        need = shape[0] * shape[1] * (int(content.BitsAllocated) // 8)
+        if len(pixels) < need:
+            raise refuse("DICOM_TRUNCATED", f"{len(pixels)} of {need} bytes of pixels", "copy or export the file again", item.path)
+    elif not _decodable(syntax):
+        raise refuse("CODEC_MISSING", f"compressed as {syntax.name}", "run `pip install pylibjpeg pylibjpeg-libjpeg pylibjpeg-openjpeg`, or export uncompressed", item.path)
+    array = np.asarray(content.pixel_array)
+    if array.shape != shape:
+        raise refuse("PIXELS_CORRUPT", f"pixels of shape {array.shape} instead of {shape}", "copy or export the file again", item.path)
+    return array
+
+
+def _decodable(syntax: UID) -> bool:
+    try:
+        return bool(get_decoder(syntax).is_available)
+    except NotImplementedError:
+        return False
+
+
+# ---- writing ----------------------------------------------------------------------------------------------
+
+
+@dicom_files.private()
+def write_series(folder: str | Path, volume: Volume, *, patient_id: str, series_number: int, seed: int) -> str:
+    """Write a CT as one file per slice and return the series UID. The same arguments give the same bytes.
+
+    HU are rounded and stored as unsigned 16 bits with intercept -1024, so from -1024 to 64511. The D axis may be
+    sheared (a tilted gantry), H and W must be perpendicular; ValueError otherwise. Slices that run against
+    their normal (a left-handed grid) come back in the opposite order, in the same place.
+    """
+    step, column, row = (volume.affine[:3, axis] for axis in range(3))
+    spacing = float(np.linalg.norm(column)), float(np.linalg.norm(row))
+    if abs(float(row @ column)) > 1e-6 * spacing[0] * spacing[1]:
+        raise ValueError("rows and columns of DICOM slices are perpendicular; the volume's are not")
+    normal = np.cross(row / spacing[1], column / spacing[0])
+    study = [str(seed), patient_id]
+    series_uid = generate_uid(entropy_srcs=[*study, "series", str(series_number)])
+    shared: dict[str, Any] = {
+        "SOPClassUID": CTImageStorage, "Modality": "CT", "ImageType": ["ORIGINAL", "PRIMARY", "AXIAL"],
+        "PatientID": patient_id, "PatientName": "", "PatientBirthDate": "", "PatientSex": "", "AccessionNumber": "",
+        "StudyInstanceUID": generate_uid(entropy_srcs=[*study, "study"]), "StudyID": "1", "StudyDate": "", "StudyTime": "",
+        "ReferringPhysicianName": "", "Manufacturer": "", "PositionReferenceIndicator": "", "PatientPosition": "HFS",
+        "FrameOfReferenceUID": generate_uid(entropy_srcs=[*study, "frame"]), "KVP": None, "AcquisitionNumber": 1,
+        "SeriesInstanceUID": series_uid, "SeriesNumber": series_number,
+        "ImageOrientationPatient": _decimals([*(row / spacing[1]), *(column / spacing[0])]), "PixelSpacing": _decimals(spacing),
+        "SliceThickness": _decimals([abs(float(step @ normal))])[0],
+        "Rows": volume.array.shape[1], "Columns": volume.array.shape[2], "SamplesPerPixel": 1, "PhotometricInterpretation": "MONOCHROME2",
+        "BitsAllocated": 16, "BitsStored": 16, "HighBit": 15, "PixelRepresentation": 0,
+        "RescaleIntercept": "-1024", "RescaleSlope": "1", "RescaleType": "HU",
+    }
+    for index, values in enumerate(volume.array):
+        stored = np.clip(np.rint(values.astype(np.float64) + 1024), 0, 65535).astype("<u2")
+        position = volume.affine[:3, 3] + index * step
+        own = {"SOPInstanceUID": generate_uid(entropy_srcs=[*study, str(series_number), str(index)]), "InstanceNumber": index + 1,
+               "ImagePositionPatient": _decimals(position), "PixelData": stored.tobytes()}
+        _write_slice(Path(folder) / f"slice_{index + 1:04d}.dcm", {**shared, **own})
+    return str(series_uid)
+
+
+def _write_slice(path: Path, values: dict[str, Any]) -> None:
+    meta = FileMetaDataset()
+    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = values["SOPClassUID"], values["SOPInstanceUID"]
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    content = FileDataset(str(path), {}, file_meta=meta, preamble=b"\0" * 128)
+    for name, value in values.items():
+        setattr(content, name, value)
+    atomic_write(path, lambda stream: content.save_as(stream, enforce_file_format=True))
+
+
+def _decimals(values: Any) -> list[str]:
+    """Numbers as DICOM decimal strings of at most 16 characters."""
+    return [format_number_as_ds(float(value)) for value in values]

@@ -1,0 +1,207 @@
+"""DICOM: a CT series with a DICOM SEG per patient folder, as in AIDA CTPEL (doi.org/10.23698/aida/ctpel).
+
+    Patient_01/im_1/*.dcm       CT series
+    Patient_01/im_3/*.dcm       DICOM SEG; the structures' names stand in it
+    Patient_02/...
+
+Any folder names and depths will do: a SEG belongs to the CT series that it refers to, or else to the only CT of its
+patient folder. Structures a SEG does not list were not looked for. Cases are grouped by the
+patient id in the headers, of which only a hash is kept.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ctseg.artifacts import canonical_hash
+from ctseg.errors import CaseError, Finding
+from ctseg.scans.cases import DataSet, ImageSource, LabelSource
+from ctseg.scans.layouts import gathering
+from ctseg.scans.layouts.gathering import Gathering
+
+if TYPE_CHECKING:
+    from ctseg.scans.dicom_series import SeriesInfo
+
+SHAPE = "<patient>/.../ one CT series + one DICOM SEG, for example Patient_01/im_1 and Patient_01/im_3"
+SCOUT_SLICES = 3  # a CT with no more slices is a scout, not a scan
+_NOT_DICOM = (".nii", ".gz", ".json", ".csv", ".txt", ".md", ".png", ".jpg", ".pdf", ".npz", ".npy", ".nrrd", ".mha", ".zip", ".py", ".html", ".xml")
+_NO_PATIENT = canonical_hash("")[:16]  # the key of files without a patient id
+_LOOKED_AT = 500  # files opened to tell whether a folder holds DICOM
+
+
+def matches(root: Path) -> bool:
+    """Some file has the DICOM mark, in whatever depth."""
+    looked_at = 0
+    for folder, subfolders, files in os.walk(root):
+        subfolders[:] = sorted(name for name in subfolders if not gathering.hidden(name))
+        for name in sorted(files):
+            path = Path(folder, name)
+            if gathering.hidden(name) or name.casefold().endswith(_NOT_DICOM) or not path.is_file():
+                continue
+            if _has_mark(path):
+                return True
+            looked_at += 1
+            if looked_at >= _LOOKED_AT:
+                return False
+    return False
+
+
+def _has_mark(path: Path) -> bool:
+    """Whether the bytes "DICM" stand behind the preamble."""
+    try:
+        with path.open("rb") as stream:
+            return stream.read(132)[128:] == b"DICM"
+    except OSError:
+        return False
+
+
+def read(root: Path) -> DataSet:
+    """One case per pair of CT series and SEG; structures are the segment labels of all of them, sorted."""
+    cases = Gathering("dicom_seg", root)
+    names: set[str] = set()
+    for folder, series in _patient_folders(cases):
+        names |= _read_patient(cases, folder, series)
+    return _group_patients(cases.data_set(sorted(names, key=gathering.natural_key)))
+
+
+def _patient_folders(cases: Gathering) -> list[tuple[Path, list[SeriesInfo]]]:
+    """(folder, its series) per patient: the subfolders, or the root alone when no subfolder holds both a CT and
+    a SEG but the root does (one patient, or scans and SEGs in separate trees)."""
+    found = []
+    for folder in gathering.folders(cases.root):
+        series = _series(cases, folder)
+        if series:
+            found.append((folder, series))
+    loose = any(path.is_file() and _has_mark(path) for path in gathering.entries(cases.root))
+    if loose or not any({"CT", "SEG"} <= {info.modality for info in series} for _, series in found):
+        everything = _series(cases, cases.root)
+        if loose or {"CT", "SEG"} <= {info.modality for info in everything}:
+            return [(cases.root, everything)]
+    return found
+
+
+def _series(cases: Gathering, folder: Path) -> list[SeriesInfo]:
+    """The series below a folder; a folder that cannot be read is refused as one case."""
+    from ctseg.scans.dicom_series import find_series
+
+    problem = cases.problem(folder, folder=True)
+    if problem is not None:
+        cases.refuse(folder.name, problem, folder)
+        return []
+    try:
+        found = find_series(folder)
+    except CaseError as error:
+        cases.refuse(folder.name, (error.code, error.cause, error.fix), Path(error.file))
+        cases.account(folder)
+        return []
+    cases.account(*(path for info in found for path in info.files))
+    return found
+
+
+def _read_patient(cases: Gathering, folder: Path, series: list[SeriesInfo]) -> set[str]:
+    """Offer the pairs of one patient folder; the names of their segments. Whatever is no pair is reported."""
+    scans = _scans(folder, series)
+    segmentations: dict[str, list[Path]] = {scan.uid: [] for scan in scans}
+    stray = []
+    for path in (path for info in series if info.modality == "SEG" for path in info.files):
+        uid = _scan_of(path, scans)
+        if uid is None:
+            stray.append(path)
+        else:
+            segmentations[uid].append(path)
+    labelled = [scan for scan in scans if segmentations[scan.uid]]
+    names: set[str] = set()
+    for scan, case_id in zip(labelled, _case_names(cases.root, folder, labelled)):
+        names |= _offer(cases, case_id, scan, segmentations[scan.uid])
+    _report_rest(cases, folder, series, stray, [scan for scan in scans if not segmentations[scan.uid]], bool(labelled))
+    return names
+
+
+def _scans(folder: Path, series: list[SeriesInfo]) -> list[SeriesInfo]:
+    """The CT volumes, without scouts where there are others. One whose slices are spread over subfolders counts as
+    one, in their common folder."""
+    parts: dict[str, list[SeriesInfo]] = {}
+    for info in series:
+        if info.modality == "CT":
+            parts.setdefault(info.uid, []).append(info)
+    merged = [
+        infos[0] if len(infos) == 1
+        else dataclasses.replace(infos[0], folder=folder, n_slices=sum(info.n_slices for info in infos))
+        for infos in parts.values()
+    ]
+    return [info for info in merged if info.n_slices > SCOUT_SLICES] or merged
+
+
+def _scan_of(path: Path, scans: list[SeriesInfo]) -> str | None:
+    """UID of the scan that a SEG file was drawn on: the one it refers to, else the only one there is (reading the
+    case then checks the frame of reference)."""
+    from ctseg.scans.dicom_seg import referenced_series
+
+    try:
+        referenced = referenced_series(path)
+    except CaseError:  # reading names the fault, if there is a scan that the file can belong to
+        referenced = frozenset()
+    found = [scan.uid for scan in scans if scan.uid in referenced] or [scan.uid for scan in scans]
+    return found[0] if len(found) == 1 else None
+
+
+def _case_names(root: Path, folder: Path, scans: list[SeriesInfo]) -> list[str]:
+    """The patient folder's name; with several scans the name of each scan's folder is added, then a number."""
+    top = root.absolute().name if folder == root else folder.name
+    if len(scans) == 1:
+        return [top]
+    inner = ["_".join(scan.folder.relative_to(folder).parts) for scan in scans]
+    names = [text if folder == root and text else "_".join(part for part in (top, text) if part) for text in inner]
+    return [name if names.count(name) == 1 else f"{name}_{names[:index].count(name) + 1}" for index, name in enumerate(names)]
+
+
+def _offer(cases: Gathering, case_id: str, scan: SeriesInfo, segmentations: list[Path]) -> set[str]:
+    """Offer one scan with its SEG; the names of its segments."""
+    from ctseg.scans.dicom_seg import list_segments
+
+    if len(segmentations) > 1:
+        cause = f"{len(segmentations)} SEG files belong to one CT series"
+        cases.refuse(case_id, ("SEG_AMBIGUOUS", cause, "keep the one that is meant"), segmentations[1])
+        return set()
+    try:
+        names = set(list_segments(segmentations[0]).values())
+    except CaseError as error:
+        cases.refuse(case_id, (error.code, error.cause, error.fix), segmentations[0])
+        return set()
+    image = ImageSource("dicom", scan.folder, scan.uid)
+    patient = None if scan.patient_key == _NO_PATIENT else scan.patient_key
+    cases.offer(case_id, image, LabelSource("dicom_seg", segmentations[0]), annotated=names, patient_id=patient)
+    return names
+
+
+def _report_rest(
+    cases: Gathering, folder: Path, series: list[SeriesInfo], stray: list[Path], unlabelled: list[SeriesInfo], some_labelled: bool
+) -> None:
+    """What of a patient folder became no case: errors when nothing did, else warnings and notes."""
+    name = cases.root.absolute().name if folder == cases.root else folder.name
+    if not some_labelled and stray:
+        cases.refuse(name, ("SEG_WRONG_SERIES", "the SEG does not refer to a CT series of this folder", "put its CT series beside it"), stray[0])
+    elif not some_labelled and unlabelled:
+        cases.refuse(name, ("LABEL_MISSING", "a CT series without SEG", "add the SEG, or move the folder away"), unlabelled[0].folder)
+    else:
+        for path in stray:
+            cases.warn("SEG_WRONG_SERIES", "the SEG does not refer to a CT series of this folder", "remove it, or add its CT series", path=path)
+        if unlabelled:
+            cases.note("EXTRA_SERIES", f"{len(unlabelled)} CT series without SEG are not used", path=folder)
+    others = Counter(info.modality for info in series if info.modality not in ("CT", "SEG"))
+    if others:
+        cases.note("EXTRA_SERIES", f"{sum(others.values())} series that are neither CT nor SEG are not used", path=folder)
+
+
+def _group_patients(data: DataSet) -> DataSet:
+    """The data set as it is, or with folders as patients where anonymisation gave all of them one patient id."""
+    if len(data.cases) < 2 or len({case.patient_id for case in data.cases}) > 1:
+        return data
+    cause = f"all {len(data.cases)} cases carry one patient id, as after anonymisation; each case counts as a patient"
+    finding = Finding("WARN", "PATIENT_ID_SHARED", cause, "split by hand if they are scans of one person")
+    cases = tuple(dataclasses.replace(case, patient_id=case.case_id) for case in data.cases)
+    return dataclasses.replace(data, cases=cases, findings=(*data.findings, finding))

@@ -1,0 +1,211 @@
+"""One case from raw scan to tensors: the function that preprocessing runs in parallel.
+
+A worker gets paths and settings and returns a small record; arrays never travel between processes. Whatever goes
+wrong in one case becomes a finding of that case.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import traceback
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ctseg.artifacts import TENSOR_SIZE, Workspace, canonical_hash, file_hash, safe_name, write_tensor
+from ctseg.errors import CaseError, Finding, ResourceError
+from ctseg.scans import grids, nifti
+from ctseg.scans.cases import PRESENT, UNLABELLED, CaseRecord, LoadedCase
+from ctseg.scans.intensity import window
+from ctseg.scans.reading import load_case, source_hash, source_to_record
+from ctseg.scans.volume import Grid, Volume, canonical_axes, limit_threads
+
+PREPROCESS_VERSION = 1  # goes up whenever the same scan and settings would give other tensors
+CROP_LOSS_WARNING = 0.01
+RESOLUTION_WARNING = 0.5  # a structure that keeps less than this share of its volume is too thin for the grid
+
+
+@dataclasses.dataclass(frozen=True)
+class CaseJob:
+    """What a worker needs for one case. plan None: only read and measure (the grid depends on all cases).
+
+    previous: the case's entry in the manifest of an earlier run, reused when nothing changed.
+    """
+
+    record: CaseRecord
+    root: Path
+    workspace: Workspace
+    structures: tuple[str, ...]
+    window_hu: tuple[float, float]
+    margin_mm: float
+    plan: grids.GridPlan | None = None
+    previous: dict[str, Any] | None = None
+
+    def case_key(self, survey_key: str, plan: grids.GridPlan) -> str:
+        """The idempotence key: equal keys mean equal tensors."""
+        return canonical_hash([survey_key, dataclasses.asdict(plan), self.window_hu, TENSOR_SIZE])
+
+
+@dataclasses.dataclass(frozen=True)
+class CaseOutcome:
+    """What came of one case. entry: its manifest entry (without split), None when it was refused.
+
+    reused: the entry is the earlier run's and all its files are there unchanged. trace: for the log file.
+    """
+
+    case_id: str
+    entry: dict[str, Any] | None
+    findings: tuple[Finding, ...]
+    reused: bool = False
+    trace: str | None = None
+
+
+def start_worker() -> None:
+    """Prepare a worker process: one thread each, and Ctrl-C is the parent's business."""
+    import signal
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    limit_threads(1)
+
+
+def prepare_case(job: CaseJob) -> CaseOutcome:
+    """Read one case and, when the grid is known, write its tensors and reference. Raises only ResourceError."""
+    case_id = job.record.case_id
+    try:
+        return _prepare(job)
+    except CaseError as error:
+        return CaseOutcome(case_id, None, (Finding.from_error(error, case=case_id),))
+    except ResourceError:
+        raise
+    except MemoryError:
+        finding = Finding("ERROR", "TOO_LARGE", "the memory does not suffice for this scan", "use --workers 1 or a machine with more memory", case_id)
+        return CaseOutcome(case_id, None, (finding,), trace=traceback.format_exc())
+    except Exception as error:  # the case boundary: one bad case never stops the run
+        finding = Finding("ERROR", "INTERNAL", f"unforeseen {type(error).__name__}", "please report it with logs/pipeline.log", case_id)
+        return CaseOutcome(case_id, None, (finding,), trace=traceback.format_exc())
+
+
+def _prepare(job: CaseJob) -> CaseOutcome:
+    source = source_to_record(job.record, job.root)
+    digest = source_hash(job.record)
+    content = {name: value for name, value in source.items() if name != "split"}  # the split changes no tensor
+    survey_key = canonical_hash([PREPROCESS_VERSION, digest, content, job.structures, job.margin_mm])
+    previous = job.previous
+    if previous is not None and previous.get("survey_key") == survey_key:
+        entry = {**previous, "source": source}
+        intact = files_intact(job.workspace, previous)
+        if job.plan is None or (intact and previous["key"] == job.case_key(survey_key, job.plan)):
+            return CaseOutcome(job.record.case_id, entry, tuple(findings_of(entry)), reused=intact)
+    loaded = load_case(job.record, job.structures, root=job.root)
+    entry, box, findings = _survey(job, loaded, source)
+    entry |= {"source_hash": digest, "survey_key": survey_key}
+    if job.plan is not None:
+        findings = findings + _write(job, loaded, box, entry)
+        entry["key"] = job.case_key(survey_key, job.plan)
+    entry["findings"] = [finding.record() for finding in findings]
+    return CaseOutcome(job.record.case_id, entry, tuple(findings))
+
+
+def files_intact(workspace: Workspace, entry: dict[str, Any]) -> bool:
+    """Whether every file of a manifest entry is there with the hash written down."""
+    files = [*entry.get("tensors", ()), entry.get("reference") or {}]
+    try:
+        return all(file_hash(workspace.processed / file["file"]) == file["sha256"] for file in files)
+    except (OSError, KeyError):
+        return False
+
+
+def findings_of(entry: dict[str, Any]) -> list[Finding]:
+    """The findings that stand in a manifest entry."""
+    names = {field.name for field in dataclasses.fields(Finding)}
+    return [Finding(**{name: value for name, value in record.items() if name in names}) for record in entry["findings"]]
+
+
+def _survey(job: CaseJob, loaded: LoadedCase, source: dict[str, Any]) -> tuple[dict[str, Any], grids.Box, list[Finding]]:
+    """(what is known before the grid is, the box to keep, findings) of a case."""
+    case_id = job.record.case_id
+    if loaded.label is None or all(state == UNLABELLED for state in loaded.states.values()):
+        raise CaseError("LABEL_MISSING", "none of the wanted structures is annotated", "add labels, remove the case, or choose other --structures", case=case_id)
+    findings = list(loaded.findings)
+    body = grids.body_box(loaded.image, job.margin_mm)
+    box = grids.extend_box(body, loaded.label)
+    wider = max(np.abs(np.subtract(box.low_mm, body.low_mm)).max(), np.abs(np.subtract(box.high_mm, body.high_mm)).max())
+    if wider > 1e-3:
+        findings.append(Finding("WARN", "BOX_EXTENDED", f"labelled voxels lie up to {wider:.0f} mm outside the body found in the image; the box was widened to hold them",
+                                "check that image and label belong together", case_id))
+    counts = grids.count_voxels(loaded.label.array)
+    entry: dict[str, Any] = {
+        "case_id": case_id, "patient_id": job.record.patient_id, "split": None, "states": dict(loaded.states), "source": source,
+        "source_hash": "", "content_hash": content_hash(loaded.image), "survey_key": "", "key": "",
+        "scan": loaded.image.grid.record(), "body_box": {"low_mm": list(box.low_mm), "high_mm": list(box.high_mm)},
+        "canvas": None, "tensors": [], "reference": None,
+        "voxels": {name: counts.get(number, 0) for number, name in enumerate(job.structures, 1) if loaded.states[name] != UNLABELLED},
+        "lost_fraction": {}, "findings": [],
+    }
+    return entry, box, findings
+
+
+def _write(job: CaseJob, loaded: LoadedCase, box: grids.Box, entry: dict[str, Any]) -> list[Finding]:
+    """Write tensors and reference of a case and note them in `entry`; what the grid costs comes back as findings."""
+    label = loaded.label
+    if job.plan is None or label is None:
+        raise ValueError("tensors need a grid and labels")
+    canvas = job.plan.canvas(loaded.image.grid, box)
+    image = window(grids.image_on_canvas(loaded.image, canvas).array, job.window_hu).astype(np.float16)
+    canvas_label = grids.label_on_canvas(label, canvas)
+    name = safe_name(job.record.case_id)
+    tensors = []
+    for number, origin in enumerate(grids.tensor_origins(canvas.shape, job.plan.overlap)):
+        part = tuple(slice(first, first + TENSOR_SIZE) for first in origin)
+        file = f"tensors/{name}_{number:02d}.npz"
+        sha256 = write_tensor(job.workspace.processed / file, image=image[part], label=canvas_label.array[part])
+        tensors.append({"file": file, "origin": list(origin), "sha256": sha256})
+    file = f"references/{name}.nii.gz"
+    nifti.write_label(job.workspace.processed / file, label, names=dict(enumerate(job.structures, start=1)))
+    lost = grids.lost_fractions(label, canvas)
+    entry["canvas"], entry["tensors"] = canvas.record(), tensors
+    entry["reference"] = {"file": file, "sha256": file_hash(job.workspace.processed / file)}
+    entry["lost_fraction"] = {name: round(lost[number], 6) for number, name in enumerate(job.structures, 1) if loaded.states[name] == PRESENT}
+    return _grid_findings(job, label, canvas_label, entry)
+
+
+def _grid_findings(job: CaseJob, label: Volume, canvas_label: Volume, entry: dict[str, Any]) -> list[Finding]:
+    """Warnings for structures that the grid cuts off or is too coarse for."""
+    case_id, findings = job.record.case_id, []
+    voxel_ml, canvas_voxel_ml = (float(np.prod(volume.spacing_mm)) / 1000 for volume in (label, canvas_label))
+    kept = grids.count_voxels(canvas_label.array)
+    for number, name in enumerate(job.structures, start=1):
+        lost = entry["lost_fraction"].get(name)
+        if lost is None:
+            continue
+        before, after = entry["voxels"][name] * voxel_ml, kept.get(number, 0) * canvas_voxel_ml
+        if lost > CROP_LOSS_WARNING:
+            findings.append(Finding("WARN", "CROP_LOSS", f"{100 * lost:.1f} % of {name} lies outside the tensors", "use --set data.grid=whole, or check the label", case_id))
+        elif after < RESOLUTION_WARNING * before:
+            findings.append(Finding("WARN", "RESOLUTION_LOSS", f"{name} has {before:.2f} mL in the scan and {after:.2f} mL in the tensors: it is too thin for this grid",
+                                    "use --set data.grid=windows with a finer data.spacing_mm", case_id))
+    return findings
+
+
+def content_hash(image: Volume) -> str:
+    """sha256 of the voxels in canonical order, rounded to whole HU: equal for one scan in two file formats."""
+    order, flips = canonical_axes(image.affine)
+    array = np.transpose(image.array, order)
+    array = np.flip(array, tuple(axis for axis, flip in enumerate(flips) if flip))
+    digest = hashlib.sha256(repr(array.shape).encode())
+    for plane in array:
+        digest.update(np.clip(np.rint(plane), -32768, 32767).astype("<i2").tobytes())
+    return digest.hexdigest()
+
+
+def canonical_spacing(entry: dict[str, Any]) -> tuple[float, float, float]:
+    """Voxel size of a surveyed case in mm along canonical D, H, W."""
+    return grids.canonical_grid(Grid.from_record(entry["scan"])).spacing_mm
+
+
+def box_of(entry: dict[str, Any]) -> grids.Box:
+    """The box to keep of a surveyed case."""
+    (d0, h0, w0), (d1, h1, w1) = entry["body_box"]["low_mm"], entry["body_box"]["high_mm"]
+    return grids.Box((d0, h0, w0), (d1, h1, w1))

@@ -1,0 +1,416 @@
+"""One case as the pipeline uses it: image in HU, label on exactly the image's grid, a state for each structure.
+
+This is the case boundary: whatever goes wrong below becomes a CaseError with the case id and the file relative
+to the data folder. Nothing here prints, and no text from a scan's header reaches a message.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from ctseg.artifacts import file_hash
+from ctseg.errors import CaseError, Finding, PipelineError, UsageError
+from ctseg.scans import nifti
+from ctseg.scans.cases import ABSENT, PRESENT, UNLABELLED, CaseRecord, ImageSource, LabelSource, LoadedCase
+from ctseg.scans.checks import refuse, require_regular
+from ctseg.scans.laterality import mirror_pairs
+from ctseg.scans.volume import Grid, Volume, match_grid
+
+GRID_TOLERANCE_MM = 1e-2  # rounding of an affine; more is another geometry
+IMPLAUSIBLE_FRACTION = 0.6  # of the body; labels that cover more are a mistake (or a crop: only a warning)
+MAX_VALUES = 1024  # distinct values in a label map; a CT copied as label has more
+_BODY_HU = -300.0
+
+
+@dataclasses.dataclass
+class _Labels:
+    """What a label source says. array: (D, H, W) uint8, i+1 = i-th requested structure; nameable: every
+    structure the source speaks about; empty: no voxel of any structure, requested or not."""
+
+    array: np.ndarray
+    nameable: frozenset[str]
+    empty: bool
+    findings: list[Finding]
+
+
+def load_case(record: CaseRecord, structures: Sequence[str], *, root: Path) -> LoadedCase:
+    """Read and check one case.
+
+    structures: the names that get the ids 1, 2, ... in the label. root: data folder, for messages only.
+    States: present = annotated and found, absent = annotated and none found, unlabelled = nobody looked.
+    Voxels of structures that were not asked for are background. Where masks overlap, the later one in
+    `structures` wins (OpenKBP: the challenge's own order) and a warning counts the voxels.
+    Raises CaseError for a case that cannot be used, READ_FAILED for anything unforeseen.
+    """
+    if len(structures) > 255:
+        raise UsageError("BAD_VALUE", f"{len(structures)} structures, at most 255 fit into a label map", "ask for fewer structures")
+    with _Boundary(record, root) as boundary:
+        image, findings = load_image(record.image)
+        label, states = None, dict.fromkeys(structures, UNLABELLED)
+        if record.labels is not None:
+            labels = _read_labels(record, record.labels, structures, image)
+            label = Volume(labels.array, image.affine)
+            states, notes = _states(record, structures, labels)
+            findings += labels.findings + notes + _check_sides(label, structures) + _check_amount(label, image, record.labels)
+    return LoadedCase(record, image, label, states, tuple(boundary.localised(finding) for finding in findings))
+
+
+def load_image(source: ImageSource) -> tuple[Volume, list[Finding]]:
+    """The CT of any supported format, checked, in HU."""
+    if source.format == "nifti":
+        return nifti.read_image(source.path)
+    if source.format == "dicom":
+        from ctseg.scans import dicom_series
+
+        return dicom_series.read_series(source.path, source.series_uid)
+    if source.format == "openkbp_csv":
+        from ctseg.scans import openkbp_csv
+
+        return openkbp_csv.read_image(source.path)
+    raise ValueError(f"unknown image format {source.format!r}")
+
+
+# ---- labels -----------------------------------------------------------------------------------------------
+
+
+def _read_labels(record: CaseRecord, source: LabelSource, structures: Sequence[str], image: Volume) -> _Labels:
+    if source.format == "map":
+        return _read_map(record, source, structures, image)
+    if source.format == "masks":
+        return _read_masks(record, source, structures, image)
+    if source.format == "dicom_seg":
+        return _read_seg(record, source, structures, image)
+    if source.format == "openkbp_csv":
+        from ctseg.scans import openkbp_csv
+
+        volume, names, findings = openkbp_csv.read_label(_path(source))
+        values = {number: name for number, name in openkbp_csv.STRUCTURES.items() if name in names}
+        array, empty = _translate(volume.array, values, structures, None, source)
+        return _Labels(array, frozenset(names), empty, findings)
+    raise ValueError(f"unknown label format {source.format!r}")
+
+
+def _path(source: LabelSource) -> Path:
+    if source.path is None:
+        raise ValueError(f"a label source of format {source.format!r} needs a path")
+    return source.path
+
+
+def _read_map(record: CaseRecord, source: LabelSource, structures: Sequence[str], image: Volume) -> _Labels:
+    path = _path(source)
+    volume, findings = nifti.read_integers(path)
+    volume, notes = _on_grid(volume, image.grid, path)
+    array, empty = _translate(volume.array, source.values, structures, source.ignore_value, source)
+    if empty and record.annotated is None:
+        raise refuse("LABEL_EMPTY", "no voxel is labelled, and nothing says that somebody looked", "restore the labels, or list the annotated structures in the data set's own file", path)
+    if source.ignore_value is not None and (ignored := int(np.count_nonzero(volume.array == source.ignore_value))):
+        notes.append(Finding("NOTE", "LABEL_IGNORED", f"{ignored} voxels carry the ignore value {source.ignore_value} and count as background", file=str(path)))
+    return _Labels(array, frozenset(source.values.values()), empty, findings + notes)
+
+
+def _translate(stored: np.ndarray, values: dict[int, str], structures: Sequence[str], ignore: int | None, source: LabelSource) -> tuple[np.ndarray, bool]:
+    """(uint8 array with the ids of the requested structures, whether no structure at all is there).
+
+    stored: int32. Every value must have a name (or be 0 or the ignore value): LABEL_VALUES otherwise.
+    """
+    known = (set(values) | {0}) | ({ignore} if ignore is not None else set())
+    low, high = int(stored.min()), int(stored.max())
+    if low < 0 or high >= 1 << 16:
+        if low not in known or high >= 1 << 16:
+            raise _wrong_values({low, high} - known, known, source)
+        stored = np.where(stored < 0, 0, stored)  # a negative ignore value
+    counts = np.bincount(stored.ravel())
+    found = {int(value) for value in np.flatnonzero(counts)}
+    if found - known:
+        raise _wrong_values(found, known, source)
+    numbers = {name: index + 1 for index, name in enumerate(structures)}
+    table = np.zeros(len(counts), dtype=np.uint8)
+    for value, name in values.items():
+        if 0 < value < len(table) and value != ignore:
+            table[value] = numbers.get(name, 0)
+    return table[stored], not (found - {0, ignore})
+
+
+def _wrong_values(found: set[int], known: set[int], source: LabelSource) -> CaseError:
+    def shown(values: set[int]) -> str:
+        ordered = sorted(values)
+        return "{" + ", ".join(map(str, ordered[:12])) + (", ..." if len(ordered) > 12 else "") + "}"
+
+    cause = f"found {shown(found)}, expected {shown(known)}"
+    if len(found) > MAX_VALUES:
+        cause = f"{len(found)} different values: this looks like an image, not a label map"
+    fix = "store 1 for the structure" if found == {0, 255} else "give the label map that belongs to these names, or correct the names"
+    return refuse("LABEL_VALUES", cause, fix, source.path or "-")
+
+
+def _read_masks(record: CaseRecord, source: LabelSource, structures: Sequence[str], image: Volume) -> _Labels:
+    """One file per structure. A file that is not there means that nobody looked; a warning only where somebody did."""
+    there = {name for name, path in source.masks.items() if os.path.lexists(path)}
+    findings = []
+    if not there:
+        raise refuse("LABEL_MISSING", f"none of the {len(source.masks)} mask files is there", "restore the masks or remove the case", next(iter(source.masks.values()), "-"))
+    claimed = record.annotated or frozenset()
+    for name in [name for name in structures if name in claimed and name not in there]:
+        findings.append(Finding("WARN", "LABEL_MISSING", f"{name} is said to be annotated but its mask is not there: left out of loss and metrics", "restore the mask", file=str(source.masks.get(name, "-"))))
+    array, overlap = np.zeros(image.array.shape, dtype=np.uint8), np.zeros(image.array.shape, dtype=bool)
+    for number, name in enumerate(structures, start=1):
+        if name not in there:
+            continue
+        path = source.masks[name]
+        volume, notes = nifti.read_integers(path)
+        volume, more = _on_grid(volume, image.grid, path)
+        mask, _ = _translate(volume.array, {1: name}, [name], None, dataclasses.replace(source, path=path))
+        _paint(array, mask.astype(bool), number, overlap)
+        findings += notes + more
+    return _Labels(array, frozenset(there), not array.any(), findings + _overlap_finding(overlap, "-"))
+
+
+def _read_seg(record: CaseRecord, source: LabelSource, structures: Sequence[str], image: Volume) -> _Labels:
+    from ctseg.scans import dicom_seg
+
+    path = _path(source)
+    folder = record.image.path if record.image.format == "dicom" else None
+    segments = frozenset(dicom_seg.list_segments(path).values())
+    masks, findings = dicom_seg.read_segments(path, image, folder, names=structures, series_uid=record.image.series_uid)
+    array, overlap = np.zeros(image.array.shape, dtype=np.uint8), np.zeros(image.array.shape, dtype=bool)
+    for number, name in enumerate(structures, start=1):
+        if name in masks:
+            _paint(array, masks[name], number, overlap)
+    return _Labels(array, segments, not array.any(), findings + _overlap_finding(overlap, str(path)))
+
+
+def _paint(array: np.ndarray, mask: np.ndarray, number: int, overlap: np.ndarray) -> None:
+    """Write one structure into the map and mark the voxels that another one held before."""
+    overlap |= mask & (array > 0)
+    array[mask] = number
+
+
+def _overlap_finding(overlap: np.ndarray, file: str) -> list[Finding]:
+    if not overlap.any():
+        return []
+    cause = f"{np.count_nonzero(overlap)} voxels belong to more than one structure; the later one in the list of structures counts"
+    return [Finding("WARN", "LABEL_OVERLAP", cause, "nothing to do if that order is meant", file=file)]
+
+
+def _on_grid(volume: Volume, grid: Grid, path: Path) -> tuple[Volume, list[Finding]]:
+    """The label on the image's grid when reordering its axes leads there; it is never interpolated."""
+    if volume.grid.matches(grid):
+        return volume, []
+    moved = match_grid(volume, grid, GRID_TOLERANCE_MM)
+    if moved is None:
+        raise _mismatch(volume, grid, path)
+    if moved is volume:
+        return volume, [Finding("NOTE", "GRID_ROUNDING", f"its geometry differs from the image by {volume.grid.corner_distance_mm(grid):.1g} mm and counts as the same", file=str(path))]
+    return moved, [Finding("NOTE", "GRID_REORDERED", "its axes run differently from the image's; reordered without interpolation", file=str(path))]
+
+
+def _mismatch(volume: Volume, grid: Grid, path: Path) -> CaseError:
+    if volume.array.shape != grid.shape:
+        cause = f"label shape {volume.array.shape}, image shape {grid.shape}"
+    else:
+        distance = volume.grid.corner_distance_mm(grid)
+        theirs, ours = (" x ".join(f"{s:.4g}" for s in spacing) for spacing in (volume.spacing_mm, grid.spacing_mm))
+        cause = f"the label lies up to {distance:.3g} mm away from the image (voxels {theirs} against {ours} mm)"
+    return refuse("GRID_MISMATCH", cause, "give the label that was drawn on this image, or resample it onto the image's grid", path)
+
+
+# ---- states and plausibility ------------------------------------------------------------------------------
+
+
+def _states(record: CaseRecord, structures: Sequence[str], labels: _Labels) -> tuple[dict[str, str], list[Finding]]:
+    annotated = labels.nameable if record.annotated is None else record.annotated & labels.nameable
+    counts = np.bincount(labels.array.ravel(), minlength=len(structures) + 1)
+    states, findings = {}, []
+    for number, name in enumerate(structures, start=1):
+        if name in annotated:
+            states[name] = PRESENT if counts[number] else ABSENT
+            continue
+        states[name] = UNLABELLED
+        if counts[number]:
+            # Voxels of a structure that is not annotated would be scored as another structure's background.
+            labels.array[labels.array == number] = 0
+            findings.append(Finding("WARN", "LABEL_UNEXPECTED", f"{name} has {counts[number]} voxels but is said not to be annotated: they count as background", "correct the list of annotated structures"))
+        elif record.annotated is not None and name in record.annotated and record.labels and record.labels.format != "masks":
+            findings.append(Finding("WARN", "LABEL_MISSING", f"{name} is said to be annotated but the labels do not hold it: left out of loss and metrics", "correct the names"))
+    return states, findings
+
+
+def _check_sides(label: Volume, structures: Sequence[str]) -> list[Finding]:
+    """A warning for each mirror pair whose left structure does not lie on the patient's left (greater LPS x)."""
+    from scipy.ndimage import find_objects
+
+    pairs = mirror_pairs(structures)
+    boxes = find_objects(label.array, max_label=len(structures)) if pairs else []
+    findings = []
+    for left, right in pairs:
+        if boxes[left] is None or boxes[right] is None:
+            continue
+        distance = _centroid_x(label, boxes[left], left + 1) - _centroid_x(label, boxes[right], right + 1)
+        if distance <= 0:
+            findings.append(Finding("WARN", "SIDE_SWAP", f"{structures[left]} lies {-distance:.0f} mm to the patient's right of {structures[right]}", "check the names and the orientation of the scan"))
+    return findings
+
+
+def _centroid_x(label: Volume, box: tuple[slice, ...], number: int) -> float:
+    """LPS x of a structure's centroid in mm."""
+    indices = np.nonzero(label.array[box] == number)
+    centre = [float(i.mean()) + s.start for i, s in zip(indices, box)]
+    return float(label.affine[0] @ np.array([*centre, 1.0]))
+
+
+def _check_amount(label: Volume, image: Volume, source: LabelSource) -> list[Finding]:
+    body = int(np.count_nonzero(image.array > _BODY_HU))
+    labelled = int(np.count_nonzero(label.array))
+    if labelled <= IMPLAUSIBLE_FRACTION * body:
+        return []
+    return [Finding("WARN", "LABEL_IMPLAUSIBLE", f"the labels cover {labelled} voxels, the body has {body}", "check that the label belongs to this scan", file=str(source.path or "-"))]
+
+
+# ---- the case boundary ------------------------------------------------------------------------------------
+
+
+class _Boundary:
+    """Gives errors and findings their case id and a path below the data folder."""
+
+    def __init__(self, record: CaseRecord, root: Path):
+        self.record, self.root = record, Path(root)
+
+    def __enter__(self) -> _Boundary:
+        return self
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, CaseError):
+            file = self.relative(error.file)
+            raise CaseError(error.code, error.cause, error.fix, case=self.record.case_id, file=file).with_traceback(trace) from None
+        if isinstance(error, MemoryError):
+            raise CaseError("TOO_LARGE", "not enough memory for this scan", "close other programs, or crop the scan",
+                            case=self.record.case_id, file=self.relative(str(self.record.image.path))) from None
+        if isinstance(error, Exception) and not isinstance(error, PipelineError):
+            # Only the type: the text of a foreign exception may quote the patient's data.
+            raise CaseError("READ_FAILED", f"reading stopped with {type(error).__name__}", "check the files of this case; the log file has the details",
+                            case=self.record.case_id, file=self.relative(str(self.record.image.path))) from error
+
+    def relative(self, file: str) -> str:
+        """`file` below the data folder, or its name alone."""
+        if file == "-":
+            return file
+        try:
+            return Path(file).absolute().relative_to(self.root.absolute()).as_posix()
+        except ValueError:
+            return Path(file).name
+
+    def localised(self, finding: Finding) -> Finding:
+        """The finding with case id and relative path."""
+        return dataclasses.replace(finding, case=self.record.case_id, file=self.relative(finding.file))
+
+
+# ---- identity ---------------------------------------------------------------------------------------------
+
+
+def source_hash(record: CaseRecord) -> str:
+    """sha256 over the hashes of the image's and then the label's files, in order; CaseError when one is missing.
+
+    Depends on the bytes and on which structure a mask belongs to, not on where the files lie. A label mask that
+    is not there counts as such.
+    """
+    digest = hashlib.sha256()
+    for role, path in _files(record):
+        digest.update(f"{role}\0{file_hash(path) if path is not None else '-'}\n".encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()
+
+
+def _files(record: CaseRecord) -> Iterator[tuple[str, Path | None]]:
+    yield from (("image", path) for path in _files_of(record.image.format, record.image.path, record))
+    labels = record.labels
+    if labels is None:
+        return
+    if labels.format == "masks":
+        for name in sorted(labels.masks):
+            path = labels.masks[name]
+            if os.path.lexists(path):
+                _checked(path, record)
+                yield f"mask {name}", path
+            else:
+                yield f"mask {name}", None
+    elif labels.path is not None:
+        yield from (("label", path) for path in _files_of(labels.format, labels.path, record))
+
+
+def _files_of(form: str, path: Path, record: CaseRecord) -> list[Path]:
+    """The files of one source, in a fixed order."""
+    if form == "dicom":
+        files = sorted(file for file in path.rglob("*") if file.is_file() and not file.name.startswith("."))
+    elif form == "openkbp_csv":
+        files = sorted(path.glob("*.csv"))
+    else:
+        files = [path]
+    if not files:
+        raise CaseError("FILE_MISSING", "the folder holds no file", "restore the files or remove the case", case=record.case_id, file=path.name)
+    for file in files:
+        _checked(file, record)
+    return files
+
+
+def _checked(path: Path, record: CaseRecord) -> None:
+    try:
+        require_regular(path)
+    except CaseError as error:
+        if error.code != "FILE_EMPTY":  # reading refuses it with its name; here it only has no bytes
+            raise CaseError(error.code, error.cause, error.fix, case=record.case_id, file=path.name) from None
+
+
+def source_to_record(record: CaseRecord, root: Path) -> dict[str, Any]:
+    """The record as JSON values with paths relative to `root`; CaseError UNSAFE_NAME for a path outside."""
+    root = Path(root).absolute()
+
+    def relative(path: Path) -> str:
+        try:
+            return Path(os.path.normpath(Path(path).absolute())).relative_to(os.path.normpath(root)).as_posix()
+        except ValueError:
+            raise CaseError("UNSAFE_NAME", "the file lies outside the data folder", "move it below the folder given as --data", case=record.case_id, file=Path(path).name) from None
+
+    result: dict[str, Any] = {
+        "case_id": record.case_id, "patient_id": record.patient_id, "split": record.split,
+        "annotated": None if record.annotated is None else sorted(record.annotated),
+        "image": {"format": record.image.format, "path": relative(record.image.path), "series_uid": record.image.series_uid},
+        "labels": None,
+    }
+    if record.labels is not None:
+        source = record.labels
+        result["labels"] = {
+            "format": source.format, "path": None if source.path is None else relative(source.path),
+            "values": {str(value): name for value, name in sorted(source.values.items())},
+            "masks": {name: relative(path) for name, path in sorted(source.masks.items())},
+            "ignore_value": source.ignore_value,
+        }
+    return result
+
+
+def source_from_record(content: dict[str, Any], root: Path) -> CaseRecord:
+    """The CaseRecord of what `source_to_record` returned; refuses paths that lead out of `root`."""
+    case_id = str(content["case_id"])
+
+    def absolute(text: str) -> Path:
+        path = PurePosixPath(text)
+        if path.is_absolute() or ".." in path.parts:
+            raise CaseError("UNSAFE_NAME", "a stored path leads out of the data folder", "run `python run_pipeline.py --preprocess` again", case=case_id)
+        return Path(root) / path
+
+    image = content["image"]
+    labels = None
+    if content["labels"] is not None:
+        stored = content["labels"]
+        labels = LabelSource(
+            stored["format"], None if stored["path"] is None else absolute(stored["path"]),
+            {int(value): name for value, name in stored["values"].items()},
+            {name: absolute(path) for name, path in stored["masks"].items()}, stored["ignore_value"],
+        )
+    annotated = None if content["annotated"] is None else frozenset(content["annotated"])
+    return CaseRecord(case_id, str(content["patient_id"]), ImageSource(image["format"], absolute(image["path"]), image["series_uid"]), labels, annotated, content["split"])

@@ -1,0 +1,308 @@
+"""Scores of one case: overlap from one confusion matrix for all structures, surfaces in the structures' boxes.
+
+Masks are arrays (D, H, W); `spacing_mm` is in the same axis order. Everything is keyword-only: the order of
+prediction and reference differs between packages, so a position would lie. Undefined is None, never 0, 1 or NaN.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from scipy import ndimage
+
+from ctseg.scoring import distances as surfaces
+from ctseg.scoring import tolerances
+
+Row = dict[str, Any]
+PRESENT, MISSED, HALLUCINATED, ABSENT = "present", "missed", "hallucinated", "absent"
+UNANNOTATED, UNEVALUABLE = "unannotated", "unevaluable"
+STATES = (PRESENT, MISSED, HALLUCINATED, ABSENT, UNANNOTATED, UNEVALUABLE)
+# What a case may say about a structure, and the state that follows whatever the masks hold.
+_NOT_SCORED = {"unlabelled": UNANNOTATED, UNANNOTATED: UNANNOTATED, UNEVALUABLE: UNEVALUABLE}
+MAX_LABEL = 65535
+_CHUNK = 1 << 16  # voxels per step of the confusion matrix: its temporaries stay in the cache
+
+
+@dataclasses.dataclass(frozen=True)
+class Structure:
+    """A structure: its name and its label ids (several: a region, the union of these labels)."""
+
+    name: str
+    labels: tuple[int, ...]
+
+    @property
+    def key(self) -> str:
+        """The label as nnU-Net writes it: "1", or "(1, 2)" for a region."""
+        return str(self.labels[0]) if len(self.labels) == 1 else str(self.labels)
+
+
+@dataclasses.dataclass(frozen=True)
+class Counts:
+    """Voxels of one structure in one case: true/false positive/negative."""
+
+    tp: int
+    fp: int
+    fn: int
+    tn: int
+
+    @classmethod
+    def of(cls, *, prediction: np.ndarray, reference: np.ndarray) -> Counts:
+        """Counts of two masks of one shape."""
+        prediction, reference = np.asarray(prediction).astype(bool, copy=False), np.asarray(reference).astype(bool, copy=False)
+        if prediction.shape != reference.shape:
+            raise ValueError(f"prediction {prediction.shape} and reference {reference.shape} differ in shape")
+        tp = int(np.count_nonzero(prediction & reference))
+        fp, fn = int(np.count_nonzero(prediction)) - tp, int(np.count_nonzero(reference)) - tp
+        return cls(tp, fp, fn, reference.size - tp - fp - fn)
+
+    @property
+    def dice(self) -> float | None:
+        """None when both masks are empty."""
+        return _ratio(2 * self.tp, 2 * self.tp + self.fp + self.fn)
+
+    @property
+    def iou(self) -> float | None:
+        """None when both masks are empty."""
+        return _ratio(self.tp, self.tp + self.fp + self.fn)
+
+    @property
+    def precision(self) -> float | None:
+        """None when the prediction is empty."""
+        return _ratio(self.tp, self.tp + self.fp)
+
+    @property
+    def recall(self) -> float | None:
+        """Sensitivity; None when the reference is empty."""
+        return _ratio(self.tp, self.tp + self.fn)
+
+    @property
+    def specificity(self) -> float | None:
+        """None when the reference fills the volume. Near 1 for every small structure: never a headline."""
+        return _ratio(self.tn, self.tn + self.fp)
+
+    @property
+    def volume_error(self) -> float | None:
+        """Signed relative volume error; None when the reference is empty."""
+        return _ratio(self.fp - self.fn, self.tp + self.fn)
+
+
+def _ratio(numerator: int, denominator: int) -> float | None:
+    return numerator / denominator if denominator else None
+
+
+def image_diagonal_mm(shape: Sequence[int], spacing_mm: Sequence[float]) -> float:
+    """The diagonal of the grid: the distance charged for a missed structure (221.7025 for 128^3 at 1 mm)."""
+    return math.sqrt(sum((n * s) ** 2 for n, s in zip(shape, spacing_mm)))
+
+
+def mask_metrics(
+    *, prediction: np.ndarray, reference: np.ndarray, spacing_mm: tuple[float, float, float],
+    tolerances_mm: Sequence[float] = tolerances.DEFAULT_MM, boundary_mode: str = "surfel", engine: str = "auto",
+) -> dict[str, float | None]:
+    """Every metric of one pair of masks by its plain formula (Dice of a hallucination is 0; both empty: None).
+
+    Keys: dice, iou, precision, recall, specificity, volume_error, volume_error_ml, hd_mm, hd95_mm, assd_mm,
+    masd_mm, and nsd_{tolerance}mm.
+    """
+    prediction, reference, spacing_mm = surfaces.check_masks(prediction, reference, spacing_mm)
+    counts = Counts.of(prediction=prediction, reference=reference)
+    pair = surfaces.surface_distances(
+        prediction=prediction, reference=reference, spacing_mm=spacing_mm, boundary_mode=boundary_mode, engine=engine)
+    if pair is None:
+        one_sided = 0.0 if counts.tp + counts.fp + counts.fn else None
+        surface: dict[str, float | None] = {"hd_mm": None, "hd95_mm": None, "assd_mm": None, "masd_mm": None}
+        surface |= {tolerances.key(t): one_sided for t in tolerances_mm}
+    else:
+        surface = _surface_metrics(pair, tolerances_mm)
+    names = ("dice", "iou", "precision", "recall", "specificity", "volume_error")
+    return {**{name: getattr(counts, name) for name in names},
+            "volume_error_ml": (counts.fp - counts.fn) * math.prod(spacing_mm) / 1000.0, **surface}
+
+
+def _surface_metrics(pair: surfaces.SurfaceDistances, tolerances_mm: Sequence[float]) -> dict[str, float | None]:
+    return {"hd_mm": surfaces.hausdorff_mm(pair), "hd95_mm": surfaces.percentile_hausdorff_mm(pair),
+            "assd_mm": surfaces.average_symmetric_mm(pair), "masd_mm": surfaces.mean_average_mm(pair),
+            **{tolerances.key(t): surfaces.surface_dice(pair, t) for t in tolerances_mm}}
+
+
+# ---- all structures of one case ---------------------------------------------------------------------------
+
+
+def score_case(
+    *, prediction: np.ndarray, reference: np.ndarray, spacing_mm: tuple[float, float, float], structures: Sequence[Structure],
+    tolerances_mm: Mapping[str, tuple[float, ...]], annotation: Mapping[str, str] | None = None, boundary_mode: str = "surfel",
+    ignore_label: int | None = None,
+) -> list[Row]:
+    """One row per structure, in their order, from two label maps (D, H, W) of integers on one grid.
+
+    annotation: name -> "unlabelled" or "unevaluable" for structures about which the reference says nothing;
+    any other value, or none, means that the reference was annotated and its mask decides.
+    ignore_label: voxels with this reference label leave all four counts and are background for the surfaces.
+    The row's keys are the columns of `per_case.csv` without ids and files, plus image_diagonal_mm (float) and
+    nsd_by_tolerance ({"nsd_2mm": value}).
+    """
+    if prediction.ndim != 3 or prediction.shape != reference.shape:
+        raise ValueError(f"prediction {prediction.shape} and reference {reference.shape} must be 3D and of one shape")
+    prediction, reference, index_of, ignored = _compact(prediction, reference, structures, ignore_label)
+    matrix = confusion_matrix(prediction=prediction, reference=reference, n_labels=int(max(prediction.max(initial=0), reference.max(initial=0), *index_of.values())) + 1)
+    matrix[0, 0] -= ignored
+    members = [[index_of[label] for label in structure.labels] for structure in structures]
+    counts = [_counts(matrix, member) for member in members]
+    states = [_state(c, (annotation or {}).get(s.name)) for s, c in zip(structures, counts)]
+    wanted = sorted({i for member, state in zip(members, states) if state == PRESENT for i in member})
+    boxes = _joint_boxes(prediction, reference, wanted)
+    rows = []
+    for structure, member, count, state in zip(structures, members, counts, states):
+        surface: dict[str, float | None] = {}
+        if state == PRESENT:
+            box = _union([boxes[i] for i in member if i in boxes])
+            pair = surfaces.distances_in_box(
+                prediction=_crop(prediction, box, member), reference=_crop(reference, box, member), spacing_mm=spacing_mm, boundary_mode=boundary_mode)
+            surface = _surface_metrics(pair, tolerances_mm[structure.name])
+        rows.append({
+            "structure": structure.name, "label": structure.key, "state": state, "boundary_mode": boundary_mode,
+            **_overlap_columns(count, state, spacing_mm),
+            **_surface_columns(surface, state, tolerances_mm[structure.name], image_diagonal_mm(reference.shape, spacing_mm)),
+            **{f"spacing_{axis}_mm": float(s) for axis, s in zip("dhw", spacing_mm)},
+        })
+    return rows
+
+
+def _compact(
+    prediction: np.ndarray, reference: np.ndarray, structures: Sequence[Structure], ignore_label: int | None
+) -> tuple[np.ndarray, np.ndarray, dict[int, int], int]:
+    """Both maps as small unsigned integers, label id -> that integer, and how many voxels were ignored.
+
+    uint8 maps keep their values, others are numbered anew. The inputs are not changed.
+    """
+    ids = sorted({label for structure in structures for label in structure.labels})
+    if not all(0 < label <= MAX_LABEL for label in ids):
+        raise ValueError(f"label ids must lie in 1 to {MAX_LABEL}, found {ids}")
+    index_of = {label: i + 1 for i, label in enumerate(ids)}
+    ignore = None if ignore_label is None else reference == ignore_label
+    if prediction.dtype == reference.dtype == np.uint8:
+        index_of = {label: label for label in ids}
+        prediction, reference = np.ascontiguousarray(prediction), np.ascontiguousarray(reference)
+    else:
+        prediction, reference = (_renumber(array, ids) for array in (prediction, reference))
+    if ignore is None:
+        return prediction, reference, index_of, 0
+    prediction, reference = prediction.copy(), reference.copy()
+    prediction[ignore] = reference[ignore] = 0
+    return prediction, reference, index_of, int(np.count_nonzero(ignore))
+
+
+def _renumber(array: np.ndarray, ids: list[int]) -> np.ndarray:
+    """`array` with ids[i] replaced by i + 1 and everything else by 0; contiguous uint8, or uint16 above 255 ids."""
+    target = np.uint8 if len(ids) < 256 else np.uint16
+    top = max(ids, default=0)
+    if array.min(initial=0) < 0 or array.max(initial=0) > top:
+        array = np.where((array < 0) | (array > top), 0, array)
+    table = np.zeros(top + 1, target)
+    table[ids] = np.arange(1, len(ids) + 1)
+    return np.ascontiguousarray(table[array])
+
+
+def confusion_matrix(*, prediction: np.ndarray, reference: np.ndarray, n_labels: int) -> np.ndarray:
+    """(n_labels, n_labels) int64 voxel counts, [reference label, prediction label]; labels below n_labels."""
+    matrix = np.zeros(n_labels * n_labels, np.int64)
+    flat_prediction, flat_reference = prediction.reshape(-1), reference.reshape(-1)
+    for start in range(0, flat_reference.size, _CHUNK):
+        pairs = flat_reference[start : start + _CHUNK].astype(np.intp)
+        pairs *= n_labels
+        pairs += flat_prediction[start : start + _CHUNK]
+        matrix += np.bincount(pairs, minlength=n_labels * n_labels)
+    return matrix.reshape(n_labels, n_labels)
+
+
+def _counts(matrix: np.ndarray, member: list[int]) -> Counts:
+    tp = int(matrix[np.ix_(member, member)].sum())
+    fn, fp = int(matrix[member].sum()) - tp, int(matrix[:, member].sum()) - tp
+    return Counts(tp, fp, fn, int(matrix.sum()) - tp - fp - fn)
+
+
+def _state(counts: Counts, annotation: str | None) -> str:
+    if annotation in _NOT_SCORED:
+        return _NOT_SCORED[annotation]
+    in_reference, in_prediction = counts.tp + counts.fn > 0, counts.tp + counts.fp > 0
+    if in_reference:
+        return PRESENT if in_prediction else MISSED
+    return HALLUCINATED if in_prediction else ABSENT
+
+
+def _overlap_columns(counts: Counts, state: str, spacing_mm: tuple[float, float, float]) -> Row:
+    names = ("tp", "fp", "fn", "tn", "dice", "iou", "precision", "recall", "specificity", "volume_error")
+    if state in (UNANNOTATED, UNEVALUABLE):
+        return dict.fromkeys((*names, "reference_ml", "prediction_ml"))
+    columns: Row = {name: getattr(counts, name) for name in names}
+    if state == HALLUCINATED:  # by the plain formula they are 0, but there is no reference to overlap with
+        columns |= {"dice": None, "iou": None}
+    voxel_ml = math.prod(spacing_mm) / 1000.0
+    return {**columns, "reference_ml": (counts.tp + counts.fn) * voxel_ml, "prediction_ml": (counts.tp + counts.fp) * voxel_ml}
+
+
+def _surface_columns(surface: dict[str, float | None], state: str, tolerances_mm: tuple[float, ...], diagonal_mm: float) -> Row:
+    """The columns of the surface metrics. A missed structure is charged the image diagonal in the imputed ones."""
+    keys = [tolerances.key(t) for t in tolerances_mm]
+    by_tolerance = {key: (0.0 if state == MISSED else surface.get(key)) for key in keys}
+    columns: Row = {}
+    for name in ("hd", "hd95", "assd"):
+        value = surface.get(f"{name}_mm")
+        columns[f"{name}_mm"] = value
+        columns[f"{name}_imputed_mm"] = diagonal_mm if state == MISSED else value
+    return {**columns, "masd_mm": surface.get("masd_mm"),
+            "nsd": by_tolerance[keys[0]], "nsd_tau_mm": tolerances_mm[0], "nsd2": by_tolerance[keys[1]], "nsd2_tau_mm": tolerances_mm[1],
+            "nsd_by_tolerance": by_tolerance, "image_diagonal_mm": diagonal_mm}
+
+
+# ---- boxes ------------------------------------------------------------------------------------------------
+
+Box = tuple[slice, ...]
+
+
+def _joint_boxes(prediction: np.ndarray, reference: np.ndarray, wanted: list[int]) -> dict[int, Box]:
+    """For each wanted label the box that holds it in both maps; labels in neither map are left out."""
+    if not wanted:
+        return {}
+    find = few_boxes if len(wanted) <= 3 else _all_boxes
+    one, other = find(prediction, wanted), find(reference, wanted)
+    return {label: _union([found[label] for found in (one, other) if label in found]) for label in wanted if label in one or label in other}
+
+
+def _all_boxes(volume: np.ndarray, wanted: list[int]) -> dict[int, Box]:
+    found = ndimage.find_objects(volume, max_label=max(wanted))
+    return {label: found[label - 1] for label in wanted if found[label - 1] is not None}
+
+
+def few_boxes(volume: np.ndarray, wanted: list[int]) -> dict[int, Box]:
+    """Boxes of a few labels, faster than `find_objects`, which looks for all of them: slabs of 16 slices."""
+    boxes: dict[int, Box] = {}
+    for label in wanted:
+        slices, plane = [], np.zeros(volume.shape[1:], bool)
+        for start in range(0, volume.shape[0], 16):
+            hit = volume[start : start + 16] == label
+            filled = np.flatnonzero(hit.reshape(hit.shape[0], -1).any(axis=1))
+            if filled.size:
+                slices += [start + int(filled[0]), start + int(filled[-1])]
+                plane |= hit[filled[0] : filled[-1] + 1].any(axis=0)
+        if slices:
+            rows, columns = np.flatnonzero(plane.any(axis=1)), np.flatnonzero(plane.any(axis=0))
+            boxes[label] = (slice(slices[0], slices[-1] + 1), slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1))
+    return boxes
+
+
+def _union(boxes: list[Box]) -> Box:
+    box = boxes[0]
+    for other in boxes[1:]:
+        box = surfaces.joint_box(box, other)
+    return box
+
+
+def _crop(volume: np.ndarray, box: Box, member: list[int]) -> np.ndarray:
+    """The structure's mask inside the box, contiguous bool."""
+    crop = volume[box]
+    return crop == member[0] if len(member) == 1 else np.isin(crop, member)

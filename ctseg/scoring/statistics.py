@@ -1,0 +1,72 @@
+"""How certain a mean is: bootstrap over patients, who are the independent unit, not their scans."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Hashable, Sequence
+from typing import Any
+
+import numpy as np
+from scipy.special import ndtr, ndtri
+
+RESAMPLES = 10_000
+SEED = 0
+SMALLEST_N = 5  # below it no interval is given
+RELIABLE_N = 50  # below it the true coverage of a nominal 95 % interval is some 73 to 91 %
+
+
+def describe(values: Sequence[float | None], patients: Sequence[Hashable], *, interval: bool = True) -> dict[str, Any]:
+    """Mean, std (ddof 1), min, max, median, p05, n, n_undefined, ci95, ci_method and flags of the values.
+
+    None is undefined: it is counted and takes no part. The mean of nothing is None, the std of one value too.
+    patients: who each value belongs to; the interval resamples patients with all their values.
+    """
+    pairs = [(value, patient) for value, patient in zip(values, patients) if value is not None]
+    defined = np.array([value for value, _ in pairs], dtype=np.float64)
+    result: dict[str, Any] = dict.fromkeys(("mean", "std", "min", "max", "median", "p05"))
+    if defined.size:
+        result |= {"mean": float(defined.mean()), "min": float(defined.min()), "max": float(defined.max()),
+                   "median": float(np.median(defined)), "p05": float(np.percentile(defined, 5))}
+    if defined.size > 1:
+        result["std"] = float(defined.std(ddof=1))
+    result |= {"n": int(defined.size), "n_undefined": len(values) - int(defined.size), "ci95": None, "ci_method": None, "flags": []}
+    if interval:
+        result["ci95"], result["flags"] = bca_interval(defined, [patient for _, patient in pairs])
+        result["ci_method"] = "bca" if result["ci95"] else None
+    return result
+
+
+def bca_interval(values: np.ndarray, patients: Sequence[Hashable]) -> tuple[list[float] | None, list[str]]:
+    """95 % BCa interval (Efron, 1987) of the mean, and its flags; None below 5 patients.
+
+    Flags: "optimistic_ci" below 50 patients, "degenerate" (zero width) when all values are equal.
+    """
+    sums: dict[Hashable, list[float]] = {}
+    for value, patient in zip(values, patients):
+        sums.setdefault(patient, []).append(float(value))
+    n = len(sums)
+    if n < SMALLEST_N:
+        return None, []
+    flags = ["optimistic_ci"] if n < RELIABLE_N else []
+    if np.ptp(values) == 0:
+        return [float(values[0])] * 2, [*flags, "degenerate"]
+    total = np.array([sum(of_patient) for of_patient in sums.values()])
+    size = np.array([len(of_patient) for of_patient in sums.values()], dtype=np.float64)
+    draws = _draws(n)
+    means = np.sort(total[draws].sum(axis=1) / size[draws].sum(axis=1))
+    observed = total.sum() / size.sum()
+    below = (np.count_nonzero(means < observed) + 0.5 * np.count_nonzero(means == observed)) / RESAMPLES
+    bias = ndtri(np.clip(below, 1 / RESAMPLES, 1 - 1 / RESAMPLES))
+    without = (total.sum() - total) / (size.sum() - size)
+    deviation = without.mean() - without
+    spread = (deviation**2).sum()
+    acceleration = (deviation**3).sum() / (6 * spread**1.5) if spread > 0 else 0.0
+    shifted = bias + ndtri([0.025, 0.975])
+    low, high = np.quantile(means, ndtr(bias + shifted / (1 - acceleration * shifted)))
+    return [float(low), float(high)], flags
+
+
+@functools.lru_cache(maxsize=4)
+def _draws(n: int) -> np.ndarray:
+    """(RESAMPLES, n) patient numbers; the same for every metric of one run."""
+    return np.random.default_rng(SEED).integers(0, n, size=(RESAMPLES, n), dtype=np.int32)

@@ -1,0 +1,176 @@
+"""From rows (one per case and structure, see `ctseg.scoring.metrics.score_case`) to the numbers people read.
+
+The headline of a structure is the mean over the cases whose reference holds it, `present` and `missed`, a missed
+one counting 0. A case without the structure never enters a mean of overlap: it is counted. Structures without any
+reference have no headline. Rows additionally carry case_id and patient_id.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from ctseg.scoring import statistics
+from ctseg.scoring.metrics import ABSENT, HALLUCINATED, MISSED, PRESENT, STATES, Row
+
+Summary = dict[str, Any]
+HEADLINE_STATES = (PRESENT, MISSED)
+ALL_STATES = (PRESENT, MISSED, HALLUCINATED)
+# Key in summary_statistics.json and detailed_results.json -> column of a row.
+METRICS = {
+    "dice": "dice", "iou": "iou", "precision": "precision", "sensitivity": "recall", "specificity": "specificity", "f1": "dice",
+    "hd": "hd_mm", "hd_imputed": "hd_imputed_mm", "hd95": "hd95_mm", "hd95_imputed": "hd95_imputed_mm", "assd": "assd_mm",
+    "assd_imputed": "assd_imputed_mm", "masd": "masd_mm", "nsd": "nsd", "volume_error": "volume_error",
+}
+# Metrics of the baseline row and of the "all" table.
+BASELINE_METRICS = ("dice", "iou", "nsd", "sensitivity", "precision", "hd95", "hd95_imputed", "volume_error")
+ALL_METRICS = ("dice", "iou", "nsd", "hd_imputed", "hd95_imputed")
+CASE_MEANS = ("dice", "iou", "hd", "hd95", "hd95_imputed")
+WORST = 5
+# Top-level keys of the summary, which a structure therefore cannot be called ("mean" makes mean_dice).
+RESERVED_NAMES = frozenset((
+    "schema_version", "settings", "presence", "all_cases", "baselines", "headline", "worst_cases", "topology",
+    "calibration", "failure_detection", "comparisons", "warnings", "mean",
+))
+
+
+def summarise(rows: Sequence[Row], baseline_rows: Sequence[Row], settings: Mapping[str, Any]) -> Summary:
+    """The content of `summary_statistics.json`.
+
+    baseline_rows: rows of the predictor that leaves every voxel background, made by the same code from the same
+    references. settings goes into the file as it is.
+    """
+    names = list(dict.fromkeys(row["structure"] for row in rows))
+    by_name = {name: [row for row in rows if row["structure"] == name] for name in names}
+    summary: Summary = {"schema_version": 1, "settings": dict(settings)}
+    for name in names:
+        headline = [row for row in by_name[name] if row["state"] in HEADLINE_STATES]
+        for metric, value_of in _metric_readers(by_name[name]).items():
+            summary[f"{name}_{metric}"] = _describe(headline, value_of)
+    cases = case_records(rows)
+    for metric in CASE_MEANS:
+        values = [case[f"mean_{metric}"] for case in cases if case["n_reference"]]
+        summary[f"mean_{metric}"] = statistics.describe(values, [case["patient_id"] for case in cases if case["n_reference"]])
+    summary["presence"] = {name: presence(by_name[name]) for name in names}
+    summary["all_cases"] = {f"{name}_{metric}": _mean_of_all(by_name[name], metric) for name in names for metric in ALL_METRICS}
+    summary["headline"] = headline_of(rows)
+    summary["baselines"] = {"all_background": _baseline(baseline_rows, summary["headline"])}
+    summary["worst_cases"] = {name: worst_cases(by_name[name]) for name in names}
+    summary |= {"topology": {}, "airway": {}, "calibration": {}, "failure_detection": {"aurc": None, "spearman": None}, "comparisons": []}
+    summary["warnings"] = _warnings(by_name, summary)
+    return summary
+
+
+def _metric_readers(rows: Sequence[Row]) -> dict[str, Callable[[Row], float | None]]:
+    """Metric key -> function of a row; the NSD at each tolerance has a key of its own."""
+    readers: dict[str, Callable[[Row], float | None]] = {}
+    for metric, column in METRICS.items():
+        readers[metric] = lambda row, column=column: row[column]  # type: ignore[misc]
+    for key in rows[0]["nsd_by_tolerance"]:
+        readers[key] = lambda row, key=key: row["nsd_by_tolerance"][key]  # type: ignore[misc]
+    return readers
+
+
+def _describe(rows: Sequence[Row], value_of: Callable[[Row], float | None]) -> dict[str, Any]:
+    return statistics.describe([value_of(row) for row in rows], [row["patient_id"] for row in rows])
+
+
+def mean(values: Sequence[float | None]) -> float | None:
+    """Mean of the defined values; None when there is none."""
+    defined = [value for value in values if value is not None]
+    return float(sum(defined) / len(defined)) if defined else None
+
+
+def headline_of(rows: Sequence[Row]) -> dict[str, Any]:
+    """Means over the structures' own headlines, each structure counting once, and who takes part."""
+    names = list(dict.fromkeys(row["structure"] for row in rows))
+    headline = {name: [row for row in rows if row["structure"] == name and row["state"] in HEADLINE_STATES] for name in names}
+    with_reference = [name for name in names if headline[name]]
+    macro = {f"macro_{metric}": mean([mean([row[METRICS[metric]] for row in headline[name]]) for name in with_reference])
+             for metric in ("dice", "iou", "nsd", "hd95_imputed")}
+    return {**macro, "structures": with_reference, "structures_without_reference": [name for name in names if not headline[name]]}
+
+
+def presence(rows: Sequence[Row]) -> dict[str, Any]:
+    """Counts of one structure's states, presence sensitivity and specificity, mean false volume in mL."""
+    n = {state: sum(row["state"] == state for row in rows) for state in STATES}
+    with_it, without_it = n[PRESENT] + n[MISSED], n[ABSENT] + n[HALLUCINATED]
+    return {
+        **{f"n_{state}": count for state, count in n.items()},
+        "sensitivity": n[PRESENT] / with_it if with_it else None,
+        "specificity": n[ABSENT] / without_it if without_it else None,
+        "false_volume_ml_mean": mean([row["prediction_ml"] for row in rows if row["state"] == HALLUCINATED]),
+    }
+
+
+def _mean_of_all(rows: Sequence[Row], metric: str) -> dict[str, Any]:
+    """Mean over present, missed and hallucinated cases; a hallucination overlaps 0 and is the image diagonal off."""
+    scored = [row for row in rows if row["state"] in ALL_STATES]
+    charged = "image_diagonal_mm" if metric.endswith("_imputed") else None
+    values = [(row[charged] if charged else 0.0) if row["state"] == HALLUCINATED else row[METRICS[metric]] for row in scored]
+    return {"mean": mean(values), "n": len(values)}
+
+
+def _baseline(rows: Sequence[Row], headline: Mapping[str, Any]) -> dict[str, Any]:
+    """What predicting nothing scores, and whether the method is better."""
+    result: dict[str, Any] = {}
+    for name in dict.fromkeys(row["structure"] for row in rows):
+        own = [row for row in rows if row["structure"] == name]
+        scored = [row for row in own if row["state"] in HEADLINE_STATES]
+        result |= {f"{name}_{metric}": mean([row[METRICS[metric]] for row in scored]) for metric in BASELINE_METRICS}
+        found = presence(own)
+        result |= {f"{name}_presence_{key}": found[key] for key in ("sensitivity", "specificity")}
+    own_headline = headline_of(rows)
+    result |= {key: value for key, value in own_headline.items() if key.startswith("macro_")}
+    mine, nothing = headline["macro_dice"], own_headline["macro_dice"]
+    return {**result, "better_than_baseline": None if mine is None else mine > nothing}
+
+
+def worst_cases(rows: Sequence[Row], count: int = WORST) -> list[dict[str, Any]]:
+    """The `count` reference-present cases of lowest Dice; ties by the larger distance, then by case id."""
+    scored = [row for row in rows if row["state"] in HEADLINE_STATES]
+    scored.sort(key=lambda row: (row["dice"], -row["hd95_imputed_mm"], row["case_id"]))
+    return [{key: row[key] for key in ("case_id", "dice", "state", "hd95_mm")} for row in scored[:count]]
+
+
+def case_records(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """The content of `detailed_results.json`: one object per case, organ by organ.
+
+    The means run over the organs that the case's reference holds; an undefined distance takes no part in
+    mean_hd and mean_hd95, but counts as the image diagonal in mean_hd95_imputed.
+    """
+    cases: dict[str, list[Row]] = {}
+    for row in rows:
+        cases.setdefault(row["case_id"], []).append(row)
+    records = []
+    for case_id, own in cases.items():
+        record: dict[str, Any] = {"patient_id": own[0]["patient_id"], "case_id": case_id}
+        for row in own:
+            name = row["structure"]
+            record |= {f"{name}_{metric}": row[column] for metric, column in METRICS.items()}
+            record |= {f"{name}_{key}": row[key] for key in ("state", "reference_ml", "prediction_ml")}
+        scored = [row for row in own if row["state"] in HEADLINE_STATES]
+        record["n_reference"] = len(scored)
+        record |= {f"mean_{metric}": mean([row[METRICS[metric]] for row in scored]) for metric in CASE_MEANS}
+        records.append(record)
+    return records
+
+
+def _warnings(by_name: Mapping[str, Sequence[Row]], summary: Summary) -> list[str]:
+    found = []
+    if summary["baselines"]["all_background"]["better_than_baseline"] is False:
+        found.append("NOT BETTER THAN PREDICTING NOTHING: the headline is not above that of the all-background predictor")
+    without = summary["headline"]["structures_without_reference"]
+    if without:
+        found.append(f"no case holds it in the reference, so it has no score and is left out of the headline: {', '.join(without)}")
+    fine: dict[tuple[float, float], list[str]] = {}
+    for name, rows in by_name.items():
+        coarsest = max(max(row[f"spacing_{axis}_mm"] for axis in "dhw") for row in rows)
+        for tau in (rows[0]["nsd_tau_mm"], rows[0]["nsd2_tau_mm"]):
+            if tau < coarsest:
+                fine.setdefault((tau, coarsest), []).append(name)
+    found += [f"NSD at {tau:g} mm is finer than the largest voxel spacing ({coarsest:g} mm) and therefore quantised: {', '.join(names)}"
+              for (tau, coarsest), names in sorted(fine.items())]
+    if any("optimistic_ci" in summary[f"{name}_dice"]["flags"] for name in by_name):
+        found.append("confidence intervals marked * come from fewer than 50 patients and are narrower than they should be")
+    return found

@@ -1,0 +1,219 @@
+"""Stage 3: predict the test scans and score them; or score any two folders of masks.
+
+Reads   processed_data/ and checkpoints/best_model.pth, or the folders --reference and --prediction
+Writes  evaluation_results/ (or --output): predictions/, detailed_results.json, summary_statistics.json, summary.json,
+        per_case.csv, evaluation_report.txt, dice_boxplots.png, dice_vs_hausdorff.png, metrics_heatmap.png
+
+    python evaluate.py
+    python evaluate.py --reference labelsTs --prediction predicted --output scores --labels names.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import multiprocessing
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ctseg import cli
+from ctseg.artifacts import Workspace, load_manifest, lock_workspace, read_json
+from ctseg.cli import LOG, Options
+from ctseg.config import Settings
+from ctseg.errors import IntegrityError, UsageError
+
+if TYPE_CHECKING:
+    from ctseg.mask_pairs import Pair, ScoreSettings
+    from ctseg.scoring.metrics import Row, Structure
+
+
+def run(workspace: Workspace, settings: Settings, options: Options) -> int:
+    """Predict the test split with the best model and score it. Returns the exit code."""
+    from ctseg.learning.predict_stage import predict_test_cases
+    from models import build_network
+
+    predict_test_cases(workspace, settings, device=options.device, build_network=build_network,
+                       progress=lambda cases: _bar(cases, "Predicting", len(cases)))
+    return score_run(workspace, settings, cli.worker_count(options))
+
+
+def score_run(workspace: Workspace, settings: Settings, workers: int = 1) -> int:
+    """Score the predictions that `evaluation_run.json` lists against the references of the test split."""
+    from ctseg.mask_pairs import Pair, ScoreSettings, check_names, check_sets
+    from ctseg.scoring.metrics import Structure
+    from ctseg.scoring.tolerances import tolerances_for
+
+    manifest = load_manifest(workspace)
+    record = read_json(workspace.require(workspace.run_record, stage="eval"))
+    if record["structures"] != manifest["structures"]:
+        raise IntegrityError("ORGAN_MAP_MISMATCH", "the predictions name other structures than processed_data", "run `python evaluate.py` again",
+                             file=workspace.relative(workspace.run_record))
+    check_names(manifest["structures"])
+    expected = {case["case_id"]: case for case in manifest["cases"] if case["split"] == "test"}
+    predicted = {case["case_id"]: case for case in record["cases"]}
+    check_sets("test case", expected, predicted)
+    pairs = [Pair(case_id, case["patient_id"], workspace.evaluation / predicted[case_id]["prediction"], workspace.root / predicted[case_id]["reference"],
+                  predicted[case_id]["prediction"], predicted[case_id]["reference"], case["states"]) for case_id, case in expected.items()]
+    structures = [Structure(name, (i,)) for i, name in enumerate(manifest["structures"], start=1)]
+    how = ScoreSettings(tolerances_for(manifest["structures"]), settings.evaluate.boundary_mode)
+    rows, nothing, notes = score_pairs(pairs, structures, how, workers=workers)
+    report = write_evaluation(workspace.evaluation, pairs, structures, how, rows, nothing, warnings=notes, synthetic=bool(manifest["synthetic"]),
+                              split_hash=manifest["splits_hash"])
+    LOG.info("\n%s", report)
+    return 0
+
+
+def score_pairs(pairs: Sequence[Pair], structures: Sequence[Structure], settings: ScoreSettings, *, workers: int = 1) -> tuple[list[Row], list[Row], list[str]]:
+    """(rows, rows of predicting nothing, lines of what was noticed), ordered by case id and structure.
+
+    One process per case at a time, one thread each; the result does not depend on the number of workers.
+    """
+    from ctseg.mask_pairs import score_pair
+
+    pairs = sorted(pairs, key=lambda pair: pair.case_id)
+    job = functools.partial(score_pair, structures=structures, settings=settings)
+    rows: list[Row] = []
+    nothing: list[Row] = []
+    notes: list[str] = []
+    for own, own_nothing, own_notes in _bar(_map(job, pairs, workers), "Scoring", len(pairs)):
+        rows += own
+        nothing += own_nothing
+        notes += own_notes
+    return rows, nothing, notes
+
+
+def _map(job: Any, items: Sequence[Any], workers: int) -> Iterator[Any]:
+    """job(item) for every item, in their order."""
+    if min(workers, len(items)) <= 1:
+        yield from map(job, items)
+        return
+    # Never a plain fork: this process may hold torch with running threads.
+    method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+    with ProcessPoolExecutor(min(workers, len(items)), mp_context=multiprocessing.get_context(method)) as pool:
+        try:
+            yield from pool.map(job, items)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def write_evaluation(folder: Path, pairs: Sequence[Pair], structures: Sequence[Structure], how: ScoreSettings, rows: Sequence[Row], nothing: Sequence[Row],
+                     *, warnings: Sequence[str] = (), synthetic: bool = False, split_hash: str | None = None, plots: bool = True) -> str:
+    """Write every result file and return the report."""
+    from ctseg.result_files import write_results
+    from ctseg.scoring import distances, statistics
+
+    missing = sum(pair.prediction is None for pair in pairs)
+    warnings = [*([f"{missing} predictions are missing; their structures count as missed"] if missing else []), *warnings]
+    content = {
+        "boundary_mode": how.boundary_mode, "hd95": "max_of_directed_percentiles", "tolerance_epsilon": distances.TOLERANCE_EPSILON,
+        "empty_policy": "present_only", "tolerances_mm": {name: list(values) for name, values in how.tolerances_mm.items()}, "distance_unit": "mm",
+        "bootstrap": {"method": "bca", "resamples": statistics.RESAMPLES, "seed": statistics.SEED}, "split_hash": split_hash,
+        "n_patients": len({pair.patient_id for pair in pairs}), "n_cases": len(pairs), "n_missing_predictions": missing, "synthetic": synthetic,
+    }
+    report = write_results(folder, rows, nothing, content, warnings)
+    if plots:
+        _draw(folder, rows, [structure.name for structure in structures], synthetic)
+    return report
+
+
+def _draw(folder: Path, rows: Sequence[Row], names: Sequence[str], synthetic: bool) -> None:
+    from ctseg.reporting import plots
+
+    for name in ("dice_boxplots", "dice_vs_hausdorff", "metrics_heatmap"):
+        getattr(plots, name)(rows, names, folder / f"{name}.png", synthetic)
+
+
+def _bar(items: Any, label: str, total: int) -> Any:
+    from tqdm import tqdm
+
+    return tqdm(items, desc=label, total=total, unit="case", leave=False, disable=not sys.stderr.isatty())
+
+
+# ---- two folders ------------------------------------------------------------------------------------------
+
+
+def compare_folders(arguments: argparse.Namespace, settings: Settings, workers: int) -> int:
+    """Score --prediction against --reference; everything goes to --output."""
+    from ctseg.mask_pairs import ScoreSettings, find_label_names, pair_folders
+    from ctseg.scoring.tolerances import tolerances_for
+
+    reference, prediction = arguments.reference, arguments.prediction
+    names = find_label_names(reference, prediction, arguments.labels)
+    pairs = pair_folders(reference, prediction, names, allow_missing=arguments.allow_missing)
+    structure_names = [structure.name for structure in names.structures]
+    try:
+        tolerances = tolerances_for(structure_names, _read_tolerances(arguments.tolerances, structure_names))
+    except (ValueError, TypeError) as error:
+        raise UsageError("BAD_VALUE", f"--tolerances: {error}", 'write for example {"liver": [5, 2]}', file=arguments.tolerances.name) from None
+    how = ScoreSettings(tolerances, settings.evaluate.boundary_mode, names.ignore_label)
+    rows, nothing, notes = score_pairs(pairs, names.structures, how, workers=workers)
+    report = write_evaluation(arguments.output, pairs, names.structures, how, rows, nothing, warnings=notes, synthetic=_says_synthetic(arguments), plots=not arguments.no_plots)
+    print(report)
+    return 0
+
+
+def _read_tolerances(path: Path | None, names: Sequence[str]) -> Mapping[str, Sequence[float]] | None:
+    if path is None:
+        return None
+    if not path.is_file():
+        raise UsageError("FILE_MISSING", "the file does not exist", "check the path after --tolerances", file=path.name)
+    content = read_json(path)
+    if not isinstance(content, dict) or not all(isinstance(values, list) for values in content.values()):
+        raise ValueError(f"{json.dumps(content)[:80]} is no map of names and lists")
+    unknown = sorted(set(content) - set(names))
+    if unknown:
+        raise UsageError("UNKNOWN_STRUCTURE", f"--tolerances names {', '.join(unknown)}", f"the structures are {', '.join(names)}", file=path.name)
+    return content
+
+
+def _says_synthetic(arguments: argparse.Namespace) -> bool:
+    """Whether the masks come from made-up scans: said on the command line or beside the files."""
+    if arguments.synthetic or any((folder / "synthetic.json").is_file() for folder in (arguments.reference, arguments.reference.parent)):
+        return True
+    record = arguments.prediction.parent / "evaluation_run.json"
+    return record.is_file() and bool(read_json(record).get("synthetic"))
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line: the shared options and those of the comparison of two folders."""
+    parser = cli.parser("evaluate.py", __doc__ or "")
+    parser.add_argument("--boundary-mode", choices=["surfel", "voxel"], help="surface of a mask (default: surfel); values of different modes are never compared")
+    folders = parser.add_argument_group("two folders of NIfTI label maps instead of a model")
+    folders.add_argument("--reference", type=Path, metavar="DIR", help="the truth")
+    folders.add_argument("--prediction", type=Path, metavar="DIR", help="what is scored; files of the same names")
+    folders.add_argument("--output", type=Path, metavar="DIR", help="where the results go")
+    folders.add_argument("--labels", type=Path, metavar="FILE", help='names of the label ids, {"1": "liver"} or a dataset.json (default: labels.json or dataset.json in the folders)')
+    folders.add_argument("--tolerances", type=Path, metavar="FILE", help='tolerances of the surface Dice in mm, {"liver": [5, 2]}')
+    folders.add_argument("--allow-missing", action="store_true", help="count a missing prediction as everything missed instead of refusing")
+    folders.add_argument("--synthetic", action="store_true", help="say in every result that the data are synthetic")
+    folders.add_argument("--no-plots", action="store_true", help="write no pictures")
+    return parser
+
+
+def _main(argv: list[str] | None) -> int:
+    arguments = build_parser().parse_args(argv)
+    if arguments.boundary_mode is not None:
+        arguments.assignments.append(f"evaluate.boundary_mode={arguments.boundary_mode}")
+    workspace, settings, options = cli.settings_from(arguments)
+    folders = (arguments.reference, arguments.prediction, arguments.output)
+    if any(folder is not None for folder in folders):
+        if None in folders:
+            raise UsageError("BAD_OPTION", "scoring two folders needs --reference, --prediction and --output", "give all three, or none of them to score the model")
+        return compare_folders(arguments, settings, cli.worker_count(options))
+    with lock_workspace(workspace):
+        cli.start_log(workspace)
+        return run(workspace, settings, options)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the stage, or compare two folders, from the command line."""
+    return cli.guarded(_main, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

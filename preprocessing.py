@@ -1,0 +1,352 @@
+"""Stage 1: raw scans to 128^3 tensors.
+
+Reads the data set given as --data (or writes a synthetic cohort into synthetic_data/ and reads that).
+Writes processed_data/: tensors/, references/, splits.json, preprocess_report.json and, last, manifest.json.
+Nothing is done twice: what is there for the same scan and settings is kept.
+
+    python preprocessing.py --data ../my_scans --structures liver,spleen --set data.grid=windows
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ctseg import artifacts, cli
+from ctseg.config import DataSettings, Settings, did_you_mean
+from ctseg.errors import Finding, IntegrityError, PreconditionError, ResourceError, UsageError
+
+if TYPE_CHECKING:
+    from ctseg.scans.cases import DataSet
+    from ctseg.scans.grids import GridPlan
+    from ctseg.scans.prepare import CaseJob, CaseOutcome
+
+LOG = logging.getLogger("ctseg")
+REPORT_VERSION = 1
+TENSOR_BYTES = 3 * artifacts.TENSOR_SIZE**3  # float16 image + uint8 label
+SHOWN_PER_CODE = 3  # lines of one kind on the terminal; all of them stand in the report and the log
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Parse the command line and run the stage; the exit code comes back."""
+    return cli.run_stage("preprocessing.py", __doc__, run, argv)
+
+
+def run(workspace: artifacts.Workspace, settings: Settings, options: cli.Options) -> int:
+    """Make tensors of every case. Exit code 0, or 3 when cases were skipped (and that was not allowed)."""
+    spacing_mm = _check_settings(settings.data)
+    data_set = _open(workspace, options)
+    structures = _choose_structures(data_set, settings.data)
+    LOG.info("Data: %s, layout %s, %d cases; structures: %s", "synthetic cohort" if data_set.synthetic else workspace.relative(data_set.root),
+             data_set.layout, len(data_set.cases), ", ".join(structures))
+    artifacts.sweep_temporaries(workspace.processed)
+    previous = _previous_manifest(workspace)
+    findings = list(data_set.findings) + _stale_note(previous, settings, structures)
+    workers = min(cli.worker_count(options), len(data_set.cases))
+
+    jobs = _jobs(workspace, settings.data, data_set, structures, _known_plan(settings.data, spacing_mm), previous)
+    _require_disk(workspace, len([job for job in jobs if job.previous is None]) * TENSOR_BYTES)
+    outcomes = _in_parallel(jobs, workers, "reading scans")
+    entries = {outcome.case_id: outcome.entry for outcome in outcomes if outcome.entry is not None}
+    _stop_on_skips(workspace, data_set, outcomes, findings, settings.data.skip_limit)
+    splits, notes = _freeze_splits(workspace, entries, settings.data)
+    findings += notes
+
+    plan = jobs[0].plan or _choose_plan([entry for entry in entries.values() if entry["split"] == "train"], settings.data, spacing_mm)
+    if jobs[0].plan is None:
+        outcomes = _write_tensors(workspace, jobs, outcomes, plan, workers)
+        entries = {outcome.case_id: {**outcome.entry, "split": entries[outcome.case_id]["split"]} for outcome in outcomes if outcome.entry is not None}
+        _stop_on_skips(workspace, data_set, outcomes, findings, settings.data.skip_limit)
+    _remove_stale(workspace, entries)
+    report = _report(data_set, outcomes, findings)
+    _write_if_changed(workspace.preprocess_report, report)
+    manifest = _manifest(workspace, settings.data, options, data_set, structures, plan, entries, splits)
+    _write_if_changed(workspace.manifest, manifest)
+    return _tell(report, manifest, options)
+
+
+# ---- before reading -----------------------------------------------------------------------------------------
+
+
+def _check_settings(data: DataSettings) -> tuple[float, float, float] | None:
+    """data.spacing_mm as three numbers (D, H, W), None when it is to be chosen."""
+    values = data.spacing_mm * 3 if len(data.spacing_mm) == 1 else data.spacing_mm
+    if values and (len(values) != 3 or not all(0.1 <= value <= 20 for value in values)):
+        raise UsageError("BAD_VALUE", f"data.spacing_mm={list(data.spacing_mm)} is not one number or three, each 0.1 to 20",
+                         "give mm along superior, posterior, left; for example --set data.spacing_mm=3,1.5,1.5")
+    if values and data.grid == "whole":
+        raise UsageError("BAD_VALUE", "data.spacing_mm has no meaning for data.grid=whole, where the body decides", "leave it out, or use --set data.grid=windows")
+    if data.val_fraction + data.test_fraction > 0.9:
+        raise UsageError("BAD_VALUE", f"data.val_fraction + data.test_fraction = {data.val_fraction + data.test_fraction:g} leaves nothing to train on", "keep their sum at 0.9 or below")
+    return (values[0], values[1], values[2]) if values else None
+
+
+def _open(workspace: artifacts.Workspace, options: cli.Options) -> DataSet:
+    """The user's data set, or the synthetic cohort, which is drawn first when it is not there yet."""
+    from ctseg.scans.layouts import open_data_set
+
+    if options.data is not None:
+        return open_data_set(options.data, options.layout)
+    folder = workspace.synthetic_data
+    if not (folder / "synthetic.json").is_file():
+        from ctseg.scans.phantom import write_cohort
+
+        LOG.info("No --data given: drawing a synthetic cohort into %s", workspace.relative(folder))
+        with _Bar("drawing synthetic scans") as bar:
+            write_cohort(folder, progress=bar, workers=cli.worker_count(options))
+    return open_data_set(folder, options.layout)
+
+
+def _choose_structures(data_set: DataSet, data: DataSettings) -> tuple[str, ...]:
+    """The structures asked for, in the order of the data set; for the synthetic cohort its own default."""
+    wanted = tuple(data.structures)
+    if not wanted and data_set.synthetic:
+        wanted = tuple(artifacts.read_json(data_set.root / "synthetic.json").get("structures", ()))
+    for name in wanted:
+        if name not in data_set.structures:
+            raise UsageError("UNKNOWN_ORGAN", f"the data set has no structure '{name}'{did_you_mean(name, data_set.structures)}",
+                             f"choose from {', '.join(data_set.structures)}")
+    chosen = tuple(name for name in data_set.structures if not wanted or name in wanted)
+    if not chosen or not data_set.cases:
+        raise PreconditionError("NO_DATA", f"the folder has {len(data_set.cases)} usable cases and names {len(chosen)} structures", "see preprocess --list for the layouts",
+                                file=data_set.root.name)
+    return chosen
+
+
+def _previous_manifest(workspace: artifacts.Workspace) -> dict[str, Any] | None:
+    """The manifest of an earlier run, None when there is none that can be built upon."""
+    if not workspace.manifest.exists():
+        return None
+    try:
+        manifest = artifacts.read_json(workspace.manifest)
+    except IntegrityError:
+        return None
+    return manifest if isinstance(manifest, dict) and manifest.get("version") == artifacts.MANIFEST_VERSION else None
+
+
+def _stale_note(previous: dict[str, Any] | None, settings: Settings, structures: tuple[str, ...]) -> list[Finding]:
+    if previous is None or (previous["settings"] == settings.record()["data"] and previous["structures"] == list(structures)):
+        return []
+    return [Finding("NOTE", "STALE_CACHE", "settings or structures changed since the tensors were made: what depends on them is made again")]
+
+
+def _known_plan(data: DataSettings, spacing_mm: tuple[float, float, float] | None) -> GridPlan | None:
+    """The grid when the settings alone decide it; None when the training scans do."""
+    from ctseg.scans.grids import GridPlan
+
+    if data.grid == "whole":
+        return GridPlan("whole", None, data.overlap)
+    return GridPlan("windows", spacing_mm, data.overlap) if spacing_mm else None
+
+
+def _jobs(workspace: artifacts.Workspace, data: DataSettings, data_set: DataSet, structures: tuple[str, ...], plan: GridPlan | None,
+          previous: dict[str, Any] | None) -> list[CaseJob]:
+    from ctseg.scans.prepare import CaseJob
+
+    known = {entry["case_id"]: entry for entry in previous["cases"]} if previous else {}
+    return [CaseJob(record, data_set.root, workspace, structures, data.window_hu, data.margin_mm, plan, known.get(record.case_id))
+            for record in sorted(data_set.cases, key=lambda record: record.case_id)]
+
+
+def _require_disk(workspace: artifacts.Workspace, needed: float) -> None:
+    workspace.processed.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(workspace.processed).free
+    needed = 1.1 * needed + 50e6 if needed else 0
+    if free < needed:
+        raise ResourceError("DISK_FULL", f"about {needed / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free", "free some space, choose another --workspace, or use --set data.grid=whole")
+
+
+# ---- reading and writing the cases --------------------------------------------------------------------------
+
+
+class _Bar:
+    """A progress bar that is called with (done, total)."""
+
+    def __init__(self, title: str):
+        from tqdm import tqdm
+
+        self.bar = tqdm(desc=title, unit="scan", file=sys.stderr, leave=False, dynamic_ncols=True)
+
+    def __enter__(self) -> _Bar:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.close()
+
+    def __call__(self, done: int, total: int, *_: object) -> None:
+        self.bar.total = total
+        self.bar.update(done - self.bar.n)
+
+
+def _in_parallel(jobs: list[CaseJob], workers: int, title: str) -> list[CaseOutcome]:
+    """What came of each job, in their order; tracebacks go to the log file."""
+    from ctseg.scans.parallel import map_cases
+
+    with _Bar(title) as bar:
+        outcomes = map_cases(jobs, workers, progress=bar)
+    for outcome in outcomes:
+        if outcome.trace:
+            LOG.debug("case %s\n%s", outcome.case_id, outcome.trace)
+    return outcomes
+
+
+def _write_tensors(workspace: artifacts.Workspace, jobs: list[CaseJob], surveyed: list[CaseOutcome], plan: GridPlan, workers: int) -> list[CaseOutcome]:
+    """The outcomes with the tensors of every case written; those of an earlier run are kept where they still hold."""
+    import dataclasses
+
+    from ctseg.scans.grids import tensor_origins
+    from ctseg.scans.prepare import box_of
+    from ctseg.scans.volume import Grid
+
+    pending, size = [], 0
+    for job, outcome in zip(jobs, surveyed):
+        entry = outcome.entry
+        if entry is None or (outcome.reused and entry["key"] == job.case_key(entry["survey_key"], plan)):
+            continue
+        pending.append(dataclasses.replace(job, plan=plan, previous=None))
+        scan = Grid.from_record(entry["scan"])
+        size += TENSOR_BYTES * len(tensor_origins(plan.canvas(scan, box_of(entry)).shape, plan.overlap)) + scan.shape[0] * scan.shape[1] * scan.shape[2] // 20
+    _require_disk(workspace, size)
+    written = {outcome.case_id: outcome for outcome in _in_parallel(pending, workers, "writing tensors")} if pending else {}
+    return [written.get(outcome.case_id, outcome) for outcome in surveyed]
+
+
+def _choose_plan(train: list[dict[str, Any]], data: DataSettings, spacing_mm: tuple[float, float, float] | None) -> GridPlan:
+    """The grid that the training scans ask for: their median spacing, and for grid=auto whether one tensor holds the body."""
+    import numpy as np
+
+    from ctseg.scans.grids import GridPlan
+    from ctseg.scans.prepare import box_of, canonical_spacing
+
+    median = np.median([canonical_spacing(entry) for entry in train], axis=0) if spacing_mm is None else np.array(spacing_mm)
+    d, h, w = (round(float(value), 4) for value in median)
+    voxels = np.median([np.array(box_of(entry).size_mm) / (d, h, w) for entry in train], axis=0)
+    if data.grid == "auto" and (np.ceil(voxels - 1e-3) > artifacts.TENSOR_SIZE).any():
+        LOG.info("Grid: whole (at the scans' own spacing of %g x %g x %g mm the body needs %d x %d x %d voxels, more than one tensor)", d, h, w, *np.ceil(voxels))
+        return GridPlan("whole", None, data.overlap)
+    LOG.info("Grid: windows of %g x %g x %g mm (median of the training scans)", d, h, w)
+    return GridPlan("windows", (d, h, w), data.overlap)
+
+
+def _freeze_splits(workspace: artifacts.Workspace, entries: dict[str, dict[str, Any]], data: DataSettings) -> tuple[dict[str, Any], list[Finding]]:
+    """Draw or complete splits.json and write each case's split into its entry. (content of the file, findings)"""
+    from ctseg.scans import splits
+
+    existing = artifacts.read_json(workspace.splits) if workspace.splits.exists() else None
+    frozen = splits.frozen_assignment(existing) if existing is not None else {}
+    cases = [splits.SplitCase(entry["case_id"], entry["patient_id"], entry["states"], entry["source"]["image"]["format"], entry["content_hash"], entry["source"]["split"])
+             for entry in entries.values()]
+    assignment, findings = splits.draw_splits(cases, frozen=frozen, val_fraction=data.val_fraction, test_fraction=data.test_fraction, seed=data.seed)
+    if existing is not None and existing["seed"] != data.seed:
+        findings.append(Finding("NOTE", "SPLIT_FROZEN", f"splits.json was drawn with seed {existing['seed']} and is kept", "delete it to draw again"))
+    for entry in entries.values():
+        entry["split"] = assignment[entry["patient_id"]]
+    # Patients that are gone stay written down: should they come back, they return to the same split.
+    record = splits.splits_record({**frozen, **assignment}, existing["seed"] if existing is not None else data.seed)
+    _write_if_changed(workspace.splits, record)
+    return record, findings
+
+
+def _remove_stale(workspace: artifacts.Workspace, entries: dict[str, dict[str, Any]]) -> None:
+    """Delete tensors and references that no case of this run owns."""
+    owned = {file["file"] for entry in entries.values() for file in (*entry["tensors"], entry["reference"])}
+    for folder, pattern in ((workspace.tensors, "*.npz"), (workspace.references, "*.nii.gz")):
+        for path in folder.glob(pattern):
+            if path.relative_to(workspace.processed).as_posix() not in owned:
+                path.unlink()
+
+
+# ---- what is left behind ------------------------------------------------------------------------------------
+
+
+def _write_if_changed(path: Path, content: dict[str, Any]) -> None:
+    try:
+        if artifacts.read_json(path) == content:
+            return
+    except (OSError, IntegrityError):
+        pass
+    artifacts.write_json(path, content)
+
+
+def _report(data_set: DataSet, outcomes: list[CaseOutcome], findings: list[Finding]) -> dict[str, Any]:
+    """The content of preprocess_report.json: found = processed + cached + skipped."""
+    refused = {finding.case for finding in data_set.findings if finding.severity == "ERROR" and finding.case != "-"}
+    skipped = sorted(refused | {outcome.case_id for outcome in outcomes if outcome.entry is None})
+    cached = sum(outcome.reused for outcome in outcomes if outcome.entry is not None)
+    everything = [*findings, *(finding for outcome in outcomes for finding in outcome.findings)]
+    found = len(outcomes) + len(refused - {outcome.case_id for outcome in outcomes})
+    return {"version": REPORT_VERSION, "layout": data_set.layout, "found": found, "processed": found - cached - len(skipped), "cached": cached,
+            "skipped": len(skipped), "skipped_cases": skipped, "findings": [finding.record() for finding in everything]}
+
+
+def _stop_on_skips(workspace: artifacts.Workspace, data_set: DataSet, outcomes: list[CaseOutcome], findings: list[Finding], limit: float) -> None:
+    """Stop when so many cases were refused that the folder cannot be what we take it for; the report is written."""
+    report = _report(data_set, outcomes, findings)
+    usable = report["found"] - report["skipped"]
+    if usable and report["skipped"] <= limit * report["found"]:
+        return
+    _write_if_changed(workspace.preprocess_report, report)
+    _tell_findings(report["findings"])
+    raise PreconditionError("SKIP_LIMIT", f"{report['skipped']} of {report['found']} cases cannot be used, more than data.skip_limit={limit:g}",
+                            f"see {workspace.relative(workspace.preprocess_report)}; correct the cases, or raise the limit with --set data.skip_limit=0.5",
+                            file=workspace.relative(workspace.preprocess_report))
+
+
+def _manifest(workspace: artifacts.Workspace, data: DataSettings, options: cli.Options, data_set: DataSet, structures: tuple[str, ...], plan: GridPlan,
+              entries: dict[str, dict[str, Any]], splits: dict[str, Any]) -> dict[str, Any]:
+    from ctseg.scans.prepare import PREPROCESS_VERSION
+
+    settings = Settings(data=data).record()["data"]
+    return {
+        "format": "ctseg-manifest", "version": artifacts.MANIFEST_VERSION, "layout": data_set.layout, "synthetic": data_set.synthetic,
+        "data_root": _data_root(workspace, options.data or data_set.root), "structures": list(structures),
+        "grid": plan.kind, "spacing_mm": list(plan.spacing_mm) if plan.spacing_mm else None, "window_hu": list(data.window_hu),
+        "settings": settings, "settings_hash": artifacts.canonical_hash(settings), "splits_hash": artifacts.canonical_hash(splits),
+        "versions": {"preprocess": PREPROCESS_VERSION, **_package_versions()}, "cases": list(entries.values()),
+    }
+
+
+def _data_root(workspace: artifacts.Workspace, root: Path) -> str:
+    """Where the raw scans lie: relative to the workspace when below it or given as a relative path, else as given."""
+    absolute = root.absolute()
+    if absolute.is_relative_to(workspace.root) or not root.is_absolute():
+        return Path(os.path.relpath(absolute, workspace.root)).as_posix()
+    return str(root)
+
+
+def _package_versions() -> dict[str, str]:
+    import platform
+    from importlib.metadata import version
+
+    return {"python": platform.python_version(), **{name.lower(): version(name) for name in ("numpy", "scipy", "SimpleITK", "nibabel", "pydicom")}}
+
+
+def _tell_findings(records: list[dict[str, str]]) -> None:
+    """Print the first lines of each kind of finding; all go to the log file."""
+    shown: dict[tuple[str, str], int] = {}
+    for record in records:
+        line = Finding(**{name: record[name] for name in ("severity", "code", "cause", "fix", "case", "file", "stage")}).line()
+        kind = (record["severity"], record["code"])
+        shown[kind] = shown.get(kind, 0) + 1
+        LOG.log(logging.INFO if shown[kind] <= SHOWN_PER_CODE else logging.DEBUG, "%s", line)
+    for (severity, code), count in shown.items():
+        if count > SHOWN_PER_CODE:
+            LOG.info("%s %s: %d more, see processed_data/preprocess_report.json", severity, code, count - SHOWN_PER_CODE)
+
+
+def _tell(report: dict[str, Any], manifest: dict[str, Any], options: cli.Options) -> int:
+    """Print what was done and return the exit code."""
+    _tell_findings(report["findings"])
+    sizes = {split: sum(case["split"] == split for case in manifest["cases"]) for split in ("train", "val", "test")}
+    tensors = sum(len(case["tensors"]) for case in manifest["cases"])
+    LOG.info("Preprocessed %d cases: %d new, %d cached, %d skipped; %d train, %d val, %d test; %d tensors on grid %s%s", report["found"], report["processed"],
+             report["cached"], report["skipped"], *sizes.values(), tensors, manifest["grid"], " (synthetic)" if manifest["synthetic"] else "")
+    return 3 if report["skipped"] and not options.allow_skips else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

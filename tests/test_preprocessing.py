@@ -1,0 +1,355 @@
+"""The preprocessing stage on a small hand-made data set of the layout `plain`."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+import preprocessing
+from ctseg import artifacts, cli
+from ctseg.artifacts import Workspace, read_json, read_tensor
+from ctseg.errors import (
+    CaseError,
+    IntegrityError,
+    PipelineError,
+    PreconditionError,
+    ResourceError,
+    UsageError,
+)
+from ctseg.scans import grids, parallel, prepare
+from ctseg.scans.volume import Grid
+
+LABELS = {"liver": 1, "kidney_left": 2, "kidney_right": 3}
+SHAPE = (28, 24, 20)  # of the file: (i, j, k)
+SPACING = (4.0, 5.0, 6.0)
+
+
+def write_case(folder: Path, *, number: int, spacing: tuple[float, float, float] = SPACING, without: str | None = None) -> None:
+    """A soft body in air with three boxes in it; i runs to the left, j to the back, k upwards."""
+    generator = np.random.default_rng(number)
+    image = np.full(SHAPE, -1000.0)
+    image[3:25, 4:21, 1:19] = 40
+    label = np.zeros(SHAPE, np.uint8)
+    shift = number % 3
+    for value, corner in ((1, (4, 8, 9)), (2, (18, 14, 3)), (3, (5, 14, 3))):
+        i, j, k = (c + shift for c in corner)
+        label[i : i + 5, j : j + 4, k : k + 5] = value
+        image[i : i + 5, j : j + 4, k : k + 5] = 40 + 30 * value
+    image += generator.normal(0, 8, SHAPE)
+    if without:
+        label[label == LABELS[without]] = 0
+    affine = np.diag([-spacing[0], -spacing[1], spacing[2], 1.0])  # to RAS: x to the right, y to the front
+    affine[:3, 3] = (50, 60, -40)
+    folder.mkdir(parents=True)
+    for name, array in (("ct", np.rint(image).astype(np.int16)), ("labels", label)):
+        nib.save(nib.Nifti1Image(array, affine), folder / f"{name}.nii.gz")
+
+
+def write_data(root: Path, count: int = 6, **entries: dict[str, Any]) -> Path:
+    """`count` cases p0, p1, ...; entries: more fields of a case in the manifest, or options of write_case under "_"."""
+    cases = []
+    for number in range(count):
+        entry = dict(entries.get(f"p{number}", {}))
+        options = entry.pop("_", {})
+        cases.append({"case": f"p{number}", **entry})
+        write_case(root / entry.get("split", "") / f"p{number}", number=number, **options)
+    (root / "manifest.json").write_text(json.dumps({"labels": LABELS, "cases": cases}))
+    return root
+
+
+def preprocess(data: Path, workspace: Path, *options: str) -> int:
+    """Run the stage in this process with one worker; errors come through."""
+    arguments = cli.parser("preprocessing.py", "").parse_args(["--data", str(data), "--workspace", str(workspace), "--workers", "1", *options])
+    return preprocessing.run(*cli.settings_from(arguments))
+
+
+def snapshot(workspace: Path) -> dict[str, tuple[int, bytes]]:
+    files = sorted(path for path in (workspace / "processed_data").rglob("*") if path.is_file())
+    return {path.relative_to(workspace).as_posix(): (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
+
+
+def changed(before: dict[str, tuple[int, bytes]], after: dict[str, tuple[int, bytes]]) -> set[str]:
+    """Files that were written or deleted, without the report of the run."""
+    names = {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
+    return names - {"processed_data/preprocess_report.json"}
+
+
+def report(workspace: Path) -> dict[str, Any]:
+    return read_json(workspace / "processed_data/preprocess_report.json")
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    return write_data(tmp_path / "data", p1={"annotated": ["liver", "kidney_left"], "_": {"without": "kidney_right"}}, p2={"_": {"without": "kidney_right"}})
+
+
+def test_manifest_says_everything_a_later_stage_needs(data: Path, tmp_path: Path) -> None:
+    assert preprocess(data, tmp_path / "w") == 0
+    workspace = Workspace(tmp_path / "w")
+    manifest = artifacts.load_manifest(workspace)
+    assert (manifest["layout"], manifest["synthetic"], manifest["structures"]) == ("plain", False, list(LABELS))
+    assert (manifest["grid"], manifest["spacing_mm"]) == ("windows", [6.0, 5.0, 4.0])  # auto: one tensor holds the body
+    assert [case["case_id"] for case in manifest["cases"]] == [f"p{n}" for n in range(6)]
+    assert sorted(case["split"] for case in manifest["cases"]) == ["test", "train", "train", "train", "train", "val"]
+    states = {case["case_id"]: case["states"]["kidney_right"] for case in manifest["cases"]}
+    assert (states["p0"], states["p1"], states["p2"]) == ("present", "unlabelled", "absent")
+    assert manifest["cases"][0]["voxels"] == {"liver": 100, "kidney_left": 100, "kidney_right": 100}
+    assert manifest["cases"][2]["voxels"]["kidney_right"] == 0 and "kidney_right" not in manifest["cases"][1]["voxels"]
+    assert manifest["cases"][1]["lost_fraction"] == {"liver": 0.0, "kidney_left": 0.0}
+    assert manifest["splits_hash"] == artifacts.canonical_hash(read_json(workspace.splits))
+    assert report(tmp_path / "w")["found"] == 6 and report(tmp_path / "w")["processed"] == 6
+    assert str(tmp_path) not in workspace.manifest.read_text().replace(manifest["data_root"], "")
+
+
+@pytest.mark.parametrize("grid", ["whole", "windows"])
+def test_tensors_and_references(data: Path, tmp_path: Path, grid: str) -> None:
+    preprocess(data, tmp_path / "w", "--set", f"data.grid={grid}")
+    workspace = Workspace(tmp_path / "w")
+    manifest = artifacts.load_manifest(workspace)
+    assert manifest["grid"] == grid and (manifest["spacing_mm"] is None) == (grid == "whole")
+    for case in manifest["cases"]:
+        canvas, scan = Grid.from_record(case["canvas"]), Grid.from_record(case["scan"])
+        assert len(case["tensors"]) == 1 and case["tensors"][0]["origin"] == [0, 0, 0]
+        image, label = read_tensor(workspace.processed / case["tensors"][0]["file"], sha256=case["tensors"][0]["sha256"])
+        assert image.shape == (128, 128, 128) and image.dtype == np.float16 and label is not None and label.dtype == np.uint8
+        assert image.min() == 0 and 0.25 < float(image.max()) < 0.5  # window -250..750: 40 HU is 0.29, air is 0
+        back = grids.label_on_scan(np.stack([label == n for n in range(4)]).astype(np.float32), canvas, scan)
+        path = workspace.processed / case["reference"]["file"]
+        assert artifacts.file_hash(path) == case["reference"]["sha256"]
+        stored, source = nib.load(path), nib.load(data / case["case_id"] / "labels.nii.gz")
+        np.testing.assert_array_equal(stored.affine, source.affine)
+        np.testing.assert_array_equal(stored.get_fdata(), source.get_fdata())
+        agreement = (back == np.asarray(source.dataobj).T).mean()
+        assert agreement == 1.0 if grid == "windows" else agreement > 0.98
+        if case["states"]["kidney_right"] == "present":  # left is where W is greater
+            assert np.argwhere(label == 2)[:, 2].mean() > np.argwhere(label == 3)[:, 2].mean() + 10
+
+
+def test_second_run_writes_nothing_and_what_changed_is_redone(data: Path, tmp_path: Path) -> None:
+    w = tmp_path / "w"
+    preprocess(data, w)
+    first = snapshot(w)
+    (data / "p0/ct.nii.gz").touch()
+    assert preprocess(data, w) == 0
+    assert changed(first, snapshot(w)) == set() and report(w)["cached"] == 6
+    third = snapshot(w)
+    preprocess(data, w)
+    assert third == snapshot(w)  # not even the report
+
+    (w / "processed_data/tensors/p3_00.npz").unlink()
+    (w / "processed_data/references/p4.nii.gz").write_bytes(b"damaged")
+    preprocess(data, w)
+    again = snapshot(w)
+    assert (report(w)["processed"], report(w)["cached"]) == (2, 4)
+    assert {name: content for name, (_, content) in again.items()} == {name: content for name, (_, content) in third.items()} | {
+        "processed_data/preprocess_report.json": again["processed_data/preprocess_report.json"][1]}
+
+    image = nib.load(data / "p5/ct.nii.gz")
+    voxels = np.asarray(image.dataobj).copy()
+    voxels[10, 10, 10] += 1
+    nib.save(nib.Nifti1Image(voxels, image.affine), data / "p5/ct.nii.gz")
+    preprocess(data, w)
+    assert changed(again, snapshot(w)) == {"processed_data/manifest.json", "processed_data/tensors/p5_00.npz", "processed_data/references/p5.nii.gz"}
+
+    preprocess(data, w, "--set", "data.window_hu=-200,300")
+    assert report(w)["processed"] == 6
+    assert "STALE_CACHE" in {finding["code"] for finding in report(w)["findings"]}
+
+
+def test_removed_case_takes_its_files_along(data: Path, tmp_path: Path) -> None:
+    preprocess(data, tmp_path / "w")
+    splits = read_json(tmp_path / "w/processed_data/splits.json")
+    victim = next(name for name, split in splits["assignment"].items() if split == "train")
+    content = json.loads((data / "manifest.json").read_text())
+    content["cases"] = [entry for entry in content["cases"] if entry["case"] != victim]
+    (data / "manifest.json").write_text(json.dumps(content))
+    assert preprocess(data, tmp_path / "w") == 0
+    assert not list((tmp_path / "w/processed_data").rglob(f"{victim}*"))
+    assert len(list((tmp_path / "w/processed_data/tensors").iterdir())) == 5
+    assert read_json(tmp_path / "w/processed_data/splits.json") == splits  # who is gone stays written down
+
+
+def test_any_number_of_workers_gives_the_same_bytes(data: Path, tmp_path: Path) -> None:
+    for workers in ("1", "2"):
+        preprocess(data, tmp_path / workers, "--workers", workers)
+    one, two = ({name: content for name, (_, content) in snapshot(tmp_path / workers).items()} for workers in ("1", "2"))
+    assert len(one) == 15 and one == two
+
+
+def test_bad_cases_are_skipped_reported_and_end_in_exit_code_3(tmp_path: Path) -> None:
+    data = write_data(tmp_path / "data", 10)
+    (data / "p2/ct.nii.gz").write_bytes((data / "p2/ct.nii.gz").read_bytes()[:500])
+    (data / "p7/labels.nii.gz").unlink()
+    assert preprocess(data, tmp_path / "w") == 3
+    found = report(tmp_path / "w")
+    assert (found["found"], found["processed"], found["skipped"], found["skipped_cases"]) == (10, 8, 2, ["p2", "p7"])
+    errors = {finding["case"]: finding for finding in found["findings"] if finding["severity"] == "ERROR"}
+    assert set(errors) == {"p2", "p7"} and errors["p2"]["action"] == "skipped" and errors["p2"]["code"] == "NIFTI_TRUNCATED"
+    assert [case["case_id"] for case in read_json(tmp_path / "w/processed_data/manifest.json")["cases"]] == [f"p{n}" for n in range(10) if n not in (2, 7)]
+    assert preprocess(data, tmp_path / "w", "--allow-skips") == 0
+    assert report(tmp_path / "w")["cached"] == 8
+
+
+def test_too_many_bad_cases_stop_the_run(data: Path, tmp_path: Path) -> None:
+    for name in ("p0", "p1"):
+        (data / name / "ct.nii.gz").write_bytes(b"")
+    with pytest.raises(PreconditionError, match=r"SKIP_LIMIT.*2 of 6") as caught:
+        preprocess(data, tmp_path / "w")
+    assert caught.value.exit_code == 4
+    assert report(tmp_path / "w")["skipped"] == 2  # what went wrong can be read all the same
+    assert preprocess(data, tmp_path / "w", "--set", "data.skip_limit=0.5") == 3
+
+
+def test_foreseen_and_unforeseen_faults_of_one_case(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    faults: dict[str, Callable[[], None]] = {}
+    original = prepare.load_case
+
+    def faulty(record: Any, *arguments: Any, **options: Any) -> Any:
+        if record.case_id in faults:
+            raise faults[record.case_id]()  # type: ignore[misc]
+        return original(record, *arguments, **options)
+
+    monkeypatch.setattr(prepare, "load_case", faulty)
+    faults["p3"] = lambda: ZeroDivisionError("secret header text")  # type: ignore[assignment, return-value]
+    monkeypatch.setattr("preprocessing.LOG.propagate", True)
+    with caplog.at_level("DEBUG", "ctseg"):
+        assert preprocess(data, tmp_path / "w") == 3
+    finding = next(f for f in report(tmp_path / "w")["findings"] if f["case"] == "p3" and f["severity"] == "ERROR")
+    assert finding["code"] == "INTERNAL" and "ZeroDivisionError" in finding["cause"] and "secret" not in json.dumps(finding)
+    assert any("Traceback" in record.getMessage() and record.levelname == "DEBUG" for record in caplog.records)
+    faults["p3"] = lambda: ResourceError("DISK_FULL", "no space", "free some")  # type: ignore[assignment, return-value]
+    with pytest.raises(ResourceError, match="DISK_FULL"):
+        preprocess(data, tmp_path / "other")
+
+
+def die(job: prepare.CaseJob) -> prepare.CaseOutcome:
+    if job.record.case_id == "p1":
+        os._exit(9)
+    return prepare.prepare_case(job)
+
+
+def test_killed_worker_costs_one_case(data: Path, tmp_path: Path) -> None:
+    from ctseg.scans.layouts import open_data_set
+
+    plan = grids.GridPlan("whole", None, 0.25)
+    jobs = [prepare.CaseJob(record, data, Workspace(tmp_path / "w"), tuple(LABELS), (-250, 750), 10.0, plan) for record in open_data_set(data).cases[:3]]
+    outcomes = parallel.map_cases(jobs, 2, work=die)
+    assert [outcome.case_id for outcome in outcomes] == ["p0", "p1", "p2"]
+    assert [outcome.entry is None for outcome in outcomes] == [False, True, False]
+    assert [finding.code for finding in outcomes[1].findings] == ["WORKER_DIED"]
+
+
+def test_splits_are_frozen_and_guarded(data: Path, tmp_path: Path) -> None:
+    w = tmp_path / "w"
+    preprocess(data, w)
+    before = read_json(w / "processed_data/splits.json")
+    write_case(data / "p6", number=6)
+    content = json.loads((data / "manifest.json").read_text())
+    content["cases"].append({"case": "p6"})
+    (data / "manifest.json").write_text(json.dumps(content))
+    preprocess(data, w, "--seed", "5")
+    after = read_json(w / "processed_data/splits.json")
+    assert {name: after["assignment"][name] for name in before["assignment"]} == before["assignment"] and "p6" in after["assignment"]
+    assert "SPLIT_FROZEN" in {finding["code"] for finding in report(w)["findings"]}
+    after["assignment"]["p0"] = "test" if after["assignment"]["p0"] != "test" else "train"
+    artifacts.write_json(w / "processed_data/splits.json", after)
+    with pytest.raises(IntegrityError, match="SPLIT_CHANGED"):
+        preprocess(data, w)
+
+
+def test_copies_stay_in_one_split_and_never_cross_frozen_ones(data: Path, tmp_path: Path) -> None:
+    w = tmp_path / "w"
+    preprocess(data, w)
+    assignment = read_json(w / "processed_data/splits.json")["assignment"]
+    test, train = (next(name for name, split in assignment.items() if split == wanted) for wanted in ("test", "train"))
+    for file in ("ct.nii.gz", "labels.nii.gz"):
+        (data / train / file).write_bytes((data / test / file).read_bytes())
+    with pytest.raises(IntegrityError, match="LEAKAGE"):
+        preprocess(data, w)
+    assert preprocess(data, tmp_path / "fresh") == 0
+    fresh = read_json(tmp_path / "fresh/processed_data/splits.json")["assignment"]
+    assert fresh[test] == fresh[train]
+    assert "DUPLICATE_CONTENT" in {finding["code"] for finding in report(tmp_path / "fresh")["findings"]}
+
+
+def test_own_split_of_the_data_set(tmp_path: Path) -> None:
+    data = write_data(tmp_path / "data", 5, **{f"p{n}": {"split": "test" if n < 2 else "train"} for n in range(5)})
+    preprocess(data, tmp_path / "w")
+    assignment = read_json(tmp_path / "w/processed_data/splits.json")["assignment"]
+    assert assignment["p0"] == assignment["p1"] == "test"
+    assert sorted(assignment[name] for name in ("p2", "p3", "p4")) == ["train", "train", "val"]
+
+
+def test_three_patients_are_enough_and_two_are_not(tmp_path: Path) -> None:
+    assert preprocess(write_data(tmp_path / "three", 3), tmp_path / "w3") == 0
+    with pytest.raises(PreconditionError, match=r"TOO_FEW_CASES.*at least 3"):
+        preprocess(write_data(tmp_path / "two", 2), tmp_path / "w2")
+
+
+def test_structures_can_be_chosen(data: Path, tmp_path: Path) -> None:
+    preprocess(data, tmp_path / "w", "--structures", "kidney_left,liver")
+    assert read_json(tmp_path / "w/processed_data/manifest.json")["structures"] == ["liver", "kidney_left"]
+    with pytest.raises(UsageError, match=r"UNKNOWN_ORGAN.*'livr'.*did you mean 'liver'"):
+        preprocess(data, tmp_path / "w", "--structures", "livr")
+
+
+@pytest.mark.parametrize(("setting", "code"), [("data.spacing_mm=1,2", "BAD_VALUE"), ("data.spacing_mm=0.001", "BAD_VALUE"), ("data.test_fraction=0.8", "BAD_VALUE")])
+def test_bad_settings(data: Path, tmp_path: Path, setting: str, code: str) -> None:
+    with pytest.raises(UsageError, match=code):
+        preprocess(data, tmp_path / "w", "--set", setting, "--set", "data.val_fraction=0.15")
+
+
+def test_windows_of_fine_spacing_overlap(data: Path, tmp_path: Path) -> None:
+    preprocess(data, tmp_path / "w", "--set", "data.spacing_mm=1.5,1,0.6", "--structures", "liver")
+    manifest = read_json(tmp_path / "w/processed_data/manifest.json")
+    assert (manifest["grid"], manifest["spacing_mm"]) == ("windows", [1.5, 1.0, 0.6])
+    case = manifest["cases"][0]
+    origins = np.array([tensor["origin"] for tensor in case["tensors"]])
+    assert len(origins) == 2 and case["canvas"]["shape"][2] > 128  # 28 x 4 mm at 0.6 mm
+    assert 0 < origins[1, 2] <= 96
+    first, second = (read_tensor(tmp_path / "w/processed_data" / tensor["file"])[0] for tensor in case["tensors"])
+    np.testing.assert_array_equal(first[:, :, origins[1, 2] :], second[:, :, : 128 - origins[1, 2]])
+
+
+def test_auto_takes_one_tensor_when_the_body_is_too_large(tmp_path: Path) -> None:
+    data = write_data(tmp_path / "data", 3)
+    for number in range(3):  # the same bodies in slices of an eighth: 20 x 8 = 160 voxels along one axis
+        for name in ("ct", "labels"):
+            image = nib.load(data / f"p{number}" / f"{name}.nii.gz")
+            larger = np.repeat(np.asarray(image.dataobj), 8, axis=2)
+            nib.save(nib.Nifti1Image(larger, image.affine @ np.diag([1, 1, 0.125, 1])), data / f"p{number}" / f"{name}.nii.gz")
+    preprocess(data, tmp_path / "w")
+    manifest = read_json(tmp_path / "w/processed_data/manifest.json")
+    assert manifest["grid"] == "whole" and all(len(case["tensors"]) == 1 for case in manifest["cases"])
+
+
+def test_full_disk_is_noticed_before_the_work(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = preprocessing.shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(preprocessing.shutil, "disk_usage", lambda path: usage._replace(free=10_000_000))
+    with pytest.raises(ResourceError, match="DISK_FULL") as caught:
+        preprocess(data, tmp_path / "w")
+    assert caught.value.exit_code == 6
+
+
+def test_findings_keep_their_case_through_a_worker() -> None:
+    """Errors travel between processes whole."""
+    error: PipelineError = copy.deepcopy(CaseError("X", "cause", "fix", case="a", file="b"))  # the same protocol as between processes
+    assert (error.case, error.file, error.code) == ("a", "b", "X")
+
+
+@pytest.mark.real
+@pytest.mark.slow
+def test_openkbp_in_its_own_format(real_data: Path, tmp_path: Path) -> None:
+    """Three patients suffice: one each to train, validate and test."""
+    assert preprocess(real_data / "openkbp_csv", tmp_path / "w") == 0
+    manifest = read_json(tmp_path / "w/processed_data/manifest.json")
+    assert sorted(case["split"] for case in manifest["cases"]) == ["test", "train", "val"]
+    assert all(case["states"]["Brainstem"] == "present" and case["lost_fraction"]["Brainstem"] == 0 for case in manifest["cases"])
