@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import tiny_workspace
@@ -141,7 +143,7 @@ def test_windows_cover_with_the_overlap_asked_for():
     for length, size, overlap in [(128, 64, 0.5), (128, 48, 0.25), (100, 64, 0.5), (64, 64, 0.5), (50, 64, 0.5)]:
         starts = inference.window_starts(length, size, overlap)
         assert starts[0] == 0 and starts[-1] == max(0, length - size)
-        assert all(b - a <= size * (1 - overlap) + 1 for a, b in zip(starts, starts[1:]))
+        assert all(b - a <= size * (1 - overlap) + 1 for a, b in itertools.pairwise(starts))
 
 
 class Sided(torch.nn.Module):

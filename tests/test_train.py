@@ -125,7 +125,7 @@ def test_partial_labels_train(tmp_path):
 
 
 def test_no_labels_at_all_is_refused(tmp_path, capsys):
-    workspace = tiny_workspace.make(tmp_path, unlabelled={i: tiny_workspace.STRUCTURES for i in range(6)})
+    workspace = tiny_workspace.make(tmp_path, unlabelled=dict.fromkeys(range(6), tiny_workspace.STRUCTURES))
     assert train.main(tiny_workspace.arguments(workspace)) == 4
     assert "NO_LABELS" in capsys.readouterr().err
 

@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import multiprocessing
 import shutil
 from collections.abc import Callable, Iterator

@@ -10,7 +10,13 @@ from scipy.ndimage import gaussian_filter
 from ctseg.scans.phantom.bowel import colon_lines, paint_bowel, paint_small_vessels, vessel_shapes
 from ctseg.scans.phantom.implicit import Scene
 from ctseg.scans.phantom.labels import IDS
-from ctseg.scans.phantom.muscles import genital_outline, outlines, paint_cords, paint_muscles, paint_skin_and_fat
+from ctseg.scans.phantom.muscles import (
+    genital_outline,
+    outlines,
+    paint_cords,
+    paint_muscles,
+    paint_skin_and_fat,
+)
 from ctseg.scans.phantom.organs import build_organs, paint_organs
 from ctseg.scans.phantom.patients import Patient, Protocol, coarse, sample_patient, sample_protocol
 from ctseg.scans.phantom.skeleton import build_skeleton, paint_skeleton
