@@ -82,12 +82,13 @@ def _read(folder: Path, series_uid: str | None) -> tuple[Volume, list[Finding]]:
     affine, notes = _geometry(slices, folder)
     findings += notes
     rows, columns = int(slices[0].header.Rows), int(slices[0].header.Columns)
-    checks.check_memory(len(slices) * rows * columns, max(1, int(slices[0].header.get("BitsAllocated", 16)) // 8), folder)
+    bits = int(slices[0].header.get("BitsAllocated") or 16)
+    checks.check_memory(len(slices) * rows * columns, max(1, bits // 8), folder)
     checks.check_size(Grid((len(slices), rows, columns), affine), folder)
     array = np.empty((len(slices), rows, columns), dtype=np.float32)
     findings += _read_pixels(slices, array, folder)
     checks.check_finite(array, folder)
-    checks.check_hu(array, folder)
+    checks.check_hu(array, folder, stored_bits=bits)
     findings += checks.clip_padding(array, folder)
     return Volume(array, affine), findings
 

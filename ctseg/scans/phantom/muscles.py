@@ -192,7 +192,7 @@ def _abdominal_wall(scene: Scene, inner: np.ndarray, blotch: np.ndarray) -> np.n
     flank = np.maximum(66 - ux, np.float32(62) - scene.z + np.clip(ux - 100, 0, 60) * 0.9)
     seam = 0.35 * blotch
     layers = np.minimum(np.abs(depth - 4.6) - 2.9 + seam, np.minimum(np.abs(depth - 10.6) - 2.8 + seam, np.abs(depth - 15.6) - 2.0))
-    obliques = np.maximum(np.maximum(layers, flank), scene.y - 42)
+    obliques = np.maximum(np.maximum(layers, flank), scene.y - 52)
     # The thin sheets run on as a tendon sheath towards the rectus and the groin.
     sheath = np.maximum(np.abs(depth - 12.5) - 0.8, np.maximum(scene.y + 30, -5 - scene.z))
     return np.minimum(np.minimum(rectus, obliques), np.maximum(sheath, ux - 90)).astype(np.float32)

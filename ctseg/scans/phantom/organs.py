@@ -80,7 +80,7 @@ def _bladder(scene: Scene, patient: Patient, lumps: np.ndarray) -> Shape:
     """A sac on the prostate or pelvic floor that grows upwards and forwards; dish-shaped when nearly empty."""
     fullness = float(np.clip((patient.bladder_ml - 60) / 420, 0, 1))
     ratio = np.array([1.16, 0.98 + 0.05 * fullness, 0.56 + 0.5 * fullness])
-    unit = (patient.bladder_ml * 1000 * 0.2387 * 1.12 / ratio.prod()) ** (1 / 3)
+    unit = (patient.bladder_ml * 1000 * 0.2387 * 0.98 / ratio.prod()) ** (1 / 3)
     a, b, c = (float(v) for v in ratio * unit)
     if a > 47:  # the side walls of the pelvis do not give way
         spare = np.sqrt(a / 47)
