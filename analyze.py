@@ -10,7 +10,7 @@ Writes  analysis/: report.html (one file, opens offline), training_summary.txt, 
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ctseg import cli
 from ctseg.artifacts import Workspace, sweep_temporaries, write_text
@@ -30,7 +30,7 @@ def run(workspace: Workspace, settings: Settings, options: Options) -> int:
         LOG.warning("WARN %s", notice)
     sweep_temporaries(workspace.analysis) if workspace.analysis.exists() else None
     images = _draw(workspace, found)
-    cases = gallery.make(workspace, found, progress=_bar("Drawing cases")) if found.evaluated else []
+    cases = gallery.make(workspace, found, progress=cli.bar("Drawing cases")) if found.evaluated else []
     without = [picture for picture in cases if picture.jpeg is None]
     if without:
         LOG.warning("WARN %d of %d pictures of cases could not be made: %s.", len(without), len(cases), without[0].missing)
@@ -50,7 +50,7 @@ def _draw(workspace: Workspace, found: Results) -> dict[str, bytes]:
     from ctseg.reporting import curves, plots
 
     images = {}
-    for name, draw in _bar("Drawing plots")(list(curves.PICTURES.items())):
+    for name, draw in cli.bar("Drawing plots")(list(curves.PICTURES.items())):
         draw(found.history, workspace.analysis / name, found.synthetic)
         images[name] = (workspace.analysis / name).read_bytes()
     if found.evaluated:
@@ -59,12 +59,6 @@ def _draw(workspace: Workspace, found: Results) -> dict[str, bytes]:
             draw_scores(found.rows, found.structures, stream, found.synthetic)
             images[f"{draw_scores.__name__}.png"] = stream.getvalue()
     return images
-
-
-def _bar(label: str) -> Any:
-    from tqdm import tqdm
-
-    return lambda items: tqdm(items, desc=label, leave=False, disable=not sys.stderr.isatty())
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -37,7 +37,7 @@ def run(workspace: Workspace, settings: Settings, options: Options) -> int:
     from models import build_network
 
     predict_test_cases(workspace, settings, device=options.device, build_network=build_network,
-                       progress=lambda cases: _bar(cases, "Predicting", len(cases)))
+                       progress=cli.bar("Predicting"))
     return score_run(workspace, settings, cli.worker_count(options))
 
 
@@ -79,7 +79,7 @@ def score_pairs(pairs: Sequence[Pair], structures: Sequence[Structure], settings
     rows: list[Row] = []
     nothing: list[Row] = []
     notes: list[str] = []
-    for own, own_nothing, own_notes in _bar(_map(job, pairs, workers), "Scoring", len(pairs)):
+    for own, own_nothing, own_notes in cli.bar("Scoring")(_map(job, pairs, workers), total=len(pairs)):
         rows += own
         nothing += own_nothing
         notes += own_notes
@@ -126,12 +126,6 @@ def _draw(folder: Path, rows: Sequence[Row], names: Sequence[str], synthetic: bo
 
     for name in ("dice_boxplots", "dice_vs_hausdorff", "metrics_heatmap"):
         getattr(plots, name)(rows, names, folder / f"{name}.png", synthetic)
-
-
-def _bar(items: Any, label: str, total: int) -> Any:
-    from tqdm import tqdm
-
-    return tqdm(items, desc=label, total=total, unit="case", leave=False, disable=not sys.stderr.isatty())
 
 
 # ---- two folders ------------------------------------------------------------------------------------------

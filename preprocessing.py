@@ -92,12 +92,11 @@ def _open(workspace: artifacts.Workspace, options: cli.Options) -> DataSet:
     if options.data is not None:
         return open_data_set(options.data, options.layout)
     folder = workspace.synthetic_data
-    if not (folder / "synthetic.json").is_file():
-        from ctseg.scans.phantom import write_cohort
+    from ctseg.scans.phantom import write_cohort
 
-        LOG.info("No --data given: drawing a synthetic cohort into %s", workspace.relative(folder))
-        with _Bar("drawing synthetic scans") as bar:
-            write_cohort(folder, progress=bar, workers=cli.worker_count(options))
+    LOG.info("No --data given: using a synthetic cohort, drawn into %s unless it is there already.", workspace.relative(folder))
+    with cli.CountingBar("Drawing synthetic scans") as bar:
+        write_cohort(folder, progress=bar, workers=cli.worker_count(options))
     return open_data_set(folder, options.layout)
 
 
@@ -112,7 +111,7 @@ def _choose_structures(data_set: DataSet, data: DataSettings) -> tuple[str, ...]
                              f"choose from {', '.join(data_set.structures)}")
     chosen = tuple(name for name in data_set.structures if not wanted or name in wanted)
     if not chosen or not data_set.cases:
-        raise PreconditionError("NO_DATA", f"the folder has {len(data_set.cases)} usable cases and names {len(chosen)} structures", "see preprocess --list for the layouts",
+        raise PreconditionError("NO_DATA", f"the folder has {len(data_set.cases)} usable cases and names {len(chosen)} structures", "see `python run_pipeline.py --list` for the layouts",
                                 file=data_set.root.name)
     return chosen
 
@@ -163,30 +162,11 @@ def _require_disk(workspace: artifacts.Workspace, needed: float) -> None:
 # ---- reading and writing the cases --------------------------------------------------------------------------
 
 
-class _Bar:
-    """A progress bar that is called with (done, total)."""
-
-    def __init__(self, title: str):
-        from tqdm import tqdm
-
-        self.bar = tqdm(desc=title, unit="scan", file=sys.stderr, leave=False, dynamic_ncols=True)
-
-    def __enter__(self) -> _Bar:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.bar.close()
-
-    def __call__(self, done: int, total: int, *_: object) -> None:
-        self.bar.total = total
-        self.bar.update(done - self.bar.n)
-
-
 def _in_parallel(jobs: list[CaseJob], workers: int, title: str) -> list[CaseOutcome]:
     """What came of each job, in their order; tracebacks go to the log file."""
     from ctseg.scans.parallel import map_cases
 
-    with _Bar(title) as bar:
+    with cli.CountingBar(title) as bar:
         outcomes = map_cases(jobs, workers, progress=bar)
     for outcome in outcomes:
         if outcome.trace:

@@ -41,8 +41,8 @@ def run(workspace: Workspace, settings: Settings, options: Options) -> int:
     if device.type == "cpu" and machine.precision == "bf16":
         torch.set_float32_matmul_precision("high")
     settings = dataclasses.replace(settings, model=dataclasses.replace(settings.model, name=choose_model(settings.model.name, manifest["structures"])))
-    training = dataset.load_cases(workspace, manifest, "train", progress=_bar("Loading train"))
-    validation = dataset.load_cases(workspace, manifest, "val", progress=_bar("Loading val"))
+    training = dataset.load_cases(workspace, manifest, "train", progress=cli.bar("Loading train"))
+    validation = dataset.load_cases(workspace, manifest, "val", progress=cli.bar("Loading val"))
     _require_labels(training, manifest)
     settings = dataclasses.replace(settings, train=dataclasses.replace(settings.train, patch_size=planning.plan_patch(training, settings)))
     LOG.info("%d training and %d validation cases, structures: %s.", len(training), len(validation), ", ".join(manifest["structures"]))
@@ -141,12 +141,6 @@ def _belongs(content: dict[str, Any], identity: Any) -> bool:
 
 def _finished(workspace: Workspace) -> bool:
     return workspace.history.exists() and artifacts.read_json(workspace.history).get("stopped") != "running"
-
-
-def _bar(label: str) -> Any:
-    from tqdm import tqdm
-
-    return lambda items: tqdm(items, desc=label, unit="case", leave=False, disable=not sys.stderr.isatty())
 
 
 class _Display:

@@ -99,6 +99,32 @@ def worker_count(options: Options) -> int:
     return max(1, min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1))
 
 
+def bar(label: str, *, unit: str = "case") -> Callable[..., Any]:
+    """A function that wraps an iterable in a progress bar; nothing is drawn where no one watches (a file, a pipe)."""
+    from tqdm import tqdm
+
+    return lambda items, total=None: tqdm(items, desc=label, total=total, unit=unit, leave=False, disable=not sys.stderr.isatty())
+
+
+class CountingBar:
+    """A progress bar that is told (done, total), as a context manager."""
+
+    def __init__(self, label: str, *, unit: str = "scan"):
+        from tqdm import tqdm
+
+        self.bar = tqdm(desc=label, unit=unit, leave=False, dynamic_ncols=True, disable=not sys.stderr.isatty())
+
+    def __enter__(self) -> CountingBar:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.close()
+
+    def __call__(self, done: int, total: int, *_: object) -> None:
+        self.bar.total = total
+        self.bar.update(done - self.bar.n)
+
+
 def start_log(workspace: Workspace) -> None:
     """Send everything to logs/pipeline.log and messages of level INFO also to the terminal."""
     if any(getattr(handler, "ctseg_file", None) == workspace.log for handler in LOG.handlers):

@@ -21,8 +21,8 @@ from ctseg.scans.reading import load_case
 from ctseg.scans.volume import CANONICAL_DIRECTIONS, Volume, to_canonical
 
 COHORT = 24
-# Patients of thick-slice protocols (quick to draw); men and women, every rectal content, every contrast phase.
-WINDOW_PATIENTS = (2, 4, 5, 8, 9, 12, 15, 19, 22)
+# Patients with thick slices, which are quick to draw: seven men and a woman, every rectal content but one.
+WINDOW_PATIENTS = (2, 5, 8, 9, 15, 18, 19, 22)
 
 
 @pytest.fixture(scope="module")
@@ -95,11 +95,10 @@ def test_the_pipeline_reads_what_was_drawn(cohort: Path) -> None:
         [case] = [record for path, record in by_folder.items() if case_name(index).split("/")[1] in path.as_posix()]
         loaded = load_case(case, structures, root=cohort)
         drawn = draw(3, index, "tiny")
-        floor = -1024 if is_dicom(index) else drawn.image.array.min()
         image, expected = to_canonical(drawn.image), to_canonical(drawn.label)
         read, label = to_canonical(loaded.image), to_canonical(loaded.label)
         assert read.grid.matches(image.grid, 1e-2)
-        assert np.array_equal(np.rint(read.array), np.maximum(image.array, floor))
+        assert np.array_equal(read.array, np.maximum(image.array, -1024))  # what lies outside the field of view is read as air
         for number, name in enumerate(structures, start=1):
             assert np.array_equal(label.array == number, expected.array == IDS[name]), name
         for name in ("prostate", "uterus"):
@@ -208,6 +207,9 @@ def test_every_target_is_one_piece(tiny_drawings: list[Drawing]) -> None:
 
 
 def test_tissues_have_the_attenuation_of_ct(tiny_drawings: list[Drawing]) -> None:
+    from scipy.ndimage import binary_erosion
+
+    measured = 0
     for drawing in tiny_drawings:
         image, label, tissue = drawing.image.array, drawing.label.array, drawing.patient.hu
         assert -2000 <= image.min() <= -990 and image.max() <= 3071
@@ -215,9 +217,12 @@ def test_tissues_have_the_attenuation_of_ct(tiny_drawings: list[Drawing]) -> Non
         assert 10 <= tissue["prostate"] - tissue["rectum_wall"] <= 30
         fat = image[(label == 0) & (image > -180) & (image < -60)]
         assert abs(np.median(fat) - tissue["fat"]) < 15
-        if drawing.patient.sex == "male" and not drawing.patient.metal_side:
-            assert abs(np.median(image[label == IDS["prostate"]]) - tissue["prostate"]) < 15
+        core = binary_erosion(label == IDS["prostate"])
+        if core.sum() > 30 and not drawing.patient.metal_side:
+            assert abs(np.median(image[core]) - tissue["prostate"]) < 12
+            measured += 1
         assert image[label == IDS["hip_left"]].mean() > 200
+    assert measured >= 10
 
 
 def test_noise_is_that_of_ct_and_streaks_go_with_metal() -> None:
@@ -275,7 +280,7 @@ def test_partial_volume_keeps_the_volume(radius: float) -> None:
     scene = small_scene()
     ball = scene.ellipsoid((0.4, -0.7, 1.1), (radius,) * 3)
     volume = float(occupancy(ball.f).sum()) * 6.0
-    assert volume == pytest.approx(4 / 3 * np.pi * radius**3, rel=0.015)
+    assert volume == pytest.approx(4 / 3 * np.pi * radius**3, rel=0.025)
     assert float((ball.f <= 0).sum()) * 6.0 == pytest.approx(volume, rel=0.04)
 
 
@@ -283,7 +288,7 @@ def test_an_edge_through_a_voxel_gives_a_mixed_value() -> None:
     scene = small_scene((10, 12, 14))
     plane = scene.whole((scene.z - np.float32(0.0)).astype(np.float32))  # between two slices of 3 mm at -1.5 and 1.5
     scene.paint(plane, 0.0, 7)
-    assert np.allclose(scene.hu[:5], 0.0, atol=1e-3) and np.allclose(scene.hu[5:], -1000.0, atol=1e-3)
+    assert np.allclose(scene.hu[:5], 0.0, atol=0.01) and np.allclose(scene.hu[5:], -1000.0, atol=0.01)
     scene.paint(scene.whole((scene.z - np.float32(1.5)).astype(np.float32)), 0.0)
     assert np.allclose(scene.hu[5], -500.0, atol=1)
     assert (scene.label[:5] == 7).all() and not scene.label[5:].any()
@@ -315,7 +320,7 @@ def test_smooth_fields_are_smooth_and_of_unit_deviation() -> None:
     scene = small_scene((40, 40, 80))
     field = scene.smooth_field(np.random.default_rng(1), 5.0)
     assert field.shape == (40, 40, 80) and 0.8 < field.std() < 1.2
-    assert np.abs(np.diff(field, axis=2)).max() < 0.6  # steps of 1 mm
+    assert np.diff(field, axis=2).std() < 0.35  # steps of 1 mm; white noise has 1.41
 
 
 def test_a_smooth_union_is_never_smaller_than_a_sharp_one() -> None:

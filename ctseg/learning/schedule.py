@@ -53,13 +53,13 @@ class Budget:
     def validation_due(self, epoch: int, progress: float) -> bool:
         """Whether to predict the validation scans after this epoch (0-based).
 
-        Timed: at the first epoch past a tenth, then as often as keeps validation below a tenth of the time. By
+        Timed: at the first epoch past a tenth, then as often as keeps validation near a twentieth of the time. By
         steps: `train.validations` times, evenly.
         """
         if progress >= 1:
             return True
         if self.timed:
-            return progress >= 0.1 and self.validation_total + self.validation_seconds <= 0.1 * self.seconds()
+            return progress >= 0.1 and self.validation_total + self.validation_seconds <= 0.06 * self.seconds()
         every = max(1, self.settings.epochs // max(1, self.settings.validations))
         return (epoch + 1) % every == 0
 

@@ -15,6 +15,7 @@ import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy.ndimage import gaussian_filter1d
 
 FAR_MM = 60.0  # value of f where a shape was not evaluated
@@ -107,7 +108,7 @@ class Scene:
         """Template coordinates x, y, z of the voxels of a box."""
         return self.x[box], self.y[box], self.z[box]
 
-    def tube(self, points: Sequence[Sequence[float]], radii: Sequence[float] | float, *, side: int = 1,
+    def tube(self, points: ArrayLike | Sequence[ArrayLike], radii: ArrayLike, *, side: int = 1,
              blend_mm: float = 0.0, with_axis: bool = False) -> Shape:
         """A chain of rounded cones through `points` (n, 3). side -1 mirrors it; blend_mm rounds the joints."""
         nodes = np.asarray(points, dtype=np.float64) * (side, 1, 1)
@@ -129,7 +130,7 @@ class Scene:
             inner[...] = smooth_minimum(inner, cone, blend_mm)
         return Shape(outer, f, axis_y)
 
-    def ellipsoid(self, center: Sequence[float], radii: Sequence[float], *, pitch: float = 0.0, side: int = 1) -> Shape:
+    def ellipsoid(self, center: ArrayLike, radii: Sequence[float], *, pitch: float = 0.0, side: int = 1) -> Shape:
         """An ellipsoid; pitch (radians) turns it about the x axis."""
         middle = np.asarray(center, dtype=np.float64) * (side, 1, 1)
         reach = np.full(3, max(radii))

@@ -70,7 +70,7 @@ def sample_patient(rng: np.random.Generator, sex: str) -> Patient:
         prostate_pitch=float(rng.uniform(0.25, 0.6)),
         rectum_radius_mm=(float(rng.uniform(13, 17)), float(rng.uniform(15, 22)), float(rng.uniform(13, 16))),
         rectum_bend_mm=(float(rng.choice([-1, 1]) * rng.uniform(8, 17)), float(rng.choice([-1, 1]) * rng.uniform(3, 10))),
-        rectum_content=str(rng.choice(["gas", "stool", "gel", "collapsed"], p=[0.4, 0.35, 0.12, 0.13])),
+        rectum_content=str(rng.choice(["gas", "stool", "gel", "collapsed"], p=[0.42, 0.37, 0.13, 0.08])),
         uterus_mm=(float(rng.uniform(20, 28)), float(rng.uniform(17, 24)), float(rng.uniform(32, 44))),
         uterus_pitch=float(rng.uniform(0.6, 1.3)),
         metal_side=0,
@@ -120,8 +120,8 @@ def sample_protocol(rng: np.random.Generator, index: int, body_mm: float, *, obl
     field = body_mm + float(rng.uniform(25, 60))
     side = int(np.clip(round(field / pixel_mm), 150, 280))
     bottom, top = float(rng.uniform(-104, -88)), float(rng.uniform(125, 195))
-    if slice_mm <= 1.25:
-        bottom, top = bottom + 2, min(top, 128.0)
+    if slice_mm <= 1.5:
+        bottom, top = bottom + 2, min(top, 124.0)
     depth = int(np.clip(round((top - bottom) / slice_mm), 40, 280))
     tilt = tuple(float(v) for v in rng.uniform((-0.14, -0.05, -0.08), (0.14, 0.05, 0.08))) if oblique else (0.0, 0.0, 0.0)
     order = tuple(int(v) for v in rng.permutation(3)) if any_axes else (0, 1, 2)
