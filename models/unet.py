@@ -5,7 +5,7 @@ Deep supervision: during training every decoder level but the coarsest predicts 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -65,6 +65,23 @@ class UpBlock(nn.Module):
         return self.conv(torch.cat((self.up(x), skip), dim=1), modulate)
 
 
+class Decoder(nn.Module):
+    """Up blocks from the bottom to full size; a block takes (features below, skip, modulation or None)."""
+
+    def __init__(self, blocks: Iterable[nn.Module]):
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+
+    def forward(self, encoded: Sequence[Tensor], modulations: Sequence[Modulation] | None = None) -> list[Tensor]:
+        """Features of each decoder level, coarse to fine, from those of the encoder, fine to coarse."""
+        *skips, x = encoded
+        features = []
+        for level, block in enumerate(self.blocks):
+            x = block(x, skips.pop(), modulations[level] if modulations else None)
+            features.append(x)
+        return features
+
+
 class UNet(nn.Module):
     """(B, in_channels, D, H, W) -> {"logits": (B, S+1, D, H, W)}; in training also "deep", finest first."""
 
@@ -79,7 +96,7 @@ class UNet(nn.Module):
         self.size_multiple = size_multiple(levels)
         self.decoder_channels = channels[-2::-1]  # coarse to fine
         self.encoder = ResidualEncoder(in_channels=in_channels, channels=channels, blocks=blocks, style=style)
-        self.decoder = nn.ModuleList(UpBlock(channels[i + 1], channels[i], style=style) for i in reversed(range(levels - 1)))
+        self.decoder = Decoder(UpBlock(channels[i + 1], channels[i], style=style) for i in reversed(range(levels - 1)))
         # the coarsest decoder level predicts only where it is also the finest
         supervised = self.decoder_channels[1:] or self.decoder_channels
         self.heads = nn.ModuleList(nn.Conv3d(c, n_structures + 1, 1) for c in supervised)
@@ -89,12 +106,7 @@ class UNet(nn.Module):
     def features(self, ct: Tensor, modulations: Sequence[Modulation] | None = None) -> list[Tensor]:
         """Decoder features, coarse to fine. `modulations`: one per decoder level, coarse to fine (see ConvUnit)."""
         check_size(ct, channels=self.in_channels, multiple=self.size_multiple)
-        *skips, x = self.encoder(ct)
-        features = []
-        for level, up in enumerate(self.decoder):
-            x = up(x, skips.pop(), modulations[level] if modulations else None)
-            features.append(x)
-        return features
+        return self.decoder(self.encoder(ct), modulations)
 
     def predict(self, features: Sequence[Tensor]) -> dict[str, Tensor | list[Tensor]]:
         """Logits from what `features` returned."""

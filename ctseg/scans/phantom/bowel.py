@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 from scipy.interpolate import CubicSpline
 
-from ctseg.scans.phantom.implicit import Scene, Shape
-from ctseg.scans.phantom.labels import IDS, SIDES
+from ctseg.scans.phantom.implicit import Scene
+from ctseg.scans.phantom.labels import IDS
 from ctseg.scans.phantom.organs import paint_gas, stool
 from ctseg.scans.phantom.patients import Patient
+from ctseg.scans.phantom.texture import Texture
 
 _STEP_MM = 9.0
 
@@ -43,7 +44,7 @@ def bowel_walk(patient: Patient, rng: np.random.Generator, colon: list[np.ndarra
     """Centre lines of small-bowel loops: random walks that turn away from the wall, the colon and each other."""
     taken = np.concatenate(colon)
     loops: list[np.ndarray] = []
-    floor = 6 + 66 * float(np.clip((patient.bladder_ml - 60) / 420, 0, 1))
+    floor = -8 + 58 * float(np.clip((patient.bladder_ml - 60) / 420, 0, 1))
     for _ in range(90):
         radius = float(rng.uniform(8.5, 15.5))
         places = rng.uniform((-105, -105, floor), (105, 20, top_mm), (40, 3))
@@ -90,10 +91,10 @@ def _room(points: np.ndarray, radius: float, taken: np.ndarray, floor: float) ->
 
 
 def paint_bowel(scene: Scene, patient: Patient, rng: np.random.Generator, colon: list[np.ndarray], keep_out: np.ndarray,
-                grain: np.ndarray, blotch: np.ndarray, lumps: np.ndarray) -> None:
+                texture: Texture) -> None:
     """Draw small bowel, then colon. keep_out: function of everything they must not enter, on the whole grid."""
     small = bowel_walk(patient, rng, colon, min(225.0, float(scene.z.max())))
-    obstacle = keep_out
+    grain, blotch, lumps = texture.grain, texture.blotch, texture.lumps
     contents = rng.uniform(0, 1, len(small))
     fluid = rng.uniform(4, 32, len(small))
     drawn = scene.empty()
@@ -102,7 +103,7 @@ def paint_bowel(scene: Scene, patient: Patient, rng: np.random.Generator, colon:
         if not loop.f.size:
             continue
         loop.f += 1.1 * lumps[loop.box]
-        loop = loop.cut(obstacle, 2.0).cut(drawn, 1.2)
+        loop = loop.cut(keep_out, 1.6).cut(drawn, 1.2)
         np.minimum(drawn[loop.box], loop.f, out=drawn[loop.box])
         scene.paint(loop, patient.hu["bowel_wall"] + 3 * grain[loop.box], IDS["intestine"])
         lumen = loop.inset(2.6)
@@ -114,51 +115,9 @@ def paint_bowel(scene: Scene, patient: Patient, rng: np.random.Generator, colon:
         if not tube.f.size:
             continue
         tube.f += 1.4 * lumps[tube.box]
-        tube = tube.cut(obstacle, 1.5)
+        tube = tube.cut(keep_out, 1.5)
         scene.paint(tube, patient.hu["bowel_wall"] - 2, IDS["colon"])
         lumen = tube.inset(2.6 + 0.8 * blotch[tube.box])
         scene.paint(lumen, stool(patient, grain[tube.box] * 1.2 + 0.1, blotch[tube.box]))
         if number == 1 or patient.rectum_content == "gas":
             paint_gas(scene, lumen.inset(0.5), float(rng.uniform(0.2, 0.5)))
-
-
-ARTERIES = {
-    "aorta": ([(6, -34, 260), (5, -34, 200), (3, -33, 148)], [9, 9, 8.5]),
-    "iliac": ([(3, -33, 148), (16, -29, 128), (30, -18, 106), (40, -12, 90), (50, -22, 66), (60, -36, 38), (67, -52, 8),
-               (73, -64, -20), (74, -66, -50), (70, -62, -90), (66, -54, -135)], [7, 6, 5.6, 5.4, 5, 4.8, 4.6, 4.8, 4.6, 4.2, 4]),
-}
-INTERNAL_ILIAC = ([(38, -10, 92), (43, 14, 76), (46, 34, 58), (46, 40, 36), (44, 32, 16)], [4.2, 3.8, 3.2, 2.6, 2.0])
-VEINS = {
-    "postcava": ([(-20, -28, 260), (-20, -29, 200), (-16, -24, 138)], [10.5, 10.5, 10]),
-    "iliac": ([(-14, -24, 138), (8, -16, 118), (30, -4, 98), (42, 2, 80), (48, -10, 60), (56, -26, 34), (61, -42, 6),
-               (63, -56, -20), (64, -58, -50), (66, -52, -90)], [8, 7, 6.6, 6.4, 6, 5.8, 5.6, 5.8, 5.2, 4.6]),
-}
-
-
-def vessel_shapes(scene: Scene) -> list[tuple[Shape, str, str | None]]:
-    """Large vessels of abdomen and pelvis: (shape, tissue, label name)."""
-    shapes: list[tuple[Shape, str, str | None]] = []
-    for side, word in SIDES.items():
-        shapes.append((scene.tube(*INTERNAL_ILIAC, side=side, blend_mm=1), "artery", None))
-        points, radii = VEINS["iliac"]
-        if side == -1:  # the cava lies on the right: the right common vein is shorter and steeper
-            points = [(16, -24, 138), (22, -14, 118), *points[2:]]
-        shapes.append((scene.tube(points, radii, side=side, blend_mm=1), "vein", f"iliac_vein_{word}"))
-        points, radii = ARTERIES["iliac"]
-        shapes.append((scene.tube(points, radii, side=side, blend_mm=1), "artery", f"iliac_artery_{word}"))
-    shapes.append((scene.tube(*VEINS["postcava"]), "vein", "postcava"))
-    shapes.append((scene.tube(*ARTERIES["aorta"]), "artery", "aorta"))
-    return shapes
-
-
-def paint_small_vessels(scene: Scene, patient: Patient, rng: np.random.Generator) -> None:
-    """Twigs and nodes in the fat: around rectum and prostate, in the mesentery, the groin and under the skin."""
-    regions = (((0, 50, 15), (32, 22, 45), 60), ((0, -45, 120), (75, 30, 60), 60), ((70, -80, 0), (25, 14, 40), 16),
-               ((0, -90, 40), (110, 35, 90), 22), ((0, 5, -25), (30, 26, 14), 14))
-    for center, spread, count in regions:
-        for _ in range(count):
-            side = int(rng.choice([-1, 1]))
-            start = np.array(center) * (side, 1, 1) + rng.normal(0, 0.6, 3) * spread
-            steps = rng.normal(0, 1, (4, 3)).cumsum(axis=0) * rng.uniform(5, 10)
-            radius = float(rng.uniform(0.8, 2.0))
-            scene.paint(scene.tube(start + steps, radius), 0.6 * patient.hu["vein"] + 10, strength=0.8)

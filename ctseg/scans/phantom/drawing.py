@@ -7,8 +7,8 @@ import dataclasses
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
-from ctseg.scans.phantom.bowel import colon_lines, paint_bowel, paint_small_vessels, vessel_shapes
-from ctseg.scans.phantom.implicit import Scene
+from ctseg.scans.phantom.bowel import colon_lines, paint_bowel
+from ctseg.scans.phantom.implicit import Scene, Shape
 from ctseg.scans.phantom.labels import IDS
 from ctseg.scans.phantom.muscles import (
     genital_outline,
@@ -20,7 +20,8 @@ from ctseg.scans.phantom.muscles import (
 from ctseg.scans.phantom.organs import build_organs, paint_organs
 from ctseg.scans.phantom.patients import Patient, Protocol, coarse, sample_patient, sample_protocol
 from ctseg.scans.phantom.skeleton import build_skeleton, paint_skeleton
-from ctseg.scans.phantom.texture import add_metal_streaks, add_noise, fields, finish, paint_table
+from ctseg.scans.phantom.texture import Texture, add_metal_streaks, add_noise, fields, finish, paint_table
+from ctseg.scans.phantom.vessels import paint_small_vessels, vessel_shapes
 from ctseg.scans.volume import CANONICAL_DIRECTIONS, Grid, Volume, reorient
 
 TINY_SPACING_MM = 6.0
@@ -63,41 +64,52 @@ def draw(seed: int, index: int, size: str = "full") -> Drawing:
     """Draw one patient. size: "full", or "tiny" for quick tests (6 mm voxels)."""
     patient, protocol, rng = plan(seed, index, size)
     grid, pose = _geometry(patient, protocol)
-    rows = _body_rows(grid, pose, patient)
-    scene = Scene((grid.shape[0], rows.stop - rows.start, grid.shape[2]), grid.crop((0, rows.start, 0), grid.shape).affine, pose, rng, patient.warp_mm)
-    grain, blotch, lumps = fields(scene, rng)
+    rows = _body_rows(grid, pose, patient)  # only these are drawn: the rest is air
+    shape = (grid.shape[0], rows.stop - rows.start, grid.shape[2])
+    scene = Scene(shape, grid.crop((0, rows.start, 0), shape).affine, pose, rng, patient.warp_mm)
+    texture = fields(scene, rng)
+    skin, muscle, inner = _draw_body(scene, patient, rng, texture)
+    metal = _draw_inside(scene, patient, rng, texture, np.minimum(muscle, -20.0 - inner))
+    scene.hu = gaussian_filter(scene.hu, (0, 0.45, 0.45), truncate=2.5)  # the scanner's own blur
+    if metal is not None:
+        add_metal_streaks(scene, rng, metal)
+    add_noise(scene, rng, protocol, skin)
+    image = Volume(finish(scene, protocol, grid.shape, rows, rng), grid.affine)
+    label = Volume(np.zeros(grid.shape, dtype=np.uint8), grid.affine)
+    label.array[:, rows] = scene.label
+    order, flips = protocol.axis_order, protocol.axis_flips
+    return Drawing(patient, protocol, reorient(image, order, flips), reorient(label, order, flips))
+
+
+def _draw_body(scene: Scene, patient: Patient, rng: np.random.Generator, texture: Texture) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Table, skin, fat and muscles. Returns the functions of the skin, the muscles, and the outline below the fat."""
     skin, inner = outlines(scene, patient, scene.smooth_field(rng, 40.0))
     genitals = genital_outline(scene, patient)
     if genitals.f.size:
         np.minimum(skin[genitals.box], genitals.f, out=skin[genitals.box])
     paint_table(scene, patient)
-    paint_skin_and_fat(scene, skin, patient, grain, blotch)
-    muscle = paint_muscles(scene, inner, patient, grain, blotch)
+    paint_skin_and_fat(scene, skin, patient, texture.grain, texture.blotch)
+    muscle = paint_muscles(scene, inner, patient, texture.grain, texture.blotch)
     paint_cords(scene, patient)
     paint_small_vessels(scene, patient, rng)
+    return skin, muscle, inner
+
+
+def _draw_inside(scene: Scene, patient: Patient, rng: np.random.Generator, texture: Texture, wall: np.ndarray) -> Shape | None:
+    """Bowel, vessels, bones and organs. wall: where the bowel cannot be, f on the whole grid. Returns the metal."""
     bones = build_skeleton(scene, patient)
-    organs = build_organs(scene, patient, lumps)
+    organs = build_organs(scene, patient, texture.lumps)
     vessels = vessel_shapes(scene)
     solid = [bones.sacrum, *bones.hips.values(), *(v for v, _ in bones.spine), *(s for s, _, _ in vessels)]
     solid += [*organs.ovaries, *(s for s in (organs.bladder, organs.rectum, organs.prostate, organs.seminal, organs.uterus) if s is not None)]
-    keep_out = np.minimum(scene.spread(*solid), muscle)
-    np.minimum(keep_out, -20.0 - inner, out=keep_out)  # nothing of the bowel in the wall of the belly
+    keep_out = np.minimum(scene.spread(*solid), wall)
     colon = colon_lines(patient, rng, organs.rectum_line[0])
-    paint_bowel(scene, patient, rng, colon, keep_out, grain, blotch, lumps)
+    paint_bowel(scene, patient, rng, colon, keep_out, texture)
     for shape, tissue, name in vessels:
         scene.paint(shape, patient.hu[tissue], IDS[name] if name else None)
-    paint_skeleton(scene, bones, patient, grain, blotch)
-    paint_organs(scene, organs, patient, grain, blotch)
-    scene.hu = gaussian_filter(scene.hu, (0, 0.45, 0.45), truncate=2.5)
-    if bones.metal is not None:
-        add_metal_streaks(scene, rng, bones.metal)
-    add_noise(scene, rng, protocol, skin)
-    image = Volume(finish(scene, protocol, grid.shape, rows, rng), grid.affine)
-    full_label = np.zeros(grid.shape, dtype=np.uint8)
-    full_label[:, rows] = scene.label
-    label = Volume(full_label, grid.affine)
-    order, flips = protocol.axis_order, protocol.axis_flips
-    return Drawing(patient, protocol, reorient(image, order, flips), reorient(label, order, flips))
+    paint_skeleton(scene, bones, patient, texture.grain, texture.blotch)
+    paint_organs(scene, organs, patient, texture.grain, texture.blotch)
+    return bones.metal
 
 
 def _geometry(patient: Patient, protocol: Protocol) -> tuple[Grid, np.ndarray]:

@@ -86,6 +86,26 @@ class Scene:
         """A shape from a function over the whole grid."""
         return Shape((slice(None), slice(None), slice(None)), f)
 
+    def carve(self, shape: Shape, hole: Shape) -> None:
+        """Take `hole` out of `shape`, in place."""
+        both = tuple(slice(max(a.start, b.start), min(a.stop, b.stop)) for a, b in zip(shape.box, hole.box))
+        if all(part.start < part.stop for part in both):
+            outer, inner = (f[tuple(slice(p.start - b.start, p.stop - b.start) for p, b in zip(both, box))]
+                            for f, box in ((shape.f, shape.box), (hole.f, hole.box)))
+            np.maximum(outer, -inner, out=outer)
+
+    def join(self, shapes: Sequence[Shape], blend_mm: float) -> Shape:
+        """The union of shapes with rounded seams, in the box around them all."""
+        seen = [shape for shape in shapes if shape.f.size]
+        if not seen:
+            return shapes[0]
+        d, h, w = (slice(min(s.box[k].start for s in seen), max(s.box[k].stop for s in seen)) for k in range(3))
+        f = np.full([part.stop - part.start for part in (d, h, w)], FAR_MM, dtype=np.float32)
+        for shape in seen:
+            inner = f[tuple(slice(i.start - o.start, i.stop - o.start) for i, o in zip(shape.box, (d, h, w)))]
+            inner[...] = smooth_minimum(inner, shape.f, blend_mm)
+        return Shape((d, h, w), f)
+
     def spread(self, *shapes: Shape) -> np.ndarray:
         """The union of shapes as a function on the whole grid."""
         f = self.empty()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
+from scipy.interpolate import CubicSpline
 
 from ctseg.scans.phantom.implicit import Scene, Shape, ellipsoid_distance, turned
 from ctseg.scans.phantom.labels import IDS, SIDES
@@ -80,7 +81,7 @@ def _bladder(scene: Scene, patient: Patient, lumps: np.ndarray) -> Shape:
     """A sac on the prostate or pelvic floor that grows upwards and forwards; dish-shaped when nearly empty."""
     fullness = float(np.clip((patient.bladder_ml - 60) / 420, 0, 1))
     ratio = np.array([1.16, 0.98 + 0.05 * fullness, 0.56 + 0.5 * fullness])
-    unit = (patient.bladder_ml * 1000 * 0.2387 * 0.98 / ratio.prod()) ** (1 / 3)
+    unit = (patient.bladder_ml * 1000 * 0.2387 * 1.06 / ratio.prod()) ** (1 / 3)
     a, b, c = (float(v) for v in ratio * unit)
     if a > 47:  # the side walls of the pelvis do not give way
         spare = np.sqrt(a / 47)
@@ -170,14 +171,7 @@ def _seminal(scene: Scene, patient: Patient) -> Shape:
     half = 0.5 * patient.prostate_mm[0]
     parts = [scene.tube([(1, back, top), (0.55 * half, back + 4, top + 7), (half + 7, back + 9, top + 13)], [6.0, 5.6, 4.2], side=side, blend_mm=2)
              for side in SIDES]
-    whole = scene.spread(*parts)
-    return Shape(parts[0].box, whole[parts[0].box]) if not parts[1].f.size else _cover(parts, whole)
-
-
-def _cover(parts: list[Shape], whole: np.ndarray) -> Shape:
-    """The part of a whole-grid function under the boxes of `parts`."""
-    d, h, w = (slice(min(p.box[k].start for p in parts), max(p.box[k].stop for p in parts)) for k in range(3))
-    return Shape((d, h, w), whole[d, h, w])
+    return scene.join(parts, 0.0)
 
 
 def _uterus(scene: Scene, patient: Patient, lumps: np.ndarray) -> tuple[Shape, Shape]:
@@ -191,13 +185,9 @@ def _uterus(scene: Scene, patient: Patient, lumps: np.ndarray) -> tuple[Shape, S
     body = scene.ellipsoid(center, (a, b, c), pitch=lean * (1 - 0.55 * lift))
     body.f += 1.6 * lumps[body.box]
     neck = scene.tube([cervix + (0, 0, -6), cervix + (0, 2, 8), center], [11, 11, 13], blend_mm=3)
-    whole = scene.spread(body, neck)
-    box = scene.box(center - c - 12, center + c + 12)
-    low = scene.box(cervix - 20, cervix + 20)
-    d, h, w = (slice(min(i.start, j.start), max(i.stop, j.stop)) for i, j in zip(box, low))
     vagina = [scene.tube([(0, 14, -6), (0, 8, -30), (0, 0, -56)], [4.5, 4.5, 5])]
     vagina += [scene.tube([(9, 14, -8), (8, 9, -30), (5, 0, -54)], [4, 4, 3.5], side=side) for side in SIDES]
-    return Shape((d, h, w), whole[d, h, w]), _cover(vagina, scene.spread(*vagina))
+    return scene.join([body, neck], 0.0), scene.join(vagina, 0.0)
 
 
 def rectum_line(patient: Patient) -> np.ndarray:
@@ -217,15 +207,7 @@ def rectum_line(patient: Patient) -> np.ndarray:
         (0.3 * lower_bend, back + 0.9 * low + 3, -32.0, 0.55 * low + 0.45 * ampulla),
         (0.0, back + low, -46.0, low - 1.5),
     ])
-    t = np.linspace(0, len(nodes) - 1, 25)
-    return np.stack([_smooth_line(t, column) for column in nodes.T], axis=1)
-
-
-def _smooth_line(t: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Cubic interpolation through `values` at 0, 1, 2, ..."""
-    from scipy.interpolate import CubicSpline
-
-    return np.asarray(CubicSpline(np.arange(len(values)), values)(t))
+    return np.asarray(CubicSpline(np.arange(len(nodes)), nodes)(np.linspace(0, len(nodes) - 1, 25)))
 
 
 def _paint_rectum(scene: Scene, organs: Organs, patient: Patient, grain: np.ndarray, blotch: np.ndarray) -> None:

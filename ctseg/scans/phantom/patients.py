@@ -89,7 +89,7 @@ def _tissues(rng: np.random.Generator, contrast: str) -> dict[str, float]:
         "muscle": float(rng.uniform(46, 58)) + 0.4 * gain,
         "skin": 30.0,
         "cartilage": 70.0,
-        "marrow": float(rng.uniform(120, 260)),
+        "marrow": float(rng.uniform(90, 190)),
         "cortex": float(rng.uniform(620, 950)),
         "urine": float(rng.uniform(2, 16)),
         "bladder_wall": prostate - float(rng.uniform(10, 20)),

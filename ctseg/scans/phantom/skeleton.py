@@ -9,7 +9,7 @@ import dataclasses
 
 import numpy as np
 
-from ctseg.scans.phantom.implicit import Level, Scene, Shape, smooth_minimum
+from ctseg.scans.phantom.implicit import Level, Scene, Shape
 from ctseg.scans.phantom.labels import IDS, SIDES
 from ctseg.scans.phantom.patients import Patient
 
@@ -124,30 +124,14 @@ def paint_skeleton(scene: Scene, bones: Skeleton, patient: Patient, grain: np.nd
 
 
 def paint_bone(scene: Scene, bone: Shape, patient: Patient, grain: np.ndarray, blotch: np.ndarray, label: int,
-               *, cortex_mm: float, marrow_hu: float | None = None) -> None:
+               *, cortex_mm: float) -> None:
     """A bone: dense shell, spongy inside whose density varies."""
     if not bone.f.size:
         return
-    marrow = patient.hu["marrow"] if marrow_hu is None else marrow_hu
-    spongy = marrow + 45 * grain[bone.box] + 55 * blotch[bone.box]
+    spongy = patient.hu["marrow"] + 45 * grain[bone.box] + 55 * blotch[bone.box]
     shell = cortex_mm * (1 + 0.35 * blotch[bone.box])
     scene.paint(bone, patient.hu["cortex"], label)
     scene.paint(Shape(bone.box, bone.f + np.maximum(shell, 0.7).astype(np.float32)), spongy)
-
-
-def _join(scene: Scene, shapes: list[Shape], blend_mm: float) -> Shape:
-    """The union of shapes with rounded seams."""
-    stops = [[s.box[axis].stop for s in shapes if s.f.size] for axis in range(3)]
-    starts = [[s.box[axis].start for s in shapes if s.f.size] for axis in range(3)]
-    if not stops[0]:
-        return shapes[0]
-    d, h, w = (slice(min(a), max(b)) for a, b in zip(starts, stops))
-    f = np.full([s.stop - s.start for s in (d, h, w)], 60.0, dtype=np.float32)
-    for shape in shapes:
-        inner = f[tuple(slice(i.start - o.start, i.stop - o.start) for i, o in zip(shape.box, (d, h, w)))]
-        if inner.size:
-            inner[...] = smooth_minimum(inner, shape.f, blend_mm)
-    return Shape((d, h, w), f)
 
 
 def _hip(scene: Scene, side: int, sex: str) -> Shape:
@@ -162,7 +146,7 @@ def _hip(scene: Scene, side: int, sex: str) -> Shape:
         scene.tube(inferior, INFERIOR_RAMUS_RADII, side=side, blend_mm=3),
         _socket(scene, side),
     ]
-    return _join(scene, parts, 4.0)
+    return scene.join(parts, 4.0)
 
 
 def _socket(scene: Scene, side: int) -> Shape:
@@ -185,7 +169,7 @@ def _femur(scene: Scene, side: int) -> Shape:
         scene.tube([(120, 10, -34), (117, 8, -62), (112, 4, -120)], [17, 15.5, 14], side=side, blend_mm=4),
         scene.tube([(108, 20, -54), (101, 24, -60), (108, 18, -70)], [6, 8, 5], side=side, blend_mm=4),
     ]
-    return _join(scene, parts, 6.0)
+    return scene.join(parts, 6.0)
 
 
 def _paint_femur(scene: Scene, femur: Shape, side: int, patient: Patient, grain: np.ndarray, blotch: np.ndarray) -> None:
@@ -206,15 +190,11 @@ def _paint_femur(scene: Scene, femur: Shape, side: int, patient: Patient, grain:
 def _sacrum(scene: Scene) -> Shape:
     """The sacrum with the upper tail bone, and its canal and nerve holes left out."""
     sides = [scene.loft(SACRUM, side=side) for side in SIDES] + [scene.loft(SACRUM_BACK, side=side) for side in SIDES]
-    bone = _join(scene, sides, 3.0)
+    bone = scene.join(sides, 3.0)
     holes = [scene.tube([(19, 40 + 16 * k, 86 - 16 * k), (23, 76 + 9 * k, 88 - 16 * k)], [4.5, 3.0], side=side)
              for side in SIDES for k in range(3)]
     for hole in holes:
-        inner = tuple(slice(max(h.start, b.start) - b.start, max(min(h.stop, b.stop) - b.start, 0))
-                      for h, b in zip(hole.box, bone.box))
-        part = bone.f[inner]
-        if part.size and part.shape == hole.f.shape:
-            np.maximum(part, -hole.f, out=part)
+        scene.carve(bone, hole)
     return bone
 
 
@@ -238,7 +218,7 @@ def _vertebra(scene: Scene, z: float, y: float, pitch: float) -> tuple[Shape, Sh
         parts.append(scene.tube(place([(17, 42, -2), (3, 55, -4)]), [4.0, 3.5], side=side))
     parts.append(scene.tube(place([(0, 54, -3), (0, 78, -9)]), [3.2, 4.2]))
     canal = scene.tube(place([(0, 30, 17), (0, 30, -17)]), 8.5)
-    return _join(scene, parts, 2.0), canal
+    return scene.join(parts, 2.0), canal
 
 
 def _vertebral_body(scene: Scene, center: np.ndarray, pitch: float) -> Shape:
@@ -260,4 +240,4 @@ def _prosthesis(scene: Scene, side: int) -> Shape:
         scene.ellipsoid(HEAD, (HEAD_RADIUS_MM + 1.0,) * 3, side=side),
         scene.tube([(84, 0, 0), (104, 5, -18), (116, 9, -36), (116, 8, -60), (112, 4, -125)], [8, 6, 8, 8, 6.5], side=side),
     ]
-    return _join(scene, parts, 2.0)
+    return scene.join(parts, 2.0)

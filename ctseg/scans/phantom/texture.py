@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 from scipy.ndimage import gaussian_filter, gaussian_filter1d
 
@@ -9,12 +11,21 @@ from ctseg.scans.phantom.implicit import Scene, Shape, occupancy
 from ctseg.scans.phantom.patients import Patient, Protocol
 
 
-def fields(scene: Scene, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Random fields of the whole grid, deviation 1: grain (about 3 mm), blotch (about 14 mm), lumps (about 40 mm)."""
+@dataclasses.dataclass(frozen=True)
+class Texture:
+    """Random fields of the whole grid (D, H, W), deviation 1, with bumps of about 3, 14 and 40 mm."""
+
+    grain: np.ndarray
+    blotch: np.ndarray
+    lumps: np.ndarray
+
+
+def fields(scene: Scene, rng: np.random.Generator) -> Texture:
+    """The random fields of one patient."""
     grain = rng.standard_normal(scene.shape, dtype=np.float32)
     grain = gaussian_filter(grain, np.maximum(1.5 / scene.spacing_mm, 0.35), truncate=3.0)
     grain /= np.float32(grain.std())
-    return grain, scene.smooth_field(rng, 8.0), scene.smooth_field(rng, 22.0)
+    return Texture(grain, scene.smooth_field(rng, 8.0), scene.smooth_field(rng, 22.0))
 
 
 def paint_table(scene: Scene, patient: Patient) -> None:
