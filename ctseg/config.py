@@ -79,8 +79,8 @@ class EvaluateSettings:
     """How the test scans are predicted and scored."""
 
     overlap: float = 0.5  # of neighbouring sliding windows inside a tensor
-    flip: bool = False  # average with the left/right mirrored prediction
-    keep_largest: bool = False
+    flip: bool = True  # average with the left/right mirrored prediction, when training mirrored too
+    keep_largest: str = "auto"  # auto | all | none: structures of which only the largest component stays; auto: validation decided
     boundary_mode: str = "surfel"  # surfel | voxel, see docs/artifacts.md
 
 
@@ -198,6 +198,7 @@ _CHOICES = {
     "train.precision": ("auto", "fp32", "bf16", "fp16"),
     "train.augmentation": ("none", "light", "standard"),
     "evaluate.boundary_mode": ("surfel", "voxel"),
+    "evaluate.keep_largest": ("auto", "all", "none"),
 }
 _RANGES = {
     "train.learning_rate": (1e-8, 10.0), "train.epochs": (1, 10**6), "train.patch_voxels": (4096, 128**3), "train.batch_size": (1, 1024), "train.minutes": (0.0, 1e6),

@@ -16,10 +16,10 @@ def test_command_line_wins_over_profile_wins_over_defaults():
 
 
 def test_values_are_converted_to_their_type():
-    settings = config.resolve(None, {"train.patch_size": "32,48,64", "data.window_hu": "-100,200", "evaluate.flip": "yes", "data.structures": "a,b"})
+    settings = config.resolve(None, {"train.patch_size": "32,48,64", "data.window_hu": "-100,200", "evaluate.flip": "no", "data.structures": "a,b"})
     assert settings.train.patch_size == (32, 48, 64)
     assert settings.data.window_hu == (-100.0, 200.0)
-    assert settings.evaluate.flip is True
+    assert settings.evaluate.flip is False
     assert settings.data.structures == ("a", "b")
 
 

@@ -11,7 +11,7 @@ import torch
 
 from ctseg import artifacts
 from ctseg.errors import IntegrityError
-from ctseg.learning import augment, checkpoints, dataset, hardware, inference, losses, planning, schedule
+from ctseg.learning import augment, checkpoints, dataset, hardware, inference, losses, planning, postprocess, schedule
 from ctseg.learning.hardware import Machine
 from ctseg.scans import laterality
 
@@ -179,7 +179,7 @@ def test_learning_rate_warms_up_and_ends_at_zero(name):
     assert rates[0] < rates[1] < rates[2] == 1 and rates[3] < 1 and rates[4] < 0.02 and rates[5] == 0
 
 
-CONTENT = {"arch": {"name": "unet"}, "structures": ["a"], "preprocess": {}, "settings": {}, "manifest_hash": "", "splits_hash": "", "epoch": 1,
+CONTENT = {"arch": {"name": "unet"}, "structures": ["a"], "preprocess": {}, "settings": {}, "manifest_hash": "", "splits_hash": "", "epoch": 1, "largest_component": [],
            "model": {"w": torch.arange(64.0)}}
 
 
@@ -257,3 +257,16 @@ def test_the_device_that_is_not_there_is_refused():
 ])
 def test_planned_patches_hold_the_structures_or_what_the_budget_allows(extent, budget, expected):
     assert planning.fit_patch(extent, budget, multiple=16) == expected
+
+
+def test_only_the_largest_component_of_the_chosen_structures_is_kept():
+    label = np.zeros((10, 12, 14), np.uint8)
+    label[1:4, 1:4, 1:4] = 1
+    label[4, 4, 4] = 1  # touches by a corner: the same component
+    label[8, 8, 8] = 1
+    label[6:8, 1:3, 1:3] = 2
+    label[9, 11, 13] = 2
+    kept = postprocess.keep_largest(label, [1, 3])
+    assert (kept == 1).sum() == 28 and kept[8, 8, 8] == 0 and kept[4, 4, 4] == 1
+    assert np.array_equal(kept == 2, label == 2)
+    assert (label == 1).sum() == 29  # the input is not changed

@@ -21,7 +21,7 @@ from ctseg.errors import IntegrityError
 
 FORMAT, VERSION = "ctseg-checkpoint", 1
 MAX_BYTES = 8 << 30  # far above any network here
-REQUIRED = {"format", "version", "arch", "structures", "preprocess", "settings", "manifest_hash", "splits_hash", "epoch", "model"}
+REQUIRED = {"format", "version", "arch", "structures", "preprocess", "settings", "manifest_hash", "splits_hash", "epoch", "model", "largest_component"}
 
 
 def _sidecar(path: Path) -> Path:

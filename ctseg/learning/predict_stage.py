@@ -14,6 +14,7 @@ from ctseg.config import Settings
 from ctseg.errors import IntegrityError
 from ctseg.learning import augment, checkpoints, dataset, hardware
 from ctseg.learning.inference import predict_canvas
+from ctseg.learning.postprocess import keep_largest
 from ctseg.scans import grids, laterality, nifti
 from ctseg.scans.volume import Grid, Volume
 
@@ -36,7 +37,9 @@ def predict_test_cases(workspace: Workspace, settings: Settings, *, device: str,
     checkpoints.load_weights(network, checkpoint["model"], file=workspace.relative(workspace.best_model))
     network = machine.place(network)
     names = list(manifest["structures"])
-    swaps = augment.mirror_table(laterality.mirror_pairs(names), len(names)) if settings.evaluate.flip else None
+    mirrored = settings.evaluate.flip and augment.STRENGTHS[trained.train.augmentation].mirror > 0  # else it never saw a mirror image
+    swaps = augment.mirror_table(laterality.mirror_pairs(names), len(names)) if mirrored else None
+    filtered = {"auto": checkpoint["largest_component"], "all": names, "none": []}[settings.evaluate.keep_largest]
     cases = []
     for entry in progress([case for case in manifest["cases"] if case["split"] == "test"]):
         started = time.monotonic()
@@ -44,7 +47,7 @@ def predict_test_cases(workspace: Workspace, settings: Settings, *, device: str,
         canvas, scan = Grid.from_record(entry["canvas"]), Grid.from_record(entry["scan"])
         probabilities = predict_canvas(network, image, n_classes=len(names) + 1, patch_size=trained.train.fixed_patch(), overlap=settings.evaluate.overlap,
                                        machine=machine, swaps=swaps)
-        label = grids.label_on_scan(probabilities.numpy(), canvas, scan)
+        label = keep_largest(grids.label_on_scan(probabilities.numpy(), canvas, scan), [names.index(name) + 1 for name in filtered])
         path = workspace.predictions / f"{artifacts.safe_name(entry['case_id'])}.nii.gz"
         nifti.write_label(path, Volume(label, scan.affine), names=dict(enumerate(names, start=1)))
         cases.append({"case_id": entry["case_id"], "patient_id": entry["patient_id"], "seconds": round(time.monotonic() - started, 3),
@@ -52,7 +55,7 @@ def predict_test_cases(workspace: Workspace, settings: Settings, *, device: str,
     artifacts.write_json(workspace.predictions / "labels.json", {str(i): name for i, name in enumerate(names, start=1)})
     record = {"version": 1, "checkpoint_sha256": artifacts.file_hash(workspace.best_model), "manifest_hash": manifest_hash,
               "splits_hash": manifest["splits_hash"], "synthetic": bool(manifest["synthetic"]), "structures": names, "device": machine.reason,
-              "model": checkpoint["arch"]["name"], "epoch": checkpoint["epoch"], "settings": settings.record()["evaluate"], "cases": cases}
+              "model": checkpoint["arch"]["name"], "epoch": checkpoint["epoch"], "settings": settings.record()["evaluate"], "mirrored": mirrored, "largest_component": list(filtered), "cases": cases}
     artifacts.write_json(workspace.run_record, record)
     return record
 

@@ -22,6 +22,7 @@ from ctseg.learning import checkpoints, hardware
 from ctseg.learning.dataset import Batch, PatchSampler, TrainingCase
 from ctseg.learning.inference import dice_per_structure, predict_canvas
 from ctseg.learning.losses import deep_loss
+from ctseg.learning.postprocess import keep_largest
 from ctseg.learning.schedule import Budget, learning_rate_factor
 
 HALVE_AFTER = 3  # plateau schedule: validations without a better Dice before the learning rate is halved
@@ -71,6 +72,7 @@ class Trainer:
         self.best_epoch = 0
         self.stale = 0  # validations since the best one
         self.rate_scale = 1.0  # plateau schedule
+        self.largest_component: list[str] = []  # structures of which only the largest component is kept
         self.budget = Budget(train)
         self.history = _empty_history(settings, identity, self.network)
 
@@ -158,22 +160,30 @@ class Trainer:
     # ---- validation ----
 
     def _validate(self) -> list[float | None]:
-        """Present-only whole-volume Dice per structure on the validation cases, with the averaged weights."""
+        """Present-only whole-volume Dice per structure on the validation cases, with the averaged weights.
+
+        Also decides for which structures the largest component alone scores higher than all that was predicted.
+        """
         started = time.monotonic()
         current = {key: value.clone() for key, value in self.network.state_dict().items()}
         self.network.load_state_dict(self.averaged)
         names = self.identity.structures
-        scores: dict[str, list[float]] = {name: [] for name in names}
+        everything: list[list[float]] = [[] for _ in names]
+        largest: list[list[float]] = [[] for _ in names]
         for case in self.validation:
             probabilities = predict_canvas(self.network, case.image, n_classes=len(names) + 1, patch_size=self.patch_size, overlap=0.25, machine=self.machine)
-            dice, _ = dice_per_structure(probabilities.argmax(0), case.label, len(names))
-            for name, value in zip(names, dice):
-                if value is not None and case.states[name] == "present":
-                    scores[name].append(value)
+            prediction = probabilities.argmax(0)
+            filtered = torch.from_numpy(keep_largest(prediction.numpy(), range(1, len(names) + 1)))
+            for scores, label in ((everything, prediction), (largest, filtered)):
+                dice, _ = dice_per_structure(label, case.label, len(names))
+                for index, value in enumerate(dice):
+                    if value is not None and case.states[names[index]] == "present":
+                        scores[index].append(value)
         self.network.load_state_dict(current)
         self.network.train()
         self.budget.note_validation(time.monotonic() - started)
-        return [sum(values) / len(values) if values else None for values in scores.values()]
+        self.largest_component = [name for name, one, all_ in zip(names, largest, everything) if sum(one) > sum(all_)]
+        return [sum(values) / len(values) if values else None for values in everything]
 
     def _keep_if_best(self, validation: list[float | None]) -> None:
         mean = _mean(validation)
@@ -211,7 +221,7 @@ class Trainer:
         identity = self.identity
         return {"created_by": "ctseg", "arch": identity.arch, "structures": identity.structures, "preprocess": identity.preprocess,
                 "settings": self.settings.record(), "manifest_hash": identity.manifest_hash, "splits_hash": identity.splits_hash,
-                "synthetic": identity.synthetic, "epoch": self.epoch, "steps": self.steps, "best": self.best, "threads": torch.get_num_threads(),
+                "synthetic": identity.synthetic, "epoch": self.epoch, "steps": self.steps, "best": self.best, "largest_component": self.largest_component, "threads": torch.get_num_threads(),
                 "model": {key: value.detach().cpu().clone() for key, value in weights.items()}}
 
     def _save_best(self, _score: float | None) -> None:
@@ -241,7 +251,7 @@ class Trainer:
         self.optimizer.load_state_dict(content["optimizer"])
         self.scaler.load_state_dict(content["scaler"])
         self.epoch, self.steps, self.best, self.best_epoch = content["epoch"], content["steps"], content["best"], content["best_epoch"]
-        self.stale, self.rate_scale = content["stale"], content["rate_scale"]
+        self.stale, self.rate_scale, self.largest_component = content["stale"], content["rate_scale"], content["largest_component"]
         self.budget = Budget(self.settings.train, spent_seconds=content["seconds"])
         self.budget.validation_seconds, self.budget.validation_total = content["validation_seconds"], content["validation_total"]
         self.history = json.loads(content["history"])
