@@ -11,7 +11,17 @@ import torch
 
 from ctseg import artifacts
 from ctseg.errors import IntegrityError
-from ctseg.learning import augment, checkpoints, dataset, hardware, inference, losses, planning, postprocess, schedule
+from ctseg.learning import (
+    augment,
+    checkpoints,
+    dataset,
+    hardware,
+    inference,
+    losses,
+    planning,
+    postprocess,
+    schedule,
+)
 from ctseg.learning.hardware import Machine
 from ctseg.scans import laterality
 

@@ -96,14 +96,14 @@ def paint_bowel(scene: Scene, patient: Patient, rng: np.random.Generator, colon:
     small = bowel_walk(patient, rng, colon, min(225.0, float(scene.z.max())))
     grain, blotch, lumps = texture.grain, texture.blotch, texture.lumps
     contents = rng.uniform(0, 1, len(small))
-    fluid = rng.uniform(4, 32, len(small))
+    fluid = rng.uniform(20, 44, len(small))
     drawn = scene.empty()
     for line, content, density in zip(small, contents, fluid):
         loop = scene.tube(line[:, :3], line[:, 3], blend_mm=3, with_axis=True)
         if not loop.f.size:
             continue
         loop.f += 1.1 * lumps[loop.box]
-        loop = loop.cut(keep_out, 1.6).cut(drawn, 1.2)
+        loop = loop.cut(keep_out, 2.2).cut(drawn, 1.2)
         np.minimum(drawn[loop.box], loop.f, out=drawn[loop.box])
         scene.paint(loop, patient.hu["bowel_wall"] + 3 * grain[loop.box], IDS["intestine"])
         lumen = loop.inset(2.6)
@@ -115,7 +115,7 @@ def paint_bowel(scene: Scene, patient: Patient, rng: np.random.Generator, colon:
         if not tube.f.size:
             continue
         tube.f += 1.4 * lumps[tube.box]
-        tube = tube.cut(keep_out, 1.5)
+        tube = tube.cut(keep_out, 2.2)
         scene.paint(tube, patient.hu["bowel_wall"] - 2, IDS["colon"])
         lumen = tube.inset(2.6 + 0.8 * blotch[tube.box])
         scene.paint(lumen, stool(patient, grain[tube.box] * 1.2 + 0.1, blotch[tube.box]))

@@ -159,8 +159,8 @@ def _paint_plexus(scene: Scene, prostate: Shape, patient: Patient, blotch: np.nd
         return
     center = prostate_center(patient)
     behind = scene.y[prostate.box] - np.float32(center[1] + 0.22 * patient.prostate_mm[1])
-    rim = np.maximum(np.abs(prostate.f - 4.2) - 2.6 - 0.9 * blotch[prostate.box], behind)
-    scene.paint(Shape(prostate.box, rim.astype(np.float32)), 0.45 * patient.hu["vein"] + 4)
+    rim = np.maximum(np.abs(prostate.f - 5.2) - 2.6 - 0.9 * blotch[prostate.box], behind)
+    scene.paint(Shape(prostate.box, rim.astype(np.float32)), patient.hu["prostate"] - 22)
 
 
 def _seminal(scene: Scene, patient: Patient) -> Shape:
@@ -169,7 +169,7 @@ def _seminal(scene: Scene, patient: Patient) -> Shape:
     top = center[2] + 0.40 * patient.prostate_mm[2]
     back = center[1] + 0.30 * patient.prostate_mm[1]
     half = 0.5 * patient.prostate_mm[0]
-    parts = [scene.tube([(1, back, top), (0.55 * half, back + 4, top + 7), (half + 7, back + 9, top + 13)], [6.0, 5.6, 4.2], side=side, blend_mm=2)
+    parts = [scene.tube([(1, back, top), (0.55 * half, back + 4, top + 7), (half + 7, back + 9, top + 13)], [6.5, 6.2, 5.0], side=side, blend_mm=2)
              for side in SIDES]
     return scene.join(parts, 0.0)
 

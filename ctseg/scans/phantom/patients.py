@@ -63,7 +63,7 @@ def sample_patient(rng: np.random.Generator, sex: str) -> Patient:
         size=(width * (1.0 if male else 1.03), depth, height * (1.0 if male else 0.95)),
         fat_mm=float(rng.uniform(9, 28) if male else rng.uniform(14, 34)),
         warp_mm=float(rng.uniform(1.6, 2.6)),
-        bladder_ml=float(np.exp(rng.uniform(np.log(65), np.log(480)))),
+        bladder_ml=float(rng.uniform(70**0.5, 480**0.5) ** 2),
         bladder_pitch=float(rng.uniform(-0.4, 0.4)),
         bladder_shift_mm=(float(rng.normal(0, 4)), float(rng.normal(0, 3))),
         prostate_mm=(float(unit * shape[0]), float(unit * shape[1]), float(unit * shape[2])),
