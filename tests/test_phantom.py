@@ -21,8 +21,7 @@ from ctseg.scans.reading import load_case
 from ctseg.scans.volume import CANONICAL_DIRECTIONS, Volume, to_canonical
 
 COHORT = 24
-# Patients with thick slices, which are quick to draw: seven men and a woman, every rectal content but one.
-WINDOW_PATIENTS = (2, 5, 8, 9, 15, 18, 19, 22)
+WINDOW_PATIENTS = range(0, COHORT, 3)  # a sample without choice; these are men
 
 
 @pytest.fixture(scope="module")
@@ -221,7 +220,7 @@ def test_tissues_have_the_attenuation_of_ct(tiny_drawings: list[Drawing]) -> Non
         if core.sum() > 30 and not drawing.patient.metal_side:
             assert abs(np.median(image[core]) - tissue["prostate"]) < 12
             measured += 1
-        assert image[label == IDS["hip_left"]].mean() > 200
+        assert 150 < image[label == IDS["hip_left"]].mean() < 450
     assert measured >= 10
 
 
@@ -259,7 +258,7 @@ def test_no_window_of_attenuation_finds_the_organs() -> None:
             if mask.any():
                 scores[name].append(window_scores(drawing.image.array, mask, edges))
     best = {name: float(np.mean(tables, axis=0).max()) for name, tables in scores.items()}
-    assert len(scores["prostate"]) >= 6
+    assert len(scores["prostate"]) == len(WINDOW_PATIENTS)
     assert best["prostate"] < 0.6 and best["rectum"] < 0.6 and best["bladder"] < 0.8, best
     assert min(best.values()) > 0.2  # the measure itself works: a window is better than nothing
 

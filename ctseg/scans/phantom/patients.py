@@ -54,10 +54,10 @@ def sample_patient(rng: np.random.Generator, sex: str) -> Patient:
     """A person. Independent draws around adult means; ranges are those of the clinical literature."""
     male = sex == "male"
     width, depth, height = (float(v) for v in rng.uniform((0.94, 0.95, 0.95), (1.06, 1.06, 1.05)))
-    volume = float(rng.uniform(30, 88))
+    volume = float(rng.uniform(38, 92))
     shape = rng.uniform((1.18, 0.82, 0.92), (1.38, 1.0, 1.12))
     unit = (volume * 1000 / 0.42 / shape.prod()) ** (1 / 3)
-    contrast = str(rng.choice(["none", "venous", "excreted"], p=[0.42, 0.24, 0.34]))
+    contrast = str(rng.choice(["none", "venous", "excreted"], p=[0.44, 0.25, 0.31]))
     return Patient(
         sex=sex,
         size=(width * (1.0 if male else 1.03), depth, height * (1.0 if male else 0.95)),
@@ -89,7 +89,7 @@ def _tissues(rng: np.random.Generator, contrast: str) -> dict[str, float]:
         "muscle": float(rng.uniform(46, 58)) + 0.4 * gain,
         "skin": 30.0,
         "cartilage": 70.0,
-        "marrow": float(rng.uniform(90, 190)),
+        "marrow": float(rng.uniform(110, 215)),
         "cortex": float(rng.uniform(620, 950)),
         "urine": float(rng.uniform(2, 16)),
         "bladder_wall": prostate - float(rng.uniform(10, 20)),
