@@ -106,7 +106,8 @@ class Trainer:
         torch.manual_seed(artifacts_seed(self.settings.train.seed, self.epoch))  # dropout, if a network has it
         total, count = 0.0, 0
         dice: list[float | None] = [None] * len(self.identity.structures)
-        threads = 1 if self.machine.device.type == "cpu" else 4
+        # A GPU waits for patches, so threads prepare them. On a CPU they would fight the network for its cores.
+        threads = 0 if self.machine.device.type == "cpu" else 4
         steps = self.settings.train.steps_per_epoch
         for step, batch in enumerate(self.sampler.batches(self.epoch, 0, steps, threads=threads)):
             progress = self.budget.progress(self.epoch, step)
