@@ -67,9 +67,12 @@ class LockedError(PipelineError):
 
 
 def format_line(severity: str, code: str, case: str, file: str, cause: str, fix: str) -> str:
-    """One line of a message, in the one format that all messages have; control characters are escaped."""
-    line = f"{severity} {code} case={case} file={file}: {cause}. Fix: {fix}."
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in line)
+    """A message in the one format that all messages have; control characters in names are escaped."""
+    return f"{severity} {code} case={_printable(case)} file={_printable(file)}: {cause}. Fix: {fix}."
+
+
+def _printable(name: str) -> str:
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in name)
 
 
 @dataclasses.dataclass(frozen=True)

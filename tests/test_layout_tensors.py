@@ -17,8 +17,8 @@ WRITERS = {"abdomenatlas": builders.write_abdomenatlas, "totalsegmentator": buil
            "msd": builders.write_msd, "monai": builders.write_monai, "flare22": builders.write_flare22, "dicom_seg": builders.write_dicom_seg}
 
 
-def phantoms() -> dict[str, builders.Phantom]:
-    return {f"case_{i}": builders.small_phantom(NAMES, seed=i, shape=(20, 24, 28)) for i in range(1, 5)}
+def phantoms(prefix: str = "case_") -> dict[str, builders.Phantom]:
+    return {f"{prefix}{i:04d}": builders.small_phantom(NAMES, seed=i, shape=(20, 24, 28)) for i in range(1, 5)}
 
 
 def tensors(folder: Path, workspace: artifacts.Workspace) -> dict[int, tuple[np.ndarray, dict[str, np.ndarray]]]:
@@ -44,7 +44,7 @@ def plain(tmp_path_factory) -> dict[int, tuple[np.ndarray, dict[str, np.ndarray]
 
 @pytest.mark.parametrize("layout", WRITERS)
 def test_tensors_equal_those_of_the_plain_layout(layout, plain, tmp_path):
-    WRITERS[layout](tmp_path / "data", phantoms())
+    WRITERS[layout](tmp_path / "data", phantoms("FLARE22_Tr_" if layout == "flare22" else "case_"))
     found = tensors(tmp_path / "data", artifacts.Workspace(tmp_path / "w"))
     assert len(found) == len(plain) == 4
     for (_, (image, masks)), (_, (other, expected)) in zip(sorted(found.items()), sorted(plain.items())):
