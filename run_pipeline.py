@@ -23,7 +23,7 @@ from ctseg.errors import UsageError
 
 STAGES = {"preprocess": "preprocessing", "train": "train", "eval": "evaluate", "analyze": "analyze"}  # flag -> script
 SKIPPED_CASES = 3  # exit code of a stage that finished but left cases out
-DEMO_MINUTES = 5.0  # training time of the synthetic demo when neither --minutes nor --epochs is given
+DEMO_MINUTES = 6.0  # training time of the synthetic demo when neither --minutes nor --epochs is given
 
 
 def build_parser() -> argparse.ArgumentParser:
