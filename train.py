@@ -30,6 +30,8 @@ def run(workspace: Workspace, settings: Settings, options: Options) -> int:
     manifest = artifacts.load_manifest(workspace)
     artifacts.sweep_temporaries(workspace.checkpoints)
 
+    _tell_data_settings(manifest, options)
+
     import torch
 
     from ctseg.learning import dataset, hardware, planning
@@ -58,6 +60,14 @@ def run(workspace: Workspace, settings: Settings, options: Options) -> int:
         return _fit(workspace, smaller, dataclasses.replace(options, restart=True), manifest, machine, training, validation)
     except torch.OutOfMemoryError:
         raise ResourceError("GPU_OOM", "the memory does not suffice even with batch size 1 and width 8", "use a smaller train.patch_size, or --device cpu") from None
+
+
+def _tell_data_settings(manifest: dict[str, Any], options: Options) -> None:
+    """Say that settings of the data count only when the data are preprocessed, where they differ."""
+    wanted = config.resolve(None, {key: value for key, value in options.overrides.items() if key.startswith("data.")}).record()["data"]
+    for key in sorted(key.split(".")[1] for key in options.overrides if key.startswith("data.")):
+        if key in manifest["settings"] and manifest["settings"][key] != wanted[key]:
+            LOG.info("NOTE DATA_SETTINGS: the tensors were made with data.%s=%s; run --preprocess to change that.", key, manifest["settings"][key])
 
 
 def choose_model(name: str, structures: list[str]) -> str:

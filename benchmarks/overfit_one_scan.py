@@ -15,15 +15,15 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-import evaluate  # noqa: E402
-import train  # noqa: E402
-from ctseg import artifacts  # noqa: E402
-from ctseg.scans.cases import CaseRecord, ImageSource, LabelSource  # noqa: E402
-from ctseg.scans.grids import GridPlan  # noqa: E402
-from ctseg.scans.nifti import read_integers, write_label  # noqa: E402
-from ctseg.scans.prepare import CaseJob, prepare_case  # noqa: E402
-from ctseg.scans.splits import splits_record  # noqa: E402
-from ctseg.scans.volume import Volume  # noqa: E402
+import evaluate
+import train
+from ctseg import artifacts
+from ctseg.scans.cases import CaseRecord, ImageSource, LabelSource
+from ctseg.scans.grids import GridPlan
+from ctseg.scans.nifti import read_integers, write_label
+from ctseg.scans.prepare import CaseJob, prepare_case
+from ctseg.scans.splits import splits_record
+from ctseg.scans.volume import Volume
 
 # ids of TotalSegmentator v2 "total"
 STRUCTURES = {1: "spleen", 2: "kidney_right", 3: "kidney_left", 5: "liver", 21: "urinary_bladder", 22: "prostate", 25: "sacrum", 77: "hip_left", 78: "hip_right"}

@@ -21,9 +21,10 @@ from ctseg.errors import DivergedError, UsageError
 from ctseg.learning import checkpoints, hardware
 from ctseg.learning.dataset import Batch, PatchSampler, TrainingCase
 from ctseg.learning.inference import dice_per_structure, predict_canvas
-from ctseg.learning.losses import deep_loss
+from ctseg.learning.losses import deep_loss, segmentation_loss
 from ctseg.learning.postprocess import keep_largest
 from ctseg.learning.schedule import Budget, learning_rate_factor
+from ctseg.scoring.distances import percentile_hausdorff_mm, surface_distances
 
 HALVE_AFTER = 3  # plateau schedule: validations without a better Dice before the learning rate is halved
 RUNNING_MEAN = 0.9  # smoothing of the training Dice per structure, which is NaN where a batch lacks it
@@ -49,6 +50,44 @@ class Identity:
     manifest_hash: str
     splits_hash: str
     synthetic: bool
+
+
+@dataclasses.dataclass
+class Validation:
+    """Scores of the validation scans on their canvases, per structure and per case that shows it."""
+
+    dice: list[list[float]]
+    dice_of_largest: list[list[float]]  # of the largest component alone
+    hd95_mm: list[list[float]]  # where something was predicted
+    losses: list[float]  # one per scan
+
+    def add(self, case: TrainingCase, probabilities: torch.Tensor, names: Sequence[str]) -> None:
+        """Score the probabilities (S+1, D, H, W) of one case."""
+        loss, _ = segmentation_loss(logits=probabilities.clamp_min(1e-7).log_()[None], label=case.label[None], labelled=torch.from_numpy(case.labelled)[None])
+        self.losses.append(float(loss))
+        prediction = probabilities.argmax(0)
+        filtered = torch.from_numpy(keep_largest(prediction.numpy(), range(1, len(names) + 1)))
+        for scores, label in ((self.dice, prediction), (self.dice_of_largest, filtered)):
+            for index, value in enumerate(dice_per_structure(label, case.label, len(names))[0]):
+                if value is not None and case.states[names[index]] == "present":
+                    scores[index].append(value)
+        for index, name in enumerate(names):
+            if case.states[name] == "present":
+                pair = surface_distances(prediction=(prediction == index + 1).numpy(), reference=(case.label == index + 1).numpy(), spacing_mm=case.spacing_mm)
+                if pair is not None:
+                    self.hd95_mm[index].append(percentile_hausdorff_mm(pair))
+
+    def mean_dice(self) -> list[float | None]:
+        """Present-only mean Dice per structure; None where no scan shows it."""
+        return [_mean(values) for values in self.dice]
+
+    def mean_hd95_mm(self) -> list[float | None]:
+        """Mean HD95 per structure over the scans where it was found."""
+        return [_mean(values) for values in self.hd95_mm]
+
+    def largest_helps(self) -> list[bool]:
+        """Whether the largest component alone scores higher than everything that was predicted."""
+        return [sum(one) > sum(everything) for one, everything in zip(self.dice_of_largest, self.dice)]
 
 
 class Trainer:
@@ -160,35 +199,25 @@ class Trainer:
 
     # ---- validation ----
 
-    def _validate(self) -> list[float | None]:
-        """Present-only whole-volume Dice per structure on the validation cases, with the averaged weights.
-
-        Also decides for which structures the largest component alone scores higher than all that was predicted.
-        """
+    def _validate(self) -> Validation:
+        """Predict the validation scans with the averaged weights and score them on their canvases."""
         started = time.monotonic()
         current = {key: value.clone() for key, value in self.network.state_dict().items()}
         self.network.load_state_dict(self.averaged)
         names = self.identity.structures
-        everything: list[list[float]] = [[] for _ in names]
-        largest: list[list[float]] = [[] for _ in names]
+        result = Validation([[] for _ in names], [[] for _ in names], [[] for _ in names], [])
         for case in self.validation:
             probabilities = predict_canvas(self.network, case.image, n_classes=len(names) + 1, patch_size=self.patch_size, overlap=0.25, machine=self.machine)
-            prediction = probabilities.argmax(0)
-            filtered = torch.from_numpy(keep_largest(prediction.numpy(), range(1, len(names) + 1)))
-            for scores, label in ((everything, prediction), (largest, filtered)):
-                dice, _ = dice_per_structure(label, case.label, len(names))
-                for index, value in enumerate(dice):
-                    if value is not None and case.states[names[index]] == "present":
-                        scores[index].append(value)
+            result.add(case, probabilities, names)
         self.network.load_state_dict(current)
         self.network.train()
         self.budget.note_validation(time.monotonic() - started)
-        self.largest_component = [name for name, one, all_ in zip(names, largest, everything) if sum(one) > sum(all_)]
-        return [sum(values) / len(values) if values else None for values in everything]
+        return result
 
-    def _keep_if_best(self, validation: list[float | None]) -> None:
-        mean = _mean(validation)
+    def _keep_if_best(self, validation: Validation) -> None:
+        mean = _mean(validation.mean_dice())
         if mean is not None and (self.best is None or mean > self.best):
+            self.largest_component = [name for name, helps in zip(self.identity.structures, validation.largest_helps()) if helps]
             self.best, self.best_epoch, self.stale = mean, self.epoch, 0
             self._save_best(mean)
             self.callbacks.best(self.epoch, mean)
@@ -201,21 +230,23 @@ class Trainer:
 
     # ---- files ----
 
-    def _record(self, loss: float, dice: list[float | None], validation: list[float | None] | None, seconds: float) -> None:
+    def _record(self, loss: float, dice: list[float | None], validation: Validation | None, seconds: float) -> None:
         history, names = self.history, self.identity.structures
+        scores = validation.mean_dice() if validation else [None] * len(names)
+        distances = validation.mean_hd95_mm() if validation else [None] * len(names)
         history["epochs"].append(self.epoch)
         history["train_loss"].append(loss)
-        history["val_loss"].append(None)
+        history["val_loss"].append(_mean(validation.losses) if validation else None)
         history["learning_rate"].append(self.optimizer.param_groups[0]["lr"])
         history["epoch_seconds"].append(round(seconds, 2))
         history["resource_usage"].append(hardware.usage(self.machine.device))
         for index, name in enumerate(names):
             history["train_dice"][name].append(dice[index])
-            history["val_dice"][name].append(None if validation is None else validation[index])
-            history["val_hausdorff"][name].append(None)
-        history["val_mean_dice"].append(None if validation is None else _mean(validation))
+            history["val_dice"][name].append(scores[index])
+            history["val_hausdorff"][name].append(distances[index])
+        history["val_mean_dice"].append(_mean(scores))
         history |= {"best_epoch": self.best_epoch, "best_val_dice": self.best}
-        self.callbacks.epoch({"epoch": self.epoch, "loss": loss, "dice": _mean(dice), "validation": None if validation is None else _mean(validation),
+        self.callbacks.epoch({"epoch": self.epoch, "loss": loss, "dice": _mean(dice), "validation": _mean(scores),
                               "rate": history["learning_rate"][-1], "seconds": seconds})
 
     def _content(self, weights: dict[str, torch.Tensor]) -> dict[str, Any]:
