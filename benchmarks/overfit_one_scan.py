@@ -9,6 +9,7 @@ sacrum is training, validation and test case at once, so the numbers say nothing
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 from pathlib import Path
 
@@ -31,12 +32,14 @@ STRUCTURES = {1: "spleen", 2: "kidney_right", 3: "kidney_left", 5: "liver", 21: 
 
 def prepare(data: Path, workspace: artifacts.Workspace, plan: GridPlan) -> None:
     """Write processed_data/ with the one scan in all three splits."""
+    workspace.root.mkdir(parents=True, exist_ok=True)
     segmentation = read_integers(data / "example_seg_fast_force_split.nii.gz")[0]
     kept = Volume((segmentation.array * (sum(segmentation.array == value for value in STRUCTURES) > 0)).astype("uint8"), segmentation.affine)
-    labels = workspace.root / "labels.nii.gz"
+    labels, scan = workspace.root / "labels.nii.gz", workspace.root / "ct.nii.gz"
+    shutil.copy(data / "example_ct.nii.gz", scan)
     write_label(labels, kept, names=dict(STRUCTURES))
     names = tuple(STRUCTURES.values())
-    record = CaseRecord("example", "example", ImageSource("nifti", data / "example_ct.nii.gz"), LabelSource("map", path=labels, values=STRUCTURES))
+    record = CaseRecord("example", "example", ImageSource("nifti", scan), LabelSource("map", path=labels, values=STRUCTURES))
     outcome = prepare_case(CaseJob(record, workspace.root, workspace, names, (-250.0, 750.0), 10.0, plan))
     if outcome.entry is None:
         sys.exit("\n".join(finding.line() for finding in outcome.findings))
