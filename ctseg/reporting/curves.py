@@ -150,16 +150,16 @@ def _draw_structures(axes: Axes, epochs: np.ndarray, found: Mapping[str, np.ndar
 
 
 def draw_hausdorff(axes: Axes, history: History, *, small: bool = False) -> None:
-    """Validation Hausdorff distance per structure in mm."""
-    axes.set_title("Hausdorff distance, validation scans", pad=14)
+    """Validation HD95 per structure in mm."""
+    axes.set_title("HD95, validation scans", pad=14)
     found, epochs = by_structure(history, "val_hausdorff"), epochs_of(history)
     if not found:
         return style.say(axes, f"{NOT_RECORDED} during training")
     if len(found) > len(style.PALETTE) and not small:
-        return _structure_map(axes, history, found, label="Hausdorff distance (mm)", limits=None, colour_map=style.SCORE_MAP + "_r")
+        return _structure_map(axes, history, found, label="HD95 (mm)", limits=None, colour_map=style.SCORE_MAP + "_r")
     _draw_structures(axes, epochs, found)
     axes.set_ylim(bottom=0)
-    axes.set_ylabel("Hausdorff distance (mm)")
+    axes.set_ylabel("HD95 (mm), where found")
     _epoch_axis(axes, history)
     _legend(axes)
 
@@ -256,7 +256,7 @@ def dice_scores(history: History, path: Target, synthetic: bool) -> None:
 def hausdorff_distances(history: History, path: Target, synthetic: bool) -> None:
     """`hausdorff_distances.png`."""
     size = (8.0, _height(history, ("val_hausdorff",), 4.4))
-    _one_panel(draw_hausdorff, history, path, synthetic, size=size, title="Training: Hausdorff distance of the validation scans")
+    _one_panel(draw_hausdorff, history, path, synthetic, size=size, title="Training: HD95 of the validation scans")
 
 
 def learning_rate(history: History, path: Target, synthetic: bool) -> None:
