@@ -59,13 +59,17 @@ def main() -> int:
     parser.add_argument("--workspace", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=6)
     parser.add_argument("--model", default="unet")
+    parser.add_argument("--grid", choices=["whole", "windows", "both"], default="both")
     arguments = parser.parse_args()
     results = {}
     for plan in (GridPlan("whole", None, 0.25), GridPlan("windows", (2.5, 2.5, 2.5), 0.25)):
+        if arguments.grid not in (plan.kind, "both"):
+            continue
         workspace = artifacts.Workspace(arguments.workspace / plan.kind)
         prepare(arguments.data.absolute(), workspace, plan)
         common = ["--workspace", str(workspace.root), "--model", arguments.model]
-        code = train.main([*common, "--minutes", str(arguments.minutes), "--restart", "--set", "train.augmentation=none", "--set", "train.foreground_fraction=0.9"]) or evaluate.main(common)
+        code = train.main([*common, "--minutes", str(arguments.minutes), "--restart", "--set", "train.augmentation=none", "--set", "train.foreground_fraction=0.9",
+                           "--set", "train.patch_size=48,48,48", "--set", "train.learning_rate=0.003"]) or evaluate.main(common)
         if code:
             return code
         results[plan.kind] = artifacts.read_json(workspace.evaluation / "summary_statistics.json")
