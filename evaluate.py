@@ -24,7 +24,7 @@ from ctseg import cli
 from ctseg.artifacts import Workspace, load_manifest, lock_workspace, read_json
 from ctseg.cli import LOG, Options
 from ctseg.config import Settings
-from ctseg.errors import IntegrityError, UsageError
+from ctseg.errors import IntegrityError, PreconditionError, UsageError
 
 if TYPE_CHECKING:
     from ctseg.mask_pairs import Pair, ScoreSettings
@@ -137,6 +137,9 @@ def compare_folders(arguments: argparse.Namespace, settings: Settings, workers: 
     from ctseg.scoring.tolerances import tolerances_for
 
     reference, prediction = arguments.reference, arguments.prediction
+    for option, folder in (("--reference", reference), ("--prediction", prediction)):
+        if not folder.is_dir():
+            raise PreconditionError("NO_DATA", f"'{folder}' after {option} is not a folder", "check the path", file=folder.name)
     names = find_label_names(reference, prediction, arguments.labels)
     pairs = pair_folders(reference, prediction, names, allow_missing=arguments.allow_missing)
     structure_names = [structure.name for structure in names.structures]

@@ -417,3 +417,12 @@ def test_workspace_with_a_test_case_that_was_not_predicted(tmp_path: Path) -> No
 def test_help_is_instant_and_names_both_uses() -> None:
     done = subprocess.run([sys.executable, "evaluate.py", "--help"], cwd=Path(evaluate.__file__).parent, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0 and "--reference" in done.stdout and "--model" in done.stdout
+
+
+@pytest.mark.parametrize("missing", ["--reference", "--prediction"])
+def test_a_folder_that_is_not_there_is_named(tmp_path: Path, capsys: pytest.CaptureFixture, missing: str) -> None:
+    (tmp_path / "there").mkdir()
+    folders = {"--reference": "there", "--prediction": "there", "--output": "out"} | {missing: "nowhere"}
+    assert evaluate.main([word for option, name in folders.items() for word in (option, str(tmp_path / name))]) == 4
+    message = capsys.readouterr().err
+    assert "NO_DATA" in message and missing in message and "nowhere" in message
