@@ -130,7 +130,7 @@ class Trainer:
             if validation is not None:
                 self._keep_if_best(validation)
             elif not self.validation:
-                self._save_best(None)
+                self._save_best()
             self._save_last()
             if self.settings.train.patience and self.stale >= self.settings.train.patience:
                 stopped = "patience"
@@ -142,7 +142,7 @@ class Trainer:
     def _run_epoch(self) -> tuple[float, list[float | None]]:
         """Mean loss and running soft Dice per structure of one epoch, which ends early when a timed budget does."""
         self.network.train()
-        torch.manual_seed(artifacts_seed(self.settings.train.seed, self.epoch))  # dropout, if a network has it
+        torch.manual_seed(counter_seed(self.settings.train.seed, self.epoch))  # dropout, if a network has it
         total, count = 0.0, 0
         dice: list[float | None] = [None] * len(self.identity.structures)
         # A GPU waits for patches, so threads prepare them. On a CPU they would fight the network for its cores.
@@ -219,12 +219,12 @@ class Trainer:
         if mean is not None and (self.best is None or mean > self.best):
             self.largest_component = [name for name, helps in zip(self.identity.structures, validation.largest_helps()) if helps]
             self.best, self.best_epoch, self.stale = mean, self.epoch, 0
-            self._save_best(mean)
+            self._save_best()
             self.callbacks.best(self.epoch, mean)
             return
         self.stale += 1
         if self.best is None:
-            self._save_best(None)  # no validation case shows any structure: the latest weights are the best known
+            self._save_best()  # no validation case shows any structure: the latest weights are the best known
         if self.settings.train.schedule == "plateau" and self.stale % HALVE_AFTER == 0:
             self.rate_scale /= 2
 
@@ -256,7 +256,7 @@ class Trainer:
                 "synthetic": identity.synthetic, "epoch": self.epoch, "steps": self.steps, "best": self.best, "largest_component": self.largest_component, "threads": torch.get_num_threads(),
                 "model": {key: value.detach().cpu().clone() for key, value in weights.items()}}
 
-    def _save_best(self, _score: float | None) -> None:
+    def _save_best(self) -> None:
         self.best_epoch = self.epoch
         checkpoints.save(self.workspace.best_model, self._content(self.averaged))
 
@@ -291,7 +291,7 @@ class Trainer:
             self.callbacks.note(f"NOTE THREADS_CHANGED: {content['threads']} threads before, {torch.get_num_threads()} now; the weights will differ in the last bits")
 
 
-def artifacts_seed(*numbers: int) -> int:
+def counter_seed(*numbers: int) -> int:
     """One 63-bit seed from several numbers."""
     return int(artifacts.canonical_hash(list(numbers))[:15], 16)
 
