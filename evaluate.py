@@ -2,7 +2,8 @@
 
 Reads   processed_data/ and checkpoints/best_model.pth, or the folders --reference and --prediction
 Writes  evaluation_results/ (or --output): predictions/, detailed_results.json, summary_statistics.json, summary.json,
-        per_case.csv, evaluation_report.txt, dice_boxplots.png, dice_vs_hausdorff.png, metrics_heatmap.png
+        per_case.csv, evaluation_report.txt, dice_boxplots.png, dice_vs_hausdorff.png, metrics_heatmap.png,
+        and topology.csv when a structure is a tube (airway, vessels)
 
     python evaluate.py
     python evaluate.py --reference labelsTs --prediction predicted --output scores --labels names.json
@@ -36,8 +37,10 @@ def run(workspace: Workspace, settings: Settings, options: Options) -> int:
     from ctseg.learning.predict_stage import predict_test_cases
     from models import build_network
 
-    predict_test_cases(workspace, settings, device=options.device, build_network=build_network,
-                       progress=cli.bar("Predicting"))
+    record = predict_test_cases(workspace, settings, device=options.device, build_network=build_network, progress=cli.bar("Predicting"))
+    for case in record["cases"]:
+        if not case["located"]:
+            LOG.warning("WARN NOT_LOCATED case=%s: the locator found no structure; the whole canvas was predicted.", case["case_id"])
     return score_run(workspace, settings, cli.worker_count(options))
 
 
@@ -56,15 +59,44 @@ def score_run(workspace: Workspace, settings: Settings, workers: int = 1) -> int
     expected = {case["case_id"]: case for case in manifest["cases"] if case["split"] == "test"}
     predicted = {case["case_id"]: case for case in record["cases"]}
     check_sets("test case", expected, predicted)
-    pairs = [Pair(case_id, case["patient_id"], workspace.evaluation / predicted[case_id]["prediction"], workspace.root / predicted[case_id]["reference"],
-                  predicted[case_id]["prediction"], predicted[case_id]["reference"], case["states"]) for case_id, case in expected.items()]
+    pairs = [Pair(case_id, case["patient_id"], workspace.evaluation / predicted[case_id]["prediction"], workspace.processed / predicted[case_id]["reference"],
+                  predicted[case_id]["prediction"], f"processed_data/{predicted[case_id]['reference']}", case["states"]) for case_id, case in expected.items()]
     structures = [Structure(name, (i,)) for i, name in enumerate(manifest["structures"], start=1)]
-    how = ScoreSettings(tolerances_for(manifest["structures"]), settings.evaluate.boundary_mode)
+    how = ScoreSettings(tolerances_for(manifest["structures"]), settings.evaluate.boundary_mode, topology=settings.evaluate.topology)
     rows, nothing, notes = score_pairs(pairs, structures, how, workers=workers)
     report = write_evaluation(workspace.evaluation, pairs, structures, how, rows, nothing, warnings=notes, synthetic=bool(manifest["synthetic"]),
                               split_hash=manifest["splits_hash"])
     LOG.info("\n%s", report)
+    score_passes(workspace, record["cases"], pairs, structures, how, workers=workers, synthetic=bool(manifest["synthetic"]))
     return 0
+
+
+def score_passes(workspace: Workspace, cases: Sequence[Mapping[str, Any]], pairs: Sequence[Pair], structures: Sequence[Structure], how: ScoreSettings,
+                 *, workers: int, synthetic: bool) -> None:
+    """Score every pass of a multi-pass network: per_pass.csv, per_pass.png and one sentence. A case that stopped early keeps its last pass."""
+    import dataclasses
+
+    from ctseg.reporting import plots
+    from ctseg.result_files import write_passes
+    from ctseg.scoring.passes import pass_gain
+
+    files = {case["case_id"]: case.get("passes", []) for case in cases}
+    count = max((len(names) for names in files.values()), default=0)
+    if count < 2:
+        for name in ("per_pass.csv", "per_pass.png"):  # of an earlier network
+            (workspace.evaluation / name).unlink(missing_ok=True)
+        return
+    rows_by_pass = []
+    for number in range(count):
+        chosen = {pair.case_id: files[pair.case_id][min(number, len(files[pair.case_id]) - 1)] for pair in pairs}
+        mine = [dataclasses.replace(pair, prediction=workspace.evaluation / chosen[pair.case_id], prediction_file=chosen[pair.case_id]) for pair in pairs]
+        rows_by_pass.append(score_pairs(mine, structures, dataclasses.replace(how, topology="none"), workers=workers)[0])
+    write_passes(workspace.evaluation, rows_by_pass)
+    plots.passes(rows_by_pass, [structure.name for structure in structures], workspace.evaluation / "per_pass.png", synthetic)
+    gain = pass_gain(rows_by_pass)
+    if gain is not None:
+        used = sum(len(names) for names in files.values()) / len(files)
+        LOG.info("%s Passes used: %.1f of at most %d.", gain.sentence(), used, count)
 
 
 def score_pairs(pairs: Sequence[Pair], structures: Sequence[Structure], settings: ScoreSettings, *, workers: int = 1) -> tuple[list[Row], list[Row], list[str]]:
@@ -147,7 +179,7 @@ def compare_folders(arguments: argparse.Namespace, settings: Settings, workers: 
         tolerances = tolerances_for(structure_names, _read_tolerances(arguments.tolerances, structure_names))
     except (ValueError, TypeError) as error:
         raise UsageError("BAD_VALUE", f"--tolerances: {error}", 'write for example {"liver": [5, 2]}', file=arguments.tolerances.name) from None
-    how = ScoreSettings(tolerances, settings.evaluate.boundary_mode, names.ignore_label)
+    how = ScoreSettings(tolerances, settings.evaluate.boundary_mode, names.ignore_label, settings.evaluate.topology)
     rows, nothing, notes = score_pairs(pairs, names.structures, how, workers=workers)
     report = write_evaluation(arguments.output, pairs, names.structures, how, rows, nothing, warnings=notes, synthetic=_says_synthetic(arguments), plots=not arguments.no_plots)
     print(report)

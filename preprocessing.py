@@ -23,6 +23,7 @@ from ctseg.errors import Finding, IntegrityError, PreconditionError, ResourceErr
 if TYPE_CHECKING:
     from ctseg.scans.cases import DataSet
     from ctseg.scans.grids import GridPlan
+    from ctseg.scans.guides import GuideSource
     from ctseg.scans.prepare import CaseJob, CaseOutcome
 
 LOG = logging.getLogger("ctseg")
@@ -41,14 +42,17 @@ def run(workspace: artifacts.Workspace, settings: Settings, options: cli.Options
     spacing_mm = _check_settings(settings.data)
     data_set = _open(workspace, options)
     structures = _choose_structures(data_set, settings.data)
+    guide, guide_splits = _guide_source(workspace, settings, options, data_set, structures)
     LOG.info("Data: %s, layout %s, %d cases; structures: %s", "synthetic cohort" if data_set.synthetic else workspace.relative(data_set.root),
              data_set.layout, len(data_set.cases), ", ".join(structures))
     artifacts.sweep_temporaries(workspace.processed)
     previous = _previous_manifest(workspace)
     findings = list(data_set.findings) + _stale_note(previous, settings, structures)
     workers = min(cli.worker_count(options), len(data_set.cases))
+    if guide is not None and guide.kind == "totalsegmentator":
+        workers = 1  # it is a large program that uses all cores itself
 
-    jobs = _jobs(workspace, settings.data, data_set, structures, _known_plan(settings.data, spacing_mm), previous)
+    jobs = _jobs(workspace, settings.data, data_set, structures, _known_plan(settings.data, spacing_mm), guide, previous)
     _require_disk(workspace, len([job for job in jobs if job.previous is None]) * TENSOR_BYTES)
     outcomes = _in_parallel(jobs, workers, "reading scans")
     entries = {outcome.case_id: outcome.entry for outcome in outcomes if outcome.entry is not None}
@@ -65,6 +69,9 @@ def run(workspace: artifacts.Workspace, settings: Settings, options: cli.Options
     report = _report(data_set, outcomes, findings)
     _write_if_changed(workspace.preprocess_report, report)
     manifest = _manifest(workspace, settings.data, options, data_set, structures, plan, entries, splits)
+    manifest["guide"] = _guide_record(guide)
+    if guide_splits not in (None, manifest["splits_hash"]):
+        LOG.warning("WARN GUIDE_MODEL_SPLIT: the guide model was trained with another split than this one: it may have seen test patients of this run.")
     _write_if_changed(workspace.manifest, manifest)
     return _tell(report, manifest, options)
 
@@ -92,11 +99,12 @@ def _open(workspace: artifacts.Workspace, options: cli.Options) -> DataSet:
     if options.data is not None:
         return open_data_set(options.data, options.layout)
     folder = workspace.synthetic_data
-    from ctseg.scans.phantom import write_cohort
+    from ctseg.scans.phantom import DEFAULT, write_cohort
 
-    LOG.info("No --data given: using a synthetic cohort, drawn into %s unless it is there already.", workspace.relative(folder))
+    task = options.task or DEFAULT
+    LOG.info("No --data given: using a synthetic cohort (%s), drawn into %s unless it is there already.", task, workspace.relative(folder))
     with cli.CountingBar("Drawing synthetic scans") as bar:
-        write_cohort(folder, progress=bar, workers=cli.worker_count(options))
+        write_cohort(folder, task=task, progress=bar, workers=cli.worker_count(options))
     return open_data_set(folder, options.layout)
 
 
@@ -114,6 +122,62 @@ def _choose_structures(data_set: DataSet, data: DataSettings) -> tuple[str, ...]
         raise PreconditionError("NO_DATA", f"the folder has {len(data_set.cases)} usable cases and names {len(chosen)} structures", "see `python run_pipeline.py --list` for the layouts",
                                 file=data_set.root.name)
     return chosen
+
+
+def _guide_source(workspace: artifacts.Workspace, settings: Settings, options: cli.Options, data_set: DataSet, structures: tuple[str, ...]) -> tuple[GuideSource | None, str | None]:
+    """(which organs guide the network and where their masks come from, split hash of the guide model), None where there is no such thing.
+
+    Raises UsageError, GUIDE_LEAK among them.
+    """
+    from ctseg.scans.guides import GuideSource, check_source
+
+    data = settings.data
+    if data.guide == "none":
+        return None, None
+    organs = data.guide_organs
+    if data.guide.endswith(".pth"):
+        return _predicted_guide(workspace, settings, options, data_set, structures)
+    if data.guide == "labels":
+        source = GuideSource("labels", organs or tuple(name for name in data_set.structures if name not in structures))
+    elif not organs:
+        raise UsageError("BAD_OPTION", f"--guide {data.guide} without the names of the organs", "name them, for example --set data.guide_organs=liver,spleen,aorta")
+    elif data.guide == "totalsegmentator":
+        source = GuideSource("totalsegmentator", organs, workspace.processed / "guide_masks")
+    else:
+        folder = Path(data.guide)
+        if not folder.is_dir():
+            raise UsageError("BAD_OPTION", f"'{data.guide}' after --guide is neither a folder nor one of labels, totalsegmentator", "check the path", file=folder.name)
+        source = GuideSource("folder", organs, folder)
+    check_source(source, data_set.structures, structures)
+    return source, None
+
+
+def _predicted_guide(workspace: artifacts.Workspace, settings: Settings, options: cli.Options, data_set: DataSet, structures: tuple[str, ...]) -> tuple[GuideSource, str]:
+    """Guide organs as an earlier model of this pipeline predicts them in every scan. Raises UsageError, IntegrityError."""
+    from ctseg.learning.guide_masks import predict_guide_masks
+    from ctseg.learning.predictor import load_predictor
+    from ctseg.scans.guides import GuideSource, check_source
+    from models import build_network
+
+    path = Path(settings.data.guide)
+    if not path.is_file():
+        raise UsageError("BAD_OPTION", f"the guide model '{settings.data.guide}' does not exist", "give the best_model.pth of an earlier training", file=path.name)
+    predictor = load_predictor(path, settings.evaluate, device=options.device, build_network=build_network, file=path.name)
+    if predictor.takes_guide:
+        raise UsageError("BAD_OPTION", "the guide model needs a guide itself", "use a model that was trained without one", file=path.name)
+    folder = workspace.processed / "guide_masks"
+    source = GuideSource("folder", settings.data.guide_organs or tuple(predictor.names), folder)
+    unknown = [organ for organ in source.organs if organ not in predictor.names]
+    if unknown:
+        raise UsageError("BAD_OPTION", f"the guide model does not know {unknown[0]}", f"choose from {', '.join(predictor.names)}", file=path.name)
+    check_source(source, data_set.structures, structures)
+    LOG.info("Guide: %s, predicted by %s.", ", ".join(source.organs), path.name)
+    predict_guide_masks(predictor, artifacts.file_hash(path), data_set.cases, folder, progress=cli.bar("Predicting guide organs"))
+    return source, str(predictor.checkpoint["splits_hash"])
+
+
+def _guide_record(guide: GuideSource | None) -> dict[str, Any] | None:
+    return {"kind": guide.kind, "source": guide.provenance, "organs": list(guide.organs)} if guide is not None else None
 
 
 def _previous_manifest(workspace: artifacts.Workspace) -> dict[str, Any] | None:
@@ -139,15 +203,17 @@ def _known_plan(data: DataSettings, spacing_mm: tuple[float, float, float] | Non
 
     if data.grid == "whole":
         return GridPlan("whole", None, data.overlap)
+    if data.grid == "roi":  # which part of a case is kept depends on its split
+        return None
     return GridPlan("windows", spacing_mm, data.overlap) if spacing_mm else None
 
 
 def _jobs(workspace: artifacts.Workspace, data: DataSettings, data_set: DataSet, structures: tuple[str, ...], plan: GridPlan | None,
-          previous: dict[str, Any] | None) -> list[CaseJob]:
+          guide: GuideSource | None, previous: dict[str, Any] | None) -> list[CaseJob]:
     from ctseg.scans.prepare import CaseJob
 
     known = {entry["case_id"]: entry for entry in previous["cases"]} if previous else {}
-    return [CaseJob(record, data_set.root, workspace, structures, data.window_hu, data.margin_mm, plan, known.get(record.case_id))
+    return [CaseJob(record, data_set.root, workspace, structures, data.window_hu, data.margin_mm, plan, known.get(record.case_id), guide=guide, crop=data.crop)
             for record in sorted(data_set.cases, key=lambda record: record.case_id)]
 
 
@@ -185,9 +251,9 @@ def _write_tensors(workspace: artifacts.Workspace, jobs: list[CaseJob], surveyed
     pending, size = [], 0
     for job, outcome in zip(jobs, surveyed):
         entry = outcome.entry
-        if entry is None or (outcome.reused and entry["key"] == job.case_key(entry["survey_key"], plan)):
+        if entry is None or (outcome.reused and entry["key"] == job.case_key(entry["survey_key"], plan, entry["split"])):
             continue
-        pending.append(dataclasses.replace(job, plan=plan, previous=None))
+        pending.append(dataclasses.replace(job, plan=plan, previous=None, split=entry["split"]))
         scan = Grid.from_record(entry["scan"])
         size += TENSOR_BYTES * len(tensor_origins(plan.canvas(scan, box_of(entry)).shape, plan.overlap)) + scan.shape[0] * scan.shape[1] * scan.shape[2] // 20
     _require_disk(workspace, size)
@@ -208,8 +274,9 @@ def _choose_plan(train: list[dict[str, Any]], data: DataSettings, spacing_mm: tu
     if data.grid == "auto" and (np.ceil(voxels - 1e-3) > artifacts.TENSOR_SIZE).any():
         LOG.info("Grid: whole (at the scans' own spacing of %g x %g x %g mm the body needs %d x %d x %d voxels, more than one tensor)", d, h, w, *np.ceil(voxels))
         return GridPlan("whole", None, data.overlap)
-    LOG.info("Grid: windows of %g x %g x %g mm (median of the training scans)", d, h, w)
-    return GridPlan("windows", (d, h, w), data.overlap)
+    kind = "roi" if data.grid == "roi" else "windows"
+    LOG.info("Grid: %s of %g x %g x %g mm%s", kind, d, h, w, " (median of the training scans)" if spacing_mm is None else "")
+    return GridPlan(kind, (d, h, w), data.overlap)
 
 
 def _freeze_splits(workspace: artifacts.Workspace, entries: dict[str, dict[str, Any]], data: DataSettings) -> tuple[dict[str, Any], list[Finding]]:
@@ -233,8 +300,8 @@ def _freeze_splits(workspace: artifacts.Workspace, entries: dict[str, dict[str, 
 
 def _remove_stale(workspace: artifacts.Workspace, entries: dict[str, dict[str, Any]]) -> None:
     """Delete tensors and references that no case of this run owns."""
-    owned = {file["file"] for entry in entries.values() for file in (*entry["tensors"], entry["reference"])}
-    for folder, pattern in ((workspace.tensors, "*.npz"), (workspace.references, "*.nii.gz")):
+    owned = {file["file"] for entry in entries.values() for file in (*artifacts.seen_files(entry), entry["reference"])}
+    for folder, pattern in ((workspace.tensors, "*.npz"), (workspace.guides, "*.npz"), (workspace.references, "*.nii.gz")):
         for path in folder.glob(pattern):
             if path.relative_to(workspace.processed).as_posix() not in owned:
                 path.unlink()
@@ -282,7 +349,7 @@ def _manifest(workspace: artifacts.Workspace, data: DataSettings, options: cli.O
 
     settings = Settings(data=data).record()["data"]
     return {
-        "format": "ctseg-manifest", "version": artifacts.MANIFEST_VERSION, "layout": data_set.layout, "synthetic": data_set.synthetic,
+        "format": "ctseg-manifest", "version": artifacts.MANIFEST_VERSION, "task": options.task, "layout": data_set.layout, "synthetic": data_set.synthetic,
         "data_root": _data_root(workspace, options.data or data_set.root), "structures": list(structures),
         "grid": plan.kind, "spacing_mm": list(plan.spacing_mm) if plan.spacing_mm else None, "window_hu": list(data.window_hu),
         "settings": settings, "settings_hash": artifacts.canonical_hash(settings), "splits_hash": artifacts.canonical_hash(splits),
@@ -292,9 +359,9 @@ def _manifest(workspace: artifacts.Workspace, data: DataSettings, options: cli.O
 
 def _data_root(workspace: artifacts.Workspace, root: Path) -> str:
     """Where the raw scans lie: relative to the workspace when below it or given as a relative path, else as given."""
-    absolute = root.absolute()
-    if absolute.is_relative_to(workspace.root) or not root.is_absolute():
-        return Path(os.path.relpath(absolute, workspace.root)).as_posix()
+    absolute, home = root.absolute(), workspace.processed.parent
+    if absolute.is_relative_to(home) or not root.is_absolute():
+        return Path(os.path.relpath(absolute, home)).as_posix()
     return str(root)
 
 

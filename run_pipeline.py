@@ -20,13 +20,10 @@ from ctseg.artifacts import Workspace, lock_workspace
 from ctseg.cli import LOG, Options
 from ctseg.config import Settings
 from ctseg.errors import UsageError
+from ctseg.tasks import TASKS, find_task
 
 STAGES = {"preprocess": "preprocessing", "train": "train", "eval": "evaluate", "analyze": "analyze"}  # flag -> script
 SKIPPED_CASES = 3  # exit code of a stage that finished but left cases out
-# The synthetic demo, when neither --minutes nor --epochs is given. So few steps leave the network far from overfitting (patch Dice below
-# validation Dice at the end), so strong augmentation only slows it down.
-DEMO_MINUTES = 6.5
-DEMO_SETTINGS = ["train.augmentation=light"]
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -37,6 +34,8 @@ def build_parser() -> argparse.ArgumentParser:
     for flag, script in STAGES.items():
         stages.add_argument(f"--{flag}", action="store_true", help=f"the stage of {script}.py")
     stages.add_argument("--no-preprocess", action="store_true", help="with --all: use the tensors that are there")
+    stages.add_argument("--compare", metavar="A,B,...", help="train and score these models on the same data and say which is better; settings may follow a plus sign: unet+model.width=32")
+    stages.add_argument("--seeds", type=int, default=1, metavar="N", help="with --compare: training runs per model (default: 1; claims need 3)")
     stages.add_argument("--list", action="store_true", help="show models, profiles, layouts, settings, and the structures of --data")
     return parser
 
@@ -76,6 +75,9 @@ def show_list(options: Options) -> int:
     from models import PRESETS
 
     print("Models:   " + ", ".join(PRESETS))
+    print("Tasks:")
+    for name, task in TASKS.items():
+        print(f"  {name:17s} {task.about}")
     print("Profiles:")
     for name, changes in config.PROFILES.items():
         print(f"  {name:9s} " + ", ".join(f"{key}={value}" for key, value in changes.items()))
@@ -93,20 +95,33 @@ def show_list(options: Options) -> int:
     return 0
 
 
+def _use_demo_settings(arguments: argparse.Namespace) -> None:
+    """The training time and settings of the task's synthetic cohort, when neither --minutes nor --epochs is given."""
+    if arguments.minutes is not None or arguments.epochs is not None or any(text.startswith(("train.minutes", "train.epochs")) for text in arguments.assignments):
+        return
+    task = find_task(arguments.task or "pelvis")
+    arguments.minutes = task.demo_minutes
+    arguments.assignments = [*(f"{key}={value}" for key, value in task.demo.items()), *arguments.assignments]
+
+
 def _main(argv: list[str] | None) -> int:
     arguments = build_parser().parse_args(argv)
     if arguments.list:
         return show_list(cli.settings_from(arguments)[2])
-    stages = chosen_stages(arguments)
-    demo = arguments.data is None and "preprocess" in stages and "train" in stages
-    if demo and arguments.minutes is None and arguments.epochs is None and not any(text.startswith(("train.minutes", "train.epochs")) for text in arguments.assignments):
-        arguments.minutes = DEMO_MINUTES
-        arguments.assignments = [*DEMO_SETTINGS, *arguments.assignments]
+    if arguments.compare:
+        stages = [] if arguments.no_preprocess else ["preprocess"]
+    else:
+        stages = chosen_stages(arguments)
+    if arguments.data is None and (arguments.compare or {"preprocess", "train"} <= set(stages)):
+        _use_demo_settings(arguments)
     workspace, settings, options = cli.settings_from(arguments)
     with lock_workspace(workspace):
         cli.start_log(workspace)
         LOG.debug("stages %s, settings %s", stages, settings.record())
-        return run_stages(stages, workspace, settings, options)
+        code = run_stages(stages, workspace, settings, options) if stages else 0
+        if code not in (0, SKIPPED_CASES) or not arguments.compare:
+            return code
+        return importlib.import_module("compare").run(workspace, arguments)
 
 
 def main(argv: list[str] | None = None) -> int:

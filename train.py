@@ -18,6 +18,7 @@ from ctseg.artifacts import Workspace
 from ctseg.cli import LOG, Options
 from ctseg.config import Settings
 from ctseg.errors import PreconditionError, ResourceError, UsageError
+from ctseg.tasks import find_task
 
 if TYPE_CHECKING:
     from ctseg.learning import hardware
@@ -35,29 +36,36 @@ def run(workspace: Workspace, settings: Settings, options: Options) -> int:
     import torch
 
     from ctseg.learning import dataset, hardware, planning
+    from ctseg.learning.locator import remaining_settings
 
     device = hardware.choose_device(options.device)
+    options = _with_task(options, manifest)
     settings = _with_profile(settings, options, device)
     machine = hardware.choose_machine(options.device, settings.train.precision)
     LOG.info("Training on %s.", machine.reason)
     if device.type == "cpu" and machine.precision == "bf16":
         torch.set_float32_matmul_precision("high")
     settings = dataclasses.replace(settings, model=dataclasses.replace(settings.model, name=choose_model(settings.model.name, manifest["structures"])))
-    training = dataset.load_cases(workspace, manifest, "train", progress=cli.bar("Loading train"))
-    validation = dataset.load_cases(workspace, manifest, "val", progress=cli.bar("Loading val"))
+    locator, regions = None, None
+    if manifest["grid"] == "roi":
+        locator, regions = _train_locator(workspace, settings, options, manifest, machine)
+        settings = remaining_settings(settings)
+    training = dataset.load_cases(workspace, manifest, "train", with_tubes=learns_tubes(settings), progress=cli.bar("Loading train"))
+    validation = dataset.load_cases(workspace, manifest, "val", regions=regions, progress=cli.bar("Loading val"))
     _require_labels(training, manifest)
     settings = dataclasses.replace(settings, train=dataclasses.replace(settings.train, patch_size=planning.plan_patch(training, settings)))
     LOG.info("%d training and %d validation cases, structures: %s.", len(training), len(validation), ", ".join(manifest["structures"]))
     LOG.info("Patches of %d x %d x %d voxels, %d at a time.", *settings.train.patch_size, settings.train.batch_size)
+    plan = _Plan(workspace, options, manifest, machine, training, validation, locator)
     try:
-        return _fit(workspace, settings, options, manifest, machine, training, validation)
+        return _fit(plan, settings)
     except torch.OutOfMemoryError:
         smaller = dataclasses.replace(settings, train=dataclasses.replace(settings.train, batch_size=1), model=dataclasses.replace(settings.model, width=8))
         LOG.warning("WARN GPU_OOM: the GPU's memory does not suffice; trying once more with batch size 1 and width 8 (--low-vram).")
         if device.type == "cuda":
             torch.cuda.empty_cache()
     try:
-        return _fit(workspace, smaller, dataclasses.replace(options, restart=True), manifest, machine, training, validation)
+        return _fit(dataclasses.replace(plan, options=dataclasses.replace(options, restart=True)), smaller)
     except torch.OutOfMemoryError:
         raise ResourceError("GPU_OOM", "the memory does not suffice even with batch size 1 and width 8", "use a smaller train.patch_size, or --device cpu") from None
 
@@ -82,10 +90,26 @@ def choose_model(name: str, structures: list[str]) -> str:
     return name
 
 
+def learns_tubes(settings: Settings) -> bool:
+    """Whether the network predicts centrelines, so that their targets are needed."""
+    from models import PRESETS
+
+    chosen = settings.model.connectivity
+    return chosen == "multitask" or (chosen == "auto" and "connectivity_multitask" in PRESETS[settings.model.name].techniques)
+
+
+def _with_task(options: Options, manifest: dict[str, Any]) -> Options:
+    """The options, with the defaults of the task that the data were preprocessed for when the command line names none."""
+    if options.task is not None or not manifest.get("task"):
+        return options
+    task = find_task(manifest["task"])
+    return dataclasses.replace(options, task=manifest["task"], overrides={**task.settings, **options.overrides})
+
+
 def _with_profile(settings: Settings, options: Options, device: Any) -> Settings:
     """The settings, with the profile that fits the hardware when the user named none."""
     if options.profile is not None:
-        return settings
+        return config.resolve(options.profile, options.overrides)
     from ctseg.learning import hardware
 
     profile, reason = hardware.choose_profile(device)
@@ -99,17 +123,62 @@ def _require_labels(cases: list, manifest: dict[str, Any]) -> None:
                                 "check --structures and the labels (processed_data/preprocess_report.json lists what was found)")
 
 
-def _fit(workspace: Workspace, settings: Settings, options: Options, manifest: dict[str, Any], machine: hardware.Machine, training: list, validation: list) -> int:
+@dataclasses.dataclass(frozen=True)
+class _Plan:
+    """What a training run works on, whatever its settings."""
+
+    workspace: Workspace
+    options: Options
+    manifest: dict[str, Any]
+    machine: hardware.Machine
+    training: list
+    validation: list
+    locator: dict[str, Any] | None = None
+
+
+def _train_locator(workspace: Workspace, settings: Settings, options: Options, manifest: dict[str, Any], machine: hardware.Machine) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Train the locator of the roi grid. (what the checkpoint keeps of it, region of each validation case)"""
+    from ctseg.learning import checkpoints, locator, planning
+
+    LOG.info("Training the locator, which finds the structures on the whole body.")
+    training = locator.load_cases(workspace, manifest, "train", progress=cli.bar("Loading train"))
+    validation = locator.load_cases(workspace, manifest, "val", progress=cli.bar("Loading val"))
+    _require_labels(training, manifest)
+    settings = locator.locator_settings(settings)
+    settings = dataclasses.replace(settings, train=dataclasses.replace(settings.train, patch_size=planning.plan_patch(training, settings)))
+    place = workspace.for_locator()
+    _fit(_Plan(place, options, manifest, machine, training, validation), settings)
+    content = checkpoints.load(place.best_model)
+    record = {"arch": content["arch"], "model": content["model"], "patch_size": list(settings.train.patch_size)}
+    finder = locator.restore_locator(record, _build, machine)
+    regions = {}
+    for entry in cli.bar("Locating")([case for case in manifest["cases"] if case["split"] == "val"]):
+        region = finder.find_case(workspace, entry)
+        if region is None:
+            LOG.warning("WARN NOT_LOCATED case=%s: the locator found no structure; the whole canvas is used.", entry["case_id"])
+        else:
+            regions[entry["case_id"]] = region
+    return record, regions
+
+
+def _fit(plan: _Plan, settings: Settings) -> int:
     import torch
 
     from ctseg.learning import checkpoints, hardware, trainer
-    from models import build_network
 
+    workspace, options, manifest, machine, training, validation = (getattr(plan, name) for name in ("workspace", "options", "manifest", "machine", "training", "validation"))
     arch: dict[str, Any] = {"n_structures": len(manifest["structures"]), **settings.record()["model"]}
     if not arch["blocks"]:
         del arch["blocks"]  # the network's own default
+    guide = training[0].guide
+    arch["guide_channels"] = guide.n_channels if guide is not None else 0
     torch.manual_seed(settings.train.seed)
-    network = build_network(**arch)
+    network = _build(arch)
+    if getattr(network, "set_lookup", None) is not None:
+        network.set_lookup(_fit_lookup(training, manifest))
+    if "guide" not in getattr(network, "inputs", ()):  # the data may hold a guide that this network does not look at
+        for case in (*training, *validation):
+            case.guide = None
     needed, free = hardware.estimate_memory_gb(network, settings.train.fixed_patch(), settings.train.batch_size, machine), hardware.available_memory_gb(machine.device)
     LOG.info("%s: %s parameters. A training step needs about %.1f GB, %.1f GB are free.", arch["name"], f"{sum(p.numel() for p in network.parameters()):,}", needed, free)
     if needed > free:
@@ -117,7 +186,8 @@ def _fit(workspace: Workspace, settings: Settings, options: Options, manifest: d
     data = manifest["settings"]
     identity = trainer.Identity(arch=arch, structures=list(manifest["structures"]), synthetic=bool(manifest["synthetic"]),
                                 preprocess={"grid": manifest["grid"], "spacing_mm": manifest["spacing_mm"], "window_hu": manifest["window_hu"], "settings": data},
-                                manifest_hash=artifacts.manifest_hash(manifest), splits_hash=manifest["splits_hash"])
+                                manifest_hash=artifacts.manifest_hash(manifest), splits_hash=manifest["splits_hash"],
+                                guide=manifest.get("guide") if "guide" in getattr(network, "inputs", ()) else None, locator=plan.locator)
     display = _Display(settings)
     job = trainer.Trainer(network, training, validation, settings=settings, identity=identity, machine=machine, workspace=workspace, callbacks=display.callbacks())
     content, warning = (None, None) if options.restart else checkpoints.load_last(workspace.last_model)
@@ -139,6 +209,27 @@ def _fit(workspace: Workspace, settings: Settings, options: Options, manifest: d
     LOG.info("Trained %d steps in %.1f minutes; best epoch %d%s. Weights: %s", history["steps"], history["seconds"] / 60, history["best_epoch"],
              f", validation Dice {best:.3f} (present structures only)" if best is not None else "", workspace.relative(workspace.best_model))
     return 0
+
+
+def _fit_lookup(training: list, manifest: dict[str, Any]) -> Any:
+    """The table of the density remap, from the training cases."""
+    import torch
+
+    from ctseg.learning import density_remap
+
+    splits = {entry["case_id"]: entry["split"] for entry in manifest["cases"]}
+    cases = (density_remap.LookupCase(case.case_id, splits[case.case_id], case.image.float().numpy(), case.label.numpy() > 0, case.spacing_mm) for case in training)
+    low, high = manifest["window_hu"]
+    return torch.from_numpy(density_remap.fit_lookup(cases, (low, high)))
+
+
+def _build(arch: dict[str, Any]) -> Any:
+    from models import build_network
+
+    try:
+        return build_network(**arch)
+    except ValueError as error:
+        raise UsageError("BAD_VALUE", str(error).rstrip("."), "change the setting (--set model....), or give the network what it asks for (--guide)") from error
 
 
 def _belongs(content: dict[str, Any], identity: Any) -> bool:

@@ -26,17 +26,21 @@ TENSOR_SIZE = 128  # voxels along each axis of every stored tensor: the card's f
 
 
 class Workspace:
-    """The folder of one experiment and the names of everything in it."""
+    """The folder of one experiment and the names of everything in it.
 
-    def __init__(self, root: str | Path = "."):
+    processed: where the tensors lie when several experiments share them; by default processed_data in the folder itself.
+    """
+
+    def __init__(self, root: str | Path = ".", processed: str | Path | None = None):
         self.root = Path(root).absolute()
         self.synthetic_data = self.root / "synthetic_data"
-        self.processed = self.root / "processed_data"
+        self.processed = Path(processed).absolute() if processed is not None else self.root / "processed_data"
         self.manifest = self.processed / "manifest.json"
         self.splits = self.processed / "splits.json"
         self.preprocess_report = self.processed / "preprocess_report.json"
         self.tensors = self.processed / "tensors"
         self.references = self.processed / "references"
+        self.guides = self.processed / "guides"
         self.checkpoints = self.root / "checkpoints"
         self.best_model = self.checkpoints / "best_model.pth"
         self.last_model = self.checkpoints / "last.pth"
@@ -44,9 +48,18 @@ class Workspace:
         self.evaluation = self.root / "evaluation_results"
         self.predictions = self.evaluation / "predictions"
         self.run_record = self.evaluation / "evaluation_run.json"
+        self.topology = self.evaluation / "topology.csv"
         self.analysis = self.root / "analysis"
         self.report = self.analysis / "report.html"
+        self.comparison = self.root / "comparison"
         self.log = self.root / "logs" / "pipeline.log"
+
+    def for_locator(self) -> Workspace:
+        """The same workspace, with the names that the training of a locator uses for its checkpoints and history."""
+        other = Workspace(self.root, self.processed)
+        other.best_model, other.last_model = self.checkpoints / "locator.pth", self.checkpoints / "locator_last.pth"
+        other.history = self.checkpoints / "locator_history.json"
+        return other
 
     def relative(self, path: str | Path) -> str:
         """The path below the workspace as it is printed and stored (never an absolute path)."""
@@ -257,7 +270,12 @@ def load_manifest(workspace: Workspace) -> dict[str, Any]:
     return dict(manifest)
 
 
+def seen_files(entry: dict[str, Any]) -> list[dict[str, Any]]:
+    """The records {"file", "sha256"} of what networks see of a case of the manifest: tensors, locator tensor, guide."""
+    return [*entry.get("tensors", ()), *(entry[name] for name in ("locator", "guide") if entry.get(name))]
+
+
 def manifest_hash(manifest: dict[str, Any]) -> str:
-    """What identifies the processed data: structures, grid, settings and every tensor's hash."""
+    """What identifies the processed data: structures, grid, settings and the hash of everything that a network sees."""
     return canonical_hash({"structures": manifest["structures"], "settings": manifest["settings_hash"], "splits": manifest["splits_hash"],
-                                     "tensors": {case["case_id"]: [t["sha256"] for t in case["tensors"]] for case in manifest["cases"]}})
+                           "tensors": {case["case_id"]: [file["sha256"] for file in seen_files(case)] for case in manifest["cases"]}})

@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 from ctseg import config
 from ctseg.artifacts import Workspace
 from ctseg.errors import PipelineError, UsageError
+from ctseg.tasks import TASKS, find_task
 
 LOG = logging.getLogger("ctseg")
 
@@ -35,6 +36,7 @@ class Options:
     workers: int | None = None
     allow_skips: bool = False
     restart: bool = False
+    task: str | None = None
     overrides: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
@@ -48,16 +50,25 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError("BAD_OPTION", message, f"see `python {Path(self.prog).name} --help`{near}")
 
 
+def plain_parser(prog: str, description: str) -> argparse.ArgumentParser:
+    """A parser without any option yet, with this project's error line."""
+    return _Parser(prog=prog, description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+
+
 def parser(prog: str, description: str) -> argparse.ArgumentParser:
     """A parser with the options that all stages share."""
-    result = _Parser(prog=prog, description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    result = plain_parser(prog, description)
     data = result.add_argument_group("data")
-    data.add_argument("--data", type=Path, metavar="PATH", help="folder with your scans (default: a synthetic pelvis cohort is made)")
+    data.add_argument("--data", type=Path, metavar="PATH", help="folder with your scans (default: a synthetic cohort of the task is made)")
+    data.add_argument("--task", metavar="NAME", help="defaults for what is learned: " + ", ".join(TASKS) + " (default: pelvis, or none with --data)")
     data.add_argument("--layout", metavar="NAME", help="layout of that folder (default: detected and told; see --list)")
     data.add_argument("--structures", metavar="A,B,C", help="only these structures (default: all that the data name)")
+    data.add_argument("--guide", metavar="SOURCE", help="organs that guide the network: labels (other labelled structures), totalsegmentator, or a folder of masks")
+    data.add_argument("--guide-model", type=Path, metavar="FILE", help="the same, predicted by an earlier model of this pipeline (best_model.pth)")
     data.add_argument("--workspace", type=Path, default=Path(), metavar="DIR", help="where all results lie (default: the current folder)")
+    data.add_argument("--processed", type=Path, metavar="DIR", help="tensors that several workspaces share (default: processed_data in the workspace)")
     learn = result.add_argument_group("learning")
-    learn.add_argument("--model", metavar="NAME", help="unet or multi_decoder (default: chosen by the number of structures)")
+    learn.add_argument("--model", metavar="NAME", help="see --list (default: the task's, or chosen by the number of structures)")
     learn.add_argument("--profile", metavar="NAME", help="low_vram, standard, full or cpu (default: the hardware decides)")
     learn.add_argument("--low-vram", action="store_true", help="tiny channels and batch 1 for GPUs below 8 GB; the same as --profile low_vram")
     learn.add_argument("--minutes", type=float, metavar="M", help="train for this long; the learning rate reaches zero at the end")
@@ -79,7 +90,13 @@ def settings_from(arguments: argparse.Namespace) -> tuple[Workspace, config.Sett
         if arguments.profile not in (None, "low_vram"):
             raise UsageError("BAD_OPTION", f"--low-vram contradicts --profile {arguments.profile}", "give one of them")
         arguments.profile = "low_vram"
-    for key, value in (("model.name", arguments.model), ("data.structures", arguments.structures), ("train.minutes", arguments.minutes),
+    if arguments.guide_model is not None:
+        if arguments.guide is not None:
+            raise UsageError("BAD_OPTION", "--guide-model contradicts --guide", "give one of them")
+        arguments.guide = str(arguments.guide_model)
+    if arguments.task is not None:
+        overrides = {**find_task(arguments.task).settings, **overrides}
+    for key, value in (("model.name", arguments.model), ("data.guide", arguments.guide), ("data.structures", arguments.structures), ("train.minutes", arguments.minutes),
                        ("train.epochs", arguments.epochs), ("train.seed", arguments.seed), ("data.seed", arguments.seed)):
         if value is not None:
             overrides[key] = value
@@ -88,8 +105,18 @@ def settings_from(arguments: argparse.Namespace) -> tuple[Workspace, config.Sett
     if arguments.workers is not None and arguments.workers < 1:
         raise UsageError("BAD_VALUE", f"--workers {arguments.workers} is not positive", "give 1 or more")
     options = Options(data=arguments.data, layout=arguments.layout, model=arguments.model, profile=arguments.profile,
-                      device=arguments.device, workers=arguments.workers, allow_skips=arguments.allow_skips, restart=arguments.restart, overrides=overrides)
-    return Workspace(arguments.workspace), config.resolve(arguments.profile, overrides), options
+                      device=arguments.device, workers=arguments.workers, allow_skips=arguments.allow_skips, restart=arguments.restart, task=arguments.task, overrides=overrides)
+    return Workspace(arguments.workspace, arguments.processed), config.resolve(arguments.profile, overrides), options
+
+
+def shared_words(arguments: argparse.Namespace) -> list[str]:
+    """The command line that gives another stage the same options; workspace, model, seed and restart are left out."""
+    words = []
+    for name in ("data", "layout", "task", "structures", "profile", "minutes", "epochs", "device", "workers"):
+        value = getattr(arguments, name)
+        if value is not None:
+            words += [f"--{name}", str(value)]
+    return words + [word for text in arguments.assignments for word in ("--set", text)]
 
 
 def worker_count(options: Options) -> int:
@@ -143,6 +170,18 @@ def start_log(workspace: Workspace) -> None:
     to_terminal.setFormatter(logging.Formatter("%(message)s"))
     LOG.addHandler(to_file)
     LOG.addHandler(to_terminal)
+
+
+def log_to_terminal() -> None:
+    """Send messages of level INFO to the terminal, for scripts that have no workspace and so no log file."""
+    for old in list(LOG.handlers):
+        LOG.removeHandler(old)
+        old.close()
+    LOG.setLevel(logging.INFO)
+    LOG.propagate = False
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    LOG.addHandler(handler)
 
 
 class _UtcFormatter(logging.Formatter):

@@ -20,13 +20,16 @@ class DataSettings:
     """What `preprocessing.py` makes of the scans."""
 
     structures: tuple[str, ...] = ()  # empty: every structure the data set names
-    grid: str = "auto"  # auto | whole | windows; auto keeps the scans' own resolution when one tensor holds the body
-    spacing_mm: tuple[float, ...] = ()  # windows grid, along D, H, W; empty: median of the training scans
+    grid: str = "auto"  # auto | whole | windows | roi; auto keeps the scans' own resolution when one tensor holds the body
+    spacing_mm: tuple[float, ...] = ()  # windows and roi grid, along D, H, W; empty: median of the training scans
     window_hu: tuple[float, float] = (-250.0, 750.0)  # from fat to cortical bone; scaled to 0..1 and clipped
+    crop: str = "body"  # body | lungs: what of a scan the tensors keep
     margin_mm: float = 10.0  # kept around the body, so that skin never touches the tensor's edge
     overlap: float = 0.25  # windows grid: smallest shared part of neighbouring tensors
     test_fraction: float = 0.2
     val_fraction: float = 0.1
+    guide: str = "none"  # none | labels | totalsegmentator | a folder of masks | a checkpoint (.pth): whose organs guide the network
+    guide_organs: tuple[str, ...] = ()  # empty: all that the guide knows, without the structures to be learned
     skip_limit: float = 0.2  # more refused cases than this stop the run: the folder is not what we think
     seed: int = 0
 
@@ -42,6 +45,17 @@ class ModelSettings:
     blocks: tuple[int, ...] = ()  # residual blocks per level; empty: 1, 2, 2, ...
     attention: str = "voxel"
     attention_stride: int = 2
+    backbone: str = "auto"  # this and the next: auto or 0 = what the preset says
+    passes: int = 0  # trained passes; 1: a single one
+    infer_passes: int = 0  # at most this many passes in prediction
+    context: str = "soft"  # what a pass sees of the one before: soft | hard | zeros
+    guidance: str = "auto"  # auto | none | sdm (= film_spatial) | film_global | concat_input | spade
+    guide_hidden: int = 32
+    guide_stride: int = 1  # 2: modulation fields at half the size, cheaper on a CPU; the maps are smooth
+    connectivity: str = "auto"  # auto | none | multitask
+    remap: str = "auto"  # auto | none | lut | lut_linear
+    kernel: int = 5  # of vnet: 5 | 3
+    stage_convs: str = "reference"  # of vnet: reference | paper
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +77,15 @@ class TrainSettings:
     precision: str = "auto"  # auto | fp32 | bf16 | fp16
     foreground_fraction: float = 0.67  # share of patches centred on a structure, drawn per patch: works at batch 1
     augmentation: str = "standard"  # none | light | standard
+    mirror: bool = True  # left/right mirror as part of the augmentation; off where the mirror image is no anatomy (heart)
+    loss: str = "dice_ce"  # dice_ce | dice | ce | dice_focal
+    sampling: str = "auto"  # auto | structures | tubes; auto: tubes where the network learns centrelines
+    guidance_dropout: float = 0.15  # chance per guide organ to be hidden, so that a failed guide is survivable
+    union_weight: float = 1.0  # the next five: parts of the connectivity loss
+    centreline_weight: float = 0.5
+    radius_weight: float = 0.5
+    cldice_weight: float = 0.2
+    consistency_weight: float = 0.1
     ema_decay: float = 0.998  # of the weights, with a shorter memory in the first steps
     patience: int = 0  # epochs without a better validation Dice before stopping; 0: never
     validations: int = 8  # how often the whole validation scans are predicted during a timed run
@@ -79,9 +102,11 @@ class EvaluateSettings:
     """How the test scans are predicted and scored."""
 
     overlap: float = 0.5  # of neighbouring sliding windows inside a tensor
+    context_scope: str = "volume"  # several passes: volume hands the whole prediction on, window works inside each window
     flip: bool = True  # average with the left/right mirrored prediction, when training mirrored too
     keep_largest: str = "auto"  # auto | all | none: structures of which only the largest component stays; auto: validation decided
     boundary_mode: str = "surfel"  # surfel | voxel, see docs/artifacts.md
+    topology: str = "auto"  # auto | all | none: structures whose pieces, holes and centre lines are scored; auto: tubes, by their names
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,11 +126,12 @@ class Settings:
 # A profile is only what differs from the defaults.
 PROFILES: dict[str, dict[str, Any]] = {
     # below 8 GB of GPU memory at 128^3
-    "low_vram": {"model.width": 8, "train.batch_size": 1, "train.patch_voxels": 128**3},
+    "low_vram": {"model.width": 8, "train.batch_size": 1, "train.patch_voxels": 128**3, "model.kernel": 3, "model.guide_hidden": 16},
     "standard": {"model.width": 16, "train.batch_size": 2, "train.patch_voxels": 128**3},
     "full": {"model.width": 32, "train.batch_size": 2, "train.patch_voxels": 128**3, "train.epochs": 300},
     # small patches: one 128^3 step costs 8 times more and teaches little more on so few steps
-    "cpu": {"model.width": 16, "model.blocks": (1, 1, 1, 1, 1), "train.batch_size": 2, "train.patch_voxels": 64**3},
+    "cpu": {"model.width": 16, "model.blocks": (1, 1, 1, 1, 1), "model.kernel": 3, "model.guide_hidden": 16, "model.guide_stride": 2, "train.batch_size": 2,
+            "train.patch_voxels": 64**3},
 }
 
 
@@ -192,19 +218,32 @@ def _convert(key: str, value: Any, wanted: Any) -> Any:
 
 
 _CHOICES = {
-    "data.grid": ("auto", "whole", "windows"),
+    "data.grid": ("auto", "whole", "windows", "roi"),
+    "data.crop": ("body", "lungs"),
+    "train.loss": ("dice_ce", "dice", "ce", "dice_focal"),
+    "train.sampling": ("auto", "structures", "tubes"),
+    "model.context": ("soft", "hard", "zeros"),
+    "model.guidance": ("auto", "none", "sdm", "film_spatial", "film_global", "concat_input", "spade"),
+    "model.connectivity": ("auto", "none", "multitask"),
+    "model.remap": ("auto", "none", "lut", "lut_linear"),
+    "model.stage_convs": ("reference", "paper"),
     "train.optimizer": ("adamw", "sgd"),
     "train.schedule": ("cosine", "poly", "plateau"),
     "train.precision": ("auto", "fp32", "bf16", "fp16"),
     "train.augmentation": ("none", "light", "standard"),
+    "evaluate.context_scope": ("volume", "window"),
     "evaluate.boundary_mode": ("surfel", "voxel"),
     "evaluate.keep_largest": ("auto", "all", "none"),
+    "evaluate.topology": ("auto", "all", "none"),
 }
 _RANGES = {
     "train.learning_rate": (1e-8, 10.0), "train.epochs": (1, 10**6), "train.patch_voxels": (4096, 128**3), "train.batch_size": (1, 1024), "train.minutes": (0.0, 1e6),
     "train.steps_per_epoch": (1, 10**6), "model.width": (1, 512), "model.levels": (2, 7), "model.max_channels": (1, 4096), "data.overlap": (0.0, 0.75),
     "evaluate.overlap": (0.0, 0.9), "train.ema_decay": (0.0, 0.99999), "train.foreground_fraction": (0.0, 1.0),
     "data.test_fraction": (0.0, 0.8), "data.val_fraction": (0.0, 0.8), "train.gradient_clip": (1e-6, 1e6), "data.skip_limit": (0.0, 1.0),
+    "model.passes": (0, 3), "model.infer_passes": (0, 8), "model.guide_hidden": (1, 512), "model.guide_stride": (1, 2), "model.kernel": (3, 5),
+    "train.guidance_dropout": (0.0, 1.0), "train.union_weight": (0.0, 100.0), "train.centreline_weight": (0.0, 100.0), "train.radius_weight": (0.0, 100.0),
+    "train.cldice_weight": (0.0, 100.0), "train.consistency_weight": (0.0, 100.0),
 }
 
 

@@ -7,6 +7,7 @@ another grid, label values that no structure has.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,9 @@ import numpy as np
 
 from ctseg.artifacts import read_json
 from ctseg.errors import IntegrityError, PipelineError, PreconditionError, UsageError
-from ctseg.scoring.metrics import MAX_LABEL, Row, Structure, score_case
+from ctseg.scoring import tubular
+from ctseg.scoring.distances import joint_box
+from ctseg.scoring.metrics import MAX_LABEL, Row, Structure, few_boxes, score_case
 from ctseg.scoring.summary import RESERVED_NAMES
 
 GEOMETRY_TOLERANCE = 1e-3  # largest difference of any number of the two affines, mm
@@ -41,11 +44,13 @@ class Pair:
 
 @dataclasses.dataclass(frozen=True)
 class ScoreSettings:
-    """How pairs are scored. tolerances_mm: structure -> tolerances of the NSD, the main one first."""
+    """How pairs are scored. tolerances_mm: structure -> tolerances of the NSD, the main one first. topology: which
+    structures' topology is measured, see `tubular.measured`."""
 
     tolerances_mm: Mapping[str, tuple[float, ...]]
     boundary_mode: str = "surfel"
     ignore_label: int | None = None
+    topology: str = "auto"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,7 +207,10 @@ def _masks_in(folder: Path) -> dict[str, Path]:
 
 
 def score_pair(pair: Pair, structures: Sequence[Structure], settings: ScoreSettings) -> tuple[list[Row], list[Row], list[str]]:
-    """(rows, rows of predicting nothing, lines of what was noticed) of one pair. Raises PipelineError."""
+    """(rows, rows of predicting nothing, lines of what was noticed) of one pair. Raises PipelineError.
+
+    Rows of structures whose topology is measured carry it under "topology" (see `tubular.compare`), others None.
+    """
     reference, affine, spacing_mm, notes = _read(pair.reference, pair.case_id, pair.reference_file)
     allowed = {0, *(label for structure in structures for label in structure.labels)}
     ignored = set() if settings.ignore_label is None else {settings.ignore_label}
@@ -218,7 +226,24 @@ def score_pair(pair: Pair, structures: Sequence[Structure], settings: ScoreSetti
                    "annotation": pair.states, "boundary_mode": settings.boundary_mode, "ignore_label": settings.ignore_label}
     names = {"case_id": pair.case_id, "patient_id": pair.patient_id, "prediction_file": pair.prediction_file, "reference_file": pair.reference_file}
     rows, nothing = score_case(prediction=prediction, **common), score_case(prediction=background, **common)
+    wanted = tubular.measured([structure.name for structure in structures], settings.topology)
+    for structure, row, empty in zip(structures, rows, nothing):
+        chosen = structure.name in wanted and tubular.has_reference(row)
+        found = _topology(prediction, reference, spacing_mm, structure, settings.ignore_label) if chosen else (None, None)
+        row["topology"], empty["topology"] = found
     return [names | row for row in rows], [names | row for row in nothing], notes
+
+
+def _topology(prediction: np.ndarray, reference: np.ndarray, spacing_mm: tuple[float, float, float], structure: Structure,
+              ignore_label: int | None) -> tuple[Row, Row]:
+    """(topology of one structure, that of predicting nothing), in the box that holds all of it; ignored voxels are background."""
+    labels = list(structure.labels)
+    box = functools.reduce(joint_box, [found for array in (prediction, reference) for found in few_boxes(array, labels).values()])
+    mask, truth = (np.isin(array[box], labels) for array in (prediction, reference))
+    if ignore_label is not None:
+        mask &= reference[box] != ignore_label
+    known = tubular.study(reference=truth, spacing_mm=spacing_mm, tree=tubular.kind_of(structure.name) == tubular.TREE)
+    return tubular.compare(prediction=mask, reference=known), tubular.compare(prediction=np.zeros_like(truth), reference=known)
 
 
 def _read(path: Path, case_id: str, shown: str) -> tuple[np.ndarray, np.ndarray, tuple[float, float, float], list[str]]:

@@ -4,9 +4,12 @@ detailed_results.json    one object per case, keys {organ}_{metric} and mean_{me
 summary_statistics.json  everything aggregated (`ctseg.scoring.summary.summarise`)
 summary.json             the format of nnU-Net, whose readers need floats: the only file with the bare token NaN
 per_case.csv             one line per case and structure, the columns of COLUMNS; an empty cell is undefined
+topology.csv             one line per case and measured structure its reference holds, the columns of
+                         TOPOLOGY_COLUMNS; only when something was measured
+per_pass.csv             the same scores after each pass, only for a network of several passes
 evaluation_report.txt    the same for reading
 
-Still without columns in per_case.csv: topology, tubular structures and calibration.
+Still without columns: calibration.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from ctseg.artifacts import write_json, write_text
+from ctseg.scoring import passes, tubular
 from ctseg.scoring import summary as scores
 from ctseg.scoring.metrics import UNANNOTATED, UNEVALUABLE, Row
 
@@ -29,33 +33,58 @@ COLUMNS = (
     "assd_mm", "assd_imputed_mm", "masd_mm", "nsd", "nsd_tau_mm", "nsd2", "nsd2_tau_mm", "spacing_d_mm", "spacing_h_mm",
     "spacing_w_mm", "prediction_file", "reference_file",
 )
+TOPOLOGY_COLUMNS = ("case_id", "patient_id", "structure", "state", *tubular.SHAPE_COLUMNS, *tubular.TREE_COLUMNS, tubular.GENERATIONS)
 NOT_BETTER = "NOT BETTER THAN PREDICTING NOTHING"
 
 
 def write_results(folder: Path, rows: Sequence[Row], baseline_rows: Sequence[Row], settings: Mapping[str, Any], warnings: Sequence[str] = ()) -> str:
-    """Write the five text files and return the report.
+    """Write the text files and return the report.
 
-    rows: of `score_case`, completed by case_id, patient_id, prediction_file and reference_file, ordered by case.
+    rows: of `score_case`, completed by case_id, patient_id, prediction_file and reference_file, ordered by case;
+    with "topology" where that was measured.
     settings: what stands in summary_statistics.json; "synthetic" and "tolerances_mm" are read from it.
     warnings: said in the report and the summary beside those that follow from the rows.
     """
     summary = scores.summarise(rows, baseline_rows, settings)
+    summary["topology"] = tubular.summarise(rows, baseline_rows)
     summary["warnings"] = [*warnings, *summary["warnings"]]
     report = report_text(rows, summary)
     write_json(folder / "detailed_results.json", scores.case_records(rows))
     write_json(folder / "summary_statistics.json", summary)
     write_text(folder / "summary.json", json.dumps(nnunet_summary(rows), indent=4, sort_keys=True) + "\n")
     write_text(folder / "per_case.csv", per_case_csv(rows))
+    if summary["topology"]:
+        write_text(folder / "topology.csv", topology_csv(rows))
+    else:
+        (folder / "topology.csv").unlink(missing_ok=True)  # of an earlier evaluation
     write_text(folder / "evaluation_report.txt", report)
     return report
 
 
 def per_case_csv(rows: Sequence[Row]) -> str:
     """The table of all rows; floats with full precision."""
+    return _csv(COLUMNS, rows)
+
+
+PASS_COLUMNS = ("case_id", "patient_id", "structure", "state", "pass", "dice", "hd95_mm", "assd_mm", "fp_volume_ml")
+
+
+def write_passes(folder: Path, rows_by_pass: Sequence[Sequence[Row]]) -> None:
+    """Write per_pass.csv, one line per case, structure and pass."""
+    write_text(folder / "per_pass.csv", _csv(PASS_COLUMNS, passes.pass_lines(rows_by_pass)))
+
+
+def topology_csv(rows: Sequence[Row]) -> str:
+    """The table of the measured topology; tree length by generation is a list in one cell, parted by blanks."""
+    lines = [row | row["topology"] for row in rows if row.get("topology")]
+    return _csv(TOPOLOGY_COLUMNS, [line | {tubular.GENERATIONS: " ".join(str(share) for share in line.get(tubular.GENERATIONS, []))} for line in lines])
+
+
+def _csv(columns: Sequence[str], lines: Sequence[Row]) -> str:
     stream = io.StringIO()
-    writer = csv.DictWriter(stream, COLUMNS, extrasaction="ignore", lineterminator="\n")
+    writer = csv.DictWriter(stream, columns, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows(lines)
     return stream.getvalue()
 
 
@@ -109,6 +138,7 @@ def report_text(rows: Sequence[Row], summary: scores.Summary) -> str:
     names = list(summary["presence"])
     parts = [_opening(rows, settings, names, mark), _counts_table(summary, names, mark), _headline_table(summary, names, mark),
              _all_table(summary, names, mark), _distance_table(summary, names, mark), _worst_table(summary, names, mark),
+             *_topology_tables(summary["topology"], mark),
              _titled("Warnings", mark, [f"- {text}" for text in summary["warnings"]] or ["none"]),
              "The means in summary.json follow nnU-Net's rules (hallucinated structures count 0, absent ones are dropped)\n"
              "and are not the headline above. Research tool, not a medical device."]
@@ -186,6 +216,36 @@ def _worst_table(summary: scores.Summary, names: Sequence[str], mark: str) -> st
     lines = [[name if rank == 0 else "", case["case_id"], case["state"], _number(case["dice"]), _number(case["hd95_mm"], 2)]
              for name in names for rank, case in enumerate(summary["worst_cases"][name])]
     return _table(f"Worst {scores.WORST} cases of each structure", mark, ("structure", "case", "state", "Dice", "HD95"), lines)
+
+
+_SHAPE_SHOWN = (("clDice", "cldice", 3), ("Betti error", "betti_error", 1), ("of b0", "b0_error", 1), ("b1", "b1_error", 1), ("b2", "b2_error", 1),
+                ("b0 located", "b0_located_error", 1), ("extra parts", "extra_components", 1), ("extra mL", "extra_components_ml", 2))
+_TREE_SHOWN = (("TD", "td_full", 3), ("TD lcc", "td_lcc", 3), ("BD", "bd_full", 3), ("BD lcc", "bd_lcc", 3), ("precision", "precision_full", 3),
+               ("prec. lcc", "precision_lcc", 3), ("leakage", "leakage_full", 3), ("leak. lcc", "leakage_lcc", 3), ("missing", "amr_full", 3), ("breaks", "breaks", 1))
+
+
+def _topology_tables(topology: Mapping[str, Any], mark: str) -> list[str]:
+    """Pieces, holes and centre lines; and for trees how much of them was found, never without how much leaked."""
+    tables = []
+    if topology:
+        table = _topology_table("Topology, foreground 26-connected: mean over the cases whose reference holds the structure", mark, topology, _SHAPE_SHOWN)
+        tables.append(f"{table}\nBetti error: of the numbers of pieces (b0), tunnels (b1) and cavities (b2). Extra parts touch nothing of the reference.")
+    trees = {name: block for name, block in topology.items() if tubular.GENERATIONS in block}
+    if trees:
+        table = _topology_table("Trees: tree length (TD) and branches (BD) detected", mark, trees, _TREE_SHOWN)
+        tables.append(f"{table}\nlcc: of the prediction's largest 6-connected part. TD and BD rise with leakage (predicted outside / reference).\n"
+                      "A missed tree has TD and BD 0 and no precision and no breaks: these means are then over fewer cases, (n=...).")
+    return tables
+
+
+def _topology_table(title: str, mark: str, topology: Mapping[str, Any], shown: Sequence[tuple[str, str, int]]) -> str:
+    lines = []
+    for name, block in topology.items():
+        n = block["n_reference"]
+        cells = [_number(block[column]["mean"], digits) + (f" (n={block[column]['n']})" if 0 < block[column]["n"] < n else "") for _, column, digits in shown]
+        lines.append([name, str(n), *cells])
+        lines.append(["  all background", str(n), *[_number(block["all_background"][column], digits) for _, column, digits in shown]])
+    return _table(title, mark, ("structure", "n", *[head for head, _, _ in shown]), lines)
 
 
 def _number(value: float | None, digits: int = 3) -> str:

@@ -15,21 +15,29 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from models.blocks import (
+    Backbone,
     ConvUnit,
     Modulation,
-    ResidualBlock,
+    Modulations,
+    Output,
     Style,
-    check_size,
     choose,
     initialise,
     initialise_head,
     level_channels,
     size_multiple,
 )
-from models.unet import SMALL_BLOCKS, Decoder, ResidualEncoder
+from models.unet import (
+    PUBLISHED,
+    SMALL_BLOCKS,
+    Decoder,
+    Encoder,
+    PoolingEncoder,
+    ResidualEncoder,
+    TwoUnitUpBlock,
+)
 
 ATTENTION = ("none", "voxel", "global_gate", "published")
-PUBLISHED = Style(norm="batch", activation="relu", bias=True)
 
 
 class CrossDecoderAttention(nn.Module):
@@ -117,42 +125,6 @@ class LightUpBlock(nn.Module):
         return self.conv(self.up(x) + self.skip(skip), modulate)
 
 
-class PublishedUpBlock(nn.Module):
-    """Transposed 2^3 convolution, concatenation with the skip, two convolution units."""
-
-    def __init__(self, in_channels: int, skip_channels: int, out_channels: int, *, style: Style):
-        super().__init__()
-        self.up = nn.ConvTranspose3d(in_channels, out_channels, 2, 2)
-        self.conv = ConvUnit(out_channels + skip_channels, out_channels, style=style)
-        self.last = ConvUnit(out_channels, out_channels, style=style)
-
-    def forward(self, x: Tensor, skip: Tensor, modulate: Modulation | None = None) -> Tensor:
-        return self.last(self.conv(torch.cat((self.up(x), skip), dim=1), modulate))
-
-
-class PublishedEncoder(nn.Module):
-    """Levels of two convolution units and a residual block, max pooling between them; two units at the bottom."""
-
-    def __init__(self, *, in_channels: int, channels: Sequence[int], style: Style):
-        super().__init__()
-        levels = []
-        for level, out_channels in enumerate(channels):
-            parts = [ConvUnit(in_channels, out_channels, style=style), ConvUnit(out_channels, out_channels, style=style)]
-            if level < len(channels) - 1:
-                levels.append(nn.Sequential(*parts, ResidualBlock(out_channels, out_channels, style=style)))
-            else:
-                levels.append(nn.Sequential(*parts))
-            in_channels = out_channels
-        self.levels = nn.ModuleList(levels)
-
-    def forward(self, ct: Tensor) -> list[Tensor]:
-        """Features of each level, fine to coarse."""
-        features = [self.levels[0](ct)]
-        for level in self.levels[1:]:
-            features.append(level(functional.max_pool3d(features[-1], 2)))
-        return features
-
-
 class StructureHeads(nn.Module):
     """Logits from one feature map per structure. List of S (B, C, D, H, W) -> (B, S+1, D, H, W).
 
@@ -173,7 +145,7 @@ class StructureHeads(nn.Module):
         return torch.cat([background, *logits], dim=1)
 
 
-class MultiDecoder(nn.Module):
+class MultiDecoder(Backbone):
     """(B, in_channels, D, H, W) -> {"logits": (B, S+1, D, H, W)}; in training also "deep", finest first.
 
     Args:
@@ -194,10 +166,11 @@ class MultiDecoder(nn.Module):
             raise ValueError(f"attention_stride={attention_stride} must be 1 or more.")
         self.in_channels = in_channels
         self.size_multiple = size_multiple(levels)
-        self.encoder: nn.Module
+        self.n_decoders = n_structures
+        self.encoder: Encoder
         if parity:
             channels = level_channels(width, levels, width * 2**levels)
-            self.encoder = PublishedEncoder(in_channels=in_channels, channels=channels, style=PUBLISHED)
+            self.encoder = PoolingEncoder(in_channels=in_channels, channels=channels, residual=True, style=PUBLISHED)
             self.decoder_channels = channels[-2::-1]
         else:
             channels = level_channels(width, levels, max_channels)
@@ -215,35 +188,26 @@ class MultiDecoder(nn.Module):
         initialise_head(self.heads)
 
     def _decoder(self, channels: Sequence[int], parity: bool) -> Decoder:
-        block, style = (PublishedUpBlock, PUBLISHED) if parity else (LightUpBlock, Style())
+        block, style = (TwoUnitUpBlock, PUBLISHED) if parity else (LightUpBlock, Style())
         in_channels = [channels[-1], *self.decoder_channels[:-1]]
         return Decoder(
             block(below, skip, out, style=style)
             for below, skip, out in zip(in_channels, channels[-2::-1], self.decoder_channels)
         )
 
-    def features(self, ct: Tensor, modulations: Sequence[Modulation] | None = None) -> list[list[Tensor]]:
-        """Features of each decoder level, coarse to fine, each a list over structures; before the attention.
-
-        `modulations`: one per decoder level, coarse to fine, applied in every decoder (see ConvUnit).
-        """
-        check_size(ct, channels=self.in_channels, multiple=self.size_multiple)
+    def features(self, ct: Tensor, modulations: Modulations | None = None) -> list[list[Tensor]]:
+        """Features of each decoder level, coarse to fine, each a list over structures; before the attention."""
+        of_decoders = self._checked(ct, modulations)
         encoded = self.encoder(ct)
-        return [list(level) for level in zip(*(decoder(encoded, modulations) for decoder in self.decoders))]
+        by_decoder = [decoder(encoded, m) for decoder, m in zip(self.decoders, of_decoders)]
+        return [list(level) for level in zip(*by_decoder)]
 
-    def predict(self, features: Sequence[Sequence[Tensor]]) -> dict[str, Tensor | list[Tensor]]:
-        """Logits from what `features` returned.
+    def predict(self, features: Sequence[Sequence[Tensor]]) -> Output:
+        """Logits from what `features` returned, after the decoders have read each other.
 
         The weights between decoders are there on request: `network.attention(network.features(ct)[-1])[1]`.
         """
         attended = list(features[-1])
         if self.attention is not None:
             attended, _ = self.attention(attended)
-        output: dict[str, Tensor | list[Tensor]] = {"logits": self.heads[-1](attended)}
-        if self.training:
-            coarse_to_fine = zip(self.heads[:-1], features[1:])
-            output["deep"] = [head(x) for head, x in coarse_to_fine][::-1]
-        return output
-
-    def forward(self, ct: Tensor) -> dict[str, Tensor | list[Tensor]]:
-        return self.predict(self.features(ct))
+        return super().predict([*features[:-1], attended])

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from models.blocks import (
+    Backbone,
     ConvUnit,
     Modulation,
+    Modulations,
     ResidualBlock,
     Style,
-    check_size,
     initialise,
     initialise_head,
     level_channels,
@@ -23,25 +24,14 @@ from models.blocks import (
 )
 
 SMALL_BLOCKS = (1, 2, 2, 2, 2, 2)  # residual blocks per level; the large form of the paper is (1, 3, 4, 6, 6, 6)
+PUBLISHED = Style(norm="batch", activation="relu", bias=True)  # for parity with older networks
 
 
-class ResidualEncoder(nn.Module):
-    """Residual blocks per level; the first block of each level but the first halves the size.
+class Encoder(nn.Module):
+    """Levels from full size to the bottom, each of which (but the first) halves the size itself."""
 
-    The first block reads the image itself: a separate stem would add a third convolution at full size, where one
-    costs as much as all of the third level.
-    """
-
-    def __init__(self, *, in_channels: int, channels: Sequence[int], blocks: Sequence[int], style: Style):
+    def __init__(self, levels: Iterable[nn.Module]):
         super().__init__()
-        if len(blocks) < len(channels) or min(blocks) < 1:
-            raise ValueError(f"blocks={tuple(blocks)} must name at least 1 residual block for each of {len(channels)} levels.")
-        levels = []
-        for level, (out_channels, count) in enumerate(zip(channels, blocks)):
-            first = ResidualBlock(in_channels, out_channels, stride=1 if level == 0 else 2, style=style)
-            rest = [ResidualBlock(out_channels, out_channels, style=style) for _ in range(count - 1)]
-            levels.append(nn.Sequential(first, *rest))
-            in_channels = out_channels
         self.levels = nn.ModuleList(levels)
 
     def forward(self, ct: Tensor) -> list[Tensor]:
@@ -51,6 +41,43 @@ class ResidualEncoder(nn.Module):
             ct = level(ct)
             features.append(ct)
         return features
+
+
+class ResidualEncoder(Encoder):
+    """Residual blocks per level; the first block of each level but the first halves the size.
+
+    The first block reads the image itself: a separate stem would add a third convolution at full size, where one
+    costs as much as all of the third level.
+    """
+
+    def __init__(self, *, in_channels: int, channels: Sequence[int], blocks: Sequence[int], style: Style):
+        if len(blocks) < len(channels) or min(blocks) < 1:
+            raise ValueError(f"blocks={tuple(blocks)} must name at least 1 residual block for each of {len(channels)} levels.")
+        levels = []
+        for level, (out_channels, count) in enumerate(zip(channels, blocks)):
+            first = ResidualBlock(in_channels, out_channels, stride=1 if level == 0 else 2, style=style)
+            rest = [ResidualBlock(out_channels, out_channels, style=style) for _ in range(count - 1)]
+            levels.append(nn.Sequential(first, *rest))
+            in_channels = out_channels
+        super().__init__(levels)
+
+
+class PoolingEncoder(Encoder):
+    """Max pooling, then two convolution units per level (Cicek et al. 2016, arXiv:1606.06650).
+
+    With `residual`, each level but the bottom ends in a residual block.
+    """
+
+    def __init__(self, *, in_channels: int, channels: Sequence[int], residual: bool, style: Style):
+        levels = []
+        for level, out_channels in enumerate(channels):
+            parts: list[nn.Module] = [nn.MaxPool3d(2)] if level else []
+            parts += [ConvUnit(in_channels, out_channels, style=style), ConvUnit(out_channels, out_channels, style=style)]
+            if residual and level < len(channels) - 1:
+                parts.append(ResidualBlock(out_channels, out_channels, style=style))
+            levels.append(nn.Sequential(*parts))
+            in_channels = out_channels
+        super().__init__(levels)
 
 
 class UpBlock(nn.Module):
@@ -63,6 +90,19 @@ class UpBlock(nn.Module):
 
     def forward(self, x: Tensor, skip: Tensor, modulate: Modulation | None = None) -> Tensor:
         return self.conv(torch.cat((self.up(x), skip), dim=1), modulate)
+
+
+class TwoUnitUpBlock(nn.Module):
+    """Transposed 2^3 convolution, concatenation with the skip, two convolution units."""
+
+    def __init__(self, in_channels: int, skip_channels: int, out_channels: int, *, style: Style):
+        super().__init__()
+        self.up = nn.ConvTranspose3d(in_channels, out_channels, 2, 2)
+        self.conv = ConvUnit(out_channels + skip_channels, out_channels, style=style)
+        self.last = ConvUnit(out_channels, out_channels, style=style)
+
+    def forward(self, x: Tensor, skip: Tensor, modulate: Modulation | None = None) -> Tensor:
+        return self.last(self.conv(torch.cat((self.up(x), skip), dim=1), modulate))
 
 
 class Decoder(nn.Module):
@@ -82,39 +122,55 @@ class Decoder(nn.Module):
         return features
 
 
-class UNet(nn.Module):
-    """(B, in_channels, D, H, W) -> {"logits": (B, S+1, D, H, W)}; in training also "deep", finest first."""
+class ZeroBackground(nn.Module):
+    """Logits of a network that predicts only the structures: the background's is 0. (B, C, ...) -> (B, S+1, ...).
+
+    With one structure the softmax over both is the sigmoid of its logit.
+    """
+
+    def __init__(self, channels: int, n_structures: int):
+        super().__init__()
+        self.structures = nn.Conv3d(channels, n_structures, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = self.structures(x)
+        return torch.cat((torch.zeros_like(logits[:, :1]), logits), dim=1)
+
+
+class UNet(Backbone):
+    """(B, in_channels, D, H, W) -> {"logits": (B, S+1, D, H, W)}; in training also "deep", finest first.
+
+    Args:
+        parity: the plain network of early multi-pass segmentation (github.com/DigiDxDoc/CT-Segmentation): max
+            pooling, two units per level, batch normalisation, ReLU, no background head (its logit is 0), no deep
+            supervision; `max_channels` and `blocks` have no effect. With 1 structure, width 32, 3 levels and
+            2 input channels (CT and the previous prediction) it has 1,357,505 parameters.
+    """
 
     def __init__(
         self, *, n_structures: int, width: int, levels: int, in_channels: int = 1, max_channels: int = 320,
-        blocks: Sequence[int] = SMALL_BLOCKS,
+        blocks: Sequence[int] = SMALL_BLOCKS, parity: bool = False,
     ):
         super().__init__()
-        style = Style()
-        channels = level_channels(width, levels, max_channels)
+        channels = level_channels(width, levels, width * 2**levels if parity else max_channels)
         self.in_channels = in_channels
         self.size_multiple = size_multiple(levels)
         self.decoder_channels = channels[-2::-1]  # coarse to fine
-        self.encoder = ResidualEncoder(in_channels=in_channels, channels=channels, blocks=blocks, style=style)
-        self.decoder = Decoder(UpBlock(channels[i + 1], channels[i], style=style) for i in reversed(range(levels - 1)))
-        # the coarsest decoder level predicts only where it is also the finest
-        supervised = self.decoder_channels[1:] or self.decoder_channels
-        self.heads = nn.ModuleList(nn.Conv3d(c, n_structures + 1, 1) for c in supervised)
+        below_and_here = list(zip(channels[:0:-1], self.decoder_channels))
+        self.encoder: Encoder
+        if parity:
+            self.encoder = PoolingEncoder(in_channels=in_channels, channels=channels, residual=False, style=PUBLISHED)
+            self.decoder = Decoder(TwoUnitUpBlock(below, c, c, style=PUBLISHED) for below, c in below_and_here)
+            self.heads = nn.ModuleList([ZeroBackground(width, n_structures)])
+        else:
+            self.encoder = ResidualEncoder(in_channels=in_channels, channels=channels, blocks=blocks, style=Style())
+            self.decoder = Decoder(UpBlock(below, c, style=Style()) for below, c in below_and_here)
+            # the coarsest decoder level predicts only where it is also the finest
+            supervised = self.decoder_channels[1:] or self.decoder_channels
+            self.heads = nn.ModuleList(nn.Conv3d(c, n_structures + 1, 1) for c in supervised)
         initialise(self)
         initialise_head(self.heads)
 
-    def features(self, ct: Tensor, modulations: Sequence[Modulation] | None = None) -> list[Tensor]:
-        """Decoder features, coarse to fine. `modulations`: one per decoder level, coarse to fine (see ConvUnit)."""
-        check_size(ct, channels=self.in_channels, multiple=self.size_multiple)
-        return self.decoder(self.encoder(ct), modulations)
-
-    def predict(self, features: Sequence[Tensor]) -> dict[str, Tensor | list[Tensor]]:
-        """Logits from what `features` returned."""
-        output: dict[str, Tensor | list[Tensor]] = {"logits": self.heads[-1](features[-1])}
-        if self.training:
-            coarse_to_fine = zip(self.heads[:-1], features[1:])
-            output["deep"] = [head(x) for head, x in coarse_to_fine][::-1]
-        return output
-
-    def forward(self, ct: Tensor) -> dict[str, Tensor | list[Tensor]]:
-        return self.predict(self.features(ct))
+    def features(self, ct: Tensor, modulations: Modulations | None = None) -> list[Tensor]:
+        (of_decoder,) = self._checked(ct, modulations)
+        return self.decoder(self.encoder(ct), of_decoder)

@@ -128,7 +128,7 @@ def build(root: Path, *, cases: int = 10, scale: int = 1, evaluated: bool = True
             continue
         save(workspace.predictions / f"{name}.nii.gz", prediction, spacing_mm, np.uint8)
         runs.append({"case_id": case_id, "patient_id": case_id, "seconds": 4.2, "prediction": f"predictions/{name}.nii.gz",
-                     "reference": f"processed_data/references/{name}.nii.gz"})
+                     "reference": f"references/{name}.nii.gz"})
     _write_results(workspace, entries, runs, synthetic)
     return workspace
 

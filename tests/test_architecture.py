@@ -11,7 +11,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = ["run_pipeline", "preprocessing", "train", "evaluate", "analyze"]
-SOURCES = [ROOT / f"{name}.py" for name in SCRIPTS] + sorted((ROOT / "ctseg").rglob("*.py")) + sorted((ROOT / "models").rglob("*.py"))
+OTHERS = ["compare", "infer"]  # neither is a stage
+SOURCES = [ROOT / f"{name}.py" for name in SCRIPTS + OTHERS] + sorted((ROOT / "ctseg").rglob("*.py")) + sorted((ROOT / "models").rglob("*.py"))
 
 
 def imported(path: Path, *, top_level_only: bool = False) -> set[str]:
@@ -36,13 +37,13 @@ def below(folder: str) -> list[Path]:
 
 
 def test_stages_do_not_import_each_other():
-    for name in SCRIPTS[1:]:
-        assert not roots(imported(ROOT / f"{name}.py")) & set(SCRIPTS), name
+    for name in SCRIPTS[1:] + OTHERS:
+        assert not roots(imported(ROOT / f"{name}.py")) & {*SCRIPTS, *OTHERS}, name
 
 
 def test_library_imports_neither_stages_nor_networks():
     for path in below("ctseg"):
-        assert not roots(imported(path)) & {*SCRIPTS, "models"}, path
+        assert not roots(imported(path)) & {*SCRIPTS, *OTHERS, "models"}, path
 
 
 def test_networks_import_only_torch():
@@ -119,9 +120,9 @@ def test_no_file_shadows_the_standard_library():
     assert not names & set(sys.stdlib_module_names)
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("script", [*SCRIPTS, "infer"])
 def test_help_needs_no_torch(script):
     code = f"import sys, runpy; sys.argv = ['{script}.py', '--help']\ntry:\n    runpy.run_path('{script}.py', run_name='__main__')\nexcept SystemExit as end:\n    assert not end.code, end.code\nassert 'torch' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
-    assert "--workspace" in done.stdout
+    assert ("--checkpoint" if script == "infer" else "--workspace") in done.stdout

@@ -388,7 +388,7 @@ def workspace_with_predictions(root: Path) -> artifacts.Workspace:
         cases.append({"case_id": f"c{i}", "patient_id": f"p{i}", "split": split, "states": {"bladder": "present", "rectum": "unlabelled" if i == 2 else "present"}})
         if split == "test":
             save(workspace.predictions, f"c{i}", mask(1, 2))
-            run.append({"case_id": f"c{i}", "patient_id": f"p{i}", "seconds": 1.0, "prediction": f"predictions/c{i}.nii.gz", "reference": f"processed_data/references/c{i}.nii.gz"})
+            run.append({"case_id": f"c{i}", "patient_id": f"p{i}", "seconds": 1.0, "prediction": f"predictions/c{i}.nii.gz", "reference": f"references/c{i}.nii.gz"})
     artifacts.write_json(workspace.splits, splits)
     artifacts.write_json(workspace.manifest, {"format": "ctseg-manifest", "version": 1, "synthetic": True, "structures": ["bladder", "rectum"],
                                               "splits_hash": artifacts.canonical_hash(splits), "cases": cases})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import tiny_workspace
 import torch
 
-from ctseg import artifacts
+from ctseg import artifacts, config
 from ctseg.errors import IntegrityError
 from ctseg.learning import (
     augment,
@@ -24,6 +25,12 @@ from ctseg.learning import (
 )
 from ctseg.learning.hardware import Machine
 from ctseg.scans import laterality
+
+
+def sampler_of(cases: list[dataset.TrainingCase], **train) -> dataset.PatchSampler:
+    """A sampler of patches with these training settings."""
+    return dataset.PatchSampler(cases, tiny_workspace.STRUCTURES, dataclasses.replace(config.TrainSettings(), **train))
+
 
 CPU = Machine(torch.device("cpu"), "fp32", False, "test")
 
@@ -91,7 +98,7 @@ def test_mirror_swaps_pairs_and_twice_is_the_identity():
 def test_after_augmentation_left_is_still_left(strength, tmp_path):
     workspace = tiny_workspace.make(tmp_path)
     cases = dataset.load_cases(workspace, artifacts.load_manifest(workspace), "train")
-    sampler = dataset.PatchSampler(cases, tiny_workspace.STRUCTURES, batch_size=1, patch_size=(32, 32, 32), foreground_fraction=1, augmentation=strength, seed=1)
+    sampler = sampler_of(cases, batch_size=1, patch_size=(32, 32, 32), foreground_fraction=1, augmentation=strength, seed=1)
     for step in range(20):
         label = sampler.batch(0, step).label[0].numpy()
         left, right = (np.argwhere(label == value)[:, 2].mean() for value in (1, 2))
@@ -101,7 +108,7 @@ def test_after_augmentation_left_is_still_left(strength, tmp_path):
 def test_a_mirrored_patch_swaps_which_side_was_annotated(tmp_path):
     workspace = tiny_workspace.make(tmp_path, cases=3, unlabelled={0: ["right_blob"]})
     cases = dataset.load_cases(workspace, artifacts.load_manifest(workspace), "train")
-    sampler = dataset.PatchSampler(cases, tiny_workspace.STRUCTURES, batch_size=1, patch_size=(32, 32, 32), foreground_fraction=1, augmentation="light", seed=1)
+    sampler = sampler_of(cases, batch_size=1, patch_size=(32, 32, 32), foreground_fraction=1, augmentation="light", seed=1)
     seen = set()
     for step in range(20):
         batch = sampler.batch(0, step)
@@ -116,7 +123,7 @@ def test_foreground_is_forced_with_its_probability_also_at_batch_size_1(tmp_path
     cases = dataset.load_cases(workspace, artifacts.load_manifest(workspace), "train")
     for case in cases:  # body voxels in a corner, so that a patch shows how it was drawn
         case.body = np.array([[1, 1, 1]])
-    sampler = dataset.PatchSampler(cases, tiny_workspace.STRUCTURES, batch_size=1, patch_size=(8, 8, 8), foreground_fraction=0.4, augmentation="none", seed=0)
+    sampler = sampler_of(cases, batch_size=1, patch_size=(8, 8, 8), foreground_fraction=0.4, augmentation="none", seed=0)
     forced = [bool((sampler.batch(0, step).label > 0).any()) for step in range(1000)]
     assert np.mean(forced) == pytest.approx(0.4, abs=0.05)
 
@@ -124,7 +131,7 @@ def test_foreground_is_forced_with_its_probability_also_at_batch_size_1(tmp_path
 def test_threads_draw_the_same_batches(tmp_path):
     workspace = tiny_workspace.make(tmp_path)
     cases = dataset.load_cases(workspace, artifacts.load_manifest(workspace), "train")
-    sampler = dataset.PatchSampler(cases, tiny_workspace.STRUCTURES, batch_size=2, patch_size=(16, 16, 16), foreground_fraction=0.5, augmentation="standard", seed=0)
+    sampler = sampler_of(cases, batch_size=2, patch_size=(16, 16, 16), foreground_fraction=0.5, augmentation="standard", seed=0)
     alone = list(sampler.batches(3, 0, 6, threads=0))
     together = list(sampler.batches(3, 0, 6, threads=3))
     assert len(alone) == len(together) == 6
@@ -142,7 +149,7 @@ class Echo(torch.nn.Module):
 def test_sliding_windows_put_every_voxel_back_in_its_place():
     image = torch.rand(32, 32, 64) * 0.9 + 0.1
     image[:, :, :32] = 0  # air: windows that see nothing else are not computed
-    result = inference.predict_canvas(Echo(), image, n_classes=2, patch_size=(16, 16, 24), overlap=0.5, machine=CPU)
+    result = inference.predict_canvas(Echo(), inference.Sight(image), inference.Windows(2, (16, 16, 24), 0.5), CPU)
     expected = torch.sigmoid(4 * image - 2)
     assert torch.allclose(result[1, :, :, 32:], expected[:, :, 32:], atol=1e-5)
     assert float(result[1, :, :, :8].max()) == 0 and float(result[0, :, :, :8].min()) == 1
@@ -170,8 +177,8 @@ class Sided(torch.nn.Module):
 def test_mirrored_prediction_swaps_the_sides_back():
     image = torch.ones(16, 16, 16)
     table = augment.mirror_table([(0, 1)], 2)
-    plain = inference.predict_canvas(Sided(), image, n_classes=3, patch_size=(16, 16, 16), overlap=0, machine=CPU)
-    both = inference.predict_canvas(Sided(), image, n_classes=3, patch_size=(16, 16, 16), overlap=0, machine=CPU, swaps=table)
+    plain = inference.predict_canvas(Sided(), inference.Sight(image), inference.Windows(3, (16, 16, 16), 0), CPU)
+    both = inference.predict_canvas(Sided(), inference.Sight(image), inference.Windows(3, (16, 16, 16), 0, table), CPU)
     assert torch.equal(plain, both)
 
 

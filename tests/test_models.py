@@ -1,4 +1,4 @@
-"""The networks: laws that hold for every registered one, and what attention between decoders must and must not do.
+"""The backbones: laws that hold for every registered one, and what attention between decoders must and must not do.
 
 All inputs are synthetic: noise, or bright cubes in noise.
 """
@@ -12,10 +12,10 @@ from torch.nn import functional
 
 import models
 from models import BACKBONES, PRESETS, build_network, size_multiple
-from models.blocks import LEAKY_SLOPE, ConvUnit, InstanceNorm, Style
+from models.blocks import LEAKY_SLOPE, NORMS, ConvUnit, InstanceNorm, PReLU, Style, normalisation
 from models.multi_decoder import CrossDecoderAttention, StructureHeads
 
-ALL = sorted(PRESETS)
+ALL = sorted(BACKBONES)  # each has a preset of its name, without techniques
 FORMS = ["voxel", "global_gate", "published"]
 
 
@@ -134,20 +134,82 @@ def test_overfits_one_tiny_phantom(name):
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_modulation_hook_is_called_once_per_decoder_level_before_the_activation(name):
-    network = tiny(name, n_structures=1, levels=4).eval()
-    seen = []
+def test_interface_that_techniques_rely_on(name):
+    network = tiny(name, levels=4, in_channels=2).eval()
+    assert network.inputs == ("image",) and network.passes == 1 and network.in_channels == 2
+    assert network.n_decoders == (3 if name == "multi_decoder" else 1)
+    image = scan(2, 2, 8, 24, 16)
+    features = network.features(image)
+    of_decoders = [level if isinstance(level, list) else [level] for level in features]
+    assert [len(level) for level in of_decoders] == [network.n_decoders] * 3
+    for i, (level, channels) in enumerate(zip(of_decoders, network.decoder_channels)):
+        assert {tuple(x.shape) for x in level} == {(2, channels, 8 // 2 ** (2 - i), 24 // 2 ** (2 - i), 16 // 2 ** (2 - i))}
+    assert torch.equal(network.predict(features)["logits"], network(image)["logits"])
 
-    def watch(x: Tensor) -> Tensor:
-        seen.append((x.shape[1], x.shape[2], bool((x.mean((2, 3, 4)).abs() < 1e-3).all())))
-        return x
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("in_channels", [3, 5])  # 5: more than the width
+def test_every_input_channel_matters(name, in_channels):
+    image = scan(1, in_channels, 8, 8, 8).requires_grad_()
+    tiny(name, in_channels=in_channels)(image)["logits"][:, 1].square().sum().backward()
+    assert bool((image.grad.abs().sum((0, 2, 3, 4)) > 0).all())
+
+
+def per_decoder(network: nn.Module, modulation) -> list:
+    """modulations[decoder][level] out of modulation(decoder, level)."""
+    levels = range(len(network.decoder_channels))
+    return [[modulation(decoder, level) for level in levels] for decoder in range(network.n_decoders)]
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_modulations_are_called_once_per_decoder_and_level_before_the_activation(name):
+    network = tiny(name, n_structures=2, levels=4).eval()
+    seen = {}
+
+    def watch(decoder: int, level: int):
+        def modulate(x: Tensor) -> Tensor:
+            assert (decoder, level) not in seen
+            centred = bool((x.mean((2, 3, 4)).abs() < 1e-3).all())  # normalised, and not yet activated
+            seen[decoder, level] = (x.shape[1], x.shape[2], centred)
+            return x
+
+        return modulate
 
     image = scan(1, 1, 16, 16, 16)
-    plain, watched = network.features(image), network.features(image, [watch] * 3)
-    assert seen == [(c, 16 // 2 ** (2 - i), True) for i, c in enumerate(network.decoder_channels)]  # normalised: mean 0
-    torch.testing.assert_close(network.predict(plain)["logits"], network.predict(watched)["logits"])
-    doubled = network.predict(network.features(image, [lambda x: x + 1] * 3))["logits"]
-    assert not torch.allclose(doubled, network(image)["logits"], atol=1e-3)
+    watched = network(image, modulations=per_decoder(network, watch))["logits"]
+    assert seen == {
+        (decoder, level): (channels, 16 // 2 ** (2 - level), True)
+        for decoder in range(network.n_decoders)
+        for level, channels in enumerate(network.decoder_channels)
+    }
+    assert torch.equal(watched, network(image)["logits"])
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_modulation_changes_its_own_decoder_from_its_level_on(name):
+    network = tiny(name, n_structures=2, levels=4).eval()
+    image, target = scan(1, 1, 16, 16, 16), network.n_decoders - 1
+
+    def shift(decoder: int, level: int):
+        return (lambda x: x + 1) if (decoder, level) == (target, 1) else (lambda x: x)
+
+    plain, shifted = network.features(image), network.features(image, per_decoder(network, shift))
+    for level, (before, after) in enumerate(zip(plain, shifted)):
+        before, after = (x if isinstance(x, list) else [x] for x in (before, after))
+        for decoder in range(network.n_decoders):
+            same = decoder != target or level < 1
+            assert torch.allclose(before[decoder], after[decoder], atol=1e-3) == same
+    moved = network(image, modulations=per_decoder(network, shift))["logits"]
+    assert not torch.allclose(moved, network(image)["logits"], atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_modulations_for_other_decoders_or_levels_are_refused(name):
+    network = tiny(name, n_structures=2, levels=4).eval()
+    right = per_decoder(network, lambda decoder, level: nn.Identity())
+    for wrong in ([*right, right[0]], [of_decoder[:-1] for of_decoder in right]):
+        with pytest.raises(ValueError, match=rf"for each of {network.n_decoders} decoders, 3"):
+            network(scan(1, 1, 8, 8, 8), modulations=wrong)
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -227,6 +289,59 @@ def test_conv_unit_modulates_between_normalisation_and_activation():
     unit = ConvUnit(1, 2, style=Style())
     result = unit(scan(1, 1, 4, 4, 4), lambda x: torch.full_like(x, -1.0))
     assert torch.equal(result, torch.full((1, 2, 4, 4, 4), -LEAKY_SLOPE))
+
+
+def test_conv_unit_adds_the_shortcut_before_the_activation():
+    unit, x = ConvUnit(1, 2, style=Style()), scan(1, 1, 4, 4, 4)
+    shortcut = torch.full((1, 2, 4, 4, 4), -100.0)
+    expected = functional.leaky_relu(unit.norm(unit.conv(x)) - 100, LEAKY_SLOPE)
+    torch.testing.assert_close(unit(x, shortcut=shortcut), expected)
+    assert expected.max() < 0
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 0.02)])
+def test_prelu_equals_the_one_of_pytorch(dtype, tolerance):
+    ours, reference = PReLU(3), nn.PReLU(3).to(dtype)
+    slopes = torch.tensor([0.5, -0.25, 2.0])
+    results = []
+    for module in (ours, reference):
+        with torch.no_grad():
+            module.weight.copy_(slopes)
+        x = torch.randn(2, 3, 4, 5, 6, generator=torch.Generator().manual_seed(0)).to(dtype).requires_grad_()
+        y = module(x)
+        (y.float() * torch.arange(6)).sum().backward()
+        assert y.dtype == dtype
+        results.append((y.float(), x.grad.float(), module.weight.grad.float()))
+    for mine, theirs in zip(*results):
+        torch.testing.assert_close(mine, theirs, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("channels", [8, 12, 5])
+def test_every_normalisation_centres_the_batch(norm, channels):
+    x = 3 * torch.randn(2, channels, 4, 5, 6, generator=torch.Generator().manual_seed(0)) + 2
+    result = normalisation(Style(norm=norm), channels)(x)
+    assert result.mean().abs() < 1e-4 and abs(result.std() - 1) < 1e-2
+
+
+# ---------------------------------------------------------------- unet
+
+
+def test_plain_parity_unet_counts_the_published_parameters():
+    with torch.device("meta"):
+        network = build_network("unet", n_structures=1, width=32, levels=3, in_channels=2, parity=True)
+    assert sum(p.numel() for p in network.parameters()) == 1_357_505
+
+
+def test_plain_parity_unet_pools_and_has_one_logit_beside_a_zero_background():
+    network = tiny("unet", n_structures=1, in_channels=2, parity=True).train()
+    output = network(scan(2, 2, 8, 12, 16))
+    assert output["deep"] == [] and output["logits"].shape == (2, 2, 8, 12, 16)
+    assert not output["logits"][:, 0].any() and output["logits"][:, 1].any()
+    kinds = [type(module) for module in network.modules()]
+    assert kinds.count(nn.MaxPool3d) == 2 and kinds.count(nn.BatchNorm3d) == kinds.count(nn.ReLU) == 10
+    assert InstanceNorm not in kinds
+    assert [m.stride for m in network.modules() if isinstance(m, nn.Conv3d)] == [(1, 1, 1)] * 11
 
 
 # ---------------------------------------------------------------- multi_decoder
@@ -416,7 +531,7 @@ def dice_of_b(attention: str, seed: int) -> float:
 
 
 def test_attention_carries_the_place_of_one_structure_to_another():
-    for seed in (0, 1):
+    for seed in (0, 1, 2):
         without, voxel = dice_of_b("none", seed), dice_of_b("voxel", seed)
         assert without < 0.1
         assert voxel > 0.6

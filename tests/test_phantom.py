@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ctseg.artifacts import file_hash
-from ctseg.errors import PipelineError, PreconditionError
+from ctseg.artifacts import file_hash, write_json
+from ctseg.errors import PipelineError, PreconditionError, UsageError
 from ctseg.scans.cases import ABSENT, PRESENT, UNLABELLED
 from ctseg.scans.layouts import open_data_set
-from ctseg.scans.phantom import draw_patient, write_cohort
+from ctseg.scans.phantom import TASKS, cohort_task, draw_patient, load_task, write_cohort
 from ctseg.scans.phantom.cohort import case_name
 from ctseg.scans.phantom.drawing import Drawing, draw, is_dicom, plan
 from ctseg.scans.phantom.implicit import FAR_MM, Scene, occupancy, smooth_minimum
@@ -71,6 +71,15 @@ def test_the_number_of_workers_does_not_change_a_byte(cohort: Path, tmp_path: Pa
     assert first == second and len(first) > 6 * len(STRUCTURES) / 2
 
 
+def test_the_pelvis_still_looks_as_it_did() -> None:
+    """The published numbers of the demo belong to these pictures: other ones need a higher VERSION, and new numbers."""
+    image, label, _ = draw_patient(0, 0, "tiny")
+    counts = np.bincount(label.array.ravel(), minlength=len(IDS) + 1)[1:]
+    expected = [1501, 202, 603, 1614, 1423, 760, 635, 1391, 1354, 860, 231, 8, 25, 85, 86, 122, 116, 0]
+    assert np.abs(counts - expected).max() <= 2  # processors may round a voxel on an edge differently
+    assert float(image.array.mean(dtype=np.float64)) == pytest.approx(-612.098, abs=0.05)
+
+
 # ---- on disk ------------------------------------------------------------------------------------------------
 
 
@@ -126,6 +135,39 @@ def test_foreign_files_are_never_removed(tmp_path: Path) -> None:
     with pytest.raises(PreconditionError, match="my_scan"):
         write_cohort(tmp_path, patients=1, size="tiny")
     assert mine.read_bytes() == b"precious"
+
+
+def test_a_cohort_of_another_task_is_replaced(tmp_path: Path) -> None:
+    write_cohort(tmp_path, task="pelvic_bones", patients=3, size="tiny")
+    assert cohort_task(tmp_path) == "pelvic_bones" and (tmp_path / case_name(2, "pelvic_bones") / "im_1").is_dir()
+    assert set(open_data_set(tmp_path, None).structures) == set(load_task("pelvic_bones").IDS)
+    write_cohort(tmp_path, task="abdomen", patients=3, size="tiny")
+    marker = json.loads((tmp_path / "synthetic.json").read_text(encoding="utf-8"))
+    assert marker["task"] == "abdomen" == cohort_task(tmp_path) and marker["structures"] == list(load_task("abdomen").TARGETS)
+    assert not (tmp_path / "dicom").exists()
+    assert set(open_data_set(tmp_path, None).structures) == set(load_task("abdomen").IDS)
+    (tmp_path / "notes.txt").write_text("mine", encoding="utf-8")
+    before = all_hashes(tmp_path)
+    with pytest.raises(PreconditionError, match=r"notes\.txt"):
+        write_cohort(tmp_path, task="pelvis", patients=1, size="tiny")
+    assert all_hashes(tmp_path) == before
+
+
+def test_a_cohort_from_before_there_were_tasks_is_the_pelvis(cohort: Path, tmp_path: Path) -> None:
+    old = json.loads((cohort / "synthetic.json").read_text(encoding="utf-8"))
+    assert old.pop("task") == "pelvis"
+    write_json(tmp_path / "synthetic.json", old)
+    assert cohort_task(tmp_path) == "pelvis" and cohort_task(tmp_path / "nowhere") is None
+    write_cohort(tmp_path, patients=6, seed=3, size="tiny", progress=lambda *_: pytest.fail("nothing is to be drawn"))
+
+
+def test_every_task_has_the_same_few_names() -> None:
+    assert set(TASKS) == {"pelvis", "pelvic_bones", "abdomen", "airway", "heart_like"}
+    for name in ("pelvis", "pelvic_bones", "abdomen"):
+        task = load_task(name)
+        assert sorted(task.IDS.values()) == list(range(1, len(task.IDS) + 1)) and set(task.TARGETS) <= set(task.IDS) and task.PATIENTS >= 10
+    with pytest.raises(UsageError, match="UNKNOWN_TASK"):
+        load_task("pelvis_bones")
 
 
 @pytest.mark.parametrize("wrong", [{"patients": 0}, {"size": "huge"}])

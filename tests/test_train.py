@@ -105,14 +105,14 @@ def test_minutes_end_in_time_with_the_rate_near_zero(tmp_path):
 
 def test_divergence_stops_with_the_cases_named(tmp_path, capsys, monkeypatch):
     workspace = tiny_workspace.make(tmp_path)
-    real, calls = trainer.deep_loss, []
+    real, calls = trainer.objective, []
 
-    def sometimes_nan(outputs, **arguments):
+    def sometimes_nan(*arguments):
         calls.append(1)
-        loss, dice = real(outputs, **arguments)
+        loss, dice = real(*arguments)
         return (loss * float("nan") if len(calls) > 6 else loss), dice
 
-    monkeypatch.setattr(trainer, "deep_loss", sometimes_nan)
+    monkeypatch.setattr(trainer, "objective", sometimes_nan)
     assert train.main(tiny_workspace.arguments(workspace)) == 1
     message = capsys.readouterr().err
     assert "DIVERGED" in message and "case_" in message

@@ -1,4 +1,7 @@
-"""Random patches in one resampling pass: affine and elastic deformation, mirror, then intensity and noise."""
+"""Random patches: where their voxels come from (affine and elastic deformation, mirror), then intensity and noise.
+
+One `Sampling` is drawn per patch and used for everything that belongs to it: image, label, and what a technique adds.
+"""
 
 from __future__ import annotations
 
@@ -30,36 +33,52 @@ STRENGTHS = {
 }
 
 
-def sample_patch(
-    image: torch.Tensor, label: torch.Tensor, centre: np.ndarray, size: tuple[int, int, int], strength: Strength,
-    swaps: torch.Tensor, spacing: tuple[float, float, float], rng: np.random.Generator,
-) -> tuple[torch.Tensor, torch.Tensor, bool]:
-    """One augmented patch: image (1, D, H, W) float32, label (D, H, W) uint8, and whether it was mirrored.
+@dataclasses.dataclass
+class Sampling:
+    """Where the voxels of a patch come from: an upright box of the canvas, or free positions in it; then perhaps mirrored.
 
-    image: (128, 128, 128) float; label: (128, 128, 128) uint8. centre: voxel at the patch's centre; the patch is
-    moved to lie inside the tensor. swaps: (S+1,) label ids after a left/right mirror (W is the patient's
-    left-right axis on every grid). spacing: voxel size in mm, so that rotations are rotations in space.
+    positions: (3, D, H, W) canvas voxels, None for the upright box that begins at `start`. zoom: mm in the scan per mm in the patch.
     """
-    limits = np.array(image.shape) - np.array(size)
+
+    start: np.ndarray
+    size: tuple[int, int, int]
+    positions: torch.Tensor | None
+    zoom: float
+    mirror: bool
+
+    def image(self, volume: torch.Tensor) -> torch.Tensor:
+        """Linearly interpolated (D, H, W) float32 of a canvas volume; the edge goes on outside."""
+        return self._take(volume, "bilinear", "border").float()
+
+    def label(self, volume: torch.Tensor) -> torch.Tensor:
+        """Nearest (D, H, W) of a canvas label map, 0 outside; numbers are not swapped by the mirror."""
+        return self._take(volume, "nearest", "zeros").to(volume.dtype)
+
+    def _take(self, volume: torch.Tensor, mode: str, padding: str) -> torch.Tensor:
+        if self.positions is None:
+            patch = volume[tuple(slice(s, s + n) for s, n in zip(self.start, self.size))]
+        else:
+            patch = _interpolate(volume, self.positions, mode, padding)
+        return patch.flip(2) if self.mirror else patch
+
+
+def draw_sampling(shape: tuple[int, ...], centre: np.ndarray, size: tuple[int, int, int], strength: Strength, spacing: tuple[float, float, float],
+                  rng: np.random.Generator) -> Sampling:
+    """A random sampling of a patch of `size` about the voxel `centre`, moved to lie inside a canvas of `shape`.
+
+    spacing: voxel size in mm, so that rotations are rotations in space. W is the patient's left-right axis on every canvas.
+    """
+    limits = np.array(shape) - np.array(size)
     start = np.clip(np.round(np.asarray(centre) - np.array(size) / 2).astype(int), 0, np.maximum(limits, 0))
-    mirror = rng.random() < strength.mirror
-    deform = rng.random() < strength.probability
-    if deform:
-        image_patch, label_patch = _deform(image, label, start, size, strength, spacing, rng)
-    else:
-        window = tuple(slice(s, s + n) for s, n in zip(start, size))
-        image_patch, label_patch = image[window].float(), label[window]
-    if mirror:
-        image_patch = image_patch.flip(2)
-        label_patch = swaps[label_patch.flip(2).long()]
-    if strength.contrast or strength.brightness or strength.noise:
-        image_patch = _shift_intensity(image_patch, strength, rng)
-    return image_patch[None].contiguous(), label_patch.to(torch.uint8).contiguous(), mirror
+    mirror = bool(rng.random() < strength.mirror)
+    if rng.random() < strength.probability:
+        positions, zoom = _deformed(start, size, strength, spacing, rng)
+        return Sampling(start, size, positions, zoom, mirror)
+    return Sampling(start, size, None, 1.0, mirror)
 
 
-def _deform(image: torch.Tensor, label: torch.Tensor, start: np.ndarray, size: tuple[int, int, int], strength: Strength,
-            spacing: tuple[float, float, float], rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rotate, scale and bend: one sampling grid in voxels of the tensor, used once for image and label."""
+def _deformed(start: np.ndarray, size: tuple[int, int, int], strength: Strength, spacing: tuple[float, float, float], rng: np.random.Generator) -> tuple[torch.Tensor, float]:
+    """Rotated, scaled and bent positions (3, D, H, W) in voxels of the canvas, and the mean scale."""
     angles = np.deg2rad(rng.uniform(-strength.angle, strength.angle, 3))
     zoom = np.exp(rng.uniform(-strength.scale, strength.scale)) * np.exp(rng.uniform(-0.3, 0.3, 3) * strength.scale)
     to_mm = np.diag(spacing)
@@ -68,21 +87,23 @@ def _deform(image: torch.Tensor, label: torch.Tensor, start: np.ndarray, size: t
     rows = torch.tensor(matrix, dtype=torch.float32)
     centre = torch.tensor(start + (np.array(size) - 1) / 2, dtype=torch.float32)
     # position[i] = sum_j matrix[i, j] * axis_j + centre[i], built by broadcasting
-    position = torch.stack([
+    positions = torch.stack([
         rows[i, 0] * axes[0][:, None, None] + rows[i, 1] * axes[1][None, :, None] + rows[i, 2] * axes[2][None, None, :] + centre[i] for i in range(3)
     ])
     if strength.elastic:
         coarse = torch.from_numpy(rng.normal(0, strength.elastic / 2, (1, 3, 4, 4, 4)).astype(np.float32))
-        position += F.interpolate(coarse, size=tuple(size), mode="trilinear", align_corners=True)[0]
-    # Only the touched box is handed to grid_sample, so the float32 copy stays small.
-    low = [max(0, int(position[i].min().floor())) for i in range(3)]
-    high = [min(image.shape[i], int(position[i].max().ceil()) + 1) for i in range(3)]
-    box = tuple(slice(min(a, n - 1), max(b, a + 1)) for a, b, n in zip(low, high, image.shape))
+        positions += F.interpolate(coarse, size=tuple(size), mode="trilinear", align_corners=True)[0]
+    return positions, float(zoom.prod() ** (1 / 3))
+
+
+def _interpolate(volume: torch.Tensor, positions: torch.Tensor, mode: str, padding: str) -> torch.Tensor:
+    """(D, H, W) float32 of `volume` at `positions`. Only the touched box is handed on, so the float32 copy stays small."""
+    low = [max(0, int(positions[i].min().floor())) for i in range(3)]
+    high = [min(volume.shape[i], int(positions[i].max().ceil()) + 1) for i in range(3)]
+    box = tuple(slice(min(a, n - 1), max(b, a + 1)) for a, b, n in zip(low, high, volume.shape))
     extent = [max(s.stop - s.start, 1) for s in box]
-    grid = torch.stack([2 * (position[i] - box[i].start + 0.5) / extent[i] - 1 for i in (2, 1, 0)], dim=-1)[None]
-    patch = F.grid_sample(image[box].float()[None, None], grid, mode="bilinear", padding_mode="border", align_corners=False)[0, 0]
-    moved = F.grid_sample(label[box].float()[None, None], grid, mode="nearest", padding_mode="zeros", align_corners=False)[0, 0]
-    return patch, moved.to(torch.uint8)
+    grid = torch.stack([2 * (positions[i] - box[i].start + 0.5) / extent[i] - 1 for i in (2, 1, 0)], dim=-1)[None]
+    return F.grid_sample(volume[box].float()[None, None], grid, mode=mode, padding_mode=padding, align_corners=False)[0, 0]
 
 
 def _rotation(angles: np.ndarray) -> np.ndarray:
@@ -93,7 +114,10 @@ def _rotation(angles: np.ndarray) -> np.ndarray:
     return about_d @ about_h @ about_w
 
 
-def _shift_intensity(image: torch.Tensor, strength: Strength, rng: np.random.Generator) -> torch.Tensor:
+def shift_intensity(image: torch.Tensor, strength: Strength, rng: np.random.Generator) -> torch.Tensor:
+    """The image (any shape, 0..1) with another gain and brightness, and noise in half of the cases; unchanged at strength "none"."""
+    if not (strength.contrast or strength.brightness or strength.noise):
+        return image
     gain = 1 + rng.uniform(-strength.contrast, strength.contrast)
     image = image * gain + (rng.uniform(-strength.brightness, strength.brightness) + 0.25 * (1 - gain))
     if strength.noise and rng.random() < 0.5:

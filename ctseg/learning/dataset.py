@@ -15,10 +15,28 @@ import numpy as np
 import torch
 
 from ctseg import artifacts
-from ctseg.learning import augment
+from ctseg.config import TrainSettings
+from ctseg.learning import augment, density_remap, guides, tubes
+from ctseg.learning.inference import Sight
 from ctseg.scans import laterality
+from ctseg.scans.grids import Region
 
 POINTS_PER_STRUCTURE = 4000  # remembered positions per structure and tensor; enough to be as good as all
+# Patch centres when tubes are learned: where branches are thin, where they are not, where the network failed, and where there are none.
+TUBE_SHARES = {"thin": 0.4, "wide": 0.2, "missed": 0.2, "background": 0.2}
+
+
+@dataclasses.dataclass
+class Tubes:
+    """What is learned of tubes beside their mask, each (D, H, W), see `tubes.tube_targets`.
+
+    points: kind of TUBE_SHARES -> (n, 3) voxels; "missed" is filled in during training.
+    """
+
+    centreline: torch.Tensor  # uint8
+    skeleton: torch.Tensor  # uint8
+    radius_mm: torch.Tensor  # float16
+    points: dict[str, np.ndarray]
 
 
 @dataclasses.dataclass
@@ -33,28 +51,50 @@ class TrainingCase:
     labelled: np.ndarray  # (S,) bool
     points: dict[int, np.ndarray]  # label id -> (n, 3) voxels of that structure
     body: np.ndarray  # (n, 3) voxels that are not air
+    origin: tuple[int, int, int] = (0, 0, 0)  # of the arrays on the canvas
+    guide: guides.Guide | None = None  # distances to the organs that guide the network
+    tubes: Tubes | None = None  # centreline and radius of tubes, and where to look
+
+    def sight(self) -> Sight:
+        """What a network sees of it in prediction."""
+        return Sight(self.image, self.guide, self.origin)
 
 
-def assemble(workspace: artifacts.Workspace, entry: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
-    """(image, label) of a case on its canvas, put together from its 128^3 tensors; hashes are checked.
+def assemble(workspace: artifacts.Workspace, entry: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor, tuple[int, int, int]]:
+    """(image, label, first voxel on the canvas) of what there is of a case, put together from its 128^3 tensors; hashes are checked.
 
-    Where tensors overlap they hold the same voxels. What no tensor covers is air and background.
+    It is the whole canvas, or for a training case of the roi grid the part about the structures. Where tensors overlap they hold the
+    same voxels. What no tensor covers is air and background.
     """
-    image = torch.zeros(entry["canvas"]["shape"], dtype=torch.float16)
-    label = torch.zeros(entry["canvas"]["shape"], dtype=torch.uint8)
-    for item in entry["tensors"]:
-        part, part_label = artifacts.read_tensor(workspace.processed / item["file"], sha256=item["sha256"])
-        place = tuple(slice(o, o + n) for o, n in zip(item["origin"], part.shape))
+    origins = np.array([item["origin"] for item in entry["tensors"]])
+    parts = [artifacts.read_tensor(workspace.processed / item["file"], sha256=item["sha256"]) for item in entry["tensors"]]
+    first = origins.min(axis=0)
+    shape = tuple(int(n) for n in (origins + [part.shape for part, _ in parts]).max(axis=0) - first)
+    image, label = torch.zeros(shape, dtype=torch.float16), torch.zeros(shape, dtype=torch.uint8)
+    for origin, (part, part_label) in zip(origins - first, parts):
+        place = tuple(slice(int(o), int(o) + n) for o, n in zip(origin, part.shape))
         image[place] = torch.from_numpy(part).half()
         if part_label is not None:
             label[place] = torch.from_numpy(part_label)
-    return image, label
+    return image, label, (int(first[0]), int(first[1]), int(first[2]))
 
 
-def load_cases(workspace: artifacts.Workspace, manifest: dict[str, Any], split: str, *, progress: Callable = iter) -> list[TrainingCase]:
-    """The cases of one split, in memory (6 MB per tensor)."""
-    return [prepare_case(entry, *assemble(workspace, entry), manifest["structures"])
-            for entry in progress([case for case in manifest["cases"] if case["split"] == split])]
+def load_cases(workspace: artifacts.Workspace, manifest: dict[str, Any], split: str, *, with_tubes: bool = False,
+               regions: dict[str, Region] | None = None, progress: Callable = iter) -> list[TrainingCase]:
+    """The cases of one split, in memory (6 MB per tensor, three times that with tubes). regions: parts of canvases to keep, by case."""
+    cases = []
+    for entry in progress([case for case in manifest["cases"] if case["split"] == split]):
+        image, label, origin = assemble(workspace, entry)
+        if regions is not None and entry["case_id"] in regions:
+            (origin, shape) = regions[entry["case_id"]]
+            place = tuple(slice(o, o + n) for o, n in zip(origin, shape))
+            image, label = image[place].clone(), label[place].clone()
+        case = prepare_case(entry, image, label, manifest["structures"])
+        case.origin, case.guide = origin, guides.load(workspace, manifest, entry)
+        if with_tubes:
+            case.tubes = find_tubes(case, manifest["window_hu"])
+        cases.append(case)
+    return cases
 
 
 def prepare_case(entry: dict[str, Any], image: torch.Tensor, label: torch.Tensor, structures: Sequence[str]) -> TrainingCase:
@@ -76,14 +116,32 @@ def prepare_case(entry: dict[str, Any], image: torch.Tensor, label: torch.Tensor
     return TrainingCase(entry["case_id"], image, label, (d, h, w), entry["states"], labelled, points, body.astype(np.int16))
 
 
+def find_tubes(case: TrainingCase, window_hu: Sequence[float]) -> Tubes:
+    """Centrelines and radii of all structures of a case, computed on its whole canvas."""
+    label = case.label.numpy()
+    centreline, skeleton, radius_mm = tubes.tube_targets(label, range(1, len(case.states) + 1), case.spacing_mm)
+    lung = None
+    if window_hu[0] < density_remap.AIR_HU < window_hu[1]:
+        lung = density_remap.lung_region(case.image.float().numpy(), (window_hu[0], window_hu[1]), case.spacing_mm)
+    rng = np.random.default_rng(int(artifacts.canonical_hash(case.case_id)[:12], 16))
+    points = tubes.sampling_points(skeleton, radius_mm, label, lung if lung is not None and lung.any() else None, rng=rng)
+    return Tubes(torch.from_numpy(centreline), torch.from_numpy(skeleton), torch.from_numpy(radius_mm), points)
+
+
 @dataclasses.dataclass
 class Batch:
-    """image (B, 1, D, H, W) float32, label (B, D, H, W) uint8, labelled (B, S) bool, and whose patches they are."""
+    """image (B, 1, D, H, W) float32, label (B, D, H, W) uint8, labelled (B, S) bool, and whose patches they are.
+
+    inputs: what the network sees beside the image ("guide": (B, K', D, H, W)). targets: what it learns beside the label ("centreline",
+    "skeleton" uint8 and "radius_mm" float32, each (B, D, H, W)).
+    """
 
     image: torch.Tensor
     label: torch.Tensor
     labelled: torch.Tensor
     case_ids: list[str]
+    inputs: dict[str, torch.Tensor] = dataclasses.field(default_factory=dict)
+    targets: dict[str, torch.Tensor] = dataclasses.field(default_factory=dict)
 
 
 class PatchSampler:
@@ -91,43 +149,67 @@ class PatchSampler:
 
     A foreground patch first draws a structure, evenly over those annotated anywhere, then a case that has it,
     then a voxel of it: rare structures are seen as often as common ones. Other patches are centred anywhere in
-    the body of any case.
+    the body of any case. Where cases carry tubes, TUBE_SHARES decides instead.
     """
 
-    def __init__(self, cases: Sequence[TrainingCase], structures: Sequence[str], *, batch_size: int, patch_size: tuple[int, int, int],
-                 foreground_fraction: float, augmentation: str, seed: int):
+    def __init__(self, cases: Sequence[TrainingCase], structures: Sequence[str], settings: TrainSettings):
         self.cases = list(cases)
         holders = {value: [i for i, case in enumerate(cases) if value in case.points] for value in range(1, len(structures) + 1)}
         self.holders = {value: indices for value, indices in holders.items() if indices}
         self.present = list(self.holders)
-        self.batch_size, self.patch_size, self.foreground_fraction = batch_size, patch_size, foreground_fraction
-        self.strength = augment.STRENGTHS[augmentation]
+        self.settings, self.patch_size, self.seed = settings, settings.fixed_patch(), settings.seed
+        self.strength = augment.STRENGTHS[settings.augmentation]
+        if not settings.mirror:
+            self.strength = dataclasses.replace(self.strength, mirror=0.0)
         self.swaps = augment.mirror_table(laterality.mirror_pairs(structures), len(structures))
-        self.seed = seed
+        self.by_tubes = settings.sampling != "structures" and any(case.tubes is not None for case in cases)
 
-    def draw(self, epoch: int, step: int, index: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, str]:
-        """Patch `index` of a step: image (1, D, H, W), label (D, H, W), labelled (S,), and the case's id."""
-        rng = np.random.default_rng([self.seed, 1, epoch, step, index])
-        if self.present and rng.random() < self.foreground_fraction:
+    def _choose(self, rng: np.random.Generator) -> tuple[TrainingCase, np.ndarray]:
+        """A case and the voxels (n, 3) in it one of which becomes the centre of a patch."""
+        if self.by_tubes:
+            kind = str(rng.choice(list(TUBE_SHARES), p=list(TUBE_SHARES.values())))
+            for name in (kind, "thin", "wide"):  # not every case has every kind
+                holders = [case for case in self.cases if case.tubes is not None and len(case.tubes.points.get(name, ()))]
+                if holders:
+                    case = holders[rng.integers(len(holders))]
+                    return case, case.tubes.points[name]  # type: ignore[union-attr]
+        if self.present and rng.random() < self.settings.foreground_fraction:
             value = self.present[rng.integers(len(self.present))]
             case = self.cases[self.holders[value][rng.integers(len(self.holders[value]))]]
-            places = case.points[value]
-        else:
-            case = self.cases[int(rng.integers(len(self.cases)))]
-            places = case.body
+            return case, case.points[value]
+        case = self.cases[int(rng.integers(len(self.cases)))]
+        return case, case.body
+
+    def draw(self, epoch: int, step: int, index: int) -> Batch:
+        """Patch `index` of a step, as a batch of one without the batch axis."""
+        rng = np.random.default_rng([self.seed, 1, epoch, step, index])
+        case, places = self._choose(rng)
         jitter = rng.uniform(-0.25, 0.25, 3) * np.array(self.patch_size)
         centre = places[rng.integers(len(places))] + jitter
-        image, label, mirrored = augment.sample_patch(case.image, case.label, centre, self.patch_size, self.strength, self.swaps, case.spacing_mm, rng)
-        labelled = torch.from_numpy(case.labelled)
-        if mirrored:  # what was annotated on the left now lies on the right
-            labelled = labelled[self.swaps[1:] - 1]
-        return image, label, labelled, case.case_id
+        sampling = augment.draw_sampling(case.image.shape, centre, self.patch_size, self.strength, case.spacing_mm, rng)
+        label, labelled = sampling.label(case.label), torch.from_numpy(case.labelled)
+        if sampling.mirror:  # what was annotated on the left now lies on the right
+            label, labelled = self.swaps[label.long()].to(torch.uint8), labelled[self.swaps[1:] - 1]
+        image = augment.shift_intensity(sampling.image(case.image), self.strength, rng)
+        inputs, targets = {}, {}
+        if case.guide is not None:
+            hidden = guides.drop_organs(rng, len(case.guide.presence), self.settings.guidance_dropout)
+            positions = sampling.positions + torch.tensor(case.origin).view(3, 1, 1, 1) if sampling.positions is not None else None
+            inputs["guide"] = guides.guide_patch(case.guide, (sampling.start + case.origin).tolist(), sampling.size, positions=positions, scale=1 / sampling.zoom,
+                                                 mirrored=sampling.mirror, dropped=hidden)
+        if case.tubes is not None:
+            centreline, skeleton = (sampling.label(volume) for volume in (case.tubes.centreline, case.tubes.skeleton))
+            if sampling.mirror:
+                centreline, skeleton = (self.swaps[volume.long()].to(torch.uint8) for volume in (centreline, skeleton))
+            targets = {"centreline": centreline, "skeleton": skeleton, "radius_mm": sampling.image(case.tubes.radius_mm) / sampling.zoom}
+        return Batch(image[None].contiguous(), label.contiguous(), labelled, [case.case_id], inputs, targets)
 
     def batch(self, epoch: int, step: int) -> Batch:
         """The batch of a step; the same arguments give the same batch."""
-        drawn = [self.draw(epoch, step, index) for index in range(self.batch_size)]
-        images, labels, labelled, case_ids = zip(*drawn)
-        return Batch(torch.stack(images), torch.stack(labels), torch.stack(labelled), list(case_ids))
+        drawn = [self.draw(epoch, step, index) for index in range(self.settings.batch_size)]
+        stacked = [torch.stack([getattr(patch, name) for patch in drawn]) for name in ("image", "label", "labelled")]
+        extras = [{key: torch.stack([getattr(patch, name)[key] for patch in drawn]) for key in getattr(drawn[0], name)} for name in ("inputs", "targets")]
+        return Batch(stacked[0], stacked[1], stacked[2], [patch.case_ids[0] for patch in drawn], *extras)
 
     def batches(self, epoch: int, first: int, last: int, *, threads: int) -> Iterator[Batch]:
         """Batches `first` to `last` - 1 of an epoch in order, prepared ahead by threads (0: none).

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import sys
 import time
 from typing import Any
 
@@ -129,12 +130,30 @@ def estimate_memory_gb(network: nn.Module, patch_size: tuple[int, int, int], bat
     parameters = sum(p.numel() for p in network.parameters())
     weights = {p.untyped_storage().data_ptr() for p in network.parameters()}
     with torch.autograd.graph.saved_tensors_hooks(remember, lambda tensor: tensor), machine.autocast():
-        outputs = network(machine.image(torch.zeros(1, 1, *probe)))
+        inputs = {"guide": machine.image(torch.zeros(1, int(getattr(network, "guide_channels", 0)), *probe))} if "guide" in getattr(network, "inputs", ()) else {}
+        outputs = network(machine.image(torch.zeros(1, 1, *probe)), **inputs)
     outputs_bytes = 3 * outputs["logits"].numel() * 4  # the loss works in float32
     network.train(was_training)
     per_patch = sum(size for pointer, size in saved.items() if pointer not in weights) + outputs_bytes
     voxels = float(torch.tensor(patch_size).prod() / torch.tensor(probe).prod())
     return float((per_patch * voxels * batch_size * 1.25 + 20 * parameters) / 2**30)
+
+
+def peak_memory_gb(device: torch.device) -> float:
+    """The most memory that this process has used in GB: of the GPU, or resident in RAM (where the system does not tell, what it uses now)."""
+    if device.type == "cuda":
+        return round(torch.cuda.max_memory_allocated(device) / 2**30, 3)
+    import psutil
+
+    memory = psutil.Process(os.getpid()).memory_info()
+    if hasattr(memory, "peak_wset"):  # Windows
+        return round(memory.peak_wset / 2**30, 3)
+    try:
+        import resource
+    except ImportError:
+        return round(memory.rss / 2**30, 3)
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, kilobytes elsewhere
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30, 3)
 
 
 def usage(device: torch.device) -> dict[str, Any]:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
+from collections.abc import Callable, Sequence
 
 import torch
 
+from ctseg.learning.guides import Guide, guide_patch
 from ctseg.learning.hardware import Machine
+from ctseg.scans.grids import Region
 
 
 @functools.lru_cache(maxsize=4)
@@ -26,30 +30,89 @@ def window_starts(length: int, size: int, overlap: float) -> list[int]:
     return [round(i * (length - size) / (count - 1)) for i in range(count)]
 
 
+AGREEMENT = 0.999  # Dice of successive passes above which another one is not worth its time
+AIR = 0.02  # a window whose brightest voxel lies below this sees only air
+
+
+@dataclasses.dataclass(frozen=True)
+class Windows:
+    """How a canvas is predicted: with windows of the trained size that overlap, perhaps also mirrored, perhaps in several passes.
+
+    swaps: (S+1,) label ids after a left/right mirror; when given, the prediction is averaged with that of the mirrored image,
+    whose paired structures change places back. context_scope: "volume" hands the stitched result of a pass to the next, "window" runs all
+    passes inside each window.
+    """
+
+    n_classes: int
+    patch_size: tuple[int, int, int]
+    overlap: float
+    swaps: torch.Tensor | None = None
+    context_scope: str = "volume"
+    batch_size: int = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Sight:
+    """What a network sees of a case. image: (D, H, W) in 0..1; guide: for networks that take one; origin: first voxel of the image on
+    the canvas that the guide covers."""
+
+    image: torch.Tensor
+    guide: Guide | None = None
+    origin: tuple[int, int, int] = (0, 0, 0)
+
+    def part(self, region: Region) -> Sight:
+        """A part of it. region: first voxel, counted on the canvas, and shape."""
+        start, shape = region
+        place = tuple(slice(s - o, s - o + n) for s, o, n in zip(start, self.origin, shape))
+        return dataclasses.replace(self, image=self.image[place], origin=start)
+
+
 @torch.no_grad()
-def predict_canvas(network: torch.nn.Module, image: torch.Tensor, *, n_classes: int, patch_size: tuple[int, int, int], overlap: float, machine: Machine,
-                   swaps: torch.Tensor | None = None, batch_size: int = 2) -> torch.Tensor:
+def predict_canvas(network: torch.nn.Module, sight: Sight, windows: Windows, machine: Machine, *,
+                   on_pass: Callable[[int, torch.Tensor], None] | None = None) -> torch.Tensor:
     """(S+1, D, H, W) float32 probabilities of a canvas, on the CPU.
 
-    image: (D, H, W) in 0..1. Windows of the size that the network was trained with are blended by their Gaussian
-    weights. Windows that see only air are not computed: they are background. swaps: when given, the prediction is
-    averaged with that of the left/right mirrored image, whose paired structures change places back.
+    Windows are blended by their Gaussian weights; those that see only air are not computed: they are background. A network of
+    several passes stops when they agree; on_pass is told (pass number from 0, its probabilities).
     """
     network.eval()
-    size: tuple[int, int, int] = (min(patch_size[0], image.shape[0]), min(patch_size[1], image.shape[1]), min(patch_size[2], image.shape[2]))
-    total = torch.zeros(n_classes, *image.shape)
+    passes = getattr(network, "passes", 1)
+    if passes == 1 or windows.context_scope == "window":
+        return _one_pass(network, sight, windows, machine, None)
+    context, before = None, None
+    for number in range(passes):
+        probabilities = _one_pass(network, sight, windows, machine, (number, context))
+        label = probabilities.argmax(0).to(torch.uint8)
+        if on_pass is not None:
+            on_pass(number, probabilities)
+        if before is not None and _agree(before, label, windows.n_classes - 1):
+            break
+        before, context = label, probabilities[1:]
+    return probabilities
+
+
+def _agree(before: torch.Tensor, after: torch.Tensor, n_structures: int) -> bool:
+    dices, counts = dice_per_structure(after, before, n_structures)
+    return all((dice if dice is not None else float(counts[:, value].sum() == 0)) > AGREEMENT for value, dice in enumerate(dices, start=1))
+
+
+def _one_pass(network: torch.nn.Module, sight: Sight, windows: Windows, machine: Machine,
+              running: tuple[int, torch.Tensor | None] | None) -> torch.Tensor:
+    """The stitched probabilities of one pass. running: (pass number, context of the whole canvas (S, D, H, W)), None for networks without."""
+    image = sight.image
+    size: tuple[int, int, int] = tuple(min(p, n) for p, n in zip(windows.patch_size, image.shape))  # type: ignore[assignment]
+    total = torch.zeros(windows.n_classes, *image.shape)
     weights = torch.zeros(image.shape)
     weight = gaussian_weight(size)
-    starts = itertools.product(*(window_starts(n, p, overlap) for n, p in zip(image.shape, size)))
+    starts = itertools.product(*(window_starts(n, p, windows.overlap) for n, p in zip(image.shape, size)))
     places = [tuple(slice(s, s + p) for s, p in zip(start, size)) for start in starts]
-    seen = [place for place in places if float(image[place].max()) >= 0.02]
-    for first in range(0, len(seen), batch_size):
-        chosen = seen[first:first + batch_size]
-        images = torch.stack([image[place].float() for place in chosen])[:, None]
-        probabilities = _probabilities(network, images, machine)
-        if swaps is not None:
-            mirrored = _probabilities(network, images.flip(4), machine).flip(4)
-            probabilities = (probabilities + mirrored[:, swaps]) / 2
+    seen = [place for place in places if float(image[place].max()) >= AIR]
+    for first in range(0, len(seen), windows.batch_size):
+        chosen = seen[first:first + windows.batch_size]
+        probabilities = _probabilities(network, sight, chosen, machine, running, None)
+        if windows.swaps is not None:
+            mirrored = _probabilities(network, sight, chosen, machine, running, windows.swaps)
+            probabilities = (probabilities + mirrored) / 2
         for place, result in zip(chosen, probabilities):
             total[(slice(None), *place)] += result * weight
             weights[place] += weight
@@ -57,10 +120,24 @@ def predict_canvas(network: torch.nn.Module, image: torch.Tensor, *, n_classes: 
     return total.div_(weights.masked_fill_(weights == 0, 1.0))
 
 
-def _probabilities(network: torch.nn.Module, images: torch.Tensor, machine: Machine) -> torch.Tensor:
+def _probabilities(network: torch.nn.Module, sight: Sight, places: Sequence[tuple[slice, ...]], machine: Machine,
+                   running: tuple[int, torch.Tensor | None] | None, swaps: torch.Tensor | None) -> torch.Tensor:
+    """(B, S+1, d, h, w) of some windows; with swaps, of their mirror images, put back."""
+    mirrored = swaps is not None
+    images = torch.stack([sight.image[place].float() for place in places])[:, None]
+    inputs: dict[str, torch.Tensor | int | None] = {}
+    if sight.guide is not None:
+        patches = [guide_patch(sight.guide, [o + part.start for o, part in zip(sight.origin, place)], images.shape[2:], mirrored=mirrored) for place in places]
+        inputs["guide"] = machine.image(torch.stack(patches))
+    if running is not None:
+        inputs["pass_number"], context = running
+        if context is not None:
+            parts = torch.stack([context[(slice(None), *place)] for place in places])
+            inputs["context"] = machine.image(parts if swaps is None else parts[:, swaps[1:] - 1].flip(4))
     with machine.autocast():
-        logits = network(machine.image(images))["logits"]
-    return torch.softmax(logits.float(), dim=1).cpu()
+        logits = network(machine.image(images.flip(4) if mirrored else images), **inputs)["logits"]
+    probabilities = torch.softmax(logits.float(), dim=1).cpu()
+    return probabilities if swaps is None else probabilities.flip(4)[:, swaps]
 
 
 def dice_per_structure(prediction: torch.Tensor, reference: torch.Tensor, n_structures: int) -> tuple[list[float | None], torch.Tensor]:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+FOCAL_POWER = 2.0  # Lin et al. 2017, arXiv:1708.02002
 
-def segmentation_loss(*, logits: Tensor, label: Tensor, labelled: Tensor) -> tuple[Tensor, Tensor]:
+
+def segmentation_loss(*, logits: Tensor, label: Tensor, labelled: Tensor, kind: str = "dice_ce") -> tuple[Tensor, Tensor]:
     """(loss, soft Dice per structure) of a batch.
 
     logits: (B, S+1, D, H, W), softmax over background and S structures. label: (B, D, H, W) integers.
@@ -17,6 +19,8 @@ def segmentation_loss(*, logits: Tensor, label: Tensor, labelled: Tensor) -> tup
     cross-entropy over all voxels, which is also the penalty for a structure predicted where it is absent.
     A batch without any present structure has the cross-entropy alone. Soft Dice of a structure that is not
     present in the batch is NaN.
+    kind: "dice_ce"; "dice" or "ce" alone; "dice_focal", where easy voxels count less. Without a present structure "dice" is
+    0 with a gradient of 0.
     """
     logits = logits.float()
     log_all = torch.logsumexp(logits, dim=1)  # (B, D, H, W)
@@ -29,7 +33,10 @@ def segmentation_loss(*, logits: Tensor, label: Tensor, labelled: Tensor) -> tup
         hidden[:, 1:] = torch.where(labelled, float("-inf"), 0.0)[:, :, None, None, None]
         log_background = torch.logsumexp(logits + hidden, dim=1)
         log_target = torch.where(target == 0, log_background, picked)
-    cross_entropy = (log_all - log_target).mean()
+    voxel_loss = log_all - log_target  # -log of the probability of what is there
+    if kind == "dice_focal":
+        voxel_loss = voxel_loss * (1 - torch.exp(-voxel_loss)) ** FOCAL_POWER
+    cross_entropy = voxel_loss.mean() * (kind != "dice")
 
     structures = logits.shape[1] - 1
     foreground = torch.exp(logits[:, 1:] - log_all[:, None])
@@ -45,19 +52,41 @@ def segmentation_loss(*, logits: Tensor, label: Tensor, labelled: Tensor) -> tup
     dice = torch.where(present, 2 * overlap / (size + predicted).clamp_min(1e-6), torch.nan)
     if not bool(present.any()):
         return cross_entropy, dice.detach()
+    if kind == "ce":
+        return cross_entropy, dice.detach()
     return cross_entropy + 1 - dice[present].mean(), dice.detach()
 
 
-def deep_loss(outputs: dict, *, label: Tensor, labelled: Tensor) -> tuple[Tensor, Tensor]:
+def deep_loss(outputs: dict, *, label: Tensor, labelled: Tensor, kind: str = "dice_ce") -> tuple[Tensor, Tensor]:
     """(loss, soft Dice) with deep supervision: coarser outputs weigh 1/2, 1/4, ... and the weights sum to 1.
 
     The label of a coarser output is its nearest-neighbour reduction (nnU-Net's choice).
     """
-    total, dice = segmentation_loss(logits=outputs["logits"], label=label, labelled=labelled)
+    total, dice = segmentation_loss(logits=outputs["logits"], label=label, labelled=labelled, kind=kind)
     weight, weights = 1.0, 1.0
     for logits in outputs.get("deep", []):
         weight /= 2
         weights += weight
         small = torch.nn.functional.interpolate(label[:, None].float(), size=logits.shape[2:], mode="nearest-exact")[:, 0]
-        total = total + weight * segmentation_loss(logits=logits, label=small, labelled=labelled)[0]
+        total = total + weight * segmentation_loss(logits=logits, label=small, labelled=labelled, kind=kind)[0]
     return total / weights, dice
+
+
+FIRST_PASS_WEIGHT = 0.5  # the last pass weighs 1, those between rise evenly; divided by their sum
+
+
+def pass_weights(count: int) -> list[float]:
+    """Weights of the losses of `count` passes, rising to the last, sum 1."""
+    raw = [FIRST_PASS_WEIGHT + (1 - FIRST_PASS_WEIGHT) * number / max(1, count - 1) for number in range(count)] if count > 1 else [1.0]
+    return [value / sum(raw) for value in raw]
+
+
+def passes_loss(outputs: dict, *, label: Tensor, labelled: Tensor, kind: str = "dice_ce") -> tuple[Tensor, Tensor]:
+    """(loss, soft Dice of the last pass): every pass of a MultiPass network is supervised, the last one deeply; else `deep_loss`."""
+    earlier = outputs.get("passes", [outputs["logits"]])[:-1]
+    *weights, last = pass_weights(len(earlier) + 1)
+    total, dice = deep_loss(outputs, label=label, labelled=labelled, kind=kind)
+    total = last * total
+    for weight, logits in zip(weights, earlier):
+        total = total + weight * segmentation_loss(logits=logits, label=label, labelled=labelled, kind=kind)[0]
+    return total, dice

@@ -8,18 +8,18 @@ from typing import Any
 
 import torch
 
-from ctseg import artifacts, config
+from ctseg import artifacts
 from ctseg.artifacts import Workspace
 from ctseg.config import Settings
 from ctseg.errors import IntegrityError
-from ctseg.learning import augment, checkpoints, dataset, hardware
-from ctseg.learning.inference import predict_canvas
-from ctseg.learning.postprocess import keep_largest
-from ctseg.scans import grids, laterality, nifti
+from ctseg.learning import dataset, guides
+from ctseg.learning.inference import Sight
+from ctseg.learning.predictor import BuildNetwork, Predictor, load_predictor
+from ctseg.scans import nifti
 from ctseg.scans.volume import Grid, Volume
 
 
-def predict_test_cases(workspace: Workspace, settings: Settings, *, device: str, build_network: Callable[..., torch.nn.Module],
+def predict_test_cases(workspace: Workspace, settings: Settings, *, device: str, build_network: BuildNetwork,
                        progress: Callable = iter) -> dict[str, Any]:
     """Write predictions/<case>.nii.gz, predictions/labels.json and evaluation_run.json; return the latter.
 
@@ -28,36 +28,49 @@ def predict_test_cases(workspace: Workspace, settings: Settings, *, device: str,
     """
     manifest = artifacts.load_manifest(workspace)
     workspace.require(workspace.best_model, stage="train")
-    checkpoint = checkpoints.load(workspace.best_model)
+    predictor = load_predictor(workspace.best_model, settings.evaluate, device=device, build_network=build_network, file=workspace.relative(workspace.best_model))
     manifest_hash = artifacts.manifest_hash(manifest)
-    _require_same_data(checkpoint, manifest, manifest_hash, workspace)
-    trained = config.from_record(checkpoint["settings"])
-    machine = hardware.choose_machine(device, trained.train.precision if trained.train.precision != "fp16" else "auto")
-    network = build_network(**checkpoint["arch"])
-    checkpoints.load_weights(network, checkpoint["model"], file=workspace.relative(workspace.best_model))
-    network = machine.place(network)
-    names = list(manifest["structures"])
-    mirrored = settings.evaluate.flip and augment.STRENGTHS[trained.train.augmentation].mirror > 0  # else it never saw a mirror image
-    swaps = augment.mirror_table(laterality.mirror_pairs(names), len(names)) if mirrored else None
-    filtered = {"auto": checkpoint["largest_component"], "all": names, "none": []}[settings.evaluate.keep_largest]
-    cases = []
-    for entry in progress([case for case in manifest["cases"] if case["split"] == "test"]):
-        started = time.monotonic()
-        image, _ = dataset.assemble(workspace, entry)
-        canvas, scan = Grid.from_record(entry["canvas"]), Grid.from_record(entry["scan"])
-        probabilities = predict_canvas(network, image, n_classes=len(names) + 1, patch_size=trained.train.fixed_patch(), overlap=settings.evaluate.overlap,
-                                       machine=machine, swaps=swaps)
-        label = keep_largest(grids.label_on_scan(probabilities.numpy(), canvas, scan), [names.index(name) + 1 for name in filtered])
-        path = workspace.predictions / f"{artifacts.safe_name(entry['case_id'])}.nii.gz"
-        nifti.write_label(path, Volume(label, scan.affine), names=dict(enumerate(names, start=1)))
-        cases.append({"case_id": entry["case_id"], "patient_id": entry["patient_id"], "seconds": round(time.monotonic() - started, 3),
-                      "prediction": path.relative_to(workspace.evaluation).as_posix(), "reference": f"processed_data/{entry['reference']['file']}"})
+    _require_same_data(predictor.checkpoint, manifest, manifest_hash, workspace)
+    cases = [_predict_case(predictor, workspace, manifest, entry) for entry in progress([case for case in manifest["cases"] if case["split"] == "test"])]
+    names, checkpoint = predictor.names, predictor.checkpoint
     artifacts.write_json(workspace.predictions / "labels.json", {str(i): name for i, name in enumerate(names, start=1)})
     record = {"version": 1, "checkpoint_sha256": artifacts.file_hash(workspace.best_model), "manifest_hash": manifest_hash,
-              "splits_hash": manifest["splits_hash"], "synthetic": bool(manifest["synthetic"]), "structures": names, "device": machine.reason,
-              "model": checkpoint["arch"]["name"], "epoch": checkpoint["epoch"], "settings": settings.record()["evaluate"], "mirrored": mirrored, "largest_component": list(filtered), "cases": cases}
+              "splits_hash": manifest["splits_hash"], "synthetic": bool(manifest["synthetic"]), "structures": names, "device": predictor.machine.reason,
+              "model": checkpoint["arch"]["name"], "epoch": checkpoint["epoch"], "settings": settings.record()["evaluate"],
+              "mirrored": predictor.windows.swaps is not None, "largest_component": [names[number - 1] for number in predictor.filtered],
+              "guide_source": manifest["guide"]["source"] if predictor.takes_guide else None, "cases": cases}
     artifacts.write_json(workspace.run_record, record)
     return record
+
+
+def _predict_case(predictor: Predictor, workspace: Workspace, manifest: dict[str, Any], entry: dict[str, Any]) -> dict[str, Any]:
+    """Predict one test case, write its label maps and return its part of evaluation_run.json."""
+    started = time.monotonic()
+    image, _, origin = dataset.assemble(workspace, entry)
+    sight = Sight(image, guides.load(workspace, manifest, entry) if predictor.takes_guide else None, origin)
+    region = predictor.locator.find_case(workspace, entry) if predictor.locator is not None else None
+    if region is not None:
+        sight = sight.part(region)
+    name = artifacts.safe_name(entry["case_id"])
+    passes: list[str] = []
+
+    def write_pass(number: int, probabilities: torch.Tensor) -> None:
+        passes.append(_write(predictor, probabilities, sight, entry, workspace, f"passes/{name}_pass{number + 1}.nii.gz"))
+
+    probabilities = predictor.probabilities(sight, on_pass=write_pass)
+    prediction = _write(predictor, probabilities, sight, entry, workspace, f"{name}.nii.gz")
+    return {"case_id": entry["case_id"], "patient_id": entry["patient_id"], "seconds": round(time.monotonic() - started, 3), "prediction": prediction,
+            "reference": entry["reference"]["file"], "passes": passes, "region": region, "located": predictor.locator is None or region is not None}
+
+
+def _write(predictor: Predictor, probabilities: torch.Tensor, sight: Sight, entry: dict[str, Any], workspace: Workspace, file: str) -> str:
+    """Write the label map of probabilities in the scan's geometry and return its path below evaluation_results/."""
+    d, h, w = sight.image.shape
+    scan = Grid.from_record(entry["scan"])
+    label = predictor.label_on_scan(probabilities, Grid.from_record(entry["canvas"]).crop(sight.origin, (d, h, w)), scan)
+    path = workspace.predictions / file
+    nifti.write_label(path, Volume(label, scan.affine), names=dict(enumerate(predictor.names, start=1)))
+    return path.relative_to(workspace.evaluation).as_posix()
 
 
 def _require_same_data(checkpoint: dict[str, Any], manifest: dict[str, Any], manifest_hash: str, workspace: Workspace) -> None:

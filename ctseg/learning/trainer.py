@@ -13,18 +13,18 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from ctseg import artifacts
 from ctseg.config import Settings
 from ctseg.errors import DivergedError, UsageError
-from ctseg.learning import checkpoints, hardware
+from ctseg.learning import checkpoints, hardware, tubes
 from ctseg.learning.dataset import Batch, PatchSampler, TrainingCase
-from ctseg.learning.inference import dice_per_structure, predict_canvas
-from ctseg.learning.losses import deep_loss, segmentation_loss
-from ctseg.learning.postprocess import keep_largest
+from ctseg.learning.inference import Windows, predict_canvas
+from ctseg.learning.objective import objective
 from ctseg.learning.schedule import Budget, learning_rate_factor
-from ctseg.scoring.distances import percentile_hausdorff_mm, surface_distances
+from ctseg.learning.validation import Validation, mean
 
 HALVE_AFTER = 3  # plateau schedule: validations without a better Dice before the learning rate is halved
 RUNNING_MEAN = 0.9  # smoothing of the training Dice per structure, which is NaN where a batch lacks it
@@ -50,44 +50,8 @@ class Identity:
     manifest_hash: str
     splits_hash: str
     synthetic: bool
-
-
-@dataclasses.dataclass
-class Validation:
-    """Scores of the validation scans on their canvases, per structure and per case that shows it."""
-
-    dice: list[list[float]]
-    dice_of_largest: list[list[float]]  # of the largest component alone
-    hd95_mm: list[list[float]]  # where something was predicted
-    losses: list[float]  # one per scan
-
-    def add(self, case: TrainingCase, probabilities: torch.Tensor, names: Sequence[str]) -> None:
-        """Score the probabilities (S+1, D, H, W) of one case."""
-        loss, _ = segmentation_loss(logits=probabilities.clamp_min(1e-7).log_()[None], label=case.label[None], labelled=torch.from_numpy(case.labelled)[None])
-        self.losses.append(float(loss))
-        prediction = probabilities.argmax(0)
-        filtered = torch.from_numpy(keep_largest(prediction.numpy(), range(1, len(names) + 1)))
-        for scores, label in ((self.dice, prediction), (self.dice_of_largest, filtered)):
-            for index, value in enumerate(dice_per_structure(label, case.label, len(names))[0]):
-                if value is not None and case.states[names[index]] == "present":
-                    scores[index].append(value)
-        for index, name in enumerate(names):
-            if case.states[name] == "present":
-                pair = surface_distances(prediction=(prediction == index + 1).numpy(), reference=(case.label == index + 1).numpy(), spacing_mm=case.spacing_mm)
-                if pair is not None:
-                    self.hd95_mm[index].append(percentile_hausdorff_mm(pair))
-
-    def mean_dice(self) -> list[float | None]:
-        """Present-only mean Dice per structure; None where no scan shows it."""
-        return [_mean(values) for values in self.dice]
-
-    def mean_hd95_mm(self) -> list[float | None]:
-        """Mean HD95 per structure over the scans where it was found."""
-        return [_mean(values) for values in self.hd95_mm]
-
-    def largest_helps(self) -> list[bool]:
-        """Whether the largest component alone scores higher than everything that was predicted."""
-        return [sum(one) > sum(everything) for one, everything in zip(self.dice_of_largest, self.dice)]
+    guide: dict[str, Any] | None = None  # organs and source of the guide that the network takes
+    locator: dict[str, Any] | None = None  # arch, weights and patch size of the locator of the roi grid
 
 
 class Trainer:
@@ -98,19 +62,21 @@ class Trainer:
         self.settings, self.identity, self.machine, self.workspace, self.callbacks = settings, identity, machine, workspace, callbacks
         train = settings.train
         self.network = machine.place(network)
+        self.multipass: Any = next((part for part in self.network.modules() if hasattr(part, "n_train")), None)
         self.averaged = {key: value.detach().clone() for key, value in self.network.state_dict().items()}
         self.optimizer = _optimizer(self.network, settings)
         self.scaler = torch.amp.GradScaler("cuda", enabled=machine.precision == "fp16")
         self.patch_size = train.fixed_patch()
-        self.sampler = PatchSampler(cases, identity.structures, batch_size=train.batch_size, patch_size=self.patch_size,
-                                    foreground_fraction=train.foreground_fraction, augmentation=train.augmentation, seed=train.seed)
+        self.sampler = PatchSampler(cases, identity.structures, train)
         self.validation = list(validation)
+        self.windows = Windows(len(identity.structures) + 1, self.patch_size, overlap=0.25)
         self.epoch = 0  # epochs finished
         self.steps = 0  # optimiser steps done
         self.best: float | None = None
         self.best_epoch = 0
         self.stale = 0  # validations since the best one
         self.rate_scale = 1.0  # plateau schedule
+        self.missed: list[tuple[str, torch.Tensor]] = []  # case and voxels of tubes that were missed, in the order of looking
         self.largest_component: list[str] = []  # structures of which only the largest component is kept
         self.budget = Budget(train)
         self.history = _empty_history(settings, identity, self.network)
@@ -124,7 +90,8 @@ class Trainer:
             started = time.monotonic()
             loss, dice = self._run_epoch()
             progress = self.budget.progress(self.epoch + 1, 0)
-            validation = self._validate() if self.validation and self.budget.validation_due(self.epoch, progress) else None
+            due = self.budget.validation_due(self.epoch, progress)
+            validation = self._validate() if self.validation and due else None
             self.epoch += 1
             self._record(loss, dice, validation, time.monotonic() - started)
             if validation is not None:
@@ -135,14 +102,14 @@ class Trainer:
             if self.settings.train.patience and self.stale >= self.settings.train.patience:
                 stopped = "patience"
                 break
-        self.history |= {"stopped": stopped, "seconds": round(self.budget.seconds(), 1), "steps": self.steps}
+        self.history |= {"stopped": stopped, **self._costs()}
         artifacts.write_json(self.workspace.history, self.history)
         return self.history
 
     def _run_epoch(self) -> tuple[float, list[float | None]]:
         """Mean loss and running soft Dice per structure of one epoch, which ends early when a timed budget does."""
         self.network.train()
-        torch.manual_seed(counter_seed(self.settings.train.seed, self.epoch))  # dropout, if a network has it
+        torch.manual_seed(counter_seed(self.settings.train.seed, self.epoch))  # what networks draw themselves: the corrupted context of passes
         total, count = 0.0, 0
         dice: list[float | None] = [None] * len(self.identity.structures)
         # A GPU waits for patches, so threads prepare them. On a CPU they would fight the network for its cores.
@@ -169,10 +136,11 @@ class Trainer:
         rate = train.learning_rate * self.rate_scale * learning_rate_factor(train.schedule, progress, train.warmup_fraction)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
+        if self.multipass is not None:  # one pass as often as two
+            self.multipass.draw_passes = 1 + counter_seed(train.seed, 3, self.steps) % int(self.multipass.n_train)
         with self.machine.autocast():
-            outputs = self.network(self.machine.image(batch.image))
-        device = self.machine.device
-        loss, dice = deep_loss(outputs, label=batch.label.to(device), labelled=batch.labelled.to(device))
+            outputs = self.network(self.machine.image(batch.image), **{name: self.machine.image(value) for name, value in batch.inputs.items()})
+        loss, dice = objective(outputs, batch, train, progress, self.machine.device)
         value = float(loss.detach())
         if not value < float("inf"):  # NaN or infinity
             raise DivergedError("DIVERGED", f"the loss became {value} at step {self.steps + 1}, with patches of {', '.join(batch.case_ids)}",
@@ -204,23 +172,37 @@ class Trainer:
         started = time.monotonic()
         current = {key: value.clone() for key, value in self.network.state_dict().items()}
         self.network.load_state_dict(self.averaged)
-        names = self.identity.structures
-        result = Validation([[] for _ in names], [[] for _ in names], [[] for _ in names], [])
+        result = Validation(self.identity.structures)
         for case in self.validation:
-            probabilities = predict_canvas(self.network, case.image, n_classes=len(names) + 1, patch_size=self.patch_size, overlap=0.25, machine=self.machine)
-            result.add(case, probabilities, names)
+            result.add(case, predict_canvas(self.network, case.sight(), self.windows, self.machine))
+        if self.sampler.by_tubes:
+            self._look_for_missed()
         self.network.load_state_dict(current)
         self.network.train()
         self.budget.note_validation(time.monotonic() - started)
         return result
 
+    def _look_for_missed(self) -> None:
+        """Predict one training case, each time another one, and remember the parts of its tubes that were missed: patches go there."""
+        cases = [case for case in self.sampler.cases if case.tubes is not None]
+        case = cases[len(self.missed) % len(cases)]
+        prediction = predict_canvas(self.network, case.sight(), self.windows, self.machine).argmax(0).to(torch.uint8)
+        rng = np.random.default_rng([self.settings.train.seed, 2, len(self.missed)])
+        self._remember_missed(case.case_id, torch.from_numpy(tubes.missed_points(case.tubes.skeleton.numpy(), prediction.numpy(), rng=rng)))  # type: ignore[union-attr]
+
+    def _remember_missed(self, case_id: str, points: torch.Tensor) -> None:
+        self.missed.append((case_id, points))
+        for case in self.sampler.cases:
+            if case.case_id == case_id and case.tubes is not None:
+                case.tubes.points["missed"] = points.numpy()
+
     def _keep_if_best(self, validation: Validation) -> None:
-        mean = _mean(validation.mean_dice())
-        if mean is not None and (self.best is None or mean > self.best):
+        dice = mean(validation.mean_dice())
+        if dice is not None and (self.best is None or dice > self.best):
             self.largest_component = [name for name, helps in zip(self.identity.structures, validation.largest_helps()) if helps]
-            self.best, self.best_epoch, self.stale = mean, self.epoch, 0
+            self.best, self.best_epoch, self.stale = dice, self.epoch, 0
             self._save_best()
-            self.callbacks.best(self.epoch, mean)
+            self.callbacks.best(self.epoch, dice)
             return
         self.stale += 1
         if self.best is None:
@@ -236,7 +218,7 @@ class Trainer:
         distances = validation.mean_hd95_mm() if validation else [None] * len(names)
         history["epochs"].append(self.epoch)
         history["train_loss"].append(loss)
-        history["val_loss"].append(_mean(validation.losses) if validation else None)
+        history["val_loss"].append(mean(validation.losses) if validation else None)
         history["learning_rate"].append(self.optimizer.param_groups[0]["lr"])
         history["epoch_seconds"].append(round(seconds, 2))
         history["resource_usage"].append(hardware.usage(self.machine.device))
@@ -244,16 +226,22 @@ class Trainer:
             history["train_dice"][name].append(dice[index])
             history["val_dice"][name].append(scores[index])
             history["val_hausdorff"][name].append(distances[index])
-        history["val_mean_dice"].append(_mean(scores))
+        history["val_mean_dice"].append(mean(scores))
         history |= {"best_epoch": self.best_epoch, "best_val_dice": self.best}
-        self.callbacks.epoch({"epoch": self.epoch, "loss": loss, "dice": _mean(dice), "validation": _mean(scores),
+        self.callbacks.epoch({"epoch": self.epoch, "loss": loss, "dice": mean(dice), "validation": mean(scores),
                               "rate": history["learning_rate"][-1], "seconds": seconds})
+
+    def _costs(self) -> dict[str, Any]:
+        """Time, steps and memory of the run so far."""
+        learning = self.budget.seconds() - self.budget.validation_total
+        return {"seconds": round(self.budget.seconds(), 1), "steps": self.steps, "step_seconds": round(learning / max(1, self.steps), 4),
+                "peak_memory_gb": hardware.peak_memory_gb(self.machine.device)}
 
     def _content(self, weights: dict[str, torch.Tensor]) -> dict[str, Any]:
         identity = self.identity
         return {"created_by": "ctseg", "arch": identity.arch, "structures": identity.structures, "preprocess": identity.preprocess,
                 "settings": self.settings.record(), "manifest_hash": identity.manifest_hash, "splits_hash": identity.splits_hash,
-                "synthetic": identity.synthetic, "epoch": self.epoch, "steps": self.steps, "best": self.best, "largest_component": self.largest_component, "threads": torch.get_num_threads(),
+                "synthetic": identity.synthetic, "guide": identity.guide, "locator": identity.locator, "epoch": self.epoch, "steps": self.steps, "best": self.best, "largest_component": self.largest_component, "threads": torch.get_num_threads(),
                 "model": {key: value.detach().cpu().clone() for key, value in weights.items()}}
 
     def _save_best(self) -> None:
@@ -261,10 +249,10 @@ class Trainer:
         checkpoints.save(self.workspace.best_model, self._content(self.averaged))
 
     def _save_last(self) -> None:
-        self.history |= {"best_epoch": self.best_epoch, "best_val_dice": self.best, "seconds": round(self.budget.seconds(), 1), "steps": self.steps}
+        self.history |= {"best_epoch": self.best_epoch, "best_val_dice": self.best, **self._costs()}
         content = self._content(self.network.state_dict()) | {
             "averaged": {key: value.detach().cpu().clone() for key, value in self.averaged.items()}, "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(), "best_epoch": self.best_epoch, "stale": self.stale, "rate_scale": self.rate_scale,
+            "scaler": self.scaler.state_dict(), "missed": self.missed, "best_epoch": self.best_epoch, "stale": self.stale, "rate_scale": self.rate_scale,
             "seconds": self.budget.seconds(), "validation_seconds": self.budget.validation_seconds,
             "validation_total": self.budget.validation_total, "history": json.dumps(self.history, allow_nan=False)}
         checkpoints.rotate(self.workspace.last_model)
@@ -284,6 +272,8 @@ class Trainer:
         self.scaler.load_state_dict(content["scaler"])
         self.epoch, self.steps, self.best, self.best_epoch = content["epoch"], content["steps"], content["best"], content["best_epoch"]
         self.stale, self.rate_scale, self.largest_component = content["stale"], content["rate_scale"], content["largest_component"]
+        for case_id, points in content["missed"]:
+            self._remember_missed(case_id, points)
         self.budget = Budget(self.settings.train, spent_seconds=content["seconds"])
         self.budget.validation_seconds, self.budget.validation_total = content["validation_seconds"], content["validation_total"]
         self.history = json.loads(content["history"])
@@ -294,11 +284,6 @@ class Trainer:
 def counter_seed(*numbers: int) -> int:
     """One 63-bit seed from several numbers."""
     return int(artifacts.canonical_hash(list(numbers))[:15], 16)
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None
 
 
 def _optimizer(network: torch.nn.Module, settings: Settings) -> torch.optim.Optimizer:
@@ -317,7 +302,7 @@ def _empty_history(settings: Settings, identity: Identity, network: torch.nn.Mod
     series: dict[str, Any] = {key: [] for key in ("epochs", "train_loss", "val_loss", "val_mean_dice", "learning_rate", "epoch_seconds", "resource_usage")}
     return {"version": 1, "model": identity.arch["name"], "structures": names, **series, "train_dice": {name: [] for name in names},
             "val_dice": {name: [] for name in names}, "val_hausdorff": {name: [] for name in names}, "best_epoch": 0, "best_val_dice": None,
-            "parameters": sum(p.numel() for p in network.parameters()), "steps": 0, "seconds": 0.0, "settings": settings.record(),
+            "parameters": sum(p.numel() for p in network.parameters()), "steps": 0, "seconds": 0.0, "step_seconds": None, "peak_memory_gb": None, "settings": settings.record(),
             "synthetic": identity.synthetic, "manifest_hash": identity.manifest_hash, "stopped": "running"}
 
 

@@ -222,3 +222,25 @@ def _draw_table(axes: Axes, means: np.ndarray, counts: np.ndarray, totals: np.nd
         ink = style.INK if 0.299 * red + 0.587 * green + 0.114 * blue > 0.5 else "white"
         text = form.format(value) + (f" ({counts[i, j]})" if counts[i, j] < totals[i] else "")
         axes.text(j, i, text, ha="center", va="center", color=ink, fontsize=9)
+
+
+# ---- passes -----------------------------------------------------------------------------------------------
+
+
+def passes(rows_by_pass: Sequence[Sequence[Row]], structures: Sequence[str], path: Target, synthetic: bool) -> None:
+    """`per_pass.png`: Dice after each pass, a thin line per case and a thick one for the mean of each structure."""
+    numbers = np.arange(1, len(rows_by_pass) + 1)
+    with style.picture(path, (8.0, 4.5), title="Dice after each pass", synthetic=synthetic) as figure:
+        axes = figure.subplots()
+        for index, structure in enumerate(structures):
+            chosen = [{row["case_id"]: dice_of(row) for row in with_reference(rows, structure)} for rows in rows_by_pass]
+            if not chosen[0]:
+                continue
+            colour = style.PALETTE[index % len(style.PALETTE)]
+            curves = np.array([[of_pass[case] for of_pass in chosen] for case in sorted(chosen[0])])
+            axes.plot(numbers, curves.T, "-", color=colour, linewidth=0.6, alpha=0.35)
+            axes.plot(numbers, curves.mean(axis=0), "o-", color=colour, linewidth=2.2, markersize=4, label=label_of(structure, rows_by_pass[0]))
+        axes.set_xticks(numbers)
+        axes.set_xlabel("pass")
+        axes.set_ylabel("Dice (cases with the structure only)")
+        axes.legend(loc="lower right")

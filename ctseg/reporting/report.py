@@ -20,7 +20,7 @@ from ctseg.reporting.plots import dice_of, mean_of, number, with_reference
 from ctseg.reporting.results import Results
 from ctseg.reporting.slices import ON_CT, PREDICTION_COLOUR, REFERENCE_COLOUR, STRUCTURE_PICTURES, case_means
 
-TEMPLATE = Path(__file__).with_name("report.html.j2")
+TEMPLATES = Path(__file__).parent
 DASH = "–"
 FEW_CASES = 10  # below it the verdict says that the number is only an indication
 WIDE = 8  # more structures than this: the table of cases names the lowest one instead of all
@@ -32,16 +32,21 @@ STOP_WORDS = {"budget": "time budget used up", "epochs": "all epochs done", "pat
 
 def render(found: Results, plots: Mapping[str, bytes], gallery: Sequence[CasePicture]) -> str:
     """The page as text. plots: file name -> PNG; gallery: pictures of cases in their order."""
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["commands"] = _commands
-    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
-    return template.render(
+    return template("report.html.j2").render(
         title=title(found), synthetic=found.synthetic, evaluated=found.evaluated, notices=found.notices, verdict=verdict(found),
         headline=headline(found), facts=facts(found), table=structure_table(found), baseline=baseline_row(found), warnings=found.summary.get("warnings") or [],
         mode=(found.summary.get("settings") or {}).get("boundary_mode") or DASH, cases=case_table(found), findings=findings(found.preprocess_report),
         counts=_preprocess_counts(found.preprocess_report), plots={name: data_uri(content, "png") for name, content in plots.items()},
         gallery=[_figure(picture) for picture in gallery], colours=_legend(found.structures), limits=limits(found),
         hausdorff=bool(by_structure(found.history, "val_hausdorff")), structure_pictures=STRUCTURE_PICTURES, n_structures=len(found.structures))
+
+
+def template(name: str) -> jinja2.Template:
+    """A page's template. Every page extends `page.html.j2` and shares `page.css`; texts are HTML-escaped."""
+    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined,
+                                     trim_blocks=True, lstrip_blocks=True)
+    environment.filters["commands"] = _commands
+    return environment.get_template(name)
 
 
 def _commands(line: str) -> Markup:

@@ -112,8 +112,8 @@ def _cell(key: str, value: str | None) -> Any:
 
 
 def data_root(workspace: Workspace, manifest: dict[str, Any]) -> Path:
-    """The folder of the raw scans; a relative one counts from the workspace."""
+    """The folder of the raw scans; a relative one counts from the workspace that they were preprocessed in."""
     recorded = manifest.get("data_root")
     if not recorded:
         raise PreconditionError("NO_DATA", "the manifest names no data folder", "run `python run_pipeline.py --preprocess` again")
-    return workspace.root / str(recorded)
+    return workspace.processed.parent / str(recorded)

@@ -1,10 +1,12 @@
 """The grids the networks see, and the way back to the scan.
 
 A canvas is the grid on which the 128^3 tensors of a case lie. Its axes are the scan's own axes in canonical order
-(superior, posterior, left), so an oblique scan is not interpolated more than needed. Two kinds:
+(superior, posterior, left), so an oblique scan is not interpolated more than needed. Three kinds:
 
 * `whole`: the canvas is one 128^3 tensor that holds the body at the finest isotropic spacing;
-* `windows`: a canvas of fixed spacing, at least 128 voxels along each axis, cut into overlapping 128^3 tensors.
+* `windows`: a canvas of fixed spacing, at least 128 voxels along each axis, cut into overlapping 128^3 tensors;
+* `roi`: the same canvas, of which training sees the 128^3 around the structures, and prediction what a locator, trained
+  on the `whole` canvas, finds there.
 
 Where an axis of the scan already has the wanted spacing (within 1 %), the canvas lies on the scan's own voxels along
 it; when all three do, nothing is interpolated and the way there and back is exact.
@@ -18,7 +20,15 @@ import itertools
 import numpy as np
 
 from ctseg.artifacts import TENSOR_SIZE
-from ctseg.scans.volume import AIR_HU, Grid, Volume, canonical_axes, reorient, resample
+from ctseg.scans.volume import (
+    AIR_HU,
+    Grid,
+    Volume,
+    canonical_axes,
+    reorient,
+    resample,
+    to_canonical,
+)
 
 Index = tuple[int, int, int]
 Region = tuple[Index, Index]  # first index and shape
@@ -27,6 +37,7 @@ BODY_HU = -300.0  # between fat (-120) and air or foam (-1000): skin stays insid
 COARSE_MM = 6.0  # finding a box needs no finer copy, and 512 x 512 x 300 then takes well under 0.1 s
 LEVEL_PART = 0.01  # components of less than this share of the largest are noise
 SAME_SPACING = 0.01  # spacings that differ by less count as equal
+LUNG_WINDOW_HU = (-1024.0, 400.0)
 SHEAR_TOLERANCE = 1e-3  # axes further than this from orthogonal are made orthogonal
 
 
@@ -48,7 +59,7 @@ class Box:
 class GridPlan:
     """Which canvas every case of a run gets. spacing_mm: along D, H, W, None for `whole`."""
 
-    kind: str  # whole | windows
+    kind: str  # whole | windows | roi
     spacing_mm: tuple[float, float, float] | None
     overlap: float
 
@@ -132,10 +143,32 @@ def body_box(image: Volume, margin_mm: float) -> Box:
     """The box around the body plus a margin, cut at the scan's edge; the whole scan when no body is found."""
     frame = frame_of(image.grid)
     scan_low, scan_high = _extent(image.grid, ((0, 0, 0), image.grid.shape), frame)
-    mask = body_mask(image)
+    return mask_box(body_mask(image), image.grid, margin_mm) or _box(scan_low, scan_high)
+
+
+def lungs_box(image: Volume, margin_mm: float) -> Box | None:
+    """The box around lungs and trachea plus a margin; None where there are none. image: HU."""
+    from ctseg.scans.lungs import lung_region
+
+    canonical = to_canonical(image)
+    low, high = LUNG_WINDOW_HU
+    region = lung_region((canonical.array - low) / (high - low), LUNG_WINDOW_HU, canonical.spacing_mm)
+    return mask_box(Volume(region, canonical.affine), image.grid, margin_mm)
+
+
+def kept_box(image: Volume, crop: str, margin_mm: float) -> Box:
+    """What of a scan the tensors keep: crop "body", or "lungs" (the body where no lungs are found)."""
+    lungs = lungs_box(image, margin_mm) if crop == "lungs" else None
+    return lungs if lungs is not None else body_box(image, margin_mm)
+
+
+def mask_box(mask: Volume, scan: Grid, margin_mm: float) -> Box | None:
+    """The box around a mask in canonical axes plus a margin, cut at the edge of the scan it belongs to; None when the mask is empty."""
     region = _occupied(mask.array)
     if region is None:
-        return _box(scan_low, scan_high)
+        return None
+    frame = frame_of(scan)
+    scan_low, scan_high = _extent(scan, ((0, 0, 0), scan.shape), frame)
     low, high = _extent(mask.grid, region, frame)
     return _box(np.maximum(low - margin_mm, scan_low), np.minimum(high + margin_mm, scan_high))
 
@@ -223,6 +256,28 @@ def tensor_origins(shape: Index, overlap: float) -> list[Index]:
         count = 1 + -(-rest // stride)
         along.append([rest * number // max(1, count - 1) for number in range(count)])
     return [(d, h, w) for d in along[0] for h in along[1] for w in along[2]]
+
+
+ROI_MARGIN_MM = 15.0  # around the structures: what a network should see of their surroundings
+
+
+def region_around(low: np.ndarray, high: np.ndarray, shape: Index, spacing_mm: tuple[float, float, float]) -> Region:
+    """The part of a canvas around the voxels `low` to `high` (inclusive) plus a margin: 128 voxels along each axis, more
+    where the structures need it, moved to lie inside."""
+    starts, counts = [], []
+    for first, last, size, step in zip(low, high, shape, spacing_mm):
+        margin = int(np.ceil(ROI_MARGIN_MM / step))
+        count = min(size, max(TENSOR_SIZE, int(last - first) + 1 + 2 * margin))
+        starts.append(int(np.clip(round((first + last + 1) / 2 - count / 2), 0, size - count)))
+        counts.append(count)
+    return (starts[0], starts[1], starts[2]), (counts[0], counts[1], counts[2])
+
+
+def labelled_region(label: Volume) -> Region:
+    """`region_around` all labelled voxels of a canvas; its middle when there are none."""
+    box = _occupied(label.array)
+    low, high = (np.array(label.grid.shape) // 2,) * 2 if box is None else (np.array(box[0]), np.array(box[0]) + np.array(box[1]) - 1)
+    return region_around(low, high, label.grid.shape, label.grid.spacing_mm)
 
 
 # ---- moving voxels between scan and canvas ------------------------------------------------------------------

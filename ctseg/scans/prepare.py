@@ -14,10 +14,20 @@ from typing import Any
 
 import numpy as np
 
-from ctseg.artifacts import TENSOR_SIZE, Workspace, canonical_hash, file_hash, safe_name, write_tensor
-from ctseg.errors import CaseError, Finding, ResourceError
+from ctseg.artifacts import (
+    TENSOR_SIZE,
+    Workspace,
+    canonical_hash,
+    file_hash,
+    safe_name,
+    seen_files,
+    write_tensor,
+)
+from ctseg.errors import CaseError, Finding, PipelineError, ResourceError
 from ctseg.scans import grids, nifti
 from ctseg.scans.cases import PRESENT, UNLABELLED, CaseRecord, LoadedCase
+from ctseg.scans.distance_maps import coarse_maps
+from ctseg.scans.guides import GuideSource, load_guide, write_guide
 from ctseg.scans.intensity import window
 from ctseg.scans.reading import load_case, source_hash, source_to_record
 from ctseg.scans.volume import Grid, Volume, canonical_axes, limit_threads
@@ -31,7 +41,8 @@ RESOLUTION_WARNING = 0.5  # a structure that keeps less than this share of its v
 class CaseJob:
     """What a worker needs for one case. plan None: only read and measure (the grid depends on all cases).
 
-    previous: the case's entry in the manifest of an earlier run, reused when nothing changed.
+    previous: the case's entry in the manifest of an earlier run, reused when nothing changed. split: of the case, for the roi grid,
+    where only training may know where the structures lie.
     """
 
     record: CaseRecord
@@ -42,10 +53,14 @@ class CaseJob:
     margin_mm: float
     plan: grids.GridPlan | None = None
     previous: dict[str, Any] | None = None
+    split: str | None = None
+    guide: GuideSource | None = None
+    crop: str = "body"
 
-    def case_key(self, survey_key: str, plan: grids.GridPlan) -> str:
+    def case_key(self, survey_key: str, plan: grids.GridPlan, split: str | None) -> str:
         """The idempotence key: equal keys mean equal tensors."""
-        return canonical_hash([survey_key, dataclasses.asdict(plan), self.window_hu, TENSOR_SIZE])
+        guide = self.guide.digest(self.record.case_id) if self.guide is not None else None
+        return canonical_hash([survey_key, dataclasses.asdict(plan), self.window_hu, TENSOR_SIZE, split if plan.kind == "roi" else None, guide])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,10 +90,10 @@ def prepare_case(job: CaseJob) -> CaseOutcome:
     case_id = job.record.case_id
     try:
         return _prepare(job)
-    except CaseError as error:
-        return CaseOutcome(case_id, None, (Finding.from_error(error, case=case_id),))
     except ResourceError:
         raise
+    except PipelineError as error:  # a CaseError, or a guide that cannot be used for this case
+        return CaseOutcome(case_id, None, (Finding.from_error(error, case=case_id),))
     except MemoryError:
         finding = Finding("ERROR", "TOO_LARGE", "the memory does not suffice for this scan", "use --workers 1 or a machine with more memory", case_id)
         return CaseOutcome(case_id, None, (finding,), trace=traceback.format_exc())
@@ -91,26 +106,55 @@ def _prepare(job: CaseJob) -> CaseOutcome:
     source = source_to_record(job.record, job.root)
     digest = source_hash(job.record)
     content = {name: value for name, value in source.items() if name != "split"}  # the split changes no tensor
-    survey_key = canonical_hash([PREPROCESS_VERSION, digest, content, job.structures, job.margin_mm])
+    survey_key = canonical_hash([PREPROCESS_VERSION, digest, content, job.structures, job.margin_mm, job.crop, job.guide.organs if job.guide is not None and job.guide.kind == "labels" else ()])
     previous = job.previous
     if previous is not None and previous.get("survey_key") == survey_key:
         entry = {**previous, "source": source}
         intact = files_intact(job.workspace, previous)
-        if job.plan is None or (intact and previous["key"] == job.case_key(survey_key, job.plan)):
+        if job.plan is None or (intact and previous["key"] == job.case_key(survey_key, job.plan, job.split)):
             return CaseOutcome(job.record.case_id, entry, tuple(findings_of(entry)), reused=intact)
-    loaded = load_case(job.record, job.structures, root=job.root)
+    loaded, organs = _load(job)
     entry, box, findings = _survey(job, loaded, source)
     entry |= {"source_hash": digest, "survey_key": survey_key}
     if job.plan is not None:
         findings = findings + _write(job, loaded, box, entry)
-        entry["key"] = job.case_key(survey_key, job.plan)
+        if job.guide is not None:
+            findings += _write_guide(job, job.guide, loaded, organs, entry)
+        entry["key"] = job.case_key(survey_key, job.plan, job.split)
     entry["findings"] = [finding.record() for finding in findings]
     return CaseOutcome(job.record.case_id, entry, tuple(findings))
 
 
+def _load(job: CaseJob) -> tuple[LoadedCase, Volume | None]:
+    """(the case with the wanted structures, label map of the guide organs when the case's own labels are the guide)."""
+    organs = job.guide.organs if job.guide is not None and job.guide.kind == "labels" else ()
+    # Organs first: where masks overlap the later one wins, and the target must not lose a voxel to its guide.
+    loaded = load_case(job.record, (*organs, *job.structures), root=job.root)
+    if not organs or loaded.label is None:
+        return loaded, None
+    array, count = loaded.label.array, np.uint8(len(organs))
+    label = Volume(np.where(array > count, array - count, 0).astype(np.uint8), loaded.label.affine)
+    guide = Volume(np.where(array <= count, array, 0).astype(np.uint8), loaded.label.affine)
+    return dataclasses.replace(loaded, label=label, states={name: loaded.states[name] for name in job.structures}), guide
+
+
+def _write_guide(job: CaseJob, source: GuideSource, loaded: LoadedCase, organs: Volume | None, entry: dict[str, Any]) -> list[Finding]:
+    """Write the distances to the guide organs of a case and note the file in `entry`."""
+    case_id = job.record.case_id
+    if source.kind == "labels":
+        found, findings = load_guide(source, case_id, loaded.image, organs, source.organs, job.structures)
+    else:
+        found, findings = load_guide(source, case_id, loaded.image, loaded.label, job.structures, job.structures)
+    maps = coarse_maps(found.masks, Grid.from_record(entry["canvas"]))
+    file = f"guides/{safe_name(case_id)}.npz"
+    sha256 = write_guide(job.workspace.processed / file, maps.distance_mm, maps.presence, maps.stride)
+    entry["guide"] = {"file": file, "sha256": sha256, "presence": dict(zip(source.organs, maps.presence.tolist()))}
+    return findings
+
+
 def files_intact(workspace: Workspace, entry: dict[str, Any]) -> bool:
     """Whether every file of a manifest entry is there with the hash written down."""
-    files = [*entry.get("tensors", ()), entry.get("reference") or {}]
+    files = [*seen_files(entry), entry.get("reference") or {}]
     try:
         return all(file_hash(workspace.processed / file["file"]) == file["sha256"] for file in files)
     except (OSError, KeyError):
@@ -129,11 +173,11 @@ def _survey(job: CaseJob, loaded: LoadedCase, source: dict[str, Any]) -> tuple[d
     if loaded.label is None or all(state == UNLABELLED for state in loaded.states.values()):
         raise CaseError("LABEL_MISSING", "none of the wanted structures is annotated", "add labels, remove the case, or choose other --structures", case=case_id)
     findings = list(loaded.findings)
-    body = grids.body_box(loaded.image, job.margin_mm)
+    body = grids.kept_box(loaded.image, job.crop, job.margin_mm)
     box = grids.extend_box(body, loaded.label)
     wider = max(np.abs(np.subtract(box.low_mm, body.low_mm)).max(), np.abs(np.subtract(box.high_mm, body.high_mm)).max())
     if wider > 1e-3:
-        findings.append(Finding("WARN", "BOX_EXTENDED", f"labelled voxels lie up to {wider:.0f} mm outside the body found in the image; the box was widened to hold them",
+        findings.append(Finding("WARN", "BOX_EXTENDED", f"labelled voxels lie up to {wider:.0f} mm outside the {job.crop} found in the image; the box was widened to hold them",
                                 "check that image and label belong together", case_id))
     counts = grids.count_voxels(loaded.label.array)
     entry: dict[str, Any] = {
@@ -152,16 +196,11 @@ def _write(job: CaseJob, loaded: LoadedCase, box: grids.Box, entry: dict[str, An
     label = loaded.label
     if job.plan is None or label is None:
         raise ValueError("tensors need a grid and labels")
-    canvas = job.plan.canvas(loaded.image.grid, box)
-    image = window(grids.image_on_canvas(loaded.image, canvas).array, job.window_hu).astype(np.float16)
-    canvas_label = grids.label_on_canvas(label, canvas)
     name = safe_name(job.record.case_id)
-    tensors = []
-    for number, origin in enumerate(grids.tensor_origins(canvas.shape, job.plan.overlap)):
-        part = tuple(slice(first, first + TENSOR_SIZE) for first in origin)
-        file = f"tensors/{name}_{number:02d}.npz"
-        sha256 = write_tensor(job.workspace.processed / file, image=image[part], label=canvas_label.array[part])
-        tensors.append({"file": file, "origin": list(origin), "sha256": sha256})
+    canvas, canvas_label, tensors = _write_tensors(job, loaded.image, label, job.plan.canvas(loaded.image.grid, box), name)
+    if job.plan.kind == "roi":
+        whole, _, (tensor,) = _write_tensors(job, loaded.image, label, grids.whole_grid(loaded.image.grid, box), f"{name}_whole")
+        entry["locator"] = {**tensor, "canvas": whole.record()}
     file = f"references/{name}.nii.gz"
     nifti.write_label(job.workspace.processed / file, label, names=dict(enumerate(job.structures, start=1)))
     lost = grids.lost_fractions(label, canvas)
@@ -169,6 +208,23 @@ def _write(job: CaseJob, loaded: LoadedCase, box: grids.Box, entry: dict[str, An
     entry["reference"] = {"file": file, "sha256": file_hash(job.workspace.processed / file)}
     entry["lost_fraction"] = {name: round(lost[number], 6) for number, name in enumerate(job.structures, 1) if loaded.states[name] == PRESENT}
     return _grid_findings(job, label, canvas_label, entry)
+
+
+def _write_tensors(job: CaseJob, image: Volume, label: Volume, canvas: Grid, name: str) -> tuple[Grid, Volume, list[dict[str, Any]]]:
+    """(canvas, label on it, records of the tensors written) of a case on one canvas."""
+    scaled = window(grids.image_on_canvas(image, canvas).array, job.window_hu).astype(np.float16)
+    canvas_label = grids.label_on_canvas(label, canvas)
+    start, shape = (0, 0, 0), canvas.shape
+    if job.plan is not None and job.plan.kind == "roi" and job.split == "train":
+        start, shape = grids.labelled_region(canvas_label)
+    tensors = []
+    for number, offset in enumerate(grids.tensor_origins(shape, job.plan.overlap if job.plan is not None else 0.0)):
+        origin = [first + more for first, more in zip(start, offset)]
+        part = tuple(slice(first, first + TENSOR_SIZE) for first in origin)
+        file = f"tensors/{name}_{number:02d}.npz"
+        sha256 = write_tensor(job.workspace.processed / file, image=scaled[part], label=canvas_label.array[part])
+        tensors.append({"file": file, "origin": origin, "sha256": sha256})
+    return canvas, canvas_label, tensors
 
 
 def _grid_findings(job: CaseJob, label: Volume, canvas_label: Volume, entry: dict[str, Any]) -> list[Finding]:

@@ -52,21 +52,30 @@ def bca_interval(values: np.ndarray, patients: Sequence[Hashable]) -> tuple[list
         return [float(values[0])] * 2, [*flags, "degenerate"]
     total = np.array([sum(of_patient) for of_patient in sums.values()])
     size = np.array([len(of_patient) for of_patient in sums.values()], dtype=np.float64)
-    draws = _draws(n)
-    means = np.sort(total[draws].sum(axis=1) / size[draws].sum(axis=1))
-    observed = total.sum() / size.sum()
-    below = (np.count_nonzero(means < observed) + 0.5 * np.count_nonzero(means == observed)) / RESAMPLES
-    bias = ndtri(np.clip(below, 1 / RESAMPLES, 1 - 1 / RESAMPLES))
+    draws = patient_draws(n)
+    means = total[draws].sum(axis=1) / size[draws].sum(axis=1)
     without = (total.sum() - total) / (size.sum() - size)
+    return bca_limits(means, float(total.sum() / size.sum()), without), flags
+
+
+def bca_limits(resampled: np.ndarray, observed: float, without: np.ndarray) -> list[float]:
+    """95 % BCa limits (Efron, 1987) of any statistic.
+
+    resampled: (R,) its values in the bootstrap resamples. observed: its value. without: (n,) its values with one
+    patient left out, for the acceleration.
+    """
+    ordered, count = np.sort(resampled), len(resampled)
+    below = (np.count_nonzero(ordered < observed) + 0.5 * np.count_nonzero(ordered == observed)) / count
+    bias = ndtri(np.clip(below, 1 / count, 1 - 1 / count))
     deviation = without.mean() - without
     spread = (deviation**2).sum()
     acceleration = (deviation**3).sum() / (6 * spread**1.5) if spread > 0 else 0.0
     shifted = bias + ndtri([0.025, 0.975])
-    low, high = np.quantile(means, ndtr(bias + shifted / (1 - acceleration * shifted)))
-    return [float(low), float(high)], flags
+    low, high = np.quantile(ordered, ndtr(bias + shifted / (1 - acceleration * shifted)))
+    return [float(low), float(high)]
 
 
 @functools.lru_cache(maxsize=4)
-def _draws(n: int) -> np.ndarray:
-    """(RESAMPLES, n) patient numbers; the same for every metric of one run."""
-    return np.random.default_rng(SEED).integers(0, n, size=(RESAMPLES, n), dtype=np.int32)
+def patient_draws(n: int, count: int = RESAMPLES) -> np.ndarray:
+    """(count, n) patient numbers; the same for every metric and method of one run."""
+    return np.random.default_rng(SEED).integers(0, n, size=(count, n), dtype=np.int32)

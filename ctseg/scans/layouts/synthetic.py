@@ -1,8 +1,8 @@
 """The cohort that the pipeline draws itself when no data is given. Everything made from it says "synthetic".
 
-    synthetic.json
+    synthetic.json                                       task, its structures, and what is known of each patient
     nifti/BDMAP_.../ct.nii.gz + segmentations/...        as in the layout abdomenatlas
-    dicom/Patient_01/im_1, im_3                          as in the layout dicom_seg
+    dicom/Patient_01/im_1, im_3                          as in the layout dicom_seg; some tasks have none
 """
 
 from __future__ import annotations

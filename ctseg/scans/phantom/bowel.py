@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from scipy.interpolate import CubicSpline
 
-from ctseg.scans.phantom.implicit import Scene
+from ctseg.scans.phantom.implicit import FAR_MM, Scene
 from ctseg.scans.phantom.labels import IDS
 from ctseg.scans.phantom.organs import paint_gas, stool
 from ctseg.scans.phantom.patients import Patient
 from ctseg.scans.phantom.texture import Texture
 
 _STEP_MM = 9.0
+# Free space in mm at points (n, 3) for a tube of that radius, given the tubes (m, 4: x, y, z, radius) so far.
+Room = Callable[[np.ndarray, float, np.ndarray], np.ndarray]
 
 
 def colon_lines(patient: Patient, rng: np.random.Generator, rectum_top: np.ndarray) -> list[np.ndarray]:
@@ -28,10 +32,10 @@ def colon_lines(patient: Patient, rng: np.random.Generator, rectum_top: np.ndarr
         (-66 + j[6, 0], -58 + j[6, 1], 58 + 10 * full, 20), (-80 + j[7, 0], -52, 84, 26), (-98, -34, 118, 25), (-106, -20, 155, 24), (-106, -14, 195, 24), (-104, -10, 235, 24)])
     caecum[:, 3] *= rng.uniform(0.8, 1.05)
     sigmoid[1:, 3] *= rng.uniform(0.95, 1.2)
-    return [_dense(line, wobble) for line, wobble in ((sigmoid, 0.06), (caecum, 0.12))]
+    return [along_line(line, wobble) for line, wobble in ((sigmoid, 0.06), (caecum, 0.12))]
 
 
-def _dense(line: np.ndarray, wobble: float) -> np.ndarray:
+def along_line(line: np.ndarray, wobble: float) -> np.ndarray:
     """The line with a point about every 6 mm and the bulges of the colon wall."""
     t = np.concatenate([[0], np.cumsum(np.linalg.norm(np.diff(line[:, :3], axis=0), axis=1))])
     fine = np.linspace(0, t[-1], max(4, int(t[-1] / 6)))
@@ -43,22 +47,41 @@ def _dense(line: np.ndarray, wobble: float) -> np.ndarray:
 def bowel_walk(patient: Patient, rng: np.random.Generator, colon: list[np.ndarray], top_mm: float) -> list[np.ndarray]:
     """Centre lines of small-bowel loops: random walks that turn away from the wall, the colon and each other."""
     taken = np.concatenate(colon)
-    loops: list[np.ndarray] = []
     floor = -8 + 58 * float(np.clip((patient.bladder_ml - 60) / 420, 0, 1))
+    return _fill(rng, taken, (-105, -105, floor), (105, 20, top_mm), lambda points, radius, tubes: _room(points, radius, tubes, floor))
+
+
+def fill_cavity(scene: Scene, rng: np.random.Generator, taken: np.ndarray, keep_out: np.ndarray, low: tuple[float, float, float],
+                high: tuple[float, float, float]) -> list[np.ndarray]:
+    """Loops as in `bowel_walk` between two corners, wherever keep_out (a function on the whole grid) leaves room."""
+    to_index = np.linalg.inv(scene.to_template)
+
+    def room(points: np.ndarray, radius: float, tubes: np.ndarray) -> np.ndarray:
+        index = np.rint(points @ to_index[:3, :3].T + to_index[:3, 3]).astype(int)
+        seen = ((index >= 0) & (index < scene.shape)).all(axis=1)
+        d, h, w = np.clip(index, 0, np.array(scene.shape) - 1).T
+        return np.minimum(np.where(seen, keep_out[d, h, w], FAR_MM), _apart(points, tubes) - 1.0) - radius
+
+    return _fill(rng, taken, low, high, room)
+
+
+def _fill(rng: np.random.Generator, taken: np.ndarray, low: tuple[float, float, float], high: tuple[float, float, float], room: Room) -> list[np.ndarray]:
+    """Random walks from free places in the box between two corners."""
+    loops: list[np.ndarray] = []
     for _ in range(90):
         radius = float(rng.uniform(8.5, 15.5))
-        places = rng.uniform((-105, -105, floor), (105, 20, top_mm), (40, 3))
-        free = np.flatnonzero(_room(places, radius, taken, floor) > 0)
+        places = rng.uniform(low, high, (40, 3))
+        free = np.flatnonzero(room(places, radius, taken) > 0)
         if not free.size:
             continue
-        loop = _walk(rng, places[free[0]], radius, taken, floor)
+        loop = _walk(rng, places[free[0]], radius, taken, room)
         if len(loop) >= 3:
             loops.append(loop)
             taken = np.concatenate([taken, loop])
     return loops
 
 
-def _walk(rng: np.random.Generator, start: np.ndarray, radius: float, taken: np.ndarray, floor: float) -> np.ndarray:
+def _walk(rng: np.random.Generator, start: np.ndarray, radius: float, taken: np.ndarray, room: Room) -> np.ndarray:
     """One loop: at each step the best of some directions near the last one."""
     points = [start]
     heading = rng.normal(size=3)
@@ -69,9 +92,9 @@ def _walk(rng: np.random.Generator, start: np.ndarray, radius: float, taken: np.
         directions[:, 2] *= 0.8  # loops lie rather level
         candidates = points[-1] + _STEP_MM * directions
         own = np.array([(*p, radius) for p in points[:-3]]).reshape(-1, 4)
-        room = _room(candidates, radius, np.concatenate([taken, own]), floor)
-        best = int(np.argmax(np.minimum(room, 4.0) + rng.uniform(0, 1.5, len(room))))
-        if room[best] < -1.0:
+        free = room(candidates, radius, np.concatenate([taken, own]))
+        best = int(np.argmax(np.minimum(free, 4.0) + rng.uniform(0, 1.5, len(free))))
+        if free[best] < -1.0:
             break
         points.append(candidates[best])
         heading = directions[best]
@@ -85,9 +108,14 @@ def _room(points: np.ndarray, radius: float, taken: np.ndarray, floor: float) ->
     front = np.interp(z, [20, 60, 90, 130, 220], [-76, -86, -92, -98, -100])
     back = np.interp(x, [0, 40, 62, 80, 120], [-28, -30, -24, 4, 6]) + np.clip(84 - z, 0, 60) * 0.9
     room = np.minimum.reduce([half - x, y - front, back - y, z - floor - 0.15 * np.clip(-y - 20, 0, 60)]) - radius
-    offset = points[:, None] - taken[None, :, :3]
-    apart = np.sqrt(np.einsum("ijk,ijk->ij", offset, offset)) - taken[None, :, 3]
-    return np.minimum(room, apart.min(axis=1) - radius - 1.0)
+    return np.minimum(room, _apart(points, taken) - radius - 1.0)
+
+
+def _apart(points: np.ndarray, tubes: np.ndarray) -> np.ndarray:
+    """Distance in mm from each point to the nearest tube."""
+    offset = points[:, None] - tubes[None, :, :3]
+    nearest: np.ndarray = (np.sqrt(np.einsum("ijk,ijk->ij", offset, offset)) - tubes[None, :, 3]).min(axis=1)
+    return nearest
 
 
 def paint_bowel(scene: Scene, patient: Patient, rng: np.random.Generator, colon: list[np.ndarray], keep_out: np.ndarray,

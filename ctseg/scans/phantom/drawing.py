@@ -18,10 +18,11 @@ from ctseg.scans.phantom.muscles import (
     paint_skin_and_fat,
 )
 from ctseg.scans.phantom.organs import build_organs, paint_organs
-from ctseg.scans.phantom.patients import Patient, Protocol, coarse, sample_patient, sample_protocol
+from ctseg.scans.phantom.patients import Body, Patient, Protocol, coarse, sample_patient, sample_protocol
 from ctseg.scans.phantom.skeleton import build_skeleton, paint_skeleton
 from ctseg.scans.phantom.texture import Texture, add_metal_streaks, add_noise, fields, finish, paint_table
 from ctseg.scans.phantom.vessels import paint_small_vessels, vessel_shapes
+from ctseg.scans.phantom.wear import HEALTHY, Wear
 from ctseg.scans.volume import CANONICAL_DIRECTIONS, Grid, Volume, reorient
 
 TINY_SPACING_MM = 6.0
@@ -62,14 +63,18 @@ def plan(seed: int, index: int, size: str = "full") -> tuple[Patient, Protocol, 
 
 def draw(seed: int, index: int, size: str = "full") -> Drawing:
     """Draw one patient. size: "full", or "tiny" for quick tests (6 mm voxels)."""
-    patient, protocol, rng = plan(seed, index, size)
-    grid, pose = _geometry(patient, protocol)
-    rows = _body_rows(grid, pose, patient)  # only these are drawn: the rest is air
+    return render(*plan(seed, index, size))
+
+
+def render(patient: Patient, protocol: Protocol, rng: np.random.Generator, wear: Wear = HEALTHY) -> Drawing:
+    """Draw a planned patient. wear: the state of the bones."""
+    grid, pose = scan_geometry(patient, protocol)
+    rows = body_rows(grid, pose, patient)  # only these are drawn: the rest is air
     shape = (grid.shape[0], rows.stop - rows.start, grid.shape[2])
     scene = Scene(shape, grid.crop((0, rows.start, 0), shape).affine, pose, rng, patient.warp_mm)
     texture = fields(scene, rng)
     skin, muscle, inner = _draw_body(scene, patient, rng, texture)
-    metal = _draw_inside(scene, patient, rng, texture, np.minimum(muscle, -20.0 - inner))
+    metal = _draw_inside(scene, patient, rng, texture, np.minimum(muscle, -20.0 - inner), wear)
     scene.hu = gaussian_filter(scene.hu, (0, 0.45, 0.45), truncate=2.5)  # the scanner's own blur
     if metal is not None:
         add_metal_streaks(scene, rng, metal)
@@ -95,9 +100,9 @@ def _draw_body(scene: Scene, patient: Patient, rng: np.random.Generator, texture
     return skin, muscle, inner
 
 
-def _draw_inside(scene: Scene, patient: Patient, rng: np.random.Generator, texture: Texture, wall: np.ndarray) -> Shape | None:
+def _draw_inside(scene: Scene, patient: Patient, rng: np.random.Generator, texture: Texture, wall: np.ndarray, wear: Wear) -> Shape | None:
     """Bowel, vessels, bones and organs. wall: where the bowel cannot be, f on the whole grid. Returns the metal."""
-    bones = build_skeleton(scene, patient)
+    bones = build_skeleton(scene, patient, wear)
     organs = build_organs(scene, patient, texture.lumps)
     vessels = vessel_shapes(scene)
     solid = [bones.sacrum, *bones.hips.values(), *(v for v, _ in bones.spine), *(s for s, _, _ in vessels)]
@@ -107,12 +112,12 @@ def _draw_inside(scene: Scene, patient: Patient, rng: np.random.Generator, textu
     paint_bowel(scene, patient, rng, colon, keep_out, texture)
     for shape, tissue, name in vessels:
         scene.paint(shape, patient.hu[tissue], IDS[name] if name else None)
-    paint_skeleton(scene, bones, patient, texture.grain, texture.blotch)
+    paint_skeleton(scene, bones, patient, texture.grain, texture.blotch, wear)
     paint_organs(scene, organs, patient, texture.grain, texture.blotch)
     return bones.metal
 
 
-def _geometry(patient: Patient, protocol: Protocol) -> tuple[Grid, np.ndarray]:
+def scan_geometry(patient: Body, protocol: Protocol) -> tuple[Grid, np.ndarray]:
     """The scan's grid, and the pose (4, 4) of the patient: LPS mm to template mm."""
     affine = np.eye(4)
     spacing, shape = np.array(protocol.spacing_mm), np.array(protocol.shape)
@@ -124,7 +129,7 @@ def _geometry(patient: Patient, protocol: Protocol) -> tuple[Grid, np.ndarray]:
     return Grid(protocol.shape, affine), pose
 
 
-def _body_rows(grid: Grid, pose: np.ndarray, patient: Patient) -> slice:
+def body_rows(grid: Grid, pose: np.ndarray, patient: Body) -> slice:
     """The rows that body and table can lie in; above and below there is only air."""
     y = (pose @ grid.affine)[1]
     tilted = sum(abs(y[axis]) * grid.shape[axis] for axis in (0, 2)) / 2

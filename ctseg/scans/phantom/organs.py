@@ -9,7 +9,7 @@ from scipy.interpolate import CubicSpline
 
 from ctseg.scans.phantom.implicit import Scene, Shape, ellipsoid_distance, turned
 from ctseg.scans.phantom.labels import IDS, SIDES
-from ctseg.scans.phantom.patients import Patient
+from ctseg.scans.phantom.patients import Body, Patient
 
 BLADDER_NECK = (0.0, -12.0, -20.0)
 SACRAL_TURN_MM = 62.0  # height (lower S3) at which the bowel leaves the sacrum: rectum below, sigmoid above
@@ -229,7 +229,7 @@ def _paint_rectum(scene: Scene, organs: Organs, patient: Patient, grain: np.ndar
     paint_gas(scene, lumen, share)
 
 
-def stool(patient: Patient, grain: np.ndarray, blotch: np.ndarray) -> np.ndarray:
+def stool(patient: Body, grain: np.ndarray, blotch: np.ndarray) -> np.ndarray:
     """Attenuation of stool: uneven, with fat-dark patches and gas bubbles."""
     hu = patient.hu["stool"] + 12 * grain + 26 * blotch
     bubbles = np.clip(grain + 0.5 * blotch + 0.1, 0, 2.6)

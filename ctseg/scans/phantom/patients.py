@@ -6,8 +6,25 @@ Lengths in mm, volumes in mL, angles in radians, attenuation in HU.
 from __future__ import annotations
 
 import dataclasses
+import typing
 
 import numpy as np
+
+
+class Body(typing.Protocol):
+    """What the patients of every task have in common."""
+
+    @property
+    def size(self) -> tuple[float, float, float]:
+        """Body relative to the template along x, y, z."""
+
+    @property
+    def fat_mm(self) -> float:
+        """Thickness of the fat under the skin at the flank."""
+
+    @property
+    def hu(self) -> dict[str, float]:
+        """Mean attenuation of each tissue."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,10 +11,17 @@ import numpy as np
 
 from ctseg.scans.phantom.implicit import Level, Scene, Shape
 from ctseg.scans.phantom.labels import IDS, SIDES
-from ctseg.scans.phantom.patients import Patient
-
-HEAD = (84.0, 0.0, 0.0)  # centre of the left femoral head
-HEAD_RADIUS_MM = 23.5
+from ctseg.scans.phantom.patients import Body, Patient
+from ctseg.scans.phantom.wear import (
+    HEAD,
+    HEAD_RADIUS_MM,
+    HEALTHY,
+    Wear,
+    at_side,
+    bridge_sacroiliac,
+    harden_hips,
+    part_sacroiliac,
+)
 
 ILIUM: list[Level] = [
     (143, [(94, 31, 2), (97, 29, 2), (100, 27, 2), (103, 25, 2)]),
@@ -88,42 +95,45 @@ class Skeleton:
     metal: Shape | None
 
 
-def build_skeleton(scene: Scene, patient: Patient) -> Skeleton:
+def build_skeleton(scene: Scene, patient: Patient, wear: Wear = HEALTHY) -> Skeleton:
     """All bones of the patient."""
     return Skeleton(
-        hips={side: _hip(scene, side, patient.sex) for side in SIDES},
-        femora={side: _femur(scene, side) for side in SIDES},
+        hips={side: _hip(scene, side, patient.sex, wear) for side in SIDES},
+        femora={side: _femur(scene, side, wear) for side in SIDES},
         sacrum=_sacrum(scene),
-        spine=[_vertebra(scene, *place) for place in VERTEBRAE],
+        spine=[vertebra(scene, *place) for place in VERTEBRAE],
         discs=scene.loft(DISCS),
         metal=_prosthesis(scene, patient.metal_side) if patient.metal_side else None,
     )
 
 
-def paint_skeleton(scene: Scene, bones: Skeleton, patient: Patient, grain: np.ndarray, blotch: np.ndarray) -> None:
+def paint_skeleton(scene: Scene, bones: Skeleton, patient: Patient, grain: np.ndarray, blotch: np.ndarray, wear: Wear = HEALTHY) -> None:
     """Draw the bones. grain, blotch: fine and coarse random fields of the whole grid, for the spongy bone."""
     symphysis = scene.tube([(0, -52, -10), (0, -50, -24), (0, -42, -42)], [6, 7, 5])
     scene.paint(symphysis, patient.hu["cartilage"])
     for side in SIDES:
-        paint_bone(scene, bones.hips[side], patient, grain, blotch, IDS[f"hip_{SIDES[side]}"], cortex_mm=1.6)
+        paint_bone(scene, bones.hips[side], patient, grain, blotch, IDS[f"hip_{SIDES[side]}"], cortex_mm=1.6 * wear.cortex)
     for side in SIDES:
-        joint = scene.ellipsoid(HEAD, (HEAD_RADIUS_MM + 2.2,) * 3, side=side)
+        joint = scene.ellipsoid(HEAD, (HEAD_RADIUS_MM + at_side(wear.hip_gap_mm, side),) * 3, side=side)
         scene.label[joint.box][joint.f <= 0] = 0
         scene.paint(joint, patient.hu["cartilage"])
     for side in SIDES:
-        _paint_femur(scene, bones.femora[side], side, patient, grain, blotch)
+        _paint_femur(scene, bones.femora[side], side, patient, grain, blotch, wear.cortex)
+    harden_hips(scene, wear)
     scene.paint(bones.discs, patient.hu["cartilage"] + 8)
-    paint_bone(scene, bones.sacrum, patient, grain, blotch, IDS["sacrum"], cortex_mm=1.4)
+    part_sacroiliac(scene, bones.sacrum, bones.hips, wear, patient.hu["cartilage"])
+    paint_bone(scene, bones.sacrum, patient, grain, blotch, IDS["sacrum"], cortex_mm=1.4 * wear.cortex)
+    bridge_sacroiliac(scene, bones.sacrum, bones.hips, wear, patient.hu["marrow"] + 45 * grain + 55 * blotch, blotch)
     _paint_sacral_canal(scene, patient)
-    for vertebra, canal in bones.spine:
-        paint_bone(scene, vertebra, patient, grain, blotch, IDS["lumbar_vertebrae"], cortex_mm=1.2)
+    for bone, canal in bones.spine:
+        paint_bone(scene, bone, patient, grain, blotch, IDS["lumbar_vertebrae"], cortex_mm=1.2 * wear.cortex)
         scene.label[canal.box][canal.f <= 0] = 0
         scene.paint(canal, 25.0)
     if bones.metal is not None:
         scene.paint(bones.metal, 6500.0)
 
 
-def paint_bone(scene: Scene, bone: Shape, patient: Patient, grain: np.ndarray, blotch: np.ndarray, label: int,
+def paint_bone(scene: Scene, bone: Shape, patient: Body, grain: np.ndarray, blotch: np.ndarray, label: int | None,
                *, cortex_mm: float) -> None:
     """A bone: dense shell, spongy inside whose density varies."""
     if not bone.f.size:
@@ -134,7 +144,7 @@ def paint_bone(scene: Scene, bone: Shape, patient: Patient, grain: np.ndarray, b
     scene.paint(Shape(bone.box, bone.f + np.maximum(shell, 0.7).astype(np.float32)), spongy)
 
 
-def _hip(scene: Scene, side: int, sex: str) -> Shape:
+def _hip(scene: Scene, side: int, sex: str, wear: Wear) -> Shape:
     """Ilium, ischium, pubis and the socket of one side."""
     opening = 1.0 if sex == "male" else 1.22  # the arch below the symphysis is wider in women
     inferior = [(x * (opening if 10 < x < 50 else 1.0), y, z) for x, y, z in INFERIOR_RAMUS]
@@ -144,12 +154,13 @@ def _hip(scene: Scene, side: int, sex: str) -> Shape:
         scene.loft(PUBIS, side=side),
         scene.tube(SUPERIOR_RAMUS, SUPERIOR_RAMUS_RADII, side=side, blend_mm=3),
         scene.tube(inferior, INFERIOR_RAMUS_RADII, side=side, blend_mm=3),
-        _socket(scene, side),
+        _socket(scene, side, min(1.0, at_side(wear.hip_gap_mm, side))),
+        *wear.spurs_of(scene, f"hip_{SIDES[side]}"),
     ]
     return scene.join(parts, 4.0)
 
 
-def _socket(scene: Scene, side: int) -> Shape:
+def _socket(scene: Scene, side: int, gap_mm: float) -> Shape:
     """The acetabulum: a thick half shell around the femoral head, open to the side, below and in front."""
     center = np.array(HEAD) * (side, 1, 1)
     box = scene.box(center - 34, center + 34)
@@ -157,10 +168,10 @@ def _socket(scene: Scene, side: int) -> Shape:
     dx, dy, dz = (x - np.float32(center[0])) * side, y - np.float32(center[1]), z - np.float32(center[2])
     radius = np.sqrt(dx * dx + dy * dy + dz * dz)
     opening = 0.80 * dx - 0.28 * dy - 0.53 * dz - 9.0
-    return Shape(box, np.maximum(np.maximum(radius - 31.5, HEAD_RADIUS_MM + 1.0 - radius), opening))
+    return Shape(box, np.maximum(np.maximum(radius - 31.5, HEAD_RADIUS_MM + gap_mm - radius), opening))
 
 
-def _femur(scene: Scene, side: int) -> Shape:
+def _femur(scene: Scene, side: int, wear: Wear) -> Shape:
     """Head, neck, trochanters and shaft of one thigh bone."""
     parts = [
         scene.ellipsoid(HEAD, (HEAD_RADIUS_MM,) * 3, side=side),
@@ -168,11 +179,12 @@ def _femur(scene: Scene, side: int) -> Shape:
         scene.tube([(124, 17, -6), (131, 17, -20), (130, 14, -40)], [9, 14, 13], side=side, blend_mm=4),
         scene.tube([(120, 10, -34), (117, 8, -62), (112, 4, -120)], [17, 15.5, 14], side=side, blend_mm=4),
         scene.tube([(108, 20, -54), (101, 24, -60), (108, 18, -70)], [6, 8, 5], side=side, blend_mm=4),
+        *wear.spurs_of(scene, f"femur_{SIDES[side]}"),
     ]
     return scene.join(parts, 6.0)
 
 
-def _paint_femur(scene: Scene, femur: Shape, side: int, patient: Patient, grain: np.ndarray, blotch: np.ndarray) -> None:
+def _paint_femur(scene: Scene, femur: Shape, side: int, patient: Patient, grain: np.ndarray, blotch: np.ndarray, cortex: float) -> None:
     """A thigh bone: thin shell and dense spongy bone in the head, thick shell and fatty marrow in the shaft."""
     if not femur.f.size:
         return
@@ -182,7 +194,7 @@ def _paint_femur(scene: Scene, femur: Shape, side: int, patient: Patient, grain:
     density = patient.hu["marrow"] * (0.55 + 0.9 * np.exp(-(from_head / 20) ** 2)) - 20
     density = density * (1 - depth) + depth * -30
     spongy = density + (1 - 0.7 * depth) * (40 * grain[femur.box] + 50 * blotch[femur.box])
-    shell = 1.3 + 5.0 * depth * depth
+    shell = (1.3 + 5.0 * depth * depth) * np.float32(cortex)
     scene.paint(femur, patient.hu["cortex"], IDS[f"femur_{SIDES[side]}"])
     scene.paint(Shape(femur.box, femur.f + shell), spongy)
 
@@ -204,13 +216,16 @@ def _paint_sacral_canal(scene: Scene, patient: Patient) -> None:
     scene.paint(canal, 0.5 * patient.hu["fat"] + 25)
 
 
-def _vertebra(scene: Scene, z: float, y: float, pitch: float) -> tuple[Shape, Shape]:
-    """One lumbar vertebra (body, arch, processes) and the spinal canal behind it; discs are drawn as soft tissue."""
+def vertebra(scene: Scene, z: float, y: float, pitch: float, size: float = 1.0) -> tuple[Shape, Shape]:
+    """One vertebra (body, arch, processes) and the spinal canal behind it; discs are drawn as soft tissue.
+
+    size: relative to a lumbar one.
+    """
     def place(points: list[tuple[float, float, float]]) -> list[tuple[float, float, float]]:
         c, s = np.cos(pitch), np.sin(pitch)
-        return [(px, y + c * py - s * pz, z + s * py + c * pz) for px, py, pz in points]
+        return [(size * px, y + size * (c * py - s * pz), z + size * (s * py + c * pz)) for px, py, pz in points]
 
-    body = _vertebral_body(scene, np.array([0.0, y, z]), pitch)
+    body = _vertebral_body(scene, np.array([0.0, y, z]), pitch, size)
     parts = [body]
     for side in SIDES:
         parts.append(scene.tube(place([(14, 14, 5), (17, 30, 4), (18, 42, 0), (17, 47, -10)]), [5, 5, 6.5, 5.5], side=side, blend_mm=2))
@@ -221,15 +236,17 @@ def _vertebra(scene: Scene, z: float, y: float, pitch: float) -> tuple[Shape, Sh
     return scene.join(parts, 2.0), canal
 
 
-def _vertebral_body(scene: Scene, center: np.ndarray, pitch: float) -> Shape:
+def _vertebral_body(scene: Scene, center: np.ndarray, pitch: float, size: float) -> Shape:
     """A kidney-shaped drum with a slight waist, 48 mm wide, 35 mm deep and 27 mm high."""
     box = scene.box(center - 34, center + 34)
     x, y, z = scene.at(box)
     c, s = np.float32(np.cos(pitch)), np.float32(np.sin(pitch))
     dy, dz = y - np.float32(center[1]), z - np.float32(center[2])
     py, pz = c * dy + s * dz, c * dz - s * dy
-    waist = 2.0 - 0.011 * pz * pz
     px = np.abs(x)
+    if size != 1.0:
+        px, py, pz = px / np.float32(size), py / np.float32(size), pz / np.float32(size)
+    waist = 2.0 - 0.011 * pz * pz
     level = ((px / (24.5 - waist)) ** 2.4 + np.abs((py + 0.004 * px * px) / (17.5 - waist)) ** 2.4) ** (1 / 2.4)
     return Shape(box, np.maximum((level - 1) * 19.0, np.abs(pz) - 13.5).astype(np.float32))
 

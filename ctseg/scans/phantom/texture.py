@@ -8,7 +8,7 @@ import numpy as np
 from scipy.ndimage import gaussian_filter, gaussian_filter1d
 
 from ctseg.scans.phantom.implicit import Scene, Shape, occupancy
-from ctseg.scans.phantom.patients import Patient, Protocol
+from ctseg.scans.phantom.patients import Body, Protocol
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +28,7 @@ def fields(scene: Scene, rng: np.random.Generator) -> Texture:
     return Texture(grain, scene.smooth_field(rng, 8.0), scene.smooth_field(rng, 22.0))
 
 
-def paint_table(scene: Scene, patient: Patient) -> None:
+def paint_table(scene: Scene, patient: Body) -> None:
     """The couch: a thin curved plate under the back and a foam mat, in scanner coordinates."""
     back = 104 + patient.fat_mm * 0.95
     sag = scene.x * scene.x * np.float32(1 / 1500.0)
@@ -41,10 +41,12 @@ def paint_table(scene: Scene, patient: Patient) -> None:
         scene.paint(scene.whole(plate), -110.0)
 
 
-def add_noise(scene: Scene, rng: np.random.Generator, protocol: Protocol, inside: np.ndarray) -> None:
-    """Quantum noise with the grain of a reconstruction kernel, strongest deep in the pelvis.
+def add_noise(scene: Scene, rng: np.random.Generator, protocol: Protocol, inside: np.ndarray, *, streaks_z_mm: float = -5.0,
+              streak_share: float = 0.45) -> None:
+    """Quantum noise with the grain of a reconstruction kernel, strongest deep in the body.
 
-    Between the hips the rays cross much bone: there the noise runs in horizontal streaks. inside: the skin's f.
+    Between the hips the rays cross much bone: there, about the height streaks_z_mm, the noise runs in horizontal
+    streaks of streak_share times its level. inside: the skin's f.
     """
     noise = rng.standard_normal(scene.shape, dtype=np.float32)
     grain = protocol.noise_grain
@@ -56,8 +58,8 @@ def add_noise(scene: Scene, rng: np.random.Generator, protocol: Protocol, inside
     streaks /= np.float32(streaks.std())
     deep = np.clip(-inside / 110, 0, 1)
     level = np.float32(protocol.noise_hu) * (0.45 + 0.75 * deep)
-    hips = np.exp(-((scene.z + 5) / 38) ** 2) * deep
-    scene.hu += level * noise + np.float32(0.45 * protocol.noise_hu) * hips * streaks
+    hips = np.exp(-((scene.z - streaks_z_mm) / 38) ** 2) * deep
+    scene.hu += level * noise + np.float32(streak_share * protocol.noise_hu) * hips * streaks
 
 
 def add_metal_streaks(scene: Scene, rng: np.random.Generator, metal: Shape) -> None:

@@ -1,0 +1,105 @@
+"""Which method is better on these data, by how much, and is it more than chance.
+
+Reads   processed_data/ (or makes it first)
+Writes  comparison/runs/<method>_seed<n>/ (a workspace per training run that shares the tensors) and comparison/comparison.{json,csv,png,html}
+
+    python run_pipeline.py --compare unet,multi_decoder --seeds 3 --minutes 10
+    python run_pipeline.py --compare unet,unet+train.augmentation=none --data PATH      (settings after a plus sign)
+
+Every run has the same patients, tensors, crops per step and time. A finished run is not repeated: the same command goes on where it
+was interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+
+from ctseg import artifacts, cli
+from ctseg.artifacts import Workspace
+from ctseg.cli import LOG
+from ctseg.errors import UsageError
+
+ROOT = Path(__file__).resolve().parent
+CASES_SKIPPED = 3  # exit code of a stage that finished but left cases out
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """A model with changed settings, as written on the command line: "unet+train.augmentation=none"."""
+
+    name: str
+
+    def arguments(self) -> list[str]:
+        """The command-line arguments that make it this method."""
+        model, *changes = self.name.split("+")
+        return ["--model", model, *(word for change in changes for word in ("--set", change))]
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One training run of the comparison."""
+
+    method: Method
+    seed: int
+    workspace: Workspace
+
+    @property
+    def title(self) -> str:
+        """Method and seed for people."""
+        return f"{self.method.name}, seed {self.seed}"
+
+
+def plan(workspace: Workspace, arguments: argparse.Namespace) -> list[Run]:
+    """All runs of --compare and --seeds. Raises UsageError for fewer than two methods, or twice the same."""
+    names = [name.strip() for name in arguments.compare.split(",") if name.strip()]
+    if len(names) < 2 or len(set(names)) < len(names):
+        raise UsageError("BAD_OPTION", f"--compare {arguments.compare} does not name two or more different methods", "write for example --compare unet,multi_decoder")
+    if arguments.seeds < 1:
+        raise UsageError("BAD_VALUE", f"--seeds {arguments.seeds} is not positive", "give 1 or more")
+    first = arguments.seed or 0
+    return [Run(Method(name), seed, Workspace(workspace.comparison / "runs" / artifacts.safe_name(f"{name}_seed{seed}"), workspace.processed))
+            for seed in range(first, first + arguments.seeds) for name in names]
+
+
+def run(workspace: Workspace, arguments: argparse.Namespace) -> int:
+    """Train and score every run, then compare. Returns the exit code."""
+    from ctseg.reporting import comparison_runs
+    from ctseg.reporting.comparison import write_comparison
+
+    runs = plan(workspace, arguments)
+    for number, one in enumerate(runs, start=1):
+        LOG.info("\n[run %d/%d] %s", number, len(runs), one.title)
+        code = _train_and_score(one, arguments)
+        if code not in (0, CASES_SKIPPED):
+            return code
+    record = comparison_runs.gather([(one.method.name, one.seed, one.workspace) for one in runs])
+    write_comparison(record, workspace.comparison)
+    LOG.info("")
+    for sentence in record["statistics"]["sentences"].values():
+        LOG.info("%s", sentence)
+    LOG.info("\nComparison: %s", workspace.relative(workspace.comparison / "comparison.html"))
+    return 0
+
+
+def _train_and_score(one: Run, arguments: argparse.Namespace) -> int:
+    """Run train.py and evaluate.py of one run in processes of their own: memory is measured per run, and a crash stays there."""
+    from ctseg.reporting.comparison_runs import is_finished
+
+    words = [*cli.shared_words(arguments), *one.method.arguments(), "--seed", str(one.seed), "--set", f"data.seed={arguments.seed or 0}"]
+    done = {"arguments": words, "manifest": artifacts.manifest_hash(artifacts.load_manifest(one.workspace))}
+    marker = one.workspace.root / "run.json"
+    if marker.exists() and artifacts.read_json(marker) == done and is_finished(one.workspace):
+        LOG.info("  already there")
+        return 0
+    for script in ("train.py", "evaluate.py"):
+        command = [sys.executable, str(ROOT / script), "--workspace", str(one.workspace.root), "--processed", str(one.workspace.processed), *words]
+        code = subprocess.run(command, check=False).returncode
+        if code not in (0, CASES_SKIPPED):
+            LOG.error("%s of %s ended with exit code %d; the same command goes on from here.", script, one.title, code)
+            return code
+    artifacts.write_json(marker, done)
+    return 0

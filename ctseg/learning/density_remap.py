@@ -1,0 +1,76 @@
+"""Class-balanced remapping of intensities: airway lumen and wall get most of the range that the network sees.
+
+An airway is a hundredth of the lung region, so a window that suits the region spends its range elsewhere. The table
+follows the intensities of lumen, wall and the rest as if the three were equally common. This is our reconstruction of
+"DDR-CB" of AnatomicalPriorsMTL-AirwaySegment, which publishes the idea and no code. The table is fitted on training
+cases only and travels in the checkpoint.
+
+Axis 0 of the arrays runs along the patient (superior), so a slice along it is an axial slice. Images are 0..1, see
+`ctseg.scans.intensity.window`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+from scipy import ndimage
+
+from ctseg.errors import IntegrityError, PreconditionError, UsageError
+from ctseg.scans.lungs import AIR_HU, lung_box, lung_region
+
+WALL_MM = 1.5
+
+
+class LookupCase(NamedTuple):
+    """What one case gives to the table: image (D, H, W) 0..1, tube (D, H, W) bool, and the split it belongs to."""
+
+    case_id: str
+    split: str
+    image: np.ndarray
+    tube: np.ndarray
+    spacing_mm: tuple[float, float, float]
+
+
+def fit_lookup(cases: Iterable[LookupCase], window_hu: tuple[float, float], *, mix: float = 0.3, bin_hu: float = 16.0) -> np.ndarray:
+    """(n + 1,) float32: new values at n + 1 evenly spaced old values 0..1, to be interpolated linearly.
+
+    Strictly increasing, first 0 and last exactly 1. mix: share of the straight line in the table, 0.01..1; 1 gives the
+    identity. bin_hu: width of a bin; the window is cut into the nearest whole number of them. Cases are read one after
+    another, so an iterator that loads them needs memory for one. A case that is not of the training split is refused:
+    the table would know what the scores are to measure.
+    """
+    if not 0.01 <= mix <= 1:
+        raise UsageError("BAD_VALUE", f"the share of the straight line in the density remap is {mix}", "use 0.01 to 1")
+    n_bins = max(2, round((window_hu[1] - window_hu[0]) / bin_hu))
+    counts = np.zeros((3, n_bins))
+    for case in cases:
+        if case.split != "train":
+            raise IntegrityError("LEAKAGE", f"the density remap was given a case of split '{case.split}'",
+                                 "fit it on training cases only", case=case.case_id)
+        counts += _class_counts(case, window_hu, n_bins)
+    totals = counts.sum(1, keepdims=True)
+    if not totals.all():
+        raise PreconditionError("NO_TUBES", "no training case shows the tube with its surroundings, so its intensities are unknown",
+                                "check the masks of the training cases, or turn the density remap off")
+    density = (counts / totals).mean(0)  # equal shares, however rare a class is
+    balanced = np.concatenate([[0.0], np.cumsum(density)])
+    line = np.linspace(0, 1, n_bins + 1)
+    table = ((1 - mix) * balanced + mix * line).astype(np.float32)
+    table[0], table[-1] = 0, 1
+    return table
+
+
+def _class_counts(case: LookupCase, window_hu: tuple[float, float], n_bins: int) -> np.ndarray:
+    """(3, n_bins) voxels per intensity of lumen, wall and the rest of the lung box."""
+    if window_hu[0] < AIR_HU < window_hu[1]:
+        region = lung_region(case.image, window_hu, case.spacing_mm)
+    else:  # not a window for lungs: whatever it does not cut off as air
+        region = case.image > 0
+    box = lung_box(region | case.tube, case.spacing_mm)
+    image, tube = case.image[box], case.tube[box]
+    reach = int(np.clip(round(WALL_MM / min(case.spacing_mm)), 1, 2))
+    grown = ndimage.binary_dilation(tube, np.ones((3, 3, 3), bool), iterations=reach)
+    bins = np.minimum((image.astype(np.float32) * n_bins).astype(np.int32), n_bins - 1)
+    return np.stack([np.bincount(bins[where], minlength=n_bins) for where in (tube, grown & ~tube, ~grown)])

@@ -1,0 +1,105 @@
+"""A trained model ready to predict: everything it needs comes from its checkpoint."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ctseg import config
+from ctseg.config import EvaluateSettings, Settings
+from ctseg.learning import augment, checkpoints, guides, hardware, locator
+from ctseg.learning.inference import Sight, Windows, predict_canvas
+from ctseg.learning.postprocess import keep_largest
+from ctseg.scans import grids, laterality
+from ctseg.scans.distance_maps import coarse_maps
+from ctseg.scans.guides import CaseGuide
+from ctseg.scans.intensity import window
+from ctseg.scans.volume import Grid, Volume
+
+BuildNetwork = Callable[..., torch.nn.Module]
+
+
+@dataclasses.dataclass(frozen=True)
+class Predictor:
+    """A network with its weights and how it is used. filtered: label ids of which only the largest component stays."""
+
+    checkpoint: dict[str, Any]
+    network: torch.nn.Module
+    machine: hardware.Machine
+    windows: Windows
+    filtered: tuple[int, ...]
+    locator: locator.Locator | None
+
+    @property
+    def names(self) -> list[str]:
+        """Structures in label order."""
+        return list(self.checkpoint["structures"])
+
+    @property
+    def takes_guide(self) -> bool:
+        """Whether the network needs a guide."""
+        return "guide" in getattr(self.network, "inputs", ())
+
+    def probabilities(self, sight: Sight, *, on_pass: Callable[[int, torch.Tensor], None] | None = None) -> torch.Tensor:
+        """(S+1, D, H, W) of what it sees; see `predict_canvas`."""
+        return predict_canvas(self.network, sight, self.windows, self.machine, on_pass=on_pass)
+
+    def label_on_scan(self, probabilities: torch.Tensor, canvas: Grid, scan: Grid) -> np.ndarray:
+        """Label map (uint8) on the scan's grid from probabilities on a canvas (or a part of one)."""
+        return keep_largest(grids.label_on_scan(probabilities.numpy(), canvas, scan), self.filtered)
+
+    def predict_scan(self, image: Volume, guide: CaseGuide | None = None) -> np.ndarray:
+        """Label map (uint8, ids in the order of `names`) of a raw CT in HU, on its own grid.
+
+        guide: for networks that take one, see `ctseg.scans.guides.load_guide`. Raises ValueError when it is missing.
+        """
+        if self.takes_guide and guide is None:
+            raise ValueError("this network needs a guide")
+        preprocess = self.checkpoint["preprocess"]
+        spacing = preprocess["spacing_mm"]
+        plan = grids.GridPlan(preprocess["grid"], tuple(spacing) if spacing else None, 0.0)
+        box = grids.kept_box(image, preprocess["settings"]["crop"], preprocess["settings"]["margin_mm"])
+        canvas = plan.canvas(image.grid, box)
+        scaled = self._scaled(image, canvas)
+        maps = coarse_maps(guide.masks, canvas) if guide is not None and self.takes_guide else None
+        seen = guides.make_guide(maps.distance_mm, maps.presence, maps.stride, guide.organs) if maps is not None and guide is not None else None
+        sight = Sight(scaled, seen)
+        if self.locator is not None:
+            whole = grids.whole_grid(image.grid, box)
+            region = self.locator.find(self._scaled(image, whole), whole, canvas)
+            if region is not None:
+                sight = sight.part(region)
+        d, h, w = sight.image.shape
+        return self.label_on_scan(self.probabilities(sight), canvas.crop(sight.origin, (d, h, w)), image.grid)
+
+    def _scaled(self, image: Volume, canvas: Grid) -> torch.Tensor:
+        low, high = self.checkpoint["preprocess"]["window_hu"]
+        return torch.from_numpy(window(grids.image_on_canvas(image, canvas).array, (low, high)).astype(np.float16))
+
+
+def load_predictor(path: Path, settings: EvaluateSettings, *, device: str, build_network: BuildNetwork, file: str) -> Predictor:
+    """The predictor of a checkpoint. file: how messages call it. Raises IntegrityError for a damaged or foreign one."""
+    checkpoint = checkpoints.load(path)
+    trained: Settings = config.from_record(checkpoint["settings"])
+    machine = hardware.choose_machine(device, trained.train.precision if trained.train.precision != "fp16" else "auto")
+    network = build_network(**checkpoint["arch"])
+    checkpoints.load_weights(network, checkpoint["model"], file=file)
+    names = list(checkpoint["structures"])
+    swaps = augment.mirror_table(laterality.mirror_pairs(names), len(names)) if settings.flip and mirrors(trained) else None
+    filtered = {"auto": checkpoint["largest_component"], "all": names, "none": []}[settings.keep_largest]
+    finder = checkpoint.get("locator")
+    return Predictor(
+        checkpoint, machine.place(network), machine,
+        Windows(len(names) + 1, trained.train.fixed_patch(), settings.overlap, swaps, settings.context_scope),
+        tuple(names.index(name) + 1 for name in filtered),
+        locator.restore_locator(finder, lambda arch: build_network(**arch), machine) if finder else None)
+
+
+def mirrors(trained: Settings) -> bool:
+    """Whether the network has seen mirrored patches; else a mirrored scan is foreign to it."""
+    return trained.train.mirror and augment.STRENGTHS[trained.train.augmentation].mirror > 0

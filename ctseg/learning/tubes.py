@@ -1,0 +1,134 @@
+"""What the connectivity losses and the patch sampler need to know of tubes: centreline, radius, places to look at.
+
+Everything is computed once per case on its whole canvas, (D, H, W): in a patch the end of a branch and the edge of the
+patch look alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from scipy import ndimage
+from scipy.spatial import cKDTree
+
+from ctseg.scoring.skeleton import skeletonise
+
+TOUCHING = np.ones((3, 3, 3), bool)  # 26 neighbours
+THIN_MM = 2.0  # branches below this radius are the ones that break
+
+
+def tube_targets(
+    label: np.ndarray, structures: Sequence[int], spacing_mm: tuple[float, float, float]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(centreline, skeleton, radius_mm) of the structures, each (D, H, W).
+
+    label: (D, H, W) integers. structures: the ids that are tubes; others get no targets.
+    skeleton: uint8, the structure's id on its one voxel thin centreline. centreline: uint8, the same made thick by its
+    26 neighbours, inside the structure or not, so that a network can hit it. radius_mm: float16, distance to
+    the nearest voxel outside, 0 outside; the canvas' edge is not outside, for a tube goes on there.
+    """
+    centreline, skeleton = np.zeros(label.shape, np.uint8), np.zeros(label.shape, np.uint8)
+    radius_mm = np.zeros(label.shape, np.float16)
+    for value in structures:
+        mask = label == value
+        if not mask.any():
+            continue
+        box = _box(mask, margin=1)
+        radius = depth_mm(mask[box], spacing_mm)
+        line = skeletonise(mask[box])
+        skeleton[box][line] = value
+        thick = ndimage.binary_dilation(line, TOUCHING)
+        # where the thick lines of two structures meet, each keeps what lies in itself
+        centreline[box][thick & ((centreline[box] == 0) | mask[box])] = value
+        radius_mm[box] = np.where(mask[box], radius, radius_mm[box])
+    return centreline, skeleton, radius_mm
+
+
+def depth_mm(mask: np.ndarray, spacing_mm: tuple[float, float, float]) -> np.ndarray:
+    """(D, H, W) float32: distance from a voxel inside to the nearest one outside, between centres; 0 outside.
+
+    The Euclidean distance transform, but only the structure's own voxels and the shell around it are looked at: time and
+    memory do not depend on the canvas. A mask that fills its whole array ends at the array's edge.
+    """
+    shell = ndimage.binary_dilation(mask, ndimage.generate_binary_structure(3, 1)) & ~mask
+    if mask.all() and mask.size:
+        return depth_mm(np.pad(mask, 1), spacing_mm)[1:-1, 1:-1, 1:-1]
+    result = np.zeros(mask.shape, np.float32)
+    if mask.any():
+        spacing = np.array(spacing_mm)
+        # the nearest voxel outside always has a face neighbour inside, so it is in the shell; argwhere keeps mask's order
+        result[mask] = cKDTree(np.argwhere(shell) * spacing).query(np.argwhere(mask) * spacing)[0]
+    return result
+
+
+def sampling_points(
+    skeleton: np.ndarray, radius_mm: np.ndarray, label: np.ndarray, lung: np.ndarray | None, *,
+    rng: np.random.Generator, limit: int = 4000, thin_mm: float = THIN_MM,
+) -> dict[str, np.ndarray]:
+    """Where patches may be centred: "thin" and "wide" skeleton voxels, and "background", each (n <= limit, 3) int16.
+
+    label, skeleton: (D, H, W) ids; radius_mm: (D, H, W). lung: (D, H, W) bool, see
+    `density_remap.lung_region`; the background is what lies there outside every structure. None: it is what lies
+    outside within 10 voxels of a skeleton's box. A kind without voxels has n = 0.
+    """
+    line = skeleton > 0
+    near = np.zeros(label.shape, bool)
+    if lung is not None:
+        near = lung
+    elif line.any():
+        near[_box(line, margin=10)] = True
+    is_thin = line & (radius_mm < thin_mm)
+    kinds = {"thin": is_thin, "wide": line & ~is_thin, "background": near & (label == 0)}
+    return {kind: _choose(np.flatnonzero(where), where.shape, limit, rng) for kind, where in kinds.items()}
+
+
+def missed_points(
+    skeleton: np.ndarray, prediction: np.ndarray, *, rng: np.random.Generator, limit: int = 4000
+) -> np.ndarray:
+    """(n <= limit, 3) int16: skeleton voxels that a prediction misses, gaps between two predicted parts first.
+
+    skeleton, prediction: (D, H, W) ids. A run of missed voxels that joins two runs that were found is a gap; the others
+    are lost ends or whole branches, and get at most half of the places as long as gaps can fill the other half.
+    """
+    gaps, ends = [], []
+    for value in np.unique(skeleton[skeleton > 0]):
+        line = skeleton == value
+        box = _box(line, margin=1)
+        found = line[box] & (prediction[box] == value)
+        offset = [place.start for place in box]
+        places, is_gap = _missed_runs(line[box] & ~found, found)
+        gaps.append(places[is_gap] + offset)
+        ends.append(places[~is_gap] + offset)
+    if not gaps:
+        return np.zeros((0, 3), np.int16)
+    gap, end = (np.ravel_multi_index(tuple(np.concatenate(group).T), skeleton.shape) for group in (gaps, ends))
+    n_ends = min(len(end), max(limit // 2, limit - len(gap)))
+    return np.concatenate([_choose(gap, skeleton.shape, limit - n_ends, rng), _choose(end, skeleton.shape, n_ends, rng)])
+
+
+def _missed_runs(missed: np.ndarray, found: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Voxels (n, 3) of the missed runs of a skeleton, and (n,) bool: whether the run joins two found runs."""
+    runs, n_runs = ndimage.label(missed, TOUCHING)
+    parts, _ = ndimage.label(found, TOUCHING)
+    places = np.argwhere(missed)
+    padded = np.pad(parts, 1)
+    touched: list[set[int]] = [set() for _ in range(n_runs + 1)]
+    for place in places:
+        window = padded[tuple(slice(i, i + 3) for i in place)]
+        touched[runs[tuple(place)]].update(window[window > 0].tolist())
+    joins = np.array([len(neighbours) >= 2 for neighbours in touched])
+    return places, joins[runs[missed]]
+
+
+def _choose(flat: np.ndarray, shape: tuple[int, ...], limit: int, rng: np.random.Generator) -> np.ndarray:
+    """(n <= limit, 3) int16 voxels, at random when there are more than the limit."""
+    if len(flat) > limit:
+        flat = rng.choice(flat, limit, replace=False)
+    return np.stack(np.unravel_index(flat, shape), axis=1).astype(np.int16)
+
+
+def _box(mask: np.ndarray, *, margin: int) -> tuple[slice, ...]:
+    """The box of a mask that has voxels, grown by a margin where the array allows it."""
+    box = ndimage.find_objects(mask.astype(np.uint8))[0]
+    return tuple(slice(max(0, place.start - margin), min(n, place.stop + margin)) for place, n in zip(box, mask.shape))

@@ -1,0 +1,63 @@
+"""Scores of the validation scans during training: whole canvases, present structures only."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import torch
+
+from ctseg.learning.dataset import TrainingCase
+from ctseg.learning.inference import dice_per_structure
+from ctseg.learning.losses import segmentation_loss
+from ctseg.learning.postprocess import keep_largest
+from ctseg.scoring.distances import percentile_hausdorff_mm, surface_distances
+
+
+@dataclasses.dataclass
+class Validation:
+    """Scores of the validation scans on their canvases, per structure and per case that shows it."""
+
+    names: Sequence[str]
+    losses: list[float] = dataclasses.field(default_factory=list)  # one per scan
+    dice: list[list[float]] = dataclasses.field(default_factory=list)
+    dice_of_largest: list[list[float]] = dataclasses.field(default_factory=list)  # of the largest component alone
+    hd95_mm: list[list[float]] = dataclasses.field(default_factory=list)  # where something was predicted
+
+    def __post_init__(self) -> None:
+        for scores in (self.dice, self.dice_of_largest, self.hd95_mm):
+            scores.extend([] for _ in self.names)
+
+    def add(self, case: TrainingCase, probabilities: torch.Tensor) -> None:
+        """Score the probabilities (S+1, D, H, W) of one case."""
+        loss, _ = segmentation_loss(logits=probabilities.clamp_min(1e-7).log_()[None], label=case.label[None], labelled=torch.from_numpy(case.labelled)[None])
+        self.losses.append(float(loss))
+        prediction = probabilities.argmax(0)
+        filtered = torch.from_numpy(keep_largest(prediction.numpy(), range(1, len(self.names) + 1)))
+        for scores, label in ((self.dice, prediction), (self.dice_of_largest, filtered)):
+            for index, value in enumerate(dice_per_structure(label, case.label, len(self.names))[0]):
+                if value is not None and case.states[self.names[index]] == "present":
+                    scores[index].append(value)
+        for index, name in enumerate(self.names):
+            if case.states[name] == "present":
+                pair = surface_distances(prediction=(prediction == index + 1).numpy(), reference=(case.label == index + 1).numpy(), spacing_mm=case.spacing_mm)
+                if pair is not None:
+                    self.hd95_mm[index].append(percentile_hausdorff_mm(pair))
+
+    def mean_dice(self) -> list[float | None]:
+        """Present-only mean Dice per structure; None where no scan shows it."""
+        return [mean(values) for values in self.dice]
+
+    def mean_hd95_mm(self) -> list[float | None]:
+        """Mean HD95 per structure over the scans where it was found."""
+        return [mean(values) for values in self.hd95_mm]
+
+    def largest_helps(self) -> list[bool]:
+        """Whether the largest component alone scores higher than everything that was predicted."""
+        return [sum(one) > sum(everything) for one, everything in zip(self.dice_of_largest, self.dice)]
+
+
+def mean(values: Sequence[float | None]) -> float | None:
+    """The mean of what is known, None when nothing is."""
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None

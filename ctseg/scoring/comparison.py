@@ -1,0 +1,301 @@
+"""Which method is better, by how much, and is it more than chance: paired statistics over patients.
+
+The unit is the patient: several scans of one patient are averaged first, and several training runs (seeds) of one
+method are averaged per scan. Only structures that the reference holds take part; a missed one counts 0 in Dice and
+NSD. HD95 is undefined where a structure was missed, so two methods are paired only where every run of both found
+it, and how often each missed is reported beside it: nobody wins by missing.
+
+Tests are corrected by Holm over the whole family of pairs, metrics and structures. Intervals: percentile bootstrap
+of a median, BCa of a macro mean. `paired.py` has the formulas, `comparison_words.py` the sentences.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ctseg.errors import IntegrityError, UsageError
+from ctseg.scoring import comparison_words as words
+from ctseg.scoring.metrics import MISSED
+from ctseg.scoring.paired import (
+    Rank,
+    holm,
+    macro,
+    macro_interval,
+    median_interval,
+    nan_mean,
+    rank,
+    wilcoxon_p,
+)
+from ctseg.scoring.summary import HEADLINE_STATES
+
+CaseKey = tuple[str, str, str]  # patient_id, case_id, structure
+Rows = Mapping[CaseKey, Mapping[str, Any]]  # -> metric values (None: undefined) and "state"
+Scores = Mapping[str, Mapping[int, Rows]]  # method -> seed -> rows
+
+METRICS = {"dice": 1, "nsd": 1, "hd95_mm": -1}  # +1: higher is better
+ZERO_WHEN_MISSED = ("dice", "nsd")
+ALL, LEVEL = words.ALL, words.LEVEL
+SMALLEST_TEST_N = words.SMALLEST_TEST_N
+
+
+@dataclasses.dataclass
+class MethodScore:
+    """One method by itself. `macro`: metric -> mean over the structures of the structure's mean over patients;
+    hd95_mm there is "where defined" and never to be read without `missed`. `seed_macro`: metric -> seed -> macro.
+    `seed_sd`: metric -> deviation (ddof 1) of `seed_macro`, None with one seed. `structures`: name -> metric -> mean.
+    missed, scored: structures in scans, all runs counted."""
+
+    method: str
+    seeds: list[int]
+    macro: dict[str, float | None]
+    macro_ci95: dict[str, list[float] | None]
+    flags: list[str]
+    seed_macro: dict[str, dict[str, float | None]]
+    seed_sd: dict[str, float | None]
+    structures: dict[str, dict[str, float | None]]
+    missed: int
+    scored: int
+
+
+@dataclasses.dataclass
+class PairTest:
+    """`method` against `reference` in one metric and one structure (or ALL of them).
+
+    difference: method minus reference; the median over patients, for ALL the difference of the macro means. n:
+    patients in it. p: two-sided, None when it could not be tested; p_holm: corrected over the whole family.
+    sd_*: deviation over the seeds of the mean. separable: False when the difference is below twice the larger sd,
+    None with single seeds. verdict: about `method`. missed_*: of scored_* structures in scans, all runs counted.
+    """
+
+    reference: str
+    method: str
+    metric: str
+    structure: str
+    with_reference: bool
+    n: int
+    difference: float | None
+    ci95: list[float] | None
+    flags: list[str]
+    p: float | None
+    p_holm: float | None
+    sd_reference: float | None
+    sd_method: float | None
+    separable: bool | None
+    verdict: str
+    missed_reference: int
+    scored_reference: int
+    missed_method: int
+    scored_method: int
+
+
+@dataclasses.dataclass
+class Comparison:
+    """Everything said about the methods. kendall_tau: mean tau-b of the resampled rankings to that of all patients."""
+
+    reference: str
+    structures: list[str]
+    structures_without_reference: list[str]
+    n_patients: int
+    n_cases: int
+    n_tests: int
+    methods: list[MethodScore]
+    pairs: list[PairTest]
+    ranking: list[Rank]
+    kendall_tau: float | None
+    sentences: dict[str, str]
+    warnings: list[str]
+
+    def record(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        return dataclasses.asdict(self)
+
+
+def compare(scores: Scores) -> Comparison:
+    """Compare all methods; the first one is the reference that the sentences speak of.
+
+    Raises UsageError with fewer than one method or run, IntegrityError CASES_DIFFER when two runs were not scored on
+    the same cases, structures and references.
+    """
+    data = _Data.of(scores)
+    methods = [_method_score(data, name) for name in data.runs]
+    by_name = {score.method: score for score in methods}
+    names = list(data.runs)
+    pairs = [_test(data, by_name[a], by_name[b], metric, structure, a == names[0]) for a, b in itertools.combinations(names, 2)
+             for metric in METRICS for structure in [ALL, *data.structures]]
+    _correct(pairs)
+    ranking, tau = rank(np.stack([data.matrix(data.mean_over_runs(name, "dice")) for name in names]), names)
+    found = Comparison(
+        reference=names[0], structures=data.structures, structures_without_reference=data.without, n_patients=len(data.patients),
+        n_cases=data.n_cases, n_tests=sum(pair.p is not None for pair in pairs), methods=methods, pairs=pairs, ranking=ranking,
+        kendall_tau=tau, sentences={}, warnings=[])
+    found.sentences = words.sentences(found)
+    found.warnings = words.warnings(found)
+    return found
+
+
+# ---- the numbers as arrays --------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass
+class _Data:
+    """runs: method -> metric -> (runs, rows) values, NaN where undefined; the rows are those with a reference.
+    missed: method -> (runs, rows). patient, structure: (rows,) numbers in `patients` and `structures`."""
+
+    runs: dict[str, dict[str, np.ndarray]]
+    missed: dict[str, np.ndarray]
+    seeds: dict[str, list[int]]
+    patient: np.ndarray
+    structure: np.ndarray
+    patients: list[str]
+    structures: list[str]
+    without: list[str]
+    n_cases: int
+
+    @classmethod
+    def of(cls, scores: Scores) -> _Data:
+        keys = check_same_cases(scores)
+        everyone = next(iter(next(iter(scores.values())).values()))
+        used = [key for key in keys if everyone[key]["state"] in HEADLINE_STATES]
+        patients = sorted({key[0] for key in keys})
+        named = list(dict.fromkeys(key[2] for key in everyone))
+        structures = [name for name in named if any(key[2] == name for key in used)]
+        if not structures:
+            raise UsageError("NOTHING_TO_COMPARE", "the references hold none of the structures", "compare on scans that show them")
+        return cls(
+            runs={name: {metric: np.array([[_value(rows[key], metric) for key in used] for rows in runs.values()]) for metric in METRICS}
+                  for name, runs in scores.items()},
+            missed={name: np.array([[rows[key]["state"] == MISSED for key in used] for rows in runs.values()]) for name, runs in scores.items()},
+            seeds={name: list(runs) for name, runs in scores.items()},
+            patient=np.array([patients.index(key[0]) for key in used], dtype=np.intp),
+            structure=np.array([structures.index(key[2]) for key in used], dtype=np.intp),
+            patients=patients, structures=structures, without=[name for name in named if name not in structures],
+            n_cases=len({key[:2] for key in keys}))
+
+    def mean_over_runs(self, method: str, metric: str) -> np.ndarray:
+        """(rows,) mean over the seeds in which the value is defined."""
+        return nan_mean(self.runs[method][metric], axis=0)
+
+    def matrix(self, values: np.ndarray) -> np.ndarray:
+        """(patients, structures) from (rows,): several scans of one patient averaged, NaN where there is nothing."""
+        total, count = (np.zeros((len(self.patients), len(self.structures))) for _ in range(2))
+        defined = ~np.isnan(values)
+        place = self.patient[defined], self.structure[defined]
+        np.add.at(total, place, values[defined])
+        np.add.at(count, place, 1)
+        return np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0)
+
+
+def _value(row: Mapping[str, Any], metric: str) -> float:
+    if row["state"] == MISSED:
+        return 0.0 if metric in ZERO_WHEN_MISSED else np.nan
+    value = row.get(metric)
+    return np.nan if value is None else float(value)
+
+
+def check_same_cases(scores: Scores) -> list[CaseKey]:
+    """The keys that all runs share, sorted; an error that names what differs."""
+    runs = [(f"{method} (seed {seed})", rows) for method, seeds in scores.items() for seed, rows in seeds.items()]
+    if not runs or any(not seeds for seeds in scores.values()):
+        raise UsageError("NOTHING_TO_COMPARE", "a method has no scored run", "train and evaluate every method first")
+    first_name, first = runs[0]
+    for name, rows in runs[1:]:
+        strange = sorted(set(first) ^ set(rows)) or sorted(key for key in first if _has_reference(first[key]) != _has_reference(rows[key]))
+        if strange:
+            cases = sorted({key[1] for key in strange})
+            shown = ", ".join(cases[:5]) + (f" and {len(cases) - 5} more" if len(cases) > 5 else "")
+            raise IntegrityError("CASES_DIFFER", f"{first_name} and {name} were not scored on the same cases and references: {shown}",
+                                 "evaluate both on the same test split", case=cases[0])
+    return sorted(first)
+
+
+def _has_reference(row: Mapping[str, Any]) -> bool:
+    return row["state"] in HEADLINE_STATES
+
+
+# ---- one method, two methods ------------------------------------------------------------------------------
+
+
+def _method_score(data: _Data, name: str) -> MethodScore:
+    matrices = {metric: data.matrix(data.mean_over_runs(name, metric)) for metric in METRICS}
+    intervals = {metric: macro_interval(matrix) for metric, matrix in matrices.items()}
+    seed_macro = {metric: {str(seed): _plain(macro(data.matrix(run))) for seed, run in zip(data.seeds[name], data.runs[name][metric])} for metric in METRICS}
+    return MethodScore(
+        method=name, seeds=data.seeds[name], macro={metric: _plain(macro(matrix)) for metric, matrix in matrices.items()},
+        macro_ci95={metric: interval for metric, (interval, _) in intervals.items()}, flags=intervals["dice"][1], seed_macro=seed_macro,
+        seed_sd={metric: _deviation(list(values.values())) for metric, values in seed_macro.items()},
+        structures={structure: {metric: _plain(float(nan_mean(matrix[:, i], axis=0))) for metric, matrix in matrices.items()}
+                    for i, structure in enumerate(data.structures)},
+        missed=int(data.missed[name].sum()), scored=int(data.missed[name].size))
+
+
+def _test(data: _Data, reference: MethodScore, method: MethodScore, metric: str, structure: str, with_reference: bool) -> PairTest:
+    """One row of the table; p_holm and verdict are filled in when the family is complete."""
+    one, other = data.runs[reference.method][metric], data.runs[method.method][metric]
+    paired = ~np.isnan(one).any(axis=0) & ~np.isnan(other).any(axis=0)  # every run of both methods
+    chosen = np.ones(len(data.structure), bool) if structure == ALL else data.structure == _number(data, structure)
+    difference = np.full(len(paired), np.nan)
+    use = paired & chosen
+    difference[use] = other[:, use].mean(axis=0) - one[:, use].mean(axis=0)
+    matrix = np.round(data.matrix(difference), 12)  # a last bit of rounding is neither a difference nor breaks a tie
+    per_patient = nan_mean(matrix, axis=1)
+    per_patient = np.round(per_patient[~np.isnan(per_patient)], 12)
+    effect = macro(matrix) if structure == ALL else float(np.median(per_patient)) if len(per_patient) else np.nan
+    interval, flags = macro_interval(matrix) if structure == ALL else median_interval(per_patient)
+    sd = [_seed_deviation(data, score, metric, structure) for score in (reference, method)]
+    return PairTest(
+        reference=reference.method, method=method.method, metric=metric, structure=structure, with_reference=with_reference,
+        n=len(per_patient), difference=_plain(effect), ci95=interval, flags=flags,
+        p=wilcoxon_p(per_patient) if len(per_patient) >= SMALLEST_TEST_N else None, p_holm=None, sd_reference=sd[0], sd_method=sd[1],
+        separable=_separable(effect, sd), verdict="",
+        **{f"{what}_{who}": int(np.count_nonzero(table)) for who, score in (("reference", reference), ("method", method))
+           for what, table in (("missed", data.missed[score.method][:, chosen]), ("scored", np.ones_like(data.missed[score.method][:, chosen])))})
+
+
+def _number(data: _Data, structure: str) -> int:
+    return data.structures.index(structure)
+
+
+def _seed_deviation(data: _Data, score: MethodScore, metric: str, structure: str) -> float | None:
+    if structure == ALL:
+        return score.seed_sd[metric]
+    column = _number(data, structure)
+    return _deviation([_plain(float(nan_mean(data.matrix(run)[:, column], axis=0))) for run in data.runs[score.method][metric]])
+
+
+def _deviation(values: Sequence[float | None]) -> float | None:
+    defined = [value for value in values if value is not None]
+    return float(np.std(defined, ddof=1)) if len(defined) > 1 else None
+
+
+def _separable(effect: float, deviations: Sequence[float | None]) -> bool | None:
+    known = [value for value in deviations if value is not None]
+    return None if not known or np.isnan(effect) else bool(abs(effect) >= 2 * max(known))
+
+
+def _plain(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)
+
+
+def _correct(pairs: Sequence[PairTest]) -> None:
+    tested = [pair for pair in pairs if pair.p is not None]
+    for pair, p in zip(tested, holm([pair.p for pair in tested if pair.p is not None])):
+        pair.p_holm = p
+    for pair in pairs:
+        pair.verdict = _verdict(pair)
+
+
+def _verdict(pair: PairTest) -> str:
+    """What may be said of `method`. Better or worse: significant after correction, more than the seeds scatter, and
+    an interval that agrees (median and ranks can point different ways)."""
+    if pair.p_holm is None or pair.difference is None:
+        return words.TOO_SMALL
+    if pair.separable is False and pair.difference:
+        return words.NOT_SEPARABLE
+    if pair.p_holm >= LEVEL or pair.ci95 is None or pair.ci95[0] <= 0 <= pair.ci95[1]:
+        return words.NOTHING_SHOWN
+    return words.BETTER if pair.difference * METRICS[pair.metric] > 0 else words.WORSE

@@ -1,0 +1,50 @@
+"""The five tasks: what each learns by default, on which grid, in which window, with which network.
+
+A task is only a set of defaults. `defaults < profile < task < command line`; with `--data` it applies to the user's scans, without it
+the pipeline draws the task's synthetic cohort.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from ctseg.errors import UsageError
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """One row of TASKS. demo_minutes, demo: training time and settings of the synthetic cohort when the user names neither time nor epochs."""
+
+    about: str
+    settings: dict[str, Any]
+    demo_minutes: float = 6.5
+    demo: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+# So few steps leave the network far from overfitting (patch Dice below validation Dice at the end): strong augmentation only slows it down.
+_SHORT = {"train.augmentation": "light"}
+# At twice the width a step costs up to four times as much, and few steps teach less than a narrow network learns in many.
+_NARROW = {**_SHORT, "model.width": 8}
+
+TASKS: dict[str, Task] = {
+    "pelvis": Task("prostate, bladder and rectum; decoders that attend to each other", {}, demo=_SHORT),
+    "pelvic_bones": Task("hips, sacrum and femora; two passes", {"model.name": "multipass_unet", "data.window_hu": (-250.0, 1250.0)}, demo_minutes=8, demo=_NARROW),
+    "abdomen": Task("liver, kidneys and spleen; V-Net", {"model.name": "vnet", "data.window_hu": (-160.0, 240.0)}, demo_minutes=8, demo=_NARROW),
+    "airway": Task("airway tree; density remap, centreline and radius beside the mask",
+                   {"model.name": "airway_multitask_unet", "data.window_hu": (-1024.0, 400.0), "data.grid": "windows", "data.crop": "lungs"},
+                   demo_minutes=9, demo={**_SHORT, "evaluate.overlap": 0.25, "evaluate.flip": False}),
+    # Heart chambers are no mirror pairs, so a mirrored heart is no heart. The guide: the chambers, by their own reference labels.
+    "heart_like": Task("coronary arteries, guided by the chambers around them",
+                       {"model.name": "anatomy_guided_unet", "data.window_hu": (-150.0, 550.0), "data.grid": "windows", "data.guide": "labels", "train.mirror": False},
+                       demo=_SHORT),
+}
+
+
+def find_task(name: str) -> Task:
+    """The task of that name. Raises UsageError with the nearest known name."""
+    if name not in TASKS:
+        from ctseg.config import did_you_mean
+
+        raise UsageError("UNKNOWN_TASK", f"there is no task '{name}'", f"choose one of {', '.join(TASKS)}{did_you_mean(name, TASKS)}")
+    return TASKS[name]

@@ -1,0 +1,183 @@
+"""New scans to masks: needs a checkpoint and the scans, nothing else.
+
+Reads   --input: a NIfTI file, a folder with a DICOM CT series, or a folder of such; --checkpoint (default checkpoints/best_model.pth)
+Writes  --output: <scan>.nii.gz in the geometry of each scan, labels.json with the names, inference.json with what was done
+
+    python infer.py --input scan.nii.gz --output masks
+    python infer.py --input new_patients --output masks --guide totalsegmentator_masks
+
+A network that was trained with guide organs needs them here too: --guide, a folder of masks (<scan>/<organ>.nii.gz), totalsegmentator, or
+an earlier best_model.pth. A scan that cannot be used is told and left out (exit code 3); the others are still done.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ctseg import artifacts, cli, config
+from ctseg.cli import LOG
+from ctseg.errors import CaseError, Finding, PreconditionError, UsageError
+
+if TYPE_CHECKING:
+    from ctseg.learning.predictor import Predictor
+    from ctseg.scans.cases import ImageSource
+    from ctseg.scans.guides import CaseGuide, GuideSource
+    from ctseg.scans.volume import Volume
+
+SUFFIXES = (".nii.gz", ".nii")
+
+
+def find_scans(path: Path) -> dict[str, ImageSource]:
+    """Name -> source of every scan at `path`. PreconditionError NO_DATA when there is none."""
+    from ctseg.scans.cases import ImageSource
+
+    if path.is_file():
+        return {_stem(path): ImageSource("nifti", path)}
+    if not path.is_dir():
+        raise PreconditionError("NO_DATA", f"'{path}' after --input does not exist", "check the path", file=path.name)
+    scans = {_stem(file): ImageSource("nifti", file) for file in sorted(path.iterdir()) if file.name.endswith(SUFFIXES)}
+    scans |= _series_below(path)
+    if not scans:
+        raise PreconditionError("NO_DATA", "there is neither a NIfTI file nor a DICOM CT series", "give a scan, a folder of scans, or a folder with a DICOM series", file=path.name)
+    return scans
+
+
+def _stem(path: Path) -> str:
+    return next((path.name[: -len(suffix)] for suffix in SUFFIXES if path.name.endswith(suffix)), path.stem)
+
+
+def _series_below(path: Path) -> dict[str, ImageSource]:
+    """The CT series of a folder and of each folder in it; a folder with several is numbered."""
+    from ctseg.scans import dicom_series
+    from ctseg.scans.cases import ImageSource
+
+    result: dict[str, ImageSource] = {}
+    for folder in [path] if dicom_series.find_series(path) and not any(entry.is_dir() for entry in path.iterdir()) else sorted(p for p in path.iterdir() if p.is_dir()):
+        found = [series for series in dicom_series.find_series(folder) if series.modality == "CT"]
+        for number, series in enumerate(found, start=1):
+            name = folder.name if len(found) == 1 else f"{folder.name}_{number}"
+            result[name] = ImageSource("dicom", folder, series.uid)
+    return result
+
+
+@dataclasses.dataclass(frozen=True)
+class Guides:
+    """Where the guide organs of new scans come from: a source of masks, or an earlier model."""
+
+    source: GuideSource | None = None
+    model: Predictor | None = None
+    organs: tuple[str, ...] = ()
+
+    def of(self, name: str, image: Volume) -> CaseGuide | None:
+        """The guide of one scan."""
+        from ctseg.scans.distance_maps import organ_masks
+        from ctseg.scans.guides import CaseGuide, load_guide
+        from ctseg.scans.volume import Volume
+
+        if self.model is not None:
+            label = Volume(self.model.predict_scan(image), image.affine)
+            masks = organ_masks(label, [self.model.names.index(organ) + 1 for organ in self.organs])
+            return CaseGuide(self.organs, tuple(masks), "predicted")
+        if self.source is None:
+            return None
+        return load_guide(self.source, name, image, None, self.organs, ())[0]
+
+
+def choose_guides(predictor: Predictor, wanted: str | None, output: Path, load: Any) -> Guides:
+    """The guides for a network; UsageError when it needs some and none were given, or they do not know its organs."""
+    from ctseg.scans.guides import GuideSource
+
+    if not predictor.takes_guide:
+        return Guides()
+    organs = tuple(predictor.checkpoint["guide"]["organs"])
+    if wanted is None:
+        raise UsageError("BAD_OPTION", f"the network was trained with guide organs ({', '.join(organs)})", "give --guide: a folder of masks, totalsegmentator, or an earlier best_model.pth")
+    if wanted == "totalsegmentator":
+        return Guides(GuideSource("totalsegmentator", organs, output / "guide_masks"), organs=organs)
+    path = Path(wanted)
+    if path.is_dir():
+        return Guides(GuideSource("folder", organs, path), organs=organs)
+    if not path.is_file():
+        raise UsageError("BAD_OPTION", f"'{wanted}' after --guide is no folder, no checkpoint, and not totalsegmentator", "check the path", file=path.name)
+    model = load(path)
+    unknown = [organ for organ in organs if organ not in model.names]
+    if unknown or model.takes_guide:
+        raise UsageError("BAD_OPTION", f"the guide model does not know {unknown[0]}" if unknown else "the guide model needs a guide itself", "give a model that predicts the guide organs", file=path.name)
+    return Guides(model=model, organs=organs)
+
+
+def infer(arguments: argparse.Namespace) -> int:
+    """Predict every scan. Returns 0, or 3 when some could not be used."""
+    from ctseg.learning.predictor import load_predictor
+    from models import build_network
+
+    settings = config.resolve(None, config.parse_assignments(arguments.assignments)).evaluate
+    scans = find_scans(arguments.input)
+    if not arguments.checkpoint.is_file():
+        raise PreconditionError("MISSING_ARTIFACT", f"{arguments.checkpoint} does not exist; the train stage writes it", "run `python run_pipeline.py --train` first, or give --checkpoint", file=arguments.checkpoint.name)
+
+    def load(path: Path) -> Predictor:
+        return load_predictor(path, settings, device=arguments.device, build_network=build_network, file=path.name)
+
+    predictor = load(arguments.checkpoint)
+    guides = choose_guides(predictor, arguments.guide, arguments.output, load)
+    LOG.info("%d scans, structures: %s. %s.", len(scans), ", ".join(predictor.names), predictor.machine.reason)
+    artifacts.write_json(arguments.output / "labels.json", {str(number): name for number, name in enumerate(predictor.names, start=1)})
+    records = [_predict(predictor, guides, name, source, arguments.output) for name, source in cli.bar("Predicting")(scans.items())]
+    artifacts.write_json(arguments.output / "inference.json", {
+        "version": 1, "checkpoint_sha256": artifacts.file_hash(arguments.checkpoint), "model": predictor.checkpoint["arch"]["name"],
+        "structures": predictor.names, "synthetic_training": bool(predictor.checkpoint["synthetic"]), "device": predictor.machine.reason, "scans": records})
+    failed = sum("error" in record for record in records)
+    LOG.info("%d masks in %s%s. Research tool, not a medical device.", len(records) - failed, arguments.output, f", {failed} scans left out" if failed else "")
+    return 3 if failed else 0
+
+
+def _predict(predictor: Predictor, guides: Guides, name: str, source: ImageSource, output: Path) -> dict[str, Any]:
+    """Predict one scan and write its mask; what went wrong is told and becomes part of the record."""
+    from ctseg.scans import nifti, reading
+    from ctseg.scans.volume import Volume
+
+    started = time.monotonic()
+    try:
+        image, findings = reading.load_image(source)
+        for finding in findings:
+            LOG.info("%s", dataclasses.replace(finding, case=name).line())
+        label = predictor.predict_scan(image, guides.of(name, image))
+        file = f"{artifacts.safe_name(name)}.nii.gz"
+        nifti.write_label(output / file, Volume(label, image.affine), names=dict(enumerate(predictor.names, start=1)))
+    except (CaseError, PreconditionError) as error:
+        LOG.error("%s", Finding.from_error(error, case=name).line())
+        return {"scan": name, "error": error.code, "cause": error.cause}
+    return {"scan": name, "mask": file, "seconds": round(time.monotonic() - started, 2)}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line of infer.py."""
+    parser = cli.plain_parser("infer.py", __doc__ or "")
+    parser.add_argument("--input", type=Path, required=True, metavar="PATH", help="a scan, or a folder of scans")
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="where the masks go")
+    parser.add_argument("--checkpoint", type=Path, default=Path("checkpoints/best_model.pth"), metavar="FILE", help="default: checkpoints/best_model.pth")
+    parser.add_argument("--guide", metavar="SOURCE", help="for guided networks: a folder of masks, totalsegmentator, or a best_model.pth that predicts the organs")
+    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"], help="default: auto")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="assignments", help="settings of the prediction, for example --set evaluate.flip=false")
+    return parser
+
+
+def _main(argv: list[str] | None) -> int:
+    arguments = build_parser().parse_args(argv)
+    cli.log_to_terminal()
+    return infer(arguments)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Predict scans from the command line."""
+    return cli.guarded(_main, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

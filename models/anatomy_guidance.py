@@ -1,0 +1,133 @@
+"""Spatial FiLM from maps of the anatomy around, after github.com/seoooa/anatomical-guidance (SPADE, Park et al. 2019,
+arXiv:1903.07291; FiLM, Perez et al. 2018, arXiv:1709.07871).
+
+Signed distances to known organs say at every voxel where it lies in the body, which a patch cannot see. Per decoder
+level they become a scale and a shift of the features at each voxel, zero at the start: guidance begins as nothing.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from models.blocks import Modulation, Modulations, Output, choose, initialise
+from models.technique import Technique, chained
+
+FORMS = ("film_spatial", "film_global", "concat_input", "spade")
+LEVELS = ("all", "top", "bottom")
+FILM_INITS = ("zero", "default")
+SPADE_HIDDEN = 128
+
+
+class GuidedLevel(nn.Module):
+    """One decoder level: guide (B, K', d, h, w) -> per decoder the hook x -> x * (1 + gamma) + beta.
+
+    What the guide means is worked out once per level (`shared`); what follows from it, once per decoder. Kernel 1 of
+    `shared` is for a guide of one voxel, where a larger one would see only padding.
+    """
+
+    def __init__(
+        self, guide_channels: int, hidden: int, channels: int, *, n_decoders: int, kernel_shared: int = 3, kernel: int = 1,
+        film_init: str = "zero",
+    ):
+        super().__init__()
+        self.shared = nn.Conv3d(guide_channels, hidden, kernel_shared, padding=kernel_shared // 2)
+        initialise(self.shared)
+        self.gamma, self.beta = (
+            nn.ModuleList(nn.Conv3d(hidden, channels, kernel, padding=kernel // 2) for _ in range(n_decoders)) for _ in range(2)
+        )
+        if film_init == "zero":
+            for parameter in (*self.gamma.parameters(), *self.beta.parameters()):
+                nn.init.zeros_(parameter)
+
+    def forward(self, guide: Tensor) -> list[Modulation]:
+        hidden = functional.silu(self.shared(guide))
+        return [functools.partial(self._film, hidden, gamma, beta) for gamma, beta in zip(self.gamma, self.beta)]
+
+    def _film(self, hidden: Tensor, gamma: nn.Module, beta: nn.Module, x: Tensor) -> Tensor:
+        return x * (1 + self._enlarge(gamma(hidden), x)) + self._enlarge(beta(hidden), x)
+
+    def _enlarge(self, field: Tensor, x: Tensor) -> Tensor:
+        """To the size of x, where the field was computed at half of it."""
+        if field.shape[2:] != x.shape[2:] and field.shape[2:].numel() > 1:
+            field = field.contiguous(memory_format=torch.channels_last_3d)  # without it the CPU interpolates slowly
+            field = functional.interpolate(field, x.shape[2:], mode="trilinear")
+        return field.to(x.dtype)
+
+
+class AnatomyGuidance(Technique):
+    """A network that also reads `guide` (B, K', D, H, W): maps of about -1..1 on the voxels of the image.
+
+    Args:
+        guide_channels: K'.
+        hidden: channels between guide and scale/shift; 32 adds 104,384 parameters at K' = 21 and decoder channels
+            256/128/64/32. The form "spade" always has its published 128.
+        form: "film_spatial", per voxel; "film_global", one scale and shift per channel from the mean of the guide;
+            "concat_input", the guide beside the image as further input channels, no modulation; "spade", the
+            published module with 3^3 convolutions (without its own normalisation: the level has one).
+        stride: 2 computes scale and shift of the finest level at half the size: an eighth of the work, and the maps
+            are smooth.
+        levels: which decoder levels are guided: "all", "top" (the finest) or "bottom" (the coarsest).
+        film_init: "zero", so that the guided network starts as the one inside bit for bit, or PyTorch's "default".
+    """
+
+    def __init__(
+        self, network: nn.Module, guide_channels: int, hidden: int = 32, form: str = "film_spatial", stride: int = 1, *,
+        levels: str = "all", film_init: str = "zero",
+    ):
+        choose("form of guidance", form, FORMS)
+        choose("choice of guided levels", levels, LEVELS)
+        choose("film_init", film_init, FILM_INITS)
+        if guide_channels < 1 or hidden < 1 or stride not in (1, 2):
+            raise ValueError(f"guide_channels={guide_channels} and hidden={hidden} must be 1 or more, stride={stride} 1 or 2.")
+        super().__init__(network, own_channels=guide_channels if form == "concat_input" else 0)
+        self.inputs = (*self.inputs, "guide")
+        self.guide_channels, self.form, self.stride = guide_channels, form, stride
+        self.levels = nn.ModuleDict()  # by the level's number, 0 being the coarsest
+        if form == "concat_input":
+            return
+        last = len(self.decoder_channels) - 1
+        for level in {"all": range(last + 1), "top": [last], "bottom": [0]}[levels]:
+            self.levels[str(level)] = GuidedLevel(
+                guide_channels, SPADE_HIDDEN if form == "spade" else hidden, self.decoder_channels[level], n_decoders=self.n_decoders,
+                kernel_shared=1 if form == "film_global" else 3, kernel=3 if form == "spade" else 1, film_init=film_init,
+            )
+
+    def features(self, ct: Tensor, guide: Tensor, modulations: Modulations | None = None) -> list[Any]:
+        """Decoder features of the network inside, steered by the guide, then by `modulations`."""
+        expected = (ct.shape[0], self.guide_channels, *ct.shape[2:])
+        if guide is None or tuple(guide.shape) != expected:
+            found = "is missing" if guide is None else f"has shape {tuple(guide.shape)}"
+            raise ValueError(f"The guide {found}; expected (B, K', D, H, W) = {expected}.")
+        guide = guide.to(ct.dtype)
+        if self.form == "concat_input":
+            return self.network.features(torch.cat((ct, guide), dim=1), modulations)
+        return self.network.features(ct, chained(self._film(guide), modulations))
+
+    def _film(self, guide: Tensor) -> Modulations:
+        per_level = []
+        for level, resized in enumerate(self._guide_of_each_level(guide)):
+            guided = str(level) in self.levels
+            per_level.append(self.levels[str(level)](resized) if guided else [_unchanged] * self.n_decoders)
+        return list(zip(*per_level))
+
+    def _guide_of_each_level(self, guide: Tensor) -> list[Tensor]:
+        """The guide at the size of each decoder level, coarse to fine. Halving is the exact mean of 2^3 voxels."""
+        n_levels = len(self.decoder_channels)
+        if self.form == "film_global":
+            return [guide.mean((2, 3, 4), keepdim=True)] * n_levels
+        halved = [guide]
+        while len(halved) < max(n_levels, self.stride):
+            halved.append(functional.interpolate(halved[-1], scale_factor=0.5, mode="trilinear"))
+        return [halved[max(times, self.stride - 1)] for times in reversed(range(n_levels))]
+
+    def forward(self, ct: Tensor, guide: Tensor, *, modulations: Modulations | None = None) -> Output:
+        return self.predict(self.features(ct, guide, modulations))
+
+
+def _unchanged(x: Tensor) -> Tensor:
+    return x

@@ -1,0 +1,44 @@
+"""What all techniques share: a network around a network that looks from outside like the one inside."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from models.blocks import Modulation, Modulations, Output
+
+
+class Technique(nn.Module):
+    """`network` (a Backbone or another technique) with something added; has the same interface, see Backbone.
+
+    own_channels: how many of the network's input channels the technique fills itself.
+    """
+
+    def __init__(self, network: Any, *, own_channels: int = 0):
+        super().__init__()
+        self.network = network
+        self.in_channels: int = network.in_channels - own_channels
+        self.size_multiple: int = network.size_multiple
+        self.decoder_channels: list[int] = network.decoder_channels
+        self.n_decoders: int = network.n_decoders
+        self.inputs: tuple[str, ...] = network.inputs
+        self.passes: int = network.passes
+        self.guide_channels: int = getattr(network, "guide_channels", 0)
+
+    def predict(self, features: Sequence[Any]) -> Output:
+        """Logits from what `features` returned."""
+        return self.network.predict(features)
+
+
+def chained(first: Modulations, then: Modulations | None) -> Modulations:
+    """The hooks of `first`, each followed by the one of `then` at its place."""
+    if then is None:
+        return first
+    return [[functools.partial(_one_after_the_other, a, b) for a, b in zip(*decoder)] for decoder in zip(first, then)]
+
+
+def _one_after_the_other(first: Modulation, then: Modulation, x: Tensor) -> Tensor:
+    return then(first(x))

@@ -1,0 +1,215 @@
+"""Every task through all stages on a tiny synthetic cohort, with its own network; guides, the roi grid and comparisons."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import infer
+import run_pipeline
+from ctseg import artifacts
+from ctseg.learning import checkpoints
+from ctseg.scans import nifti
+from ctseg.scans.phantom import write_cohort
+from ctseg.tasks import TASKS
+
+TINY = ["--workers", "1", "--epochs", "2", "--profile", "cpu", "--set", "train.steps_per_epoch=2", "--set", "train.patch_size=32,32,32", "--set", "model.levels=3",
+        "--set", "model.width=4", "--set", "train.validations=1", "--set", "evaluate.overlap=0"]
+
+
+@pytest.fixture(scope="module")
+def cohorts(tmp_path_factory) -> dict[str, Path]:
+    """Tiny synthetic cohorts by task, drawn when first asked for."""
+    root = tmp_path_factory.mktemp("cohorts")
+
+    class Drawn(dict):
+        def __missing__(self, task: str) -> Path:
+            write_cohort(root / task, task=task, patients=6, seed=1, size="tiny")
+            self[task] = root / task
+            return self[task]
+
+    return Drawn()
+
+
+def run(workspace: Path, cohort: Path, *arguments: str) -> artifacts.Workspace:
+    """All stages in a workspace; asserts that they end well."""
+    assert run_pipeline.main(["--all", "--data", str(cohort), "--workspace", str(workspace), *arguments, *TINY]) == 0
+    return artifacts.Workspace(workspace)
+
+
+@pytest.mark.parametrize("task", list(TASKS))
+def test_a_task_runs_with_its_own_network(task, tmp_path, cohorts):
+    workspace = run(tmp_path, cohorts[task], "--task", task)
+    manifest, record = artifacts.load_manifest(workspace), artifacts.read_json(workspace.run_record)
+    assert manifest["task"] == task and record["synthetic"] is True
+    assert record["model"] == TASKS[task].settings.get("model.name", "multi_decoder")
+    assert len(record["cases"]) >= 1 and (workspace.evaluation / "per_case.csv").exists()
+    multipass = record["model"] == "multipass_unet"
+    assert (workspace.evaluation / "per_pass.csv").exists() == multipass == (workspace.evaluation / "per_pass.png").exists()
+    assert (record["guide_source"] == "ground_truth") == (task == "heart_like")
+    assert workspace.topology.exists() == (task in ("airway", "heart_like"))
+
+
+def test_later_stages_take_the_task_from_the_manifest(tmp_path, cohorts):
+    common = ["--workspace", str(tmp_path), *TINY]
+    assert run_pipeline.main(["--preprocess", "--task", "pelvic_bones", "--data", str(cohorts["pelvic_bones"]), *common]) == 0
+    assert run_pipeline.main(["--train", *common]) == 0
+    assert artifacts.read_json(artifacts.Workspace(tmp_path).history)["model"] == "multipass_unet"
+
+
+def test_passes_are_scored_one_by_one(tmp_path, cohorts):
+    workspace = run(tmp_path, cohorts["pelvis"], "--model", "multipass_unet", "--set", "model.infer_passes=3")
+    with (workspace.evaluation / "per_pass.csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert {row["pass"] for row in rows} <= {"1", "2", "3"} and "2" in {row["pass"] for row in rows}
+    last = {(row["case_id"], row["structure"]): row["dice"] for row in rows}  # sorted by pass: the last one stays
+    with (workspace.evaluation / "per_case.csv").open(newline="") as stream:
+        assert {(row["case_id"], row["structure"]): row["dice"] for row in csv.DictReader(stream)} == last
+
+
+# ---------------------------------------------------------------- guides
+
+
+def test_own_labels_as_guide_are_refused(tmp_path, cohorts, capsys):
+    code = run_pipeline.main(["--preprocess", "--task", "heart_like", "--data", str(cohorts["heart_like"]), "--workspace", str(tmp_path),
+                              "--set", "data.guide_organs=coronary_artery,aorta", *TINY])
+    assert code != 0 and "GUIDE_LEAK" in capsys.readouterr().err
+
+
+def test_a_guided_network_without_a_guide_is_refused(tmp_path, cohorts, capsys):
+    assert run_pipeline.main(["--all", "--model", "anatomy_guided_unet", "--data", str(cohorts["pelvis"]), "--workspace", str(tmp_path), *TINY]) != 0
+    assert "guide" in capsys.readouterr().err
+
+
+def test_folder_of_masks_guides(tmp_path, cohorts):
+    cohort, masks = cohorts["pelvis"], tmp_path / "masks"
+    for case in sorted((cohort / "nifti").iterdir()):
+        shutil.copytree(case / "segmentations", masks / case.name)
+    workspace = run(tmp_path / "work", cohort / "nifti", "--model", "anatomy_guided_unet", "--guide", str(masks), "--structures", "bladder,rectum",
+                    "--set", "data.guide_organs=femur_left,femur_right,sacrum")
+    manifest = artifacts.load_manifest(workspace)
+    assert manifest["guide"] == {"kind": "folder", "source": "predicted", "organs": ["femur_left", "femur_right", "sacrum"]}
+    assert all(case["guide"]["presence"]["sacrum"] for case in manifest["cases"])
+    assert checkpoints.load(workspace.best_model)["guide"]["organs"] == ["femur_left", "femur_right", "sacrum"]
+
+
+def test_reference_masks_in_the_guide_folder_are_a_leak(tmp_path, cohorts):
+    cohort, masks = cohorts["pelvis"], tmp_path / "masks"
+    for case in sorted((cohort / "nifti").iterdir()):
+        (masks / case.name).mkdir(parents=True)
+        shutil.copy(case / "segmentations" / "bladder.nii.gz", masks / case.name / "something_else.nii.gz")
+    code = run_pipeline.main(["--preprocess", "--data", str(cohort / "nifti"), "--workspace", str(tmp_path / "work"), "--structures", "bladder", "--guide", str(masks),
+                              "--set", "data.guide_organs=something_else", *TINY])
+    report = artifacts.read_json(artifacts.Workspace(tmp_path / "work").preprocess_report)
+    assert code != 0 and "GUIDE_LEAK" in {finding["code"] for finding in report["findings"]}
+
+
+def test_an_earlier_model_guides(tmp_path, cohorts):
+    first = run(tmp_path / "first", cohorts["pelvis"], "--structures", "sacrum,femur_left,femur_right", "--model", "unet")
+    second = run(tmp_path / "second", cohorts["pelvis"], "--structures", "bladder", "--model", "anatomy_guided_unet", "--guide-model", str(first.best_model))
+    assert artifacts.load_manifest(second)["guide"]["organs"] == checkpoints.load(first.best_model)["structures"]
+    written = second.processed / "guide_masks"
+    case = artifacts.load_manifest(second)["cases"][0]
+    assert list(nifti.read_integers(written / f"{case['case_id']}.nii.gz")[0].array.shape) == case["scan"]["shape"]
+
+
+# ---------------------------------------------------------------- roi grid
+
+
+def test_roi_cuts_training_tensors_around_the_structures_and_tests_without_looking(tmp_path, cohorts):
+    workspace = run(tmp_path, cohorts["pelvis"], "--structures", "bladder", "--set", "data.grid=roi", "--set", "data.spacing_mm=2", "--model", "unet")
+    manifest = artifacts.load_manifest(workspace)
+    for case in manifest["cases"]:
+        canvas = case["canvas"]["shape"]
+        origins = np.array([tensor["origin"] for tensor in case["tensors"]])
+        covered = origins.max(0) + 128 - origins.min(0)
+        if case["split"] == "train":
+            assert (covered == 128).all() or case["voxels"]["bladder"] == 0  # one tensor of full resolution
+        else:
+            assert (covered == canvas).all()  # nobody may know where the structure lies
+        assert case["locator"]["canvas"]["shape"] == [128, 128, 128]
+    assert checkpoints.load(workspace.best_model)["locator"]["arch"]["name"] == "unet"
+    for case in artifacts.read_json(workspace.run_record)["cases"]:
+        assert case["located"] == (case["region"] is not None)
+
+
+# ---------------------------------------------------------------- new scans
+
+
+def infer_test_cases(workspace: artifacts.Workspace, output: Path, *arguments: str) -> tuple[int, list[tuple[np.ndarray, np.ndarray]]]:
+    """(exit code of infer.py on the NIfTI test scans, pairs of its masks and those of the evaluation)."""
+    manifest, run_record = artifacts.load_manifest(workspace), artifacts.read_json(workspace.run_record)
+    scans = output / "scans"
+    chosen = {}
+    for case in manifest["cases"]:
+        if case["split"] == "test" and case["source"]["image"]["format"] == "nifti":
+            path = Path(case["source"]["image"]["path"])
+            (scans / case["case_id"]).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy((workspace.root / manifest["data_root"] / path), scans / f"{case['case_id']}.nii.gz")
+            chosen[case["case_id"]] = next(c["prediction"] for c in run_record["cases"] if c["case_id"] == case["case_id"])
+    code = infer.main(["--input", str(scans), "--output", str(output / "masks"), "--checkpoint", str(workspace.best_model), "--device", "cpu",
+                       "--set", "evaluate.overlap=0", *arguments])
+    pairs = [(nifti.read_integers(output / "masks" / f"{name}.nii.gz")[0], nifti.read_integers(workspace.evaluation / file)[0]) for name, file in chosen.items()]
+    assert pairs and all(np.array_equal(a.affine, b.affine) for a, b in pairs)
+    return code, [(a.array, b.array) for a, b in pairs]
+
+
+@pytest.mark.parametrize("arguments", [
+    ["--model", "unet", "--structures", "bladder,sacrum", "--set", "data.grid=whole"],
+    ["--model", "multipass_unet", "--structures", "bladder", "--set", "data.grid=windows", "--set", "data.spacing_mm=6"],
+    ["--model", "unet", "--structures", "bladder", "--set", "data.grid=roi", "--set", "data.spacing_mm=3"],
+])
+def test_infer_gives_what_the_evaluation_saw(tmp_path, cohorts, arguments):
+    workspace = run(tmp_path / "work", cohorts["pelvis"] / "nifti", *arguments)
+    code, pairs = infer_test_cases(workspace, tmp_path / "new")
+    assert code == 0 and all(np.array_equal(a, b) for a, b in pairs)
+
+
+def test_infer_with_each_source_of_guide_organs(tmp_path, cohorts, capsys):
+    cohort = cohorts["pelvis"] / "nifti"
+    first = run(tmp_path / "first", cohort, "--structures", "sacrum,femur_left,femur_right", "--model", "unet")
+    guided = run(tmp_path / "second", cohort, "--structures", "bladder", "--model", "anatomy_guided_unet", "--guide-model", str(first.best_model))
+    code, pairs = infer_test_cases(guided, tmp_path / "by_model", "--guide", str(first.best_model))
+    assert code == 0 and all(np.array_equal(a, b) for a, b in pairs)
+    code, pairs = infer_test_cases(guided, tmp_path / "by_folder", "--guide", str(guided.processed / "guide_masks"))
+    assert code == 0 and all(np.array_equal(a, b) for a, b in pairs)
+    command = ["--input", str(tmp_path / "by_model" / "scans"), "--output", str(tmp_path / "none"), "--checkpoint", str(guided.best_model)]
+    assert infer.main(command) == 2 and "guide organs" in capsys.readouterr().err
+
+
+def test_infer_goes_on_after_a_bad_scan(tmp_path, cohorts, capsys):
+    workspace = run(tmp_path / "work", cohorts["pelvis"] / "nifti", "--model", "unet", "--structures", "bladder")
+    scans = tmp_path / "scans"
+    scans.mkdir()
+    shutil.copy(next((cohorts["pelvis"] / "nifti").iterdir()) / "ct.nii.gz", scans / "good.nii.gz")
+    (scans / "bad.nii.gz").write_bytes(b"no scan")
+    assert infer.main(["--input", str(scans), "--output", str(tmp_path / "masks"), "--checkpoint", str(workspace.best_model)]) == 3
+    record = artifacts.read_json(tmp_path / "masks" / "inference.json")
+    assert [("error" in scan) for scan in record["scans"]] == [True, False] and (tmp_path / "masks" / "good.nii.gz").exists()
+    assert "case=bad" in capsys.readouterr().out
+
+
+# ---------------------------------------------------------------- comparison
+
+
+def test_compare_writes_a_page_and_goes_on_where_it_was(tmp_path, cohorts, capsys):
+    command = ["--compare", "unet,unet+model.width=6", "--data", str(cohorts["pelvis"]), "--workspace", str(tmp_path), *TINY]
+    assert run_pipeline.main(command) == 0
+    folder = artifacts.Workspace(tmp_path).comparison
+    record = artifacts.read_json(folder / "comparison.json")
+    assert record["synthetic"] is True and [score["method"] for score in record["statistics"]["methods"]] == ["unet", "unet+model.width=6"]
+    assert record["costs"]["unet"]["parameters"] < record["costs"]["unet+model.width=6"]["parameters"]
+    assert "unet+model.width=6" in (folder / "comparison.html").read_text()
+    weights = {path: path.stat().st_mtime_ns for path in folder.rglob("best_model.pth")}
+    assert len(weights) == 2
+    assert run_pipeline.main(command) == 0
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("best_model.pth")} == weights
+
+
+def test_compare_needs_two_methods(tmp_path, cohorts, capsys):
+    assert run_pipeline.main(["--compare", "unet", "--data", str(cohorts["pelvis"]), "--workspace", str(tmp_path), *TINY]) == 2
+    assert "--compare unet,multi_decoder" in capsys.readouterr().err
