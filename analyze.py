@@ -58,6 +58,9 @@ def _draw(workspace: Workspace, found: Results) -> dict[str, bytes]:
             stream = io.BytesIO()
             draw_scores(found.rows, found.structures, stream, found.synthetic)
             images[f"{draw_scores.__name__}.png"] = stream.getvalue()
+        passes = workspace.evaluation / "per_pass.png"  # only networks of several passes have it
+        if passes.exists():
+            images[passes.name] = passes.read_bytes()
     return images
 
 

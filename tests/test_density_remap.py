@@ -10,7 +10,6 @@ from ctseg.errors import IntegrityError, PreconditionError, UsageError
 from ctseg.learning.density_remap import LookupCase, fit_lookup, lung_box, lung_region
 from ctseg.scans.intensity import window
 from models import build_network
-from models import build_network
 from models.density_remap import DensityRemap
 
 WINDOW_HU = (-1024.0, 400.0)

@@ -39,7 +39,8 @@ def make(workspace: Workspace, found: Results, *, progress: Progress = iter) -> 
             image, reference, prediction = _load(workspace, found, case_id)
             for choice in mine:
                 stream = io.BytesIO()
-                slices.draw_case(image, reference, prediction, found.structures, stream, only=choice.structure, remarks=remarks, synthetic=found.synthetic)
+                slices.draw_case(image, reference, prediction, found.structures, stream, only=choice.structure, remarks=remarks, synthetic=found.synthetic,
+                                 display_hu=slices.display_window(found.manifest.get("window_hu")))
                 made[choice] = CasePicture(choice, stream.getvalue())
         except (PipelineError, OSError) as error:
             made |= {choice: CasePicture(choice, None, _reason(error)) for choice in mine if choice not in made}

@@ -18,7 +18,14 @@ from ctseg.reporting.curves import by_structure
 from ctseg.reporting.gallery import CasePicture
 from ctseg.reporting.plots import dice_of, mean_of, number, with_reference
 from ctseg.reporting.results import Results
-from ctseg.reporting.slices import ON_CT, PREDICTION_COLOUR, REFERENCE_COLOUR, STRUCTURE_PICTURES, case_means
+from ctseg.reporting.slices import (
+    ON_CT,
+    PREDICTION_COLOUR,
+    REFERENCE_COLOUR,
+    STRUCTURE_PICTURES,
+    case_means,
+    display_window,
+)
 
 TEMPLATES = Path(__file__).parent
 DASH = "–"
@@ -34,11 +41,17 @@ def render(found: Results, plots: Mapping[str, bytes], gallery: Sequence[CasePic
     """The page as text. plots: file name -> PNG; gallery: pictures of cases in their order."""
     return template("report.html.j2").render(
         title=title(found), synthetic=found.synthetic, evaluated=found.evaluated, notices=found.notices, verdict=verdict(found),
-        headline=headline(found), facts=facts(found), table=structure_table(found), baseline=baseline_row(found), warnings=found.summary.get("warnings") or [],
+        headline=headline(found), facts=facts(found), table=structure_table(found), topology=topology_table(found), baseline=baseline_row(found), warnings=found.summary.get("warnings") or [],
         mode=(found.summary.get("settings") or {}).get("boundary_mode") or DASH, cases=case_table(found), findings=findings(found.preprocess_report),
         counts=_preprocess_counts(found.preprocess_report), plots={name: data_uri(content, "png") for name, content in plots.items()},
         gallery=[_figure(picture) for picture in gallery], colours=_legend(found.structures), limits=limits(found),
-        hausdorff=bool(by_structure(found.history, "val_hausdorff")), structure_pictures=STRUCTURE_PICTURES, n_structures=len(found.structures))
+        hausdorff=bool(by_structure(found.history, "val_hausdorff")), structure_pictures=STRUCTURE_PICTURES, display=_display(found), n_structures=len(found.structures))
+
+
+def _display(found: Results) -> str:
+    """The grey values of the pictures in words."""
+    low, high = display_window(found.manifest.get("window_hu"))
+    return f"{'lung' if low < -1000 else 'soft tissue'} window {low:g} to {high:g} HU".replace("-", "−")
 
 
 def template(name: str) -> jinja2.Template:
@@ -186,6 +199,20 @@ def _hash(value: object) -> str:
 
 
 # ---- tables -----------------------------------------------------------------------------------------------
+
+
+TOPOLOGY_COLUMNS = (("td_lcc", "{:.3f}"), ("bd_lcc", "{:.3f}"), ("precision_lcc", "{:.3f}"), ("leakage_lcc", "{:.3f}"), ("td_full", "{:.3f}"), ("precision_full", "{:.3f}"),
+                    ("breaks", "{:.1f}"), ("cldice", "{:.3f}"), ("betti_error", "{:.1f}"))
+
+
+def topology_table(found: Results) -> list[dict[str, Any]]:
+    """One line per structure that is a tube: means over the test scans that show it; empty without such structures."""
+    lines = []
+    for name, block in ((found.summary.get("topology") or {}) if found.evaluated else {}).items():
+        cells = [text_of((block.get(column) or {}).get("mean"), form) for column, form in TOPOLOGY_COLUMNS]
+        nothing = [text_of((block.get("all_background") or {}).get(column), form) for column, form in TOPOLOGY_COLUMNS]
+        lines.append({"name": name, "n": block.get("n_reference"), "cells": cells, "nothing": nothing})
+    return lines
 
 
 def structure_table(found: Results) -> list[dict[str, Any]]:

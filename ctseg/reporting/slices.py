@@ -22,6 +22,7 @@ from ctseg.reporting.style import Target
 from ctseg.scans.volume import Volume, match_grid, to_canonical
 
 SOFT_TISSUE_HU = (-160.0, 240.0)  # the usual abdomen window: centre 40, width 400
+LUNG_HU = (-1350.0, 150.0)  # the usual lung window: centre -600, width 1500
 ON_CT = ("#56B4E9", "#E69F00", "#2fd6a3", "#F0E442", "#ff86c8", "#ff7f41", "#b9a6ff")  # the fixed palette, brighter for a grey ground
 REFERENCE_COLOUR, PREDICTION_COLOUR = ON_CT[0], ON_CT[1]  # when colours do not stand for structures
 WHOLE_MARGIN_MM, ZOOM_MARGIN_MM, SMALLEST_VIEW_MM = 20.0, 25.0, 80.0
@@ -155,8 +156,13 @@ def on_grid_of(image: Volume, label: Volume, what: str) -> Volume:
     return matched
 
 
+def display_window(window_hu: Sequence[float] | None) -> tuple[float, float]:
+    """The window that pictures are shown in: for lungs when the network saw everything down to air, else for soft tissue."""
+    return LUNG_HU if window_hu is not None and window_hu[0] <= -900 else SOFT_TISSUE_HU
+
+
 def draw_case(image: Volume, reference: Volume, prediction: Volume, structures: Sequence[str], target: Target, *,
-              only: str | None = None, remarks: Mapping[str, str] | None = None, synthetic: bool = False) -> None:
+              only: str | None = None, remarks: Mapping[str, str] | None = None, synthetic: bool = False, display_hu: tuple[float, float] = SOFT_TISSUE_HU) -> None:
     """Three slices as one JPEG. image: HU; reference, prediction: label maps, i + 1 = structures[i], same grid.
 
     only: one structure, shown enlarged through the centre of its reference (of the prediction if there is none);
@@ -164,6 +170,7 @@ def draw_case(image: Volume, reference: Volume, prediction: Volume, structures: 
     without which an outline that stands alone would be read as an error.
     """
     reference, prediction = on_grid_of(image, reference, "reference"), on_grid_of(image, prediction, "prediction")
+    low, high = display_hu
     scan, truth, found = (to_canonical(volume) for volume in (image, reference, prediction))
     spacing_mm = scan.spacing_mm
     values = [structures.index(only) + 1] if only is not None else list(range(1, len(structures) + 1))
@@ -177,7 +184,7 @@ def draw_case(image: Volume, reference: Volume, prediction: Volume, structures: 
         centre = busiest_slices(np.where(shown, truth.array if truth.array.any() else found.array, 0))
         box = view_box(shown, spacing_mm, margin_mm=WHOLE_MARGIN_MM, smallest_mm=SMALLEST_VIEW_MM)
     colours = _colours(values, structures, by_structure=only is None)
-    arrays = scan.array[box], truth.array[box], found.array[box]
+    arrays = (scan.array[box] - low) / (high - low), truth.array[box], found.array[box]
     sizes = [_size_mm(plane, arrays[0].shape, spacing_mm) for plane in PLANES]
     with style.picture(target, _figure_inches(sizes), dpi=110, quality=88) as figure:
         panels = figure.subplots(1, 3, gridspec_kw={"width_ratios": [w for _, w in sizes]})
@@ -213,9 +220,8 @@ def _colours(values: Sequence[int], structures: Sequence[str], *, by_structure: 
 def _draw_plane(axes: Axes, plane: Plane, cuts: Sequence[np.ndarray], spacing_mm: Sequence[float], colours: Mapping[int, tuple[str, str]]) -> None:
     image, truth, found = cuts
     height, width = plane.pixel_mm(spacing_mm)
-    low, high = SOFT_TISSUE_HU
     extent = (0, image.shape[1] * width, image.shape[0] * height, 0)
-    axes.imshow(image, cmap="gray", vmin=low, vmax=high, extent=extent, interpolation="bilinear", aspect="equal")
+    axes.imshow(image, cmap="gray", vmin=0, vmax=1, extent=extent, interpolation="bilinear", aspect="equal")
     axes.grid(False)
     axes.set_anchor("N")
     axes.set_xticks([])
