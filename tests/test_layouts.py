@@ -13,11 +13,11 @@ import pytest
 from builders import SIDES, small_phantom
 
 from ctseg.errors import CaseError, PipelineError, PreconditionError, UsageError
-from ctseg.scans import layouts
+from ctseg.scans import dicom_series, layouts, nifti
 from ctseg.scans.cases import ABSENT, PRESENT, UNLABELLED, DataSet
 from ctseg.scans.layouts import LAYOUTS, open_data_set
 from ctseg.scans.reading import load_case, source_from_record, source_to_record
-from ctseg.scans.volume import to_canonical
+from ctseg.scans.volume import Volume, to_canonical
 
 HIPS = ("left_hip", "right_hip", "sacrum")
 FLARE = ("kidney_left", "kidney_right", "spleen")
@@ -55,7 +55,7 @@ def refused(data: DataSet) -> dict[str, str]:
 # ---- all layouts ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", list(WRITERS))
 def test_same_content_gives_the_same_cases_in_every_layout(layout, tmp_path):
     write, names, prefix = WRITERS[layout]
     phantoms = phantoms_for(layout)
@@ -80,7 +80,7 @@ def test_same_content_gives_the_same_cases_in_every_layout(layout, tmp_path):
         assert "SIDE_SWAP" not in [finding.code for finding in loaded.findings]
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", list(WRITERS))
 def test_records_survive_the_manifest(layout, tmp_path):
     WRITERS[layout][0](tmp_path, phantoms_for(layout))
     for case in open_data_set(tmp_path).cases:
@@ -89,13 +89,13 @@ def test_records_survive_the_manifest(layout, tmp_path):
         assert str(tmp_path) not in json.dumps(stored)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", list(WRITERS))
 def test_forcing_the_layout_gives_what_detection_gives(layout, tmp_path):
     WRITERS[layout][0](tmp_path, phantoms_for(layout))
     assert open_data_set(tmp_path, layout) == open_data_set(tmp_path)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", list(WRITERS))
 def test_relative_root_and_hidden_files(layout, tmp_path, monkeypatch):
     WRITERS[layout][0](tmp_path, phantoms_for(layout))
     expected = [case.case_id for case in open_data_set(tmp_path).cases]
@@ -110,7 +110,7 @@ def test_relative_root_and_hidden_files(layout, tmp_path, monkeypatch):
     assert data.findings == ()
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", list(WRITERS))
 def test_forced_layout_on_a_foreign_folder_is_a_clear_error(layout, tmp_path):
     (tmp_path / "notes.txt").write_text("nothing here")
     with pytest.raises(PreconditionError) as error:
@@ -594,6 +594,43 @@ def test_swapped_sides_of_ctpelvic1k_are_warned_about(tmp_path):
     builders.write_ctpelvic1k(tmp_path, {"dataset1_x_1": small_phantom(("right_hip", "left_hip", "sacrum"))})
     loaded = load_case(open_data_set(tmp_path).cases[0], HIPS, root=tmp_path)
     assert "SIDE_SWAP" in [finding.code for finding in loaded.findings]
+
+
+# ---- airways and coronary arteries --------------------------------------------------------------------------
+
+
+def write_single(folder: Path, phantom, image: str, label: str, name: str) -> None:
+    """A scan and a map in which 1 is the phantom's first structure."""
+    nifti.write_image(folder / image, phantom.image)
+    mask = Volume((phantom.label.array == 1).astype(np.uint8), phantom.label.affine)
+    nifti.write_label(folder / label, mask, names={1: name})
+
+
+def test_airway_pairs_of_both_kinds(tmp_path):
+    for number in (2, 10):
+        write_single(tmp_path / "TrainBatch1", small_phantom(SIDES, seed=number), f"images/ATM_{number:03d}_0000.nii.gz", f"labels/ATM_{number:03d}_0000.nii.gz", "airway")
+    exact = small_phantom(SIDES, seed=3)
+    dicom_series.write_series(tmp_path / "exact/images/CASE03", exact.image, patient_id="synthetic", series_number=1, seed=0)
+    nifti.write_label(tmp_path / "exact/labels/CASE03.nii.gz", Volume((exact.label.array == 1).astype(np.uint8), exact.label.affine), names={1: "airway"})
+    (tmp_path / "exact/images/CASE04").mkdir()
+    data = open_data_set(tmp_path)
+    assert data.layout == "airway_pair" and data.structures == ("airway",)
+    assert [case.case_id for case in data.cases] == ["ATM_002", "ATM_010", "CASE03"] and refused(data) == {"CASE04": "LABEL_MISSING"}
+    for case in data.cases:
+        loaded = load_case(case, ["airway"], root=tmp_path)
+        assert loaded.states == {"airway": "present"} and loaded.label.array.shape == loaded.image.array.shape
+
+
+def test_imagecas_keeps_its_splits(tmp_path):
+    for split, name in (("train", "1"), ("valid", "2"), ("test", "3")):
+        write_single(tmp_path / split / name, small_phantom(SIDES, seed=int(name)), "img.nii.gz", "label.nii.gz", "coronary_artery")
+    nifti.write_label(tmp_path / "train/1/heart_combined.nii.gz", small_phantom(SIDES, seed=1).label, names=None)
+    (tmp_path / "test/4").mkdir()
+    (tmp_path / "test/4/img.nii.gz").write_bytes(b"")
+    data = open_data_set(tmp_path)
+    assert data.layout == "imagecas" and {case.case_id: case.split for case in data.cases} == {"1": "train", "2": "val", "3": "test"}
+    assert refused(data) == {"4": "FILE_MISSING"} and codes(data, "WARN") == []
+    assert load_case(data.cases[0], ["coronary_artery"], root=tmp_path).states == {"coronary_artery": "present"}
 
 
 # ---- OpenKBP and DICOM ------------------------------------------------------------------------------------

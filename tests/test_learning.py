@@ -87,6 +87,40 @@ def test_an_absent_structure_stays_in_the_cross_entropy():
     assert logits.grad is not None and float(logits.grad[0, 2].min()) > 0  # predicting it costs
 
 
+def test_kinds_of_loss_are_its_parts():
+    torch.manual_seed(1)
+    arguments = {"logits": torch.randn(2, 3, 5, 6, 7), "label": torch.randint(0, 3, (2, 5, 6, 7)), "labelled": torch.ones(2, 2).bool()}
+    both, dice, entropy, focal = (float(losses.segmentation_loss(**arguments, kind=kind)[0]) for kind in ("dice_ce", "dice", "ce", "dice_focal"))
+    assert both == pytest.approx(dice + entropy, rel=1e-6)
+    assert dice < focal < both  # easy voxels count less, none counts more
+
+
+def test_every_pass_is_supervised_and_the_last_one_counts_most():
+    assert losses.pass_weights(1) == [1.0] and losses.pass_weights(2) == pytest.approx([1 / 3, 2 / 3]) and losses.pass_weights(3) == pytest.approx([2 / 9, 3 / 9, 4 / 9])
+    torch.manual_seed(2)
+    first, last = torch.randn(1, 3, 4, 4, 4, requires_grad=True), torch.randn(1, 3, 4, 4, 4, requires_grad=True)
+    arguments = {"label": torch.randint(0, 3, (1, 4, 4, 4)), "labelled": torch.ones(1, 2).bool()}
+    total, _ = losses.passes_loss({"logits": last, "passes": [first, last]}, **arguments)
+    alone = [losses.segmentation_loss(logits=logits, **arguments)[0] for logits in (first, last)]
+    assert float(total.detach()) == pytest.approx(float((alone[0] / 3 + 2 * alone[1] / 3).detach()), rel=1e-5)
+    total.backward()
+    assert first.grad is not None and float(first.grad.abs().sum()) > 0
+
+
+def test_image_label_and_targets_of_a_patch_move_together(tmp_path):
+    workspace = tiny_workspace.make(tmp_path, cases=3)
+    (case,) = dataset.load_cases(workspace, artifacts.load_manifest(workspace), "train", with_tubes=True)
+    case.image, strength = case.label.half() / 3, "standard"  # the picture is the label, so that a shift between them would show
+    sampler = sampler_of([case], batch_size=1, patch_size=(32, 32, 32), augmentation=strength, sampling="tubes", seed=3)
+    for step in range(12):
+        batch = sampler.batch(0, step)
+        assert batch.inputs == {} and set(batch.targets) == {"centreline", "skeleton", "radius_mm"}
+        inside = batch.label[0] > 0
+        assert float((batch.targets["radius_mm"][0][inside] > 0).float().mean()) > 0.9  # the distance to the surface is positive where the label is
+        seen = batch.targets["centreline"][0] > 0
+        assert bool((batch.label[0][seen] == batch.targets["centreline"][0][seen]).float().mean() > 0.7)  # names are swapped alike
+
+
 def test_mirror_swaps_pairs_and_twice_is_the_identity():
     pairs = laterality.mirror_pairs(tiny_workspace.STRUCTURES)
     table = augment.mirror_table(pairs, 3)

@@ -50,9 +50,10 @@ def test_the_test_split_is_never_opened(tmp_path, model):
     assert train.main([*tiny_workspace.arguments(workspace, **{"train.epochs": 1}), "--model", model]) == 0
 
 
-def test_killed_and_resumed_equals_undisturbed(tmp_path):
+@pytest.mark.parametrize("parts", [{}, {"model.passes": 2, "model.connectivity": "multitask", "model.remap": "lut"}], ids=["plain", "passes and tubes"])
+def test_killed_and_resumed_equals_undisturbed(tmp_path, parts):
     whole, broken = tiny_workspace.make(tmp_path / "whole"), tiny_workspace.make(tmp_path / "broken")
-    values = {"train.epochs": 6, "train.steps_per_epoch": 6, "train.validations": 3}
+    values = {"train.epochs": 6, "train.steps_per_epoch": 6, "train.validations": 3, **parts}
     assert train.main(tiny_workspace.arguments(whole, **values)) == 0
     command = [sys.executable, "train.py", *tiny_workspace.arguments(broken, **values)]
     killed_at = []

@@ -63,7 +63,7 @@ class Predictor:
         preprocess = self.checkpoint["preprocess"]
         spacing = preprocess["spacing_mm"]
         plan = grids.GridPlan(preprocess["grid"], tuple(spacing) if spacing else None, 0.0)
-        box = grids.kept_box(image, preprocess["settings"]["crop"], preprocess["settings"]["margin_mm"])
+        box = grids.kept_box(image, preprocess["settings"].get("crop", "body"), preprocess["settings"]["margin_mm"])
         canvas = plan.canvas(image.grid, box)
         scaled = self._scaled(image, canvas)
         maps = coarse_maps(guide.masks, canvas) if guide is not None and self.takes_guide else None

@@ -90,8 +90,7 @@ class Trainer:
             started = time.monotonic()
             loss, dice = self._run_epoch()
             progress = self.budget.progress(self.epoch + 1, 0)
-            due = self.budget.validation_due(self.epoch, progress)
-            validation = self._validate() if self.validation and due else None
+            validation = self._validate() if self.validation and self.budget.validation_due(self.epoch, progress) else None
             self.epoch += 1
             self._record(loss, dice, validation, time.monotonic() - started)
             if validation is not None:
@@ -272,7 +271,7 @@ class Trainer:
         self.scaler.load_state_dict(content["scaler"])
         self.epoch, self.steps, self.best, self.best_epoch = content["epoch"], content["steps"], content["best"], content["best_epoch"]
         self.stale, self.rate_scale, self.largest_component = content["stale"], content["rate_scale"], content["largest_component"]
-        for case_id, points in content["missed"]:
+        for case_id, points in content.get("missed", []):
             self._remember_missed(case_id, points)
         self.budget = Budget(self.settings.train, spent_seconds=content["seconds"])
         self.budget.validation_seconds, self.budget.validation_total = content["validation_seconds"], content["validation_total"]

@@ -22,10 +22,12 @@ from ctseg.errors import Finding, PreconditionError, UsageError
 from ctseg.scans.cases import DataSet
 from ctseg.scans.layouts import (
     abdomenatlas,
+    airway_pair,
     ctpelvic1k,
     dicom_seg,
     flare22,
     gathering,
+    imagecas,
     monai,
     msd,
     nnunet,
@@ -58,6 +60,8 @@ LAYOUTS: dict[str, Adapter] = {
     "openkbp_csv": openkbp_csv,
     "flare22": flare22,
     "ctpelvic1k": ctpelvic1k,
+    "airway_pair": airway_pair,
+    "imagecas": imagecas,
     "totalsegmentator": totalsegmentator,
     "abdomenatlas": abdomenatlas,
     "monai": monai,
