@@ -204,6 +204,9 @@ def test_compare_writes_a_page_and_goes_on_where_it_was(tmp_path, cohorts, capsy
     assert record["synthetic"] is True and [score["method"] for score in record["statistics"]["methods"]] == ["unet", "unet+model.width=6"]
     assert record["costs"]["unet"]["parameters"] < record["costs"]["unet+model.width=6"]["parameters"]
     assert "unet+model.width=6" in (folder / "comparison.html").read_text()
+    for score in record["statistics"]["methods"]:  # a missed structure counts as the image diagonal in one, and not at all in the other
+        imputed, found = record["costs"][score["method"]]["hd95_imputed_mm"], score["macro"]["hd95_mm"]
+        assert found is None or imputed == pytest.approx(found) or score["missed"] > 0
     weights = {path: path.stat().st_mtime_ns for path in folder.rglob("best_model.pth")}
     assert len(weights) == 2
     assert run_pipeline.main(command) == 0

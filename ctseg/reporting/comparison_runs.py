@@ -9,6 +9,7 @@ from ctseg import artifacts
 from ctseg.artifacts import Workspace
 from ctseg.reporting import results
 from ctseg.reporting.comparison import FORMAT, VERSION
+from ctseg.reporting.plots import with_reference
 from ctseg.scoring.comparison import compare
 
 TOPOLOGY = ("td_lcc", "bd_lcc", "precision_lcc", "leakage_lcc", "td_full", "precision_full", "cldice", "betti_error")
@@ -49,10 +50,13 @@ def _mean(values: Sequence[float | None]) -> float | None:
 def _costs(found: Sequence[results.Results]) -> dict[str, float | int | None]:
     histories = [result.history for result in found]
     scans = [case["seconds"] for result in found for case in result.run["cases"]]
-    imputed = [row["hd95_imputed_mm"] for result in found for row in result.rows if row["state"] in ("present", "missed")]
+    imputed: dict[str, list[float | None]] = {}
+    for result in found:
+        for row in with_reference(result.rows):
+            imputed.setdefault(row["structure"], []).append(row["hd95_imputed_mm"])
     return {"parameters": histories[0]["parameters"], "peak_memory_gb": max((h["peak_memory_gb"] for h in histories if h.get("peak_memory_gb")), default=None),
             "seconds_per_step": _mean([h.get("step_seconds") for h in histories]), "steps": round(sum(h["steps"] for h in histories) / len(histories)),
-            "seconds_per_scan": _mean(scans), "hd95_imputed_mm": _mean(imputed)}
+            "seconds_per_scan": _mean(scans), "hd95_imputed_mm": _mean([_mean(values) for values in imputed.values()])}
 
 
 def _topology(workspaces: Sequence[Workspace]) -> dict[str, float | None]:
