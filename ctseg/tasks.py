@@ -39,7 +39,7 @@ TASKS: dict[str, Task] = {
     # Heart chambers are no mirror pairs, so a mirrored heart is no heart. The guide: the chambers, by their own reference labels.
     "heart_like": Task("coronary arteries, guided by the chambers around them",
                        {"model.name": "anatomy_guided_unet", "data.window_hu": (-150.0, 550.0), "data.grid": "windows", "data.guide": "labels", "train.mirror": False},
-                       demo_minutes=10, demo=_NARROW),
+                       demo_minutes=9, demo=_SHORT),
 }
 
 
