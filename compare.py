@@ -7,7 +7,7 @@ Writes  comparison/runs/<method>_seed<n>/ (a workspace per training run that sha
     python run_pipeline.py --compare unet,unet+train.augmentation=none --data PATH      (settings after a plus sign)
 
 Every run has the same patients, tensors, crops per step and time. A finished run is not repeated: the same command goes on where it
-was interrupted.
+was interrupted; --restart repeats all.
 """
 
 from __future__ import annotations
@@ -92,11 +92,11 @@ def _train_and_score(one: Run, arguments: argparse.Namespace) -> int:
     words = [*cli.shared_words(arguments), *one.method.arguments(), "--seed", str(one.seed), "--set", f"data.seed={arguments.seed or 0}"]
     done = {"arguments": words, "manifest": artifacts.manifest_hash(artifacts.load_manifest(one.workspace))}
     marker = one.workspace.root / "run.json"
-    if marker.exists() and artifacts.read_json(marker) == done and is_finished(one.workspace):
+    if not arguments.restart and marker.exists() and artifacts.read_json(marker) == done and is_finished(one.workspace):
         LOG.info("  already there")
         return 0
-    for script in ("train.py", "evaluate.py"):
-        command = [sys.executable, str(ROOT / script), "--workspace", str(one.workspace.root), "--processed", str(one.workspace.processed), *words]
+    for script, more in (("train.py", ["--restart"] * arguments.restart), ("evaluate.py", [])):
+        command = [sys.executable, str(ROOT / script), "--workspace", str(one.workspace.root), "--processed", str(one.workspace.processed), *words, *more]
         code = subprocess.run(command, check=False).returncode
         if code not in (0, CASES_SKIPPED):
             LOG.error("%s of %s ended with exit code %d; the same command goes on from here.", script, one.title, code)

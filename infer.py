@@ -26,6 +26,7 @@ from ctseg.errors import CaseError, Finding, PreconditionError, UsageError
 if TYPE_CHECKING:
     from ctseg.learning.predictor import Predictor
     from ctseg.scans.cases import ImageSource
+    from ctseg.scans.dicom_files import SeriesInfo
     from ctseg.scans.guides import CaseGuide, GuideSource
     from ctseg.scans.volume import Volume
 
@@ -40,8 +41,11 @@ def find_scans(path: Path) -> dict[str, ImageSource]:
         return {_stem(path): ImageSource("nifti", path)}
     if not path.is_dir():
         raise PreconditionError("NO_DATA", f"'{path}' after --input does not exist", "check the path", file=path.name)
-    scans = {_stem(file): ImageSource("nifti", file) for file in sorted(path.iterdir()) if file.name.endswith(SUFFIXES)}
-    scans |= _series_below(path)
+    files = {_stem(file): ImageSource("nifti", file) for file in sorted(path.iterdir()) if file.name.endswith(SUFFIXES)}
+    series = _series_below(path)
+    if both := sorted(set(files) & set(series)):
+        raise UsageError("BAD_OPTION", f"a NIfTI file and a DICOM series are both called '{both[0]}', and so would be their masks", "rename one of them", file=path.name)
+    scans = files | series
     if not scans:
         raise PreconditionError("NO_DATA", "there is neither a NIfTI file nor a DICOM CT series", "give a scan, a folder of scans, or a folder with a DICOM series", file=path.name)
     return scans
@@ -52,17 +56,17 @@ def _stem(path: Path) -> str:
 
 
 def _series_below(path: Path) -> dict[str, ImageSource]:
-    """The CT series of a folder and of each folder in it; a folder with several is numbered."""
+    """Every CT series below a folder, named after the folder in it that holds the series; where that holds several, numbered."""
     from ctseg.scans import dicom_series
     from ctseg.scans.cases import ImageSource
 
-    result: dict[str, ImageSource] = {}
-    for folder in [path] if dicom_series.find_series(path) and not any(entry.is_dir() for entry in path.iterdir()) else sorted(p for p in path.iterdir() if p.is_dir()):
-        found = [series for series in dicom_series.find_series(folder) if series.modality == "CT"]
-        for number, series in enumerate(found, start=1):
-            name = folder.name if len(found) == 1 else f"{folder.name}_{number}"
-            result[name] = ImageSource("dicom", folder, series.uid)
-    return result
+    by_name: dict[str, list[SeriesInfo]] = {}
+    for series in dicom_series.find_series(path):
+        if series.modality == "CT":
+            inside = series.folder.resolve().relative_to(path.resolve()).parts
+            by_name.setdefault(inside[0] if inside else path.resolve().name, []).append(series)
+    return {name if len(found) == 1 else f"{name}_{number}": ImageSource("dicom", series.folder, series.uid)
+            for name, found in by_name.items() for number, series in enumerate(found, start=1)}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -96,12 +96,17 @@ def show_list(options: Options) -> int:
 
 
 def _use_demo_settings(arguments: argparse.Namespace) -> None:
-    """The training time and settings of the task's synthetic cohort, when neither --minutes nor --epochs is given."""
+    """The training time and settings of the task's synthetic cohort, when neither --minutes nor --epochs is given.
+
+    The task's own choice of a backbone stays out where the user names the models.
+    """
     if arguments.minutes is not None or arguments.epochs is not None or any(text.startswith(("train.minutes", "train.epochs")) for text in arguments.assignments):
         return
     task = find_task(arguments.task or "pelvis")
     arguments.minutes = task.demo_minutes
-    arguments.assignments = [*(f"{key}={value}" for key, value in task.demo.items()), *arguments.assignments]
+    named = arguments.compare or arguments.model or any(text.startswith("model.name=") for text in arguments.assignments)
+    demo = {key: value for key, value in task.demo.items() if not (named and key == "model.backbone")}
+    arguments.assignments = [*(f"{key}={value}" for key, value in demo.items()), *arguments.assignments]
 
 
 def _main(argv: list[str] | None) -> int:

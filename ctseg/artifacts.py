@@ -13,7 +13,7 @@ import os
 import socket
 import time
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -223,31 +223,46 @@ def safe_name(identifier: str) -> str:
 
 
 def write_tensor(path: str | Path, *, image: np.ndarray, label: np.ndarray | None) -> str:
-    """Write one 128^3 tensor and return the sha256 of the file (the same content gives the same bytes).
+    """Write one 128^3 tensor and return the sha256 of the file.
 
     image: (128, 128, 128) float16 or float32, intensities scaled to 0..1. label: (128, 128, 128) uint8.
+    """
+    return write_arrays(path, {"image": image} if label is None else {"image": image, "label": label})
+
+
+def read_tensor(path: str | Path, *, sha256: str | None = None) -> tuple[np.ndarray, np.ndarray | None]:
+    """(image, label) of one tensor file, label None when there is none. Checks the hash when one is given."""
+    arrays = read_arrays(path, ("image",), sha256=sha256)
+    return arrays["image"], arrays.get("label")
+
+
+def write_arrays(path: str | Path, arrays: Mapping[str, np.ndarray]) -> str:
+    """Write named arrays into one .npz and return the sha256 of the file (the same content gives the same bytes).
+
     Stored, not compressed (`docs/decisions/002-storage.md`): zip members carry a CRC, nothing is pickled.
     """
-    arrays = {"image": image} if label is None else {"image": image, "label": label}
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
         for name, array in arrays.items():
             member = io.BytesIO()
             np.lib.format.write_array(member, np.ascontiguousarray(array), allow_pickle=False)
-            archive.writestr(zipfile.ZipInfo(f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0)), member.getvalue())
-    data = buffer.getvalue()
+            archive.writestr(zipfile.ZipInfo(f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0)), member.getbuffer())
+    data = buffer.getbuffer()
     atomic_write(path, lambda stream: stream.write(data))
     return hashlib.sha256(data).hexdigest()
 
 
-def read_tensor(path: str | Path, *, sha256: str | None = None) -> tuple[np.ndarray, np.ndarray | None]:
-    """(image, label) of one tensor file, label None when there is none. Checks the hash when one is given."""
+def read_arrays(path: str | Path, required: Sequence[str], *, sha256: str | None = None) -> dict[str, np.ndarray]:
+    """All arrays of an .npz of the preprocess stage. IntegrityError when its hash is another, it is broken, or one is missing."""
     path = Path(path)
     if sha256 is not None and file_hash(path) != sha256:
         raise IntegrityError("ARTIFACT_CORRUPT", "its hash differs from the manifest", "run `python run_pipeline.py --preprocess` again", file=path.name)
     try:
         with np.load(path, allow_pickle=False) as content:
-            return content["image"], (content["label"] if "label" in content.files else None)
+            arrays = {name: content[name] for name in content.files}
+        if missing := set(required) - set(arrays):
+            raise KeyError(f"no {', '.join(sorted(missing))}")
+        return arrays
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise IntegrityError("ARTIFACT_CORRUPT", f"not readable ({error})", "run `python run_pipeline.py --preprocess` again", file=path.name) from error
 

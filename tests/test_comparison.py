@@ -6,12 +6,12 @@ import csv
 import itertools
 import json
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from pages import Elements
 from PIL import Image
 from scipy.stats import kendalltau, rankdata, wilcoxon
 
@@ -256,22 +256,6 @@ def test_a_loss_on_one_structure_stands_beside_the_gain() -> None:
 # ---- page -------------------------------------------------------------------------------------------------
 
 NASTY = "<b>&me</b>"
-
-
-class Elements(HTMLParser):
-    """Tags with attributes, and the text."""
-
-    def __init__(self, text: str):
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.words: list[str] = []
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_data(self, data: str) -> None:
-        self.words.append(data)
 
 
 def record_of(found: Comparison) -> dict[str, Any]:

@@ -8,13 +8,13 @@ import re
 import shutil
 import subprocess
 import sys
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import fake_results
 import numpy as np
 import pytest
+from pages import Elements
 from PIL import Image
 
 import analyze
@@ -57,26 +57,6 @@ def png_of(draw: Any, *arguments: Any) -> np.ndarray:
     stream = io.BytesIO()
     draw(*arguments, stream, False)
     return np.asarray(Image.open(io.BytesIO(stream.getvalue())).convert("RGB"))
-
-
-class Elements(HTMLParser):
-    """Every tag with its attributes, and the visible text."""
-
-    def __init__(self, text: str):
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.words: list[str] = []
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_data(self, data: str) -> None:
-        self.words.append(data)
-
-    @property
-    def text(self) -> str:
-        return " ".join(" ".join(self.words).split())
 
 
 def row(structure: str, state: str, dice: float | None, case: str = "a", **more: Any) -> dict[str, Any]:

@@ -11,9 +11,10 @@ import pytest
 
 import infer
 import run_pipeline
-from ctseg import artifacts
+from ctseg import artifacts, cli
+from ctseg.errors import UsageError
 from ctseg.learning import checkpoints
-from ctseg.scans import nifti
+from ctseg.scans import dicom_series, nifti
 from ctseg.scans.phantom import write_cohort
 from ctseg.tasks import TASKS
 
@@ -193,6 +194,21 @@ def test_infer_goes_on_after_a_bad_scan(tmp_path, cohorts, capsys):
     assert "case=bad" in capsys.readouterr().out
 
 
+def test_infer_finds_series_at_every_depth_and_refuses_two_scans_of_one_name(tmp_path, cohorts):
+    series, other = [found.folder for found in dicom_series.find_series(cohorts["pelvis"]) if found.modality == "CT"][:2]
+    exported = tmp_path / "export"
+    shutil.copytree(series, exported)
+    assert list(infer.find_scans(exported)) == ["export"]
+    (exported / "empty").mkdir()  # a folder beside the slices does not hide them
+    assert list(infer.find_scans(exported)) == ["export"]
+    shutil.copytree(other, exported / "other patient" / "study" / "ct")
+    assert sorted(infer.find_scans(exported)) == ["export", "other patient"]
+    assert sorted(infer.find_scans(tmp_path)) == ["export_1", "export_2"]
+    shutil.copy(next((cohorts["pelvis"] / "nifti").rglob("ct.nii.gz")), tmp_path / "export_1.nii.gz")
+    with pytest.raises(UsageError, match="both called"):
+        infer.find_scans(tmp_path)
+
+
 # ---------------------------------------------------------------- comparison
 
 
@@ -211,6 +227,19 @@ def test_compare_writes_a_page_and_goes_on_where_it_was(tmp_path, cohorts, capsy
     assert len(weights) == 2
     assert run_pipeline.main(command) == 0
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("best_model.pth")} == weights
+    assert run_pipeline.main([*command, "--restart"]) == 0
+    again = {path: path.stat().st_mtime_ns for path in folder.rglob("best_model.pth")}
+    assert again.keys() == weights.keys() and all(again[path] > weights[path] for path in weights)
+
+
+@pytest.mark.parametrize(("words", "backbone"), [([], "vnet"), (["--model", "unet"], "auto"), (["--set", "model.name=unet"], "auto"), (["--compare", "unet,multipass_unet"], "auto"),
+                                                 (["--model", "unet", "--set", "model.backbone=multi_decoder"], "multi_decoder")])
+def test_a_demo_keeps_its_backbone_only_where_no_model_is_named(words, backbone):
+    """Else `--model unet` would train the V-Net that the demo of the pelvic bones puts into its passes."""
+    arguments = run_pipeline.build_parser().parse_args(["--all", "--task", "pelvic_bones", *words])
+    run_pipeline._use_demo_settings(arguments)
+    settings = cli.settings_from(arguments)[1]
+    assert settings.model.backbone == backbone and settings.data.spacing_mm == (4.0,)
 
 
 def test_compare_needs_two_methods(tmp_path, cohorts, capsys):

@@ -147,8 +147,8 @@ def soft_cldice_loss(p: Tensor, mask: Tensor, skeleton: Tensor, sums: _Sums, *, 
     """1 - harmonic mean of skeleton precision and skeleton recall (Shit et al. 2021, arXiv:2003.07311).
 
     skeleton: (N, D, H, W) bool, of the whole structure and not of the patch. The value is the published one; in its
-    gradient the place of the predicted skeleton is held fixed and only the probability there moves. That is twenty
-    times cheaper than a gradient through the pooling, which would also push the sides of a branch down to make its
+    gradient the place of the predicted skeleton is held fixed and only the probability there moves. That is about
+    twelve times cheaper than a gradient through the pooling, which would also push the sides of a branch down to make its
     ridge sharper.
     """
     with torch.no_grad():

@@ -24,7 +24,8 @@ from ctseg.learning.dataset import Batch, PatchSampler, TrainingCase
 from ctseg.learning.inference import Windows, predict_canvas
 from ctseg.learning.objective import objective
 from ctseg.learning.schedule import Budget, learning_rate_factor
-from ctseg.learning.validation import Validation, mean
+from ctseg.learning.validation import Validation
+from ctseg.scoring.summary import mean
 
 HALVE_AFTER = 3  # plateau schedule: validations without a better Dice before the learning rate is halved
 RUNNING_MEAN = 0.9  # smoothing of the training Dice per structure, which is NaN where a batch lacks it

@@ -12,6 +12,7 @@ from ctseg.learning.inference import dice_per_structure
 from ctseg.learning.losses import segmentation_loss
 from ctseg.learning.postprocess import keep_largest
 from ctseg.scoring.distances import percentile_hausdorff_mm, surface_distances
+from ctseg.scoring.summary import mean
 
 
 @dataclasses.dataclass
@@ -55,9 +56,3 @@ class Validation:
     def largest_helps(self) -> list[bool]:
         """Whether the largest component alone scores higher than everything that was predicted."""
         return [sum(one) > sum(everything) for one, everything in zip(self.dice_of_largest, self.dice)]
-
-
-def mean(values: Sequence[float | None]) -> float | None:
-    """The mean of what is known, None when nothing is."""
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None

@@ -11,6 +11,7 @@ from ctseg.reporting import results
 from ctseg.reporting.comparison import FORMAT, VERSION
 from ctseg.reporting.plots import with_reference
 from ctseg.scoring.comparison import compare
+from ctseg.scoring.summary import mean
 
 TOPOLOGY = ("td_lcc", "bd_lcc", "precision_lcc", "leakage_lcc", "td_full", "precision_full", "cldice", "betti_error")
 
@@ -42,11 +43,6 @@ def _facts(first: results.Results, runs: Sequence[tuple[str, int, Workspace]]) -
             "device": str(first.run.get("device", "unknown"))}
 
 
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None
-
-
 def _costs(found: Sequence[results.Results]) -> dict[str, float | int | None]:
     histories = [result.history for result in found]
     scans = [case["seconds"] for result in found for case in result.run["cases"]]
@@ -55,8 +51,8 @@ def _costs(found: Sequence[results.Results]) -> dict[str, float | int | None]:
         for row in with_reference(result.rows):
             imputed.setdefault(row["structure"], []).append(row["hd95_imputed_mm"])
     return {"parameters": histories[0]["parameters"], "peak_memory_gb": max((h["peak_memory_gb"] for h in histories if h.get("peak_memory_gb")), default=None),
-            "seconds_per_step": _mean([h.get("step_seconds") for h in histories]), "steps": round(sum(h["steps"] for h in histories) / len(histories)),
-            "seconds_per_scan": _mean(scans), "hd95_imputed_mm": _mean([_mean(values) for values in imputed.values()])}
+            "seconds_per_step": mean([h.get("step_seconds") for h in histories]), "steps": round(sum(h["steps"] for h in histories) / len(histories)),
+            "seconds_per_scan": mean(scans), "hd95_imputed_mm": mean([mean(values) for values in imputed.values()])}
 
 
 def _topology(workspaces: Sequence[Workspace]) -> dict[str, float | None]:
@@ -64,7 +60,7 @@ def _topology(workspaces: Sequence[Workspace]) -> dict[str, float | None]:
     rows = [row for workspace in workspaces if workspace.topology.exists() for row in results.read_rows(workspace.topology)]
     if not rows:
         return {}
-    return {name: _mean([row.get(name) for row in rows]) for name in TOPOLOGY if name in rows[0]}
+    return {name: mean([row.get(name) for row in rows]) for name in TOPOLOGY if name in rows[0]}
 
 
 def _warnings(by_method: Mapping[str, Sequence[results.Results]]) -> list[str]:

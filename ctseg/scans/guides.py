@@ -10,19 +10,17 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import importlib.util
-import io
 import shutil
 import subprocess
 import sys
 import tempfile
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ctseg.artifacts import atomic_write, canonical_hash, file_hash, safe_name, write_text
+from ctseg.artifacts import canonical_hash, file_hash, read_arrays, safe_name, write_arrays, write_text
 from ctseg.errors import CaseError, Finding, IntegrityError, PreconditionError, UsageError
 from ctseg.scans import nifti
 from ctseg.scans.distance_maps import organ_masks
@@ -293,31 +291,16 @@ def write_guide(path: str | Path, distance_mm: np.ndarray, presence: np.ndarray,
     problem = _guide_problem(**arrays)
     if problem:
         raise ValueError(problem)
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
-        for name, array in arrays.items():
-            member = io.BytesIO()
-            np.lib.format.write_array(member, np.ascontiguousarray(array), allow_pickle=False)
-            archive.writestr(zipfile.ZipInfo(f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0)), member.getbuffer())
-    data = buffer.getbuffer()
-    atomic_write(path, lambda stream: stream.write(data))
-    return hashlib.sha256(data).hexdigest()
+    return write_arrays(path, arrays)
 
 
 def read_guide(path: str | Path, *, sha256: str | None = None) -> tuple[np.ndarray, np.ndarray, Index]:
     """(distance_mm (K, d, h, w) float16, presence (K,) bool, stride) of one case. Checks the hash when one is given."""
-    path = Path(path)
-    fix = "run `python run_pipeline.py --preprocess` again"
-    if sha256 is not None and file_hash(path) != sha256:
-        raise IntegrityError("ARTIFACT_CORRUPT", "its hash differs from the manifest", fix, file=path.name)
-    try:
-        with np.load(path, allow_pickle=False) as content:
-            distance_mm, presence, stride = content["distance_mm"], content["presence"], content["stride"]
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise IntegrityError("ARTIFACT_CORRUPT", f"not readable ({error})", fix, file=path.name) from error
+    arrays = read_arrays(path, ("distance_mm", "presence", "stride"), sha256=sha256)
+    distance_mm, presence, stride = arrays["distance_mm"], arrays["presence"], arrays["stride"]
     problem = _guide_problem(distance_mm, presence, stride)
     if problem:
-        raise IntegrityError("ARTIFACT_CORRUPT", problem, fix, file=path.name)
+        raise IntegrityError("ARTIFACT_CORRUPT", problem, "run `python run_pipeline.py --preprocess` again", file=Path(path).name)
     return distance_mm, presence, (int(stride[0]), int(stride[1]), int(stride[2]))
 
 

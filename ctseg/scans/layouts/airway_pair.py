@@ -24,18 +24,12 @@ _CASE = re.compile(r"ATM_\d|LIDC|EXACT|CASE\d\d", re.IGNORECASE)
 
 def matches(root: Path) -> bool:
     """`images` and `labels` folders with names of an airway data set, in the folder or in one below it."""
-    return any(_CASE.match(stem) for _, labels in _places(root) for stem in gathering.volumes(labels))
-
-
-def _places(root: Path) -> list[tuple[Path, Path]]:
-    """(images, labels) folders of the set."""
-    pairs = [(gathering.child(folder, "images"), gathering.child(folder, "labels")) for folder in (root, *gathering.folders(root))]
-    return [(images, labels) for images, labels in pairs if images is not None and labels is not None]
+    return any(_CASE.match(stem) for _, labels in gathering.image_label_folders(root) for stem in gathering.volumes(labels))
 
 
 def read(root: Path) -> DataSet:
     """All pairs of scan and airway mask, by case name."""
-    places = _places(root)
+    places = gathering.image_label_folders(root)
     if not places:
         raise PreconditionError("NO_DATA", "there are no folders images and labels", f"the layout airway_pair needs {SHAPE}")
     cases = Gathering("airway_pair", root)

@@ -42,12 +42,7 @@ def matches(root: Path) -> bool:
 
 def _places(root: Path) -> list[tuple[Path, Path]]:
     """(images, labels) folders of the set."""
-    found = []
-    for folder in (root, *gathering.folders(root)):
-        images, labels = gathering.child(folder, "images"), gathering.child(folder, "labels")
-        if images and labels and any(_CASE.match(stem) for stem in [*gathering.volumes(images), *gathering.volumes(labels)]):
-            found.append((images, labels))
-    return found
+    return [pair for pair in gathering.image_label_folders(root) if any(_CASE.match(stem) for folder in pair for stem in gathering.volumes(folder))]
 
 
 def read(root: Path) -> DataSet:

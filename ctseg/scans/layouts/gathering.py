@@ -60,6 +60,12 @@ def child(folder: Path, name: str) -> Path | None:
     return next((path for path in entries(folder) if path.name.casefold() == name.casefold()), None)
 
 
+def image_label_folders(root: Path) -> list[tuple[Path, Path]]:
+    """(images, labels) folders of a folder and of those in it, upper and lower case alike; only where there are both."""
+    pairs = [(child(folder, "images"), child(folder, "labels")) for folder in (root, *folders(root))]
+    return [(images, labels) for images, labels in pairs if images is not None and labels is not None]
+
+
 def volume_stem(path: Path) -> str | None:
     """The file name without `.nii` / `.nii.gz` (any case); None when it is no NIfTI name."""
     for suffix in VOLUME_SUFFIXES:
