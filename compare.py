@@ -18,10 +18,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-from ctseg import artifacts, cli
+from ctseg import artifacts, cli, config
 from ctseg.artifacts import Workspace
 from ctseg.cli import LOG
 from ctseg.errors import UsageError
+from models import PRESETS
 
 ROOT = Path(__file__).resolve().parent
 CASES_SKIPPED = 3  # exit code of a stage that finished but left cases out
@@ -54,15 +55,24 @@ class Run:
 
 
 def plan(workspace: Workspace, arguments: argparse.Namespace) -> list[Run]:
-    """All runs of --compare and --seeds. Raises UsageError for fewer than two methods, or twice the same."""
+    """All runs of --compare and --seeds. Raises UsageError for fewer than two methods, twice the same, or one that does not exist."""
     names = [name.strip() for name in arguments.compare.split(",") if name.strip()]
     if len(names) < 2 or len(set(names)) < len(names):
         raise UsageError("BAD_OPTION", f"--compare {arguments.compare} does not name two or more different methods", "write for example --compare unet,multi_decoder")
+    for name in names:  # now, and not after the hours that those before it take
+        _check_method(Method(name))
     if arguments.seeds < 1:
         raise UsageError("BAD_VALUE", f"--seeds {arguments.seeds} is not positive", "give 1 or more")
     first = arguments.seed or 0
     return [Run(Method(name), seed, Workspace(workspace.comparison / "runs" / artifacts.safe_name(f"{name}_seed{seed}"), workspace.processed))
             for seed in range(first, first + arguments.seeds) for name in names]
+
+
+def _check_method(method: Method) -> None:
+    model, *changes = method.name.split("+")
+    if model not in PRESETS:
+        raise UsageError("UNKNOWN_MODEL", f"there is no model '{model}' (--compare {method.name})", f"choose one of {', '.join(PRESETS)}{config.did_you_mean(model, PRESETS)}")
+    config.resolve(None, config.parse_assignments(changes))
 
 
 def run(workspace: Workspace, arguments: argparse.Namespace) -> int:

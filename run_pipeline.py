@@ -120,6 +120,8 @@ def _main(argv: list[str] | None) -> int:
     if arguments.data is None and (arguments.compare or {"preprocess", "train"} <= set(stages)):
         _use_demo_settings(arguments)
     workspace, settings, options = cli.settings_from(arguments)
+    if arguments.compare:
+        importlib.import_module("compare").plan(workspace, arguments)
     with lock_workspace(workspace):
         cli.start_log(workspace)
         LOG.debug("stages %s, settings %s", stages, settings.record())

@@ -242,6 +242,12 @@ def test_a_demo_keeps_its_backbone_only_where_no_model_is_named(words, backbone)
     assert settings.model.backbone == backbone and settings.data.spacing_mm == (4.0,)
 
 
+@pytest.mark.parametrize(("methods", "said"), [("unet,unett", "did you mean 'unet'?"), ("unet,unet+train.augmentatio=none", "did you mean 'train.augmentation'?")])
+def test_compare_refuses_what_does_not_exist_before_any_work(methods, said, tmp_path, cohorts, capsys):
+    assert run_pipeline.main(["--compare", methods, "--data", str(cohorts["pelvis"]), "--workspace", str(tmp_path), *TINY]) == 2
+    assert said in capsys.readouterr().err and not (tmp_path / "processed_data").exists()
+
+
 def test_compare_needs_two_methods(tmp_path, cohorts, capsys):
     assert run_pipeline.main(["--compare", "unet", "--data", str(cohorts["pelvis"]), "--workspace", str(tmp_path), *TINY]) == 2
     assert "--compare unet,multi_decoder" in capsys.readouterr().err
