@@ -43,19 +43,33 @@ class ModelSettings:
     levels: int = 5
     max_channels: int = 320  # where the doubling per level ends
     blocks: tuple[int, ...] = ()  # residual blocks per level; empty: 1, 2, 2, ...
+    decoders: str = "per_structure"  # this and the next four: of multi_decoder; shared: a single one with as many parameters, the control
     attention: str = "voxel"
     attention_stride: int = 2
+    attention_levels: int = 1  # 2: the decoders read each other before the finest level too
+    output: str = "softmax"  # sigmoid: each structure is learned by itself
     backbone: str = "auto"  # this and the next: auto or 0 = what the preset says
     passes: int = 0  # trained passes; 1: a single one
     infer_passes: int = 0  # at most this many passes in prediction
-    context: str = "soft"  # what a pass sees of the one before: soft | hard | zeros
-    guidance: str = "auto"  # auto | none | sdm (= film_spatial) | film_global | concat_input | spade
+    context: str = "soft"  # what a pass sees of the one before: soft | hard | sdm (signed distances) | zeros
+    context_grad: str = "detach"  # through: a pass learns from the losses of later ones too
+    context_corruption: float = 0.3  # chance that a context is damaged in training
+    pass_embedding: bool = True  # whether a network is told the number of its pass
+    shared_passes: bool = True  # false: each trained pass has a network of its own
+    guidance: str = "auto"  # auto | none | sdm (= film_spatial) | film_global | concat_input | spade | segmap (smoothed masks)
     guide_hidden: int = 32
     guide_stride: int = 1  # 2: modulation fields at half the size, cheaper on a CPU; the maps are smooth
+    guide_levels: str = "all"  # guided decoder levels: all | top (finest) | bottom (coarsest)
+    guide_tau_mm: tuple[float, ...] = (20.0, 100.0)  # where the distance maps bend: the near one resolves an organ, the far one the body
+    guide_presence: bool = True  # whether the network is told which organs are there at all
+    film_init: str = "zero"  # zero: guidance begins as nothing | default
     connectivity: str = "auto"  # auto | none | multitask
     remap: str = "auto"  # auto | none | lut | lut_linear
     kernel: int = 5  # of vnet: 5 | 3
     stage_convs: str = "reference"  # of vnet: reference | paper
+    norm: str = "instance"  # of vnet: instance | group | batch
+    residual: bool = True  # of vnet: whether a stage adds what it reads
+    deep_supervision: bool = True  # of vnet; the others always have it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -222,11 +236,17 @@ _CHOICES = {
     "data.crop": ("body", "lungs"),
     "train.loss": ("dice_ce", "dice", "ce", "dice_focal"),
     "train.sampling": ("auto", "structures", "tubes"),
-    "model.context": ("soft", "hard", "zeros"),
-    "model.guidance": ("auto", "none", "sdm", "film_spatial", "film_global", "concat_input", "spade"),
+    "model.decoders": ("per_structure", "shared"),
+    "model.output": ("softmax", "sigmoid"),
+    "model.context": ("soft", "hard", "sdm", "zeros"),
+    "model.context_grad": ("detach", "through"),
+    "model.guidance": ("auto", "none", "sdm", "film_spatial", "film_global", "concat_input", "spade", "segmap"),
+    "model.guide_levels": ("all", "top", "bottom"),
+    "model.film_init": ("zero", "default"),
     "model.connectivity": ("auto", "none", "multitask"),
     "model.remap": ("auto", "none", "lut", "lut_linear"),
     "model.stage_convs": ("reference", "paper"),
+    "model.norm": ("instance", "group", "batch"),
     "train.optimizer": ("adamw", "sgd"),
     "train.schedule": ("cosine", "poly", "plateau"),
     "train.precision": ("auto", "fp32", "bf16", "fp16"),
@@ -241,7 +261,7 @@ _RANGES = {
     "train.steps_per_epoch": (1, 10**6), "model.width": (1, 512), "model.levels": (2, 7), "model.max_channels": (1, 4096), "data.overlap": (0.0, 0.75),
     "evaluate.overlap": (0.0, 0.9), "train.ema_decay": (0.0, 0.99999), "train.foreground_fraction": (0.0, 1.0),
     "data.test_fraction": (0.0, 0.8), "data.val_fraction": (0.0, 0.8), "train.gradient_clip": (1e-6, 1e6), "data.skip_limit": (0.0, 1.0),
-    "model.passes": (0, 3), "model.infer_passes": (0, 8), "model.guide_hidden": (1, 512), "model.guide_stride": (1, 2), "model.kernel": (3, 5),
+    "model.attention_levels": (1, 2), "model.context_corruption": (0.0, 1.0), "model.passes": (0, 3), "model.infer_passes": (0, 8), "model.guide_hidden": (1, 512), "model.guide_stride": (1, 2), "model.kernel": (3, 5),
     "train.guidance_dropout": (0.0, 1.0), "train.union_weight": (0.0, 100.0), "train.centreline_weight": (0.0, 100.0), "train.radius_weight": (0.0, 100.0),
     "train.cldice_weight": (0.0, 100.0), "train.consistency_weight": (0.0, 100.0),
 }
@@ -259,6 +279,9 @@ def _check(settings: Settings) -> None:
         value = record[section][name]
         if not low <= value <= high:  # also refuses NaN
             raise UsageError("BAD_VALUE", f"{key}={value!r} lies outside {low} to {high}", "give a value in that range")
+    taus_mm = settings.model.guide_tau_mm
+    if not taus_mm or not all(1.0 <= tau <= 1000.0 for tau in taus_mm):
+        raise UsageError("BAD_VALUE", f"model.guide_tau_mm={taus_mm} must be one or more distances of 1 to 1000 mm", "give them near to far, for example 20,100")
     low_hu, high_hu = settings.data.window_hu
     if not low_hu < high_hu:
         raise UsageError("BAD_VALUE", f"data.window_hu={settings.data.window_hu} is empty", "give the lower end first, for example -250,750")

@@ -2,7 +2,7 @@
 
 A network takes (B, 1, D, H, W), and a guide (B, K', D, H, W) if its `inputs` say so, and returns {"logits": (B, S+1, D,
 H, W)}, channel 0 being the background; while it trains also "deep", a list of coarser logits, finest first. Softmax is
-applied once, by the caller. A new network is one file and one row in PRESETS.
+applied once, by the caller; "independent" beside the logits asks for a loss of each structure by itself. A new network is one file and one row in PRESETS.
 
 From inside to outside: backbone, connectivity heads, anatomy guidance, several passes, density remap. Each technique
 looks from outside like the network inside, so any backbone takes any of them.
@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from models.anatomy_guidance import FORMS, AnatomyGuidance
+from models.anatomy_guidance import DELIVERED_TAU_MM, FORMS, AnatomyGuidance, GuideForm
 from models.blocks import choose, size_multiple
 from models.connectivity import ConnectivityMultitask
 from models.density_remap import DensityRemap
@@ -45,8 +45,8 @@ class Backbone(NamedTuple):
 
 BACKBONES = {
     "unet": Backbone(UNet, ("blocks",)),
-    "vnet": Backbone(VNet, ("kernel", "stage_convs")),
-    "multi_decoder": Backbone(MultiDecoder, ("blocks", "attention", "attention_stride")),
+    "vnet": Backbone(VNet, ("kernel", "stage_convs", "residual", "norm", "deep_supervision")),
+    "multi_decoder": Backbone(MultiDecoder, ("blocks", "decoders", "attention", "attention_stride", "attention_levels", "output")),
 }
 
 PRESETS = {
@@ -68,10 +68,12 @@ N_TRAIN, LARGEST_N_TRAIN, N_INFER = 2, 3, 4
 def build_network(
     name: str, *, n_structures: int, width: int, levels: int, in_channels: int = 1, max_channels: int = 320, backbone: str = "auto",
     passes: int = 0, infer_passes: int = 0, context: str = "soft", context_grad: str = "detach", context_corruption: float = 0.3,
-    pass_embedding: bool = True, guidance: str = "auto", guide_channels: int = 0, guide_hidden: int = 32, guide_stride: int = 1,
-    guide_levels: str = "all", film_init: str = "zero", connectivity: str = "auto", remap: str = "auto",
-    blocks: Sequence[int] = SMALL_BLOCKS, attention: str = "voxel", attention_stride: int = 2, kernel: int = 5,
-    stage_convs: str = "reference", **more: Any,
+    pass_embedding: bool = True, shared_passes: bool = True, guidance: str = "auto", guide_channels: int = 0, guide_hidden: int = 32,
+    guide_stride: int = 1, guide_levels: str = "all", film_init: str = "zero", guide_tau_mm: Sequence[float] = DELIVERED_TAU_MM,
+    guide_presence: bool = True, connectivity: str = "auto", remap: str = "auto", blocks: Sequence[int] = SMALL_BLOCKS,
+    decoders: str = "per_structure", attention: str = "voxel", attention_stride: int = 2, attention_levels: int = 1,
+    output: str = "softmax", kernel: int = 5, stage_convs: str = "reference", residual: bool = True, norm: str = "instance",
+    deep_supervision: bool = True, **more: Any,
 ) -> nn.Module:
     """The network called `name` in PRESETS, with fresh weights. "auto" and 0 stand for what the preset says.
 
@@ -86,16 +88,16 @@ def build_network(
         backbone: a key of BACKBONES.
         passes: 1, a single one; 2 or 3, so many in training (a multi-pass preset: 2).
         infer_passes: at most so many when predicting (4). This and the next four: see MultiPass.
+        shared_passes: False gives each pass of the training a network of its own.
         guidance: one of GUIDANCE, or "sdm" for "film_spatial". It needs `guide_channels`, the K' of the guide. The
             options that begin with guide_, and `film_init`: see AnatomyGuidance.
         connectivity: "none", or "multitask" for heads that learn centre line and radius.
         remap: "none", "lut" for a density table in front, "lut_linear" for table and image side by side. The table is
             the identity until the network's `set_lookup` is given one.
         blocks: residual blocks per level, of `unet` and `multi_decoder`.
-        attention, attention_stride: between the decoders of `multi_decoder`.
-        kernel, stage_convs: of `vnet`.
-        more: for the backbone alone, which must know it: `parity` of `unet` and `multi_decoder`; `residual`, `norm`,
-            `deep_supervision` of `vnet`.
+        decoders, attention, attention_stride, attention_levels, output: of `multi_decoder`.
+        kernel, stage_convs, residual, norm, deep_supervision: of `vnet`.
+        more: for the backbone alone, which must know it: `parity` of `unet` and `multi_decoder`.
     """
     if n_structures < 1 or width < 1 or levels < 2:
         raise ValueError(f"n_structures={n_structures} and width={width} must be 1 or more, levels={levels} 2 or more.")
@@ -107,23 +109,35 @@ def build_network(
 
     channels = in_channels * (2 if parts.remap == "lut_linear" else 1)
     channels += n_structures if parts.passes > 1 else 0
-    channels += guide_channels if parts.guidance == "concat_input" else 0
-    own = {"blocks": blocks, "attention": attention, "attention_stride": attention_stride, "kernel": kernel, "stage_convs": stage_convs}
-    build, names = BACKBONES[parts.backbone]
-    network = build(
-        n_structures=n_structures, width=width, levels=levels, max_channels=max_channels, in_channels=channels,
-        **{key: own[key] for key in names}, **more,
-    )
-    if parts.connectivity == "multitask":
-        network = ConnectivityMultitask(network, n_structures)
-    if parts.guidance != "none":
-        network = AnatomyGuidance(
-            network, guide_channels, guide_hidden, parts.guidance, guide_stride, levels=guide_levels, film_init=film_init
+    if parts.guidance == "concat_input":
+        channels += GuideForm(guide_channels, tau_mm=guide_tau_mm, presence=guide_presence).channels
+    own = {
+        "blocks": blocks, "decoders": decoders, "attention": attention, "attention_stride": attention_stride,
+        "attention_levels": attention_levels, "output": output, "kernel": kernel, "stage_convs": stage_convs, "residual": residual,
+        "norm": norm, "deep_supervision": deep_supervision,
+    }
+
+    def of_a_pass() -> nn.Module:
+        build, names = BACKBONES[parts.backbone]
+        network = build(
+            n_structures=n_structures, width=width, levels=levels, max_channels=max_channels, in_channels=channels,
+            **{key: own[key] for key in names}, **more,
         )
+        if parts.connectivity == "multitask":
+            network = ConnectivityMultitask(network, n_structures)
+        if parts.guidance != "none":
+            network = AnatomyGuidance(
+                network, guide_channels, guide_hidden, parts.guidance, guide_stride, levels=guide_levels, film_init=film_init,
+                tau_mm=guide_tau_mm, presence=guide_presence,
+            )
+        return network
+
+    network = of_a_pass()
     if parts.passes > 1:
         network = MultiPass(
             network, n_structures, parts.passes, infer_passes or N_INFER, context, context_grad=context_grad,
             corruption=context_corruption, pass_embedding=pass_embedding,
+            later=[] if shared_passes else [of_a_pass() for _ in range(parts.passes - 1)],
         )
     if parts.remap != "none":
         network = DensityRemap(network, keep_linear=parts.remap == "lut_linear")

@@ -8,6 +8,8 @@ level they become a scale and a shift of the features at each voxel, zero at the
 from __future__ import annotations
 
 import functools
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,10 +19,46 @@ from torch.nn import functional
 from models.blocks import Modulation, Modulations, Output, choose, initialise
 from models.technique import Technique, chained
 
-FORMS = ("film_spatial", "film_global", "concat_input", "spade")
+FORMS = ("film_spatial", "film_global", "concat_input", "spade", "segmap")
 LEVELS = ("all", "top", "bottom")
 FILM_INITS = ("zero", "default")
 SPADE_HIDDEN = 128
+# A guide of K organs has 3 K channels: tanh(distance / tau), negative inside, of all organs for each tau, and last
+# whether an organ is there. The far one tells the distance exactly, so that all other forms follow from it.
+DELIVERED_TAU_MM = (20.0, 100.0)
+SMOOTHING_MM = 2.0  # of masks ("segmap"): one voxel of the grid on which the maps are stored
+
+
+class GuideForm:
+    """What of the delivered guide the network reads, and as what.
+
+    tau_mm: the distances at which the maps bend, near to far. presence: whether the channels that say so are read.
+    masks: the organs themselves instead of distances to them, smoothed with a Gaussian of SMOOTHING_MM. For a flat
+    surface that is a function of the distance alone; thin parts come out a little stronger than a filter makes them.
+    """
+
+    def __init__(self, delivered: int, *, tau_mm: Sequence[float] = DELIVERED_TAU_MM, presence: bool = True, masks: bool = False):
+        self.tau_mm, self.presence, self.masks = tuple(tau_mm), presence, masks
+        self.unchanged = self.tau_mm == DELIVERED_TAU_MM and presence and not masks
+        blocks = len(DELIVERED_TAU_MM) + 1
+        if not self.tau_mm or min(self.tau_mm) <= 0:
+            raise ValueError(f"guide_tau_mm={self.tau_mm} must be one or more distances above 0.")
+        if not self.unchanged and delivered % blocks:
+            raise ValueError(f"guide_channels={delivered} must be {blocks} per organ to be read in another form.")
+        kept = (1 if masks else len(self.tau_mm)) + presence
+        self.channels = delivered if self.unchanged else delivered // blocks * kept
+
+    def __call__(self, guide: Tensor) -> Tensor:
+        """(B, K', D, H, W) as delivered -> (B, `channels`, D, H, W), float32 where anything changes."""
+        if self.unchanged:
+            return guide
+        *maps, there = guide.float().chunk(len(DELIVERED_TAU_MM) + 1, dim=1)
+        distance_mm = DELIVERED_TAU_MM[-1] * torch.atanh(maps[-1])  # infinite where an organ is not there
+        if self.masks:
+            read = [0.5 * torch.erfc(distance_mm / (SMOOTHING_MM * math.sqrt(2)))]
+        else:
+            read = [torch.tanh(distance_mm / tau) for tau in self.tau_mm]
+        return torch.cat((*read, there) if self.presence else read, dim=1)
 
 
 class GuidedLevel(nn.Module):
@@ -62,38 +100,44 @@ class GuidedLevel(nn.Module):
 class AnatomyGuidance(Technique):
     """A network that also reads `guide` (B, K', D, H, W): maps of about -1..1 on the voxels of the image.
 
+    What of it is read is worked out here and not where guides are made, so that it is part of the network and its
+    checkpoint: comparisons of guides share their data, and prediction cannot go wrong.
+
     Args:
         guide_channels: K'.
         hidden: channels between guide and scale/shift; 32 adds 104,384 parameters at K' = 21 and decoder channels
             256/128/64/32. The form "spade" always has its published 128.
         form: "film_spatial", per voxel; "film_global", one scale and shift per channel from the mean of the guide;
             "concat_input", the guide beside the image as further input channels, no modulation; "spade", the
-            published module with 3^3 convolutions (without its own normalisation: the level has one).
+            published module with 3^3 convolutions (without its own normalisation: the level has one); "segmap",
+            "film_spatial" of smoothed masks in place of distances.
         stride: 2 computes scale and shift of the finest level at half the size: an eighth of the work, and the maps
             are smooth.
         levels: which decoder levels are guided: "all", "top" (the finest) or "bottom" (the coarsest).
         film_init: "zero", so that the guided network starts as the one inside bit for bit, or PyTorch's "default".
+        tau_mm, presence: see GuideForm.
     """
 
     def __init__(
         self, network: nn.Module, guide_channels: int, hidden: int = 32, form: str = "film_spatial", stride: int = 1, *,
-        levels: str = "all", film_init: str = "zero",
+        levels: str = "all", film_init: str = "zero", tau_mm: Sequence[float] = DELIVERED_TAU_MM, presence: bool = True,
     ):
         choose("form of guidance", form, FORMS)
         choose("choice of guided levels", levels, LEVELS)
         choose("film_init", film_init, FILM_INITS)
         if guide_channels < 1 or hidden < 1 or stride not in (1, 2):
             raise ValueError(f"guide_channels={guide_channels} and hidden={hidden} must be 1 or more, stride={stride} 1 or 2.")
-        super().__init__(network, own_channels=guide_channels if form == "concat_input" else 0)
+        read = GuideForm(guide_channels, tau_mm=tau_mm, presence=presence, masks=form == "segmap")
+        super().__init__(network, own_channels=read.channels if form == "concat_input" else 0)
         self.inputs = (*self.inputs, "guide")
-        self.guide_channels, self.form, self.stride = guide_channels, form, stride
+        self.guide_channels, self.form, self.stride, self.read = guide_channels, form, stride, read
         self.levels = nn.ModuleDict()  # by the level's number, 0 being the coarsest
         if form == "concat_input":
             return
         last = len(self.decoder_channels) - 1
         for level in {"all": range(last + 1), "top": [last], "bottom": [0]}[levels]:
             self.levels[str(level)] = GuidedLevel(
-                guide_channels, SPADE_HIDDEN if form == "spade" else hidden, self.decoder_channels[level], n_decoders=self.n_decoders,
+                read.channels, SPADE_HIDDEN if form == "spade" else hidden, self.decoder_channels[level], n_decoders=self.n_decoders,
                 kernel_shared=1 if form == "film_global" else 3, kernel=3 if form == "spade" else 1, film_init=film_init,
             )
 
@@ -103,7 +147,7 @@ class AnatomyGuidance(Technique):
         if guide is None or tuple(guide.shape) != expected:
             found = "is missing" if guide is None else f"has shape {tuple(guide.shape)}"
             raise ValueError(f"The guide {found}; expected (B, K', D, H, W) = {expected}.")
-        guide = guide.to(ct.dtype)
+        guide = self.read(guide).to(ct.dtype)
         if self.form == "concat_input":
             return self.network.features(torch.cat((ct, guide), dim=1), modulations)
         return self.network.features(ct, chained(self._film(guide), modulations))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +39,8 @@ from models.unet import (
 )
 
 ATTENTION = ("none", "voxel", "global_gate", "published")
+DECODERS = ("per_structure", "shared")
+OUTPUTS = ("softmax", "sigmoid")
 
 
 class CrossDecoderAttention(nn.Module):
@@ -149,24 +152,37 @@ class MultiDecoder(Backbone):
     """(B, in_channels, D, H, W) -> {"logits": (B, S+1, D, H, W)}; in training also "deep", finest first.
 
     Args:
+        decoders: "shared" is the control for "per_structure": one decoder, whose features all heads read, without
+            attention, so much wider that the whole network has as many parameters.
         attention: one of ATTENTION. With a single structure there is nobody to listen to, and no attention is built.
         attention_stride: attention is computed at this fraction of the full size.
+        attention_levels: 1, at the end of the decoders; 2, also one level before, from where they go on with what they heard.
+        output: "softmax", the structures compete; "sigmoid", each is learned by itself, against a background whose
+            logit is 0 (in training the key "independent" asks for that loss). A structure has a probability above 1/2
+            where its logit is positive, so the softmax beside that 0 decides for the same structure as the sigmoids:
+            whoever predicts need not know. As probabilities the two are the same only for a single structure.
         parity: the published network: batch normalisation, ReLU, concatenation, no background head (its logit
             is 0, so a sigmoid per structure), no deep supervision. With attention "published" and 3 structures it
             has 2,765,067 parameters at width 8 and 44,181,027 at width 32.
     """
 
     def __init__(
-        self, *, n_structures: int, width: int, levels: int, attention: str = "voxel", attention_stride: int = 2,
-        in_channels: int = 1, max_channels: int = 320, blocks: Sequence[int] = SMALL_BLOCKS, parity: bool = False,
+        self, *, n_structures: int, width: int, levels: int, decoders: str = "per_structure", attention: str = "voxel",
+        attention_stride: int = 2, attention_levels: int = 1, output: str = "softmax", in_channels: int = 1,
+        max_channels: int = 320, blocks: Sequence[int] = SMALL_BLOCKS, parity: bool = False,
     ):
         super().__init__()
         choose("attention", attention, ATTENTION)
         if attention_stride < 1:
             raise ValueError(f"attention_stride={attention_stride} must be 1 or more.")
+        if not 1 <= attention_levels <= min(2, levels - 1):
+            raise ValueError(f"attention_levels={attention_levels} must be 1, or 2 with levels=3 or more; levels={levels}.")
         self.in_channels = in_channels
         self.size_multiple = size_multiple(levels)
-        self.n_decoders = n_structures
+        self.n_structures = n_structures
+        self.shared = choose("decoders", decoders, DECODERS) == "shared"
+        self.n_decoders = 1 if self.shared else n_structures
+        self.independent = choose("output", output, OUTPUTS) == "sigmoid"
         self.encoder: Encoder
         if parity:
             channels = level_channels(width, levels, width * 2**levels)
@@ -177,37 +193,87 @@ class MultiDecoder(Backbone):
             self.encoder = ResidualEncoder(in_channels=in_channels, channels=channels, blocks=blocks, style=Style())
             # one structure needs fewer channels than the encoder of all: at most four times the width
             self.decoder_channels = [min(c, 4 * width) for c in channels[-2::-1]]
-        self.decoders = nn.ModuleList(self._decoder(channels, parity) for _ in range(n_structures))
+        if self.shared:
+            self.decoder_channels = _as_large_as(n_structures, self.decoder_channels, channels, parity)
+        self.decoders: Any = nn.ModuleList(_decoder(self.decoder_channels, channels, parity) for _ in range(self.n_decoders))
         finest = self.decoder_channels[-1]
         self.attention: nn.Module | None = None
-        if attention != "none" and n_structures > 1:
+        self.attention_before: nn.Module | None = None  # of the level before the finest
+        if attention != "none" and self.n_decoders > 1:
             self.attention = CrossDecoderAttention(finest, n_structures, form=attention, stride=attention_stride)
+            if attention_levels == 2:
+                self.attention_before = CrossDecoderAttention(
+                    self.decoder_channels[-2], n_structures, form=attention, stride=attention_stride
+                )
         supervised = [finest] if parity else self.decoder_channels[1:] or [finest]
-        self.heads = nn.ModuleList(StructureHeads(c, n_structures, background=not parity) for c in supervised)
+        background = not parity and not self.independent
+        self.heads = nn.ModuleList(StructureHeads(c, n_structures, background=background) for c in supervised)
         initialise(self)
         initialise_head(self.heads)
 
-    def _decoder(self, channels: Sequence[int], parity: bool) -> Decoder:
-        block, style = (TwoUnitUpBlock, PUBLISHED) if parity else (LightUpBlock, Style())
-        in_channels = [channels[-1], *self.decoder_channels[:-1]]
-        return Decoder(
-            block(below, skip, out, style=style)
-            for below, skip, out in zip(in_channels, channels[-2::-1], self.decoder_channels)
-        )
+    def features(self, ct: Tensor, modulations: Modulations | None = None) -> list[Any]:
+        """Features of each decoder level, coarse to fine, each a list over structures, or a tensor of the shared decoder.
 
-    def features(self, ct: Tensor, modulations: Modulations | None = None) -> list[list[Tensor]]:
-        """Features of each decoder level, coarse to fine, each a list over structures; before the attention."""
+        Those of the finest level before the attention.
+        """
         of_decoders = self._checked(ct, modulations)
         encoded = self.encoder(ct)
-        by_decoder = [decoder(encoded, m) for decoder, m in zip(self.decoders, of_decoders)]
-        return [list(level) for level in zip(*by_decoder)]
+        if self.shared:
+            return self.decoders[0](encoded, of_decoders[0])
+        if self.attention_before is None:
+            by_decoder = [decoder(encoded, m) for decoder, m in zip(self.decoders, of_decoders)]
+            return [list(level) for level in zip(*by_decoder)]
+        return self._in_step(encoded, of_decoders)
 
-    def predict(self, features: Sequence[Sequence[Tensor]]) -> Output:
+    def _in_step(self, encoded: Sequence[Tensor], of_decoders: Sequence[Sequence[Modulation] | None]) -> list[list[Tensor]]:
+        """The same, level by level: the decoders read each other before the finest one."""
+        *skips, bottom = encoded
+        reached, features = [bottom] * self.n_decoders, []
+        for level in range(len(self.decoder_channels)):
+            skip = skips.pop()
+            reached = [
+                decoder.blocks[level](x, skip, hooks[level] if hooks else None)
+                for decoder, x, hooks in zip(self.decoders, reached, of_decoders)
+            ]
+            if self.attention_before is not None and level == len(self.decoder_channels) - 2:
+                reached, _ = self.attention_before(reached)
+            features.append(reached)
+        return features
+
+    def predict(self, features: Sequence[Any]) -> Output:
         """Logits from what `features` returned, after the decoders have read each other.
 
         The weights between decoders are there on request: `network.attention(network.features(ct)[-1])[1]`.
         """
-        attended = list(features[-1])
+        levels = [[level] * self.n_structures if self.shared else list(level) for level in features]
         if self.attention is not None:
-            attended, _ = self.attention(attended)
-        return super().predict([*features[:-1], attended])
+            levels[-1], _ = self.attention(levels[-1])
+        output = super().predict(levels)
+        if self.training and self.independent:
+            output["independent"] = True
+        return output
+
+
+def _decoder(channels: Sequence[int], skips: Sequence[int], parity: bool) -> Decoder:
+    """A decoder with `channels`, coarse to fine, on an encoder with channels `skips`, fine to coarse."""
+    block, style = (TwoUnitUpBlock, PUBLISHED) if parity else (LightUpBlock, Style())
+    in_channels = [skips[-1], *channels[:-1]]
+    return Decoder(block(below, skip, out, style=style) for below, skip, out in zip(in_channels, skips[-2::-1], channels))
+
+
+def _as_large_as(count: int, channels: Sequence[int], skips: Sequence[int], parity: bool) -> list[int]:
+    """Channels of a wider decoder that has, as nearly as they allow, the parameters of `count` decoders with `channels`."""
+
+    def widened(coarsest: int) -> list[int]:
+        return [round(c * coarsest / channels[0]) for c in channels]
+
+    def parameters(coarsest: int) -> int:
+        with torch.device("meta"):  # counted, not made
+            return sum(p.numel() for p in _decoder(widened(coarsest), skips, parity).parameters())
+
+    wanted = count * parameters(channels[0])
+    low, high = channels[0], count * channels[0]
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if parameters(middle) > wanted else (middle, high)
+    return widened(min((low, high), key=lambda coarsest: abs(parameters(coarsest) - wanted)))

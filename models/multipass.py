@@ -4,13 +4,14 @@ Frangi, Smedby 2018, doi 10.1007/978-3-030-11166-3_5; after github.com/DigiDxDoc
     image, blank context  ->  network  ->  logits of pass 0
     image, softmax of 0   ->  network  ->  logits of pass 1  -> ...
 
-One network serves all passes and each pass is supervised. A later pass starts from what the one before found, sees
+One network serves all passes (or one each) and each pass is supervised. A later pass starts from what the one before found, sees
 that far around, and can mend it; contexts corrupted on purpose keep it from learning to copy.
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -19,9 +20,10 @@ from torch.nn import functional
 
 from models.blocks import Modulations, Output, choose
 from models.context_corruption import corrupted
+from models.context_distance import signed_distances
 from models.technique import Technique, chained
 
-CONTEXTS = ("soft", "hard", "zeros")
+CONTEXTS = ("soft", "hard", "sdm", "zeros")
 CONTEXT_GRADS = ("detach", "through")
 AGREEMENT = 0.999  # Dice of two passes above which another one is not worth its time
 
@@ -33,18 +35,25 @@ class MultiPass(Technique):
         n_train: passes of a training step, 1 or more. Set `draw_passes` to 1..n_train to run fewer in the next steps;
             the caller draws, so that a run can be repeated.
         n_infer: at most so many when predicting; may exceed n_train.
-        context: "soft", softmax; "hard", one-hot of the most likely class; "zeros", a control without any.
-        context_grad: "detach", a pass learns only from its own loss; "through", also from those after it.
+        context: "soft", softmax; "hard", one-hot of the most likely class; "sdm", signed distances to that (see
+            context_distance); "zeros", a control without any.
+        context_grad: "detach", a pass learns only from its own loss; "through", also from those after it, which only
+            a soft context lets through.
         corruption: chance per sample and pass that a training context is corrupted (see context_corruption).
         pass_embedding: a learned bias per pass, decoder level and channel, zero at first, tells a pass its number. Passes
             beyond n_train get that of the last.
+        later: empty, one network serves all passes; or a network of its own for each of the n_train - 1 passes after
+            the first, built as `network` is. The last one serves all passes from its own on.
     """
 
     def __init__(
         self, network: nn.Module, n_structures: int, n_train: int = 2, n_infer: int = 4, context: str = "soft", *,
-        context_grad: str = "detach", corruption: float = 0.3, pass_embedding: bool = True,
+        context_grad: str = "detach", corruption: float = 0.3, pass_embedding: bool = True, later: Sequence[nn.Module] = (),
     ):
         super().__init__(network, own_channels=n_structures)
+        if len(later) not in (0, n_train - 1):
+            raise ValueError(f"{len(later)} networks for later passes; expected none or n_train - 1 = {n_train - 1}.")
+        self.later = nn.ModuleList(later)
         if n_train < 1 or n_infer < 1 or not 0 <= corruption <= 1:
             raise ValueError(f"n_train={n_train} and n_infer={n_infer} must be 1 or more, corruption={corruption} a probability.")
         self.n_structures, self.n_train, self.passes = n_structures, n_train, n_infer
@@ -68,13 +77,13 @@ class MultiPass(Technique):
         agreed earlier keeps its result, so it does not depend on its neighbours in the batch.
         """
         if context is not None or pass_number is not None:
-            return self.predict(self.features(ct, guide, modulations, context=context, pass_number=pass_number))
+            return self._single_pass(ct, guide, modulations, context, pass_number)
         passes: list[Tensor] = []
         settled = torch.zeros(len(ct), dtype=torch.bool, device=ct.device)
         for number in range(self._passes_now()):
             if passes:
                 context = self._next_context(passes[-1])
-            output = self.predict(self.features(ct, guide, modulations, context=context, pass_number=number))
+            output = self._single_pass(ct, guide, modulations, context, number)
             logits = output["logits"]
             if passes and not self.training:
                 logits = torch.where(settled.view(-1, 1, 1, 1, 1), passes[-1], logits)
@@ -94,13 +103,24 @@ class MultiPass(Technique):
         expected = (len(ct), self.n_structures, *ct.shape[2:])
         if context is not None and tuple(context.shape) != expected:
             raise ValueError(f"The context has shape {tuple(context.shape)}; expected (B, S, D, H, W) = {expected}.")
-        if pass_number is None:
-            pass_number = 0 if context is None else 1
-        if pass_number < 0:
-            raise ValueError(f"pass_number={pass_number} must be 0 or more.")
+        pass_number = _numbered(context, pass_number)
         seen = torch.cat((ct, self._as_read(context, expected, ct)), dim=1)
         guides = () if guide is None else (guide,)
-        return self.network.features(seen, *guides, modulations=self._with_bias(pass_number, modulations))
+        return self._serving(pass_number).features(seen, *guides, modulations=self._with_bias(pass_number, modulations))
+
+    def predict(self, features: Sequence[Any], *, pass_number: int = 0) -> Output:
+        """Logits from what `features` returned for that pass."""
+        return self._serving(pass_number).predict(features)
+
+    def _single_pass(
+        self, ct: Tensor, guide: Tensor | None, modulations: Modulations | None, context: Tensor | None, pass_number: int | None
+    ) -> Output:
+        features = self.features(ct, guide, modulations, context=context, pass_number=pass_number)
+        return self.predict(features, pass_number=_numbered(context, pass_number))
+
+    def _serving(self, pass_number: int) -> Any:
+        """The network of a pass."""
+        return self.later[min(pass_number, len(self.later)) - 1] if pass_number and len(self.later) else self.network
 
     def _passes_now(self) -> int:
         if not self.training:
@@ -121,13 +141,15 @@ class MultiPass(Technique):
         return probabilities
 
     def _as_read(self, context: Tensor | None, shape: tuple[int, ...], ct: Tensor) -> Tensor:
-        """The context in the form that the network is trained on."""
+        """The context in the form that the network is trained on. A blank one is what an empty prediction gives."""
         if context is None or self.context == "zeros":
-            return ct.new_zeros(shape)
-        if self.context == "hard":
+            return ct.new_ones(shape) if self.context == "sdm" else ct.new_zeros(shape)
+        if self.context in ("hard", "sdm"):
             background = 1 - context.sum(dim=1, keepdim=True)
             winner = torch.cat((background, context), dim=1).argmax(dim=1)
             context = functional.one_hot(winner, self.n_structures + 1).movedim(-1, 1)[:, 1:]
+        if self.context == "sdm":
+            context = signed_distances(context > 0)
         return context.to(ct.dtype)
 
     def _with_bias(self, pass_number: int, modulations: Modulations | None) -> Modulations | None:
@@ -135,6 +157,15 @@ class MultiPass(Technique):
             return modulations
         row = min(pass_number, self.n_train - 1)
         return chained([[functools.partial(_shifted, level[row]) for level in decoder] for decoder in self.biases], modulations)
+
+
+def _numbered(context: Tensor | None, pass_number: int | None) -> int:
+    """The number of a pass, by default 0 without a context and 1 with one."""
+    if pass_number is None:
+        return 0 if context is None else 1
+    if pass_number < 0:
+        raise ValueError(f"pass_number={pass_number} must be 0 or more.")
+    return pass_number
 
 
 def agree(before: Tensor, after: Tensor) -> Tensor:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 FOCAL_POWER = 2.0  # Lin et al. 2017, arXiv:1708.02002
 
 
-def segmentation_loss(*, logits: Tensor, label: Tensor, labelled: Tensor, kind: str = "dice_ce") -> tuple[Tensor, Tensor]:
+def segmentation_loss(*, logits: Tensor, label: Tensor, labelled: Tensor, kind: str = "dice_ce", independent: bool = False) -> tuple[Tensor, Tensor]:
     """(loss, soft Dice per structure) of a batch.
 
     logits: (B, S+1, D, H, W), softmax over background and S structures. label: (B, D, H, W) integers.
@@ -21,32 +22,16 @@ def segmentation_loss(*, logits: Tensor, label: Tensor, labelled: Tensor, kind: 
     present in the batch is NaN.
     kind: "dice_ce"; "dice" or "ce" alone; "dice_focal", where easy voxels count less. Without a present structure "dice" is
     0 with a gradient of 0.
+    independent: each structure by itself, by the sigmoid of its logit; the background's has no part. The cross-entropy is then
+    the sum of the binary ones of the annotated structures, which is about as large as the softmax's.
     """
-    logits = logits.float()
-    log_all = torch.logsumexp(logits, dim=1)  # (B, D, H, W)
-    target = label.long()
-    picked = logits.gather(1, target[:, None])[:, 0]
-    if bool(labelled.all()):
-        log_target = picked
-    else:
-        hidden = torch.zeros_like(logits[:, :, :1, :1, :1])
-        hidden[:, 1:] = torch.where(labelled, float("-inf"), 0.0)[:, :, None, None, None]
-        log_background = torch.logsumexp(logits + hidden, dim=1)
-        log_target = torch.where(target == 0, log_background, picked)
-    voxel_loss = log_all - log_target  # -log of the probability of what is there
+    terms = _sigmoid_terms if independent else _softmax_terms
+    voxel_loss, overlap, predicted, size = terms(logits.float(), label.long(), labelled)
     if kind == "dice_focal":
         voxel_loss = voxel_loss * (1 - torch.exp(-voxel_loss)) ** FOCAL_POWER
-    cross_entropy = voxel_loss.mean() * (kind != "dice")
+    cross_entropy = voxel_loss.sum(1).mean() * (kind != "dice")
 
-    structures = logits.shape[1] - 1
-    foreground = torch.exp(logits[:, 1:] - log_all[:, None])
-    mask = labelled.to(foreground.dtype)  # (B, S)
-    # Sum of the probability at the structure's own voxels, without a one-hot volume.
-    own = torch.exp(picked - log_all)
-    index = target.flatten(1)
-    overlap = torch.zeros(len(target), structures + 1, dtype=foreground.dtype, device=logits.device).scatter_add(1, index, own.flatten(1))[:, 1:]
-    size = torch.zeros_like(torch.empty(len(target), structures + 1, device=logits.device)).scatter_add(1, index, torch.ones_like(own).flatten(1))[:, 1:]
-    predicted = foreground.flatten(2).sum(-1)
+    mask = labelled.to(overlap.dtype)  # (B, S)
     overlap, size, predicted = ((x * mask).sum(0) for x in (overlap, size, predicted))
     present = size > 0
     dice = torch.where(present, 2 * overlap / (size + predicted).clamp_min(1e-6), torch.nan)
@@ -57,18 +42,54 @@ def segmentation_loss(*, logits: Tensor, label: Tensor, labelled: Tensor, kind: 
     return cross_entropy + 1 - dice[present].mean(), dice.detach()
 
 
+def _softmax_terms(logits: Tensor, target: Tensor, labelled: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(loss (B, 1, D, H, W) of each voxel, overlap, predicted volume and volume (B, S) of each structure)."""
+    log_all = torch.logsumexp(logits, dim=1)  # (B, D, H, W)
+    picked = logits.gather(1, target[:, None])[:, 0]
+    if bool(labelled.all()):
+        log_target = picked
+    else:
+        hidden = torch.zeros_like(logits[:, :, :1, :1, :1])
+        hidden[:, 1:] = torch.where(labelled, float("-inf"), 0.0)[:, :, None, None, None]
+        log_background = torch.logsumexp(logits + hidden, dim=1)
+        log_target = torch.where(target == 0, log_background, picked)
+    voxel_loss = log_all - log_target  # -log of the probability of what is there
+
+    foreground = torch.exp(logits[:, 1:] - log_all[:, None])
+    own = torch.exp(picked - log_all)  # at the structure's own voxels: its overlap, without a one-hot volume
+    overlap, size = (_sum_by_label(values, target, logits.shape[1]) for values in (own, torch.ones_like(own)))
+    return voxel_loss[:, None], overlap, foreground.flatten(2).sum(-1), size
+
+
+def _sigmoid_terms(logits: Tensor, target: Tensor, labelled: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The same of each structure by itself: losses (B, S, D, H, W), 0 where it was not annotated."""
+    reference = functional.one_hot(target, logits.shape[1]).movedim(-1, 1)[:, 1:].to(logits.dtype)
+    voxel_loss = functional.binary_cross_entropy_with_logits(logits[:, 1:], reference, reduction="none")
+    foreground = torch.sigmoid(logits[:, 1:])
+    sums = ((foreground * reference).flatten(2).sum(-1), foreground.flatten(2).sum(-1), reference.flatten(2).sum(-1))
+    return voxel_loss * labelled[:, :, None, None, None], *sums
+
+
+def _sum_by_label(values: Tensor, target: Tensor, n_classes: int) -> Tensor:
+    """(B, S): sums of values (B, D, H, W) over the voxels of each structure."""
+    sums = torch.zeros(len(target), n_classes, dtype=values.dtype, device=values.device)
+    return sums.scatter_add(1, target.flatten(1), values.flatten(1))[:, 1:]
+
+
 def deep_loss(outputs: dict, *, label: Tensor, labelled: Tensor, kind: str = "dice_ce") -> tuple[Tensor, Tensor]:
     """(loss, soft Dice) with deep supervision: coarser outputs weigh 1/2, 1/4, ... and the weights sum to 1.
 
-    The label of a coarser output is its nearest-neighbour reduction (nnU-Net's choice).
+    The label of a coarser output is its nearest-neighbour reduction (nnU-Net's choice). outputs may hold "independent", see
+    `segmentation_loss`.
     """
-    total, dice = segmentation_loss(logits=outputs["logits"], label=label, labelled=labelled, kind=kind)
+    independent = bool(outputs.get("independent"))
+    total, dice = segmentation_loss(logits=outputs["logits"], label=label, labelled=labelled, kind=kind, independent=independent)
     weight, weights = 1.0, 1.0
     for logits in outputs.get("deep", []):
         weight /= 2
         weights += weight
-        small = torch.nn.functional.interpolate(label[:, None].float(), size=logits.shape[2:], mode="nearest-exact")[:, 0]
-        total = total + weight * segmentation_loss(logits=logits, label=small, labelled=labelled, kind=kind)[0]
+        small = functional.interpolate(label[:, None].float(), size=logits.shape[2:], mode="nearest-exact")[:, 0]
+        total = total + weight * segmentation_loss(logits=logits, label=small, labelled=labelled, kind=kind, independent=independent)[0]
     return total / weights, dice
 
 
@@ -88,5 +109,5 @@ def passes_loss(outputs: dict, *, label: Tensor, labelled: Tensor, kind: str = "
     total, dice = deep_loss(outputs, label=label, labelled=labelled, kind=kind)
     total = last * total
     for weight, logits in zip(weights, earlier):
-        total = total + weight * segmentation_loss(logits=logits, label=label, labelled=labelled, kind=kind)[0]
+        total = total + weight * segmentation_loss(logits=logits, label=label, labelled=labelled, kind=kind, independent=bool(outputs.get("independent")))[0]
     return total, dice
