@@ -43,6 +43,7 @@ class ModelSettings:
     levels: int = 5
     max_channels: int = 320  # where the doubling per level ends
     blocks: tuple[int, ...] = ()  # residual blocks per level; empty: 1, 2, 2, ...
+    decoder_unit: str = "residual"  # of unet and multi_decoder: a decoder level adds what it reads, and learns faster; plain: it does not
     decoders: str = "per_structure"  # this and the next four: of multi_decoder; shared: a single one with as many parameters, the control
     attention: str = "voxel"
     attention_stride: int = 2
@@ -236,6 +237,7 @@ _CHOICES = {
     "data.crop": ("body", "lungs"),
     "train.loss": ("dice_ce", "dice", "ce", "dice_focal"),
     "train.sampling": ("auto", "structures", "tubes"),
+    "model.decoder_unit": ("residual", "plain"),
     "model.decoders": ("per_structure", "shared"),
     "model.output": ("softmax", "sigmoid"),
     "model.context": ("soft", "hard", "sdm", "zeros"),

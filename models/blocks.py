@@ -138,6 +138,19 @@ class ResidualBlock(nn.Module):
         return self.activation(self.norm(self.second(self.first(x))) + self.shortcut(x))
 
 
+class OutputHead(nn.Sequential):
+    """A large convolution to one channel per class, an activation, then 1^3. (B, channels, ...) -> (B, n_classes, ...).
+
+    Not normalised: a channel is a class here, and unit variance in each patch hides how much of a structure the patch
+    holds. On a synthetic task, 45 to 99 % of the voxels of patches full of the structure came out wrong with an
+    InstanceNorm here, none without.
+    """
+
+    def __init__(self, channels: int, n_classes: int, between: nn.Module, *, kernel: int = 3):
+        last = nn.Conv3d(n_classes, n_classes, 1)
+        super().__init__(nn.Conv3d(channels, n_classes, kernel, padding=kernel // 2), between, last)
+
+
 class Backbone(nn.Module):
     """What every network here is to its caller and to the techniques around it.
 
@@ -236,5 +249,5 @@ def initialise_head(head: nn.Module) -> None:
     synthetic tasks 200 steps at 2e-3 learned nothing, where this form found the structure (Dice 0.8 to 1.0).
     """
     for module in head.modules():
-        if isinstance(module, nn.Conv3d):
+        if isinstance(module, nn.Conv3d) and module.kernel_size == (1, 1, 1):
             nn.init.normal_(module.weight, std=0.5 * module.in_channels**-0.5)

@@ -29,7 +29,9 @@ from models.blocks import (
     size_multiple,
 )
 from models.unet import (
+    DECODER_UNITS,
     PUBLISHED,
+    SHORTCUT_WEIGHT,
     SMALL_BLOCKS,
     Decoder,
     Encoder,
@@ -116,16 +118,20 @@ class LightUpBlock(nn.Module):
 
     That is a concatenation whose 3^3 convolution is factored through 1^3: each structure still chooses from the skip
     what it needs, at half the cost. The finest level of the decoders is where a step spends its time.
+
+    shortcut: that sum is added to what the unit makes of it, see UpBlock.
     """
 
-    def __init__(self, in_channels: int, skip_channels: int, out_channels: int, *, style: Style):
+    def __init__(self, in_channels: int, skip_channels: int, out_channels: int, *, shortcut: bool, style: Style):
         super().__init__()
+        self.shortcut = shortcut
         self.up = nn.ConvTranspose3d(in_channels, out_channels, 2, 2, bias=False)
         self.skip = nn.Conv3d(skip_channels, out_channels, 1, bias=False)
         self.conv = ConvUnit(out_channels, out_channels, style=style)
 
     def forward(self, x: Tensor, skip: Tensor, modulate: Modulation | None = None) -> Tensor:
-        return self.conv(self.up(x) + self.skip(skip), modulate)
+        x = self.up(x) + self.skip(skip)
+        return self.conv(x, modulate, SHORTCUT_WEIGHT * x if self.shortcut else None)
 
 
 class StructureHeads(nn.Module):
@@ -161,6 +167,7 @@ class MultiDecoder(Backbone):
             logit is 0 (in training the key "independent" asks for that loss). A structure has a probability above 1/2
             where its logit is positive, so the softmax beside that 0 decides for the same structure as the sigmoids:
             whoever predicts need not know. As probabilities the two are the same only for a single structure.
+        decoder_unit: "residual", each level learns what to add to what it reads (see LightUpBlock); "plain", it does not.
         parity: the published network: batch normalisation, ReLU, concatenation, no background head (its logit
             is 0, so a sigmoid per structure), no deep supervision. With attention "published" and 3 structures it
             has 2,765,067 parameters at width 8 and 44,181,027 at width 32.
@@ -169,7 +176,8 @@ class MultiDecoder(Backbone):
     def __init__(
         self, *, n_structures: int, width: int, levels: int, decoders: str = "per_structure", attention: str = "voxel",
         attention_stride: int = 2, attention_levels: int = 1, output: str = "softmax", in_channels: int = 1,
-        max_channels: int = 320, blocks: Sequence[int] = SMALL_BLOCKS, parity: bool = False,
+        max_channels: int = 320, blocks: Sequence[int] = SMALL_BLOCKS,
+        decoder_unit: str = "residual", parity: bool = False,
     ):
         super().__init__()
         choose("attention", attention, ATTENTION)
@@ -183,6 +191,7 @@ class MultiDecoder(Backbone):
         self.shared = choose("decoders", decoders, DECODERS) == "shared"
         self.n_decoders = 1 if self.shared else n_structures
         self.independent = choose("output", output, OUTPUTS) == "sigmoid"
+        residual = choose("decoder_unit", decoder_unit, DECODER_UNITS) == "residual"
         self.encoder: Encoder
         if parity:
             channels = level_channels(width, levels, width * 2**levels)
@@ -195,7 +204,7 @@ class MultiDecoder(Backbone):
             self.decoder_channels = [min(c, 4 * width) for c in channels[-2::-1]]
         if self.shared:
             self.decoder_channels = _as_large_as(n_structures, self.decoder_channels, channels, parity)
-        self.decoders: Any = nn.ModuleList(_decoder(self.decoder_channels, channels, parity) for _ in range(self.n_decoders))
+        self.decoders: Any = nn.ModuleList(_decoder(self.decoder_channels, channels, parity, residual) for _ in range(self.n_decoders))
         finest = self.decoder_channels[-1]
         self.attention: nn.Module | None = None
         self.attention_before: nn.Module | None = None  # of the level before the finest
@@ -254,11 +263,12 @@ class MultiDecoder(Backbone):
         return output
 
 
-def _decoder(channels: Sequence[int], skips: Sequence[int], parity: bool) -> Decoder:
+def _decoder(channels: Sequence[int], skips: Sequence[int], parity: bool, shortcut: bool) -> Decoder:
     """A decoder with `channels`, coarse to fine, on an encoder with channels `skips`, fine to coarse."""
-    block, style = (TwoUnitUpBlock, PUBLISHED) if parity else (LightUpBlock, Style())
-    in_channels = [skips[-1], *channels[:-1]]
-    return Decoder(block(below, skip, out, style=style) for below, skip, out in zip(in_channels, skips[-2::-1], channels))
+    sizes = list(zip([skips[-1], *channels[:-1]], skips[-2::-1], channels))
+    if parity:
+        return Decoder(TwoUnitUpBlock(*size, style=PUBLISHED) for size in sizes)
+    return Decoder(LightUpBlock(*size, shortcut=shortcut, style=Style()) for size in sizes)
 
 
 def _as_large_as(count: int, channels: Sequence[int], skips: Sequence[int], parity: bool) -> list[int]:
@@ -269,7 +279,7 @@ def _as_large_as(count: int, channels: Sequence[int], skips: Sequence[int], pari
 
     def parameters(coarsest: int) -> int:
         with torch.device("meta"):  # counted, not made
-            return sum(p.numel() for p in _decoder(widened(coarsest), skips, parity).parameters())
+            return sum(p.numel() for p in _decoder(widened(coarsest), skips, parity, False).parameters())
 
     wanted = count * parameters(channels[0])
     low, high = channels[0], count * channels[0]

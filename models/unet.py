@@ -1,4 +1,4 @@
-"""The baseline: a residual encoder and a plain decoder with skips (Isensee et al. 2024, arXiv:2404.09556).
+"""The baseline: a residual encoder (Isensee et al. 2024, arXiv:2404.09556) and a light decoder with skips.
 
 Deep supervision: during training every decoder level but the coarsest predicts too.
 """
@@ -15,8 +15,11 @@ from models.blocks import (
     ConvUnit,
     Modulation,
     Modulations,
+    OutputHead,
     ResidualBlock,
     Style,
+    activation,
+    choose,
     initialise,
     initialise_head,
     level_channels,
@@ -24,6 +27,8 @@ from models.blocks import (
 )
 
 SMALL_BLOCKS = (1, 2, 2, 2, 2, 2)  # residual blocks per level; the large form of the paper is (1, 3, 4, 6, 6, 6)
+SHORTCUT_WEIGHT = 0.5**0.5  # of a sum of two, so that it varies as much as each of them
+DECODER_UNITS = ("residual", "plain")
 PUBLISHED = Style(norm="batch", activation="relu", bias=True)  # for parity with older networks
 
 
@@ -81,15 +86,21 @@ class PoolingEncoder(Encoder):
 
 
 class UpBlock(nn.Module):
-    """Transposed 2^3 convolution, concatenation with the skip, one convolution unit."""
+    """Transposed 2^3 convolution, concatenation with the skip, one convolution unit.
 
-    def __init__(self, in_channels: int, out_channels: int, *, style: Style):
+    shortcut: the sum of both is added to what the unit makes of them, as in a residual block. It has no parameters and
+    costs next to nothing, and the decoder learns several times faster at first (docs/decisions/003-training.md).
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, *, shortcut: bool, style: Style):
         super().__init__()
         self.up = nn.ConvTranspose3d(in_channels, out_channels, 2, 2, bias=False)
         self.conv = ConvUnit(2 * out_channels, out_channels, style=style)
+        self.shortcut = shortcut
 
     def forward(self, x: Tensor, skip: Tensor, modulate: Modulation | None = None) -> Tensor:
-        return self.conv(torch.cat((self.up(x), skip), dim=1), modulate)
+        x = self.up(x)
+        return self.conv(torch.cat((x, skip), dim=1), modulate, SHORTCUT_WEIGHT * (x + skip) if self.shortcut else None)
 
 
 class TwoUnitUpBlock(nn.Module):
@@ -141,6 +152,8 @@ class UNet(Backbone):
     """(B, in_channels, D, H, W) -> {"logits": (B, S+1, D, H, W)}; in training also "deep", finest first.
 
     Args:
+        decoder_unit: "residual", each level learns what to add to what it reads (see UpBlock) and a 3^3 convolution comes before
+            the finest logits; "plain", as in the paper.
         parity: the plain network of early multi-pass segmentation (github.com/DigiDxDoc/CT-Segmentation): max
             pooling, two units per level, batch normalisation, ReLU, no background head (its logit is 0), no deep
             supervision; `max_channels` and `blocks` have no effect. With 1 structure, width 32, 3 levels and
@@ -149,7 +162,7 @@ class UNet(Backbone):
 
     def __init__(
         self, *, n_structures: int, width: int, levels: int, in_channels: int = 1, max_channels: int = 320,
-        blocks: Sequence[int] = SMALL_BLOCKS, parity: bool = False,
+        blocks: Sequence[int] = SMALL_BLOCKS, decoder_unit: str = "residual", parity: bool = False,
     ):
         super().__init__()
         channels = level_channels(width, levels, width * 2**levels if parity else max_channels)
@@ -157,6 +170,7 @@ class UNet(Backbone):
         self.size_multiple = size_multiple(levels)
         self.decoder_channels = channels[-2::-1]  # coarse to fine
         below_and_here = list(zip(channels[:0:-1], self.decoder_channels))
+        residual = choose("decoder_unit", decoder_unit, DECODER_UNITS) == "residual"
         self.encoder: Encoder
         if parity:
             self.encoder = PoolingEncoder(in_channels=in_channels, channels=channels, residual=False, style=PUBLISHED)
@@ -164,10 +178,12 @@ class UNet(Backbone):
             self.heads = nn.ModuleList([ZeroBackground(width, n_structures)])
         else:
             self.encoder = ResidualEncoder(in_channels=in_channels, channels=channels, blocks=blocks, style=Style())
-            self.decoder = Decoder(UpBlock(below, c, style=Style()) for below, c in below_and_here)
+            self.decoder = Decoder(UpBlock(below, c, shortcut=residual, style=Style()) for below, c in below_and_here)
             # the coarsest decoder level predicts only where it is also the finest
             supervised = self.decoder_channels[1:] or self.decoder_channels
             self.heads = nn.ModuleList(nn.Conv3d(c, n_structures + 1, 1) for c in supervised)
+            if residual:
+                self.heads[-1] = OutputHead(width, n_structures + 1, activation(Style(), n_structures + 1))
         initialise(self)
         initialise_head(self.heads)
 

@@ -249,6 +249,15 @@ def test_checkpoint_round_trip_and_every_damage_is_refused(tmp_path):
         checkpoints.save(path, CONTENT)
 
 
+def test_a_checkpoint_from_before_residual_decoders_builds_a_plain_one(tmp_path):
+    path = tmp_path / "a.pth"
+    checkpoints.save(path, {**CONTENT, "locator": {"arch": {"name": "unet"}}})
+    old = checkpoints.load(path)
+    assert old["arch"]["decoder_unit"] == old["locator"]["arch"]["decoder_unit"] == "plain"
+    checkpoints.save(path, {**CONTENT, "arch": {"name": "unet", "decoder_unit": "residual"}})
+    assert checkpoints.load(path)["arch"]["decoder_unit"] == "residual"
+
+
 class Canary:
     def __reduce__(self):
         return (eval, ("open('canary', 'w')",))

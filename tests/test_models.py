@@ -473,6 +473,8 @@ def test_decoders_hear_each_other_only_through_attention(form):
     if form in ("voxel", "global_gate"):
         open_gate(network)
     *_, finest = network.features(scan(1, 1, 16, 16, 16))
+    if form == "published":  # unscaled: with features of usual size each decoder reads one other alone, and that need not be the one below
+        finest = [0.1 * features for features in finest]
     before = network.predict([finest])["logits"]
     after = network.predict([[finest[0], torch.zeros_like(finest[1]), finest[2]]])["logits"]
     for other in (1, 3):  # channels of the structures whose own decoder was left alone
@@ -535,3 +537,18 @@ def test_attention_carries_the_place_of_one_structure_to_another():
         without, voxel = dice_of_b("none", seed), dice_of_b("voxel", seed)
         assert without < 0.1
         assert voxel > 0.6
+
+
+@pytest.mark.parametrize("name", ["unet", "multi_decoder"])
+def test_a_residual_decoder_level_adds_what_it_reads(name):
+    """With its convolution silenced a level still passes both of its inputs on; a plain one passes nothing."""
+    passed = {}
+    for unit in ("residual", "plain"):
+        network = build_network(name, n_structures=2, width=4, levels=3, decoder_unit=unit).eval()
+        decoder = network.decoder if name == "unet" else network.decoders[0]
+        block = decoder.blocks[-1]
+        torch.nn.init.zeros_(block.conv.conv.weight)
+        below, skip = torch.rand(1, network.decoder_channels[-2], 4, 6, 8), torch.rand(1, 4, 8, 12, 16)
+        with torch.inference_mode():
+            passed[unit] = [float((block(below + shift, skip + other) - block(below, skip)).abs().max()) for shift, other in ((1, 0), (0, 1))]
+    assert min(passed["residual"]) > 0.1 and max(passed["plain"]) == 0

@@ -64,6 +64,9 @@ def load(path: Path) -> dict[str, Any]:
     except (zipfile.BadZipFile, RuntimeError, OSError, EOFError, ValueError) as error:
         raise _corrupt(name, f"not readable ({type(error).__name__})") from error
     _check_schema(content, path)
+    for part in (content, content.get("locator")):
+        if part:
+            part["arch"].setdefault("decoder_unit", "plain")  # of networks from before it was a choice
     return dict(content)
 
 
