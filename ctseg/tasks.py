@@ -37,10 +37,11 @@ TASKS: dict[str, Task] = {
     "airway": Task("airway tree; density remap, centreline and radius beside the mask",
                    {"model.name": "airway_multitask_unet", "data.window_hu": (-1024.0, 400.0), "data.grid": "windows", "data.crop": "lungs"},
                    demo_minutes=9, demo={**_SHORT, "evaluate.overlap": 0.25, "evaluate.flip": False}),
-    # Heart chambers are no mirror pairs, so a mirrored heart is no heart. The guide: the chambers, by their own reference labels.
+    # Heart chambers are no mirror pairs, so a mirrored heart is no heart. The guide: the chambers, by their own reference labels. On thin
+    # vessels, too, a narrow V-Net learned more in the same minutes than the U-Net, narrow or wide.
     "heart_like": Task("coronary arteries, guided by the chambers around them",
                        {"model.name": "anatomy_guided_unet", "data.window_hu": (-150.0, 550.0), "data.grid": "windows", "data.guide": "labels", "train.mirror": False},
-                       demo_minutes=9, demo=_SHORT),
+                       demo_minutes=11, demo={**_NARROW, "model.backbone": "vnet"}),
 }
 
 
