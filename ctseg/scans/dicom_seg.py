@@ -172,7 +172,7 @@ def write_segments(path: str | Path, label: Volume, names: dict[int, str], serie
     from highdicom.sr.coding import CodedConcept
 
     headers = dicom_series.series_headers(series_folder)
-    planes = _planes(label, headers)
+    planes = dicom_series.label_planes(label, headers)
     table = np.zeros(max(int(label.array.max()), *names) + 1, dtype=np.uint8)
     for number, value in enumerate(sorted(names), start=1):
         table[value] = number
@@ -193,19 +193,6 @@ def write_segments(path: str | Path, label: Volume, names: dict[int, str], serie
     )
     _make_reproducible(content, series)
     atomic_write(path, lambda stream: content.save_as(stream))
-
-
-def _planes(label: Volume, headers: list[Any]) -> list[int]:
-    """The index d in the label of each slice of the series."""
-    rows, columns = int(headers[0].Rows), int(headers[0].Columns)
-    if label.array.shape != (len(headers), rows, columns):
-        raise ValueError(f"label of shape {label.array.shape} for a series of {(len(headers), rows, columns)}")
-    to_index = np.linalg.inv(label.affine)
-    places = np.array([to_index @ [*(float(v) for v in header.ImagePositionPatient), 1.0] for header in headers])
-    planes = np.rint(places[:, 0]).astype(int)
-    if sorted(planes.tolist()) != list(range(len(headers))) or np.abs(places[:, :3] - np.stack([planes, 0 * planes, 0 * planes], axis=1)).max() > 0.01:
-        raise ValueError("the label does not lie on the grid of the series")
-    return [int(plane) for plane in planes]
 
 
 def _make_reproducible(content: Any, series: str) -> None:

@@ -67,6 +67,19 @@ def series_headers(folder: str | Path, series_uid: str | None = None) -> list[An
         return [item.header for item in slices]
 
 
+def label_planes(label: Volume, headers: list[Any]) -> list[int]:
+    """The index d in the label of each slice of `series_headers`. ValueError where the label lies on another grid."""
+    rows, columns = int(headers[0].Rows), int(headers[0].Columns)
+    if label.array.shape != (len(headers), rows, columns):
+        raise ValueError(f"label of shape {label.array.shape} for a series of {(len(headers), rows, columns)}")
+    to_index = np.linalg.inv(label.affine)
+    places = np.array([to_index @ [*(float(v) for v in header.ImagePositionPatient), 1.0] for header in headers])
+    planes = np.rint(places[:, 0]).astype(int)
+    if sorted(planes.tolist()) != list(range(len(headers))) or np.abs(places[:, :3] - np.stack([planes, 0 * planes, 0 * planes], axis=1)).max() > 0.01:
+        raise ValueError("the label does not lie on the grid of the series")
+    return [int(plane) for plane in planes]
+
+
 def _read(folder: Path, series_uid: str | None) -> tuple[Volume, list[Finding]]:
     chosen, others = dicom_files.choose(folder, series_uid)
     findings = []
