@@ -128,10 +128,13 @@ def match_grid(volume: Volume, grid: Grid, tolerance_mm: float = 1e-3) -> Volume
     return moved if moved.grid.matches(grid, tolerance_mm) else None
 
 
+_INTERPOLATORS = {"linear": sitk.sitkLinear, "cubic": sitk.sitkBSpline3, "nearest": sitk.sitkNearestNeighbor}
+
+
 def resample(volume: Volume, grid: Grid, *, order: str, fill: float, smooth: bool = False) -> Volume:
     """The volume's values at the voxel centres of `grid`.
 
-    order: "linear" (float32 result) or "nearest" (the input's type). fill: value outside the volume.
+    order: "linear", "cubic" (B-spline; both give float32) or "nearest" (the input's type). fill: value outside the volume.
     smooth: Gaussian filter before downsampling, against aliasing (images only).
     Works in index space with the full affine, so sheared and left-handed grids are exact. Where the grids are
     equal the values come back unchanged.
@@ -140,7 +143,7 @@ def resample(volume: Volume, grid: Grid, *, order: str, fill: float, smooth: boo
         return Volume(volume.array, grid.affine)
     array = volume.array
     mapping = np.linalg.inv(volume.affine) @ grid.affine  # index of `grid` -> index of the volume
-    if order == "linear":
+    if order != "nearest":
         array = array.astype(np.float32)
     if smooth:
         array = _smooth_for(array, np.linalg.norm(mapping[:3, :3], axis=1))
@@ -152,7 +155,7 @@ def resample(volume: Volume, grid: Grid, *, order: str, fill: float, smooth: boo
     resampler = sitk.ResampleImageFilter()
     resampler.SetSize([int(n) for n in grid.shape[::-1]])
     resampler.SetTransform(transform)
-    resampler.SetInterpolator(sitk.sitkLinear if order == "linear" else sitk.sitkNearestNeighbor)
+    resampler.SetInterpolator(_INTERPOLATORS[order])
     resampler.SetDefaultPixelValue(float(fill))
     return Volume(sitk.GetArrayFromImage(resampler.Execute(image)), grid.affine)
 
