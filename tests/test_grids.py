@@ -319,3 +319,27 @@ def test_real_organs_come_back_through_both_grids(real_data: Path) -> None:
         back = grids.label_on_scan(one_hot, canvas, image.grid)
         scores = {name: dice(back, label.array, number) for number, name in enumerate(ids, start=1)}
         assert min(scores.values()) >= least, scores
+
+
+@pytest.mark.parametrize("tilt", [0.0, 1e-5])  # parallel axes are interpolated one by one, others voxel by voxel
+def test_cubic_interpolation_is_exact_for_what_is_cubic(tilt: float) -> None:
+    """A smooth function of the place, on a grid with other axes, spacing and direction; air beyond the outer faces of the voxels."""
+    source = make_grid((30, 34, 38), (3, 2, 1), AXIAL)
+
+    def wave(grid: Grid) -> np.ndarray:
+        place = np.einsum("ij,jdhw->idhw", grid.affine[:3, :3], np.indices(grid.shape)) + grid.affine[:3, 3, None, None, None]
+        x, y, z = place / 20
+        return (np.sin(x) * np.cos(y) + 0.5 * np.sin(z + x)).astype(np.float32)
+
+    affine = np.eye(4)
+    affine[:3, :3] = np.array([[0, 0, -2.1], [1.3, 0, 0], [0, 0.9, tilt]])  # D along y, H along z, W against x
+    affine[:3, 3] = source.affine[:3, :3] @ [15, 17, 19] + source.affine[:3, 3] - affine[:3, :3] @ [14, 30, 12]
+    target = Grid((28, 60, 24), affine)
+    found = resample(Volume(wave(source), source.affine), target, order="cubic", fill=9.0).array
+    index = np.einsum("ij,jdhw->idhw", np.linalg.inv(source.affine)[:3, :3] @ affine[:3, :3], np.indices(target.shape))
+    index += (np.linalg.inv(source.affine) @ affine)[:3, 3, None, None, None]
+    size = np.array(source.shape)[:, None, None, None]
+    outside, inner = ((index < -0.5) | (index > size - 0.5)).any(axis=0), ((index > 4) & (index < size - 5)).all(axis=0)
+    assert inner.sum() > 1000 and outside.sum() > 1000
+    assert np.array_equal(found == 9.0, outside)
+    assert np.abs(found - wave(target))[inner].max() < 2e-3
