@@ -667,6 +667,21 @@ def write_dicom_case(folder: Path, number: int, *, patient: str = "P", segmentat
     return uid
 
 
+def test_dicom_contours_are_labels_too(tmp_path):
+    from ctseg.scans import rtstruct
+
+    write_dicom_case(tmp_path / "Anna", 1, patient="Anna")
+    write_dicom_case(tmp_path / "Berta", 2, patient="Berta", segmentations=0)
+    phantom = small_phantom(seed=2)
+    rtstruct.write_structures(tmp_path / "Berta" / "plan" / "rs.dcm", phantom.label, phantom.names, tmp_path / "Berta" / "ct")
+    data = open_data_set(tmp_path)
+    assert [(case.case_id, case.labels.format) for case in data.cases] == [("Anna", "dicom_seg"), ("Berta", "rtstruct")] and data.findings == ()
+    berta = load_case(data.cases[1], SIDES, root=tmp_path)
+    np.testing.assert_array_equal(to_canonical(berta.label).array, small_phantom(seed=2).label.array)
+    rtstruct.write_structures(tmp_path / "Anna" / "rs.dcm", small_phantom(seed=1).label, phantom.names, tmp_path / "Anna" / "ct")
+    assert [finding.code for finding in open_data_set(tmp_path).findings] == ["SEG_AMBIGUOUS"]
+
+
 def test_dicom_several_scans_of_one_patient(tmp_path):
     for number in (1, 2):
         write_dicom_case(tmp_path / "Anna" / f"study{number}", number, patient="Anna")

@@ -15,7 +15,7 @@ import pytest
 from builders import SIDES, Phantom, small_phantom, write_dicom_seg
 
 from ctseg.errors import CaseError, UsageError
-from ctseg.scans import nifti, reading
+from ctseg.scans import nifti, reading, rtstruct
 from ctseg.scans.cases import ABSENT, PRESENT, UNLABELLED, CaseRecord, ImageSource, LabelSource, LoadedCase
 from ctseg.scans.volume import Volume, reorient
 
@@ -64,14 +64,17 @@ def _changed(**values: int) -> Volume:
     return Volume(array, PHANTOM.label.affine)
 
 
-# ---- one phantom, four forms ------------------------------------------------------------------------------
+# ---- one phantom, five forms ------------------------------------------------------------------------------
 
 
 def test_all_formats_give_one_case(tmp_path: Path) -> None:
     write_dicom_seg(tmp_path / "dicom", {"a": PHANTOM})
     dicom = CaseRecord("case", "patient", ImageSource("dicom", tmp_path / "dicom/a/im_1"), LabelSource("dicom_seg", tmp_path / "dicom/a/im_3/seg.dcm"))
     records = [_map_case(tmp_path / "map"), _mask_case(tmp_path / "masks", _masks()), dicom]
-    records.append(dataclasses.replace(records[0], labels=dicom.labels))  # CT as NIfTI, labels as DICOM
+    rtstruct.write_structures(tmp_path / "rs.dcm", PHANTOM.label, PHANTOM.names, tmp_path / "dicom/a/im_1")
+    contours = LabelSource("rtstruct", tmp_path / "rs.dcm")
+    records += [dataclasses.replace(dicom, labels=contours)]
+    records += [dataclasses.replace(records[0], labels=labels) for labels in (dicom.labels, contours)]  # CT as NIfTI, labels as DICOM
     for record in records:
         case = reading.load_case(record, SIDES, root=tmp_path)
         assert case.label is not None and case.label.array.dtype == np.uint8

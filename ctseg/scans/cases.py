@@ -31,7 +31,7 @@ class LabelSource:
 
     format "map": one NIfTI of integers, `path`, names in `values` (stored value -> structure name; 0 is background).
     format "masks": one NIfTI per structure, `masks` (name -> file).
-    format "dicom_seg": a DICOM SEG file, `path`; names stand in the file.
+    format "dicom_seg", "rtstruct": a DICOM SEG or RTSTRUCT file, `path`; names stand in the file.
     format "openkbp_csv": patient folder, `path`.
     """
 

@@ -85,8 +85,8 @@ def _read_labels(record: CaseRecord, source: LabelSource, structures: Sequence[s
         return _read_map(record, source, structures, image)
     if source.format == "masks":
         return _read_masks(record, source, structures, image)
-    if source.format == "dicom_seg":
-        return _read_seg(record, source, structures, image)
+    if source.format in ("dicom_seg", "rtstruct"):
+        return _read_dicom(record, source, structures, image)
     if source.format == "openkbp_csv":
         from ctseg.scans import openkbp_csv
 
@@ -172,13 +172,14 @@ def _read_masks(record: CaseRecord, source: LabelSource, structures: Sequence[st
     return _Labels(array, frozenset(there), not array.any(), findings + _overlap_finding(overlap, "-"))
 
 
-def _read_seg(record: CaseRecord, source: LabelSource, structures: Sequence[str], image: Volume) -> _Labels:
-    from ctseg.scans import dicom_seg
+def _read_dicom(record: CaseRecord, source: LabelSource, structures: Sequence[str], image: Volume) -> _Labels:
+    from ctseg.scans import dicom_seg, rtstruct
 
     path = _path(source)
     folder = record.image.path if record.image.format == "dicom" else None
-    segments = frozenset(dicom_seg.list_segments(path).values())
-    masks, findings = dicom_seg.read_segments(path, image, folder, names=structures, series_uid=record.image.series_uid)
+    list_names, read = (dicom_seg.list_segments, dicom_seg.read_segments) if source.format == "dicom_seg" else (rtstruct.list_structures, rtstruct.read_structures)
+    segments = frozenset(list_names(path).values())
+    masks, findings = read(path, image, folder, names=structures, series_uid=record.image.series_uid)
     array, overlap = np.zeros(image.array.shape, dtype=np.uint8), np.zeros(image.array.shape, dtype=bool)
     for number, name in enumerate(structures, start=1):
         if name in masks:

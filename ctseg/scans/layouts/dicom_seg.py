@@ -1,11 +1,11 @@
-"""DICOM: a CT series with a DICOM SEG per patient folder, as in AIDA CTPEL (doi.org/10.23698/aida/ctpel).
+"""DICOM: a CT series with a DICOM SEG or an RTSTRUCT per patient folder, as in AIDA CTPEL (doi.org/10.23698/aida/ctpel).
 
     Patient_01/im_1/*.dcm       CT series
-    Patient_01/im_3/*.dcm       DICOM SEG; the structures' names stand in it
+    Patient_01/im_3/*.dcm       DICOM SEG or RTSTRUCT; the structures' names stand in it
     Patient_02/...
 
-Any folder names and depths will do: a SEG belongs to the CT series that it refers to, or else to the only CT of its
-patient folder. Structures a SEG does not list were not looked for. Cases are grouped by the
+Any folder names and depths will do: a SEG or RTSTRUCT belongs to the CT series that it refers to, or else to the only CT
+of its patient folder. Structures it does not list were not looked for. Cases are grouped by the
 patient id in the headers, of which only a hash is kept.
 """
 
@@ -26,7 +26,8 @@ from ctseg.scans.layouts.gathering import Gathering
 if TYPE_CHECKING:
     from ctseg.scans.dicom_series import SeriesInfo
 
-SHAPE = "<patient>/.../ one CT series + one DICOM SEG, for example Patient_01/im_1 and Patient_01/im_3"
+SHAPE = "<patient>/.../ one CT series + one DICOM SEG or RTSTRUCT, for example Patient_01/im_1 and Patient_01/im_3"
+LABELS = {"SEG": "dicom_seg", "RTSTRUCT": "rtstruct"}  # modality -> format of the label source
 SCOUT_SLICES = 3  # a CT with no more slices is a scout, not a scan
 _NOT_DICOM = (".nii", ".gz", ".json", ".csv", ".txt", ".md", ".png", ".jpg", ".pdf", ".npz", ".npy", ".nrrd", ".mha", ".zip", ".py", ".html", ".xml")
 _NO_PATIENT = canonical_hash("")[:16]  # the key of files without a patient id
@@ -70,18 +71,23 @@ def read(root: Path) -> DataSet:
 
 def _patient_folders(cases: Gathering) -> list[tuple[Path, list[SeriesInfo]]]:
     """(folder, its series) per patient: the subfolders, or the root alone when no subfolder holds both a CT and
-    a SEG but the root does (one patient, or scans and SEGs in separate trees)."""
+    labels but the root does (one patient, or scans and labels in separate trees)."""
     found = []
     for folder in gathering.folders(cases.root):
         series = _series(cases, folder)
         if series:
             found.append((folder, series))
     loose = any(path.is_file() and _has_mark(path) for path in gathering.entries(cases.root))
-    if loose or not any({"CT", "SEG"} <= {info.modality for info in series} for _, series in found):
+    if loose or not any(_holds_both(series) for _, series in found):
         everything = _series(cases, cases.root)
-        if loose or {"CT", "SEG"} <= {info.modality for info in everything}:
+        if loose or _holds_both(everything):
             return [(cases.root, everything)]
     return found
+
+
+def _holds_both(series: list[SeriesInfo]) -> bool:
+    modalities = {info.modality for info in series}
+    return "CT" in modalities and not modalities.isdisjoint(LABELS)
 
 
 def _series(cases: Gathering, folder: Path) -> list[SeriesInfo]:
@@ -105,14 +111,14 @@ def _series(cases: Gathering, folder: Path) -> list[SeriesInfo]:
 def _read_patient(cases: Gathering, folder: Path, series: list[SeriesInfo]) -> set[str]:
     """Offer the pairs of one patient folder; the names of their segments. Whatever is no pair is reported."""
     scans = _scans(folder, series)
-    segmentations: dict[str, list[Path]] = {scan.uid: [] for scan in scans}
+    segmentations: dict[str, list[LabelSource]] = {scan.uid: [] for scan in scans}
     stray = []
-    for path in (path for info in series if info.modality == "SEG" for path in info.files):
-        uid = _scan_of(path, scans)
+    for source in (LabelSource(LABELS[info.modality], path) for info in series if info.modality in LABELS for path in info.files):
+        uid = _scan_of(source, scans)
         if uid is None:
-            stray.append(path)
+            stray.append(_file(source))
         else:
-            segmentations[uid].append(path)
+            segmentations[uid].append(source)
     labelled = [scan for scan in scans if segmentations[scan.uid]]
     names: set[str] = set()
     for scan, case_id in zip(labelled, _case_names(cases.root, folder, labelled)):
@@ -136,13 +142,17 @@ def _scans(folder: Path, series: list[SeriesInfo]) -> list[SeriesInfo]:
     return [info for info in merged if info.n_slices > SCOUT_SLICES] or merged
 
 
-def _scan_of(path: Path, scans: list[SeriesInfo]) -> str | None:
-    """UID of the scan that a SEG file was drawn on: the one it refers to, else the only one there is (reading the
+def _file(source: LabelSource) -> Path:
+    return Path(source.path or "")
+
+
+def _scan_of(source: LabelSource, scans: list[SeriesInfo]) -> str | None:
+    """UID of the scan that labels were drawn on: the one they refer to, else the only one there is (reading the
     case then checks the frame of reference)."""
-    from ctseg.scans.dicom_seg import referenced_series
+    from ctseg.scans import dicom_seg, rtstruct
 
     try:
-        referenced = referenced_series(path)
+        referenced = (dicom_seg if source.format == "dicom_seg" else rtstruct).referenced_series(_file(source))
     except CaseError:  # reading names the fault, if there is a scan that the file can belong to
         referenced = frozenset()
     found = [scan.uid for scan in scans if scan.uid in referenced] or [scan.uid for scan in scans]
@@ -159,22 +169,24 @@ def _case_names(root: Path, folder: Path, scans: list[SeriesInfo]) -> list[str]:
     return [name if names.count(name) == 1 else f"{name}_{names[:index].count(name) + 1}" for index, name in enumerate(names)]
 
 
-def _offer(cases: Gathering, case_id: str, scan: SeriesInfo, segmentations: list[Path]) -> set[str]:
-    """Offer one scan with its SEG; the names of its segments."""
+def _offer(cases: Gathering, case_id: str, scan: SeriesInfo, segmentations: list[LabelSource]) -> set[str]:
+    """Offer one scan with its SEG or RTSTRUCT; the names of its segments."""
     from ctseg.scans.dicom_seg import list_segments
+    from ctseg.scans.rtstruct import list_structures
 
     if len(segmentations) > 1:
-        cause = f"{len(segmentations)} SEG files belong to one CT series"
-        cases.refuse(case_id, ("SEG_AMBIGUOUS", cause, "keep the one that is meant"), segmentations[1])
+        cause = f"{len(segmentations)} SEG or RTSTRUCT files belong to one CT series"
+        cases.refuse(case_id, ("SEG_AMBIGUOUS", cause, "keep the one that is meant"), _file(segmentations[1]))
         return set()
+    labels = segmentations[0]
     try:
-        names = set(list_segments(segmentations[0]).values())
+        names = set((list_segments if labels.format == "dicom_seg" else list_structures)(_file(labels)).values())
     except CaseError as error:
-        cases.refuse(case_id, (error.code, error.cause, error.fix), segmentations[0])
+        cases.refuse(case_id, (error.code, error.cause, error.fix), _file(labels))
         return set()
     image = ImageSource("dicom", scan.folder, scan.uid)
     patient = None if scan.patient_key == _NO_PATIENT else scan.patient_key
-    cases.offer(case_id, image, LabelSource("dicom_seg", segmentations[0]), annotated=names, patient_id=patient)
+    cases.offer(case_id, image, labels, annotated=names, patient_id=patient)
     return names
 
 
@@ -184,17 +196,17 @@ def _report_rest(
     """What of a patient folder became no case: errors when nothing did, else warnings and notes."""
     name = cases.root.absolute().name if folder == cases.root else folder.name
     if not some_labelled and stray:
-        cases.refuse(name, ("SEG_WRONG_SERIES", "the SEG does not refer to a CT series of this folder", "put its CT series beside it"), stray[0])
+        cases.refuse(name, ("SEG_WRONG_SERIES", "the SEG or RTSTRUCT does not refer to a CT series of this folder", "put its CT series beside it"), stray[0])
     elif not some_labelled and unlabelled:
-        cases.refuse(name, ("LABEL_MISSING", "a CT series without SEG", "add the SEG, or move the folder away"), unlabelled[0].folder)
+        cases.refuse(name, ("LABEL_MISSING", "a CT series without SEG or RTSTRUCT", "add one, or move the folder away"), unlabelled[0].folder)
     else:
         for path in stray:
-            cases.warn("SEG_WRONG_SERIES", "the SEG does not refer to a CT series of this folder", "remove it, or add its CT series", path=path)
+            cases.warn("SEG_WRONG_SERIES", "the SEG or RTSTRUCT does not refer to a CT series of this folder", "remove it, or add its CT series", path=path)
         if unlabelled:
-            cases.note("EXTRA_SERIES", f"{len(unlabelled)} CT series without SEG are not used", path=folder)
-    others = Counter(info.modality for info in series if info.modality not in ("CT", "SEG"))
+            cases.note("EXTRA_SERIES", f"{len(unlabelled)} CT series without SEG or RTSTRUCT are not used", path=folder)
+    others = Counter(info.modality for info in series if info.modality != "CT" and info.modality not in LABELS)
     if others:
-        cases.note("EXTRA_SERIES", f"{sum(others.values())} series that are neither CT nor SEG are not used", path=folder)
+        cases.note("EXTRA_SERIES", f"{sum(others.values())} series that are neither CT nor labels are not used", path=folder)
 
 
 def _group_patients(data: DataSet) -> DataSet:
