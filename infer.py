@@ -1,9 +1,11 @@
 """New scans to masks: needs a checkpoint and the scans, nothing else.
 
 Reads   --input: a NIfTI file, a folder with a DICOM CT series, or a folder of such; --checkpoint (default checkpoints/best_model.pth)
-Writes  --output: <scan>.nii.gz in the geometry of each scan, labels.json with the names, inference.json with what was done
+Writes  --output: <scan>.nii.gz in the geometry of each scan (--format: DICOM SEG and RTSTRUCT too), labels.json with the names, inference.json with what was
+        done and found (--statistics: as a table too)
 
     python infer.py --input scan.nii.gz --output masks
+    python infer.py --input dicom_series --output masks --format nifti,seg,rtstruct --statistics
     python infer.py --input new_patients --output masks --guide totalsegmentator_masks
 
 A network that was trained with guide organs needs them here too: --guide, a folder of masks (<scan>/<organ>.nii.gz), totalsegmentator, or
@@ -13,7 +15,9 @@ an earlier best_model.pth. A scan that cannot be used is told and left out (exit
 from __future__ import annotations
 
 import argparse
+import csv
 import dataclasses
+import io
 import sys
 import time
 from pathlib import Path
@@ -31,6 +35,8 @@ if TYPE_CHECKING:
     from ctseg.scans.volume import Volume
 
 SUFFIXES = (".nii.gz", ".nii")
+FORMATS = {"nifti": ".nii.gz", "seg": "_seg.dcm", "rtstruct": "_rtstruct.dcm"}  # format -> end of the file's name
+COLOURS = ((230, 25, 75), (60, 180, 75), (255, 225, 25), (0, 130, 200), (245, 130, 48), (145, 30, 180), (70, 240, 240), (240, 50, 230), (170, 255, 195), (128, 0, 0))
 
 
 def find_scans(path: Path) -> dict[str, ImageSource]:
@@ -122,6 +128,7 @@ def infer(arguments: argparse.Namespace) -> int:
 
     settings = config.resolve(None, config.parse_assignments(arguments.assignments)).evaluate
     scans = find_scans(arguments.input)
+    formats = chosen_formats(arguments.format, scans)
     if not arguments.checkpoint.is_file():
         raise PreconditionError("MISSING_ARTIFACT", f"{arguments.checkpoint} does not exist; the train stage writes it", "run `python run_pipeline.py --train` first, or give --checkpoint", file=arguments.checkpoint.name)
 
@@ -132,7 +139,9 @@ def infer(arguments: argparse.Namespace) -> int:
     guides = choose_guides(predictor, arguments.guide, arguments.output, load)
     LOG.info("%d scans, structures: %s. %s.", len(scans), ", ".join(predictor.names), predictor.machine.reason)
     artifacts.write_json(arguments.output / "labels.json", {str(number): name for number, name in enumerate(predictor.names, start=1)})
-    records = [_predict(predictor, guides, name, source, arguments.output) for name, source in cli.bar("Predicting")(scans.items())]
+    records = [_predict(predictor, guides, name, source, arguments.output, formats) for name, source in cli.bar("Predicting")(scans.items())]
+    if arguments.statistics:
+        _write_statistics(arguments.output / "statistics.csv", records)
     artifacts.write_json(arguments.output / "inference.json", {
         "version": 1, "checkpoint_sha256": artifacts.file_hash(arguments.checkpoint), "model": predictor.checkpoint["arch"]["name"],
         "structures": predictor.names, "synthetic_training": bool(predictor.checkpoint["synthetic"]), "device": predictor.machine.reason, "scans": records})
@@ -141,9 +150,55 @@ def infer(arguments: argparse.Namespace) -> int:
     return 3 if failed else 0
 
 
-def _predict(predictor: Predictor, guides: Guides, name: str, source: ImageSource, output: Path) -> dict[str, Any]:
+def chosen_formats(text: str, scans: dict[str, ImageSource]) -> list[str]:
+    """The formats of --format. UsageError for an unknown one, and for a DICOM format where a scan is no DICOM series."""
+    formats = [word.strip() for word in text.split(",") if word.strip()]
+    unknown = [word for word in formats if word not in FORMATS]
+    if unknown or not formats:
+        raise UsageError("BAD_OPTION", f"--format {text} names no format that can be written", f"choose from {', '.join(FORMATS)}")
+    foreign = [name for name, source in scans.items() if source.format != "dicom"]
+    if foreign and set(formats) - {"nifti"}:
+        raise UsageError("BAD_OPTION", f"--format {text} refers to the slices of a DICOM series, and '{foreign[0]}' is none", "give the DICOM series as --input, or --format nifti")
+    return formats
+
+
+def write_mask(path: Path, kind: str, label: Volume, names: dict[int, str], source: ImageSource) -> None:
+    """Write a label map in one of FORMATS; the DICOM ones refer to the series it was predicted on."""
+    from ctseg.scans import dicom_seg, nifti, rtstruct
+
+    if kind == "nifti":
+        nifti.write_label(path, label, names=names)
+    elif kind == "seg":
+        dicom_seg.write_segments(path, label, names, source.path, series_uid=source.series_uid, algorithm="ctseg")
+    else:
+        rtstruct.write_structures(path, label, names, source.path, series_uid=source.series_uid, colours={value: COLOURS[(value - 1) % len(COLOURS)] for value in names})
+
+
+def statistics_of(label: Volume, image: Volume, names: dict[int, str]) -> dict[str, dict[str, Any]]:
+    """Of each structure: volume in mL, mean and standard deviation of its HU, and whether it meets the scan's border, where it may go on."""
+    import numpy as np
+
+    millilitres = float(abs(np.linalg.det(label.affine[:3, :3]))) / 1000
+    found = {}
+    for value, name in names.items():
+        mask = label.array == value
+        hu = image.array[mask].astype(np.float64)
+        found[name] = {"volume_ml": round(len(hu) * millilitres, 4), "mean_hu": round(float(hu.mean()), 2) if len(hu) else None, "sd_hu": round(float(hu.std()), 2) if len(hu) else None,
+                       "meets_border": bool(np.count_nonzero(mask[1:-1, 1:-1, 1:-1]) < len(hu))}
+    return found
+
+
+def _write_statistics(path: Path, records: list[dict[str, Any]]) -> None:
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(["scan", "structure", "volume_ml", "mean_hu", "sd_hu", "meets_border"])
+    writer.writerows([record["scan"], name, *values.values()] for record in records for name, values in record.get("structures", {}).items())
+    artifacts.write_text(path, stream.getvalue())
+
+
+def _predict(predictor: Predictor, guides: Guides, name: str, source: ImageSource, output: Path, formats: list[str]) -> dict[str, Any]:
     """Predict one scan and write its mask; what went wrong is told and becomes part of the record."""
-    from ctseg.scans import nifti, reading
+    from ctseg.scans import reading
     from ctseg.scans.volume import Volume
 
     started = time.monotonic()
@@ -152,12 +207,14 @@ def _predict(predictor: Predictor, guides: Guides, name: str, source: ImageSourc
         for finding in findings:
             LOG.info("%s", dataclasses.replace(finding, case=name).line())
         label = predictor.predict_scan(image, guides.of(name, image))
-        file = f"{artifacts.safe_name(name)}.nii.gz"
-        nifti.write_label(output / file, Volume(label, image.affine), names=dict(enumerate(predictor.names, start=1)))
+        names, mask = dict(enumerate(predictor.names, start=1)), Volume(label, image.affine)
+        files = {kind: artifacts.safe_name(name) + FORMATS[kind] for kind in formats}
+        for kind, file in files.items():
+            write_mask(output / file, kind, mask, names, source)
     except (CaseError, PreconditionError) as error:
         LOG.error("%s", Finding.from_error(error, case=name).line())
         return {"scan": name, "error": error.code, "cause": error.cause}
-    return {"scan": name, "mask": file, "seconds": round(time.monotonic() - started, 2)}
+    return {"scan": name, "files": files, "structures": statistics_of(mask, image, names), "seconds": round(time.monotonic() - started, 2)}
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -166,6 +223,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--input", type=Path, required=True, metavar="PATH", help="a scan, or a folder of scans")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="where the masks go")
     parser.add_argument("--checkpoint", type=Path, default=Path("checkpoints/best_model.pth"), metavar="FILE", help="default: checkpoints/best_model.pth")
+    parser.add_argument("--format", default="nifti", metavar="LIST", help=f"what to write, from {', '.join(FORMATS)} (default: nifti); the DICOM ones need DICOM scans")
+    parser.add_argument("--statistics", action="store_true", help="also write statistics.csv: volume and HU of each structure")
     parser.add_argument("--guide", metavar="SOURCE", help="for guided networks: a folder of masks, totalsegmentator, or a best_model.pth that predicts the organs")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"], help="default: auto")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="assignments", help="settings of the prediction, for example --set evaluate.flip=false")

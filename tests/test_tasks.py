@@ -14,8 +14,9 @@ import run_pipeline
 from ctseg import artifacts, cli
 from ctseg.errors import UsageError
 from ctseg.learning import checkpoints
-from ctseg.scans import dicom_series, nifti
+from ctseg.scans import dicom_seg, dicom_series, nifti, rtstruct
 from ctseg.scans.phantom import write_cohort
+from ctseg.scans.volume import match_grid
 from ctseg.tasks import TASKS
 
 TINY = ["--workers", "1", "--epochs", "2", "--profile", "cpu", "--set", "train.steps_per_epoch=2", "--set", "train.patch_size=32,32,32", "--set", "model.levels=3",
@@ -209,6 +210,37 @@ def test_infer_finds_series_at_every_depth_and_refuses_two_scans_of_one_name(tmp
         infer.find_scans(tmp_path)
 
 
+def test_infer_writes_dicom_that_reads_back_as_the_same_mask(tmp_path, cohorts, capsys):
+    """SEG by highdicom, RTSTRUCT by our reader; both refer to the series that was predicted."""
+    import highdicom
+
+    workspace = run(tmp_path / "work", cohorts["pelvis"] / "nifti", "--model", "unet")
+    series = next(found for found in dicom_series.find_series(cohorts["pelvis"]) if found.modality == "CT")
+    command = ["--input", str(series.folder), "--output", str(tmp_path / "masks"), "--checkpoint", str(workspace.best_model), "--format", "nifti,seg,rtstruct", "--statistics"]
+    assert infer.main(command) == 0
+    name = series.folder.name
+    label = nifti.read_integers(tmp_path / "masks" / f"{name}.nii.gz")[0]
+    image = dicom_series.read_series(series.folder)[0]
+    names = artifacts.read_json(tmp_path / "masks" / "labels.json")
+    segments, _ = dicom_seg.read_segments(tmp_path / "masks" / f"{name}_seg.dcm", image, series.folder)
+    contours, _ = rtstruct.read_structures(tmp_path / "masks" / f"{name}_rtstruct.dcm", image, series.folder)
+    expected = match_grid(label, image.grid, tolerance_mm=1e-3).array
+    with (tmp_path / "masks" / "statistics.csv").open() as stream:
+        rows = {row["structure"]: row for row in csv.DictReader(stream)}
+    assert expected.any()
+    for value, structure in names.items():
+        mask = expected == int(value)
+        assert np.array_equal(segments[structure], mask) and np.array_equal(contours.get(structure, np.zeros_like(mask)), mask)
+        assert float(rows[structure]["volume_ml"]) == pytest.approx(mask.sum() * np.prod(image.grid.spacing_mm) / 1000, abs=1e-3)
+        if mask.any():
+            assert float(rows[structure]["mean_hu"]) == pytest.approx(image.array[mask].mean(), abs=0.01)
+    written = highdicom.seg.segread(tmp_path / "masks" / f"{name}_seg.dcm")
+    description = written.get_segment_description(1)
+    assert str(description.algorithm_type.value) == "AUTOMATIC" and description.segmented_property_type.scheme_designator == "SCT"
+    assert infer.main(["--input", str(next((cohorts["pelvis"] / "nifti").rglob("ct.nii.gz"))), *command[2:]]) == 2
+    assert "--format nifti" in capsys.readouterr().err
+
+
 # ---------------------------------------------------------------- comparison
 
 
@@ -240,6 +272,12 @@ def test_a_demo_keeps_its_backbone_only_where_no_model_is_named(words, backbone)
     run_pipeline._use_demo_settings(arguments)
     settings = cli.settings_from(arguments)[1]
     assert settings.model.backbone == backbone and settings.data.spacing_mm == (4.0,)
+
+
+def test_compare_tells_the_topology_of_tubes(tmp_path, cohorts):
+    assert run_pipeline.main(["--compare", "unet,unet+model.width=6", "--task", "airway", "--data", str(cohorts["airway"]), "--workspace", str(tmp_path), *TINY]) == 0
+    record = artifacts.read_json(artifacts.Workspace(tmp_path).comparison / "comparison.json")
+    assert all({"cldice", "betti_error", "td_full"} <= set(record["topology"][method]) for method in ("unet", "unet+model.width=6"))
 
 
 @pytest.mark.parametrize(("methods", "said"), [("unet,unett", "did you mean 'unet'?"), ("unet,unet+train.augmentatio=none", "did you mean 'train.augmentation'?")])

@@ -16,7 +16,7 @@ from ctseg.artifacts import Workspace
 from ctseg.errors import IntegrityError, PreconditionError
 
 EVALUATE_AGAIN = "run `python run_pipeline.py --eval --analyze`"
-_TEXT_COLUMNS = frozenset(("case_id", "patient_id", "structure", "label", "state", "boundary_mode", "prediction_file", "reference_file"))
+_TEXT_COLUMNS = frozenset(("case_id", "patient_id", "structure", "label", "state", "boundary_mode", "prediction_file", "reference_file", "td_by_generation_full"))
 
 
 @dataclasses.dataclass
@@ -94,7 +94,7 @@ def _mapping(path: Path, workspace: Workspace, *, stage: str) -> dict[str, Any]:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of `per_case.csv`: numbers as float, empty cells as None, text columns as they are."""
+    """The rows of `per_case.csv` or `topology.csv`: numbers as float, empty cells as None, text and lists as they are."""
     try:
         with path.open(newline="", encoding="utf-8") as stream:
             rows = [{key: _cell(key, value) for key, value in row.items() if key is not None} for row in csv.DictReader(stream)]

@@ -16,7 +16,7 @@ from pydicom.uid import SegmentationStorage, generate_uid
 
 from ctseg.artifacts import atomic_write
 from ctseg.errors import CaseError, Finding
-from ctseg.scans import checks, dicom_files, dicom_series
+from ctseg.scans import anatomy_codes, checks, dicom_files, dicom_series
 from ctseg.scans.checks import refuse
 from ctseg.scans.volume import Volume
 
@@ -161,29 +161,24 @@ def _contents(path: Path, frames: list[tuple[int | None, int]], numbers: set[int
 
 
 @dicom_files.private()
-def write_segments(path: str | Path, label: Volume, names: dict[int, str], series_folder: str | Path) -> None:
-    """Write a label map as a binary SEG of the one CT series in `series_folder`, atomically.
+def write_segments(
+    path: str | Path, label: Volume, names: dict[int, str], series_folder: str | Path, *, series_uid: str | None = None, algorithm: str | None = None
+) -> None:
+    """Write a label map as a binary SEG of the one CT series in `series_folder` (or of the named one), atomically.
 
     label: integers (D, H, W) on the grid of the series (slices in either direction); ValueError otherwise.
-    names: label value -> segment label; segments are numbered 1, 2, ... in the order of the values.
+    names: label value -> segment label; segments are numbered 1, 2, ... in the order of the values and carry the
+    standard code of their anatomy where there is one. algorithm: what predicted them; None: a person drew them.
     The same arguments give the same bytes.
     """
     import highdicom
-    from highdicom.sr.coding import CodedConcept
 
-    headers = dicom_series.series_headers(series_folder)
+    headers = dicom_series.series_headers(series_folder, series_uid)
     planes = dicom_series.label_planes(label, headers)
     table = np.zeros(max(int(label.array.max()), *names) + 1, dtype=np.uint8)
     for number, value in enumerate(sorted(names), start=1):
         table[value] = number
-    category = CodedConcept("123037004", "SCT", "Anatomical Structure")
-    descriptions = [
-        highdicom.seg.SegmentDescription(
-            segment_number=number, segment_label=names[value][:64], segmented_property_category=category,
-            segmented_property_type=CodedConcept(f"S{value}", "99CTSEG", names[value][:64]), algorithm_type="MANUAL",
-        )
-        for number, value in enumerate(sorted(names), start=1)
-    ]
+    descriptions = [_describe(number, names[value], algorithm) for number, value in enumerate(sorted(names), start=1)]
     series = str(headers[0].SeriesInstanceUID)
     content = highdicom.seg.Segmentation(
         source_images=headers, pixel_array=table[label.array[planes]], segmentation_type="BINARY", segment_descriptions=descriptions,
@@ -193,6 +188,24 @@ def write_segments(path: str | Path, label: Volume, names: dict[int, str], serie
     )
     _make_reproducible(content, series)
     atomic_write(path, lambda stream: content.save_as(stream))
+
+
+def _describe(number: int, name: str, algorithm: str | None) -> Any:
+    """What a segment is and who made it."""
+    import highdicom
+    from highdicom.sr.coding import CodedConcept
+
+    kind, side = anatomy_codes.concept(name, number)
+    made_by = None
+    if algorithm is not None:
+        made_by = highdicom.AlgorithmIdentificationSequence(algorithm, CodedConcept("123110", "DCM", "Artificial Intelligence"), "1")
+    description = highdicom.seg.SegmentDescription(
+        segment_number=number, segment_label=name[:64], segmented_property_category=CodedConcept("123037004", "SCT", "Anatomical Structure"),
+        segmented_property_type=kind, algorithm_type="MANUAL" if algorithm is None else "AUTOMATIC", algorithm_identification=made_by,
+    )
+    if side is not None:
+        description.SegmentedPropertyTypeCodeSequence[0].SegmentedPropertyTypeModifierCodeSequence = [side]
+    return description
 
 
 def _make_reproducible(content: Any, series: str) -> None:

@@ -160,14 +160,17 @@ def _planes(items: Any, to_index: np.ndarray, slices: int, path: Path, name: str
 
 
 @dicom_files.private()
-def write_structures(path: str | Path, label: Volume, names: dict[int, str], series_folder: str | Path, *, colours: dict[int, tuple[int, int, int]] | None = None) -> None:
-    """Write a label map as an RTSTRUCT of the one CT series in `series_folder`, atomically.
+def write_structures(
+    path: str | Path, label: Volume, names: dict[int, str], series_folder: str | Path, *, series_uid: str | None = None,
+    colours: dict[int, tuple[int, int, int]] | None = None,
+) -> None:
+    """Write a label map as an RTSTRUCT of the one CT series in `series_folder` (or of the named one), atomically.
 
     label: integers (D, H, W) on the grid of the series (slices in either direction); ValueError otherwise. names: label value
     -> ROI name; ROIs are numbered 1, 2, ... in the order of the values. colours: label value -> RGB, 0 to 255. Contours
     run half-way between voxel centres, so `read_structures` gives back the same voxels. The same arguments give the same bytes.
     """
-    headers = dicom_series.series_headers(series_folder)
+    headers = dicom_series.series_headers(series_folder, series_uid)
     planes = dicom_series.label_planes(label, headers)
     first, series = headers[0], str(headers[0].SeriesInstanceUID)
     content = pydicom.Dataset()
