@@ -16,6 +16,7 @@ import torch
 import train
 from ctseg import artifacts
 from ctseg.learning import checkpoints, trainer
+from ctseg.learning.schedule import Budget
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -102,6 +103,17 @@ def test_minutes_end_in_time_with_the_rate_near_zero(tmp_path):
     assert time.monotonic() - started < 12 * 1.2 + 6
     history = artifacts.read_json(workspace.history)
     assert history["stopped"] == "minutes" and history["learning_rate"][-1] < 0.03 * max(history["learning_rate"])
+
+
+def test_the_last_epoch_is_validated_even_if_the_clock_runs_out_right_after_it(tmp_path, monkeypatch):
+    """The time may end between the question whether to validate and the one whether to go on; the model of that epoch must not be lost."""
+    workspace = tiny_workspace.make(tmp_path)
+    asked = iter([0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 0.99])  # before the first epoch, at its steps; 0.99 after it, and 1 from then on
+    monkeypatch.setattr(Budget, "progress", lambda self, epoch, step: next(asked, 1.0))
+    monkeypatch.setattr(Budget, "validation_due", lambda self, epoch, progress: progress >= 1)
+    assert train.main([*tiny_workspace.arguments(workspace, **{"train.steps_per_epoch": 5}), "--minutes", "9"]) == 0
+    history = artifacts.read_json(workspace.history)
+    assert history["val_mean_dice"][-1] is not None and history["steps"] == 6  # a last epoch has at least one step
 
 
 def test_divergence_stops_with_the_cases_named(tmp_path, capsys, monkeypatch):

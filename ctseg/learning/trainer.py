@@ -87,7 +87,8 @@ class Trainer:
     def fit(self) -> dict[str, Any]:
         """Train until the budget ends and return the history. Writes best_model.pth, last.pth and the history."""
         stopped = "minutes" if self.budget.timed else "epochs"
-        while self.budget.progress(self.epoch, 0) < 1:
+        progress = self.budget.progress(self.epoch, 0)
+        while progress < 1:  # asked once per epoch: a clock that runs out between two questions would skip the last validation
             started = time.monotonic()
             loss, dice = self._run_epoch()
             progress = self.budget.progress(self.epoch + 1, 0)
@@ -117,7 +118,7 @@ class Trainer:
         steps = self.settings.train.steps_per_epoch
         for step, batch in enumerate(self.sampler.batches(self.epoch, 0, steps, threads=threads)):
             progress = self.budget.progress(self.epoch, step)
-            if progress >= 1:
+            if progress >= 1 and count:
                 break
             loss, batch_dice = self._step(batch, progress)
             total, count = total + loss, count + 1
