@@ -176,11 +176,13 @@ def write_structures(
     content = pydicom.Dataset()
     for keyword in _STUDY:
         setattr(content, keyword, first.get(keyword, ""))
-    content.update({
+    described = {
         "SOPClassUID": RTStructureSetStorage, "SOPInstanceUID": generate_uid(entropy_srcs=[series, "rtstruct"]), "Modality": "RTSTRUCT", "Manufacturer": "ctseg",
         "SeriesInstanceUID": generate_uid(entropy_srcs=[series, "rtstruct series"]), "SeriesNumber": int(first.get("SeriesNumber") or 1) + 200,
         "SeriesDescription": "ctseg segmentation", "InstanceNumber": 1, "FrameOfReferenceUID": first.FrameOfReferenceUID, "PositionReferenceIndicator": "",
-        "StructureSetLabel": "ctseg", "StructureSetDate": "20000101", "StructureSetTime": "000000", "OperatorsName": "", "ApprovalStatus": "UNAPPROVED"})
+        "StructureSetLabel": "ctseg", "StructureSetDate": "20000101", "StructureSetTime": "000000", "OperatorsName": "", "ApprovalStatus": "UNAPPROVED"}
+    for keyword, value in described.items():
+        setattr(content, keyword, value)
     content.ReferencedFrameOfReferenceSequence = [_reference(headers)]
     numbered = dict(enumerate(sorted(names), start=1))
     content.StructureSetROISequence = [_item(ROINumber=n, ReferencedFrameOfReferenceUID=first.FrameOfReferenceUID, ROIName=names[value][:64], ROIGenerationAlgorithm="AUTOMATIC") for n, value in numbered.items()]
@@ -224,7 +226,7 @@ def _outlines(mask: np.ndarray) -> list[np.ndarray]:
 
     outlines = []
     for outline in contour_generator(z=np.pad(mask, 1).astype(np.float64)).lines(0.5):
-        points = outline[:-1, ::-1] - 1  # closed: the last point repeats the first
+        points = np.asarray(outline)[:-1, ::-1] - 1  # closed: the last point repeats the first
         turns = np.abs(np.diff(np.concatenate([points[-1:], points, points[:1]]), axis=0, n=2)).max(axis=1) > 1e-9
         outlines.append(points[turns])
     return outlines
