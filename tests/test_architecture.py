@@ -69,8 +69,8 @@ def test_scoring_reads_no_files_and_reporting_no_networks():
     ("nibabel", {"ctseg/scans/nifti.py"}),
     ("SimpleITK", {"ctseg/scans/volume.py"}),
     ("matplotlib", {"ctseg/reporting"}),
-    ("pydicom", {"ctseg/scans/dicom_"}),
-    ("highdicom", {"ctseg/scans/dicom_seg"}),
+    ("pydicom", {"ctseg/scans/dicom_", "ctseg/scans/rtstruct"}),
+    ("highdicom", {"ctseg/scans/dicom_seg", "ctseg/scans/dicom_codes"}),
 ])
 def test_each_foreign_package_has_one_address(package, addresses):
     for path in SOURCES:

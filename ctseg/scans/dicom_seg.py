@@ -16,7 +16,7 @@ from pydicom.uid import SegmentationStorage, generate_uid
 
 from ctseg.artifacts import atomic_write
 from ctseg.errors import CaseError, Finding
-from ctseg.scans import anatomy_codes, checks, dicom_files, dicom_series
+from ctseg.scans import checks, dicom_codes, dicom_files, dicom_series
 from ctseg.scans.checks import refuse
 from ctseg.scans.volume import Volume
 
@@ -195,7 +195,7 @@ def _describe(number: int, name: str, algorithm: str | None) -> Any:
     import highdicom
     from highdicom.sr.coding import CodedConcept
 
-    kind, side = anatomy_codes.concept(name, number)
+    kind, side = dicom_codes.concept(name, number)
     made_by = None
     if algorithm is not None:
         made_by = highdicom.AlgorithmIdentificationSequence(algorithm, CodedConcept("123110", "DCM", "Artificial Intelligence"), "1")
