@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".nii.gz", ".nii")
 FORMATS = {"nifti": ".nii.gz", "seg": "_seg.dcm", "rtstruct": "_rtstruct.dcm"}  # format -> end of the file's name
-COLOURS = ((230, 25, 75), (60, 180, 75), (255, 225, 25), (0, 130, 200), (245, 130, 48), (145, 30, 180), (70, 240, 240), (240, 50, 230), (170, 255, 195), (128, 0, 0))
 
 
 def find_scans(path: Path) -> dict[str, ImageSource]:
@@ -171,7 +170,10 @@ def write_mask(path: Path, kind: str, label: Volume, names: dict[int, str], sour
     elif kind == "seg":
         dicom_seg.write_segments(path, label, names, source.path, series_uid=source.series_uid, algorithm="ctseg")
     else:
-        rtstruct.write_structures(path, label, names, source.path, series_uid=source.series_uid, colours={value: COLOURS[(value - 1) % len(COLOURS)] for value in names})
+        from ctseg.reporting.slices import ON_CT
+
+        as_bytes = {value: bytes.fromhex(ON_CT[(value - 1) % len(ON_CT)][1:]) for value in names}  # the colours of the report's pictures
+        rtstruct.write_structures(path, label, names, source.path, series_uid=source.series_uid, colours={value: (rgb[0], rgb[1], rgb[2]) for value, rgb in as_bytes.items()})
 
 
 def statistics_of(label: Volume, image: Volume, names: dict[int, str]) -> dict[str, dict[str, Any]]:

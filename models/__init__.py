@@ -2,7 +2,8 @@
 
 A network takes (B, 1, D, H, W), and a guide (B, K', D, H, W) if its `inputs` say so, and returns {"logits": (B, S+1, D,
 H, W)}, channel 0 being the background; while it trains also "deep", a list of coarser logits, finest first. Softmax is
-applied once, by the caller; "independent" beside the logits asks for a loss of each structure by itself. A new network is one file and one row in PRESETS.
+applied once, by the caller; "independent" beside the logits asks for a loss of each structure by itself. A new network
+is one file and one row in PRESETS.
 
 From inside to outside: backbone, connectivity heads, anatomy guidance, several passes, density remap. Each technique
 looks from outside like the network inside, so any backbone takes any of them.

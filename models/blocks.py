@@ -139,16 +139,16 @@ class ResidualBlock(nn.Module):
 
 
 class OutputHead(nn.Sequential):
-    """A large convolution to one channel per class, an activation, then 1^3. (B, channels, ...) -> (B, n_classes, ...).
+    """A large convolution to one channel per class, PReLU, then 1^3. (B, channels, ...) -> (B, n_classes, ...).
 
     Not normalised: a channel is a class here, and unit variance in each patch hides how much of a structure the patch
     holds. On a synthetic task, 45 to 99 % of the voxels of patches full of the structure came out wrong with an
-    InstanceNorm here, none without.
+    InstanceNorm here, none without. PReLU, because with LeakyReLU a small structure was never learned.
     """
 
-    def __init__(self, channels: int, n_classes: int, between: nn.Module, *, kernel: int = 3):
-        last = nn.Conv3d(n_classes, n_classes, 1)
-        super().__init__(nn.Conv3d(channels, n_classes, kernel, padding=kernel // 2), between, last)
+    def __init__(self, channels: int, n_classes: int, *, kernel: int = 3):
+        first = nn.Conv3d(channels, n_classes, kernel, padding=kernel // 2)
+        super().__init__(first, PReLU(n_classes), nn.Conv3d(n_classes, n_classes, 1))
 
 
 class Backbone(nn.Module):

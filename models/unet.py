@@ -16,7 +16,6 @@ from models.blocks import (
     Modulation,
     Modulations,
     OutputHead,
-    PReLU,
     ResidualBlock,
     Style,
     choose,
@@ -183,7 +182,7 @@ class UNet(Backbone):
             supervised = self.decoder_channels[1:] or self.decoder_channels
             self.heads = nn.ModuleList(nn.Conv3d(c, n_structures + 1, 1) for c in supervised)
             if residual:
-                self.heads[-1] = OutputHead(width, n_structures + 1, PReLU(n_structures + 1))
+                self.heads[-1] = OutputHead(width, n_structures + 1)
         initialise(self)
         initialise_head(self.heads)
 

@@ -23,7 +23,6 @@ from models.blocks import (
     Modulation,
     Modulations,
     OutputHead,
-    PReLU,
     Style,
     activation,
     choose,
@@ -148,7 +147,7 @@ class VNet(Backbone):
         )
         coarser = self.decoder_channels[1:-1] if deep_supervision else []
         self.heads = nn.ModuleList(nn.Conv3d(c, n_structures + 1, 1) for c in coarser)
-        self.heads.append(OutputHead(self.decoder_channels[-1], n_structures + 1, PReLU(n_structures + 1), kernel=kernel))
+        self.heads.append(OutputHead(self.decoder_channels[-1], n_structures + 1, kernel=kernel))
         initialise(self)
         initialise_head(self.heads)
 

@@ -16,8 +16,8 @@ from ctseg.learning.losses import passes_loss
 def objective(outputs: dict[str, Any], batch: Batch, settings: TrainSettings, progress: float, device: torch.device) -> tuple[Tensor, Tensor]:
     """(loss, soft Dice per structure) of a batch. progress: 0 at the start of training, 1 at its end.
 
-    "logits" with "deep" and "passes": the segmentation loss, of each structure by itself where the network says "independent". "centreline" and "radius", where the batch carries their targets: the
-    connectivity loss on top.
+    "logits" with "deep" and "passes": the segmentation loss, of each structure by itself where the network says "independent". "centreline"
+    and "radius", where the batch carries their targets: the connectivity loss on top.
     """
     label, labelled = batch.label.to(device), batch.labelled.to(device)
     loss, dice = passes_loss(outputs, label=label, labelled=labelled, kind=settings.loss)

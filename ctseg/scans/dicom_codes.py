@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
+
+from ctseg.scans.laterality import side_of, without_side, words_of
 
 SIDES = {"left": ("7771000", "Left"), "right": ("24028007", "Right")}
 # Names that data sets use -> keyword of pydicom's table; other names are looked up as they are ("spinal_cord" -> SpinalCord).
@@ -13,24 +14,13 @@ _KEYWORDS = {
 }
 
 
-def words_of(name: str) -> list[str]:
-    """The words of a structure's name in lower case: "kidney_left", "LeftKidney" and "Kidney L" all hold "kidney"."""
-    return [word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+|[0-9]+", name)]
-
-
-def side_of(name: str) -> str | None:
-    """ "left", "right" or None, from the words of a name."""
-    found = {{"l": "left", "r": "right"}.get(word, word) for word in words_of(name)} & set(SIDES)
-    return found.pop() if len(found) == 1 else None
-
-
 def concept(name: str, number: int) -> tuple[Any, Any | None]:
     """(type of a segment, its side or None) as highdicom's CodedConcept; a private code where the table has no such name."""
     from highdicom.sr.coding import CodedConcept
     from pydicom.sr.codedict import codes
 
     side = side_of(name)
-    words = [word for word in words_of(name) if word not in (*SIDES, "l", "r")]
+    words = without_side(name) if side else words_of(name)
     keyword = _KEYWORDS.get("".join(words), "".join(word.capitalize() for word in words))
     try:
         found = getattr(codes.SCT, keyword)

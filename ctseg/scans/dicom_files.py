@@ -11,7 +11,7 @@ import dataclasses
 import logging
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +137,13 @@ def read_header(path: Path, tags: list[str] | None) -> Any:
     """A file's header without pixels; DICOM_CORRUPT for whatever pydicom cannot parse."""
     with guard(path):
         return pydicom.dcmread(path, stop_before_pixels=True, specific_tags=tags)
+
+
+def drawn_on(folder: Path, series_uid: str | None, *, frames: Collection[Any], series: Collection[Any]) -> bool:
+    """Whether labels belong to the one series in `folder` (or the named one), by the frames of reference and series UIDs they name."""
+    chosen, _ = choose(folder, series_uid)
+    first = read_header(chosen.files[0], ["FrameOfReferenceUID", "SeriesInstanceUID"])
+    return first.get("FrameOfReferenceUID", "") in {str(uid) for uid in frames if uid} or first.SeriesInstanceUID in series
 
 
 def is_localizer(header: Any) -> bool:

@@ -59,7 +59,9 @@ def _read(path: Path, image: Volume, image_folder: Path | None, names: Collectio
     if str(header.get("SegmentationType", "")) == "FRACTIONAL":
         raise refuse("SEG_FRACTIONAL", "it holds probabilities or shares, not a mask", "export it as a binary segmentation", path)
     if image_folder is not None:
-        _check_series(header, image_folder, series_uid, path)
+        named = [item.get("SeriesInstanceUID") for item in header.get("ReferencedSeriesSequence") or []]
+        if not dicom_files.drawn_on(image_folder, series_uid, frames=[header.get("FrameOfReferenceUID")], series=named):
+            raise refuse("SEG_WRONG_SERIES", "it refers to another series and another frame of reference", "give the segmentation that was drawn on this series", path)
     segments = {number: name for number, name in _segments(header).items() if names is None or name in names}
     if len(set(segments.values())) < len(segments):
         raise refuse("SEG_AMBIGUOUS", "two segments carry the same label", "give each segment its own label", path)
@@ -91,18 +93,6 @@ def _header(path: Path) -> Any:
 def _segments(header: Any) -> dict[int, str]:
     numbers = {int(item.SegmentNumber): str(item.get("SegmentLabel", "")) for item in header.SegmentSequence}
     return {number: name for number, name in sorted(numbers.items()) if number > 0}  # 0: background of a label map
-
-
-def _check_series(header: Any, folder: Path, series_uid: str | None, path: Path) -> None:
-    """The SEG names the CT's frame of reference, or the CT series itself."""
-    series, _ = dicom_files.choose(folder, series_uid)
-    first = dicom_files.read_header(series.files[0], ["FrameOfReferenceUID", "SeriesInstanceUID"])
-    frame = header.get("FrameOfReferenceUID")
-    if frame is not None and frame == first.get("FrameOfReferenceUID"):
-        return
-    if any(item.get("SeriesInstanceUID") == first.SeriesInstanceUID for item in header.get("ReferencedSeriesSequence") or []):
-        return
-    raise refuse("SEG_WRONG_SERIES", "it refers to another series and another frame of reference", "give the segmentation that was drawn on this series", path)
 
 
 def _place_frames(header: Any, image: Volume, path: Path) -> list[tuple[int | None, int]]:

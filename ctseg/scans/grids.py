@@ -400,7 +400,8 @@ def _elect(candidates: list[tuple[int, Volume]], background: Volume, target: Gri
     """Label map (uint8) on `target`: at each voxel the number whose interpolated weight is highest.
 
     Cubic, because linear interpolation lowers every ridge: a vessel one or two voxels thick lost a fifth of its volume on
-    the way to a grid of the same spacing and back (docs/geometry.md). Weights are 0 outside a candidate's volume, the background's 1. Only the running best is kept.
+    the way to a grid of the same spacing and back (docs/geometry.md). Weights are 0 outside a candidate's volume, the
+    background's 1. Only the running best is kept.
     """
     result = np.zeros(target.shape, dtype=np.uint8)
     placed = [(number, volume, region) for number, volume in candidates if (region := _footprint(volume.grid, target)) is not None]

@@ -9,9 +9,11 @@ import re
 from collections.abc import Sequence
 
 _HEART = re.compile(r"heart|atrium|ventricle|atrial", re.IGNORECASE)
+_SIDES = {"left": "left", "l": "left", "lt": "left", "right": "right", "r": "right", "rt": "right"}
 
 
-def _words(name: str) -> list[str]:
+def words_of(name: str) -> list[str]:
+    """The words of a structure's name in lower case: "kidney_left", "LeftKidney" and "Kidney L" all hold "kidney"."""
     spaced = re.sub(r"([a-z0-9])([A-Z])", r"\1 \2", name)
     return [word.lower() for word in re.split(r"[^A-Za-z0-9]+", spaced) if word]
 
@@ -20,18 +22,16 @@ def side_of(name: str) -> str | None:
     """"left", "right", or None when the name has no side (or has both, or is a heart chamber)."""
     if _HEART.search(name):
         return None
-    words = set(_words(name))
-    left, right = bool(words & {"left", "l", "lt"}), bool(words & {"right", "r", "rt"})
-    if left == right:
-        return None
-    return "left" if left else "right"
+    found = {_SIDES[word] for word in words_of(name) if word in _SIDES}
+    return found.pop() if len(found) == 1 else None
+
+
+def without_side(name: str) -> tuple[str, ...]:
+    """The words of a name in lower case, left and right left out."""
+    return tuple(word for word in words_of(name) if word not in _SIDES)
 
 
 def mirror_pairs(structures: Sequence[str]) -> list[tuple[int, int]]:
     """Index pairs (left, right) of structures that are each other's mirror image."""
-
-    def stem(name: str) -> tuple[str, ...]:
-        return tuple(w for w in _words(name) if w not in {"left", "l", "lt", "right", "r", "rt"})
-
-    lefts = {stem(name): index for index, name in enumerate(structures) if side_of(name) == "left"}
-    return [(lefts[stem(name)], index) for index, name in enumerate(structures) if side_of(name) == "right" and stem(name) in lefts]
+    lefts = {without_side(name): index for index, name in enumerate(structures) if side_of(name) == "left"}
+    return [(lefts[without_side(name)], index) for index, name in enumerate(structures) if side_of(name) == "right" and without_side(name) in lefts]

@@ -82,7 +82,10 @@ def fill(contours: list[np.ndarray], shape: tuple[int, int]) -> np.ndarray:
 def _read(path: Path, image: Volume, image_folder: Path | None, names: Collection[str] | None, series_uid: str | None) -> tuple[dict[str, np.ndarray], list[Finding]]:
     header = _header(path)
     if image_folder is not None:
-        _check_series(header, image_folder, series_uid, path)
+        frames = [item.get("FrameOfReferenceUID") for item in header.get("ReferencedFrameOfReferenceSequence") or []]
+        frames += [item.get("ReferencedFrameOfReferenceUID") for item in header.StructureSetROISequence]
+        if not dicom_files.drawn_on(image_folder, series_uid, frames=frames, series=[item.get("SeriesInstanceUID") for item in _referenced(header)]):
+            raise refuse("RT_WRONG_SERIES", "it refers to another series and another frame of reference", "give the structure set that was drawn on this series", path)
     wanted = {number: name for number, name in _names(header).items() if names is None or name in names}
     if len(set(wanted.values())) < len(wanted):
         raise refuse("RT_AMBIGUOUS", "two structures carry the same name", "give each structure its own name", path)
@@ -121,17 +124,6 @@ def _referenced(header: Any) -> Iterator[Any]:
     for frame in header.get("ReferencedFrameOfReferenceSequence") or []:
         for study in frame.get("RTReferencedStudySequence") or []:
             yield from study.get("RTReferencedSeriesSequence") or []
-
-
-def _check_series(header: Any, folder: Path, series_uid: str | None, path: Path) -> None:
-    """The contours name the CT's frame of reference, or the CT series itself."""
-    series, _ = dicom_files.choose(folder, series_uid)
-    first = dicom_files.read_header(series.files[0], ["FrameOfReferenceUID", "SeriesInstanceUID"])
-    frames = {item.get("FrameOfReferenceUID") for item in header.get("ReferencedFrameOfReferenceSequence") or []}
-    frames |= {item.get("ReferencedFrameOfReferenceUID") for item in header.StructureSetROISequence}
-    if first.get("FrameOfReferenceUID") in frames - {None} or first.SeriesInstanceUID in {item.get("SeriesInstanceUID") for item in _referenced(header)}:
-        return
-    raise refuse("RT_WRONG_SERIES", "it refers to another series and another frame of reference", "give the structure set that was drawn on this series", path)
 
 
 def _planes(items: Any, to_index: np.ndarray, slices: int, path: Path, name: str) -> tuple[dict[int, list[np.ndarray]], int]:
