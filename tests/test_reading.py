@@ -84,6 +84,15 @@ def test_all_formats_give_one_case(tmp_path: Path) -> None:
         assert case.states == dict.fromkeys(SIDES, PRESENT) and not case.findings
 
 
+def test_a_contour_that_nobody_drew_says_nothing(tmp_path: Path) -> None:
+    write_dicom_seg(tmp_path / "dicom", {"a": PHANTOM})
+    rtstruct.write_structures(tmp_path / "rs.dcm", PHANTOM.label, {**PHANTOM.names, 9: "spleen"}, tmp_path / "dicom/a/im_1")
+    record = CaseRecord("case", "patient", ImageSource("dicom", tmp_path / "dicom/a/im_1"), LabelSource("rtstruct", tmp_path / "rs.dcm"))
+    case = reading.load_case(record, ("bladder", "spleen"), root=tmp_path)
+    assert case.states == {"bladder": PRESENT, "spleen": UNLABELLED}
+    assert ("WARN", "LABEL_MISSING") in _codes(case)
+
+
 def test_requested_order_gives_the_ids(tmp_path: Path) -> None:
     case = reading.load_case(_map_case(tmp_path), ("bladder", "liver", "kidney_left"), root=tmp_path)
     assert case.label is not None

@@ -177,14 +177,15 @@ def _read_dicom(record: CaseRecord, source: LabelSource, structures: Sequence[st
 
     path = _path(source)
     folder = record.image.path if record.image.format == "dicom" else None
-    list_names, read = (dicom_seg.list_segments, dicom_seg.read_segments) if source.format == "dicom_seg" else (rtstruct.list_structures, rtstruct.read_structures)
-    segments = frozenset(list_names(path).values())
+    read = dicom_seg.read_segments if source.format == "dicom_seg" else rtstruct.read_structures
     masks, findings = read(path, image, folder, names=structures, series_uid=record.image.series_uid)
+    # A segment without frames was looked for and not found; an ROI without contours is a line of a template that nobody drew.
+    annotated = frozenset(dicom_seg.list_segments(path).values() if source.format == "dicom_seg" else masks)
     array, overlap = np.zeros(image.array.shape, dtype=np.uint8), np.zeros(image.array.shape, dtype=bool)
     for number, name in enumerate(structures, start=1):
         if name in masks:
             _paint(array, masks[name], number, overlap)
-    return _Labels(array, segments, not array.any(), findings + _overlap_finding(overlap, str(path)))
+    return _Labels(array, annotated, not array.any(), findings + _overlap_finding(overlap, str(path)))
 
 
 def _paint(array: np.ndarray, mask: np.ndarray, number: int, overlap: np.ndarray) -> None:
