@@ -88,6 +88,7 @@ class TrainSettings:
     weight_decay: float = 1e-4
     schedule: str = "cosine"  # cosine | poly | plateau
     warmup_fraction: float = 0.03
+    first_pass_fraction: float = 0.35  # several passes: of training, so much with the first pass alone
     gradient_clip: float = 1.0
     precision: str = "auto"  # auto | fp32 | bf16 | fp16
     foreground_fraction: float = 0.67  # share of patches centred on a structure, drawn per patch: works at batch 1
@@ -262,7 +263,7 @@ _RANGES = {
     "train.learning_rate": (1e-8, 10.0), "train.epochs": (1, 10**6), "train.patch_voxels": (4096, 128**3), "train.batch_size": (1, 1024), "train.minutes": (0.0, 1e6),
     "train.steps_per_epoch": (1, 10**6), "model.width": (1, 512), "model.levels": (2, 7), "model.max_channels": (1, 4096), "data.overlap": (0.0, 0.75),
     "evaluate.overlap": (0.0, 0.9), "train.ema_decay": (0.0, 0.99999), "train.foreground_fraction": (0.0, 1.0),
-    "data.test_fraction": (0.0, 0.8), "data.val_fraction": (0.0, 0.8), "train.gradient_clip": (1e-6, 1e6), "data.skip_limit": (0.0, 1.0),
+    "data.test_fraction": (0.0, 0.8), "data.val_fraction": (0.0, 0.8), "train.gradient_clip": (1e-6, 1e6), "train.first_pass_fraction": (0.0, 1.0), "data.skip_limit": (0.0, 1.0),
     "model.attention_levels": (1, 2), "model.context_corruption": (0.0, 1.0), "model.passes": (0, 3), "model.infer_passes": (0, 8), "model.guide_hidden": (1, 512), "model.guide_stride": (1, 2), "model.kernel": (3, 5),
     "train.guidance_dropout": (0.0, 1.0), "train.union_weight": (0.0, 100.0), "train.centreline_weight": (0.0, 100.0), "train.radius_weight": (0.0, 100.0),
     "train.cldice_weight": (0.0, 100.0), "train.consistency_weight": (0.0, 100.0),

@@ -25,8 +25,12 @@ class Technique(nn.Module):
         self.decoder_channels: list[int] = network.decoder_channels
         self.n_decoders: int = network.n_decoders
         self.inputs: tuple[str, ...] = network.inputs
-        self.passes: int = network.passes
         self.guide_channels: int = getattr(network, "guide_channels", 0)
+
+    @property
+    def passes(self) -> int:
+        """How often the whole predicts at most, as Backbone.passes."""
+        return int(self.network.passes)
 
     def predict(self, features: Sequence[Any]) -> Output:
         """Logits from what `features` returned."""

@@ -63,8 +63,14 @@ def test_later_stages_take_the_task_from_the_manifest(tmp_path, cohorts):
     assert artifacts.read_json(artifacts.Workspace(tmp_path).history)["model"] == "multipass_unet"
 
 
+def test_training_begins_with_the_first_pass_alone(tmp_path, cohorts):
+    workspace = run(tmp_path, cohorts["pelvis"], "--model", "multipass_unet", "--set", "train.first_pass_fraction=1")
+    with (workspace.evaluation / "per_pass.csv").open(newline="") as stream:
+        assert {row["pass"] for row in csv.DictReader(stream)} == {"1"}
+
+
 def test_passes_are_scored_one_by_one(tmp_path, cohorts):
-    workspace = run(tmp_path, cohorts["pelvis"], "--model", "multipass_unet", "--set", "model.infer_passes=3")
+    workspace = run(tmp_path, cohorts["pelvis"], "--model", "multipass_unet", "--set", "model.infer_passes=3", "--set", "train.first_pass_fraction=0")
     with (workspace.evaluation / "per_pass.csv").open(newline="") as stream:
         rows = list(csv.DictReader(stream))
     assert {row["pass"] for row in rows} <= {"1", "2", "3"} and "2" in {row["pass"] for row in rows}

@@ -98,6 +98,22 @@ def test_last_pass_is_the_result_and_differs_from_the_first(training):
     assert ("deep" in output) == training
 
 
+def test_the_first_pass_can_be_alone_and_the_state_remembers_it():
+    network = multipass(passes=3, infer_passes=4)
+    later = {name for name, _ in network.named_parameters() if "biases" in name}
+    network.first_alone.fill_(True)
+    network.train()(noise(1, 1, 8, 12, 16))["logits"].square().mean().backward()
+    seen = network.network.encoder.levels[0][0].first.conv.weight.grad
+    assert network.passes == 1 and later and bool((seen[:, 1:] == 0).all()) and bool((seen[:, :1] != 0).any())  # the context's weights are left alone
+    again = multipass(passes=3, infer_passes=4)
+    again.load_state_dict(network.state_dict())
+    assert len(again.eval()(noise(1, 1, 8, 12, 16))["passes"]) == 1
+    old = {key: value for key, value in network.state_dict().items() if "first_alone" not in key}
+    again = multipass(passes=3, infer_passes=4)
+    again.load_state_dict(old)
+    assert again.passes == 4
+
+
 @pytest.mark.parametrize(("context_grad", "reached"), [("detach", False), ("through", True)])
 def test_gradient_through_the_context_only_when_asked(context_grad, reached):
     network = multipass(context_grad=context_grad, context_corruption=0.0).train()

@@ -137,7 +137,8 @@ class Trainer:
         rate = train.learning_rate * self.rate_scale * learning_rate_factor(train.schedule, progress, train.warmup_fraction)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        if self.multipass is not None:  # one pass as often as two
+        if self.multipass is not None:  # the first pass alone to begin with, then one pass as often as two
+            self.multipass.first_alone.fill_(progress < train.first_pass_fraction)
             self.multipass.draw_passes = 1 + counter_seed(train.seed, 3, self.steps) % int(self.multipass.n_train)
         with self.machine.autocast():
             outputs = self.network(self.machine.image(batch.image), **{name: self.machine.image(value) for name, value in batch.inputs.items()})
