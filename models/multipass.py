@@ -5,8 +5,7 @@ Frangi, Smedby 2018, doi 10.1007/978-3-030-11166-3_5; after github.com/DigiDxDoc
     image, softmax of 0   ->  network  ->  logits of pass 1  -> ...
 
 One network serves all passes (or one each) and each pass is supervised. A later pass starts from what the one before found, sees
-that far around, and can mend it; contexts corrupted on purpose keep it from learning to copy. There is nothing to mend before
-the network finds anything, so training begins with the first pass alone (`first_alone`).
+that far around, and can mend it; contexts corrupted on purpose keep it from learning to copy.
 """
 
 from __future__ import annotations
@@ -34,9 +33,8 @@ class MultiPass(Technique):
 
     Args:
         n_train: passes of a training step, 1 or more. Set `draw_passes` to 1..n_train to run fewer in the next steps;
-            the caller draws, so that a run can be repeated. Fill `first_alone` with True to leave out all later passes,
-            in prediction too.
-        n_infer: at most so many when predicting; may exceed n_train.
+            the caller draws, so that a run can be repeated.
+        n_infer: at most so many when predicting; may exceed n_train. Fill `pass_limit` with a smaller number to have fewer.
         context: "soft", softmax; "hard", one-hot of the most likely class; "sdm", signed distances to that (see
             context_distance); "zeros", a control without any.
         context_grad: "detach", a pass learns only from its own loss; "through", also from those after it, which only
@@ -48,7 +46,7 @@ class MultiPass(Technique):
             the first, built as `network` is. The last one serves all passes from its own on.
     """
 
-    first_alone: Tensor
+    pass_limit: Tensor
 
     def __init__(
         self, network: nn.Module, n_structures: int, n_train: int = 2, n_infer: int = 4, context: str = "soft", *,
@@ -61,7 +59,7 @@ class MultiPass(Technique):
         if n_train < 1 or n_infer < 1 or not 0 <= corruption <= 1:
             raise ValueError(f"n_train={n_train} and n_infer={n_infer} must be 1 or more, corruption={corruption} a probability.")
         self.n_structures, self.n_train, self.n_infer = n_structures, n_train, n_infer
-        self.register_buffer("first_alone", torch.tensor(False))  # in the state: such a network predicts with one pass too
+        self.register_buffer("pass_limit", torch.tensor(n_infer))  # a buffer, so that it is kept with the weights it was chosen for
         self.context = choose("context", context, CONTEXTS)
         self.context_grad = choose("context_grad", context_grad, CONTEXT_GRADS)
         self.corruption = corruption
@@ -72,13 +70,13 @@ class MultiPass(Technique):
                 self.biases.append(nn.ParameterList(torch.zeros(n_train, channels) for channels in self.decoder_channels))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
-        state_dict.setdefault(f"{prefix}first_alone", torch.tensor(False))  # weights from before it was there
+        state_dict.setdefault(f"{prefix}pass_limit", torch.tensor(self.n_infer))  # weights from before it was there
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
     @property
     def passes(self) -> int:
         """Passes of a prediction at most."""
-        return 1 if self.first_alone else self.n_infer
+        return int(self.pass_limit)
 
     def forward(
         self, ct: Tensor, guide: Tensor | None = None, *, context: Tensor | None = None, pass_number: int | None = None,
@@ -139,7 +137,7 @@ class MultiPass(Technique):
     def _passes_now(self) -> int:
         if not self.training:
             return self.passes
-        drawn = 1 if self.first_alone else self.n_train if self.draw_passes is None else self.draw_passes
+        drawn = self.n_train if self.draw_passes is None else self.draw_passes
         if not 1 <= drawn <= self.n_train:
             raise ValueError(f"draw_passes={drawn} must be 1 to n_train={self.n_train}.")
         return drawn

@@ -98,20 +98,20 @@ def test_last_pass_is_the_result_and_differs_from_the_first(training):
     assert ("deep" in output) == training
 
 
-def test_the_first_pass_can_be_alone_and_the_state_remembers_it():
+def test_a_smaller_number_of_passes_stays_with_the_weights():
     network = multipass(passes=3, infer_passes=4)
-    later = {name for name, _ in network.named_parameters() if "biases" in name}
-    network.first_alone.fill_(True)
-    network.train()(noise(1, 1, 8, 12, 16))["logits"].square().mean().backward()
-    seen = network.network.encoder.levels[0][0].first.conv.weight.grad
-    assert network.passes == 1 and later and bool((seen[:, 1:] == 0).all()) and bool((seen[:, :1] != 0).any())  # the context's weights are left alone
-    again = multipass(passes=3, infer_passes=4)
+    network.pass_limit.fill_(2)
+    again = multipass(passes=3, infer_passes=4).eval()
     again.load_state_dict(network.state_dict())
-    assert len(again.eval()(noise(1, 1, 8, 12, 16))["passes"]) == 1
-    old = {key: value for key, value in network.state_dict().items() if "first_alone" not in key}
-    again = multipass(passes=3, infer_passes=4)
-    again.load_state_dict(old)
+    assert again.passes == 2 and len(again(noise(1, 1, 8, 12, 16))["passes"]) == 2
+    again.load_state_dict({key: value for key, value in network.state_dict().items() if key != "pass_limit"})  # from before it was there
     assert again.passes == 4
+
+
+def test_a_density_table_around_passes_knows_their_number():
+    network = tiny("multipass_unet", remap="lut", infer_passes=4)
+    network.network.pass_limit.fill_(1)
+    assert network.passes == 1 and len(network.eval()(noise(1, 1, 8, 12, 16))["passes"]) == 1
 
 
 @pytest.mark.parametrize(("context_grad", "reached"), [("detach", False), ("through", True)])

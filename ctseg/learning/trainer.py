@@ -64,6 +64,8 @@ class Trainer:
         train = settings.train
         self.network = machine.place(network)
         self.multipass: Any = next((part for part in self.network.modules() if hasattr(part, "n_train")), None)
+        self.later_passes = False  # whether passes after the first have begun to learn
+        self.dice_of_passes: list[float | None] = []  # of the latest validation
         self.averaged = {key: value.detach().clone() for key, value in self.network.state_dict().items()}
         self.optimizer = _optimizer(self.network, settings)
         self.scaler = torch.amp.GradScaler("cuda", enabled=machine.precision == "fp16")
@@ -137,9 +139,10 @@ class Trainer:
         rate = train.learning_rate * self.rate_scale * learning_rate_factor(train.schedule, progress, train.warmup_fraction)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        if self.multipass is not None:  # the first pass alone to begin with, then one pass as often as two
-            self.multipass.first_alone.fill_(progress < train.first_pass_fraction)
-            self.multipass.draw_passes = 1 + counter_seed(train.seed, 3, self.steps) % int(self.multipass.n_train)
+        if self.multipass is not None:  # one pass as often as two; before the first finds anything, a second has nothing to mend
+            drawn = 1 + counter_seed(train.seed, 3, self.steps) % int(self.multipass.n_train)
+            self.multipass.draw_passes = drawn if progress >= train.first_pass_fraction else 1
+            self.later_passes = progress >= train.first_pass_fraction
         with self.machine.autocast():
             outputs = self.network(self.machine.image(batch.image), **{name: self.machine.image(value) for name, value in batch.inputs.items()})
         loss, dice = objective(outputs, batch, train, progress, self.machine.device)
@@ -174,15 +177,31 @@ class Trainer:
         started = time.monotonic()
         current = {key: value.clone() for key, value in self.network.state_dict().items()}
         self.network.load_state_dict(self.averaged)
-        result = Validation(self.identity.structures)
-        for case in self.validation:
-            result.add(case, predict_canvas(self.network, case.sight(), self.windows, self.machine))
+        result = self._score_passes()
         if self.sampler.by_tubes:
             self._look_for_missed()
         self.network.load_state_dict(current)
         self.network.train()
         self.budget.note_validation(time.monotonic() - started)
         return result
+
+    def _score_passes(self) -> Validation:
+        """Scores of the best number of passes, the fewest where equal; that number stays with the averaged weights. Other networks have one."""
+        most = self.multipass.n_infer if self.multipass is not None and self.later_passes else 1
+        if self.multipass is not None:
+            self.multipass.pass_limit.fill_(most)
+        by_pass = [Validation(self.identity.structures) for _ in range(most)]
+        for case in self.validation:
+            told: dict[int, torch.Tensor] = {}
+            last = predict_canvas(self.network, case.sight(), self.windows, self.machine, on_pass=told.__setitem__)
+            for number, validation in enumerate(by_pass):
+                validation.add(case, told.get(number, last))  # passes that agree end early
+        self.dice_of_passes = [mean(validation.mean_dice()) for validation in by_pass]
+        best = max(range(most), key=lambda number: self.dice_of_passes[number] or 0.0)
+        for key, value in self.averaged.items():
+            if key.endswith("pass_limit"):
+                value.fill_(best + 1)
+        return by_pass[best]
 
     def _look_for_missed(self) -> None:
         """Predict one training case, each time another one, and remember the parts of its tubes that were missed: patches go there."""
@@ -203,6 +222,8 @@ class Trainer:
         if dice is not None and (self.best is None or dice > self.best):
             self.largest_component = [name for name, helps in zip(self.identity.structures, validation.largest_helps()) if helps]
             self.best, self.best_epoch, self.stale = dice, self.epoch, 0
+            if self.multipass is not None:
+                self.history["val_dice_of_passes"] = self.dice_of_passes
             self._save_best()
             self.callbacks.best(self.epoch, dice)
             return

@@ -1,0 +1,137 @@
+"""Surfaces to pictures, by numpy alone: no display, no OpenGL.
+
+The patient stands upright and turns about the long axis. At 0 degrees the viewer faces the patient, whose left is on the right
+of the picture, as in a radiograph. Each pixel keeps the nearest point (a depth buffer), shaded by its normal and darkened in
+hollows; translucent surfaces come last.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+from scipy import ndimage
+
+from ctseg.reporting.surfaces import Surface
+
+SUPERSAMPLING = 2  # picture elements per pixel and axis
+LIGHT = np.array([-0.35, -0.80, 0.50]) / np.linalg.norm([-0.35, -0.80, 0.50])  # towards the light: from the viewer's upper left
+AMBIENT, HOLLOW_MM, HOLLOW_SHADE = 0.38, 25.0, 0.55
+_NOTHING = np.iinfo(np.uint64).max
+_DEPTH_STEPS = 1 << 20
+
+
+@dataclasses.dataclass(frozen=True)
+class View:
+    """Where the camera stands. centre_mm: (x, y, z), LPS. Orthographic; `width` and `height` in pixels."""
+
+    centre_mm: tuple[float, float, float]
+    mm_per_pixel: float
+    radius_mm: float
+    width: int
+    height: int
+
+    def place(self, points_mm: np.ndarray, degrees: float) -> np.ndarray:
+        """(N, 3) points -> columns, rows (in pixels) and depths (mm, larger is farther away)."""
+        right, towards = _axes(degrees)
+        seen = points_mm - np.asarray(self.centre_mm, dtype=points_mm.dtype)
+        columns = seen @ right / self.mm_per_pixel + self.width / 2
+        rows = self.height / 2 - seen[:, 2] / self.mm_per_pixel
+        return np.stack([columns, rows, -(seen @ towards)], axis=1)
+
+
+def _axes(degrees: float) -> tuple[np.ndarray, np.ndarray]:
+    """What is to the right in the picture, and towards the viewer, as LPS directions (float32). The patient turns to their right."""
+    turn = np.deg2rad(degrees)
+    right = np.array([np.cos(turn), np.sin(turn), 0.0], dtype=np.float32)
+    return right, np.array([np.sin(turn), -np.cos(turn), 0.0], dtype=np.float32)
+
+
+def fit_view(surfaces: Sequence[Surface], *, width: int, height: int, margin: float = 0.06) -> View:
+    """A view in which everything stays inside the picture all the way round. ValueError when there is nothing to see."""
+    points = [surface.points_mm for surface in surfaces if len(surface.points_mm)]
+    if not points:
+        raise ValueError("no surface has a point")
+    low, high = np.min([p.min(0) for p in points], axis=0), np.max([p.max(0) for p in points], axis=0)
+    centre = (low + high) / 2
+    radius = max(float(np.linalg.norm((p - centre)[:, :2], axis=1).max()) for p in points)
+    room = 1 - 2 * margin
+    scale = max(2 * radius / (width * room), float(high[2] - low[2]) / (height * room), 1e-3)
+    reach = float(np.hypot(radius, (high[2] - low[2]) / 2)) + 1.0
+    return View((float(centre[0]), float(centre[1]), float(centre[2])), scale, reach, width, height)
+
+
+def draw(surfaces: Sequence[Surface], view: View, degrees: float, background: Sequence[float] = (1.0, 1.0, 1.0)) -> np.ndarray:
+    """One picture, (height, width, 3) uint8, of the surfaces after the patient has turned by so many degrees."""
+    fine = dataclasses.replace(view, mm_per_pixel=view.mm_per_pixel / SUPERSAMPLING, width=view.width * SUPERSAMPLING, height=view.height * SUPERSAMPLING)
+    picture = np.broadcast_to(np.asarray(background, dtype=np.float32), (fine.height, fine.width, 3)).copy()
+    depth = np.full((fine.height, fine.width), np.inf, dtype=np.float32)
+    solid = [surface for surface in surfaces if surface.opacity >= 1]
+    if solid:
+        hit, colours, normals, depth = _nearest(solid, fine, degrees)
+        shaded = colours * _shade(normals, degrees)[:, None]
+        picture[hit] = shaded * _hollows(depth, hit)[:, None]
+    for surface in surfaces:
+        if surface.opacity < 1:
+            hit, colours, normals, front = _nearest([surface], fine, degrees)
+            visible = front[hit] < depth[hit]
+            _, towards = _axes(degrees)
+            facing = np.abs(normals @ towards)
+            alpha = np.where(visible, surface.opacity * (0.35 + 0.65 * (1 - facing) ** 1.5), 0)[:, None]  # denser at the rim, like glass
+            picture[hit] = picture[hit] * (1 - alpha) + colours * _shade(normals, degrees)[:, None] * alpha
+    blocks = picture.reshape(view.height, SUPERSAMPLING, view.width, SUPERSAMPLING, 3).mean(axis=(1, 3))
+    return (np.clip(blocks, 0, 1) * 255 + 0.5).astype(np.uint8)
+
+
+def _nearest(surfaces: Sequence[Surface], view: View, degrees: float) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """(bool (h, w) where something is, colours (n, 3) and normals (n, 3) of those elements, depth (h, w) in mm, inf elsewhere)."""
+    _, towards = _axes(degrees)
+    points, normals, colours = [], [], []
+    for surface in surfaces:
+        facing = surface.normals @ towards > 0
+        points.append(surface.points_mm[facing])
+        normals.append(surface.normals[facing])
+        colours.append(np.broadcast_to(surface.colour, surface.points_mm.shape)[facing])
+    cloud, of_points, of_colours = np.concatenate(points), np.concatenate(normals), np.concatenate(colours)
+    placed = view.place(cloud, degrees)
+    columns, rows = np.floor(placed[:, 0]).astype(np.int64), np.floor(placed[:, 1]).astype(np.int64)
+    inside = (columns >= 0) & (columns < view.width) & (rows >= 0) & (rows < view.height)
+    number = np.flatnonzero(inside)
+    far = np.clip((placed[number, 2] + view.radius_mm) / (2 * view.radius_mm), 0, 1) * (_DEPTH_STEPS - 1)
+    keys = (far.astype(np.uint64) << np.uint64(32)) | number.astype(np.uint64)
+    buffer = np.full(view.height * view.width, _NOTHING, dtype=np.uint64)
+    np.minimum.at(buffer, rows[number] * view.width + columns[number], keys)
+    buffer = _widened(buffer.reshape(view.height, view.width))
+    hit = buffer != _NOTHING
+    winner = (buffer[hit] & np.uint64(0xFFFFFFFF)).astype(np.int64)
+    depth = np.full(hit.shape, np.inf, dtype=np.float32)
+    depth[hit] = placed[winner, 2]
+    return hit, of_colours[winner].astype(np.float32), of_points[winner], depth
+
+
+def _widened(buffer: np.ndarray) -> np.ndarray:
+    """Every point two elements wide and high, so that no holes open between them."""
+    for axis in range(2):
+        here = [slice(None)] * 2
+        before = [slice(None)] * 2
+        here[axis], before[axis] = slice(1, None), slice(None, -1)
+        wide = buffer.copy()
+        np.minimum(buffer[tuple(here)], buffer[tuple(before)], out=wide[tuple(here)])
+        buffer = wide
+    return buffer
+
+
+def _shade(normals: np.ndarray, degrees: float) -> np.ndarray:
+    """(N,) brightness: light comes from where the viewer stands, whichever way the patient has turned."""
+    right, towards = _axes(degrees)
+    light = LIGHT[0] * right - LIGHT[1] * towards + LIGHT[2] * np.array([0, 0, 1], dtype=np.float32)
+    return (AMBIENT + (1 - AMBIENT) * np.clip(normals @ light.astype(np.float32), 0, 1)).astype(np.float32)
+
+
+def _hollows(depth: np.ndarray, hit: np.ndarray) -> np.ndarray:
+    """(n,) factor below 1 for elements that lie behind their surroundings."""
+    sigma = max(2.0, depth.shape[0] / 60)
+    weight = ndimage.gaussian_filter(hit.astype(np.float32), sigma)
+    around = ndimage.gaussian_filter(np.where(hit, depth, 0), sigma)[hit] / weight[hit]
+    return 1 - HOLLOW_SHADE * np.clip((depth[hit] - around) / HOLLOW_MM, 0, 1)
