@@ -23,8 +23,6 @@ from ctseg.tasks import find_task
 if TYPE_CHECKING:
     from ctseg.learning import hardware
 
-MULTI_DECODER_UP_TO = 4  # structures; beyond that one decoder each costs more than it brings (docs/benchmarks.md)
-
 
 def run(workspace: Workspace, settings: Settings, options: Options) -> int:
     """Train on the processed data of a workspace. Returns the exit code."""
@@ -45,7 +43,7 @@ def run(workspace: Workspace, settings: Settings, options: Options) -> int:
     LOG.info("Training on %s.", machine.reason)
     if device.type == "cpu" and machine.precision == "bf16":
         torch.set_float32_matmul_precision("high")
-    settings = dataclasses.replace(settings, model=dataclasses.replace(settings.model, name=choose_model(settings.model.name, manifest["structures"])))
+    check_model(settings.model.name)
     locator, regions = None, None
     if manifest["grid"] == "roi":
         locator, regions = _train_locator(workspace, settings, options, manifest, machine)
@@ -78,16 +76,12 @@ def _tell_data_settings(manifest: dict[str, Any], options: Options) -> None:
             LOG.info("NOTE DATA_SETTINGS: the tensors were made with data.%s=%s; run --preprocess to change that.", key, manifest["settings"][key])
 
 
-def choose_model(name: str, structures: list[str]) -> str:
-    """The preset to train: the one asked for, or the default for this number of structures."""
+def check_model(name: str) -> None:
+    """Raises UsageError, with the nearest known name, unless there is a preset of that name."""
     from models import PRESETS
 
-    if name == "auto":
-        name = "multi_decoder" if len(structures) <= MULTI_DECODER_UP_TO else "unet"
-        LOG.info("Model %s, the default for %d structures (--model chooses).", name, len(structures))
     if name not in PRESETS:
         raise UsageError("UNKNOWN_MODEL", f"there is no model '{name}'", f"choose one of {', '.join(PRESETS)}{config.did_you_mean(name, PRESETS)}")
-    return name
 
 
 def learns_tubes(settings: Settings) -> bool:

@@ -38,7 +38,7 @@ class DataSettings:
 class ModelSettings:
     """Which network; meaning of each value in `models/`."""
 
-    name: str = "auto"  # auto: multi_decoder for up to 4 structures, else unet
+    name: str = "unet"
     width: int = 16
     levels: int = 5
     max_channels: int = 320  # where the doubling per level ends

@@ -28,7 +28,7 @@ _SHORT = {"train.augmentation": "light"}
 _NARROW = {**_SHORT, "model.width": 8}
 
 TASKS: dict[str, Task] = {
-    "pelvis": Task("prostate, bladder and rectum; decoders that attend to each other", {}, demo=_SHORT),
+    "pelvis": Task("prostate, bladder and rectum; decoders that attend to each other", {"model.name": "multi_decoder"}, demo=_NARROW),
     # Patches show both sides of the body. The V-Net inside learned this task several times faster per step than the plain U-Net
     # (docs/decisions/003-training.md).
     "pelvic_bones": Task("hips, sacrum and femora; two passes", {"model.name": "multipass_unet", "data.window_hu": (-250.0, 1250.0)}, demo_minutes=10,
