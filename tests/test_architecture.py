@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = ["run_pipeline", "preprocessing", "train", "evaluate", "analyze"]
-OTHERS = ["compare", "infer"]  # neither is a stage
+OTHERS = ["compare", "infer", "visualize"]  # none is a stage
 SOURCES = [ROOT / f"{name}.py" for name in SCRIPTS + OTHERS] + sorted((ROOT / "ctseg").rglob("*.py")) + sorted((ROOT / "models").rglob("*.py"))
 
 
@@ -120,9 +120,9 @@ def test_no_file_shadows_the_standard_library():
     assert not names & set(sys.stdlib_module_names)
 
 
-@pytest.mark.parametrize("script", [*SCRIPTS, "infer"])
+@pytest.mark.parametrize("script", [*SCRIPTS, "infer", "visualize"])
 def test_help_needs_no_torch(script):
     code = f"import sys, runpy; sys.argv = ['{script}.py', '--help']\ntry:\n    runpy.run_path('{script}.py', run_name='__main__')\nexcept SystemExit as end:\n    assert not end.code, end.code\nassert 'torch' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
-    assert ("--checkpoint" if script == "infer" else "--workspace") in done.stdout
+    assert {"infer": "--checkpoint", "visualize": "--stills"}.get(script, "--workspace") in done.stdout

@@ -24,19 +24,20 @@ _DEPTH_STEPS = 1 << 20
 
 @dataclasses.dataclass(frozen=True)
 class View:
-    """Where the camera stands. centre_mm: (x, y, z), LPS. Orthographic; `width` and `height` in pixels."""
+    """Where the camera stands. centre_mm: (x, y, z), LPS. Orthographic; `width` and `height` in pixels, of which `left` columns are kept free."""
 
     centre_mm: tuple[float, float, float]
     mm_per_pixel: float
     radius_mm: float
     width: int
     height: int
+    left: int = 0
 
     def place(self, points_mm: np.ndarray, degrees: float) -> np.ndarray:
         """(N, 3) points -> columns, rows (in pixels) and depths (mm, larger is farther away)."""
         right, towards = _axes(degrees)
         seen = points_mm - np.asarray(self.centre_mm, dtype=points_mm.dtype)
-        columns = seen @ right / self.mm_per_pixel + self.width / 2
+        columns = seen @ right / self.mm_per_pixel + (self.left + self.width) / 2
         rows = self.height / 2 - seen[:, 2] / self.mm_per_pixel
         return np.stack([columns, rows, -(seen @ towards)], axis=1)
 
@@ -48,7 +49,7 @@ def _axes(degrees: float) -> tuple[np.ndarray, np.ndarray]:
     return right, np.array([np.sin(turn), -np.cos(turn), 0.0], dtype=np.float32)
 
 
-def fit_view(surfaces: Sequence[Surface], *, width: int, height: int, margin: float = 0.06) -> View:
+def fit_view(surfaces: Sequence[Surface], *, width: int, height: int, left: int = 0, margin: float = 0.06) -> View:
     """A view in which everything stays inside the picture all the way round. ValueError when there is nothing to see."""
     points = [surface.points_mm for surface in surfaces if len(surface.points_mm)]
     if not points:
@@ -57,14 +58,14 @@ def fit_view(surfaces: Sequence[Surface], *, width: int, height: int, margin: fl
     centre = (low + high) / 2
     radius = max(float(np.linalg.norm((p - centre)[:, :2], axis=1).max()) for p in points)
     room = 1 - 2 * margin
-    scale = max(2 * radius / (width * room), float(high[2] - low[2]) / (height * room), 1e-3)
+    scale = max(2 * radius / ((width - left) * room), float(high[2] - low[2]) / (height * room), 1e-3)
     reach = float(np.hypot(radius, (high[2] - low[2]) / 2)) + 1.0
-    return View((float(centre[0]), float(centre[1]), float(centre[2])), scale, reach, width, height)
+    return View((float(centre[0]), float(centre[1]), float(centre[2])), scale, reach, width, height, left)
 
 
 def draw(surfaces: Sequence[Surface], view: View, degrees: float, background: Sequence[float] = (1.0, 1.0, 1.0)) -> np.ndarray:
     """One picture, (height, width, 3) uint8, of the surfaces after the patient has turned by so many degrees."""
-    fine = dataclasses.replace(view, mm_per_pixel=view.mm_per_pixel / SUPERSAMPLING, width=view.width * SUPERSAMPLING, height=view.height * SUPERSAMPLING)
+    fine = dataclasses.replace(view, mm_per_pixel=view.mm_per_pixel / SUPERSAMPLING, width=view.width * SUPERSAMPLING, height=view.height * SUPERSAMPLING, left=view.left * SUPERSAMPLING)
     picture = np.broadcast_to(np.asarray(background, dtype=np.float32), (fine.height, fine.width, 3)).copy()
     depth = np.full((fine.height, fine.width), np.inf, dtype=np.float32)
     solid = [surface for surface in surfaces if surface.opacity >= 1]
@@ -111,13 +112,13 @@ def _nearest(surfaces: Sequence[Surface], view: View, degrees: float) -> tuple[n
 
 
 def _widened(buffer: np.ndarray) -> np.ndarray:
-    """Every point two elements wide and high, so that no holes open between them."""
+    """Every point three elements wide and high, so that no holes open between them."""
     for axis in range(2):
-        here = [slice(None)] * 2
-        before = [slice(None)] * 2
-        here[axis], before[axis] = slice(1, None), slice(None, -1)
+        lower, upper = [slice(None)] * 2, [slice(None)] * 2
+        lower[axis], upper[axis] = slice(None, -1), slice(1, None)
         wide = buffer.copy()
-        np.minimum(buffer[tuple(here)], buffer[tuple(before)], out=wide[tuple(here)])
+        np.minimum(wide[tuple(upper)], buffer[tuple(lower)], out=wide[tuple(upper)])
+        np.minimum(wide[tuple(lower)], buffer[tuple(upper)], out=wide[tuple(lower)])
         buffer = wide
     return buffer
 

@@ -15,7 +15,7 @@ from scipy import ndimage
 
 from ctseg.scans.volume import Volume
 
-SMOOTH_VOXELS = 0.7  # enough to hide the steps between voxels, too little to close what is open
+SMOOTH_VOXELS = 0.8  # enough to hide the steps between voxels, too little to close what is open
 LEVELS = (0.15, 0.6)  # of the smoothed mask: where a surface may be put to keep the volume
 
 

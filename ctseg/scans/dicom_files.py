@@ -146,6 +146,13 @@ def drawn_on(folder: Path, series_uid: str | None, *, frames: Collection[Any], s
     return first.get("FrameOfReferenceUID", "") in {str(uid) for uid in frames if uid} or first.SeriesInstanceUID in series
 
 
+@private()
+def modality_of(path: Path) -> str:
+    """The modality that a DICOM file states, as a code string ("CT", "SEG"). Raises CaseError for a file that is none."""
+    with guard(path):
+        return _word(str(read_header(path, ["Modality"]).get("Modality", "")))
+
+
 def is_localizer(header: Any) -> bool:
     """Whether an image calls itself a localizer (scout)."""
     return "LOCALIZER" in [str(part).upper() for part in many(header.get("ImageType"))]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import gzip
+import re
 import zlib
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -77,6 +78,16 @@ def read_integers(path: str | Path) -> tuple[Volume, list[Finding]]:
             findings.append(Finding("WARN", "LABEL_NOT_INTEGER", f"values up to {distance:.1g} away from an integer were rounded", "save the labels as integers", file=str(path)))
         array = rounded
     return Volume(array.astype(np.int32), stored.affine), findings
+
+
+def read_names(path: str | Path) -> dict[int, str]:
+    """Value -> name from the label table in a NIfTI extension (as Connectome Workbench and TotalSegmentator write it); empty without one."""
+    names: dict[int, str] = {}
+    for extension in getattr(nib.load(path).header, "extensions", []):
+        content = extension.get_content()
+        text = content.decode("utf-8", errors="replace") if isinstance(content, bytes) else str(content)
+        names |= {int(value): name.strip() for value, name in re.findall(r'<Label\s[^>]*Key="(\d{1,6})"[^>]*>\s*<!\[CDATA\[(.*?)\]\]>', text)}
+    return {value: name for value, name in names.items() if value > 0 and name}
 
 
 def write_image(path: str | Path, volume: Volume, *, dtype: Any = np.int16) -> None:

@@ -1,0 +1,49 @@
+"""One colour per structure, the same in every picture: bones pale, muscles and vessels red, veins blue, organs told apart.
+
+The first row whose words all occur in a structure's name decides; the right one of a pair is lighter. Other names take turns in
+the palette of the slice pictures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from ctseg.reporting.slices import ON_CT
+from ctseg.scans.laterality import side_of, words_of
+
+_TABLE = (
+    ("brainstem", "#c48fc0"), ("spinal cord", "#f0d97a"), ("parotid", "#7fc6a4"), ("submandibular", "#5aa88a"), ("mandible", "#e6ddc4"), ("larynx", "#6fa8a0"),
+    ("lung", "#e3b3ae"), ("trachea", "#6fb7d9"), ("airway", "#6fb7d9"), ("bronchi", "#6fb7d9"), ("esophagus", "#b07d54"), ("thyroid", "#c98b4f"),
+    ("coronary", "#e0473f"), ("aorta", "#d43d3d"), ("artery", "#e0473f"), ("iliac vena", "#4a6fc0"), ("vein", "#4a6fc0"), ("vena", "#4a6fc0"), ("cava", "#4a6fc0"),
+    ("portal", "#5f83cf"), ("atrium", "#d0616b"), ("ventricle", "#a93a44"), ("myocardium", "#7d2f38"), ("heart", "#b8434a"), ("brain", "#d9b3a8"),
+    ("liver", "#a5533b"), ("gallbladder", "#4f9a4f"), ("kidney", "#c9863b"), ("adrenal", "#e0a63c"), ("spleen", "#8a4f9e"), ("pancreas", "#dfc06a"),
+    ("stomach", "#c9798f"), ("duodenum", "#d19a7f"), ("bowel", "#d6ab8f"), ("colon", "#c2906b"), ("rectum", "#9a6a4a"), ("bladder", "#e8c83c"), ("prostate", "#5a8fd0"),
+    ("uterus", "#c06a9a"), ("gluteus", "#9c4a46"), ("iliopsoas", "#a85a50"), ("autochthon", "#8c443f"), ("muscle", "#9c4a46"),
+    ("sacrum", "#d3c090"), ("hip", "#e3d6b4"), ("femur", "#efe6cf"), ("vertebrae", "#dccfa6"), ("vertebra", "#dccfa6"), ("rib", "#eae0c8"), ("costal", "#cfd8c8"),
+    ("sternum", "#e0d4b0"), ("clavicula", "#e6dcc0"), ("scapula", "#ddd0aa"), ("humerus", "#efe6cf"), ("skull", "#e6ddc4"), ("bone", "#e3d6b4"),
+    ("tumor", "#35c24a"), ("tumour", "#35c24a"), ("lesion", "#35c24a"), ("nodule", "#35c24a"),
+)
+LIGHTER = 0.22  # share of white in the right one of a pair
+
+
+def colour_of(name: str, index: int) -> np.ndarray:
+    """(3,) red, green and blue from 0 to 1. index: position of the structure, for names that the table does not know."""
+    words = {word.rstrip("s") if len(word) > 3 else word for word in words_of(name)} | set(words_of(name))
+    joined = "".join(words_of(name))
+    for key, text in _TABLE:
+        if set(key.split()) <= words or key.replace(" ", "") == joined:
+            colour = from_hex(text)
+            return colour + (1 - colour) * LIGHTER if side_of(name) == "right" else colour
+    return from_hex(ON_CT[index % len(ON_CT)])
+
+
+def colours_of(names: Sequence[str]) -> dict[str, np.ndarray]:
+    """The colour of each structure."""
+    return {name: colour_of(name, index) for index, name in enumerate(names)}
+
+
+def from_hex(text: str) -> np.ndarray:
+    """"#ff8000" as (3,) numbers from 0 to 1."""
+    return np.frombuffer(bytes.fromhex(text[1:]), dtype=np.uint8) / 255.0
