@@ -1,12 +1,13 @@
 """New scans to masks: needs a checkpoint and the scans, nothing else.
 
 Reads   --input: a NIfTI file, a folder with a DICOM CT series, or a folder of such; --checkpoint (default checkpoints/best_model.pth)
-Writes  --output: <scan>.nii.gz in the geometry of each scan (--format: DICOM SEG and RTSTRUCT too), labels.json with the names, inference.json with what was
-        done and found (--statistics: as a table too)
+Writes  --output: <scan>.nii.gz in the geometry of each scan (--format: a file per structure, DICOM SEG, RTSTRUCT), labels.json with the names, inference.json
+        with what was done and found (--statistics: as a table too); on request probabilities and uncertainty
 
     python infer.py --input scan.nii.gz --output masks
     python infer.py --input dicom_series --output masks --format nifti,seg,rtstruct --statistics
     python infer.py --input new_patients --output masks --guide totalsegmentator_masks
+    python infer.py --input new_patients --output masks --checkpoint a/best_model.pth b/best_model.pth --save-uncertainty     (an ensemble)
 
 A network that was trained with guide organs needs them here too: --guide, a folder of masks (<scan>/<organ>.nii.gz), totalsegmentator, or
 an earlier best_model.pth. A scan that cannot be used is told and left out (exit code 3); the others are still done.
@@ -15,9 +16,7 @@ an earlier best_model.pth. A scan that cannot be used is told and left out (exit
 from __future__ import annotations
 
 import argparse
-import csv
 import dataclasses
-import io
 import sys
 import time
 from pathlib import Path
@@ -35,7 +34,6 @@ if TYPE_CHECKING:
     from ctseg.scans.volume import Volume
 
 SUFFIXES = (".nii.gz", ".nii")
-FORMATS = {"nifti": ".nii.gz", "seg": "_seg.dcm", "rtstruct": "_rtstruct.dcm"}  # format -> end of the file's name
 
 
 def find_scans(path: Path) -> dict[str, ImageSource]:
@@ -122,28 +120,32 @@ def choose_guides(predictor: Predictor, wanted: str | None, output: Path, load: 
 
 def infer(arguments: argparse.Namespace) -> int:
     """Predict every scan. Returns 0, or 3 when some could not be used."""
-    from ctseg.learning.predictor import load_predictor
+    from ctseg.inference_files import write_statistics
+    from ctseg.learning.hardware import peak_memory_gb
+    from ctseg.learning.predictor import ensemble, load_predictor
     from models import build_network
 
-    settings = config.resolve(None, config.parse_assignments(arguments.assignments)).evaluate
+    settings = config.resolve(None, {**config.parse_assignments(arguments.assignments), **_asked(arguments)}).evaluate
     scans = find_scans(arguments.input)
     formats = chosen_formats(arguments.format, scans)
-    if not arguments.checkpoint.is_file():
-        raise PreconditionError("MISSING_ARTIFACT", f"{arguments.checkpoint} does not exist; the train stage writes it", "run `python run_pipeline.py --train` first, or give --checkpoint", file=arguments.checkpoint.name)
+    for checkpoint in arguments.checkpoint:
+        if not checkpoint.is_file():
+            raise PreconditionError("MISSING_ARTIFACT", f"{checkpoint} does not exist; the train stage writes it", "run `python run_pipeline.py --train` first, or give --checkpoint", file=checkpoint.name)
 
     def load(path: Path) -> Predictor:
         return load_predictor(path, settings, device=arguments.device, build_network=build_network, file=path.name)
 
-    predictor = load(arguments.checkpoint)
+    predictor = ensemble([load(checkpoint) for checkpoint in arguments.checkpoint])
     guides = choose_guides(predictor, arguments.guide, arguments.output, load)
     LOG.info("%d scans, structures: %s. %s.", len(scans), ", ".join(predictor.names), predictor.machine.reason)
     artifacts.write_json(arguments.output / "labels.json", {str(number): name for number, name in enumerate(predictor.names, start=1)})
-    records = [_predict(predictor, guides, name, source, arguments.output, formats) for name, source in cli.bar("Predicting")(scans.items())]
+    records = [_predict(predictor, guides, name, source, arguments, formats) for name, source in cli.bar("Predicting")(scans.items())]
     if arguments.statistics:
-        _write_statistics(arguments.output / "statistics.csv", records)
+        write_statistics(arguments.output / "statistics.csv", records)
     artifacts.write_json(arguments.output / "inference.json", {
-        "version": 1, "checkpoint_sha256": artifacts.file_hash(arguments.checkpoint), "model": predictor.checkpoint["arch"]["name"],
-        "structures": predictor.names, "synthetic_training": bool(predictor.checkpoint["synthetic"]), "device": predictor.machine.reason, "scans": records})
+        "version": 2, "checkpoints_sha256": [artifacts.file_hash(checkpoint) for checkpoint in arguments.checkpoint], "model": predictor.checkpoint["arch"]["name"],
+        "structures": predictor.names, "synthetic_training": bool(predictor.checkpoint["synthetic"]), "device": predictor.machine.reason,
+        "settings": dataclasses.asdict(settings), "versions": artifacts.package_versions(), "peak_memory_gb": peak_memory_gb(predictor.machine.device), "scans": records})
     failed = sum("error" in record for record in records)
     LOG.info("%d masks in %s%s. Research tool, not a medical device.", len(records) - failed, arguments.output, f", {failed} scans left out" if failed else "")
     return 3 if failed else 0
@@ -151,72 +153,50 @@ def infer(arguments: argparse.Namespace) -> int:
 
 def chosen_formats(text: str, scans: dict[str, ImageSource]) -> list[str]:
     """The formats of --format. UsageError for an unknown one, and for a DICOM format where a scan is no DICOM series."""
+    from ctseg.inference_files import DICOM_FORMATS, FORMATS
+
     formats = [word.strip() for word in text.split(",") if word.strip()]
     unknown = [word for word in formats if word not in FORMATS]
     if unknown or not formats:
         raise UsageError("BAD_OPTION", f"--format {text} names no format that can be written", f"choose from {', '.join(FORMATS)}")
     foreign = [name for name, source in scans.items() if source.format != "dicom"]
-    if foreign and set(formats) - {"nifti"}:
+    if foreign and set(formats) & DICOM_FORMATS:
         raise UsageError("BAD_OPTION", f"--format {text} refers to the slices of a DICOM series, and '{foreign[0]}' is none", "give the DICOM series as --input, or --format nifti")
     return formats
 
 
-def write_mask(path: Path, kind: str, label: Volume, names: dict[int, str], source: ImageSource) -> None:
-    """Write a label map in one of FORMATS; the DICOM ones refer to the series it was predicted on."""
-    from ctseg.scans import dicom_seg, nifti, rtstruct
-
-    if kind == "nifti":
-        nifti.write_label(path, label, names=names)
-    elif kind == "seg":
-        dicom_seg.write_segments(path, label, names, source.path, series_uid=source.series_uid, algorithm="ctseg")
-    else:
-        from ctseg.reporting.slices import ON_CT
-
-        as_bytes = {value: bytes.fromhex(ON_CT[(value - 1) % len(ON_CT)][1:]) for value in names}  # the colours of the report's pictures
-        rtstruct.write_structures(path, label, names, source.path, series_uid=source.series_uid, colours={value: (rgb[0], rgb[1], rgb[2]) for value, rgb in as_bytes.items()})
+def _asked(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The settings that have an option of their own here."""
+    asked = {"evaluate.flip": arguments.tta, "evaluate.keep_largest": arguments.keep_largest}
+    return {key: value for key, value in asked.items() if value is not None}
 
 
-def statistics_of(label: Volume, image: Volume, names: dict[int, str]) -> dict[str, dict[str, Any]]:
-    """Of each structure: volume in mL, mean and standard deviation of its HU, and whether it meets the scan's border, where it may go on."""
-    import numpy as np
-
-    millilitres = float(abs(np.linalg.det(label.affine[:3, :3]))) / 1000
-    found = {}
-    for value, name in names.items():
-        mask = label.array == value
-        hu = image.array[mask].astype(np.float64)
-        found[name] = {"volume_ml": round(len(hu) * millilitres, 4), "mean_hu": round(float(hu.mean()), 2) if len(hu) else None, "sd_hu": round(float(hu.std()), 2) if len(hu) else None,
-                       "meets_border": bool(np.count_nonzero(mask[1:-1, 1:-1, 1:-1]) < len(hu))}
-    return found
-
-
-def _write_statistics(path: Path, records: list[dict[str, Any]]) -> None:
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(["scan", "structure", "volume_ml", "mean_hu", "sd_hu", "meets_border"])
-    writer.writerows([record["scan"], name, *values.values()] for record in records for name, values in record.get("structures", {}).items())
-    artifacts.write_text(path, stream.getvalue())
-
-
-def _predict(predictor: Predictor, guides: Guides, name: str, source: ImageSource, output: Path, formats: list[str]) -> dict[str, Any]:
-    """Predict one scan and write its mask; what went wrong is told and becomes part of the record."""
+def _predict(predictor: Predictor, guides: Guides, name: str, source: ImageSource, arguments: argparse.Namespace, formats: list[str]) -> dict[str, Any]:
+    """Predict one scan and write what was asked for; what went wrong is told and becomes part of the record."""
+    from ctseg import inference_files as files
     from ctseg.scans import reading
     from ctseg.scans.volume import Volume
 
-    started = time.monotonic()
+    started, output, safe = time.monotonic(), arguments.output, artifacts.safe_name(name)
     try:
         image, findings = reading.load_image(source)
         for finding in findings:
             LOG.info("%s", dataclasses.replace(finding, case=name).line())
-        label = predictor.predict_scan(image, guides.of(name, image))
-        names, mask = dict(enumerate(predictor.names, start=1)), Volume(label, image.affine)
-        files = {kind: artifacts.safe_name(name) + FORMATS[kind] for kind in formats}
-        for kind, file in files.items():
-            write_mask(output / file, kind, mask, names, source)
+        probabilities, canvas = predictor.probabilities_of_scan(image, guides.of(name, image))
+        names, mask = dict(enumerate(predictor.names, start=1)), Volume(predictor.label_on_scan(probabilities, canvas, image.grid), image.affine)
+        written = {kind: safe + files.FORMATS[kind] for kind in formats}
+        for kind, file in written.items():
+            files.write_mask(output / file, kind, mask, names, source)
+        if arguments.probabilities:
+            written["probabilities"] = f"{safe}_probabilities"
+            files.write_probabilities(output / written["probabilities"], probabilities.numpy(), canvas, image.grid, predictor.names)
+        if arguments.save_uncertainty:
+            written["uncertainty"] = f"{safe}_uncertainty.nii.gz"
+            files.write_uncertainty(output / written["uncertainty"], probabilities.numpy(), canvas, image.grid)
     except (CaseError, PreconditionError) as error:
         LOG.error("%s", Finding.from_error(error, case=name).line())
         return {"scan": name, "error": error.code, "cause": error.cause}
-    return {"scan": name, "files": files, "structures": statistics_of(mask, image, names), "seconds": round(time.monotonic() - started, 2)}
+    return {"scan": name, "files": written, "structures": files.statistics_of(mask, image, names), "seconds": round(time.monotonic() - started, 2)}
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -224,8 +204,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser = cli.plain_parser("infer.py", __doc__ or "")
     parser.add_argument("--input", type=Path, required=True, metavar="PATH", help="a scan, or a folder of scans")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="where the masks go")
-    parser.add_argument("--checkpoint", type=Path, default=Path("checkpoints/best_model.pth"), metavar="FILE", help="default: checkpoints/best_model.pth")
-    parser.add_argument("--format", default="nifti", metavar="LIST", help=f"what to write, from {', '.join(FORMATS)} (default: nifti); the DICOM ones need DICOM scans")
+    parser.add_argument("--checkpoint", type=Path, nargs="+", default=[Path("checkpoints/best_model.pth")], metavar="FILE", help="default: checkpoints/best_model.pth; several: the mean of their probabilities")
+    parser.add_argument("--format", default="nifti", metavar="LIST", help="what to write, from nifti, organs (a file per structure), seg, rtstruct (default: nifti); the last two need DICOM scans")
+    parser.add_argument("--tta", action=argparse.BooleanOptionalAction, help="predict the mirror image too and take the mean (default: yes, where the network has seen mirrored scans)")
+    parser.add_argument("--keep-largest", choices=["auto", "all", "none"], help="of which structures only the largest piece stays (default: auto, what validation found to help)")
+    parser.add_argument("--probabilities", action="store_true", help="also write <scan>_probabilities/<structure>.nii.gz, 0 to 1")
+    parser.add_argument("--save-uncertainty", action="store_true", help="also write <scan>_uncertainty.nii.gz: entropy, 0 certain, 1 undecided")
     parser.add_argument("--statistics", action="store_true", help="also write statistics.csv: volume and HU of each structure")
     parser.add_argument("--guide", metavar="SOURCE", help="for guided networks: a folder of masks, totalsegmentator, or a best_model.pth that predicts the organs")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"], help="default: auto")

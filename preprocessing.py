@@ -353,7 +353,7 @@ def _manifest(workspace: artifacts.Workspace, data: DataSettings, options: cli.O
         "data_root": _data_root(workspace, options.data or data_set.root), "structures": list(structures),
         "grid": plan.kind, "spacing_mm": list(plan.spacing_mm) if plan.spacing_mm else None, "window_hu": list(data.window_hu),
         "settings": settings, "settings_hash": artifacts.canonical_hash(settings), "splits_hash": artifacts.canonical_hash(splits),
-        "versions": {"preprocess": PREPROCESS_VERSION, **_package_versions()}, "cases": list(entries.values()),
+        "versions": {"preprocess": PREPROCESS_VERSION, **artifacts.package_versions()}, "cases": list(entries.values()),
     }
 
 
@@ -363,13 +363,6 @@ def _data_root(workspace: artifacts.Workspace, root: Path) -> str:
     if absolute.is_relative_to(home) or not root.is_absolute():
         return Path(os.path.relpath(absolute, home)).as_posix()
     return str(root)
-
-
-def _package_versions() -> dict[str, str]:
-    import platform
-    from importlib.metadata import version
-
-    return {"python": platform.python_version(), **{name.lower(): version(name) for name in ("numpy", "scipy", "SimpleITK", "nibabel", "pydicom")}}
 
 
 def _tell_findings(records: list[dict[str, str]]) -> None:

@@ -10,10 +10,12 @@ import hashlib
 import io
 import json
 import os
+import platform
 import socket
 import time
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -195,6 +197,11 @@ def read_json(path: str | Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
     except (ValueError, UnicodeDecodeError) as error:
         raise IntegrityError("ARTIFACT_CORRUPT", f"not readable as JSON ({error})", "run the stage that writes it again", file=path.name) from error
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide what the numbers are."""
+    return {"python": platform.python_version(), **{name.lower(): version(name) for name in ("numpy", "scipy", "SimpleITK", "nibabel", "pydicom")}}
 
 
 def canonical_hash(content: Any) -> str:

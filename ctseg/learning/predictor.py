@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 
 from ctseg import config
 from ctseg.config import EvaluateSettings, Settings
+from ctseg.errors import UsageError
 from ctseg.learning import augment, checkpoints, guides, hardware, locator
 from ctseg.learning.inference import Sight, Windows, predict_canvas
 from ctseg.learning.postprocess import keep_largest
@@ -34,6 +35,7 @@ class Predictor:
     windows: Windows
     filtered: tuple[int, ...]
     locator: locator.Locator | None
+    others: tuple[Predictor, ...] = ()  # of an ensemble
 
     @property
     def names(self) -> list[str]:
@@ -46,15 +48,23 @@ class Predictor:
         return "guide" in getattr(self.network, "inputs", ())
 
     def probabilities(self, sight: Sight, *, on_pass: Callable[[int, torch.Tensor], None] | None = None) -> torch.Tensor:
-        """(S+1, D, H, W) of what it sees; see `predict_canvas`."""
-        return predict_canvas(self.network, sight, self.windows, self.machine, on_pass=on_pass)
+        """(S+1, D, H, W) of what it sees; see `predict_canvas`. Of an ensemble the mean."""
+        total = predict_canvas(self.network, sight, self.windows, self.machine, on_pass=on_pass)
+        for other in self.others:
+            total += other.probabilities(sight)
+        return total.div_(1 + len(self.others)) if self.others else total
 
     def label_on_scan(self, probabilities: torch.Tensor, canvas: Grid, scan: Grid) -> np.ndarray:
         """Label map (uint8) on the scan's grid from probabilities on a canvas (or a part of one)."""
         return keep_largest(grids.label_on_scan(probabilities.numpy(), canvas, scan), self.filtered)
 
     def predict_scan(self, image: Volume, guide: CaseGuide | None = None) -> np.ndarray:
-        """Label map (uint8, ids in the order of `names`) of a raw CT in HU, on its own grid.
+        """Label map (uint8, ids in the order of `names`) of a raw CT in HU, on its own grid; arguments as for `probabilities_of_scan`."""
+        probabilities, canvas = self.probabilities_of_scan(image, guide)
+        return self.label_on_scan(probabilities, canvas, image.grid)
+
+    def probabilities_of_scan(self, image: Volume, guide: CaseGuide | None = None) -> tuple[torch.Tensor, Grid]:
+        """((S+1, D, H, W) probabilities of a raw CT in HU, the canvas they lie on).
 
         guide: for networks that take one, see `ctseg.scans.guides.load_guide`. Raises ValueError when it is missing.
         """
@@ -75,7 +85,7 @@ class Predictor:
             if region is not None:
                 sight = sight.part(region)
         d, h, w = sight.image.shape
-        return self.label_on_scan(self.probabilities(sight), canvas.crop(sight.origin, (d, h, w)), image.grid)
+        return self.probabilities(sight), canvas.crop(sight.origin, (d, h, w))
 
     def _scaled(self, image: Volume, canvas: Grid) -> torch.Tensor:
         low, high = self.checkpoint["preprocess"]["window_hu"]
@@ -98,6 +108,20 @@ def load_predictor(path: Path, settings: EvaluateSettings, *, device: str, build
         Windows(len(names) + 1, trained.train.fixed_patch(), settings.overlap, swaps, settings.context_scope),
         tuple(names.index(name) + 1 for name in filtered),
         locator.restore_locator(finder, lambda arch: build_network(**arch), machine) if finder else None)
+
+
+def ensemble(members: Sequence[Predictor]) -> Predictor:
+    """One predictor whose probabilities are the mean of all. The first one's region (roi grid) holds, and only what all filter is filtered.
+
+    UsageError unless all were trained for the same structures, on the same grid, with the same guide.
+    """
+    first, *others = members
+    for other in others:
+        for what in ("structures", "preprocess", "guide"):
+            if first.checkpoint[what] != other.checkpoint[what]:
+                raise UsageError("ENSEMBLE_MISMATCH", f"the checkpoints were trained with other {what}", "give models of one data set and the same settings of data")
+    filtered = [number for number in first.filtered if all(number in other.filtered for other in others)]
+    return dataclasses.replace(first, others=tuple(others), filtered=tuple(filtered))
 
 
 def mirrors(trained: Settings) -> bool:

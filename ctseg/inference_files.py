@@ -1,0 +1,77 @@
+"""What infer.py writes: masks in every form, probabilities, uncertainty, volumes and HU as a table."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ctseg import artifacts
+from ctseg.scans import dicom_seg, nifti, rtstruct
+from ctseg.scans.volume import Grid, Volume, resample
+
+if TYPE_CHECKING:
+    from ctseg.scans.cases import ImageSource
+
+FORMATS = {"nifti": ".nii.gz", "organs": "", "seg": "_seg.dcm", "rtstruct": "_rtstruct.dcm"}  # format -> end of the name; organs: a folder
+DICOM_FORMATS = frozenset({"seg", "rtstruct"})
+
+
+def write_mask(path: Path, kind: str, label: Volume, names: dict[int, str], source: ImageSource) -> None:
+    """Write a label map in one of FORMATS; the DICOM ones refer to the series it was predicted on. organs: one NIfTI per structure in the folder `path`."""
+    if kind == "nifti":
+        nifti.write_label(path, label, names=names)
+    elif kind == "organs":
+        for value, name in names.items():
+            nifti.write_label(path / f"{artifacts.safe_name(name)}.nii.gz", Volume((label.array == value).astype(np.uint8), label.affine))
+    elif kind == "seg":
+        dicom_seg.write_segments(path, label, names, source.path, series_uid=source.series_uid, algorithm="ctseg")
+    else:
+        from ctseg.reporting.slices import ON_CT
+
+        as_bytes = {value: bytes.fromhex(ON_CT[(value - 1) % len(ON_CT)][1:]) for value in names}  # the colours of the report's pictures
+        rtstruct.write_structures(path, label, names, source.path, series_uid=source.series_uid, colours={value: (rgb[0], rgb[1], rgb[2]) for value, rgb in as_bytes.items()})
+
+
+def write_probabilities(folder: Path, probabilities: np.ndarray, canvas: Grid, scan: Grid, names: Sequence[str]) -> None:
+    """One NIfTI (float32, 0 to 1) per structure on the scan's grid. probabilities: (S+1, *canvas.shape), background first."""
+    for number, name in enumerate(names, start=1):
+        nifti.write_image(folder / f"{artifacts.safe_name(name)}.nii.gz", _on_scan(probabilities[number], canvas, scan, outside=0.0), dtype=np.float32)
+
+
+def write_uncertainty(path: Path, probabilities: np.ndarray, canvas: Grid, scan: Grid) -> None:
+    """A NIfTI (float32) of the entropy of the classes over its largest possible value: 0 certain, 1 anything is as likely. Outside what was looked at: 0."""
+    entropy = np.zeros(canvas.shape, dtype=np.float32)
+    for share in probabilities:
+        entropy -= share * np.log(np.maximum(share, 1e-12))
+    nifti.write_image(path, _on_scan(entropy / np.log(len(probabilities)), canvas, scan, outside=0.0), dtype=np.float32)
+
+
+def _on_scan(values: np.ndarray, canvas: Grid, scan: Grid, *, outside: float) -> Volume:
+    moved = resample(Volume(values, canvas.affine), scan, order="linear", fill=outside)
+    return Volume(np.clip(moved.array, 0.0, 1.0), scan.affine)
+
+
+def statistics_of(label: Volume, image: Volume, names: dict[int, str]) -> dict[str, dict[str, Any]]:
+    """Of each structure: volume in mL, mean and standard deviation of its HU, and whether it meets the scan's border, where it may go on."""
+    millilitres = float(abs(np.linalg.det(label.affine[:3, :3]))) / 1000
+    found = {}
+    for value, name in names.items():
+        mask = label.array == value
+        hu = image.array[mask].astype(np.float64)
+        found[name] = {"volume_ml": round(len(hu) * millilitres, 4), "mean_hu": round(float(hu.mean()), 2) if len(hu) else None, "sd_hu": round(float(hu.std()), 2) if len(hu) else None,
+                       "meets_border": bool(np.count_nonzero(mask[1:-1, 1:-1, 1:-1]) < len(hu))}
+    return found
+
+
+def write_statistics(path: Path, records: list[dict[str, Any]]) -> None:
+    """The statistics of all scans as one CSV, a row per scan and structure."""
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(["scan", "structure", "volume_ml", "mean_hu", "sd_hu", "meets_border"])
+    writer.writerows([record["scan"], name, *values.values()] for record in records for name, values in record.get("structures", {}).items())
+    artifacts.write_text(path, stream.getvalue())

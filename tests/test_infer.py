@@ -1,0 +1,130 @@
+"""infer.py on synthetic scans: what it can write, ensembles, and the geometry of what it is given."""
+
+from __future__ import annotations
+
+import gzip
+import shutil
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+import infer
+import run_pipeline
+from ctseg import artifacts
+from ctseg.scans import nifti
+from ctseg.scans.masks import open_masks
+from ctseg.scans.phantom import write_cohort
+
+TINY = ["--workers", "1", "--epochs", "2", "--profile", "cpu", "--model", "unet", "--set", "train.steps_per_epoch=4", "--set", "train.patch_size=32,32,32", "--set", "model.levels=3",
+        "--set", "model.width=4", "--set", "train.validations=1", "--set", "evaluate.overlap=0"]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> tuple[Path, list[Path]]:
+    """(a scan, checkpoints of two seeds and of another structure)."""
+    root = tmp_path_factory.mktemp("trained")
+    write_cohort(root / "cohort", task="pelvis", patients=6, seed=1, size="tiny")
+    data = root / "cohort" / "nifti"
+    checkpoints = []
+    for name, words in (("a", []), ("b", ["--set", "train.seed=1"]), ("c", ["--structures", "bladder"])):
+        assert run_pipeline.main(["--preprocess", "--train", "--data", str(data), "--workspace", str(root / name), *TINY, *words]) == 0
+        checkpoints.append(artifacts.Workspace(root / name).best_model)
+    return next(data.rglob("ct.nii.gz")), checkpoints
+
+
+def predict(scan: Path, output: Path, checkpoints: list[Path], *words: str) -> int:
+    return infer.main(["--input", str(scan), "--output", str(output), "--checkpoint", *map(str, checkpoints), "--device", "cpu", "--set", "evaluate.overlap=0", *words])
+
+
+def array(path: Path) -> np.ndarray:
+    return np.asarray(nib.load(path).dataobj)
+
+
+def test_a_file_per_structure_probabilities_and_uncertainty_agree_with_the_label_map(tmp_path, trained):
+    scan, checkpoints = trained
+    assert predict(scan, tmp_path, checkpoints[:1], "--format", "nifti,organs", "--probabilities", "--save-uncertainty", "--keep-largest", "none") == 0
+    label, names = nifti.read_integers(tmp_path / "ct.nii.gz")[0].array, artifacts.read_json(tmp_path / "labels.json")
+    organs = open_masks(tmp_path / "ct")
+    assert set(organs.names) == set(names.values()) and label.any()
+    probabilities = {name: array(tmp_path / "ct_probabilities" / f"{name}.nii.gz").T for name in names.values()}
+    background = 1 - sum(probabilities.values())
+    for value, name in names.items():
+        assert np.array_equal(organs.read(name).array, label == int(value))
+        assert probabilities[name].dtype == np.float32 and 0 <= probabilities[name].min() and probabilities[name].max() <= 1
+        clear = probabilities[name] > np.maximum(background, np.max([other for key, other in probabilities.items() if key != name], axis=0)) + 0.05
+        assert np.count_nonzero(label[clear] != int(value)) <= 0.01 * np.count_nonzero(clear)
+    uncertainty = array(tmp_path / "ct_uncertainty.nii.gz").T
+    assert 0 <= uncertainty.min() and uncertainty.max() <= 1
+    certain = np.maximum(background, np.max(list(probabilities.values()), axis=0))
+    assert uncertainty[certain > 0.9].mean() < uncertainty[certain < 0.6].mean()
+    record = artifacts.read_json(tmp_path / "inference.json")
+    assert record["versions"]["numpy"] == np.__version__ and record["peak_memory_gb"] > 0 and record["scans"][0]["files"]["uncertainty"] == "ct_uncertainty.nii.gz"
+
+
+def test_an_ensemble_gives_the_mean_of_its_probabilities(tmp_path, trained, capsys):
+    scan, (first, second, foreign) = trained
+    for name, checkpoints in (("a", [first]), ("b", [second]), ("ab", [first, second])):
+        assert predict(scan, tmp_path / name, checkpoints, "--probabilities") == 0
+    a, b, both = (array(tmp_path / name / "ct_probabilities" / "bladder.nii.gz") for name in ("a", "b", "ab"))
+    assert np.abs(a - b).max() > 0.01 and np.allclose(both, (a + b) / 2, atol=2e-3)
+    assert len(artifacts.read_json(tmp_path / "ab" / "inference.json")["checkpoints_sha256"]) == 2
+    assert predict(scan, tmp_path / "wrong", [first, foreign]) == 2 and "other structures" in capsys.readouterr().err
+
+
+def test_mirrored_views_can_be_left_out(tmp_path, trained):
+    scan, checkpoints = trained
+    results = []
+    for words in ([], ["--tta"], ["--no-tta"]):
+        output = tmp_path / ("".join(words) or "default")
+        assert predict(scan, output, checkpoints[:1], "--probabilities", *words) == 0
+        results.append(array(output / "ct_probabilities" / "bladder.nii.gz"))
+    assert np.array_equal(results[0], results[1]) and not np.array_equal(results[0], results[2])
+
+
+def stored(image: nib.Nifti1Image, path: Path, *, affine: np.ndarray | None = None, data: np.ndarray | None = None, dtype: str = "<i2", slope: float = 1.0) -> None:
+    """Write voxels of a scan in another form."""
+    values = np.asarray(image.dataobj) if data is None else data
+    header = nib.Nifti1Header(endianness=dtype[0])
+    header.set_data_dtype(np.dtype(dtype))
+    written = nib.Nifti1Image(np.rint(values / slope).astype(dtype), image.affine if affine is None else affine, header)  # nibabel keeps integers as they are
+    written.set_sform(written.affine, code=1)
+    written.set_qform(None, code=0)
+    nib.save(written, path)
+    if slope != 1.0:
+        content = bytearray(gzip.decompress(path.read_bytes()))
+        content[112:116] = np.float32(slope).tobytes()  # scl_slope
+        path.write_bytes(gzip.compress(content))
+
+
+def test_masks_lie_exactly_on_the_scan_whatever_its_form(tmp_path, trained):
+    """Flipped axes, a left-handed affine, an extra axis of length 1, big-endian numbers, a scale: the same patient, so the same mask, in the file's own geometry."""
+    scan, checkpoints = trained
+    image = nib.load(scan)
+    scans = tmp_path / "scans"
+    scans.mkdir()
+    shutil.copy(scan, scans / "plain.nii.gz")
+    values = np.asarray(image.dataobj)
+    flips = np.diag([-1.0, 1.0, 1.0, 1.0])
+    flips[0, 3] = values.shape[0] - 1
+    stored(image, scans / "left_handed.nii.gz", affine=image.affine @ flips, data=values[::-1])
+    turned = image.affine[:, [2, 0, 1, 3]]
+    stored(image, scans / "other_axes.nii.gz", affine=turned, data=values.transpose(2, 0, 1))
+    stored(image, scans / "one_more_axis.nii.gz", data=values[..., None])
+    stored(image, scans / "big_endian.nii.gz", dtype=">i2")
+    stored(image, scans / "scaled.nii.gz", slope=0.5)
+    angle = np.deg2rad(9)
+    turn = np.eye(4)
+    turn[:2, :2] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
+    stored(image, scans / "oblique.nii.gz", affine=turn @ image.affine)
+    assert predict(scans, tmp_path / "masks", checkpoints[:1]) == 0
+    plain = array(tmp_path / "masks" / "plain.nii.gz")
+    assert plain.any()
+    same = {"left_handed": lambda a: a[::-1], "other_axes": lambda a: a.transpose(1, 2, 0), "one_more_axis": lambda a: a, "big_endian": lambda a: a, "scaled": lambda a: a}
+    for path in scans.iterdir():
+        name, mask = path.name, nib.load(tmp_path / "masks" / path.name)
+        assert np.array_equal(mask.affine, nib.load(path).affine), name  # to the last bit
+        assert mask.shape == nib.load(path).shape[:3], name
+        if (back := same.get(name.split(".")[0])) is not None:
+            assert np.array_equal(back(np.asarray(mask.dataobj)), plain), name
