@@ -45,9 +45,9 @@ class Backbone(NamedTuple):
 
 
 BACKBONES = {
-    "unet": Backbone(UNet, ("blocks", "decoder_unit")),
+    "unet": Backbone(UNet, ("blocks", "decoder_unit", "activation")),
     "vnet": Backbone(VNet, ("kernel", "stage_convs", "residual", "norm", "deep_supervision")),
-    "multi_decoder": Backbone(MultiDecoder, ("blocks", "decoder_unit", "decoders", "attention", "attention_stride", "attention_levels", "output")),
+    "multi_decoder": Backbone(MultiDecoder, ("blocks", "decoder_unit", "activation", "decoders", "attention", "attention_stride", "attention_levels", "output")),
 }
 
 PRESETS = {
@@ -72,7 +72,7 @@ def build_network(
     pass_embedding: bool = True, shared_passes: bool = True, guidance: str = "auto", guide_channels: int = 0, guide_hidden: int = 32,
     guide_stride: int = 1, guide_levels: str = "all", film_init: str = "zero", guide_tau_mm: Sequence[float] = DELIVERED_TAU_MM,
     guide_presence: bool = True, connectivity: str = "auto", remap: str = "auto", blocks: Sequence[int] = SMALL_BLOCKS,
-    decoder_unit: str = "residual", decoders: str = "per_structure", attention: str = "voxel", attention_stride: int = 2,
+    decoder_unit: str = "residual", activation: str = "prelu", decoders: str = "per_structure", attention: str = "voxel", attention_stride: int = 2,
     attention_levels: int = 1, output: str = "softmax", kernel: int = 5, stage_convs: str = "reference", residual: bool = True,
     norm: str = "instance", deep_supervision: bool = True, **more: Any,
 ) -> nn.Module:
@@ -95,8 +95,8 @@ def build_network(
         connectivity: "none", or "multitask" for heads that learn centre line and radius.
         remap: "none", "lut" for a density table in front, "lut_linear" for table and image side by side. The table is
             the identity until the network's `set_lookup` is given one.
-        blocks, decoder_unit: of `unet` and `multi_decoder`: residual blocks per level of the encoder; "residual" or "plain",
-            what a decoder level is.
+        blocks, decoder_unit, activation: of `unet` and `multi_decoder`: residual blocks per level of the encoder; "residual" or
+            "plain", what a decoder level is; "prelu" or "leaky".
         decoders, attention, attention_stride, attention_levels, output: of `multi_decoder`.
         kernel, stage_convs, residual, norm, deep_supervision: of `vnet`.
         more: for the backbone alone, which must know it: `parity` of `unet` and `multi_decoder`.
@@ -114,7 +114,7 @@ def build_network(
     if parts.guidance == "concat_input":
         channels += GuideForm(guide_channels, tau_mm=guide_tau_mm, presence=guide_presence).channels
     own = {
-        "blocks": blocks, "decoder_unit": decoder_unit, "decoders": decoders, "attention": attention,
+        "blocks": blocks, "decoder_unit": decoder_unit, "activation": activation, "decoders": decoders, "attention": attention,
         "attention_stride": attention_stride, "attention_levels": attention_levels, "output": output, "kernel": kernel, "stage_convs": stage_convs, "residual": residual,
         "norm": norm, "deep_supervision": deep_supervision,
     }

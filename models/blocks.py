@@ -40,6 +40,9 @@ class Style:
     bias: bool = False  # of the 3^3 convolutions; without effect in front of a normalisation
 
 
+ACTIVATIONS = ("prelu", "leaky")  # that a network may be asked for
+
+
 class InstanceNorm(nn.Module):
     """Zero mean and unit variance per sample and channel, then scale and shift. (B, C, D, H, W), any layout.
 

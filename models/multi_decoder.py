@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from models.blocks import (
+    ACTIVATIONS,
     Backbone,
     ConvUnit,
     Modulation,
@@ -177,7 +178,7 @@ class MultiDecoder(Backbone):
         self, *, n_structures: int, width: int, levels: int, decoders: str = "per_structure", attention: str = "voxel",
         attention_stride: int = 2, attention_levels: int = 1, output: str = "softmax", in_channels: int = 1,
         max_channels: int = 320, blocks: Sequence[int] = SMALL_BLOCKS,
-        decoder_unit: str = "residual", parity: bool = False,
+        decoder_unit: str = "residual", activation: str = "prelu", parity: bool = False,
     ):
         super().__init__()
         choose("attention", attention, ATTENTION)
@@ -191,20 +192,21 @@ class MultiDecoder(Backbone):
         self.shared = choose("decoders", decoders, DECODERS) == "shared"
         self.n_decoders = 1 if self.shared else n_structures
         self.independent = choose("output", output, OUTPUTS) == "sigmoid"
+        style = PUBLISHED if parity else Style(activation=choose("activation", activation, ACTIVATIONS))
         residual = choose("decoder_unit", decoder_unit, DECODER_UNITS) == "residual"
         self.encoder: Encoder
         if parity:
             channels = level_channels(width, levels, width * 2**levels)
-            self.encoder = PoolingEncoder(in_channels=in_channels, channels=channels, residual=True, style=PUBLISHED)
+            self.encoder = PoolingEncoder(in_channels=in_channels, channels=channels, residual=True, style=style)
             self.decoder_channels = channels[-2::-1]
         else:
             channels = level_channels(width, levels, max_channels)
-            self.encoder = ResidualEncoder(in_channels=in_channels, channels=channels, blocks=blocks, style=Style())
+            self.encoder = ResidualEncoder(in_channels=in_channels, channels=channels, blocks=blocks, style=style)
             # one structure needs fewer channels than the encoder of all: at most four times the width
             self.decoder_channels = [min(c, 4 * width) for c in channels[-2::-1]]
         if self.shared:
-            self.decoder_channels = _as_large_as(n_structures, self.decoder_channels, channels, parity)
-        self.decoders: Any = nn.ModuleList(_decoder(self.decoder_channels, channels, parity, residual) for _ in range(self.n_decoders))
+            self.decoder_channels = _as_large_as(n_structures, self.decoder_channels, channels, style)
+        self.decoders: Any = nn.ModuleList(_decoder(self.decoder_channels, channels, style, residual) for _ in range(self.n_decoders))
         finest = self.decoder_channels[-1]
         self.attention: nn.Module | None = None
         self.attention_before: nn.Module | None = None  # of the level before the finest
@@ -263,15 +265,15 @@ class MultiDecoder(Backbone):
         return output
 
 
-def _decoder(channels: Sequence[int], skips: Sequence[int], parity: bool, shortcut: bool) -> Decoder:
+def _decoder(channels: Sequence[int], skips: Sequence[int], style: Style, shortcut: bool) -> Decoder:
     """A decoder with `channels`, coarse to fine, on an encoder with channels `skips`, fine to coarse."""
     sizes = list(zip([skips[-1], *channels[:-1]], skips[-2::-1], channels))
-    if parity:
-        return Decoder(TwoUnitUpBlock(*size, style=PUBLISHED) for size in sizes)
-    return Decoder(LightUpBlock(*size, shortcut=shortcut, style=Style()) for size in sizes)
+    if style is PUBLISHED:
+        return Decoder(TwoUnitUpBlock(*size, style=style) for size in sizes)
+    return Decoder(LightUpBlock(*size, shortcut=shortcut, style=style) for size in sizes)
 
 
-def _as_large_as(count: int, channels: Sequence[int], skips: Sequence[int], parity: bool) -> list[int]:
+def _as_large_as(count: int, channels: Sequence[int], skips: Sequence[int], style: Style) -> list[int]:
     """Channels of a wider decoder that has, as nearly as they allow, the parameters of `count` decoders with `channels`."""
 
     def widened(coarsest: int) -> list[int]:
@@ -279,7 +281,7 @@ def _as_large_as(count: int, channels: Sequence[int], skips: Sequence[int], pari
 
     def parameters(coarsest: int) -> int:
         with torch.device("meta"):  # counted, not made
-            return sum(p.numel() for p in _decoder(widened(coarsest), skips, parity, False).parameters())
+            return sum(p.numel() for p in _decoder(widened(coarsest), skips, style, False).parameters())
 
     wanted = count * parameters(channels[0])
     low, high = channels[0], count * channels[0]

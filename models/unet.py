@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from models.blocks import (
+    ACTIVATIONS,
     Backbone,
     ConvUnit,
     Modulation,
@@ -161,7 +162,7 @@ class UNet(Backbone):
 
     def __init__(
         self, *, n_structures: int, width: int, levels: int, in_channels: int = 1, max_channels: int = 320,
-        blocks: Sequence[int] = SMALL_BLOCKS, decoder_unit: str = "residual", parity: bool = False,
+        blocks: Sequence[int] = SMALL_BLOCKS, decoder_unit: str = "residual", activation: str = "prelu", parity: bool = False,
     ):
         super().__init__()
         channels = level_channels(width, levels, width * 2**levels if parity else max_channels)
@@ -169,6 +170,7 @@ class UNet(Backbone):
         self.size_multiple = size_multiple(levels)
         self.decoder_channels = channels[-2::-1]  # coarse to fine
         below_and_here = list(zip(channels[:0:-1], self.decoder_channels))
+        style = Style(activation=choose("activation", activation, ACTIVATIONS))
         residual = choose("decoder_unit", decoder_unit, DECODER_UNITS) == "residual"
         self.encoder: Encoder
         if parity:
@@ -176,8 +178,8 @@ class UNet(Backbone):
             self.decoder = Decoder(TwoUnitUpBlock(below, c, c, style=PUBLISHED) for below, c in below_and_here)
             self.heads = nn.ModuleList([ZeroBackground(width, n_structures)])
         else:
-            self.encoder = ResidualEncoder(in_channels=in_channels, channels=channels, blocks=blocks, style=Style())
-            self.decoder = Decoder(UpBlock(below, c, shortcut=residual, style=Style()) for below, c in below_and_here)
+            self.encoder = ResidualEncoder(in_channels=in_channels, channels=channels, blocks=blocks, style=style)
+            self.decoder = Decoder(UpBlock(below, c, shortcut=residual, style=style) for below, c in below_and_here)
             # the coarsest decoder level predicts only where it is also the finest
             supervised = self.decoder_channels[1:] or self.decoder_channels
             self.heads = nn.ModuleList(nn.Conv3d(c, n_structures + 1, 1) for c in supervised)

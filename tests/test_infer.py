@@ -52,11 +52,11 @@ def test_a_file_per_structure_probabilities_and_uncertainty_agree_with_the_label
     background = 1 - sum(probabilities.values())
     for value, name in names.items():
         assert np.array_equal(organs.read(name).array, label == int(value))
-        assert probabilities[name].dtype == np.float32 and 0 <= probabilities[name].min() and probabilities[name].max() <= 1
+        assert probabilities[name].dtype == np.float32 and probabilities[name].min() >= 0 and probabilities[name].max() <= 1
         clear = probabilities[name] > np.maximum(background, np.max([other for key, other in probabilities.items() if key != name], axis=0)) + 0.05
         assert np.count_nonzero(label[clear] != int(value)) <= 0.01 * np.count_nonzero(clear)
     uncertainty = array(tmp_path / "ct_uncertainty.nii.gz").T
-    assert 0 <= uncertainty.min() and uncertainty.max() <= 1
+    assert uncertainty.min() >= 0 and uncertainty.max() <= 1
     certain = np.maximum(background, np.max(list(probabilities.values()), axis=0))
     assert uncertainty[certain > 0.9].mean() < uncertainty[certain < 0.6].mean()
     record = artifacts.read_json(tmp_path / "inference.json")
