@@ -44,7 +44,7 @@ class ModelSettings:
     max_channels: int = 320  # where the doubling per level ends
     blocks: tuple[int, ...] = ()  # residual blocks per level; empty: 1, 2, 2, ...
     decoder_unit: str = "residual"  # of unet and multi_decoder: a decoder level adds what it reads, and learns faster; plain: it does not
-    activation: str = "prelu"  # of the same two; leaky: LeakyReLU, with which they learned left from right several times slower
+    activation: str = "leaky"  # of the same two; neither was better for certain (docs/decisions/003-training.md)
     decoders: str = "per_structure"  # this and the next four: of multi_decoder; shared: a single one with as many parameters, the control
     attention: str = "voxel"
     attention_stride: int = 2
@@ -240,7 +240,7 @@ _CHOICES = {
     "train.loss": ("dice_ce", "dice", "ce", "dice_focal"),
     "train.sampling": ("auto", "structures", "tubes"),
     "model.decoder_unit": ("residual", "plain"),
-    "model.activation": ("prelu", "leaky"),
+    "model.activation": ("leaky", "prelu"),
     "model.decoders": ("per_structure", "shared"),
     "model.output": ("softmax", "sigmoid"),
     "model.context": ("soft", "hard", "sdm", "zeros"),

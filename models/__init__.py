@@ -72,7 +72,7 @@ def build_network(
     pass_embedding: bool = True, shared_passes: bool = True, guidance: str = "auto", guide_channels: int = 0, guide_hidden: int = 32,
     guide_stride: int = 1, guide_levels: str = "all", film_init: str = "zero", guide_tau_mm: Sequence[float] = DELIVERED_TAU_MM,
     guide_presence: bool = True, connectivity: str = "auto", remap: str = "auto", blocks: Sequence[int] = SMALL_BLOCKS,
-    decoder_unit: str = "residual", activation: str = "prelu", decoders: str = "per_structure", attention: str = "voxel", attention_stride: int = 2,
+    decoder_unit: str = "residual", activation: str = "leaky", decoders: str = "per_structure", attention: str = "voxel", attention_stride: int = 2,
     attention_levels: int = 1, output: str = "softmax", kernel: int = 5, stage_convs: str = "reference", residual: bool = True,
     norm: str = "instance", deep_supervision: bool = True, **more: Any,
 ) -> nn.Module:
@@ -96,7 +96,7 @@ def build_network(
         remap: "none", "lut" for a density table in front, "lut_linear" for table and image side by side. The table is
             the identity until the network's `set_lookup` is given one.
         blocks, decoder_unit, activation: of `unet` and `multi_decoder`: residual blocks per level of the encoder; "residual" or
-            "plain", what a decoder level is; "prelu" or "leaky".
+            "plain", what a decoder level is; "leaky" or "prelu".
         decoders, attention, attention_stride, attention_levels, output: of `multi_decoder`.
         kernel, stage_convs, residual, norm, deep_supervision: of `vnet`.
         more: for the backbone alone, which must know it: `parity` of `unet` and `multi_decoder`.

@@ -40,7 +40,7 @@ class Style:
     bias: bool = False  # of the 3^3 convolutions; without effect in front of a normalisation
 
 
-ACTIVATIONS = ("prelu", "leaky")  # that a network may be asked for
+ACTIVATIONS = ("leaky", "prelu")  # that a network may be asked for
 
 
 class InstanceNorm(nn.Module):

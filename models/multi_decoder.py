@@ -178,7 +178,7 @@ class MultiDecoder(Backbone):
         self, *, n_structures: int, width: int, levels: int, decoders: str = "per_structure", attention: str = "voxel",
         attention_stride: int = 2, attention_levels: int = 1, output: str = "softmax", in_channels: int = 1,
         max_channels: int = 320, blocks: Sequence[int] = SMALL_BLOCKS,
-        decoder_unit: str = "residual", activation: str = "prelu", parity: bool = False,
+        decoder_unit: str = "residual", activation: str = "leaky", parity: bool = False,
     ):
         super().__init__()
         choose("attention", attention, ATTENTION)

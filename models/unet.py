@@ -162,7 +162,7 @@ class UNet(Backbone):
 
     def __init__(
         self, *, n_structures: int, width: int, levels: int, in_channels: int = 1, max_channels: int = 320,
-        blocks: Sequence[int] = SMALL_BLOCKS, decoder_unit: str = "residual", activation: str = "prelu", parity: bool = False,
+        blocks: Sequence[int] = SMALL_BLOCKS, decoder_unit: str = "residual", activation: str = "leaky", parity: bool = False,
     ):
         super().__init__()
         channels = level_channels(width, levels, width * 2**levels if parity else max_channels)

@@ -66,8 +66,7 @@ def load(path: Path) -> dict[str, Any]:
     _check_schema(content, path)
     for part in (content, content.get("locator")):
         if part:
-            part["arch"].setdefault("decoder_unit", "plain")  # of networks from before these were choices
-            part["arch"].setdefault("activation", "leaky")
+            part["arch"].setdefault("decoder_unit", "plain")  # of networks from before it was a choice
     return dict(content)
 
 
