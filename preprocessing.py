@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from ctseg import artifacts, cli
 from ctseg.config import DataSettings, Settings, did_you_mean
 from ctseg.errors import Finding, IntegrityError, PreconditionError, ResourceError, UsageError
+from ctseg.scans import aliases
 
 if TYPE_CHECKING:
     from ctseg.scans.cases import DataSet
@@ -113,6 +114,7 @@ def _choose_structures(data_set: DataSet, data: DataSettings) -> tuple[str, ...]
     wanted = tuple(data.structures)
     if not wanted and data_set.synthetic:
         wanted = tuple(artifacts.read_json(data_set.root / "synthetic.json").get("structures", ()))
+    wanted = tuple(aliases.find(name, data_set.structures) or name for name in wanted)
     for name in wanted:
         if name not in data_set.structures:
             raise UsageError("UNKNOWN_ORGAN", f"the data set has no structure '{name}'{did_you_mean(name, data_set.structures)}",

@@ -40,6 +40,7 @@ class LabelSource:
     values: dict[int, str] = dataclasses.field(default_factory=dict)
     masks: dict[str, Path] = dataclasses.field(default_factory=dict)
     ignore_value: int | None = None  # nnU-Net's "ignore" label: voxels nobody looked at
+    renamed: dict[str, str] = dataclasses.field(default_factory=dict)  # structure -> what a DICOM file calls it, where that differs
 
 
 @dataclasses.dataclass(frozen=True)

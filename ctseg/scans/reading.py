@@ -178,13 +178,15 @@ def _read_dicom(record: CaseRecord, source: LabelSource, structures: Sequence[st
     path = _path(source)
     folder = record.image.path if record.image.format == "dicom" else None
     read = dicom_seg.read_segments if source.format == "dicom_seg" else rtstruct.read_structures
-    masks, findings = read(path, image, folder, names=structures, series_uid=record.image.series_uid)
+    in_file = {name: source.renamed.get(name, name) for name in structures}
+    masks, findings = read(path, image, folder, names=in_file.values(), series_uid=record.image.series_uid)
     # A segment without frames was looked for and not found; an ROI without contours is a line of a template that nobody drew.
-    annotated = frozenset(dicom_seg.list_segments(path).values() if source.format == "dicom_seg" else masks)
+    drawn = frozenset(dicom_seg.list_segments(path).values() if source.format == "dicom_seg" else masks)
+    annotated = drawn | {name for name, called in in_file.items() if called in drawn}
     array, overlap = np.zeros(image.array.shape, dtype=np.uint8), np.zeros(image.array.shape, dtype=bool)
     for number, name in enumerate(structures, start=1):
-        if name in masks:
-            _paint(array, masks[name], number, overlap)
+        if in_file[name] in masks:
+            _paint(array, masks[in_file[name]], number, overlap)
     return _Labels(array, annotated, not array.any(), findings + _overlap_finding(overlap, str(path)))
 
 
@@ -390,7 +392,7 @@ def source_to_record(record: CaseRecord, root: Path) -> dict[str, Any]:
             "format": source.format, "path": None if source.path is None else relative(source.path),
             "values": {str(value): name for value, name in sorted(source.values.items())},
             "masks": {name: relative(path) for name, path in sorted(source.masks.items())},
-            "ignore_value": source.ignore_value,
+            "ignore_value": source.ignore_value, "renamed": dict(sorted(source.renamed.items())),
         }
     return result
 
@@ -412,7 +414,7 @@ def source_from_record(content: dict[str, Any], root: Path) -> CaseRecord:
         labels = LabelSource(
             stored["format"], None if stored["path"] is None else absolute(stored["path"]),
             {int(value): name for value, name in stored["values"].items()},
-            {name: absolute(path) for name, path in stored["masks"].items()}, stored["ignore_value"],
+            {name: absolute(path) for name, path in stored["masks"].items()}, stored["ignore_value"], dict(stored.get("renamed", {})),
         )
     annotated = None if content["annotated"] is None else frozenset(content["annotated"])
     return CaseRecord(case_id, str(content["patient_id"]), ImageSource(image["format"], absolute(image["path"]), image["series_uid"]), labels, annotated, content["split"])

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING
 
 from ctseg.artifacts import canonical_hash
 from ctseg.errors import CaseError, Finding
-from ctseg.scans.cases import DataSet, ImageSource, LabelSource
+from ctseg.scans import aliases
+from ctseg.scans.cases import CaseRecord, DataSet, ImageSource, LabelSource
 from ctseg.scans.layouts import gathering
 from ctseg.scans.layouts.gathering import Gathering
 
@@ -66,7 +67,38 @@ def read(root: Path) -> DataSet:
     names: set[str] = set()
     for folder, series in _patient_folders(cases):
         names |= _read_patient(cases, folder, series)
-    return _group_patients(cases.data_set(sorted(names, key=gathering.natural_key)))
+    return _group_patients(_one_spelling(cases.data_set(sorted(names, key=gathering.natural_key))))
+
+
+def _one_spelling(data: DataSet) -> DataSet:
+    """The data set with one name per structure where cases spell it differently: the most frequent spelling, then the first in the alphabet.
+
+    Nothing is joined that stands side by side in one case.
+    """
+    spellings: dict[tuple[str, str | None], Counter[str]] = {}
+    apart: set[tuple[str, str | None]] = set()
+    for case in data.cases:
+        keys = Counter(aliases.key_of(name) for name in case.annotated or ())
+        apart |= {key for key, count in keys.items() if count > 1}
+        for name in case.annotated or ():
+            spellings.setdefault(aliases.key_of(name), Counter())[name] += 1
+    chosen = {name: min(found, key=lambda spelling: (-found[spelling], spelling)) for key, found in spellings.items() if key not in apart for name in found}
+    changed = {name: new for name, new in chosen.items() if name != new}
+    if not changed:
+        return data
+    renamed = [_renamed(case, changed) for case in data.cases]
+    told = "; ".join(f"{old} = {new}" for old, new in sorted(changed.items()))
+    finding = Finding("NOTE", "ONE_STRUCTURE", f"structures that are spelt differently count as one: {told}", "correct the names in the files if they are not")
+    structures = tuple(name for name in data.structures if name not in changed)
+    return dataclasses.replace(data, cases=tuple(renamed), structures=structures, findings=(*data.findings, finding))
+
+
+def _renamed(case: CaseRecord, changed: dict[str, str]) -> CaseRecord:
+    names = {changed.get(name, name): name for name in case.annotated or ()}
+    if case.labels is None:
+        return case
+    labels = dataclasses.replace(case.labels, renamed={new: old for new, old in names.items() if new != old})
+    return dataclasses.replace(case, labels=labels, annotated=frozenset(names))
 
 
 def _patient_folders(cases: Gathering) -> list[tuple[Path, list[SeriesInfo]]]:
