@@ -1,7 +1,7 @@
 """Stage 4: show what training and evaluation gave.
 
 Reads   checkpoints/training_history.json; evaluation_results/ and processed_data/ where they exist
-Writes  analysis/: report.html (one file, opens offline), training_summary.txt, loss_curves.png, dice_scores.png,
+Writes  analysis/: report.html and viewer.html (each one file, opens offline), training_summary.txt, loss_curves.png, dice_scores.png,
         hausdorff_distances.png, learning_rate.png, resource_usage.png, combined_metrics.png
 
     python analyze.py
@@ -19,23 +19,35 @@ from ctseg.config import Settings
 
 if TYPE_CHECKING:
     from ctseg.reporting.results import Results
+    from ctseg.reporting.slices import Choice
+    from ctseg.scans.volume import Volume
 
 
 def run(workspace: Workspace, settings: Settings, options: Options) -> int:
     """Draw the plots and write the page of a workspace. Returns the exit code."""
-    from ctseg.reporting import gallery, report, results
+    from ctseg.reporting import gallery, report, results, slices, viewer
 
     found = results.read(workspace)
     for notice in found.notices:
         LOG.warning("WARN %s", notice)
     sweep_temporaries(workspace.analysis) if workspace.analysis.exists() else None
     images = _draw(workspace, found)
-    cases = gallery.make(workspace, found, progress=cli.bar("Drawing cases")) if found.evaluated else []
+    viewed: list[viewer.ViewedCase] = []
+
+    def view(choice: Choice, image: Volume, reference: Volume, prediction: Volume) -> None:
+        title = f"{choice.case_id} ({choice.reason}), mean Dice {choice.dice:.3f}"
+        viewed.append(viewer.view_case(title, image, reference, prediction, slices.display_window(found.manifest.get("window_hu"))))
+
+    cases = gallery.make(workspace, found, progress=cli.bar("Drawing cases"), view=view) if found.evaluated else []
     without = [picture for picture in cases if picture.jpeg is None]
     if without:
         LOG.warning("WARN %d of %d pictures of cases could not be made: %s.", len(without), len(cases), without[0].missing)
     write_text(workspace.analysis / "training_summary.txt", report.training_summary(found))
-    write_text(workspace.report, report.render(found, images, cases))
+    write_text(workspace.report, report.render(found, images, cases, with_viewer=bool(viewed)))
+    if viewed:
+        write_text(workspace.viewer, viewer.render(found, viewed[::-1]))
+    else:
+        workspace.viewer.unlink(missing_ok=True)
     LOG.info("%s", report.verdict(found))
     if report.headline(found)["better"] is False:
         LOG.warning("NOT BETTER THAN PREDICTING NOTHING")

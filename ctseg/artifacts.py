@@ -53,6 +53,7 @@ class Workspace:
         self.topology = self.evaluation / "topology.csv"
         self.analysis = self.root / "analysis"
         self.report = self.analysis / "report.html"
+        self.viewer = self.analysis / "viewer.html"
         self.comparison = self.root / "comparison"
         self.log = self.root / "logs" / "pipeline.log"
 

@@ -28,8 +28,11 @@ class CasePicture:
     missing: str | None = None
 
 
-def make(workspace: Workspace, found: Results, *, progress: Progress = iter) -> list[CasePicture]:
-    """The pictures of `slices.choose`, in its order. Cases are opened one at a time, each once."""
+def make(workspace: Workspace, found: Results, *, progress: Progress = iter, view: Callable[[Choice, Volume, Volume, Volume], None] | None = None) -> list[CasePicture]:
+    """The pictures of `slices.choose`, in its order. Cases are opened one at a time, each once.
+
+    view: told (choice, scan in HU, reference, prediction) of each choice of a whole case.
+    """
     choices = slices.choose(found.rows, found.structures)
     made: dict[Choice, CasePicture] = {}
     for case_id in progress(list(dict.fromkeys(choice.case_id for choice in choices))):
@@ -42,6 +45,8 @@ def make(workspace: Workspace, found: Results, *, progress: Progress = iter) -> 
                 slices.draw_case(image, reference, prediction, found.structures, stream, only=choice.structure, remarks=remarks, synthetic=found.synthetic,
                                  display_hu=slices.display_window(found.manifest.get("window_hu")))
                 made[choice] = CasePicture(choice, stream.getvalue())
+                if view is not None and choice.structure is None:
+                    view(choice, image, reference, prediction)
         except (PipelineError, OSError) as error:
             made |= {choice: CasePicture(choice, None, _reason(error)) for choice in mine if choice not in made}
     return [made[choice] for choice in choices]

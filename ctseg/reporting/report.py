@@ -37,15 +37,15 @@ STATE_WORDS = {"missed": "missed", "hallucinated": "hallucinated", "absent": "ab
 STOP_WORDS = {"budget": "time budget used up", "epochs": "all epochs done", "patience": "no further gain", "running": "not finished"}
 
 
-def render(found: Results, plots: Mapping[str, bytes], gallery: Sequence[CasePicture]) -> str:
-    """The page as text. plots: file name -> PNG; gallery: pictures of cases in their order."""
+def render(found: Results, plots: Mapping[str, bytes], gallery: Sequence[CasePicture], *, with_viewer: bool = False) -> str:
+    """The page as text. plots: file name -> PNG; gallery: pictures of cases in their order; with_viewer: whether viewer.html lies beside it."""
     return template("report.html.j2").render(
         title=title(found), synthetic=found.synthetic, evaluated=found.evaluated, notices=found.notices, verdict=verdict(found),
         headline=headline(found), facts=facts(found), table=structure_table(found), topology=topology_table(found), baseline=baseline_row(found), warnings=found.summary.get("warnings") or [],
         mode=(found.summary.get("settings") or {}).get("boundary_mode") or DASH, cases=case_table(found), findings=findings(found.preprocess_report),
         counts=_preprocess_counts(found.preprocess_report), plots={name: data_uri(content, "png") for name, content in plots.items()},
         gallery=[_figure(picture) for picture in gallery], colours=_legend(found.structures), limits=limits(found),
-        hausdorff=bool(by_structure(found.history, "val_hausdorff")), structure_pictures=STRUCTURE_PICTURES, display=_display(found), n_structures=len(found.structures))
+        hausdorff=bool(by_structure(found.history, "val_hausdorff")), structure_pictures=STRUCTURE_PICTURES, display=_display(found), n_structures=len(found.structures), with_viewer=with_viewer)
 
 
 def _display(found: Results) -> str:
