@@ -78,6 +78,8 @@ CHANGES = [
     ("multi_decoder", {"attention_levels": 2, "passes": 2, "guidance": "sdm"}),
     ("multi_decoder", {"output": "sigmoid"}),
     ("multi_decoder", {"output": "sigmoid", "decoders": "shared", "passes": 2, "guidance": "sdm", "remap": "lut"}),
+    ("unet", {"activation": "prelu"}),
+    ("multi_decoder", {"activation": "prelu"}),
     ("multipass_unet", {"context": "sdm"}),
     ("multipass_unet", {"shared_passes": "false"}),
     ("multipass_unet", {"shared_passes": "false", "passes": 3, "guidance": "sdm", "remap": "lut_linear"}),
