@@ -31,10 +31,11 @@ def write_mask(path: Path, kind: str, label: Volume, names: dict[int, str], sour
     elif kind == "seg":
         dicom_seg.write_segments(path, label, names, source.path, series_uid=source.series_uid, algorithm="ctseg")
     else:
+        from ctseg.reporting.colours import from_hex
         from ctseg.reporting.slices import ON_CT
 
-        as_bytes = {value: bytes.fromhex(ON_CT[(value - 1) % len(ON_CT)][1:]) for value in names}  # the colours of the report's pictures
-        rtstruct.write_structures(path, label, names, source.path, series_uid=source.series_uid, colours={value: (rgb[0], rgb[1], rgb[2]) for value, rgb in as_bytes.items()})
+        rgb = {value: np.rint(255 * from_hex(ON_CT[(value - 1) % len(ON_CT)])).astype(int).tolist() for value in names}  # the colours of the report's pictures
+        rtstruct.write_structures(path, label, names, source.path, series_uid=source.series_uid, colours={value: tuple(colour) for value, colour in rgb.items()})
 
 
 def write_probabilities(folder: Path, probabilities: np.ndarray, canvas: Grid, scan: Grid, names: Sequence[str]) -> None:

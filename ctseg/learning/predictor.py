@@ -118,7 +118,7 @@ def ensemble(members: Sequence[Predictor]) -> Predictor:
     first, *others = members
     for other in others:
         for what in ("structures", "preprocess", "guide"):
-            if first.checkpoint[what] != other.checkpoint[what]:
+            if first.checkpoint.get(what) != other.checkpoint.get(what):
                 raise UsageError("ENSEMBLE_MISMATCH", f"the checkpoints were trained with other {what}", "give models of one data set and the same settings of data")
     filtered = [number for number in first.filtered if all(number in other.filtered for other in others)]
     return dataclasses.replace(first, others=tuple(others), filtered=tuple(filtered))

@@ -191,11 +191,15 @@ class Trainer:
         if self.multipass is not None:
             self.multipass.pass_limit.fill_(most)
         by_pass = [Validation(self.identity.structures) for _ in range(most)]
-        for case in self.validation:
-            told: dict[int, torch.Tensor] = {}
-            last = predict_canvas(self.network, case.sight(), self.windows, self.machine, on_pass=told.__setitem__)
-            for number, validation in enumerate(by_pass):
-                validation.add(case, told.get(number, last))  # passes that agree end early
+        for index, case in enumerate(self.validation):
+
+            def score(number: int, probabilities: torch.Tensor, case: TrainingCase = case) -> None:
+                by_pass[number].add(case, probabilities)
+
+            last = predict_canvas(self.network, case.sight(), self.windows, self.machine, on_pass=score)
+            for validation in by_pass:
+                if len(validation.losses) == index:  # a network of one pass tells none, and passes that agree end early
+                    validation.add(case, last)
         self.dice_of_passes = [mean(validation.mean_dice()) for validation in by_pass]
         best = max(range(most), key=lambda number: self.dice_of_passes[number] or 0.0)
         for key, value in self.averaged.items():

@@ -1,4 +1,4 @@
-"""One colour per structure, the same in every picture: bones pale, muscles and vessels red, veins blue, organs told apart.
+"""One colour per structure, the same in every film and still: bones pale, muscles and vessels red, veins blue, organs told apart.
 
 The first row whose words all occur in a structure's name decides; the right one of a pair is lighter. Other names take turns in
 the palette of the slice pictures.

@@ -20,7 +20,6 @@ from ctseg.scans.volume import Volume
 
 SIDES = {0: "front", 90: "left", 180: "back", 270: "right"}  # what the viewer sees of the patient after so many degrees
 BODY_HU, BONE_HU = -300.0, 220.0
-CONTEXTS = ("body", "bone", "none")
 BODY_COLOUR, BONE_COLOUR, REFERENCE_COLOUR = np.array([0.86, 0.72, 0.62]), np.array([0.90, 0.87, 0.78]), np.array([0.45, 0.55, 0.70])
 ERROR_MM = 5.0  # the colour scale of errors ends here
 FINEST_MM, POINTS_ACROSS = 0.35, 500  # distance of surface points: so many across the scene, but no closer

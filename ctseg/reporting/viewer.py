@@ -24,7 +24,6 @@ from ctseg.scans.volume import Volume, to_canonical
 
 LARGEST = 160  # voxels along an axis of what the page carries
 MARGIN_MM = 40.0
-CASES = 3  # at most so many: worst, median, best
 SCRIPT = Path(__file__).with_name("viewer.js")
 
 

@@ -68,14 +68,13 @@ def _dicom(path: Path, scan: Volume | None, source: ImageSource | None) -> Masks
     if scan is None:
         raise PreconditionError("SCAN_MISSING", "a DICOM SEG or RTSTRUCT lies on the slices of a scan", "give the scan with --ct", file=path.name)
     modality = dicom_files.modality_of(path)
-    image, folder, uid = scan, source.path if source is not None and source.format == "dicom" else None, source.series_uid if source is not None else None
-    if modality == "SEG":
-        names = tuple(dicom_seg.list_segments(path).values())
-        masks, _ = dicom_seg.read_segments(path, image, folder, series_uid=uid)
-    elif modality == "RTSTRUCT":
-        names = tuple(rtstruct.list_structures(path).values())
-        masks, _ = rtstruct.read_structures(path, image, folder, series_uid=uid)
-    else:
+    if modality not in ("SEG", "RTSTRUCT"):
         raise PreconditionError("NO_DATA", f"its modality is {modality or 'not told'}", "give a NIfTI label map, a folder of masks, a DICOM SEG or an RTSTRUCT", file=path.name)
-    nothing = np.zeros(image.array.shape, dtype=bool)
-    return Masks(names, lambda name: Volume(masks.get(name, nothing), image.affine))
+    list_names, read_masks = (dicom_seg.list_segments, dicom_seg.read_segments) if modality == "SEG" else (rtstruct.list_structures, rtstruct.read_structures)
+    series = source if source is not None and source.format == "dicom" else None
+
+    def read(name: str) -> Volume:
+        masks, _ = read_masks(path, scan, None if series is None else series.path, names=[name], series_uid=None if series is None else series.series_uid)
+        return Volume(masks.get(name, np.zeros(scan.array.shape, dtype=bool)), scan.affine)
+
+    return Masks(tuple(list_names(path).values()), read)
