@@ -189,10 +189,10 @@ def _predict(predictor: Predictor, guides: Guides, name: str, source: ImageSourc
             files.write_mask(output / file, kind, mask, names, source)
         if arguments.probabilities:
             written["probabilities"] = f"{safe}_probabilities"
-            files.write_probabilities(output / written["probabilities"], probabilities.numpy(), canvas, image.grid, predictor.names)
+            files.write_probabilities(output / written["probabilities"], probabilities, canvas, image.grid, predictor.names)
         if arguments.save_uncertainty:
             written["uncertainty"] = f"{safe}_uncertainty.nii.gz"
-            files.write_uncertainty(output / written["uncertainty"], probabilities.numpy(), canvas, image.grid)
+            files.write_uncertainty(output / written["uncertainty"], probabilities, canvas, image.grid)
     except (CaseError, PreconditionError) as error:
         LOG.error("%s", Finding.from_error(error, case=name).line())
         return {"scan": name, "error": error.code, "cause": error.cause}

@@ -13,12 +13,14 @@ import shutil
 import sys
 from pathlib import Path
 
+import numpy as np
+
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import evaluate
 import train
-from ctseg import artifacts
+from ctseg import artifacts, config
 from ctseg.scans.cases import CaseRecord, ImageSource, LabelSource
 from ctseg.scans.grids import GridPlan
 from ctseg.scans.nifti import read_integers, write_label
@@ -30,16 +32,16 @@ from ctseg.scans.volume import Volume
 STRUCTURES = {1: "spleen", 2: "kidney_right", 3: "kidney_left", 5: "liver", 21: "urinary_bladder", 22: "prostate", 25: "sacrum", 77: "hip_left", 78: "hip_right"}
 
 
-def prepare(data: Path, workspace: artifacts.Workspace, plan: GridPlan) -> None:
-    """Write processed_data/ with the one scan in all three splits."""
+def prepare(data: Path, workspace: artifacts.Workspace, plan: GridPlan, structures: dict[int, str]) -> None:
+    """Write processed_data/ with the one scan in all three splits. structures: label value -> name, the others are background."""
     workspace.root.mkdir(parents=True, exist_ok=True)
     segmentation = read_integers(data / "example_seg_fast_force_split.nii.gz")[0]
-    kept = Volume((segmentation.array * (sum(segmentation.array == value for value in STRUCTURES) > 0)).astype("uint8"), segmentation.affine)
+    kept = Volume(np.where(np.isin(segmentation.array, list(structures)), segmentation.array, 0).astype(np.uint8), segmentation.affine)
     labels, scan = workspace.root / "labels.nii.gz", workspace.root / "ct.nii.gz"
     shutil.copy(data / "example_ct.nii.gz", scan)
-    write_label(labels, kept, names=dict(STRUCTURES))
-    names = tuple(STRUCTURES.values())
-    record = CaseRecord("example", "example", ImageSource("nifti", scan), LabelSource("map", path=labels, values=STRUCTURES))
+    write_label(labels, kept, names=structures)
+    names = tuple(structures.values())
+    record = CaseRecord("example", "example", ImageSource("nifti", scan), LabelSource("map", path=labels, values=structures))
     outcome = prepare_case(CaseJob(record, workspace.root, workspace, names, (-250.0, 750.0), 10.0, plan))
     if outcome.entry is None:
         sys.exit("\n".join(finding.line() for finding in outcome.findings))
@@ -48,7 +50,7 @@ def prepare(data: Path, workspace: artifacts.Workspace, plan: GridPlan) -> None:
     artifacts.write_json(workspace.splits, splits)
     artifacts.write_json(workspace.manifest, {
         "format": "ctseg-manifest", "version": artifacts.MANIFEST_VERSION, "layout": "one scan, overfitted", "synthetic": False, "data_root": ".",
-        "structures": list(names), "grid": plan.kind, "spacing_mm": plan.spacing_mm, "window_hu": [-250.0, 750.0], "settings": {},
+        "structures": list(names), "grid": plan.kind, "spacing_mm": plan.spacing_mm, "window_hu": [-250.0, 750.0], "settings": config.Settings().record()["data"],
         "settings_hash": "", "splits_hash": artifacts.canonical_hash(splits), "versions": {}, "cases": entries})
 
 
@@ -66,7 +68,7 @@ def main() -> int:
         if arguments.grid not in (plan.kind, "both"):
             continue
         workspace = artifacts.Workspace(arguments.workspace / plan.kind)
-        prepare(arguments.data.absolute(), workspace, plan)
+        prepare(arguments.data.absolute(), workspace, plan, STRUCTURES)
         common = ["--workspace", str(workspace.root), "--model", arguments.model]
         code = train.main([*common, "--minutes", str(arguments.minutes), "--restart", "--set", "train.augmentation=none", "--set", "train.foreground_fraction=0.9",
                            "--set", "train.patch_size=48,48,48", "--set", "train.learning_rate=0.003"]) or evaluate.main(common)

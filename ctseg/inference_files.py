@@ -12,6 +12,7 @@ import numpy as np
 
 from ctseg import artifacts
 from ctseg.scans import dicom_seg, nifti, rtstruct
+from ctseg.scans.shares import Shares
 from ctseg.scans.volume import Grid, Volume, resample
 
 if TYPE_CHECKING:
@@ -38,35 +39,52 @@ def write_mask(path: Path, kind: str, label: Volume, names: dict[int, str], sour
         rtstruct.write_structures(path, label, names, source.path, series_uid=source.series_uid, colours={value: tuple(colour) for value, colour in rgb.items()})
 
 
-def write_probabilities(folder: Path, probabilities: np.ndarray, canvas: Grid, scan: Grid, names: Sequence[str]) -> None:
-    """One NIfTI (float32, 0 to 1) per structure on the scan's grid. probabilities: (S+1, *canvas.shape), background first."""
+def write_probabilities(folder: Path, probabilities: Shares, canvas: Grid, scan: Grid, names: Sequence[str]) -> None:
+    """One NIfTI (float32, 0 to 1) per structure on the scan's grid; where nothing was looked at: 0."""
     for number, name in enumerate(names, start=1):
-        nifti.write_image(folder / f"{artifacts.safe_name(name)}.nii.gz", _on_scan(probabilities[number], canvas, scan, outside=0.0), dtype=np.float32)
+        nifti.write_image(folder / f"{artifacts.safe_name(name)}.nii.gz", _on_scan(probabilities.whole(number), canvas, scan), dtype=np.float32)
 
 
-def write_uncertainty(path: Path, probabilities: np.ndarray, canvas: Grid, scan: Grid) -> None:
+def write_uncertainty(path: Path, probabilities: Shares, canvas: Grid, scan: Grid) -> None:
     """A NIfTI (float32) of the entropy of the classes over its largest possible value: 0 certain, 1 anything is as likely. Outside what was looked at: 0."""
     entropy = np.zeros(canvas.shape, dtype=np.float32)
-    for share in probabilities:
-        entropy -= share * np.log(np.maximum(share, 1e-12))
-    nifti.write_image(path, _on_scan(entropy / np.log(len(probabilities)), canvas, scan, outside=0.0), dtype=np.float32)
+    for number in (0, *probabilities.numbers()):
+        if (found := probabilities.part(number)) is not None:
+            box, share = found
+            entropy[box] -= share * np.log(np.maximum(share, 1e-12))
+    nifti.write_image(path, _on_scan(entropy / np.log(probabilities.n_classes), canvas, scan), dtype=np.float32)
 
 
-def _on_scan(values: np.ndarray, canvas: Grid, scan: Grid, *, outside: float) -> Volume:
-    moved = resample(Volume(values, canvas.affine), scan, order="linear", fill=outside)
+def _on_scan(values: np.ndarray, canvas: Grid, scan: Grid) -> Volume:
+    moved = resample(Volume(values, canvas.affine), scan, order="linear", fill=0.0)
     return Volume(np.clip(moved.array, 0.0, 1.0), scan.affine)
 
 
 def statistics_of(label: Volume, image: Volume, names: dict[int, str]) -> dict[str, dict[str, Any]]:
-    """Of each structure: volume in mL, mean and standard deviation of its HU, and whether it meets the scan's border, where it may go on."""
+    """Of each structure: volume in mL, mean and standard deviation of its HU, and whether it meets the scan's border, where it may go on.
+
+    label, image: (D, H, W) on one grid. One walk over the slices for all structures.
+    """
     millilitres = float(abs(np.linalg.det(label.affine[:3, :3]))) / 1000
-    found = {}
+    size = max(names, default=0) + 1
+    counts, sums, squares, rim = np.zeros(size, np.int64), np.zeros(size), np.zeros(size), np.zeros(size, np.int64)
+    for index, (plane, values) in enumerate(zip(label.array, image.array)):
+        numbers = plane[plane > 0]
+        hu = values[plane > 0].astype(np.float64)
+        found = np.bincount(numbers, minlength=size)
+        counts += found
+        sums += np.bincount(numbers, hu, minlength=size)
+        squares += np.bincount(numbers, hu**2, minlength=size)
+        outermost = index in (0, len(label.array) - 1)
+        rim += found if outermost else sum(np.bincount(edge, minlength=size) for edge in (plane[0], plane[-1], plane[:, 0], plane[:, -1]))
+    result = {}
     for value, name in names.items():
-        mask = label.array == value
-        hu = image.array[mask].astype(np.float64)
-        found[name] = {"volume_ml": round(len(hu) * millilitres, 4), "mean_hu": round(float(hu.mean()), 2) if len(hu) else None, "sd_hu": round(float(hu.std()), 2) if len(hu) else None,
-                       "meets_border": bool(np.count_nonzero(mask[1:-1, 1:-1, 1:-1]) < len(hu))}
-    return found
+        count = int(counts[value])
+        mean = sums[value] / count if count else 0.0
+        spread = float(np.sqrt(max(squares[value] / count - mean**2, 0.0))) if count else 0.0
+        result[name] = {"volume_ml": round(count * millilitres, 4), "mean_hu": round(float(mean), 2) if count else None, "sd_hu": round(spread, 2) if count else None,
+                        "meets_border": bool(rim[value])}
+    return result
 
 
 def write_statistics(path: Path, records: list[dict[str, Any]]) -> None:

@@ -25,6 +25,8 @@ from ctseg.errors import (
     UsageError,
 )
 from ctseg.scans import grids, parallel, prepare
+from ctseg.scans.election import label_on_scan
+from ctseg.scans.shares import Shares
 from ctseg.scans.volume import Grid
 
 LABELS = {"liver": 1, "kidney_left": 2, "kidney_right": 3}
@@ -121,7 +123,7 @@ def test_tensors_and_references(data: Path, tmp_path: Path, grid: str) -> None:
         image, label = read_tensor(workspace.processed / case["tensors"][0]["file"], sha256=case["tensors"][0]["sha256"])
         assert image.shape == (128, 128, 128) and image.dtype == np.float16 and label is not None and label.dtype == np.uint8
         assert image.min() == 0 and 0.25 < float(image.max()) < 0.5  # window -250..750: 40 HU is 0.29, air is 0
-        back = grids.label_on_scan(np.stack([label == n for n in range(4)]).astype(np.float32), canvas, scan)
+        back = label_on_scan(Shares.of(np.stack([label == n for n in range(4)]).astype(np.float32)), canvas, scan)
         path = workspace.processed / case["reference"]["file"]
         assert artifacts.file_hash(path) == case["reference"]["sha256"]
         stored, source = nib.load(path), nib.load(data / case["case_id"] / "labels.nii.gz")

@@ -5,13 +5,15 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
+import numpy as np
 import torch
 
 from ctseg.learning.guides import Guide, guide_patch
 from ctseg.learning.hardware import Machine
 from ctseg.scans.grids import Region
+from ctseg.scans.shares import Shares
 
 
 @functools.lru_cache(maxsize=4)
@@ -31,6 +33,7 @@ def window_starts(length: int, size: int, overlap: float) -> list[int]:
 
 
 AGREEMENT = 0.999  # Dice of successive passes above which another one is not worth its time
+MANY_CLASSES = 32
 AIR = 0.02  # a window whose brightest voxel lies below this sees only air
 
 
@@ -48,7 +51,11 @@ class Windows:
     overlap: float
     swaps: torch.Tensor | None = None
     context_scope: str = "volume"
-    batch_size: int = 2
+
+    @property
+    def batch_size(self) -> int:
+        """Windows at a time: what a network gives back for one of many structures is large."""
+        return 2 if self.n_classes <= MANY_CLASSES else 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,6 +98,27 @@ def predict_canvas(network: torch.nn.Module, sight: Sight, windows: Windows, mac
     return probabilities
 
 
+def predict_shares(network: torch.nn.Module, sight: Sight, windows: Windows, machine: Machine, *,
+                   on_pass: Callable[[int, Shares], None] | None = None) -> Shares:
+    """As `predict_canvas`, but each structure is kept only where it has any probability: memory does not grow with their number.
+
+    A network of several passes takes whole arrays for its context, so there it does.
+    """
+    if getattr(network, "passes", 1) > 1:
+        tell = None if on_pass is None else lambda number, probabilities: on_pass(number, Shares.of(probabilities.numpy()))
+        return Shares.of(predict_canvas(network, sight, windows, machine, on_pass=tell).numpy())
+    network.eval()
+    total = Shares(windows.n_classes, sight.image.shape)
+    weights = np.zeros(sight.image.shape, dtype=np.float32)
+    with torch.no_grad():
+        for place, result, weight in _seen_windows(network, sight, windows, machine, None):
+            total.add(place, result.numpy(), weight.numpy())
+            weights[place] += weight.numpy()
+    total.fill_background(weights == 0)
+    total.divide(np.where(weights == 0, 1.0, weights))
+    return total
+
+
 def _agree(before: torch.Tensor, after: torch.Tensor, n_structures: int) -> bool:
     dices, counts = dice_per_structure(after, before, n_structures)
     return all((dice if dice is not None else float(counts[:, value].sum() == 0)) > AGREEMENT for value, dice in enumerate(dices, start=1))
@@ -99,10 +127,20 @@ def _agree(before: torch.Tensor, after: torch.Tensor, n_structures: int) -> bool
 def _one_pass(network: torch.nn.Module, sight: Sight, windows: Windows, machine: Machine,
               running: tuple[int, torch.Tensor | None] | None) -> torch.Tensor:
     """The stitched probabilities of one pass. running: (pass number, context of the whole canvas (S, D, H, W)), None for networks without."""
+    total = torch.zeros(windows.n_classes, *sight.image.shape)
+    weights = torch.zeros(sight.image.shape)
+    for place, result, weight in _seen_windows(network, sight, windows, machine, running):
+        total[(slice(None), *place)] += result.mul_(weight)
+        weights[place] += weight
+    total[0] += weights == 0
+    return total.div_(weights.masked_fill_(weights == 0, 1.0))
+
+
+def _seen_windows(network: torch.nn.Module, sight: Sight, windows: Windows, machine: Machine,
+                  running: tuple[int, torch.Tensor | None] | None) -> Iterator[tuple[tuple[slice, ...], torch.Tensor, torch.Tensor]]:
+    """(place, probabilities (S+1, d, h, w), blending weights (d, h, w)) of every window that sees more than air."""
     image = sight.image
     size: tuple[int, int, int] = tuple(min(p, n) for p, n in zip(windows.patch_size, image.shape))  # type: ignore[assignment]
-    total = torch.zeros(windows.n_classes, *image.shape)
-    weights = torch.zeros(image.shape)
     weight = gaussian_weight(size)
     starts = itertools.product(*(window_starts(n, p, windows.overlap) for n, p in zip(image.shape, size)))
     places = [tuple(slice(s, s + p) for s, p in zip(start, size)) for start in starts]
@@ -111,13 +149,9 @@ def _one_pass(network: torch.nn.Module, sight: Sight, windows: Windows, machine:
         chosen = seen[first:first + windows.batch_size]
         probabilities = _probabilities(network, sight, chosen, machine, running, None)
         if windows.swaps is not None:
-            mirrored = _probabilities(network, sight, chosen, machine, running, windows.swaps)
-            probabilities = (probabilities + mirrored) / 2
+            probabilities.add_(_probabilities(network, sight, chosen, machine, running, windows.swaps)).mul_(0.5)
         for place, result in zip(chosen, probabilities):
-            total[(slice(None), *place)] += result * weight
-            weights[place] += weight
-    total[0] += weights == 0
-    return total.div_(weights.masked_fill_(weights == 0, 1.0))
+            yield place, result, weight
 
 
 def _probabilities(network: torch.nn.Module, sight: Sight, places: Sequence[tuple[slice, ...]], machine: Machine,

@@ -6,8 +6,6 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import torch
-
 from ctseg import artifacts
 from ctseg.artifacts import Workspace
 from ctseg.config import Settings
@@ -16,6 +14,7 @@ from ctseg.learning import dataset, guides
 from ctseg.learning.inference import Sight
 from ctseg.learning.predictor import BuildNetwork, Predictor, load_predictor
 from ctseg.scans import nifti
+from ctseg.scans.shares import Shares
 from ctseg.scans.volume import Grid, Volume
 
 
@@ -54,7 +53,7 @@ def _predict_case(predictor: Predictor, workspace: Workspace, manifest: dict[str
     name = artifacts.safe_name(entry["case_id"])
     passes: list[str] = []
 
-    def write_pass(number: int, probabilities: torch.Tensor) -> None:
+    def write_pass(number: int, probabilities: Shares) -> None:
         passes.append(_write(predictor, probabilities, sight, entry, workspace, f"passes/{name}_pass{number + 1}.nii.gz"))
 
     probabilities = predictor.probabilities(sight, on_pass=write_pass)
@@ -63,7 +62,7 @@ def _predict_case(predictor: Predictor, workspace: Workspace, manifest: dict[str
             "reference": entry["reference"]["file"], "passes": passes, "region": region, "located": predictor.locator is None or region is not None}
 
 
-def _write(predictor: Predictor, probabilities: torch.Tensor, sight: Sight, entry: dict[str, Any], workspace: Workspace, file: str) -> str:
+def _write(predictor: Predictor, probabilities: Shares, sight: Sight, entry: dict[str, Any], workspace: Workspace, file: str) -> str:
     """Write the label map of probabilities in the scan's geometry and return its path below evaluation_results/."""
     d, h, w = sight.image.shape
     scan = Grid.from_record(entry["scan"])

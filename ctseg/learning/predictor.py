@@ -14,12 +14,13 @@ from ctseg import config
 from ctseg.config import EvaluateSettings, Settings
 from ctseg.errors import UsageError
 from ctseg.learning import augment, checkpoints, guides, hardware, locator
-from ctseg.learning.inference import Sight, Windows, predict_canvas
+from ctseg.learning.inference import Sight, Windows, predict_shares
 from ctseg.learning.postprocess import keep_largest
-from ctseg.scans import grids, laterality
+from ctseg.scans import election, grids, laterality
 from ctseg.scans.distance_maps import coarse_maps
 from ctseg.scans.guides import CaseGuide
 from ctseg.scans.intensity import window
+from ctseg.scans.shares import Shares
 from ctseg.scans.volume import Grid, Volume
 
 BuildNetwork = Callable[..., torch.nn.Module]
@@ -47,24 +48,26 @@ class Predictor:
         """Whether the network needs a guide."""
         return "guide" in getattr(self.network, "inputs", ())
 
-    def probabilities(self, sight: Sight, *, on_pass: Callable[[int, torch.Tensor], None] | None = None) -> torch.Tensor:
-        """(S+1, D, H, W) of what it sees; see `predict_canvas`. Of an ensemble the mean."""
-        total = predict_canvas(self.network, sight, self.windows, self.machine, on_pass=on_pass)
+    def probabilities(self, sight: Sight, *, on_pass: Callable[[int, Shares], None] | None = None) -> Shares:
+        """Those of what it sees; see `predict_shares`. Of an ensemble the mean."""
+        total = predict_shares(self.network, sight, self.windows, self.machine, on_pass=on_pass)
         for other in self.others:
-            total += other.probabilities(sight)
-        return total.div_(1 + len(self.others)) if self.others else total
+            total.add_shares(other.probabilities(sight))
+        if self.others:
+            total.divide(1 + len(self.others))
+        return total
 
-    def label_on_scan(self, probabilities: torch.Tensor, canvas: Grid, scan: Grid) -> np.ndarray:
+    def label_on_scan(self, probabilities: Shares, canvas: Grid, scan: Grid) -> np.ndarray:
         """Label map (uint8) on the scan's grid from probabilities on a canvas (or a part of one)."""
-        return keep_largest(grids.label_on_scan(probabilities.numpy(), canvas, scan), self.filtered)
+        return keep_largest(election.label_on_scan(probabilities, canvas, scan), self.filtered)
 
     def predict_scan(self, image: Volume, guide: CaseGuide | None = None) -> np.ndarray:
         """Label map (uint8, ids in the order of `names`) of a raw CT in HU, on its own grid; arguments as for `probabilities_of_scan`."""
         probabilities, canvas = self.probabilities_of_scan(image, guide)
         return self.label_on_scan(probabilities, canvas, image.grid)
 
-    def probabilities_of_scan(self, image: Volume, guide: CaseGuide | None = None) -> tuple[torch.Tensor, Grid]:
-        """((S+1, D, H, W) probabilities of a raw CT in HU, the canvas they lie on).
+    def probabilities_of_scan(self, image: Volume, guide: CaseGuide | None = None) -> tuple[Shares, Grid]:
+        """(probabilities of a raw CT in HU, the canvas they lie on).
 
         guide: for networks that take one, see `ctseg.scans.guides.load_guide`. Raises ValueError when it is missing.
         """

@@ -367,36 +367,10 @@ def label_on_canvas(label: Volume, canvas: Grid) -> Volume:
         part = _cut(label, _grow(region, label.grid.shape, SPLINE_MARGIN))
         candidates.append((number, Volume((part.array == number).astype(np.float32), part.affine)))
     background = Volume(label.array == 0, label.affine)
-    return Volume(_elect(candidates, background, canvas), canvas.affine)
+    return Volume(elect(candidates, background, canvas), canvas.affine)
 
 
-def label_on_scan(probabilities: np.ndarray, canvas: Grid, scan: Grid) -> np.ndarray:
-    """Label map (uint8) on the scan's grid from probabilities (S+1, *canvas.shape): interpolated there, then argmax.
-
-    Structure by structure inside the region where it can win at all: winning needs a probability of about
-    1 / (S + 1), and regions begin at half of that. Memory does not grow with S. Ties go to the lower number,
-    that is to background first. Outside the canvas is background. When canvas and scan share their voxels, this is the
-    argmax on the canvas, copied.
-    """
-    placement = find_placement(canvas, scan)
-    if placement is not None:
-        best = probabilities[0].copy()
-        winners = np.zeros(canvas.shape, dtype=np.uint8)
-        for number in range(1, len(probabilities)):
-            wins = probabilities[number] > best
-            best[wins] = probabilities[number][wins]
-            winners[wins] = number
-        return place(Volume(winners, canvas.affine), scan, placement, 0).array
-    threshold = 0.5 / len(probabilities)
-    candidates = []
-    for number in range(1, len(probabilities)):
-        region = _occupied(probabilities[number] >= threshold, margin=SPLINE_MARGIN)
-        if region is not None:
-            candidates.append((number, _cut(Volume(probabilities[number], canvas.affine), region)))
-    return _elect(candidates, Volume(probabilities[0], canvas.affine), scan)
-
-
-def _elect(candidates: list[tuple[int, Volume]], background: Volume, target: Grid) -> np.ndarray:
+def elect(candidates: list[tuple[int, Volume]], background: Volume, target: Grid) -> np.ndarray:
     """Label map (uint8) on `target`: at each voxel the number whose interpolated weight is highest.
 
     Cubic, because linear interpolation lowers every ridge: a vessel one or two voxels thick lost a fifth of its volume on

@@ -147,7 +147,7 @@ def resample(volume: Volume, grid: Grid, *, order: str, fill: float, smooth: boo
         array = array.astype(np.float32)
     if smooth:
         array = _smooth_for(array, np.linalg.norm(mapping[:3, :3], axis=1))
-    if order == "cubic" and (axes := _parallel_axes(mapping)) is not None:
+    if order == "cubic" and (axes := parallel_axes(mapping)) is not None:
         return Volume(_separable_cubic(array, mapping, axes, grid.shape, fill), grid.affine)
     image = sitk.GetImageFromArray(array)
     # ITK counts (w, h, d); reversing rows and columns of the mapping turns (d, h, w) into that order.
@@ -162,7 +162,7 @@ def resample(volume: Volume, grid: Grid, *, order: str, fill: float, smooth: boo
     return Volume(sitk.GetArrayFromImage(resampler.Execute(image)), grid.affine)
 
 
-def _parallel_axes(mapping: np.ndarray) -> tuple[int, int, int] | None:
+def parallel_axes(mapping: np.ndarray) -> tuple[int, int, int] | None:
     """For each axis of the array the axis of the grid that is parallel to it, or None where they are oblique."""
     steps = np.abs(mapping[:3, :3])
     d, h, w = (int(axis) for axis in steps.argmax(axis=1))
@@ -176,20 +176,25 @@ def _separable_cubic(array: np.ndarray, mapping: np.ndarray, axes: tuple[int, in
 
     A voxel reaches half its size beyond its centre; there the spline keeps its last value, and `fill` begins behind it.
     """
-    from scipy.interpolate import make_interp_spline
-
     outside = []
     for axis in np.argsort([shape[axes[i]] / array.shape[i] for i in range(3)], kind="stable"):  # what grows most comes last
         count, size = shape[axes[axis]], array.shape[axis]
         places = mapping[axis, 3] + mapping[axis, axes[axis]] * np.arange(count)
         outside.append((axes[axis], (places < -0.5) | (places > size - 0.5)))
-        degree = min(3, size - 1)
-        weights = np.ones((count, 1)) if degree == 0 else make_interp_spline(np.arange(size), np.eye(size), k=degree)(np.clip(places, 0, size - 1))
-        array = np.moveaxis(np.tensordot(weights.astype(np.float32), array, axes=(1, axis)), 0, axis)
+        array = np.moveaxis(np.tensordot(spline_weights(np.clip(places, 0, size - 1), size), array, axes=(1, axis)), 0, axis)
     result = np.ascontiguousarray(array.transpose(np.argsort(axes)))
     for axis, places in outside:
         np.moveaxis(result, axis, 0)[places] = fill
     return result
+
+
+def spline_weights(places: np.ndarray, size: int) -> np.ndarray:
+    """(len(places), size) float32: what each of `size` samples at 0, 1, 2, ... contributes to a cubic spline through them at `places`."""
+    from scipy.interpolate import make_interp_spline
+
+    degree = min(3, size - 1)
+    weights = np.ones((len(places), 1)) if degree == 0 else make_interp_spline(np.arange(size), np.eye(size), k=degree)(places)
+    return weights.astype(np.float32)
 
 
 def _smooth_for(array: np.ndarray, steps: np.ndarray) -> np.ndarray:
