@@ -50,7 +50,7 @@ def split(header: Any, path: Path) -> list[Any]:
     if len(groups) != int(header.get("NumberOfFrames") or 1):
         raise refuse("DICOM_CORRUPT", f"{int(header.get('NumberOfFrames') or 1)} frames with {len(groups)} descriptions", "export the series again", path)
     shared = (header.get("SharedFunctionalGroupsSequence") or [Dataset()])[0]
-    common = [element for element in header if element.keyword not in (*GROUPS, "NumberOfFrames")]
+    common = [element for element in header if element.keyword not in (*GROUPS, "NumberOfFrames", "InstanceNumber", "ReferencedFrameNumber")]
     return [_frame(common, shared, own, number, path) for number, own in enumerate(groups, start=1)]
 
 
@@ -67,6 +67,7 @@ def _frame(common: list[Any], shared: Any, own: Any, number: int, path: Path) ->
                 del frame[keyword]  # of the file as a whole: says nothing about a frame
     kinds = own.get("CTImageFrameTypeSequence") or shared.get("CTImageFrameTypeSequence") or []
     if kinds and "FrameType" in kinds[0]:
+        frame.pop("ImageType", None)  # the element is that of all frames: replaced, not changed
         frame.ImageType = kinds[0].FrameType
     words = [str(word).upper() for word in dicom_files.many(frame.get("ImageType"))[2:]]
     if any(word in _MAPS for word in words):
