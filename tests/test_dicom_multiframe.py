@@ -203,12 +203,12 @@ def test_bad_multiframe_file(enhanced, name):
 def test_one_file_is_one_volume(enhanced, tmp_path):
     shutil.copy(enhanced, enhanced.with_name("second.dcm"))
     edit(enhanced.with_name("second.dcm"), lambda content: setattr(content, "SOPInstanceUID", generate_uid()))
-    with pytest.raises(CaseError, match="MULTIFRAME_UNSUPPORTED.*2 multi-frame files and 0 single slices"):
+    with pytest.raises(CaseError, match=r"MULTIFRAME_UNSUPPORTED.*2 multi-frame files and 0 single slices"):
         dicom_series.read_series(enhanced.parent)
     enhanced.with_name("second.dcm").unlink()
     shutil.copy(tmp_path / "slices" / "slice_0001.dcm", enhanced.parent)
     edit(enhanced.with_name("slice_0001.dcm"), lambda content: setattr(content, "SeriesInstanceUID", pydicom.dcmread(enhanced).SeriesInstanceUID))
-    with pytest.raises(CaseError, match="MULTIFRAME_UNSUPPORTED.*1 multi-frame files and 1 single slices"):
+    with pytest.raises(CaseError, match=r"MULTIFRAME_UNSUPPORTED.*1 multi-frame files and 1 single slices"):
         dicom_series.read_series(enhanced.parent)
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pydicom
+from pydicom.errors import InvalidDicomError
 from pydicom.uid import (
     EnhancedCTImageStorage,
     LegacyConvertedEnhancedCTImageStorage,
@@ -143,6 +144,8 @@ def read_header(path: Path, tags: list[str] | None) -> Any:
     with guard(path):
         try:
             return pydicom.dcmread(path, stop_before_pixels=True, specific_tags=tags)
+        except InvalidDicomError:  # reading on would be guessing
+            raise refuse("DICOM_CORRUPT", "the DICOM mark at its beginning is missing", "save it again as a DICOM file with its file header (PS3.10)", path) from None
         except MemoryError:  # a header needs little: its length fields lie
             raise refuse("DICOM_CORRUPT", "an element of the header is announced longer than the memory", "copy or export the file again", path) from None
 
