@@ -80,12 +80,13 @@ def _read(
     masks = {name: np.zeros(image.array.shape, dtype=bool) for name in segments.values()}
     frames = _place_frames(header, image, path)
     _require_known({number for number, _ in frames if number is not None}, known, path)
+    nothing = {0, int(header.get("PixelPaddingValue") or 0)}
     for number, plane, content in _contents(path, frames, set(segments)):
         if number is not None:
             masks[segments[number]][plane] |= content >= least
             continue
         values = set(np.unique(content).tolist())  # a label map: the stored value is the segment number
-        _require_known(values - {0}, known, path)
+        _require_known(values - nothing, known, path)
         for value in values & set(segments):
             masks[segments[value]][plane] |= content == value
     return masks, findings
