@@ -218,7 +218,7 @@ def test_padding_value_inside_tissue_is_not_trusted(series: Path) -> None:
 def test_run_length_encoding_gives_the_same(series: Path) -> None:
     for path in series.iterdir():
         content = pydicom.dcmread(path)
-        content.compress(pydicom.uid.RLELossless, generate_instance_uid=False)
+        content.compress(pydicom.uid.RLELossless, encoding_plugin="pydicom", generate_instance_uid=False)
         content.save_as(path)
     volume, findings = dicom_series.read_series(series)
     assert np.array_equal(volume.array, PHANTOM.image.array) and not findings

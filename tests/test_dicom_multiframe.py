@@ -128,7 +128,7 @@ def test_compressed_frames_and_copies_and_a_scout_among_the_frames(enhanced):
         kind = pydicom.Dataset()
         kind.FrameType = ["ORIGINAL", "PRIMARY", "LOCALIZER", "NONE"]
         content.PerFrameFunctionalGroupsSequence[9].CTImageFrameTypeSequence = [kind]
-        content.compress(RLELossless, generate_instance_uid=False)
+        content.compress(RLELossless, encoding_plugin="pydicom", generate_instance_uid=False)
 
     edit(enhanced, change)
     shutil.copy(enhanced, enhanced.with_name("copy.dcm"))

@@ -1,4 +1,4 @@
-"""Compressed DICOM: every decoder gives the uncompressed values, a missing one is named with its package, GDCM stays in its child process."""
+"""Compressed DICOM: every decoder gives the uncompressed values, a missing one is named with its package, C libraries stay in a child process."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_a_damaged_stream_or_a_dead_child_is_a_refusal(series, where, monkeypatc
         content.PixelData = pydicom.encaps.encapsulate([frame[:20] + b"\0" * (len(frame) - 20)])
         content.save_as(path)
     else:
-        program = tmp_path / "dicom_gdcm.py"
+        program = tmp_path / "dicom_decoder.py"
         program.write_text("import os; os.abort()")
         monkeypatch.setattr(dicom_pixels, "__file__", str(tmp_path / "dicom_pixels.py"))
     with pytest.raises(CaseError) as caught:
@@ -125,7 +125,7 @@ def test_a_damaged_stream_or_a_dead_child_is_a_refusal(series, where, monkeypatc
 def test_a_child_that_hangs_is_ended(series, monkeypatch, tmp_path):
     needs("python-gdcm")
     compress(series / "slice_0004.dcm", uid.JPEGLosslessSV1)
-    (tmp_path / "dicom_gdcm.py").write_text("import time; time.sleep(60)")
+    (tmp_path / "dicom_decoder.py").write_text("import time; time.sleep(60)")
     monkeypatch.setattr(dicom_pixels, "__file__", str(tmp_path / "dicom_pixels.py"))
     monkeypatch.setattr(dicom_pixels, "CHILD_SECONDS", 0.3)
     started = time.monotonic()
@@ -134,21 +134,49 @@ def test_a_child_that_hangs_is_ended(series, monkeypatch, tmp_path):
     assert time.monotonic() - started < 20
 
 
-def test_gdcm_reads_in_the_child_only(series, monkeypatch):
+@pytest.mark.parametrize("syntax", [uid.JPEGLSLossless, uid.JPEGLosslessSV1], ids=["pyjpegls", "gdcm"])
+def test_decoders_in_c_run_in_the_child_only(series, syntax, monkeypatch):
     """The decoder of this process is broken on purpose; the child's is not, and one child serves the whole series."""
-    needs("python-gdcm")
+    plugin, package = NEEDS[syntax]
+    needs(package)
+    import importlib
     import subprocess
 
-    import pydicom.pixels.decoders.gdcm as here
-
     for path in series.iterdir():
-        compress(path, uid.JPEGLosslessSV1)
-    monkeypatch.setattr(here, "_decode_frame", lambda *_: os.abort())
+        compress(path, syntax)
+    monkeypatch.setattr(importlib.import_module(f"pydicom.pixels.decoders.{plugin}"), "_decode_frame", lambda *_: os.abort())
     started: list[list[str]] = []
     original = subprocess.Popen
     monkeypatch.setattr(subprocess, "Popen", lambda program, **pipes: started.append(program) or original(program, **pipes))
     assert np.array_equal(dicom_series.read_series(series)[0].array, PHANTOM.image.array)
     assert len(started) == 1 and started[0][0] == sys.executable
+
+
+@pytest.mark.parametrize("syntax", [uid.JPEGLSLossless, uid.JPEG2000Lossless, uid.JPEGLosslessSV1], ids=["pyjpegls", "openjpeg", "gdcm"])
+def test_mutated_streams_end_in_pixels_or_a_refusal(series, syntax):
+    needs(NEEDS[syntax][1])
+    path = series / "slice_0004.dcm"
+    compress(path, syntax)
+    content, whole = pydicom.dcmread(path), path.read_bytes()
+    (good,) = pydicom.encaps.generate_frames(content.PixelData, number_of_frames=1)
+    rng = np.random.default_rng(11)
+    refused = 0
+    with Decoder() as decoder:
+        for _ in range(30):
+            mutant = bytearray(good)
+            for position in rng.integers(0, len(good), 3):
+                mutant[position] = rng.integers(0, 256)
+            content.PixelData = pydicom.encaps.encapsulate([bytes(mutant)])
+            content.save_as(path)
+            try:
+                (frame,) = list(decoder.frames(pydicom.dcmread(path), path))
+                assert frame.shape == PHANTOM.image.array.shape[1:]
+            except CaseError as error:
+                assert error.code == "PIXELS_CORRUPT"
+                refused += 1
+        path.write_bytes(whole)
+        (frame,) = list(decoder.frames(pydicom.dcmread(path), path))  # and the next good file is read
+    assert refused and np.array_equal(frame, PHANTOM.image.array[3] + 1024)
 
 
 @pytest.mark.real

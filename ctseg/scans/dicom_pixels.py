@@ -1,7 +1,7 @@
 """Stored pixel values of DICOM files, and which package may decode which compression.
 
-One decoder per transfer syntax, never whichever pydicom finds first: all of them are permissive in licence, and GDCM,
-a large C++ library, sees a file in a child process only (`dicom_gdcm`).
+One decoder per transfer syntax, never whichever pydicom finds first, and none that is GPL. All but pydicom's own are
+libraries in C or C++, some of which end their process on a damaged stream: they see a file in a child process only.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Decoder:
         """
         shape = (int(content.Rows), int(content.Columns))
         plugin = _plugin(content, path)
-        source = self._in_child(path, shape) if plugin == "gdcm" else iter_pixels(content, raw=True, decoding_plugin=plugin)
+        source = iter_pixels(content, raw=True, decoding_plugin=plugin) if plugin in ("", "pydicom") else self._in_child(path, plugin, shape)
         try:
             for frame in source:
                 if frame.shape != shape:
@@ -71,10 +71,10 @@ class Decoder:
         except Exception as error:  # damaged pixel data raises many types
             raise refuse("PIXELS_CORRUPT", f"the pixels cannot be decoded ({type(error).__name__})", _AGAIN, path) from None
 
-    def _in_child(self, path: Path, shape: tuple[int, int]) -> Iterator[np.ndarray]:
+    def _in_child(self, path: Path, plugin: str, shape: tuple[int, int]) -> Iterator[np.ndarray]:
         """The frames as the child process decodes them; ValueError when it fails, dies or takes too long."""
         if self._child is None:
-            program = [sys.executable, "-I", str(Path(__file__).with_name("dicom_gdcm.py"))]
+            program = [sys.executable, "-I", str(Path(__file__).with_name("dicom_decoder.py"))]
             self._child = subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
         child = self._child
         if child.stdin is None or child.stdout is None:
@@ -82,9 +82,9 @@ class Decoder:
         alarm = threading.Timer(CHILD_SECONDS, child.kill)
         alarm.start()
         try:
-            child.stdin.write(json.dumps(str(path.absolute())).encode() + b"\n")
+            child.stdin.write(json.dumps([str(path.absolute()), plugin]).encode() + b"\n")
             child.stdin.flush()
-            while "end" not in (answer := json.loads(child.stdout.readline() or b"{}")):
+            while not {"end", "error"} & (answer := json.loads(child.stdout.readline() or b"{}")).keys():
                 dtype = np.dtype(answer.get("dtype", "V"))
                 if tuple(answer.get("shape", ())) != shape or dtype.kind not in "iu":
                     raise ValueError("no frame")
@@ -94,6 +94,8 @@ class Decoder:
             raise
         finally:
             alarm.cancel()
+        if "error" in answer:  # told by the child, which goes on
+            raise ValueError("not decoded")
 
     def _stop(self) -> None:
         if self._child is None:

@@ -1,6 +1,6 @@
-"""Child program that decodes JPEG in DICOM with GDCM: a damaged stream can then end this process only.
+"""Child program that decodes JPEG in DICOM: a stream that breaks a decoder written in C ends this process only.
 
-Started by `dicom_pixels`, never imported. Reads one JSON string, the path of a DICOM file, per line; answers each with
+Started by `dicom_pixels`, never imported. Reads one JSON list, [path of a DICOM file, decoder], per line; answers each with
 one line {"dtype", "shape"} and the raw pixels per frame, then {"end": true}; or {"error": type of the exception} instead.
 """
 
@@ -20,7 +20,8 @@ def main() -> None:
     answers = sys.stdout.buffer
     for line in sys.stdin:
         try:
-            for frame in iter_pixels(json.loads(line), raw=True, decoding_plugin="gdcm"):
+            path, plugin = json.loads(line)
+            for frame in iter_pixels(path, raw=True, decoding_plugin=plugin):
                 stored = np.ascontiguousarray(frame)
                 stored = stored.astype(stored.dtype.newbyteorder("<"), copy=False)
                 answers.write(json.dumps({"dtype": stored.dtype.str, "shape": stored.shape}).encode() + b"\n" + stored.tobytes())
