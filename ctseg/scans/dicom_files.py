@@ -29,6 +29,8 @@ from ctseg.scans import checks
 from ctseg.scans.checks import refuse
 
 SMALLEST_SLICES = 4  # fewer slices are a scout or a sample, not a volume
+# What a SEG or RTSTRUCT takes over from its series: what an archive needs to file it with the patient, and nothing else.
+PATIENT_AND_STUDY = ("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "StudyInstanceUID", "StudyDate", "StudyTime", "StudyID", "AccessionNumber", "ReferringPhysicianName")
 ENHANCED_CT = (EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage)
 _TAGS = ["SOPClassUID", "SeriesInstanceUID", "Modality", "PatientID", "ImageType", "NumberOfFrames"]
 

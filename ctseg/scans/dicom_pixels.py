@@ -31,6 +31,7 @@ from pydicom.uid import (
 
 from ctseg.errors import CaseError
 from ctseg.scans.checks import refuse
+from ctseg.scans.dicom_files import guard
 
 CHILD_SECONDS = 60.0  # for one file
 _PREFERRED = {
@@ -58,8 +59,9 @@ class Decoder:
 
         content: the whole dataset of `path`. Raises CaseError CODEC_MISSING, DICOM_TRUNCATED or PIXELS_CORRUPT.
         """
-        shape = (int(content.Rows), int(content.Columns))
-        plugin = _plugin(content, path)
+        with guard(path):
+            shape = (int(content.Rows), int(content.Columns))
+            plugin = _plugin(content, path)
         source = iter_pixels(content, raw=True, decoding_plugin=plugin) if plugin in ("", "pydicom") else self._in_child(path, plugin, shape)
         try:
             for frame in source:

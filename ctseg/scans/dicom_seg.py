@@ -23,6 +23,10 @@ from ctseg.scans.volume import Volume
 
 PLACE_MM = 0.05  # how far a frame may lie from its slice: positions are often written with six digits
 LABELMAP_STORAGE = "1.2.840.10008.5.1.4.1.1.66.7"
+_FROM_SOURCE = (  # all that highdicom sees of the series: it would copy every element about patient and study, comments and history too
+    *dicom_files.PATIENT_AND_STUDY, "SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "SeriesNumber", "FrameOfReferenceUID", "PositionReferenceIndicator", "Modality",
+    "ImageType", "Rows", "Columns", "NumberOfFrames", "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SliceThickness", "SpacingBetweenSlices",
+    "LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod", *dicom_frames.GROUPS)
 _FIX = "export the segmentation again from the tool that drew it"
 
 
@@ -214,13 +218,22 @@ def write_segments(
     if dicom_frames.frame_of(headers[0]) is not None:
         masks, sources, places = _on_frames(masks, headers, dicom_series.source_file(series_folder, series_uid))
     content = highdicom.seg.Segmentation(
-        source_images=sources, pixel_array=masks, segmentation_type="BINARY", segment_descriptions=descriptions, **places,
+        source_images=[_without_the_rest(source) for source in sources], pixel_array=masks, segmentation_type="BINARY", segment_descriptions=descriptions, **places,
         series_instance_uid=generate_uid(entropy_srcs=[series, "seg series"]), series_number=int(headers[0].get("SeriesNumber") or 1) + 100,
         sop_instance_uid=generate_uid(entropy_srcs=[series, "seg"]), instance_number=1,
         manufacturer="ctseg", manufacturer_model_name="ctseg", software_versions="1", device_serial_number="1",
     )
     _make_reproducible(content, series)
     atomic_write(path, lambda stream: content.save_as(stream))
+
+
+def _without_the_rest(header: Any) -> pydicom.Dataset:
+    """What a SEG may take over from a header of its series, or refers to."""
+    kept = pydicom.Dataset()
+    for keyword in _FROM_SOURCE:
+        if keyword in header:
+            kept[keyword] = header[keyword]
+    return kept
 
 
 def _on_frames(masks: np.ndarray, headers: list[Any], source: Any) -> tuple[np.ndarray, list[Any], dict[str, Any]]:

@@ -25,7 +25,6 @@ FLAT = 0.1  # slices that a contour may lean out of its plane
 SAME_PLANE = 0.01  # slices between contours of one plane: positions are often written with a few digits
 _CLOSED = ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR")
 _FIX = "export the structure set again from the tool that drew it, for this series"
-_STUDY = ("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "StudyInstanceUID", "StudyDate", "StudyTime", "StudyID", "AccessionNumber", "ReferringPhysicianName")
 
 
 @dicom_files.private()
@@ -166,7 +165,7 @@ def write_structures(
     planes = dicom_series.label_planes(label, headers)
     first, series = headers[0], str(headers[0].SeriesInstanceUID)
     content = pydicom.Dataset()
-    for keyword in _STUDY:
+    for keyword in dicom_files.PATIENT_AND_STUDY:
         setattr(content, keyword, first.get(keyword, ""))
     described = {
         "SOPClassUID": RTStructureSetStorage, "SOPInstanceUID": generate_uid(entropy_srcs=[series, "rtstruct"]), "Modality": "RTSTRUCT", "Manufacturer": "ctseg",
