@@ -125,8 +125,9 @@ def infer(arguments: argparse.Namespace) -> int:
     from ctseg.learning.predictor import ensemble, load_predictor
     from models import build_network
 
-    settings = config.resolve(None, {**config.parse_assignments(arguments.assignments), **_asked(arguments)}).evaluate
-    scans = find_scans(arguments.input)
+    resolved = config.resolve(None, {**config.parse_assignments(arguments.assignments), **_asked(arguments)})
+    settings = resolved.evaluate
+    scans = {name: dataclasses.replace(source, assume_hu=resolved.data.assume_hu) for name, source in find_scans(arguments.input).items()}
     formats = chosen_formats(arguments.format, scans)
     for checkpoint in arguments.checkpoint:
         if not checkpoint.is_file():

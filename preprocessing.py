@@ -9,6 +9,7 @@ Nothing is done twice: what is there for the same scan and settings is kept.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import shutil
@@ -22,7 +23,7 @@ from ctseg.errors import Finding, IntegrityError, PreconditionError, ResourceErr
 from ctseg.scans import aliases
 
 if TYPE_CHECKING:
-    from ctseg.scans.cases import DataSet
+    from ctseg.scans.cases import CaseRecord, DataSet
     from ctseg.scans.grids import GridPlan
     from ctseg.scans.guides import GuideSource
     from ctseg.scans.prepare import CaseJob, CaseOutcome
@@ -215,8 +216,18 @@ def _jobs(workspace: artifacts.Workspace, data: DataSettings, data_set: DataSet,
     from ctseg.scans.prepare import CaseJob
 
     known = {entry["case_id"]: entry for entry in previous["cases"]} if previous else {}
-    return [CaseJob(record, data_set.root, workspace, structures, data.window_hu, data.margin_mm, plan, known.get(record.case_id), guide=guide, crop=data.crop)
+    return [CaseJob(_as_allowed(record, data), data_set.root, workspace, structures, data.window_hu, data.margin_mm, plan, known.get(record.case_id), guide=guide, crop=data.crop)
             for record in sorted(data_set.cases, key=lambda record: record.case_id)]
+
+
+def _as_allowed(record: CaseRecord, data: DataSettings) -> CaseRecord:
+    """The case, with the leave to read what is refused otherwise; it stands in the manifest, so that every later stage reads the same."""
+    image, labels = record.image, record.labels
+    if image.format == "dicom" and data.assume_hu:
+        image = dataclasses.replace(image, assume_hu=True)
+    if labels is not None and labels.format == "dicom_seg" and data.fractional_threshold > 0:
+        labels = dataclasses.replace(labels, fractional_threshold=data.fractional_threshold)
+    return dataclasses.replace(record, image=image, labels=labels)
 
 
 def _require_disk(workspace: artifacts.Workspace, needed: float) -> None:

@@ -30,6 +30,8 @@ class DataSettings:
     val_fraction: float = 0.1
     guide: str = "none"  # none | labels | totalsegmentator | a folder of masks | a checkpoint (.pth): whose organs guide the network
     guide_organs: tuple[str, ...] = ()  # empty: all that the guide knows, without the structures to be learned
+    assume_hu: bool = False  # DICOM slices without rescale tags count as HU, with a warning; false: such a series is refused
+    fractional_threshold: float = 0.0  # DICOM SEG of fractions: voxels from this share of its largest value on are the structure; 0: refused
     skip_limit: float = 0.2  # more refused cases than this stop the run: the folder is not what we think
     seed: int = 0
 
@@ -266,6 +268,7 @@ _RANGES = {
     "train.steps_per_epoch": (1, 10**6), "model.width": (1, 512), "model.levels": (2, 7), "model.max_channels": (1, 4096), "data.overlap": (0.0, 0.75),
     "evaluate.overlap": (0.0, 0.9), "train.ema_decay": (0.0, 0.99999), "train.foreground_fraction": (0.0, 1.0),
     "data.test_fraction": (0.0, 0.8), "data.val_fraction": (0.0, 0.8), "train.gradient_clip": (1e-6, 1e6), "train.first_pass_fraction": (0.0, 1.0), "data.skip_limit": (0.0, 1.0),
+    "data.fractional_threshold": (0.0, 1.0),
     "model.attention_levels": (1, 2), "model.context_corruption": (0.0, 1.0), "model.passes": (0, 3), "model.infer_passes": (0, 8), "model.guide_hidden": (1, 512), "model.guide_stride": (1, 2), "model.kernel": (3, 5),
     "train.guidance_dropout": (0.0, 1.0), "train.union_weight": (0.0, 100.0), "train.centreline_weight": (0.0, 100.0), "train.radius_weight": (0.0, 100.0),
     "train.cldice_weight": (0.0, 100.0), "train.consistency_weight": (0.0, 100.0),

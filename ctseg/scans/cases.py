@@ -23,6 +23,7 @@ class ImageSource:
     format: str
     path: Path
     series_uid: str | None = None  # dicom: which series, when the folder holds several
+    assume_hu: bool = False  # dicom: pixels without rescale tags count as HU
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +42,7 @@ class LabelSource:
     masks: dict[str, Path] = dataclasses.field(default_factory=dict)
     ignore_value: int | None = None  # nnU-Net's "ignore" label: voxels nobody looked at
     renamed: dict[str, str] = dataclasses.field(default_factory=dict)  # structure -> what a DICOM file calls it, where that differs
+    fractional_threshold: float | None = None  # dicom_seg: from which share of its largest value a fractional one is a mask; None: refused
 
 
 @dataclasses.dataclass(frozen=True)

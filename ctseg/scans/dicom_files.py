@@ -16,15 +16,23 @@ from pathlib import Path
 from typing import Any
 
 import pydicom
-from pydicom.uid import MediaStorageDirectoryStorage
+from pydicom.errors import InvalidDicomError
+from pydicom.uid import (
+    EnhancedCTImageStorage,
+    LegacyConvertedEnhancedCTImageStorage,
+    MediaStorageDirectoryStorage,
+)
 
 from ctseg.artifacts import canonical_hash
 from ctseg.errors import CaseError, PipelineError
 from ctseg.scans import checks
 from ctseg.scans.checks import refuse
 
-SMALLEST_SLICES = 4  # fewer files are a scout or a sample, not a volume
-_TAGS = ["SOPClassUID", "SeriesInstanceUID", "Modality", "PatientID", "ImageType"]
+SMALLEST_SLICES = 4  # fewer slices are a scout or a sample, not a volume
+# What a SEG or RTSTRUCT takes over from its series: what an archive needs to file it with the patient, and nothing else.
+PATIENT_AND_STUDY = ("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "StudyInstanceUID", "StudyDate", "StudyTime", "StudyID", "AccessionNumber", "ReferringPhysicianName")
+ENHANCED_CT = (EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage)
+_TAGS = ["SOPClassUID", "SeriesInstanceUID", "Modality", "PatientID", "ImageType", "NumberOfFrames"]
 
 
 @contextlib.contextmanager
@@ -57,8 +65,8 @@ def guard(path: Path) -> Iterator[None]:
 
 @dataclasses.dataclass(frozen=True)
 class SeriesInfo:
-    """One series of a folder, from headers alone. n_slices does not count localizers. patient_key: a hash that
-    is equal for files of one patient."""
+    """One series of a folder, from headers alone. n_slices counts the frames of a multi-frame CT and no localizers.
+    patient_key: a hash that is equal for files of one patient."""
 
     uid: str
     modality: str
@@ -73,7 +81,7 @@ class _Identity:
     uid: str
     modality: str
     patient_key: str
-    localizer: bool
+    slices: int  # 0: a localizer
 
 
 @private()
@@ -84,7 +92,7 @@ def find(folder: Path, *, strict: bool) -> tuple[list[SeriesInfo], int]:
     """
     if not folder.is_dir():
         raise refuse("FILE_MISSING", "the folder does not exist", "restore the folder or remove the case", folder)
-    groups: dict[tuple[Path, str, str, str], list[tuple[Path, bool]]] = {}
+    groups: dict[tuple[Path, str, str, str], list[tuple[Path, int]]] = {}
     others = 0
     for place, folders, names in os.walk(folder, followlinks=False):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
@@ -100,9 +108,9 @@ def find(folder: Path, *, strict: bool) -> tuple[list[SeriesInfo], int]:
                 others += 1
                 continue
             key = (Path(place), identity.uid, identity.modality, identity.patient_key)
-            groups.setdefault(key, []).append((path, identity.localizer))
+            groups.setdefault(key, []).append((path, identity.slices))
     series = [
-        SeriesInfo(uid, modality, where, tuple(path for path, _ in files), sum(not scout for _, scout in files), patient)
+        SeriesInfo(uid, modality, where, tuple(path for path, _ in files), sum(slices for _, slices in files), patient)
         for (where, uid, modality, patient), files in sorted(groups.items())
     ]
     return series, others
@@ -136,7 +144,12 @@ def choose(folder: Path, uid: str | None) -> tuple[SeriesInfo, int]:
 def read_header(path: Path, tags: list[str] | None) -> Any:
     """A file's header without pixels; DICOM_CORRUPT for whatever pydicom cannot parse."""
     with guard(path):
-        return pydicom.dcmread(path, stop_before_pixels=True, specific_tags=tags)
+        try:
+            return pydicom.dcmread(path, stop_before_pixels=True, specific_tags=tags)
+        except InvalidDicomError:  # reading on would be guessing
+            raise refuse("DICOM_CORRUPT", "the DICOM mark at its beginning is missing", "save it again as a DICOM file with its file header (PS3.10)", path) from None
+        except MemoryError:  # a header needs little: its length fields lie
+            raise refuse("DICOM_CORRUPT", "an element of the header is announced longer than the memory", "copy or export the file again", path) from None
 
 
 def drawn_on(folder: Path, series_uid: str | None, *, frames: Collection[Any], series: Collection[Any]) -> bool:
@@ -176,7 +189,8 @@ def _identity(path: Path) -> _Identity | None:
         if "SeriesInstanceUID" not in header or "SOPClassUID" not in header:
             raise refuse("DICOM_TRUNCATED", "the header ends before the series is named", "copy or export the file again", path)
         patient = canonical_hash(str(header.get("PatientID", "")))[:16]
-        return _Identity(str(header.SeriesInstanceUID), str(header.get("Modality", "")), patient, is_localizer(header))
+        frames = max(1, int(header.get("NumberOfFrames") or 1)) if header.SOPClassUID in ENHANCED_CT else 1
+        return _Identity(str(header.SeriesInstanceUID), str(header.get("Modality", "")), patient, 0 if is_localizer(header) else frames)
 
 
 def _is_dicom(path: Path) -> bool:

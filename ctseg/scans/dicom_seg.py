@@ -6,7 +6,7 @@ leave empty frames out, so frames and slices differ in number. highdicom unpacks
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,17 @@ from pydicom.uid import SegmentationStorage, generate_uid
 
 from ctseg.artifacts import atomic_write
 from ctseg.errors import CaseError, Finding
-from ctseg.scans import checks, dicom_codes, dicom_files, dicom_series
+from ctseg.scans import checks, dicom_codes, dicom_files, dicom_frames, dicom_series
 from ctseg.scans.checks import refuse
+from ctseg.scans.dicom_pixels import Decoder
 from ctseg.scans.volume import Volume
 
 PLACE_MM = 0.05  # how far a frame may lie from its slice: positions are often written with six digits
 LABELMAP_STORAGE = "1.2.840.10008.5.1.4.1.1.66.7"
+_FROM_SOURCE = (  # all that highdicom sees of the series: it would copy every element about patient and study, comments and history too
+    *dicom_files.PATIENT_AND_STUDY, "SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "SeriesNumber", "FrameOfReferenceUID", "PositionReferenceIndicator", "Modality",
+    "ImageType", "Rows", "Columns", "NumberOfFrames", "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SliceThickness", "SpacingBetweenSlices",
+    "LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod", *dicom_frames.GROUPS)
 _FIX = "export the segmentation again from the tool that drew it"
 
 
@@ -40,29 +45,36 @@ def referenced_series(path: str | Path) -> frozenset[str]:
 
 @dicom_files.private()
 def read_segments(
-    path: str | Path, image: Volume, image_folder: str | Path | None, *, names: Collection[str] | None = None, series_uid: str | None = None
+    path: str | Path, image: Volume, image_folder: str | Path | None, *, names: Collection[str] | None = None, series_uid: str | None = None,
+    fractional_threshold: float | None = None,
 ) -> tuple[dict[str, np.ndarray], list[Finding]]:
     """({segment label: bool (D, H, W) on the image's grid}, what was noticed).
 
     names: read only these (all when None); a name that two segments carry is refused. image_folder: where the
     CT series lies, to check that the segmentation was drawn on it; None skips that check (a CT in NIfTI form).
+    fractional_threshold: share of the largest value, above 0 and up to 1, from which a voxel of a fractional segmentation
+    belongs to its segment; None: fractional ones are refused.
     """
+    if fractional_threshold is not None and not 0 < fractional_threshold <= 1:
+        raise ValueError(f"fractional_threshold={fractional_threshold} lies outside 0 (excluded) to 1")
     with dicom_files.guard(Path(path)):
-        return _read(Path(path), image, None if image_folder is None else Path(image_folder), names, series_uid)
+        return _read(Path(path), image, None if image_folder is None else Path(image_folder), names, series_uid, fractional_threshold)
 
 
 # ---- reading ----------------------------------------------------------------------------------------------
 
 
-def _read(path: Path, image: Volume, image_folder: Path | None, names: Collection[str] | None, series_uid: str | None) -> tuple[dict[str, np.ndarray], list[Finding]]:
+def _read(
+    path: Path, image: Volume, image_folder: Path | None, names: Collection[str] | None, series_uid: str | None, threshold: float | None
+) -> tuple[dict[str, np.ndarray], list[Finding]]:
     header = _header(path)
-    if str(header.get("SegmentationType", "")) == "FRACTIONAL":
-        raise refuse("SEG_FRACTIONAL", "it holds probabilities or shares, not a mask", "export it as a binary segmentation", path)
+    least, findings = _least_value(header, threshold, path)
     if image_folder is not None:
         named = [item.get("SeriesInstanceUID") for item in header.get("ReferencedSeriesSequence") or []]
         if not dicom_files.drawn_on(image_folder, series_uid, frames=[header.get("FrameOfReferenceUID")], series=named):
             raise refuse("SEG_WRONG_SERIES", "it refers to another series and another frame of reference", "give the segmentation that was drawn on this series", path)
-    segments = {number: name for number, name in _segments(header).items() if names is None or name in names}
+    known = _segments(header)
+    segments = {number: name for number, name in known.items() if names is None or name in names}
     if len(set(segments.values())) < len(segments):
         raise refuse("SEG_AMBIGUOUS", "two segments carry the same label", "give each segment its own label", path)
     rows, columns = image.array.shape[1:]
@@ -71,13 +83,38 @@ def _read(path: Path, image: Volume, image_folder: Path | None, names: Collectio
     checks.check_memory(len(segments) * image.array.size, 1, path)
     masks = {name: np.zeros(image.array.shape, dtype=bool) for name in segments.values()}
     frames = _place_frames(header, image, path)
+    _require_known({number for number, _ in frames if number is not None}, known, path)
+    nothing = {0, int(header.get("PixelPaddingValue") or 0)}
     for number, plane, content in _contents(path, frames, set(segments)):
         if number is not None:
-            masks[segments[number]][plane] |= content != 0
-        else:  # a label map: the stored value is the segment number
-            for value in set(np.unique(content).tolist()) & set(segments):
-                masks[segments[value]][plane] |= content == value
-    return masks, []
+            masks[segments[number]][plane] |= content >= least
+            continue
+        values = set(np.unique(content).tolist())  # a label map: the stored value is the segment number
+        _require_known(values - nothing, known, path)
+        for value in values & set(segments):
+            masks[segments[value]][plane] |= content == value
+    return masks, findings
+
+
+def _least_value(header: Any, threshold: float | None, path: Path) -> tuple[float, list[Finding]]:
+    """(stored value from which a voxel belongs to a segment, what is to be told about it)."""
+    if str(header.get("SegmentationType", "")) != "FRACTIONAL":
+        return 1, []
+    kind, maximum = str(header.get("SegmentationFractionalType", "")), int(header.get("MaximumFractionalValue") or 0)
+    kind = kind if kind in ("PROBABILITY", "OCCUPANCY") else "unknown"
+    if threshold is None:
+        raise refuse("SEG_FRACTIONAL", f"it holds values of 0 to {maximum} (type {kind}), not a mask",
+                     "export it as a binary segmentation, or choose where a mask begins, for example --set data.fractional_threshold=0.5", path)
+    if maximum < 1:
+        raise refuse("DICOM_CORRUPT", "it does not say its largest value", _FIX, path)
+    cause = f"fractional segmentation of type {kind}, largest value {maximum}: voxels from {threshold:g} of it on count"
+    return threshold * maximum, [Finding("WARN", "SEG_FRACTIONAL", cause, "nothing to do if that threshold is meant", file=str(path))]
+
+
+def _require_known(values: set[int], known: dict[int, str], path: Path) -> None:
+    """Refuse values or segment numbers that the list of segments does not hold."""
+    if unknown := sorted(values - set(known)):
+        raise refuse("LABEL_VALUES", f"found segment numbers {unknown[:12]}, expected {sorted(known)}", _FIX, path)
 
 
 def _header(path: Path) -> Any:
@@ -132,8 +169,14 @@ def _group(groups: Any, shared: Any, name: str) -> Any:
     return (groups.get(name) or getattr(shared, name))[0]
 
 
-def _contents(path: Path, frames: list[tuple[int | None, int]], numbers: set[int]) -> Any:
+def _contents(path: Path, frames: list[tuple[int | None, int]], numbers: set[int]) -> Iterator[tuple[int | None, int, np.ndarray]]:
     """(segment number or None, slice index, stored values (H, W)) of every frame that matters."""
+    if pydicom.uid.UID(str(dicom_files.read_header(path, []).file_meta.TransferSyntaxUID)).is_encapsulated:
+        with Decoder() as decoder:
+            for (number, plane), stored in zip(frames, decoder.frames(pydicom.dcmread(path), path)):
+                if number is None or number in numbers:
+                    yield number, plane, stored
+        return
     import highdicom
 
     try:
@@ -170,14 +213,49 @@ def write_segments(
         table[value] = number
     descriptions = [_describe(number, names[value], algorithm) for number, value in enumerate(sorted(names), start=1)]
     series = str(headers[0].SeriesInstanceUID)
+    masks, sources = table[label.array[planes]], headers
+    places: dict[str, Any] = {}
+    if dicom_frames.frame_of(headers[0]) is not None:
+        masks, sources, places = _on_frames(masks, headers, dicom_series.source_file(series_folder, series_uid))
     content = highdicom.seg.Segmentation(
-        source_images=headers, pixel_array=table[label.array[planes]], segmentation_type="BINARY", segment_descriptions=descriptions,
+        source_images=[_without_the_rest(source) for source in sources], pixel_array=masks, segmentation_type="BINARY", segment_descriptions=descriptions, **places,
         series_instance_uid=generate_uid(entropy_srcs=[series, "seg series"]), series_number=int(headers[0].get("SeriesNumber") or 1) + 100,
         sop_instance_uid=generate_uid(entropy_srcs=[series, "seg"]), instance_number=1,
         manufacturer="ctseg", manufacturer_model_name="ctseg", software_versions="1", device_serial_number="1",
     )
     _make_reproducible(content, series)
     atomic_write(path, lambda stream: content.save_as(stream))
+
+
+def _without_the_rest(header: Any) -> pydicom.Dataset:
+    """What a SEG may take over from a header of its series, or refers to."""
+    kept = pydicom.Dataset()
+    for keyword in _FROM_SOURCE:
+        if keyword in header:
+            kept[keyword] = header[keyword]
+    return kept
+
+
+def _on_frames(masks: np.ndarray, headers: list[Any], source: Any) -> tuple[np.ndarray, list[Any], dict[str, Any]]:
+    """(masks in the order of a multi-frame file, empty where a frame is no slice of the scan; the file; where its frames lie)."""
+    import highdicom
+
+    first = headers[0]
+    placed = np.zeros((int(source.NumberOfFrames), *masks.shape[1:]), dtype=masks.dtype)
+    for header, mask in zip(headers, masks):
+        placed[dicom_frames.frame_of(header)] = mask
+    positions = {dicom_frames.frame_of(header): header.ImagePositionPatient for header in dicom_frames.split(source, Path("-"))}
+    measures = highdicom.PixelMeasuresSequence(pixel_spacing=first.PixelSpacing, slice_thickness=_slice_distance(headers))
+    return placed, [source], {
+        "pixel_measures": measures, "plane_orientation": highdicom.PlaneOrientationSequence("PATIENT", first.ImageOrientationPatient),
+        "plane_positions": [highdicom.PlanePositionSequence("PATIENT", positions[index]) for index in range(len(placed))]}
+
+
+def _slice_distance(headers: list[Any]) -> float:
+    """mm between neighbouring slices along their normal."""
+    directions = np.array([float(value) for value in headers[0].ImageOrientationPatient]).reshape(2, 3)
+    first, last = (np.array([float(value) for value in header.ImagePositionPatient]) for header in (headers[0], headers[-1]))
+    return abs(float((last - first) @ np.cross(*directions))) / max(1, len(headers) - 1)
 
 
 def _describe(number: int, name: str, algorithm: str | None) -> Any:

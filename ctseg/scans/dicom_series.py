@@ -1,4 +1,4 @@
-"""A CT series in DICOM slices: found, checked, read with true geometry; and written.
+"""A CT series in DICOM, slices or an enhanced multi-frame file: found, checked, read with true geometry; and written.
 
 pydicom alone reads (never with force): files are walked, a DICOMDIR is not followed. Slices are sorted along the
 slice normal; the step between them stands in the affine as it is, so a tilted gantry gives a sheared affine
@@ -15,15 +15,15 @@ from typing import Any
 import numpy as np
 import pydicom
 from pydicom.dataset import FileDataset, FileMetaDataset
-from pydicom.pixels import get_decoder
-from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian, generate_uid
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 from pydicom.valuerep import format_number_as_ds
 
 from ctseg.artifacts import atomic_write, file_hash
-from ctseg.errors import CaseError, Finding
-from ctseg.scans import checks, dicom_files
+from ctseg.errors import Finding
+from ctseg.scans import checks, dicom_files, dicom_frames
 from ctseg.scans.checks import refuse
 from ctseg.scans.dicom_files import SMALLEST_SLICES, SeriesInfo
+from ctseg.scans.dicom_pixels import Decoder
 from ctseg.scans.volume import AIR_HU, Grid, Volume
 
 STEP_TOLERANCE = (0.01, 0.01)  # relative, mm: the larger one counts
@@ -31,7 +31,9 @@ SIDEWAYS_MM = 0.1  # a slice may lie this far beside the line through the others
 ORIENTATION_TOLERANCE = 1e-3  # of direction cosines between slices of one series
 
 _TAGS = ["SOPClassUID", "SOPInstanceUID", "ImageType", "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "Rows", "Columns",
-         "InstanceNumber", "ImagesInAcquisition", "NumberOfFrames", "BitsAllocated"]
+         "InstanceNumber", "ImagesInAcquisition", "NumberOfFrames", "BitsAllocated", "RescaleSlope", "RescaleIntercept", "RescaleType",
+         "PixelPaddingValue", "SamplesPerPixel", "PhotometricInterpretation", *dicom_frames.GROUPS]
+_NO_HU = ("OD", "Z_EFF", "ED", "EDW", "PCT", "MGML", "HU_MOD")  # rescale types of values that are something else
 
 
 @dataclasses.dataclass
@@ -48,19 +50,22 @@ def find_series(folder: str | Path) -> list[SeriesInfo]:
 
 
 @dicom_files.private()
-def read_series(folder: str | Path, series_uid: str | None = None) -> tuple[Volume, list[Finding]]:
-    """The CT of the one series in `folder` (or of the named one): float32 HU, (D, H, W), and what was noticed."""
+def read_series(folder: str | Path, series_uid: str | None = None, *, assume_hu: bool = False) -> tuple[Volume, list[Finding]]:
+    """The CT of the one series in `folder` (or of the named one): float32 HU, (D, H, W), and what was noticed.
+
+    assume_hu: pixels without rescale tags count as HU, with a warning; without it they are refused.
+    """
     with dicom_files.guard(Path(folder)):
-        return _read(Path(folder), series_uid)
+        return _read(Path(folder), series_uid, assume_hu)
 
 
 @dicom_files.private()
 def series_headers(folder: str | Path, series_uid: str | None = None) -> list[Any]:
-    """Full headers, without pixels, of the slices that `read_series` stacks, in its order."""
+    """Full headers, without pixels, of the slices that `read_series` stacks, in its order; see `dicom_frames.split` for multi-frame files."""
     folder = Path(folder)
     with dicom_files.guard(folder):
         chosen, _ = dicom_files.choose(folder, series_uid)
-        slices, _ = _drop_extras([_Slice(path, dicom_files.read_header(path, None)) for path in chosen.files], folder)
+        slices, _ = _drop_extras(_slices(chosen, None)[0], folder)
         _check_each(slices)
         slices, _ = _drop_crossing(slices, folder)
         _geometry(slices, folder)
@@ -80,12 +85,20 @@ def label_planes(label: Volume, headers: list[Any]) -> list[int]:
     return [int(plane) for plane in planes]
 
 
-def _read(folder: Path, series_uid: str | None) -> tuple[Volume, list[Finding]]:
+@dicom_files.private()
+def source_file(folder: str | Path, series_uid: str | None = None) -> Any:
+    """The full header, without pixels, of the one multi-frame file that a series consists of."""
+    chosen, _ = dicom_files.choose(Path(folder), series_uid)
+    return dicom_files.read_header(chosen.files[0], None)
+
+
+def _read(folder: Path, series_uid: str | None, assume_hu: bool) -> tuple[Volume, list[Finding]]:
     chosen, others = dicom_files.choose(folder, series_uid)
     findings = []
     if others:
         findings.append(Finding("NOTE", "NOT_DICOM", f"{others} files are not DICOM and were passed over", file=str(folder)))
-    slices = [_Slice(path, dicom_files.read_header(path, _TAGS)) for path in chosen.files]
+    slices, notes = _slices(chosen, _TAGS)
+    findings += notes
     total = len(slices)
     slices, notes = _drop_extras(slices, folder)
     findings += notes
@@ -99,7 +112,7 @@ def _read(folder: Path, series_uid: str | None) -> tuple[Volume, list[Finding]]:
     checks.check_memory(len(slices) * rows * columns, max(1, bits // 8), folder)
     checks.check_size(Grid((len(slices), rows, columns), affine), folder)
     array = np.empty((len(slices), rows, columns), dtype=np.float32)
-    findings += _read_pixels(slices, array, folder)
+    findings += _read_pixels(slices, array, folder, assume_hu)
     checks.check_finite(array, folder)
     checks.check_hu(array, folder, stored_bits=bits)
     findings += checks.clip_padding(array, folder)
@@ -109,18 +122,29 @@ def _read(folder: Path, series_uid: str | None) -> tuple[Volume, list[Finding]]:
 # ---- choosing and checking slices -------------------------------------------------------------------------
 
 
+def _slices(chosen: SeriesInfo, tags: list[str] | None) -> tuple[list[_Slice], list[Finding]]:
+    """The slices of a series: its files, or the frames of the one multi-frame file that it is then."""
+    headers = {path: dicom_files.read_header(path, tags) for path in chosen.files}
+    files = [path for path, header in headers.items() if dicom_frames.is_multiframe(header)]
+    if not files:
+        return [_Slice(path, header) for path, header in headers.items()], []
+    frames = [_Slice(files[0], header) for header in dicom_frames.split(headers[files[0]], files[0])]
+    if len(files) < len(headers) or len({file_hash(path) for path in files}) > 1:
+        raise refuse("MULTIFRAME_UNSUPPORTED", f"{len(files)} multi-frame files and {len(headers) - len(files)} single slices in one series",
+                     "keep the one multi-frame file that holds the scan", files[0])
+    copies = len(files) - 1
+    return frames, [Finding("NOTE", "SLICE_COPY", f"{copies} exact copies of the file were left out", file=str(chosen.folder))] if copies else []
+
+
 def _drop_extras(slices: list[_Slice], folder: Path) -> tuple[list[_Slice], list[Finding]]:
-    """Without localizers and exact copies; refuses multi-frame files and copies that differ."""
+    """Without localizers and exact copies; refuses copies that differ."""
     findings = []
-    for item in slices:
-        if int(item.header.get("NumberOfFrames") or 1) > 1 or "Enhanced" in UID(str(item.header.get("SOPClassUID", ""))).name:
-            raise refuse("MULTIFRAME_UNSUPPORTED", "an enhanced multi-frame file", "convert the series to single slices or to NIfTI", item.path)
     kept = [item for item in slices if not dicom_files.is_localizer(item.header)]
     if len(kept) < len(slices):
         findings.append(Finding("NOTE", "LOCALIZER", f"{len(slices) - len(kept)} localizer images were left out", file=str(folder)))
     seen: dict[str, _Slice] = {}
     for item in kept:
-        uid = str(item.header.get("SOPInstanceUID", item.path))
+        uid = f"{item.header.get('SOPInstanceUID', item.path)} {dicom_frames.frame_of(item.header)}"
         if uid in seen and file_hash(seen[uid].path) != file_hash(item.path):
             raise refuse("SLICE_DUPLICATE", "two different files have the same SOP instance UID", "keep the right one", item.path)
         seen.setdefault(uid, item)
@@ -231,33 +255,35 @@ def _check_steps(slices: list[_Slice], places: np.ndarray, folder: Path) -> None
 # ---- pixels -----------------------------------------------------------------------------------------------
 
 
-def _read_pixels(slices: list[_Slice], array: np.ndarray, folder: Path) -> list[Finding]:
+def _read_pixels(slices: list[_Slice], array: np.ndarray, folder: Path, assume_hu: bool) -> list[Finding]:
     """Fill `array` (D, H, W) with HU, each slice by its own rescale tags."""
     scalings: Counter[tuple[float, float]] = Counter()
-    padded = 0
-    for target, item in zip(array, slices):
-        try:
-            content = pydicom.dcmread(item.path)
-            stored = _stored_pixels(content, item)
-        except CaseError:
-            raise
-        except Exception as error:  # damaged pixel data raises many types
-            raise refuse("PIXELS_CORRUPT", f"the pixels cannot be decoded ({type(error).__name__})", "copy or export the file again", item.path) from None
-        item.header = content
-        slope, intercept = _numbers(item, "RescaleSlope"), _numbers(item, "RescaleIntercept")
-        if len(slope) != 1 or len(intercept) != 1:
-            raise refuse("RESCALE_MISSING", "RescaleSlope or RescaleIntercept is missing, so HU are unknown", "export the series again with its rescale tags", item.path)
-        scalings[slope[0], intercept[0]] += 1
-        np.multiply(stored, np.float32(slope[0]), out=target)
-        target += np.float32(intercept[0])
-        padding = _numbers(item, "PixelPaddingValue")
-        if padding and not -900 < padding[0] * slope[0] + intercept[0] < 3072:
-            # Inside this range the value is also one that tissue has, and the tag is often wrong.
-            outside = stored == padding[0]
-            padded += int(np.count_nonzero(outside))
-            target[outside] = AIR_HU
-        item.header = None
+    padded = assumed = 0
+    places: dict[Path, dict[int, int]] = {}  # file -> frame -> index d
+    for d, item in enumerate(slices):
+        places.setdefault(item.path, {})[dicom_frames.frame_of(item.header) or 0] = d
+        assumed += _check_values(item, assume_hu)
+    with Decoder() as decoder:
+        for path, wanted in places.items():
+            for number, stored in enumerate(decoder.frames(_content(path), path)):
+                if number not in wanted:
+                    continue
+                item, target = slices[wanted[number]], array[wanted[number]]
+                slope, intercept = [*_numbers(item, "RescaleSlope"), *_numbers(item, "RescaleIntercept")] or [1.0, 0.0]
+                scalings[slope, intercept] += 1
+                np.multiply(stored, np.float32(slope), out=target)
+                target += np.float32(intercept)
+                padding = _numbers(item, "PixelPaddingValue")
+                if padding and not -900 < padding[0] * slope + intercept < 3072:
+                    # Inside this range the value is also one that tissue has, and the tag is often wrong.
+                    outside = stored == padding[0]
+                    padded += int(np.count_nonzero(outside))
+                    target[outside] = AIR_HU
+    if sum(scalings.values()) < len(slices):
+        raise refuse("DICOM_TRUNCATED", f"{sum(scalings.values())} of {len(slices)} frames have pixels", "copy or export the file again", slices[0].path)
     findings = []
+    if assumed:
+        findings.append(Finding("WARN", "RESCALE_ASSUMED", f"{assumed} of {len(slices)} slices have no rescale tags; their pixels count as HU, as data.assume_hu says", file=str(folder)))
     if padded:
         findings.append(Finding("NOTE", "PADDING", f"{100 * padded / array.size:.3g} % of the voxels are padding and count as air", file=str(folder)))
     if len(scalings) > 1:
@@ -265,32 +291,30 @@ def _read_pixels(slices: list[_Slice], array: np.ndarray, folder: Path) -> list[
     return findings
 
 
-def _stored_pixels(content: Any, item: _Slice) -> np.ndarray:
-    """The stored values (H, W) of one slice."""
-    shape = (int(content.Rows), int(content.Columns))
-    if int(content.get("SamplesPerPixel", 1)) != 1 or str(content.get("PhotometricInterpretation", "MONOCHROME2")) != "MONOCHROME2":
-        raise refuse("NOT_SCALAR", "pixels are colours or inverted", "export the original CT series", item.path)
-    syntax = UID(str(content.file_meta.TransferSyntaxUID))
-    pixels = content.get("PixelData")
-    if pixels is None:
-        raise refuse("DICOM_TRUNCATED", "the file ends before its pixels", "copy or export the file again", item.path)
-    if not syntax.is_compressed or syntax.is_deflated:
-        need = shape[0] * shape[1] * (int(content.BitsAllocated) // 8)
-        if len(pixels) < need:
-            raise refuse("DICOM_TRUNCATED", f"{len(pixels)} of {need} bytes of pixels", "copy or export the file again", item.path)
-    elif not _decodable(syntax):
-        raise refuse("CODEC_MISSING", f"compressed as {syntax.name}", "run `pip install pylibjpeg pylibjpeg-libjpeg pylibjpeg-openjpeg`, or export uncompressed", item.path)
-    array = np.asarray(content.pixel_array)
-    if array.shape != shape:
-        raise refuse("PIXELS_CORRUPT", f"pixels of shape {array.shape} instead of {shape}", "copy or export the file again", item.path)
-    return array
-
-
-def _decodable(syntax: UID) -> bool:
+def _content(path: Path) -> Any:
+    """The whole dataset of a file."""
     try:
-        return bool(get_decoder(syntax).is_available)
-    except NotImplementedError:
-        return False
+        return pydicom.dcmread(path)
+    except MemoryError:
+        raise
+    except Exception as error:  # the header could be read before, so the pixels are damaged
+        raise refuse("PIXELS_CORRUPT", f"the pixels cannot be read ({type(error).__name__})", "copy or export the file again", path) from None
+
+
+def _check_values(item: _Slice, assume_hu: bool) -> bool:
+    """Refuse a slice whose pixels are no HU; whether they only count as such because of assume_hu."""
+    header = item.header
+    if int(header.get("SamplesPerPixel") or 1) != 1 or str(header.get("PhotometricInterpretation") or "MONOCHROME2") != "MONOCHROME2":
+        raise refuse("NOT_SCALAR", "pixels are colours or inverted", "export the original CT series", item.path)
+    if (kind := str(header.get("RescaleType") or "")) in _NO_HU:
+        raise refuse("NOT_HU", f"the rescale type is {kind}, not HU", "give the CT series in HU", item.path)
+    found = len(_numbers(item, "RescaleSlope")), len(_numbers(item, "RescaleIntercept"))
+    if assume_hu and found == (0, 0):
+        return True
+    if found != (1, 1):
+        raise refuse("RESCALE_MISSING", "RescaleSlope or RescaleIntercept is missing, so HU are unknown",
+                     "export the series again with its rescale tags; if its pixels are HU already: --set data.assume_hu=true", item.path)
+    return False
 
 
 # ---- writing ----------------------------------------------------------------------------------------------

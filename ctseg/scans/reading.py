@@ -69,7 +69,7 @@ def load_image(source: ImageSource) -> tuple[Volume, list[Finding]]:
     if source.format == "dicom":
         from ctseg.scans import dicom_series
 
-        return dicom_series.read_series(source.path, source.series_uid)
+        return dicom_series.read_series(source.path, source.series_uid, assume_hu=source.assume_hu)
     if source.format == "openkbp_csv":
         from ctseg.scans import openkbp_csv
 
@@ -177,9 +177,11 @@ def _read_dicom(record: CaseRecord, source: LabelSource, structures: Sequence[st
 
     path = _path(source)
     folder = record.image.path if record.image.format == "dicom" else None
-    read = dicom_seg.read_segments if source.format == "dicom_seg" else rtstruct.read_structures
     in_file = {name: source.renamed.get(name, name) for name in structures}
-    masks, findings = read(path, image, folder, names=in_file.values(), series_uid=record.image.series_uid)
+    if source.format == "dicom_seg":
+        masks, findings = dicom_seg.read_segments(path, image, folder, names=in_file.values(), series_uid=record.image.series_uid, fractional_threshold=source.fractional_threshold)
+    else:
+        masks, findings = rtstruct.read_structures(path, image, folder, names=in_file.values(), series_uid=record.image.series_uid)
     # A segment without frames was looked for and not found; an ROI without contours is a line of a template that nobody drew.
     drawn = frozenset(dicom_seg.list_segments(path).values() if source.format == "dicom_seg" else masks)
     annotated = drawn | {name for name, called in in_file.items() if called in drawn}
@@ -394,6 +396,10 @@ def source_to_record(record: CaseRecord, root: Path) -> dict[str, Any]:
             "masks": {name: relative(path) for name, path in sorted(source.masks.items())},
             "ignore_value": source.ignore_value, "renamed": dict(sorted(source.renamed.items())),
         }
+        if source.fractional_threshold is not None:  # the next too: only where chosen, so that records of other cases stay as they were
+            result["labels"]["fractional_threshold"] = source.fractional_threshold
+    if record.image.assume_hu:
+        result["image"]["assume_hu"] = True
     return result
 
 
@@ -415,6 +421,7 @@ def source_from_record(content: dict[str, Any], root: Path) -> CaseRecord:
             stored["format"], None if stored["path"] is None else absolute(stored["path"]),
             {int(value): name for value, name in stored["values"].items()},
             {name: absolute(path) for name, path in stored["masks"].items()}, stored["ignore_value"], dict(stored.get("renamed", {})),
+            stored.get("fractional_threshold"),
         )
     annotated = None if content["annotated"] is None else frozenset(content["annotated"])
-    return CaseRecord(case_id, str(content["patient_id"]), ImageSource(image["format"], absolute(image["path"]), image["series_uid"]), labels, annotated, content["split"])
+    return CaseRecord(case_id, str(content["patient_id"]), ImageSource(image["format"], absolute(image["path"]), image["series_uid"], bool(image.get("assume_hu", False))), labels, annotated, content["split"])

@@ -17,7 +17,7 @@ from pydicom.uid import ExplicitVRLittleEndian, RTStructureSetStorage, generate_
 
 from ctseg.artifacts import atomic_write
 from ctseg.errors import Finding
-from ctseg.scans import checks, dicom_files, dicom_series
+from ctseg.scans import checks, dicom_files, dicom_frames, dicom_series
 from ctseg.scans.checks import refuse
 from ctseg.scans.volume import Volume
 
@@ -25,7 +25,6 @@ FLAT = 0.1  # slices that a contour may lean out of its plane
 SAME_PLANE = 0.01  # slices between contours of one plane: positions are often written with a few digits
 _CLOSED = ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR")
 _FIX = "export the structure set again from the tool that drew it, for this series"
-_STUDY = ("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "StudyInstanceUID", "StudyDate", "StudyTime", "StudyID", "AccessionNumber", "ReferringPhysicianName")
 
 
 @dicom_files.private()
@@ -166,7 +165,7 @@ def write_structures(
     planes = dicom_series.label_planes(label, headers)
     first, series = headers[0], str(headers[0].SeriesInstanceUID)
     content = pydicom.Dataset()
-    for keyword in _STUDY:
+    for keyword in dicom_files.PATIENT_AND_STUDY:
         setattr(content, keyword, first.get(keyword, ""))
     described = {
         "SOPClassUID": RTStructureSetStorage, "SOPInstanceUID": generate_uid(entropy_srcs=[series, "rtstruct"]), "Modality": "RTSTRUCT", "Manufacturer": "ctseg",
@@ -183,7 +182,7 @@ def write_structures(
     for number, value in numbered.items():
         item = _item(ReferencedROINumber=number, ROIDisplayColor=list((colours or {}).get(value, (255, 0, 0))), ContourSequence=[])
         for header, plane in zip(headers, planes):
-            image = _item(ReferencedSOPClassUID=header.SOPClassUID, ReferencedSOPInstanceUID=header.SOPInstanceUID)
+            image = _image(header)
             for outline in _outlines(label.array[plane] == value):
                 points = np.column_stack([np.full(len(outline), plane), outline, np.ones(len(outline))]) @ label.affine.T
                 data = [f"{coordinate:.10g}" for coordinate in points[:, :3].ravel()]
@@ -202,9 +201,17 @@ def _item(**elements: Any) -> pydicom.Dataset:
     return item
 
 
+def _image(header: Any) -> pydicom.Dataset:
+    """The slice that a contour lies on, or the frame of a multi-frame file."""
+    item = _item(ReferencedSOPClassUID=header.SOPClassUID, ReferencedSOPInstanceUID=header.SOPInstanceUID)
+    if (frame := dicom_frames.frame_of(header)) is not None:
+        item.ReferencedFrameNumber = frame + 1
+    return item
+
+
 def _reference(headers: list[Any]) -> pydicom.Dataset:
     """The frame of reference, study, series and slices that the contours lie on."""
-    images = [_item(ReferencedSOPClassUID=header.SOPClassUID, ReferencedSOPInstanceUID=header.SOPInstanceUID) for header in headers]
+    images = [_image(header) for header in headers]
     series = _item(SeriesInstanceUID=headers[0].SeriesInstanceUID, ContourImageSequence=images)
     study = _item(ReferencedSOPClassUID="1.2.840.10008.3.1.2.3.1", ReferencedSOPInstanceUID=headers[0].StudyInstanceUID, RTReferencedSeriesSequence=[series])
     return _item(FrameOfReferenceUID=headers[0].FrameOfReferenceUID, RTReferencedStudySequence=[study])

@@ -1,0 +1,266 @@
+"""Masks in DICOM: written by us and read by others, fractional and compressed ones, damaged numbers. Phantoms are synthetic."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import highdicom
+import numpy as np
+import pydicom
+import pytest
+from builders import small_phantom, write_dicom_seg
+from matplotlib.path import Path as Outline
+from pydicom.uid import generate_uid
+
+import preprocessing
+from ctseg import artifacts
+from ctseg.errors import CaseError
+from ctseg.scans import dicom_seg, dicom_series, reading, rtstruct
+from ctseg.scans.cases import CaseRecord, ImageSource, LabelSource
+from ctseg.scans.volume import Volume
+
+SHAPE = (10, 11, 13)  # 143 pixels: 17 bytes and 7 bits
+PHANTOM = small_phantom(shape=SHAPE)
+
+
+def affine(kind: str) -> np.ndarray:
+    """straight, oblique, or with slices shifted by 0.8 mm each (a gantry tilt of 14.9 degrees)"""
+    c, s = np.cos(0.3), np.sin(0.3)
+    result = PHANTOM.image.affine.copy()
+    if kind == "tilted":
+        result[1, 0] = 0.8
+    if kind != "straight":
+        result[:3, :3] = np.array([[c, -s, 0], [s, c, 0], [0, 0, 1.0]]) @ np.array([[1, 0, 0], [0, c, -s], [0, s, c]]) @ result[:3, :3]
+    result[:3, 3] = -101.3, 57.7, 1203.1
+    return result
+
+
+def label_map() -> np.ndarray:
+    """The phantom's organs, with a hole, an islet, a diagonal contact and voxels on the border of the image."""
+    label = PHANTOM.label.array.copy()
+    label[2, 3:9, 3:10] = 3
+    label[2, 5:7, 5:8] = 0
+    label[2, 6, 6] = 1
+    label[4, 0, 0] = label[4, 1, 1] = label[4, 10, 12] = 2
+    return label
+
+
+@pytest.fixture(params=["straight", "oblique", "tilted"])
+def written(request, tmp_path) -> tuple[Path, Volume]:
+    """(folder with ct, seg.dcm and rs.dcm, the label map as it was given)"""
+    label = Volume(label_map(), affine(request.param))
+    dicom_series.write_series(tmp_path / "ct", Volume(PHANTOM.image.array, label.affine), patient_id="synthetic", series_number=1, seed=0)
+    dicom_seg.write_segments(tmp_path / "seg.dcm", label, PHANTOM.names, tmp_path / "ct", algorithm="ctseg")
+    rtstruct.write_structures(tmp_path / "rs.dcm", label, PHANTOM.names, tmp_path / "ct")
+    return tmp_path, label
+
+
+def in_order(folder: Path, label: Volume) -> list[Any]:
+    """The slices as pydicom reads them, in the order of the label's first axis."""
+    slices = [pydicom.dcmread(path) for path in folder.iterdir()]
+    return sorted(slices, key=lambda item: float(np.linalg.inv(label.affine)[0] @ [*map(float, item.ImagePositionPatient), 1.0]))
+
+
+def test_highdicom_reads_the_seg_voxel_by_voxel(written):
+    folder, label = written
+    slices = in_order(folder / "ct", label)
+    seg = highdicom.seg.segread(folder / "seg.dcm")
+    theirs = seg.get_pixels_by_source_instance([item.SOPInstanceUID for item in slices], ignore_spatial_locations=True, assert_missing_frames_are_empty=True)
+    assert theirs.shape == (*SHAPE, 3)
+    for value, name in PHANTOM.names.items():
+        assert np.array_equal(theirs[..., value - 1] > 0, label.array == value), name
+    assert [(int(item.SegmentNumber), item.SegmentLabel, item.SegmentAlgorithmType) for item in seg.SegmentSequence] == [(n, name, "AUTOMATIC") for n, name in PHANTOM.names.items()]
+    for groups in seg.PerFrameFunctionalGroupsSequence:  # each frame lies on the slice that it names
+        source = groups.DerivationImageSequence[0].SourceImageSequence[0].ReferencedSOPInstanceUID
+        place = next(item.ImagePositionPatient for item in slices if item.SOPInstanceUID == source)
+        assert np.allclose(np.array(place, float), np.array(groups.PlanePositionSequence[0].ImagePositionPatient, float), atol=1e-4)
+
+
+def test_highdicom_places_the_seg_on_the_grid(written):
+    folder, label = written
+    if abs(np.cross(label.affine[:3, 2], label.affine[:3, 1]) @ label.affine[:3, 0]) < 0.999 * np.prod(label.spacing_mm):
+        with pytest.raises(RuntimeError):  # a tilted one is no volume to highdicom
+            highdicom.seg.segread(folder / "seg.dcm").get_volume()
+        return
+    theirs = highdicom.seg.segread(folder / "seg.dcm").get_volume(combine_segments=True, dtype=np.uint8)
+    index = np.column_stack([np.argwhere(theirs.array), np.ones(np.count_nonzero(theirs.array))])
+    ours = index @ (np.linalg.inv(label.affine) @ theirs.affine).T
+    assert np.abs(ours - np.rint(ours)).max() < 1e-3
+    back = np.zeros(SHAPE, dtype=np.uint8)
+    d, h, w = np.rint(ours[:, :3]).astype(int).T
+    back[d, h, w] = theirs.array[theirs.array > 0]
+    assert np.array_equal(back, label.array)
+
+
+def test_an_independent_filler_gives_the_structure_set_voxel_by_voxel(written):
+    """matplotlib's point-in-polygon at the voxel centres of the slice that a contour refers to, an odd number of contours inside."""
+    folder, label = written
+    slices = in_order(folder / "ct", label)
+    content = pydicom.dcmread(folder / "rs.dcm")
+    names = {int(item.ROINumber): item.ROIName for item in content.StructureSetROISequence}
+    h, w = np.indices(SHAPE[1:])
+    for item in content.ROIContourSequence:
+        parity = np.zeros(SHAPE, dtype=int)
+        for contour in item.ContourSequence:
+            (d,) = [d for d, header in enumerate(slices) if header.SOPInstanceUID == contour.ContourImageSequence[0].ReferencedSOPInstanceUID]
+            points = np.array(contour.ContourData, float).reshape(-1, 3) - np.array(slices[d].ImagePositionPatient, float)
+            row, column = np.array(slices[d].ImageOrientationPatient, float).reshape(2, 3)
+            down, right = (float(value) for value in slices[d].PixelSpacing)
+            assert np.abs(points @ np.cross(row, column)).max() < 1e-3  # in the plane of its slice
+            polygon = np.column_stack([points @ row / right, points @ column / down])
+            parity[d] += Outline(polygon).contains_points(np.column_stack([w.ravel(), h.ravel()])).reshape(h.shape)
+        value = next(value for value, name in PHANTOM.names.items() if name == names[int(item.ReferencedROINumber)])
+        assert np.array_equal(parity % 2 == 1, label.array == value), names[int(item.ReferencedROINumber)]
+
+
+def test_both_files_are_complete_objects(written):
+    """Every element is readable, the file header agrees, and what the standard requires of an RTSTRUCT is there."""
+    folder, _ = written
+    for name in ("seg.dcm", "rs.dcm"):
+        content = pydicom.dcmread(folder / name)
+        content.decode()
+        assert content.file_meta.MediaStorageSOPClassUID == content.SOPClassUID and content.file_meta.MediaStorageSOPInstanceUID == content.SOPInstanceUID
+        assert content.FrameOfReferenceUID == pydicom.dcmread(next((folder / "ct").iterdir())).FrameOfReferenceUID
+        for keyword in ("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "StudyInstanceUID", "StudyDate", "StudyTime", "StudyID", "AccessionNumber", "ReferringPhysicianName", "Modality", "SeriesInstanceUID", "SeriesNumber", "Manufacturer"):
+            assert keyword in content, f"{name}: {keyword}"
+    numbers = [[int(item[keyword].value) for item in content[sequence].value] for sequence, keyword in (
+        ("StructureSetROISequence", "ROINumber"), ("ROIContourSequence", "ReferencedROINumber"), ("RTROIObservationsSequence", "ReferencedROINumber"))]
+    assert numbers == [[1, 2, 3]] * 3
+
+
+# ---- fractional, compressed, damaged ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def case(tmp_path) -> tuple[Path, Volume]:
+    """(folder with ct and seg.dcm, image)"""
+    dicom_series.write_series(tmp_path / "ct", PHANTOM.image, patient_id="synthetic", series_number=1, seed=0)
+    dicom_seg.write_segments(tmp_path / "seg.dcm", PHANTOM.label, PHANTOM.names, tmp_path / "ct")
+    return tmp_path, PHANTOM.image
+
+
+def rewrite(folder: Path, pixels: np.ndarray, kind: str, **more: Any) -> None:
+    """Another kind of SEG of the same series, by highdicom."""
+    binary = highdicom.seg.segread(folder / "seg.dcm")
+    headers = dicom_series.series_headers(folder / "ct")
+    planes = dicom_series.label_planes(PHANTOM.label, headers)
+    highdicom.seg.Segmentation(
+        source_images=headers, pixel_array=pixels[planes], segmentation_type=kind, segment_descriptions=[highdicom.seg.SegmentDescription.from_dataset(item) for item in binary.SegmentSequence],
+        series_instance_uid=generate_uid(), series_number=9, sop_instance_uid=generate_uid(), instance_number=1, manufacturer="m", manufacturer_model_name="m",
+        software_versions="1", device_serial_number="1", **more).save_as(folder / "seg.dcm")
+
+
+def test_a_threshold_makes_masks_of_fractions(case):
+    folder, image = case
+    shares = np.stack([np.where(PHANTOM.label.array == value, 0.25 * value, 0.1) for value in PHANTOM.names], axis=-1)  # 0.25, 0.5, 0.75 inside
+    rewrite(folder, shares, "FRACTIONAL", fractional_type="OCCUPANCY", max_fractional_value=200)
+    with pytest.raises(CaseError, match=r"SEG_FRACTIONAL.*0 to 200 \(type OCCUPANCY\)"):
+        dicom_seg.read_segments(folder / "seg.dcm", image, folder / "ct")
+    for threshold, kept in ((0.2, (1, 2, 3)), (0.5, (2, 3)), (0.75, (3,)), (1.0, ()), (0.05, None)):
+        masks, (finding,) = dicom_seg.read_segments(folder / "seg.dcm", image, folder / "ct", fractional_threshold=threshold)
+        for value, name in PHANTOM.names.items():
+            expected = np.ones(SHAPE, bool) if kept is None else (PHANTOM.label.array == value) & (value in kept)
+            assert np.array_equal(masks[name], expected), (threshold, name)
+        assert "OCCUPANCY, largest value 200" in finding.cause
+
+
+def test_the_setting_reaches_the_tensors_and_the_manifest(tmp_path, capsys):
+    """The whole stage: refused without the setting; with it the masks are those of the binary files, and manifest and report tell it."""
+    phantoms = {f"case_{seed}": small_phantom(seed=seed, shape=SHAPE) for seed in range(3)}
+    write_dicom_seg(tmp_path / "data", phantoms)
+    for case_id in phantoms:
+        edit(tmp_path / "data" / case_id / "im_3" / "seg.dcm", to_fractional)
+    words = ["--data", str(tmp_path / "data"), "--workers", "1", "--set", "data.grid=whole"]
+    assert preprocessing.main(["--workspace", str(tmp_path / "refused"), *words]) == 4 and "SEG_FRACTIONAL" in capsys.readouterr().out
+    workspace = artifacts.Workspace(tmp_path / "work")
+    assert preprocessing.main(["--workspace", str(workspace.root), *words, "--set", "data.fractional_threshold=0.5"]) == 0
+    manifest = artifacts.load_manifest(workspace)
+    for entry in manifest["cases"]:
+        assert entry["source"]["labels"]["fractional_threshold"] == 0.5 and [finding["code"] for finding in entry["findings"]] == ["SEG_FRACTIONAL"]
+        phantom = phantoms[entry["case_id"]]
+        assert entry["voxels"] == {name: int((phantom.label.array == value).sum()) for value, name in phantom.names.items()}
+        assert reading.source_from_record(entry["source"], tmp_path / "data").labels.fractional_threshold == 0.5
+
+
+def edit(path: Path, change: Callable[[Any], None]) -> None:
+    content = pydicom.dcmread(path)
+    change(content)
+    content.save_as(path)
+
+
+def to_fractional(content: Any) -> None:
+    """A binary SEG as the fractional one with 255 for 1."""
+    pixels = content.pixel_array.astype(np.uint8) * 255
+    content.BitsAllocated = content.BitsStored = 8
+    content.HighBit = 7
+    content.SegmentationType, content.SegmentationFractionalType, content.MaximumFractionalValue = "FRACTIONAL", "PROBABILITY", 255
+    content.PixelData = pixels.tobytes() + b"\0" * (pixels.size % 2)
+
+
+def test_compressed_segmentations(case, monkeypatch):
+    folder, image = case
+    rewrite(folder, PHANTOM.label.array, "LABELMAP")
+    edit(folder / "seg.dcm", lambda content: content.compress(pydicom.uid.RLELossless, encoding_plugin="pydicom", generate_instance_uid=False))
+    masks, _ = dicom_seg.read_segments(folder / "seg.dcm", image, folder / "ct")
+    for value, name in PHANTOM.names.items():
+        assert np.array_equal(masks[name], PHANTOM.label.array == value), name
+    monkeypatch.setattr("ctseg.scans.dicom_pixels.installed", lambda _: ())
+    with pytest.raises(CaseError, match=r"CODEC_MISSING.*requirements-dicom"):
+        dicom_seg.read_segments(folder / "seg.dcm", image, folder / "ct")
+
+
+def test_bits_packed_by_hand_are_read(case):
+    """The golden case of frames that do not end with a byte: one bit per pixel, lowest bit first, no gap between frames."""
+    folder, image = case
+    content = pydicom.dcmread(folder / "seg.dcm")
+    planes = [round(float((np.linalg.inv(image.affine) @ [*map(float, groups.PlanePositionSequence[0].ImagePositionPatient), 1])[0])) for groups in content.PerFrameFunctionalGroupsSequence]
+    numbers = [int(groups.SegmentIdentificationSequence[0].ReferencedSegmentNumber) for groups in content.PerFrameFunctionalGroupsSequence]
+    bits = np.random.default_rng(3).integers(0, 2, (len(planes), *SHAPE[1:]))
+    packed = bytearray((bits.size + 7) // 8)
+    for index, bit in enumerate(bits.ravel()):
+        packed[index // 8] |= int(bit) << (index % 8)
+    content.PixelData = bytes(packed) + b"\0" * (len(packed) % 2)
+    content.save_as(folder / "seg.dcm")
+    masks, _ = dicom_seg.read_segments(folder / "seg.dcm", image, folder / "ct")
+    for plane, number, frame in zip(planes, numbers, bits):
+        assert np.array_equal(masks[PHANTOM.names[number]][plane], frame == 1)
+
+
+def test_numbers_without_a_segment_are_refused(case):
+    folder, image = case
+    edit(folder / "seg.dcm", lambda content: setattr(content.PerFrameFunctionalGroupsSequence[0].SegmentIdentificationSequence[0], "ReferencedSegmentNumber", 9))
+    with pytest.raises(CaseError, match=r"LABEL_VALUES.*found segment numbers \[9\], expected \[1, 2, 3\]"):
+        dicom_seg.read_segments(folder / "seg.dcm", image, folder / "ct")
+    dicom_seg.write_segments(folder / "seg.dcm", PHANTOM.label, PHANTOM.names, folder / "ct")
+    rewrite(folder, PHANTOM.label.array, "LABELMAP")
+    assert len(dicom_seg.read_segments(folder / "seg.dcm", image, folder / "ct")[0]) == 3
+    edit(folder / "seg.dcm", lambda content: setattr(content, "PixelData", content.PixelData.replace(b"\x02", b"\x07")))
+    with pytest.raises(CaseError, match=r"LABEL_VALUES.*found segment numbers \[7\], expected"):
+        dicom_seg.read_segments(folder / "seg.dcm", image, folder / "ct", names=["bladder"])
+
+
+def test_pixels_without_rescale_count_as_hu_only_when_told(tmp_path):
+    dicom_series.write_series(tmp_path / "ct", PHANTOM.image, patient_id="synthetic", series_number=1, seed=0)
+    for path in (tmp_path / "ct").iterdir():
+        edit(path, without_rescale)
+    source = ImageSource("dicom", tmp_path / "ct")
+    with pytest.raises(CaseError, match=r"RESCALE_MISSING.*data\.assume_hu=true"):
+        reading.load_image(source)
+    allowed = ImageSource("dicom", tmp_path / "ct", assume_hu=True)
+    volume, (finding,) = reading.load_image(allowed)
+    assert np.array_equal(volume.array, PHANTOM.image.array)
+    assert (finding.severity, finding.code) == ("WARN", "RESCALE_ASSUMED") and "10 of 10 slices" in finding.cause
+    record = CaseRecord("a", "a", allowed, LabelSource("dicom_seg", tmp_path / "seg.dcm", fractional_threshold=0.3))
+    assert reading.source_from_record(reading.source_to_record(record, tmp_path), tmp_path) == record
+    for path in (tmp_path / "ct").iterdir():  # one of the two tags alone is no licence, and stored HU + 1024 are found out
+        edit(path, lambda content: setattr(content, "RescaleIntercept", "0"))
+    with pytest.raises(CaseError, match="RESCALE_MISSING"):
+        reading.load_image(allowed)
+
+
+def without_rescale(content: Any) -> None:
+    stored = content.pixel_array.astype(int) - 1024
+    del content.RescaleSlope, content.RescaleIntercept, content.RescaleType
+    content.PixelRepresentation, content.PixelData = 1, stored.astype("<i2").tobytes()
