@@ -18,7 +18,14 @@ from ctseg.scoring import statistics
 from ctseg.scoring.airway_tree import Tree, parse_tree, td_by_generation, tree_metrics
 from ctseg.scoring.metrics import HALLUCINATED, MISSED, PRESENT, UNANNOTATED, UNEVALUABLE, Row
 from ctseg.scoring.skeleton import skeletonise
-from ctseg.scoring.topology import Betti, betti_numbers, cldice, component_errors
+from ctseg.scoring.topology import (
+    Betti,
+    Components,
+    betti_numbers,
+    cldice,
+    component_errors,
+    components,
+)
 
 TREE, TUBE, OTHER = "tree", "tube", "other"
 CHOICES = ("auto", "all", "none")
@@ -63,6 +70,7 @@ class Reference:
 
     mask: np.ndarray
     spacing_mm: tuple[float, float, float]
+    components: Components
     betti: Betti
     skeleton: np.ndarray
     tree: Tree | None
@@ -71,16 +79,19 @@ class Reference:
 def study(*, reference: np.ndarray, spacing_mm: tuple[float, float, float], tree: bool) -> Reference:
     """Look once at a reference that may be compared several times."""
     mask = np.asarray(reference).astype(bool, copy=False)
-    skeleton = skeletonise(mask)
-    return Reference(mask, spacing_mm, betti_numbers(mask), skeleton, parse_tree(reference=mask, spacing_mm=spacing_mm, skeleton=skeleton) if tree else None)
+    pieces, skeleton = components(mask), skeletonise(mask)
+    return Reference(mask, spacing_mm, pieces, betti_numbers(mask, pieces[1]), skeleton,
+                     parse_tree(reference=mask, spacing_mm=spacing_mm, skeleton=skeleton) if tree else None)
 
 
 def compare(*, prediction: np.ndarray, reference: Reference) -> Row:
     """SHAPE_COLUMNS and, for a tree, TREE_COLUMNS and GENERATIONS of one prediction of the reference's shape."""
     mask = np.asarray(prediction).astype(bool, copy=False)
     centre = cldice(prediction=mask, reference=reference.mask, reference_skeleton=reference.skeleton)
-    parts = component_errors(prediction=mask, reference=reference.mask, spacing_mm=reference.spacing_mm)
-    own, other = dataclasses.asdict(betti_numbers(mask)), dataclasses.asdict(reference.betti)
+    pieces = components(mask)
+    parts = component_errors(prediction=mask, reference=reference.mask, spacing_mm=reference.spacing_mm,
+                             prediction_components=pieces, reference_components=reference.components)
+    own, other = dataclasses.asdict(betti_numbers(mask, pieces[1])), dataclasses.asdict(reference.betti)
     errors = {f"{b}_error": abs(own[b] - other[b]) for b in own}
     row: Row = {"cldice": centre.cldice, "cldice_precision": centre.precision, "cldice_recall": centre.recall}
     for b in own:
@@ -88,7 +99,7 @@ def compare(*, prediction: np.ndarray, reference: Reference) -> Row:
     row |= {**errors, "betti_error": sum(errors.values()), "b0_located_error": parts.b0_error,
             "extra_components": parts.extra, "extra_components_ml": parts.extra_ml}
     if reference.tree is not None:
-        row |= tree_metrics(prediction=mask, reference=reference.mask, tree=reference.tree)
+        row |= tree_metrics(prediction=mask, reference=reference.mask, tree=reference.tree, prediction_components=pieces)
         row[GENERATIONS] = td_by_generation(prediction=mask, tree=reference.tree)
     return row
 
