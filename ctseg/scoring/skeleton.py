@@ -65,7 +65,7 @@ def skeletonise(mask: np.ndarray) -> np.ndarray:
     result = np.zeros(mask.shape, bool)
     if mask.any():
         box = mask_box(mask)
-        grid = np.pad(mask[box], 1).astype(np.uint8)
+        grid = np.pad(np.ascontiguousarray(mask[box]).view(np.uint8), 1)  # _thin needs the order of C
         _thin(grid)
         result[box] = grid[1:-1, 1:-1, 1:-1]
     return result

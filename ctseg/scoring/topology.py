@@ -19,7 +19,7 @@ from ctseg.scoring.skeleton import skeletonise
 try:
     import cc3d as _cc3d
 except ImportError:  # an accelerator only: SciPy gives the same numbers
-    _cc3d = None
+    _cc3d = None  # type: ignore[assignment]
 
 _NEIGHBOURS = {6: ndimage.generate_binary_structure(3, 1), 26: ndimage.generate_binary_structure(3, 3)}
 
@@ -85,8 +85,8 @@ def components(mask: np.ndarray, connectivity: int = 26) -> Components:
     if _cc3d is None:
         labels, count = ndimage.label(mask, structure=_NEIGHBOURS[connectivity])
     else:
-        labels, count = _cc3d.connected_components(mask, connectivity=connectivity, return_N=True, out_dtype=np.uint32)
-    return labels.astype(np.int32, copy=False), int(count)
+        labels, count = _cc3d.connected_components(mask, connectivity=connectivity, return_N=True, out_dtype=np.uint32)  # type: ignore[call-overload]
+    return labels.view(np.int32), int(count)
 
 
 def largest_component(mask: np.ndarray, connectivity: int = 6) -> np.ndarray:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,12 +28,13 @@ from ctseg.scoring.topology import (
 )
 
 TREE, TUBE, OTHER = "tree", "tube", "other"
+_AIRWAYS = ("airway", "bronch")
 CHOICES = ("auto", "all", "none")
 # Words in a structure's name, read without case and anything but letters; the first row that fits decides. Walls
 # and what grows in a vessel are no tubes; branching metrics make sense only where there are branches.
 _KINDS: tuple[tuple[tuple[str, ...], str], ...] = (
     (("lesion", "tumor", "tumour", "cancer", "cyst", "metastas", "nodule", "thromb", "plaque", "calcif", "wall"), OTHER),
-    (("airway", "bronch", "coronary", "vessel"), TREE),
+    ((*_AIRWAYS, "coronary", "vessel"), TREE),
     (("trachea", "aorta", "artery", "arteries", "arterial", "vein", "venacava", "postcava", "ureter"), TUBE),
 )
 # Columns of every measured structure, and of trees in addition.
@@ -78,7 +79,7 @@ class Reference:
 
 def study(*, reference: np.ndarray, spacing_mm: tuple[float, float, float], tree: bool) -> Reference:
     """Look once at a reference that may be compared several times."""
-    mask = np.asarray(reference).astype(bool, copy=False)
+    mask = np.ascontiguousarray(reference).astype(bool, copy=False)
     pieces, skeleton = components(mask), skeletonise(mask)
     return Reference(mask, spacing_mm, pieces, betti_numbers(mask, pieces[1]), skeleton,
                      parse_tree(reference=mask, spacing_mm=spacing_mm, skeleton=skeleton) if tree else None)
@@ -86,7 +87,7 @@ def study(*, reference: np.ndarray, spacing_mm: tuple[float, float, float], tree
 
 def compare(*, prediction: np.ndarray, reference: Reference) -> Row:
     """SHAPE_COLUMNS and, for a tree, TREE_COLUMNS and GENERATIONS of one prediction of the reference's shape."""
-    mask = np.asarray(prediction).astype(bool, copy=False)
+    mask = np.ascontiguousarray(prediction).astype(bool, copy=False)
     centre = cldice(prediction=mask, reference=reference.mask, reference_skeleton=reference.skeleton)
     pieces = components(mask)
     parts = component_errors(prediction=mask, reference=reference.mask, spacing_mm=reference.spacing_mm,
@@ -133,6 +134,19 @@ def _of_structure(rows: Sequence[Row], nothing: Sequence[Row]) -> dict[str, Any]
         block[GENERATIONS] = _of_generations([row[GENERATIONS] for row in found])
     block["all_background"] = {column: statistics.describe([row[column] for row in nothing], patients, interval=False)["mean"] for column in columns}
     return block
+
+
+def airway_block(topology: Mapping[str, Any]) -> dict[str, Any]:
+    """The `airway` block of summary_statistics.json: the tree columns of the airways, out of `summarise`'s block.
+
+    "structure" says whose they are; of several airways the first. Empty without one: other trees (coronaries,
+    vessels) stand in the `topology` block only.
+    """
+    for name, block in topology.items():
+        if block["kind"] == TREE and any(word in re.sub(r"[^a-z]", "", name.lower()) for word in _AIRWAYS):
+            kept = ("n_reference", "n_missed", "n_without_reference", "n_hallucinated", *TREE_COLUMNS, GENERATIONS)
+            return {"structure": name, **{key: block[key] for key in kept}}
+    return {}
 
 
 def _of_generations(shares: Sequence[Sequence[float]]) -> list[dict[str, Any]]:
