@@ -23,8 +23,8 @@ from ctseg import artifacts
 from ctseg.scans import nifti
 from ctseg.scans.volume import Volume
 
-INSTALL = ("nnunetv2 is not here: `python3 -m venv /tmp/nnunet && /tmp/nnunet/bin/pip install nnunetv2` (about 5 GB), "
-           "then run this test with CTSEG_NNUNET_PYTHON=/tmp/nnunet/bin/python")
+INSTALL = ("nnunetv2 is not here: `python3 -m venv nnunet && nnunet/bin/pip install nnunetv2` (about 5 GB), "
+           "then run this test with CTSEG_NNUNET_PYTHON=nnunet/bin/python")
 KEYS = ("Dice", "FN", "FP", "IoU", "TN", "TP", "n_pred", "n_ref")
 THEIRS = """
 import json, sys
