@@ -239,7 +239,7 @@ def _topology(prediction: np.ndarray, reference: np.ndarray, spacing_mm: tuple[f
     """(topology of one structure, that of predicting nothing), in the box that holds all of it; ignored voxels are background."""
     labels = list(structure.labels)
     box = functools.reduce(joint_box, [found for array in (prediction, reference) for found in few_boxes(array, labels).values()])
-    mask, truth = (np.isin(array[box], labels) for array in (prediction, reference))
+    mask, truth = (array[box] == labels[0] if len(labels) == 1 else np.isin(array[box], labels) for array in (prediction, reference))
     if ignore_label is not None:
         mask &= reference[box] != ignore_label
     known = tubular.study(reference=truth, spacing_mm=spacing_mm, tree=tubular.kind_of(structure.name) == tubular.TREE)

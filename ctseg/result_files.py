@@ -3,13 +3,14 @@
 detailed_results.json    one object per case, keys {organ}_{metric} and mean_{metric}
 summary_statistics.json  everything aggregated (`ctseg.scoring.summary.summarise`)
 summary.json             the format of nnU-Net, whose readers need floats: the only file with the bare token NaN
-per_case.csv             one line per case and structure, the columns of COLUMNS; an empty cell is undefined
-topology.csv             one line per case and measured structure its reference holds, the columns of
-                         TOPOLOGY_COLUMNS; only when something was measured
+per_case.csv             one line per case and structure, the columns of COLUMNS; an empty cell is undefined or
+                         was not measured
+topology.csv             all that was measured of tubes and trees, more than per_case.csv has columns for: one line
+                         per case and structure its reference holds, the columns of TOPOLOGY_COLUMNS
 per_pass.csv             the same scores after each pass, only for a network of several passes
 evaluation_report.txt    the same for reading
 
-Still without columns: calibration.
+The columns of calibration (ece_whole, ece_band) and confidence are empty where rows do not hold them.
 """
 
 from __future__ import annotations
@@ -30,8 +31,11 @@ from ctseg.scoring.metrics import UNANNOTATED, UNEVALUABLE, Row
 COLUMNS = (
     "case_id", "patient_id", "structure", "label", "state", "boundary_mode", "tp", "fp", "fn", "tn", "dice", "iou", "precision",
     "recall", "specificity", "volume_error", "reference_ml", "prediction_ml", "hd_mm", "hd95_mm", "hd_imputed_mm", "hd95_imputed_mm",
-    "assd_mm", "assd_imputed_mm", "masd_mm", "nsd", "nsd_tau_mm", "nsd2", "nsd2_tau_mm", "spacing_d_mm", "spacing_h_mm",
-    "spacing_w_mm", "prediction_file", "reference_file",
+    "assd_mm", "assd_imputed_mm", "masd_mm", "nsd", "nsd_tau_mm", "nsd2", "nsd2_tau_mm",
+    "b0_reference", "b0_prediction", "b0_error", "b1_error", "b2_error", "betti_error", "extra_components", "extra_components_ml", "cldice",
+    "td_full", "td_lcc", "bd_full", "bd_lcc", "precision_lcc", "leakage_full", "leakage_lcc", "amr_full", "amr_lcc", "tree_length_mm",
+    "td_mm_full", "td_mm_lcc", "breaks", "ece_whole", "ece_band", "confidence",
+    "spacing_d_mm", "spacing_h_mm", "spacing_w_mm", "prediction_file", "reference_file",
 )
 TOPOLOGY_COLUMNS = ("case_id", "patient_id", "structure", "state", *tubular.SHAPE_COLUMNS, *tubular.TREE_COLUMNS, tubular.GENERATIONS)
 NOT_BETTER = "NOT BETTER THAN PREDICTING NOTHING"
@@ -47,6 +51,7 @@ def write_results(folder: Path, rows: Sequence[Row], baseline_rows: Sequence[Row
     """
     summary = scores.summarise(rows, baseline_rows, settings)
     summary["topology"] = tubular.summarise(rows, baseline_rows)
+    summary["airway"] = tubular.airway_block(summary["topology"])
     summary["warnings"] = [*warnings, *summary["warnings"]]
     report = report_text(rows, summary)
     write_json(folder / "detailed_results.json", scores.case_records(rows))
@@ -62,8 +67,8 @@ def write_results(folder: Path, rows: Sequence[Row], baseline_rows: Sequence[Row
 
 
 def per_case_csv(rows: Sequence[Row]) -> str:
-    """The table of all rows; floats with full precision."""
-    return _csv(COLUMNS, rows)
+    """The table of all rows; floats with full precision. Topology where it was measured, trees' columns for trees."""
+    return _csv(COLUMNS, [row | (row.get("topology") or {}) for row in rows])
 
 
 PASS_COLUMNS = ("case_id", "patient_id", "structure", "state", "pass", "dice", "hd95_mm", "assd_mm", "fp_volume_ml")

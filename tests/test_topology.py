@@ -587,4 +587,9 @@ def test_real_airways() -> None:
     found, nothing = mask_pairs._topology(other.array, volume.array, volume.spacing_mm, Structure("airway", (1,)), None)
     assert 100 < found["branches"] < 600 and 2000 < found["tree_length_mm"] < 12000
     assert 0.5 < found["td_full"] < 1 and 0.5 < found["precision_full"] < 1 and found["td_lcc"] <= found["td_full"]
+    # Different ways to the same number: tree length and the centre line's recall; leakage from precision and what is missing.
+    assert found["cldice_recall"] == found["td_full"]
+    assert found["leakage_full"] == pytest.approx((1 - found["amr_full"]) * (1 - found["precision_full"]) / found["precision_full"])
+    assert found["breaks"] == 0 and found["b0_prediction"] == 1 and found["b1_reference"] > 0 and 0.8 < found["cldice"] < 1
+    assert 0.5 < found["bd_full"] < 1 and found["bd_lcc"] <= found["bd_full"] and len(found["td_by_generation_full"]) > 8
     assert found["td_by_generation_full"][0] == 1 and nothing["td_full"] == 0 and nothing["amr_full"] == 1

@@ -22,7 +22,7 @@ from scipy.spatial import cKDTree
 from ctseg.scoring.distances import check_masks, mask_box
 from ctseg.scoring.metrics import Counts
 from ctseg.scoring.skeleton import skeletonise
-from ctseg.scoring.topology import components, largest_component
+from ctseg.scoring.topology import Components, components, largest_component
 
 MIN_BRANCH_VOXELS = 5  # shorter pieces of the centre line are cut-off corners of junctions, or noise
 DETECTED = 0.8  # share of a branch's centre line that must be found for the branch to count as found
@@ -199,7 +199,9 @@ def _joined(touching: np.ndarray, generation: np.ndarray) -> np.ndarray:
 # ---- what a prediction found ------------------------------------------------------------------------------
 
 
-def tree_metrics(*, prediction: np.ndarray, reference: np.ndarray, tree: Tree) -> dict[str, float | int | None]:
+def tree_metrics(
+    *, prediction: np.ndarray, reference: np.ndarray, tree: Tree, prediction_components: Components | None = None
+) -> dict[str, float | int | None]:
     """Every metric of one prediction against the reference `tree` was parsed from, both (D, H, W).
 
     Keys with `_full` are of the whole prediction, with `_lcc` of its largest 6-connected component: only the second
@@ -207,14 +209,14 @@ def tree_metrics(*, prediction: np.ndarray, reference: np.ndarray, tree: Tree) -
     mm), bd (branches detected), precision, leakage (predicted outside / reference, can exceed 1) and amr (missing
     share). Without suffix: breaks (predicted 26-components that touch the reference, less one), branches,
     tree_length_mm. An empty prediction: td, bd and leakage 0, amr 1, precision and breaks None. An empty reference:
-    all None.
+    all None. prediction_components: its 26-components, when they are known.
     """
     prediction, reference = np.asarray(prediction).astype(bool, copy=False), np.asarray(reference).astype(bool, copy=False)
     result: dict[str, float | int | None] = {}
     for suffix, mask in (("full", prediction), ("lcc", largest_component(prediction, 6))):
         result |= {f"{name}_{suffix}": value for name, value in _found(mask, reference, tree).items()}
     something = bool(tree.skeleton.size)
-    return result | {"breaks": _breaks(prediction, reference), "branches": tree.n_branches if something else None,
+    return result | {"breaks": _breaks((prediction_components or components(prediction))[0], reference), "branches": tree.n_branches if something else None,
                      "tree_length_mm": tree.length_mm if something else None}
 
 
@@ -241,9 +243,9 @@ def _shares(hit: np.ndarray, group: np.ndarray, n_groups: int) -> np.ndarray:
     return np.bincount(group[taken], weights=hit[taken], minlength=n_groups) / np.bincount(group[taken], minlength=n_groups)
 
 
-def _breaks(prediction: np.ndarray, reference: np.ndarray) -> int | None:
-    """Predicted 26-components that touch the reference, less one; None when none does."""
-    touching = np.unique(components(prediction)[0][reference])
+def _breaks(predicted: np.ndarray, reference: np.ndarray) -> int | None:
+    """Predicted 26-components (numbered, 0 is background) that touch the reference, less one; None when none does."""
+    touching = np.unique(predicted[reference])
     return int(np.count_nonzero(touching)) - 1 if touching.any() else None
 
 

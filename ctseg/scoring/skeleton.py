@@ -22,7 +22,10 @@ from ctseg.scoring.distances import mask_box
 # The 26 neighbours of a voxel; a neighbourhood is a 26-bit number, bit k for neighbour k. The surface of the voxel
 # (a cube) has 26 cells too, 6 faces, 12 edges and 8 corners, one towards each neighbour: they share the numbering.
 _OFFSETS = np.array([offset for offset in itertools.product((-1, 0, 1), repeat=3) if any(offset)])
+_ROWS = np.array(list(itertools.product((-1, 0, 1), repeat=2)))  # the nine rows of three voxels along the last axis
 _HALF = 13
+# Bits of a voxel's row: the one before it, itself, the one after it.
+_BEFORE, _SELF, _AFTER = (np.uint8(bit) for bit in (1, 2, 4))
 _LOW = np.uint32((1 << _HALF) - 1)
 
 
@@ -62,43 +65,52 @@ def skeletonise(mask: np.ndarray) -> np.ndarray:
     result = np.zeros(mask.shape, bool)
     if mask.any():
         box = mask_box(mask)
-        grid = np.pad(mask[box], 1).astype(np.uint8)
+        grid = np.pad(np.ascontiguousarray(mask[box]).view(np.uint8), 1)  # _thin needs the order of C
         _thin(grid)
         result[box] = grid[1:-1, 1:-1, 1:-1]
     return result
 
 
 def _thin(grid: np.ndarray) -> None:
-    """Thin a contiguous uint8 array in place; its outermost voxels are background."""
+    """Thin a contiguous uint8 array in place; its outermost voxels are background.
+
+    `rows` holds three voxels in each element (the one before, itself, the one after), so that a neighbourhood is read
+    in 9 steps instead of 26.
+    """
     strides = np.array([grid.shape[1] * grid.shape[2], grid.shape[2], 1])
-    flat, steps = grid.reshape(-1), _OFFSETS @ strides
+    flat, steps = grid.reshape(-1), _ROWS @ strides[:2]
+    rows = flat << 1
+    rows[1:] |= flat[:-1]
+    rows[:-1] |= flat[1:] << 2
     active = np.flatnonzero(flat)
+    d, h, w = np.unravel_index(active, grid.shape)
+    parity = (d & 1) * 4 + (h & 1) * 2 + (w & 1)
     while True:
         for side in (strides[0], -strides[0], strides[1], -strides[1], strides[2], -strides[2]):
-            border = active[flat[active + side] == 0]
-            codes = _neighbourhoods(flat, border, steps)
-            border = border[(np.bitwise_count(codes) > 1) & is_simple(codes)]  # one neighbour: the end of a line
-            for group in _by_parity(border, grid.shape):
-                flat[group[is_simple(_neighbourhoods(flat, group, steps))]] = 0
-        left = active[flat[active] == 1]
-        if left.size == active.size:
+            at_border = (rows[active] & _SELF != 0) & (rows[active + side] & _SELF == 0)
+            border, groups = active[at_border], parity[at_border]
+            codes = _neighbourhoods(rows, border, steps)
+            thin = (np.bitwise_count(codes) > 1) & is_simple(codes)  # one neighbour: the end of a line
+            border, groups = border[thin], groups[thin]
+            for group in range(8):  # no two of a group touch
+                candidates = border[groups == group]
+                gone = candidates[is_simple(_neighbourhoods(rows, candidates, steps))]
+                rows[gone] &= ~_SELF
+                rows[gone - 1] &= ~_AFTER
+                rows[gone + 1] &= ~_BEFORE
+        left = rows[active] & _SELF != 0
+        if left.all():
+            flat[:] = rows >> 1 & 1
             return
-        active = left
+        active, parity = active[left], parity[left]
 
 
-def _by_parity(positions: np.ndarray, shape: tuple[int, ...]) -> list[np.ndarray]:
-    """Flat positions in eight groups in which no two touch."""
-    d, h, w = np.unravel_index(positions, shape)
-    parity = (d & 1) * 4 + (h & 1) * 2 + (w & 1)
-    return [positions[parity == group] for group in range(8)]
-
-
-def _neighbourhoods(flat: np.ndarray, positions: np.ndarray, steps: np.ndarray) -> np.ndarray:
-    """The 26-bit neighbourhood (uint32) of each flat position."""
+def _neighbourhoods(rows: np.ndarray, positions: np.ndarray, steps: np.ndarray) -> np.ndarray:
+    """The 26-bit neighbourhood (uint32) of each flat position; steps: to the nine rows around it."""
     codes = np.zeros(positions.size, np.uint32)
     for k, step in enumerate(steps):
-        codes |= flat[positions + step].astype(np.uint32) << np.uint32(k)
-    return codes
+        codes |= rows[positions + step].astype(np.uint32) << np.uint32(3 * k)
+    return codes & _LOW | codes >> np.uint32(_HALF + 1) << np.uint32(_HALF)  # without the voxel itself
 
 
 def is_simple(codes: np.ndarray) -> np.ndarray:

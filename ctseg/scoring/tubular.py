@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,15 +18,23 @@ from ctseg.scoring import statistics
 from ctseg.scoring.airway_tree import Tree, parse_tree, td_by_generation, tree_metrics
 from ctseg.scoring.metrics import HALLUCINATED, MISSED, PRESENT, UNANNOTATED, UNEVALUABLE, Row
 from ctseg.scoring.skeleton import skeletonise
-from ctseg.scoring.topology import Betti, betti_numbers, cldice, component_errors
+from ctseg.scoring.topology import (
+    Betti,
+    Components,
+    betti_numbers,
+    cldice,
+    component_errors,
+    components,
+)
 
 TREE, TUBE, OTHER = "tree", "tube", "other"
+_AIRWAYS = ("airway", "bronch")
 CHOICES = ("auto", "all", "none")
 # Words in a structure's name, read without case and anything but letters; the first row that fits decides. Walls
 # and what grows in a vessel are no tubes; branching metrics make sense only where there are branches.
 _KINDS: tuple[tuple[tuple[str, ...], str], ...] = (
     (("lesion", "tumor", "tumour", "cancer", "cyst", "metastas", "nodule", "thromb", "plaque", "calcif", "wall"), OTHER),
-    (("airway", "bronch", "coronary", "vessel"), TREE),
+    ((*_AIRWAYS, "coronary", "vessel"), TREE),
     (("trachea", "aorta", "artery", "arteries", "arterial", "vein", "venacava", "postcava", "ureter"), TUBE),
 )
 # Columns of every measured structure, and of trees in addition.
@@ -63,6 +71,7 @@ class Reference:
 
     mask: np.ndarray
     spacing_mm: tuple[float, float, float]
+    components: Components
     betti: Betti
     skeleton: np.ndarray
     tree: Tree | None
@@ -70,17 +79,20 @@ class Reference:
 
 def study(*, reference: np.ndarray, spacing_mm: tuple[float, float, float], tree: bool) -> Reference:
     """Look once at a reference that may be compared several times."""
-    mask = np.asarray(reference).astype(bool, copy=False)
-    skeleton = skeletonise(mask)
-    return Reference(mask, spacing_mm, betti_numbers(mask), skeleton, parse_tree(reference=mask, spacing_mm=spacing_mm, skeleton=skeleton) if tree else None)
+    mask = np.ascontiguousarray(reference).astype(bool, copy=False)
+    pieces, skeleton = components(mask), skeletonise(mask)
+    return Reference(mask, spacing_mm, pieces, betti_numbers(mask, pieces[1]), skeleton,
+                     parse_tree(reference=mask, spacing_mm=spacing_mm, skeleton=skeleton) if tree else None)
 
 
 def compare(*, prediction: np.ndarray, reference: Reference) -> Row:
     """SHAPE_COLUMNS and, for a tree, TREE_COLUMNS and GENERATIONS of one prediction of the reference's shape."""
-    mask = np.asarray(prediction).astype(bool, copy=False)
+    mask = np.ascontiguousarray(prediction).astype(bool, copy=False)
     centre = cldice(prediction=mask, reference=reference.mask, reference_skeleton=reference.skeleton)
-    parts = component_errors(prediction=mask, reference=reference.mask, spacing_mm=reference.spacing_mm)
-    own, other = dataclasses.asdict(betti_numbers(mask)), dataclasses.asdict(reference.betti)
+    pieces = components(mask)
+    parts = component_errors(prediction=mask, reference=reference.mask, spacing_mm=reference.spacing_mm,
+                             prediction_components=pieces, reference_components=reference.components)
+    own, other = dataclasses.asdict(betti_numbers(mask, pieces[1])), dataclasses.asdict(reference.betti)
     errors = {f"{b}_error": abs(own[b] - other[b]) for b in own}
     row: Row = {"cldice": centre.cldice, "cldice_precision": centre.precision, "cldice_recall": centre.recall}
     for b in own:
@@ -88,7 +100,7 @@ def compare(*, prediction: np.ndarray, reference: Reference) -> Row:
     row |= {**errors, "betti_error": sum(errors.values()), "b0_located_error": parts.b0_error,
             "extra_components": parts.extra, "extra_components_ml": parts.extra_ml}
     if reference.tree is not None:
-        row |= tree_metrics(prediction=mask, reference=reference.mask, tree=reference.tree)
+        row |= tree_metrics(prediction=mask, reference=reference.mask, tree=reference.tree, prediction_components=pieces)
         row[GENERATIONS] = td_by_generation(prediction=mask, tree=reference.tree)
     return row
 
@@ -122,6 +134,19 @@ def _of_structure(rows: Sequence[Row], nothing: Sequence[Row]) -> dict[str, Any]
         block[GENERATIONS] = _of_generations([row[GENERATIONS] for row in found])
     block["all_background"] = {column: statistics.describe([row[column] for row in nothing], patients, interval=False)["mean"] for column in columns}
     return block
+
+
+def airway_block(topology: Mapping[str, Any]) -> dict[str, Any]:
+    """The `airway` block of summary_statistics.json: the tree columns of the airways, out of `summarise`'s block.
+
+    "structure" says whose they are; of several airways the first. Empty without one: other trees (coronaries,
+    vessels) stand in the `topology` block only.
+    """
+    for name, block in topology.items():
+        if block["kind"] == TREE and any(word in re.sub(r"[^a-z]", "", name.lower()) for word in _AIRWAYS):
+            kept = ("n_reference", "n_missed", "n_without_reference", "n_hallucinated", *TREE_COLUMNS, GENERATIONS)
+            return {"structure": name, **{key: block[key] for key in kept}}
+    return {}
 
 
 def _of_generations(shares: Sequence[Sequence[float]]) -> list[dict[str, Any]]:
