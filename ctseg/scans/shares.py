@@ -79,6 +79,14 @@ class Shares:
             result[found[0]] = found[1]
         return result
 
+    def leading(self) -> np.ndarray:
+        """(D, H, W) float32: the highest probability of any class, background too."""
+        best = self.whole(0)
+        for number in self.numbers():
+            box, values = self._parts[number]
+            np.maximum(best[box], values, out=best[box])
+        return best
+
     def region(self, number: int, least: float, *, margin: int = 0) -> tuple[tuple[int, int, int], tuple[int, int, int]] | None:
         """(first voxel, shape) of the part of the canvas where a class has at least `least`, `margin` voxels wider; None where it never has."""
         box, values = self._parts[number]
@@ -115,11 +123,11 @@ class Shares:
         if number not in self._parts:
             self._parts[number] = (box, np.zeros([part.stop - part.start for part in box], dtype=np.float32))
         held, values = self._parts[number]
-        union = tuple(slice(min(a.start, b.start), max(a.stop, b.stop)) for a, b in zip(held, box))
-        if union != held:
-            grown = np.zeros([part.stop - part.start for part in union], dtype=np.float32)
-            grown[_inside(held, union)] = values
-            held, values = (union[0], union[1], union[2]), grown
+        d, h, w = (slice(min(a.start, b.start), max(a.stop, b.stop)) for a, b in zip(held, box))
+        if (d, h, w) != held:
+            grown = np.zeros([part.stop - part.start for part in (d, h, w)], dtype=np.float32)
+            grown[_inside(held, (d, h, w))] = values
+            held, values = (d, h, w), grown
             self._parts[number] = (held, values)
         return values[_inside(box, held)]
 
