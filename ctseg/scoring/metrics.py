@@ -154,7 +154,7 @@ def score_case(
     counts = [_counts(matrix, member) for member in members]
     states = [_state(c, (annotation or {}).get(s.name)) for s, c in zip(structures, counts)]
     wanted = sorted({i for member, state in zip(members, states) if state == PRESENT for i in member})
-    boxes = _joint_boxes(prediction, reference, wanted)
+    boxes = joint_boxes(prediction, reference, wanted)
     rows = []
     for structure, member, count, state in zip(structures, members, counts, states):
         surface: dict[str, float | None] = {}
@@ -264,7 +264,7 @@ def _surface_columns(surface: dict[str, float | None], state: str, tolerances_mm
 Box = tuple[slice, ...]
 
 
-def _joint_boxes(prediction: np.ndarray, reference: np.ndarray, wanted: list[int]) -> dict[int, Box]:
+def joint_boxes(prediction: np.ndarray, reference: np.ndarray, wanted: list[int]) -> dict[int, Box]:
     """For each wanted label the box that holds it in both maps; labels in neither map are left out."""
     if not wanted:
         return {}
