@@ -29,6 +29,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from ctseg.scoring import distances, metrics
+from ctseg.scoring.label_scan import LabelScan
 
 STRUCTURES = 20
 TAU_MM = 2.0
@@ -81,7 +82,7 @@ def lone(shape: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:
 
 def ours(prediction: np.ndarray, reference: np.ndarray, spacing_mm: tuple[float, float, float], labels: list[int], mode: str, engine: str = "auto") -> list[SCORES]:
     """HD95, ASSD and NSD per label, from the label maps; undefined structures are not among the phantom's."""
-    boxes = metrics.joint_boxes(prediction, reference, labels)
+    boxes = LabelScan(prediction=prediction, reference=reference, n_labels=max(labels) + 1).boxes(labels)
     scores = []
     for label in labels:
         pair = distances.distances_in_box(
