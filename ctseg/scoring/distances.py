@@ -135,9 +135,10 @@ def voxel_boundary(mask: np.ndarray) -> np.ndarray:
     return mask & ~inside
 
 
-# What a step costs, in look-ups of `shells.search` (some 4 ns each on one machine; only the ratios matter).
-_TRANSFORM_PER_VOXEL = {"edt": 3.5, "scipy": 7.0}
-_TREE_PER_TARGET, _TREE_PER_POINT = 60.0, 250.0
+# What a step costs, in look-ups of `shells.search` (measured on balls in 32^3 to 128^3 voxels; only the ratios matter).
+_TRANSFORM_PER_VOXEL = {"edt": 8.0, "scipy": 25.0}
+_TREE_PER_TARGET, _TREE_PER_POINT = 30.0, 200.0
+_NEAR_VOXELS = 2.5  # mean distance of the surfaces up to which looking around each point is tried
 
 
 def _one_way(source: _Side, target: _Side, spacing_mm: tuple[float, float, float], engine: str, thickness: float) -> tuple[np.ndarray, np.ndarray]:
@@ -149,8 +150,8 @@ def _one_way(source: _Side, target: _Side, spacing_mm: tuple[float, float, float
     shared = target.mask.reshape(-1)[source.points]
     groups, steps_mm, left = [np.flatnonzero(shared)], [0.0], np.flatnonzero(~shared)
     transform = "edt" if _edt is not None else "scipy"
-    if left.size and (engine == "shells" or (engine == "auto" and thickness <= 4.0)):
-        budget = math.inf if engine == "shells" else _TRANSFORM_PER_VOXEL[transform] * source.mask.size
+    if left.size and (engine == "shells" or (engine == "auto" and thickness <= _NEAR_VOXELS)):
+        budget = math.inf if engine == "shells" else 0.5 * _TRANSFORM_PER_VOXEL[transform] * source.mask.size
         found, distances_mm, missing = shells.search(source.points[left], target.mask, spacing_mm, budget=budget)
         groups += [left[numbers] for numbers in found]
         steps_mm += distances_mm
