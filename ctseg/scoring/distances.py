@@ -106,11 +106,9 @@ def distances_in_box(
         reference_side, prediction_side = _Side(voxel_boundary(reference)), _Side(voxel_boundary(prediction))
         reference_weights, prediction_weights = np.ones(reference_side.points.size), np.ones(prediction_side.points.size)
     thickness = 2.0 * np.count_nonzero(prediction ^ reference) / (reference_side.points.size + prediction_side.points.size)
-    sides = []
-    for source, target, weights in ((reference_side, prediction_side, reference_weights), (prediction_side, reference_side, prediction_weights)):
-        distances, order = _one_way(source, target, spacing_mm, engine, thickness)
-        sides += [distances, weights[order]]
-    return SurfaceDistances(*sides, boundary_mode)
+    from_reference, reference_order = _one_way(reference_side, prediction_side, spacing_mm, engine, thickness)
+    from_prediction, prediction_order = _one_way(prediction_side, reference_side, spacing_mm, engine, thickness)
+    return SurfaceDistances(from_reference, reference_weights[reference_order], from_prediction, prediction_weights[prediction_order], boundary_mode)
 
 
 class _Side:
