@@ -171,7 +171,7 @@ class Timer:
 
     def run(self, jobs: dict[str, Callable[[], object]], heavy_s: float = 20.0) -> dict[str, float]:
         """Median per job over the repeats; a job of more than `heavy_s` seconds runs once."""
-        list(jobs.values())[0]()  # the first call fills tables
+        next(iter(jobs.values()))()  # the first call fills tables
         for turn in range(self.repeats):
             for name, job in jobs.items():
                 if turn and self.seconds[name][0] > heavy_s:
