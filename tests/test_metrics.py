@@ -24,7 +24,7 @@ from ctseg.scoring.statistics import bca_interval, describe
 from ctseg.scoring.summary import mean, summarise
 
 MODES = ("surfel", "voxel")
-ENGINES = ("edt", "scipy", "tree") if distances._edt is not None else ("scipy", "tree")
+ENGINES = ("edt", "scipy", "tree", "shells") if distances._edt is not None else ("scipy", "tree", "shells")
 UNIT = (1.0, 1.0, 1.0)
 DISTANCES = ("hd_mm", "hd95_mm", "assd_mm", "masd_mm")
 

@@ -12,10 +12,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from scipy import ndimage
 
 from ctseg.scoring import distances as surfaces
 from ctseg.scoring import tolerances
+from ctseg.scoring.label_scan import Box, LabelScan
 
 Row = dict[str, Any]
 PRESENT, MISSED, HALLUCINATED, ABSENT = "present", "missed", "hallucinated", "absent"
@@ -24,7 +24,6 @@ STATES = (PRESENT, MISSED, HALLUCINATED, ABSENT, UNANNOTATED, UNEVALUABLE)
 # What a case may say about a structure, and the state that follows whatever the masks hold.
 _NOT_SCORED = {"unlabelled": UNANNOTATED, UNANNOTATED: UNANNOTATED, UNEVALUABLE: UNEVALUABLE}
 MAX_LABEL = 65535
-_CHUNK = 1 << 16  # voxels per step of the confusion matrix: its temporaries stay in the cache
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,13 +147,15 @@ def score_case(
     if prediction.ndim != 3 or prediction.shape != reference.shape:
         raise ValueError(f"prediction {prediction.shape} and reference {reference.shape} must be 3D and of one shape")
     prediction, reference, index_of, ignored = _compact(prediction, reference, structures, ignore_label)
-    matrix = confusion_matrix(prediction=prediction, reference=reference, n_labels=int(max(prediction.max(initial=0), reference.max(initial=0), *index_of.values())) + 1)
+    n_labels = int(max(prediction.max(initial=0), reference.max(initial=0), *index_of.values())) + 1
+    scan = LabelScan(prediction=prediction, reference=reference, n_labels=n_labels)
+    matrix = scan.matrix
     matrix[0, 0] -= ignored
     members = [[index_of[label] for label in structure.labels] for structure in structures]
     counts = [_counts(matrix, member) for member in members]
     states = [_state(c, (annotation or {}).get(s.name)) for s, c in zip(structures, counts)]
     wanted = sorted({i for member, state in zip(members, states) if state == PRESENT for i in member})
-    boxes = _joint_boxes(prediction, reference, wanted)
+    boxes = scan.boxes(wanted)
     rows = []
     for structure, member, count, state in zip(structures, members, counts, states):
         surface: dict[str, float | None] = {}
@@ -208,15 +209,8 @@ def _renumber(array: np.ndarray, ids: list[int]) -> np.ndarray:
 
 
 def confusion_matrix(*, prediction: np.ndarray, reference: np.ndarray, n_labels: int) -> np.ndarray:
-    """(n_labels, n_labels) int64 voxel counts, [reference label, prediction label]; labels below n_labels."""
-    matrix = np.zeros(n_labels * n_labels, np.int64)
-    flat_prediction, flat_reference = prediction.reshape(-1), reference.reshape(-1)
-    for start in range(0, flat_reference.size, _CHUNK):
-        pairs = flat_reference[start : start + _CHUNK].astype(np.intp)
-        pairs *= n_labels
-        pairs += flat_prediction[start : start + _CHUNK]
-        matrix += np.bincount(pairs, minlength=n_labels * n_labels)
-    return matrix.reshape(n_labels, n_labels)
+    """(n_labels, n_labels) int64 voxel counts, [reference label, prediction label]; uint8 or uint16 labels below n_labels."""
+    return LabelScan(prediction=prediction, reference=reference, n_labels=n_labels).matrix
 
 
 def _counts(matrix: np.ndarray, member: list[int]) -> Counts:
@@ -260,23 +254,6 @@ def _surface_columns(surface: dict[str, float | None], state: str, tolerances_mm
 
 
 # ---- boxes ------------------------------------------------------------------------------------------------
-
-Box = tuple[slice, ...]
-
-
-def _joint_boxes(prediction: np.ndarray, reference: np.ndarray, wanted: list[int]) -> dict[int, Box]:
-    """For each wanted label the box that holds it in both maps; labels in neither map are left out."""
-    if not wanted:
-        return {}
-    find = few_boxes if len(wanted) <= 3 else _all_boxes
-    one, other = find(prediction, wanted), find(reference, wanted)
-    return {label: _union([found[label] for found in (one, other) if label in found]) for label in wanted if label in one or label in other}
-
-
-def _all_boxes(volume: np.ndarray, wanted: list[int]) -> dict[int, Box]:
-    found = ndimage.find_objects(volume, max_label=max(wanted))
-    return {label: found[label - 1] for label in wanted if found[label - 1] is not None}
-
 
 def few_boxes(volume: np.ndarray, wanted: list[int]) -> dict[int, Box]:
     """Boxes of a few labels, faster than `find_objects`, which looks for all of them: slabs of 16 slices."""

@@ -27,11 +27,22 @@ def cell_codes(mask: np.ndarray) -> np.ndarray:
 
     Cell (d, h, w) holds the voxels d-1..d, h-1..h, w-1..w, so its centre is the corner of those 8 voxels.
     """
-    codes = np.zeros(tuple(n + 2 for n in mask.shape), np.uint8)
-    codes[1:-1, 1:-1, 1:-1] = mask
-    codes = codes[:, :, :-1] << 1 | codes[:, :, 1:]
-    codes = codes[:, :-1] << 2 | codes[:, 1:]
-    return codes[:-1] << 4 | codes[1:]
+    return padded_codes(mask)[:-1, :-1, :-1]
+
+
+def padded_codes(mask: np.ndarray) -> np.ndarray:
+    """`cell_codes` with one more layer of zeros at the end of each axis, contiguous.
+
+    The shifts run over the flat array: where a row ends the next one begins with background.
+    """
+    voxels = np.zeros(tuple(n + 2 for n in mask.shape), np.uint8)
+    voxels[1:-1, 1:-1, 1:-1] = mask
+    codes, following = voxels.reshape(-1), np.empty(voxels.size, np.uint8)
+    for factor, step in ((2, 1), (4, voxels.shape[2]), (16, voxels.shape[1] * voxels.shape[2])):
+        np.multiply(codes, np.uint8(factor), out=following)  # a shift, which NumPy does slower
+        following[:-step] |= codes[step:]
+        codes, following = following, codes
+    return codes.reshape(voxels.shape)
 
 
 def is_boundary(codes: np.ndarray) -> np.ndarray:
