@@ -65,6 +65,18 @@ def read_regular(path: Path) -> bytes:
         raise refuse("READ_FAILED", f"reading failed ({errno.errorcode.get(error.errno or 0, 'unknown error')})", "check the disk and copy the file again", path) from None
 
 
+def wrong_kind(path: Path, start: bytes, code: str, expected: str) -> CaseError:
+    """The error of a file that begins with something else than `expected`; names what is often found instead."""
+    text = start.lstrip().lower()
+    if text.startswith(b"version https://git-lfs"):
+        return refuse(code, "it looks like a git-lfs pointer", "run `git lfs pull` or download the file itself", path)
+    if text.startswith((b"<!doctype", b"<html", b"<?xml")):
+        return refuse(code, "it looks like an HTML page", "download the file again, logged in if the site needs it", path)
+    if start.startswith(b"PK\x03\x04"):
+        return refuse("ARCHIVE_INPUT", "it is a zip archive", "unpack it first", path)
+    return refuse(code, f"the first bytes are not {expected}", "check what the file is", path)
+
+
 def check_memory(voxels: int, item_bytes: int, path: Path | str) -> None:
     """Refuse a scan whose array would not fit, from its header alone."""
     need = voxels * (item_bytes + 4)
