@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
-
 from builders import small_phantom
+
 from ctseg.artifacts import write_json
 from ctseg.errors import CaseError, PreconditionError, UsageError
 from ctseg.scans import dicom_series, metaimage, nifti, nrrd, reading, volume_files
