@@ -37,8 +37,8 @@ TOPOLOGY_COLUMNS = ("case_id", "patient_id", "structure", "state", *tubular.SHAP
 NOT_BETTER = "NOT BETTER THAN PREDICTING NOTHING"
 
 
-def write_results(folder: Path, rows: Sequence[Row], baseline_rows: Sequence[Row], settings: Mapping[str, Any], warnings: Sequence[str] = ()) -> str:
-    """Write the text files and return the report.
+def write_results(folder: Path | None, rows: Sequence[Row], baseline_rows: Sequence[Row], settings: Mapping[str, Any], warnings: Sequence[str] = ()) -> str:
+    """Write the text files and return the report; without a folder only the report.
 
     rows: of `score_case`, completed by case_id, patient_id, prediction_file and reference_file, ordered by case;
     with "topology" where that was measured.
@@ -49,6 +49,8 @@ def write_results(folder: Path, rows: Sequence[Row], baseline_rows: Sequence[Row
     summary["topology"] = tubular.summarise(rows, baseline_rows)
     summary["warnings"] = [*warnings, *summary["warnings"]]
     report = report_text(rows, summary)
+    if folder is None:
+        return report
     write_json(folder / "detailed_results.json", scores.case_records(rows))
     write_json(folder / "summary_statistics.json", summary)
     write_text(folder / "summary.json", json.dumps(nnunet_summary(rows), indent=4, sort_keys=True) + "\n")
