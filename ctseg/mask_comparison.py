@@ -62,7 +62,7 @@ class MaskPair:
 
 def pair_masks(reference: Path, prediction: Path, *, labels: Path | None, ct: Path | None, structures: str | None, single: bool, allow_missing: bool) -> tuple[list[MaskPair], list[str]]:
     """(pairs by case id, names of the structures). single: both paths are one case. structures: the words after --structures."""
-    if single or reference.is_file() or prediction.is_file():
+    if single or mask_sides.is_one_case(reference) or mask_sides.is_one_case(prediction):
         case_id = mask_sides.case_of(reference)
         references, predictions = {case_id: mask_sides.one_case(reference)}, {case_id: mask_sides.one_case(prediction)}
     else:
@@ -70,16 +70,17 @@ def pair_masks(reference: Path, prediction: Path, *, labels: Path | None, ct: Pa
     if not references:
         raise PreconditionError("NO_DATA", "it holds no masks", "check the path after --reference", file=reference.name)
     check_sets("case", references, predictions, allow_missing=allow_missing)
-    names = {id(paths): mask_sides.names_of([path for path in paths.values() if path.is_file()], labels) for paths in (references, predictions)}
+    own, theirs = (mask_sides.names_of(list(paths.values()), labels) for paths in (references, predictions))
+    own, theirs = own or theirs, theirs or own  # label maps share the names that stand beside the others
     pairs = []
     for case_id, path in sorted(references.items()):
         predicted = predictions.get(case_id)
-        one = _open(path, names[id(references)], case_id)
-        other = None if predicted is None else _open(predicted, names[id(predictions)], case_id)
+        one = _open(path, own, case_id)
+        other = None if predicted is None else _open(predicted, theirs, case_id)
         if ct is None and (one.is_dicom or (other is not None and other.is_dicom)):
             raise PreconditionError("SCAN_MISSING", "a DICOM SEG or RTSTRUCT lies on the slices of a scan", "give the scan, or the folder of scans, with --ct", case=case_id, file=one.file if one.is_dicom else predicted.name if predicted else "-")
         scan = None if ct is None else mask_sides.find_scan(ct, case_id, only=len(references) == 1)
-        pairs.append(MaskPair(case_id, case_id, other, one, scan, unlabelled=_unlabelled(one, names[id(references)], case_id)))
+        pairs.append(MaskPair(case_id, case_id, other, one, scan, unlabelled=_unlabelled(one, own, case_id)))
     chosen = _wanted(structures, pairs) if structures else _named(pairs)
     check_names(chosen, reference.name)
     return [dataclasses.replace(pair, matches=_matches(pair, chosen, limited=structures is not None, allow_missing=allow_missing)) for pair in pairs], chosen

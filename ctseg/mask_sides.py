@@ -85,6 +85,12 @@ def case_of(path: Path) -> str:
     return next((name[: -len(end)] for end in _OUR_ENDS if name.endswith(end) and len(name) > len(end)), name)
 
 
+def is_one_case(path: Path) -> bool:
+    """A file, or a folder whose masks lie in `segmentations`."""
+    inner = None if path.is_file() else gathering.child(path, "segmentations")
+    return path.is_file() or (inner is not None and inner.is_dir())
+
+
 def one_case(path: Path) -> Path:
     """The masks of the one case at a path: a file, a folder with one mask per structure, or a folder with one DICOM file of masks."""
     found = _in_folder(path) if path.is_dir() else [path]
@@ -151,14 +157,17 @@ def open_side(path: Path, names: LabelNames | None) -> Side:
 
 
 def _describes_segments(path: Path) -> bool:
-    return volume_files.format_of(path) == "nrrd" and bool(nrrd.list_segments(path))
+    try:
+        return volume_files.format_of(path) == "nrrd" and bool(nrrd.list_segments(path))
+    except CaseError:
+        return False  # reading it says what is wrong with it
 
 
 def names_of(paths: list[Path], given: Path | None) -> LabelNames | None:
     """The names of label maps: from --labels, else from labels.json or dataset.json beside the files or one folder above; None without any."""
     if given is not None:
         return mask_pairs.read_label_names(given)
-    folders = list(dict.fromkeys(path.parent for path in paths))
+    folders = list(dict.fromkeys(path.parent for path in paths if path.is_file() and volume_files.stem_of(path, detached=True) is not None))
     if not folders:
         return None
     try:

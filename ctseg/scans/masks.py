@@ -91,8 +91,12 @@ def _dicom(path: Path, scan: Volume | None, source: ImageSource | None) -> Masks
     list_names, read_masks = (dicom_seg.list_segments, dicom_seg.read_segments) if modality == "SEG" else (rtstruct.list_structures, rtstruct.read_structures)
     series = source if source is not None and source.format == "dicom" else None
 
+    unchecked = [series] if series is not None else []  # that the masks belong to the series is checked with the first of them: it reads every slice's header
+
     def read(name: str) -> Volume:
-        masks, _ = read_masks(path, scan, None if series is None else series.path, names=[name], series_uid=None if series is None else series.series_uid)
+        first = unchecked[0] if unchecked else None
+        masks, _ = read_masks(path, scan, None if first is None else first.path, names=[name], series_uid=None if first is None else first.series_uid)
+        unchecked.clear()
         return Volume(masks.get(name, np.zeros(scan.array.shape, dtype=bool)), scan.affine)
 
     return Masks(tuple(list_names(path).values()), read)
