@@ -52,13 +52,14 @@ def _kind(mode: int) -> str:
     return next((name for test, name in kinds if test(mode)), "something else")
 
 
-def read_regular(path: Path) -> bytes:
-    """The bytes of a regular file, bounded by the memory limit."""
+def read_regular(path: Path, count: int = -1) -> bytes:
+    """The bytes of a regular file, bounded by the memory limit; or only its first `count`."""
     size = require_regular(path)
     if size > MEMORY_LIMIT_BYTES:
         raise refuse("TOO_LARGE", f"the file has {size / 2**30:.1f} GiB, limit {MEMORY_LIMIT_BYTES / 2**30:.0f} GiB", "crop or resample the scan first", path)
     try:
-        return path.read_bytes()
+        with path.open("rb") as stream:
+            return stream.read(count)
     except PermissionError:
         raise refuse("PERMISSION", "the file may not be read", "change the permissions of the file", path) from None
     except OSError as error:

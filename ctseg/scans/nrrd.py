@@ -54,8 +54,7 @@ def read_integers(path: str | Path) -> tuple[Volume, list[Finding]]:
 
 def read_names(path: str | Path) -> dict[int, str]:
     """Value -> name from the segments that a file describes; empty without any, and where they lie in several layers."""
-    path = Path(path)
-    segments = _segments(_parse(path, checks.read_regular(path)), path)
+    segments = list_segments(path)
     return {segment.value: segment.name for segment in segments} if all(segment.layer == 0 for segment in segments) else {}
 
 
@@ -71,7 +70,7 @@ class Segment:
 def list_segments(path: str | Path) -> tuple[Segment, ...]:
     """The segments that a file describes, in their order; empty for a plain image or label map. Reads the header alone."""
     path = Path(path)
-    return _segments(_parse(path, checks.read_regular(path)), path)
+    return _segments(_parse(path, checks.read_regular(path, HEADER_LIMIT)), path)
 
 
 def read_segments(path: str | Path) -> tuple[tuple[Segment, ...], Callable[[Segment], Volume], list[Finding]]:
