@@ -1,12 +1,14 @@
-"""Stage 3: predict the test scans and score them; or score any two folders of masks.
+"""Stage 3: predict the test scans and score them; or score any masks against any others.
 
-Reads   processed_data/ and checkpoints/best_model.pth, or the folders --reference and --prediction
-Writes  evaluation_results/ (or --output): predictions/, detailed_results.json, summary_statistics.json, summary.json,
+Reads   processed_data/ and checkpoints/best_model.pth, or the masks --reference and --prediction: label maps (NIfTI, NRRD, MetaImage),
+        .seg.nrrd of 3D Slicer, folders with one file per structure, DICOM SEG or RTSTRUCT (these with --ct); a file each, or folders of cases
+Writes  evaluation_results/ (or --output; without it masks are only printed): predictions/, detailed_results.json, summary_statistics.json, summary.json,
         per_case.csv, evaluation_report.txt, dice_boxplots.png, dice_vs_hausdorff.png, metrics_heatmap.png,
         and topology.csv when a structure is a tube (airway, vessels)
 
     python evaluate.py
     python evaluate.py --reference labelsTs --prediction predicted --output scores --labels names.json
+    python evaluate.py --reference rtstruct.dcm --prediction masks/scan.nii.gz --ct dicom_series --structures liver,spleen
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import functools
 import json
 import multiprocessing
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,7 +30,8 @@ from ctseg.config import Settings
 from ctseg.errors import IntegrityError, PreconditionError, UsageError
 
 if TYPE_CHECKING:
-    from ctseg.mask_pairs import Pair, ScoreSettings
+    from ctseg.mask_comparison import MaskPair
+    from ctseg.mask_pairs import LabelNames, Pair, ScoreSettings
     from ctseg.scoring.metrics import Row, Structure
 
 
@@ -99,19 +102,20 @@ def score_passes(workspace: Workspace, cases: Sequence[Mapping[str, Any]], pairs
         LOG.info("%s Passes used: %.1f of at most %d.", gain.sentence(), used, count)
 
 
-def score_pairs(pairs: Sequence[Pair], structures: Sequence[Structure], settings: ScoreSettings, *, workers: int = 1) -> tuple[list[Row], list[Row], list[str]]:
-    """(rows, rows of predicting nothing, lines of what was noticed), ordered by case id and structure.
+def score_pairs(pairs: Sequence[Pair] | Sequence[MaskPair], structures: Sequence[Structure], settings: ScoreSettings, *, workers: int = 1,
+                score: Callable[..., Any] | None = None) -> tuple[list[Row], list[Row], list[str]]:
+    """(rows, rows of predicting nothing, lines of what was noticed), ordered by case id and structure. score: `score_pair` unless said otherwise.
 
     One process per case at a time, one thread each; the result does not depend on the number of workers.
     """
     from ctseg.mask_pairs import score_pair
 
-    pairs = sorted(pairs, key=lambda pair: pair.case_id)
-    job = functools.partial(score_pair, structures=structures, settings=settings)
+    ordered = sorted(pairs, key=lambda pair: pair.case_id)
+    job = functools.partial(score or score_pair, structures=structures, settings=settings)
     rows: list[Row] = []
     nothing: list[Row] = []
     notes: list[str] = []
-    for own, own_nothing, own_notes in cli.bar("Scoring")(_map(job, pairs, workers), total=len(pairs)):
+    for own, own_nothing, own_notes in cli.bar("Scoring")(_map(job, ordered, workers), total=len(ordered)):
         rows += own
         nothing += own_nothing
         notes += own_notes
@@ -133,9 +137,9 @@ def _map(job: Any, items: Sequence[Any], workers: int) -> Iterator[Any]:
             raise
 
 
-def write_evaluation(folder: Path, pairs: Sequence[Pair], structures: Sequence[Structure], how: ScoreSettings, rows: Sequence[Row], nothing: Sequence[Row],
+def write_evaluation(folder: Path | None, pairs: Sequence[Pair] | Sequence[MaskPair], structures: Sequence[Structure], how: ScoreSettings, rows: Sequence[Row], nothing: Sequence[Row],
                      *, warnings: Sequence[str] = (), synthetic: bool = False, split_hash: str | None = None, plots: bool = True) -> str:
-    """Write every result file and return the report."""
+    """Write every result file and return the report; without a folder only the report."""
     from ctseg.result_files import write_results
     from ctseg.scoring import distances, statistics
 
@@ -148,7 +152,7 @@ def write_evaluation(folder: Path, pairs: Sequence[Pair], structures: Sequence[S
         "n_patients": len({pair.patient_id for pair in pairs}), "n_cases": len(pairs), "n_missing_predictions": missing, "synthetic": synthetic,
     }
     report = write_results(folder, rows, nothing, content, warnings)
-    if plots:
+    if plots and folder is not None:
         _draw(folder, rows, [structure.name for structure in structures], synthetic)
     return report
 
@@ -160,28 +164,53 @@ def _draw(folder: Path, rows: Sequence[Row], names: Sequence[str], synthetic: bo
         getattr(plots, name)(rows, names, folder / f"{name}.png", synthetic)
 
 
-# ---- two folders ------------------------------------------------------------------------------------------
+# ---- masks against masks ----------------------------------------------------------------------------------
 
 
-def compare_folders(arguments: argparse.Namespace, settings: Settings, workers: int) -> int:
-    """Score --prediction against --reference; everything goes to --output."""
-    from ctseg.mask_pairs import ScoreSettings, find_label_names, pair_folders
-    from ctseg.scoring.tolerances import tolerances_for
+def compare(arguments: argparse.Namespace, settings: Settings, workers: int) -> int:
+    """Score --prediction against --reference and print the report; the files go to --output, where that is given."""
+    from ctseg import mask_comparison, mask_pairs
+
+    for option, path in (("--reference", arguments.reference), ("--prediction", arguments.prediction)):
+        if not path.exists():
+            raise PreconditionError("NO_DATA", f"'{path}' after {option} does not exist", "check the path", file=path.name)
+    names = _map_names(arguments)
+    if names is not None:
+        pairs = mask_pairs.pair_folders(arguments.reference, arguments.prediction, names, allow_missing=arguments.allow_missing)
+        return _compare(arguments, settings, workers, pairs, names.structures, mask_pairs.score_pair, names.ignore_label)
+    others, chosen = mask_comparison.pair_masks(arguments.reference, arguments.prediction, labels=arguments.labels, ct=arguments.ct, structures=arguments.structures,
+                                                single=arguments.one_case, allow_missing=arguments.allow_missing)
+    return _compare(arguments, settings, workers, others, mask_comparison.numbered(chosen), mask_comparison.score_masks, None, mask_comparison.said_of(others))
+
+
+def _map_names(arguments: argparse.Namespace) -> LabelNames | None:
+    """The names of two folders of label maps that share their ids; None for any other comparison."""
+    from ctseg import mask_pairs, mask_sides
 
     reference, prediction = arguments.reference, arguments.prediction
-    for option, folder in (("--reference", reference), ("--prediction", prediction)):
-        if not folder.is_dir():
-            raise PreconditionError("NO_DATA", f"'{folder}' after {option} is not a folder", "check the path", file=folder.name)
-    names = find_label_names(reference, prediction, arguments.labels)
-    pairs = pair_folders(reference, prediction, names, allow_missing=arguments.allow_missing)
-    structure_names = [structure.name for structure in names.structures]
+    if arguments.ct is not None or arguments.structures is not None or arguments.one_case or not mask_sides.is_folder_of_maps(reference):
+        return None
+    if not mask_sides.is_folder_of_maps(prediction) and not (prediction.is_dir() and not mask_sides.find_cases(prediction)):
+        return None
     try:
-        tolerances = tolerances_for(structure_names, _read_tolerances(arguments.tolerances, structure_names))
+        return mask_pairs.find_label_names(reference, prediction, arguments.labels)
+    except PreconditionError:
+        return None  # the maps may name their values themselves
+
+
+def _compare(arguments: argparse.Namespace, settings: Settings, workers: int, pairs: Sequence[Pair] | Sequence[MaskPair], structures: Sequence[Structure],
+             score: Callable[..., Any], ignore_label: int | None, warnings: Sequence[str] = ()) -> int:
+    from ctseg.mask_pairs import ScoreSettings
+    from ctseg.scoring.tolerances import tolerances_for
+
+    names = [structure.name for structure in structures]
+    try:
+        tolerances = tolerances_for(names, _read_tolerances(arguments.tolerances, names))
     except (ValueError, TypeError) as error:
         raise UsageError("BAD_VALUE", f"--tolerances: {error}", 'write for example {"liver": [5, 2]}', file=arguments.tolerances.name) from None
-    how = ScoreSettings(tolerances, settings.evaluate.boundary_mode, names.ignore_label, settings.evaluate.topology)
-    rows, nothing, notes = score_pairs(pairs, names.structures, how, workers=workers)
-    report = write_evaluation(arguments.output, pairs, names.structures, how, rows, nothing, warnings=notes, synthetic=_says_synthetic(arguments), plots=not arguments.no_plots)
+    how = ScoreSettings(tolerances, settings.evaluate.boundary_mode, ignore_label, settings.evaluate.topology)
+    rows, nothing, notes = score_pairs(pairs, structures, how, workers=workers, score=score)
+    report = write_evaluation(arguments.output, pairs, structures, how, rows, nothing, warnings=[*warnings, *notes], synthetic=_says_synthetic(arguments), plots=not arguments.no_plots)
     print(report)
     return 0
 
@@ -212,15 +241,17 @@ def build_parser() -> argparse.ArgumentParser:
     """The command line: the shared options and those of the comparison of two folders."""
     parser = cli.parser("evaluate.py", __doc__ or "")
     parser.add_argument("--boundary-mode", choices=["surfel", "voxel"], help="surface of a mask (default: surfel); values of different modes are never compared")
-    folders = parser.add_argument_group("two folders of NIfTI label maps instead of a model")
-    folders.add_argument("--reference", type=Path, metavar="DIR", help="the truth")
-    folders.add_argument("--prediction", type=Path, metavar="DIR", help="what is scored; files of the same names")
-    folders.add_argument("--output", type=Path, metavar="DIR", help="where the results go")
-    folders.add_argument("--labels", type=Path, metavar="FILE", help='names of the label ids, {"1": "liver"} or a dataset.json (default: labels.json or dataset.json in the folders)')
-    folders.add_argument("--tolerances", type=Path, metavar="FILE", help='tolerances of the surface Dice in mm, {"liver": [5, 2]}')
-    folders.add_argument("--allow-missing", action="store_true", help="count a missing prediction as everything missed instead of refusing")
-    folders.add_argument("--synthetic", action="store_true", help="say in every result that the data are synthetic")
-    folders.add_argument("--no-plots", action="store_true", help="write no pictures")
+    masks = parser.add_argument_group("masks against masks instead of a model (a file each, or folders with a file or a sub-folder for each case; --structures limits what is compared)")
+    masks.add_argument("--reference", type=Path, metavar="PATH", help="the truth: label maps, .seg.nrrd, one file per structure, DICOM SEG or RTSTRUCT")
+    masks.add_argument("--prediction", type=Path, metavar="PATH", help="what is scored, in any of these forms; cases of the same names")
+    masks.add_argument("--output", type=Path, metavar="DIR", help="where the results go (default: the report is only printed)")
+    masks.add_argument("--ct", type=Path, metavar="PATH", help="the scan or the folder of scans: masks are put on its grid, by exact reordering of axes; needed for DICOM masks")
+    masks.add_argument("--labels", type=Path, metavar="FILE", help='names of the ids of label maps, {"1": "liver"} or a dataset.json (default: labels.json or dataset.json beside them)')
+    masks.add_argument("--one-case", action="store_true", help="both folders hold one mask per structure of one single case")
+    masks.add_argument("--tolerances", type=Path, metavar="FILE", help='tolerances of the surface Dice in mm, {"liver": [5, 2]}')
+    masks.add_argument("--allow-missing", action="store_true", help="count a missing prediction, or a structure that it does not hold, as missed instead of refusing")
+    masks.add_argument("--synthetic", action="store_true", help="say in every result that the data are synthetic")
+    masks.add_argument("--no-plots", action="store_true", help="write no pictures")
     return parser
 
 
@@ -229,11 +260,10 @@ def _main(argv: list[str] | None) -> int:
     if arguments.boundary_mode is not None:
         arguments.assignments.append(f"evaluate.boundary_mode={arguments.boundary_mode}")
     workspace, settings, options = cli.settings_from(arguments)
-    folders = (arguments.reference, arguments.prediction, arguments.output)
-    if any(folder is not None for folder in folders):
-        if None in folders:
-            raise UsageError("BAD_OPTION", "scoring two folders needs --reference, --prediction and --output", "give all three, or none of them to score the model")
-        return compare_folders(arguments, settings, cli.worker_count(options))
+    if any(path is not None for path in (arguments.reference, arguments.prediction, arguments.output, arguments.ct)):
+        if arguments.reference is None or arguments.prediction is None:
+            raise UsageError("BAD_OPTION", "scoring masks needs --reference and --prediction", "give both, or neither to score the model")
+        return compare(arguments, settings, cli.worker_count(options))
     with lock_workspace(workspace):
         cli.start_log(workspace)
         return run(workspace, settings, options)

@@ -1,6 +1,6 @@
 """New scans to masks: needs a checkpoint and the scans, nothing else.
 
-Reads   --input: a NIfTI file, a folder with a DICOM CT series, or a folder of such; --checkpoint (default checkpoints/best_model.pth)
+Reads   --input: a NIfTI, NRRD (.nrrd) or MetaImage (.mha) file, a folder with a DICOM CT series, or a folder of such; --checkpoint (default checkpoints/best_model.pth)
 Writes  --output: <scan>.nii.gz in the geometry of each scan (--format: a file per structure, DICOM SEG, RTSTRUCT), labels.json with the names, inference.json
         with what was done and found (--statistics: as a table too); on request probabilities and uncertainty
 
@@ -29,47 +29,15 @@ from ctseg.errors import CaseError, Finding, PreconditionError, UsageError
 if TYPE_CHECKING:
     from ctseg.learning.predictor import Predictor
     from ctseg.scans.cases import ImageSource
-    from ctseg.scans.dicom_files import SeriesInfo
     from ctseg.scans.guides import CaseGuide, GuideSource
     from ctseg.scans.volume import Volume
-
-SUFFIXES = (".nii.gz", ".nii")
 
 
 def find_scans(path: Path) -> dict[str, ImageSource]:
     """Name -> source of every scan at `path`. PreconditionError NO_DATA when there is none."""
-    from ctseg.scans.cases import ImageSource
+    from ctseg.scans import scan_files
 
-    if path.is_file():
-        return {_stem(path): ImageSource("nifti", path)}
-    if not path.is_dir():
-        raise PreconditionError("NO_DATA", f"'{path}' after --input does not exist", "check the path", file=path.name)
-    files = {_stem(file): ImageSource("nifti", file) for file in sorted(path.iterdir()) if file.name.endswith(SUFFIXES)}
-    series = _series_below(path)
-    if both := sorted(set(files) & set(series)):
-        raise UsageError("BAD_OPTION", f"a NIfTI file and a DICOM series are both called '{both[0]}', and so would be their masks", "rename one of them", file=path.name)
-    scans = files | series
-    if not scans:
-        raise PreconditionError("NO_DATA", "there is neither a NIfTI file nor a DICOM CT series", "give a scan, a folder of scans, or a folder with a DICOM series", file=path.name)
-    return scans
-
-
-def _stem(path: Path) -> str:
-    return next((path.name[: -len(suffix)] for suffix in SUFFIXES if path.name.endswith(suffix)), path.stem)
-
-
-def _series_below(path: Path) -> dict[str, ImageSource]:
-    """Every CT series below a folder, named after the folder in it that holds the series; where that holds several, numbered."""
-    from ctseg.scans import dicom_series
-    from ctseg.scans.cases import ImageSource
-
-    by_name: dict[str, list[SeriesInfo]] = {}
-    for series in dicom_series.find_series(path):
-        if series.modality == "CT":
-            inside = series.folder.resolve().relative_to(path.resolve()).parts
-            by_name.setdefault(inside[0] if inside else path.resolve().name, []).append(series)
-    return {name if len(found) == 1 else f"{name}_{number}": ImageSource("dicom", series.folder, series.uid)
-            for name, found in by_name.items() for number, series in enumerate(found, start=1)}
+    return scan_files.find_scans(path)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Masks to a film that turns around them, and to stills.
 
-Reads   --input: a label map (NIfTI; names from labels.json beside it), a folder with one NIfTI per structure, a DICOM SEG or an RTSTRUCT (these with --ct)
+Reads   --input: a label map (NIfTI, NRRD, MetaImage; names from labels.json beside it), a .seg.nrrd, a folder with one file per structure, a DICOM SEG or an RTSTRUCT (these with --ct)
         --ct: the scan, for the body around them; --reference: other masks, to show errors in mm
 Writes  --output: an .mp4, or a .gif where no encoder is installed; --stills DIR: front.png, left.png, back.png, right.png
 
@@ -73,13 +73,14 @@ def _read(arguments: argparse.Namespace) -> tuple[Masks, Masks | None, Volume | 
     """The masks, those of the reference, and the scan."""
     from ctseg.scans import reading
     from ctseg.scans.cases import ImageSource
+    from ctseg.scans.layouts import gathering
     from ctseg.scans.masks import open_masks
 
     source, ct = None, None
     if arguments.ct is not None:
         if not arguments.ct.exists():
             raise PreconditionError("NO_DATA", f"'{arguments.ct}' after --ct does not exist", "check the path", file=arguments.ct.name)
-        source = ImageSource("dicom" if arguments.ct.is_dir() else "nifti", arguments.ct)
+        source = ImageSource("dicom", arguments.ct) if arguments.ct.is_dir() else gathering.image_source(arguments.ct)
         ct, findings = reading.load_image(source)
         for finding in findings:
             LOG.info("%s", finding.line())
@@ -113,7 +114,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--input", type=Path, required=True, metavar="MASKS", help="a label map, a folder of masks, a DICOM SEG or an RTSTRUCT")
     parser.add_argument("--output", type=Path, metavar="FILE", help="the film, .mp4 or .gif")
     parser.add_argument("--stills", type=Path, metavar="DIR", help="where four pictures go: from the front, the left, the back and the right")
-    parser.add_argument("--ct", type=Path, metavar="SCAN", help="the scan, NIfTI or a DICOM series")
+    parser.add_argument("--ct", type=Path, metavar="SCAN", help="the scan: NIfTI, NRRD, MetaImage or a DICOM series")
     parser.add_argument("--context", choices=["body", "bone", "none"], help="what is drawn translucent around the masks (default: body with --ct)")
     parser.add_argument("--reference", type=Path, metavar="MASKS", help="colour the masks by their distance to these, in mm")
     parser.add_argument("--structures", metavar="A,B,C", help="only these (default: all)")

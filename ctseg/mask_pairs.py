@@ -23,7 +23,6 @@ from ctseg.scoring.summary import RESERVED_NAMES
 
 GEOMETRY_TOLERANCE = 1e-3  # largest difference of any number of the two affines, mm
 _BLOCK = 1 << 20
-_SUFFIXES = (".nii.gz", ".nii")
 _NAME_FILES = ("labels.json", "dataset.json")
 
 
@@ -129,7 +128,7 @@ def _annotated(table: dict[str, Any], known: set[str], file: str) -> dict[str, f
         raise UsageError("BAD_LABELS", "'annotated' is no map from case ids to lists of names", 'write for example {"case_1": ["liver"]}', file=file)
     unknown = sorted({name for names in content.values() for name in names} - known)
     if unknown:
-        raise UsageError("BAD_LABELS", f"'annotated' names {_listed(unknown)}, which have no label id", "correct the names", file=file)
+        raise UsageError("BAD_LABELS", f"'annotated' names {listed(unknown)}, which have no label id", "correct the names", file=file)
     return {case: frozenset(names) for case, names in content.items()}
 
 
@@ -162,11 +161,11 @@ def pair_folders(reference: Path, prediction: Path, names: LabelNames, *, allow_
     """
     references, predictions = _masks_in(reference), _masks_in(prediction)
     if not references:
-        raise PreconditionError("NO_DATA", "the reference folder holds no .nii or .nii.gz files", "check the path after --reference", file=reference.name)
+        raise PreconditionError("NO_DATA", "the reference folder holds no .nii.gz, .nii, .nrrd or .mha files", "check the path after --reference", file=reference.name)
     check_sets("case", references, predictions, allow_missing=allow_missing)
     unknown, unlisted = sorted(set(names.annotated) - set(references)), sorted(set(references) - set(names.annotated))
     if unknown and unlisted:  # one of both is fine: a list of more cases, or of some of them
-        raise UsageError("BAD_LABELS", f"'annotated' names {_listed(unknown)} without a reference, but not {_listed(unlisted)}", "correct the case ids")
+        raise UsageError("BAD_LABELS", f"'annotated' names {listed(unknown)} without a reference, but not {listed(unlisted)}", "correct the case ids")
     pairs = []
     for case_id, path in sorted(references.items()):
         predicted = predictions.get(case_id)
@@ -178,25 +177,26 @@ def check_sets(what: str, references: Iterable[str], predictions: Iterable[str],
     """Refuse when a reference lacks its prediction (unless allowed) or a prediction its reference."""
     missing, extra = sorted(set(references) - set(predictions)), sorted(set(predictions) - set(references))
     if missing and not allow_missing:
-        raise PreconditionError("MISSING_PREDICTION", f"no prediction for {what} {_listed(missing)}",
+        raise PreconditionError("MISSING_PREDICTION", f"no prediction for {what} {listed(missing)}",
                                 "predict these too, or give --allow-missing to count them as missed", case=missing[0])
     if extra:
-        raise PreconditionError("EXTRA_PREDICTION", f"prediction without reference: {_listed(extra)}", "remove it, or add its reference", case=extra[0])
+        raise PreconditionError("EXTRA_PREDICTION", f"prediction without reference: {listed(extra)}", "remove it, or add its reference", case=extra[0])
 
 
-def _listed(names: Sequence[str]) -> str:
+def listed(names: Sequence[str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def _masks_in(folder: Path) -> dict[str, Path]:
+    from ctseg.scans import volume_files
+
     if not folder.is_dir():
         raise PreconditionError("NO_DATA", "the folder does not exist", "check the path", file=folder.name)
     masks: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
-        suffix = next((s for s in _SUFFIXES if path.name.lower().endswith(s)), None)
-        if suffix is None or path.name.startswith("."):
+        case_id = None if path.name.startswith(".") else volume_files.stem_of(path, detached=True)
+        if case_id is None:
             continue
-        case_id = path.name[: -len(suffix)]
         if case_id in masks:
             raise PreconditionError("DUPLICATE_ID", f"{masks[case_id].name} and {path.name} are the same case", "keep one of them", case=case_id, file=path.name)
         masks[case_id] = path
@@ -214,24 +214,30 @@ def score_pair(pair: Pair, structures: Sequence[Structure], settings: ScoreSetti
     reference, affine, spacing_mm, notes = _read(pair.reference, pair.case_id, pair.reference_file)
     allowed = {0, *(label for structure in structures for label in structure.labels)}
     ignored = set() if settings.ignore_label is None else {settings.ignore_label}
-    reference = _checked_labels(reference, allowed | ignored, pair.case_id, pair.reference_file)
-    background = np.zeros(reference.shape, np.uint8)
-    prediction = background
+    reference = checked_labels(reference, allowed | ignored, pair.case_id, pair.reference_file)
+    prediction = np.zeros(reference.shape, np.uint8)
     if pair.prediction is not None:
         prediction, other_affine, _, more = _read(pair.prediction, pair.case_id, pair.prediction_file)
         notes += more
-        _check_grid(pair, reference.shape, affine, prediction.shape, other_affine)
-        prediction = _checked_labels(prediction, allowed, pair.case_id, pair.prediction_file)
-    common: Any = {"reference": reference, "spacing_mm": spacing_mm, "structures": structures, "tolerances_mm": settings.tolerances_mm,
-                   "annotation": pair.states, "boundary_mode": settings.boundary_mode, "ignore_label": settings.ignore_label}
+        check_grid(pair.case_id, pair.prediction_file, reference.shape, affine, prediction.shape, other_affine)
+        prediction = checked_labels(prediction, allowed, pair.case_id, pair.prediction_file)
+    rows, nothing = score_maps(prediction=prediction, reference=reference, spacing_mm=spacing_mm, structures=structures, settings=settings, states=pair.states)
     names = {"case_id": pair.case_id, "patient_id": pair.patient_id, "prediction_file": pair.prediction_file, "reference_file": pair.reference_file}
-    rows, nothing = score_case(prediction=prediction, **common), score_case(prediction=background, **common)
+    return [names | row for row in rows], [names | row for row in nothing], notes
+
+
+def score_maps(*, prediction: np.ndarray, reference: np.ndarray, spacing_mm: tuple[float, float, float], structures: Sequence[Structure],
+               settings: ScoreSettings, states: Mapping[str, str]) -> tuple[list[Row], list[Row]]:
+    """(rows, rows of predicting nothing) of two label maps (D, H, W) on one grid; without ids and files."""
+    common: Any = {"reference": reference, "spacing_mm": spacing_mm, "structures": structures, "tolerances_mm": settings.tolerances_mm,
+                   "annotation": states, "boundary_mode": settings.boundary_mode, "ignore_label": settings.ignore_label}
+    rows, nothing = score_case(prediction=prediction, **common), score_case(prediction=np.zeros_like(reference, dtype=np.uint8), **common)
     wanted = tubular.measured([structure.name for structure in structures], settings.topology)
     for structure, row, empty in zip(structures, rows, nothing):
         chosen = structure.name in wanted and tubular.has_reference(row)
         found = _topology(prediction, reference, spacing_mm, structure, settings.ignore_label) if chosen else (None, None)
         row["topology"], empty["topology"] = found
-    return [names | row for row in rows], [names | row for row in nothing], notes
+    return rows, nothing
 
 
 def _topology(prediction: np.ndarray, reference: np.ndarray, spacing_mm: tuple[float, float, float], structure: Structure,
@@ -248,7 +254,7 @@ def _topology(prediction: np.ndarray, reference: np.ndarray, spacing_mm: tuple[f
 
 def _read(path: Path, case_id: str, shown: str) -> tuple[np.ndarray, np.ndarray, tuple[float, float, float], list[str]]:
     """(label map, affine, spacing in mm, notes). Here one bad file is no case to skip: nothing may drop out."""
-    from ctseg.scans.nifti import read_integers
+    from ctseg.scans.volume_files import read_integers
 
     try:
         volume, findings = read_integers(path)
@@ -258,7 +264,8 @@ def _read(path: Path, case_id: str, shown: str) -> tuple[np.ndarray, np.ndarray,
     return volume.array, volume.affine, volume.spacing_mm, notes
 
 
-def _check_grid(pair: Pair, shape: tuple[int, ...], affine: np.ndarray, other_shape: tuple[int, ...], other_affine: np.ndarray) -> None:
+def check_grid(case_id: str, shown: str, shape: tuple[int, ...], affine: np.ndarray, other_shape: tuple[int, ...], other_affine: np.ndarray) -> None:
+    """Refuse a prediction (the other one; `shown` is its file) on another grid than the reference."""
     if shape != other_shape:
         cause = f"the prediction's shape {other_shape} differs from the reference's {shape} (D, H, W)"
     elif np.abs(affine - other_affine).max() > GEOMETRY_TOLERANCE:
@@ -267,10 +274,10 @@ def _check_grid(pair: Pair, shape: tuple[int, ...], affine: np.ndarray, other_sh
                  f"(spacing {spacings[0]} and {spacings[1]} mm)")
     else:
         return
-    raise IntegrityError("GRID_MISMATCH", cause, "save the prediction on the grid of the reference", case=pair.case_id, file=pair.prediction_file)
+    raise IntegrityError("GRID_MISMATCH", cause, "save the prediction on the grid of the reference", case=case_id, file=shown)
 
 
-def _checked_labels(array: np.ndarray, allowed: set[int], case_id: str, shown: str) -> np.ndarray:
+def checked_labels(array: np.ndarray, allowed: set[int], case_id: str, shown: str) -> np.ndarray:
     """The label map in the smallest unsigned type; refuses values without a structure."""
     low, high = int(array.min()), int(array.max())
     if low >= 0 and high <= MAX_LABEL:
@@ -283,6 +290,6 @@ def _checked_labels(array: np.ndarray, allowed: set[int], case_id: str, shown: s
         values = {low, high}
     unknown = sorted(values - allowed)
     if unknown:
-        raise IntegrityError("LABEL_VALUES", f"label values {_listed([str(v) for v in unknown])} have no name (known: {_listed([str(v) for v in sorted(allowed)])})",
+        raise IntegrityError("LABEL_VALUES", f"label values {listed([str(v) for v in unknown])} have no name (known: {listed([str(v) for v in sorted(allowed)])})",
                              "name them with --labels, or correct the file", case=case_id, file=shown)
     return array

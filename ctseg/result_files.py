@@ -19,6 +19,7 @@ import csv
 import io
 import json
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -41,8 +42,8 @@ TOPOLOGY_COLUMNS = ("case_id", "patient_id", "structure", "state", *tubular.SHAP
 NOT_BETTER = "NOT BETTER THAN PREDICTING NOTHING"
 
 
-def write_results(folder: Path, rows: Sequence[Row], baseline_rows: Sequence[Row], settings: Mapping[str, Any], warnings: Sequence[str] = ()) -> str:
-    """Write the text files and return the report.
+def write_results(folder: Path | None, rows: Sequence[Row], baseline_rows: Sequence[Row], settings: Mapping[str, Any], warnings: Sequence[str] = ()) -> str:
+    """Write the text files and return the report; without a folder only the report.
 
     rows: of `score_case`, completed by case_id, patient_id, prediction_file and reference_file, ordered by case;
     with "topology" where that was measured.
@@ -54,6 +55,8 @@ def write_results(folder: Path, rows: Sequence[Row], baseline_rows: Sequence[Row
     summary["airway"] = tubular.airway_block(summary["topology"])
     summary["warnings"] = [*warnings, *summary["warnings"]]
     report = report_text(rows, summary)
+    if folder is None:
+        return report
     write_json(folder / "detailed_results.json", scores.case_records(rows))
     write_json(folder / "summary_statistics.json", summary)
     write_text(folder / "summary.json", json.dumps(nnunet_summary(rows), indent=4, sort_keys=True) + "\n")
@@ -145,8 +148,8 @@ def report_text(rows: Sequence[Row], summary: scores.Summary) -> str:
              _all_table(summary, names, mark), _distance_table(summary, names, mark), _worst_table(summary, names, mark),
              *_topology_tables(summary["topology"], mark),
              _titled("Warnings", mark, [f"- {text}" for text in summary["warnings"]] or ["none"]),
-             "The means in summary.json follow nnU-Net's rules (hallucinated structures count 0, absent ones are dropped)\n"
-             "and are not the headline above. Research tool, not a medical device."]
+             "The means in summary.json follow nnU-Net's rules (hallucinated structures count 0, absent ones are\n"
+             "dropped) and are not the headline above. Research tool, not a medical device."]
     return "\n\n".join(parts) + "\n"
 
 
@@ -155,42 +158,50 @@ def _opening(rows: Sequence[Row], settings: Mapping[str, Any], names: Sequence[s
     taus = "; ".join(f"{name} {', '.join(f'{t:g}' for t in settings['tolerances_mm'][name])}" for name in names)
     return (f"Evaluation{mark}: boundary mode {settings['boundary_mode']}, {cases} cases of {settings['n_patients']} patients\n"
             f"Distances in mm on each scan's own grid. HD95 is the larger of the two directed percentiles.\n"
-            f"NSD tolerances in mm (the first is the main one): {taus}")
+            + "\n".join(textwrap.wrap(f"NSD tolerances in mm (the first is the main one): {taus}", 100, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)))
 
 
 def _counts_table(summary: scores.Summary, names: Sequence[str], mark: str) -> str:
-    columns = ("present", "missed", "hallucinated", "absent", "unannotated", "unevaluable")
+    shown = {"present": "present", "missed": "missed", "hallucinated": "halluc.", "absent": "absent", "unannotated": "unannot.", "unevaluable": "uneval."}
     lines = []
     for name in names:
         found = summary["presence"][name]
-        lines.append([name, *[str(found[f"n_{key}"]) for key in columns],
+        lines.append([name, *[str(found[f"n_{key}"]) for key in shown],
                       _number(found["sensitivity"]), _number(found["specificity"]), _number(found["false_volume_ml_mean"], 1)])
-    return _table("Counts of cases", mark, ("structure", *columns, "presence sens.", "presence spec.", "false mL, mean"), lines)
+    table = _table("Counts of cases", mark, ("structure", *shown.values(), "sens.", "spec.", "false mL"), lines)
+    return f"{table}\nhalluc.: predicted, the reference holds none (false mL: mean volume). sens., spec.: of presence."
 
 
 def _headline_table(summary: scores.Summary, names: Sequence[str], mark: str) -> str:
-    """Present-only means, the macro line and the row of the predictor that predicts nothing."""
-    nothing, lines = summary["baselines"]["all_background"], []
+    """Present-only means, the macro line and the row of the predictor that predicts nothing; below it overlap and volume."""
+    nothing, head, lines = summary["baselines"]["all_background"], summary["headline"], []
     for name in names:
-        dice = summary[f"{name}_dice"]
-        lines.append([name, str(dice["n"]), _number(dice["mean"]), _interval(dice), _number(dice["median"]), _number(dice["p05"]),
-                      *[_number(summary[f"{name}_{metric}"]["mean"]) for metric in ("iou", "precision", "sensitivity")],
-                      _surface(summary, name, summary[f"{name}_nsd"]["mean"]), _number(summary[f"{name}_hd95_imputed"]["mean"], 2), _number(summary[f"{name}_volume_error"]["mean"]),
-                      NOT_BETTER if dice["mean"] is not None and not dice["mean"] > nothing[f"{name}_dice"] else ""])
-    head = summary["headline"]
-    better = nothing["better_than_baseline"]
-    lines.append(["MACRO MEAN", str(len(head["structures"])), _number(head["macro_dice"]), "", "", "", _number(head["macro_iou"]), "", "",
-                  _number(head["macro_nsd"]), _number(head["macro_hd95_imputed"], 2), "", NOT_BETTER if better is False else ""])
-    lines.append(["all background", str(len(head["structures"])), _number(nothing["macro_dice"]), "", "", "", _number(nothing["macro_iou"]), "", "",
-                  _number(nothing["macro_nsd"]), _number(nothing["macro_hd95_imputed"], 2), "", "what predicting nothing scores"])
-    lines += [[f"  {name}", str(summary[f"{name}_dice"]["n"]), _number(nothing[f"{name}_dice"]), "", "", "", _number(nothing[f"{name}_iou"]),
-               _number(nothing[f"{name}_precision"]), _number(nothing[f"{name}_sensitivity"]), _surface(summary, name, nothing[f"{name}_nsd"]),
-               _number(nothing[f"{name}_hd95_imputed"], 2), _number(nothing[f"{name}_volume_error"]), ""] for name in names]
+        dice, found = summary[f"{name}_dice"], summary["presence"][name]
+        lines.append([name, str(dice["n"]), _number(dice["mean"]), _surface(summary, name, summary[f"{name}_nsd"]["mean"]), _number(summary[f"{name}_hd95_imputed"]["mean"], 2),
+                      _interval(dice), _number(dice["median"]), _number(dice["p05"]), str(found["n_missed"]), str(found["n_hallucinated"]),
+                      "!" if dice["mean"] is not None and not dice["mean"] > nothing[f"{name}_dice"] else ""])
+    flagged = any(line[-1] for line in lines)
+    for title, source, words in (("MACRO MEAN", head, NOT_BETTER if nothing["better_than_baseline"] is False else ""), ("all background", nothing, "what predicting nothing scores")):
+        lines.append([title, str(len(head["structures"])), _number(source["macro_dice"]), _number(source["macro_nsd"]), _number(source["macro_hd95_imputed"], 2), words])
     table = _table("Headline: mean over the cases whose reference holds the structure; a missed one counts 0", mark,
-                   ("structure", "n", "Dice", "95 % CI", "median", "p05", "IoU", "precision", "recall", "NSD", "HD95 imp.", "vol. error", ""), lines)
-    note = ("A missed structure is charged the image diagonal in HD95 imp. Without a reference there is no score.\n"
-            "NSD is followed by its tolerance in mm; its macro mean is over the main tolerances.")
-    return f"{table}\n{note}"
+                   ("structure", "n", "Dice", "NSD", "HD95 imp.", "95 % CI of Dice", "median", "p05", "miss.", "hall.", ""), lines)
+    note = ("A missed structure is charged the image diagonal in HD95 imp. No reference, no score.\n"
+            "NSD is followed by its tolerance in mm; its macro mean is over the main tolerances.\n"
+            "median, p05 (5th percentile): of Dice. miss., hall.: missed and hallucinated cases.\n"
+            "* at an interval: fewer than 50 patients, so it is optimistic.")
+    return "\n".join([table, note, *([f"!: {NOT_BETTER}"] if flagged else []), "", *_overlap_lines(summary, names)])
+
+
+def _overlap_lines(summary: scores.Summary, names: Sequence[str]) -> list[str]:
+    """Overlap and volume over the same cases, and what predicting nothing scores."""
+    nothing, lines = summary["baselines"]["all_background"], []
+    metrics = ("iou", "precision", "sensitivity", "volume_error")
+    for name in names:
+        lines.append([name, str(summary[f"{name}_dice"]["n"]), *[_number(summary[f"{name}_{metric}"]["mean"]) for metric in metrics]])
+    for title, source in (("macro mean", summary["headline"]), ("nothing predicted", nothing)):
+        lines.append([title, str(len(summary["headline"]["structures"])), _number(source["macro_iou"])])
+    lines += [[f"  {name}", str(summary[f"{name}_dice"]["n"]), *[_number(nothing[f"{name}_{metric}"]) for metric in metrics]] for name in names]
+    return _columns(("the same cases", "n", "IoU", "precision", "recall", "vol. error"), lines)
 
 
 def _all_table(summary: scores.Summary, names: Sequence[str], mark: str) -> str:
@@ -212,9 +223,9 @@ def _distance_table(summary: scores.Summary, names: Sequence[str], mark: str) ->
         lines.append([name, f"{_number(imputed['mean'], 2)} (n={imputed['n']})", f"{_number(hd95['mean'], 2)} (n={hd95['n']})", _number(hd95["median"], 2),
                       f"{_number(hd['mean'], 2)} (n={hd['n']})", _number(summary[f"{name}_assd"]["mean"], 2), _number(summary[f"{name}_masd"]["mean"], 2),
                       _number(summary["baselines"]["all_background"][f"{name}_hd95_imputed"], 2)])
-    table = _table("Surface distances in mm", mark, ("structure", "HD95 imputed", "HD95 where defined", "HD95 median", "HD where defined", "ASSD", "MASD",
-                                                    "all background: HD95 imputed"), lines)
-    return f"{table}\nWhere defined: missed structures have no distance, so this mean improves when structures are missed."
+    table = _table("Surface distances in mm", mark, ("structure", "HD95 imputed", "where defined", "median", "HD defined", "ASSD", "MASD", "nothing"), lines)
+    return (f"{table}\nWhere defined: missed structures have no distance, so this mean improves when structures are missed.\n"
+            "median: of HD95 where defined. nothing: HD95 imputed of predicting nothing (all background).")
 
 
 def _worst_table(summary: scores.Summary, names: Sequence[str], mark: str) -> str:
@@ -275,8 +286,18 @@ def _titled(title: str, mark: str, lines: Sequence[str]) -> str:
 
 
 def _table(title: str, mark: str, header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """Columns aligned, the first one to the left, the others to the right; control characters are shown as ?."""
+    """A title over columns."""
+    return _titled(title, mark, _columns(header, lines) if lines else [*_columns(header, []), "none"])
+
+
+def _columns(header: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]:
+    """Columns aligned, the first one to the left, the others to the right; control characters are shown as ?. The last cell of a shorter
+    line is text that takes the rest of it."""
     cells = [["".join(c if c.isprintable() else "?" for c in cell) for cell in line] for line in (header, *lines)]
-    widths = [max(len(line[i]) for line in cells) for i in range(len(header))]
-    text = ["  ".join(cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in enumerate(zip(line, widths))).rstrip() for line in cells]
-    return _titled(title, mark, text if lines else [*text, "none"])
+    widths = [max(len(line[i]) for line in cells if len(line) == len(header)) for i in range(len(header))]
+    widths[0] = max(len(line[0]) for line in cells)
+    return ["  ".join(_aligned(cell, i, widths[i], free=len(line) < len(header) and i == len(line) - 1) for i, cell in enumerate(line)).rstrip() for line in cells]
+
+
+def _aligned(cell: str, place: int, width: int, *, free: bool) -> str:
+    return cell.ljust(width) if place == 0 or free else cell.rjust(width)

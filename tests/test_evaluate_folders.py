@@ -321,7 +321,7 @@ def test_no_names_no_files_no_folder(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert refused([*arguments, "--labels", str(tmp_path / "none.json")], capsys)[0] == 2
     arguments[1] = str(tmp_path / "nowhere")
     assert refused(arguments, capsys)[0] == 4
-    assert evaluate.main(arguments[:4]) == 2
+    assert evaluate.main(arguments[:2]) == 2
 
 
 def test_one_case_in_two_files(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import SimpleITK as sitk
 
 import infer
 import run_pipeline
@@ -128,3 +129,22 @@ def test_masks_lie_exactly_on_the_scan_whatever_its_form(tmp_path, trained):
         assert mask.shape == nib.load(path).shape[:3], name
         if (back := same.get(name.split(".")[0])) is not None:
             assert np.array_equal(back(np.asarray(mask.dataobj)), plain), name
+
+
+def test_scans_in_nrrd_and_metaimage_get_the_mask_of_the_same_nifti_on_exactly_that_grid(tmp_path, trained, capsys):
+    """NIfTI out, whatever came in; a detached header is refused by name and the others are still done."""
+    scan, checkpoints = trained
+    image = sitk.ReadImage(str(scan))
+    scans = tmp_path / "scans"
+    scans.mkdir()
+    shutil.copy(scan, scans / "plain.nii.gz")
+    for name in ("as_nrrd.nrrd", "as_mha.mha"):
+        sitk.WriteImage(image, str(scans / name), True)
+    (scans / "detached.nhdr").write_text("NRRD0004\ndata file: x.raw\n\n")
+    assert predict(scans, tmp_path / "masks", checkpoints[:1]) == 3
+    assert "PAIR_UNSUPPORTED case=detached" in capsys.readouterr().out
+    plain, _ = nifti.read_integers(tmp_path / "masks" / "plain.nii.gz")
+    assert plain.array.any()
+    for name in ("as_nrrd", "as_mha"):
+        mask, _ = nifti.read_integers(tmp_path / "masks" / f"{name}.nii.gz")
+        assert np.array_equal(mask.array, plain.array) and mask.grid.corner_distance_mm(plain.grid) < 1e-3

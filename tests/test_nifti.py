@@ -15,6 +15,7 @@ from builders import small_phantom
 
 from ctseg.errors import CaseError
 from ctseg.scans import checks, nifti
+from ctseg.scans.stored import Content
 from ctseg.scans.volume import Volume
 
 PHANTOM = small_phantom().image
@@ -311,7 +312,7 @@ def test_a_zip_bomb_is_never_expanded(tmp_path: Path) -> None:
     header = _header()
     content = header.binaryblock + b"\0" * 4 + _body().tobytes(order="F") + b"\0" * (64 << 20)
     path = _bytes(tmp_path, gzip.compress(content, 1))
-    reader = nifti._Content(path)
+    reader = Content(path, path.read_bytes(), zipped=True, truncated="NIFTI_TRUNCATED")
     declared = 352 + _body().nbytes
     reader.take(declared)
     with pytest.raises(CaseError) as caught:

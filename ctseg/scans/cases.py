@@ -17,7 +17,7 @@ PRESENT, ABSENT, UNLABELLED = "present", "absent", "unlabelled"
 
 @dataclasses.dataclass(frozen=True)
 class ImageSource:
-    """Where the CT lies. format: "nifti" (path = file), "dicom" (folder of one series, or a folder that holds it),
+    """Where the CT lies. format: "nifti", "nrrd" or "metaimage" (path = file), "dicom" (folder of one series, or a folder that holds it),
     or "openkbp_csv" (patient folder)."""
 
     format: str
@@ -30,8 +30,8 @@ class ImageSource:
 class LabelSource:
     """Where the labels lie and how names are attached to them.
 
-    format "map": one NIfTI of integers, `path`, names in `values` (stored value -> structure name; 0 is background).
-    format "masks": one NIfTI per structure, `masks` (name -> file).
+    format "map": one volume file of integers (NIfTI, NRRD, MetaImage), `path`, names in `values` (stored value -> structure name; 0 is background).
+    format "masks": one volume file per structure, `masks` (name -> file).
     format "dicom_seg", "rtstruct": a DICOM SEG or RTSTRUCT file, `path`; names stand in the file.
     format "openkbp_csv": patient folder, `path`.
     """

@@ -52,17 +52,30 @@ def _kind(mode: int) -> str:
     return next((name for test, name in kinds if test(mode)), "something else")
 
 
-def read_regular(path: Path) -> bytes:
-    """The bytes of a regular file, bounded by the memory limit."""
+def read_regular(path: Path, count: int = -1) -> bytes:
+    """The bytes of a regular file, bounded by the memory limit; or only its first `count`."""
     size = require_regular(path)
     if size > MEMORY_LIMIT_BYTES:
         raise refuse("TOO_LARGE", f"the file has {size / 2**30:.1f} GiB, limit {MEMORY_LIMIT_BYTES / 2**30:.0f} GiB", "crop or resample the scan first", path)
     try:
-        return path.read_bytes()
+        with path.open("rb") as stream:
+            return stream.read(count)
     except PermissionError:
         raise refuse("PERMISSION", "the file may not be read", "change the permissions of the file", path) from None
     except OSError as error:
         raise refuse("READ_FAILED", f"reading failed ({errno.errorcode.get(error.errno or 0, 'unknown error')})", "check the disk and copy the file again", path) from None
+
+
+def wrong_kind(path: Path, start: bytes, code: str, expected: str) -> CaseError:
+    """The error of a file that begins with something else than `expected`; names what is often found instead."""
+    text = start.lstrip().lower()
+    if text.startswith(b"version https://git-lfs"):
+        return refuse(code, "it looks like a git-lfs pointer", "run `git lfs pull` or download the file itself", path)
+    if text.startswith((b"<!doctype", b"<html", b"<?xml")):
+        return refuse(code, "it looks like an HTML page", "download the file again, logged in if the site needs it", path)
+    if start.startswith(b"PK\x03\x04"):
+        return refuse("ARCHIVE_INPUT", "it is a zip archive", "unpack it first", path)
+    return refuse(code, f"the first bytes are not {expected}", "check what the file is", path)
 
 
 def check_memory(voxels: int, item_bytes: int, path: Path | str) -> None:

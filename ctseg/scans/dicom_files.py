@@ -180,7 +180,7 @@ def many(value: Any) -> list[Any]:
 
 def _identity(path: Path) -> _Identity | None:
     """Which series a file belongs to; None when it is no object of a series."""
-    if path.name.upper() == "DICOMDIR" or path.name.startswith(".") or not _is_dicom(path):
+    if path.name.upper() == "DICOMDIR" or path.name.startswith(".") or not is_dicom(path):
         return None
     header = read_header(path, _TAGS)
     with guard(path):
@@ -193,7 +193,7 @@ def _identity(path: Path) -> _Identity | None:
         return _Identity(str(header.SeriesInstanceUID), str(header.get("Modality", "")), patient, 0 if is_localizer(header) else frames)
 
 
-def _is_dicom(path: Path) -> bool:
+def is_dicom(path: Path) -> bool:
     """Whether a regular file carries the DICOM mark; nothing else is ever opened."""
     try:
         size = checks.require_regular(path)

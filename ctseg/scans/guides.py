@@ -22,7 +22,7 @@ import numpy as np
 
 from ctseg.artifacts import canonical_hash, file_hash, read_arrays, safe_name, write_arrays, write_text
 from ctseg.errors import CaseError, Finding, IntegrityError, PreconditionError, UsageError
-from ctseg.scans import nifti
+from ctseg.scans import nifti, volume_files
 from ctseg.scans.distance_maps import organ_masks
 from ctseg.scans.grids import Index
 from ctseg.scans.layouts import gathering, metadata
@@ -61,7 +61,7 @@ class GuideSource:
         content: list[Any] = [self.kind, self.organs, self.fast]
         found = _find(self.folder, case_id) if self.kind == "folder" and self.folder is not None else None
         if found is not None and found.is_dir():
-            content += [[path.relative_to(found).as_posix(), file_hash(path)] for path in sorted(found.rglob("*.nii*"))]
+            content += [[path.relative_to(found).as_posix(), file_hash(path)] for path in sorted(found.rglob("*")) if gathering.volume_stem(path) is not None]
         elif found is not None:
             content += [[path.name, file_hash(path)] for path in (found, found.with_name("labels.json")) if path.exists()]
         return canonical_hash(content)
@@ -199,7 +199,7 @@ def _from_map(organs: Sequence[str], path: Path, case_id: str, scan: Grid) -> tu
 def _read(path: Path, case_id: str, scan: Grid) -> Volume:
     """The integers of a file on exactly the scan's grid; axes may run differently, nothing is interpolated."""
     try:
-        volume, _ = nifti.read_integers(path)
+        volume, _ = volume_files.read_integers(path)
     except CaseError as error:
         raise CaseError(error.code, error.cause, error.fix, case=case_id, file=path.name) from None
     moved = match_grid(volume, scan, GRID_TOLERANCE_MM)

@@ -7,10 +7,8 @@ nibabel parses the header only: it accepts singular geometry and expands what a 
 
 from __future__ import annotations
 
-import dataclasses
 import gzip
 import re
-import zlib
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -19,14 +17,14 @@ import numpy as np
 from nibabel.spatialimages import HeaderDataError
 
 from ctseg.artifacts import atomic_write
-from ctseg.errors import CaseError, Finding
+from ctseg.errors import Finding
 from ctseg.scans import checks
 from ctseg.scans.checks import refuse
+from ctseg.scans.stored import Content, Stored, image_of, integers_of
 from ctseg.scans.volume import RAS_TO_LPS, Grid, Volume
 
 FORMS_AGREE_MM = 0.01  # qform and sform closer than this at the corners are one geometry
 FORMS_CONFLICT_MM = 1.0  # farther apart than this nobody knows which one is meant
-_TRAILING_LIMIT = 1 << 20  # bytes behind the declared end that are tolerated
 _EXTENSION_LIMIT = 64 << 20
 _TYPES = {2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 256: "i1", 512: "u2", 768: "u4", 1024: "i8", 1280: "u8"}
 _TYPE_NAMES = {1: "1-bit", 32: "complex64", 128: "RGB24", 1536: "float128", 1792: "complex128", 2048: "complex256", 2304: "RGBA32"}
@@ -39,45 +37,13 @@ def read_image(path: str | Path, *, check_hu: bool = True) -> tuple[Volume, list
     Raises CaseError; its `file` is the path as given.
     """
     path = Path(path)
-    stored = _read(path)
-    findings = stored.findings
-    checks.check_finite(stored.array, path)
-    ends = np.array([stored.array.min(), stored.array.max()], dtype=np.float64) * stored.slope + stored.intercept
-    if not np.abs(ends).max() < np.finfo(np.float32).max:
-        raise refuse("NOT_HU", f"range {ends.min():g} to {ends.max():g} after scaling", "convert to Hounsfield units", path)
-    array = stored.array.astype(np.float32)
-    if (stored.slope, stored.intercept) != (1.0, 0.0):
-        array *= np.float32(stored.slope)
-        array += np.float32(stored.intercept)
-    volume = Volume(array, stored.affine)
-    if check_hu:
-        checks.check_size(volume.grid, path)
-        checks.check_hu(array, path, stored_bits=8 * stored.array.dtype.itemsize)
-        findings += checks.clip_padding(array, path)
-    return volume, findings
+    return image_of(_read(path), path, check_hu=check_hu)
 
 
 def read_integers(path: str | Path) -> tuple[Volume, list[Finding]]:
     """The integers of a label file as int32 (D, H, W). Checked before any cast, so nothing wraps or truncates."""
     path = Path(path)
-    stored = _read(path)
-    findings = stored.findings
-    array = stored.array
-    checks.check_finite(array, path)
-    if (stored.slope, stored.intercept) != (1.0, 0.0):
-        array = array * np.float64(stored.slope) + np.float64(stored.intercept)
-    low, high = float(array.min()), float(array.max())
-    if not -(2**31) <= low <= high < 2**31:
-        raise refuse("LABEL_VALUES", f"values from {low:g} to {high:g} are no label ids", "give a map of small integers", path)
-    if array.dtype.kind == "f":
-        rounded = np.rint(array)
-        distance = float(np.abs(array - rounded).max())
-        if distance > 1e-3:
-            raise refuse("LABEL_NOT_INTEGER", f"values are up to {distance:.3g} away from an integer", "save the label map with nearest-neighbour resampling, as integers", path)
-        if distance > 0:
-            findings.append(Finding("WARN", "LABEL_NOT_INTEGER", f"values up to {distance:.1g} away from an integer were rounded", "save the labels as integers", file=str(path)))
-        array = rounded
-    return Volume(array.astype(np.int32), stored.affine), findings
+    return integers_of(_read(path), path)
 
 
 def read_names(path: str | Path) -> dict[int, str]:
@@ -122,68 +88,13 @@ def file_affine(affine: np.ndarray) -> np.ndarray:
 # ---- reading ----------------------------------------------------------------------------------------------
 
 
-@dataclasses.dataclass
-class _Stored:
-    """What stands in a file: array (D, H, W) in the stored type, the scaling still to be applied, the affine."""
-
-    array: np.ndarray
-    slope: float
-    intercept: float
-    affine: np.ndarray
-    findings: list[Finding]
-
-
-class _Content:
-    """The decompressed bytes of a file, handed out in order and never more than asked for."""
-
-    def __init__(self, path: Path):
-        self.path = path
-        self.pending = checks.read_regular(path)
-        self.zipped = self.pending[:2] == b"\x1f\x8b"
-        self.decoder = zlib.decompressobj(31)
-        self.position = 0
-
-    def take(self, count: int) -> bytes:
-        """The next `count` bytes, fewer at the end of the file."""
-        if not self.zipped:
-            result = self.pending[self.position : self.position + count]
-        else:
-            try:
-                result = self._expand(count)
-            except zlib.error:
-                raise refuse("GZIP_CORRUPT", f"the compressed data is damaged after byte {self.position}", "copy or download the file again", self.path) from None
-        self.position += len(result)
-        return result
-
-    def _expand(self, count: int) -> bytes:
-        parts: list[bytes] = []
-        while count > 0:
-            if self.decoder.eof:  # files of several gzip members are legal
-                rest = self.decoder.unused_data
-                if not rest.startswith(b"\x1f\x8b"):
-                    break
-                self.decoder, self.pending = zlib.decompressobj(31), rest
-            part = self.decoder.decompress(self.pending, count)
-            self.pending = self.decoder.unconsumed_tail
-            if not part and not self.pending and not self.decoder.eof:
-                break  # the file ends inside the compressed data
-            parts.append(part)
-            count -= len(part)
-        return parts[0] if len(parts) == 1 else b"".join(parts)
-
-    def finish(self, declared: int) -> None:
-        """Go on to the end, which verifies the checksum; refuse a file that holds far more than declared."""
-        if self.zipped and len(self.take(_TRAILING_LIMIT)) == _TRAILING_LIMIT:
-            raise refuse("TOO_LARGE", f"expands beyond the {declared} bytes that its header declares", "export the scan again", self.path)
-        if self.zipped and not self.decoder.eof:
-            raise refuse("NIFTI_TRUNCATED", "the file ends before its checksum", "copy or download the file again", self.path)
-
-
-def _read(path: Path) -> _Stored:
+def _read(path: Path) -> Stored:
     if path.suffix.lower() in (".hdr", ".img"):
         raise refuse("PAIR_UNSUPPORTED", "a header/image pair", "convert it to one .nii.gz file", path)
-    content = _Content(path)
-    findings = _name_findings(path, content.zipped)
+    data = checks.read_regular(path)
+    zipped = data[:2] == b"\x1f\x8b"
+    content = Content(path, data, zipped=zipped, truncated="NIFTI_TRUNCATED")
+    findings = _name_findings(path, zipped)
     header = _parse_header(path, content)
     shape, dropped = _check_shape(path, header)
     if dropped:
@@ -199,7 +110,7 @@ def _read(path: Path) -> _Stored:
     affine, notes = _affine(path, header, shape)
     array = _voxels(path, content, header, shape, dtype)
     slope, intercept = _scaling(path, header)
-    return _Stored(array, slope, intercept, affine, findings + notes)
+    return Stored(array, slope, intercept, affine, findings + notes)
 
 
 def _name_findings(path: Path, zipped: bool) -> list[Finding]:
@@ -211,7 +122,7 @@ def _name_findings(path: Path, zipped: bool) -> list[Finding]:
     return []
 
 
-def _parse_header(path: Path, content: _Content) -> Any:
+def _parse_header(path: Path, content: Content) -> Any:
     """nibabel's header object for the first 348 (NIfTI-1) or 540 (NIfTI-2) bytes, unchecked."""
     start = content.take(4)
     if len(start) < 4:
@@ -229,18 +140,7 @@ def _parse_header(path: Path, content: _Content) -> Any:
             raise refuse("PAIR_UNSUPPORTED", "the header of a header/image pair", "convert it to one .nii.gz file", path)
         if magic in (b"n+1", b"n+2"):
             return kind(binaryblock=block, endianness="<" if int.from_bytes(start, "little") == size else ">", check=False)
-    raise _not_nifti(path, start + content.take(256))
-
-
-def _not_nifti(path: Path, start: bytes) -> CaseError:
-    text = start.lstrip().lower()
-    if text.startswith(b"version https://git-lfs"):
-        return refuse("NOT_NIFTI", "it looks like a git-lfs pointer", "run `git lfs pull` or download the file itself", path)
-    if text.startswith((b"<!doctype", b"<html", b"<?xml")):
-        return refuse("NOT_NIFTI", "it looks like an HTML page", "download the file again, logged in if the site needs it", path)
-    if start.startswith(b"PK\x03\x04"):
-        return refuse("ARCHIVE_INPUT", "it is a zip archive", "unpack it first", path)
-    return refuse("NOT_NIFTI", "the first bytes are not a NIfTI header", "check what the file is", path)
+    raise checks.wrong_kind(path, start + content.take(256), "NOT_NIFTI", "a NIfTI header")
 
 
 def _check_shape(path: Path, header: Any) -> tuple[tuple[int, int, int], int]:
@@ -255,7 +155,7 @@ def _check_shape(path: Path, header: Any) -> tuple[tuple[int, int, int], int]:
     return (lengths[2], lengths[1], lengths[0]), count - 3
 
 
-def _voxels(path: Path, content: _Content, header: Any, shape: tuple[int, int, int], dtype: np.dtype) -> np.ndarray:
+def _voxels(path: Path, content: Content, header: Any, shape: tuple[int, int, int], dtype: np.dtype) -> np.ndarray:
     """The stored array; its bytes already lie in (D, H, W) order."""
     smallest = 352 if int(header["sizeof_hdr"]) == 348 else 544
     offset = float(header["vox_offset"]) or smallest  # 0 is written by some tools for "right behind the header"

@@ -17,7 +17,7 @@ import numpy as np
 
 from ctseg.artifacts import file_hash
 from ctseg.errors import CaseError, Finding, PipelineError, UsageError
-from ctseg.scans import nifti
+from ctseg.scans import volume_files
 from ctseg.scans.cases import ABSENT, PRESENT, UNLABELLED, CaseRecord, ImageSource, LabelSource, LoadedCase
 from ctseg.scans.checks import refuse, require_regular
 from ctseg.scans.laterality import mirror_pairs
@@ -64,8 +64,8 @@ def load_case(record: CaseRecord, structures: Sequence[str], *, root: Path) -> L
 
 def load_image(source: ImageSource) -> tuple[Volume, list[Finding]]:
     """The CT of any supported format, checked, in HU."""
-    if source.format == "nifti":
-        return nifti.read_image(source.path)
+    if source.format in volume_files.FORMATS:
+        return volume_files.read_image(source.path)
     if source.format == "dicom":
         from ctseg.scans import dicom_series
 
@@ -105,7 +105,7 @@ def _path(source: LabelSource) -> Path:
 
 def _read_map(record: CaseRecord, source: LabelSource, structures: Sequence[str], image: Volume) -> _Labels:
     path = _path(source)
-    volume, findings = nifti.read_integers(path)
+    volume, findings = volume_files.read_integers(path)
     volume, notes = _on_grid(volume, image.grid, path)
     array, empty = _translate(volume.array, source.values, structures, source.ignore_value, source)
     if empty and record.annotated is None:
@@ -164,7 +164,7 @@ def _read_masks(record: CaseRecord, source: LabelSource, structures: Sequence[st
         if name not in there:
             continue
         path = source.masks[name]
-        volume, notes = nifti.read_integers(path)
+        volume, notes = volume_files.read_integers(path)
         volume, more = _on_grid(volume, image.grid, path)
         mask, _ = _translate(volume.array, {1: name}, [name], None, dataclasses.replace(source, path=path))
         _paint(array, mask.astype(bool), number, overlap)

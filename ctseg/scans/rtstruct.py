@@ -34,6 +34,15 @@ def list_structures(path: str | Path) -> dict[int, str]:
         return _names(_header(Path(path)))
 
 
+@dicom_files.private()
+def list_drawn(path: str | Path) -> frozenset[str]:
+    """Names of the structures that have a closed contour; the others are lines of a template that nobody drew."""
+    with dicom_files.guard(Path(path)):
+        header = _header(Path(path))
+        contours = {int(item.ReferencedROINumber): item.get("ContourSequence") or [] for item in header.get("ROIContourSequence") or []}
+        return frozenset(name for number, name in _names(header).items() if any(_is_closed(item) for item in contours.get(number, [])))
+
+
 def referenced_series(path: str | Path) -> frozenset[str]:
     """UIDs of the series that an RTSTRUCT file says it was drawn on; empty when it names none."""
     with dicom_files.guard(Path(path)):
@@ -125,15 +134,21 @@ def _referenced(header: Any) -> Iterator[Any]:
             yield from study.get("RTReferencedSeriesSequence") or []
 
 
+def _is_closed(item: Any) -> bool:
+    """Whether a contour encloses an area: a closed one of at least three points."""
+    count = len(item.get("ContourData") or [])
+    return str(item.get("ContourGeometricType", "")) in _CLOSED and count >= 9 and count % 3 == 0
+
+
 def _planes(items: Any, to_index: np.ndarray, slices: int, path: Path, name: str) -> tuple[dict[int, list[np.ndarray]], int]:
     """({slice: its polygons in (row, column)}, contours that enclose nothing)."""
     found: dict[int, dict[float, list[np.ndarray]]] = {}  # slice, place of the contours' plane
     dropped = 0
     for item in items:
-        points = np.array([float(value) for value in item.get("ContourData") or []])
-        if str(item.get("ContourGeometricType", "")) not in _CLOSED or len(points) < 9 or len(points) % 3:
+        if not _is_closed(item):
             dropped += 1
             continue
+        points = np.array([float(value) for value in item.ContourData])
         index = (np.column_stack([points.reshape(-1, 3), np.ones(len(points) // 3)]) @ to_index.T)[:, :3]
         place = float(index[:, 0].mean()) if np.isfinite(index).all() else np.inf
         if not -0.5 <= place <= slices - 0.5 or np.ptp(index[:, 0]) > FLAT:

@@ -19,6 +19,7 @@ from typing import Protocol
 
 from ctseg.config import did_you_mean
 from ctseg.errors import Finding, PreconditionError, UsageError
+from ctseg.scans import volume_files
 from ctseg.scans.cases import DataSet
 from ctseg.scans.layouts import (
     abdomenatlas,
@@ -129,7 +130,7 @@ def _contents(root: Path) -> str:
         for name in files:
             if not gathering.hidden(name):
                 lowered = name.casefold()
-                known = (".nii.gz", ".nii", ".dcm", ".json", ".csv", *gathering.ARCHIVE_SUFFIXES)
+                known = (*volume_files.SUFFIXES, ".dcm", ".json", ".csv", *gathering.ARCHIVE_SUFFIXES)
                 kinds[next((suffix for suffix in known if lowered.endswith(suffix)), "other")] += 1
         if sum(kinds.values()) > _COUNTED_FILES:
             break

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ctseg.scans.cases import DataSet, ImageSource, LabelSource
+from ctseg.scans.cases import DataSet, LabelSource
 from ctseg.scans.layouts import gathering, metadata
 from ctseg.scans.layouts.gathering import Gathering
 
@@ -80,7 +80,7 @@ def _read_case(
         cases.refuse(folder.name, ("FILE_MISSING", "ct.nii.gz does not exist", "put the scan there, or move the folder away"), folder / "ct.nii.gz")
     elif masks:
         source = LabelSource("masks", masks=masks)
-        cases.offer(folder.name, ImageSource("nifti", ct), source, annotated=masks, split=split)
+        cases.offer(folder.name, gathering.image_source(ct), source, annotated=masks, split=split)
     elif combined is None:
         cases.refuse(folder.name, ("LABEL_MISSING", "there is no mask in segmentations", "add the masks, or move the folder away"), folder)
     elif table is None:
@@ -88,4 +88,4 @@ def _read_case(
         cases.refuse(folder.name, ("LABEL_NAMES_MISSING", "a combined map does not say which value is which organ", fix), combined)
     else:
         source = LabelSource("map", combined, values=dict(table[0]), ignore_value=table[1])
-        cases.offer(folder.name, ImageSource("nifti", ct), source, split=split)
+        cases.offer(folder.name, gathering.image_source(ct), source, split=split)

@@ -15,10 +15,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from ctseg.errors import Finding, PreconditionError
+from ctseg.scans import volume_files
 from ctseg.scans.cases import CaseRecord, DataSet, ImageSource, LabelSource
 
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".7z", ".rar")
-VOLUME_SUFFIXES = (".nii.gz", ".nii")
 SYSTEM_NAMES = {"__macosx", "thumbs.db", "desktop.ini", "dicomdir"}
 SHOWN = 20  # files reported one by one; the rest are counted in one finding
 SPLITS = {
@@ -67,15 +67,17 @@ def image_label_folders(root: Path) -> list[tuple[Path, Path]]:
 
 
 def volume_stem(path: Path) -> str | None:
-    """The file name without `.nii` / `.nii.gz` (any case); None when it is no NIfTI name."""
-    for suffix in VOLUME_SUFFIXES:
-        if path.name.casefold().endswith(suffix):
-            return path.name[: -len(suffix)]
-    return None
+    """The file name without `.nii.gz` or another suffix of a volume (any case); None when it has none."""
+    return volume_files.stem_of(path)
+
+
+def image_source(path: Path) -> ImageSource:
+    """The scan in one file of a volume format."""
+    return ImageSource(volume_files.format_of(path), path)
 
 
 def volumes(folder: Path) -> dict[str, Path]:
-    """Stem -> file for the NIfTI names in a folder; two files of one stem (`.nii` and `.nii.gz`) are refused."""
+    """Stem -> file for the volumes in a folder; two files of one stem (`.nii` and `.nii.gz`) are refused."""
     found: dict[str, Path] = {}
     seen: dict[str, Path] = {}
     for path in entries(folder):
@@ -90,7 +92,7 @@ def volumes(folder: Path) -> dict[str, Path]:
 
 
 def volume(folder: Path, *stems: str) -> Path | None:
-    """The NIfTI file whose stem is one of `stems` (any case), in their order of preference."""
+    """The volume whose stem is one of `stems` (any case), in their order of preference."""
     by_name = {folded(stem): path for stem, path in volumes(folder).items()}
     return next((by_name[stem] for stem in stems if stem in by_name), None)
 
@@ -224,7 +226,7 @@ class Gathering:
         if bad_name is not None:
             return self.refuse(case_id, ("UNSAFE_NAME", bad_name, "rename the case"), files[0] if files else None)
         for path in files:
-            problem = self.problem(path, folder=path == image.path and image.format != "nifti")
+            problem = self.problem(path, folder=path == image.path and image.format not in volume_files.FORMATS)
             if problem is not None:
                 return self.refuse(case_id, problem, path)
         self._ids.append(case_id)
@@ -321,7 +323,7 @@ def offer_pairs(
             gathering.refuse(case_id, ("LABEL_MISSING", "a scan without label", "add its label, or move the scan away"), path)
             continue
         source = LabelSource("map", label_path, values=dict(values), ignore_value=ignore_value)
-        gathering.offer(case_id, ImageSource("nifti", path), source, split=(splits or {}).get(case_id))
+        gathering.offer(case_id, image_source(path), source, split=(splits or {}).get(case_id))
     for case_id, path in labels.items():
         if folded(case_id) in by_name:
             gathering.refuse(case_id, ("FILE_MISSING", "a label without scan", "add the scan, or move the label away"), path)

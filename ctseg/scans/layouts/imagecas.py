@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ctseg.scans.cases import DataSet, ImageSource, LabelSource
+from ctseg.scans.cases import DataSet, LabelSource
 from ctseg.scans.layouts import gathering
 from ctseg.scans.layouts.gathering import Gathering
 
@@ -48,5 +48,5 @@ def read(root: Path) -> DataSet:
         if image is None or label is None:
             cases.refuse(folder.name, ("FILE_MISSING", f"the case has no {'img' if image is None else 'label'}.nii.gz", "add it, or remove the folder"), folder)
             continue
-        cases.offer(folder.name, ImageSource("nifti", image), LabelSource("map", label, values=dict(VALUES)), split=split)
+        cases.offer(folder.name, gathering.image_source(image), LabelSource("map", label, values=dict(VALUES)), split=split)
     return cases.data_set(tuple(VALUES.values()))

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ctseg.errors import PreconditionError
-from ctseg.scans.cases import DataSet, ImageSource, LabelSource
+from ctseg.scans.cases import DataSet, LabelSource
 from ctseg.scans.layouts import gathering, metadata
 from ctseg.scans.layouts.gathering import Gathering
 
@@ -142,7 +142,7 @@ def _read_entry(cases: Gathering, entry: Any, case_id: str, base: Path, source: 
     for path in (image, label):
         if gathering.volume_stem(path) is None:
             cases.account(image, label)
-            return cases.refuse(case_id, ("FORMAT_UNSUPPORTED", "no .nii or .nii.gz file", "convert it to .nii.gz"), path)
+            return cases.refuse(case_id, ("FORMAT_UNSUPPORTED", "no volume file (.nii.gz, .nii, .nrrd, .mha)", "convert it to .nii.gz"), path)
     labels = LabelSource("map", label, values=source.values, ignore_value=source.ignore_value)
     patient = entry.get("patient_id", entry.get("patient"))
-    cases.offer(case_id, ImageSource("nifti", image), labels, split=split, patient_id=str(patient) if patient not in (None, "") else None)
+    cases.offer(case_id, gathering.image_source(image), labels, split=split, patient_id=str(patient) if patient not in (None, "") else None)

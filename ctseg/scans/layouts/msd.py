@@ -13,7 +13,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ctseg.errors import PreconditionError
-from ctseg.scans.cases import DataSet, ImageSource, LabelSource
+from ctseg.scans.cases import DataSet, LabelSource
 from ctseg.scans.layouts import gathering, metadata, nnunet
 from ctseg.scans.layouts.gathering import Gathering
 
@@ -58,7 +58,7 @@ def _read_entry(cases: Gathering, folder: Path, entry: object, values: dict[int,
         return cases.refuse(f"training[{number}]", ("METADATA_INVALID", "the entry names no image", "correct dataset.json"))
     case_id = gathering.volume_stem(Path(image_text))
     if case_id is None:
-        return cases.refuse(f"training[{number}]", ("FORMAT_UNSUPPORTED", "the image is no .nii or .nii.gz file", "convert it"))
+        return cases.refuse(f"training[{number}]", ("FORMAT_UNSUPPORTED", "the image is no volume file (.nii.gz, .nii, .nrrd, .mha)", "convert it"))
     image, label = cases.inside(case_id, image_text, folder), None
     if "label" in entry:
         label = cases.inside(case_id, entry["label"], folder)
@@ -66,4 +66,4 @@ def _read_entry(cases: Gathering, folder: Path, entry: object, values: dict[int,
         cases.refuse(case_id, ("LABEL_MISSING", "the entry names no label", "add its label to dataset.json"), image)
     if image is None or label is None:
         return cases.account(image, label)
-    cases.offer(case_id, ImageSource("nifti", image), LabelSource("map", label, values=dict(values)))
+    cases.offer(case_id, gathering.image_source(image), LabelSource("map", label, values=dict(values)))

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from ctseg.errors import PreconditionError
-from ctseg.scans.cases import DataSet, ImageSource, LabelSource
+from ctseg.scans import volume_files
+from ctseg.scans.cases import DataSet, LabelSource
 from ctseg.scans.layouts import gathering, metadata
 from ctseg.scans.layouts.gathering import Gathering
 
@@ -59,7 +60,7 @@ def read(root: Path) -> DataSet:
     path = folder / "dataset.json"
     content = metadata.read_object(path)
     ending = str(content.get("file_ending", ".nii.gz")).casefold()
-    if ending not in gathering.VOLUME_SUFFIXES:
+    if ending not in volume_files.SUFFIXES:
         raise PreconditionError("FORMAT_UNSUPPORTED", f"its files end in {ending}", "convert them to .nii.gz", file=path.name)
     values, ignore_value = metadata.label_table(content.get("labels"), path)
     channel = metadata.ct_channel(content.get("channel_names", content.get("modality")), path)
@@ -102,7 +103,7 @@ def _read_listed(
             cases.account(image, label)
             continue
         source = LabelSource("map", label, values=dict(labels.values), ignore_value=labels.ignore_value)
-        cases.offer(case_id, ImageSource("nifti", image), source, split=splits.get(case_id))
+        cases.offer(case_id, gathering.image_source(image), source, split=splits.get(case_id))
 
 
 def _read_test(cases: Gathering, folder: Path, channel: int, values: dict[int, str], ignore_value: int | None) -> None:

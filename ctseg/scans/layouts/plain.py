@@ -18,7 +18,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ctseg.scans.cases import DataSet, ImageSource, LabelSource
+from ctseg.scans.cases import DataSet, LabelSource
 from ctseg.scans.layouts import gathering, metadata
 from ctseg.scans.layouts.gathering import Gathering
 
@@ -65,7 +65,7 @@ def _read_case(cases: Gathering, entry: dict[str, Any], values: dict[int, str], 
     patient = entry.get("patient")
     cases.offer(
         case_id,
-        ImageSource("nifti", image),
+        gathering.image_source(image),
         LabelSource("map", labels, values=dict(values), ignore_value=ignore_value),
         annotated=_annotated(cases, case_id, entry.get("annotated"), values),
         split=None if split is None else gathering.SPLITS.get(split.casefold()),

@@ -1,0 +1,51 @@
+"""Files that hold one volume, whatever their format: NIfTI, NRRD, MetaImage. The suffix decides who reads them.
+
+What the file really is decides the reader of that suffix, which refuses everything else by name.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import ModuleType
+
+from ctseg.errors import Finding
+from ctseg.scans import metaimage, nifti, nrrd
+from ctseg.scans.volume import Volume
+
+# Formats of an ImageSource whose path is one file.
+FORMATS: dict[str, ModuleType] = {"nifti": nifti, "nrrd": nrrd, "metaimage": metaimage}
+_BY_SUFFIX = {".nii.gz": "nifti", ".nii": "nifti", ".seg.nrrd": "nrrd", ".nrrd": "nrrd", ".mha": "metaimage"}
+_DETACHED = {".nhdr": "nrrd", ".mhd": "metaimage"}  # known, so that they are refused by name and not passed over
+SUFFIXES = tuple(_BY_SUFFIX)
+SEGMENTATION = ".seg.nrrd"
+
+
+def stem_of(path: Path, *, detached: bool = False) -> str | None:
+    """The file name without the suffix of a volume (any case); None when it has none. detached: also `.nhdr` and `.mhd`."""
+    name = path.name.casefold()
+    suffix = next((suffix for suffix in (*SUFFIXES, *(_DETACHED if detached else ())) if name.endswith(suffix)), None)
+    return None if suffix is None else path.name[: -len(suffix)]
+
+
+def format_of(path: Path) -> str:
+    """The format that the suffix says; "nifti" for any other suffix, whose reader then says what the file is not."""
+    name = path.name.casefold()
+    return next((form for suffix, form in (_BY_SUFFIX | _DETACHED).items() if name.endswith(suffix)), "nifti")
+
+
+def read_image(path: str | Path) -> tuple[Volume, list[Finding]]:
+    """The CT of a file; see `nifti.read_image`."""
+    volume, findings = FORMATS[format_of(Path(path))].read_image(path)
+    return volume, findings
+
+
+def read_integers(path: str | Path) -> tuple[Volume, list[Finding]]:
+    """The integers of a label file; see `nifti.read_integers`."""
+    volume, findings = FORMATS[format_of(Path(path))].read_integers(path)
+    return volume, findings
+
+
+def read_names(path: str | Path) -> dict[int, str]:
+    """Value -> name where the file itself names its label values; empty elsewhere."""
+    form = format_of(Path(path))
+    return nifti.read_names(path) if form == "nifti" else nrrd.read_names(path) if form == "nrrd" else {}
