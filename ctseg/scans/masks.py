@@ -1,7 +1,8 @@
 """Masks in any form that this project reads, one structure at a time.
 
 A label map (NIfTI; names from labels.json beside it, or from the file itself), a folder with one NIfTI per structure (as TotalSegmentator writes it), a
-DICOM SEG or an RTSTRUCT. The DICOM ones lie on a scan's slices, so they need the scan.
+DICOM SEG or an RTSTRUCT. The DICOM ones lie on a scan's slices, so they need the scan. Where a level is given, a NIfTI may hold the
+probabilities of one structure instead (as infer.py --probabilities writes them): the mask is where they reach the level.
 """
 
 from __future__ import annotations
@@ -21,40 +22,62 @@ from ctseg.scans.volume import Volume
 
 @dataclasses.dataclass(frozen=True)
 class Masks:
-    """names: structures in their order. read: the mask of one, a Volume of bool; read when asked for, so that memory does not grow with their number."""
+    """Structures, each read when asked for, so that memory does not grow with their number.
+
+    names: in their order. read: the mask of one, a Volume of bool. stored: the same as it is stored, where that is known: bool, or
+    probabilities, float32 from 0 to 1. level: where these end.
+    """
 
     names: tuple[str, ...]
     read: Callable[[str], Volume]
+    stored: Callable[[str], Volume] | None = None
+    level: float | None = None
+
+    def values(self, name: str) -> Volume:
+        """Probabilities (float32) of a structure where the file holds some, else its mask (bool)."""
+        return self.read(name) if self.stored is None else self.stored(name)
 
 
-def open_masks(path: Path, scan: Volume | None = None, source: ImageSource | None = None) -> Masks:
-    """The masks at `path`. scan, source: the CT they belong to, needed for DICOM.
+def open_masks(path: Path, scan: Volume | None = None, source: ImageSource | None = None, *, level: float | None = None) -> Masks:
+    """The masks at `path`. scan, source: the CT they belong to, needed for DICOM. level: where probabilities become a mask; None refuses them.
 
     Raises PreconditionError for a path that holds none, and CaseError for a damaged file.
     """
     if path.is_dir():
-        return _folder(path)
+        return _folder(path, level)
     if not path.is_file():
         raise PreconditionError("NO_DATA", f"'{path}' does not exist", "check the path", file=path.name)
-    if gathering.volume_stem(path) is not None:
-        return _label_map(path)
+    stem = gathering.volume_stem(path)
+    if stem is not None:
+        return _one_file(path, stem, level)
     return _dicom(path, scan, source)
 
 
-def _folder(path: Path) -> Masks:
+def _folder(path: Path, level: float | None) -> Masks:
     files = gathering.volumes(path / "segmentations") if (path / "segmentations").is_dir() else gathering.volumes(path)
     if not files:
         raise PreconditionError("NO_DATA", "the folder holds no NIfTI masks", "give a label map, a folder with one mask per structure, a DICOM SEG or an RTSTRUCT", file=path.name)
 
+    def stored(name: str) -> Volume:
+        volume, _ = nifti.read_integers(files[name]) if level is None else nifti.read_mask(files[name])
+        return volume if volume.array.dtype.kind == "f" else Volume(volume.array > 0, volume.affine)
+
+    return _with_level(tuple(files), stored, level)
+
+
+def _with_level(names: tuple[str, ...], stored: Callable[[str], Volume], level: float | None) -> Masks:
     def read(name: str) -> Volume:
-        volume, _ = nifti.read_integers(files[name])
-        return Volume(volume.array > 0, volume.affine)
+        volume = stored(name)
+        return Volume(volume.array >= level, volume.affine) if volume.array.dtype.kind == "f" else volume
 
-    return Masks(tuple(files), read)
+    return Masks(names, read, stored, level)
 
 
-def _label_map(path: Path) -> Masks:
-    volume, _ = nifti.read_integers(path)
+def _one_file(path: Path, stem: str, level: float | None) -> Masks:
+    """A label map; or the probabilities of one structure, named after the file."""
+    volume, _ = nifti.read_integers(path) if level is None else nifti.read_mask(path)
+    if volume.array.dtype.kind == "f":
+        return _with_level((stem,), lambda name: volume, level)
     values = [int(value) for value in np.unique(volume.array) if value > 0]
     table = metadata.names_beside(path.parent)
     named = table[0] if table is not None else {value: name for value, name in nifti.read_names(path).items() if value in values}

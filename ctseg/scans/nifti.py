@@ -26,6 +26,8 @@ from ctseg.scans.volume import RAS_TO_LPS, Grid, Volume
 
 FORMS_AGREE_MM = 0.01  # qform and sform closer than this at the corners are one geometry
 FORMS_CONFLICT_MM = 1.0  # farther apart than this nobody knows which one is meant
+INTEGER_TOLERANCE = 1e-3  # labels may be so far from an integer
+PROBABILITY_TOLERANCE = 1e-3  # and probabilities so far below 0 or above 1: an interpolation overshoots a little
 _TRAILING_LIMIT = 1 << 20  # bytes behind the declared end that are tolerated
 _EXTENSION_LIMIT = 64 << 20
 _TYPES = {2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 256: "i1", 512: "u2", 768: "u4", 1024: "i8", 1280: "u8"}
@@ -61,18 +63,42 @@ def read_integers(path: str | Path) -> tuple[Volume, list[Finding]]:
     """The integers of a label file as int32 (D, H, W). Checked before any cast, so nothing wraps or truncates."""
     path = Path(path)
     stored = _read(path)
+    return _integers(path, stored, _scaled(path, stored))
+
+
+def read_mask(path: str | Path) -> tuple[Volume, list[Finding]]:
+    """What a mask file holds: integers as int32 (D, H, W), or, where values lie between them, probabilities as float32 from 0 to 1.
+
+    Raises CaseError PROBABILITY_RANGE for values that are neither.
+    """
+    path = Path(path)
+    stored = _read(path)
+    array = _scaled(path, stored)
+    if array.dtype.kind != "f" or float(np.abs(array - np.rint(array)).max()) <= INTEGER_TOLERANCE:
+        return _integers(path, stored, array)
+    low, high = float(array.min()), float(array.max())
+    if low < -PROBABILITY_TOLERANCE or high > 1 + PROBABILITY_TOLERANCE:
+        raise refuse("PROBABILITY_RANGE", f"values from {low:.4g} to {high:.4g} are neither labels (integers) nor probabilities (0 to 1)", "give probabilities, not logits or percent, or a label map of integers", path)
+    return Volume(np.clip(array, 0, 1).astype(np.float32), stored.affine), stored.findings
+
+
+def _scaled(path: Path, stored: _Stored) -> np.ndarray:
+    """The finite values of a file, its scaling applied."""
+    checks.check_finite(stored.array, path)
+    if (stored.slope, stored.intercept) == (1.0, 0.0):
+        return stored.array
+    return stored.array * np.float64(stored.slope) + np.float64(stored.intercept)
+
+
+def _integers(path: Path, stored: _Stored, array: np.ndarray) -> tuple[Volume, list[Finding]]:
     findings = stored.findings
-    array = stored.array
-    checks.check_finite(array, path)
-    if (stored.slope, stored.intercept) != (1.0, 0.0):
-        array = array * np.float64(stored.slope) + np.float64(stored.intercept)
     low, high = float(array.min()), float(array.max())
     if not -(2**31) <= low <= high < 2**31:
         raise refuse("LABEL_VALUES", f"values from {low:g} to {high:g} are no label ids", "give a map of small integers", path)
     if array.dtype.kind == "f":
         rounded = np.rint(array)
         distance = float(np.abs(array - rounded).max())
-        if distance > 1e-3:
+        if distance > INTEGER_TOLERANCE:
             raise refuse("LABEL_NOT_INTEGER", f"values are up to {distance:.3g} away from an integer", "save the label map with nearest-neighbour resampling, as integers", path)
         if distance > 0:
             findings.append(Finding("WARN", "LABEL_NOT_INTEGER", f"values up to {distance:.1g} away from an integer were rounded", "save the labels as integers", file=str(path)))
