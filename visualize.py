@@ -65,8 +65,7 @@ def _draw(arguments: argparse.Namespace, film: Path | None, renderer: tuple[Find
     find, draw = renderer
     scene = tour.build_scene(masks, chosen, ct=ct, context=arguments.context or ("body" if ct is not None else "none"), reference=reference, synthetic=arguments.synthetic,
                              window_hu=window or slices.window_for(chosen), find=find, progress=cli.bar("Surfaces", unit="structure"))
-    if scene.probabilities and len(scene.probabilities) < len(scene.shown):
-        LOG.warning("NOTE MIXED_MASKS: %s come from probabilities (from %g on), the other %d structures from masks.", ", ".join(scene.probabilities), arguments.level, len(scene.shown) - len(scene.probabilities))
+    _tell_mixed(scene.probabilities, scene.shown, arguments.level)
     size = {"width": arguments.width - arguments.width % 2, "height": arguments.height - arguments.height % 2, "draw": draw}
     if arguments.stills is not None:
         _write_stills(arguments.stills, tour.pictures(scene, list(tour.SIDES), **size), list(tour.SIDES.values()))
@@ -82,8 +81,15 @@ def _write_sheet(arguments: argparse.Namespace, masks: Masks, chosen: list[str],
     from ctseg.reporting import contact_sheet
 
     sheet = contact_sheet.build_sheet(ct, masks, chosen, reference=reference, window_hu=window, synthetic=arguments.synthetic, progress=cli.bar("Masks", unit="structure"))
+    if arguments.output is None and arguments.stills is None:
+        _tell_mixed(sheet.probabilities, sheet.shown, arguments.level)
     contact_sheet.write(arguments.sheet, contact_sheet.draw(sheet))
-    LOG.info("Slices with %d structures in %s.", sum(piece is not None for piece in sheet.found.values()), arguments.sheet)
+    LOG.info("Slices with %d structures in %s.", len(sheet.shown), arguments.sheet)
+
+
+def _tell_mixed(probabilities: tuple[str, ...], shown: tuple[str, ...], level: float) -> None:
+    if 0 < len(probabilities) < len(shown):
+        LOG.warning("NOTE MIXED_MASKS: %s: probabilities, drawn where they reach %g; the other %d of the structures: masks.", ", ".join(probabilities), level, len(shown) - len(probabilities))
 
 
 def _renderer(wanted: str) -> tuple[Finder, Callable[..., np.ndarray]]:

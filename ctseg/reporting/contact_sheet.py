@@ -21,7 +21,7 @@ from ctseg.errors import UsageError
 from ctseg.reporting import slices, style
 from ctseg.reporting.colours import colours_on_ct
 from ctseg.reporting.slices import PLANES, Plane
-from ctseg.scans.masks import Masks
+from ctseg.scans.masks import Masks, tight
 from ctseg.scans.volume import Grid, Volume, resample, to_canonical
 
 COLUMNS, AXIAL_ROWS = 6, 2
@@ -48,8 +48,8 @@ class Piece:
     shape: tuple[int, int, int]
     packed: np.ndarray
 
-    def cut(self, axis: int, number: int, box: Sequence[slice]) -> np.ndarray | None:
-        """The slice (bool) of the view `box` across an axis; None when the mask has no voxel in it."""
+    def cut(self, axis: int, number: int) -> np.ndarray | None:
+        """The slice (bool) across an axis, as wide and high as the box; None when it has no voxel."""
         inside = number - self.start[axis]
         if not 0 <= inside < self.shape[axis]:
             return None
@@ -57,17 +57,11 @@ class Piece:
             part = np.unpackbits(self.packed[:, :, inside // 8, None], axis=2)[:, :, inside % 8]
         else:
             part = np.unpackbits(np.take(self.packed, inside, axis=axis), axis=1, count=self.shape[2])
-        if not part.any():
-            return None
-        others = [other for other in range(3) if other != axis]
-        picture = np.zeros([box[other].stop - box[other].start for other in others], dtype=bool)
-        picture[tuple(slice(self.start[other] - box[other].start, self.start[other] - box[other].start + self.shape[other]) for other in others)] = part
-        return picture
+        return part.astype(bool) if part.any() else None
 
 
-def piece_of(mask: Volume, grid: Grid) -> tuple[Piece | None, bool]:
-    """(the mask on a canonical grid, None when it is empty there; whether it had to be resampled, to the nearest voxel)."""
-    part = _tight(mask)
+def piece_of(part: Volume | None, grid: Grid) -> tuple[Piece | None, bool]:
+    """(a mask, as `Masks.tight` gives it, on a canonical grid, None when it is empty there; whether it had to be resampled, to the nearest voxel)."""
     if part is None:
         return None, False
     part = to_canonical(part)
@@ -80,7 +74,7 @@ def piece_of(mask: Volume, grid: Grid) -> tuple[Piece | None, bool]:
         high = np.minimum(np.ceil(reach.max(axis=1)).astype(int) + 1, grid.shape)
         if (high <= low).any():
             return None, True
-        part = _tight(resample(Volume(part.array.astype(np.uint8), part.affine), grid.crop(tuple(low), tuple(high - low)), order="nearest", fill=0))
+        part = tight(resample(Volume(part.array.astype(np.uint8), part.affine), grid.crop(tuple(low), tuple(high - low)), order="nearest", fill=0))
         if part is None:
             return None, True
         to_grid = np.linalg.inv(grid.affine) @ part.affine
@@ -91,18 +85,6 @@ def piece_of(mask: Volume, grid: Grid) -> tuple[Piece | None, bool]:
     array = part.array[tuple(slice(a - s, b - s) for a, b, s in zip(low, high, start))]
     d, h, w = (int(n) for n in array.shape)
     return Piece((int(low[0]), int(low[1]), int(low[2])), (d, h, w), np.packbits(array > 0, axis=2)), moved
-
-
-def _tight(mask: Volume) -> Volume | None:
-    """The box of a mask, None when it is empty."""
-    array, start = mask.array, []
-    for axis in range(3):  # each axis shortens what the next one looks through
-        hits = np.flatnonzero(array.any(axis=tuple(other for other in range(3) if other != axis)))
-        if not len(hits):
-            return None
-        array = array[(slice(None),) * axis + (slice(int(hits[0]), int(hits[-1]) + 1),)]
-        start.append(int(hits[0]))
-    return Volume(array, mask.grid.crop((start[0], start[1], start[2]), array.shape).affine)
 
 
 # ---- the sheet --------------------------------------------------------------------------------------------
@@ -116,9 +98,15 @@ class Sheet:
     window_hu: tuple[float, float]
     found: dict[str, Piece | None]
     truth: dict[str, Piece | None] | None = None
-    level: float | None = None  # of probabilities
+    probabilities: tuple[str, ...] = ()  # structures that come from probabilities, where these reach `level`
+    level: float | None = None
     synthetic: bool = False
     resampled: bool = False  # some mask lay on another grid
+
+    @property
+    def shown(self) -> tuple[str, ...]:
+        """The structures that have a voxel in the scan."""
+        return tuple(name for name, piece in self.found.items() if piece is not None)
 
     @functools.cached_property
     def colours(self) -> dict[str, np.ndarray]:
@@ -138,20 +126,30 @@ def build_sheet(ct: Volume, masks: Masks, chosen: Sequence[str], *, reference: M
     scan = to_canonical(ct)
     found: dict[str, Piece | None] = {}
     truth: dict[str, Piece | None] = {}
-    moved = fractional = False
+    probabilities: list[str] = []
+    moved = False
     for name in progress(list(chosen)):
-        mask = masks.values(name)
-        if mask.array.dtype.kind == "f" and masks.level is not None:
-            mask, fractional = Volume(mask.array >= masks.level, mask.affine), True
-        found[name], other = piece_of(mask, scan.grid)
+        part, fractional = _read(masks, name)
+        found[name], other = piece_of(part, scan.grid)
+        probabilities += [name] if fractional and found[name] is not None else []
         moved |= other
         if reference is not None and name in reference.names:
-            truth[name], other = piece_of(reference.read(name), scan.grid)
+            truth[name], other = piece_of(_read(reference, name)[0], scan.grid)
             moved |= other
-    sheet = Sheet(scan, window_hu or slices.window_for(chosen), found, None if reference is None else truth, masks.level if fractional else None, synthetic, moved)
+    sheet = Sheet(scan, window_hu or slices.window_for(chosen), found, None if reference is None else truth, tuple(probabilities), masks.level, synthetic, moved)
     if not any(piece is not None for piece in [*found.values(), *truth.values()]):
         raise ValueError("none of the structures has a voxel in the scan")
     return sheet
+
+
+def _read(masks: Masks, name: str) -> tuple[Volume | None, bool]:
+    """(the mask of a structure in its box, None when it is empty; whether it comes from probabilities)."""
+    if masks.stored is None:
+        return masks.tight(name), False
+    values = masks.stored(name)
+    if values.array.dtype.kind != "f" or masks.level is None:
+        return tight(values), False
+    return tight(Volume(values.array >= masks.level, values.affine)), True
 
 
 def spread(first: int, last: int, count: int) -> list[int]:
@@ -196,7 +194,7 @@ def write(path: Path, picture: Image.Image) -> None:
     """Write the sheet, atomically, as PNG or JPEG by the suffix."""
     kind = sheet_format(path)
     stream = io.BytesIO()
-    picture.save(stream, format=kind, optimize=True, **({"quality": JPEG_QUALITY} if kind == "JPEG" else {}))
+    picture.save(stream, format=kind, **({"quality": JPEG_QUALITY, "optimize": True} if kind == "JPEG" else {}))
     path.parent.mkdir(parents=True, exist_ok=True)
     atomic_write(path, lambda target: target.write(stream.getvalue()))
 
@@ -210,6 +208,7 @@ def _panel(sheet: Sheet, plane: Plane, number: int, box: Sequence[slice], size: 
     """One slice (size: height and width in pixels) with its masks."""
     fine = (size[1] * FINE, size[0] * FINE)
     low, high = sheet.window_hu
+    axes = [axis for axis in range(3) if axis != plane.axis]
     view = [number if axis == plane.axis else part for axis, part in enumerate(box)]
     cut = sheet.scan.array[tuple(view)]
     grey = (np.clip((cut - low) / (high - low), 0, 1) * 255).astype(np.uint8)
@@ -221,9 +220,11 @@ def _panel(sheet: Sheet, plane: Plane, number: int, box: Sequence[slice], size: 
         layers = [(sheet.found, FILL_WITH_REFERENCE, 0), (sheet.truth, 0.0, 3)]
     for pieces, opacity, line in layers:
         for name, piece in pieces.items():
-            mask = piece.cut(plane.axis, number, box) if piece is not None else None
-            if mask is not None:
-                _paint(canvas, _upright(mask, plane), sheet.colours[name] * 255, opacity, line)
+            mask = piece.cut(plane.axis, number) if piece is not None else None
+            if piece is not None and mask is not None:
+                start = [piece.start[axis] - box[axis].start for axis in axes]
+                start[0] = start[0] if not plane.flip_rows else grey.shape[0] - start[0] - mask.shape[0]
+                _paint(canvas, _upright(mask, plane), start, grey.shape, sheet.colours[name] * 255, opacity, line)
     return Image.fromarray((canvas + 0.5).clip(0, 255).astype(np.uint8)).reduce(FINE)
 
 
@@ -231,19 +232,25 @@ def _upright(picture: np.ndarray, plane: Plane) -> np.ndarray:
     return np.ascontiguousarray(picture[::-1] if plane.flip_rows else picture)
 
 
-def _paint(canvas: np.ndarray, mask: np.ndarray, colour: np.ndarray, opacity: float, line: int) -> None:
-    """A mask on a picture, (h, w, 3) of 0 to 255: filled, and with a line along the inside of its border, in picture elements."""
-    share = np.asarray(Image.fromarray(mask.astype(np.uint8) * 255).resize(canvas.shape[1::-1], Image.Resampling.BILINEAR))
+def _paint(canvas: np.ndarray, mask: np.ndarray, start: Sequence[int], shape: Sequence[int], colour: np.ndarray, opacity: float, line: int) -> None:
+    """A mask on a picture, (h, w, 3) of 0 to 255: filled, and with a line along the inside of its border, in picture elements.
+
+    start: row and column of the mask in the slice, which has this shape and fills the picture.
+    """
+    room = [1 + -(-whole // wanted) for whole, wanted in zip(shape, canvas.shape)]  # at least an element around it
+    sides = []
+    for first, length, around, whole, wanted in zip(start, mask.shape, room, shape, canvas.shape):
+        fine, begin = wanted / whole, first - around
+        low, high = max(0, int(np.ceil(begin * fine))), min(wanted, int(np.floor((first + length + around) * fine)))
+        sides.append((low, high, low / fine - begin, min(high / fine - begin, length + 2 * around)))
+    (top, bottom, *rows), (left, right, *columns) = sides
+    padded = np.pad(mask.astype(np.uint8) * 255, [(around, around) for around in room])
+    share = np.asarray(Image.fromarray(padded).resize((right - left, bottom - top), Image.Resampling.BILINEAR, box=(columns[0], rows[0], columns[1], rows[1])))
     covered = share >= max(1, min(128, int(share.max()) // 2))  # so what is thinner than an element is still seen
-    rows, columns = np.flatnonzero(covered.any(axis=1)), np.flatnonzero(covered.any(axis=0))
-    if not len(rows):
-        return
-    part = (slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))
-    covered, under = covered[part], canvas[part]
+    under = canvas[top:bottom, left:right]
     under[covered] = under[covered] * (1 - opacity) + colour * opacity
     if line:
-        inner = ndimage.binary_erosion(covered, iterations=line)
-        under[covered & ~inner] = colour
+        under[covered & ~ndimage.binary_erosion(covered, iterations=line, border_value=1)] = colour
 
 
 def _place(sheet: Sheet, plane: Plane, number: int) -> str:
@@ -266,7 +273,7 @@ def _head(pen: Any, sheet: Sheet, mm_per_pixel: float) -> None:
     title = "Masks on the CT" + (", against a reference" if sheet.truth is not None else "") + (" (synthetic data)" if sheet.synthetic else "")
     said = [f"window {low:g} to {high:g} HU".replace("-", "−")]
     said += ["filled: masks, line: reference"] if sheet.truth is not None else []
-    said += [f"probability from {sheet.level:g}"] if sheet.level is not None else []
+    said += [f"probability from {sheet.level:g}"] if sheet.probabilities else []
     said += ["masks moved to the nearest voxel of the scan"] if sheet.resampled else []
     said += ["x to the left, y to the back, z upwards (LPS)"]
     pen.text((TEXT, 0.8 * TEXT), title, font=style.font(round(TEXT * 1.4), bold=True), fill=style.INK, anchor="lt")

@@ -28,18 +28,22 @@ def _plane(scan: Volume, axis: int, number: int, window_hu: tuple[float, float],
     places = np.meshgrid(*[np.linspace(0, length - 1, count) for length, count in zip(picture.shape, counts)], indexing="ij")
     low, high = window_hu
     grey = np.clip((ndimage.map_coordinates(picture, places, order=1) - low) / (high - low), 0, 1)
-    patient = ndimage.map_coordinates(_outline(picture).astype(np.float32), places, order=1) > 0.5
+    patient = ndimage.map_coordinates(_outline(picture), places, order=1) > 0.5
     index = np.zeros((*grey.shape, 3))
     index[..., axis], index[..., rows], index[..., columns] = number, places[0], places[1]
     points_mm = (index[patient] @ scan.affine[:3, :3].T + scan.affine[:3, 3]).astype(np.float32)
     colour = np.repeat(grey[patient].astype(np.float32)[:, None], 3, axis=1)
-    return Surface(f"{name} slice", points_mm, np.zeros_like(points_mm), colour, triangles=_triangles(patient))
+    across = np.cross(scan.affine[:3, rows], scan.affine[:3, columns])
+    normals = np.broadcast_to((across / np.linalg.norm(across)).astype(np.float32), points_mm.shape)
+    return Surface(f"{name} slice", points_mm, normals, colour, triangles=_triangles(patient), flat=True)
 
 
 def _outline(picture: np.ndarray) -> np.ndarray:
-    """The patient in a slice, hollows filled; all of it where there is no outline."""
+    """The patient in a slice, hollows filled and the border smoothed: above 0.5; all of it where there is no outline."""
     body = ndimage.binary_opening(picture > OUTLINE_HU, iterations=2)
-    return ndimage.binary_fill_holes(body) if body.any() else np.ones(picture.shape, dtype=bool)
+    if not body.any():
+        return np.ones(picture.shape, dtype=np.float32)
+    return ndimage.gaussian_filter(ndimage.binary_fill_holes(body).astype(np.float32), 1.0)
 
 
 def _triangles(kept: np.ndarray) -> np.ndarray:

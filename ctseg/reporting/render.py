@@ -18,6 +18,7 @@ from ctseg.reporting.surfaces import Surface
 SUPERSAMPLING = 2  # picture elements per pixel and axis
 LIGHT = np.array([-0.35, -0.80, 0.50]) / np.linalg.norm([-0.35, -0.80, 0.50])  # towards the light: from the viewer's upper left
 AMBIENT, HOLLOW_MM, HOLLOW_SHADE = 0.38, 25.0, 0.55
+EDGE_ON = 0.06  # cosine below which a flat picture is seen from its edge: it would be a line, and is left out
 _NOTHING = np.iinfo(np.uint64).max
 _DEPTH_STEPS = 1 << 20
 
@@ -83,7 +84,7 @@ def draw(surfaces: Sequence[Surface], view: View, degrees: float, background: Se
         shade = 1 if chosen[0].flat else (AMBIENT + (1 - AMBIENT) * np.clip(normals @ light, 0, 1))[:, None]
         return Layer(hit, colours * shade, np.abs(normals @ towards), depth)
 
-    return blend(surfaces, layer, view, background)
+    return blend(surfaces, layer, view, degrees, background)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,8 +102,9 @@ def finer(view: View) -> View:
     return dataclasses.replace(view, mm_per_pixel=view.mm_per_pixel / SUPERSAMPLING, width=view.width * SUPERSAMPLING, height=view.height * SUPERSAMPLING, left=view.left * SUPERSAMPLING)
 
 
-def blend(surfaces: Sequence[Surface], layer: Callable[[Sequence[Surface]], Layer], view: View, background: Sequence[float]) -> np.ndarray:
+def blend(surfaces: Sequence[Surface], layer: Callable[[Sequence[Surface]], Layer], view: View, degrees: float, background: Sequence[float] = (1.0, 1.0, 1.0)) -> np.ndarray:
     """The picture, (h, w, 3) uint8, from layers: what is solid, flat pictures between, and translucent surfaces over both. view: already finer."""
+    _, towards, _ = view.axes(degrees)
     picture = np.broadcast_to(np.asarray(background, dtype=np.float32), (view.height, view.width, 3)).copy()
     depth = np.full((view.height, view.width), np.inf, dtype=np.float32)
     drawn = [surface for surface in surfaces if len(surface.points_mm)]
@@ -111,7 +113,7 @@ def blend(surfaces: Sequence[Surface], layer: Callable[[Sequence[Surface]], Laye
         front = layer(solid)
         depth = front.depth
         picture[front.hit] = front.colours * _hollows(depth, front.hit)[:, None]
-    if flat := [surface for surface in drawn if surface.flat]:
+    if flat := [surface for surface in drawn if surface.flat and abs(float(surface.normals[0] @ towards)) > EDGE_ON]:
         front = layer(flat)
         nearer = front.depth < depth
         picture[nearer] = front.colours[nearer[front.hit]]
@@ -131,7 +133,7 @@ def _nearest(surfaces: Sequence[Surface], view: View, degrees: float) -> tuple[n
     _, towards, _ = view.axes(degrees)
     points, normals, colours = [], [], []
     for surface in surfaces:
-        facing = surface.normals @ towards >= 0
+        facing = surface.normals @ towards > 0 if not surface.flat else slice(None)
         points.append(surface.points_mm[facing])
         normals.append(surface.normals[facing])
         colours.append(np.broadcast_to(surface.colour, surface.points_mm.shape)[facing])

@@ -88,7 +88,7 @@ class Renderer:
             self._hand_over(surfaces, view)
         fine = render.finer(view)
         self._aim(fine, degrees)
-        return render.blend(surfaces, functools.partial(self._layer, view=fine), fine, (1.0, 1.0, 1.0))
+        return render.blend(surfaces, functools.partial(self._layer, view=fine), fine, degrees)
 
     def _hand_over(self, surfaces: Sequence[Surface], view: View) -> None:
         import vtkmodules.vtkRenderingOpenGL2  # noqa: F401 (brings the drawing itself)

@@ -23,9 +23,9 @@ LEVELS = (0.15, 0.6)  # of the smoothed mask: where a surface may be put to keep
 class Surface:
     """What is drawn.
 
-    points_mm, normals: (N, 3) float32, LPS mm and unit vectors out of the structure; normals of zero: a flat picture, seen from both
-    sides and not lit. colour: (3,) or (N, 3), 0 to 1. opacity: below 1, only what lies nearest is drawn, over the rest.
-    triangles: (M, 3) point numbers, where they were asked for.
+    points_mm, normals: (N, 3) float32, LPS mm and unit vectors out of the structure. colour: (3,) or (N, 3), 0 to 1.
+    opacity: below 1, only what lies nearest is drawn, over the rest. triangles: (M, 3) point numbers, where they were asked for.
+    flat: a picture in a plane, not a body: seen from both sides and not lit.
     """
 
     name: str
@@ -34,11 +34,7 @@ class Surface:
     colour: np.ndarray
     opacity: float = 1.0
     triangles: np.ndarray | None = None
-
-    @property
-    def flat(self) -> bool:
-        """Whether it is a picture in space, not a body."""
-        return len(self.normals) > 0 and not self.normals[:9].any()
+    flat: bool = False
 
 
 # (field, level, parts per voxel along D, H, W) -> index positions (N, 3) of the crossing, the field's slope there (N, 3), and triangles of them or None

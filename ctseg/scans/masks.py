@@ -8,10 +8,11 @@ probabilities of one structure instead (as infer.py --probabilities writes them)
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+from scipy import ndimage
 
 from ctseg.errors import PreconditionError
 from ctseg.scans import nifti
@@ -25,13 +26,18 @@ class Masks:
     """Structures, each read when asked for, so that memory does not grow with their number.
 
     names: in their order. read: the mask of one, a Volume of bool. stored: the same as it is stored, where that is known: bool, or
-    probabilities, float32 from 0 to 1. level: where these end.
+    probabilities, float32 from 0 to 1. level: where these end. box: the mask without what is empty around it, where that is known without reading it all.
     """
 
     names: tuple[str, ...]
     read: Callable[[str], Volume]
     stored: Callable[[str], Volume] | None = None
     level: float | None = None
+    box: Callable[[str], Volume | None] | None = None
+
+    def tight(self, name: str) -> Volume | None:
+        """The mask (bool) of a structure inside its box, None when it is empty."""
+        return tight(self.read(name)) if self.box is None else self.box(name)
 
     def values(self, name: str) -> Volume:
         """Probabilities (float32) of a structure where the file holds some, else its mask (bool)."""
@@ -78,11 +84,42 @@ def _one_file(path: Path, stem: str, level: float | None) -> Masks:
     volume, _ = nifti.read_integers(path) if level is None else nifti.read_mask(path)
     if volume.array.dtype.kind == "f":
         return _with_level((stem,), lambda name: volume, level)
-    values = [int(value) for value in np.unique(volume.array) if value > 0]
+    places = _places(volume.array)
+    values = list(places)
     table = metadata.names_beside(path.parent)
     named = table[0] if table is not None else {value: name for value, name in nifti.read_names(path).items() if value in values}
     numbers = {name: value for value, name in named.items()} | {f"label {value}": value for value in values if value not in named}
-    return Masks(tuple(numbers), lambda name: Volume(volume.array == numbers[name], volume.affine))
+
+    def box(name: str) -> Volume | None:
+        place = places.get(numbers[name])
+        return None if place is None else _cut(Volume(volume.array[place] == numbers[name], volume.affine), [part.start for part in place])
+
+    return Masks(tuple(numbers), lambda name: Volume(volume.array == numbers[name], volume.affine), box=box)
+
+
+def _places(label: np.ndarray) -> dict[int, tuple[slice, ...]]:
+    """Positive value of a label map -> its box, in the order of the values."""
+    if label.max() > 65535:  # a table of all values below would be long
+        return {int(value): tuple(slice(0, n) for n in label.shape) for value in np.unique(label) if value > 0}
+    return {value: place for value, place in enumerate(ndimage.find_objects(label), start=1) if place is not None}
+
+
+def tight(mask: Volume) -> Volume | None:
+    """A mask without what is empty around it; None when all is."""
+    array, start = mask.array, []
+    for axis in range(3):  # each axis shortens what the next one looks through
+        hits = np.flatnonzero(array.any(axis=tuple(other for other in range(3) if other != axis)))
+        if not len(hits):
+            return None
+        array = array[(slice(None),) * axis + (slice(int(hits[0]), int(hits[-1]) + 1),)]
+        start.append(int(hits[0]))
+    return _cut(Volume(array, mask.affine), start)
+
+
+def _cut(part: Volume, start: Sequence[int]) -> Volume:
+    """A part of a volume in its place; its affine is still that of the whole, in which it begins at index `start`."""
+    d, h, w = (int(n) for n in start)
+    return Volume(part.array, part.grid.crop((d, h, w), part.grid.shape).affine)
 
 
 def _dicom(path: Path, scan: Volume | None, source: ImageSource | None) -> Masks:
