@@ -47,7 +47,8 @@ def colours_of(names: Sequence[str]) -> dict[str, np.ndarray]:
 
 def colours_on_ct(names: Sequence[str]) -> dict[str, np.ndarray]:
     """The colour of each structure on a grey picture: that of the table where it is vivid and no other has one like it, else the vivid one least like all others."""
-    pool = np.array([colorsys.hsv_to_rgb(hue / 24, saturation, value) for saturation, value in ((0.85, 1.0), (0.45, 1.0), (0.9, 0.72)) for hue in range(24)])
+    pool = np.array([colorsys.hsv_to_rgb(hue / 30, saturation, value) for saturation, value in ((0.85, 1.0), (0.45, 1.0), (0.9, 0.75)) for hue in range(30)])
+    pool = pool[_perceived(pool)[:, 0] > BRIGHT]
     chosen: dict[str, np.ndarray] = {}
     for name, colour in colours_of(names).items():
         taken = _perceived(np.array(list(chosen.values())).reshape(-1, 3))
@@ -62,6 +63,7 @@ def _least_distance(colours: np.ndarray, taken: np.ndarray) -> np.ndarray:
 
 
 VIVID, APART = 0.28, 0.12  # least difference of a colour's channels, and of two colours as perceived
+BRIGHT = 0.55  # least lightness as perceived: dark blue cannot be seen on muscle
 
 def _perceived(colour: np.ndarray) -> np.ndarray:
     """(N, 3) red, green and blue (0 to 1, sRGB) in Oklab, where distance is as the eye sees it (B. Ottosson 2020, "A perceptual color space for image processing")."""

@@ -74,7 +74,7 @@ def build_scene(masks: Masks, chosen: Sequence[str], *, ct: Volume | None = None
         surface, fractional = _structure(masks, name, colours[name], step, find)
         if not len(surface.points_mm):
             if len(chosen) <= LEGEND_ROWS:
-                legend.append((f"{style.short(name)} (not found)", np.full(3, 0.85)))
+                legend.append((f"{style.short(name)} ({f'below {masks.level:g}' if fractional else 'not found'})", np.full(3, 0.85)))
             continue
         if fractional:
             probabilities.append(name)
