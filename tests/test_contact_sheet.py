@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from PIL import Image
+from test_visualize import RED, ball, masks_of, oblique, upright
 
 import visualize
 from ctseg.reporting import contact_sheet, planes, render, slices, tour
@@ -14,7 +15,6 @@ from ctseg.reporting.slices import PLANES
 from ctseg.scans import nifti
 from ctseg.scans.masks import Masks, open_masks, tight
 from ctseg.scans.volume import Volume, reorient, to_canonical
-from test_visualize import RED, ball, masks_of, oblique, upright
 
 SHAPE = (20, 30, 36)
 

@@ -6,6 +6,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from PIL import Image
+from test_visualize import RED, oblique, upright
 
 import visualize
 from ctseg.errors import CaseError
@@ -14,7 +15,6 @@ from ctseg.reporting.surfaces import surface_at, surface_of
 from ctseg.scans import nifti
 from ctseg.scans.masks import Masks, open_masks
 from ctseg.scans.volume import Volume
-from test_visualize import RED, oblique, upright
 
 
 def fuzzy_ball(affine: np.ndarray, centre_mm: np.ndarray, radius_mm: float, softness_mm: float, shape=(30, 50, 50)) -> Volume:

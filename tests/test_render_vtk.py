@@ -8,13 +8,13 @@ import sys
 import numpy as np
 import pytest
 from PIL import Image
+from test_visualize import BLUE, RED, ball, masks_of, oblique, upright
 
 import visualize
 from ctseg.reporting import planes, render, render_vtk, surfaces, tour
 from ctseg.reporting.surfaces import Surface, surface_of
 from ctseg.scans import nifti
 from ctseg.scans.volume import Volume
-from test_visualize import BLUE, RED, ball, masks_of, oblique, upright
 
 installed = importlib.util.find_spec("vtkmodules") is not None
 REASON = render_vtk.unusable() if installed else "VTK is not installed"
