@@ -1,11 +1,16 @@
-"""Masks to a film that turns around them, and to stills.
+"""Masks to a film that turns around them, to stills, and to a sheet of slices.
 
-Reads   --input: a label map (NIfTI, NRRD, MetaImage; names from labels.json beside it), a .seg.nrrd, a folder with one file per structure, a DICOM SEG or an RTSTRUCT (these with --ct)
-        --ct: the scan, for the body around them; --reference: other masks, to show errors in mm
+Reads   --input: a label map (NIfTI, NRRD, MetaImage; names from labels.json beside it), a .seg.nrrd, a folder with one file per structure, a DICOM SEG
+        or an RTSTRUCT (these with --ct); files of one structure may hold its probabilities instead (0 to 1; drawn where they reach --level)
+        --ct: the scan, for what is around them; --reference: other masks, to show errors in mm
 Writes  --output: an .mp4, or a .gif where no encoder is installed; --stills DIR: front.png, left.png, back.png, right.png
+        --sheet: a .png or .jpg of slices of the scan with the masks on them
 
     python visualize.py --input masks/scan.nii.gz --output tour.mp4
     python visualize.py --input masks/scan.nii.gz --ct scan.nii.gz --output tour.mp4 --stills pictures
+    python visualize.py --input masks/scan.nii.gz --ct scan.nii.gz --context slices --stills pictures
+    python visualize.py --input masks/scan.nii.gz --ct scan.nii.gz --sheet sheet.png --reference labels.nii.gz
+    python visualize.py --input masks/scan_probabilities --level 0.3 --output possible.mp4
     python visualize.py --input prediction.nii.gz --reference labels.nii.gz --output errors.gif
 """
 
@@ -14,7 +19,7 @@ from __future__ import annotations
 import argparse
 import functools
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +31,7 @@ from ctseg.errors import PreconditionError, UsageError
 if TYPE_CHECKING:
     import numpy as np
 
+    from ctseg.reporting.surfaces import Finder
     from ctseg.scans.masks import Masks
     from ctseg.scans.volume import Volume
 
@@ -33,21 +39,34 @@ SMALLEST, LARGEST = 120, 4096  # pixels
 
 
 def visualize(arguments: argparse.Namespace) -> int:
-    """Draw the film and the stills. Returns 0."""
-    from ctseg.reporting import tour, video
-
-    _check(arguments)
-    film, changed = video.film_path(arguments.output) if arguments.output is not None else (None, False)
-    if changed:
-        LOG.warning("NOTE NO_ENCODER: no video encoder is installed, so the film becomes %s; `%s` brings one.", film.name if film else "", video.INSTALL)
+    """Draw the film, the stills and the sheet. Returns 0."""
+    film = _check(arguments)
+    window = _window(arguments.window)
+    draws = arguments.output is not None or arguments.stills is not None
+    renderer = _renderer(arguments.renderer) if draws else None
     masks, reference, ct = _read(arguments)
     chosen = _chosen(arguments.structures, masks)
-    context = arguments.context or ("body" if ct is not None else "none")
     try:
-        scene = tour.build_scene(masks, chosen, ct=ct, context=context, reference=reference, synthetic=arguments.synthetic, progress=cli.bar("Surfaces", unit="structure"))
+        if renderer is not None:
+            _draw(arguments, film, renderer, masks, chosen, reference, ct, window)
+        if arguments.sheet is not None and ct is not None:
+            _write_sheet(arguments, masks, chosen, reference, ct, window)
     except ValueError:
-        raise PreconditionError("NOTHING_TO_SHOW", f"no voxel belongs to {', '.join(chosen) if len(chosen) < 5 else 'any of the structures'}", "choose others with --structures", file=arguments.input.name) from None
-    size = {"width": arguments.width - arguments.width % 2, "height": arguments.height - arguments.height % 2}
+        raise PreconditionError("NOTHING_TO_SHOW", f"no voxel belongs to {', '.join(chosen) if len(chosen) < 5 else 'any of the structures'}", "choose others with --structures"
+                                + (", or a lower --level" if masks.level is not None else ""), file=arguments.input.name) from None
+    return 0
+
+
+def _draw(arguments: argparse.Namespace, film: Path | None, renderer: tuple[Finder, Callable[..., np.ndarray]], masks: Masks, chosen: list[str], reference: Masks | None,
+          ct: Volume | None, window: tuple[float, float] | None) -> None:
+    """The film and the stills."""
+    from ctseg.reporting import slices, tour, video
+
+    find, draw = renderer
+    scene = tour.build_scene(masks, chosen, ct=ct, context=arguments.context or ("body" if ct is not None else "none"), reference=reference, synthetic=arguments.synthetic,
+                             window_hu=window or slices.window_for(chosen), find=find, progress=cli.bar("Surfaces", unit="structure"))
+    _tell_mixed(scene.probabilities, scene.shown, arguments.level)
+    size = {"width": arguments.width - arguments.width % 2, "height": arguments.height - arguments.height % 2, "draw": draw}
     if arguments.stills is not None:
         _write_stills(arguments.stills, tour.pictures(scene, list(tour.SIDES), **size), list(tour.SIDES.values()))
         LOG.info("%d stills in %s.", len(tour.SIDES), arguments.stills)
@@ -55,18 +74,72 @@ def visualize(arguments: argparse.Namespace) -> int:
         count = max(2, round(arguments.seconds * arguments.fps))
         frames = tour.pictures(scene, [360 * number / count for number in range(count)], **size)
         video.write_film(film, cli.bar("Drawing", unit="picture")(frames, total=count), fps=arguments.fps)
-        LOG.info("%d pictures of %d structures in %s.", count, len(chosen), film)
-    return 0
+        LOG.info("%d pictures of %d structures in %s.", count, len(scene.shown), film)
 
 
-def _check(arguments: argparse.Namespace) -> None:
+def _write_sheet(arguments: argparse.Namespace, masks: Masks, chosen: list[str], reference: Masks | None, ct: Volume, window: tuple[float, float] | None) -> None:
+    from ctseg.reporting import contact_sheet
+
+    sheet = contact_sheet.build_sheet(ct, masks, chosen, reference=reference, window_hu=window, synthetic=arguments.synthetic, progress=cli.bar("Masks", unit="structure"))
     if arguments.output is None and arguments.stills is None:
-        raise UsageError("BAD_OPTION", "neither --output nor --stills says where pictures go", "add for example --output tour.mp4")
-    for name, low, high in (("width", SMALLEST, LARGEST), ("height", SMALLEST, LARGEST), ("fps", 1, 60), ("seconds", 0.1, 600)):
+        _tell_mixed(sheet.probabilities, sheet.shown, arguments.level)
+    contact_sheet.write(arguments.sheet, contact_sheet.draw(sheet))
+    LOG.info("Slices with %d structures in %s.", len(sheet.shown), arguments.sheet)
+
+
+def _tell_mixed(probabilities: tuple[str, ...], shown: tuple[str, ...], level: float) -> None:
+    if 0 < len(probabilities) < len(shown):
+        LOG.warning("NOTE MIXED_MASKS: %s: probabilities, drawn where they reach %g; the other %d of the structures: masks.", ", ".join(probabilities), level, len(shown) - len(probabilities))
+
+
+def _renderer(wanted: str) -> tuple[Finder, Callable[..., np.ndarray]]:
+    """(how surfaces are found, how they are drawn)."""
+    from ctseg.reporting import render, render_vtk, surfaces
+
+    if wanted == "numpy":
+        return surfaces.crossings, render.draw
+    reason = render_vtk.unusable()
+    if reason is None:
+        return render_vtk.triangulate, render_vtk.Renderer()
+    if wanted == "vtk":
+        raise PreconditionError("NO_VTK", reason, f"run `{render_vtk.INSTALL}`, or leave --renderer out: the pictures are the same, slower")
+    LOG.info("NOTE NO_VTK: %s, so numpy draws the same pictures, slower.", reason)
+    return surfaces.crossings, render.draw
+
+
+def _check(arguments: argparse.Namespace) -> Path | None:
+    """Refuse what cannot be done before anything is read. Returns where the film goes, None without one."""
+    from ctseg.reporting import contact_sheet, video
+
+    if arguments.output is None and arguments.stills is None and arguments.sheet is None:
+        raise UsageError("BAD_OPTION", "neither --output nor --stills nor --sheet says where pictures go", "add for example --output tour.mp4")
+    for name, low, high in (("width", SMALLEST, LARGEST), ("height", SMALLEST, LARGEST), ("fps", 1, 60), ("seconds", 0.1, 600), ("level", 0.001, 0.999)):
         if not low <= getattr(arguments, name) <= high:
             raise UsageError("BAD_VALUE", f"--{name} {getattr(arguments, name)} is out of range", f"give a number from {low} to {high}")
-    if arguments.context not in (None, "none") and arguments.ct is None:
-        raise UsageError("BAD_OPTION", f"--context {arguments.context} is drawn from the scan", "give the scan with --ct")
+    for option, given in ((f"--context {arguments.context}", arguments.context not in (None, "none")), ("--sheet", arguments.sheet is not None)):
+        if given and arguments.ct is None:
+            raise UsageError("BAD_OPTION", f"{option} is drawn from the scan", "give the scan with --ct")
+    if arguments.sheet is not None:
+        contact_sheet.sheet_format(arguments.sheet)
+    if arguments.output is None:
+        return None
+    film, changed = video.film_path(arguments.output)
+    if changed:
+        LOG.warning("NOTE NO_ENCODER: no video encoder is installed, so the film becomes %s; `%s` brings one.", film.name, video.INSTALL)
+    return film
+
+
+def _window(text: str | None) -> tuple[float, float] | None:
+    """LOW,HIGH in HU. UsageError when that is no window."""
+    if text is None:
+        return None
+    try:
+        low, high = (float(word) for word in text.split(","))
+    except ValueError:
+        low = high = 0.0
+    if not -5000 <= low < high <= 50000:
+        raise UsageError("BAD_VALUE", f"--window {text} is no window", "give the darkest and the brightest HU, for example --window=-160,240")
+    return low, high
 
 
 def _read(arguments: argparse.Namespace) -> tuple[Masks, Masks | None, Volume | None]:
@@ -84,8 +157,8 @@ def _read(arguments: argparse.Namespace) -> tuple[Masks, Masks | None, Volume | 
         ct, findings = reading.load_image(source)
         for finding in findings:
             LOG.info("%s", finding.line())
-    masks = open_masks(arguments.input, ct, source)
-    return masks, open_masks(arguments.reference, ct, source) if arguments.reference is not None else None, ct
+    masks = open_masks(arguments.input, ct, source, level=arguments.level)
+    return masks, open_masks(arguments.reference, ct, source, level=arguments.level) if arguments.reference is not None else None, ct
 
 
 def _chosen(wanted: str | None, masks: Masks) -> list[str]:
@@ -111,13 +184,17 @@ def _write_stills(folder: Path, pictures: Iterable[np.ndarray], sides: list[str]
 def build_parser() -> argparse.ArgumentParser:
     """The command line of visualize.py."""
     parser = cli.plain_parser("visualize.py", __doc__ or "")
-    parser.add_argument("--input", type=Path, required=True, metavar="MASKS", help="a label map, a folder of masks, a DICOM SEG or an RTSTRUCT")
+    parser.add_argument("--input", type=Path, required=True, metavar="MASKS", help="a label map, a folder of masks or of probabilities, a DICOM SEG or an RTSTRUCT")
     parser.add_argument("--output", type=Path, metavar="FILE", help="the film, .mp4 or .gif")
     parser.add_argument("--stills", type=Path, metavar="DIR", help="where four pictures go: from the front, the left, the back and the right")
+    parser.add_argument("--sheet", type=Path, metavar="FILE", help="a sheet of slices of the scan with the masks on them, .png or .jpg")
     parser.add_argument("--ct", type=Path, metavar="SCAN", help="the scan: NIfTI, NRRD, MetaImage or a DICOM series")
-    parser.add_argument("--context", choices=["body", "bone", "none"], help="what is drawn translucent around the masks (default: body with --ct)")
-    parser.add_argument("--reference", type=Path, metavar="MASKS", help="colour the masks by their distance to these, in mm")
+    parser.add_argument("--context", choices=["body", "bone", "slices", "none"], help="what of the scan is drawn around the masks: the body or the bones, translucent, or three slices (default: body with --ct)")
+    parser.add_argument("--reference", type=Path, metavar="MASKS", help="colour the masks by their distance to these, in mm; on a sheet: draw their outlines")
     parser.add_argument("--structures", metavar="A,B,C", help="only these (default: all)")
+    parser.add_argument("--level", type=float, default=0.5, metavar="P", help="where probabilities end (default: 0.5)")
+    parser.add_argument("--window", metavar="LOW,HIGH", help="HU that are black and white in slices (default: by the structures, for soft tissue or lungs); write --window=-160,240")
+    parser.add_argument("--renderer", choices=["auto", "numpy", "vtk"], default="auto", help="what draws: VTK is faster where it is installed and works (default: auto)")
     parser.add_argument("--seconds", type=float, default=6.0, metavar="S", help="for one turn (default: 6)")
     parser.add_argument("--fps", type=int, default=20, metavar="N", help="pictures per second (default: 20)")
     parser.add_argument("--width", type=int, default=720, metavar="PIXELS", help="default: 720")

@@ -69,6 +69,7 @@ def test_scoring_reads_no_files_and_reporting_no_networks():
     ("nibabel", {"ctseg/scans/nifti.py"}),
     ("SimpleITK", {"ctseg/scans/volume.py"}),
     ("matplotlib", {"ctseg/reporting"}),
+    ("vtkmodules", {"ctseg/reporting/render_vtk.py"}), ("vtk", set()), ("pyvista", set()),
     ("pydicom", {"ctseg/scans/dicom_", "ctseg/scans/rtstruct"}),
     ("highdicom", {"ctseg/scans/dicom_seg", "ctseg/scans/dicom_codes"}),
 ])

@@ -6,6 +6,7 @@ the palette of the slice pictures.
 
 from __future__ import annotations
 
+import colorsys
 from collections.abc import Sequence
 
 import numpy as np
@@ -42,6 +43,33 @@ def colour_of(name: str, index: int) -> np.ndarray:
 def colours_of(names: Sequence[str]) -> dict[str, np.ndarray]:
     """The colour of each structure."""
     return {name: colour_of(name, index) for index, name in enumerate(names)}
+
+
+def colours_on_ct(names: Sequence[str]) -> dict[str, np.ndarray]:
+    """The colour of each structure on a grey picture: that of the table where it is vivid and no other has one like it, else the vivid one least like all others."""
+    pool = np.array([colorsys.hsv_to_rgb(hue / 30, saturation, value) for saturation, value in ((0.85, 1.0), (0.45, 1.0), (0.9, 0.75)) for hue in range(30)])
+    pool = pool[_perceived(pool)[:, 0] > BRIGHT]
+    chosen: dict[str, np.ndarray] = {}
+    for name, colour in colours_of(names).items():
+        taken = _perceived(np.array(list(chosen.values())).reshape(-1, 3))
+        far = _least_distance(colour[None], taken)[0] > APART
+        chosen[name] = colour if np.ptp(colour) > VIVID and far else pool[int(np.argmax(_least_distance(pool, taken)))]
+    return chosen
+
+
+def _least_distance(colours: np.ndarray, taken: np.ndarray) -> np.ndarray:
+    """(N,) how far each colour is from the nearest of those taken (already as perceived); infinite when none is."""
+    return np.linalg.norm(_perceived(colours)[:, None] - taken[None], axis=2).min(axis=1, initial=np.inf)
+
+
+VIVID, APART = 0.28, 0.12  # least difference of a colour's channels, and of two colours as perceived
+BRIGHT = 0.55  # least lightness as perceived: dark blue cannot be seen on muscle
+
+def _perceived(colour: np.ndarray) -> np.ndarray:
+    """(N, 3) red, green and blue (0 to 1, sRGB) in Oklab, where distance is as the eye sees it (B. Ottosson 2020, "A perceptual color space for image processing")."""
+    linear = np.where(colour <= 0.04045, colour / 12.92, ((colour + 0.055) / 1.055) ** 2.4)
+    cones = np.array([[0.4122214708, 0.5363325363, 0.0514459929], [0.2119034982, 0.6806995451, 0.1073969566], [0.0883024619, 0.2817188376, 0.6299787005]]) @ linear.T
+    return (np.array([[0.2104542553, 0.7936177850, -0.0040720468], [1.9779984951, -2.4285922050, 0.4505937099], [0.0259040371, 0.7827717662, -0.8086757660]]) @ np.cbrt(cones)).T
 
 
 def from_hex(text: str) -> np.ndarray:

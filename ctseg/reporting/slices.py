@@ -19,10 +19,12 @@ from ctseg.errors import CaseError
 from ctseg.reporting import style
 from ctseg.reporting.plots import Row, dice_of, with_reference
 from ctseg.reporting.style import Target
+from ctseg.scans.laterality import words_of
 from ctseg.scans.volume import Volume, match_grid, to_canonical
 
 SOFT_TISSUE_HU = (-160.0, 240.0)  # the usual abdomen window: centre 40, width 400
 LUNG_HU = (-1350.0, 150.0)  # the usual lung window: centre -600, width 1500
+LUNG_WORDS = {"lung", "airway", "trachea", "bronchu", "bronchi", "bronchial"}
 ON_CT = ("#56B4E9", "#E69F00", "#2fd6a3", "#F0E442", "#ff86c8", "#ff7f41", "#b9a6ff")  # the fixed palette, brighter for a grey ground
 REFERENCE_COLOUR, PREDICTION_COLOUR = ON_CT[0], ON_CT[1]  # when colours do not stand for structures
 WHOLE_MARGIN_MM, ZOOM_MARGIN_MM, SMALLEST_VIEW_MM = 20.0, 25.0, 80.0
@@ -106,10 +108,15 @@ def view_box(mask: np.ndarray, spacing_mm: Sequence[float], *, margin_mm: float,
     """The part of the scan to show: the mask's box and a margin, at least `smallest_mm` wide where the scan allows."""
     if not mask.any():
         return slice(0, mask.shape[0]), slice(0, mask.shape[1]), slice(0, mask.shape[2])
+    hits = [np.flatnonzero(mask.any(axis=tuple(other for other in range(3) if other != axis))) for axis in range(3)]
+    return box_around([(int(found[0]), int(found[-1])) for found in hits], mask.shape, spacing_mm, margin_mm=margin_mm, smallest_mm=smallest_mm)
+
+
+def box_around(ends: Sequence[tuple[int, int]], shape: Sequence[int], spacing_mm: Sequence[float], *, margin_mm: float, smallest_mm: float) -> tuple[slice, slice, slice]:
+    """The part of a scan of this shape around what reaches from a first to a last index along each axis; margins as for `view_box`."""
     parts = []
-    for axis, (length, spacing) in enumerate(zip(mask.shape, spacing_mm)):
-        hits = np.flatnonzero(mask.any(axis=tuple(other for other in range(3) if other != axis)))
-        centre, half = (hits[0] + hits[-1]) / 2, (hits[-1] - hits[0] + 1) / 2 + margin_mm / spacing
+    for (first, last), length, spacing in zip(ends, shape, spacing_mm):
+        centre, half = (first + last) / 2, (last - first + 1) / 2 + margin_mm / spacing
         half = max(half, smallest_mm / spacing / 2)
         parts.append(slice(max(0, int(np.floor(centre - half))), min(length, int(np.ceil(centre + half)) + 1)))
     return parts[0], parts[1], parts[2]
@@ -159,6 +166,12 @@ def on_grid_of(image: Volume, label: Volume, what: str) -> Volume:
 def display_window(window_hu: Sequence[float] | None) -> tuple[float, float]:
     """The window that pictures are shown in: for lungs when the network saw everything down to air, else for soft tissue."""
     return LUNG_HU if window_hu is not None and window_hu[0] <= -900 else SOFT_TISSUE_HU
+
+
+def window_for(names: Sequence[str]) -> tuple[float, float]:
+    """The window for masks of these structures: for lungs when they are all airways and lungs."""
+    words = [{word.rstrip("s") for word in words_of(name)} for name in names]
+    return LUNG_HU if words and all(found & LUNG_WORDS for found in words) else SOFT_TISSUE_HU
 
 
 def draw_case(image: Volume, reference: Volume, prediction: Volume, structures: Sequence[str], target: Target, *,

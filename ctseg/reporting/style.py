@@ -19,6 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from PIL import ImageFont
 
 from ctseg.artifacts import atomic_write
 
@@ -91,6 +92,12 @@ def short(name: str, limit: int = 26) -> str:
         name = f"{name[: keep - keep // 3]}…{name[len(name) - keep // 3 :]}"
     # matplotlib hides legend entries that begin with an underscore
     return f" {name}" if name.startswith("_") else name
+
+
+def font(size: float, *, bold: bool = False) -> Any:
+    """matplotlib's own font for pictures that Pillow draws; size in pixels."""
+    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
+    return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name), size)
 
 
 def colour(index: int) -> str:

@@ -2,15 +2,18 @@
 
 A label map (NIfTI, NRRD, MetaImage; names from labels.json beside it, or from the file itself), a segmentation of 3D Slicer (.seg.nrrd), a folder with
 one volume per structure (as TotalSegmentator writes it), a DICOM SEG or an RTSTRUCT. The DICOM ones lie on a scan's slices, so they need the scan.
+Where a level is given, a volume may hold the probabilities of one structure instead (as infer.py --probabilities writes them): the mask is
+where they reach the level.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+from scipy import ndimage
 
 from ctseg.errors import PreconditionError
 from ctseg.scans import nrrd, volume_files
@@ -23,23 +26,39 @@ FORMS = "a label map, a folder with one mask per structure, a DICOM SEG or an RT
 
 @dataclasses.dataclass(frozen=True)
 class Masks:
-    """names: structures in their order. read: the mask of one, a Volume of bool; read when asked for, so that memory does not grow with their number."""
+    """Structures, each read when asked for, so that memory does not grow with their number.
+
+    names: in their order. read: the mask of one, a Volume of bool. stored: the same as it is stored, where that is known: bool, or
+    probabilities, float32 from 0 to 1. level: where these end. box: the mask without what is empty around it, where that is known without reading it all.
+    """
 
     names: tuple[str, ...]
     read: Callable[[str], Volume]
+    stored: Callable[[str], Volume] | None = None
+    level: float | None = None
+    box: Callable[[str], Volume | None] | None = None
+
+    def tight(self, name: str) -> Volume | None:
+        """The mask (bool) of a structure inside its box, None when it is empty."""
+        return tight(self.read(name)) if self.box is None else self.box(name)
+
+    def values(self, name: str) -> Volume:
+        """Probabilities (float32) of a structure where the file holds some, else its mask (bool)."""
+        return self.read(name) if self.stored is None else self.stored(name)
 
 
-def open_masks(path: Path, scan: Volume | None = None, source: ImageSource | None = None) -> Masks:
-    """The masks at `path`. scan, source: the CT they belong to, needed for DICOM.
+def open_masks(path: Path, scan: Volume | None = None, source: ImageSource | None = None, *, level: float | None = None) -> Masks:
+    """The masks at `path`. scan, source: the CT they belong to, needed for DICOM. level: where probabilities become a mask; None refuses them.
 
     Raises PreconditionError for a path that holds none, and CaseError for a damaged file.
     """
     if path.is_dir():
-        return _folder(path)
+        return _folder(path, level)
     if not path.is_file():
         raise PreconditionError("NO_DATA", f"'{path}' does not exist", "check the path", file=path.name)
-    if volume_files.stem_of(path, detached=True) is not None:
-        return _segments(path) if _describes_segments(path) else _label_map(path)
+    stem = volume_files.stem_of(path, detached=True)
+    if stem is not None:
+        return _segments(path) if _describes_segments(path) else _one_file(path, stem, level)
     return _dicom(path, scan, source)
 
 
@@ -49,17 +68,17 @@ def organ_files(folder: Path) -> dict[str, Path]:
     return gathering.volumes(inner if inner is not None and inner.is_dir() else folder)
 
 
-def read_organ(path: Path) -> Volume:
-    """The mask of one structure in a file of its own: whatever is not 0."""
-    volume, _ = volume_files.read_integers(path)
-    return Volume(volume.array > 0, volume.affine)
+def read_organ(path: Path, level: float | None = None) -> Volume:
+    """What a file of its own holds of one structure: its mask, whatever is not 0; with a level perhaps its probabilities (float32)."""
+    volume, _ = volume_files.read_integers(path) if level is None else volume_files.read_mask(path)
+    return volume if volume.array.dtype.kind == "f" else Volume(volume.array > 0, volume.affine)
 
 
-def _folder(path: Path) -> Masks:
+def _folder(path: Path, level: float | None) -> Masks:
     files = organ_files(path)
     if not files:
         raise PreconditionError("NO_DATA", "the folder holds no masks", f"give {FORMS}", file=path.name)
-    return Masks(tuple(files), lambda name: read_organ(files[name]))
+    return _with_level(tuple(files), lambda name: read_organ(files[name], level), level)
 
 
 def _describes_segments(path: Path) -> bool:
@@ -73,13 +92,55 @@ def _segments(path: Path) -> Masks:
     return Masks(tuple(by_name), lambda name: read(by_name[name]))
 
 
-def _label_map(path: Path) -> Masks:
-    volume, _ = volume_files.read_integers(path)
-    values = [int(value) for value in np.unique(volume.array) if value > 0]
+def _with_level(names: tuple[str, ...], stored: Callable[[str], Volume], level: float | None) -> Masks:
+    def read(name: str) -> Volume:
+        volume = stored(name)
+        return Volume(volume.array >= level, volume.affine) if volume.array.dtype.kind == "f" else volume
+
+    return Masks(names, read, stored, level)
+
+
+def _one_file(path: Path, stem: str, level: float | None) -> Masks:
+    """A label map; or the probabilities of one structure, named after the file."""
+    volume, _ = volume_files.read_integers(path) if level is None else volume_files.read_mask(path)
+    if volume.array.dtype.kind == "f":
+        return _with_level((stem,), lambda name: volume, level)
+    places = _places(volume.array)
+    values = list(places)
     table = metadata.names_beside(path.parent)
     named = table[0] if table is not None else {value: name for value, name in volume_files.read_names(path).items() if value in values}
     numbers = {name: value for value, name in named.items()} | {f"label {value}": value for value in values if value not in named}
-    return Masks(tuple(numbers), lambda name: Volume(volume.array == numbers[name], volume.affine))
+
+    def box(name: str) -> Volume | None:
+        place = places.get(numbers[name])
+        return None if place is None else _cut(Volume(volume.array[place] == numbers[name], volume.affine), [part.start for part in place])
+
+    return Masks(tuple(numbers), lambda name: Volume(volume.array == numbers[name], volume.affine), box=box)
+
+
+def _places(label: np.ndarray) -> dict[int, tuple[slice, ...]]:
+    """Positive value of a label map -> its box, in the order of the values."""
+    if label.max() > 65535:  # a table of all values below would be long
+        return {int(value): tuple(slice(0, n) for n in label.shape) for value in np.unique(label) if value > 0}
+    return {value: place for value, place in enumerate(ndimage.find_objects(label), start=1) if place is not None}
+
+
+def tight(mask: Volume) -> Volume | None:
+    """A mask without what is empty around it; None when all is."""
+    array, start = mask.array, []
+    for axis in range(3):  # each axis shortens what the next one looks through
+        hits = np.flatnonzero(array.any(axis=tuple(other for other in range(3) if other != axis)))
+        if not len(hits):
+            return None
+        array = array[(slice(None),) * axis + (slice(int(hits[0]), int(hits[-1]) + 1),)]
+        start.append(int(hits[0]))
+    return _cut(Volume(array, mask.affine), start)
+
+
+def _cut(part: Volume, start: Sequence[int]) -> Volume:
+    """A part of a volume in its place; its affine is still that of the whole, in which it begins at index `start`."""
+    d, h, w = (int(n) for n in start)
+    return Volume(part.array, part.grid.crop((d, h, w), part.grid.shape).affine)
 
 
 def _dicom(path: Path, scan: Volume | None, source: ImageSource | None) -> Masks:

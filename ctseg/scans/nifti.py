@@ -20,7 +20,7 @@ from ctseg.artifacts import atomic_write
 from ctseg.errors import Finding
 from ctseg.scans import checks
 from ctseg.scans.checks import refuse
-from ctseg.scans.stored import Content, Stored, image_of, integers_of
+from ctseg.scans.stored import Content, Stored, image_of, integers_of, mask_of
 from ctseg.scans.volume import RAS_TO_LPS, Grid, Volume
 
 FORMS_AGREE_MM = 0.01  # qform and sform closer than this at the corners are one geometry
@@ -44,6 +44,12 @@ def read_integers(path: str | Path) -> tuple[Volume, list[Finding]]:
     """The integers of a label file as int32 (D, H, W). Checked before any cast, so nothing wraps or truncates."""
     path = Path(path)
     return integers_of(_read(path), path)
+
+
+def read_mask(path: str | Path) -> tuple[Volume, list[Finding]]:
+    """What a mask file holds: integers, or the probabilities of one structure; see `stored.mask_of`."""
+    path = Path(path)
+    return mask_of(_read(path), path)
 
 
 def read_names(path: str | Path) -> dict[int, str]:

@@ -17,7 +17,7 @@ import numpy as np
 from ctseg.errors import Finding
 from ctseg.scans import checks
 from ctseg.scans.checks import refuse
-from ctseg.scans.stored import Content, Stored, image_of, integers_of
+from ctseg.scans.stored import Content, Stored, image_of, integers_of, mask_of
 from ctseg.scans.volume import Volume
 
 HEADER_LIMIT = 4 << 20  # bytes; a segmentation of a hundred structures needs 100 kB
@@ -50,6 +50,12 @@ def read_integers(path: str | Path) -> tuple[Volume, list[Finding]]:
     """The integers of a label file as int32 (D, H, W); see `nifti.read_integers`. Segmentations of several layers: `read_segments`."""
     path = Path(path)
     return integers_of(_only_layer(_read(path), path), path)
+
+
+def read_mask(path: str | Path) -> tuple[Volume, list[Finding]]:
+    """Integers, or the probabilities of one structure; see `stored.mask_of`."""
+    path = Path(path)
+    return mask_of(_only_layer(_read(path), path), path)
 
 
 def read_names(path: str | Path) -> dict[int, str]:

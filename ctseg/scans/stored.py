@@ -18,6 +18,8 @@ from ctseg.scans.checks import refuse
 from ctseg.scans.volume import Volume
 
 TRAILING_LIMIT = 1 << 20  # bytes behind the declared end that are tolerated
+INTEGER_TOLERANCE = 1e-3  # labels may be so far from an integer
+PROBABILITY_TOLERANCE = 1e-3  # and probabilities so far below 0 or above 1: an interpolation overshoots a little
 _GZIP_OR_ZLIB = 47  # zlib's own number: either kind of stream, told by its first bytes
 
 
@@ -98,18 +100,40 @@ def image_of(stored: Stored, path: Path, *, check_hu: bool) -> tuple[Volume, lis
 
 def integers_of(stored: Stored, path: Path) -> tuple[Volume, list[Finding]]:
     """int32 label ids. Checked before any cast, so nothing wraps or truncates."""
+    return _integers(stored, _scaled(stored, path), path)
+
+
+def mask_of(stored: Stored, path: Path) -> tuple[Volume, list[Finding]]:
+    """Integers as int32 (D, H, W), or, where values lie between them, probabilities as float32 from 0 to 1.
+
+    Raises CaseError PROBABILITY_RANGE for values that are neither.
+    """
+    array = _scaled(stored, path)
+    if array.dtype.kind != "f" or float(np.abs(array - np.rint(array)).max()) <= INTEGER_TOLERANCE:
+        return _integers(stored, array, path)
+    low, high = float(array.min()), float(array.max())
+    if low < -PROBABILITY_TOLERANCE or high > 1 + PROBABILITY_TOLERANCE:
+        raise refuse("PROBABILITY_RANGE", f"values from {low:.4g} to {high:.4g} are neither labels (integers) nor probabilities (0 to 1)", "give probabilities, not logits or percent, or a label map of integers", path)
+    return Volume(np.clip(array, 0, 1).astype(np.float32), stored.affine), stored.findings
+
+
+def _scaled(stored: Stored, path: Path) -> np.ndarray:
+    """The finite values of a file, its scaling applied."""
+    checks.check_finite(stored.array, path)
+    if (stored.slope, stored.intercept) == (1.0, 0.0):
+        return stored.array
+    return stored.array * np.float64(stored.slope) + np.float64(stored.intercept)
+
+
+def _integers(stored: Stored, array: np.ndarray, path: Path) -> tuple[Volume, list[Finding]]:
     findings = stored.findings
-    array = stored.array
-    checks.check_finite(array, path)
-    if (stored.slope, stored.intercept) != (1.0, 0.0):
-        array = array * np.float64(stored.slope) + np.float64(stored.intercept)
     low, high = float(array.min()), float(array.max())
     if not -(2**31) <= low <= high < 2**31:
         raise refuse("LABEL_VALUES", f"values from {low:g} to {high:g} are no label ids", "give a map of small integers", path)
     if array.dtype.kind == "f":
         rounded = np.rint(array)
         distance = float(np.abs(array - rounded).max())
-        if distance > 1e-3:
+        if distance > INTEGER_TOLERANCE:
             raise refuse("LABEL_NOT_INTEGER", f"values are up to {distance:.3g} away from an integer", "save the label map with nearest-neighbour resampling, as integers", path)
         if distance > 0:
             findings.append(Finding("WARN", "LABEL_NOT_INTEGER", f"values up to {distance:.1g} away from an integer were rounded", "save the labels as integers", file=str(path)))

@@ -45,6 +45,12 @@ def read_integers(path: str | Path) -> tuple[Volume, list[Finding]]:
     return volume, findings
 
 
+def read_mask(path: str | Path) -> tuple[Volume, list[Finding]]:
+    """Integers, or the probabilities of one structure; see `stored.mask_of`."""
+    volume, findings = FORMATS[format_of(Path(path))].read_mask(path)
+    return volume, findings
+
+
 def read_names(path: str | Path) -> dict[int, str]:
     """Value -> name where the file itself names its label values; empty elsewhere."""
     form = format_of(Path(path))
