@@ -10,7 +10,8 @@ Writes  --output: <scan>.nii.gz in the geometry of each scan (--format: a file p
     python infer.py --input new_patients --output masks --checkpoint a/best_model.pth b/best_model.pth --save-uncertainty     (an ensemble)
 
 A network that was trained with guide organs needs them here too: --guide, a folder of masks (<scan>/<organ>.nii.gz), totalsegmentator, or
-an earlier best_model.pth. A scan that cannot be used is told and left out (exit code 3); the others are still done.
+an earlier best_model.pth. A scan that cannot be used is told and left out (exit code 3); the others are still done. After an interruption the same
+command goes on with the scans that are left.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import argparse
 import dataclasses
 import sys
 import time
+import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
     from ctseg.scans.cases import ImageSource
     from ctseg.scans.guides import CaseGuide, GuideSource
     from ctseg.scans.volume import Volume
+
+RECORD = "inference.json"
 
 
 def find_scans(path: Path) -> dict[str, ImageSource]:
@@ -108,16 +112,27 @@ def infer(arguments: argparse.Namespace) -> int:
     guides = choose_guides(predictor, arguments.guide, arguments.output, load)
     LOG.info("%d scans, structures: %s. %s.", len(scans), ", ".join(predictor.names), predictor.machine.reason)
     artifacts.write_json(arguments.output / "labels.json", {str(number): name for number, name in enumerate(predictor.names, start=1)})
-    records = [_predict(predictor, guides, name, source, arguments, formats) for name, source in cli.bar("Predicting")(scans.items())]
+    run = {"version": 3, "checkpoints_sha256": [artifacts.file_hash(checkpoint) for checkpoint in arguments.checkpoint], "model": predictor.checkpoint["arch"]["name"],
+           "structures": predictor.names, "synthetic_training": bool(predictor.checkpoint["synthetic"]), "device": predictor.machine.reason, "settings": dataclasses.asdict(settings),
+           "formats": formats, "probabilities": arguments.probabilities, "uncertainty": arguments.save_uncertainty, "guide": None if arguments.guide is None else Path(arguments.guide).name, "versions": artifacts.package_versions()}
+    before, records = earlier_records(arguments.output, run), []
+    for name, source in cli.bar("Predicting")(scans.items()):
+        records.append(_predict(predictor, guides, name, source, arguments, formats, before.get(name)))
+        artifacts.write_json(arguments.output / RECORD, {**run, "finished": len(records) == len(scans), "peak_memory_gb": peak_memory_gb(predictor.machine.device), "scans": records})
     if arguments.statistics:
         write_statistics(arguments.output / "statistics.csv", records)
-    artifacts.write_json(arguments.output / "inference.json", {
-        "version": 2, "checkpoints_sha256": [artifacts.file_hash(checkpoint) for checkpoint in arguments.checkpoint], "model": predictor.checkpoint["arch"]["name"],
-        "structures": predictor.names, "synthetic_training": bool(predictor.checkpoint["synthetic"]), "device": predictor.machine.reason,
-        "settings": dataclasses.asdict(settings), "versions": artifacts.package_versions(), "peak_memory_gb": peak_memory_gb(predictor.machine.device), "scans": records})
     failed = sum("error" in record for record in records)
     LOG.info("%d masks in %s%s. Research tool, not a medical device.", len(records) - failed, arguments.output, f", {failed} scans left out" if failed else "")
     return 3 if failed else 0
+
+
+def earlier_records(output: Path, run: dict[str, Any]) -> dict[str, Any]:
+    """Scan -> its record of an interrupted run with the same models, settings and versions, where all its files are still there."""
+    path = output / RECORD
+    content = artifacts.read_json(path) if path.is_file() else {}
+    if not isinstance(content, dict) or any(content.get(key) != value for key, value in run.items()):
+        return {}
+    return {record["scan"]: record for record in content.get("scans", []) if "error" not in record and all((output / file).exists() for file in record["files"].values())}
 
 
 def chosen_formats(text: str, scans: dict[str, ImageSource]) -> list[str]:
@@ -140,14 +155,20 @@ def _asked(arguments: argparse.Namespace) -> dict[str, Any]:
     return {key: value for key, value in asked.items() if value is not None}
 
 
-def _predict(predictor: Predictor, guides: Guides, name: str, source: ImageSource, arguments: argparse.Namespace, formats: list[str]) -> dict[str, Any]:
-    """Predict one scan and write what was asked for; what went wrong is told and becomes part of the record."""
+def _predict(predictor: Predictor, guides: Guides, name: str, source: ImageSource, arguments: argparse.Namespace, formats: list[str],
+             before: dict[str, Any] | None) -> dict[str, Any]:
+    """Predict one scan and write what was asked for; what went wrong is told and becomes part of the record. before: its record of an earlier run of the same kind."""
     from ctseg import inference_files as files
     from ctseg.scans import reading
+    from ctseg.scans.cases import CaseRecord
     from ctseg.scans.volume import Volume
 
     started, output, safe = time.monotonic(), arguments.output, artifacts.safe_name(name)
+    image: Volume | None = None
     try:
+        digest = reading.source_hash(CaseRecord(name, name, source, None))
+        if before is not None and before["input_sha256"] == digest:
+            return before
         image, findings = reading.load_image(source)
         for finding in findings:
             LOG.info("%s", dataclasses.replace(finding, case=name).line())
@@ -165,7 +186,17 @@ def _predict(predictor: Predictor, guides: Guides, name: str, source: ImageSourc
     except (CaseError, PreconditionError) as error:
         LOG.error("%s", Finding.from_error(error, case=name).line())
         return {"scan": name, "error": error.code, "cause": error.cause}
-    return {"scan": name, "files": written, "structures": files.statistics_of(mask, image, names), "seconds": round(time.monotonic() - started, 2)}
+    except MemoryError:
+        return _broken(name, "OUT_OF_MEMORY", f"{image.array.shape} voxels do not fit into the memory" if image is not None else "the scan does not fit into the memory", "crop the scan, or use a machine with more memory")
+    except Exception as error:  # the case boundary: a scan that nobody foresaw must not end the others
+        frame = traceback.extract_tb(error.__traceback__)[-1]  # its place, but not its text, which may quote a header
+        return _broken(name, "PREDICT_FAILED", f"{type(error).__name__} in {Path(frame.filename).name}, line {frame.lineno}", "please report it with this line")
+    return {"scan": name, "input_sha256": digest, "files": written, "structures": files.statistics_of(mask, image, names), "seconds": round(time.monotonic() - started, 2)}
+
+
+def _broken(name: str, code: str, cause: str, fix: str) -> dict[str, Any]:
+    LOG.error("%s", Finding("ERROR", code, cause, fix, case=name).line())
+    return {"scan": name, "error": code, "cause": cause}
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -148,3 +148,68 @@ def test_scans_in_nrrd_and_metaimage_get_the_mask_of_the_same_nifti_on_exactly_t
     for name in ("as_nrrd", "as_mha"):
         mask, _ = nifti.read_integers(tmp_path / "masks" / f"{name}.nii.gz")
         assert np.array_equal(mask.array, plain.array) and mask.grid.corner_distance_mm(plain.grid) < 1e-3
+
+
+def test_a_scan_that_breaks_in_an_unforeseen_way_does_not_end_the_others(tmp_path, trained, monkeypatch, capsys):
+    scan, checkpoints = trained
+    for name in ("first", "second", "third", "fourth"):
+        shutil.copy(scan, tmp_path / f"{name}.nii.gz")
+    from ctseg.scans import reading
+
+    load = reading.load_image
+
+    def breaking(source):
+        if source.path.name.startswith("second"):
+            raise ZeroDivisionError("Mustermann^Erika")
+        if source.path.name.startswith("third"):
+            raise MemoryError
+        return load(source)
+
+    monkeypatch.setattr(reading, "load_image", breaking)
+    assert predict(tmp_path, tmp_path / "out", checkpoints[:1]) == 3
+    said = capsys.readouterr().out
+    assert "ERROR PREDICT_FAILED case=second" in said and "ZeroDivisionError in test_infer.py, line" in said and "Mustermann" not in said
+    assert "ERROR OUT_OF_MEMORY case=third" in said
+    record = artifacts.read_json(tmp_path / "out" / "inference.json")
+    assert record["finished"] and [item.get("error") for item in record["scans"]] == [None, None, "PREDICT_FAILED", "OUT_OF_MEMORY"]  # in the order of names
+    assert {path.name for path in (tmp_path / "out").glob("*.nii.gz")} == {"first.nii.gz", "fourth.nii.gz"}
+
+
+def test_the_same_command_goes_on_after_an_interruption_and_begins_anew_where_something_changed(tmp_path, trained, monkeypatch):
+    scan, checkpoints = trained
+    for name in ("a", "b", "c"):
+        shutil.copy(scan, tmp_path / f"{name}.nii.gz")
+    from ctseg.scans import reading
+
+    load, read = reading.load_image, []
+
+    def watched(source, *, stop_at=None):
+        read.append(source.path.name[0])
+        if read[-1] == stop_at:
+            raise KeyboardInterrupt
+        return load(source)
+
+    monkeypatch.setattr(reading, "load_image", lambda source: watched(source, stop_at="c"))
+    assert predict(tmp_path, tmp_path / "out", checkpoints[:1]) == 130 and read == ["a", "b", "c"]
+    assert not artifacts.read_json(tmp_path / "out" / "inference.json")["finished"]
+    monkeypatch.setattr(reading, "load_image", watched)
+    (tmp_path / "out" / "a.nii.gz").unlink()
+    first = (tmp_path / "out" / "b.nii.gz").stat().st_mtime_ns
+    read.clear()
+    assert predict(tmp_path, tmp_path / "out", checkpoints[:1]) == 0 and read == ["a", "c"]
+    assert (tmp_path / "out" / "b.nii.gz").stat().st_mtime_ns == first
+    assert len(artifacts.read_json(tmp_path / "out" / "inference.json")["scans"]) == 3
+    for words in (["--no-tta"], ["--format", "nifti,organs"]):
+        read.clear()
+        assert predict(tmp_path, tmp_path / "out", checkpoints[:1], *words) == 0 and read == ["a", "b", "c"]
+
+
+def test_scouts_of_an_export_are_passed_over(tmp_path):
+    from ctseg.scans import dicom_series
+    from ctseg.scans.volume import Volume
+
+    volume = Volume(np.zeros((8, 16, 16), np.float32), np.diag([3.0, 2.0, 2.0, 1.0])[:, [2, 1, 0, 3]])
+    for folder, count in (("one/scout", 2), ("one/axial", 8), ("two", 2)):
+        dicom_series.write_series(tmp_path / folder, Volume(volume.array[:count], volume.affine), patient_id=folder[:3], series_number=count, seed=1)
+    found = infer.find_scans(tmp_path)
+    assert set(found) == {"one", "two"} and found["one"].path.name == "axial"  # what has nothing better is refused by name later

@@ -41,13 +41,19 @@ def find_scans(path: Path, *, option: str = "--input") -> dict[str, ImageSource]
 
 
 def _series_below(path: Path) -> dict[str, ImageSource]:
-    """Every CT series below a folder, named after the folder in it that holds the series; where that holds several, numbered."""
+    """Every CT series below a folder, named after the folder in it that holds the series; where that holds several, numbered.
+
+    Series of a few slices (scouts, dose reports as images) are passed over beside one that is a volume.
+    """
     from ctseg.scans import dicom_series
+    from ctseg.scans.dicom_files import SMALLEST_SLICES
 
     by_name: dict[str, list[SeriesInfo]] = {}
     for series in dicom_series.find_series(path):
         if series.modality == "CT":
             inside = series.folder.resolve().relative_to(path.resolve()).parts
             by_name.setdefault(inside[0] if inside else path.resolve().name, []).append(series)
+    for name, found in by_name.items():
+        by_name[name] = [series for series in found if series.n_slices >= SMALLEST_SLICES] or found
     return {name if len(found) == 1 else f"{name}_{number}": ImageSource("dicom", series.folder, series.uid)
             for name, found in by_name.items() for number, series in enumerate(found, start=1)}
