@@ -11,7 +11,7 @@ import numpy as np
 import pydicom
 import pytest
 from builders import small_phantom, write_dicom_seg
-from matplotlib.path import Path as Outline
+from independent_dicom import in_order, seg_masks, structure_masks
 from pydicom.uid import generate_uid
 
 import preprocessing
@@ -57,20 +57,14 @@ def written(request, tmp_path) -> tuple[Path, Volume]:
     return tmp_path, label
 
 
-def in_order(folder: Path, label: Volume) -> list[Any]:
-    """The slices as pydicom reads them, in the order of the label's first axis."""
-    slices = [pydicom.dcmread(path) for path in folder.iterdir()]
-    return sorted(slices, key=lambda item: float(np.linalg.inv(label.affine)[0] @ [*map(float, item.ImagePositionPatient), 1.0]))
-
-
 def test_highdicom_reads_the_seg_voxel_by_voxel(written):
     folder, label = written
     slices = in_order(folder / "ct", label)
     seg = highdicom.seg.segread(folder / "seg.dcm")
-    theirs = seg.get_pixels_by_source_instance([item.SOPInstanceUID for item in slices], ignore_spatial_locations=True, assert_missing_frames_are_empty=True)
-    assert theirs.shape == (*SHAPE, 3)
+    theirs = seg_masks(folder / "seg.dcm", slices)
+    assert set(theirs) == set(PHANTOM.names.values())
     for value, name in PHANTOM.names.items():
-        assert np.array_equal(theirs[..., value - 1] > 0, label.array == value), name
+        assert np.array_equal(theirs[name], label.array == value), name
     assert [(int(item.SegmentNumber), item.SegmentLabel, item.SegmentAlgorithmType) for item in seg.SegmentSequence] == [(n, name, "AUTOMATIC") for n, name in PHANTOM.names.items()]
     for groups in seg.PerFrameFunctionalGroupsSequence:  # each frame lies on the slice that it names
         source = groups.DerivationImageSequence[0].SourceImageSequence[0].ReferencedSOPInstanceUID
@@ -95,24 +89,11 @@ def test_highdicom_places_the_seg_on_the_grid(written):
 
 
 def test_an_independent_filler_gives_the_structure_set_voxel_by_voxel(written):
-    """matplotlib's point-in-polygon at the voxel centres of the slice that a contour refers to, an odd number of contours inside."""
     folder, label = written
-    slices = in_order(folder / "ct", label)
-    content = pydicom.dcmread(folder / "rs.dcm")
-    names = {int(item.ROINumber): item.ROIName for item in content.StructureSetROISequence}
-    h, w = np.indices(SHAPE[1:])
-    for item in content.ROIContourSequence:
-        parity = np.zeros(SHAPE, dtype=int)
-        for contour in item.ContourSequence:
-            (d,) = [d for d, header in enumerate(slices) if header.SOPInstanceUID == contour.ContourImageSequence[0].ReferencedSOPInstanceUID]
-            points = np.array(contour.ContourData, float).reshape(-1, 3) - np.array(slices[d].ImagePositionPatient, float)
-            row, column = np.array(slices[d].ImageOrientationPatient, float).reshape(2, 3)
-            down, right = (float(value) for value in slices[d].PixelSpacing)
-            assert np.abs(points @ np.cross(row, column)).max() < 1e-3  # in the plane of its slice
-            polygon = np.column_stack([points @ row / right, points @ column / down])
-            parity[d] += Outline(polygon).contains_points(np.column_stack([w.ravel(), h.ravel()])).reshape(h.shape)
-        value = next(value for value, name in PHANTOM.names.items() if name == names[int(item.ReferencedROINumber)])
-        assert np.array_equal(parity % 2 == 1, label.array == value), names[int(item.ReferencedROINumber)]
+    theirs = structure_masks(folder / "rs.dcm", in_order(folder / "ct", label))
+    assert set(theirs) == set(PHANTOM.names.values())
+    for value, name in PHANTOM.names.items():
+        assert np.array_equal(theirs[name], label.array == value), name
 
 
 def test_both_files_are_complete_objects(written):
