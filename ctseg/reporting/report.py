@@ -32,7 +32,7 @@ def render(found: Results, plots: Mapping[str, bytes], gallery: Sequence[CasePic
     beside it; comparison: record of `other_runs`."""
     settings = found.summary.get("settings") or {}
     return template("report.html.j2").render(
-        title=title(found), synthetic=found.synthetic, evaluated=found.evaluated, notices=found.notices, verdict=verdict.paragraphs(found), rule=verdict.RULE,
+        title=title(found), synthetic=found.synthetic, evaluated=found.evaluated, notices=found.notices, verdict=verdict.paragraphs(found), rule=verdict.RULE, tags={one.name: one.tag for one in verdict.structures(found)},
         headline=verdict.headline(found), macro_ci=tables.macro_ci(found) if found.evaluated else "", table=tables.structure_table(found), baseline=tables.baseline_row(found),
         topology=tables.topology_table(found), warnings=found.summary.get("warnings") or [], mode=settings.get("boundary_mode") or "not recorded", cases=tables.case_table(found),
         worst=tables.worst_table(found, gallery), calibration=tables.calibration_table(found), failures=tables.failure_detection(found), comparison=other_runs.table(comparison),

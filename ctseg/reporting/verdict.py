@@ -16,7 +16,7 @@ from ctseg.scoring.statistics import RELIABLE_N, SMALLEST_N
 
 GOOD_DICE = 0.70
 FEW_PATIENTS = 10  # below it the test is called an indication
-NAMED = 6
+NAMED, WITH_INTERVAL = 6, 4  # names in a list; structures that are given with their interval
 NOT_BETTER = "NOT BETTER THAN PREDICTING NOTHING"
 RULE = f"“Works” means here: mean Dice of at least {GOOD_DICE:.2f}, in no test scan missed and in none hallucinated. What a use needs can be more or less than that."
 
@@ -37,7 +37,20 @@ class Structure:
     @property
     def works(self) -> bool:
         """By the rule of this module."""
-        return self.mean >= GOOD_DICE and not self.missed and not self.hallucinated
+        return self.good and not self.missed and not self.hallucinated
+
+    @property
+    def good(self) -> bool:
+        """Whether the mean, as it is printed, reaches the rule's."""
+        return round(self.mean, 3) >= GOOD_DICE
+
+    @property
+    def tag(self) -> str:
+        """"works", or what speaks against it, in a few words."""
+        if self.missed == self.n:
+            return "never found"
+        faults = [f"below {GOOD_DICE:.2f}"] * (not self.good) + ["missed"] * bool(self.missed) + ["hallucinated"] * bool(self.hallucinated)
+        return ", ".join(faults) or "works"
 
 
 def structures(found: Results) -> list[Structure]:
@@ -65,7 +78,7 @@ def paragraphs(found: Results) -> list[tuple[str, str]]:
     scored = structures(found) if found.evaluated else []
     if not scored:
         return [("Result", sentence(found))]
-    return [("Result", sentence(found)), ("What works", _works(scored)), ("What fails", _fails(found, scored)), ("How sure", " ".join(_doubts(found, scored)))]
+    return [("Result", sentence(found)), ("What works", _works(scored)), ("What fails or falls short", _fails(found, scored)), ("How sure", " ".join(_doubts(found, scored)))]
 
 
 def sentence(found: Results) -> str:
@@ -95,8 +108,10 @@ def _works(scored: list[Structure]) -> str:
     good = [one for one in scored if one.works]
     if not good:
         return f"No structure reaches a mean Dice of {GOOD_DICE:.2f} without being missed or hallucinated somewhere."
-    whole = f"All {len(good)} structures: " if len(good) == len(scored) > 1 else f"{len(good)} of {plural(len(scored), 'structure')}: " if len(scored) > 1 else ""
-    return f"{whole}{listed([_with_interval(one) for one in good], NAMED)}."
+    which = "" if len(scored) == 1 else f"All {len(good)} structures" if len(good) == len(scored) else f"{len(good)} of {plural(len(scored), 'structure')}"
+    if len(good) > WITH_INTERVAL:
+        return f"{which}, mean Dice from {good[-1].mean:.3f} to {good[0].mean:.3f}: {listed([one.name for one in good], NAMED)} (intervals in the table)."
+    return f"{which}{': ' if which else ''}{listed([_with_interval(one) for one in good])}."
 
 
 def _with_interval(one: Structure) -> str:
@@ -106,7 +121,8 @@ def _with_interval(one: Structure) -> str:
 
 def _fails(found: Results, scored: list[Structure]) -> str:
     bad = sorted((one for one in scored if not one.works), key=lambda one: one.mean)
-    text = f"{'; '.join(_fault(one) for one in bad[:NAMED])}{f'; and {len(bad) - NAMED} more structures' if len(bad) > NAMED else ''}. " if bad else "No structure by the rule below. "
+    more = [f"and {plural(len(bad) - NAMED, 'more structure')}"] if len(bad) > NAMED else []
+    text = f"{'; '.join([*(_fault(one) for one in bad[:NAMED]), *more])}. " if bad else "No structure by the rule below. "
     hallucinated_only = [f"{name} (in {plural(count, 'scan')})" for name, count in _only_hallucinated(found)]
     if hallucinated_only:
         text += f"Marked although no test reference shows it: {listed(hallucinated_only, NAMED)}. "
@@ -142,7 +158,7 @@ def _doubts(found: Results, scored: list[Structure]) -> list[str]:
     lines.append(_on_patients(found, scored))
     uncertain = [one.name for one in scored if one.works and one.ci95 and one.ci95[0] < GOOD_DICE]
     if uncertain:
-        lines.append(f"The interval of {listed(uncertain, NAMED)} reaches below {GOOD_DICE:.2f}: that {'it works' if len(uncertain) == 1 else 'they work'} is not certain.")
+        lines.append(f"For {listed(uncertain, 3)} the interval reaches below {GOOD_DICE:.2f}: that {'it works' if len(uncertain) == 1 else 'they work'} is not certain.")
     lines += _not_scored(found)
     seed = ((found.history.get("settings") or {}).get("train") or {}).get("seed")
     lines.append(f"One training run{'' if seed is None else f' (seed {seed})'} and one split: how much another run would differ was not measured.")
