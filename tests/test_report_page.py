@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import shutil
 from collections.abc import Iterator
@@ -20,12 +21,13 @@ from ctseg.artifacts import Workspace
 from ctseg.cli import Options
 from ctseg.config import Settings
 from ctseg.errors import IntegrityError, PreconditionError
-from ctseg.reporting import facts, glossary, other_runs, page, report, results, tables, verdict
+from ctseg.reporting import facts, glossary, other_runs, page, report, results, slices, tables, verdict
 from ctseg.reporting.results import Results
 from ctseg.scoring import summary as scores
 
 in_browser = pytest.mark.skipif(BROWSER is None, reason=MISSING)
 WIDTHS = (1366, 800, 390)
+DRAWN = 6
 HEAVIEST = 4_000_000  # bytes, with 20 structures and 16 cases
 
 
@@ -161,12 +163,18 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
 
 @pytest.fixture(scope="module")
 def text(built: Workspace) -> str:
-    assert analyze.run(built, Settings(), Options()) == 0
+    """The page of the stage, with the pictures of 6 of the 20 structures only: drawing them takes longest."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(slices, "STRUCTURE_PICTURES", DRAWN)
+        assert analyze.run(built, Settings(), Options()) == 0
     return built.report.read_text(encoding="utf-8")
 
 
 def test_page_is_light_enough_to_send(built: Workspace, text: str) -> None:
-    assert 300_000 < built.report.stat().st_size < HEAVIEST
+    jpegs = [len(content) for content in re.findall(r"data:image/jpeg;base64,([^\"]+)", text)]
+    assert len(jpegs) == DRAWN + 3
+    missing = (len(results.read(built).structures) - DRAWN) * max(jpegs[3:])  # those not drawn here, as heavy as the heaviest
+    assert 300_000 < built.report.stat().st_size + missing < HEAVIEST
 
 
 def test_every_abbreviation_in_a_table_head_has_a_line(text: str) -> None:
@@ -187,9 +195,9 @@ def test_links_lead_somewhere_and_headings_are_in_order(text: str) -> None:
     ids = [attributes["id"] for _, attributes in found.tags if "id" in attributes]
     links = [str(attributes["href"])[1:] for tag, attributes in found.tags if tag == "a" and str(attributes["href"]).startswith("#")]
     assert len(ids) == len(set(ids)) and set(links) <= set(ids) and all(re.fullmatch(r"[a-z0-9-]+", str(name)) for name in ids)
-    assert sum(name.startswith("picture-") for name in links) >= 10  # worst cases lead to their pictures
+    assert sum(name.startswith("picture-") for name in links) >= 6  # worst cases lead to their pictures
     levels = [int(tag[1]) for tag, _ in found.tags if re.fullmatch(r"h[1-6]", tag)]
-    assert levels[0] == 1 and levels.count(1) == 1 and all(after <= before + 1 for before, after in zip(levels, levels[1:]))
+    assert levels[0] == 1 and levels.count(1) == 1 and all(after <= before + 1 for before, after in itertools.pairwise(levels))
     assert all(len(str(attributes.get("alt"))) > 15 for tag, attributes in found.tags if tag == "img")
 
 
@@ -352,7 +360,7 @@ def test_print_keeps_the_headline_table_on_one_page(built: Workspace, text: str,
     browser.open(built.report.as_uri())
     links = pages_of(browser.pdf())
     head, foot = ([index for index, names in enumerate(links) if name in names] for name in ("term-not-annotated", "term-predicting-nothing"))
-    assert 10 < len(links) < 30 and len(head) == 1 and head == foot  # its last column's head and its last row
+    assert 10 < len(links) < 25 and len(head) == 1 and head == foot  # its last column's head and its last row
 
 
 @in_browser
