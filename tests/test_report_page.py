@@ -287,8 +287,25 @@ def test_other_runs_are_compared_on_the_shared_patients(pair: tuple[Workspace, W
     mine, other = found["lines"]
     assert found["n_patients"] == 7 and mine["verdict"] == "reference" and "second" in other["name"]
     change = float(other["dice"]) - float(mine["dice"])
-    assert float(other["difference"]) == pytest.approx(change, abs=1.1e-3) and -0.051 < change < -0.04  # a missed one stays at 0
+    assert float(other["difference"].replace("−", "-")) == pytest.approx(change, abs=1.1e-3) and -0.051 < change < -0.04  # a missed one stays at 0
     assert any("left out" in line for line in found["warnings"])
+
+
+def test_comparison_of_the_workspace_is_shown_by_itself(pair: tuple[Workspace, Workspace], tmp_path: Path) -> None:
+    record = other_runs.gather(results.read(pair[0]), [pair[1].root])
+    workspace = Workspace(tmp_path)
+    artifacts.write_json(workspace.comparison / "comparison.json", {"format": "ctseg-comparison", "version": 1, **record})
+    read = other_runs.read_comparison(workspace)
+    assert other_runs.table(read) == other_runs.table(record)
+    shown = Elements(report.render(results.read(pair[0]), dict.fromkeys(analyze_plots(), b""), [], comparison=read)).text
+    assert other_runs.table(record)["sentences"][1] in shown and other_runs.table(record)["lines"][1]["difference"] in shown and "−0.0" in shown
+
+
+def test_command_line_names_other_workspaces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr(analyze, "run", lambda *arguments: seen.append(arguments[3]) or 0)
+    assert analyze.main(["--workspace", str(tmp_path), "--compare-with", "a", "b"]) == 0 and analyze.main(["--workspace", str(tmp_path)]) == 0
+    assert seen == [[Path("a"), Path("b")], []]
 
 
 def test_runs_that_cannot_be_compared_are_refused(pair: tuple[Workspace, Workspace], tmp_path: Path) -> None:

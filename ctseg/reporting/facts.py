@@ -100,7 +100,7 @@ def _shown(value: object) -> str:
 
 
 def commands(found: Results) -> list[str]:
-    """The commands that make these results again, as far as the files tell; PATH stands for the folder of the scans."""
+    """The command that makes these results again, as far as the files tell; PATH stands for the folder of the scans."""
     train, seed = (found.history.get("settings") or {}).get("train") or {}, (found.manifest.get("settings") or {}).get("seed")
     words = ["python run_pipeline.py"]
     if found.manifest.get("task"):
@@ -115,4 +115,4 @@ def commands(found: Results) -> list[str]:
         words.append(f"--epochs {train['epochs']}")
     if train.get("seed") is not None:
         words.append(f"--seed {train['seed']}" + (f" --set data.seed={seed}" if seed not in (None, train["seed"]) else ""))
-    return [" ".join(words), "python evaluate.py", "python analyze.py"]
+    return [" ".join(words)]

@@ -74,7 +74,7 @@ GROUPS: tuple[tuple[str, tuple[Term, ...]], ...] = (
         Term("Betti error", "Wrong numbers of pieces, tunnels and cavities, added up; 0 means the right topology."),
     )),
     ("Comparing runs", (
-        Term("difference", "The other run minus this run on the same patients: of the means for all structures together."),
+        Term("difference", "The mean Dice over all structures of that run minus that of the run it is compared with, on the same patients."),
         Term("p corrected", "The chance of a difference this large if there were none, corrected (Holm) for the number of questions asked; below 0.05 counts."),
         Term("seed SD", "Standard deviation between training runs that differ in nothing but the random seed."),
         Term("split", "Which patients train, which choose the weights (validation) and which are kept for the test."),

@@ -88,11 +88,15 @@ def table(record: Mapping[str, Any] | None) -> dict[str, Any]:
         pair = main.get(score["method"])
         lines.append({"name": score["method"], "dice": text_of(score["macro"]["dice"]), "interval": _starred(score["macro_ci95"]["dice"], score["flags"]), "nsd": text_of(score["macro"]["nsd"]),
                       "hd95": text_of(score["macro"]["hd95_mm"], "{:.1f}"), "missed": f"{score['missed']} of {score['scored']}", "any_missed": bool(score["missed"]), "sd": text_of(score["seed_sd"]["dice"]),
-                      "runs": plural(len(score["seeds"]), "run"), "difference": text_of(pair["difference"] if pair else None, "{:+.3f}"),
-                      "difference_ci": interval_text([pair["ci_low"], pair["ci_high"]], "{:+.3f}") if pair and pair["ci_low"] is not None else "",
+                      "runs": plural(len(score["seeds"]), "run"), "difference": _minus(text_of(pair["difference"] if pair else None, "{:+.3f}")),
+                      "difference_ci": _minus(interval_text([pair["ci_low"], pair["ci_high"]], "{:+.3f}")) if pair and pair["ci_low"] is not None else "",
                       "p": _p(pair["p_holm"] if pair else None), "verdict": pair["verdict"] if pair else "reference"})
-    return {"lines": lines, "sentences": list(found["sentences"].values()), "warnings": [*found["warnings"], *(record.get("warnings") or [])],
+    return {"lines": lines, "sentences": [line[:1].upper() + line[1:] for line in found["sentences"].values()], "warnings": [*found["warnings"], *(record.get("warnings") or [])],
             "n_patients": found["n_patients"], "n_structures": len(found["structures"]), "n_tests": found["n_tests"], "reference": found["reference"]}
+
+
+def _minus(text: str) -> str:
+    return text.replace("-", "−")
 
 
 def _p(value: float | None) -> str:
