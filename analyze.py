@@ -1,19 +1,22 @@
 """Stage 4: show what training and evaluation gave.
 
-Reads   checkpoints/training_history.json; evaluation_results/ and processed_data/ where they exist
+Reads   checkpoints/training_history.json; evaluation_results/, comparison/ and processed_data/ where they exist
 Writes  analysis/: report.html and viewer.html (each one file, opens offline), training_summary.txt, loss_curves.png, dice_scores.png,
         hausdorff_distances.png, learning_rate.png, resource_usage.png, combined_metrics.png
 
     python analyze.py
+    python analyze.py --compare-with OTHER_WORKSPACE      (finished runs on the same split, side by side on the page)
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ctseg import cli
-from ctseg.artifacts import Workspace, sweep_temporaries, write_text
+from ctseg.artifacts import Workspace, lock_workspace, sweep_temporaries, write_text
 from ctseg.cli import LOG, Options
 from ctseg.config import Settings
 
@@ -23,11 +26,15 @@ if TYPE_CHECKING:
     from ctseg.scans.volume import Volume
 
 
-def run(workspace: Workspace, settings: Settings, options: Options) -> int:
-    """Draw the plots and write the page of a workspace. Returns the exit code."""
-    from ctseg.reporting import gallery, report, results, slices, viewer
+OWN_PLOTS = ("per_pass.png", "reliability.png", "confidence.png")  # drawn by the evaluation where they apply
+
+
+def run(workspace: Workspace, settings: Settings, options: Options, others: Sequence[Path] = ()) -> int:
+    """Draw the plots and write the page of a workspace. others: workspaces to compare it with. Returns the exit code."""
+    from ctseg.reporting import gallery, other_runs, report, results, slices, verdict, viewer
 
     found = results.read(workspace)
+    comparison = other_runs.gather(found, others) if others else other_runs.read_comparison(workspace)
     for notice in found.notices:
         LOG.warning("WARN %s", notice)
     sweep_temporaries(workspace.analysis) if workspace.analysis.exists() else None
@@ -43,14 +50,14 @@ def run(workspace: Workspace, settings: Settings, options: Options) -> int:
     if without:
         LOG.warning("WARN %d of %d pictures of cases could not be made: %s.", len(without), len(cases), without[0].missing)
     write_text(workspace.analysis / "training_summary.txt", report.training_summary(found))
-    write_text(workspace.report, report.render(found, images, cases, with_viewer=bool(viewed)))
+    write_text(workspace.report, report.render(found, images, cases, with_viewer=bool(viewed), comparison=comparison))
     if viewed:
         write_text(workspace.viewer, viewer.render(found, viewed[::-1]))
     else:
         workspace.viewer.unlink(missing_ok=True)
-    LOG.info("%s", report.verdict(found))
-    if report.headline(found)["better"] is False:
-        LOG.warning("NOT BETTER THAN PREDICTING NOTHING")
+    LOG.info("%s", verdict.sentence(found))
+    if verdict.better_than_nothing(found) is False:
+        LOG.warning("%s", verdict.NOT_BETTER)
     LOG.info("Open %s in a browser.", workspace.relative(workspace.report))
     return 0
 
@@ -70,15 +77,23 @@ def _draw(workspace: Workspace, found: Results) -> dict[str, bytes]:
             stream = io.BytesIO()
             draw_scores(found.rows, found.structures, stream, found.synthetic)
             images[f"{draw_scores.__name__}.png"] = stream.getvalue()
-        passes = workspace.evaluation / "per_pass.png"  # only networks of several passes have it
-        if passes.exists():
-            images[passes.name] = passes.read_bytes()
+        images |= {name: (workspace.evaluation / name).read_bytes() for name in OWN_PLOTS if (workspace.evaluation / name).exists()}
     return images
+
+
+def _main(argv: list[str] | None) -> int:
+    parser = cli.parser("analyze.py", __doc__ or "")
+    parser.add_argument("--compare-with", type=Path, nargs="+", default=[], metavar="WORKSPACE", help="finished runs on the same split of the patients, to stand beside this one on the page")
+    arguments = parser.parse_args(argv)
+    workspace, settings, options = cli.settings_from(arguments)
+    with lock_workspace(workspace):
+        cli.start_log(workspace)
+        return run(workspace, settings, options, arguments.compare_with)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the stage from the command line."""
-    return cli.run_stage("analyze.py", __doc__ or "", run, argv)
+    return cli.guarded(_main, argv)
 
 
 if __name__ == "__main__":

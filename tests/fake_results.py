@@ -24,6 +24,15 @@ RADII = ((0.20, 0.16, 0.16), (0.30, 0.10, 0.09), (0.34, 0.12, 0.08), (0.34, 0.12
 INTENSITIES_HU = (10.0, 45.0, 600.0, 600.0)
 
 
+def anatomy(count: int) -> tuple[tuple[str, ...], list[tuple[float, float, float]], list[tuple[float, float, float]], list[float]]:
+    """Names, centres, radii (fractions of D, H, W) and HU of so many structures: the four above, or many balls in rows."""
+    if count <= len(STRUCTURES):
+        return STRUCTURES[:count], list(CENTRES[:count]), list(RADII[:count]), list(INTENSITIES_HU[:count])
+    places = [(0.5, 0.2 + 0.15 * (i // 5), 0.16 + 0.17 * (i % 5)) for i in range(count)]
+    names = STRUCTURES + tuple(f"{'Vertebra' if i % 2 else 'Muscle'}_{i:02d}" for i in range(len(STRUCTURES), count))
+    return names, places, [(0.30, 0.07, 0.08)] * count, [20.0 + 40 * (i % 6) for i in range(count)]
+
+
 def history(structures: Sequence[str] = STRUCTURES, *, epochs: int = 30, every: int = 4, gpu: bool = False) -> dict[str, Any]:
     """A training history: losses fall, Dice rises, validation only every few epochs (null in between)."""
     rng = np.random.default_rng(3)
@@ -57,8 +66,8 @@ def history(structures: Sequence[str] = STRUCTURES, *, epochs: int = 30, every: 
 # ---- volumes ----------------------------------------------------------------------------------------------
 
 
-def draw(shape: tuple[int, int, int], rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """((D, H, W) float32 HU, uint8 labels 1..4, uint8 prediction), axes already superior, posterior, left.
+def draw(shape: tuple[int, int, int], rng: np.random.Generator, count: int = len(STRUCTURES)) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """((D, H, W) float32 HU, uint8 labels 1..count, uint8 prediction), axes already superior, posterior, left.
 
     The prediction has each structure a little elsewhere and a little smaller.
     """
@@ -67,13 +76,14 @@ def draw(shape: tuple[int, int, int], rng: np.random.Generator) -> tuple[np.ndar
     image = np.where(body, -90.0, -1000.0)
     image[((position[1] - 0.5) / 0.36) ** 2 + ((position[2] - 0.5) / 0.40) ** 2 < 1] = 50.0
     label, prediction = np.zeros(shape, np.uint8), np.zeros(shape, np.uint8)
-    for value, (centre, radii) in enumerate(zip(CENTRES, RADII), start=1):
+    _, centres, all_radii, intensities_hu = anatomy(count)
+    for value, (centre, radii) in enumerate(zip(centres, all_radii), start=1):
         moved = np.array(centre) + rng.uniform(-0.03, 0.03, 3)
         inside = sum(((position[i] - moved[i]) / radii[i]) ** 2 for i in range(3)) < 1
         label[inside] = value
-        error, size = rng.normal(0, 0.012 + 0.006 * value, 3), rng.uniform(0.85, 1.05)
+        error, size = rng.normal(0, 0.012 + 0.006 * min(value, 5) * (1 if count <= len(STRUCTURES) else 0.3), 3), rng.uniform(0.85, 1.05)
         prediction[sum(((position[i] - moved[i] - error[i]) / (radii[i] * size)) ** 2 for i in range(3)) < 1] = value
-        image[inside] = INTENSITIES_HU[value - 1]
+        image[inside] = intensities_hu[value - 1]
     return (image + rng.normal(0, 12, shape)).astype(np.float32), label, prediction
 
 
@@ -91,8 +101,8 @@ def save(path: Path, array: np.ndarray, spacing_mm: tuple[float, float, float], 
 
 
 def build(root: Path, *, cases: int = 10, scale: int = 1, evaluated: bool = True, raw: bool = True, synthetic: bool = True,
-          first_id: str = "patient_00") -> Workspace:
-    """Write everything below `root`. scale enlarges the volumes, raw=False leaves the scans out."""
+          first_id: str = "patient_00", count: int = len(STRUCTURES)) -> Workspace:
+    """Write everything below `root`. scale enlarges the volumes, raw=False leaves the scans out; count: how many structures."""
     workspace = Workspace(root)
     rng = np.random.default_rng(11)
     entries, runs = [], []
@@ -100,14 +110,15 @@ def build(root: Path, *, cases: int = 10, scale: int = 1, evaluated: bool = True
     for index in range(cases):
         case_id = first_id if index == 0 else f"patient_{index:02d}"
         shape = (10 * scale, (12 + index % 3) * scale, 14 * scale)
-        image, reference, prediction = draw(shape, rng)
-        states = dict.fromkeys(STRUCTURES, "present")
+        image, reference, prediction = draw(shape, rng, count)
+        names = anatomy(count)[0]
+        states = dict.fromkeys(names, "present")
         if index == 1:  # Rectum missed
             prediction[prediction == 2] = 0
         if index == 2:  # Bladder removed from the reference: the prediction hallucinates it
             reference[reference == 1] = 0
             states["Bladder"] = "absent"
-        if index == 3:  # Femur_right absent from both
+        if index == 3 and count >= 4:  # Femur_right absent from both
             reference[reference == 4] = 0
             prediction[prediction == 4] = 0
             states["Femur_right"] = "absent"
@@ -129,11 +140,11 @@ def build(root: Path, *, cases: int = 10, scale: int = 1, evaluated: bool = True
         save(workspace.predictions / f"{name}.nii.gz", prediction, spacing_mm, np.uint8)
         runs.append({"case_id": case_id, "patient_id": case_id, "seconds": 4.2, "prediction": f"predictions/{name}.nii.gz",
                      "reference": f"references/{name}.nii.gz"})
-    _write_results(workspace, entries, runs, synthetic)
+    _write_results(workspace, entries, runs, synthetic, list(anatomy(count)[0]))
     return workspace
 
 
-def _write_results(workspace: Workspace, entries: list[dict], runs: list[dict], synthetic: bool) -> None:
+def _write_results(workspace: Workspace, entries: list[dict], runs: list[dict], synthetic: bool, names: list[str]) -> None:
     splits = {"version": 1, "seed": 0, "assignment": {entry["patient_id"]: "test" for entry in entries}}
     others = [{**entries[0], "case_id": f"{split}_{i}", "patient_id": f"{split}_{i}", "split": split} for split, n in (("train", 11), ("val", 3)) for i in range(n)]
     findings = [
@@ -142,17 +153,17 @@ def _write_results(workspace: Workspace, entries: list[dict], runs: list[dict], 
         {"severity": "NOTE", "code": "REORIENTED", "cause": "axes were stored in another order", "fix": "nothing to do", "case": "patient_04", "file": "raw/patient_04/ct.nii.gz", "stage": "preprocess", "action": "used"}]
     write_json(workspace.splits, splits)
     manifest = {
-        "format": "ctseg-manifest", "version": 1, "layout": "plain", "synthetic": synthetic, "data_root": "raw", "structures": list(STRUCTURES),
+        "format": "ctseg-manifest", "version": 1, "layout": "plain", "synthetic": synthetic, "data_root": "raw", "structures": names,
         "grid": "windows", "spacing_mm": [3.0, 2.0, 2.0], "window_hu": [-250, 750], "settings": {"seed": 0}, "settings_hash": "0",
         "splits_hash": canonical_hash(splits), "versions": {"numpy": np.__version__, "python": "3.11"}, "cases": entries + others}
     write_json(workspace.manifest, manifest)
     write_json(workspace.preprocess_report, {"version": 1, "found": len(entries) + 15, "processed": len(entries) + 14, "cached": 0, "skipped": 1, "findings": findings})
-    write_json(workspace.history, history() | {"synthetic": synthetic, "manifest_hash": manifest_hash(manifest)})
+    write_json(workspace.history, history(names) | {"synthetic": synthetic, "manifest_hash": manifest_hash(manifest)})
     if not runs:
         return
     write_json(workspace.run_record, {"version": 1, "checkpoint_sha256": "c" * 64, "manifest_hash": manifest_hash(manifest), "synthetic": synthetic,
-                                      "structures": list(STRUCTURES), "cases": runs})
-    write_json(workspace.predictions / "labels.json", {str(i + 1): name for i, name in enumerate(STRUCTURES)})
+                                      "structures": names, "cases": runs})
+    write_json(workspace.predictions / "labels.json", {str(i + 1): name for i, name in enumerate(names)})
     evaluate.score_run(workspace, Settings())
 
 

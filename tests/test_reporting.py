@@ -23,7 +23,7 @@ from ctseg.artifacts import Workspace
 from ctseg.cli import Options
 from ctseg.config import Settings
 from ctseg.errors import CaseError, IntegrityError, PreconditionError
-from ctseg.reporting import curves, gallery, plots, report, results, slices, style
+from ctseg.reporting import curves, facts, gallery, plots, report, results, slices, style
 from ctseg.scans.volume import Volume, reorient
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -193,7 +193,7 @@ def test_notice_is_escaped_and_its_command_is_code(built: Workspace) -> None:
 def test_absolute_data_folder_shows_its_name_only(built: Workspace) -> None:
     found = results.read(built)
     found.manifest["data_root"] = "/home/somebody/secret/scans"
-    assert "secret" not in str(report.facts(found)) and "scans" in str(report.facts(found))
+    assert "secret" not in str(facts.facts(found)) and "scans" in str(facts.facts(found))
 
 
 def test_warnings_of_one_kind_share_a_line() -> None:

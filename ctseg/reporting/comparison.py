@@ -29,7 +29,7 @@ from matplotlib.axes import Axes
 
 from ctseg.artifacts import write_json, write_text
 from ctseg.reporting import style
-from ctseg.reporting.report import DASH, data_uri, plural, template, text_of
+from ctseg.reporting.page import DASH, data_uri, plural, template, text_of
 from ctseg.reporting.style import Target
 from ctseg.scoring.comparison_words import ALL, METRIC_WORDS, p_text
 

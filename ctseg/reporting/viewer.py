@@ -19,6 +19,7 @@ import numpy as np
 from markupsafe import Markup
 
 from ctseg.reporting import report, slices
+from ctseg.reporting.page import template
 from ctseg.reporting.results import Results
 from ctseg.scans.volume import Volume, to_canonical
 
@@ -64,7 +65,7 @@ def render(found: Results, cases: Sequence[ViewedCase]) -> str:
     colours = [slices.ON_CT[index % len(slices.ON_CT)] for index in range(len(found.structures))]
     content = json.dumps({"cases": [case.record() for case in cases], "structures": list(found.structures), "colours": colours}).replace("<", "\\u003c")
     low, high = slices.display_window(found.manifest.get("window_hu"))
-    return report.template("viewer.html.j2").render(
+    return template("viewer.html.j2").render(
         title=report.title(found).replace("Segmentation report", "Test cases"), synthetic=found.synthetic, notices=[], content=Markup(content), script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(), window=f"{low:g} to {high:g} HU".replace("-", "−"),
         structures=list(zip(found.structures, colours)))

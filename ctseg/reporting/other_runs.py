@@ -1,0 +1,107 @@
+"""This run beside others on the same test patients, for one table of the report.
+
+Runs of another split, of other references or another surface definition are refused: their means cannot be compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ctseg import artifacts
+from ctseg.artifacts import Workspace
+from ctseg.errors import IntegrityError, PreconditionError
+from ctseg.reporting import results
+from ctseg.reporting.comparison import FORMAT, pair_lines
+from ctseg.reporting.page import DASH, interval_text, plural, text_of
+from ctseg.reporting.results import Results
+from ctseg.scoring.comparison import compare
+from ctseg.scoring.comparison_words import ALL
+
+THIS = "this run"
+Key = tuple[str, str, str]
+
+
+def read_comparison(workspace: Workspace) -> dict[str, Any] | None:
+    """The record of `run_pipeline.py --compare` of this workspace; None when there is none."""
+    path = workspace.comparison / "comparison.json"
+    if not path.exists():
+        return None
+    record = artifacts.read_json(path)
+    if not isinstance(record, dict) or record.get("format") != FORMAT or not isinstance(record.get("statistics"), dict):
+        raise IntegrityError("ARTIFACT_CORRUPT", "it is no record of a comparison", "run `python run_pipeline.py --compare ...` again", file=workspace.relative(path))
+    return record
+
+
+def gather(found: Results, folders: Sequence[Path]) -> dict[str, Any]:
+    """A record like that of a comparison, of this run and the finished workspaces in `folders`.
+
+    PreconditionError where one has no results, IntegrityError where it cannot be compared.
+    """
+    if not found.evaluated:
+        raise PreconditionError("MISSING_ARTIFACT", "this workspace has no test results to compare", results.EVALUATE_AGAIN)
+    runs = {f"{THIS} ({found.history.get('model') or 'model'})": found}
+    for folder in folders:
+        other = results.read(Workspace(folder))
+        _check(found, other, folder.absolute().name)
+        name = f"{folder.absolute().name} ({other.history.get('model') or 'model'})"
+        while name in runs:
+            name += "′"
+        runs[name] = other
+    rows = {name: {(str(row["patient_id"]), str(row["case_id"]), str(row["structure"])): row for row in run.rows} for name, run in runs.items()}
+    shared = set.intersection(*(set(mine) for mine in rows.values()))
+    if not shared:
+        raise IntegrityError("CASES_DIFFER", "the runs share no scored test case and structure", "evaluate them on the same test split")
+    scores = {name: {_seed(runs[name]): {key: row for key, row in mine.items() if key in shared}} for name, mine in rows.items()}
+    left_out = max(len(mine) - len(shared) for mine in rows.values())
+    warnings = [f"Only what all runs scored is compared; up to {plural(left_out, 'result')} of a run are left out, so its mean can differ from that at the top of its own page."] if left_out else []
+    return {"statistics": compare(scores).record(), "warnings": warnings}
+
+
+def _seed(run: Results) -> int:
+    return int(((run.history.get("settings") or {}).get("train") or {}).get("seed") or 0)
+
+
+def _check(found: Results, other: Results, name: str) -> None:
+    if not other.evaluated:
+        raise PreconditionError("MISSING_ARTIFACT", f"'{name}' after --compare-with has no test results", f"{results.EVALUATE_AGAIN} with --workspace for it")
+    for key, what, fix in (("split_hash", "split of the patients", "train and test both on one split: share the tensors by --processed"),
+                           ("boundary_mode", "definition of a surface", "evaluate both with the same --boundary-mode")):
+        mine, theirs = ((run.summary.get("settings") or {}).get(key) for run in (found, other))
+        if mine != theirs or mine is None:
+            raise IntegrityError("SPLITS_DIFFER" if key == "split_hash" else "SETTINGS_DIFFER", f"'{name}' was tested with another {what} ({_short(theirs)}, here {_short(mine)})", fix)
+
+
+def _short(value: object) -> str:
+    return str(value)[:12] if value else "not recorded"
+
+
+def table(record: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The runs as words: headline of each and its difference to the first; empty without a record."""
+    if not record:
+        return {}
+    found = record["statistics"]
+    main = {line["method"]: line for line in pair_lines(record) if line["metric"] == "dice" and line["structure"] == ALL and line["reference"] == found["reference"]}
+    lines = []
+    for score in found["methods"]:
+        pair = main.get(score["method"])
+        lines.append({"name": score["method"], "dice": text_of(score["macro"]["dice"]), "interval": _starred(score["macro_ci95"]["dice"], score["flags"]), "nsd": text_of(score["macro"]["nsd"]),
+                      "hd95": text_of(score["macro"]["hd95_mm"], "{:.1f}"), "missed": f"{score['missed']} of {score['scored']}", "any_missed": bool(score["missed"]), "sd": text_of(score["seed_sd"]["dice"]),
+                      "runs": plural(len(score["seeds"]), "run"), "difference": _minus(text_of(pair["difference"] if pair else None, "{:+.3f}")),
+                      "difference_ci": _minus(interval_text([pair["ci_low"], pair["ci_high"]], "{:+.3f}")) if pair and pair["ci_low"] is not None else "",
+                      "p": _p(pair["p_holm"] if pair else None), "verdict": pair["verdict"] if pair else "reference"})
+    return {"lines": lines, "sentences": [line[:1].upper() + line[1:] for line in found["sentences"].values()], "warnings": [*found["warnings"], *(record.get("warnings") or [])],
+            "n_patients": found["n_patients"], "n_structures": len(found["structures"]), "n_tests": found["n_tests"], "reference": found["reference"]}
+
+
+def _minus(text: str) -> str:
+    return text.replace("-", "−")
+
+
+def _p(value: float | None) -> str:
+    return DASH if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def _starred(interval: Sequence[float] | None, flags: Sequence[str]) -> str:
+    return interval_text(interval) + ("*" if interval and "optimistic_ci" in flags else "")

@@ -1,0 +1,81 @@
+"""How every page is made: templates, embedded pictures, and how a number, a count and a term are written.
+
+A page is one file: pictures are embedded, nothing is loaded from anywhere, and every text is HTML-escaped by the
+template engine. Undefined values are a dash, never a number.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import jinja2
+from markupsafe import Markup, escape
+from PIL import Image
+
+from ctseg.reporting import glossary
+
+TEMPLATES = Path(__file__).parent
+DASH = "–"
+PNG_COLOURS = 128
+
+
+def template(name: str) -> jinja2.Template:
+    """A page's template. Every page extends `page.html.j2` and shares `page.css`; texts are HTML-escaped."""
+    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined,
+                                     trim_blocks=True, lstrip_blocks=True)
+    environment.filters["commands"] = _commands
+    environment.filters["term"] = term
+    return environment.get_template(name)
+
+
+def _commands(line: str) -> Markup:
+    """The line, escaped, with what stands between backticks set as code."""
+    parts = [Markup("<code>{}</code>").format(part) if index % 2 else escape(part) for index, part in enumerate(str(line).split("`"))]
+    return Markup("").join(parts)
+
+
+def term(text: str, name: str | None = None) -> Markup:
+    """`text` as a link to the glossary's line on `name` (default: `text` itself), which also shows when pointed at. KeyError for an unknown one."""
+    found = glossary.find(name or text)
+    return Markup('<a class="term" href="#{}" title="{}">{}</a>').format(found.anchor, found.line, text)
+
+
+def data_uri(content: bytes, kind: str) -> str:
+    """An image as the text that a page can carry."""
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode('ascii')}"
+
+
+def slim(content: bytes) -> bytes:
+    """A PNG of a plot with at most 128 colours, a third of its size to the same eye; as it was where that is smaller or no picture."""
+    if not content:
+        return content
+    stream = io.BytesIO()
+    with Image.open(io.BytesIO(content)) as image:
+        image.convert("RGB").quantize(PNG_COLOURS, dither=Image.Dither.NONE).save(stream, format="PNG", optimize=True)
+    return min(content, stream.getvalue(), key=len)
+
+
+def text_of(value: object, form: str = "{:.3f}") -> str:
+    """A number by `form`, a dash for None and anything that is no number."""
+    return form.format(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else DASH
+
+
+def interval_text(interval: object, form: str = "{:.2f}") -> str:
+    """"0.80 to 0.88"; empty where there is no interval."""
+    if not isinstance(interval, (list, tuple)) or len(interval) != 2:
+        return ""
+    return f"{text_of(interval[0], form)} to {text_of(interval[1], form)}"
+
+
+def plural(count: int, word: str) -> str:
+    """"1 case", "2 cases"."""
+    return f"{count:,} {word}" + ("" if count == 1 else "s")
+
+
+def listed(names: Sequence[str], most: int = 6) -> str:
+    """"a, b and c"; beyond `most` the rest is counted."""
+    shown = list(names[:most]) + ([f"{len(names) - most} more"] if len(names) > most else [])
+    return shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} and {shown[-1]}"
