@@ -19,6 +19,7 @@ import argparse
 import dataclasses
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -140,12 +141,12 @@ def infer(arguments: argparse.Namespace) -> int:
     guides = choose_guides(predictor, arguments.guide, arguments.output, load)
     LOG.info("%d scans, structures: %s. %s.", len(scans), ", ".join(predictor.names), predictor.machine.reason)
     artifacts.write_json(arguments.output / "labels.json", {str(number): name for number, name in enumerate(predictor.names, start=1)})
-    records = [_predict(predictor, guides, name, source, arguments, formats) for name, source in cli.bar("Predicting")(scans.items())]
+    records = [_predict(predictor, guides, name, source, arguments, formats, settings.low_confidence) for name, source in cli.bar("Predicting")(scans.items())]
     if arguments.statistics:
         write_statistics(arguments.output / "statistics.csv", records)
     artifacts.write_json(arguments.output / "inference.json", {
         "version": 2, "checkpoints_sha256": [artifacts.file_hash(checkpoint) for checkpoint in arguments.checkpoint], "model": predictor.checkpoint["arch"]["name"],
-        "structures": predictor.names, "synthetic_training": bool(predictor.checkpoint["synthetic"]), "device": predictor.machine.reason,
+        "structures": predictor.names, "synthetic_training": bool(predictor.checkpoint["synthetic"]), "device": predictor.machine.reason, "why_no_confidence": predictor.why_no_confidence,
         "settings": dataclasses.asdict(settings), "versions": artifacts.package_versions(), "peak_memory_gb": peak_memory_gb(predictor.machine.device), "scans": records})
     failed = sum("error" in record for record in records)
     LOG.info("%d masks in %s%s. Research tool, not a medical device.", len(records) - failed, arguments.output, f", {failed} scans left out" if failed else "")
@@ -172,18 +173,31 @@ def _asked(arguments: argparse.Namespace) -> dict[str, Any]:
     return {key: value for key, value in asked.items() if value is not None}
 
 
-def _predict(predictor: Predictor, guides: Guides, name: str, source: ImageSource, arguments: argparse.Namespace, formats: list[str]) -> dict[str, Any]:
+def low_confidence(scan: str, confidence: Mapping[str, float | None], threshold: float) -> str | None:
+    """The line that asks for a look at a scan, least certain structures first; None where its views agree with at least `threshold`."""
+    doubtful = sorted((value, name) for name, value in confidence.items() if value is not None and value < threshold)
+    if not doubtful:
+        return None
+    listed = ", ".join(f"{name} {value:.2f}" for value, name in doubtful[:5]) + (f" and {len(doubtful) - 5} more" if len(doubtful) > 5 else "")
+    return Finding("WARN", "LOW_CONFIDENCE", f"predictions of it that should be equal differ (their Dice: {listed})", "look at these masks before using them", scan).line()
+
+
+def _predict(predictor: Predictor, guides: Guides, name: str, source: ImageSource, arguments: argparse.Namespace, formats: list[str],
+             threshold: float) -> dict[str, Any]:
     """Predict one scan and write what was asked for; what went wrong is told and becomes part of the record."""
     from ctseg import inference_files as files
     from ctseg.scans import reading
     from ctseg.scans.volume import Volume
+    from ctseg.scoring.failure import agreement
 
     started, output, safe = time.monotonic(), arguments.output, artifacts.safe_name(name)
     try:
         image, findings = reading.load_image(source)
         for finding in findings:
             LOG.info("%s", dataclasses.replace(finding, case=name).line())
-        probabilities, canvas = predictor.probabilities_of_scan(image, guides.of(name, image))
+        members: list[Any] = []
+        probabilities, canvas = predictor.probabilities_of_scan(image, guides.of(name, image), on_member=members.append)
+        confidence = dict(zip(predictor.names, agreement(members, len(predictor.names))))
         names, mask = dict(enumerate(predictor.names, start=1)), Volume(predictor.label_on_scan(probabilities, canvas, image.grid), image.affine)
         written = {kind: safe + files.FORMATS[kind] for kind in formats}
         for kind, file in written.items():
@@ -197,7 +211,9 @@ def _predict(predictor: Predictor, guides: Guides, name: str, source: ImageSourc
     except (CaseError, PreconditionError) as error:
         LOG.error("%s", Finding.from_error(error, case=name).line())
         return {"scan": name, "error": error.code, "cause": error.cause}
-    return {"scan": name, "files": written, "structures": files.statistics_of(mask, image, names), "seconds": round(time.monotonic() - started, 2)}
+    if doubt := low_confidence(name, confidence, threshold):
+        LOG.warning("%s", doubt)
+    return {"scan": name, "files": written, "confidence": confidence, "members": predictor.members, "structures": files.statistics_of(mask, image, names), "seconds": round(time.monotonic() - started, 2)}
 
 
 def build_parser() -> argparse.ArgumentParser:
