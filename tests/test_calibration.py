@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
+from scipy.special import ndtr
 from tiny_workspace import SIZE, STRUCTURES, draw, make
 
 import evaluate
@@ -41,13 +43,10 @@ def direct(p: np.ndarray, y: np.ndarray) -> dict[str, float]:
 
 
 def manhattan_band(reference: np.ndarray, prediction: np.ndarray) -> np.ndarray:
-    """The band by distances between voxels: five 6-connected steps reach exactly |dd| + |dh| + |dw| <= 5. Outside the scan is background."""
-    voxels = np.argwhere(np.ones(np.array(reference.shape) + 2)) - 1
-    inside = np.pad(reference & prediction, 1)[tuple((voxels + 1).T)]
-    near = np.array([np.abs(np.argwhere(reference | prediction) - v).sum(axis=1).min() <= 5 for v in voxels])
-    out = voxels[~inside]
-    deep = np.array([np.abs(out - v).sum(axis=1).min() > 5 for v in voxels])
-    return (near & ~deep).reshape(np.array(reference.shape) + 2)[1:-1, 1:-1, 1:-1]
+    """The band by distances: five 6-connected steps reach exactly |dd| + |dh| + |dw| <= 5. Outside the scan is background."""
+    near = ndimage.distance_transform_cdt(~np.pad(reference | prediction, 1), metric="taxicab") <= 5
+    deep = ndimage.distance_transform_cdt(np.pad(reference & prediction, 1), metric="taxicab") > 5
+    return (near & ~deep)[1:-1, 1:-1, 1:-1]
 
 
 # ---- oracles ----------------------------------------------------------------------------------------------
@@ -135,8 +134,7 @@ def test_an_overconfident_map_looks_well_on_the_whole_scan_and_bad_in_the_band()
     distance = np.sqrt(((np.indices((96, 96, 96)) - 48) ** 2).sum(axis=0))
     rng = np.random.default_rng(3)
     reference = distance + rng.normal(0, 2.5, distance.shape) < 20  # nobody can know this edge
-    sure = (1 / (1 + np.exp((distance - 20) / 0.05))).astype(np.float32)
-    fair = np.mean([distance + shift < 20 for shift in np.linspace(-1, 1, 2001) * 0 + rng.normal(0, 2.5, 2001)], axis=0)
+    sure, fair = ndtr((20 - distance) / 0.1).astype(np.float32), ndtr((20 - distance) / 2.5).astype(np.float32)
     over = structure_sums(probability=sure, reference=reference, prediction=sure > 0.5, voxels=distance.size)
     good = structure_sums(probability=fair, reference=reference, prediction=fair > 0.5, voxels=distance.size)
     assert over["whole"].ece < 0.02 < 0.08 < over["band"].ece  # type: ignore[operator]
@@ -183,7 +181,7 @@ def test_a_structure_on_the_scan_is_that_of_the_whole_canvas(kind):
 
 def softmax_of(index: int) -> np.ndarray:
     """(4, D, H, W) made-up probabilities of a case of the tiny workspace, overconfident and a little beside it."""
-    image, label = draw(index)
+    label = draw(index)[1]
     logits = np.stack([2.0 * (np.roll(label, 1, 0) == value) for value in range(4)]) + np.random.default_rng(index).normal(0, 0.5, (4, *label.shape))
     weights = np.exp(3 * logits)
     return (weights / weights.sum(axis=0)).astype(np.float32)
@@ -257,7 +255,7 @@ def run(tmp_path_factory) -> tuple[artifacts.Workspace, dict]:
         label = draw(index)[1]
         label[label == (3 if index == 5 else 9)] = 0
         nifti.write_label(workspace.processed / entry["reference"]["file"], Volume(label, Grid.from_record(entry["scan"]).affine), names=None)
-    words = arguments(workspace, **{"train.epochs": 8, "train.learning_rate": 0.01, "train.steps_per_epoch": 8, "train.validations": 1})
+    words = arguments(workspace, **{"train.epochs": 6, "train.learning_rate": 0.01, "train.steps_per_epoch": 8, "train.validations": 1})
     assert train.main(words) == 0 and evaluate.main(words) == 0
     return workspace, manifest
 
@@ -280,6 +278,7 @@ def test_the_files_hold_what_a_direct_computation_gives(run):
         rows = {row["structure"]: row for row in csv.DictReader(stream)}
     agreed = dict(zip(STRUCTURES, agreement(members, 3)))
     assert predictor.members == record["members"] == 2 and record["why_no_confidence"] is None and record["cases"][0]["confidence"] == agreed
+    assert any(value is not None for value in agreed.values())  # else there is nothing to compare
     for number, name in enumerate(STRUCTURES, start=1):
         if name == "middle":  # nobody looked for it
             assert name not in summary["calibration"] and rows[name]["ece_band"] == rows[name]["ece_whole"] == rows[name]["confidence"] == ""

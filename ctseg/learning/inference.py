@@ -83,11 +83,10 @@ def predict_canvas(network: torch.nn.Module, sight: Sight, windows: Windows, mac
     several passes stops when they agree; on_pass is told (pass number from 0, its probabilities).
     """
     network.eval()
-    passes = getattr(network, "passes", 1)
-    if passes == 1 or windows.context_scope == "window":
+    if not _stitches_passes(network, windows):
         return _one_pass(network, sight, windows, machine, None)
     context, before = None, None
-    for number in range(passes):
+    for number in range(network.passes):  # type: ignore[arg-type]
         probabilities = _one_pass(network, sight, windows, machine, (number, context))
         label = probabilities.argmax(0).to(torch.uint8)
         if on_pass is not None:
@@ -102,10 +101,10 @@ def predict_shares(network: torch.nn.Module, sight: Sight, windows: Windows, mac
                    on_pass: Callable[[int, Shares], None] | None = None, on_view: Callable[[np.ndarray], None] | None = None) -> Shares:
     """As `predict_canvas`, but each structure is kept only where it has any probability: memory does not grow with their number.
 
-    on_view is told the label map (D, H, W) of each of `count_views` predictions that the result is the mean of. A network of several passes
-    takes whole arrays for its context, so there memory does grow.
+    on_view is told the label map (D, H, W) of each of `count_views` predictions that the result is the mean of. A network that hands whole
+    volumes from pass to pass takes whole arrays, so there memory does grow.
     """
-    if getattr(network, "passes", 1) > 1:
+    if _stitches_passes(network, windows):
         tell = None if on_pass is None else lambda number, probabilities: on_pass(number, Shares.of(probabilities.numpy()))
         result = Shares.of(predict_canvas(network, sight, windows, machine, on_pass=tell).numpy())
         if on_view is not None:
@@ -134,9 +133,14 @@ def predict_shares(network: torch.nn.Module, sight: Sight, windows: Windows, mac
 def count_views(network: torch.nn.Module, windows: Windows) -> int:
     """How many predictions of its own the result of one network is the mean of: 2 with the mirror image, 1 without.
 
-    Also 1 for a network of several passes: each pass hands on the mean of both views, so that they are not independent of each other.
+    Also 1 where whole volumes go from pass to pass: each pass hands on the mean of both views, so that they are not independent of each other.
     """
-    return 2 if windows.swaps is not None and getattr(network, "passes", 1) == 1 else 1
+    return 2 if windows.swaps is not None and not _stitches_passes(network, windows) else 1
+
+
+def _stitches_passes(network: torch.nn.Module, windows: Windows) -> bool:
+    """Whether each pass sees the stitched result of the one before."""
+    return getattr(network, "passes", 1) > 1 and windows.context_scope != "window"
 
 
 def _agree(before: torch.Tensor, after: torch.Tensor, n_structures: int) -> bool:
