@@ -50,7 +50,7 @@ def draw_reliability(axes: Axes, blocks: Mapping[str, Any], pooled: Mapping[str,
         points = np.array([(item["p"], item["y"]) for item in block["bins"] if item["n"]])
         axes.plot(points[:, 0], points[:, 1], f"{MARKERS[index % len(MARKERS)]}-", color=style.colour(index), markersize=5, markeredgecolor="white", markeredgewidth=0.5, linewidth=1.5,
                   label=f"{style.short(name)} (ECE {block['ece']:.3f})")
-    axes.text(0.98, 0.04, "below the dashed line: too sure", transform=axes.transAxes, ha="right", fontsize=8.5, color=style.GREY)
+    axes.text(0.98, 0.04, "below the dashed line: probabilities too high", transform=axes.transAxes, ha="right", fontsize=8.5, color=style.GREY)
     axes.set_xlim(-0.02, 1.02)
     axes.set_ylim(-0.02, 1.02)
     axes.legend(loc="upper left")
