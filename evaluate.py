@@ -4,7 +4,7 @@ Reads   processed_data/ and checkpoints/best_model.pth, or the masks --reference
         .seg.nrrd of 3D Slicer, folders with one file per structure, DICOM SEG or RTSTRUCT (these with --ct); a file each, or folders of cases
 Writes  evaluation_results/ (or --output; without it masks are only printed): predictions/, detailed_results.json, summary_statistics.json, summary.json,
         per_case.csv, evaluation_report.txt, dice_boxplots.png, dice_vs_hausdorff.png, metrics_heatmap.png,
-        and topology.csv when a structure is a tube (airway, vessels)
+        and topology.csv when a structure is a tube (airway, vessels); of a model also calibration.json, reliability.png and confidence.png
 
     python evaluate.py
     python evaluate.py --reference labelsTs --prediction predicted --output scores --labels names.json
@@ -32,6 +32,7 @@ from ctseg.errors import IntegrityError, PreconditionError, UsageError
 if TYPE_CHECKING:
     from ctseg.mask_comparison import MaskPair
     from ctseg.mask_pairs import LabelNames, Pair, ScoreSettings
+    from ctseg.result_files import Trust
     from ctseg.scoring.metrics import Row, Structure
 
 
@@ -67,11 +68,33 @@ def score_run(workspace: Workspace, settings: Settings, workers: int = 1) -> int
     structures = [Structure(name, (i,)) for i, name in enumerate(manifest["structures"], start=1)]
     how = ScoreSettings(tolerances_for(manifest["structures"]), settings.evaluate.boundary_mode, topology=settings.evaluate.topology)
     rows, nothing, notes = score_pairs(pairs, structures, how, workers=workers)
+    trust = join_trust(workspace, record, rows)
     report = write_evaluation(workspace.evaluation, pairs, structures, how, rows, nothing, warnings=notes, synthetic=bool(manifest["synthetic"]),
-                              split_hash=manifest["splits_hash"])
+                              split_hash=manifest["splits_hash"], trust=trust)
     LOG.info("\n%s", report)
     score_passes(workspace, record["cases"], pairs, structures, how, workers=workers, synthetic=bool(manifest["synthetic"]))
     return 0
+
+
+def join_trust(workspace: Workspace, record: Mapping[str, Any], rows: Sequence[Row]) -> Trust:
+    """Put confidence and calibration errors of the prediction run into the rows; return what belongs to all cases.
+
+    A calibration.json of other weights or data than the run's is left out, as is what an earlier version did not record.
+    """
+    from ctseg.result_files import Trust
+    from ctseg.scoring.calibration import Sums
+
+    content = read_json(workspace.calibration) if workspace.calibration.exists() else {}
+    if any(content.get(key) != record.get(key) for key in ("checkpoint_sha256", "manifest_hash")):
+        content = {}
+    confidence = {case["case_id"]: case.get("confidence", {}) for case in record["cases"]}
+    for row in rows:
+        if row["state"] in ("unannotated", "unevaluable"):
+            continue  # its confidence stays in evaluation_run.json: nothing here can be compared with it
+        row |= content.get("cases", {}).get(row["case_id"], {}).get(row["structure"], {})
+        row["confidence"] = confidence[row["case_id"]].get(row["structure"])
+    sums = {name: {region: Sums.from_record(own) for region, own in regions.items()} for name, regions in content.get("structures", {}).items()}
+    return Trust(sums, record.get("members", 1), record.get("why_no_confidence", "the prediction run did not record it") if record.get("members", 1) < 2 else None)
 
 
 def score_passes(workspace: Workspace, cases: Sequence[Mapping[str, Any]], pairs: Sequence[Pair], structures: Sequence[Structure], how: ScoreSettings,
@@ -138,7 +161,7 @@ def _map(job: Any, items: Sequence[Any], workers: int) -> Iterator[Any]:
 
 
 def write_evaluation(folder: Path | None, pairs: Sequence[Pair] | Sequence[MaskPair], structures: Sequence[Structure], how: ScoreSettings, rows: Sequence[Row], nothing: Sequence[Row],
-                     *, warnings: Sequence[str] = (), synthetic: bool = False, split_hash: str | None = None, plots: bool = True) -> str:
+                     *, warnings: Sequence[str] = (), synthetic: bool = False, split_hash: str | None = None, plots: bool = True, trust: Trust | None = None) -> str:
     """Write every result file and return the report; without a folder only the report."""
     from ctseg.result_files import write_results
     from ctseg.scoring import distances, statistics
@@ -151,9 +174,11 @@ def write_evaluation(folder: Path | None, pairs: Sequence[Pair] | Sequence[MaskP
         "bootstrap": {"method": "bca", "resamples": statistics.RESAMPLES, "seed": statistics.SEED}, "split_hash": split_hash,
         "n_patients": len({pair.patient_id for pair in pairs}), "n_cases": len(pairs), "n_missing_predictions": missing, "synthetic": synthetic,
     }
-    report = write_results(folder, rows, nothing, content, warnings)
+    report = write_results(folder, rows, nothing, content, warnings, trust)
     if plots and folder is not None:
-        _draw(folder, rows, [structure.name for structure in structures], synthetic)
+        names = [structure.name for structure in structures]
+        _draw(folder, rows, names, synthetic)
+        _draw_trust(folder, rows, names, trust, synthetic)
     return report
 
 
@@ -162,6 +187,19 @@ def _draw(folder: Path, rows: Sequence[Row], names: Sequence[str], synthetic: bo
 
     for name in ("dice_boxplots", "dice_vs_hausdorff", "metrics_heatmap"):
         getattr(plots, name)(rows, names, folder / f"{name}.png", synthetic)
+
+
+def _draw_trust(folder: Path, rows: Sequence[Row], names: Sequence[str], trust: Trust | None, synthetic: bool) -> None:
+    """reliability.png and confidence.png where there is something to draw; those of an earlier evaluation go."""
+    from ctseg.reporting import reliability
+    from ctseg.scoring import calibration
+
+    for name in ("reliability.png", "confidence.png"):
+        (folder / name).unlink(missing_ok=True)
+    if trust is not None and trust.sums:
+        reliability.diagram(calibration.describe(trust.sums), calibration.describe({"all": calibration.pooled(trust.sums)})["all"], folder / "reliability.png", synthetic)
+    if any(row.get("confidence") is not None for row in rows):
+        reliability.confidence(rows, names, folder / "confidence.png", synthetic)
 
 
 # ---- masks against masks ----------------------------------------------------------------------------------

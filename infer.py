@@ -21,6 +21,7 @@ import dataclasses
 import sys
 import time
 import traceback
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -113,11 +114,13 @@ def infer(arguments: argparse.Namespace) -> int:
     LOG.info("%d scans, structures: %s. %s.", len(scans), ", ".join(predictor.names), predictor.machine.reason)
     artifacts.write_json(arguments.output / "labels.json", {str(number): name for number, name in enumerate(predictor.names, start=1)})
     run = {"version": 3, "checkpoints_sha256": [artifacts.file_hash(checkpoint) for checkpoint in arguments.checkpoint], "model": predictor.checkpoint["arch"]["name"],
-           "structures": predictor.names, "synthetic_training": bool(predictor.checkpoint["synthetic"]), "device": predictor.machine.reason, "settings": dataclasses.asdict(settings),
+           "structures": predictor.names, "synthetic_training": bool(predictor.checkpoint["synthetic"]), "device": predictor.machine.reason, "why_no_confidence": predictor.why_no_confidence, "settings": dataclasses.asdict(settings),
            "formats": formats, "probabilities": arguments.probabilities, "uncertainty": arguments.save_uncertainty, "guide": None if arguments.guide is None else Path(arguments.guide).name, "versions": artifacts.package_versions()}
     before, records = earlier_records(arguments.output, run), []
     for name, source in cli.bar("Predicting")(scans.items()):
         records.append(_predict(predictor, guides, name, source, arguments, formats, before.get(name)))
+        if doubt := low_confidence(name, records[-1].get("confidence", {}), settings.low_confidence):
+            LOG.warning("%s", doubt)
         artifacts.write_json(arguments.output / RECORD, {**run, "finished": len(records) == len(scans), "peak_memory_gb": peak_memory_gb(predictor.machine.device), "scans": records})
     if arguments.statistics:
         write_statistics(arguments.output / "statistics.csv", records)
@@ -155,6 +158,15 @@ def _asked(arguments: argparse.Namespace) -> dict[str, Any]:
     return {key: value for key, value in asked.items() if value is not None}
 
 
+def low_confidence(scan: str, confidence: Mapping[str, float | None], threshold: float) -> str | None:
+    """The line that asks for a look at a scan, least certain structures first; None where its views agree with at least `threshold`."""
+    doubtful = sorted((value, name) for name, value in confidence.items() if value is not None and value < threshold)
+    if not doubtful:
+        return None
+    listed = ", ".join(f"{name} {value:.2f}" for value, name in doubtful[:5]) + (f" and {len(doubtful) - 5} more" if len(doubtful) > 5 else "")
+    return Finding("WARN", "LOW_CONFIDENCE", f"predictions of it that should be equal differ (their Dice: {listed})", "look at these masks before using them", scan).line()
+
+
 def _predict(predictor: Predictor, guides: Guides, name: str, source: ImageSource, arguments: argparse.Namespace, formats: list[str],
              before: dict[str, Any] | None) -> dict[str, Any]:
     """Predict one scan and write what was asked for; what went wrong is told and becomes part of the record. before: its record of an earlier run of the same kind."""
@@ -162,6 +174,7 @@ def _predict(predictor: Predictor, guides: Guides, name: str, source: ImageSourc
     from ctseg.scans import reading
     from ctseg.scans.cases import CaseRecord
     from ctseg.scans.volume import Volume
+    from ctseg.scoring.failure import agreement
 
     started, output, safe = time.monotonic(), arguments.output, artifacts.safe_name(name)
     image: Volume | None = None
@@ -172,7 +185,9 @@ def _predict(predictor: Predictor, guides: Guides, name: str, source: ImageSourc
         image, findings = reading.load_image(source)
         for finding in findings:
             LOG.info("%s", dataclasses.replace(finding, case=name).line())
-        probabilities, canvas = predictor.probabilities_of_scan(image, guides.of(name, image))
+        members: list[Any] = []
+        probabilities, canvas = predictor.probabilities_of_scan(image, guides.of(name, image), on_member=members.append)
+        confidence = dict(zip(predictor.names, agreement(members, len(predictor.names))))
         names, mask = dict(enumerate(predictor.names, start=1)), Volume(predictor.label_on_scan(probabilities, canvas, image.grid), image.affine)
         written = {kind: safe + files.FORMATS[kind] for kind in formats}
         for kind, file in written.items():
@@ -191,7 +206,7 @@ def _predict(predictor: Predictor, guides: Guides, name: str, source: ImageSourc
     except Exception as error:  # the case boundary: a scan that nobody foresaw must not end the others
         frame = traceback.extract_tb(error.__traceback__)[-1]  # its place, but not its text, which may quote a header
         return _broken(name, "PREDICT_FAILED", f"{type(error).__name__} in {Path(frame.filename).name}, line {frame.lineno}", "please report it with this line")
-    return {"scan": name, "input_sha256": digest, "files": written, "structures": files.statistics_of(mask, image, names), "seconds": round(time.monotonic() - started, 2)}
+    return {"scan": name, "input_sha256": digest, "files": written, "confidence": confidence, "members": predictor.members, "structures": files.statistics_of(mask, image, names), "seconds": round(time.monotonic() - started, 2)}
 
 
 def _broken(name: str, code: str, cause: str, fix: str) -> dict[str, Any]:

@@ -51,6 +51,7 @@ class Workspace:
         self.predictions = self.evaluation / "predictions"
         self.run_record = self.evaluation / "evaluation_run.json"
         self.topology = self.evaluation / "topology.csv"
+        self.calibration = self.evaluation / "calibration.json"
         self.analysis = self.root / "analysis"
         self.report = self.analysis / "report.html"
         self.viewer = self.analysis / "viewer.html"

@@ -126,6 +126,7 @@ class EvaluateSettings:
     keep_largest: str = "auto"  # auto | all | none: structures of which only the largest component stays; auto: validation decided
     boundary_mode: str = "surfel"  # surfel | voxel, see docs/artifacts.md
     topology: str = "auto"  # auto | all | none: structures whose pieces, holes and centre lines are scored; auto: tubes, by their names
+    low_confidence: float = 0.7  # a structure whose views agree with a smaller Dice is named for a look; above 0.7 overlap counts as excellent (Zijdenbos 1994)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -266,7 +267,7 @@ _CHOICES = {
 _RANGES = {
     "train.learning_rate": (1e-8, 10.0), "train.epochs": (1, 10**6), "train.patch_voxels": (4096, 128**3), "train.batch_size": (1, 1024), "train.minutes": (0.0, 1e6),
     "train.steps_per_epoch": (1, 10**6), "model.width": (1, 512), "model.levels": (2, 7), "model.max_channels": (1, 4096), "data.overlap": (0.0, 0.75),
-    "evaluate.overlap": (0.0, 0.9), "train.ema_decay": (0.0, 0.99999), "train.foreground_fraction": (0.0, 1.0),
+    "evaluate.overlap": (0.0, 0.9), "evaluate.low_confidence": (0.0, 1.0), "train.ema_decay": (0.0, 0.99999), "train.foreground_fraction": (0.0, 1.0),
     "data.test_fraction": (0.0, 0.8), "data.val_fraction": (0.0, 0.8), "train.gradient_clip": (1e-6, 1e6), "train.first_pass_fraction": (0.0, 1.0), "data.skip_limit": (0.0, 1.0),
     "data.fractional_threshold": (0.0, 1.0),
     "model.attention_levels": (1, 2), "model.context_corruption": (0.0, 1.0), "model.passes": (0, 3), "model.infer_passes": (0, 8), "model.guide_hidden": (1, 512), "model.guide_stride": (1, 2), "model.kernel": (3, 5),

@@ -10,12 +10,13 @@ topology.csv             all that was measured of tubes and trees, more than per
 per_pass.csv             the same scores after each pass, only for a network of several passes
 evaluation_report.txt    the same for reading
 
-The columns of calibration (ece_whole, ece_band) and confidence are empty where rows do not hold them.
+The columns of calibration (ece_whole, ece_band) and confidence are empty where rows do not hold them: two folders of masks have no probabilities.
 """
 
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json
 import math
@@ -25,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from ctseg.artifacts import write_json, write_text
-from ctseg.scoring import passes, tubular
+from ctseg.scoring import calibration, failure, passes, tubular
 from ctseg.scoring import summary as scores
 from ctseg.scoring.metrics import UNANNOTATED, UNEVALUABLE, Row
 
@@ -42,17 +43,30 @@ TOPOLOGY_COLUMNS = ("case_id", "patient_id", "structure", "state", *tubular.SHAP
 NOT_BETTER = "NOT BETTER THAN PREDICTING NOTHING"
 
 
-def write_results(folder: Path | None, rows: Sequence[Row], baseline_rows: Sequence[Row], settings: Mapping[str, Any], warnings: Sequence[str] = ()) -> str:
+@dataclasses.dataclass(frozen=True)
+class Trust:
+    """What is known of the probabilities behind a prediction. sums: structure -> region -> sums of its calibration; members: how many predictions
+    each is the mean of; reason: why there is no confidence, None where there is."""
+
+    sums: Mapping[str, Mapping[str, calibration.Sums]] = dataclasses.field(default_factory=dict)
+    members: int = 1
+    reason: str | None = "only masks were given, no probabilities"
+
+
+def write_results(folder: Path | None, rows: Sequence[Row], baseline_rows: Sequence[Row], settings: Mapping[str, Any], warnings: Sequence[str] = (), trust: Trust | None = None) -> str:
     """Write the text files and return the report; without a folder only the report.
 
     rows: of `score_case`, completed by case_id, patient_id, prediction_file and reference_file, ordered by case;
-    with "topology" where that was measured.
+    with "topology" where that was measured, and "ece_whole", "ece_band" and "confidence" where those are known.
     settings: what stands in summary_statistics.json; "synthetic" and "tolerances_mm" are read from it.
     warnings: said in the report and the summary beside those that follow from the rows.
     """
     summary = scores.summarise(rows, baseline_rows, settings)
     summary["topology"] = tubular.summarise(rows, baseline_rows)
     summary["airway"] = tubular.airway_block(summary["topology"])
+    trust = trust or Trust()
+    summary["calibration"] = calibration.describe(trust.sums)
+    summary["failure_detection"] = failure.summarise(rows, trust.members, trust.reason)
     summary["warnings"] = [*warnings, *summary["warnings"]]
     report = report_text(rows, summary)
     if folder is None:
@@ -146,7 +160,7 @@ def report_text(rows: Sequence[Row], summary: scores.Summary) -> str:
     names = list(summary["presence"])
     parts = [_opening(rows, settings, names, mark), _counts_table(summary, names, mark), _headline_table(summary, names, mark),
              _all_table(summary, names, mark), _distance_table(summary, names, mark), _worst_table(summary, names, mark),
-             *_topology_tables(summary["topology"], mark),
+             *_topology_tables(summary["topology"], mark), _calibration_table(summary["calibration"], mark), _failure_table(summary["failure_detection"], mark),
              _titled("Warnings", mark, [f"- {text}" for text in summary["warnings"]] or ["none"]),
              "The means in summary.json follow nnU-Net's rules (hallucinated structures count 0, absent ones are\n"
              "dropped) and are not the headline above. Research tool, not a medical device."]
@@ -262,6 +276,32 @@ def _topology_table(title: str, mark: str, topology: Mapping[str, Any], shown: S
         lines.append([name, str(n), *cells])
         lines.append(["  all background", str(n), *[_number(block["all_background"][column], digits) for _, column, digits in shown]])
     return _table(title, mark, ("structure", "n", *[head for head, _, _ in shown]), lines)
+
+
+def _calibration_table(blocks: Mapping[str, Any], mark: str) -> str:
+    """The boundary band first: over the whole scan nearly every voxel is certain and right, which hides any fault."""
+    title = "Calibration of the probabilities over all test cases"
+    if not blocks:
+        return _titled(title, mark, ["not measured: only masks were given, no probabilities"])
+    columns = ("ece", "brier", "nll")
+    lines = [[name, *[_number(block[region][key], 4) for region in calibration.REGIONS for key in columns]] for name, block in blocks.items()]
+    table = _table(title, mark, ("structure", *[f"{key} {region}" for region in calibration.REGIONS for key in ("ECE", "Brier", "NLL")]), lines)
+    return (f"{table}\nBand: within {calibration.BAND_STEPS} voxels of the outlines of reference or prediction. Whole: all voxels of the scans, most of them far from everything; never read it\n"
+            f"alone. ECE: mean gap between probability and frequency in {calibration.BINS} bins, 0 is best. Only structures that a case is annotated for.")
+
+
+def _failure_table(block: Mapping[str, Any], mark: str) -> str:
+    """What confidence foretells, and the cases of lowest confidence."""
+    title = "Failure detection: does agreement between predictions of one scan foretell its Dice?"
+    if not block["structures"]:
+        return _titled(title, mark, [f"not measured: {block['reason'] or 'no member predicted a structure that a reference holds'}"])
+    lines = [[name, str(own["n"]), _number(own["spearman"]), _number(own["aurc"]), _number(own["aurc_random"]), _number(own["aurc_oracle"])]
+             for name, own in (("cases (means)", block), *block["structures"].items())]
+    table = _table(title, mark, ("", "n", "Spearman", "AURC", "any order", "best order"), lines)
+    lowest = [f"  {item['confidence']:.3f}  {item['case_id']} {item['structure']}, Dice {_number(item['dice'])}" for item in block["worst_by_confidence"]]
+    return "\n".join([table, f"Confidence: mean pairwise Dice of {block['members']} predictions of each scan. AURC: mean risk (1 - Dice) of the most confident cases, lower is better.",
+                      f"{block['n_missed_by_all']} structures of the references were found by no member: no confidence warns of them.", "Lowest confidence:",
+                      *["".join(c if c.isprintable() else "?" for c in line) for line in lowest]])
 
 
 def _number(value: float | None, digits: int = 3) -> str:

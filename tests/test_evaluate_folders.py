@@ -164,7 +164,7 @@ def test_synthetic_data_say_so(tmp_path: Path) -> None:
     assert evaluate.main(arguments) == 0
     lines = (tmp_path / "scores" / "evaluation_report.txt").read_text(encoding="utf-8").splitlines()
     titles = [line for line, below in itertools.pairwise(lines) if below and set(below) == {"-"}]
-    assert "synthetic" in lines[0] and len(titles) == 6 and all("synthetic" in title for title in titles)
+    assert "synthetic" in lines[0] and len(titles) == 8 and all("synthetic" in title for title in titles)
     assert strict(tmp_path / "scores" / "summary_statistics.json")["settings"]["synthetic"] is True
 
 

@@ -78,12 +78,30 @@ def test_an_ensemble_gives_the_mean_of_its_probabilities(tmp_path, trained, caps
 
 def test_mirrored_views_can_be_left_out(tmp_path, trained):
     scan, checkpoints = trained
-    results = []
+    results, records = [], []
     for words in ([], ["--tta"], ["--no-tta"]):
         output = tmp_path / ("".join(words) or "default")
         assert predict(scan, output, checkpoints[:1], "--probabilities", *words) == 0
         results.append(array(output / "ct_probabilities" / "bladder.nii.gz"))
+        records.append(artifacts.read_json(output / "inference.json"))
     assert np.array_equal(results[0], results[1]) and not np.array_equal(results[0], results[2])
+    (both,), (alone,) = records[0]["scans"], records[2]["scans"]
+    assert both["members"] == 2 and records[0]["why_no_confidence"] is None and alone["members"] == 1 and "single prediction" in records[2]["why_no_confidence"]
+    assert set(both["confidence"]) == set(records[0]["structures"]) == set(alone["confidence"]) and set(alone["confidence"].values()) == {None}
+    known = [value for value in both["confidence"].values() if value is not None]
+    assert known and all(0 <= value <= 1 for value in known)
+
+
+def test_doubtful_scans_are_named(tmp_path, trained, capsys):
+    scan, checkpoints = trained
+    assert predict(scan, tmp_path / "strict", checkpoints[:2], "--set", "evaluate.low_confidence=1") == 0
+    record = artifacts.read_json(tmp_path / "strict" / "inference.json")["scans"][0]
+    lowest = min((value, name) for name, value in record["confidence"].items() if value is not None)
+    assert record["members"] == 4 and lowest[0] < 1
+    lines = [line for line in capsys.readouterr().out.splitlines() if "LOW_CONFIDENCE" in line]
+    assert len(lines) == 1 and f"{lowest[1]} {lowest[0]:.2f}" in lines[0]
+    assert predict(scan, tmp_path / "easy", checkpoints[:1], "--set", "evaluate.low_confidence=0") == 0
+    assert "LOW_CONFIDENCE" not in capsys.readouterr().out
 
 
 def stored(image: nib.Nifti1Image, path: Path, *, affine: np.ndarray | None = None, data: np.ndarray | None = None, dtype: str = "<i2", slope: float = 1.0) -> None:

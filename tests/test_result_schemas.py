@@ -115,6 +115,9 @@ METRICS = ("dice", "iou", "precision", "sensitivity", "specificity", "f1", "hd",
 SEED_METRICS = ("dice", "iou", "sensitivity", "specificity", "precision", "f1", "hd", "hd95")
 BASELINE = ("dice", "iou", "nsd", "sensitivity", "precision", "hd95", "hd95_imputed", "volume_error", "presence_sensitivity", "presence_specificity")
 COUNTED = {"n_reference": count, "n_missed": count, "n_without_reference": count, "n_hallucinated": count}
+CALIBRATION = {**dict.fromkeys(("ece", "brier", "nll"), maybe(number)), "bins": [{"n": count, "p": maybe(share), "y": maybe(share)}]}
+RANKED = {**dict.fromkeys(("aurc", "aurc_random", "aurc_oracle", "spearman"), maybe(number)), "n": count}
+DOUBTFUL = {"case_id": text, "structure": text, "confidence": maybe(share), "dice": share}
 GENERATION = {"generation": count, "mean": share, "median": share, "n": count}
 TREE = {**dict.fromkeys(tubular.TREE_COLUMNS, STATISTIC), tubular.GENERATIONS: [GENERATION]}
 
@@ -144,7 +147,9 @@ def summary_schema(tolerances: dict[str, list[float]]) -> dict[str, Any]:
         "topology": {"airway": topology_schema(tree=True), "aorta": topology_schema(tree=False)},
         "airway": {"structure": text, **COUNTED, **TREE},
         # Filled where probabilities, confidences or a second method are there; empty otherwise.
-        "calibration": every(every(lambda value: True)), "failure_detection": {"aurc": maybe(number), "spearman": maybe(number)},
+        "calibration": every({"band": CALIBRATION, "whole": CALIBRATION}),
+        "failure_detection": {**RANKED, "members": count, "reason": maybe(text), "n_missed_by_all": maybe(count), "structures": every(RANKED),
+                              "worst_by_confidence": [DOUBTFUL], "worst_by_dice": [DOUBTFUL]},
         "comparisons": lambda value: isinstance(value, list), "warnings": [text],
     }
 
@@ -174,6 +179,7 @@ def test_summary_statistics_has_exactly_the_keys_of_the_schema(scored: Path) -> 
     tolerances = summary["settings"]["tolerances_mm"]
     assert all(len(values) >= 2 for values in tolerances.values())
     assert faults(summary, summary_schema(tolerances)) == []
+    assert summary["calibration"] == {} and summary["failure_detection"]["aurc"] is None and "only masks" in summary["failure_detection"]["reason"]
     nothing = summary["baselines"]["all_background"]
     assert [nothing[f"liver_{metric}"] for metric in ("dice", "iou", "nsd", "sensitivity", "precision", "hd95", "volume_error", "presence_sensitivity")] == [0, 0, 0, 0, None, None, -1, 0]
     assert nothing["macro_dice"] == 0 and nothing["better_than_baseline"] is True
@@ -221,7 +227,7 @@ def test_nnunet_summary(scored: Path) -> None:
 def test_report_order(scored: Path) -> None:
     report = (scored / "evaluation_report.txt").read_text(encoding="utf-8")
     parts = ("boundary mode surfel", "NSD tolerances", "Counts of cases", "Headline", "95 % CI", "all background", "All: present", "HD95 where defined", "Worst 5", "Topology", "Trees:",
-             "Warnings")
+             "Calibration", "Failure detection", "Warnings")
     places = [report.index(part) for part in parts]
     assert places == sorted(places)
 

@@ -83,11 +83,10 @@ def predict_canvas(network: torch.nn.Module, sight: Sight, windows: Windows, mac
     several passes stops when they agree; on_pass is told (pass number from 0, its probabilities).
     """
     network.eval()
-    passes = getattr(network, "passes", 1)
-    if passes == 1 or windows.context_scope == "window":
+    if not _stitches_passes(network, windows):
         return _one_pass(network, sight, windows, machine, None)
     context, before = None, None
-    for number in range(passes):
+    for number in range(network.passes):  # type: ignore[arg-type]
         probabilities = _one_pass(network, sight, windows, machine, (number, context))
         label = probabilities.argmax(0).to(torch.uint8)
         if on_pass is not None:
@@ -99,24 +98,49 @@ def predict_canvas(network: torch.nn.Module, sight: Sight, windows: Windows, mac
 
 
 def predict_shares(network: torch.nn.Module, sight: Sight, windows: Windows, machine: Machine, *,
-                   on_pass: Callable[[int, Shares], None] | None = None) -> Shares:
+                   on_pass: Callable[[int, Shares], None] | None = None, on_view: Callable[[np.ndarray], None] | None = None) -> Shares:
     """As `predict_canvas`, but each structure is kept only where it has any probability: memory does not grow with their number.
 
-    A network of several passes takes whole arrays for its context, so there it does.
+    on_view is told the label map (D, H, W) of each of `count_views` predictions that the result is the mean of. A network that hands whole
+    volumes from pass to pass takes whole arrays, so there memory does grow.
     """
-    if getattr(network, "passes", 1) > 1:
+    if _stitches_passes(network, windows):
         tell = None if on_pass is None else lambda number, probabilities: on_pass(number, Shares.of(probabilities.numpy()))
-        return Shares.of(predict_canvas(network, sight, windows, machine, on_pass=tell).numpy())
+        result = Shares.of(predict_canvas(network, sight, windows, machine, on_pass=tell).numpy())
+        if on_view is not None:
+            on_view(result.label())
+        return result
     network.eval()
-    total = Shares(windows.n_classes, sight.image.shape)
+    views = [Shares(windows.n_classes, sight.image.shape) for _ in range(count_views(network, windows))]
     weights = np.zeros(sight.image.shape, dtype=np.float32)
     with torch.no_grad():
-        for place, result, weight in _seen_windows(network, sight, windows, machine, None):
-            total.add(place, result.numpy(), weight.numpy())
+        for place, arrays, weight in _seen_windows(network, sight, windows, machine, None):
+            for view, array in zip(views, arrays):
+                view.add(place, array.numpy(), weight.numpy())
             weights[place] += weight.numpy()
-    total.fill_background(weights == 0)
-    total.divide(np.where(weights == 0, 1.0, weights))
+    unseen = weights == 0
+    for view in views:
+        view.fill_background(unseen)
+        if on_view is not None:
+            on_view(view.label())  # dividing by the weights would change no winner
+    total, *others = views
+    for other in others:
+        total.add_shares(other)
+    total.divide(len(views) * np.where(unseen, np.float32(1), weights))
     return total
+
+
+def count_views(network: torch.nn.Module, windows: Windows) -> int:
+    """How many predictions of its own the result of one network is the mean of: 2 with the mirror image, 1 without.
+
+    Also 1 where whole volumes go from pass to pass: each pass hands on the mean of both views, so that they are not independent of each other.
+    """
+    return 2 if windows.swaps is not None and not _stitches_passes(network, windows) else 1
+
+
+def _stitches_passes(network: torch.nn.Module, windows: Windows) -> bool:
+    """Whether each pass sees the stitched result of the one before."""
+    return getattr(network, "passes", 1) > 1 and windows.context_scope != "window"
 
 
 def _agree(before: torch.Tensor, after: torch.Tensor, n_structures: int) -> bool:
@@ -129,16 +153,20 @@ def _one_pass(network: torch.nn.Module, sight: Sight, windows: Windows, machine:
     """The stitched probabilities of one pass. running: (pass number, context of the whole canvas (S, D, H, W)), None for networks without."""
     total = torch.zeros(windows.n_classes, *sight.image.shape)
     weights = torch.zeros(sight.image.shape)
-    for place, result, weight in _seen_windows(network, sight, windows, machine, running):
-        total[(slice(None), *place)] += result.mul_(weight)
+    for place, views, weight in _seen_windows(network, sight, windows, machine, running):
+        mean = views[0] if len(views) == 1 else views[0].add_(views[1]).mul_(0.5)
+        total[(slice(None), *place)] += mean.mul_(weight)
         weights[place] += weight
     total[0] += weights == 0
     return total.div_(weights.masked_fill_(weights == 0, 1.0))
 
 
 def _seen_windows(network: torch.nn.Module, sight: Sight, windows: Windows, machine: Machine,
-                  running: tuple[int, torch.Tensor | None] | None) -> Iterator[tuple[tuple[slice, ...], torch.Tensor, torch.Tensor]]:
-    """(place, probabilities (S+1, d, h, w), blending weights (d, h, w)) of every window that sees more than air."""
+                  running: tuple[int, torch.Tensor | None] | None) -> Iterator[tuple[tuple[slice, ...], list[torch.Tensor], torch.Tensor]]:
+    """(place, probabilities (S+1, d, h, w) of each view, blending weights (d, h, w)) of every window that sees more than air.
+
+    Views: the window as it is and, with swaps, its mirror image, put back.
+    """
     image = sight.image
     size: tuple[int, int, int] = tuple(min(p, n) for p, n in zip(windows.patch_size, image.shape))  # type: ignore[assignment]
     weight = gaussian_weight(size)
@@ -147,11 +175,11 @@ def _seen_windows(network: torch.nn.Module, sight: Sight, windows: Windows, mach
     seen = [place for place in places if float(image[place].max()) >= AIR]
     for first in range(0, len(seen), windows.batch_size):
         chosen = seen[first:first + windows.batch_size]
-        probabilities = _probabilities(network, sight, chosen, machine, running, None)
+        views = [_probabilities(network, sight, chosen, machine, running, None)]
         if windows.swaps is not None:
-            probabilities.add_(_probabilities(network, sight, chosen, machine, running, windows.swaps)).mul_(0.5)
-        for place, result in zip(chosen, probabilities):
-            yield place, result, weight
+            views.append(_probabilities(network, sight, chosen, machine, running, windows.swaps))
+        for number, place in enumerate(chosen):
+            yield place, [view[number] for view in views], weight
 
 
 def _probabilities(network: torch.nn.Module, sight: Sight, places: Sequence[tuple[slice, ...]], machine: Machine,

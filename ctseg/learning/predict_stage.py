@@ -6,21 +6,25 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from ctseg import artifacts
 from ctseg.artifacts import Workspace
 from ctseg.config import Settings
 from ctseg.errors import IntegrityError
 from ctseg.learning import dataset, guides
+from ctseg.learning.calibration_stage import Calibration
 from ctseg.learning.inference import Sight
 from ctseg.learning.predictor import BuildNetwork, Predictor, load_predictor
 from ctseg.scans import nifti
 from ctseg.scans.shares import Shares
 from ctseg.scans.volume import Grid, Volume
+from ctseg.scoring.failure import agreement
 
 
 def predict_test_cases(workspace: Workspace, settings: Settings, *, device: str, build_network: BuildNetwork,
                        progress: Callable = iter) -> dict[str, Any]:
-    """Write predictions/<case>.nii.gz, predictions/labels.json and evaluation_run.json; return the latter.
+    """Write predictions/<case>.nii.gz, predictions/labels.json, calibration.json and evaluation_run.json; return the latter.
 
     What defines the network and its patches comes from the checkpoint. Raises IntegrityError when the checkpoint
     was trained on other structures, another split, or other tensors.
@@ -30,20 +34,23 @@ def predict_test_cases(workspace: Workspace, settings: Settings, *, device: str,
     predictor = load_predictor(workspace.best_model, settings.evaluate, device=device, build_network=build_network, file=workspace.relative(workspace.best_model))
     manifest_hash = artifacts.manifest_hash(manifest)
     _require_same_data(predictor.checkpoint, manifest, manifest_hash, workspace)
-    cases = [_predict_case(predictor, workspace, manifest, entry) for entry in progress([case for case in manifest["cases"] if case["split"] == "test"])]
+    calibration = Calibration(predictor.names)
+    cases = [_predict_case(predictor, workspace, manifest, entry, calibration) for entry in progress([case for case in manifest["cases"] if case["split"] == "test"])]
     names, checkpoint = predictor.names, predictor.checkpoint
     artifacts.write_json(workspace.predictions / "labels.json", {str(i): name for i, name in enumerate(names, start=1)})
-    record = {"version": 1, "checkpoint_sha256": artifacts.file_hash(workspace.best_model), "manifest_hash": manifest_hash,
-              "splits_hash": manifest["splits_hash"], "synthetic": bool(manifest["synthetic"]), "structures": names, "device": predictor.machine.reason,
+    identity = {"checkpoint_sha256": artifacts.file_hash(workspace.best_model), "manifest_hash": manifest_hash}
+    calibration.write(workspace, identity | {"synthetic": bool(manifest["synthetic"])})
+    record = {"version": 1, **identity, "splits_hash": manifest["splits_hash"], "synthetic": bool(manifest["synthetic"]), "structures": names, "device": predictor.machine.reason,
               "model": checkpoint["arch"]["name"], "epoch": checkpoint["epoch"], "settings": settings.record()["evaluate"],
               "mirrored": predictor.windows.swaps is not None, "largest_component": [names[number - 1] for number in predictor.filtered],
-              "guide_source": manifest["guide"]["source"] if predictor.takes_guide else None, "cases": cases}
+              "guide_source": manifest["guide"]["source"] if predictor.takes_guide else None,
+              "members": predictor.members, "why_no_confidence": predictor.why_no_confidence, "cases": cases}
     artifacts.write_json(workspace.run_record, record)
     return record
 
 
-def _predict_case(predictor: Predictor, workspace: Workspace, manifest: dict[str, Any], entry: dict[str, Any]) -> dict[str, Any]:
-    """Predict one test case, write its label maps and return its part of evaluation_run.json."""
+def _predict_case(predictor: Predictor, workspace: Workspace, manifest: dict[str, Any], entry: dict[str, Any], calibration: Calibration) -> dict[str, Any]:
+    """Predict one test case, write its label maps, count its calibration and return its part of evaluation_run.json."""
     started = time.monotonic()
     image, _, origin = dataset.assemble(workspace, entry)
     sight = Sight(image, guides.load(workspace, manifest, entry) if predictor.takes_guide else None, origin)
@@ -51,22 +58,27 @@ def _predict_case(predictor: Predictor, workspace: Workspace, manifest: dict[str
     if region is not None:
         sight = sight.part(region)
     name = artifacts.safe_name(entry["case_id"])
+    d, h, w = sight.image.shape
+    canvas, scan = Grid.from_record(entry["canvas"]).crop(sight.origin, (d, h, w)), Grid.from_record(entry["scan"])
     passes: list[str] = []
+    members: list[np.ndarray] = []
 
     def write_pass(number: int, probabilities: Shares) -> None:
-        passes.append(_write(predictor, probabilities, sight, entry, workspace, f"passes/{name}_pass{number + 1}.nii.gz"))
+        label = predictor.label_on_scan(probabilities, canvas, scan)
+        passes.append(_write(predictor, label, scan, workspace, f"passes/{name}_pass{number + 1}.nii.gz"))
 
-    probabilities = predictor.probabilities(sight, on_pass=write_pass)
-    prediction = _write(predictor, probabilities, sight, entry, workspace, f"{name}.nii.gz")
-    return {"case_id": entry["case_id"], "patient_id": entry["patient_id"], "seconds": round(time.monotonic() - started, 3), "prediction": prediction,
+    probabilities = predictor.probabilities(sight, on_pass=write_pass, on_member=members.append)
+    confidence = dict(zip(predictor.names, agreement(members, len(predictor.names))))
+    label = predictor.label_on_scan(probabilities, canvas, scan)
+    prediction = _write(predictor, label, scan, workspace, f"{name}.nii.gz")
+    seconds = round(time.monotonic() - started, 3)
+    calibration.add(entry, probabilities, canvas, label, workspace)
+    return {"case_id": entry["case_id"], "patient_id": entry["patient_id"], "seconds": seconds, "prediction": prediction, "confidence": confidence,
             "reference": entry["reference"]["file"], "passes": passes, "region": region, "located": predictor.locator is None or region is not None}
 
 
-def _write(predictor: Predictor, probabilities: Shares, sight: Sight, entry: dict[str, Any], workspace: Workspace, file: str) -> str:
-    """Write the label map of probabilities in the scan's geometry and return its path below evaluation_results/."""
-    d, h, w = sight.image.shape
-    scan = Grid.from_record(entry["scan"])
-    label = predictor.label_on_scan(probabilities, Grid.from_record(entry["canvas"]).crop(sight.origin, (d, h, w)), scan)
+def _write(predictor: Predictor, label: np.ndarray, scan: Grid, workspace: Workspace, file: str) -> str:
+    """Write a label map in the scan's geometry and return its path below evaluation_results/."""
     path = workspace.predictions / file
     nifti.write_label(path, Volume(label, scan.affine), names=dict(enumerate(predictor.names, start=1)))
     return path.relative_to(workspace.evaluation).as_posix()

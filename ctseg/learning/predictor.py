@@ -14,7 +14,7 @@ from ctseg import config
 from ctseg.config import EvaluateSettings, Settings
 from ctseg.errors import UsageError
 from ctseg.learning import augment, checkpoints, guides, hardware, locator
-from ctseg.learning.inference import Sight, Windows, predict_shares
+from ctseg.learning.inference import Sight, Windows, count_views, predict_shares
 from ctseg.learning.postprocess import keep_largest
 from ctseg.scans import election, grids, laterality
 from ctseg.scans.distance_maps import coarse_maps
@@ -48,11 +48,30 @@ class Predictor:
         """Whether the network needs a guide."""
         return "guide" in getattr(self.network, "inputs", ())
 
-    def probabilities(self, sight: Sight, *, on_pass: Callable[[int, Shares], None] | None = None) -> Shares:
-        """Those of what it sees; see `predict_shares`. Of an ensemble the mean."""
-        total = predict_shares(self.network, sight, self.windows, self.machine, on_pass=on_pass)
+    @property
+    def members(self) -> int:
+        """How many predictions the result is the mean of: mirrored views of each model of an ensemble."""
+        return count_views(self.network, self.windows) + sum(count_views(other.network, other.windows) for other in self.others)
+
+    @property
+    def why_no_confidence(self) -> str | None:
+        """Why there are no members whose agreement could be measured; None when there are."""
+        if self.members > 1:
+            return None
+        if self.windows.swaps is not None:
+            return "the passes of the network hand on the mean of both mirrored views"
+        return "a single prediction: no mirrored view, no ensemble"
+
+    def probabilities(self, sight: Sight, *, on_pass: Callable[[int, Shares], None] | None = None,
+                      on_member: Callable[[np.ndarray], None] | None = None) -> Shares:
+        """Those of what it sees; see `predict_shares`. Of an ensemble the mean.
+
+        on_member is told the label map (D, H, W) of each of `members`, before small pieces are removed; nothing when there is only one.
+        """
+        tell = on_member if self.members > 1 else None
+        total = predict_shares(self.network, sight, self.windows, self.machine, on_pass=on_pass, on_view=tell)
         for other in self.others:
-            total.add_shares(other.probabilities(sight))
+            total.add_shares(predict_shares(other.network, sight, other.windows, other.machine, on_view=tell))
         if self.others:
             total.divide(1 + len(self.others))
         return total
@@ -66,8 +85,8 @@ class Predictor:
         probabilities, canvas = self.probabilities_of_scan(image, guide)
         return self.label_on_scan(probabilities, canvas, image.grid)
 
-    def probabilities_of_scan(self, image: Volume, guide: CaseGuide | None = None) -> tuple[Shares, Grid]:
-        """(probabilities of a raw CT in HU, the canvas they lie on).
+    def probabilities_of_scan(self, image: Volume, guide: CaseGuide | None = None, *, on_member: Callable[[np.ndarray], None] | None = None) -> tuple[Shares, Grid]:
+        """(probabilities of a raw CT in HU, the canvas they lie on). on_member: see `probabilities`.
 
         guide: for networks that take one, see `ctseg.scans.guides.load_guide`. Raises ValueError when it is missing.
         """
@@ -88,7 +107,7 @@ class Predictor:
             if region is not None:
                 sight = sight.part(region)
         d, h, w = sight.image.shape
-        return self.probabilities(sight), canvas.crop(sight.origin, (d, h, w))
+        return self.probabilities(sight, on_member=on_member), canvas.crop(sight.origin, (d, h, w))
 
     def _scaled(self, image: Volume, canvas: Grid) -> torch.Tensor:
         low, high = self.checkpoint["preprocess"]["window_hu"]

@@ -1,0 +1,120 @@
+"""Knowing without a reference which results to distrust: agreement of several predictions of one scan, and how well that foretells the Dice.
+
+Confidence is the mean pairwise Dice between the label maps of members: the plain and the mirrored view of a network, the models of an ensemble.
+Risk is 1 - Dice. AURC is the area under the risk-coverage curve (Geifman and El-Yaniv, 2017): the mean over k of the mean risk of the k most
+confident cases. Undefined is None: the confidence of a structure that no member predicts, a correlation of equal values.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from scipy.stats import rankdata
+
+from ctseg.scoring.metrics import MISSED, PRESENT, Row
+
+WORST = 5
+_CHUNK = 1 << 20
+
+
+def agreement(labels: Sequence[np.ndarray], n_structures: int) -> list[float | None]:
+    """Mean pairwise Dice of each structure (label ids 1..n) between label maps (D, H, W) of one scan.
+
+    A pair of which only one member has the structure counts 0, one of which neither has it does not count. None where no member has it,
+    and for fewer than two members.
+    """
+    sizes = [_counts([label], n_structures) for label in labels]
+    sums, counts = np.zeros(n_structures), np.zeros(n_structures)
+    for one, other in itertools.combinations(range(len(labels)), 2):
+        both = sizes[one] + sizes[other]
+        sums += 2 * _counts([labels[one], labels[other]], n_structures) / np.maximum(both, 1)
+        counts += both > 0
+    return [float(total / count) if count else None for total, count in zip(sums, counts)]
+
+
+def _counts(labels: Sequence[np.ndarray], n_structures: int) -> np.ndarray:
+    """(n,) voxels of each structure on which all of one or two label maps agree."""
+    flat = [np.ascontiguousarray(label).reshape(-1) for label in labels]
+    result = np.zeros(n_structures + 1, dtype=np.int64)
+    for first in range(0, flat[0].size, _CHUNK):
+        part = flat[0][first : first + _CHUNK]
+        chosen = part > 0
+        for other in flat[1:]:
+            chosen &= part == other[first : first + _CHUNK]
+        result += np.bincount(part[chosen], minlength=n_structures + 1)
+    return result[1:]
+
+
+def aurc(confidence: Sequence[float], risk: Sequence[float]) -> float | None:
+    """Area under the risk-coverage curve; None without cases. Cases of equal confidence count as their mean: the value expected over their orders."""
+    if not len(risk):
+        return None
+    return float(np.mean(coverage_risk(confidence, risk)))
+
+
+def coverage_risk(confidence: Sequence[float], risk: Sequence[float]) -> np.ndarray:
+    """(n,) mean risk of the k most confident cases, k = 1..n; ties as in `aurc`."""
+    values, certain = np.asarray(risk, dtype=np.float64), np.asarray(confidence, dtype=np.float64)
+    _, group = np.unique(-certain, return_inverse=True)
+    level = np.bincount(group, values) / np.bincount(group)
+    return np.cumsum(level[np.sort(group)]) / np.arange(1, len(values) + 1)
+
+
+def spearman(one: Sequence[float], other: Sequence[float]) -> float | None:
+    """Spearman's rank correlation, ties at their mean rank; None for fewer than two values or when either side is constant."""
+    if len(one) < 2:
+        return None
+    a, b = (rankdata(values) - (len(one) + 1) / 2 for values in (one, other))
+    scale = float(np.sqrt((a @ a) * (b @ b)))
+    return float(a @ b / scale) if scale > 0 else None
+
+
+def worst(rows: Sequence[Row], key: str, count: int = WORST) -> list[dict[str, Any]]:
+    """The `count` reference-present rows of lowest `key` ("confidence" or "dice") where that is defined; ties by case id, then structure."""
+    chosen = [row for row in rows if row["state"] in (PRESENT, MISSED) and row.get(key) is not None]
+    chosen.sort(key=lambda row: (row[key], row["case_id"], row["structure"]))
+    return [{"case_id": row["case_id"], "structure": row["structure"], "confidence": row.get("confidence"), "dice": row["dice"]} for row in chosen[:count]]
+
+
+def case_points(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """{case_id, confidence, dice} of every case where both are defined: mean confidence over what was predicted, mean Dice over what the reference
+    holds (a missed structure counts 0). The first can be had without a reference."""
+    cases: dict[str, list[Row]] = {}
+    for row in rows:
+        cases.setdefault(row["case_id"], []).append(row)
+    points = []
+    for case_id, own in cases.items():
+        sure = [row["confidence"] for row in own if row.get("confidence") is not None]
+        dice = [row["dice"] for row in own if row["state"] in (PRESENT, MISSED)]
+        if sure and dice:
+            points.append({"case_id": case_id, "confidence": float(np.mean(sure)), "dice": float(np.mean(dice))})
+    return points
+
+
+def summarise(rows: Sequence[Row], members: int = 1, reason: str | None = None) -> dict[str, Any]:
+    """The content of "failure_detection" in `summary_statistics.json`.
+
+    rows: of all cases and structures, with "confidence" where it is known. members: how many predictions were compared; reason: why there is no
+    confidence. aurc lies between aurc_oracle (cases in order of their Dice) and, when confidence knows something, aurc_random (in any order).
+    n_missed_by_all: structures of the reference that no member predicts, so that no confidence warns of them.
+    """
+    points = case_points(rows)
+    scored = [row for row in rows if row["state"] in (PRESENT, MISSED)]
+    by_structure = {}
+    for name in dict.fromkeys(row["structure"] for row in rows):
+        own = [row for row in scored if row["structure"] == name and row.get("confidence") is not None]
+        if own:
+            by_structure[name] = _rank(own)
+    return {**_rank(points), "members": members, "reason": reason, "n_missed_by_all": sum(row.get("confidence") is None for row in scored) if members > 1 else None,
+            "structures": by_structure, "worst_by_confidence": worst(rows, "confidence"), "worst_by_dice": worst(rows, "dice") if by_structure else []}
+
+
+def _rank(points: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """aurc, its two bounds, spearman and n of things with confidence and dice."""
+    confidence, dice = ([point[key] for point in points] for key in ("confidence", "dice"))
+    risk = [1.0 - value for value in dice]
+    return {"aurc": aurc(confidence, risk), "aurc_random": float(np.mean(risk)) if risk else None, "aurc_oracle": aurc(dice, risk),
+            "spearman": spearman(confidence, dice), "n": len(points)}
