@@ -159,7 +159,7 @@ def pair_folders(reference: Path, prediction: Path, names: LabelNames, *, allow_
 
     A missing prediction is refused, or with allow_missing kept as an empty one; an extra prediction is refused.
     """
-    references, predictions = _masks_in(reference), _masks_in(prediction)
+    references, predictions = volumes_in(reference), volumes_in(prediction)
     if not references:
         raise PreconditionError("NO_DATA", "the reference folder holds no .nii.gz, .nii, .nrrd or .mha files", "check the path after --reference", file=reference.name)
     check_sets("case", references, predictions, allow_missing=allow_missing)
@@ -187,20 +187,20 @@ def listed(names: Sequence[str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
-def _masks_in(folder: Path) -> dict[str, Path]:
+def volumes_in(folder: Path) -> dict[str, Path]:
+    """Case id -> volume directly in a folder, detached headers too (their reader refuses them by name)."""
     from ctseg.scans import volume_files
+    from ctseg.scans.layouts import gathering
 
-    if not folder.is_dir():
-        raise PreconditionError("NO_DATA", "the folder does not exist", "check the path", file=folder.name)
-    masks: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        case_id = None if path.name.startswith(".") else volume_files.stem_of(path, detached=True)
+    found: dict[str, Path] = {}
+    for path in gathering.entries(folder):
+        case_id = volume_files.stem_of(path, detached=True)
         if case_id is None:
             continue
-        if case_id in masks:
-            raise PreconditionError("DUPLICATE_ID", f"{masks[case_id].name} and {path.name} are the same case", "keep one of them", case=case_id, file=path.name)
-        masks[case_id] = path
-    return masks
+        if case_id in found:
+            raise PreconditionError("DUPLICATE_ID", f"{found[case_id].name} and {path.name} are the same case", "keep one of them", case=case_id, file=path.name)
+        found[case_id] = path
+    return found
 
 
 # ---- scoring ----------------------------------------------------------------------------------------------

@@ -52,7 +52,7 @@ class Side:
 
 def is_folder_of_maps(path: Path) -> bool:
     """A folder with one label map per case, and none that brings names of its own."""
-    files = _volumes(path) if path.is_dir() else {}
+    files = mask_pairs.volumes_in(path) if path.is_dir() else {}
     return bool(files) and not any(_describes_segments(file) for file in files.values())
 
 
@@ -61,7 +61,7 @@ def find_cases(path: Path) -> dict[str, Path]:
 
     A sub-folder holds one mask per structure (or has them in `segmentations`), or one DICOM SEG or RTSTRUCT. Folders of scans are passed over.
     """
-    found = _volumes(path)
+    found = mask_pairs.volumes_in(path)
     others: dict[str, Path] = {}
     for entry in gathering.entries(path):
         masks_at = _dicom_masks([entry]) if entry.is_file() else _in_folder(entry)
@@ -98,19 +98,6 @@ def one_case(path: Path) -> Path:
         cause = "the folder holds no masks" if not found else f"it holds {len(found)} files of masks, {found[0].name} and {found[1].name}"
         raise PreconditionError("NO_DATA" if not found else "MASKS_AMBIGUOUS", cause, f"give {masks.FORMS}", file=path.name)
     return found[0]
-
-
-def _volumes(folder: Path) -> dict[str, Path]:
-    """Case id -> volume directly in a folder, detached headers too (their reader refuses them by name)."""
-    found: dict[str, Path] = {}
-    for path in gathering.entries(folder):
-        case_id = volume_files.stem_of(path, detached=True)
-        if case_id is None:
-            continue
-        if case_id in found:
-            raise PreconditionError("DUPLICATE_ID", f"{found[case_id].name} and {path.name} are the same case", "keep one of them", case=case_id, file=path.name)
-        found[case_id] = path
-    return found
 
 
 def _in_folder(folder: Path) -> list[Path]:

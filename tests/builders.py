@@ -231,3 +231,15 @@ def write_synthetic(root: Path, phantoms: Phantoms) -> None:
     write_abdomenatlas(root / "nifti", dict(items[:half]))
     write_dicom_seg(root / "dicom", dict(items[half:]))
     write_json(root / "synthetic.json", {"synthetic": True, "patients": len(items)})
+
+
+def slanted(affine: np.ndarray, kind: str) -> np.ndarray:
+    """An affine that is straight, oblique, or has slices shifted by 0.8 mm each (a gantry tilt of 14.9 degrees)."""
+    c, s = np.cos(0.3), np.sin(0.3)
+    result = affine.copy()
+    if kind == "tilted":
+        result[1, 0] = 0.8
+    if kind != "straight":
+        result[:3, :3] = np.array([[c, -s, 0], [s, c, 0], [0, 0, 1.0]]) @ np.array([[1, 0, 0], [0, c, -s], [0, s, c]]) @ result[:3, :3]
+    result[:3, 3] = -101.3, 57.7, 1203.1
+    return result

@@ -10,7 +10,7 @@ import highdicom
 import numpy as np
 import pydicom
 import pytest
-from builders import small_phantom, write_dicom_seg
+from builders import slanted, small_phantom, write_dicom_seg
 from independent_dicom import in_order, seg_masks, structure_masks
 from pydicom.uid import generate_uid
 
@@ -23,18 +23,6 @@ from ctseg.scans.volume import Volume
 
 SHAPE = (10, 11, 13)  # 143 pixels: 17 bytes and 7 bits
 PHANTOM = small_phantom(shape=SHAPE)
-
-
-def affine(kind: str) -> np.ndarray:
-    """straight, oblique, or with slices shifted by 0.8 mm each (a gantry tilt of 14.9 degrees)"""
-    c, s = np.cos(0.3), np.sin(0.3)
-    result = PHANTOM.image.affine.copy()
-    if kind == "tilted":
-        result[1, 0] = 0.8
-    if kind != "straight":
-        result[:3, :3] = np.array([[c, -s, 0], [s, c, 0], [0, 0, 1.0]]) @ np.array([[1, 0, 0], [0, c, -s], [0, s, c]]) @ result[:3, :3]
-    result[:3, 3] = -101.3, 57.7, 1203.1
-    return result
 
 
 def label_map() -> np.ndarray:
@@ -50,7 +38,7 @@ def label_map() -> np.ndarray:
 @pytest.fixture(params=["straight", "oblique", "tilted"])
 def written(request, tmp_path) -> tuple[Path, Volume]:
     """(folder with ct, seg.dcm and rs.dcm, the label map as it was given)"""
-    label = Volume(label_map(), affine(request.param))
+    label = Volume(label_map(), slanted(PHANTOM.image.affine, request.param))
     dicom_series.write_series(tmp_path / "ct", Volume(PHANTOM.image.array, label.affine), patient_id="synthetic", series_number=1, seed=0)
     dicom_seg.write_segments(tmp_path / "seg.dcm", label, PHANTOM.names, tmp_path / "ct", algorithm="ctseg")
     rtstruct.write_structures(tmp_path / "rs.dcm", label, PHANTOM.names, tmp_path / "ct")

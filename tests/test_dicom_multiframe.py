@@ -11,7 +11,7 @@ import highdicom
 import numpy as np
 import pydicom
 import pytest
-from builders import small_phantom
+from builders import slanted, small_phantom
 from pydicom.uid import EnhancedCTImageStorage, RLELossless, generate_uid
 
 from ctseg.errors import CaseError
@@ -22,21 +22,9 @@ PHANTOM = small_phantom()
 MARK = "PATIENTMARK"
 
 
-def affine(kind: str) -> np.ndarray:
-    """straight, oblique, or with slices shifted by 0.8 mm each (a gantry tilt of 14.9 degrees)"""
-    c, s = np.cos(0.3), np.sin(0.3)
-    result = PHANTOM.image.affine.copy()
-    if kind == "tilted":
-        result[1, 0] = 0.8
-    if kind != "straight":
-        result[:3, :3] = np.array([[c, -s, 0], [s, c, 0], [0, 0, 1.0]]) @ np.array([[1, 0, 0], [0, c, -s], [0, s, c]]) @ result[:3, :3]
-    result[:3, 3] = -101.3, 57.7, 1203.1
-    return result
-
-
 def convert(folder: Path, kind: str = "straight") -> tuple[Path, Path]:
     """(folder of single slices, folder of the same series as one multi-frame file)"""
-    dicom_series.write_series(folder / "slices", Volume(PHANTOM.image.array, affine(kind)), patient_id=MARK, series_number=1, seed=0)
+    dicom_series.write_series(folder / "slices", Volume(PHANTOM.image.array, slanted(PHANTOM.image.affine, kind)), patient_id=MARK, series_number=1, seed=0)
     slices = [pydicom.dcmread(path) for path in sorted((folder / "slices").iterdir())]
     for item in slices:
         item.PatientName, item.AccessionNumber = f"{MARK}^", "1"

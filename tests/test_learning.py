@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -330,3 +331,11 @@ def test_only_the_largest_component_of_the_chosen_structures_is_kept():
     assert (kept == 1).sum() == 28 and kept[8, 8, 8] == 0 and kept[4, 4, 4] == 1
     assert np.array_equal(kept == 2, label == 2)
     assert (label == 1).sum() == 29  # the input is not changed
+
+
+def test_bfloat16_is_not_chosen_where_the_processor_has_no_instructions_for_it() -> None:
+    """A probe of the forward pass alone once chose it there, and training took twice as long."""
+    flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").is_file() else ""
+    if "avx2" not in flags or "bf16" in flags:
+        pytest.skip("this processor has bfloat16 instructions, or does not say")
+    assert hardware.choose_machine("cpu", "auto").precision == "fp32"
