@@ -184,7 +184,7 @@ def _predict(predictor: Predictor, guides: Guides, name: str, source: ImageSourc
             return before
         image, findings = reading.load_image(source)
         for finding in findings:
-            LOG.info("%s", dataclasses.replace(finding, case=name).line())
+            LOG.info("%s", dataclasses.replace(finding, case=name, file=Path(finding.file).name).line())
         members: list[Any] = []
         probabilities, canvas = predictor.probabilities_of_scan(image, guides.of(name, image), on_member=members.append)
         confidence = dict(zip(predictor.names, agreement(members, len(predictor.names))))
@@ -199,7 +199,7 @@ def _predict(predictor: Predictor, guides: Guides, name: str, source: ImageSourc
             written["uncertainty"] = f"{safe}_uncertainty.nii.gz"
             files.write_uncertainty(output / written["uncertainty"], probabilities, canvas, image.grid)
     except (CaseError, PreconditionError) as error:
-        LOG.error("%s", Finding.from_error(error, case=name).line())
+        LOG.error("%s", Finding.from_error(error, case=name, file=Path(error.file).name).line())
         return {"scan": name, "error": error.code, "cause": error.cause}
     except MemoryError:
         return _broken(name, "OUT_OF_MEMORY", f"{image.array.shape} voxels do not fit into the memory" if image is not None else "the scan does not fit into the memory", "crop the scan, or use a machine with more memory")

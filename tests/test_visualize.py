@@ -248,6 +248,13 @@ def test_mistakes_are_told(scan, words, said, capsys, monkeypatch):
     assert not list(folder.glob("*.gif"))
 
 
+def test_a_scan_in_place_of_masks_is_told(scan, tmp_path, capsys):
+    image = np.random.default_rng(0).integers(-1000, 1000, (12, 12, 12)).astype(np.int16)
+    nifti.write_image(tmp_path / "ct.nii.gz", Volume(image.astype(np.float32), np.diag([2.0, 2.0, 2.0, 1.0])))
+    assert visualize.main(["--input", str(tmp_path / "ct.nii.gz"), "--stills", str(tmp_path / "stills")]) == 4
+    assert "negative values: this looks like an image" in capsys.readouterr().err
+
+
 def test_a_dicom_mask_without_its_scan_is_told(scan, capsys):
     folder, image, label = scan
     dicom_seg.write_segments(folder / "seg.dcm", Volume(label, image.affine), {1: "liver", 2: "spleen"}, folder / "ct", algorithm="test")

@@ -21,6 +21,7 @@ from ctseg.scans.cases import ImageSource
 from ctseg.scans.layouts import gathering, metadata
 from ctseg.scans.volume import Volume
 
+MOST_STRUCTURES = 1024  # in one label map; an image has more values
 FORMS = "a label map, a folder with one mask per structure, a DICOM SEG or an RTSTRUCT"
 
 
@@ -105,6 +106,7 @@ def _one_file(path: Path, stem: str, level: float | None) -> Masks:
     volume, _ = volume_files.read_integers(path) if level is None else volume_files.read_mask(path)
     if volume.array.dtype.kind == "f":
         return _with_level((stem,), lambda name: volume, level)
+    _refuse_image(volume.array, path)
     places = _places(volume.array)
     values = list(places)
     table = metadata.names_beside(path.parent)
@@ -116,6 +118,14 @@ def _one_file(path: Path, stem: str, level: float | None) -> Masks:
         return None if place is None else _cut(Volume(volume.array[place] == numbers[name], volume.affine), [part.start for part in place])
 
     return Masks(tuple(numbers), lambda name: Volume(volume.array == numbers[name], volume.affine), box=box)
+
+
+def _refuse_image(array: np.ndarray, path: Path) -> None:
+    """A scan that was given where masks belong: some of its values are negative, or there are very many."""
+    low, count = int(array.min()), len(np.unique(array))
+    if low < 0 or count > MOST_STRUCTURES:
+        cause = f"it holds {'negative values' if low < 0 else f'{count} different values'}: this looks like an image, not a label map"
+        raise PreconditionError("LABEL_VALUES", cause, f"give {FORMS}", file=path.name)
 
 
 def _places(label: np.ndarray) -> dict[int, tuple[slice, ...]]:
