@@ -31,7 +31,6 @@ def structure_masks(path: Path, slices: list[Any]) -> dict[str, np.ndarray]:
     content = pydicom.dcmread(path)
     names = {int(item.ROINumber): item.ROIName for item in content.StructureSetROISequence}
     shape = (len(slices), int(slices[0].Rows), int(slices[0].Columns))
-    h, w = np.indices(shape[1:])
     masks = {}
     for item in content.ROIContourSequence:
         parity = np.zeros(shape, dtype=int)
@@ -42,6 +41,10 @@ def structure_masks(path: Path, slices: list[Any]) -> dict[str, np.ndarray]:
             down, right = (float(value) for value in slices[d].PixelSpacing)
             assert np.abs(points @ np.cross(row, column)).max() < 1e-3
             polygon = np.column_stack([points @ row / right, points @ column / down])
-            parity[d] += Outline(polygon).contains_points(np.column_stack([w.ravel(), h.ravel()])).reshape(h.shape)
+            left, top = np.maximum(np.floor(polygon.min(axis=0)).astype(int), 0)
+            right_end, bottom = np.ceil(polygon.max(axis=0)).astype(int) + 1
+            h, w = np.mgrid[top:bottom, left:right_end]
+            inside = Outline(polygon).contains_points(np.column_stack([w.ravel(), h.ravel()])).reshape(h.shape)
+            parity[d, top:bottom, left:right_end] += inside[: shape[1] - top, : shape[2] - left]
         masks[names[int(item.ReferencedROINumber)]] = parity % 2 == 1
     return masks

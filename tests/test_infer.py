@@ -8,10 +8,8 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-import pydicom
 import pytest
 import SimpleITK as sitk
-from independent_dicom import in_order, seg_masks, structure_masks
 
 import infer
 import run_pipeline
@@ -233,20 +231,3 @@ def test_scouts_of_an_export_are_passed_over(tmp_path):
         dicom_series.write_series(tmp_path / folder, Volume(volume.array[:count], volume.affine), patient_id=folder[:3], series_number=count, seed=1)
     found = infer.find_scans(tmp_path)
     assert set(found) == {"one", "two"} and found["one"].path.name == "axial"  # what has nothing better is refused by name later
-
-
-def test_masks_of_a_dicom_scan_are_read_back_by_others_on_the_same_grid(tmp_path, trained):
-    """Scan -> infer.py -> SEG and RTSTRUCT -> highdicom and matplotlib -> the mask of the NIfTI."""
-    scan, checkpoints = trained
-    patient = sorted((scan.parents[2] / "dicom").iterdir())[0]
-    (folder,) = {path.parent for path in patient.rglob("*.dcm") if pydicom.dcmread(path, specific_tags=["Modality"]).Modality == "CT"}
-    assert predict(patient, tmp_path, checkpoints[:1], "--format", "nifti,seg,rtstruct", "--keep-largest", "none") == 0
-    (written,) = tmp_path.glob("*.nii.gz")
-    stem = written.name.removesuffix(".nii.gz")
-    label, names = nifti.read_integers(written)[0], artifacts.read_json(tmp_path / "labels.json")
-    slices = in_order(folder, label)
-    assert label.array.any() and len(slices) == label.array.shape[0]
-    for masks in (seg_masks(tmp_path / f"{stem}_seg.dcm", slices), structure_masks(tmp_path / f"{stem}_rtstruct.dcm", slices)):
-        assert set(masks) == set(names.values())
-        for value, name in names.items():
-            assert np.array_equal(masks[name], label.array == int(value)), name

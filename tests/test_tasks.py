@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from independent_dicom import in_order, seg_masks, structure_masks
 
 import infer
 import run_pipeline
@@ -228,7 +229,7 @@ def test_infer_finds_series_at_every_depth_and_refuses_two_scans_of_one_name(tmp
 
 
 def test_infer_writes_dicom_that_reads_back_as_the_same_mask(tmp_path, cohorts, capsys):
-    """SEG by highdicom, RTSTRUCT by our reader; both refer to the series that was predicted."""
+    """Scan -> infer.py -> SEG and RTSTRUCT -> our readers, highdicom and an independent filler -> the mask of the NIfTI, on the same grid."""
     import highdicom
 
     workspace = run(tmp_path / "work", cohorts["pelvis"] / "nifti", "--model", "unet")
@@ -251,6 +252,10 @@ def test_infer_writes_dicom_that_reads_back_as_the_same_mask(tmp_path, cohorts, 
         assert float(rows[structure]["volume_ml"]) == pytest.approx(mask.sum() * np.prod(image.grid.spacing_mm) / 1000, abs=1e-3)
         if mask.any():
             assert float(rows[structure]["mean_hu"]) == pytest.approx(image.array[mask].mean(), abs=0.01)
+    slices = in_order(series.folder, label)
+    for masks in (seg_masks(tmp_path / "masks" / f"{name}_seg.dcm", slices), structure_masks(tmp_path / "masks" / f"{name}_rtstruct.dcm", slices)):
+        assert set(masks) == set(names.values())
+        assert all(np.array_equal(masks[structure], label.array == int(value)) for value, structure in names.items())
     written = highdicom.seg.segread(tmp_path / "masks" / f"{name}_seg.dcm")
     description = written.get_segment_description(1)
     assert str(description.algorithm_type.value) == "AUTOMATIC" and description.segmented_property_type.scheme_designator == "SCT"
