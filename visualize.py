@@ -147,7 +147,7 @@ def _read(arguments: argparse.Namespace) -> tuple[Masks, Masks | None, Volume | 
     from ctseg.scans import reading
     from ctseg.scans.cases import ImageSource
     from ctseg.scans.layouts import gathering
-    from ctseg.scans.masks import open_masks
+    from ctseg.scans.masks import named_like, open_masks
 
     source, ct = None, None
     if arguments.ct is not None:
@@ -158,7 +158,9 @@ def _read(arguments: argparse.Namespace) -> tuple[Masks, Masks | None, Volume | 
         for finding in findings:
             LOG.info("%s", finding.line())
     masks = open_masks(arguments.input, ct, source, level=arguments.level)
-    return masks, open_masks(arguments.reference, ct, source, level=arguments.level) if arguments.reference is not None else None, ct
+    if arguments.reference is None:
+        return masks, None, ct
+    return masks, named_like(open_masks(arguments.reference, ct, source, level=arguments.level), masks), ct
 
 
 def _chosen(wanted: str | None, masks: Masks) -> list[str]:

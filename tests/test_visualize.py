@@ -16,7 +16,7 @@ from ctseg.reporting.colours import colour_of
 from ctseg.reporting.surfaces import Surface, surface_of
 from ctseg.scans import dicom_seg, dicom_series, nifti, rtstruct
 from ctseg.scans.cases import ImageSource
-from ctseg.scans.masks import Masks, open_masks
+from ctseg.scans.masks import Masks, named_like, open_masks
 from ctseg.scans.volume import Volume
 
 RED, BLUE = np.array([1.0, 0.0, 0.0]), np.array([0.0, 0.0, 1.0])
@@ -172,6 +172,20 @@ def test_every_form_of_masks_gives_the_same(scan):
         for value, name in names.items():
             mask = masks.read(name)
             assert mask.array.dtype == bool and np.array_equal(mask.array, label == value) and np.abs(mask.affine - image.affine).max() < 1e-3
+
+
+def test_a_reference_without_names_takes_those_of_the_masks(scan):
+    folder, image, label = scan
+    opened = []
+    for name, names in (("named", '{"1": "liver", "2": "spleen"}'), ("bare", None), ("other", '{"1": "kidney", "2": "spleen"}')):
+        nifti.write_label(folder / name / "map.nii.gz", Volume(label, image.affine))
+        if names is not None:
+            (folder / name / "labels.json").write_text(names)
+        opened.append(open_masks(folder / name / "map.nii.gz"))
+    named, bare, other = opened
+    found = named_like(bare, named)
+    assert found.names == ("liver", "spleen") and np.array_equal(found.read("spleen").array, label == 2)
+    assert found.tight("liver") is not None and named_like(other, named) is other
 
 
 def test_names_inside_the_file_are_read_and_values_without_one_are_numbered(scan):

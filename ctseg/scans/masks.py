@@ -9,7 +9,7 @@ where they reach the level.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +31,7 @@ class Masks:
 
     names: in their order. read: the mask of one, a Volume of bool. stored: the same as it is stored, where that is known: bool, or
     probabilities, float32 from 0 to 1. level: where these end. box: the mask without what is empty around it, where that is known without reading it all.
+    numbers: the values of a label map.
     """
 
     names: tuple[str, ...]
@@ -38,6 +39,7 @@ class Masks:
     stored: Callable[[str], Volume] | None = None
     level: float | None = None
     box: Callable[[str], Volume | None] | None = None
+    numbers: Mapping[str, int] | None = None
 
     def tight(self, name: str) -> Volume | None:
         """The mask (bool) of a structure inside its box, None when it is empty."""
@@ -111,13 +113,27 @@ def _one_file(path: Path, stem: str, level: float | None) -> Masks:
     values = list(places)
     table = metadata.names_beside(path.parent)
     named = table[0] if table is not None else {value: name for value, name in volume_files.read_names(path).items() if value in values}
-    numbers = {name: value for value, name in named.items()} | {f"label {value}": value for value in values if value not in named}
+    numbers = {name: value for value, name in named.items()} | {_unnamed(value): value for value in values if value not in named}
 
     def box(name: str) -> Volume | None:
         place = places.get(numbers[name])
         return None if place is None else _cut(Volume(volume.array[place] == numbers[name], volume.affine), [part.start for part in place])
 
-    return Masks(tuple(numbers), lambda name: Volume(volume.array == numbers[name], volume.affine), box=box)
+    return Masks(tuple(numbers), lambda name: Volume(volume.array == numbers[name], volume.affine), box=box, numbers=numbers)
+
+
+def _unnamed(value: int) -> str:
+    return f"label {value}"
+
+
+def named_like(masks: Masks, other: Masks) -> Masks:
+    """The masks of a label map whose values nobody named, under the names that the same values have in another one; other masks as they are."""
+    if masks.numbers is None or other.numbers is None or any(name != _unnamed(value) for name, value in masks.numbers.items()):
+        return masks
+    names = {value: name for name, value in other.numbers.items()}
+    called = {names.get(value, name): name for name, value in masks.numbers.items()}
+    box = masks.box
+    return Masks(tuple(called), lambda name: masks.read(called[name]), box=None if box is None else lambda name: box(called[name]), numbers={name: masks.numbers[old] for name, old in called.items()})
 
 
 def _refuse_image(array: np.ndarray, path: Path) -> None:
