@@ -66,7 +66,14 @@ def test_all_good() -> None:
     assert "60 test scans" in said["Result"] and "is 0.900 over 2 structures" in said["Result"] and "none was missed" in said["Result"]
     assert said["What works"].startswith("All 2 structures: liver 0.920 (95 % CI 0.91 to 0.93, n = 60)")
     assert said["What fails or falls short"].startswith("No structure") and "Dice 0.840" in said["What fails or falls short"]  # the lowest single one: 0.88 - 0.04
+    assert said["What fails or falls short"].endswith("HD95 2.0 mm.")
     assert said["How sure"] == "60 test patients were scored. One training run (seed 3) and one split: how much another run would differ was not measured."
+
+
+def test_a_far_error_beside_a_good_dice_is_named() -> None:
+    found = made_up({"liver": spread(0.92, 9), "bladder": spread(0.88, 9)})
+    next(row for row in found.rows if row["structure"] == "bladder" and row["case_id"] == "c004")["hd95_mm"] = 84.26
+    assert "The farthest error is at bladder in scan c004: HD95 84.3 mm: a stray piece" in words(found)["What fails or falls short"]
 
 
 def test_one_structure_fails() -> None:
@@ -120,7 +127,7 @@ def test_every_number_of_the_verdict_stands_in_the_evaluation() -> None:
         n = int(rng.integers(2, 30))
         cells: dict[str, list[float | str]] = {name: [str(rng.choice(["missed", "absent", "hallucinated", "unannotated"])) if rng.random() < 0.2 else float(rng.uniform(0.3, 0.98)) for _ in range(n)] for name in names}
         found = made_up(cells)
-        known = {f"{row['dice']:.3f}" for row in found.rows if row["dice"] is not None} | {"0.70", "0.000"}
+        known = {f"{row['dice']:.3f}" for row in found.rows if row["dice"] is not None} | {f"{row['hd95_mm']:.1f}" for row in found.rows if row["hd95_mm"] is not None} | {"0.70", "0.000"}
         for name in names:
             block = found.summary[f"{name}_dice"]
             known |= {page.text_of(block["mean"]), *(f"{limit:.2f}" for limit in block["ci95"] or [])}

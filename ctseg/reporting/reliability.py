@@ -107,11 +107,13 @@ def draw_confidence(axes: Axes, rows: Sequence[Row], structures: Sequence[str]) 
         axes.text(left - strip / 2, 0.5, f"predicted by no member (n={len(silent)})", rotation=90, ha="center", va="center", fontsize=9, color=style.MISSED)
         left -= strip
     right = 1.0 + 0.02 * (1.0 - left)
-    for rank, row in enumerate(sorted(known, key=lambda row: (dice_of(row), row["case_id"]))[:MARKED]):
-        at, middle = number(row, "confidence") or 0.0, (left + right) / 2
+    marked = sorted(known, key=lambda row: (dice_of(row), row["case_id"]))[:MARKED]
+    for rank, row in enumerate(marked, start=1):
+        at = number(row, "confidence") or 0.0
         axes.plot([at], [dice_of(row)], "o", markersize=11, markerfacecolor="none", markeredgecolor=style.MISSED, markeredgewidth=1.2)
-        axes.annotate(style.short(str(row["case_id"]), 18), (at, dice_of(row)), xytext=(9 if at < middle else -9, (-12, 6, 6)[rank % 3]), textcoords="offset points",
-                      ha="left" if at < middle else "right", fontsize=8)
+        axes.annotate(str(rank), (at, dice_of(row)), xytext=(8, -10), textcoords="offset points", fontsize=8, color=style.MISSED)
+    named = "\n".join(f"{rank}  {style.short(str(row['case_id']), 18)}, {style.short(str(row['structure']), 18)}" for rank, row in enumerate(marked, start=1))
+    axes.text(shown_from + 0.02 * (right - shown_from), 0.02, f"lowest Dice:\n{named}", ha="left", va="bottom", fontsize=8, color=style.MISSED)
     axes.set_xticks([tick for tick in MaxNLocator(6).tick_values(shown_from, 1.0) if shown_from <= tick <= 1.0])
     axes.set_xlim(left, right)
     axes.set_ylim(-0.03, 1.03)

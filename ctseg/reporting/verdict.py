@@ -10,11 +10,12 @@ import dataclasses
 from typing import Any
 
 from ctseg.reporting.page import interval_text, listed, plural, text_of
-from ctseg.reporting.plots import dice_of, with_reference
+from ctseg.reporting.plots import dice_of, number, with_reference
 from ctseg.reporting.results import Results
 from ctseg.scoring.statistics import RELIABLE_N, SMALLEST_N
 
 GOOD_DICE = 0.70
+FAR_MM = 30.0  # an HD95 of this much is no inexact outline
 FEW_PATIENTS = 10  # below it the test is called an indication
 NAMED, WITH_INTERVAL = 6, 4  # names in a list; structures that are given with their interval
 NOT_BETTER = "NOT BETTER THAN PREDICTING NOTHING"
@@ -127,7 +128,17 @@ def _fails(found: Results, scored: list[Structure]) -> str:
     if hallucinated_only:
         text += f"Marked although no test reference shows it: {listed(hallucinated_only, NAMED)}. "
     lowest = min(with_reference(found.rows), key=lambda row: (dice_of(row), str(row["case_id"])))
-    return f"{text}The lowest single result is {lowest['structure']} in scan {lowest['case_id']}: {'missed, ' if lowest['state'] == 'missed' else ''}Dice {dice_of(lowest):.3f}."
+    return f"{text}The lowest single result is {lowest['structure']} in scan {lowest['case_id']}: {'missed, ' if lowest['state'] == 'missed' else ''}Dice {dice_of(lowest):.3f}.{_farthest(found)}"
+
+
+def _farthest(found: Results) -> str:
+    """A sentence on the largest HD95, which a mean Dice can hide; nothing where no structure was found."""
+    distances = [(value, str(row["structure"]), str(row["case_id"])) for row in with_reference(found.rows) if (value := number(row, "hd95_mm")) is not None]
+    if not distances:
+        return ""
+    value, structure, case = max(distances)
+    cause = ": a stray piece or a missing end, to which Dice is nearly blind" if value >= FAR_MM else ""
+    return f" The farthest error is at {structure} in scan {case}: HD95 {value:.1f} mm{cause}."
 
 
 def _only_hallucinated(found: Results) -> list[tuple[str, int]]:
