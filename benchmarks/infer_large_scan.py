@@ -70,6 +70,7 @@ def main() -> int:
     parser.add_argument("--structures", type=int, nargs="+", default=[5, 61])
     parser.add_argument("--grids", nargs="+", choices=list(PLANS), default=list(PLANS))
     parser.add_argument("--width", type=int, default=8, help="of the network")
+    parser.add_argument("--patch", default="auto", help="of the training, for example 32,32,32: with many outputs small ones learn sooner")
     parser.add_argument("--options", default="", help="more options of infer.py")
     arguments = parser.parse_args()
     scan = arguments.workspace / "scan.nii.gz"
@@ -82,7 +83,7 @@ def main() -> int:
             if not workspace.best_model.is_file():
                 prepare(arguments.data.absolute(), workspace, PLANS[kind], structures_of(arguments.data, count))
                 code = train.main(["--workspace", str(workspace.root), "--minutes", str(arguments.minutes), "--set", "train.augmentation=none", "--set", "train.foreground_fraction=0.9",
-                                   "--set", "train.learning_rate=0.003", "--set", f"model.width={arguments.width}"])
+                                   "--set", "train.learning_rate=0.003", "--set", f"model.width={arguments.width}", "--set", f"train.patch_size={arguments.patch}"])
                 if code:
                     return code
             output = workspace.root / "masks"

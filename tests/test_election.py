@@ -38,6 +38,13 @@ def test_windows_add_up_to_the_whole_array():
     assert np.array_equal(exact.label(), total.argmax(axis=0))
 
 
+def test_a_stray_voxel_costs_a_block_and_not_the_way_to_it():
+    values = np.zeros((2, 64, 64, 64), np.float32)
+    values[1, 2:8, 2:8, 2:8], values[1, 60, 60, 60] = 1.0, 0.01
+    shares = Shares.of(values)
+    assert shares.stored < 2000 and shares.part(1)[1].shape == (64, 64, 64) and np.array_equal(shares.whole(1), values[1])
+
+
 def test_many_structures_take_no_more_room_than_few():
     quarter = np.arange(40) // 10
     few, many = quarter[:, None, None], 16 * quarter[:, None, None] + 4 * quarter[:, None] + quarter  # 4 slabs, 64 cubes of one scan
@@ -46,7 +53,7 @@ def test_many_structures_take_no_more_room_than_few():
         shares = Shares(count + 1, (40, 40, 40))
         for start in range(0, 40, 5):
             shares.add((slice(start, start + 5), slice(0, 40), slice(0, 40)), values[:, start:start + 5])
-        assert sum(shares.part(number)[1].size for number in shares.numbers()) == 40**3
+        assert shares.stored == {4: 48 * 40 * 40, 64: 48**3}[count]  # a side of 10 voxels needs three blocks of 4
         assert shares.part(0) is None
         assert all(np.array_equal(shares.whole(number), values[number]) for number in (1, 3, count))
 

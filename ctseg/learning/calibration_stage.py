@@ -12,8 +12,9 @@ from ctseg import artifacts
 from ctseg.artifacts import Workspace
 from ctseg.errors import IntegrityError
 from ctseg.scans import nifti
-from ctseg.scans.shares import Box, Shares
+from ctseg.scans.shares import Shares
 from ctseg.scans.soft_masks import probability_on_scan
+from ctseg.scans.sparse import Box
 from ctseg.scans.volume import Grid
 from ctseg.scoring import calibration
 from ctseg.scoring.calibration import Regions

@@ -112,21 +112,19 @@ def predict_shares(network: torch.nn.Module, sight: Sight, windows: Windows, mac
         return result
     network.eval()
     views = [Shares(windows.n_classes, sight.image.shape) for _ in range(count_views(network, windows))]
-    weights = np.zeros(sight.image.shape, dtype=np.float32)
-    with torch.no_grad():
-        for place, arrays, weight in _seen_windows(network, sight, windows, machine, None):
-            for view, array in zip(views, arrays):
-                view.add(place, array.numpy(), weight.numpy())
-            weights[place] += weight.numpy()
+    weight, weights = _blending(sight, windows)
     unseen = weights == 0
+    with torch.no_grad():
+        for place, number, values in _seen_windows(network, sight, windows, machine, None):
+            views[number].add(place, values, weight / weights[place])
     for view in views:
         view.fill_background(unseen)
         if on_view is not None:
-            on_view(view.label())  # dividing by the weights would change no winner
+            on_view(view.label())
     total, *others = views
     for other in others:
         total.add_shares(other)
-    total.divide(len(views) * np.where(unseen, np.float32(1), weights))
+    total.divide(len(views))
     return total
 
 
@@ -151,39 +149,54 @@ def _agree(before: torch.Tensor, after: torch.Tensor, n_structures: int) -> bool
 def _one_pass(network: torch.nn.Module, sight: Sight, windows: Windows, machine: Machine,
               running: tuple[int, torch.Tensor | None] | None) -> torch.Tensor:
     """The stitched probabilities of one pass. running: (pass number, context of the whole canvas (S, D, H, W)), None for networks without."""
-    total = torch.zeros(windows.n_classes, *sight.image.shape)
-    weights = torch.zeros(sight.image.shape)
-    for place, views, weight in _seen_windows(network, sight, windows, machine, running):
-        mean = views[0] if len(views) == 1 else views[0].add_(views[1]).mul_(0.5)
-        total[(slice(None), *place)] += mean.mul_(weight)
-        weights[place] += weight
+    total = np.zeros((windows.n_classes, *sight.image.shape), dtype=np.float32)
+    weight, weights = _blending(sight, windows)
+    views = 1 if windows.swaps is None else 2
+    for place, _, values in _seen_windows(network, sight, windows, machine, running):
+        total[(slice(None), *place)] += values * (weight / (views * weights[place]))
     total[0] += weights == 0
-    return total.div_(weights.masked_fill_(weights == 0, 1.0))
+    return torch.from_numpy(total)
+
+
+def _places(sight: Sight, windows: Windows) -> list[tuple[slice, ...]]:
+    """The windows of a canvas that see more than air."""
+    image = sight.image
+    size = _size(sight, windows)
+    starts = itertools.product(*(window_starts(n, p, windows.overlap) for n, p in zip(image.shape, size)))
+    places = [tuple(slice(s, s + p) for s, p in zip(start, size)) for start in starts]
+    return [place for place in places if float(image[place].max()) >= AIR]
+
+
+def _size(sight: Sight, windows: Windows) -> tuple[int, int, int]:
+    d, h, w = (min(p, n) for p, n in zip(windows.patch_size, sight.image.shape))
+    return d, h, w
+
+
+def _blending(sight: Sight, windows: Windows) -> tuple[np.ndarray, np.ndarray]:
+    """((d, h, w) weights of a window, (D, H, W) their sum over all of them; 0 where none looks)."""
+    weight = gaussian_weight(_size(sight, windows)).numpy()
+    total = np.zeros(sight.image.shape, dtype=np.float32)
+    for place in _places(sight, windows):
+        total[place] += weight
+    return weight, total
 
 
 def _seen_windows(network: torch.nn.Module, sight: Sight, windows: Windows, machine: Machine,
-                  running: tuple[int, torch.Tensor | None] | None) -> Iterator[tuple[tuple[slice, ...], list[torch.Tensor], torch.Tensor]]:
-    """(place, probabilities (S+1, d, h, w) of each view, blending weights (d, h, w)) of every window that sees more than air.
+                  running: tuple[int, torch.Tensor | None] | None) -> Iterator[tuple[tuple[slice, ...], int, np.ndarray]]:
+    """(place, number of the view, probabilities (S+1, d, h, w)) of every window that sees more than air.
 
-    Views: the window as it is and, with swaps, its mirror image, put back.
+    View 0 is the window as it is; with swaps, view 1 is its mirror image, put back. One after the other: those of many structures are large.
     """
-    image = sight.image
-    size: tuple[int, int, int] = tuple(min(p, n) for p, n in zip(windows.patch_size, image.shape))  # type: ignore[assignment]
-    weight = gaussian_weight(size)
-    starts = itertools.product(*(window_starts(n, p, windows.overlap) for n, p in zip(image.shape, size)))
-    places = [tuple(slice(s, s + p) for s, p in zip(start, size)) for start in starts]
-    seen = [place for place in places if float(image[place].max()) >= AIR]
+    seen = _places(sight, windows)
     for first in range(0, len(seen), windows.batch_size):
         chosen = seen[first:first + windows.batch_size]
-        views = [_probabilities(network, sight, chosen, machine, running, None)]
-        if windows.swaps is not None:
-            views.append(_probabilities(network, sight, chosen, machine, running, windows.swaps))
-        for number, place in enumerate(chosen):
-            yield place, [view[number] for view in views], weight
+        for number, swaps in enumerate([None] if windows.swaps is None else [None, windows.swaps]):
+            for place, values in zip(chosen, _probabilities(network, sight, chosen, machine, running, swaps)):
+                yield place, number, values
 
 
 def _probabilities(network: torch.nn.Module, sight: Sight, places: Sequence[tuple[slice, ...]], machine: Machine,
-                   running: tuple[int, torch.Tensor | None] | None, swaps: torch.Tensor | None) -> torch.Tensor:
+                   running: tuple[int, torch.Tensor | None] | None, swaps: torch.Tensor | None) -> np.ndarray:
     """(B, S+1, d, h, w) of some windows; with swaps, of their mirror images, put back."""
     mirrored = swaps is not None
     images = torch.stack([sight.image[place].float() for place in places])[:, None]
@@ -198,8 +211,9 @@ def _probabilities(network: torch.nn.Module, sight: Sight, places: Sequence[tupl
             inputs["context"] = machine.image(parts if swaps is None else parts[:, swaps[1:] - 1].flip(4))
     with machine.autocast():
         logits = network(machine.image(images.flip(4) if mirrored else images), **inputs)["logits"]
-    probabilities = torch.softmax(logits.float(), dim=1).cpu()
-    return probabilities if swaps is None else probabilities.flip(4)[:, swaps]
+    if swaps is None:
+        return torch.softmax(logits.float(), dim=1).cpu().numpy()
+    return torch.softmax(logits[:, swaps].float(), dim=1).cpu().numpy()[..., ::-1]
 
 
 def dice_per_structure(prediction: torch.Tensor, reference: torch.Tensor, n_structures: int) -> tuple[list[float | None], torch.Tensor]:

@@ -13,7 +13,8 @@ import itertools
 import numpy as np
 
 from ctseg.scans.grids import SPLINE_MARGIN, elect, find_placement, place
-from ctseg.scans.shares import Box, Shares
+from ctseg.scans.shares import Shares
+from ctseg.scans.sparse import Box
 from ctseg.scans.volume import Grid, Volume, parallel_axes, spline_weights
 
 BLOCK = 8  # canvas voxels along each edge of a block

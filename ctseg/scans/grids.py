@@ -343,11 +343,13 @@ def _average_blocks(volume: Volume, target: Grid) -> Volume:
         if size < 2:
             continue
         array = np.moveaxis(array, axis, 0)
-        array = np.concatenate([array, np.repeat(array[-1:], -len(array) % size, axis=0)]) if len(array) % size else array
         total = array[::size].astype(np.float32)
         for offset in range(1, size):
-            total += array[offset::size]
-        array = np.moveaxis(total * np.float32(1 / size), 0, axis)
+            layers = array[offset::size]
+            total[:len(layers)] += layers
+            total[len(layers):] += array[-1]
+        total *= np.float32(1 / size)
+        array = np.moveaxis(total, 0, axis)
         affine[:3, 3] += affine[:3, axis] * (size - 1) / 2
         affine[:3, axis] *= size
     return Volume(np.ascontiguousarray(array), affine)

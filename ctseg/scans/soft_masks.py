@@ -7,7 +7,8 @@ import itertools
 import numpy as np
 
 from ctseg.scans.grids import find_placement, place
-from ctseg.scans.shares import Box, Shares
+from ctseg.scans.shares import Shares
+from ctseg.scans.sparse import Box
 from ctseg.scans.volume import Grid, Volume, resample
 
 
