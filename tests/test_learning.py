@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tiny_workspace
 import torch
+from scipy import ndimage
 
 from ctseg import artifacts, config
 from ctseg.errors import IntegrityError
@@ -25,6 +26,7 @@ from ctseg.learning import (
     schedule,
 )
 from ctseg.learning.hardware import Machine
+from ctseg.learning.validation import Validation
 from ctseg.scans import laterality
 
 
@@ -331,6 +333,40 @@ def test_only_the_largest_component_of_the_chosen_structures_is_kept():
     assert (kept == 1).sum() == 28 and kept[8, 8, 8] == 0 and kept[4, 4, 4] == 1
     assert np.array_equal(kept == 2, label == 2)
     assert (label == 1).sum() == 29  # the input is not changed
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_the_largest_components_are_those_that_scipy_finds(seed):
+    rng = np.random.default_rng(seed)
+    for _ in range(25):
+        shape = rng.integers(1, 12, 3)
+        label = (rng.integers(0, 5, shape) * (rng.random(shape) < rng.random())).astype(np.uint8)
+        chosen = sorted(rng.choice([1, 2, 3, 4, 7], rng.integers(0, 4), replace=False).tolist())
+        expected = label.copy()
+        for value in chosen:
+            components, _ = ndimage.label(label == value, np.ones((3, 3, 3)))
+            if components.any():
+                sizes = np.bincount(components.ravel())
+                sizes[0] = 0
+                expected[(label == value) & (components != sizes.argmax())] = 0
+        assert np.array_equal(postprocess.keep_largest(label, chosen), expected)
+        assert np.array_equal(postprocess.keep_largest(np.asfortranarray(label), chosen), expected)
+
+
+def test_one_piece_is_what_every_reference_shows_so_but_for_crumbs():
+    label, other = np.zeros((2, 10, 12, 14), np.uint8)
+    label[1:6, 1:6, 1:6], label[8, 8, 8] = 1, 1  # a crumb: 1 of 126 voxels
+    label[7, 1, 1:4], label[7, 1, 6:9] = 2, 2  # two pieces
+    label[9, 9:11, 9:11], label[8, 8, 9] = 3, 3  # joined by a corner
+    other[2:4, 2:4, 2:4], other[5, 5, 5:9] = 1, 2
+    assert postprocess.in_one_piece([label, other], 4) == [True, False, True, False]  # 4 is shown nowhere
+    assert postprocess.in_one_piece([other], 2) == [True, True]
+
+
+def test_the_largest_component_alone_stays_where_validation_gains_or_loses_nothing_of_one_piece():
+    scores = Validation("abcde")
+    scores.dice[:], scores.dice_of_largest[:] = [[0.8, 0.7], [0.8], [0.8], [0.8], []], [[0.9, 0.7], [0.8], [0.8], [0.7], []]
+    assert scores.keeps_largest([False, True, False, True, True]) == [True, True, False, False, True]
 
 
 def test_bfloat16_is_not_chosen_where_the_processor_has_no_instructions_for_it() -> None:

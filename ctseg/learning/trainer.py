@@ -8,6 +8,7 @@ the same number of threads, a run that was killed ends in the same weights as on
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -23,10 +24,12 @@ from ctseg.learning import checkpoints, hardware, tubes
 from ctseg.learning.dataset import Batch, PatchSampler, TrainingCase
 from ctseg.learning.inference import Windows, predict_canvas
 from ctseg.learning.objective import objective
+from ctseg.learning.postprocess import in_one_piece
 from ctseg.learning.schedule import Budget, learning_rate_factor
 from ctseg.learning.validation import Validation
 from ctseg.scoring.summary import mean
 
+REFERENCES_LOOKED_AT = 50  # training cases that tell whether a structure is one piece
 HALVE_AFTER = 3  # plateau schedule: validations without a better Dice before the learning rate is halved
 RUNNING_MEAN = 0.9  # smoothing of the training Dice per structure, which is NaN where a batch lacks it
 
@@ -221,10 +224,15 @@ class Trainer:
             if case.case_id == case_id and case.tubes is not None:
                 case.tubes.points["missed"] = points.numpy()
 
+    @functools.cached_property
+    def _in_one_piece(self) -> list[bool]:
+        """Of each structure, whether the references of the first REFERENCES_LOOKED_AT training cases show it in one piece."""
+        return in_one_piece((case.label.numpy() for case in self.sampler.cases[:REFERENCES_LOOKED_AT]), len(self.identity.structures))
+
     def _keep_if_best(self, validation: Validation) -> None:
         dice = mean(validation.mean_dice())
         if dice is not None and (self.best is None or dice > self.best):
-            self.largest_component = [name for name, helps in zip(self.identity.structures, validation.largest_helps()) if helps]
+            self.largest_component = [name for name, keeps in zip(self.identity.structures, validation.keeps_largest(self._in_one_piece)) if keeps]
             self.best, self.best_epoch, self.stale = dice, self.epoch, 0
             if self.multipass is not None:
                 self.history["val_dice_of_passes"] = self.dice_of_passes

@@ -53,6 +53,7 @@ class Validation:
         """Mean HD95 per structure over the scans where it was found."""
         return [mean(values) for values in self.hd95_mm]
 
-    def largest_helps(self) -> list[bool]:
-        """Whether the largest component alone scores higher than everything that was predicted."""
-        return [sum(one) > sum(everything) for one, everything in zip(self.dice_of_largest, self.dice)]
+    def keeps_largest(self, in_one_piece: Sequence[bool]) -> list[bool]:
+        """Whether of each structure only the largest component should stay: where that scores higher than everything that was predicted,
+        or just as high and the structure is in one piece in every training reference."""
+        return [sum(one) > sum(everything) or (whole and sum(one) == sum(everything)) for one, everything, whole in zip(self.dice_of_largest, self.dice, in_one_piece)]
