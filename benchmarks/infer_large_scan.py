@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -50,15 +51,15 @@ def structures_of(data: Path, count: int) -> dict[int, str]:
     return {value: there[value] for value in sorted(chosen)}
 
 
-def measured(command: list[str]) -> tuple[float, float, float]:
-    """(seconds, processor seconds, peak GB) of a command. RuntimeError when it fails."""
+def measured(command: list[str]) -> tuple[float, float]:
+    """(seconds, processor seconds) of a command. RuntimeError when it fails. Its memory is what it says itself: the system counts that of this process too."""
     started = time.monotonic()
     process = subprocess.Popen(command, cwd=ROOT)
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise RuntimeError(f"exit code {process.returncode}")
-    return time.monotonic() - started, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 2**20
+    return time.monotonic() - started, usage.ru_utime + usage.ru_stime
 
 
 def main() -> int:
@@ -87,11 +88,12 @@ def main() -> int:
                 if code:
                     return code
             output = workspace.root / "masks"
-            wall, processor, peak = measured([sys.executable, "infer.py", "--input", str(scan.absolute()), "--output", str(output.absolute()), "--checkpoint", str(workspace.best_model),
+            shutil.rmtree(output, ignore_errors=True)  # infer.py would go on with what is there
+            wall, processor = measured([sys.executable, "infer.py", "--input", str(scan.absolute()), "--output", str(output.absolute()), "--checkpoint", str(workspace.best_model),
                                               *arguments.options.split()])
-            record = artifacts.read_json(output / "inference.json")["scans"][0]
-            found = sum(values["volume_ml"] > 0 for values in record["structures"].values())
-            lines.append(f"| {kind} | {count} | {found} | {wall:.1f} | {processor:.1f} | {peak:.2f} |")
+            record = artifacts.read_json(output / "inference.json")
+            found = sum(values["volume_ml"] > 0 for values in record["scans"][0]["structures"].values())
+            lines.append(f"| {kind} | {count} | {found} | {wall:.1f} | {processor:.1f} | {record['peak_memory_gb']:.2f} |")
     print("| grid | structures | found | s | processor s | peak GB |\n|---|---|---|---|---|---|")
     print("\n".join(lines))
     return 0

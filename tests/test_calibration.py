@@ -208,7 +208,7 @@ def test_a_case_counts_only_what_it_is_annotated_for_and_cases_add_up(tmp_path):
     for (name, region), parts in expected.items():
         p, y = (np.concatenate(column) for column in zip(*parts))
         described = found.sums[name][region].describe()
-        # a voxel of less than 0.001 outside the box in which a structure is kept counts as 0
+        # a voxel of less than 0.0001 with no higher one near counts as 0
         assert {key: described[key] for key in ("ece", "brier", "nll")} == pytest.approx(direct(p, y), abs=1e-3)
         assert sum(item["n"] for item in described["bins"]) == len(p)
         assert found.cases["case_4"][name][f"ece_{region}"] == pytest.approx(direct(*parts[0])["ece"], abs=1e-3)
@@ -233,7 +233,7 @@ def test_views_are_told_and_their_mean_is_the_result(mirror):
     labels: list[np.ndarray] = []
     mean = inference.predict_shares(Mirrored(), sight, windows, CPU, on_view=labels.append)
     canvas = inference.predict_canvas(Mirrored(), sight, windows, CPU).numpy()
-    assert np.abs(np.stack([mean.whole(number) for number in range(4)]) - canvas).max() < 1e-3  # what a box leaves out
+    assert np.abs(np.stack([mean.whole(number) for number in range(4)]) - canvas).max() < 1e-3  # what blocks leave out
     assert np.array_equal(mean.label(), canvas.argmax(0)) and len(labels) == inference.count_views(Mirrored(), windows) == (2 if mirror else 1)
     plain = inference.predict_canvas(Mirrored(), sight, inference.Windows(4, (20, 20, 24), 0.5), CPU).numpy()
     assert np.array_equal(labels[0], plain.argmax(0))

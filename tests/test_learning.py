@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -367,6 +369,16 @@ def test_the_largest_component_alone_stays_where_validation_gains_or_loses_nothi
     scores = Validation("abcde")
     scores.dice[:], scores.dice_of_largest[:] = [[0.8, 0.7], [0.8], [0.8], [0.8], []], [[0.9, 0.7], [0.8], [0.8], [0.7], []]
     assert scores.keeps_largest([False, True, False, True, True]) == [True, True, False, False, True]
+
+
+def test_peak_memory_is_that_of_this_process_and_not_of_the_one_that_started_it():
+    """getrusage tells of the larger of both on Linux."""
+    heavy = np.ones(400_000_000, np.uint8)
+    code = "import torch; from ctseg.learning.hardware import peak_memory_gb; print(peak_memory_gb(torch.device('cpu')))"
+    child = float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parent.parent).stdout)
+    mine = hardware.peak_memory_gb(torch.device("cpu"))
+    assert heavy.nbytes / 2**30 < mine < 64
+    assert 0.05 < child < mine - 0.3
 
 
 def test_bfloat16_is_not_chosen_where_the_processor_has_no_instructions_for_it() -> None:
