@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import itertools
 import subprocess
@@ -30,6 +31,7 @@ from ctseg.learning import (
 from ctseg.learning.hardware import Machine
 from ctseg.learning.validation import Validation
 from ctseg.scans import laterality
+from models import build_network
 
 
 def sampler_of(cases: list[dataset.TrainingCase], **train) -> dataset.PatchSampler:
@@ -369,6 +371,30 @@ def test_the_largest_component_alone_stays_where_validation_gains_or_loses_nothi
     scores = Validation("abcde")
     scores.dice[:], scores.dice_of_largest[:] = [[0.8, 0.7], [0.8], [0.8], [0.8], []], [[0.9, 0.7], [0.8], [0.8], [0.7], []]
     assert scores.keeps_largest([False, True, False, True, True]) == [True, True, False, False, True]
+
+
+def test_small_single_images_go_the_fast_way_through_convolutions_and_give_the_same(monkeypatch):
+    torch.manual_seed(0)
+    network = build_network("unet", n_structures=2, width=4, levels=3, deep_supervision=False)
+    placed = CPU.place(copy.deepcopy(network))
+    batches = []
+    forward = torch.nn.Conv3d.forward
+    monkeypatch.setattr(torch.nn.Conv3d, "forward", lambda layer, image: batches.append((len(image), max(layer.kernel_size))) or forward(layer, image))
+    for count, expected in ((1, 2), (2, 2), (3, 3)):
+        image = torch.rand(count, 1, 16, 16, 16)
+        results = []
+        for one in (network, placed):
+            batches.clear()
+            logits = one(image)["logits"]
+            one.zero_grad()
+            logits.square().mean().backward()
+            results.append((logits, [parameter.grad for parameter in one.parameters()]))
+        assert {size for size, kernel in batches if kernel == 3} == {expected}
+        assert results[0][0].shape == results[1][0].shape == (count, 3, 16, 16, 16)
+        torch.testing.assert_close(results[1][0], results[0][0], rtol=1e-3, atol=1e-4)
+        for ours, plain in zip(results[1][1], results[0][1]):
+            torch.testing.assert_close(ours, plain, rtol=1e-2, atol=1e-4)
+    assert list(placed.state_dict()) == list(network.state_dict())
 
 
 def test_peak_memory_is_that_of_this_process_and_not_of_the_one_that_started_it():
