@@ -97,6 +97,12 @@ def test_three_patients_are_an_indication_without_an_interval() -> None:
     assert "CI" not in said["What works"] and "too few for an interval, n = 3" in said["What works"]
 
 
+def test_many_structures_are_named_with_what_there_is_of_intervals() -> None:
+    names = [f"rib_{number}" for number in range(9)]
+    assert "(intervals in the table)" in words(made_up({name: spread(0.9, 6) for name in names}))["What works"]
+    assert "(too few scans for intervals)" in words(made_up({name: [0.9] for name in names}))["What works"]
+
+
 def test_synthetic_is_said_in_the_verdict_and_real_is_not_called_so() -> None:
     cells = {"liver": spread(0.9, 12)}
     assert "synthetic test scans" in words(made_up(cells, synthetic=True))["Result"] and "nothing about patients" in words(made_up(cells, synthetic=True))["How sure"]
@@ -397,3 +403,9 @@ def test_dark_is_for_the_screen_only(built: Workspace, text: str, browser: Brows
         seen[media] = browser.value(ground)
     browser.call("Emulation.setEmulatedMedia", media="", features=[])
     assert seen["print"] == "rgb(255, 255, 255)" != seen["screen"]
+
+
+def test_long_names_break_behind_underscores_and_are_escaped() -> None:
+    text = "{{ name | breakable }}"
+    environment = page.template("report_scores.html.j2").environment
+    assert environment.from_string(text).render(name="portal_vein_<i>") == "portal_<wbr>vein_<wbr>&lt;i&gt;"

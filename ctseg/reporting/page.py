@@ -28,7 +28,13 @@ def template(name: str) -> jinja2.Template:
                                      trim_blocks=True, lstrip_blocks=True)
     environment.filters["commands"] = _commands
     environment.filters["term"] = term
+    environment.filters["breakable"] = _breakable
     return environment.get_template(name)
+
+
+def _breakable(name: str) -> Markup:
+    """A name that may go on in the next line behind each underscore, instead of anywhere."""
+    return Markup("_<wbr>").join(name.split("_"))
 
 
 def _commands(line: str) -> Markup:

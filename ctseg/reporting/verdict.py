@@ -111,7 +111,8 @@ def _works(scored: list[Structure]) -> str:
         return f"No structure reaches a mean Dice of {GOOD_DICE:.2f} without being missed or hallucinated somewhere."
     which = "" if len(scored) == 1 else f"All {len(good)} structures" if len(good) == len(scored) else f"{len(good)} of {plural(len(scored), 'structure')}"
     if len(good) > WITH_INTERVAL:
-        return f"{which}, mean Dice from {good[-1].mean:.3f} to {good[0].mean:.3f}: {listed([one.name for one in good], NAMED)} (intervals in the table)."
+        intervals = "intervals in the table" if any(one.ci95 for one in good) else "too few scans for intervals"
+        return f"{which}, mean Dice from {good[-1].mean:.3f} to {good[0].mean:.3f}: {listed([one.name for one in good], NAMED)} ({intervals})."
     return f"{which}{': ' if which else ''}{listed([_with_interval(one) for one in good])}."
 
 
