@@ -451,7 +451,7 @@ def test_what_of_the_guide_is_read_travels_in_the_checkpoint(tmp_path, changes):
         "arch": chosen, "structures": ["a", "b"], "preprocess": {}, "settings": settings.record(), "manifest_hash": "0", "splits_hash": "0", "epoch": 1,
         "model": network.state_dict(), "largest_component": []})
     predictor = load_predictor(tmp_path / "best_model.pth", settings.evaluate, device="cpu", build_network=build_network, file="best_model.pth")
-    inputs = inputs_of(network)
+    inputs, network = inputs_of(network), predictor.machine.place(network)
     with torch.inference_mode():
         assert torch.equal(predictor.network(*inputs)["logits"], network(*inputs)["logits"])
     assert predictor.takes_guide and predictor.network.read.tau_mm == network.read.tau_mm

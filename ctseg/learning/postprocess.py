@@ -27,28 +27,27 @@ class _Runs:
     stop: np.ndarray
     component: np.ndarray
 
-    def largest(self, value: int) -> tuple[int, np.ndarray, np.ndarray]:
-        """(largest component of a structure that is there, its components, their voxels). Ties go to the component that comes first in memory order."""
+    def components_of(self, value: int) -> tuple[np.ndarray, np.ndarray]:
+        """(components of a structure, their voxels)."""
         own = self.value == value
-        components, first = np.unique(self.component[own], return_index=True)
-        sizes = np.bincount(self.component[own], (self.stop - self.start)[own])[components]
-        order = np.lexsort((first, -sizes))
-        return int(components[order[0]]), components, sizes
+        sizes = np.bincount(self.component[own], (self.stop - self.start)[own])
+        components = np.flatnonzero(sizes)
+        return components, sizes[components]
 
 
 def keep_largest(label: np.ndarray, structures: Sequence[int]) -> np.ndarray:
-    """A copy of a label map (D, H, W) in which each of `structures` (label ids) has only its largest 26-component.
+    """A copy of a label map (D, H, W) in which each of `structures` (label ids) has lost the 26-components that are smaller than its largest.
 
-    Ties go to the component that comes first in memory order. A structure that is not there changes nothing.
+    Equals stay, so that the result does not depend on the order of the axes. A structure that is not there changes nothing.
     """
     result = label.copy()
     runs = _find_runs(label, structures)
     for value in np.unique(runs.value).tolist():
-        kept, components, _ = runs.largest(value)
-        if len(components) > 1:
-            for index in np.flatnonzero((runs.value == value) & (runs.component != kept)):
-                d, h = divmod(int(runs.line[index]), label.shape[1])
-                result[d, h, runs.start[index]:runs.stop[index]] = 0
+        components, sizes = runs.components_of(value)
+        smaller = np.isin(runs.component, components[sizes < sizes.max()])
+        for index in np.flatnonzero(smaller):
+            d, h = divmod(int(runs.line[index]), label.shape[1])
+            result[d, h, runs.start[index]:runs.stop[index]] = 0
     return result
 
 
@@ -58,7 +57,7 @@ def in_one_piece(labels: Iterable[np.ndarray], n_structures: int) -> list[bool]:
     for label in labels:
         runs = _find_runs(label, range(1, n_structures + 1))
         for value in np.unique(runs.value).tolist():
-            _, _, sizes = runs.largest(value)
+            _, sizes = runs.components_of(value)
             shown[value - 1] = True
             whole[value - 1] &= bool(sizes.max() >= (1 - CRUMBS) * sizes.sum())
     return [one and other for one, other in zip(shown, whole)]
