@@ -31,14 +31,17 @@ def structure_masks(path: Path, slices: list[Any]) -> dict[str, np.ndarray]:
     content = pydicom.dcmread(path)
     names = {int(item.ROINumber): item.ROIName for item in content.StructureSetROISequence}
     shape = (len(slices), int(slices[0].Rows), int(slices[0].Columns))
+    numbers = {header.SOPInstanceUID: d for d, header in enumerate(slices)}
+    corners = [np.array(header.ImagePositionPatient, float) for header in slices]
+    directions = [np.array(header.ImageOrientationPatient, float).reshape(2, 3) for header in slices]
+    spacings = [tuple(float(value) for value in header.PixelSpacing) for header in slices]
     masks = {}
     for item in content.ROIContourSequence:
         parity = np.zeros(shape, dtype=int)
         for contour in item.get("ContourSequence") or []:
-            (d,) = [d for d, header in enumerate(slices) if header.SOPInstanceUID == contour.ContourImageSequence[0].ReferencedSOPInstanceUID]
-            points = np.array(contour.ContourData, float).reshape(-1, 3) - np.array(slices[d].ImagePositionPatient, float)
-            row, column = np.array(slices[d].ImageOrientationPatient, float).reshape(2, 3)
-            down, right = (float(value) for value in slices[d].PixelSpacing)
+            d = numbers[contour.ContourImageSequence[0].ReferencedSOPInstanceUID]
+            points = np.array(contour.ContourData, float).reshape(-1, 3) - corners[d]
+            (row, column), (down, right) = directions[d], spacings[d]
             assert np.abs(points @ np.cross(row, column)).max() < 1e-3
             polygon = np.column_stack([points @ row / right, points @ column / down])
             left, top = np.maximum(np.floor(polygon.min(axis=0)).astype(int), 0)
