@@ -376,7 +376,7 @@ def test_the_largest_component_alone_stays_where_validation_gains_or_loses_nothi
 def test_small_single_images_go_the_fast_way_through_convolutions_and_give_the_same(monkeypatch):
     torch.manual_seed(0)
     network = build_network("unet", n_structures=2, width=4, levels=3, deep_supervision=False)
-    placed = CPU.place(copy.deepcopy(network))
+    placed = CPU.place(CPU.place(copy.deepcopy(network)))  # twice, as a network that is used again
     batches = []
     forward = torch.nn.Conv3d.forward
     monkeypatch.setattr(torch.nn.Conv3d, "forward", lambda layer, image: batches.append((len(image), max(layer.kernel_size))) or forward(layer, image))

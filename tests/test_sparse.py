@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ctseg.scans.sparse import EDGE, SparseVolume, in_blocks, whole
+from ctseg.scans.sparse import EDGE, SparseVolume, from_blocks, in_blocks
 
 
 def random_part(rng: np.random.Generator, shape: tuple[int, ...]) -> tuple[tuple[slice, ...], np.ndarray]:
@@ -44,9 +44,9 @@ def test_what_was_added_is_there_in_every_box(shape):
 
 def test_the_ends_of_a_volume_need_no_whole_blocks():
     array = np.arange(5 * 6 * 7, dtype=np.float32).reshape(5, 6, 7)
-    parts = in_blocks(array, fill=-1)
-    assert parts.shape == (2, 2, 2, EDGE, EDGE, EDGE) and parts[1, 1, 1, 1, 2, 3] == -1
-    assert np.array_equal(whole(parts, array.shape), array)
+    parts = in_blocks(array)
+    assert parts.shape == (2, 2, 2, EDGE, EDGE, EDGE) and parts[1, 1, 1, 1, 2, 3] == 0 and parts.sum() == array.sum()
+    assert np.array_equal(from_blocks(parts, array.shape), array)
 
 
 def test_only_blocks_that_reach_the_least_value_are_stored_and_those_keep_everything():

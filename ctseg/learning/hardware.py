@@ -67,7 +67,8 @@ def _avoid_slow_convolutions(network: nn.Module) -> None:
         return output[:1] if layer.doubled else None
 
     for layer in network.modules():
-        if isinstance(layer, nn.Conv3d) and layer.groups == 1 and max(layer.kernel_size) == 3:
+        if isinstance(layer, nn.Conv3d) and layer.groups == 1 and max(layer.kernel_size) == 3 and not hasattr(layer, "doubled"):  # placed before
+            layer.doubled = False  # type: ignore[assignment]
             layer.register_forward_pre_hook(double)
             layer.register_forward_hook(halve)
 

@@ -112,10 +112,10 @@ def predict_shares(network: torch.nn.Module, sight: Sight, windows: Windows, mac
         return result
     network.eval()
     views = [Shares(windows.n_classes, sight.image.shape) for _ in range(count_views(network, windows))]
-    weight, weights = _blending(sight, windows)
+    seen, weight, weights = _blending(sight, windows)
     unseen = weights == 0
     with torch.no_grad():
-        for place, number, values in _seen_windows(network, sight, windows, machine, None):
+        for place, number, values in _predictions(network, sight, seen, windows, machine, None):
             views[number].add(place, values, weight / weights[place])
     for view in views:
         view.fill_background(unseen)
@@ -150,44 +150,33 @@ def _one_pass(network: torch.nn.Module, sight: Sight, windows: Windows, machine:
               running: tuple[int, torch.Tensor | None] | None) -> torch.Tensor:
     """The stitched probabilities of one pass. running: (pass number, context of the whole canvas (S, D, H, W)), None for networks without."""
     total = np.zeros((windows.n_classes, *sight.image.shape), dtype=np.float32)
-    weight, weights = _blending(sight, windows)
+    seen, weight, weights = _blending(sight, windows)
     views = 1 if windows.swaps is None else 2
-    for place, _, values in _seen_windows(network, sight, windows, machine, running):
+    for place, _, values in _predictions(network, sight, seen, windows, machine, running):
         total[(slice(None), *place)] += values * (weight / (views * weights[place]))
     total[0] += weights == 0
     return torch.from_numpy(total)
 
 
-def _places(sight: Sight, windows: Windows) -> list[tuple[slice, ...]]:
-    """The windows of a canvas that see more than air."""
+def _blending(sight: Sight, windows: Windows) -> tuple[list[tuple[slice, ...]], np.ndarray, np.ndarray]:
+    """(the windows that see more than air, (d, h, w) weights of a window, (D, H, W) their sum over these windows; 0 where none looks)."""
     image = sight.image
-    size = _size(sight, windows)
+    size: tuple[int, int, int] = tuple(min(p, n) for p, n in zip(windows.patch_size, image.shape))  # type: ignore[assignment]
     starts = itertools.product(*(window_starts(n, p, windows.overlap) for n, p in zip(image.shape, size)))
     places = [tuple(slice(s, s + p) for s, p in zip(start, size)) for start in starts]
-    return [place for place in places if float(image[place].max()) >= AIR]
-
-
-def _size(sight: Sight, windows: Windows) -> tuple[int, int, int]:
-    d, h, w = (min(p, n) for p, n in zip(windows.patch_size, sight.image.shape))
-    return d, h, w
-
-
-def _blending(sight: Sight, windows: Windows) -> tuple[np.ndarray, np.ndarray]:
-    """((d, h, w) weights of a window, (D, H, W) their sum over all of them; 0 where none looks)."""
-    weight = gaussian_weight(_size(sight, windows)).numpy()
-    total = np.zeros(sight.image.shape, dtype=np.float32)
-    for place in _places(sight, windows):
+    seen = [place for place in places if float(image[place].max()) >= AIR]
+    weight, total = gaussian_weight(size).numpy(), np.zeros(image.shape, dtype=np.float32)
+    for place in seen:
         total[place] += weight
-    return weight, total
+    return seen, weight, total
 
 
-def _seen_windows(network: torch.nn.Module, sight: Sight, windows: Windows, machine: Machine,
-                  running: tuple[int, torch.Tensor | None] | None) -> Iterator[tuple[tuple[slice, ...], int, np.ndarray]]:
-    """(place, number of the view, probabilities (S+1, d, h, w)) of every window that sees more than air.
+def _predictions(network: torch.nn.Module, sight: Sight, seen: Sequence[tuple[slice, ...]], windows: Windows, machine: Machine,
+                 running: tuple[int, torch.Tensor | None] | None) -> Iterator[tuple[tuple[slice, ...], int, np.ndarray]]:
+    """(place, number of the view, probabilities (S+1, d, h, w)) of every window of `seen`.
 
     View 0 is the window as it is; with swaps, view 1 is its mirror image, put back. One after the other: those of many structures are large.
     """
-    seen = _places(sight, windows)
     for first in range(0, len(seen), windows.batch_size):
         chosen = seen[first:first + windows.batch_size]
         for number, swaps in enumerate([None] if windows.swaps is None else [None, windows.swaps]):

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from ctseg.scans.sparse import Box, SparseVolume, in_blocks, whole
+from ctseg.scans.sparse import Box, SparseVolume, extent, from_blocks, in_blocks
 
 LEAST = 1e-4  # probabilities below this are 0 in blocks that hold no higher ones: no surface lies there, and no structure can win with it
 
@@ -59,24 +59,22 @@ class Shares:
 
     def fill_background(self, unseen: np.ndarray) -> None:
         """Make background certain where no window looked. unseen: bool (D, H, W)."""
-        self._of(0).add([slice(0, n) for n in self.shape], unseen.astype(np.float32))
+        if unseen.any():
+            self._of(0).add([slice(0, n) for n in self.shape], unseen.astype(np.float32))
 
     def numbers(self) -> list[int]:
         """The structures that have any voxels at all, without background."""
         return sorted(number for number, part in self._parts.items() if number and part.stored)
 
-    def box(self, number: int) -> Box | None:
-        """The box outside which a class has nothing, None where it has nothing at all."""
-        return self._parts[number].box if number in self._parts else None
-
     def part(self, number: int) -> tuple[Box, np.ndarray] | None:
         """(its box, float32 values in it) of a class, None where it has nothing."""
-        box = self.box(number)
-        return None if box is None else (box, self._parts[number].dense(box))
+        held = self._parts.get(number)
+        box = None if held is None else held.box
+        return None if held is None or box is None else (box, held.dense(box))
 
     def whole(self, number: int) -> np.ndarray:
         """(D, H, W) float32 of one class."""
-        return self._of(number).dense()
+        return self._parts[number].dense() if number in self._parts else np.zeros(self.shape, dtype=np.float32)
 
     def leading(self) -> np.ndarray:
         """(D, H, W) float32: the highest probability of any class, background too."""
@@ -84,22 +82,24 @@ class Shares:
         for number in self.numbers():
             stored, values = self._parts[number].blocks()
             best[stored] = np.maximum(best[stored], values)
-        return whole(best, self.shape)
+        return from_blocks(best, self.shape)
 
     def region(self, number: int, least: float, *, margin: int = 0) -> tuple[tuple[int, int, int], tuple[int, int, int]] | None:
         """(first voxel, shape) of the part of the canvas where a class has at least `least`, `margin` voxels wider; None where it never has."""
         found = self.part(number)
         if found is None or not (hits := found[1] >= least).any():
             return None
-        inner = _extent(hits)
+        inner = extent(hits)
         d, h, w = ((max(0, held.start + part.start - margin), min(size, held.start + part.stop + margin)) for held, part, size in zip(found[0], inner, self.shape))
         return (d[0], h[0], w[0]), (d[1] - d[0], h[1] - h[0], w[1] - w[0])
 
     def cut(self, number: int, region: tuple[tuple[int, int, int], tuple[int, int, int]]) -> np.ndarray:
         """A class's values in a region (first voxel, shape) of the canvas, 0 where it has none."""
         start, shape = region
+        if number not in self._parts:
+            return np.zeros(shape, dtype=np.float32)
         d, h, w = (slice(s, s + n) for s, n in zip(start, shape))
-        return self._of(number).dense((d, h, w))
+        return self._parts[number].dense((d, h, w))
 
     def label(self) -> np.ndarray:
         """(D, H, W) number of the class with most weight; ties go to the lower number."""
@@ -111,17 +111,10 @@ class Shares:
             wins = values > before
             best[stored] = np.where(wins, values, before)
             winners[stored] = np.where(wins, winners.dtype.type(number), winners[stored])
-        return whole(winners, self.shape)
+        return from_blocks(winners, self.shape)
 
     def _of(self, number: int) -> SparseVolume:
         """The volume of a class; a new one where it has none yet."""
         if number not in self._parts:
             self._parts[number] = SparseVolume(self.shape)
         return self._parts[number]
-
-
-def _extent(hits: np.ndarray) -> Box:
-    """The smallest box that holds all hits, of which there are some."""
-    d, h, w = ((int(places[0]), int(places[-1]) + 1) for axis in range(3)
-               if len(places := np.flatnonzero(hits.any(axis=tuple(other for other in range(3) if other != axis)))))
-    return slice(*d), slice(*h), slice(*w)

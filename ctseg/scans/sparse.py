@@ -31,13 +31,10 @@ class SparseVolume:
     @property
     def box(self) -> Box | None:
         """The smallest box of whole blocks that holds everything, None when there is nothing."""
-        held = []
-        for axis, size in enumerate(self.shape):
-            places = np.flatnonzero(self._table.any(axis=tuple(other for other in range(3) if other != axis)))
-            if not len(places):
-                return None
-            held.append(slice(int(places[0]) * EDGE, min(size, (int(places[-1]) + 1) * EDGE)))
-        return held[0], held[1], held[2]
+        if not self.stored:
+            return None
+        d, h, w = (slice(part.start * EDGE, min(size, part.stop * EDGE)) for part, size in zip(extent(self._table > 0), self.shape))
+        return d, h, w
 
     def add(self, place: Sequence[slice], values: np.ndarray, weight: np.ndarray | None = None, *, least: float = 0.0) -> None:
         """Add `values` (d, h, w), not negative, times `weight` (d, h, w), at `place`. New blocks only where some value reaches `least`."""
@@ -95,12 +92,18 @@ class SparseVolume:
         self._used += count
 
 
-def in_blocks(array: np.ndarray, *, fill: float = 0) -> np.ndarray:
-    """(nd, nh, nw, EDGE, EDGE, EDGE) of a copy of an array (D, H, W) with `fill` behind its ends."""
-    return _in_blocks(np.pad(array, [(0, -n % EDGE) for n in array.shape], constant_values=fill))
+def extent(hits: np.ndarray) -> Box:
+    """The smallest box that holds all hits of a bool array (D, H, W), of which there are some."""
+    d, h, w = (np.flatnonzero(hits.any(axis=axes)) for axes in ((1, 2), (0, 2), (0, 1)))
+    return slice(int(d[0]), int(d[-1]) + 1), slice(int(h[0]), int(h[-1]) + 1), slice(int(w[0]), int(w[-1]) + 1)
 
 
-def whole(blocks: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+def in_blocks(array: np.ndarray) -> np.ndarray:
+    """(nd, nh, nw, EDGE, EDGE, EDGE) of a copy of an array (D, H, W) with zeros behind its ends."""
+    return _in_blocks(np.pad(array, [(0, -n % EDGE) for n in array.shape]))
+
+
+def from_blocks(blocks: np.ndarray, shape: Sequence[int]) -> np.ndarray:
     """(D, H, W) of blocks as `in_blocks` gives them."""
     nd, nh, nw = blocks.shape[:3]
     return np.ascontiguousarray(blocks.transpose(0, 3, 1, 4, 2, 5).reshape(nd * EDGE, nh * EDGE, nw * EDGE)[tuple(slice(0, n) for n in shape)])
