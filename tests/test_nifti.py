@@ -269,6 +269,7 @@ BAD_HEADERS = {
     "spacing negative": ("SPACING_NEGATIVE", _change(**NO_FORMS, pixdim=[1, -2, 2, 2, 0, 0, 0, 0])),
     "spacing NaN": ("SPACING_NONFINITE", _change(**NO_FORMS, pixdim=[1, np.nan, 2, 2, 0, 0, 0, 0])),
     "no forms": ("AFFINE_UNKNOWN", _change(**NO_FORMS)),
+    "far away": ("POSITION_IMPLAUSIBLE", _change(qform_code=0, srow_x=[2, 0, 0, 1e30])),
     "sform rows 0": ("AFFINE_SINGULAR", _change(qform_code=0, srow_x=[0] * 4, srow_y=[0] * 4, srow_z=[0] * 4)),
     "sform NaN": ("SPACING_NONFINITE", _change(qform_code=0, srow_x=[np.nan] * 4)),
     "sform parallel axes": ("AFFINE_SINGULAR", _change(qform_code=0, srow_x=[2, 2, 0, 0], srow_y=[1, 1, 0, 0])),

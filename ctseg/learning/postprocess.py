@@ -1,4 +1,4 @@
-"""Largest component per structure, where the validation cases say that it helps, or that it does no harm to what is one piece in every reference.
+"""Largest component per structure, where the validation cases say that it helps, or that it does no harm to what is one piece in the training references.
 
 Components are found on runs of equal voxels along W, for all structures at once: memory and time follow the surface of the structures, not
 their number or the boxes that a stray voxel makes large.

@@ -55,5 +55,5 @@ class Validation:
 
     def keeps_largest(self, in_one_piece: Sequence[bool]) -> list[bool]:
         """Whether of each structure only the largest component should stay: where that scores higher than everything that was predicted,
-        or just as high and the structure is in one piece in every training reference."""
+        or just as high and the structure is in one piece in the training references."""
         return [sum(one) > sum(everything) or (whole and sum(one) == sum(everything)) for one, everything, whole in zip(self.dice_of_largest, self.dice, in_one_piece)]

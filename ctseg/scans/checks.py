@@ -16,6 +16,7 @@ from ctseg.scans.volume import AIR_HU, Grid
 
 MEMORY_LIMIT_BYTES = 4 << 30  # for one scan as stored plus as float32; 512 x 512 x 2700 in 16 bits
 SPACING_RANGE_MM = (0.1, 20.0)
+FARTHEST_MM = 100_000.0  # of the first voxel from the origin: beyond it a NIfTI's float32 no longer holds 0.01 mm
 SMALLEST_VOXELS = 8  # per axis
 SMALLEST_EXTENT_MM = 10.0  # per axis; shorter than any structure we segment with its surroundings
 SHEAR_DEGREES = 0.1  # axes closer to a right angle than this count as orthogonal
@@ -105,6 +106,8 @@ def check_affine(affine: np.ndarray, path: Path | str) -> list[Finding]:
     if norms.min() < low or norms.max() > high:
         text = " x ".join(f"{n:.4g}" for n in norms)
         raise refuse("SPACING_IMPLAUSIBLE", f"voxels of {text} mm; {low} to {high} mm is allowed", "correct the voxel size", path)
+    if np.abs(affine[:3, 3]).max() > FARTHEST_MM:
+        raise refuse("POSITION_IMPLAUSIBLE", f"the first voxel lies {np.abs(affine[:3, 3]).max():.3g} mm from the origin; {FARTHEST_MM:.0f} mm is allowed", "export the scan again", path)
     shear = shear_degrees(affine)
     if shear > SHEAR_DEGREES:
         return [Finding("WARN", "AFFINE_SHEAR", f"axes are {shear:.2f} degrees off the right angle; resampling uses the full affine", file=str(path))]
