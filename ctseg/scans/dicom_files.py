@@ -32,7 +32,8 @@ SMALLEST_SLICES = 4  # fewer slices are a scout or a sample, not a volume
 # What a SEG or RTSTRUCT takes over from its series: what an archive needs to file it with the patient, and nothing else.
 PATIENT_AND_STUDY = ("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "StudyInstanceUID", "StudyDate", "StudyTime", "StudyID", "AccessionNumber", "ReferringPhysicianName")
 ENHANCED_CT = (EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage)
-_TAGS = ["SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "Modality", "PatientID", "ImageType", "NumberOfFrames", "Rows"]
+NO_PATIENT = canonical_hash("")[:16]  # the patient_key of files without a patient id
+_TAGS = ["SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "Modality", "PatientID", "ImageType", "NumberOfFrames", "ImagePositionPatient", "Rows"]
 
 
 @contextlib.contextmanager
@@ -67,7 +68,7 @@ def guard(path: Path) -> Iterator[None]:
 class SeriesInfo:
     """One series of a folder, from headers alone. n_slices counts the frames of a multi-frame CT and no localizers.
     patient_key: a hash that is equal for files of one patient. uid: empty where anonymisation took it away.
-    instances: the SOP instance UIDs of its files, as far as they have one."""
+    slices: (position, SOP instance UID) of its files as they are written."""
 
     uid: str
     modality: str
@@ -75,7 +76,7 @@ class SeriesInfo:
     files: tuple[Path, ...]
     n_slices: int
     patient_key: str
-    instances: frozenset[str] = frozenset()
+    slices: frozenset[tuple[str, str]] = frozenset()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,8 +84,8 @@ class _Identity:
     uid: str
     modality: str
     patient_key: str
-    instance: str
     slices: int  # 0: a localizer
+    place: tuple[str, str]  # position, SOP instance UID
 
 
 @dataclasses.dataclass
@@ -119,7 +120,7 @@ def find(folder: Path) -> Found:
                 groups.setdefault(key, []).append((path, identity))
     found.series = [
         SeriesInfo(uid, modality, where, tuple(path for path, _ in files), sum(one.slices for _, one in files), patient,
-                   frozenset(one.instance for _, one in files if one.instance))
+                   frozenset(one.place for _, one in files))
         for (where, uid, modality, patient), files in sorted(groups.items())
     ]
     return found
@@ -144,11 +145,14 @@ def choose(folder: Path, uid: str | None) -> tuple[SeriesInfo, int]:
     if not wanted and uid is not None and not any(info.uid == uid for info in series):
         raise refuse("FILE_MISSING", "the chosen series is not in the folder", "choose a series that is there", folder)
     if not wanted:
-        kinds = ", ".join(sorted({_word(info.modality) for info in series}))
+        kinds = ", ".join(sorted({word(info.modality) for info in series}))
         raise refuse("NOT_CT", f"modality {kinds} instead of CT", "give a CT series", folder)
     if len({info.patient_key for info in wanted}) > 1:
         raise refuse("MULTI_PATIENT", "the folder holds slices of more than one patient", "keep one patient per folder", folder)
-    joined = join(wanted)
+    by_uid: dict[str, list[SeriesInfo]] = {}
+    for info in wanted:
+        by_uid.setdefault(info.uid, []).append(info)
+    joined = [_joined(same) for same in by_uid.values()]
     volumes = [info for info in joined if info.n_slices >= SMALLEST_SLICES] or joined
     if len(volumes) > 1:
         counts = ", ".join(str(info.n_slices) for info in volumes)
@@ -178,7 +182,7 @@ def drawn_on(folder: Path, series_uid: str | None, *, frames: Collection[Any], s
 def modality_of(path: Path) -> str:
     """The modality that a DICOM file states, as a code string ("CT", "SEG"). Raises CaseError for a file that is none."""
     with guard(path):
-        return _word(str(read_header(path, ["Modality"]).get("Modality", "")))
+        return word(str(read_header(path, ["Modality"]).get("Modality", "")))
 
 
 def is_localizer(header: Any) -> bool:
@@ -206,8 +210,8 @@ def _identity(path: Path) -> _Identity | None:
             raise refuse("DICOM_TRUNCATED", "the header ends before the series is named", "copy or export the file again", path)
         patient = canonical_hash(str(header.get("PatientID", "")))[:16]
         frames = max(1, int(header.get("NumberOfFrames") or 1)) if sop_class in ENHANCED_CT else 1
-        uid, instance = (str(header.get(keyword) or "") for keyword in ("SeriesInstanceUID", "SOPInstanceUID"))
-        return _Identity(uid, str(header.get("Modality", "")), patient, instance, 0 if is_localizer(header) else frames)
+        uid, instance, position = (str(header.get(keyword) or "") for keyword in ("SeriesInstanceUID", "SOPInstanceUID", "ImagePositionPatient"))
+        return _Identity(uid, str(header.get("Modality", "")), patient, 0 if is_localizer(header) else frames, (position, instance))
 
 
 def is_dicom(path: Path) -> bool:
@@ -227,22 +231,30 @@ def is_dicom(path: Path) -> bool:
         raise refuse("PERMISSION", "the file may not be read", "change the permissions of the file", path) from None
 
 
-def join(parts: list[SeriesInfo]) -> list[SeriesInfo]:
-    """One entry per UID, for series whose files lie in several folders; its folder holds all of them."""
-    merged: dict[str, list[SeriesInfo]] = {}
-    for info in parts:
-        merged.setdefault(info.uid, []).append(info)
-    return [_joined(same) for same in merged.values()]
+def join_parts(series: list[SeriesInfo]) -> list[SeriesInfo]:
+    """The series, those in one whose slices are spread over several folders. What has one UID without being parts of one
+    scan stays apart: copies, other patients, other slices in the same place (UIDs that anonymisation made equal)."""
+    merged: dict[tuple[str, str], list[SeriesInfo]] = {}
+    for info in series:
+        merged.setdefault((info.uid or str(info.folder), info.patient_key), []).append(info)
+    return [info for same in merged.values() for info in ([_joined(same)] if _are_parts(same) else same)]
+
+
+def _are_parts(same: list[SeriesInfo]) -> bool:
+    slices = frozenset().union(*(info.slices for info in same))
+    copies = all(info.slices == slices for info in same[1:])
+    return len(same) == 1 or (not copies and len({place for place, _ in slices}) == len(slices))
 
 
 def _joined(same: list[SeriesInfo]) -> SeriesInfo:
+    """One entry for parts in several folders; its folder holds all of them."""
     if len(same) == 1:
         return same[0]
     return dataclasses.replace(
         same[0], folder=Path(os.path.commonpath([info.folder for info in same])), files=tuple(path for info in same for path in info.files),
-        n_slices=sum(info.n_slices for info in same), instances=frozenset().union(*(info.instances for info in same)))
+        n_slices=sum(info.n_slices for info in same), slices=frozenset().union(*(info.slices for info in same)))
 
 
-def _word(text: str) -> str:
+def word(text: str) -> str:
     """A modality as it may be printed: DICOM code strings only."""
     return text if text.isascii() and text.replace("_", "").isalnum() and len(text) <= 16 else "unknown"

@@ -68,4 +68,4 @@ def _within(path: str, folder: str) -> bool:
 
 def _walked(path: str, root: str) -> bool:
     """Whether a walk from `root` comes to a real folder without any link."""
-    return _within(path, root) and not any(hidden(part) for part in os.path.relpath(path, root).split(os.sep))
+    return _within(path, root) and not any(hidden(part) for part in Path(os.path.relpath(path, root)).parts)
