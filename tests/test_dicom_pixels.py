@@ -93,6 +93,28 @@ def test_a_missing_decoder_is_named(series, syntax, monkeypatch):
     assert NEEDS[syntax][1] in listed and "pylibjpeg-libjpeg" not in listed
 
 
+@pytest.mark.parametrize("name", ["JPEG-lossy.dcm", "JPGExtended.dcm"])
+def test_jpeg_extended_of_12_bits_is_decoded(name):
+    """pydicom's own test files, which none of its decoders here takes; the two values are those that libjpeg gives."""
+    needs("python-gdcm")
+    from pydicom.data import get_testdata_file
+
+    path = Path(get_testdata_file(name, download=False) or pytest.skip("pydicom came without its test files"))
+    values = stored(path)
+    assert values.shape == (1024, 256) and values.dtype == np.uint16 and (values[420, 140], values[230, 120]) == (244, 95)
+
+
+@pytest.mark.parametrize(("syntax", "text"), [("1.2.840.10008.1.2.4.53", "Spectral Selection"), ("1.2.840.10008.1.2.4.55", "Full Progression"), ("1.2.840.113619.5.2", "113619")])
+def test_what_nothing_decodes_gets_no_remedy_that_cannot_help(series, syntax, text):
+    path = series / "slice_0004.dcm"
+    content = pydicom.dcmread(path)
+    content.file_meta.TransferSyntaxUID = uid.UID(syntax)
+    content.PixelData = pydicom.encaps.encapsulate([b"\xff\xd8" + b"x" * 100])
+    with pytest.raises(CaseError) as caught, Decoder() as decoder:
+        list(decoder.frames(content, path))
+    assert caught.value.code == "CODEC_MISSING" and text in caught.value.cause and "pip install" not in caught.value.fix
+
+
 def test_which_decoder_is_chosen(monkeypatch):
     def with_installed(*names: str) -> str | None:
         monkeypatch.setattr(dicom_pixels, "installed", lambda _: names)

@@ -2,6 +2,7 @@
 
 Started by `dicom_pixels`, never imported. Reads one JSON list, [path of a DICOM file, decoder], per line; answers each with
 one line {"dtype", "shape"} and the raw pixels per frame, then {"end": true}; or {"error": type of the exception} instead.
+The decoder is one of pydicom's, or "gdcm-file": GDCM by itself, which decodes JPEG of 12 bits that pydicom does not ask it for.
 """
 
 from __future__ import annotations
@@ -9,6 +10,22 @@ from __future__ import annotations
 import json
 import sys
 import warnings
+from collections.abc import Iterator
+from typing import Any
+
+
+def gdcm_frames(path: str) -> Iterator[Any]:
+    """The frames (H, W) of a file in 16 bits, as GDCM reads it. ValueError when it does not."""
+    import gdcm
+    import numpy as np
+
+    reader = gdcm.ImageReader()
+    reader.SetFileName(path)
+    if not reader.Read():
+        raise ValueError("not read")
+    image = reader.GetImage()
+    kind = {"UINT16": "<u2", "INT16": "<i2"}[image.GetPixelFormat().GetScalarTypeAsString()]
+    yield from np.frombuffer(image.GetBuffer().encode("utf-8", "surrogateescape"), kind).reshape(-1, image.GetDimension(1), image.GetDimension(0))
 
 
 def main() -> None:
@@ -21,7 +38,7 @@ def main() -> None:
     for line in sys.stdin:
         try:
             path, plugin = json.loads(line)
-            for frame in iter_pixels(path, raw=True, decoding_plugin=plugin):
+            for frame in gdcm_frames(path) if plugin == "gdcm-file" else iter_pixels(path, raw=True, decoding_plugin=plugin):
                 stored = np.ascontiguousarray(frame)
                 stored = stored.astype(stored.dtype.newbyteorder("<"), copy=False)
                 answers.write(json.dumps({"dtype": stored.dtype.str, "shape": stored.shape}).encode() + b"\n" + stored.tobytes())

@@ -33,7 +33,8 @@ SMALLEST_SLICES = 4  # fewer slices are a scout or a sample, not a volume
 PATIENT_AND_STUDY = ("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "StudyInstanceUID", "StudyDate", "StudyTime", "StudyID", "AccessionNumber", "ReferringPhysicianName")
 ENHANCED_CT = (EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage)
 NO_PATIENT = canonical_hash("")[:16]  # the patient_key of files without a patient id
-_TAGS = ["SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "Modality", "PatientID", "ImageType", "NumberOfFrames", "ImagePositionPatient", "Rows"]
+_TAGS = ["SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "Modality", "PatientID", "ImageType", "NumberOfFrames",
+         "StudyInstanceUID", "ImagePositionPatient", "Rows"]
 
 
 @contextlib.contextmanager
@@ -68,7 +69,7 @@ def guard(path: Path) -> Iterator[None]:
 class SeriesInfo:
     """One series of a folder, from headers alone. n_slices counts the frames of a multi-frame CT and no localizers.
     patient_key: a hash that is equal for files of one patient. uid: empty where anonymisation took it away.
-    slices: (position, SOP instance UID) of its files as they are written."""
+    slices: (position, SOP instance UID) of its files as they are written. study: the study's UID, of its first file."""
 
     uid: str
     modality: str
@@ -77,6 +78,7 @@ class SeriesInfo:
     n_slices: int
     patient_key: str
     slices: frozenset[tuple[str, str]] = frozenset()
+    study: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +88,7 @@ class _Identity:
     patient_key: str
     slices: int  # 0: a localizer
     place: tuple[str, str]  # position, SOP instance UID
+    study: str
 
 
 @dataclasses.dataclass
@@ -120,7 +123,7 @@ def find(folder: Path) -> Found:
                 groups.setdefault(key, []).append((path, identity))
     found.series = [
         SeriesInfo(uid, modality, where, tuple(path for path, _ in files), sum(one.slices for _, one in files), patient,
-                   frozenset(one.place for _, one in files))
+                   frozenset(one.place for _, one in files), files[0][1].study)
         for (where, uid, modality, patient), files in sorted(groups.items())
     ]
     return found
@@ -175,7 +178,7 @@ def drawn_on(folder: Path, series_uid: str | None, *, frames: Collection[Any], s
     """Whether labels belong to the one series in `folder` (or the named one), by the frames of reference and series UIDs they name."""
     chosen, _ = choose(folder, series_uid)
     first = read_header(chosen.files[0], ["FrameOfReferenceUID", "SeriesInstanceUID"])
-    return any(own and own in named for own, named in ((first.get("FrameOfReferenceUID"), frames), (first.get("SeriesInstanceUID"), series)))
+    return first.get("FrameOfReferenceUID", "") in {str(uid) for uid in frames if uid} or first.SeriesInstanceUID in series
 
 
 @private()
@@ -210,8 +213,8 @@ def _identity(path: Path) -> _Identity | None:
             raise refuse("DICOM_TRUNCATED", "the header ends before the series is named", "copy or export the file again", path)
         patient = canonical_hash(str(header.get("PatientID", "")))[:16]
         frames = max(1, int(header.get("NumberOfFrames") or 1)) if sop_class in ENHANCED_CT else 1
-        uid, instance, position = (str(header.get(keyword) or "") for keyword in ("SeriesInstanceUID", "SOPInstanceUID", "ImagePositionPatient"))
-        return _Identity(uid, str(header.get("Modality", "")), patient, 0 if is_localizer(header) else frames, (position, instance))
+        uid, instance, position, study = (str(header.get(tag) or "") for tag in ("SeriesInstanceUID", "SOPInstanceUID", "ImagePositionPatient", "StudyInstanceUID"))
+        return _Identity(uid, str(header.get("Modality", "")), patient, 0 if is_localizer(header) else frames, (position, instance), study)
 
 
 def is_dicom(path: Path) -> bool:

@@ -21,6 +21,7 @@ from pydicom.uid import (
     UID,
     HTJ2KLossless,
     JPEG2000Lossless,
+    JPEGBaseline8Bit,
     JPEGExtended12Bit,
     JPEGLossless,
     JPEGLosslessSV1,
@@ -116,16 +117,23 @@ def _plugin(content: Any, path: Path) -> str:
     pixels = content.get("PixelData")
     if pixels is None:
         raise refuse("DICOM_TRUNCATED", "the file ends before its pixels", _AGAIN, path)
+    if syntax.type != "Transfer Syntax":  # a vendor's own
+        raise refuse("CODEC_MISSING", f"stored in a transfer syntax that is not of the standard ({syntax if syntax.is_valid else 'no UID'})", "export the series uncompressed", path)
     if not syntax.is_compressed or syntax.is_deflated:
         frames = int(content.get("NumberOfFrames") or 1)
         need = (int(content.Rows) * int(content.Columns) * frames * int(content.BitsAllocated) + 7) // 8
         if len(pixels) < need:
             raise refuse("DICOM_TRUNCATED", f"{len(pixels)} of {need} bytes of pixels", _AGAIN, path)
         return ""
-    plugin = decoder_for(syntax)
+    if syntax == JPEGExtended12Bit and int(content.get("BitsStored") or 0) > 8:
+        plugin = "gdcm-file" if "gdcm" in installed(syntax) else None  # of pydicom's decoders none takes it
+    else:
+        plugin = decoder_for(syntax)
     if plugin is None:
         package = _PACKAGES.get(_PREFERRED.get(syntax, ""), "")
         needed = f" (it needs {package})" if package else ""
+        if syntax not in (*_PREFERRED, JPEGBaseline8Bit):
+            raise refuse("CODEC_MISSING", f"compressed as {syntax.name}, which nothing here decodes", "export the series uncompressed", path)
         raise refuse("CODEC_MISSING", f"compressed as {syntax.name}", f"run `pip install -r requirements-dicom.txt`{needed}, or export uncompressed", path)
     return plugin
 

@@ -45,14 +45,16 @@ def walk(root: Path, not_entered: dict[Path, str] | None = None) -> Iterator[tup
         skipped |= {folder / name: HIDDEN for name in inner[True] if hidden(name)}
         names = [name for name in inner[True] if not hidden(name)]
         yield folder, names, inner[False]
-        for path in (folder / name for name in reversed(names)):
+        entered = []
+        for path in (folder / name for name in names):
             real = os.path.realpath(path)
             if path.is_symlink() or not _within(real, real_root):
                 if real in reached or _within(real_root, real) or _walked(real, real_root):
                     skipped[path] = TWICE
                     continue
                 reached.add(real)
-            waiting.append(path)
+            entered.append(path)
+        waiting += reversed(entered)
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

@@ -1,6 +1,6 @@
 """Which scans lie at a path that somebody typed: volume files, DICOM CT series, folders of either at any depth.
 
-Whatever a search leaves out it says: as a NOTE where no scan is lost (labels, scouts, other series of a patient whose CT is
+Whatever a search leaves out it says: as a NOTE where no scan is lost (labels, scouts, other series of a study whose CT is
 there), else as an ERROR. docs/decisions/013-finding-scans.md has the reasons.
 """
 
@@ -51,7 +51,7 @@ def search(path: Path, *, option: str = "--input") -> tuple[dict[str, ImageSourc
 
     if path.is_file():
         if dicom_files.is_dicom(path):
-            raise UsageError("BAD_OPTION", f"'{path.name}' after {option} is one file of a DICOM series", "give the folder that holds the series", file=path.name)
+            raise UsageError("BAD_OPTION", f"'{path.name}' after {option} is a single DICOM file", "give the folder that holds the series", file=path.name)
         return {volume_files.stem_of(path, detached=True) or path.stem: gathering.image_source(path)}, []
     if not path.is_dir():
         raise PreconditionError("NO_DATA", f"'{path}' after {option} does not exist", "check the path", file=path.name)
@@ -61,7 +61,7 @@ def search(path: Path, *, option: str = "--input") -> tuple[dict[str, ImageSourc
     files, rest = _volume_scans(path, found.others, out)
     scans = _named(path, files, series)
     _lost_files(found, rest, [source.path for source in scans.values() if source.format == "dicom"], out)
-    _lost_folders(path, scans, out)
+    _empty_folders(path, found, out)
     findings = out.findings(found.not_entered)
     if not scans:
         lost = next((f"; {finding.case}: {finding.cause}" for finding in findings if finding.severity == "ERROR"), "")
@@ -75,26 +75,34 @@ class _LeftOut:
 
     def __init__(self, root: Path):
         self.root = root
-        self.counts: dict[str, Counter[str]] = {}
+        self.counts: Counter[tuple[str, str]] = Counter()  # (code, kind)
+        self.first: dict[tuple[str, str], str] = {}
         self.lost: dict[str, Finding] = {}  # place -> why
 
-    def count(self, code: str, kind: str, number: int = 1) -> None:
-        self.counts.setdefault(code, Counter())[kind] += number
+    def _place(self, path: Path) -> str:
+        inner = path.relative_to(self.root).as_posix()
+        return gathering.printable(self.root.resolve().name if inner == "." else inner)
 
-    def lose(self, place: Path, code: str, cause: str, fix: str) -> None:
-        """A scan that cannot be used, by its place; the first reason counts."""
-        inner = place.relative_to(self.root).as_posix()
-        name = gathering.printable(self.root.resolve().name if inner == "." else inner)
+    def count(self, path: Path, code: str, kind: str) -> None:
+        """Something that is no scan of its own."""
+        self.counts[code, kind] += 1
+        self.first.setdefault((code, kind), self._place(path))
+
+    def lose(self, path: Path, code: str, cause: str, fix: str) -> None:
+        """A scan that cannot be used; the first reason counts."""
+        name = self._place(path)
         self.lost.setdefault(name, Finding("ERROR", code, cause, fix, case=name, file=name))
 
     def findings(self, not_entered: dict[Path, str]) -> list[Finding]:
         for place, why in not_entered.items():
-            if why in (folder_walk.HIDDEN, folder_walk.TWICE):
-                self.count("OTHER_FILES", why)
+            if why == folder_walk.HIDDEN:
+                self.count(place, "OTHER_FILES", "a hidden folder")
+            elif why == folder_walk.TWICE:
+                self.count(place, "LINK_TWICE", why)
             else:
                 self.lose(place, "PERMISSION", why, "change the permissions of the folder")
-        notes = [Finding("NOTE", code, "left out: " + ", ".join(f"{number} x {kind}" for kind, number in sorted(kinds.items())), file=gathering.printable(self.root.name or "."))
-                 for code, kinds in sorted(self.counts.items())]
+        notes = [Finding("NOTE", code, f"left out: {kind}" + (f" (and {number - 1} more)" if number > 1 else ""), file=self.first[code, kind])
+                 for (code, kind), number in sorted(self.counts.items())]
         return [*notes, *self.lost.values()]
 
 
@@ -106,7 +114,7 @@ def _top(root: Path, path: Path) -> str:
 
 def _series_scans(root: Path, found: Found, out: _LeftOut) -> dict[str, list[SeriesInfo]]:
     """The CT volumes by the first folder on the way to them. Series of a few slices (scouts, dose reports as images) are passed
-    over beside one that is a volume; an image of another modality is lost where no CT lies beside it and its patient has none."""
+    over beside one that is a volume; an image of another modality is lost where no CT lies beside it and its study has none."""
     from ctseg.scans import dicom_files
 
     groups: dict[str, list[SeriesInfo]] = {}
@@ -114,17 +122,17 @@ def _series_scans(root: Path, found: Found, out: _LeftOut) -> dict[str, list[Ser
         groups.setdefault(_top(root, info.folder), []).append(info)
     for top, infos in groups.items():
         groups[top] = [info for info in infos if info.n_slices >= dicom_files.SMALLEST_SLICES] or infos
-        if few := len(infos) - len(groups[top]):
-            out.count("EXTRA_SERIES", f"CT series of fewer than {dicom_files.SMALLEST_SLICES} slices", few)
-    patients = {info.patient_key for infos in groups.values() for info in infos} - {dicom_files.NO_PATIENT}
+        for info in (info for info in infos if info not in groups[top]):
+            out.count(info.folder, "EXTRA_SERIES", f"a CT series of fewer than {dicom_files.SMALLEST_SLICES} slices")
+    studies = {info.study for infos in groups.values() for info in infos} - {""}
     for info in found.series:
         if info.modality == "CT":
             continue
-        kind = f"series of modality {dicom_files.word(info.modality)}"
-        if info.modality in NO_SCANS or _top(root, info.folder) in groups or info.patient_key in patients:
-            out.count("EXTRA_SERIES", kind)
+        kind = f"a series of modality {dicom_files.word(info.modality)}, not CT"
+        if info.modality in NO_SCANS or _top(root, info.folder) in groups or info.study in studies:
+            out.count(info.folder, "EXTRA_SERIES", kind)
         else:
-            out.lose(info.folder, "NOT_CT", f"a {kind}, not CT", "give a CT series, or take it away")
+            out.lose(info.folder, "NOT_CT", kind, "give a CT series, or take it away")
     return groups
 
 
@@ -143,13 +151,13 @@ def _volume_scans(root: Path, others: Iterable[Path], out: _LeftOut) -> tuple[li
     for path in volumes:
         inner = path.relative_to(root).parts[:-1]
         if path.name.startswith("."):
-            out.count("OTHER_FILES", "a hidden file")
+            out.count(path, "OTHER_FILES", "a hidden file")
         elif any(folder in results for folder in path.parents):
-            out.count("LABELS", "a mask that infer.py wrote")
+            out.count(path, "LABELS", "a mask that infer.py wrote")
         elif path.name.casefold().endswith(volume_files.SEGMENTATION) or any(_MASK_FOLDER.fullmatch(part) for part in inner):
-            out.count("LABELS", "a mask, by its name or folder")
+            out.count(path, "LABELS", "a mask, by its name or folder")
         elif path.parent in named_ct and str(volume_files.stem_of(path, detached=True)).casefold() != "ct":
-            out.count("LABELS", "a file beside the ct of its folder")
+            out.count(path, "LABELS", "a file beside the ct of its folder")
         else:
             scans.append(path)
     return scans, rest
@@ -183,14 +191,14 @@ def _lost_files(found: Found, rest: Iterable[Path], scans: list[Path], out: _Lef
     lost: dict[Path, list[tuple[str, str, str]]] = {}
     for path in rest:
         archive = next((suffix for suffix in gathering.ARCHIVE_SUFFIXES if path.name.casefold().endswith(suffix)), None)
-        if path.is_symlink() and not path.exists():
-            lost.setdefault(path.parent, []).append(("FILE_MISSING", "a link leads nowhere", "put the file there, or take the link away"))
+        if path.is_symlink() and not path.exists():  # in the root each may be a patient, further down they are slices
+            lost.setdefault(path if path.parent == out.root else path.parent, []).append(("FILE_MISSING", "a link leads nowhere", "put the file there, or take the link away"))
         elif archive and not path.with_name(path.name[: -len(archive)]).exists():
             out.lose(path, "ARCHIVE_INPUT", "an archive is not opened", "unpack it first, or take it away")
         elif _DICOM_NAME.search(path.name) and not folder_walk.hidden(path.name):
             lost.setdefault(path.parent, []).append(("DICOM_CORRUPT", "the DICOM mark at the beginning of a file is missing", "save it again as a DICOM file with its file header (PS3.10)"))
         elif not folder_walk.hidden(path.name) and path.name != RESULTS:
-            out.count("OTHER_FILES", path.suffix.casefold() or "without suffix")
+            out.count(path, "OTHER_FILES", f"a file with the suffix {path.suffix.casefold()}" if path.suffix else "a file without suffix")
     for path, error in found.damaged.items():
         lost.setdefault(path.parent, []).append((error.code, error.cause, error.fix))
     for folder, problems in lost.items():
@@ -199,13 +207,13 @@ def _lost_files(found: Found, rest: Iterable[Path], scans: list[Path], out: _Lef
             out.lose(folder, code, cause if len(problems) == 1 else f"{cause} ({len(problems)} such files)", fix)
 
 
-def _lost_folders(root: Path, scans: dict[str, ImageSource], out: _LeftOut) -> None:
-    """A folder named like a volume is refused; one below which there is no scan is counted."""
-    used = {_top(root, source.path) for source in scans.values()} | {name.split("/")[0] for name in out.lost}
+def _empty_folders(root: Path, found: Found, out: _LeftOut) -> None:
+    """Folders in which nothing lies that could be told otherwise; one that is named like a volume is refused."""
+    used = {_top(root, path) for path in (*found.others, *found.damaged, *found.not_entered, *(info.files[0] for info in found.series))}
     for folder in gathering.folders(root):
         if folder.name in used:
             continue
         if volume_files.stem_of(folder, detached=True) is not None:
             out.lose(folder, "NOT_REGULAR", "it is a folder, not a regular file", "put the data file itself there")
         else:
-            out.count("OTHER_FILES", "folder without a scan")
+            out.count(folder, "OTHER_FILES", "an empty folder")

@@ -127,13 +127,15 @@ def _series(cases: Gathering, folder: Path) -> list[SeriesInfo]:
         cases.refuse(folder.name, problem, folder)
         return []
     try:
-        found = dicom_files.find(folder).series
+        found = dicom_files.find(folder)
+        if found.damaged and not any(info.modality == "CT" for info in found.series):  # else reading the case says it
+            raise next(iter(found.damaged.values()))
     except CaseError as error:
         cases.refuse(folder.name, (error.code, error.cause, error.fix), Path(error.file))
         cases.account(folder)
         return []
     inside = []
-    for info in found:
+    for info in found.series:
         cases.account(*info.files)
         problem = next((problem for path in info.files if (problem := cases.problem(path)) is not None), None)
         if problem is None:
@@ -225,6 +227,8 @@ def _report_rest(
     cases: Gathering, folder: Path, series: list[SeriesInfo], stray: list[Path], unlabelled: list[SeriesInfo], some_labelled: bool
 ) -> None:
     """What of a patient folder became no case: errors when nothing did, else warnings and notes."""
+    from ctseg.scans.dicom_files import word
+
     name = cases.root.absolute().name if folder == cases.root else folder.name
     if not some_labelled and stray:
         cases.refuse(name, ("SEG_WRONG_SERIES", "the SEG or RTSTRUCT does not refer to a CT series of this folder", "put its CT series beside it"), stray[0])
@@ -236,7 +240,9 @@ def _report_rest(
         if unlabelled:
             cases.note("EXTRA_SERIES", f"{len(unlabelled)} CT series without SEG or RTSTRUCT are not used", path=folder)
     others = Counter(info.modality for info in series if info.modality != "CT" and info.modality not in LABELS)
-    if others:
+    if others and len(series) == sum(others.values()):
+        cases.refuse(name, ("NOT_CT", f"modality {', '.join(sorted(map(word, others)))} instead of CT", "add the CT series and its labels, or move the folder away"), folder)
+    elif others:
         cases.note("EXTRA_SERIES", f"{sum(others.values())} series that are neither CT nor labels are not used", path=folder)
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from ctseg.errors import Finding, PreconditionError
 from ctseg.scans import volume_files
 from ctseg.scans.cases import CaseRecord, DataSet, ImageSource, LabelSource
-from ctseg.scans.folder_walk import hidden, walk
+from ctseg.scans.folder_walk import HIDDEN, TWICE, hidden, walk
 
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".7z", ".rar")
 SHOWN = 20  # files reported one by one; the rest are counted in one finding
@@ -267,7 +267,8 @@ class Gathering:
         """Findings for archives, for scans that no case uses, and one for all other files."""
         strays: list[Path] = []
         others: Counter[str] = Counter()
-        for folder, subfolders, files in walk(self.root):
+        not_entered: dict[Path, str] = {}
+        for folder, subfolders, files in walk(self.root, not_entered):
             place = "" if os.path.normpath(folder) == "." else os.path.normpath(folder) + os.sep
             subfolders[:] = sorted((name for name in subfolders if place + name not in self._accounted), key=natural_key)
             for path in [folder / name for name in subfolders if not self._inside(place + name)]:
@@ -277,10 +278,14 @@ class Gathering:
                 path = Path(folder, name)
                 if name.casefold().endswith(ARCHIVE_SUFFIXES):
                     self._report_archive(path)
+                elif folder == self.root and path.is_symlink() and not path.exists():  # it may have been a case
+                    self.refuse(name, ("FILE_MISSING", "a link that leads nowhere", "put the case there, or remove the link"), path)
                 elif volume_stem(path) is not None:
                     strays.append(path)
                 else:
                     others[path.suffix.casefold() or "no suffix"] += 1
+        for path in (path for path, why in not_entered.items() if why not in (HIDDEN, TWICE)):
+            self.warn("PERMISSION", not_entered[path], "change its permissions", path=path)
         for path in strays[:SHOWN]:
             self.warn("UNMATCHED_FILE", "no case uses this file", f"name it as the layout {self.layout} expects, or remove it", path=path)
         if len(strays) > SHOWN:
