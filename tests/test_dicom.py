@@ -237,6 +237,90 @@ def test_one_series_of_several_can_be_named(tmp_path: Path) -> None:
         dicom_series.read_series(tmp_path, "1.2.3")
 
 
+# ---- positions, directions and UIDs that were rounded or blanked ------------------------------------------
+
+
+def _rounded(folder: Path, step: float, decimals: int, turn: np.ndarray | None = None, *, slices: int = 40, drop: tuple[int, ...] = (), form: str = "", origin: float = -60.0) -> Volume:
+    """A series of evenly spaced slices whose positions were rounded when written; what it should be read as."""
+    affine = np.diag([step, 3.0, 3.0, 1.0])[[2, 1, 0, 3]]
+    affine[:3, :3] = (np.eye(3) if turn is None else turn) @ affine[:3, :3]
+    affine[:3, 3] = origin
+    volume = Volume(np.resize(PHANTOM.image.array, (slices, *PHANTOM.image.array.shape[1:])), affine)
+    _write(folder, volume)
+    for index, path in enumerate(sorted(folder.iterdir())):
+        if index in drop:
+            path.unlink()
+        else:
+            place = affine[:3, 3] + index * affine[:3, 0]
+            _edit(path, ImagePositionPatient=[format(value, form) if form else round(float(value), decimals) for value in place])
+    return volume
+
+
+TURN = _turned()[:3, :3] / np.linalg.norm(_turned()[:3, :3], axis=0)
+OBLIQUE = TURN[:, [2, 1, 0]]
+
+
+@pytest.mark.parametrize(("step", "decimals", "turn", "origin", "form"), [
+    (0.625, 2, None, -60, ""), (1.25, 1, None, -60, ""), (1 / 3, 2, None, -60, ""), (0.625, 2, OBLIQUE, -60, ""), (1.25, 1, OBLIQUE, -60, ""),
+    (0.625, 2, None, -1234.5, ""), (0.625, 2, None, 23456.7, ""), (1.25, 0, None, -60, ".3e"),
+], ids=["0.625 mm", "1.25 mm", "a third", "oblique", "oblique, one decimal", "far", "very far", "scientific"])
+def test_rounding_of_positions_does_not_add_up(tmp_path: Path, step: float, decimals: int, turn: np.ndarray | None, origin: float, form: str) -> None:
+    volume = _rounded(tmp_path, step, decimals, turn, origin=origin, form=form)
+    back, findings = dicom_series.read_series(tmp_path)
+    assert np.array_equal(back.array, volume.array) and back.grid.spacing_mm[0] == pytest.approx(step, rel=2e-4)
+    assert np.abs((back.affine - volume.affine) @ [39, 0, 0, 1]).max() < 0.1 * step
+    assert {code for _, code in _codes(findings)} <= {"POSITIONS_ROUNDED", "GANTRY_TILT"} and all("0.0" in finding.cause for finding in findings[:1])
+    planes = dicom_series.label_planes(back, dicom_series.series_headers(tmp_path))  # what SEG and RTSTRUCT are written by
+    assert planes == list(range(40))
+
+
+@pytest.mark.parametrize("missing", [(1,), (20,), (37, 38)])
+@pytest.mark.parametrize(("step", "decimals"), [(0.625, 2), (1.25, 1)])
+def test_a_missing_slice_is_seen_among_rounded_ones(tmp_path: Path, step: float, decimals: int, missing: tuple[int, ...]) -> None:
+    _rounded(tmp_path, step, decimals, drop=missing)
+    with pytest.raises(CaseError, match=f"SLICE_GAP.*{len(missing)} slices are missing"):
+        dicom_series.read_series(tmp_path)
+
+
+def test_deviations_that_add_up_are_refused_and_small_ones_told(series: Path) -> None:
+    _move(series, 5, 0.1)  # 0.03 of the step
+    assert _codes(dicom_series.read_series(series)[1]) == [("WARN", "POSITIONS_ROUNDED")]
+    for number in range(6, 11):
+        _move(series, number, 0.3 * (number - 5))
+    with pytest.raises(CaseError, match="SLICE_SPACING_NONUNIFORM"):
+        dicom_series.read_series(series)
+
+
+@pytest.mark.parametrize(("decimals", "codes"), [(6, []), (4, []), (3, []), (2, ["ORIENTATION_ROUNDED"])])
+def test_directions_with_few_digits_are_made_perpendicular(tmp_path: Path, decimals: int, codes: list[str]) -> None:
+    _write(tmp_path, Volume(PHANTOM.image.array, _turned()))
+    for path in tmp_path.iterdir():
+        _edit(path, ImageOrientationPatient=[round(float(value), decimals) for value in pydicom.dcmread(path).ImageOrientationPatient])
+    back, findings = dicom_series.read_series(tmp_path)
+    axes = back.affine[:3, 1:3] / np.linalg.norm(back.affine[:3, 1:3], axis=0)
+    assert np.abs(axes.T @ axes - np.eye(2)).max() < 1e-12 and np.linalg.norm(back.affine[:3, 2]) == pytest.approx(np.linalg.norm(_turned()[:3, 2]))
+    assert [code for _, code in _codes(findings) if code != "GANTRY_TILT"] == codes
+    assert np.abs((back.affine - _turned()) @ [5, 8, 8, 1]).max() < 10 ** -decimals * 20
+
+
+UIDS = ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID", "FrameOfReferenceUID")
+
+
+@pytest.mark.parametrize("value", ["", None, "1.2.3"])
+@pytest.mark.parametrize("keywords", [*[(keyword,) for keyword in UIDS], UIDS], ids=[*UIDS, "all"])
+def test_blanked_uids_make_no_duplicates(series: Path, keywords: tuple[str, ...], value: str | None) -> None:
+    if value == "1.2.3" and "SOPClassUID" in keywords:
+        keywords = keywords[1:]
+    _edit_all(series, **dict.fromkeys(keywords, value))
+    volume, findings = dicom_series.read_series(series)
+    assert np.array_equal(volume.array, PHANTOM.image.array) and not findings
+    shutil.copy(series / "slice_0003.dcm", series / "copy.dcm")
+    assert _codes(dicom_series.read_series(series)[1]) == [("NOTE", "SLICE_COPY")]
+    _edit(series / "copy.dcm", WindowCenter="40")
+    with pytest.raises(CaseError, match="SLICE_DUPLICATE"):
+        dicom_series.read_series(series)
+
+
 # ---- refused ----------------------------------------------------------------------------------------------
 
 

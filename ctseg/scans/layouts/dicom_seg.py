@@ -141,7 +141,9 @@ def _series(cases: Gathering, folder: Path) -> list[SeriesInfo]:
         if problem is None:
             inside.append(info)
         else:
-            cases.refuse("_".join(info.folder.relative_to(cases.root).parts) or cases.root.absolute().name, problem, info.folder)
+            way = [cases.root / part for part in (*reversed(info.folder.relative_to(cases.root).parents), info.folder.relative_to(cases.root))][1:]
+            link = next((place for place in way if place.is_symlink()), info.folder)
+            cases.refuse("_".join(link.relative_to(cases.root).parts) or cases.root.absolute().name, problem, link)
     return inside
 
 
