@@ -1,7 +1,7 @@
 """The one walk through a folder of scans: which names do not exist for us, and where links lead.
 
 Links to folders are followed, so that a cohort of links into an archive is found, but no folder is entered twice
-(docs/decisions/013-finding-scans.md). What a walk did not enter it says, so that its caller can tell it.
+(docs/decisions/014-finding-scans.md). What a walk did not enter it says, so that its caller can tell it.
 """
 
 from __future__ import annotations

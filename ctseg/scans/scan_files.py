@@ -1,7 +1,7 @@
 """Which scans lie at a path that somebody typed: volume files, DICOM CT series, folders of either at any depth.
 
 Whatever a search leaves out it says: as a NOTE where no scan is lost (labels, scouts, other series of a study whose CT is
-there), else as an ERROR. docs/decisions/013-finding-scans.md has the reasons.
+there), else as an ERROR. docs/decisions/014-finding-scans.md has the reasons.
 """
 
 from __future__ import annotations
