@@ -209,11 +209,11 @@ def test_reordered_label_is_put_in_place_exactly(tmp_path: Path, order: tuple[in
 
 def test_rounded_affine_is_tolerated_and_told(tmp_path: Path) -> None:
     affine = PHANTOM.label.affine.copy()
-    affine[0, 3] += 0.005
+    affine[0, 3] += 0.045
     case = reading.load_case(_map_case(tmp_path, Volume(PHANTOM.label.array, affine)), SIDES, root=tmp_path)
     assert case.label is not None and np.array_equal(case.label.array, PHANTOM.label.array)
     assert np.array_equal(case.label.affine, case.image.affine)
-    assert _codes(case) == [("NOTE", "GRID_ROUNDING")] and "0.005 mm" in case.findings[0].cause
+    assert _codes(case) == [("WARN", "GRID_ROUNDING")] and "0.045 mm" in case.findings[0].cause
 
 
 def _moved(**changes: float) -> Volume:
@@ -225,10 +225,10 @@ def _moved(**changes: float) -> Volume:
 
 
 BAD_GRIDS = {
-    "four slices short": (Volume(PHANTOM.label.array[:6], PHANTOM.label.affine), r"label shape (6, 12, 14), image shape (10, 12, 14)"),
+    "four slices short": (Volume(PHANTOM.label.array[:6], PHANTOM.label.affine), "its shape is (6, 12, 14), the image has (10, 12, 14)"),
     "20 mm beside": (_moved(x_mm=20), "up to 20 mm away"),
-    "0.1 mm beside": (_moved(x_mm=0.1), "up to 0.1 mm away"),
-    "mirrored to another place": (_moved(mirror=-1), "up to 26 mm away"),
+    "0.06 mm beside": (_moved(x_mm=0.06), "up to 0.06 mm away"),
+    "mirrored to another place": (_moved(mirror=-1), "up to 13 mm away"),
     "other spacing": (_moved(stretch=1.5), "voxels 4.5 x 2 x 1 against 3 x 2 x 1 mm"),
 }
 

@@ -19,11 +19,10 @@ from ctseg.artifacts import file_hash
 from ctseg.errors import CaseError, Finding, PipelineError, UsageError
 from ctseg.scans import volume_files
 from ctseg.scans.cases import ABSENT, PRESENT, UNLABELLED, CaseRecord, ImageSource, LabelSource, LoadedCase
-from ctseg.scans.checks import refuse, require_regular
+from ctseg.scans.checks import put_on, refuse, require_regular
 from ctseg.scans.laterality import mirror_pairs
-from ctseg.scans.volume import Grid, Volume, match_grid
+from ctseg.scans.volume import Volume
 
-GRID_TOLERANCE_MM = 1e-2  # rounding of an affine; more is another geometry
 IMPLAUSIBLE_FRACTION = 0.6  # of the body; labels that cover more are a mistake (or a crop: only a warning)
 MAX_VALUES = 1024  # distinct values in a label map; a CT copied as label has more
 _BODY_HU = -300.0
@@ -106,7 +105,7 @@ def _path(source: LabelSource) -> Path:
 def _read_map(record: CaseRecord, source: LabelSource, structures: Sequence[str], image: Volume) -> _Labels:
     path = _path(source)
     volume, findings = volume_files.read_integers(path)
-    volume, notes = _on_grid(volume, image.grid, path)
+    volume, notes = put_on(volume, image.grid, path)
     array, empty = _translate(volume.array, source.values, structures, source.ignore_value, source)
     if empty and record.annotated is None:
         raise refuse("LABEL_EMPTY", "no voxel is labelled, and nothing says that somebody looked", "restore the labels, or list the annotated structures in the data set's own file", path)
@@ -165,7 +164,7 @@ def _read_masks(record: CaseRecord, source: LabelSource, structures: Sequence[st
             continue
         path = source.masks[name]
         volume, notes = volume_files.read_integers(path)
-        volume, more = _on_grid(volume, image.grid, path)
+        volume, more = put_on(volume, image.grid, path)
         mask, _ = _translate(volume.array, {1: name}, [name], None, dataclasses.replace(source, path=path))
         _paint(array, mask.astype(bool), number, overlap)
         findings += notes + more
@@ -203,28 +202,6 @@ def _overlap_finding(overlap: np.ndarray, file: str) -> list[Finding]:
         return []
     cause = f"{np.count_nonzero(overlap)} voxels belong to more than one structure; the later one in the list of structures counts"
     return [Finding("WARN", "LABEL_OVERLAP", cause, "nothing to do if that order is meant", file=file)]
-
-
-def _on_grid(volume: Volume, grid: Grid, path: Path) -> tuple[Volume, list[Finding]]:
-    """The label on the image's grid when reordering its axes leads there; it is never interpolated."""
-    if volume.grid.matches(grid):
-        return volume, []
-    moved = match_grid(volume, grid, GRID_TOLERANCE_MM)
-    if moved is None:
-        raise _mismatch(volume, grid, path)
-    if moved is volume:
-        return volume, [Finding("NOTE", "GRID_ROUNDING", f"its geometry differs from the image by {volume.grid.corner_distance_mm(grid):.1g} mm and counts as the same", file=str(path))]
-    return moved, [Finding("NOTE", "GRID_REORDERED", "its axes run differently from the image's; reordered without interpolation", file=str(path))]
-
-
-def _mismatch(volume: Volume, grid: Grid, path: Path) -> CaseError:
-    if volume.array.shape != grid.shape:
-        cause = f"label shape {volume.array.shape}, image shape {grid.shape}"
-    else:
-        distance = volume.grid.corner_distance_mm(grid)
-        theirs, ours = (" x ".join(f"{s:.4g}" for s in spacing) for spacing in (volume.spacing_mm, grid.spacing_mm))
-        cause = f"the label lies up to {distance:.3g} mm away from the image (voxels {theirs} against {ours} mm)"
-    return refuse("GRID_MISMATCH", cause, "give the label that was drawn on this image, or resample it onto the image's grid", path)
 
 
 # ---- states and plausibility ------------------------------------------------------------------------------
