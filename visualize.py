@@ -17,6 +17,7 @@ Writes  --output: an .mp4, or a .gif where no encoder is installed; --stills DIR
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import functools
 import sys
 from collections.abc import Callable, Iterable
@@ -26,7 +27,7 @@ from typing import TYPE_CHECKING
 from ctseg import cli
 from ctseg.artifacts import atomic_write
 from ctseg.cli import LOG
-from ctseg.errors import PreconditionError, UsageError
+from ctseg.errors import CaseError, Finding, PreconditionError, UsageError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -54,6 +55,7 @@ def visualize(arguments: argparse.Namespace) -> int:
     except ValueError:
         raise PreconditionError("NOTHING_TO_SHOW", f"no voxel belongs to {', '.join(chosen) if len(chosen) < 5 else 'any of the structures'}", "choose others with --structures"
                                 + (", or a lower --level" if masks.level is not None else ""), file=arguments.input.name) from None
+    _tell([*masks.findings, *(reference.findings if reference is not None else [])])
     return 0
 
 
@@ -155,12 +157,17 @@ def _read(arguments: argparse.Namespace) -> tuple[Masks, Masks | None, Volume | 
             raise PreconditionError("NO_DATA", f"'{arguments.ct}' after --ct does not exist", "check the path", file=arguments.ct.name)
         source = ImageSource("dicom", arguments.ct) if arguments.ct.is_dir() else gathering.image_source(arguments.ct)
         ct, findings = reading.load_image(source)
-        for finding in findings:
-            LOG.info("%s", finding.line())
+        _tell(findings)
     masks = open_masks(arguments.input, ct, source, level=arguments.level)
     if arguments.reference is None:
         return masks, None, ct
     return masks, named_like(open_masks(arguments.reference, ct, source, level=arguments.level), masks), ct
+
+
+def _tell(findings: Iterable[Finding]) -> None:
+    """Log what was noticed about files, without the folders that they lie in."""
+    for finding in findings:
+        LOG.info("%s", dataclasses.replace(finding, file=Path(finding.file).name).line())
 
 
 def _chosen(wanted: str | None, masks: Masks) -> list[str]:
@@ -208,7 +215,10 @@ def build_parser() -> argparse.ArgumentParser:
 def _main(argv: list[str] | None) -> int:
     arguments = build_parser().parse_args(argv)
     cli.log_to_terminal()
-    return visualize(arguments)
+    try:
+        return visualize(arguments)
+    except CaseError as error:  # here without the folders that the file lies in
+        raise CaseError(error.code, error.cause, error.fix, case=error.case, file=Path(error.file).name) from None
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -15,7 +15,7 @@ import numpy as np
 
 from ctseg import mask_sides
 from ctseg.config import did_you_mean
-from ctseg.errors import CaseError, IntegrityError, PreconditionError, UsageError
+from ctseg.errors import CaseError, Finding, IntegrityError, PreconditionError, UsageError
 from ctseg.mask_pairs import (
     LabelNames,
     ScoreSettings,
@@ -170,16 +170,17 @@ def score_masks(pair: MaskPair, structures: Sequence[Structure], settings: Score
             scan, findings = reading.load_image(pair.scan)
             notes = warnings_of(findings, pair.case_id, pair.scan.path.name)
     with _Refusals(pair, pair.reference.file):
-        read_reference, ignored = mask_sides.open_reader(pair.reference, scan, pair.scan, pair.case_id)
+        read_reference, ignored, about_reference = mask_sides.open_reader(pair.reference, scan, pair.scan, pair.case_id)
         first = scan or (read_reference(pair.reference.names[0]) if pair.reference.names else None)
         if first is None:
             raise CaseError("LABEL_EMPTY", "it names no structure", "restore the labels")
         place = functools.partial(_place, grid=first.grid, of="reference" if scan is None else "scan", case_id=pair.case_id, notes=notes)
         ignore = None if ignored is None else place(ignored, pair.reference.file)
     read_prediction = None
+    about_prediction: list[Finding] = []
     if pair.prediction is not None:
         with _Refusals(pair, pair.prediction.file):
-            read_prediction, _ = mask_sides.open_reader(pair.prediction, scan, pair.scan, pair.case_id)
+            read_prediction, _, about_prediction = mask_sides.open_reader(pair.prediction, scan, pair.scan, pair.case_id)
     rows: list[Row] = []
     nothing: list[Row] = []
     names = {"case_id": pair.case_id, "patient_id": pair.patient_id, "prediction_file": "" if pair.prediction is None else pair.prediction.file, "reference_file": pair.reference.file}
@@ -198,6 +199,9 @@ def score_masks(pair: MaskPair, structures: Sequence[Structure], settings: Score
         scored = score_maps(prediction=prediction, reference=reference, spacing_mm=first.grid.spacing_mm, structures=[Structure(match.name, (1,))], settings=how,
                             states={match.name: "unlabelled"} if unannotated else {})
         rows, nothing = (kept + [names | row | {"label": structure.key} for row in new] for kept, new in zip((rows, nothing), scored))
+    notes += warnings_of(about_reference, pair.case_id, pair.reference.file)
+    if pair.prediction is not None:
+        notes += warnings_of(about_prediction, pair.case_id, pair.prediction.file)
     return rows, nothing, notes
 
 

@@ -211,13 +211,14 @@ def score_pair(pair: Pair, structures: Sequence[Structure], settings: ScoreSetti
 
     Rows of structures whose topology is measured carry it under "topology" (see `tubular.compare`), others None.
     """
-    volume, notes = _read(pair.reference, None, pair.case_id, pair.reference_file)
+    names = {structure.labels[0]: structure.name for structure in structures if len(structure.labels) == 1}
+    volume, notes = _read(pair.reference, None, names, pair.case_id, pair.reference_file)
     allowed = {0, *(label for structure in structures for label in structure.labels)}
     ignored = set() if settings.ignore_label is None else {settings.ignore_label}
     reference = checked_labels(volume.array, allowed | ignored, pair.case_id, pair.reference_file)
     prediction = np.zeros(reference.shape, np.uint8)
     if pair.prediction is not None:
-        predicted, more = _read(pair.prediction, volume.grid, pair.case_id, pair.prediction_file)
+        predicted, more = _read(pair.prediction, volume.grid, names, pair.case_id, pair.prediction_file)
         notes += more
         prediction = checked_labels(predicted.array, allowed, pair.case_id, pair.prediction_file)
     rows, nothing = score_maps(prediction=prediction, reference=reference, spacing_mm=volume.spacing_mm, structures=structures, settings=settings, states=pair.states)
@@ -251,12 +252,13 @@ def _topology(prediction: np.ndarray, reference: np.ndarray, spacing_mm: tuple[f
     return tubular.compare(prediction=mask, reference=known), tubular.compare(prediction=np.zeros_like(truth), reference=known)
 
 
-def _read(path: Path, grid: Grid | None, case_id: str, shown: str) -> tuple[Volume, list[str]]:
+def _read(path: Path, grid: Grid | None, names: Mapping[int, str], case_id: str, shown: str) -> tuple[Volume, list[str]]:
     """(label map, on `grid` when one is given; notes). Here one bad file is no case to skip: nothing may drop out."""
     from ctseg.scans import checks, volume_files
 
     try:
         volume, findings = volume_files.read_integers(path)
+        volume_files.check_names(path, names)
         if grid is not None:
             volume, more = checks.put_on(volume, grid, path, of="reference")
             findings = findings + more

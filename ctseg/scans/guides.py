@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -189,16 +189,17 @@ def _from_map(organs: Sequence[str], path: Path, case_id: str, scan: Grid) -> tu
     unknown = [organ for organ in organs if organ not in numbers]
     if unknown:
         raise PreconditionError("GUIDE_MISSING", f"labels.json names no {unknown[0]}", f"choose among {', '.join(numbers)}", case=case_id, file="labels.json")
-    volume, findings = _read(path, case_id, scan)
+    volume, findings = _read(path, case_id, scan, table[0])
     wrong = sorted({int(value) for value in np.unique(volume.array)} - {0, *table[0], *([] if table[1] is None else [table[1]])})
     if wrong:
         raise CaseError("LABEL_VALUES", f"the value {wrong[0]} has no name in labels.json", "correct the names or the map", case=case_id, file=path.name)
     return organ_masks(volume, [numbers[organ] for organ in organs]), findings
 
 
-def _read(path: Path, case_id: str, scan: Grid) -> tuple[Volume, list[Finding]]:
-    """The integers of a file on exactly the scan's grid, and the warnings about them."""
+def _read(path: Path, case_id: str, scan: Grid, names: Mapping[int, str] | None = None) -> tuple[Volume, list[Finding]]:
+    """The integers of a file on exactly the scan's grid, and the warnings about them. names: what a table calls them."""
     try:
+        volume_files.check_names(path, names or {})
         volume, findings = volume_files.read_integers(path)
         moved, notes = checks.put_on(volume, scan, path, of="scan")
     except CaseError as error:

@@ -30,6 +30,7 @@ QUATERNION_FLOAT32 = 1e-6  # the components of a quaternion that was computed in
 QUATERNION_DECIMALS = 2e-4  # b2 + c2 + d2 may exceed 1 so far: what four decimals round; more is no quaternion
 _LABEL = r'<Label\s[^>]*\bKey="(\d{1,6})"[^>]*>\s*(?:<!\[CDATA\[(.*?)\]\]>|([^<]*))\s*</Label>'
 _EXTENSION_LIMIT = 64 << 20
+_NAMES_LIMIT = 4 << 20  # bytes of a file that are searched for names: a table of 200 takes 30 kB
 _TYPES = {2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 256: "i1", 512: "u2", 768: "u4", 1024: "i8", 1280: "u8"}
 _TYPE_NAMES = {1: "1-bit", 32: "complex64", 128: "RGB24", 1536: "float128", 1792: "complex128", 2048: "complex256", 2304: "RGBA32"}
 
@@ -59,7 +60,7 @@ def read_mask(path: str | Path) -> tuple[Volume, list[Finding]]:
 def read_names(path: str | Path) -> dict[int, str]:
     """Value -> name from the label table in a NIfTI extension (as Connectome Workbench and TotalSegmentator write it); empty without one."""
     path = Path(path)
-    content = _content(path)
+    content = _content(path, _NAMES_LIMIT)
     header = _parse_header(path, content)
     text = content.take(_voxels_start(path, header) - content.position).decode("utf-8", errors="replace")
     names = {int(value): (quoted or html.unescape(plain)).strip() for value, quoted, plain in re.findall(_LABEL, text, re.DOTALL)}
@@ -121,9 +122,9 @@ def _read(path: Path) -> Stored:
     return Stored(array, slope, intercept, affine, findings + notes)
 
 
-def _content(path: Path) -> Content:
-    """The bytes of a file, whatever its name says about compression."""
-    data = checks.read_regular(path)
+def _content(path: Path, count: int = -1) -> Content:
+    """The bytes of a file (or its first `count`), whatever its name says about compression."""
+    data = checks.read_regular(path, count)
     return Content(path, data, zipped=data[:2] == b"\x1f\x8b", truncated="NIFTI_TRUNCATED")
 
 

@@ -105,6 +105,7 @@ def _path(source: LabelSource) -> Path:
 def _read_map(record: CaseRecord, source: LabelSource, structures: Sequence[str], image: Volume) -> _Labels:
     path = _path(source)
     volume, findings = volume_files.read_integers(path)
+    volume_files.check_names(path, source.values)
     volume, notes = put_on(volume, image.grid, path)
     array, empty = _translate(volume.array, source.values, structures, source.ignore_value, source)
     if empty and record.annotated is None:
