@@ -150,7 +150,8 @@ def put_on(mask: Volume, grid: Grid, path: Path | str, *, of: str = "image") -> 
     if moved.array.shape != grid.shape:
         raise refuse("GRID_MISMATCH", f"its shape is {mask.array.shape}, the {of} has {grid.shape} (D, H, W)", fix, path)
     theirs, ours = (" x ".join(f"{s:.4g}" for s in spacing) for spacing in (moved.spacing_mm, grid.spacing_mm))
-    cause = f"its affine puts it up to {moved.grid.corner_distance_mm(grid):.2g} mm away from the {of} (voxels {theirs} against {ours} mm)"
+    sizes = f" (voxels {theirs} against {ours} mm)" if theirs != ours else ""
+    cause = f"its affine puts it up to {moved.grid.corner_distance_mm(grid):.2g} mm away from the {of}{sizes}"
     off = grid.off_by(moved.grid)
     if not off <= ROUNDED:
         raise refuse("GRID_MISMATCH", cause, fix, path)

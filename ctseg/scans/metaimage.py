@@ -168,7 +168,7 @@ def _affine(fields: dict[str, str], shape: tuple[int, int, int], path: Path) -> 
 
 
 def _check_size(size: np.ndarray, spacing: np.ndarray, path: Path) -> list[Finding]:
-    """Slices may be thicker or thinner than their distance, which counts; pixels may not be, but nothing is read from it."""
+    """Hold ElementSize against ElementSpacing, which counts: slices may be thicker or thinner than their distance."""
     if float(np.max(np.abs(size - spacing) / spacing)) <= EQUAL:
         return []
     theirs, ours = (" x ".join(f"{n:.5g}" for n in numbers) for numbers in (size, spacing))
