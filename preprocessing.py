@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 import os
 import shutil
 import sys
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 LOG = logging.getLogger("ctseg")
 REPORT_VERSION = 1
 TENSOR_BYTES = 3 * artifacts.TENSOR_SIZE**3  # float16 image + uint8 label
+NO_FAULT = {"LABEL_MISSING", "LABEL_EMPTY", "ARCHIVE_INPUT"}  # a scan without labels, or an archive beside the scans, says nothing against the others
 SHOWN_PER_CODE = 3  # lines of one kind on the terminal; all of them stand in the report and the log
 
 
@@ -344,16 +346,23 @@ def _report(data_set: DataSet, outcomes: list[CaseOutcome], findings: list[Findi
 
 
 def _stop_on_skips(workspace: artifacts.Workspace, data_set: DataSet, outcomes: list[CaseOutcome], findings: list[Finding], limit: float) -> None:
-    """Stop when so many cases were refused that the folder cannot be what we take it for; the report is written."""
+    """Stop when so many cases are faulty that the folder cannot be what we take it for; the report is written.
+
+    One faulty case alone never stops a run, unless the limit is 0. Cases without labels are left out and do not count.
+    """
     report = _report(data_set, outcomes, findings)
-    usable = report["found"] - report["skipped"]
-    if usable and report["skipped"] <= limit * report["found"]:
+    found, usable = report["found"], report["found"] - report["skipped"]
+    faulty = len({record["case"] for record in report["findings"] if record["severity"] == "ERROR" and record["code"] not in NO_FAULT})
+    if usable and faulty <= max(limit * found, 1 if limit else 0):
         return
     _write_if_changed(workspace.preprocess_report, report)
     _tell_findings(report["findings"])
-    raise PreconditionError("SKIP_LIMIT", f"{report['skipped']} of {report['found']} cases cannot be used, more than data.skip_limit={limit:g}",
-                            f"see {workspace.relative(workspace.preprocess_report)}; correct the cases, or raise the limit with --set data.skip_limit=0.5",
-                            file=workspace.relative(workspace.preprocess_report))
+    file = workspace.relative(workspace.preprocess_report)
+    if not usable:
+        raise PreconditionError("NO_DATA", f"none of {found} cases can be used", f"correct the cases ({file} lists what is wrong with each)", file=file)
+    enough = math.ceil(100 * faulty / found) / 100
+    raise PreconditionError("SKIP_LIMIT", f"{faulty} of {found} cases are faulty, more than data.skip_limit={limit:g}",
+                            f"see {file}; correct the cases, or go on without them with --set data.skip_limit={enough:g}", file=file)
 
 
 def _manifest(workspace: artifacts.Workspace, data: DataSettings, options: cli.Options, data_set: DataSet, structures: tuple[str, ...], plan: GridPlan,
