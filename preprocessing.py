@@ -76,6 +76,7 @@ def run(workspace: artifacts.Workspace, settings: Settings, options: cli.Options
     manifest["guide"] = _guide_record(guide)
     if guide_splits not in (None, manifest["splits_hash"]):
         LOG.warning("WARN GUIDE_MODEL_SPLIT: the guide model was trained with another split than this one: it may have seen test patients of this run.")
+    manifest["content_hash"] = artifacts.content_hash(manifest)
     _write_if_changed(workspace.manifest, manifest)
     return _tell(report, manifest, options)
 
@@ -193,7 +194,8 @@ def _previous_manifest(workspace: artifacts.Workspace) -> dict[str, Any] | None:
         manifest = artifacts.read_json(workspace.manifest)
     except IntegrityError:
         return None
-    return manifest if isinstance(manifest, dict) and manifest.get("version") == artifacts.MANIFEST_VERSION else None
+    usable = isinstance(manifest, dict) and manifest.get("version") == artifacts.MANIFEST_VERSION and not artifacts.edited(manifest)
+    return manifest if usable else None
 
 
 def _stale_note(previous: dict[str, Any] | None, settings: Settings, structures: tuple[str, ...]) -> list[Finding]:
