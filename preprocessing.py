@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(workspace: artifacts.Workspace, settings: Settings, options: cli.Options) -> int:
     """Make tensors of every case. Exit code 0, or 3 when cases were skipped (and that was not allowed)."""
-    spacing_mm = _check_settings(settings.data)
+    spacing_mm = check_options(workspace, settings, options)
     data_set = _open(workspace, options)
     structures = _choose_structures(data_set, settings.data)
     guide, guide_splits = _guide_source(workspace, settings, options, data_set, structures)
@@ -82,6 +82,39 @@ def run(workspace: artifacts.Workspace, settings: Settings, options: cli.Options
 
 
 # ---- before reading -----------------------------------------------------------------------------------------
+
+
+def check_options(workspace: artifacts.Workspace, settings: Settings, options: cli.Options) -> tuple[float, float, float] | None:
+    """Refuse what can be refused without a scan; data.spacing_mm comes back as three numbers (D, H, W), None when it is to be chosen.
+
+    Raises UsageError, and PreconditionError where there is no data or no TotalSegmentator.
+    """
+    from ctseg.scans.layouts import check_folder
+
+    spacing_mm = _check_settings(settings.data)
+    check_folder(options.data, options.layout)
+    _check_guide(workspace, settings.data)
+    return spacing_mm
+
+
+def _check_guide(workspace: artifacts.Workspace, data: DataSettings) -> None:
+    from ctseg.scans import guides
+
+    path = Path(data.guide)
+    if data.guide.endswith(".pth"):
+        if not path.is_file():
+            raise UsageError("BAD_OPTION", f"the guide model '{data.guide}' does not exist", "give the best_model.pth of an earlier training", file=path.name)
+    elif data.guide not in ("none", "labels"):
+        if not data.guide_organs:
+            raise UsageError("BAD_OPTION", f"--guide {data.guide} without the names of the organs", "name them, for example --set data.guide_organs=liver,spleen,aorta")
+        if data.guide != "totalsegmentator" and not path.is_dir():
+            raise UsageError("BAD_OPTION", f"'{data.guide}' after --guide is neither a folder nor one of labels, totalsegmentator", "check the path", file=path.name)
+        if data.guide == "totalsegmentator" and not _guide_masks(workspace).is_dir():  # kept masks need no program
+            guides.totalsegmentator_command()
+
+
+def _guide_masks(workspace: artifacts.Workspace) -> Path:
+    return workspace.processed / "guide_masks"
 
 
 def _check_settings(data: DataSettings) -> tuple[float, float, float] | None:
@@ -145,15 +178,10 @@ def _guide_source(workspace: artifacts.Workspace, settings: Settings, options: c
         return _predicted_guide(workspace, settings, options, data_set, structures)
     if data.guide == "labels":
         source = GuideSource("labels", organs or tuple(name for name in data_set.structures if name not in structures))
-    elif not organs:
-        raise UsageError("BAD_OPTION", f"--guide {data.guide} without the names of the organs", "name them, for example --set data.guide_organs=liver,spleen,aorta")
     elif data.guide == "totalsegmentator":
-        source = GuideSource("totalsegmentator", organs, workspace.processed / "guide_masks")
+        source = GuideSource("totalsegmentator", organs, _guide_masks(workspace))
     else:
-        folder = Path(data.guide)
-        if not folder.is_dir():
-            raise UsageError("BAD_OPTION", f"'{data.guide}' after --guide is neither a folder nor one of labels, totalsegmentator", "check the path", file=folder.name)
-        source = GuideSource("folder", organs, folder)
+        source = GuideSource("folder", organs, Path(data.guide))
     check_source(source, data_set.structures, structures)
     return source, None
 
@@ -166,12 +194,10 @@ def _predicted_guide(workspace: artifacts.Workspace, settings: Settings, options
     from models import build_network
 
     path = Path(settings.data.guide)
-    if not path.is_file():
-        raise UsageError("BAD_OPTION", f"the guide model '{settings.data.guide}' does not exist", "give the best_model.pth of an earlier training", file=path.name)
     predictor = load_predictor(path, settings.evaluate, device=options.device, build_network=build_network, file=path.name)
     if predictor.takes_guide:
         raise UsageError("BAD_OPTION", "the guide model needs a guide itself", "use a model that was trained without one", file=path.name)
-    folder = workspace.processed / "guide_masks"
+    folder = _guide_masks(workspace)
     source = GuideSource("folder", settings.data.guide_organs or tuple(predictor.names), folder)
     unknown = [organ for organ in source.organs if organ not in predictor.names]
     if unknown:
