@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -60,7 +61,7 @@ def plan(workspace: Workspace, arguments: argparse.Namespace) -> list[Run]:
     if len(names) < 2 or len(set(names)) < len(names):
         raise UsageError("BAD_OPTION", f"--compare {arguments.compare} does not name two or more different methods", "write for example --compare unet,multi_decoder")
     for name in names:  # now, and not after the hours that those before it take
-        _check_method(Method(name))
+        _check_method(Method(name), arguments)
     if arguments.seeds < 1:
         raise UsageError("BAD_VALUE", f"--seeds {arguments.seeds} is not positive", "give 1 or more")
     first = arguments.seed or 0
@@ -68,11 +69,14 @@ def plan(workspace: Workspace, arguments: argparse.Namespace) -> list[Run]:
             for seed in range(first, first + arguments.seeds) for name in names]
 
 
-def _check_method(method: Method) -> None:
+def _check_method(method: Method, arguments: argparse.Namespace) -> None:
     model, *changes = method.name.split("+")
     if model not in PRESETS:
         raise UsageError("UNKNOWN_MODEL", f"there is no model '{model}' (--compare {method.name})", f"choose one of {', '.join(PRESETS)}{config.did_you_mean(model, PRESETS)}")
     config.resolve(None, config.parse_assignments(changes))
+    _, settings, options = cli.settings_from(cli.parser("train.py", "").parse_args([*cli.shared_words(arguments), *method.arguments()]))
+    guided = arguments.no_preprocess or arguments.guide is not None or settings.data.guide != "none"
+    importlib.import_module("train").check_options(settings, options, guided=guided)
 
 
 def run(workspace: Workspace, arguments: argparse.Namespace) -> int:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 import os
 import shutil
 import sys
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 LOG = logging.getLogger("ctseg")
 REPORT_VERSION = 1
 TENSOR_BYTES = 3 * artifacts.TENSOR_SIZE**3  # float16 image + uint8 label
+NO_FAULT = {"LABEL_MISSING", "LABEL_EMPTY", "ARCHIVE_INPUT"}  # a scan without labels, or an archive beside the scans, says nothing against the others
 SHOWN_PER_CODE = 3  # lines of one kind on the terminal; all of them stand in the report and the log
 
 
@@ -41,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(workspace: artifacts.Workspace, settings: Settings, options: cli.Options) -> int:
     """Make tensors of every case. Exit code 0, or 3 when cases were skipped (and that was not allowed)."""
-    spacing_mm = _check_settings(settings.data)
+    spacing_mm = check_options(workspace, settings, options)
     data_set = _open(workspace, options)
     structures = _choose_structures(data_set, settings.data)
     guide, guide_splits = _guide_source(workspace, settings, options, data_set, structures)
@@ -74,11 +76,45 @@ def run(workspace: artifacts.Workspace, settings: Settings, options: cli.Options
     manifest["guide"] = _guide_record(guide)
     if guide_splits not in (None, manifest["splits_hash"]):
         LOG.warning("WARN GUIDE_MODEL_SPLIT: the guide model was trained with another split than this one: it may have seen test patients of this run.")
+    manifest["content_hash"] = artifacts.content_hash(manifest)
     _write_if_changed(workspace.manifest, manifest)
     return _tell(report, manifest, options)
 
 
 # ---- before reading -----------------------------------------------------------------------------------------
+
+
+def check_options(workspace: artifacts.Workspace, settings: Settings, options: cli.Options) -> tuple[float, float, float] | None:
+    """Refuse what can be refused without a scan; data.spacing_mm comes back as three numbers (D, H, W), None when it is to be chosen.
+
+    Raises UsageError, and PreconditionError where there is no data or no TotalSegmentator.
+    """
+    from ctseg.scans.layouts import check_folder
+
+    spacing_mm = _check_settings(settings.data)
+    check_folder(options.data, options.layout)
+    _check_guide(workspace, settings.data)
+    return spacing_mm
+
+
+def _check_guide(workspace: artifacts.Workspace, data: DataSettings) -> None:
+    from ctseg.scans import guides
+
+    path = Path(data.guide)
+    if data.guide.endswith(".pth"):
+        if not path.is_file():
+            raise UsageError("BAD_OPTION", f"the guide model '{data.guide}' does not exist", "give the best_model.pth of an earlier training", file=path.name)
+    elif data.guide not in ("none", "labels"):
+        if not data.guide_organs:
+            raise UsageError("BAD_OPTION", f"--guide {data.guide} without the names of the organs", "name them, for example --set data.guide_organs=liver,spleen,aorta")
+        if data.guide != "totalsegmentator" and not path.is_dir():
+            raise UsageError("BAD_OPTION", f"'{data.guide}' after --guide is neither a folder nor one of labels, totalsegmentator", "check the path", file=path.name)
+        if data.guide == "totalsegmentator" and not _guide_masks(workspace).is_dir():  # kept masks need no program
+            guides.totalsegmentator_command()
+
+
+def _guide_masks(workspace: artifacts.Workspace) -> Path:
+    return workspace.processed / "guide_masks"
 
 
 def _check_settings(data: DataSettings) -> tuple[float, float, float] | None:
@@ -142,15 +178,10 @@ def _guide_source(workspace: artifacts.Workspace, settings: Settings, options: c
         return _predicted_guide(workspace, settings, options, data_set, structures)
     if data.guide == "labels":
         source = GuideSource("labels", organs or tuple(name for name in data_set.structures if name not in structures))
-    elif not organs:
-        raise UsageError("BAD_OPTION", f"--guide {data.guide} without the names of the organs", "name them, for example --set data.guide_organs=liver,spleen,aorta")
     elif data.guide == "totalsegmentator":
-        source = GuideSource("totalsegmentator", organs, workspace.processed / "guide_masks")
+        source = GuideSource("totalsegmentator", organs, _guide_masks(workspace))
     else:
-        folder = Path(data.guide)
-        if not folder.is_dir():
-            raise UsageError("BAD_OPTION", f"'{data.guide}' after --guide is neither a folder nor one of labels, totalsegmentator", "check the path", file=folder.name)
-        source = GuideSource("folder", organs, folder)
+        source = GuideSource("folder", organs, Path(data.guide))
     check_source(source, data_set.structures, structures)
     return source, None
 
@@ -163,12 +194,10 @@ def _predicted_guide(workspace: artifacts.Workspace, settings: Settings, options
     from models import build_network
 
     path = Path(settings.data.guide)
-    if not path.is_file():
-        raise UsageError("BAD_OPTION", f"the guide model '{settings.data.guide}' does not exist", "give the best_model.pth of an earlier training", file=path.name)
     predictor = load_predictor(path, settings.evaluate, device=options.device, build_network=build_network, file=path.name)
     if predictor.takes_guide:
         raise UsageError("BAD_OPTION", "the guide model needs a guide itself", "use a model that was trained without one", file=path.name)
-    folder = workspace.processed / "guide_masks"
+    folder = _guide_masks(workspace)
     source = GuideSource("folder", settings.data.guide_organs or tuple(predictor.names), folder)
     unknown = [organ for organ in source.organs if organ not in predictor.names]
     if unknown:
@@ -191,7 +220,8 @@ def _previous_manifest(workspace: artifacts.Workspace) -> dict[str, Any] | None:
         manifest = artifacts.read_json(workspace.manifest)
     except IntegrityError:
         return None
-    return manifest if isinstance(manifest, dict) and manifest.get("version") == artifacts.MANIFEST_VERSION else None
+    usable = isinstance(manifest, dict) and manifest.get("version") == artifacts.MANIFEST_VERSION and not artifacts.edited(manifest)
+    return manifest if usable else None
 
 
 def _stale_note(previous: dict[str, Any] | None, settings: Settings, structures: tuple[str, ...]) -> list[Finding]:
@@ -344,16 +374,23 @@ def _report(data_set: DataSet, outcomes: list[CaseOutcome], findings: list[Findi
 
 
 def _stop_on_skips(workspace: artifacts.Workspace, data_set: DataSet, outcomes: list[CaseOutcome], findings: list[Finding], limit: float) -> None:
-    """Stop when so many cases were refused that the folder cannot be what we take it for; the report is written."""
+    """Stop when so many cases are faulty that the folder cannot be what we take it for; the report is written.
+
+    One faulty case alone never stops a run, unless the limit is 0. Cases without labels are left out and do not count.
+    """
     report = _report(data_set, outcomes, findings)
-    usable = report["found"] - report["skipped"]
-    if usable and report["skipped"] <= limit * report["found"]:
+    found, usable = report["found"], report["found"] - report["skipped"]
+    faulty = len({record["case"] for record in report["findings"] if record["severity"] == "ERROR" and record["code"] not in NO_FAULT})
+    if usable and faulty <= max(limit * found, 1 if limit else 0):
         return
     _write_if_changed(workspace.preprocess_report, report)
     _tell_findings(report["findings"])
-    raise PreconditionError("SKIP_LIMIT", f"{report['skipped']} of {report['found']} cases cannot be used, more than data.skip_limit={limit:g}",
-                            f"see {workspace.relative(workspace.preprocess_report)}; correct the cases, or raise the limit with --set data.skip_limit=0.5",
-                            file=workspace.relative(workspace.preprocess_report))
+    file = workspace.relative(workspace.preprocess_report)
+    if not usable:
+        raise PreconditionError("NO_DATA", f"none of {found} cases can be used", f"correct the cases ({file} lists what is wrong with each)", file=file)
+    enough = math.ceil(100 * faulty / found) / 100
+    raise PreconditionError("SKIP_LIMIT", f"{faulty} of {found} cases are faulty, more than data.skip_limit={limit:g}",
+                            f"see {file}; correct the cases, or go on without them with --set data.skip_limit={enough:g}", file=file)
 
 
 def _manifest(workspace: artifacts.Workspace, data: DataSettings, options: cli.Options, data_set: DataSet, structures: tuple[str, ...], plan: GridPlan,

@@ -52,6 +52,14 @@ def chosen_stages(arguments: argparse.Namespace) -> list[str]:
     return chosen
 
 
+def check_options(stages: list[str], workspace: Workspace, settings: Settings, options: Options) -> None:
+    """Refuse the options that a stage would refuse later, before any work. Raises UsageError, PreconditionError."""
+    if "preprocess" in stages:
+        importlib.import_module("preprocessing").check_options(workspace, settings, options)
+    if {"train", "eval"} & set(stages) or options.model is not None or options.device != "auto":  # the others need no torch, which takes seconds to load
+        importlib.import_module("train").check_options(settings, options, guided="preprocess" not in stages or settings.data.guide != "none")
+
+
 def run_stages(stages: list[str], workspace: Workspace, settings: Settings, options: Options) -> int:
     """Run stages in order; the first that fails ends the pipeline. Returns 0, or 3 when cases were left out."""
     started, skipped = time.monotonic(), False
@@ -120,6 +128,7 @@ def _main(argv: list[str] | None) -> int:
     if arguments.data is None and (arguments.compare or {"preprocess", "train"} <= set(stages)):
         _use_demo_settings(arguments)
     workspace, settings, options = cli.settings_from(arguments)
+    check_options(stages, workspace, settings, options)
     if arguments.compare:
         importlib.import_module("compare").plan(workspace, arguments)
     with lock_workspace(workspace):

@@ -84,6 +84,32 @@ def check_model(name: str) -> None:
         raise UsageError("UNKNOWN_MODEL", f"there is no model '{name}'", f"choose one of {', '.join(PRESETS)}{config.did_you_mean(name, PRESETS)}")
 
 
+def check_options(settings: Settings, options: Options, *, guided: bool) -> None:
+    """Refuse what training would refuse, before other stages work for it: an unknown model, a device that is not there, parts that do not fit.
+
+    guided: whether the data have guide organs. Raises UsageError.
+    """
+    import torch
+
+    from ctseg.learning import hardware
+
+    check_model(settings.model.name)
+    device = hardware.choose_device(options.device)
+    if settings.train.precision != "auto":  # auto takes a trial of a second and refuses nothing
+        hardware.choose_machine(options.device, settings.train.precision)
+    profile = options.profile or hardware.choose_profile(device)[0]
+    with torch.device("meta"):  # without memory
+        _build(_arch(config.resolve(profile, options.overrides), n_structures=2, guide_channels=3 * guided))
+
+
+def _arch(settings: Settings, *, n_structures: int, guide_channels: int) -> dict[str, Any]:
+    """What `build_network` is given."""
+    arch: dict[str, Any] = {"n_structures": n_structures, **settings.record()["model"], "guide_channels": guide_channels}
+    if not arch["blocks"]:
+        del arch["blocks"]  # the network's own default
+    return arch
+
+
 def learns_tubes(settings: Settings) -> bool:
     """Whether the network predicts centrelines, so that their targets are needed."""
     from models import PRESETS
@@ -161,11 +187,8 @@ def _fit(plan: _Plan, settings: Settings) -> int:
     from ctseg.learning import checkpoints, hardware, trainer
 
     workspace, options, manifest, machine, training, validation = (getattr(plan, name) for name in ("workspace", "options", "manifest", "machine", "training", "validation"))
-    arch: dict[str, Any] = {"n_structures": len(manifest["structures"]), **settings.record()["model"]}
-    if not arch["blocks"]:
-        del arch["blocks"]  # the network's own default
     guide = training[0].guide
-    arch["guide_channels"] = guide.n_channels if guide is not None else 0
+    arch = _arch(settings, n_structures=len(manifest["structures"]), guide_channels=guide.n_channels if guide is not None else 0)
     torch.manual_seed(settings.train.seed)
     network = _build(arch)
     if getattr(network, "set_lookup", None) is not None:

@@ -270,7 +270,8 @@ _RANGES = {
     "evaluate.overlap": (0.0, 0.9), "evaluate.low_confidence": (0.0, 1.0), "train.ema_decay": (0.0, 0.99999), "train.foreground_fraction": (0.0, 1.0),
     "data.test_fraction": (0.0, 0.8), "data.val_fraction": (0.0, 0.8), "train.gradient_clip": (1e-6, 1e6), "train.first_pass_fraction": (0.0, 1.0), "data.skip_limit": (0.0, 1.0),
     "data.fractional_threshold": (0.0, 1.0),
-    "model.attention_levels": (1, 2), "model.context_corruption": (0.0, 1.0), "model.passes": (0, 3), "model.infer_passes": (0, 8), "model.guide_hidden": (1, 512), "model.guide_stride": (1, 2), "model.kernel": (3, 5),
+    "data.seed": (0, 2**32 - 1), "train.seed": (0, 2**32 - 1), "train.weight_decay": (0.0, 10.0), "train.warmup_fraction": (0.0, 1.0), "train.patience": (0, 10**6),
+    "train.validations": (0, 10**6), "model.attention_stride": (1, 16), "model.attention_levels": (1, 2), "model.context_corruption": (0.0, 1.0), "model.passes": (0, 3), "model.infer_passes": (0, 8), "model.guide_hidden": (1, 512), "model.guide_stride": (1, 2), "model.kernel": (3, 5),
     "train.guidance_dropout": (0.0, 1.0), "train.union_weight": (0.0, 100.0), "train.centreline_weight": (0.0, 100.0), "train.radius_weight": (0.0, 100.0),
     "train.cldice_weight": (0.0, 100.0), "train.consistency_weight": (0.0, 100.0),
 }

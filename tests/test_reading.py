@@ -141,10 +141,13 @@ def test_states_of_masks(tmp_path: Path) -> None:
     del masks["kidney_right"]
     record = _mask_case(tmp_path, masks)
     case = reading.load_case(record, SIDES, root=tmp_path)
-    assert case.states == {"kidney_left": PRESENT, "kidney_right": UNLABELLED, "bladder": ABSENT} and not case.findings
+    assert case.states == {"kidney_left": PRESENT, "kidney_right": UNLABELLED, "bladder": ABSENT}
+    assert _codes(case) == [("WARN", "LABEL_MISSING"), ("NOTE", "LABEL_EMPTY")]
+    assert [finding.file for finding in case.findings] == ["masks/kidney_right.nii.gz", "masks/bladder.nii.gz"] and case.findings[0].case == "case"
     claimed = reading.load_case(dataclasses.replace(record, annotated=frozenset(SIDES)), SIDES, root=tmp_path)
-    assert claimed.states == case.states and _codes(claimed) == [("WARN", "LABEL_MISSING")]
-    assert claimed.findings[0].file == "masks/kidney_right.nii.gz" and claimed.findings[0].case == "case"
+    assert claimed.states == case.states and claimed.findings == case.findings
+    alone = reading.load_case(record, ("bladder",), root=tmp_path)
+    assert alone.states == {"bladder": ABSENT} and _codes(alone) == [("WARN", "LABEL_EMPTY")]
 
 
 def test_no_mask_at_all(tmp_path: Path) -> None:
@@ -156,7 +159,9 @@ def test_empty_map(tmp_path: Path) -> None:
     error = _refused(_map_case(tmp_path, empty), tmp_path)
     assert (error.code, error.file) == ("LABEL_EMPTY", "case/label.nii.gz")
     case = reading.load_case(_map_case(tmp_path, empty, annotated=frozenset(SIDES)), SIDES, root=tmp_path)
-    assert case.states == dict.fromkeys(SIDES, ABSENT)
+    assert case.states == dict.fromkeys(SIDES, ABSENT) and _codes(case) == [("WARN", "LABEL_EMPTY")]
+    partly = reading.load_case(_map_case(tmp_path, empty, annotated=frozenset({"bladder"})), SIDES, root=tmp_path)
+    assert partly.states == {"kidney_left": UNLABELLED, "kidney_right": UNLABELLED, "bladder": ABSENT}
 
 
 def test_ignore_value_is_background_and_told(tmp_path: Path) -> None:
@@ -164,7 +169,8 @@ def test_ignore_value_is_background_and_told(tmp_path: Path) -> None:
     assert case.label is not None and np.array_equal(case.label.array, PHANTOM.label.array)
     assert _codes(case) == [("NOTE", "LABEL_IGNORED")] and case.findings[0].cause.startswith("1 voxels")
     only = Volume(np.where(PHANTOM.label.array > 0, 9, 0), PHANTOM.label.affine)
-    assert _refused(_map_case(tmp_path, only, ignore_value=9), tmp_path).code == "LABEL_EMPTY"
+    for annotated in (None, frozenset(SIDES)):  # nobody looked at these voxels, so nothing is absent
+        assert _refused(_map_case(tmp_path, only, ignore_value=9, annotated=annotated), tmp_path).code == "LABEL_EMPTY"
 
 
 # ---- values -----------------------------------------------------------------------------------------------

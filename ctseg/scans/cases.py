@@ -49,8 +49,8 @@ class LabelSource:
 class CaseRecord:
     """One scan with its labels, before anything is opened.
 
-    annotated: names of the structures somebody looked for in this case; None = every structure the label
-    source can name. split: "train", "val", "test" when the data set fixes it, else None.
+    annotated: names of the structures somebody looked for in this case, as the data set itself says; None = it
+    does not say, so every structure the label source can name, and a label map without any is a fault. split: "train", "val", "test" when the data set fixes it, else None.
     """
 
     case_id: str

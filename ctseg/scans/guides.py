@@ -235,7 +235,8 @@ def available() -> bool:
     return importlib.util.find_spec("totalsegmentator") is not None or shutil.which("TotalSegmentator") is not None
 
 
-def _program() -> list[str]:
+def totalsegmentator_command() -> list[str]:
+    """How to call it. PreconditionError GUIDE_TOOL_MISSING when it is not installed."""
     if not available():
         raise PreconditionError("GUIDE_TOOL_MISSING", "TotalSegmentator is not installed", f"run `{INSTALL}`, or give a folder of masks as the guide source")
     found = shutil.which("TotalSegmentator")
@@ -255,7 +256,7 @@ def run_totalsegmentator(source: GuideSource, case_id: str, scan: Volume, *, tim
     result = cache / f"{safe_name(case_id)}-{digest.hexdigest()[:16]}"
     if result.is_dir():
         return result
-    program = _program()
+    program = totalsegmentator_command()
     cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache, prefix=".work-") as temporary:
         image, masks = Path(temporary) / "ct.nii.gz", Path(temporary) / "masks"

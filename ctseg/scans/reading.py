@@ -24,6 +24,7 @@ from ctseg.scans.laterality import mirror_pairs
 from ctseg.scans.volume import Volume
 
 IMPLAUSIBLE_FRACTION = 0.6  # of the body; labels that cover more are a mistake (or a crop: only a warning)
+NAMED = 5  # structures that one message names
 MAX_VALUES = 1024  # distinct values in a label map; a CT copied as label has more
 _BODY_HU = -300.0
 
@@ -31,12 +32,13 @@ _BODY_HU = -300.0
 @dataclasses.dataclass
 class _Labels:
     """What a label source says. array: (D, H, W) uint8, i+1 = i-th requested structure; nameable: every
-    structure the source speaks about; empty: no voxel of any structure, requested or not."""
+    structure the source speaks about; empty: no voxel of any structure; empty_masks: the requested ones whose own mask is empty."""
 
     array: np.ndarray
     nameable: frozenset[str]
     empty: bool
     findings: list[Finding]
+    empty_masks: Sequence[str] = ()
 
 
 def load_case(record: CaseRecord, structures: Sequence[str], *, root: Path) -> LoadedCase:
@@ -92,7 +94,8 @@ def _read_labels(record: CaseRecord, source: LabelSource, structures: Sequence[s
         volume, names, findings = openkbp_csv.read_label(_path(source))
         values = {number: name for number, name in openkbp_csv.STRUCTURES.items() if name in names}
         array, empty = _translate(volume.array, values, structures, None, source)
-        return _Labels(array, frozenset(names), empty, findings)
+        found = set(np.unique(volume.array).tolist())
+        return _Labels(array, frozenset(names), empty, findings, [name for value, name in values.items() if value not in found])
     raise ValueError(f"unknown label format {source.format!r}")
 
 
@@ -108,9 +111,11 @@ def _read_map(record: CaseRecord, source: LabelSource, structures: Sequence[str]
     volume_files.check_names(path, source.values)
     volume, notes = put_on(volume, image.grid, path)
     array, empty = _translate(volume.array, source.values, structures, source.ignore_value, source)
-    if empty and record.annotated is None:
-        raise refuse("LABEL_EMPTY", "no voxel is labelled, and nothing says that somebody looked", "restore the labels, or list the annotated structures in the data set's own file", path)
-    if source.ignore_value is not None and (ignored := int(np.count_nonzero(volume.array == source.ignore_value))):
+    ignored = 0 if source.ignore_value is None else int(np.count_nonzero(volume.array == source.ignore_value))
+    if empty and (record.annotated is None or ignored):
+        cause = f"no voxel is labelled but {ignored} to be ignored" if ignored else "no voxel is labelled, and every patient has these structures"
+        raise refuse("LABEL_EMPTY", cause, "restore the labels, or take scan and labels out of the data set", path)
+    if ignored:
         notes.append(Finding("NOTE", "LABEL_IGNORED", f"{ignored} voxels carry the ignore value {source.ignore_value} and count as background", file=str(path)))
     return _Labels(array, frozenset(source.values.values()), empty, findings + notes)
 
@@ -151,15 +156,12 @@ def _wrong_values(found: set[int], known: set[int], source: LabelSource) -> Case
 
 
 def _read_masks(record: CaseRecord, source: LabelSource, structures: Sequence[str], image: Volume) -> _Labels:
-    """One file per structure. A file that is not there means that nobody looked; a warning only where somebody did."""
+    """One file per structure. A file that is not there means that nobody looked; an empty one, that it is absent."""
     there = {name for name, path in source.masks.items() if os.path.lexists(path)}
-    findings = []
     if not there:
         raise refuse("LABEL_MISSING", f"none of the {len(source.masks)} mask files is there", "restore the masks or remove the case", next(iter(source.masks.values()), "-"))
-    claimed = record.annotated or frozenset()
-    for name in [name for name in structures if name in claimed and name not in there]:
-        findings.append(Finding("WARN", "LABEL_MISSING", f"{name} is said to be annotated but its mask is not there: left out of loss and metrics", "restore the mask", file=str(source.masks.get(name, "-"))))
     array, overlap = np.zeros(image.array.shape, dtype=np.uint8), np.zeros(image.array.shape, dtype=bool)
+    findings, empty = [], []
     for number, name in enumerate(structures, start=1):
         if name not in there:
             continue
@@ -168,8 +170,9 @@ def _read_masks(record: CaseRecord, source: LabelSource, structures: Sequence[st
         volume, more = put_on(volume, image.grid, path)
         mask, _ = _translate(volume.array, {1: name}, [name], None, dataclasses.replace(source, path=path))
         _paint(array, mask.astype(bool), number, overlap)
+        empty += [name] if not mask.any() else []
         findings += notes + more
-    return _Labels(array, frozenset(there), not array.any(), findings + _overlap_finding(overlap, "-"))
+    return _Labels(array, frozenset(there), not array.any(), findings + _overlap_finding(overlap, "-"), empty)
 
 
 def _read_dicom(record: CaseRecord, source: LabelSource, structures: Sequence[str], image: Volume) -> _Labels:
@@ -189,7 +192,8 @@ def _read_dicom(record: CaseRecord, source: LabelSource, structures: Sequence[st
     for number, name in enumerate(structures, start=1):
         if in_file[name] in masks:
             _paint(array, masks[in_file[name]], number, overlap)
-    return _Labels(array, annotated, not array.any(), findings + _overlap_finding(overlap, str(path)))
+    empty = [name for name in structures if name in annotated and (in_file[name] not in masks or not masks[in_file[name]].any())]
+    return _Labels(array, annotated, not array.any(), findings + _overlap_finding(overlap, str(path)), empty)
 
 
 def _paint(array: np.ndarray, mask: np.ndarray, number: int, overlap: np.ndarray) -> None:
@@ -221,9 +225,34 @@ def _states(record: CaseRecord, structures: Sequence[str], labels: _Labels) -> t
             # Voxels of a structure that is not annotated would be scored as another structure's background.
             labels.array[labels.array == number] = 0
             findings.append(Finding("WARN", "LABEL_UNEXPECTED", f"{name} has {counts[number]} voxels but is said not to be annotated: they count as background", "correct the list of annotated structures"))
-        elif record.annotated is not None and name in record.annotated and record.labels and record.labels.format != "masks":
-            findings.append(Finding("WARN", "LABEL_MISSING", f"{name} is said to be annotated but the labels do not hold it: left out of loss and metrics", "correct the names"))
-    return states, findings
+    return states, findings + _missing_finding(record, states, labels) + _empty_finding(record, states, labels)
+
+
+def _missing_finding(record: CaseRecord, states: dict[str, str], labels: _Labels) -> list[Finding]:
+    """A warning for structures that the labels should hold: those said to be annotated, or that a file of their own would hold."""
+    source = record.labels
+    told = " ".join(finding.cause for finding in labels.findings if finding.code == "LABEL_MISSING")
+    own_files = source is not None and source.format in ("masks", "dicom_seg", "rtstruct")
+    names = [name for name, state in states.items() if state == UNLABELLED and name not in labels.nameable and f"'{name}'" not in told
+             and (own_files or name in (record.annotated or ()))]
+    if not names or source is None:
+        return []
+    cause = f"the labels do not hold {_listed(names)}: not annotated here, so left out of loss and scores"
+    return [Finding("WARN", "LABEL_MISSING", cause, "add the labels if somebody drew them", file=str(source.masks.get(names[0]) or source.path or "-"))]
+
+
+def _empty_finding(record: CaseRecord, states: dict[str, str], labels: _Labels) -> list[Finding]:
+    """What says "absent" without a voxel to show for it: labels without any structure, or a structure's own mask without any."""
+    source, names = record.labels, [name for name, state in states.items() if state == ABSENT and (labels.empty or name in labels.empty_masks)]
+    if source is None or not names:
+        return []
+    cause = f"no voxel of {_listed(names)} is labelled: annotated, so it counts as absent"
+    return [Finding("WARN" if labels.empty else "NOTE", "LABEL_EMPTY", cause, "restore the labels if the patient has it", file=str(source.masks.get(names[0]) or source.path or "-"))]
+
+
+def _listed(names: Sequence[str]) -> str:
+    """The first names, and how many more there are."""
+    return ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
 
 
 def _check_sides(label: Volume, structures: Sequence[str]) -> list[Finding]:

@@ -312,10 +312,14 @@ def offer_pairs(
     labels: dict[str, Path],
     values: dict[int, str],
     *,
+    annotated: Iterable[str] | None = None,
     ignore_value: int | None = None,
     splits: dict[str, str] | None = None,
 ) -> None:
-    """Offer every case that has both an image and a label map; refuse the others. Keys are case ids (any case)."""
+    """Offer every case that has both an image and a label map; refuse the others. Keys are case ids (any case).
+
+    annotated: as in `CaseRecord`.
+    """
     by_name = {folded(name): path for name, path in labels.items()}
     for case_id, path in images.items():
         label_path = by_name.pop(folded(case_id), None)
@@ -323,7 +327,7 @@ def offer_pairs(
             gathering.refuse(case_id, ("LABEL_MISSING", "a scan without label", "add its label, or move the scan away"), path)
             continue
         source = LabelSource("map", label_path, values=dict(values), ignore_value=ignore_value)
-        gathering.offer(case_id, image_source(path), source, split=(splits or {}).get(case_id))
+        gathering.offer(case_id, image_source(path), source, annotated=annotated, split=(splits or {}).get(case_id))
     for case_id, path in labels.items():
         if folded(case_id) in by_name:
             gathering.refuse(case_id, ("FILE_MISSING", "a label without scan", "add the scan, or move the label away"), path)
