@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import logging
 import sys
 import time
 import traceback
@@ -36,13 +37,6 @@ if TYPE_CHECKING:
     from ctseg.scans.volume import Volume
 
 RECORD = "inference.json"
-
-
-def find_scans(path: Path) -> dict[str, ImageSource]:
-    """Name -> source of every scan at `path`. PreconditionError NO_DATA when there is none."""
-    from ctseg.scans import scan_files
-
-    return scan_files.find_scans(path)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,11 +90,13 @@ def infer(arguments: argparse.Namespace) -> int:
     from ctseg.inference_files import write_statistics
     from ctseg.learning.hardware import peak_memory_gb
     from ctseg.learning.predictor import ensemble, load_predictor
+    from ctseg.scans import scan_files
     from models import build_network
 
     resolved = config.resolve(None, {**config.parse_assignments(arguments.assignments), **_asked(arguments)})
     settings = resolved.evaluate
-    scans = {name: dataclasses.replace(source, assume_hu=resolved.data.assume_hu) for name, source in find_scans(arguments.input).items()}
+    found, left_out = scan_files.search(arguments.input)
+    scans = {name: dataclasses.replace(source, assume_hu=resolved.data.assume_hu) for name, source in found.items()}
     formats = chosen_formats(arguments.format, scans)
     for checkpoint in arguments.checkpoint:
         if not checkpoint.is_file():
@@ -116,16 +112,19 @@ def infer(arguments: argparse.Namespace) -> int:
     run = {"version": 3, "checkpoints_sha256": [artifacts.file_hash(checkpoint) for checkpoint in arguments.checkpoint], "model": predictor.checkpoint["arch"]["name"],
            "structures": predictor.names, "synthetic_training": bool(predictor.checkpoint["synthetic"]), "device": predictor.machine.reason, "why_no_confidence": predictor.why_no_confidence, "settings": dataclasses.asdict(settings),
            "formats": formats, "probabilities": arguments.probabilities, "uncertainty": arguments.save_uncertainty, "guide": None if arguments.guide is None else Path(arguments.guide).name, "versions": artifacts.package_versions()}
+    for finding in left_out:
+        LOG.log(logging.ERROR if finding.severity == "ERROR" else logging.INFO, "%s", finding.line())
+    lost = [{"scan": finding.case, "error": finding.code, "cause": finding.cause} for finding in left_out if finding.severity == "ERROR"]
     before, records = earlier_records(arguments.output, run), []
     for name, source in cli.bar("Predicting")(scans.items()):
         records.append(_predict(predictor, guides, name, source, arguments, formats, before.get(name)))
         if doubt := low_confidence(name, records[-1].get("confidence", {}), settings.low_confidence):
             LOG.warning("%s", doubt)
-        artifacts.write_json(arguments.output / RECORD, {**run, "finished": len(records) == len(scans), "peak_memory_gb": peak_memory_gb(predictor.machine.device), "scans": records})
+        artifacts.write_json(arguments.output / RECORD, {**run, "finished": len(records) == len(scans), "peak_memory_gb": peak_memory_gb(predictor.machine.device), "scans": [*lost, *records]})
     if arguments.statistics:
         write_statistics(arguments.output / "statistics.csv", records)
-    failed = sum("error" in record for record in records)
-    LOG.info("%d masks in %s%s. Research tool, not a medical device.", len(records) - failed, arguments.output, f", {failed} scans left out" if failed else "")
+    failed = len(lost) + sum("error" in record for record in records)
+    LOG.info("%d masks in %s%s. Research tool, not a medical device.", len(lost) + len(records) - failed, arguments.output, f", {failed} scans left out" if failed else "")
     return 3 if failed else 0
 
 

@@ -146,16 +146,12 @@ def _window(text: str | None) -> tuple[float, float] | None:
 
 def _read(arguments: argparse.Namespace) -> tuple[Masks, Masks | None, Volume | None]:
     """The masks, those of the reference, and the scan."""
-    from ctseg.scans import reading
-    from ctseg.scans.cases import ImageSource
-    from ctseg.scans.layouts import gathering
+    from ctseg.scans import reading, scan_files
     from ctseg.scans.masks import named_like, open_masks
 
     source, ct = None, None
     if arguments.ct is not None:
-        if not arguments.ct.exists():
-            raise PreconditionError("NO_DATA", f"'{arguments.ct}' after --ct does not exist", "check the path", file=arguments.ct.name)
-        source = ImageSource("dicom", arguments.ct) if arguments.ct.is_dir() else gathering.image_source(arguments.ct)
+        source = scan_files.find_one(arguments.ct, option="--ct")
         ct, findings = reading.load_image(source)
         _tell(findings)
     masks = open_masks(arguments.input, ct, source, level=arguments.level)

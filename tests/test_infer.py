@@ -17,6 +17,7 @@ from ctseg import artifacts
 from ctseg.scans import nifti
 from ctseg.scans.masks import open_masks
 from ctseg.scans.phantom import write_cohort
+from ctseg.scans.scan_files import find_scans
 
 TINY = ["--workers", "1", "--epochs", "2", "--profile", "cpu", "--model", "unet", "--set", "train.steps_per_epoch=4", "--set", "train.patch_size=32,32,32", "--set", "model.levels=3",
         "--set", "model.width=4", "--set", "train.validations=1", "--set", "evaluate.overlap=0"]
@@ -229,5 +230,5 @@ def test_scouts_of_an_export_are_passed_over(tmp_path):
     volume = Volume(np.zeros((8, 16, 16), np.float32), np.diag([3.0, 2.0, 2.0, 1.0])[:, [2, 1, 0, 3]])
     for folder, count in (("one/scout", 2), ("one/axial", 8), ("two", 2)):
         dicom_series.write_series(tmp_path / folder, Volume(volume.array[:count], volume.affine), patient_id=folder[:3], series_number=count, seed=1)
-    found = infer.find_scans(tmp_path)
+    found = find_scans(tmp_path)
     assert set(found) == {"one", "two"} and found["one"].path.name == "axial"  # what has nothing better is refused by name later

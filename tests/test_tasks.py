@@ -17,6 +17,7 @@ from ctseg.errors import UsageError
 from ctseg.learning import checkpoints
 from ctseg.scans import dicom_seg, dicom_series, nifti, rtstruct
 from ctseg.scans.phantom import write_cohort
+from ctseg.scans.scan_files import find_scans
 from ctseg.scans.volume import match_grid
 from ctseg.tasks import TASKS
 
@@ -217,15 +218,15 @@ def test_infer_finds_series_at_every_depth_and_refuses_two_scans_of_one_name(tmp
     series, other = [found.folder for found in dicom_series.find_series(cohorts["pelvis"]) if found.modality == "CT"][:2]
     exported = tmp_path / "export"
     shutil.copytree(series, exported)
-    assert list(infer.find_scans(exported)) == ["export"]
+    assert list(find_scans(exported)) == ["export"]
     (exported / "empty").mkdir()  # a folder beside the slices does not hide them
-    assert list(infer.find_scans(exported)) == ["export"]
+    assert list(find_scans(exported)) == ["export"]
     shutil.copytree(other, exported / "other patient" / "study" / "ct")
-    assert sorted(infer.find_scans(exported)) == ["export", "other patient"]
-    assert sorted(infer.find_scans(tmp_path)) == ["export_1", "export_2"]
+    assert sorted(find_scans(exported)) == ["export", "other patient"]
+    assert sorted(find_scans(tmp_path)) == ["export_1", "export_2"]
     shutil.copy(next((cohorts["pelvis"] / "nifti").rglob("ct.nii.gz")), tmp_path / "export_1.nii.gz")
     with pytest.raises(UsageError, match="both called"):
-        infer.find_scans(tmp_path)
+        find_scans(tmp_path)
 
 
 def test_infer_writes_dicom_that_reads_back_as_the_same_mask(tmp_path, cohorts, capsys):

@@ -1,7 +1,7 @@
 """Which DICOM series lie in a folder, from headers alone, and which of them is the CT that is meant.
 
-Files are walked and recognised by their mark; a DICOMDIR is not followed, nothing is ever forced. No value of a
-patient's header appears in a message.
+Files are walked and recognised by their mark; a DICOMDIR, whatever its name, is not followed, nothing is ever forced. No
+value of a patient's header appears in a message.
 """
 
 from __future__ import annotations
@@ -25,14 +25,15 @@ from pydicom.uid import (
 
 from ctseg.artifacts import canonical_hash
 from ctseg.errors import CaseError, PipelineError
-from ctseg.scans import checks
+from ctseg.scans import checks, folder_walk
 from ctseg.scans.checks import refuse
 
 SMALLEST_SLICES = 4  # fewer slices are a scout or a sample, not a volume
 # What a SEG or RTSTRUCT takes over from its series: what an archive needs to file it with the patient, and nothing else.
 PATIENT_AND_STUDY = ("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "StudyInstanceUID", "StudyDate", "StudyTime", "StudyID", "AccessionNumber", "ReferringPhysicianName")
 ENHANCED_CT = (EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage)
-_TAGS = ["SOPClassUID", "SeriesInstanceUID", "Modality", "PatientID", "ImageType", "NumberOfFrames"]
+NO_PATIENT = canonical_hash("")[:16]  # the patient_key of files without a patient id
+_TAGS = ["SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "Modality", "PatientID", "ImageType", "NumberOfFrames", "ImagePositionPatient", "Rows"]
 
 
 @contextlib.contextmanager
@@ -66,7 +67,8 @@ def guard(path: Path) -> Iterator[None]:
 @dataclasses.dataclass(frozen=True)
 class SeriesInfo:
     """One series of a folder, from headers alone. n_slices counts the frames of a multi-frame CT and no localizers.
-    patient_key: a hash that is equal for files of one patient."""
+    patient_key: a hash that is equal for files of one patient. uid: empty where anonymisation took it away.
+    slices: (position, SOP instance UID) of its files as they are written."""
 
     uid: str
     modality: str
@@ -74,6 +76,7 @@ class SeriesInfo:
     files: tuple[Path, ...]
     n_slices: int
     patient_key: str
+    slices: frozenset[tuple[str, str]] = frozenset()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,38 +85,45 @@ class _Identity:
     modality: str
     patient_key: str
     slices: int  # 0: a localizer
+    place: tuple[str, str]  # position, SOP instance UID
+
+
+@dataclasses.dataclass
+class Found:
+    """What a folder holds. series: one entry per folder and series, sorted; others: files that are no DICOM object of a series;
+    damaged: DICOM files that cannot be read, and why; not_entered: see `folder_walk.walk`."""
+
+    series: list[SeriesInfo] = dataclasses.field(default_factory=list)
+    others: list[Path] = dataclasses.field(default_factory=list)
+    damaged: dict[Path, CaseError] = dataclasses.field(default_factory=dict)
+    not_entered: dict[Path, str] = dataclasses.field(default_factory=dict)
 
 
 @private()
-def find(folder: Path, *, strict: bool) -> tuple[list[SeriesInfo], int]:
-    """(series sorted by folder and UID, number of files that are no DICOM).
-
-    strict: a damaged DICOM file is refused; else it is counted with the others.
-    """
+def find(folder: Path) -> Found:
+    """Every series below a folder, and what is none."""
     if not folder.is_dir():
         raise refuse("FILE_MISSING", "the folder does not exist", "restore the folder or remove the case", folder)
-    groups: dict[tuple[Path, str, str, str], list[tuple[Path, int]]] = {}
-    others = 0
-    for place, folders, names in os.walk(folder, followlinks=False):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(names):
-            path = Path(place) / name
+    found = Found()
+    groups: dict[tuple[Path, str, str, str], list[tuple[Path, _Identity]]] = {}
+    for place, _, names in folder_walk.walk(folder, found.not_entered):
+        for path in (place / name for name in names):
             try:
                 identity = _identity(path)
-            except CaseError:
-                if strict:
-                    raise
-                identity = None
-            if identity is None:
-                others += 1
+            except CaseError as error:
+                found.damaged[path] = error
                 continue
-            key = (Path(place), identity.uid, identity.modality, identity.patient_key)
-            groups.setdefault(key, []).append((path, identity.slices))
-    series = [
-        SeriesInfo(uid, modality, where, tuple(path for path, _ in files), sum(slices for _, slices in files), patient)
+            if identity is None:
+                found.others.append(path)
+            else:
+                key = (place, identity.uid, identity.modality, identity.patient_key)
+                groups.setdefault(key, []).append((path, identity))
+    found.series = [
+        SeriesInfo(uid, modality, where, tuple(path for path, _ in files), sum(one.slices for _, one in files), patient,
+                   frozenset(one.place for _, one in files))
         for (where, uid, modality, patient), files in sorted(groups.items())
     ]
-    return series, others
+    return found
 
 
 @private()
@@ -122,18 +132,27 @@ def choose(folder: Path, uid: str | None) -> tuple[SeriesInfo, int]:
 
     uid: which one; without it exactly one series must be a volume, scouts do not count.
     """
-    series, others = find(folder, strict=True)
+    found = find(folder)
+    series, others = found.series, len(found.others)
+    for path, why in found.not_entered.items():
+        if why not in (folder_walk.HIDDEN, folder_walk.TWICE):
+            raise refuse("PERMISSION", why, "change the permissions of the folder", path)
+    if found.damaged:
+        raise next(iter(found.damaged.values()))
     if not series:
         raise refuse("FILE_MISSING", f"no DICOM file among {others} files", "restore the series or remove the case", folder)
     wanted = [info for info in series if info.modality == "CT" and uid in (None, info.uid)]
     if not wanted and uid is not None and not any(info.uid == uid for info in series):
         raise refuse("FILE_MISSING", "the chosen series is not in the folder", "choose a series that is there", folder)
     if not wanted:
-        kinds = ", ".join(sorted({_word(info.modality) for info in series}))
+        kinds = ", ".join(sorted({word(info.modality) for info in series}))
         raise refuse("NOT_CT", f"modality {kinds} instead of CT", "give a CT series", folder)
     if len({info.patient_key for info in wanted}) > 1:
         raise refuse("MULTI_PATIENT", "the folder holds slices of more than one patient", "keep one patient per folder", folder)
-    joined = _join(wanted)
+    by_uid: dict[str, list[SeriesInfo]] = {}
+    for info in wanted:
+        by_uid.setdefault(info.uid, []).append(info)
+    joined = [_joined(same) for same in by_uid.values()]
     volumes = [info for info in joined if info.n_slices >= SMALLEST_SLICES] or joined
     if len(volumes) > 1:
         counts = ", ".join(str(info.n_slices) for info in volumes)
@@ -156,14 +175,14 @@ def drawn_on(folder: Path, series_uid: str | None, *, frames: Collection[Any], s
     """Whether labels belong to the one series in `folder` (or the named one), by the frames of reference and series UIDs they name."""
     chosen, _ = choose(folder, series_uid)
     first = read_header(chosen.files[0], ["FrameOfReferenceUID", "SeriesInstanceUID"])
-    return first.get("FrameOfReferenceUID", "") in {str(uid) for uid in frames if uid} or first.SeriesInstanceUID in series
+    return any(own and own in named for own, named in ((first.get("FrameOfReferenceUID"), frames), (first.get("SeriesInstanceUID"), series)))
 
 
 @private()
 def modality_of(path: Path) -> str:
     """The modality that a DICOM file states, as a code string ("CT", "SEG"). Raises CaseError for a file that is none."""
     with guard(path):
-        return _word(str(read_header(path, ["Modality"]).get("Modality", "")))
+        return word(str(read_header(path, ["Modality"]).get("Modality", "")))
 
 
 def is_localizer(header: Any) -> bool:
@@ -184,13 +203,15 @@ def _identity(path: Path) -> _Identity | None:
         return None
     header = read_header(path, _TAGS)
     with guard(path):
-        if header.get("SOPClassUID") == MediaStorageDirectoryStorage:
+        sop_class = header.get("SOPClassUID") or header.file_meta.get("MediaStorageSOPClassUID")
+        if sop_class == MediaStorageDirectoryStorage:
             return None
-        if "SeriesInstanceUID" not in header or "SOPClassUID" not in header:
+        if "SeriesInstanceUID" not in header and "Rows" not in header:  # the elements are in the order of their tags
             raise refuse("DICOM_TRUNCATED", "the header ends before the series is named", "copy or export the file again", path)
         patient = canonical_hash(str(header.get("PatientID", "")))[:16]
-        frames = max(1, int(header.get("NumberOfFrames") or 1)) if header.SOPClassUID in ENHANCED_CT else 1
-        return _Identity(str(header.SeriesInstanceUID), str(header.get("Modality", "")), patient, 0 if is_localizer(header) else frames)
+        frames = max(1, int(header.get("NumberOfFrames") or 1)) if sop_class in ENHANCED_CT else 1
+        uid, instance, position = (str(header.get(keyword) or "") for keyword in ("SeriesInstanceUID", "SOPInstanceUID", "ImagePositionPatient"))
+        return _Identity(uid, str(header.get("Modality", "")), patient, 0 if is_localizer(header) else frames, (position, instance))
 
 
 def is_dicom(path: Path) -> bool:
@@ -210,17 +231,30 @@ def is_dicom(path: Path) -> bool:
         raise refuse("PERMISSION", "the file may not be read", "change the permissions of the file", path) from None
 
 
-def _join(parts: list[SeriesInfo]) -> list[SeriesInfo]:
-    """One entry per UID, for series whose files lie in several folders."""
-    merged: dict[str, list[SeriesInfo]] = {}
-    for info in parts:
-        merged.setdefault(info.uid, []).append(info)
-    return [
-        dataclasses.replace(same[0], files=tuple(path for info in same for path in info.files), n_slices=sum(info.n_slices for info in same))
-        for same in merged.values()
-    ]
+def join_parts(series: list[SeriesInfo]) -> list[SeriesInfo]:
+    """The series, those in one whose slices are spread over several folders. What has one UID without being parts of one
+    scan stays apart: copies, other patients, other slices in the same place (UIDs that anonymisation made equal)."""
+    merged: dict[tuple[str, str], list[SeriesInfo]] = {}
+    for info in series:
+        merged.setdefault((info.uid or str(info.folder), info.patient_key), []).append(info)
+    return [info for same in merged.values() for info in ([_joined(same)] if _are_parts(same) else same)]
 
 
-def _word(text: str) -> str:
+def _are_parts(same: list[SeriesInfo]) -> bool:
+    slices = frozenset().union(*(info.slices for info in same))
+    copies = all(info.slices == slices for info in same[1:])
+    return len(same) == 1 or (not copies and len({place for place, _ in slices}) == len(slices))
+
+
+def _joined(same: list[SeriesInfo]) -> SeriesInfo:
+    """One entry for parts in several folders; its folder holds all of them."""
+    if len(same) == 1:
+        return same[0]
+    return dataclasses.replace(
+        same[0], folder=Path(os.path.commonpath([info.folder for info in same])), files=tuple(path for info in same for path in info.files),
+        n_slices=sum(info.n_slices for info in same), slices=frozenset().union(*(info.slices for info in same)))
+
+
+def word(text: str) -> str:
     """A modality as it may be printed: DICOM code strings only."""
     return text if text.isascii() and text.replace("_", "").isalnum() and len(text) <= 16 else "unknown"

@@ -20,15 +20,14 @@ from pydicom.valuerep import format_number_as_ds
 
 from ctseg.artifacts import atomic_write, file_hash
 from ctseg.errors import Finding
-from ctseg.scans import checks, dicom_files, dicom_frames
+from ctseg.scans import checks, dicom_files, dicom_frames, tolerances
 from ctseg.scans.checks import refuse
 from ctseg.scans.dicom_files import SMALLEST_SLICES, SeriesInfo
 from ctseg.scans.dicom_pixels import Decoder
 from ctseg.scans.volume import AIR_HU, Grid, Volume
 
-STEP_TOLERANCE = (0.01, 0.01)  # relative, mm: the larger one counts
-SIDEWAYS_MM = 0.1  # a slice may lie this far beside the line through the others
 ORIENTATION_TOLERANCE = 1e-3  # of direction cosines between slices of one series
+ROUNDED_COSINES = 0.02  # what two decimals make of the length and the right angle of row and column direction
 
 _TAGS = ["SOPClassUID", "SOPInstanceUID", "ImageType", "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "Rows", "Columns",
          "InstanceNumber", "ImagesInAcquisition", "NumberOfFrames", "BitsAllocated", "RescaleSlope", "RescaleIntercept", "RescaleType",
@@ -46,7 +45,7 @@ class _Slice:
 def find_series(folder: str | Path) -> list[SeriesInfo]:
     """Every series below `folder`, sorted by folder and UID. Files that are no readable DICOM are passed over;
     `read_series` refuses a folder that holds a damaged one."""
-    return dicom_files.find(Path(folder), strict=False)[0]
+    return dicom_files.find(Path(folder)).series
 
 
 @dicom_files.private()
@@ -80,7 +79,8 @@ def label_planes(label: Volume, headers: list[Any]) -> list[int]:
     to_index = np.linalg.inv(label.affine)
     places = np.array([to_index @ [*(float(v) for v in header.ImagePositionPatient), 1.0] for header in headers])
     planes = np.rint(places[:, 0]).astype(int)
-    if sorted(planes.tolist()) != list(range(len(headers))) or np.abs(places[:, :3] - np.stack([planes, 0 * planes, 0 * planes], axis=1)).max() > 0.01:
+    off = np.abs(places[:, :3] - np.stack([planes, 0 * planes, 0 * planes], axis=1)).max()
+    if sorted(planes.tolist()) != list(range(len(headers))) or off > 2 * tolerances.ROUNDED:  # positions and label may both be rounded
         raise ValueError("the label does not lie on the grid of the series")
     return [int(plane) for plane in planes]
 
@@ -143,11 +143,12 @@ def _drop_extras(slices: list[_Slice], folder: Path) -> tuple[list[_Slice], list
     if len(kept) < len(slices):
         findings.append(Finding("NOTE", "LOCALIZER", f"{len(slices) - len(kept)} localizer images were left out", file=str(folder)))
     seen: dict[str, _Slice] = {}
-    for item in kept:
-        uid = f"{item.header.get('SOPInstanceUID', item.path)} {dicom_frames.frame_of(item.header)}"
-        if uid in seen and file_hash(seen[uid].path) != file_hash(item.path):
-            raise refuse("SLICE_DUPLICATE", "two different files have the same SOP instance UID", "keep the right one", item.path)
-        seen.setdefault(uid, item)
+    for item in kept:  # UIDs may have been blanked: two slices are the same where they lie in the same place, too
+        place = item.header.get("ImagePositionPatient") or item.path
+        key = f"{item.header.get('SOPInstanceUID')} {dicom_frames.frame_of(item.header)} {place}"
+        if key in seen and file_hash(seen[key].path) != file_hash(item.path):
+            raise refuse("SLICE_DUPLICATE", "two different files have the same SOP instance UID and position", "keep the right one", item.path)
+        seen.setdefault(key, item)
     if len(seen) < len(kept):
         findings.append(Finding("NOTE", "SLICE_COPY", f"{len(kept) - len(seen)} exact copies of slices were left out", file=str(folder)))
     if len(seen) < SMALLEST_SLICES:
@@ -163,9 +164,19 @@ def _check_each(slices: list[_Slice]) -> None:
             if len(values) != length:
                 raise refuse("GEOMETRY_MISSING", f"{tag} is missing or incomplete", "export the series again with its geometry", item.path)
         item.position = np.array(_numbers(item, "ImagePositionPatient"))
-        directions = np.array(_numbers(item, "ImageOrientationPatient")).reshape(2, 3)
-        if np.abs(directions @ directions.T - np.eye(2)).max() > ORIENTATION_TOLERANCE:
+        if _skew(item) > ROUNDED_COSINES:
             raise refuse("GEOMETRY_INCONSISTENT", "row and column direction are not perpendicular unit vectors", "export the series again", item.path)
+
+
+def _directions(item: _Slice) -> np.ndarray:
+    """Row and column direction (2, 3) as they are written."""
+    return np.array(_numbers(item, "ImageOrientationPatient")).reshape(2, 3)
+
+
+def _skew(item: _Slice) -> float:
+    """How far row and column direction are from being perpendicular unit vectors."""
+    directions = _directions(item)
+    return float(np.abs(directions @ directions.T - np.eye(2)).max())
 
 
 def _numbers(item: _Slice, tag: str) -> list[float]:
@@ -180,7 +191,7 @@ def _numbers(item: _Slice, tag: str) -> list[float]:
 
 def _drop_crossing(slices: list[_Slice], folder: Path) -> tuple[list[_Slice], list[Finding]]:
     """Without the few slices that run across the others (scouts that do not say so)."""
-    normals = [np.cross(*np.array(_numbers(item, "ImageOrientationPatient")).reshape(2, 3)) for item in slices]
+    normals = [np.cross(*_directions(item)) for item in slices]
     agreeing = [sum(abs(float(a @ b)) > 0.99 for b in normals) for a in normals]
     main = normals[int(np.argmax(agreeing))]
     kept = [item for item, normal in zip(slices, normals) if abs(float(normal @ main)) > 0.99]
@@ -212,44 +223,69 @@ def _geometry(slices: list[_Slice], folder: Path) -> tuple[np.ndarray, list[Find
             difference = np.abs(np.subtract(_numbers(item, tag), _numbers(first, tag))).max()
             if difference > tolerance:
                 raise refuse("GEOMETRY_INCONSISTENT", f"{tag} differs from the other slices by {difference:.3g}", "remove the slice that does not belong to the series", item.path)
-    row, column = np.array(_numbers(first, "ImageOrientationPatient")).reshape(2, 3)
+    left, _, right = np.linalg.svd(_directions(first), full_matrices=False)
+    row, column = left @ right  # the nearest perpendicular unit vectors
     spacing = _numbers(first, "PixelSpacing")
     normal = np.cross(row, column)
     slices.sort(key=lambda item: float(item.position @ normal))
     positions = np.array([item.position for item in slices])
-    _check_steps(slices, positions @ normal, folder)
-    step = (positions[-1] - positions[0]) / (len(slices) - 1)
-    sideways = np.linalg.norm(positions - positions[0] - np.outer(np.arange(len(slices)), step), axis=1)
-    worst = int(np.argmax(sideways))
-    if sideways[worst] > max(SIDEWAYS_MM, STEP_TOLERANCE[0] * float(np.linalg.norm(step))):
-        raise refuse("GEOMETRY_INCONSISTENT", f"the slice lies {sideways[worst]:.2g} mm beside the line of the others", "export the series again", slices[worst].path)
     affine = np.eye(4)
-    affine[:3, 0], affine[:3, 1], affine[:3, 2] = step, column * spacing[0], row * spacing[1]
-    affine[:3, 3] = positions[0]
+    affine[:3, 3], affine[:3, 0] = _line(positions)
+    affine[:3, 1], affine[:3, 2] = column * spacing[0], row * spacing[1]
+    _check_steps(slices, positions @ normal, folder)
     findings = [finding for finding in checks.check_affine(affine, folder) if finding.code != "AFFINE_SHEAR"]
+    findings += _check_line(slices, affine, folder)
+    if _skew(first) > ORIENTATION_TOLERANCE:
+        findings.append(Finding("WARN", "ORIENTATION_ROUNDED", f"row and column direction are written with few digits ({_skew(first):.2g} off perpendicular unit vectors); the nearest such vectors are used",
+                                "export the series again with more digits if its place in the room matters", file=str(folder)))
     tilt = checks.shear_degrees(affine)
     if tilt > checks.SHEAR_DEGREES:
         findings.append(Finding("WARN", "GANTRY_TILT", f"slices are shifted by {tilt:.1f} degrees; the shear is kept and resampled", file=str(folder)))
     return affine, findings
 
 
+def _line(positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(first point, step) of the line that fits slice positions (N, 3) best: rounding does not add up along it."""
+    index = np.arange(len(positions)) - (len(positions) - 1) / 2
+    middle = positions.mean(axis=0)
+    step = index @ (positions - middle) / (index @ index)
+    return middle + index[0] * step, step
+
+
+def _check_line(slices: list[_Slice], affine: np.ndarray, folder: Path) -> list[Finding]:
+    """Refuse a series with a slice off the grid that `affine` says, by `tolerances`, in fractions of a voxel along each axis."""
+    positions = np.array([item.position for item in slices])
+    beside = positions - affine[:3, 3] - np.outer(np.arange(len(slices)), affine[:3, 0])
+    off = np.abs(np.linalg.solve(affine[:3, :3], beside.T))  # (axis, slice) in voxels
+    worst = int(np.argmax(off.max(axis=0)))
+    share, off_mm = float(off[:, worst].max()), float(np.linalg.norm(beside[worst]))
+    if off[0].max() > tolerances.ROUNDED:
+        steps = np.diff(positions @ np.cross(affine[:3, 1], affine[:3, 2])) / np.prod(np.linalg.norm(affine[:3, 1:3], axis=0))
+        raise refuse("SLICE_SPACING_NONUNIFORM", f"steps from {np.abs(steps).min():.3f} to {np.abs(steps).max():.3f} mm; a slice lies {off_mm:.2g} mm off even places ({share:.2g} of a step, {tolerances.ROUNDED:g} is allowed)",
+                     "give a series with one slice spacing", folder)
+    if share > tolerances.ROUNDED:
+        raise refuse("GEOMETRY_INCONSISTENT", f"the slice lies {off_mm:.2g} mm beside the line of the others", "export the series again", slices[worst].path)
+    if share <= tolerances.EQUAL:
+        return []
+    return [Finding("WARN", "POSITIONS_ROUNDED", f"slices lie up to {off_mm:.2g} mm ({share:.2g} of a voxel) off evenly spaced places, which are used",
+                    "nothing to do if their positions were rounded when written", file=str(folder))]
+
+
 def _check_steps(slices: list[_Slice], places: np.ndarray, folder: Path) -> None:
-    """Refuse double positions, missing slices and uneven spacing. places: mm along the normal, sorted."""
+    """Refuse double positions and missing slices. places: mm along the normal, sorted."""
     steps = np.diff(places)
+    apart = steps[steps > tolerances.EQUAL * steps.mean()]
+    usual = float(np.median(apart)) if apart.size else 0.0
+    tolerance = 2 * tolerances.ROUNDED * usual  # both ends of a step may be rounded
     nearest = int(np.argmin(steps))
-    if steps[nearest] < STEP_TOLERANCE[1]:
+    if steps[nearest] <= tolerance:
         raise refuse("SLICE_DUPLICATE", "two slices lie at the same position", "keep one of them", slices[nearest + 1].path)
-    usual = float(np.median(steps))
-    tolerance = max(STEP_TOLERANCE[0] * usual, STEP_TOLERANCE[1])
     odd = np.flatnonzero(np.abs(steps - usual) > tolerance)
-    if not odd.size:
-        return
     multiples = np.rint(steps[odd] / usual)
-    if (multiples >= 2).all() and (np.abs(steps[odd] - multiples * usual) <= multiples * tolerance).all():
+    if odd.size and (multiples >= 2).all() and (np.abs(steps[odd] - multiples * usual) <= multiples * tolerance).all():
         missing = int((multiples - 1).sum())
         raise refuse("SLICE_GAP", f"{missing} slices are missing, the first {places[odd[0]] - places[0] + usual:.1f} mm from the first slice (step {usual:.3g} mm)",
                      "export the whole series again", folder)
-    raise refuse("SLICE_SPACING_NONUNIFORM", f"steps from {steps.min():.3f} to {steps.max():.3f} mm, tolerance {tolerance:.3g}", "give a series with one slice spacing", folder)
 
 
 # ---- pixels -----------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ import numpy as np
 
 from ctseg.artifacts import file_hash
 from ctseg.errors import CaseError, Finding, PipelineError, UsageError
-from ctseg.scans import volume_files
+from ctseg.scans import folder_walk, volume_files
 from ctseg.scans.cases import ABSENT, PRESENT, UNLABELLED, CaseRecord, ImageSource, LabelSource, LoadedCase
 from ctseg.scans.checks import put_on, refuse, require_regular
 from ctseg.scans.laterality import mirror_pairs
@@ -359,7 +359,8 @@ def _files(record: CaseRecord) -> Iterator[tuple[str, Path | None]]:
 def _files_of(form: str, path: Path, record: CaseRecord) -> list[Path]:
     """The files of one source, in a fixed order."""
     if form == "dicom":
-        files = sorted(file for file in path.rglob("*") if file.is_file() and not file.name.startswith("."))
+        files = sorted(folder / name for folder, _, names in folder_walk.walk(path) for name in names if not name.startswith("."))
+        files = [file for file in files if file.is_file()]
     elif form == "openkbp_csv":
         files = sorted(path.glob("*.csv"))
     else:

@@ -12,14 +12,13 @@ and DICOM headers. What holds for all of them:
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections import Counter
 from pathlib import Path
 from typing import Protocol
 
 from ctseg.config import did_you_mean
 from ctseg.errors import Finding, PreconditionError, UsageError
-from ctseg.scans import volume_files
+from ctseg.scans import folder_walk, volume_files
 from ctseg.scans.cases import DataSet
 from ctseg.scans.layouts import (
     abdomenatlas,
@@ -131,8 +130,7 @@ def _not_recognised(root: Path) -> PreconditionError:
 def _contents(root: Path) -> str:
     """How many files of each kind are there, for people."""
     kinds: Counter[str] = Counter()
-    for _, subfolders, files in os.walk(root):
-        subfolders[:] = [name for name in subfolders if not gathering.hidden(name)]
+    for _, _, files in folder_walk.walk(root):
         for name in files:
             if not gathering.hidden(name):
                 lowered = name.casefold()

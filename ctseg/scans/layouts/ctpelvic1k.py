@@ -10,11 +10,11 @@ left and right structure with the geometry and warns with SIDE_SWAP, naming the 
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from ctseg.scans import folder_walk
 from ctseg.scans.cases import DataSet
 from ctseg.scans.layouts import gathering
 from ctseg.scans.layouts.gathering import Gathering
@@ -32,11 +32,11 @@ def matches(root: Path) -> bool:
     return any(name.endswith("_data.nii") for name in names) and any(name.endswith("_mask_4label.nii") for name in names)
 
 
-def _walk(root: Path) -> Iterator[tuple[str, list[str]]]:
-    """(folder, file names) down to the deepest level, without following links to folders."""
-    for folder, subfolders, names in os.walk(root):
-        depth = len(Path(folder).relative_to(root).parts)
-        subfolders[:] = [] if depth >= DEEPEST else sorted((n for n in subfolders if not gathering.hidden(n)), key=gathering.natural_key)
+def _walk(root: Path) -> Iterator[tuple[Path, list[str]]]:
+    """(folder, file names) down to the deepest level."""
+    for folder, subfolders, names in folder_walk.walk(root):
+        depth = len(folder.relative_to(root).parts)
+        subfolders[:] = [] if depth >= DEEPEST else sorted(subfolders, key=gathering.natural_key)
         yield folder, names
 
 

@@ -12,36 +12,32 @@ patient id in the headers, which is not kept: a patient is named after the first
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ctseg.artifacts import canonical_hash
 from ctseg.errors import CaseError, Finding
-from ctseg.scans import aliases
+from ctseg.scans import aliases, folder_walk
 from ctseg.scans.cases import CaseRecord, DataSet, ImageSource, LabelSource
 from ctseg.scans.layouts import gathering
 from ctseg.scans.layouts.gathering import Gathering
 
 if TYPE_CHECKING:
-    from ctseg.scans.dicom_series import SeriesInfo
+    from ctseg.scans.dicom_files import SeriesInfo
 
 SHAPE = "<patient>/.../ one CT series + one DICOM SEG or RTSTRUCT, for example Patient_01/im_1 and Patient_01/im_3"
 LABELS = {"SEG": "dicom_seg", "RTSTRUCT": "rtstruct"}  # modality -> format of the label source
 SCOUT_SLICES = 3  # a CT with no more slices is a scout, not a scan
 _NOT_DICOM = (".nii", ".gz", ".json", ".csv", ".txt", ".md", ".png", ".jpg", ".pdf", ".npz", ".npy", ".nrrd", ".mha", ".zip", ".py", ".html", ".xml")
-_NO_PATIENT = canonical_hash("")[:16]  # the key of files without a patient id
 _LOOKED_AT = 500  # files opened to tell whether a folder holds DICOM
 
 
 def matches(root: Path) -> bool:
     """Some file has the DICOM mark, in whatever depth."""
     looked_at = 0
-    for folder, subfolders, files in os.walk(root):
-        subfolders[:] = sorted(name for name in subfolders if not gathering.hidden(name))
-        for name in sorted(files):
-            path = Path(folder, name)
+    for folder, _, files in folder_walk.walk(root):
+        for name in files:
+            path = folder / name
             if gathering.hidden(name) or name.casefold().endswith(_NOT_DICOM) or not path.is_file():
                 continue
             if _has_mark(path):
@@ -123,54 +119,56 @@ def _holds_both(series: list[SeriesInfo]) -> bool:
 
 
 def _series(cases: Gathering, folder: Path) -> list[SeriesInfo]:
-    """The series below a folder; a folder that cannot be read is refused as one case."""
-    from ctseg.scans.dicom_series import find_series
+    """The series below a folder; one that links lead out of the data folder for, and a folder that cannot be read, is refused."""
+    from ctseg.scans import dicom_files
 
     problem = cases.problem(folder, folder=True)
     if problem is not None:
         cases.refuse(folder.name, problem, folder)
         return []
     try:
-        found = find_series(folder)
+        found = dicom_files.find(folder).series
     except CaseError as error:
         cases.refuse(folder.name, (error.code, error.cause, error.fix), Path(error.file))
         cases.account(folder)
         return []
-    cases.account(*(path for info in found for path in info.files))
-    return found
+    inside = []
+    for info in found:
+        cases.account(*info.files)
+        problem = next((problem for path in info.files if (problem := cases.problem(path)) is not None), None)
+        if problem is None:
+            inside.append(info)
+        else:
+            cases.refuse("_".join(info.folder.relative_to(cases.root).parts) or cases.root.absolute().name, problem, info.folder)
+    return inside
 
 
 def _read_patient(cases: Gathering, folder: Path, series: list[SeriesInfo]) -> set[str]:
     """Offer the pairs of one patient folder; the names of their segments. Whatever is no pair is reported."""
-    scans = _scans(folder, series)
-    segmentations: dict[str, list[LabelSource]] = {scan.uid: [] for scan in scans}
+    scans = _scans(series)
+    segmentations: dict[SeriesInfo, list[LabelSource]] = {scan: [] for scan in scans}
     stray = []
     for source in (LabelSource(LABELS[info.modality], path) for info in series if info.modality in LABELS for path in info.files):
-        uid = _scan_of(source, scans)
-        if uid is None:
+        scan = _scan_of(source, scans)
+        if scan is None:
             stray.append(_file(source))
         else:
-            segmentations[uid].append(source)
-    labelled = [scan for scan in scans if segmentations[scan.uid]]
+            segmentations[scan].append(source)
+    labelled = [scan for scan in scans if segmentations[scan]]
     names: set[str] = set()
     for scan, case_id in zip(labelled, _case_names(cases.root, folder, labelled)):
-        names |= _offer(cases, case_id, scan, segmentations[scan.uid])
-    _report_rest(cases, folder, series, stray, [scan for scan in scans if not segmentations[scan.uid]], bool(labelled))
+        names |= _offer(cases, case_id, scan, segmentations[scan])
+    _report_rest(cases, folder, series, stray, [scan for scan in scans if not segmentations[scan]], bool(labelled))
     return names
 
 
-def _scans(folder: Path, series: list[SeriesInfo]) -> list[SeriesInfo]:
-    """The CT volumes, without scouts where there are others. One whose slices are spread over subfolders counts as
-    one, in their common folder."""
-    parts: dict[str, list[SeriesInfo]] = {}
-    for info in series:
-        if info.modality == "CT":
-            parts.setdefault(info.uid, []).append(info)
-    merged = [
-        infos[0] if len(infos) == 1
-        else dataclasses.replace(infos[0], folder=folder, n_slices=sum(info.n_slices for info in infos))
-        for infos in parts.values()
-    ]
+def _scans(series: list[SeriesInfo]) -> list[SeriesInfo]:
+    """The CT volumes, without scouts where there are others and without copies of one. One whose slices are spread over
+    subfolders counts as one, in their common folder."""
+    from ctseg.scans import dicom_files
+
+    joined = dicom_files.join_parts([info for info in series if info.modality == "CT"])
+    merged = [info for index, info in enumerate(joined) if not any((info.uid, info.slices) == (other.uid, other.slices) for other in joined[:index])]
     return [info for info in merged if info.n_slices > SCOUT_SLICES] or merged
 
 
@@ -178,8 +176,8 @@ def _file(source: LabelSource) -> Path:
     return Path(source.path or "")
 
 
-def _scan_of(source: LabelSource, scans: list[SeriesInfo]) -> str | None:
-    """UID of the scan that labels were drawn on: the one they refer to, else the only one there is (reading the
+def _scan_of(source: LabelSource, scans: list[SeriesInfo]) -> SeriesInfo | None:
+    """The scan that labels were drawn on: the one they refer to, else the only one there is (reading the
     case then checks the frame of reference)."""
     from ctseg.scans import dicom_seg, rtstruct
 
@@ -187,7 +185,7 @@ def _scan_of(source: LabelSource, scans: list[SeriesInfo]) -> str | None:
         referenced = (dicom_seg if source.format == "dicom_seg" else rtstruct).referenced_series(_file(source))
     except CaseError:  # reading names the fault, if there is a scan that the file can belong to
         referenced = frozenset()
-    found = [scan.uid for scan in scans if scan.uid in referenced] or [scan.uid for scan in scans]
+    found = [scan for scan in scans if scan.uid in referenced] or scans
     return found[0] if len(found) == 1 else None
 
 
@@ -203,6 +201,7 @@ def _case_names(root: Path, folder: Path, scans: list[SeriesInfo]) -> list[str]:
 
 def _offer(cases: Gathering, case_id: str, scan: SeriesInfo, segmentations: list[LabelSource]) -> set[str]:
     """Offer one scan with its SEG or RTSTRUCT; the names of its segments."""
+    from ctseg.scans.dicom_files import NO_PATIENT
     from ctseg.scans.dicom_seg import list_segments
     from ctseg.scans.rtstruct import list_structures
 
@@ -217,7 +216,7 @@ def _offer(cases: Gathering, case_id: str, scan: SeriesInfo, segmentations: list
         cases.refuse(case_id, (error.code, error.cause, error.fix), _file(labels))
         return set()
     image = ImageSource("dicom", scan.folder, scan.uid)
-    patient = None if scan.patient_key == _NO_PATIENT else scan.patient_key
+    patient = None if scan.patient_key == NO_PATIENT else scan.patient_key
     cases.offer(case_id, image, labels, annotated=names, patient_id=patient)
     return names
 

@@ -17,9 +17,9 @@ from pathlib import Path
 from ctseg.errors import Finding, PreconditionError
 from ctseg.scans import volume_files
 from ctseg.scans.cases import CaseRecord, DataSet, ImageSource, LabelSource
+from ctseg.scans.folder_walk import hidden, walk
 
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".7z", ".rar")
-SYSTEM_NAMES = {"__macosx", "thumbs.db", "desktop.ini", "dicomdir"}
 SHOWN = 20  # files reported one by one; the rest are counted in one finding
 SPLITS = {
     "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test", "testing": "test",
@@ -33,11 +33,6 @@ def natural_key(text: str) -> tuple:
     """Sort key with numbers by value ("pt_2" before "pt_10"), upper and lower case alike."""
     parts = re.split(r"(\d+)", text.casefold())
     return tuple((1, int(part), "") if part.isdecimal() else (0, 0, part) for part in parts if part), text
-
-
-def hidden(name: str) -> bool:
-    """Whether a file or folder is the operating system's own (`._x`, `.DS_Store`, `__MACOSX`, `Thumbs.db`)."""
-    return name.startswith(".") or name.casefold() in SYSTEM_NAMES
 
 
 def entries(folder: Path) -> list[Path]:
@@ -272,9 +267,12 @@ class Gathering:
         """Findings for archives, for scans that no case uses, and one for all other files."""
         strays: list[Path] = []
         others: Counter[str] = Counter()
-        for folder, subfolders, files in os.walk(self.root):
+        for folder, subfolders, files in walk(self.root):
             place = "" if os.path.normpath(folder) == "." else os.path.normpath(folder) + os.sep
-            subfolders[:] = sorted((name for name in subfolders if not hidden(name) and place + name not in self._accounted), key=natural_key)
+            subfolders[:] = sorted((name for name in subfolders if place + name not in self._accounted), key=natural_key)
+            for path in [folder / name for name in subfolders if not self._inside(place + name)]:
+                subfolders.remove(path.name)
+                self.warn("LINK_OUTSIDE", "a link that leaves the data folder is not searched", "copy the folder into the data folder if it holds cases", path=path)
             for name in sorted((name for name in files if place + name not in self._accounted and not hidden(name)), key=natural_key):
                 path = Path(folder, name)
                 if name.casefold().endswith(ARCHIVE_SUFFIXES):
