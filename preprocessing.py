@@ -145,7 +145,7 @@ def _guide_source(workspace: artifacts.Workspace, settings: Settings, options: c
     elif not organs:
         raise UsageError("BAD_OPTION", f"--guide {data.guide} without the names of the organs", "name them, for example --set data.guide_organs=liver,spleen,aorta")
     elif data.guide == "totalsegmentator":
-        source = GuideSource("totalsegmentator", organs, workspace.processed / "guide_masks")
+        source = GuideSource("totalsegmentator", organs, workspace.guide_masks)
     else:
         folder = Path(data.guide)
         if not folder.is_dir():
@@ -168,7 +168,7 @@ def _predicted_guide(workspace: artifacts.Workspace, settings: Settings, options
     predictor = load_predictor(path, settings.evaluate, device=options.device, build_network=build_network, file=path.name)
     if predictor.takes_guide:
         raise UsageError("BAD_OPTION", "the guide model needs a guide itself", "use a model that was trained without one", file=path.name)
-    folder = workspace.processed / "guide_masks"
+    folder = workspace.guide_masks
     source = GuideSource("folder", settings.data.guide_organs or tuple(predictor.names), folder)
     unknown = [organ for organ in source.organs if organ not in predictor.names]
     if unknown:

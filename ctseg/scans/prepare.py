@@ -24,6 +24,7 @@ from ctseg.artifacts import (
     write_tensor,
 )
 from ctseg.errors import CaseError, Finding, PipelineError, ResourceError
+from ctseg.processes import end_with_parent
 from ctseg.scans import grids, nifti
 from ctseg.scans.cases import PRESENT, UNLABELLED, CaseRecord, LoadedCase
 from ctseg.scans.distance_maps import coarse_maps
@@ -78,10 +79,11 @@ class CaseOutcome:
 
 
 def start_worker() -> None:
-    """Prepare a worker process: one thread each, and Ctrl-C is the parent's business."""
+    """Prepare a worker process: one thread each, it ends with its parent, and Ctrl-C is the parent's business."""
     import signal
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    end_with_parent()
     limit_threads(1)
 
 
