@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 from ctseg import artifacts, cli, config
 from ctseg.cli import LOG
-from ctseg.errors import CaseError, Finding, PreconditionError, ResourceError, UsageError
+from ctseg.errors import SYSTEM_FAULTS, CaseError, Finding, PreconditionError, ResourceError, UsageError
 from ctseg.outputs import keep_inputs, require_writable
 
 if TYPE_CHECKING:
@@ -120,6 +120,7 @@ def infer(arguments: argparse.Namespace) -> int:
            "structures": predictor.names, "synthetic_training": bool(predictor.checkpoint["synthetic"]), "device": predictor.machine.reason, "why_no_confidence": predictor.why_no_confidence, "settings": dataclasses.asdict(settings),
            "formats": formats, "probabilities": arguments.probabilities, "uncertainty": arguments.save_uncertainty, "guide": None if arguments.guide is None else Path(arguments.guide).name, "versions": artifacts.package_versions()}
     before, records = earlier_records(arguments.output, run), []
+    artifacts.write_json(arguments.output / RECORD, {**run, "finished": False, "scans": list(before.values())})  # before any mask: it marks the folder as results
     for name, source in cli.bar("Predicting")(scans.items()):
         records.append(_predict(predictor, guides, name, source, arguments, formats, before.get(name)))
         if doubt := low_confidence(name, records[-1].get("confidence", {}), settings.low_confidence):
@@ -136,11 +137,12 @@ def _keep_inputs(arguments: argparse.Namespace, scans: dict[str, ImageSource], f
     """Refuse an output that would touch scans, models or guide masks. A folder of its own among the scans is none of them."""
     from ctseg import inference_files as files
 
-    targets = [arguments.output / name for name in ("labels.json", RECORD, "statistics.csv")]
+    targets = []
     for name in scans:
         for kind, file in files.files_of(name, formats, probabilities=arguments.probabilities, uncertainty=arguments.save_uncertainty).items():
             folder = arguments.output / file
             targets += [folder / f"{artifacts.safe_name(organ)}.nii.gz" for organ in names] if kind in files.FOLDERS else [folder]
+    targets += [arguments.output / name for name in ("labels.json", RECORD, "statistics.csv")]
     guide = None if arguments.guide in (None, "totalsegmentator") else Path(arguments.guide)
     places = [place for source in scans.values() for place in (source.path, source.path.parent if source.path.is_file() else None)]
     keep_inputs(targets, [arguments.input, *places], below=False)
@@ -222,6 +224,9 @@ def _predict(predictor: Predictor, guides: Guides, name: str, source: ImageSourc
     except MemoryError:
         return _broken(name, "OUT_OF_MEMORY", f"{image.array.shape} voxels do not fit into the memory" if image is not None else "the scan does not fit into the memory", "crop the scan, or use a machine with more memory")
     except Exception as error:  # the case boundary: a scan that nobody foresaw must not end the others
+        if isinstance(error, OSError) and error.errno in SYSTEM_FAULTS:
+            problem = ResourceError.from_os(error)
+            return _broken(name, problem.code, problem.cause, problem.fix)
         frame = traceback.extract_tb(error.__traceback__)[-1]  # its place, but not its text, which may quote a header
         return _broken(name, "PREDICT_FAILED", f"{type(error).__name__} in {Path(frame.filename).name}, line {frame.lineno}", "please report it with this line")
     return {"scan": name, "input_sha256": digest, "files": written, "confidence": confidence, "members": predictor.members, "structures": files.statistics_of(mask, image, names), "seconds": round(time.monotonic() - started, 2)}

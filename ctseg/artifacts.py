@@ -46,6 +46,7 @@ class Workspace:
         self.references = self.processed / "references"
         self.guides = self.processed / "guides"
         self.guide_masks = self.processed / "guide_masks"
+        self.finished = self.processed / "finished"  # manifest entries of a run that has not come to its end
         self.checkpoints = self.root / "checkpoints"
         self.best_model = self.checkpoints / "best_model.pth"
         self.last_model = self.checkpoints / "last.pth"

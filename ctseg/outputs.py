@@ -46,7 +46,7 @@ def keep_data(workspace: Workspace, data: Path | None, guide: str) -> None:
         raise UsageError("OUTPUT_OVER_INPUT", f"the workspace '{workspace.root}' would write among the scans of '{over}'",
                          "give --workspace (and --processed) a folder outside of --data", file=workspace.root.name)
     for given in (data, Path(guide)):
-        if given is not None and given != workspace.guide_masks and (over := _met([given], folders[1:], below=True)) is not None:
+        if given is not None and given.absolute() != workspace.guide_masks and (over := _met([given], folders[1:], below=True)) is not None:
             raise UsageError("OUTPUT_OVER_INPUT", f"the input '{given}' lies in '{over}', where this workspace writes",
                              "copy it to another place, or use another --workspace", file=given.name)
 

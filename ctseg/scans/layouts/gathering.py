@@ -51,8 +51,11 @@ def entries(folder: Path) -> list[Path]:
 
 
 def folders(folder: Path) -> list[Path]:
-    """The subfolders (and links to folders) in natural order, without hidden names."""
-    return [path for path in entries(folder) if path.is_dir()]
+    """The subfolders (and links to folders) in natural order, without hidden names and those that may not be entered.
+
+    One of these costs what is in it, not the run: `Gathering` reports it.
+    """
+    return [path for path in entries(folder) if path.is_dir() and os.access(path, os.R_OK | os.X_OK)]
 
 
 def child(folder: Path, name: str) -> Path | None:
@@ -272,7 +275,7 @@ class Gathering:
         """Findings for archives, for scans that no case uses, and one for all other files."""
         strays: list[Path] = []
         others: Counter[str] = Counter()
-        for folder, subfolders, files in os.walk(self.root):
+        for folder, subfolders, files in os.walk(self.root, onerror=self._refuse_folder):
             place = "" if os.path.normpath(folder) == "." else os.path.normpath(folder) + os.sep
             subfolders[:] = sorted((name for name in subfolders if not hidden(name) and place + name not in self._accounted), key=natural_key)
             for name in sorted((name for name in files if place + name not in self._accounted and not hidden(name)), key=natural_key):
@@ -290,6 +293,12 @@ class Gathering:
         if others:
             listed = ", ".join(f"{count} {suffix}" for suffix, count in sorted(others.items()))
             self.note("OTHER_FILES", f"files that hold no scan or label of a case are ignored ({listed})")
+
+    def _refuse_folder(self, error: OSError) -> None:
+        """A folder that cannot be listed may hold cases; not the one that file systems have in their root."""
+        path = Path(error.filename)
+        if path.name != "lost+found":
+            self.refuse(path.name, ("PERMISSION", f"the folder cannot be read ({error.strerror})", "change its permissions, or move it away"), path)
 
     def _report_archive(self, path: Path) -> None:
         """An archive may hold cases: an error, unless it was unpacked beside itself."""
