@@ -24,10 +24,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ctseg import cli
-from ctseg.artifacts import Workspace, load_manifest, lock_workspace, read_json
+from ctseg.artifacts import Workspace, load_manifest, read_json
 from ctseg.cli import LOG, Options
 from ctseg.config import Settings
 from ctseg.errors import IntegrityError, PreconditionError, UsageError
+from ctseg.outputs import keep_inputs, require_writable
+from ctseg.processes import end_with_parent
 
 if TYPE_CHECKING:
     from ctseg.mask_comparison import MaskPair
@@ -152,7 +154,8 @@ def _map(job: Any, items: Sequence[Any], workers: int) -> Iterator[Any]:
         return
     # Never a plain fork: this process may hold torch with running threads.
     method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
-    with ProcessPoolExecutor(min(workers, len(items)), mp_context=multiprocessing.get_context(method)) as pool:
+    context = multiprocessing.get_context(method)
+    with ProcessPoolExecutor(min(workers, len(items)), mp_context=context, initializer=end_with_parent) as pool:
         try:
             yield from pool.map(job, items)
         except BaseException:
@@ -208,10 +211,15 @@ def _draw_trust(folder: Path, rows: Sequence[Row], names: Sequence[str], trust: 
 def compare(arguments: argparse.Namespace, settings: Settings, workers: int) -> int:
     """Score --prediction against --reference and print the report; the files go to --output, where that is given."""
     from ctseg import mask_comparison, mask_pairs
+    from ctseg.result_files import RESULTS
 
     for option, path in (("--reference", arguments.reference), ("--prediction", arguments.prediction)):
         if not path.exists():
             raise PreconditionError("NO_DATA", f"'{path}' after {option} does not exist", "check the path", file=path.name)
+    if arguments.output is not None:
+        inputs = (arguments.reference, arguments.prediction, arguments.ct, arguments.labels, arguments.tolerances)
+        keep_inputs((arguments.output / name for name in RESULTS), inputs)
+        require_writable(arguments.output)
     names = _map_names(arguments)
     if names is not None:
         pairs = mask_pairs.pair_folders(arguments.reference, arguments.prediction, names, allow_missing=arguments.allow_missing)
@@ -302,8 +310,7 @@ def _main(argv: list[str] | None) -> int:
         if arguments.reference is None or arguments.prediction is None:
             raise UsageError("BAD_OPTION", "scoring masks needs --reference and --prediction", "give both, or neither to score the model")
         return compare(arguments, settings, cli.worker_count(options))
-    with lock_workspace(workspace):
-        cli.start_log(workspace)
+    with cli.open_workspace(workspace, settings, options):
         return run(workspace, settings, options)
 
 

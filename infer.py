@@ -22,13 +22,14 @@ import logging
 import sys
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ctseg import artifacts, cli, config
 from ctseg.cli import LOG
-from ctseg.errors import CaseError, Finding, PreconditionError, UsageError
+from ctseg.errors import SYSTEM_FAULTS, CaseError, Finding, PreconditionError, ResourceError, UsageError
+from ctseg.outputs import keep_inputs, require_writable
 
 if TYPE_CHECKING:
     from ctseg.learning.predictor import Predictor
@@ -105,8 +106,10 @@ def infer(arguments: argparse.Namespace) -> int:
     def load(path: Path) -> Predictor:
         return load_predictor(path, settings, device=arguments.device, build_network=build_network, file=path.name)
 
+    require_writable(arguments.output)
     predictor = ensemble([load(checkpoint) for checkpoint in arguments.checkpoint])
     guides = choose_guides(predictor, arguments.guide, arguments.output, load)
+    _keep_inputs(arguments, scans, formats, predictor.names)
     LOG.info("%d scans, structures: %s. %s.", len(scans), ", ".join(predictor.names), predictor.machine.reason)
     artifacts.write_json(arguments.output / "labels.json", {str(number): name for number, name in enumerate(predictor.names, start=1)})
     run = {"version": 3, "checkpoints_sha256": [artifacts.file_hash(checkpoint) for checkpoint in arguments.checkpoint], "model": predictor.checkpoint["arch"]["name"],
@@ -116,6 +119,7 @@ def infer(arguments: argparse.Namespace) -> int:
         LOG.log(logging.ERROR if finding.severity == "ERROR" else logging.INFO, "%s", finding.line())
     lost = [{"scan": finding.case, "error": finding.code, "cause": finding.cause} for finding in left_out if finding.severity == "ERROR"]
     before, records = earlier_records(arguments.output, run), []
+    artifacts.write_json(arguments.output / RECORD, {**run, "finished": False, "scans": list(before.values())})  # before any mask: it marks the folder as results
     for name, source in cli.bar("Predicting")(scans.items()):
         records.append(_predict(predictor, guides, name, source, arguments, formats, before.get(name)))
         if doubt := low_confidence(name, records[-1].get("confidence", {}), settings.low_confidence):
@@ -126,6 +130,22 @@ def infer(arguments: argparse.Namespace) -> int:
     failed = len(lost) + sum("error" in record for record in records)
     LOG.info("%d masks in %s%s. Research tool, not a medical device.", len(lost) + len(records) - failed, arguments.output, f", {failed} scans left out" if failed else "")
     return 3 if failed else 0
+
+
+def _keep_inputs(arguments: argparse.Namespace, scans: dict[str, ImageSource], formats: list[str], names: Sequence[str]) -> None:
+    """Refuse an output that would touch scans, models or guide masks. A folder of its own among the scans is none of them."""
+    from ctseg import inference_files as files
+
+    targets = []
+    for name in scans:
+        for kind, file in files.files_of(name, formats, probabilities=arguments.probabilities, uncertainty=arguments.save_uncertainty).items():
+            folder = arguments.output / file
+            targets += [folder / f"{artifacts.safe_name(organ)}.nii.gz" for organ in names] if kind in files.FOLDERS else [folder]
+    targets += [arguments.output / name for name in ("labels.json", RECORD, "statistics.csv")]
+    guide = None if arguments.guide in (None, "totalsegmentator") else Path(arguments.guide)
+    places = [place for source in scans.values() for place in (source.path, source.path.parent if source.path.is_file() else None)]
+    keep_inputs(targets, [arguments.input, *places], below=False)
+    keep_inputs(targets, [*arguments.checkpoint, guide])
 
 
 def earlier_records(output: Path, run: dict[str, Any]) -> dict[str, Any]:
@@ -175,7 +195,7 @@ def _predict(predictor: Predictor, guides: Guides, name: str, source: ImageSourc
     from ctseg.scans.volume import Volume
     from ctseg.scoring.failure import agreement
 
-    started, output, safe = time.monotonic(), arguments.output, artifacts.safe_name(name)
+    started, output = time.monotonic(), arguments.output
     image: Volume | None = None
     try:
         digest = reading.source_hash(CaseRecord(name, name, source, None))
@@ -188,21 +208,24 @@ def _predict(predictor: Predictor, guides: Guides, name: str, source: ImageSourc
         probabilities, canvas = predictor.probabilities_of_scan(image, guides.of(name, image), on_member=members.append)
         confidence = dict(zip(predictor.names, agreement(members, len(predictor.names))))
         names, mask = dict(enumerate(predictor.names, start=1)), Volume(predictor.label_on_scan(probabilities, canvas, image.grid), image.affine)
-        written = {kind: safe + files.FORMATS[kind] for kind in formats}
-        for kind, file in written.items():
-            files.write_mask(output / file, kind, mask, names, source)
+        written = files.files_of(name, formats, probabilities=arguments.probabilities, uncertainty=arguments.save_uncertainty)
+        for kind in formats:
+            files.write_mask(output / written[kind], kind, mask, names, source)
         if arguments.probabilities:
-            written["probabilities"] = f"{safe}_probabilities"
             files.write_probabilities(output / written["probabilities"], probabilities, canvas, image.grid, predictor.names)
         if arguments.save_uncertainty:
-            written["uncertainty"] = f"{safe}_uncertainty.nii.gz"
             files.write_uncertainty(output / written["uncertainty"], probabilities, canvas, image.grid)
     except (CaseError, PreconditionError) as error:
         LOG.error("%s", Finding.from_error(error, case=name, file=Path(error.file).name).line())
         return {"scan": name, "error": error.code, "cause": error.cause}
+    except ResourceError:  # the output, not the scan: the next one would fare no better
+        raise
     except MemoryError:
         return _broken(name, "OUT_OF_MEMORY", f"{image.array.shape} voxels do not fit into the memory" if image is not None else "the scan does not fit into the memory", "crop the scan, or use a machine with more memory")
     except Exception as error:  # the case boundary: a scan that nobody foresaw must not end the others
+        if isinstance(error, OSError) and error.errno in SYSTEM_FAULTS:
+            problem = ResourceError.from_os(error)
+            return _broken(name, problem.code, problem.cause, problem.fix)
         frame = traceback.extract_tb(error.__traceback__)[-1]  # its place, but not its text, which may quote a header
         return _broken(name, "PREDICT_FAILED", f"{type(error).__name__} in {Path(frame.filename).name}, line {frame.lineno}", "please report it with this line")
     return {"scan": name, "input_sha256": digest, "files": written, "confidence": confidence, "members": predictor.members, "structures": files.statistics_of(mask, image, names), "seconds": round(time.monotonic() - started, 2)}

@@ -9,6 +9,7 @@ Nothing is done twice: what is there for the same scan and settings is kept.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import math
@@ -51,12 +52,13 @@ def run(workspace: artifacts.Workspace, settings: Settings, options: cli.Options
              data_set.layout, len(data_set.cases), ", ".join(structures))
     artifacts.sweep_temporaries(workspace.processed)
     previous = _previous_manifest(workspace)
+    known = _known_entries(workspace, previous)
     findings = list(data_set.findings) + _stale_note(previous, settings, structures)
     workers = min(cli.worker_count(options), len(data_set.cases))
     if guide is not None and guide.kind == "totalsegmentator":
         workers = 1  # it is a large program that uses all cores itself
 
-    jobs = _jobs(workspace, settings.data, data_set, structures, _known_plan(settings.data, spacing_mm), guide, previous)
+    jobs = _jobs(workspace, settings.data, data_set, structures, _known_plan(settings.data, spacing_mm), guide, known)
     _require_disk(workspace, len([job for job in jobs if job.previous is None]) * TENSOR_BYTES)
     outcomes = _in_parallel(jobs, workers, "reading scans")
     entries = {outcome.case_id: outcome.entry for outcome in outcomes if outcome.entry is not None}
@@ -69,7 +71,7 @@ def run(workspace: artifacts.Workspace, settings: Settings, options: cli.Options
         outcomes = _write_tensors(workspace, jobs, outcomes, plan, workers)
         entries = {outcome.case_id: {**outcome.entry, "split": entries[outcome.case_id]["split"]} for outcome in outcomes if outcome.entry is not None}
         _stop_on_skips(workspace, data_set, outcomes, findings, settings.data.skip_limit)
-    _remove_stale(workspace, entries)
+    _remove_stale(workspace, known, entries)
     report = _report(data_set, outcomes, findings)
     _write_if_changed(workspace.preprocess_report, report)
     manifest = _manifest(workspace, settings.data, options, data_set, structures, plan, entries, splits)
@@ -78,6 +80,7 @@ def run(workspace: artifacts.Workspace, settings: Settings, options: cli.Options
         LOG.warning("WARN GUIDE_MODEL_SPLIT: the guide model was trained with another split than this one: it may have seen test patients of this run.")
     manifest["content_hash"] = artifacts.content_hash(manifest)
     _write_if_changed(workspace.manifest, manifest)
+    shutil.rmtree(workspace.finished, ignore_errors=True)
     return _tell(report, manifest, options)
 
 
@@ -109,12 +112,8 @@ def _check_guide(workspace: artifacts.Workspace, data: DataSettings) -> None:
             raise UsageError("BAD_OPTION", f"--guide {data.guide} without the names of the organs", "name them, for example --set data.guide_organs=liver,spleen,aorta")
         if data.guide != "totalsegmentator" and not path.is_dir():
             raise UsageError("BAD_OPTION", f"'{data.guide}' after --guide is neither a folder nor one of labels, totalsegmentator", "check the path", file=path.name)
-        if data.guide == "totalsegmentator" and not _guide_masks(workspace).is_dir():  # kept masks need no program
+        if data.guide == "totalsegmentator" and not workspace.guide_masks.is_dir():  # kept masks need no program
             guides.totalsegmentator_command()
-
-
-def _guide_masks(workspace: artifacts.Workspace) -> Path:
-    return workspace.processed / "guide_masks"
 
 
 def _check_settings(data: DataSettings) -> tuple[float, float, float] | None:
@@ -179,7 +178,7 @@ def _guide_source(workspace: artifacts.Workspace, settings: Settings, options: c
     if data.guide == "labels":
         source = GuideSource("labels", organs or tuple(name for name in data_set.structures if name not in structures))
     elif data.guide == "totalsegmentator":
-        source = GuideSource("totalsegmentator", organs, _guide_masks(workspace))
+        source = GuideSource("totalsegmentator", organs, workspace.guide_masks)
     else:
         source = GuideSource("folder", organs, Path(data.guide))
     check_source(source, data_set.structures, structures)
@@ -197,7 +196,7 @@ def _predicted_guide(workspace: artifacts.Workspace, settings: Settings, options
     predictor = load_predictor(path, settings.evaluate, device=options.device, build_network=build_network, file=path.name)
     if predictor.takes_guide:
         raise UsageError("BAD_OPTION", "the guide model needs a guide itself", "use a model that was trained without one", file=path.name)
-    folder = _guide_masks(workspace)
+    folder = workspace.guide_masks
     source = GuideSource("folder", settings.data.guide_organs or tuple(predictor.names), folder)
     unknown = [organ for organ in source.organs if organ not in predictor.names]
     if unknown:
@@ -224,6 +223,15 @@ def _previous_manifest(workspace: artifacts.Workspace) -> dict[str, Any] | None:
     return manifest if usable else None
 
 
+def _known_entries(workspace: artifacts.Workspace, previous: dict[str, Any] | None) -> dict[str, dict[str, Any]]:
+    """Case id -> entry, of the earlier run's manifest and of what an interrupted run finished since; what cannot be read is made again."""
+    entries = list(previous["cases"]) if previous else []
+    for path in sorted(workspace.finished.glob("*.json")):
+        with contextlib.suppress(OSError, IntegrityError):
+            entries.append(artifacts.read_json(path))
+    return {entry["case_id"]: entry for entry in entries if isinstance(entry, dict) and "case_id" in entry}
+
+
 def _stale_note(previous: dict[str, Any] | None, settings: Settings, structures: tuple[str, ...]) -> list[Finding]:
     if previous is None or (previous["settings"] == settings.record()["data"] and previous["structures"] == list(structures)):
         return []
@@ -242,10 +250,9 @@ def _known_plan(data: DataSettings, spacing_mm: tuple[float, float, float] | Non
 
 
 def _jobs(workspace: artifacts.Workspace, data: DataSettings, data_set: DataSet, structures: tuple[str, ...], plan: GridPlan | None,
-          guide: GuideSource | None, previous: dict[str, Any] | None) -> list[CaseJob]:
+          guide: GuideSource | None, known: dict[str, dict[str, Any]]) -> list[CaseJob]:
     from ctseg.scans.prepare import CaseJob
 
-    known = {entry["case_id"]: entry for entry in previous["cases"]} if previous else {}
     return [CaseJob(_as_allowed(record, data), data_set.root, workspace, structures, data.window_hu, data.margin_mm, plan, known.get(record.case_id), guide=guide, crop=data.crop)
             for record in sorted(data_set.cases, key=lambda record: record.case_id)]
 
@@ -341,12 +348,13 @@ def _freeze_splits(workspace: artifacts.Workspace, entries: dict[str, dict[str, 
     return record, findings
 
 
-def _remove_stale(workspace: artifacts.Workspace, entries: dict[str, dict[str, Any]]) -> None:
-    """Delete tensors and references that no case of this run owns."""
-    owned = {file["file"] for entry in entries.values() for file in (*artifacts.seen_files(entry), entry["reference"])}
+def _remove_stale(workspace: artifacts.Workspace, known: dict[str, dict[str, Any]], entries: dict[str, dict[str, Any]]) -> None:
+    """Delete what earlier runs wrote and no case of this run owns; other files there are not ours."""
+    owned, made = ({file["file"] for entry in some.values() for file in (*artifacts.seen_files(entry), entry["reference"] or {}) if file}
+                   for some in (entries, known))
     for folder, pattern in ((workspace.tensors, "*.npz"), (workspace.guides, "*.npz"), (workspace.references, "*.nii.gz")):
         for path in folder.glob(pattern):
-            if path.relative_to(workspace.processed).as_posix() not in owned:
+            if path.relative_to(workspace.processed).as_posix() in made - owned:
                 path.unlink()
 
 

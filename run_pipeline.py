@@ -16,7 +16,7 @@ import sys
 import time
 
 from ctseg import cli, config
-from ctseg.artifacts import Workspace, lock_workspace
+from ctseg.artifacts import Workspace
 from ctseg.cli import LOG, Options
 from ctseg.config import Settings
 from ctseg.errors import UsageError
@@ -131,8 +131,7 @@ def _main(argv: list[str] | None) -> int:
     check_options(stages, workspace, settings, options)
     if arguments.compare:
         importlib.import_module("compare").plan(workspace, arguments)
-    with lock_workspace(workspace):
-        cli.start_log(workspace)
+    with cli.open_workspace(workspace, settings, options):
         LOG.debug("stages %s, settings %s", stages, settings.record())
         code = run_stages(stages, workspace, settings, options) if stages else 0
         if code not in (0, SKIPPED_CASES) or not arguments.compare:

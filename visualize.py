@@ -28,6 +28,7 @@ from ctseg import cli
 from ctseg.artifacts import atomic_write
 from ctseg.cli import LOG
 from ctseg.errors import CaseError, Finding, PreconditionError, UsageError
+from ctseg.outputs import keep_inputs, require_writable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -111,7 +112,7 @@ def _renderer(wanted: str) -> tuple[Finder, Callable[..., np.ndarray]]:
 
 def _check(arguments: argparse.Namespace) -> Path | None:
     """Refuse what cannot be done before anything is read. Returns where the film goes, None without one."""
-    from ctseg.reporting import contact_sheet, video
+    from ctseg.reporting import contact_sheet, tour, video
 
     if arguments.output is None and arguments.stills is None and arguments.sheet is None:
         raise UsageError("BAD_OPTION", "neither --output nor --stills nor --sheet says where pictures go", "add for example --output tour.mp4")
@@ -123,10 +124,13 @@ def _check(arguments: argparse.Namespace) -> Path | None:
             raise UsageError("BAD_OPTION", f"{option} is drawn from the scan", "give the scan with --ct")
     if arguments.sheet is not None:
         contact_sheet.sheet_format(arguments.sheet)
-    if arguments.output is None:
-        return None
-    film, changed = video.film_path(arguments.output)
-    if changed:
+    film, changed = video.film_path(arguments.output) if arguments.output is not None else (None, False)
+    stills = [arguments.stills / f"{side}.png" for side in tour.SIDES.values()] if arguments.stills is not None else []
+    targets = [path for path in (film, arguments.sheet, *stills) if path is not None]
+    keep_inputs(targets, [arguments.input, arguments.ct, arguments.reference])
+    for folder in {path.parent for path in targets}:
+        require_writable(folder)
+    if film is not None and changed:
         LOG.warning("NOTE NO_ENCODER: no video encoder is installed, so the film becomes %s; `%s` brings one.", film.name, video.INSTALL)
     return film
 

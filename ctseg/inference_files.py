@@ -19,7 +19,16 @@ if TYPE_CHECKING:
     from ctseg.scans.cases import ImageSource
 
 FORMATS = {"nifti": ".nii.gz", "organs": "", "seg": "_seg.dcm", "rtstruct": "_rtstruct.dcm"}  # format -> end of the name; organs: a folder
+FOLDERS = frozenset({"organs", "probabilities"})  # what is a folder with a file per structure
 DICOM_FORMATS = frozenset({"seg", "rtstruct"})
+
+
+def files_of(scan: str, formats: Sequence[str], *, probabilities: bool, uncertainty: bool) -> dict[str, str]:
+    """What is written of a scan -> the name of its file, or of its folder for those in FOLDERS."""
+    safe = artifacts.safe_name(scan)
+    more = {"probabilities": "_probabilities"} if probabilities else {}
+    more |= {"uncertainty": "_uncertainty.nii.gz"} if uncertainty else {}
+    return {kind: safe + end for kind, end in ({kind: FORMATS[kind] for kind in formats} | more).items()}
 
 
 def write_mask(path: Path, kind: str, label: Volume, names: dict[int, str], source: ImageSource) -> None:

@@ -21,9 +21,11 @@ from ctseg.artifacts import (
     file_hash,
     safe_name,
     seen_files,
+    write_json,
     write_tensor,
 )
-from ctseg.errors import CaseError, Finding, PipelineError, ResourceError
+from ctseg.errors import SYSTEM_FAULTS, CaseError, Finding, PipelineError, ResourceError
+from ctseg.processes import end_with_parent
 from ctseg.scans import grids, nifti
 from ctseg.scans.cases import PRESENT, UNLABELLED, CaseRecord, LoadedCase
 from ctseg.scans.distance_maps import coarse_maps
@@ -78,10 +80,11 @@ class CaseOutcome:
 
 
 def start_worker() -> None:
-    """Prepare a worker process: one thread each, and Ctrl-C is the parent's business."""
+    """Prepare a worker process: one thread each, it ends with its parent, and Ctrl-C is the parent's business."""
     import signal
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    end_with_parent()
     limit_threads(1)
 
 
@@ -98,6 +101,8 @@ def prepare_case(job: CaseJob) -> CaseOutcome:
         finding = Finding("ERROR", "TOO_LARGE", "the memory does not suffice for this scan", "use --workers 1 or a machine with more memory", case_id)
         return CaseOutcome(case_id, None, (finding,), trace=traceback.format_exc())
     except Exception as error:  # the case boundary: one bad case never stops the run
+        if isinstance(error, OSError) and error.errno in SYSTEM_FAULTS:
+            return CaseOutcome(case_id, None, (Finding.from_error(ResourceError.from_os(error), case=case_id),), trace=traceback.format_exc())
         finding = Finding("ERROR", "INTERNAL", f"unforeseen {type(error).__name__}", "please report it with logs/pipeline.log", case_id)
         return CaseOutcome(case_id, None, (finding,), trace=traceback.format_exc())
 
@@ -122,6 +127,7 @@ def _prepare(job: CaseJob) -> CaseOutcome:
             findings += _write_guide(job, job.guide, loaded, organs, entry)
         entry["key"] = job.case_key(survey_key, job.plan, job.split)
     entry["findings"] = [finding.record() for finding in findings]
+    write_json(job.workspace.finished / f"{safe_name(job.record.case_id)}.json", entry)
     return CaseOutcome(job.record.case_id, entry, tuple(findings))
 
 

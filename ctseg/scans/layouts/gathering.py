@@ -17,7 +17,7 @@ from pathlib import Path
 from ctseg.errors import Finding, PreconditionError
 from ctseg.scans import volume_files
 from ctseg.scans.cases import CaseRecord, DataSet, ImageSource, LabelSource
-from ctseg.scans.folder_walk import hidden, walk
+from ctseg.scans.folder_walk import HIDDEN, TWICE, hidden, walk
 
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".7z", ".rar")
 SHOWN = 20  # files reported one by one; the rest are counted in one finding
@@ -46,8 +46,11 @@ def entries(folder: Path) -> list[Path]:
 
 
 def folders(folder: Path) -> list[Path]:
-    """The subfolders (and links to folders) in natural order, without hidden names."""
-    return [path for path in entries(folder) if path.is_dir()]
+    """The subfolders (and links to folders) in natural order, without hidden names and those that may not be entered.
+
+    One of these costs what is in it, not the run: `Gathering` reports it.
+    """
+    return [path for path in entries(folder) if path.is_dir() and os.access(path, os.R_OK | os.X_OK)]
 
 
 def child(folder: Path, name: str) -> Path | None:
@@ -267,7 +270,8 @@ class Gathering:
         """Findings for archives, for scans that no case uses, and one for all other files."""
         strays: list[Path] = []
         others: Counter[str] = Counter()
-        for folder, subfolders, files in walk(self.root):
+        not_entered: dict[Path, str] = {}
+        for folder, subfolders, files in walk(self.root, not_entered):
             place = "" if os.path.normpath(folder) == "." else os.path.normpath(folder) + os.sep
             subfolders[:] = sorted((name for name in subfolders if place + name not in self._accounted), key=natural_key)
             for path in [folder / name for name in subfolders if not self._inside(place + name)]:
@@ -281,6 +285,9 @@ class Gathering:
                     strays.append(path)
                 else:
                     others[path.suffix.casefold() or "no suffix"] += 1
+        for folder, why in not_entered.items():  # one that cannot be listed may hold cases; not the one of a file system
+            if why not in (HIDDEN, TWICE) and folder.name != "lost+found":
+                self.refuse(folder.name, ("PERMISSION", why, "change its permissions, or move it away"), folder)
         for path in strays[:SHOWN]:
             self.warn("UNMATCHED_FILE", "no case uses this file", f"name it as the layout {self.layout} expects, or remove it", path=path)
         if len(strays) > SHOWN:
