@@ -110,6 +110,8 @@ def infer(arguments: argparse.Namespace) -> int:
         return load_predictor(path, settings, device=arguments.device, build_network=build_network, file=path.name)
 
     predictor = ensemble([load(checkpoint) for checkpoint in arguments.checkpoint])
+    if settings.flip and predictor.why_not_mirrored:
+        LOG.info("%s", predictor.why_not_mirrored)
     guides = choose_guides(predictor, arguments.guide, arguments.output, load)
     LOG.info("%d scans, structures: %s. %s.", len(scans), ", ".join(predictor.names), predictor.machine.reason)
     artifacts.write_json(arguments.output / "labels.json", {str(number): name for number, name in enumerate(predictor.names, start=1)})
