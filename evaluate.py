@@ -44,6 +44,8 @@ def run(workspace: Workspace, settings: Settings, options: Options) -> int:
     from models import build_network
 
     record = predict_test_cases(workspace, settings, device=options.device, build_network=build_network, progress=cli.bar("Predicting"))
+    if record["why_not_mirrored"]:
+        LOG.info("%s", record["why_not_mirrored"])
     for case in record["cases"]:
         if not case["located"]:
             LOG.warning("WARN NOT_LOCATED case=%s: the locator found no structure; the whole canvas was predicted.", case["case_id"])

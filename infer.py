@@ -108,6 +108,8 @@ def infer(arguments: argparse.Namespace) -> int:
 
     require_writable(arguments.output)
     predictor = ensemble([load(checkpoint) for checkpoint in arguments.checkpoint])
+    if settings.flip and predictor.why_not_mirrored:
+        LOG.info("%s", predictor.why_not_mirrored)
     guides = choose_guides(predictor, arguments.guide, arguments.output, load)
     _keep_inputs(arguments, scans, formats, predictor.names)
     LOG.info("%d scans, structures: %s. %s.", len(scans), ", ".join(predictor.names), predictor.machine.reason)
@@ -140,7 +142,7 @@ def _keep_inputs(arguments: argparse.Namespace, scans: dict[str, ImageSource], f
     for name in scans:
         for kind, file in files.files_of(name, formats, probabilities=arguments.probabilities, uncertainty=arguments.save_uncertainty).items():
             folder = arguments.output / file
-            targets += [folder / f"{artifacts.safe_name(organ)}.nii.gz" for organ in names] if kind in files.FOLDERS else [folder]
+            targets += [folder / f"{files.file_name(organ)}.nii.gz" for organ in names] if kind in files.FOLDERS else [folder]
     targets += [arguments.output / name for name in ("labels.json", RECORD, "statistics.csv")]
     guide = None if arguments.guide in (None, "totalsegmentator") else Path(arguments.guide)
     places = [place for source in scans.values() for place in (source.path, source.path.parent if source.path.is_file() else None)]

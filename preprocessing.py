@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any
 from ctseg import artifacts, cli
 from ctseg.config import DataSettings, Settings, did_you_mean
 from ctseg.errors import Finding, IntegrityError, PreconditionError, ResourceError, UsageError
-from ctseg.scans import aliases
+from ctseg.scans import aliases, laterality
+from ctseg.scans.laterality import Sides
 
 if TYPE_CHECKING:
     from ctseg.scans.cases import CaseRecord, DataSet
@@ -48,6 +49,7 @@ def run(workspace: artifacts.Workspace, settings: Settings, options: cli.Options
     data_set = _open(workspace, options)
     structures = _choose_structures(data_set, settings.data)
     guide, guide_splits = _guide_source(workspace, settings, options, data_set, structures)
+    sides = _find_sides(data_set, settings.data, guide)
     LOG.info("Data: %s, layout %s, %d cases; structures: %s", "synthetic cohort" if data_set.synthetic else workspace.relative(data_set.root),
              data_set.layout, len(data_set.cases), ", ".join(structures))
     artifacts.sweep_temporaries(workspace.processed)
@@ -58,7 +60,7 @@ def run(workspace: artifacts.Workspace, settings: Settings, options: cli.Options
     if guide is not None and guide.kind == "totalsegmentator":
         workers = 1  # it is a large program that uses all cores itself
 
-    jobs = _jobs(workspace, settings.data, data_set, structures, _known_plan(settings.data, spacing_mm), guide, known)
+    jobs = _jobs(workspace, settings.data, data_set, structures, _known_plan(settings.data, spacing_mm), guide, known, sides)
     _require_disk(workspace, len([job for job in jobs if job.previous is None]) * TENSOR_BYTES)
     outcomes = _in_parallel(jobs, workers, "reading scans")
     entries = {outcome.case_id: outcome.entry for outcome in outcomes if outcome.entry is not None}
@@ -75,7 +77,7 @@ def run(workspace: artifacts.Workspace, settings: Settings, options: cli.Options
     report = _report(data_set, outcomes, findings)
     _write_if_changed(workspace.preprocess_report, report)
     manifest = _manifest(workspace, settings.data, options, data_set, structures, plan, entries, splits)
-    manifest["guide"] = _guide_record(guide)
+    manifest["guide"], manifest["sides"] = _guide_record(guide), sides.record()
     if guide_splits not in (None, manifest["splits_hash"]):
         LOG.warning("WARN GUIDE_MODEL_SPLIT: the guide model was trained with another split than this one: it may have seen test patients of this run.")
     manifest["content_hash"] = artifacts.content_hash(manifest)
@@ -159,7 +161,34 @@ def _choose_structures(data_set: DataSet, data: DataSettings) -> tuple[str, ...]
     if not chosen or not data_set.cases:
         raise PreconditionError("NO_DATA", f"the folder has {len(data_set.cases)} usable cases and names {len(chosen)} structures", "see `python run_pipeline.py --list` for the layouts",
                                 file=data_set.root.name)
+    _check_spellings(chosen, data_set)
     return chosen
+
+
+def _check_spellings(names: tuple[str, ...], data_set: DataSet) -> None:
+    """PreconditionError STRUCTURES_ALIKE for a name that says nothing, and for two that differ in spelling alone: they would be taken for each other."""
+    seen: dict[tuple[str, str | None], str] = {}
+    for name in names:
+        other = seen.setdefault(laterality.spelling(name), name)
+        if other != name or not name.strip():
+            cause = f"'{other}' and '{name}' are one name in two spellings" if name.strip() else "a structure has no name"
+            raise PreconditionError("STRUCTURES_ALIKE", cause, "rename it in the data, or leave it out: --structures takes the names that are meant", file=data_set.root.name)
+
+
+def _find_sides(data_set: DataSet, data: DataSettings, guide: GuideSource | None) -> Sides:
+    """Left and right among all structures of the data and the guide organs, and as data.pairs says. Raises UsageError."""
+    names = list(dict.fromkeys([*data_set.structures, *(guide.organs if guide is not None else ())]))
+    declared = []
+    for text in (part.strip() for item in data.pairs for part in item.split(";") if part.strip()):
+        left, separator, right = text.partition(":")
+        if not separator:
+            raise UsageError("BAD_VALUE", f"data.pairs={text} has no ':'", "write left:right, for example --set data.pairs=kidney_a:kidney_b")
+        known = [aliases.find(name.strip(), names) for name in (left, right)]
+        for name, found in zip((left, right), known):
+            if found is None:
+                raise UsageError("UNKNOWN_ORGAN", f"data.pairs={text}: the data set has no structure '{name.strip()}'{did_you_mean(name, names)}", f"choose from {', '.join(names)}")
+        declared.append((str(known[0]), str(known[1])))
+    return laterality.find_sides(names, declared)
 
 
 def _guide_source(workspace: artifacts.Workspace, settings: Settings, options: cli.Options, data_set: DataSet, structures: tuple[str, ...]) -> tuple[GuideSource | None, str | None]:
@@ -250,10 +279,10 @@ def _known_plan(data: DataSettings, spacing_mm: tuple[float, float, float] | Non
 
 
 def _jobs(workspace: artifacts.Workspace, data: DataSettings, data_set: DataSet, structures: tuple[str, ...], plan: GridPlan | None,
-          guide: GuideSource | None, known: dict[str, dict[str, Any]]) -> list[CaseJob]:
+          guide: GuideSource | None, known: dict[str, dict[str, Any]], sides: Sides) -> list[CaseJob]:
     from ctseg.scans.prepare import CaseJob
 
-    return [CaseJob(_as_allowed(record, data), data_set.root, workspace, structures, data.window_hu, data.margin_mm, plan, known.get(record.case_id), guide=guide, crop=data.crop)
+    return [CaseJob(_as_allowed(record, data), data_set.root, workspace, structures, data.window_hu, data.margin_mm, plan, known.get(record.case_id), guide=guide, crop=data.crop, sides=sides)
             for record in sorted(data_set.cases, key=lambda record: record.case_id)]
 
 

@@ -17,7 +17,7 @@ from ctseg import artifacts, cli, config
 from ctseg.artifacts import Workspace
 from ctseg.cli import LOG, Options
 from ctseg.config import Settings
-from ctseg.errors import PreconditionError, ResourceError, UsageError
+from ctseg.errors import Finding, PreconditionError, ResourceError, UsageError
 from ctseg.tasks import find_task
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ def run(workspace: Workspace, settings: Settings, options: Options) -> int:
     device = hardware.choose_device(options.device)
     options = _with_task(options, manifest)
     settings = _with_profile(settings, options, device)
+    settings = _with_sides(settings, options, manifest)
     machine = hardware.choose_machine(options.device, settings.train.precision)
     LOG.info("Training on %s.", machine.reason)
     if device.type == "cpu" and machine.precision == "bf16":
@@ -137,6 +138,22 @@ def _with_profile(settings: Settings, options: Options, device: Any) -> Settings
     return config.resolve(profile, options.overrides)
 
 
+def _with_sides(settings: Settings, options: Options, manifest: dict[str, Any]) -> Settings:
+    """The settings, without mirroring where a structure of one side lacks its partner; what the user asks for by name is done with a warning."""
+    from ctseg.scans.laterality import one_sided
+
+    names = one_sided(manifest.get("sides"), manifest["structures"], (manifest.get("guide") or {}).get("organs", ()))
+    if not names or not settings.train.mirror:
+        return settings
+    cause = f"{', '.join(names)}: one side only, the mirror image is another structure that is not among those to be learned"
+    if "train.mirror" in options.overrides:
+        LOG.warning("%s", Finding("WARN", "ONE_SIDED", f"{cause}, and train.mirror=true teaches the network to take it for the same", "leave train.mirror out").line())
+        return settings
+    LOG.info("%s", Finding("NOTE", "ONE_SIDED", f"{cause}, so nothing is mirrored in training and prediction",
+                           "preprocess with its partner among --structures, and with --set data.pairs=LEFT:RIGHT if their names do not say left and right").line())
+    return dataclasses.replace(settings, train=dataclasses.replace(settings.train, mirror=False))
+
+
 def _require_labels(cases: list, manifest: dict[str, Any]) -> None:
     if not any("present" in case.states.values() for case in cases):
         raise PreconditionError("NO_LABELS", "no training case shows any of the structures " + ", ".join(manifest["structures"]),
@@ -204,7 +221,7 @@ def _fit(plan: _Plan, settings: Settings) -> int:
     identity = trainer.Identity(arch=arch, structures=list(manifest["structures"]), synthetic=bool(manifest["synthetic"]),
                                 preprocess={"grid": manifest["grid"], "spacing_mm": manifest["spacing_mm"], "window_hu": manifest["window_hu"], "settings": data},
                                 manifest_hash=artifacts.manifest_hash(manifest), splits_hash=manifest["splits_hash"],
-                                guide=manifest.get("guide") if "guide" in getattr(network, "inputs", ()) else None, locator=plan.locator)
+                                guide=manifest.get("guide") if "guide" in getattr(network, "inputs", ()) else None, locator=plan.locator, sides=manifest.get("sides"))
     display = _Display(settings)
     job = trainer.Trainer(network, training, validation, settings=settings, identity=identity, machine=machine, workspace=workspace, callbacks=display.callbacks())
     content, warning = (None, None) if options.restart else checkpoints.load_last(workspace.last_model)

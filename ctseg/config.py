@@ -20,6 +20,7 @@ class DataSettings:
     """What `preprocessing.py` makes of the scans."""
 
     structures: tuple[str, ...] = ()  # empty: every structure the data set names
+    pairs: tuple[str, ...] = ()  # "left:right" names of mirror images where the names do not say so
     grid: str = "auto"  # auto | whole | windows | roi; auto keeps the scans' own resolution when one tensor holds the body
     spacing_mm: tuple[float, ...] = ()  # windows and roi grid, along D, H, W; empty: median of the training scans
     window_hu: tuple[float, float] = (-250.0, 750.0)  # from fat to cortical bone; scaled to 0..1 and clipped
@@ -96,7 +97,8 @@ class TrainSettings:
     precision: str = "auto"  # auto | fp32 | bf16 | fp16
     foreground_fraction: float = 0.67  # share of patches centred on a structure, drawn per patch: works at batch 1
     augmentation: str = "standard"  # none | light | standard
-    mirror: bool = True  # left/right mirror as part of the augmentation; off where the mirror image is no anatomy (heart)
+    # Left/right mirror as part of the augmentation; off where the mirror image is no anatomy (heart), or a structure of one side lacks its partner.
+    mirror: bool = True
     loss: str = "dice_ce"  # dice_ce | dice | ce | dice_focal
     sampling: str = "auto"  # auto | structures | tubes; auto: tubes where the network learns centrelines
     guidance_dropout: float = 0.15  # chance per guide organ to be hidden, so that a failed guide is survivable
@@ -214,9 +216,10 @@ def _convert(key: str, value: Any, wanted: Any) -> Any:
     origin = typing.get_origin(wanted)
     try:
         if origin is tuple:
-            if isinstance(value, str):
-                value = [part for part in value.strip("()[]").replace(" ", "").split(",") if part]
             arguments = typing.get_args(wanted)
+            if isinstance(value, str):
+                value = value if arguments[0] is str else value.strip("()[] ")  # names may hold brackets, and spaces inside
+                value = [part.strip() for part in value.split(",") if part.strip()]
             if arguments[-1] is Ellipsis:
                 return tuple(_convert(key, part, arguments[0]) for part in value)
             if len(value) != len(arguments):

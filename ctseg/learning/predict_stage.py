@@ -42,7 +42,8 @@ def predict_test_cases(workspace: Workspace, settings: Settings, *, device: str,
     calibration.write(workspace, identity | {"synthetic": bool(manifest["synthetic"])})
     record = {"version": 1, **identity, "splits_hash": manifest["splits_hash"], "synthetic": bool(manifest["synthetic"]), "structures": names, "device": predictor.machine.reason,
               "model": checkpoint["arch"]["name"], "epoch": checkpoint["epoch"], "settings": settings.record()["evaluate"],
-              "mirrored": predictor.windows.swaps is not None, "largest_component": [names[number - 1] for number in predictor.filtered],
+              "mirrored": predictor.windows.swaps is not None,
+              "why_not_mirrored": predictor.why_not_mirrored if settings.evaluate.flip else None, "largest_component": [names[number - 1] for number in predictor.filtered],
               "guide_source": manifest["guide"]["source"] if predictor.takes_guide else None,
               "members": predictor.members, "why_no_confidence": predictor.why_no_confidence, "cases": cases}
     artifacts.write_json(workspace.run_record, record)

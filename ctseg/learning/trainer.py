@@ -27,6 +27,7 @@ from ctseg.learning.objective import objective
 from ctseg.learning.postprocess import in_one_piece
 from ctseg.learning.schedule import Budget, learning_rate_factor
 from ctseg.learning.validation import Validation
+from ctseg.scans.laterality import Sides
 from ctseg.scoring.summary import mean
 
 REFERENCES_LOOKED_AT = 50  # training cases that tell whether a structure is one piece
@@ -56,6 +57,7 @@ class Identity:
     synthetic: bool
     guide: dict[str, Any] | None = None  # organs and source of the guide that the network takes
     locator: dict[str, Any] | None = None  # arch, weights and patch size of the locator of the roi grid
+    sides: dict[str, Any] | None = None  # of `laterality.Sides.record`; None: the names decide
 
 
 class Trainer:
@@ -73,7 +75,7 @@ class Trainer:
         self.optimizer = _optimizer(self.network, settings)
         self.scaler = torch.amp.GradScaler("cuda", enabled=machine.precision == "fp16")
         self.patch_size = train.fixed_patch()
-        self.sampler = PatchSampler(cases, identity.structures, train)
+        self.sampler = PatchSampler(cases, identity.structures, train, Sides.of(identity.sides, identity.structures))
         self.validation = list(validation)
         self.windows = Windows(len(identity.structures) + 1, self.patch_size, overlap=0.25)
         self.epoch = 0  # epochs finished
@@ -276,7 +278,7 @@ class Trainer:
         identity = self.identity
         return {"created_by": "ctseg", "arch": identity.arch, "structures": identity.structures, "preprocess": identity.preprocess,
                 "settings": self.settings.record(), "manifest_hash": identity.manifest_hash, "splits_hash": identity.splits_hash,
-                "synthetic": identity.synthetic, "guide": identity.guide, "locator": identity.locator, "epoch": self.epoch, "steps": self.steps, "best": self.best, "largest_component": self.largest_component, "threads": torch.get_num_threads(),
+                "synthetic": identity.synthetic, "guide": identity.guide, "locator": identity.locator, "sides": identity.sides, "epoch": self.epoch, "steps": self.steps, "best": self.best, "largest_component": self.largest_component, "threads": torch.get_num_threads(),
                 "model": {key: value.detach().cpu().clone() for key, value in weights.items()}}
 
     def _save_best(self) -> None:

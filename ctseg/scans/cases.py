@@ -65,7 +65,7 @@ class CaseRecord:
 class DataSet:
     """A folder as its adapter understood it. structures: names in the order of the data set's own metadata.
 
-    left_right_pairs is not stored: names decide (see `ctseg.scans.laterality`).
+    left_right_pairs is not stored: names and the setting data.pairs decide (see `ctseg.scans.laterality`).
     """
 
     layout: str

@@ -224,6 +224,7 @@ def write_segments(
         manufacturer="ctseg", manufacturer_model_name="ctseg", software_versions="1", device_serial_number="1",
     )
     _make_reproducible(content, series)
+    content.SpecificCharacterSet = "ISO_IR 192"  # names of segments in any script
     atomic_write(path, lambda stream: content.save_as(stream))
 
 

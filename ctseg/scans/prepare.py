@@ -31,6 +31,7 @@ from ctseg.scans.cases import PRESENT, UNLABELLED, CaseRecord, LoadedCase
 from ctseg.scans.distance_maps import coarse_maps
 from ctseg.scans.guides import GuideSource, load_guide, write_guide
 from ctseg.scans.intensity import window
+from ctseg.scans.laterality import Sides
 from ctseg.scans.reading import load_case, source_hash, source_to_record
 from ctseg.scans.volume import Grid, Volume, canonical_axes, limit_threads
 
@@ -58,6 +59,7 @@ class CaseJob:
     split: str | None = None
     guide: GuideSource | None = None
     crop: str = "body"
+    sides: Sides | None = None
 
     def case_key(self, survey_key: str, plan: grids.GridPlan, split: str | None) -> str:
         """The idempotence key: equal keys mean equal tensors."""
@@ -135,7 +137,7 @@ def _load(job: CaseJob) -> tuple[LoadedCase, Volume | None]:
     """(the case with the wanted structures, label map of the guide organs when the case's own labels are the guide)."""
     organs = job.guide.organs if job.guide is not None and job.guide.kind == "labels" else ()
     # Organs first: where masks overlap the later one wins, and the target must not lose a voxel to its guide.
-    loaded = load_case(job.record, (*organs, *job.structures), root=job.root)
+    loaded = load_case(job.record, (*organs, *job.structures), root=job.root, sides=job.sides)
     if not organs or loaded.label is None:
         return loaded, None
     array, count = loaded.label.array, np.uint8(len(organs))

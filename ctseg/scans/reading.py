@@ -20,7 +20,7 @@ from ctseg.errors import CaseError, Finding, PipelineError, UsageError
 from ctseg.scans import folder_walk, volume_files
 from ctseg.scans.cases import ABSENT, PRESENT, UNLABELLED, CaseRecord, ImageSource, LabelSource, LoadedCase
 from ctseg.scans.checks import put_on, refuse, require_regular
-from ctseg.scans.laterality import mirror_pairs
+from ctseg.scans.laterality import Sides, find_sides
 from ctseg.scans.volume import Volume
 
 IMPLAUSIBLE_FRACTION = 0.6  # of the body; labels that cover more are a mistake (or a crop: only a warning)
@@ -41,10 +41,11 @@ class _Labels:
     empty_masks: Sequence[str] = ()
 
 
-def load_case(record: CaseRecord, structures: Sequence[str], *, root: Path) -> LoadedCase:
+def load_case(record: CaseRecord, structures: Sequence[str], *, root: Path, sides: Sides | None = None) -> LoadedCase:
     """Read and check one case.
 
     structures: the names that get the ids 1, 2, ... in the label. root: data folder, for messages only.
+    sides: what is left and right; from the names alone when None.
     States: present = annotated and found, absent = annotated and none found, unlabelled = nobody looked.
     Voxels of structures that were not asked for are background. Where masks overlap, the later one in
     `structures` wins (OpenKBP: the challenge's own order) and a warning counts the voxels.
@@ -59,7 +60,7 @@ def load_case(record: CaseRecord, structures: Sequence[str], *, root: Path) -> L
             labels = _read_labels(record, record.labels, structures, image)
             label = Volume(labels.array, image.affine)
             states, notes = _states(record, structures, labels)
-            findings += labels.findings + notes + _check_sides(label, structures) + _check_amount(label, image, record.labels)
+            findings += labels.findings + notes + _check_sides(label, structures, sides or find_sides(structures)) + _check_amount(label, image, record.labels)
     return LoadedCase(record, image, label, states, tuple(boundary.localised(finding) for finding in findings))
 
 
@@ -255,11 +256,11 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
 
 
-def _check_sides(label: Volume, structures: Sequence[str]) -> list[Finding]:
+def _check_sides(label: Volume, structures: Sequence[str], sides: Sides) -> list[Finding]:
     """A warning for each mirror pair whose left structure does not lie on the patient's left (greater LPS x)."""
     from scipy.ndimage import find_objects
 
-    pairs = mirror_pairs(structures)
+    pairs = sides.indices(structures)
     boxes = find_objects(label.array, max_label=len(structures)) if pairs else []
     findings = []
     for left, right in pairs:
