@@ -18,7 +18,7 @@ from ctseg.scans.checks import SPACING_RANGE_MM
 
 MOST_STRUCTURES = 255  # label maps are uint8
 OWN_ARCH = ("n_structures", "guide_channels")  # of an architecture, what is no setting
-FOREIGN = "use a checkpoint written by this program"
+FOREIGN = "give a checkpoint as this program wrote it; if it is of your own training, train again with --restart"
 SERIES = ("epochs", "train_loss", "val_loss", "val_mean_dice", "learning_rate", "epoch_seconds")  # of a history, one number per epoch
 
 

@@ -171,7 +171,7 @@ def set_aside(path: Path) -> Path | None:
     if not os.path.lexists(path):
         return None
     if not path.is_file():
-        raise IntegrityError("CHECKPOINT_CORRUPT", "it is no file, so no checkpoint can be written there", "remove it", file=path.name)
+        raise _in_the_way(path)
     digest = artifacts.file_hash(path)
     kept = path.with_name(f"{path.stem}.{digest[:8]}{path.suffix}")
     artifacts.write_json(_sidecar(kept), {"sha256": _noted_hashes(path) or [digest]})
@@ -180,10 +180,16 @@ def set_aside(path: Path) -> Path | None:
     return kept
 
 
+def _in_the_way(path: Path) -> IntegrityError:
+    return IntegrityError("CHECKPOINT_CORRUPT", "it is no file, so no checkpoint can be written there", "remove it", file=path.name)
+
+
 def remove(path: Path) -> None:
     """Delete the state of a training that is not gone on with, and the one before it."""
     for file in (path, _previous(path)):
         for part in (file, _sidecar(file)):
+            if part.is_dir():
+                raise _in_the_way(part)
             part.unlink(missing_ok=True)
 
 
