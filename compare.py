@@ -112,9 +112,20 @@ def _train_and_score(one: Run, arguments: argparse.Namespace) -> int:
         return 0
     for script, more in (("train.py", ["--restart"] * arguments.restart), ("evaluate.py", [])):
         command = [sys.executable, str(ROOT / script), "--workspace", str(one.workspace.root), "--processed", str(one.workspace.processed), *words, *more]
-        code = subprocess.run(command, check=False, env={**os.environ, processes.PARENT: str(os.getpid())}).returncode
+        code = _run_script(command)
         if code not in (0, CASES_SKIPPED):
-            LOG.error("%s of %s ended with exit code %d; the same command goes on from here.", script, one.title, code)
+            LOG.error("%s of %s ended with exit code %d%s.", script, one.title, code, "" if code == UsageError.exit_code else "; the same command goes on from here")
             return code
     artifacts.write_json(marker, done)
     return 0
+
+
+def _run_script(command: list[str]) -> int:
+    """The exit code of a command. When this process is told to stop, the script is too, and may save its state."""
+    process = subprocess.Popen(command, env={**os.environ, processes.PARENT: str(os.getpid())})
+    try:
+        return process.wait()
+    except BaseException:
+        process.terminate()
+        process.wait()
+        raise

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ctseg import cli
-from ctseg.artifacts import Workspace, load_manifest, read_json
+from ctseg.artifacts import UNFINISHED, Workspace, load_manifest, read_json
 from ctseg.cli import LOG, Options
 from ctseg.config import Settings
 from ctseg.errors import IntegrityError, PreconditionError, UsageError
@@ -46,6 +46,10 @@ def run(workspace: Workspace, settings: Settings, options: Options) -> int:
     record = predict_test_cases(workspace, settings, device=options.device, build_network=build_network, progress=cli.bar("Predicting"))
     if record["why_not_mirrored"]:
         LOG.info("%s", record["why_not_mirrored"])
+    if record["training"] in UNFINISHED:
+        LOG.warning("WARN TRAINING_UNFINISHED: training of this model: %s. These are scores of its best weights so far.", UNFINISHED[record["training"]])
+    elif record["training"] is None:
+        LOG.warning("WARN BEST_MISMATCH: training_history.json is missing or not that of checkpoints/best_model.pth, so how its training ended is not known.")
     for case in record["cases"]:
         if not case["located"]:
             LOG.warning("WARN NOT_LOCATED case=%s: the locator found no structure; the whole canvas was predicted.", case["case_id"])

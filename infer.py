@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import logging
+import os
 import sys
 import time
 import traceback
@@ -100,13 +101,16 @@ def infer(arguments: argparse.Namespace) -> int:
     scans = {name: dataclasses.replace(source, assume_hu=resolved.data.assume_hu) for name, source in found.items()}
     formats = chosen_formats(arguments.format, scans)
     for checkpoint in arguments.checkpoint:
-        if not checkpoint.is_file():
+        if not os.path.lexists(checkpoint):
             raise PreconditionError("MISSING_ARTIFACT", f"{checkpoint} does not exist; the train stage writes it", "run `python run_pipeline.py --train` first, or give --checkpoint", file=checkpoint.name)
 
     def load(path: Path) -> Predictor:
         return load_predictor(path, settings, device=arguments.device, build_network=build_network, file=path.name)
 
     require_writable(arguments.output)
+    hashes = [artifacts.file_hash(checkpoint) for checkpoint in arguments.checkpoint if checkpoint.is_file()]
+    if len(set(hashes)) < len(hashes):
+        raise UsageError("BAD_OPTION", "--checkpoint names the same model twice, which would agree with itself", "give each model once")
     predictor = ensemble([load(checkpoint) for checkpoint in arguments.checkpoint])
     if settings.flip and predictor.why_not_mirrored:
         LOG.info("%s", predictor.why_not_mirrored)
@@ -114,7 +118,7 @@ def infer(arguments: argparse.Namespace) -> int:
     _keep_inputs(arguments, scans, formats, predictor.names)
     LOG.info("%d scans, structures: %s. %s.", len(scans), ", ".join(predictor.names), predictor.machine.reason)
     artifacts.write_json(arguments.output / "labels.json", {str(number): name for number, name in enumerate(predictor.names, start=1)})
-    run = {"version": 3, "checkpoints_sha256": [artifacts.file_hash(checkpoint) for checkpoint in arguments.checkpoint], "model": predictor.checkpoint["arch"]["name"],
+    run = {"version": 3, "checkpoints_sha256": hashes, "model": predictor.checkpoint["arch"]["name"],
            "structures": predictor.names, "synthetic_training": bool(predictor.checkpoint["synthetic"]), "device": predictor.machine.reason, "why_no_confidence": predictor.why_no_confidence, "settings": dataclasses.asdict(settings),
            "formats": formats, "probabilities": arguments.probabilities, "uncertainty": arguments.save_uncertainty, "guide": None if arguments.guide is None else Path(arguments.guide).name, "versions": artifacts.package_versions()}
     for finding in left_out:

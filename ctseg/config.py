@@ -235,7 +235,7 @@ def _convert(key: str, value: Any, wanted: Any) -> Any:
         if isinstance(wanted, types.GenericAlias):
             raise ValueError
         return wanted(value)
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError):
         kind = getattr(wanted, "__name__", str(wanted))
         raise UsageError("BAD_VALUE", f"{key}={value!r} is not a {kind if origin is None else str(wanted)}", "give a value of that type") from None
 
@@ -272,7 +272,7 @@ _RANGES = {
     "train.steps_per_epoch": (1, 10**6), "model.width": (1, 512), "model.levels": (2, 7), "model.max_channels": (1, 4096), "data.overlap": (0.0, 0.75),
     "evaluate.overlap": (0.0, 0.9), "evaluate.low_confidence": (0.0, 1.0), "train.ema_decay": (0.0, 0.99999), "train.foreground_fraction": (0.0, 1.0),
     "data.test_fraction": (0.0, 0.8), "data.val_fraction": (0.0, 0.8), "train.gradient_clip": (1e-6, 1e6), "train.first_pass_fraction": (0.0, 1.0), "data.skip_limit": (0.0, 1.0),
-    "data.fractional_threshold": (0.0, 1.0),
+    "data.fractional_threshold": (0.0, 1.0), "data.margin_mm": (0.0, 1000.0),
     "data.seed": (0, 2**32 - 1), "train.seed": (0, 2**32 - 1), "train.weight_decay": (0.0, 10.0), "train.warmup_fraction": (0.0, 1.0), "train.patience": (0, 10**6),
     "train.validations": (0, 10**6), "model.attention_stride": (1, 16), "model.attention_levels": (1, 2), "model.context_corruption": (0.0, 1.0), "model.passes": (0, 3), "model.infer_passes": (0, 8), "model.guide_hidden": (1, 512), "model.guide_stride": (1, 2), "model.kernel": (3, 5),
     "train.guidance_dropout": (0.0, 1.0), "train.union_weight": (0.0, 100.0), "train.centreline_weight": (0.0, 100.0), "train.radius_weight": (0.0, 100.0),

@@ -136,8 +136,8 @@ def load_predictor(path: Path, settings: EvaluateSettings, *, device: str, build
     checkpoint = checkpoints.load(path)
     trained: Settings = config.from_record(checkpoint["settings"])
     machine = hardware.choose_machine(device, trained.train.precision if trained.train.precision != "fp16" else "auto")
-    network = build_network(**checkpoint["arch"])
-    checkpoints.load_weights(network, checkpoint["model"], file=file)
+    network = checkpoints.restore(build_network, checkpoint["arch"], checkpoint["model"], file=file)
+    _check_companions(checkpoint, network, file)
     names = list(checkpoint["structures"])
     swaps = None
     if settings.flip and mirrors(trained) and not laterality.one_sided(checkpoint.get("sides"), names, _guide_organs(checkpoint)):
@@ -148,7 +148,17 @@ def load_predictor(path: Path, settings: EvaluateSettings, *, device: str, build
         checkpoint, machine.place(network), machine,
         Windows(len(names) + 1, trained.train.fixed_patch(), settings.overlap, swaps, settings.context_scope),
         tuple(names.index(name) + 1 for name in filtered),
-        locator.restore_locator(finder, lambda arch: build_network(**arch), machine) if finder else None)
+        locator.restore_locator(finder, build_network, machine, file=file) if finder else None)
+
+
+def _check_companions(checkpoint: dict[str, Any], network: torch.nn.Module, file: str) -> None:
+    """Raise IntegrityError unless the checkpoint brings the locator that its grid needs, and names the organs whose guide its network takes."""
+    if (checkpoint["preprocess"]["grid"] == "roi") != bool(checkpoint.get("locator")):
+        raise checkpoints.mismatch("a network of the roi grid and a locator belong together; this has one of them", file, "use checkpoints/best_model.pth of a training run")
+    if "guide" in getattr(network, "inputs", ()):
+        organs = (checkpoint.get("guide") or {}).get("organs", ())
+        if guides.n_channels(len(organs)) != checkpoint["arch"]["guide_channels"]:
+            raise checkpoints.mismatch(f"its network takes {checkpoint['arch']['guide_channels']} guide channels, and it names {len(organs)} guide organs", file)
 
 
 def ensemble(members: Sequence[Predictor]) -> Predictor:
