@@ -211,14 +211,14 @@ def score_pair(pair: Pair, structures: Sequence[Structure], settings: ScoreSetti
 
     Rows of structures whose topology is measured carry it under "topology" (see `tubular.compare`), others None.
     """
-    names = {structure.labels[0]: structure.name for structure in structures if len(structure.labels) == 1}
-    volume, notes = _read(pair.reference, None, names, pair.case_id, pair.reference_file)
+    called = {structure.labels[0]: structure.name for structure in structures if len(structure.labels) == 1}
+    volume, notes = _read(pair.reference, None, called, pair.case_id, pair.reference_file)
     allowed = {0, *(label for structure in structures for label in structure.labels)}
     ignored = set() if settings.ignore_label is None else {settings.ignore_label}
     reference = checked_labels(volume.array, allowed | ignored, pair.case_id, pair.reference_file)
     prediction = np.zeros(reference.shape, np.uint8)
     if pair.prediction is not None:
-        predicted, more = _read(pair.prediction, volume.grid, names, pair.case_id, pair.prediction_file)
+        predicted, more = _read(pair.prediction, volume.grid, called, pair.case_id, pair.prediction_file)
         notes += more
         prediction = checked_labels(predicted.array, allowed, pair.case_id, pair.prediction_file)
     rows, nothing = score_maps(prediction=prediction, reference=reference, spacing_mm=volume.spacing_mm, structures=structures, settings=settings, states=pair.states)

@@ -169,6 +169,8 @@ def _read(path: Path) -> tuple[Stored, _Header]:
 def _only_layer(read: tuple[Stored, _Header], path: Path) -> Stored:
     stored, header = read
     layers = len(stored.array)
+    if layers > 1 and _segments(header, path):
+        raise refuse("NOT_3D", f"its segments lie in {layers} layers and may overlap", "export it as one label map, or as one file per structure", path)
     if layers > 1:
         raise refuse("NOT_3D", f"{layers} values for each voxel", "give one 3D volume per file", path)
     if header.fields["dimension"].strip() == "4":
