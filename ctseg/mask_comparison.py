@@ -15,7 +15,7 @@ import numpy as np
 
 from ctseg import mask_sides
 from ctseg.config import did_you_mean
-from ctseg.errors import CaseError, IntegrityError, PreconditionError, UsageError
+from ctseg.errors import CaseError, Finding, IntegrityError, PreconditionError, UsageError
 from ctseg.mask_pairs import (
     LabelNames,
     ScoreSettings,
@@ -25,7 +25,7 @@ from ctseg.mask_pairs import (
     listed,
     score_maps,
 )
-from ctseg.mask_sides import MAP, Side
+from ctseg.mask_sides import MAP, RTSTRUCT, Side
 from ctseg.scans import aliases, reading
 from ctseg.scans.cases import ImageSource
 from ctseg.scans.dicom_seg import PLACE_MM
@@ -171,34 +171,35 @@ def score_masks(pair: MaskPair, structures: Sequence[Structure], settings: Score
             scan, findings = reading.load_image(pair.scan)
             notes = [dataclasses.replace(finding, case=pair.case_id, file=pair.scan.path.name).line() for finding in findings if finding.severity == "WARN"]
     with _Refusals(pair, pair.reference.file):
-        read_reference, ignored = mask_sides.open_reader(pair.reference, scan, pair.scan, pair.case_id)
+        read_reference, ignored, noticed = mask_sides.open_reader(pair.reference, scan, pair.scan, pair.case_id, fill_gaps=settings.fill_gaps)
         first = scan or (read_reference(pair.reference.names[0]) if pair.reference.names else None)
         if first is None:
             raise CaseError("LABEL_EMPTY", "it names no structure", "restore the labels")
         place = functools.partial(_place, grid=first.grid, on_scan=scan is not None, pair=pair)
         ignore = None if ignored is None else place(ignored, pair.reference.file)
-    read_prediction = None
+    read_prediction, more = None, list[Finding]()
     if pair.prediction is not None:
         with _Refusals(pair, pair.prediction.file):
-            read_prediction, _ = mask_sides.open_reader(pair.prediction, scan, pair.scan, pair.case_id)
+            read_prediction, _, more = mask_sides.open_reader(pair.prediction, scan, pair.scan, pair.case_id, fill_gaps=settings.fill_gaps)
     rows: list[Row] = []
     nothing: list[Row] = []
     names = {"case_id": pair.case_id, "patient_id": pair.patient_id, "prediction_file": "" if pair.prediction is None else pair.prediction.file, "reference_file": pair.reference.file}
     for structure, match in zip(structures, pair.matches):
         reference, prediction = np.zeros(first.array.shape, np.uint8), np.zeros(first.array.shape, np.uint8)
-        unannotated = match.reference is None or match.name in pair.unlabelled
         if match.reference is not None:
             with _Refusals(pair, pair.reference.file):
                 reference[place(read_reference(match.reference), pair.reference.file)] = 1
         if match.prediction is not None and read_prediction is not None and pair.prediction is not None:
             with _Refusals(pair, pair.prediction.file):
                 prediction[place(read_prediction(match.prediction), pair.prediction.file)] = 1
+        unannotated = match.reference is None or match.name in pair.unlabelled or (pair.reference.kind == RTSTRUCT and not reference.any())  # contours cannot say "none there"
         if ignore is not None:
             reference[ignore] = _IGNORED
         how = dataclasses.replace(settings, ignore_label=None if ignore is None else _IGNORED)
         scored = score_maps(prediction=prediction, reference=reference, spacing_mm=first.grid.spacing_mm, structures=[Structure(match.name, (1,))], settings=how,
                             states={match.name: "unlabelled"} if unannotated else {})
         rows, nothing = (kept + [names | row | {"label": structure.key} for row in new] for kept, new in zip((rows, nothing), scored))
+    notes += [dataclasses.replace(finding, case=pair.case_id).line() for finding in (*noticed, *more)]
     return rows, nothing, notes
 
 
