@@ -260,7 +260,7 @@ def _compare(arguments: argparse.Namespace, settings: Settings, workers: int, pa
         tolerances = tolerances_for(names, _read_tolerances(arguments.tolerances, names))
     except (ValueError, TypeError) as error:
         raise UsageError("BAD_VALUE", f"--tolerances: {error}", 'write for example {"liver": [5, 2]}', file=arguments.tolerances.name) from None
-    how = ScoreSettings(tolerances, settings.evaluate.boundary_mode, ignore_label, settings.evaluate.topology)
+    how = ScoreSettings(tolerances, settings.evaluate.boundary_mode, ignore_label, settings.evaluate.topology, settings.data.fill_contour_gaps)
     rows, nothing, notes = score_pairs(pairs, structures, how, workers=workers, score=score)
     report = write_evaluation(arguments.output, pairs, structures, how, rows, nothing, warnings=[*warnings, *notes], synthetic=_says_synthetic(arguments), plots=not arguments.no_plots)
     print(report)

@@ -126,8 +126,9 @@ def infer(arguments: argparse.Namespace) -> int:
     lost = [{"scan": finding.case, "error": finding.code, "cause": finding.cause} for finding in left_out if finding.severity == "ERROR"]
     before, records = earlier_records(arguments.output, run), []
     artifacts.write_json(arguments.output / RECORD, {**run, "finished": False, "scans": list(before.values())})  # before any mask: it marks the folder as results
+    algorithm = f"ctseg {artifacts.canonical_hash(run['checkpoints_sha256'])[:12]}"
     for name, source in cli.bar("Predicting")(scans.items()):
-        records.append(_predict(predictor, guides, name, source, arguments, formats, before.get(name)))
+        records.append(_predict(predictor, guides, name, source, arguments, formats, before.get(name), algorithm))
         if doubt := low_confidence(name, records[-1].get("confidence", {}), settings.low_confidence):
             LOG.warning("%s", doubt)
         artifacts.write_json(arguments.output / RECORD, {**run, "finished": len(records) == len(scans), "peak_memory_gb": peak_memory_gb(predictor.machine.device), "scans": [*lost, *records]})
@@ -193,8 +194,9 @@ def low_confidence(scan: str, confidence: Mapping[str, float | None], threshold:
 
 
 def _predict(predictor: Predictor, guides: Guides, name: str, source: ImageSource, arguments: argparse.Namespace, formats: list[str],
-             before: dict[str, Any] | None) -> dict[str, Any]:
-    """Predict one scan and write what was asked for; what went wrong is told and becomes part of the record. before: its record of an earlier run of the same kind."""
+             before: dict[str, Any] | None, algorithm: str) -> dict[str, Any]:
+    """Predict one scan and write what was asked for; what went wrong is told and becomes part of the record. before: its record of an earlier run of the same kind.
+    algorithm: how DICOM files call the model."""
     from ctseg import inference_files as files
     from ctseg.scans import reading
     from ctseg.scans.cases import CaseRecord
@@ -216,7 +218,8 @@ def _predict(predictor: Predictor, guides: Guides, name: str, source: ImageSourc
         names, mask = dict(enumerate(predictor.names, start=1)), Volume(predictor.label_on_scan(probabilities, canvas, image.grid), image.affine)
         written = files.files_of(name, formats, probabilities=arguments.probabilities, uncertainty=arguments.save_uncertainty)
         for kind in formats:
-            files.write_mask(output / written[kind], kind, mask, names, source)
+            for finding in files.write_mask(output / written[kind], kind, mask, names, source, algorithm=algorithm):
+                LOG.warning("%s", dataclasses.replace(finding, case=name).line())
         if arguments.probabilities:
             files.write_probabilities(output / written["probabilities"], probabilities, canvas, image.grid, predictor.names)
         if arguments.save_uncertainty:

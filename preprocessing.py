@@ -293,6 +293,8 @@ def _as_allowed(record: CaseRecord, data: DataSettings) -> CaseRecord:
         image = dataclasses.replace(image, assume_hu=True)
     if labels is not None and labels.format == "dicom_seg" and data.fractional_threshold > 0:
         labels = dataclasses.replace(labels, fractional_threshold=data.fractional_threshold)
+    if labels is not None and labels.format in ("dicom_seg", "rtstruct") and data.fill_contour_gaps:
+        labels = dataclasses.replace(labels, fill_gaps=True)
     return dataclasses.replace(record, image=image, labels=labels)
 
 

@@ -56,7 +56,8 @@ def visualize(arguments: argparse.Namespace) -> int:
     except ValueError:
         raise PreconditionError("NOTHING_TO_SHOW", f"no voxel belongs to {', '.join(chosen) if len(chosen) < 5 else 'any of the structures'}", "choose others with --structures"
                                 + (", or a lower --level" if masks.level is not None else ""), file=arguments.input.name) from None
-    _tell([*masks.findings, *(reference.findings if reference is not None else [])])
+    finally:
+        _tell([*masks.findings, *(reference.findings if reference is not None else ())])
     return 0
 
 
@@ -158,10 +159,11 @@ def _read(arguments: argparse.Namespace) -> tuple[Masks, Masks | None, Volume | 
         source = scan_files.find_one(arguments.ct, option="--ct")
         ct, findings = reading.load_image(source)
         _tell(findings)
-    masks = open_masks(arguments.input, ct, source, level=arguments.level)
+    how = {"level": arguments.level, "fill_gaps": arguments.fill_contour_gaps}
+    masks = open_masks(arguments.input, ct, source, **how)
     if arguments.reference is None:
         return masks, None, ct
-    return masks, named_like(open_masks(arguments.reference, ct, source, level=arguments.level), masks), ct
+    return masks, named_like(open_masks(arguments.reference, ct, source, **how), masks), ct
 
 
 def _tell(findings: Iterable[Finding]) -> None:
@@ -202,6 +204,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--reference", type=Path, metavar="MASKS", help="colour the masks by their distance to these, in mm; on a sheet: draw their outlines")
     parser.add_argument("--structures", metavar="A,B,C", help="only these (default: all)")
     parser.add_argument("--level", type=float, default=0.5, metavar="P", help="where probabilities end (default: 0.5)")
+    parser.add_argument("--fill-contour-gaps", action="store_true", help="interpolate between the slices of a DICOM SEG or RTSTRUCT that was drawn on a thicker series")
     parser.add_argument("--window", metavar="LOW,HIGH", help="HU that are black and white in slices (default: by the structures, for soft tissue or lungs); write --window=-160,240")
     parser.add_argument("--renderer", choices=["auto", "numpy", "vtk"], default="auto", help="what draws: VTK is faster where it is installed and works (default: auto)")
     parser.add_argument("--seconds", type=float, default=6.0, metavar="S", help="for one turn (default: 6)")

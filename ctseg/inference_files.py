@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ctseg import artifacts
+from ctseg.errors import Finding
 from ctseg.scans import dicom_seg, nifti, rtstruct
 from ctseg.scans.shares import Shares
 from ctseg.scans.volume import Grid, Volume, resample
@@ -39,21 +40,26 @@ def file_name(structure: str) -> str:
     return structure if plain and structure[:1] not in tuple(".- ") and len(structure.encode()) <= LONGEST else artifacts.safe_name(structure)
 
 
-def write_mask(path: Path, kind: str, label: Volume, names: dict[int, str], source: ImageSource) -> None:
-    """Write a label map in one of FORMATS; the DICOM ones refer to the series it was predicted on. organs: one NIfTI per structure in the folder `path`."""
+def write_mask(path: Path, kind: str, label: Volume, names: dict[int, str], source: ImageSource, *, algorithm: str) -> list[Finding]:
+    """Write a label map in one of FORMATS; the DICOM ones refer to the series it was predicted on. organs: one NIfTI per structure in the folder `path`.
+
+    algorithm: what predicted it. Returns what is to be told.
+    """
     if kind == "nifti":
         nifti.write_label(path, label, names=names)
     elif kind == "organs":
         for value, name in names.items():
             nifti.write_label(path / f"{file_name(name)}.nii.gz", Volume((label.array == value).astype(np.uint8), label.affine))
     elif kind == "seg":
-        dicom_seg.write_segments(path, label, names, source.path, series_uid=source.series_uid, algorithm="ctseg")
+        return dicom_seg.write_segments(path, label, names, source.path, series_uid=source.series_uid, algorithm=algorithm)
     else:
         from ctseg.reporting.colours import from_hex
         from ctseg.reporting.slices import ON_CT
 
         rgb = {value: np.rint(255 * from_hex(ON_CT[(value - 1) % len(ON_CT)])).astype(int).tolist() for value in names}  # the colours of the report's pictures
-        rtstruct.write_structures(path, label, names, source.path, series_uid=source.series_uid, colours={value: tuple(colour) for value, colour in rgb.items()})
+        return rtstruct.write_structures(path, label, names, source.path, series_uid=source.series_uid, algorithm=algorithm,
+                                         colours={value: tuple(colour) for value, colour in rgb.items()})
+    return []
 
 
 def write_probabilities(folder: Path, probabilities: Shares, canvas: Grid, scan: Grid, names: Sequence[str]) -> None:

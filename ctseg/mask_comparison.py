@@ -25,7 +25,7 @@ from ctseg.mask_pairs import (
     score_maps,
     warnings_of,
 )
-from ctseg.mask_sides import MAP, Side
+from ctseg.mask_sides import MAP, RTSTRUCT, Side
 from ctseg.scans import aliases, checks, reading
 from ctseg.scans.cases import ImageSource
 from ctseg.scans.volume import Grid, Volume
@@ -170,7 +170,7 @@ def score_masks(pair: MaskPair, structures: Sequence[Structure], settings: Score
             scan, findings = reading.load_image(pair.scan)
             notes = warnings_of(findings, pair.case_id, pair.scan.path.name)
     with _Refusals(pair, pair.reference.file):
-        read_reference, ignored, about_reference = mask_sides.open_reader(pair.reference, scan, pair.scan, pair.case_id)
+        read_reference, ignored, about_reference = mask_sides.open_reader(pair.reference, scan, pair.scan, pair.case_id, fill_gaps=settings.fill_gaps)
         first = scan or (read_reference(pair.reference.names[0]) if pair.reference.names else None)
         if first is None:
             raise CaseError("LABEL_EMPTY", "it names no structure", "restore the labels")
@@ -180,19 +180,19 @@ def score_masks(pair: MaskPair, structures: Sequence[Structure], settings: Score
     about_prediction: list[Finding] = []
     if pair.prediction is not None:
         with _Refusals(pair, pair.prediction.file):
-            read_prediction, _, about_prediction = mask_sides.open_reader(pair.prediction, scan, pair.scan, pair.case_id)
+            read_prediction, _, about_prediction = mask_sides.open_reader(pair.prediction, scan, pair.scan, pair.case_id, fill_gaps=settings.fill_gaps)
     rows: list[Row] = []
     nothing: list[Row] = []
     names = {"case_id": pair.case_id, "patient_id": pair.patient_id, "prediction_file": "" if pair.prediction is None else pair.prediction.file, "reference_file": pair.reference.file}
     for structure, match in zip(structures, pair.matches):
         reference, prediction = np.zeros(first.array.shape, np.uint8), np.zeros(first.array.shape, np.uint8)
-        unannotated = match.reference is None or match.name in pair.unlabelled
         if match.reference is not None:
             with _Refusals(pair, pair.reference.file):
                 reference[place(read_reference(match.reference), pair.reference.file)] = 1
         if match.prediction is not None and read_prediction is not None and pair.prediction is not None:
             with _Refusals(pair, pair.prediction.file):
                 prediction[place(read_prediction(match.prediction), pair.prediction.file)] = 1
+        unannotated = match.reference is None or match.name in pair.unlabelled or (pair.reference.kind == RTSTRUCT and not reference.any())  # contours cannot say "none there"
         if ignore is not None:
             reference[ignore] = _IGNORED
         how = dataclasses.replace(settings, ignore_label=None if ignore is None else _IGNORED)

@@ -50,6 +50,7 @@ class ScoreSettings:
     boundary_mode: str = "surfel"
     ignore_label: int | None = None
     topology: str = "auto"
+    fill_gaps: bool = False  # of DICOM masks from a thicker series, see `slice_gaps`
 
 
 @dataclasses.dataclass(frozen=True)

@@ -169,10 +169,13 @@ def names_of(paths: list[Path], given: Path | None) -> LabelNames | None:
 Reader = Callable[[str], Volume]
 
 
-def open_reader(side: Side, scan: Volume | None, source: ImageSource | None, case_id: str) -> tuple[Reader, Volume | None, list[Finding]]:
-    """(the mask of one of the side's names as a Volume of bool, where a label map says "ignore" or None, what was noticed so far)."""
+def open_reader(side: Side, scan: Volume | None, source: ImageSource | None, case_id: str, *, fill_gaps: bool = False) -> tuple[Reader, Volume | None, list[Finding]]:
+    """(the mask of one of the side's names as a Volume of bool, where a label map says "ignore" or None, what reading notices).
+
+    fill_gaps: see `masks.open_masks`.
+    """
     if side.kind != MAP:
-        opened = masks.open_masks(side.path, scan, source)
+        opened = masks.open_masks(side.path, scan, source, fill_gaps=fill_gaps)
         return opened.read, None, opened.findings
     volume, findings = volume_files.read_integers(side.path)
     ignore = set() if side.ignore_label is None else {side.ignore_label}

@@ -16,7 +16,7 @@ import numpy as np
 from scipy import ndimage
 
 from ctseg.errors import Finding, PreconditionError
-from ctseg.scans import nrrd, volume_files
+from ctseg.scans import nrrd, slice_gaps, volume_files
 from ctseg.scans.cases import ImageSource
 from ctseg.scans.layouts import gathering, metadata
 from ctseg.scans.volume import Volume
@@ -31,7 +31,7 @@ class Masks:
 
     names: in their order. read: the mask of one, a Volume of bool. stored: the same as it is stored, where that is known: bool, or
     probabilities, float32 from 0 to 1. level: where these end. box: the mask without what is empty around it, where that is known without reading it all.
-    numbers: the values of a label map. findings: what was noticed about the files read so far.
+    numbers: the values of a label map. findings: what is noticed on reading; grows with what is read.
     """
 
     names: tuple[str, ...]
@@ -51,8 +51,9 @@ class Masks:
         return self.read(name) if self.stored is None else self.stored(name)
 
 
-def open_masks(path: Path, scan: Volume | None = None, source: ImageSource | None = None, *, level: float | None = None) -> Masks:
+def open_masks(path: Path, scan: Volume | None = None, source: ImageSource | None = None, *, level: float | None = None, fill_gaps: bool = False) -> Masks:
     """The masks at `path`. scan, source: the CT they belong to, needed for DICOM. level: where probabilities become a mask; None refuses them.
+    fill_gaps: interpolate between the slices of a DICOM SEG or RTSTRUCT of a thicker series.
 
     Raises PreconditionError for a path that holds none, and CaseError for a damaged file.
     """
@@ -63,7 +64,7 @@ def open_masks(path: Path, scan: Volume | None = None, source: ImageSource | Non
     stem = volume_files.stem_of(path, detached=True)
     if stem is not None:
         return _segments(path) if _describes_segments(path) else _one_file(path, stem, level)
-    return _dicom(path, scan, source)
+    return _dicom(path, scan, source, slice_gaps.FILL if fill_gaps else slice_gaps.KEEP)
 
 
 def organ_files(folder: Path) -> dict[str, Path]:
@@ -181,7 +182,7 @@ def _cut(part: Volume, start: Sequence[int]) -> Volume:
     return Volume(part.array, part.grid.crop((d, h, w), part.grid.shape).affine)
 
 
-def _dicom(path: Path, scan: Volume | None, source: ImageSource | None) -> Masks:
+def _dicom(path: Path, scan: Volume | None, source: ImageSource | None, gaps: str) -> Masks:
     from ctseg.scans import dicom_seg, rtstruct
 
     if scan is None:
@@ -192,13 +193,16 @@ def _dicom(path: Path, scan: Volume | None, source: ImageSource | None) -> Masks
 
     unchecked = [series] if series is not None else []  # that the masks belong to the series is checked with the first of them: it reads every slice's header
 
+    findings: list[Finding] = []
+
     def read(name: str) -> Volume:
         first = unchecked[0] if unchecked else None
-        masks, _ = read_masks(path, scan, None if first is None else first.path, names=[name], series_uid=None if first is None else first.series_uid)
+        masks, noticed = read_masks(path, scan, None if first is None else first.path, names=[name], series_uid=None if first is None else first.series_uid, gaps=gaps)
         unchecked.clear()
+        findings.extend(finding for finding in noticed if finding not in findings)
         return Volume(masks.get(name, np.zeros(scan.array.shape, dtype=bool)), scan.affine)
 
-    return Masks(tuple(list_names(path).values()), read)
+    return Masks(tuple(list_names(path).values()), read, findings=findings)
 
 
 def dicom_mask_kind(path: Path) -> str:

@@ -27,6 +27,7 @@ IMPLAUSIBLE_FRACTION = 0.6  # of the body; labels that cover more are a mistake 
 NAMED = 5  # structures that one message names
 MAX_VALUES = 1024  # distinct values in a label map; a CT copied as label has more
 _BODY_HU = -300.0
+_LEFT_OUT = ("LABEL_GAPS", "RT_NO_VOXEL", "RT_WRONG_SERIES", "LABEL_MISSING")  # why a DICOM file gives no mask of a structure it names
 
 
 @dataclasses.dataclass
@@ -177,18 +178,21 @@ def _read_masks(record: CaseRecord, source: LabelSource, structures: Sequence[st
 
 
 def _read_dicom(record: CaseRecord, source: LabelSource, structures: Sequence[str], image: Volume) -> _Labels:
-    from ctseg.scans import dicom_seg, rtstruct
+    from ctseg.scans import dicom_seg, rtstruct, slice_gaps
 
     path = _path(source)
     folder = record.image.path if record.image.format == "dicom" else None
     in_file = {name: source.renamed.get(name, name) for name in structures}
+    gaps = slice_gaps.FILL if source.fill_gaps else slice_gaps.LEAVE_OUT
     if source.format == "dicom_seg":
-        masks, findings = dicom_seg.read_segments(path, image, folder, names=in_file.values(), series_uid=record.image.series_uid, fractional_threshold=source.fractional_threshold)
+        masks, findings = dicom_seg.read_segments(path, image, folder, names=in_file.values(), series_uid=record.image.series_uid,
+                                                  fractional_threshold=source.fractional_threshold, gaps=gaps)
     else:
-        masks, findings = rtstruct.read_structures(path, image, folder, names=in_file.values(), series_uid=record.image.series_uid)
+        masks, findings = rtstruct.read_structures(path, image, folder, names=in_file.values(), series_uid=record.image.series_uid, gaps=gaps)
     # A segment without frames was looked for and not found; an ROI without contours is a line of a template that nobody drew.
-    drawn = frozenset(dicom_seg.list_segments(path).values() if source.format == "dicom_seg" else masks)
-    annotated = drawn | {name for name, called in in_file.items() if called in drawn}
+    if not masks and (left_out := [finding for finding in findings if finding.code in _LEFT_OUT]):
+        raise refuse(left_out[0].code, left_out[0].cause, left_out[0].fix, path)
+    annotated = frozenset(masks) | {name for name, called in in_file.items() if called in masks}
     array, overlap = np.zeros(image.array.shape, dtype=np.uint8), np.zeros(image.array.shape, dtype=bool)
     for number, name in enumerate(structures, start=1):
         if in_file[name] in masks:
@@ -232,7 +236,7 @@ def _states(record: CaseRecord, structures: Sequence[str], labels: _Labels) -> t
 def _missing_finding(record: CaseRecord, states: dict[str, str], labels: _Labels) -> list[Finding]:
     """A warning for structures that the labels should hold: those said to be annotated, or that a file of their own would hold."""
     source = record.labels
-    told = " ".join(finding.cause for finding in labels.findings if finding.code == "LABEL_MISSING")
+    told = " ".join(finding.cause for finding in labels.findings if finding.code in _LEFT_OUT)
     own_files = source is not None and source.format in ("masks", "dicom_seg", "rtstruct")
     names = [name for name, state in states.items() if state == UNLABELLED and name not in labels.nameable and f"'{name}'" not in told
              and (own_files or name in (record.annotated or ()))]
@@ -407,6 +411,8 @@ def source_to_record(record: CaseRecord, root: Path) -> dict[str, Any]:
         }
         if source.fractional_threshold is not None:  # the next too: only where chosen, so that records of other cases stay as they were
             result["labels"]["fractional_threshold"] = source.fractional_threshold
+        if source.fill_gaps:
+            result["labels"]["fill_gaps"] = True
     if record.image.assume_hu:
         result["image"]["assume_hu"] = True
     return result
@@ -430,7 +436,7 @@ def source_from_record(content: dict[str, Any], root: Path) -> CaseRecord:
             stored["format"], None if stored["path"] is None else absolute(stored["path"]),
             {int(value): name for value, name in stored["values"].items()},
             {name: absolute(path) for name, path in stored["masks"].items()}, stored["ignore_value"], dict(stored.get("renamed", {})),
-            stored.get("fractional_threshold"),
+            stored.get("fractional_threshold"), bool(stored.get("fill_gaps", False)),
         )
     annotated = None if content["annotated"] is None else frozenset(content["annotated"])
     return CaseRecord(case_id, str(content["patient_id"]), ImageSource(image["format"], absolute(image["path"]), image["series_uid"], bool(image.get("assume_hu", False))), labels, annotated, content["split"])
