@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ctseg import cli
-from ctseg.artifacts import Workspace, lock_workspace, sweep_temporaries, write_text
+from ctseg.artifacts import Workspace, sweep_temporaries, write_text
 from ctseg.cli import LOG, Options
 from ctseg.config import Settings
 
@@ -86,8 +86,7 @@ def _main(argv: list[str] | None) -> int:
     parser.add_argument("--compare-with", type=Path, nargs="+", default=[], metavar="WORKSPACE", help="finished runs on the same split of the patients, to stand beside this one on the page")
     arguments = parser.parse_args(argv)
     workspace, settings, options = cli.settings_from(arguments)
-    with lock_workspace(workspace):
-        cli.start_log(workspace)
+    with cli.open_workspace(workspace, settings, options):
         return run(workspace, settings, options, arguments.compare_with)
 
 

@@ -14,11 +14,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import importlib
+import os
 import subprocess
 import sys
 from pathlib import Path
 
-from ctseg import artifacts, cli, config
+from ctseg import artifacts, cli, config, processes
 from ctseg.artifacts import Workspace
 from ctseg.cli import LOG
 from ctseg.errors import UsageError
@@ -60,7 +62,7 @@ def plan(workspace: Workspace, arguments: argparse.Namespace) -> list[Run]:
     if len(names) < 2 or len(set(names)) < len(names):
         raise UsageError("BAD_OPTION", f"--compare {arguments.compare} does not name two or more different methods", "write for example --compare unet,multi_decoder")
     for name in names:  # now, and not after the hours that those before it take
-        _check_method(Method(name))
+        _check_method(Method(name), arguments)
     if arguments.seeds < 1:
         raise UsageError("BAD_VALUE", f"--seeds {arguments.seeds} is not positive", "give 1 or more")
     first = arguments.seed or 0
@@ -68,11 +70,14 @@ def plan(workspace: Workspace, arguments: argparse.Namespace) -> list[Run]:
             for seed in range(first, first + arguments.seeds) for name in names]
 
 
-def _check_method(method: Method) -> None:
+def _check_method(method: Method, arguments: argparse.Namespace) -> None:
     model, *changes = method.name.split("+")
     if model not in PRESETS:
         raise UsageError("UNKNOWN_MODEL", f"there is no model '{model}' (--compare {method.name})", f"choose one of {', '.join(PRESETS)}{config.did_you_mean(model, PRESETS)}")
     config.resolve(None, config.parse_assignments(changes))
+    _, settings, options = cli.settings_from(cli.parser("train.py", "").parse_args([*cli.shared_words(arguments), *method.arguments()]))
+    guided = arguments.no_preprocess or arguments.guide is not None or settings.data.guide != "none"
+    importlib.import_module("train").check_options(settings, options, guided=guided)
 
 
 def run(workspace: Workspace, arguments: argparse.Namespace) -> int:
@@ -107,9 +112,20 @@ def _train_and_score(one: Run, arguments: argparse.Namespace) -> int:
         return 0
     for script, more in (("train.py", ["--restart"] * arguments.restart), ("evaluate.py", [])):
         command = [sys.executable, str(ROOT / script), "--workspace", str(one.workspace.root), "--processed", str(one.workspace.processed), *words, *more]
-        code = subprocess.run(command, check=False).returncode
+        code = _run_script(command)
         if code not in (0, CASES_SKIPPED):
-            LOG.error("%s of %s ended with exit code %d; the same command goes on from here.", script, one.title, code)
+            LOG.error("%s of %s ended with exit code %d%s.", script, one.title, code, "" if code == UsageError.exit_code else "; the same command goes on from here")
             return code
     artifacts.write_json(marker, done)
     return 0
+
+
+def _run_script(command: list[str]) -> int:
+    """The exit code of a command. When this process is told to stop, the script is too, and may save its state."""
+    process = subprocess.Popen(command, env={**os.environ, processes.PARENT: str(os.getpid())})
+    try:
+        return process.wait()
+    except BaseException:
+        process.terminate()
+        process.wait()
+        raise

@@ -24,10 +24,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ctseg import cli
-from ctseg.artifacts import Workspace, load_manifest, lock_workspace, read_json
+from ctseg.artifacts import UNFINISHED, Workspace, load_manifest, read_json
 from ctseg.cli import LOG, Options
 from ctseg.config import Settings
 from ctseg.errors import IntegrityError, PreconditionError, UsageError
+from ctseg.outputs import keep_inputs, require_writable
+from ctseg.processes import end_with_parent
 
 if TYPE_CHECKING:
     from ctseg.mask_comparison import MaskPair
@@ -42,6 +44,12 @@ def run(workspace: Workspace, settings: Settings, options: Options) -> int:
     from models import build_network
 
     record = predict_test_cases(workspace, settings, device=options.device, build_network=build_network, progress=cli.bar("Predicting"))
+    if record["why_not_mirrored"]:
+        LOG.info("%s", record["why_not_mirrored"])
+    if record["training"] in UNFINISHED:
+        LOG.warning("WARN TRAINING_UNFINISHED: training of this model: %s. These are scores of its best weights so far.", UNFINISHED[record["training"]])
+    elif record["training"] is None:
+        LOG.warning("WARN BEST_MISMATCH: training_history.json is missing or not that of checkpoints/best_model.pth, so how its training ended is not known.")
     for case in record["cases"]:
         if not case["located"]:
             LOG.warning("WARN NOT_LOCATED case=%s: the locator found no structure; the whole canvas was predicted.", case["case_id"])
@@ -152,7 +160,8 @@ def _map(job: Any, items: Sequence[Any], workers: int) -> Iterator[Any]:
         return
     # Never a plain fork: this process may hold torch with running threads.
     method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
-    with ProcessPoolExecutor(min(workers, len(items)), mp_context=multiprocessing.get_context(method)) as pool:
+    context = multiprocessing.get_context(method)
+    with ProcessPoolExecutor(min(workers, len(items)), mp_context=context, initializer=end_with_parent) as pool:
         try:
             yield from pool.map(job, items)
         except BaseException:
@@ -208,10 +217,15 @@ def _draw_trust(folder: Path, rows: Sequence[Row], names: Sequence[str], trust: 
 def compare(arguments: argparse.Namespace, settings: Settings, workers: int) -> int:
     """Score --prediction against --reference and print the report; the files go to --output, where that is given."""
     from ctseg import mask_comparison, mask_pairs
+    from ctseg.result_files import RESULTS
 
     for option, path in (("--reference", arguments.reference), ("--prediction", arguments.prediction)):
         if not path.exists():
             raise PreconditionError("NO_DATA", f"'{path}' after {option} does not exist", "check the path", file=path.name)
+    if arguments.output is not None:
+        inputs = (arguments.reference, arguments.prediction, arguments.ct, arguments.labels, arguments.tolerances)
+        keep_inputs((arguments.output / name for name in RESULTS), inputs)
+        require_writable(arguments.output)
     names = _map_names(arguments)
     if names is not None:
         pairs = mask_pairs.pair_folders(arguments.reference, arguments.prediction, names, allow_missing=arguments.allow_missing)
@@ -246,7 +260,7 @@ def _compare(arguments: argparse.Namespace, settings: Settings, workers: int, pa
         tolerances = tolerances_for(names, _read_tolerances(arguments.tolerances, names))
     except (ValueError, TypeError) as error:
         raise UsageError("BAD_VALUE", f"--tolerances: {error}", 'write for example {"liver": [5, 2]}', file=arguments.tolerances.name) from None
-    how = ScoreSettings(tolerances, settings.evaluate.boundary_mode, ignore_label, settings.evaluate.topology)
+    how = ScoreSettings(tolerances, settings.evaluate.boundary_mode, ignore_label, settings.evaluate.topology, settings.data.fill_contour_gaps)
     rows, nothing, notes = score_pairs(pairs, structures, how, workers=workers, score=score)
     report = write_evaluation(arguments.output, pairs, structures, how, rows, nothing, warnings=[*warnings, *notes], synthetic=_says_synthetic(arguments), plots=not arguments.no_plots)
     print(report)
@@ -302,8 +316,7 @@ def _main(argv: list[str] | None) -> int:
         if arguments.reference is None or arguments.prediction is None:
             raise UsageError("BAD_OPTION", "scoring masks needs --reference and --prediction", "give both, or neither to score the model")
         return compare(arguments, settings, cli.worker_count(options))
-    with lock_workspace(workspace):
-        cli.start_log(workspace)
+    with cli.open_workspace(workspace, settings, options):
         return run(workspace, settings, options)
 
 

@@ -19,16 +19,18 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import logging
+import os
 import sys
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ctseg import artifacts, cli, config
 from ctseg.cli import LOG
-from ctseg.errors import CaseError, Finding, PreconditionError, UsageError
+from ctseg.errors import SYSTEM_FAULTS, CaseError, Finding, PreconditionError, ResourceError, UsageError
+from ctseg.outputs import keep_inputs, require_writable
 
 if TYPE_CHECKING:
     from ctseg.learning.predictor import Predictor
@@ -99,25 +101,34 @@ def infer(arguments: argparse.Namespace) -> int:
     scans = {name: dataclasses.replace(source, assume_hu=resolved.data.assume_hu) for name, source in found.items()}
     formats = chosen_formats(arguments.format, scans)
     for checkpoint in arguments.checkpoint:
-        if not checkpoint.is_file():
+        if not os.path.lexists(checkpoint):
             raise PreconditionError("MISSING_ARTIFACT", f"{checkpoint} does not exist; the train stage writes it", "run `python run_pipeline.py --train` first, or give --checkpoint", file=checkpoint.name)
 
     def load(path: Path) -> Predictor:
         return load_predictor(path, settings, device=arguments.device, build_network=build_network, file=path.name)
 
+    require_writable(arguments.output)
+    hashes = [artifacts.file_hash(checkpoint) for checkpoint in arguments.checkpoint if checkpoint.is_file()]
+    if len(set(hashes)) < len(hashes):
+        raise UsageError("BAD_OPTION", "--checkpoint names the same model twice, which would agree with itself", "give each model once")
     predictor = ensemble([load(checkpoint) for checkpoint in arguments.checkpoint])
+    if settings.flip and predictor.why_not_mirrored:
+        LOG.info("%s", predictor.why_not_mirrored)
     guides = choose_guides(predictor, arguments.guide, arguments.output, load)
+    _keep_inputs(arguments, scans, formats, predictor.names)
     LOG.info("%d scans, structures: %s. %s.", len(scans), ", ".join(predictor.names), predictor.machine.reason)
     artifacts.write_json(arguments.output / "labels.json", {str(number): name for number, name in enumerate(predictor.names, start=1)})
-    run = {"version": 3, "checkpoints_sha256": [artifacts.file_hash(checkpoint) for checkpoint in arguments.checkpoint], "model": predictor.checkpoint["arch"]["name"],
+    run = {"version": 3, "checkpoints_sha256": hashes, "model": predictor.checkpoint["arch"]["name"],
            "structures": predictor.names, "synthetic_training": bool(predictor.checkpoint["synthetic"]), "device": predictor.machine.reason, "why_no_confidence": predictor.why_no_confidence, "settings": dataclasses.asdict(settings),
            "formats": formats, "probabilities": arguments.probabilities, "uncertainty": arguments.save_uncertainty, "guide": None if arguments.guide is None else Path(arguments.guide).name, "versions": artifacts.package_versions()}
     for finding in left_out:
         LOG.log(logging.ERROR if finding.severity == "ERROR" else logging.INFO, "%s", finding.line())
     lost = [{"scan": finding.case, "error": finding.code, "cause": finding.cause} for finding in left_out if finding.severity == "ERROR"]
     before, records = earlier_records(arguments.output, run), []
+    artifacts.write_json(arguments.output / RECORD, {**run, "finished": False, "scans": list(before.values())})  # before any mask: it marks the folder as results
+    algorithm = f"ctseg {artifacts.canonical_hash(run['checkpoints_sha256'])[:12]}"
     for name, source in cli.bar("Predicting")(scans.items()):
-        records.append(_predict(predictor, guides, name, source, arguments, formats, before.get(name)))
+        records.append(_predict(predictor, guides, name, source, arguments, formats, before.get(name), algorithm))
         if doubt := low_confidence(name, records[-1].get("confidence", {}), settings.low_confidence):
             LOG.warning("%s", doubt)
         artifacts.write_json(arguments.output / RECORD, {**run, "finished": len(records) == len(scans), "peak_memory_gb": peak_memory_gb(predictor.machine.device), "scans": [*lost, *records]})
@@ -126,6 +137,22 @@ def infer(arguments: argparse.Namespace) -> int:
     failed = len(lost) + sum("error" in record for record in records)
     LOG.info("%d masks in %s%s. Research tool, not a medical device.", len(lost) + len(records) - failed, arguments.output, f", {failed} scans left out" if failed else "")
     return 3 if failed else 0
+
+
+def _keep_inputs(arguments: argparse.Namespace, scans: dict[str, ImageSource], formats: list[str], names: Sequence[str]) -> None:
+    """Refuse an output that would touch scans, models or guide masks. A folder of its own among the scans is none of them."""
+    from ctseg import inference_files as files
+
+    targets = []
+    for name in scans:
+        for kind, file in files.files_of(name, formats, probabilities=arguments.probabilities, uncertainty=arguments.save_uncertainty).items():
+            folder = arguments.output / file
+            targets += [folder / f"{files.file_name(organ)}.nii.gz" for organ in names] if kind in files.FOLDERS else [folder]
+    targets += [arguments.output / name for name in ("labels.json", RECORD, "statistics.csv")]
+    guide = None if arguments.guide in (None, "totalsegmentator") else Path(arguments.guide)
+    places = [place for source in scans.values() for place in (source.path, source.path.parent if source.path.is_file() else None)]
+    keep_inputs(targets, [arguments.input, *places], below=False)
+    keep_inputs(targets, [*arguments.checkpoint, guide])
 
 
 def earlier_records(output: Path, run: dict[str, Any]) -> dict[str, Any]:
@@ -167,15 +194,16 @@ def low_confidence(scan: str, confidence: Mapping[str, float | None], threshold:
 
 
 def _predict(predictor: Predictor, guides: Guides, name: str, source: ImageSource, arguments: argparse.Namespace, formats: list[str],
-             before: dict[str, Any] | None) -> dict[str, Any]:
-    """Predict one scan and write what was asked for; what went wrong is told and becomes part of the record. before: its record of an earlier run of the same kind."""
+             before: dict[str, Any] | None, algorithm: str) -> dict[str, Any]:
+    """Predict one scan and write what was asked for; what went wrong is told and becomes part of the record. before: its record of an earlier run of the same kind.
+    algorithm: how DICOM files call the model."""
     from ctseg import inference_files as files
     from ctseg.scans import reading
     from ctseg.scans.cases import CaseRecord
     from ctseg.scans.volume import Volume
     from ctseg.scoring.failure import agreement
 
-    started, output, safe = time.monotonic(), arguments.output, artifacts.safe_name(name)
+    started, output = time.monotonic(), arguments.output
     image: Volume | None = None
     try:
         digest = reading.source_hash(CaseRecord(name, name, source, None))
@@ -188,21 +216,25 @@ def _predict(predictor: Predictor, guides: Guides, name: str, source: ImageSourc
         probabilities, canvas = predictor.probabilities_of_scan(image, guides.of(name, image), on_member=members.append)
         confidence = dict(zip(predictor.names, agreement(members, len(predictor.names))))
         names, mask = dict(enumerate(predictor.names, start=1)), Volume(predictor.label_on_scan(probabilities, canvas, image.grid), image.affine)
-        written = {kind: safe + files.FORMATS[kind] for kind in formats}
-        for kind, file in written.items():
-            files.write_mask(output / file, kind, mask, names, source)
+        written = files.files_of(name, formats, probabilities=arguments.probabilities, uncertainty=arguments.save_uncertainty)
+        for kind in formats:
+            for finding in files.write_mask(output / written[kind], kind, mask, names, source, algorithm=algorithm):
+                LOG.warning("%s", dataclasses.replace(finding, case=name).line())
         if arguments.probabilities:
-            written["probabilities"] = f"{safe}_probabilities"
             files.write_probabilities(output / written["probabilities"], probabilities, canvas, image.grid, predictor.names)
         if arguments.save_uncertainty:
-            written["uncertainty"] = f"{safe}_uncertainty.nii.gz"
             files.write_uncertainty(output / written["uncertainty"], probabilities, canvas, image.grid)
     except (CaseError, PreconditionError) as error:
         LOG.error("%s", Finding.from_error(error, case=name, file=Path(error.file).name).line())
         return {"scan": name, "error": error.code, "cause": error.cause}
+    except ResourceError:  # the output, not the scan: the next one would fare no better
+        raise
     except MemoryError:
         return _broken(name, "OUT_OF_MEMORY", f"{image.array.shape} voxels do not fit into the memory" if image is not None else "the scan does not fit into the memory", "crop the scan, or use a machine with more memory")
     except Exception as error:  # the case boundary: a scan that nobody foresaw must not end the others
+        if isinstance(error, OSError) and error.errno in SYSTEM_FAULTS:
+            problem = ResourceError.from_os(error)
+            return _broken(name, problem.code, problem.cause, problem.fix)
         frame = traceback.extract_tb(error.__traceback__)[-1]  # its place, but not its text, which may quote a header
         return _broken(name, "PREDICT_FAILED", f"{type(error).__name__} in {Path(frame.filename).name}, line {frame.lineno}", "please report it with this line")
     return {"scan": name, "input_sha256": digest, "files": written, "confidence": confidence, "members": predictor.members, "structures": files.statistics_of(mask, image, names), "seconds": round(time.monotonic() - started, 2)}

@@ -9,8 +9,10 @@ Nothing is done twice: what is there for the same scan and settings is kept.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
+import math
 import os
 import shutil
 import sys
@@ -20,7 +22,8 @@ from typing import TYPE_CHECKING, Any
 from ctseg import artifacts, cli
 from ctseg.config import DataSettings, Settings, did_you_mean
 from ctseg.errors import Finding, IntegrityError, PreconditionError, ResourceError, UsageError
-from ctseg.scans import aliases
+from ctseg.scans import aliases, laterality
+from ctseg.scans.laterality import Sides
 
 if TYPE_CHECKING:
     from ctseg.scans.cases import CaseRecord, DataSet
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
 LOG = logging.getLogger("ctseg")
 REPORT_VERSION = 1
 TENSOR_BYTES = 3 * artifacts.TENSOR_SIZE**3  # float16 image + uint8 label
+NO_FAULT = {"LABEL_MISSING", "LABEL_EMPTY", "ARCHIVE_INPUT"}  # a scan without labels, or an archive beside the scans, says nothing against the others
 SHOWN_PER_CODE = 3  # lines of one kind on the terminal; all of them stand in the report and the log
 
 
@@ -41,20 +45,22 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(workspace: artifacts.Workspace, settings: Settings, options: cli.Options) -> int:
     """Make tensors of every case. Exit code 0, or 3 when cases were skipped (and that was not allowed)."""
-    spacing_mm = _check_settings(settings.data)
+    spacing_mm = check_options(workspace, settings, options)
     data_set = _open(workspace, options)
     structures = _choose_structures(data_set, settings.data)
     guide, guide_splits = _guide_source(workspace, settings, options, data_set, structures)
+    sides = _find_sides(data_set, settings.data, guide)
     LOG.info("Data: %s, layout %s, %d cases; structures: %s", "synthetic cohort" if data_set.synthetic else workspace.relative(data_set.root),
              data_set.layout, len(data_set.cases), ", ".join(structures))
     artifacts.sweep_temporaries(workspace.processed)
     previous = _previous_manifest(workspace)
+    known = _known_entries(workspace, previous)
     findings = list(data_set.findings) + _stale_note(previous, settings, structures)
     workers = min(cli.worker_count(options), len(data_set.cases))
     if guide is not None and guide.kind == "totalsegmentator":
         workers = 1  # it is a large program that uses all cores itself
 
-    jobs = _jobs(workspace, settings.data, data_set, structures, _known_plan(settings.data, spacing_mm), guide, previous)
+    jobs = _jobs(workspace, settings.data, data_set, structures, _known_plan(settings.data, spacing_mm), guide, known, sides)
     _require_disk(workspace, len([job for job in jobs if job.previous is None]) * TENSOR_BYTES)
     outcomes = _in_parallel(jobs, workers, "reading scans")
     entries = {outcome.case_id: outcome.entry for outcome in outcomes if outcome.entry is not None}
@@ -67,18 +73,49 @@ def run(workspace: artifacts.Workspace, settings: Settings, options: cli.Options
         outcomes = _write_tensors(workspace, jobs, outcomes, plan, workers)
         entries = {outcome.case_id: {**outcome.entry, "split": entries[outcome.case_id]["split"]} for outcome in outcomes if outcome.entry is not None}
         _stop_on_skips(workspace, data_set, outcomes, findings, settings.data.skip_limit)
-    _remove_stale(workspace, entries)
+    _remove_stale(workspace, known, entries)
     report = _report(data_set, outcomes, findings)
     _write_if_changed(workspace.preprocess_report, report)
     manifest = _manifest(workspace, settings.data, options, data_set, structures, plan, entries, splits)
-    manifest["guide"] = _guide_record(guide)
+    manifest["guide"], manifest["sides"] = _guide_record(guide), sides.record()
     if guide_splits not in (None, manifest["splits_hash"]):
         LOG.warning("WARN GUIDE_MODEL_SPLIT: the guide model was trained with another split than this one: it may have seen test patients of this run.")
+    manifest["content_hash"] = artifacts.content_hash(manifest)
     _write_if_changed(workspace.manifest, manifest)
+    shutil.rmtree(workspace.finished, ignore_errors=True)
     return _tell(report, manifest, options)
 
 
 # ---- before reading -----------------------------------------------------------------------------------------
+
+
+def check_options(workspace: artifacts.Workspace, settings: Settings, options: cli.Options) -> tuple[float, float, float] | None:
+    """Refuse what can be refused without a scan; data.spacing_mm comes back as three numbers (D, H, W), None when it is to be chosen.
+
+    Raises UsageError, and PreconditionError where there is no data or no TotalSegmentator.
+    """
+    from ctseg.scans.layouts import check_folder
+
+    spacing_mm = _check_settings(settings.data)
+    check_folder(options.data, options.layout)
+    _check_guide(workspace, settings.data)
+    return spacing_mm
+
+
+def _check_guide(workspace: artifacts.Workspace, data: DataSettings) -> None:
+    from ctseg.scans import guides
+
+    path = Path(data.guide)
+    if data.guide.endswith(".pth"):
+        if not path.is_file():
+            raise UsageError("BAD_OPTION", f"the guide model '{data.guide}' does not exist", "give the best_model.pth of an earlier training", file=path.name)
+    elif data.guide not in ("none", "labels"):
+        if not data.guide_organs:
+            raise UsageError("BAD_OPTION", f"--guide {data.guide} without the names of the organs", "name them, for example --set data.guide_organs=liver,spleen,aorta")
+        if data.guide != "totalsegmentator" and not path.is_dir():
+            raise UsageError("BAD_OPTION", f"'{data.guide}' after --guide is neither a folder nor one of labels, totalsegmentator", "check the path", file=path.name)
+        if data.guide == "totalsegmentator" and not workspace.guide_masks.is_dir():  # kept masks need no program
+            guides.totalsegmentator_command()
 
 
 def _check_settings(data: DataSettings) -> tuple[float, float, float] | None:
@@ -124,7 +161,34 @@ def _choose_structures(data_set: DataSet, data: DataSettings) -> tuple[str, ...]
     if not chosen or not data_set.cases:
         raise PreconditionError("NO_DATA", f"the folder has {len(data_set.cases)} usable cases and names {len(chosen)} structures", "see `python run_pipeline.py --list` for the layouts",
                                 file=data_set.root.name)
+    _check_spellings(chosen, data_set)
     return chosen
+
+
+def _check_spellings(names: tuple[str, ...], data_set: DataSet) -> None:
+    """PreconditionError STRUCTURES_ALIKE for a name that says nothing, and for two that differ in spelling alone: they would be taken for each other."""
+    seen: dict[tuple[str, str | None], str] = {}
+    for name in names:
+        other = seen.setdefault(laterality.spelling(name), name)
+        if other != name or not name.strip():
+            cause = f"'{other}' and '{name}' are one name in two spellings" if name.strip() else "a structure has no name"
+            raise PreconditionError("STRUCTURES_ALIKE", cause, "rename it in the data, or leave it out: --structures takes the names that are meant", file=data_set.root.name)
+
+
+def _find_sides(data_set: DataSet, data: DataSettings, guide: GuideSource | None) -> Sides:
+    """Left and right among all structures of the data and the guide organs, and as data.pairs says. Raises UsageError."""
+    names = list(dict.fromkeys([*data_set.structures, *(guide.organs if guide is not None else ())]))
+    declared = []
+    for text in (part.strip() for item in data.pairs for part in item.split(";") if part.strip()):
+        left, separator, right = text.partition(":")
+        if not separator:
+            raise UsageError("BAD_VALUE", f"data.pairs={text} has no ':'", "write left:right, for example --set data.pairs=kidney_a:kidney_b")
+        known = [aliases.find(name.strip(), names) for name in (left, right)]
+        for name, found in zip((left, right), known):
+            if found is None:
+                raise UsageError("UNKNOWN_ORGAN", f"data.pairs={text}: the data set has no structure '{name.strip()}'{did_you_mean(name, names)}", f"choose from {', '.join(names)}")
+        declared.append((str(known[0]), str(known[1])))
+    return laterality.find_sides(names, declared)
 
 
 def _guide_source(workspace: artifacts.Workspace, settings: Settings, options: cli.Options, data_set: DataSet, structures: tuple[str, ...]) -> tuple[GuideSource | None, str | None]:
@@ -142,15 +206,10 @@ def _guide_source(workspace: artifacts.Workspace, settings: Settings, options: c
         return _predicted_guide(workspace, settings, options, data_set, structures)
     if data.guide == "labels":
         source = GuideSource("labels", organs or tuple(name for name in data_set.structures if name not in structures))
-    elif not organs:
-        raise UsageError("BAD_OPTION", f"--guide {data.guide} without the names of the organs", "name them, for example --set data.guide_organs=liver,spleen,aorta")
     elif data.guide == "totalsegmentator":
-        source = GuideSource("totalsegmentator", organs, workspace.processed / "guide_masks")
+        source = GuideSource("totalsegmentator", organs, workspace.guide_masks)
     else:
-        folder = Path(data.guide)
-        if not folder.is_dir():
-            raise UsageError("BAD_OPTION", f"'{data.guide}' after --guide is neither a folder nor one of labels, totalsegmentator", "check the path", file=folder.name)
-        source = GuideSource("folder", organs, folder)
+        source = GuideSource("folder", organs, Path(data.guide))
     check_source(source, data_set.structures, structures)
     return source, None
 
@@ -163,12 +222,10 @@ def _predicted_guide(workspace: artifacts.Workspace, settings: Settings, options
     from models import build_network
 
     path = Path(settings.data.guide)
-    if not path.is_file():
-        raise UsageError("BAD_OPTION", f"the guide model '{settings.data.guide}' does not exist", "give the best_model.pth of an earlier training", file=path.name)
     predictor = load_predictor(path, settings.evaluate, device=options.device, build_network=build_network, file=path.name)
     if predictor.takes_guide:
         raise UsageError("BAD_OPTION", "the guide model needs a guide itself", "use a model that was trained without one", file=path.name)
-    folder = workspace.processed / "guide_masks"
+    folder = workspace.guide_masks
     source = GuideSource("folder", settings.data.guide_organs or tuple(predictor.names), folder)
     unknown = [organ for organ in source.organs if organ not in predictor.names]
     if unknown:
@@ -191,7 +248,17 @@ def _previous_manifest(workspace: artifacts.Workspace) -> dict[str, Any] | None:
         manifest = artifacts.read_json(workspace.manifest)
     except IntegrityError:
         return None
-    return manifest if isinstance(manifest, dict) and manifest.get("version") == artifacts.MANIFEST_VERSION else None
+    usable = isinstance(manifest, dict) and manifest.get("version") == artifacts.MANIFEST_VERSION and not artifacts.edited(manifest)
+    return manifest if usable else None
+
+
+def _known_entries(workspace: artifacts.Workspace, previous: dict[str, Any] | None) -> dict[str, dict[str, Any]]:
+    """Case id -> entry, of the earlier run's manifest and of what an interrupted run finished since; what cannot be read is made again."""
+    entries = list(previous["cases"]) if previous else []
+    for path in sorted(workspace.finished.glob("*.json")):
+        with contextlib.suppress(OSError, IntegrityError):
+            entries.append(artifacts.read_json(path))
+    return {entry["case_id"]: entry for entry in entries if isinstance(entry, dict) and "case_id" in entry}
 
 
 def _stale_note(previous: dict[str, Any] | None, settings: Settings, structures: tuple[str, ...]) -> list[Finding]:
@@ -212,11 +279,10 @@ def _known_plan(data: DataSettings, spacing_mm: tuple[float, float, float] | Non
 
 
 def _jobs(workspace: artifacts.Workspace, data: DataSettings, data_set: DataSet, structures: tuple[str, ...], plan: GridPlan | None,
-          guide: GuideSource | None, previous: dict[str, Any] | None) -> list[CaseJob]:
+          guide: GuideSource | None, known: dict[str, dict[str, Any]], sides: Sides) -> list[CaseJob]:
     from ctseg.scans.prepare import CaseJob
 
-    known = {entry["case_id"]: entry for entry in previous["cases"]} if previous else {}
-    return [CaseJob(_as_allowed(record, data), data_set.root, workspace, structures, data.window_hu, data.margin_mm, plan, known.get(record.case_id), guide=guide, crop=data.crop)
+    return [CaseJob(_as_allowed(record, data), data_set.root, workspace, structures, data.window_hu, data.margin_mm, plan, known.get(record.case_id), guide=guide, crop=data.crop, sides=sides)
             for record in sorted(data_set.cases, key=lambda record: record.case_id)]
 
 
@@ -227,6 +293,8 @@ def _as_allowed(record: CaseRecord, data: DataSettings) -> CaseRecord:
         image = dataclasses.replace(image, assume_hu=True)
     if labels is not None and labels.format == "dicom_seg" and data.fractional_threshold > 0:
         labels = dataclasses.replace(labels, fractional_threshold=data.fractional_threshold)
+    if labels is not None and labels.format in ("dicom_seg", "rtstruct") and data.fill_contour_gaps:
+        labels = dataclasses.replace(labels, fill_gaps=True)
     return dataclasses.replace(record, image=image, labels=labels)
 
 
@@ -311,12 +379,13 @@ def _freeze_splits(workspace: artifacts.Workspace, entries: dict[str, dict[str, 
     return record, findings
 
 
-def _remove_stale(workspace: artifacts.Workspace, entries: dict[str, dict[str, Any]]) -> None:
-    """Delete tensors and references that no case of this run owns."""
-    owned = {file["file"] for entry in entries.values() for file in (*artifacts.seen_files(entry), entry["reference"])}
+def _remove_stale(workspace: artifacts.Workspace, known: dict[str, dict[str, Any]], entries: dict[str, dict[str, Any]]) -> None:
+    """Delete what earlier runs wrote and no case of this run owns; other files there are not ours."""
+    owned, made = ({file["file"] for entry in some.values() for file in (*artifacts.seen_files(entry), entry["reference"] or {}) if file}
+                   for some in (entries, known))
     for folder, pattern in ((workspace.tensors, "*.npz"), (workspace.guides, "*.npz"), (workspace.references, "*.nii.gz")):
         for path in folder.glob(pattern):
-            if path.relative_to(workspace.processed).as_posix() not in owned:
+            if path.relative_to(workspace.processed).as_posix() in made - owned:
                 path.unlink()
 
 
@@ -344,16 +413,23 @@ def _report(data_set: DataSet, outcomes: list[CaseOutcome], findings: list[Findi
 
 
 def _stop_on_skips(workspace: artifacts.Workspace, data_set: DataSet, outcomes: list[CaseOutcome], findings: list[Finding], limit: float) -> None:
-    """Stop when so many cases were refused that the folder cannot be what we take it for; the report is written."""
+    """Stop when so many cases are faulty that the folder cannot be what we take it for; the report is written.
+
+    One faulty case alone never stops a run, unless the limit is 0. Cases without labels are left out and do not count.
+    """
     report = _report(data_set, outcomes, findings)
-    usable = report["found"] - report["skipped"]
-    if usable and report["skipped"] <= limit * report["found"]:
+    found, usable = report["found"], report["found"] - report["skipped"]
+    faulty = len({record["case"] for record in report["findings"] if record["severity"] == "ERROR" and record["code"] not in NO_FAULT})
+    if usable and faulty <= max(limit * found, 1 if limit else 0):
         return
     _write_if_changed(workspace.preprocess_report, report)
     _tell_findings(report["findings"])
-    raise PreconditionError("SKIP_LIMIT", f"{report['skipped']} of {report['found']} cases cannot be used, more than data.skip_limit={limit:g}",
-                            f"see {workspace.relative(workspace.preprocess_report)}; correct the cases, or raise the limit with --set data.skip_limit=0.5",
-                            file=workspace.relative(workspace.preprocess_report))
+    file = workspace.relative(workspace.preprocess_report)
+    if not usable:
+        raise PreconditionError("NO_DATA", f"none of {found} cases can be used", f"correct the cases ({file} lists what is wrong with each)", file=file)
+    enough = math.ceil(100 * faulty / found) / 100
+    raise PreconditionError("SKIP_LIMIT", f"{faulty} of {found} cases are faulty, more than data.skip_limit={limit:g}",
+                            f"see {file}; correct the cases, or go on without them with --set data.skip_limit={enough:g}", file=file)
 
 
 def _manifest(workspace: artifacts.Workspace, data: DataSettings, options: cli.Options, data_set: DataSet, structures: tuple[str, ...], plan: GridPlan,

@@ -16,7 +16,7 @@ import sys
 import time
 
 from ctseg import cli, config
-from ctseg.artifacts import Workspace, lock_workspace
+from ctseg.artifacts import Workspace
 from ctseg.cli import LOG, Options
 from ctseg.config import Settings
 from ctseg.errors import UsageError
@@ -50,6 +50,14 @@ def chosen_stages(arguments: argparse.Namespace) -> list[str]:
     if not chosen:
         raise UsageError("BAD_OPTION", "no stage was chosen", "write --all, or any of --preprocess --train --eval --analyze (see --help)")
     return chosen
+
+
+def check_options(stages: list[str], workspace: Workspace, settings: Settings, options: Options) -> None:
+    """Refuse the options that a stage would refuse later, before any work. Raises UsageError, PreconditionError."""
+    if "preprocess" in stages:
+        importlib.import_module("preprocessing").check_options(workspace, settings, options)
+    if {"train", "eval"} & set(stages) or options.model is not None or options.device != "auto":  # the others need no torch, which takes seconds to load
+        importlib.import_module("train").check_options(settings, options, guided="preprocess" not in stages or settings.data.guide != "none")
 
 
 def run_stages(stages: list[str], workspace: Workspace, settings: Settings, options: Options) -> int:
@@ -120,10 +128,10 @@ def _main(argv: list[str] | None) -> int:
     if arguments.data is None and (arguments.compare or {"preprocess", "train"} <= set(stages)):
         _use_demo_settings(arguments)
     workspace, settings, options = cli.settings_from(arguments)
+    check_options(stages, workspace, settings, options)
     if arguments.compare:
         importlib.import_module("compare").plan(workspace, arguments)
-    with lock_workspace(workspace):
-        cli.start_log(workspace)
+    with cli.open_workspace(workspace, settings, options):
         LOG.debug("stages %s, settings %s", stages, settings.record())
         code = run_stages(stages, workspace, settings, options) if stages else 0
         if code not in (0, SKIPPED_CASES) or not arguments.compare:

@@ -3,6 +3,9 @@
 Reads   processed_data/ (manifest.json, splits.json, tensors of the splits train and val; test is never opened)
 Writes  checkpoints/best_model.pth, last.pth (an interrupted run goes on from it), training_history.json
 
+A trained model is never overwritten by another training: on the same data, other settings need --restart; a model of other data, or that --restart
+replaces, is kept beside the new one as checkpoints/best_model.<start of its hash>.pth.
+
     python train.py --minutes 10
 """
 
@@ -10,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import signal
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +21,7 @@ from ctseg import artifacts, cli, config
 from ctseg.artifacts import Workspace
 from ctseg.cli import LOG, Options
 from ctseg.config import Settings
-from ctseg.errors import PreconditionError, ResourceError, UsageError
+from ctseg.errors import Finding, IntegrityError, PreconditionError, ResourceError, UsageError
 from ctseg.tasks import find_task
 
 if TYPE_CHECKING:
@@ -39,6 +43,7 @@ def run(workspace: Workspace, settings: Settings, options: Options) -> int:
     device = hardware.choose_device(options.device)
     options = _with_task(options, manifest)
     settings = _with_profile(settings, options, device)
+    settings = _with_sides(settings, options, manifest)
     machine = hardware.choose_machine(options.device, settings.train.precision)
     LOG.info("Training on %s.", machine.reason)
     if device.type == "cpu" and machine.precision == "bf16":
@@ -55,10 +60,10 @@ def run(workspace: Workspace, settings: Settings, options: Options) -> int:
     LOG.info("%d training and %d validation cases, structures: %s.", len(training), len(validation), ", ".join(manifest["structures"]))
     LOG.info("Patches of %d x %d x %d voxels, %d at a time.", *settings.train.patch_size, settings.train.batch_size)
     plan = _Plan(workspace, options, manifest, machine, training, validation, locator)
+    smaller = dataclasses.replace(settings, train=dataclasses.replace(settings.train, batch_size=1), model=dataclasses.replace(settings.model, width=8))
     try:
-        return _fit(plan, settings)
+        return _fit(plan, smaller if _fell_back(plan, settings, smaller) else settings)
     except torch.OutOfMemoryError:
-        smaller = dataclasses.replace(settings, train=dataclasses.replace(settings.train, batch_size=1), model=dataclasses.replace(settings.model, width=8))
         LOG.warning("WARN GPU_OOM: the GPU's memory does not suffice; trying once more with batch size 1 and width 8 (--low-vram).")
         if device.type == "cuda":
             torch.cuda.empty_cache()
@@ -82,6 +87,32 @@ def check_model(name: str) -> None:
 
     if name not in PRESETS:
         raise UsageError("UNKNOWN_MODEL", f"there is no model '{name}'", f"choose one of {', '.join(PRESETS)}{config.did_you_mean(name, PRESETS)}")
+
+
+def check_options(settings: Settings, options: Options, *, guided: bool) -> None:
+    """Refuse what training would refuse, before other stages work for it: an unknown model, a device that is not there, parts that do not fit.
+
+    guided: whether the data have guide organs. Raises UsageError.
+    """
+    import torch
+
+    from ctseg.learning import hardware
+
+    check_model(settings.model.name)
+    device = hardware.choose_device(options.device)
+    if settings.train.precision != "auto":  # auto takes a trial of a second and refuses nothing
+        hardware.choose_machine(options.device, settings.train.precision)
+    profile = options.profile or hardware.choose_profile(device)[0]
+    with torch.device("meta"):  # without memory
+        _build(_arch(config.resolve(profile, options.overrides), n_structures=2, guide_channels=3 * guided))
+
+
+def _arch(settings: Settings, *, n_structures: int, guide_channels: int) -> dict[str, Any]:
+    """What `build_network` is given."""
+    arch: dict[str, Any] = {"n_structures": n_structures, **settings.record()["model"], "guide_channels": guide_channels}
+    if not arch["blocks"]:
+        del arch["blocks"]  # the network's own default
+    return arch
 
 
 def learns_tubes(settings: Settings) -> bool:
@@ -111,6 +142,22 @@ def _with_profile(settings: Settings, options: Options, device: Any) -> Settings
     return config.resolve(profile, options.overrides)
 
 
+def _with_sides(settings: Settings, options: Options, manifest: dict[str, Any]) -> Settings:
+    """The settings, without mirroring where a structure of one side lacks its partner; what the user asks for by name is done with a warning."""
+    from ctseg.scans.laterality import one_sided
+
+    names = one_sided(manifest.get("sides"), manifest["structures"], (manifest.get("guide") or {}).get("organs", ()))
+    if not names or not settings.train.mirror:
+        return settings
+    cause = f"{', '.join(names)}: one side only, the mirror image is another structure that is not among those to be learned"
+    if "train.mirror" in options.overrides:
+        LOG.warning("%s", Finding("WARN", "ONE_SIDED", f"{cause}, and train.mirror=true teaches the network to take it for the same", "leave train.mirror out").line())
+        return settings
+    LOG.info("%s", Finding("NOTE", "ONE_SIDED", f"{cause}, so nothing is mirrored in training and prediction",
+                           "preprocess with its partner among --structures, and with --set data.pairs=LEFT:RIGHT if their names do not say left and right").line())
+    return dataclasses.replace(settings, train=dataclasses.replace(settings.train, mirror=False))
+
+
 def _require_labels(cases: list, manifest: dict[str, Any]) -> None:
     if not any("present" in case.states.values() for case in cases):
         raise PreconditionError("NO_LABELS", "no training case shows any of the structures " + ", ".join(manifest["structures"]),
@@ -128,11 +175,13 @@ class _Plan:
     training: list
     validation: list
     locator: dict[str, Any] | None = None
+    any_length: bool = False  # whether a finished training of another length will do
 
 
 def _train_locator(workspace: Workspace, settings: Settings, options: Options, manifest: dict[str, Any], machine: hardware.Machine) -> tuple[dict[str, Any], dict[str, Any]]:
     """Train the locator of the roi grid. (what the checkpoint keeps of it, region of each validation case)"""
     from ctseg.learning import checkpoints, locator, planning
+    from models import build_network
 
     LOG.info("Training the locator, which finds the structures on the whole body.")
     training = locator.load_cases(workspace, manifest, "train", progress=cli.bar("Loading train"))
@@ -141,10 +190,10 @@ def _train_locator(workspace: Workspace, settings: Settings, options: Options, m
     settings = locator.locator_settings(settings)
     settings = dataclasses.replace(settings, train=dataclasses.replace(settings.train, patch_size=planning.plan_patch(training, settings)))
     place = workspace.for_locator()
-    _fit(_Plan(place, options, manifest, machine, training, validation), settings)
+    _fit(_Plan(place, options, manifest, machine, training, validation, any_length=True), settings)
     content = checkpoints.load(place.best_model)
     record = {"arch": content["arch"], "model": content["model"], "patch_size": list(settings.train.patch_size)}
-    finder = locator.restore_locator(record, _build, machine)
+    finder = locator.restore_locator(record, build_network, machine, file=workspace.relative(place.best_model))
     regions = {}
     for entry in cli.bar("Locating")([case for case in manifest["cases"] if case["split"] == "val"]):
         region = finder.find_case(workspace, entry)
@@ -158,14 +207,11 @@ def _train_locator(workspace: Workspace, settings: Settings, options: Options, m
 def _fit(plan: _Plan, settings: Settings) -> int:
     import torch
 
-    from ctseg.learning import checkpoints, hardware, trainer
+    from ctseg.learning import hardware, trainer
 
     workspace, options, manifest, machine, training, validation = (getattr(plan, name) for name in ("workspace", "options", "manifest", "machine", "training", "validation"))
-    arch: dict[str, Any] = {"n_structures": len(manifest["structures"]), **settings.record()["model"]}
-    if not arch["blocks"]:
-        del arch["blocks"]  # the network's own default
     guide = training[0].guide
-    arch["guide_channels"] = guide.n_channels if guide is not None else 0
+    arch = _arch(settings, n_structures=len(manifest["structures"]), guide_channels=guide.n_channels if guide is not None else 0)
     torch.manual_seed(settings.train.seed)
     network = _build(arch)
     if getattr(network, "set_lookup", None) is not None:
@@ -181,22 +227,22 @@ def _fit(plan: _Plan, settings: Settings) -> int:
     identity = trainer.Identity(arch=arch, structures=list(manifest["structures"]), synthetic=bool(manifest["synthetic"]),
                                 preprocess={"grid": manifest["grid"], "spacing_mm": manifest["spacing_mm"], "window_hu": manifest["window_hu"], "settings": data},
                                 manifest_hash=artifacts.manifest_hash(manifest), splits_hash=manifest["splits_hash"],
-                                guide=manifest.get("guide") if "guide" in getattr(network, "inputs", ()) else None, locator=plan.locator)
-    display = _Display(settings)
-    job = trainer.Trainer(network, training, validation, settings=settings, identity=identity, machine=machine, workspace=workspace, callbacks=display.callbacks())
-    content, warning = (None, None) if options.restart else checkpoints.load_last(workspace.last_model)
-    if warning:
-        LOG.warning("%s (using the checkpoint before it)", warning)
-    if content is not None and _belongs(content, identity):
-        if _finished(workspace) and content["settings"] == settings.record():
-            LOG.info("Already trained with these data and settings; --restart trains anew.")
-            return 0
-        if not _finished(workspace):
-            job.resume(content)
-            LOG.info("Going on after epoch %d of the interrupted run (--restart begins anew).", job.epoch)
+                                guide=manifest.get("guide") if "guide" in getattr(network, "inputs", ()) else None, locator=plan.locator, sides=manifest.get("sides"))
+    display, request = _Display(settings), _StopRequest()
+    job = trainer.Trainer(network, training, validation, settings=settings, identity=identity, machine=machine, workspace=workspace, callbacks=display.callbacks(request))
+    content = _earlier(plan, identity, settings)
+    if content is None:
+        _begin_anew(workspace)
+    elif _go_on(job, content):
+        return 0
     artifacts.write_json(workspace.history, {**job.history, "stopped": "running"})
     try:
-        history = job.fit()
+        with request:
+            history = job.fit()
+    except trainer.Stopped:
+        LOG.info("Stopped in epoch %d after %d of its steps; the state lies in %s. The same command%s goes on from there.", job.epoch + 1, job.partial.steps,
+                 workspace.relative(workspace.last_model), " without --restart" if options.restart else "")
+        raise request.error() from None
     finally:
         display.close()
     best = history["best_val_dice"]
@@ -204,6 +250,8 @@ def _fit(plan: _Plan, settings: Settings) -> int:
              f", validation Dice {best:.3f} (present structures only)" if best is not None else "", workspace.relative(workspace.best_model))
     if of_passes := history.get("val_dice_of_passes"):
         LOG.info("Validation Dice after each pass: %s; predictions end at the best.", ", ".join("-" if dice is None else f"{dice:.3f}" for dice in of_passes))
+    if request.asked is not None:  # after the last step
+        raise request.error()
     return 0
 
 
@@ -228,16 +276,114 @@ def _build(arch: dict[str, Any]) -> Any:
         raise UsageError("BAD_VALUE", str(error).rstrip("."), "change the setting (--set model....), or give the network what it asks for (--guide)") from error
 
 
-def _belongs(content: dict[str, Any], identity: Any) -> bool:
-    """Whether the last checkpoint was trained on these data with this network; else training begins anew."""
-    same = content["manifest_hash"] == identity.manifest_hash and content["arch"] == identity.arch
-    if not same:
-        LOG.info("The last checkpoint belongs to other data or another network: training begins anew.")
-    return bool(same)
+def _fell_back(plan: _Plan, settings: Settings, smaller: Settings) -> bool:
+    """Whether the training that is there took smaller settings than asked for, because the memory did not suffice."""
+    from ctseg.learning import checkpoints, trainer
+
+    content = None if plan.options.restart else checkpoints.load_last(plan.workspace.last_model)[0]
+    return content is not None and bool(trainer.conflicts(content["settings"], settings.record(), finished=False)) and not trainer.conflicts(content["settings"], smaller.record(), finished=False)
+
+
+def _earlier(plan: _Plan, identity: Any, settings: Settings) -> dict[str, Any] | None:
+    """The last state of an earlier training that this one is or goes on from; None where training begins anew.
+
+    UsageError RESUME_CONFLICT when it was on the same data with other settings: which of the two is wanted, only the user can say.
+    """
+    from ctseg.learning import checkpoints, trainer
+
+    workspace = plan.workspace
+    content, warning = (None, None) if plan.options.restart else checkpoints.load_last(workspace.last_model)
+    if warning:
+        LOG.warning("%s (using the checkpoint before it)", warning)
+    if content is None:
+        return None
+    if content["manifest_hash"] != identity.manifest_hash:
+        what = "other tensors" if content["structures"] == identity.structures else "other structures: " + ", ".join(content["structures"])
+        LOG.info("The earlier training here was on other data (%s): training begins anew.", what)
+        return None
+    finished = _finished(workspace)
+    if differing := trainer.conflicts(content["settings"], settings.record(), finished=finished and not plan.any_length):
+        raise UsageError("RESUME_CONFLICT", f"the {'finished' if finished else 'interrupted'} training there had other settings ({', '.join(differing)})",
+                         "repeat its settings, train anew with --restart (the model of before is kept beside the new one), or use another --workspace",
+                         file=workspace.relative(workspace.last_model))
+    return content
+
+
+def _begin_anew(workspace: Workspace) -> None:
+    """Make room for a new training without losing the model of an earlier one."""
+    from ctseg.learning import checkpoints
+
+    _set_best_aside(workspace)
+    checkpoints.remove(workspace.last_model)
+
+
+def _set_best_aside(workspace: Workspace) -> None:
+    from ctseg.learning import checkpoints
+
+    if kept := checkpoints.set_aside(workspace.best_model):
+        LOG.info("The model that was there is kept as %s.", workspace.relative(kept))
+
+
+def _go_on(job: Any, content: dict[str, Any]) -> bool:
+    """Take over the state of an earlier training; True when nothing is left to do."""
+    workspace, finished, best_is_there = job.workspace, _finished(job.workspace), _best_is_there(job.workspace, content)
+    if finished and best_is_there:
+        LOG.info("Already trained with these data and settings; --restart trains anew.")
+        return True
+    job.resume(content)
+    if finished:
+        job.history["stopped"] = artifacts.read_json(workspace.history)["stopped"]
+    else:
+        LOG.info("Going on after epoch %d%s of the interrupted run (--restart begins anew).", job.epoch, f" and {job.partial.steps} steps" if job.partial.steps else "")
+    if content["best_epoch"] and not best_is_there:
+        LOG.warning("WARN BEST_MISMATCH case=- file=%s: it is missing, damaged or of another training; the latest weights take its place.", workspace.relative(workspace.best_model))
+        _set_best_aside(workspace)
+        job.replace_best()
+    return finished
+
+
+def _best_is_there(workspace: Workspace, content: dict[str, Any]) -> bool:
+    """Whether best_model.pth is the best of the training whose last state this is."""
+    from ctseg.learning import checkpoints, trainer
+
+    try:
+        best = checkpoints.load(workspace.best_model)
+    except IntegrityError:
+        return False
+    same = all(best[key] == content[key] for key in ("manifest_hash", "structures", "preprocess")) and not trainer.conflicts(best["settings"], content["settings"], finished=False)
+    return same and best["epoch"] >= content["best_epoch"]  # later, when the run was killed between the two files
 
 
 def _finished(workspace: Workspace) -> bool:
-    return workspace.history.exists() and artifacts.read_json(workspace.history).get("stopped") != "running"
+    try:
+        return workspace.history.exists() and artifacts.read_json(workspace.history).get("stopped") in artifacts.TRAINED
+    except IntegrityError:
+        return False  # a damaged history is written anew from the last state
+
+
+class _StopRequest:
+    """While it is entered, Ctrl-C and SIGTERM ask training to save its state and end; a second Ctrl-C ends it at once."""
+
+    def __init__(self) -> None:
+        self.asked: int | None = None  # the signal
+
+    def __enter__(self) -> None:
+        self.previous = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
+
+    def _ask(self, number: int, _frame: object) -> None:
+        if number == self.asked == signal.SIGINT:
+            raise KeyboardInterrupt
+        if self.asked is None:
+            os.write(2, b"\nSaving the state and stopping; Ctrl-C once more stops at once.\n")  # print is not safe in here
+        self.asked = number
+
+    def error(self) -> BaseException:
+        """What the signal would have raised."""
+        return KeyboardInterrupt() if self.asked == signal.SIGINT else cli.Terminated()
 
 
 class _Display:
@@ -247,10 +393,10 @@ class _Display:
         self.steps = settings.train.steps_per_epoch
         self.bar: Any = None
 
-    def callbacks(self) -> Any:
+    def callbacks(self, request: _StopRequest) -> Any:
         from ctseg.learning import trainer
 
-        return trainer.Callbacks(step=self.step, epoch=self.epoch, best=self.best, note=LOG.info)
+        return trainer.Callbacks(step=self.step, epoch=self.epoch, best=self.best, note=LOG.info, stop=lambda: request.asked is not None)
 
     def step(self, epoch: int, step: int, loss: float, dice: float | None, progress: float) -> None:
         from tqdm import tqdm

@@ -17,6 +17,7 @@ Writes  --output: an .mp4, or a .gif where no encoder is installed; --stills DIR
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import functools
 import sys
 from collections.abc import Callable, Iterable
@@ -26,7 +27,8 @@ from typing import TYPE_CHECKING
 from ctseg import cli
 from ctseg.artifacts import atomic_write
 from ctseg.cli import LOG
-from ctseg.errors import PreconditionError, UsageError
+from ctseg.errors import CaseError, Finding, PreconditionError, UsageError
+from ctseg.outputs import keep_inputs, require_writable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -54,6 +56,8 @@ def visualize(arguments: argparse.Namespace) -> int:
     except ValueError:
         raise PreconditionError("NOTHING_TO_SHOW", f"no voxel belongs to {', '.join(chosen) if len(chosen) < 5 else 'any of the structures'}", "choose others with --structures"
                                 + (", or a lower --level" if masks.level is not None else ""), file=arguments.input.name) from None
+    finally:
+        _tell([*masks.findings, *(reference.findings if reference is not None else ())])
     return 0
 
 
@@ -109,7 +113,7 @@ def _renderer(wanted: str) -> tuple[Finder, Callable[..., np.ndarray]]:
 
 def _check(arguments: argparse.Namespace) -> Path | None:
     """Refuse what cannot be done before anything is read. Returns where the film goes, None without one."""
-    from ctseg.reporting import contact_sheet, video
+    from ctseg.reporting import contact_sheet, tour, video
 
     if arguments.output is None and arguments.stills is None and arguments.sheet is None:
         raise UsageError("BAD_OPTION", "neither --output nor --stills nor --sheet says where pictures go", "add for example --output tour.mp4")
@@ -121,10 +125,13 @@ def _check(arguments: argparse.Namespace) -> Path | None:
             raise UsageError("BAD_OPTION", f"{option} is drawn from the scan", "give the scan with --ct")
     if arguments.sheet is not None:
         contact_sheet.sheet_format(arguments.sheet)
-    if arguments.output is None:
-        return None
-    film, changed = video.film_path(arguments.output)
-    if changed:
+    film, changed = video.film_path(arguments.output) if arguments.output is not None else (None, False)
+    stills = [arguments.stills / f"{side}.png" for side in tour.SIDES.values()] if arguments.stills is not None else []
+    targets = [path for path in (film, arguments.sheet, *stills) if path is not None]
+    keep_inputs(targets, [arguments.input, arguments.ct, arguments.reference])
+    for folder in {path.parent for path in targets}:
+        require_writable(folder)
+    if film is not None and changed:
         LOG.warning("NOTE NO_ENCODER: no video encoder is installed, so the film becomes %s; `%s` brings one.", film.name, video.INSTALL)
     return film
 
@@ -151,12 +158,18 @@ def _read(arguments: argparse.Namespace) -> tuple[Masks, Masks | None, Volume | 
     if arguments.ct is not None:
         source = scan_files.find_one(arguments.ct, option="--ct")
         ct, findings = reading.load_image(source)
-        for finding in findings:
-            LOG.info("%s", finding.line())
-    masks = open_masks(arguments.input, ct, source, level=arguments.level)
+        _tell(findings)
+    how = {"level": arguments.level, "fill_gaps": arguments.fill_contour_gaps}
+    masks = open_masks(arguments.input, ct, source, **how)
     if arguments.reference is None:
         return masks, None, ct
-    return masks, named_like(open_masks(arguments.reference, ct, source, level=arguments.level), masks), ct
+    return masks, named_like(open_masks(arguments.reference, ct, source, **how), masks), ct
+
+
+def _tell(findings: Iterable[Finding]) -> None:
+    """Log what was noticed about files, without the folders that they lie in."""
+    for finding in findings:
+        LOG.info("%s", dataclasses.replace(finding, file=Path(finding.file).name).line())
 
 
 def _chosen(wanted: str | None, masks: Masks) -> list[str]:
@@ -191,6 +204,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--reference", type=Path, metavar="MASKS", help="colour the masks by their distance to these, in mm; on a sheet: draw their outlines")
     parser.add_argument("--structures", metavar="A,B,C", help="only these (default: all)")
     parser.add_argument("--level", type=float, default=0.5, metavar="P", help="where probabilities end (default: 0.5)")
+    parser.add_argument("--fill-contour-gaps", action="store_true", help="interpolate between the slices of a DICOM SEG or RTSTRUCT that was drawn on a thicker series")
     parser.add_argument("--window", metavar="LOW,HIGH", help="HU that are black and white in slices (default: by the structures, for soft tissue or lungs); write --window=-160,240")
     parser.add_argument("--renderer", choices=["auto", "numpy", "vtk"], default="auto", help="what draws: VTK is faster where it is installed and works (default: auto)")
     parser.add_argument("--seconds", type=float, default=6.0, metavar="S", help="for one turn (default: 6)")
@@ -204,7 +218,10 @@ def build_parser() -> argparse.ArgumentParser:
 def _main(argv: list[str] | None) -> int:
     arguments = build_parser().parse_args(argv)
     cli.log_to_terminal()
-    return visualize(arguments)
+    try:
+        return visualize(arguments)
+    except CaseError as error:  # here without the folders that the file lies in
+        raise CaseError(error.code, error.cause, error.fix, case=error.case, file=Path(error.file).name) from None
 
 
 def main(argv: list[str] | None = None) -> int:

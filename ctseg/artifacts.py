@@ -12,6 +12,7 @@ import json
 import os
 import platform
 import socket
+import stat
 import time
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,11 +20,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import filelock
 import numpy as np
 
 from ctseg.errors import IntegrityError, LockedError, PreconditionError, ResourceError
 
 MANIFEST_VERSION = 1
+TRAINED = {"minutes": "time budget used up", "epochs": "all epochs done", "patience": "no further gain"}  # `stopped` of a finished training's history
+UNFINISHED = {"running": "not finished", "interrupted": "interrupted", "diverged": "stopped because it diverged"}  # of any other
 TENSOR_SIZE = 128  # voxels along each axis of every stored tensor: the card's fixed 128^3
 
 
@@ -43,6 +47,8 @@ class Workspace:
         self.tensors = self.processed / "tensors"
         self.references = self.processed / "references"
         self.guides = self.processed / "guides"
+        self.guide_masks = self.processed / "guide_masks"
+        self.finished = self.processed / "finished"  # manifest entries of a run that has not come to its end
         self.checkpoints = self.root / "checkpoints"
         self.best_model = self.checkpoints / "best_model.pth"
         self.last_model = self.checkpoints / "last.pth"
@@ -64,6 +70,11 @@ class Workspace:
         other.best_model, other.last_model = self.checkpoints / "locator.pth", self.checkpoints / "locator_last.pth"
         other.history = self.checkpoints / "locator_history.json"
         return other
+
+    def folders(self) -> list[Path]:
+        """Itself and every folder in it that stages write to."""
+        return [self.root, self.processed, self.tensors, self.references, self.guides, self.guide_masks, self.checkpoints, self.evaluation,
+                self.predictions, self.analysis, self.comparison, self.log.parent]
 
     def relative(self, path: str | Path) -> str:
         """The path below the workspace as it is printed and stored (never an absolute path)."""
@@ -87,50 +98,46 @@ class Workspace:
 
 @contextlib.contextmanager
 def lock_workspace(workspace: Workspace) -> Iterator[None]:
-    """Hold the workspace for this process; the lock of a process that no longer lives is taken over."""
-    workspace.root.mkdir(parents=True, exist_ok=True)
+    """Hold the workspace for this process. The system gives the lock back when a process ends, however it ends.
+
+    Raises LockedError LOCKED with the holder, ResourceError when the workspace cannot be written.
+    """
     path = workspace.root / ".lock"
-    me = {"pid": os.getpid(), "host": socket.gethostname(), "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
-    while True:
+    lock = filelock.FileLock(path, timeout=0)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
-            break
-        except FileExistsError:
-            holder = _lock_holder(path)
-            if holder and holder.get("host") == me["host"] and not _alive(holder.get("pid")):
-                path.unlink(missing_ok=True)
-                continue
-            raise LockedError(
-                "LOCKED",
-                f"the workspace is used by another run ({holder or 'unreadable lock file'})",
-                "wait for it, use another --workspace, or delete the file .lock if that run is gone",
-                file=".lock",
-            ) from None
-        except PermissionError:
-            raise ResourceError(
-                "OUTPUT_READONLY", "the workspace cannot be written to", "choose another --workspace", file="."
-            ) from None
-    with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
-        json.dump(me, stream)
+            lock.acquire()
+        except filelock.Timeout:
+            raise LockedError("LOCKED", f"the workspace is used by {_lock_holder(path)}",
+                              "wait until it has ended, or use another --workspace", file=".lock") from None
     try:
+        with writing(path):
+            path.write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "started": _now()}), encoding="utf-8")
         yield
     finally:
-        path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            path.unlink()  # while it is held: who waits for this file finds it gone and takes a new one
+        lock.release()
 
 
-def _lock_holder(path: Path) -> dict[str, Any] | None:
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+def _lock_holder(path: Path) -> str:
+    """Who holds a lock, as words."""
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError):
-        return None
+        holder = read_json(path)
+        return f"another run (process {holder['pid']} on {holder['host']}, started {holder['started']})"
+    except (OSError, IntegrityError, KeyError, TypeError):
+        return "another run that has just begun"
 
 
-def _alive(pid: object) -> bool:
-    if not isinstance(pid, int) or pid <= 0:
-        return False
+def _alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:
         return True
@@ -140,34 +147,41 @@ def _alive(pid: object) -> bool:
 # ---- writing ----------------------------------------------------------------------------------------------
 
 
+@contextlib.contextmanager
+def writing(path: str | Path) -> Iterator[None]:
+    """A place where whatever the system refuses is a ResourceError that names `path`."""
+    try:
+        yield
+    except OSError as error:
+        raise ResourceError.from_os(error, path) from error
+
+
 def atomic_write(path: str | Path, write: Callable[[BinaryIO], object]) -> None:
     """Write a file so that at every moment either the old or the new content stands under its name.
 
     `write` gets a binary stream. Temporary file in the same folder, fsync, rename, fsync of the folder.
-    Raises ResourceError DISK_FULL when the disk is full; the old file then is intact.
+    Raises ResourceError when the system refuses (DISK_FULL, OUTPUT_READONLY, ...); the old file then is intact.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".tmp-{os.getpid()}-{os.urandom(4).hex()}")
-    try:
-        with temporary.open("xb") as stream:
-            write(stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        if error.errno in (28, 122):  # ENOSPC, EDQUOT
-            raise ResourceError("DISK_FULL", f"no space left while writing {path.name}", "free some disk space and run again", file=path.name) from error
-        raise
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with temporary.open("xb") as stream:
+                write(stream)
+                stream.flush()
+                os.fsync(stream.fileno())
+            temporary.replace(path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            raise
+    with contextlib.suppress(OSError):  # not every system can sync a folder; the file itself stands by now
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
 
 def sweep_temporaries(folder: Path) -> None:
@@ -179,8 +193,8 @@ def sweep_temporaries(folder: Path) -> None:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write text atomically as UTF-8."""
-    atomic_write(path, lambda stream: stream.write(text.encode("utf-8")))
+    """Write text atomically as UTF-8. A byte of a file name that is no UTF-8 becomes \\udcXX, in JSON the same name again."""
+    atomic_write(path, lambda stream: stream.write(text.encode("utf-8", "backslashreplace")))
 
 
 def write_json(path: str | Path, content: Any) -> None:
@@ -188,9 +202,19 @@ def write_json(path: str | Path, content: Any) -> None:
     write_text(path, json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
 
 
+def require_regular(path: Path) -> int:
+    """Size in bytes of an artifact; IntegrityError for a pipe or a device, which could be read for ever, and for an empty file."""
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode) or not status.st_size:  # files of the kernel say that they are empty
+        cause = "it is empty" if stat.S_ISREG(status.st_mode) else "it is a folder, a pipe or a device, not a file"
+        raise IntegrityError("ARTIFACT_CORRUPT", cause, "remove it and run the stage that writes it again", file=path.name)
+    return status.st_size
+
+
 def read_json(path: str | Path) -> Any:
     """The content of a JSON artifact; IntegrityError when it is not valid JSON (NaN and Infinity are not)."""
     path = Path(path)
+    require_regular(path)
 
     def refuse(token: str) -> None:
         raise ValueError(f"the token {token} is not JSON")
@@ -212,9 +236,12 @@ def canonical_hash(content: Any) -> str:
 
 
 def file_hash(path: str | Path) -> str:
-    """sha256 of a file's bytes."""
-    digest = hashlib.sha256()
-    with Path(path).open("rb") as stream:
+    """sha256 of a file's bytes. IntegrityError for what is no regular file."""
+    digest, path = hashlib.sha256(), Path(path)
+    if path.stat().st_size == 0 and path.is_file():
+        return digest.hexdigest()
+    require_regular(path)
+    with path.open("rb") as stream:
         while chunk := stream.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()
@@ -264,6 +291,7 @@ def write_arrays(path: str | Path, arrays: Mapping[str, np.ndarray]) -> str:
 def read_arrays(path: str | Path, required: Sequence[str], *, sha256: str | None = None) -> dict[str, np.ndarray]:
     """All arrays of an .npz of the preprocess stage. IntegrityError when its hash is another, it is broken, or one is missing."""
     path = Path(path)
+    require_regular(path)
     if sha256 is not None and file_hash(path) != sha256:
         raise IntegrityError("ARTIFACT_CORRUPT", "its hash differs from the manifest", "run `python run_pipeline.py --preprocess` again", file=path.name)
     try:
@@ -280,18 +308,38 @@ def read_arrays(path: str | Path, required: Sequence[str], *, sha256: str | None
 
 
 def load_manifest(workspace: Workspace) -> dict[str, Any]:
-    """The manifest of the preprocess stage (`docs/artifacts.md`), its version and split hash checked."""
+    """The manifest of the preprocess stage (`docs/artifacts.md`), its version, its own hash and the splits checked.
+
+    Raises PreconditionError MISSING_ARTIFACT, IntegrityError (LEAKAGE: a case stands in another split than its patient).
+    """
     workspace.require(workspace.manifest, stage="preprocess")
     manifest = read_json(workspace.manifest)
-    if manifest.get("version") != MANIFEST_VERSION:
-        raise IntegrityError("ARTIFACT_VERSION", f"manifest version {manifest.get('version')} instead of {MANIFEST_VERSION}",
-                             "run `python run_pipeline.py --preprocess` again", file=workspace.relative(workspace.manifest))
+    version = manifest.get("version") if isinstance(manifest, dict) else None
+    file, again = workspace.relative(workspace.manifest), "run `python run_pipeline.py --preprocess` again"
+    if version != MANIFEST_VERSION:
+        raise IntegrityError("ARTIFACT_VERSION", f"manifest version {version} instead of {MANIFEST_VERSION}", again, file=file)
     splits = read_json(workspace.require(workspace.splits, stage="preprocess"))
-    if canonical_hash(splits) != manifest["splits_hash"]:
+    if canonical_hash(splits) != manifest.get("splits_hash"):
         raise IntegrityError("SPLIT_CHANGED", "splits.json is not the one the tensors were made with",
                              "restore it, or delete processed_data and run `python run_pipeline.py --preprocess`",
                              file=workspace.relative(workspace.splits))
+    for case in manifest["cases"]:
+        drawn = splits["assignment"].get(case.get("patient_id"))
+        if case.get("split") != drawn:
+            raise IntegrityError("LEAKAGE", f"the manifest puts it into {case.get('split')}, splits.json its patient into {drawn}", again, case=str(case.get("case_id")), file=file)
+    if edited(manifest):
+        raise IntegrityError("MANIFEST_CHANGED", "it was edited after it was written", again, file=file)
     return dict(manifest)
+
+
+def content_hash(manifest: Mapping[str, Any]) -> str:
+    """The hash of everything else in a manifest, which stands in it so that edits are noticed."""
+    return canonical_hash({key: value for key, value in manifest.items() if key != "content_hash"})
+
+
+def edited(manifest: Mapping[str, Any]) -> bool:
+    """Whether somebody changed a manifest by hand; those of earlier versions carry no hash and pass."""
+    return "content_hash" in manifest and manifest["content_hash"] != content_hash(manifest)
 
 
 def seen_files(entry: dict[str, Any]) -> list[dict[str, Any]]:

@@ -6,19 +6,24 @@ Nothing here imports torch: `--help` must be instant.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
+import errno
+import io
 import logging
 import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
 from ctseg import config
-from ctseg.artifacts import Workspace
-from ctseg.errors import PipelineError, UsageError
+from ctseg.artifacts import Workspace, lock_workspace, writing
+from ctseg.errors import SYSTEM_FAULTS, PipelineError, ResourceError, UsageError
+from ctseg.outputs import keep_data
+from ctseg.processes import stop_with_parent
 from ctseg.tasks import TASKS, find_task
 
 LOG = logging.getLogger("ctseg")
@@ -152,17 +157,29 @@ class CountingBar:
         self.bar.update(done - self.bar.n)
 
 
+@contextlib.contextmanager
+def open_workspace(workspace: Workspace, settings: config.Settings, options: Options) -> Iterator[None]:
+    """Hold a workspace that keeps apart from what was given, with the log started. Raises PipelineError."""
+    keep_data(workspace, options.data, settings.data.guide)
+    with lock_workspace(workspace):
+        start_log(workspace)
+        yield
+
+
 def start_log(workspace: Workspace) -> None:
     """Send everything to logs/pipeline.log and messages of level INFO also to the terminal."""
     if any(getattr(handler, "ctseg_file", None) == workspace.log for handler in LOG.handlers):
         return
-    workspace.log.parent.mkdir(parents=True, exist_ok=True)
+    with writing(workspace.log):
+        workspace.log.parent.mkdir(parents=True, exist_ok=True)
+        if workspace.log.exists() and not workspace.log.is_file():  # opening a pipe would wait for a reader
+            raise OSError(errno.EEXIST, os.strerror(errno.EEXIST))
+        to_file = logging.FileHandler(workspace.log, encoding="utf-8", errors="backslashreplace")
     for old in list(LOG.handlers):
         LOG.removeHandler(old)
         old.close()
     LOG.setLevel(logging.DEBUG)
     LOG.propagate = False
-    to_file = logging.FileHandler(workspace.log, encoding="utf-8")
     to_file.setFormatter(_UtcFormatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%SZ"))
     to_file.ctseg_file = workspace.log  # type: ignore[attr-defined]
     to_terminal = logging.StreamHandler(sys.stdout)
@@ -192,19 +209,45 @@ class Terminated(BaseException):
     """SIGTERM arrived; carries no message, ends with exit code 143."""
 
 
-def _on_sigterm(_signal: int, _frame: object) -> None:
-    raise Terminated
+class _Signals:
+    """While it is entered, Ctrl-C and SIGTERM are exceptions and remembered: a library may swallow the exception."""
+
+    def __init__(self) -> None:
+        self.stopped: BaseException | None = None
+
+    def __enter__(self) -> _Signals:
+        self.previous = {number: signal.signal(number, self._arrived) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
+
+    def _arrived(self, number: int, _frame: object) -> None:
+        self.stopped = KeyboardInterrupt() if number == signal.SIGINT else Terminated()
+        raise self.stopped
+
+    def run(self, main: Callable[[list[str] | None], int], argv: list[str] | None) -> int:
+        """The exit code of `main(argv)`; an interruption that never came out of it is raised at its end."""
+        code = main(argv)
+        if self.stopped is not None:
+            raise self.stopped
+        sys.stdout.flush()
+        return code
 
 
 def guarded(main: Callable[[list[str] | None], int], argv: list[str] | None) -> int:
     """The exit code of `main(argv)`: a PipelineError prints its line, everything else goes to the log file."""
-    previous = signal.signal(signal.SIGTERM, _on_sigterm)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show ends no run
+    logging.raiseExceptions = False  # nor does a log that cannot be written any more
     try:
-        return main(argv)
+        with _Signals() as signals:
+            stop_with_parent()
+            return signals.run(main, argv)
     except PipelineError as error:
-        LOG.debug("", exc_info=True)
-        print(error, file=sys.stderr)
-        return error.exit_code
+        return _told(error)
     except KeyboardInterrupt:
         print("Stopped. What is finished is kept; run the same command again to go on.", file=sys.stderr)
         return 130
@@ -212,28 +255,30 @@ def guarded(main: Callable[[list[str] | None], int], argv: list[str] | None) -> 
         print("Terminated. What is finished is kept; run the same command again to go on.", file=sys.stderr)
         return 143
     except MemoryError:
-        LOG.debug("", exc_info=True)
-        print("ERROR OUT_OF_MEMORY case=- file=-: the memory does not suffice. Fix: use --workers 1 or --low-vram.", file=sys.stderr)
-        return 6
+        return _told(ResourceError("OUT_OF_MEMORY", "the memory does not suffice", "use --workers 1 or --low-vram"))
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in SYSTEM_FAULTS:
+            return _told(ResourceError.from_os(error))
         LOG.debug("internal error", exc_info=True)
         where = next((getattr(handler, "ctseg_file", None) for handler in LOG.handlers if hasattr(handler, "ctseg_file")), None)
         if where is None:
             raise
         print(f"ERROR INTERNAL case=- file=-: {type(error).__name__}, see {where.name}. Fix: please report it with that file.", file=sys.stderr)
         return 1
-    finally:
-        signal.signal(signal.SIGTERM, previous)
+
+
+def _told(error: PipelineError) -> int:
+    """The exit code of an error, which is printed; where it came from goes to the log file."""
+    LOG.debug("", exc_info=True)
+    print(error, file=sys.stderr)
+    return error.exit_code
 
 
 def run_stage(prog: str, description: str, run: Callable[[Workspace, config.Settings, Options], int], argv: list[str] | None) -> int:
     """Parse, lock the workspace, run one stage and return its exit code."""
-    from ctseg.artifacts import lock_workspace
-
     def main(argv: list[str] | None) -> int:
         workspace, settings, options = settings_from(parser(prog, description).parse_args(argv))
-        with lock_workspace(workspace):
-            start_log(workspace)
+        with open_workspace(workspace, settings, options):
             return run(workspace, settings, options)
 
     return guarded(main, argv)

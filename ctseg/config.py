@@ -20,6 +20,7 @@ class DataSettings:
     """What `preprocessing.py` makes of the scans."""
 
     structures: tuple[str, ...] = ()  # empty: every structure the data set names
+    pairs: tuple[str, ...] = ()  # "left:right" names of mirror images where the names do not say so
     grid: str = "auto"  # auto | whole | windows | roi; auto keeps the scans' own resolution when one tensor holds the body
     spacing_mm: tuple[float, ...] = ()  # windows and roi grid, along D, H, W; empty: median of the training scans
     window_hu: tuple[float, float] = (-250.0, 750.0)  # from fat to cortical bone; scaled to 0..1 and clipped
@@ -32,6 +33,7 @@ class DataSettings:
     guide_organs: tuple[str, ...] = ()  # empty: all that the guide knows, without the structures to be learned
     assume_hu: bool = False  # DICOM slices without rescale tags count as HU, with a warning; false: such a series is refused
     fractional_threshold: float = 0.0  # DICOM SEG of fractions: voxels from this share of its largest value on are the structure; 0: refused
+    fill_contour_gaps: bool = False  # RTSTRUCT or SEG of a thicker series: the slices between are interpolated; false: such a structure is left out
     skip_limit: float = 0.2  # more refused cases than this stop the run: the folder is not what we think
     seed: int = 0
 
@@ -96,7 +98,8 @@ class TrainSettings:
     precision: str = "auto"  # auto | fp32 | bf16 | fp16
     foreground_fraction: float = 0.67  # share of patches centred on a structure, drawn per patch: works at batch 1
     augmentation: str = "standard"  # none | light | standard
-    mirror: bool = True  # left/right mirror as part of the augmentation; off where the mirror image is no anatomy (heart)
+    # Left/right mirror as part of the augmentation; off where the mirror image is no anatomy (heart), or a structure of one side lacks its partner.
+    mirror: bool = True
     loss: str = "dice_ce"  # dice_ce | dice | ce | dice_focal
     sampling: str = "auto"  # auto | structures | tubes; auto: tubes where the network learns centrelines
     guidance_dropout: float = 0.15  # chance per guide organ to be hidden, so that a failed guide is survivable
@@ -214,9 +217,10 @@ def _convert(key: str, value: Any, wanted: Any) -> Any:
     origin = typing.get_origin(wanted)
     try:
         if origin is tuple:
-            if isinstance(value, str):
-                value = [part for part in value.strip("()[]").replace(" ", "").split(",") if part]
             arguments = typing.get_args(wanted)
+            if isinstance(value, str):
+                value = value if arguments[0] is str else value.strip("()[] ")  # names may hold brackets, and spaces inside
+                value = [part.strip() for part in value.split(",") if part.strip()]
             if arguments[-1] is Ellipsis:
                 return tuple(_convert(key, part, arguments[0]) for part in value)
             if len(value) != len(arguments):
@@ -232,7 +236,7 @@ def _convert(key: str, value: Any, wanted: Any) -> Any:
         if isinstance(wanted, types.GenericAlias):
             raise ValueError
         return wanted(value)
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError):
         kind = getattr(wanted, "__name__", str(wanted))
         raise UsageError("BAD_VALUE", f"{key}={value!r} is not a {kind if origin is None else str(wanted)}", "give a value of that type") from None
 
@@ -269,8 +273,9 @@ _RANGES = {
     "train.steps_per_epoch": (1, 10**6), "model.width": (1, 512), "model.levels": (2, 7), "model.max_channels": (1, 4096), "data.overlap": (0.0, 0.75),
     "evaluate.overlap": (0.0, 0.9), "evaluate.low_confidence": (0.0, 1.0), "train.ema_decay": (0.0, 0.99999), "train.foreground_fraction": (0.0, 1.0),
     "data.test_fraction": (0.0, 0.8), "data.val_fraction": (0.0, 0.8), "train.gradient_clip": (1e-6, 1e6), "train.first_pass_fraction": (0.0, 1.0), "data.skip_limit": (0.0, 1.0),
-    "data.fractional_threshold": (0.0, 1.0),
-    "model.attention_levels": (1, 2), "model.context_corruption": (0.0, 1.0), "model.passes": (0, 3), "model.infer_passes": (0, 8), "model.guide_hidden": (1, 512), "model.guide_stride": (1, 2), "model.kernel": (3, 5),
+    "data.fractional_threshold": (0.0, 1.0), "data.margin_mm": (0.0, 1000.0),
+    "data.seed": (0, 2**32 - 1), "train.seed": (0, 2**32 - 1), "train.weight_decay": (0.0, 10.0), "train.warmup_fraction": (0.0, 1.0), "train.patience": (0, 10**6),
+    "train.validations": (0, 10**6), "model.attention_stride": (1, 16), "model.attention_levels": (1, 2), "model.context_corruption": (0.0, 1.0), "model.passes": (0, 3), "model.infer_passes": (0, 8), "model.guide_hidden": (1, 512), "model.guide_stride": (1, 2), "model.kernel": (3, 5),
     "train.guidance_dropout": (0.0, 1.0), "train.union_weight": (0.0, 100.0), "train.centreline_weight": (0.0, 100.0), "train.radius_weight": (0.0, 100.0),
     "train.cldice_weight": (0.0, 100.0), "train.consistency_weight": (0.0, 100.0),
 }

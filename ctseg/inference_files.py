@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ctseg import artifacts
+from ctseg.errors import Finding
 from ctseg.scans import dicom_seg, nifti, rtstruct
 from ctseg.scans.shares import Shares
 from ctseg.scans.volume import Grid, Volume, resample
@@ -19,30 +21,51 @@ if TYPE_CHECKING:
     from ctseg.scans.cases import ImageSource
 
 FORMATS = {"nifti": ".nii.gz", "organs": "", "seg": "_seg.dcm", "rtstruct": "_rtstruct.dcm"}  # format -> end of the name; organs: a folder
+FOLDERS = frozenset({"organs", "probabilities"})  # what is a folder with a file per structure
+LONGEST = 200  # bytes of a file name without its ending; file systems allow 255
 DICOM_FORMATS = frozenset({"seg", "rtstruct"})
 
 
-def write_mask(path: Path, kind: str, label: Volume, names: dict[int, str], source: ImageSource) -> None:
-    """Write a label map in one of FORMATS; the DICOM ones refer to the series it was predicted on. organs: one NIfTI per structure in the folder `path`."""
+def files_of(scan: str, formats: Sequence[str], *, probabilities: bool, uncertainty: bool) -> dict[str, str]:
+    """What is written of a scan -> the name of its file, or of its folder for those in FOLDERS."""
+    safe = artifacts.safe_name(scan)
+    more = {"probabilities": "_probabilities"} if probabilities else {}
+    more |= {"uncertainty": "_uncertainty.nii.gz"} if uncertainty else {}
+    return {kind: safe + end for kind, end in ({kind: FORMATS[kind] for kind in formats} | more).items()}
+
+
+def file_name(structure: str) -> str:
+    """The structure's own name wherever it can be one of a file, in every script, so that masks are found again by it; else `artifacts.safe_name`."""
+    plain = all(c.isalnum() or unicodedata.category(c)[0] == "M" or c in "._+- " for c in structure)
+    return structure if plain and structure[:1] not in tuple(".- ") and len(structure.encode()) <= LONGEST else artifacts.safe_name(structure)
+
+
+def write_mask(path: Path, kind: str, label: Volume, names: dict[int, str], source: ImageSource, *, algorithm: str) -> list[Finding]:
+    """Write a label map in one of FORMATS; the DICOM ones refer to the series it was predicted on. organs: one NIfTI per structure in the folder `path`.
+
+    algorithm: what predicted it. Returns what is to be told.
+    """
     if kind == "nifti":
         nifti.write_label(path, label, names=names)
     elif kind == "organs":
         for value, name in names.items():
-            nifti.write_label(path / f"{artifacts.safe_name(name)}.nii.gz", Volume((label.array == value).astype(np.uint8), label.affine))
+            nifti.write_label(path / f"{file_name(name)}.nii.gz", Volume((label.array == value).astype(np.uint8), label.affine))
     elif kind == "seg":
-        dicom_seg.write_segments(path, label, names, source.path, series_uid=source.series_uid, algorithm="ctseg")
+        return dicom_seg.write_segments(path, label, names, source.path, series_uid=source.series_uid, algorithm=algorithm)
     else:
         from ctseg.reporting.colours import from_hex
         from ctseg.reporting.slices import ON_CT
 
         rgb = {value: np.rint(255 * from_hex(ON_CT[(value - 1) % len(ON_CT)])).astype(int).tolist() for value in names}  # the colours of the report's pictures
-        rtstruct.write_structures(path, label, names, source.path, series_uid=source.series_uid, colours={value: tuple(colour) for value, colour in rgb.items()})
+        return rtstruct.write_structures(path, label, names, source.path, series_uid=source.series_uid, algorithm=algorithm,
+                                         colours={value: tuple(colour) for value, colour in rgb.items()})
+    return []
 
 
 def write_probabilities(folder: Path, probabilities: Shares, canvas: Grid, scan: Grid, names: Sequence[str]) -> None:
     """One NIfTI (float32, 0 to 1) per structure on the scan's grid; where nothing was looked at: 0."""
     for number, name in enumerate(names, start=1):
-        nifti.write_image(folder / f"{artifacts.safe_name(name)}.nii.gz", _on_scan(probabilities.whole(number), canvas, scan), dtype=np.float32)
+        nifti.write_image(folder / f"{file_name(name)}.nii.gz", _on_scan(probabilities.whole(number), canvas, scan), dtype=np.float32)
 
 
 def write_uncertainty(path: Path, probabilities: Shares, canvas: Grid, scan: Grid) -> None:

@@ -15,21 +15,20 @@ import numpy as np
 
 from ctseg import mask_sides
 from ctseg.config import did_you_mean
-from ctseg.errors import CaseError, IntegrityError, PreconditionError, UsageError
+from ctseg.errors import CaseError, Finding, IntegrityError, PreconditionError, UsageError
 from ctseg.mask_pairs import (
     LabelNames,
     ScoreSettings,
-    check_grid,
     check_names,
     check_sets,
     listed,
     score_maps,
+    warnings_of,
 )
-from ctseg.mask_sides import MAP, Side
-from ctseg.scans import aliases, reading
+from ctseg.mask_sides import MAP, RTSTRUCT, Side
+from ctseg.scans import aliases, checks, reading
 from ctseg.scans.cases import ImageSource
-from ctseg.scans.dicom_seg import PLACE_MM
-from ctseg.scans.volume import Grid, Volume, match_grid
+from ctseg.scans.volume import Grid, Volume
 from ctseg.scoring.metrics import Row, Structure
 
 _IGNORED = 2  # in the map of one structure: 0 background, 1 the structure
@@ -169,49 +168,48 @@ def score_masks(pair: MaskPair, structures: Sequence[Structure], settings: Score
     if pair.scan is not None:
         with _Refusals(pair, pair.scan.path.name):
             scan, findings = reading.load_image(pair.scan)
-            notes = [dataclasses.replace(finding, case=pair.case_id, file=pair.scan.path.name).line() for finding in findings if finding.severity == "WARN"]
+            notes = warnings_of(findings, pair.case_id, pair.scan.path.name)
     with _Refusals(pair, pair.reference.file):
-        read_reference, ignored = mask_sides.open_reader(pair.reference, scan, pair.scan, pair.case_id)
+        read_reference, ignored, about_reference = mask_sides.open_reader(pair.reference, scan, pair.scan, pair.case_id, fill_gaps=settings.fill_gaps)
         first = scan or (read_reference(pair.reference.names[0]) if pair.reference.names else None)
         if first is None:
             raise CaseError("LABEL_EMPTY", "it names no structure", "restore the labels")
-        place = functools.partial(_place, grid=first.grid, on_scan=scan is not None, pair=pair)
+        place = functools.partial(_place, grid=first.grid, of="reference" if scan is None else "scan", case_id=pair.case_id, notes=notes)
         ignore = None if ignored is None else place(ignored, pair.reference.file)
     read_prediction = None
+    about_prediction: list[Finding] = []
     if pair.prediction is not None:
         with _Refusals(pair, pair.prediction.file):
-            read_prediction, _ = mask_sides.open_reader(pair.prediction, scan, pair.scan, pair.case_id)
+            read_prediction, _, about_prediction = mask_sides.open_reader(pair.prediction, scan, pair.scan, pair.case_id, fill_gaps=settings.fill_gaps)
     rows: list[Row] = []
     nothing: list[Row] = []
     names = {"case_id": pair.case_id, "patient_id": pair.patient_id, "prediction_file": "" if pair.prediction is None else pair.prediction.file, "reference_file": pair.reference.file}
     for structure, match in zip(structures, pair.matches):
         reference, prediction = np.zeros(first.array.shape, np.uint8), np.zeros(first.array.shape, np.uint8)
-        unannotated = match.reference is None or match.name in pair.unlabelled
         if match.reference is not None:
             with _Refusals(pair, pair.reference.file):
                 reference[place(read_reference(match.reference), pair.reference.file)] = 1
         if match.prediction is not None and read_prediction is not None and pair.prediction is not None:
             with _Refusals(pair, pair.prediction.file):
                 prediction[place(read_prediction(match.prediction), pair.prediction.file)] = 1
+        unannotated = match.reference is None or match.name in pair.unlabelled or (pair.reference.kind == RTSTRUCT and not reference.any())  # contours cannot say "none there"
         if ignore is not None:
             reference[ignore] = _IGNORED
         how = dataclasses.replace(settings, ignore_label=None if ignore is None else _IGNORED)
         scored = score_maps(prediction=prediction, reference=reference, spacing_mm=first.grid.spacing_mm, structures=[Structure(match.name, (1,))], settings=how,
                             states={match.name: "unlabelled"} if unannotated else {})
         rows, nothing = (kept + [names | row | {"label": structure.key} for row in new] for kept, new in zip((rows, nothing), scored))
+    notes += warnings_of(about_reference, pair.case_id, pair.reference.file)
+    if pair.prediction is not None:
+        notes += warnings_of(about_prediction, pair.case_id, pair.prediction.file)
     return rows, nothing, notes
 
 
-def _place(volume: Volume, file: str, *, grid: Grid, on_scan: bool, pair: MaskPair) -> np.ndarray:
-    """The mask on the grid that everything is compared on. With a scan by reordering axes, else only where it lies there already; never interpolated."""
-    if not on_scan:
-        check_grid(pair.case_id, file, grid.shape, grid.affine, volume.array.shape, volume.affine)
-        return volume.array
-    moved = match_grid(volume, grid, PLACE_MM)
-    if moved is None:
-        cause = f"shape {volume.array.shape}, the scan has {grid.shape}" if volume.array.shape != grid.shape else f"the masks lie up to {volume.grid.corner_distance_mm(grid):.3g} mm away from the scan's voxels"
-        raise IntegrityError("GRID_MISMATCH", cause, "give masks on the scan's own grid", case=pair.case_id, file=file)
-    return moved.array
+def _place(volume: Volume, file: str, *, grid: Grid, of: str, case_id: str, notes: list[str]) -> np.ndarray:
+    """The mask on the grid that everything is compared on. A warning about its place is added to `notes`, once for each file."""
+    placed, findings = checks.put_on(volume, grid, file, of=of)
+    notes += [line for line in warnings_of(findings, case_id, file) if line not in notes]
+    return placed.array
 
 
 class _Refusals:

@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 
 from ctseg.artifacts import read_json
-from ctseg.errors import IntegrityError, PipelineError, PreconditionError, UsageError
+from ctseg.errors import Finding, IntegrityError, PipelineError, PreconditionError, UsageError
+from ctseg.scans.volume import Grid, Volume
 from ctseg.scoring import tubular
 from ctseg.scoring.distances import joint_box
 from ctseg.scoring.metrics import MAX_LABEL, Row, Structure, few_boxes, score_case
 from ctseg.scoring.summary import RESERVED_NAMES
 
-GEOMETRY_TOLERANCE = 1e-3  # largest difference of any number of the two affines, mm
 _BLOCK = 1 << 20
 _NAME_FILES = ("labels.json", "dataset.json")
 
@@ -50,6 +50,7 @@ class ScoreSettings:
     boundary_mode: str = "surfel"
     ignore_label: int | None = None
     topology: str = "auto"
+    fill_gaps: bool = False  # of DICOM masks from a thicker series, see `slice_gaps`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -211,17 +212,17 @@ def score_pair(pair: Pair, structures: Sequence[Structure], settings: ScoreSetti
 
     Rows of structures whose topology is measured carry it under "topology" (see `tubular.compare`), others None.
     """
-    reference, affine, spacing_mm, notes = _read(pair.reference, pair.case_id, pair.reference_file)
+    called = {structure.labels[0]: structure.name for structure in structures if len(structure.labels) == 1}
+    volume, notes = _read(pair.reference, None, called, pair.case_id, pair.reference_file)
     allowed = {0, *(label for structure in structures for label in structure.labels)}
     ignored = set() if settings.ignore_label is None else {settings.ignore_label}
-    reference = checked_labels(reference, allowed | ignored, pair.case_id, pair.reference_file)
+    reference = checked_labels(volume.array, allowed | ignored, pair.case_id, pair.reference_file)
     prediction = np.zeros(reference.shape, np.uint8)
     if pair.prediction is not None:
-        prediction, other_affine, _, more = _read(pair.prediction, pair.case_id, pair.prediction_file)
+        predicted, more = _read(pair.prediction, volume.grid, called, pair.case_id, pair.prediction_file)
         notes += more
-        check_grid(pair.case_id, pair.prediction_file, reference.shape, affine, prediction.shape, other_affine)
-        prediction = checked_labels(prediction, allowed, pair.case_id, pair.prediction_file)
-    rows, nothing = score_maps(prediction=prediction, reference=reference, spacing_mm=spacing_mm, structures=structures, settings=settings, states=pair.states)
+        prediction = checked_labels(predicted.array, allowed, pair.case_id, pair.prediction_file)
+    rows, nothing = score_maps(prediction=prediction, reference=reference, spacing_mm=volume.spacing_mm, structures=structures, settings=settings, states=pair.states)
     names = {"case_id": pair.case_id, "patient_id": pair.patient_id, "prediction_file": pair.prediction_file, "reference_file": pair.reference_file}
     return [names | row for row in rows], [names | row for row in nothing], notes
 
@@ -252,29 +253,24 @@ def _topology(prediction: np.ndarray, reference: np.ndarray, spacing_mm: tuple[f
     return tubular.compare(prediction=mask, reference=known), tubular.compare(prediction=np.zeros_like(truth), reference=known)
 
 
-def _read(path: Path, case_id: str, shown: str) -> tuple[np.ndarray, np.ndarray, tuple[float, float, float], list[str]]:
-    """(label map, affine, spacing in mm, notes). Here one bad file is no case to skip: nothing may drop out."""
-    from ctseg.scans.volume_files import read_integers
+def _read(path: Path, grid: Grid | None, names: Mapping[int, str], case_id: str, shown: str) -> tuple[Volume, list[str]]:
+    """(label map, on `grid` when one is given; notes). Here one bad file is no case to skip: nothing may drop out."""
+    from ctseg.scans import checks, volume_files
 
     try:
-        volume, findings = read_integers(path)
+        volume, findings = volume_files.read_integers(path)
+        volume_files.check_names(path, names)
+        if grid is not None:
+            volume, more = checks.put_on(volume, grid, path, of="reference")
+            findings = findings + more
     except PipelineError as error:
         raise IntegrityError(error.code, error.cause, error.fix, case=case_id, file=shown) from None
-    notes = [dataclasses.replace(finding, case=case_id, file=shown).line() for finding in findings if finding.severity == "WARN"]
-    return volume.array, volume.affine, volume.spacing_mm, notes
+    return volume, warnings_of(findings, case_id, shown)
 
 
-def check_grid(case_id: str, shown: str, shape: tuple[int, ...], affine: np.ndarray, other_shape: tuple[int, ...], other_affine: np.ndarray) -> None:
-    """Refuse a prediction (the other one; `shown` is its file) on another grid than the reference."""
-    if shape != other_shape:
-        cause = f"the prediction's shape {other_shape} differs from the reference's {shape} (D, H, W)"
-    elif np.abs(affine - other_affine).max() > GEOMETRY_TOLERANCE:
-        spacings = [", ".join(f"{s:.4g}" for s in np.linalg.norm(a[:3, :3], axis=0)) for a in (other_affine, affine)]
-        cause = (f"the prediction's affine differs from the reference's by up to {np.abs(affine - other_affine).max():.4g} "
-                 f"(spacing {spacings[0]} and {spacings[1]} mm)")
-    else:
-        return
-    raise IntegrityError("GRID_MISMATCH", cause, "save the prediction on the grid of the reference", case=case_id, file=shown)
+def warnings_of(findings: Iterable[Finding], case_id: str, shown: str) -> list[str]:
+    """The lines of the warnings about one file of a case."""
+    return [dataclasses.replace(finding, case=case_id, file=shown).line() for finding in findings if finding.severity == "WARN"]
 
 
 def checked_labels(array: np.ndarray, allowed: set[int], case_id: str, shown: str) -> np.ndarray:

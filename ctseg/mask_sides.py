@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from ctseg import mask_pairs
-from ctseg.errors import CaseError, PreconditionError
+from ctseg.errors import CaseError, Finding, PreconditionError
 from ctseg.mask_pairs import LabelNames
 from ctseg.scans import checks, dicom_files, dicom_seg, masks, nrrd, rtstruct, volume_files
 from ctseg.scans.cases import ImageSource
@@ -135,6 +135,7 @@ def open_side(path: Path, names: LabelNames | None) -> Side:
     if _describes_segments(path):
         return Side(path, SEGMENTS, tuple(segment.name for segment in nrrd.list_segments(path)))
     if names is not None:
+        volume_files.check_names(path, {s.labels[0]: s.name for s in names.structures if len(s.labels) == 1})
         return Side(path, MAP, tuple(s.name for s in names.structures), labels={s.name: s.labels for s in names.structures}, ignore_label=names.ignore_label)
     own = volume_files.read_names(path)
     if not own:
@@ -168,12 +169,15 @@ def names_of(paths: list[Path], given: Path | None) -> LabelNames | None:
 Reader = Callable[[str], Volume]
 
 
-def open_reader(side: Side, scan: Volume | None, source: ImageSource | None, case_id: str) -> tuple[Reader, Volume | None]:
-    """(the mask of one of the side's names as a Volume of bool, where a label map says "ignore" or None)."""
+def open_reader(side: Side, scan: Volume | None, source: ImageSource | None, case_id: str, *, fill_gaps: bool = False) -> tuple[Reader, Volume | None, list[Finding]]:
+    """(the mask of one of the side's names as a Volume of bool, where a label map says "ignore" or None, what reading notices).
+
+    fill_gaps: see `masks.open_masks`.
+    """
     if side.kind != MAP:
-        opened = masks.open_masks(side.path, scan, source)
-        return opened.read, None
-    volume, _ = volume_files.read_integers(side.path)
+        opened = masks.open_masks(side.path, scan, source, fill_gaps=fill_gaps)
+        return opened.read, None, opened.findings
+    volume, findings = volume_files.read_integers(side.path)
     ignore = set() if side.ignore_label is None else {side.ignore_label}
     array = mask_pairs.checked_labels(volume.array, {0, *ignore, *(label for labels in side.labels.values() for label in labels)}, case_id, side.file)
 
@@ -181,7 +185,7 @@ def open_reader(side: Side, scan: Volume | None, source: ImageSource | None, cas
         labels = side.labels[name]
         return Volume(array == labels[0] if len(labels) == 1 else np.isin(array, labels), volume.affine)
 
-    return read, None if side.ignore_label is None else Volume(array == side.ignore_label, volume.affine)
+    return read, None if side.ignore_label is None else Volume(array == side.ignore_label, volume.affine), findings
 
 
 def find_scan(path: Path, case_id: str, *, only: bool) -> ImageSource:

@@ -59,7 +59,7 @@ def history(structures: Sequence[str] = STRUCTURES, *, epochs: int = 30, every: 
         "learning_rate": [2e-3 * 0.5 * (1 + math.cos(math.pi * n / epochs)) for n in numbers], "epoch_seconds": [11.5 + float(rng.normal(0, 0.3)) for _ in numbers],
         "resource_usage": usage, "best_epoch": numbers[means.index(max(measured))], "best_val_dice": max(measured), "parameters": 2_765_067,
         "steps": 50 * epochs, "seconds": 352.0, "settings": {"train": {"seed": 0, "minutes": 6.0, "batch_size": 2, "patch_size": [64, 64, 64]}},
-        "synthetic": True, "manifest_hash": "m" * 64, "stopped": "budget", "device": "cpu",
+        "synthetic": True, "manifest_hash": "m" * 64, "stopped": "minutes", "device": "cpu",
     }
 
 

@@ -78,3 +78,19 @@ def test_low_vram_is_the_profile():
     arguments = run_pipeline.build_parser().parse_args(["--all", "--low-vram"])
     _, settings, options = cli.settings_from(arguments)
     assert (options.profile, settings.model.width, settings.train.batch_size) == ("low_vram", 8, 1)
+
+
+@pytest.mark.parametrize(("options", "code", "said"), [
+    (["--model", "unett"], "UNKNOWN_MODEL", "did you mean 'unet'"), (["--set", "model.backbone=unett"], "BAD_VALUE", "no backbone"), (["--layout", "nnunett"], "UNKNOWN_LAYOUT", "nnunet"),
+    (["--model", "anatomy_guided_unet"], "BAD_VALUE", "needs a guide"), (["--guide-model", "nowhere.pth"], "BAD_OPTION", "does not exist"), (["--set", "train.precision=fp16", "--device", "cpu"], "BAD_VALUE", "GPU"),
+    (["--guide", "nowhere", "--set", "data.guide_organs=liver"], "BAD_OPTION", "neither a folder"), (["--seed", "-1"], "BAD_VALUE", "outside"), (["--set", "model.blocks=1,2"], "BAD_VALUE", "blocks")])
+def test_options_of_later_stages_are_refused_before_any_work(options, code, said, capsys, tmp_path):
+    assert run_pipeline.main(["--all", "--workspace", str(tmp_path), *options]) == 2
+    error = capsys.readouterr().err
+    assert code in error and said in error and list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_device_is_refused_before_any_work(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert run_pipeline.main(["--all", "--workspace", str(tmp_path), "--device", "cuda"]) == 2
+    assert "NO_GPU" in capsys.readouterr().err and list(tmp_path.iterdir()) == []

@@ -337,7 +337,7 @@ def test_plain_minimal_manifest(tmp_path):
     labels = {name: value for value, name in enumerate(SIDES, start=1)}
     write_manifest(tmp_path, {"labels": labels, "cases": [{"case": "case_1", "patient": 7}, {"case": "case_2"}]})
     data = open_data_set(tmp_path)
-    assert [(case.case_id, case.patient_id, case.split, case.annotated) for case in data.cases] == [("case_1", "7", None, None), ("case_2", "case_2", None, None)]
+    assert [(case.case_id, case.patient_id, case.split, case.annotated) for case in data.cases] == [("case_1", "7", None, frozenset(SIDES)), ("case_2", "case_2", None, frozenset(SIDES))]
     assert "UNMATCHED_FILE" in codes(data), "case_10 is not in the manifest"
 
 
@@ -392,6 +392,37 @@ def test_metadata_with_byte_order_mark_is_read(tmp_path):
     path = tmp_path / "manifest.json"
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
     assert len(open_data_set(tmp_path).cases) == 3
+
+
+@pytest.mark.parametrize("layout", ["plain", "abdomenatlas", "totalsegmentator", "nnunet", "msd", "monai", "dicom_seg", "combined", "plain without annotated"])
+def test_a_case_without_any_structure_is_a_healthy_one_where_the_data_set_says_what_it_looked_for(layout, tmp_path):
+    write, _, prefix = WRITERS.get(layout, (None, None, "case_"))
+    phantoms = {f"{prefix}{number}": small_phantom(seed=number, absent=SIDES if number == 2 else ()) for number in (1, 2)}
+    if layout == "combined":
+        builders.write_abdomenatlas(tmp_path, phantoms, combined=True)
+    else:
+        (write or builders.write_plain)(tmp_path, phantoms)
+    if layout == "plain without annotated":
+        manifest = json.loads((tmp_path / "manifest.json").read_text())
+        write_manifest(tmp_path, manifest | {"cases": [{"split": "train", "case": name} for name in phantoms]})
+    present, healthy = (load_case(case, SIDES, root=tmp_path) for case in open_data_set(tmp_path).cases)
+    assert present.states == dict.fromkeys(SIDES, PRESENT) and present.findings == ()
+    assert healthy.states == dict.fromkeys(SIDES, ABSENT) and [(f.severity, f.code) for f in healthy.findings] == [("WARN", "LABEL_EMPTY")]
+
+
+@pytest.mark.parametrize("layout", ["flare22", "ctpelvic1k", "airway", "imagecas"])
+def test_an_empty_map_of_what_every_patient_has_is_a_lost_label(layout, tmp_path):
+    if layout == "airway":
+        write_single(tmp_path, small_phantom(absent=SIDES), "images/ATM_001_0000.nii.gz", "labels/ATM_001_0000.nii.gz", "airway")
+    elif layout == "imagecas":
+        write_single(tmp_path / "1", small_phantom(absent=SIDES), "img.nii.gz", "label.nii.gz", "coronary_artery")
+    else:
+        write, names, prefix = WRITERS[layout]
+        write(tmp_path, {f"{prefix}1": small_phantom(names, absent=names)})
+    data = open_data_set(tmp_path)
+    with pytest.raises(CaseError) as error:
+        load_case(data.cases[0], data.structures, root=tmp_path)
+    assert error.value.code == "LABEL_EMPTY" and "out of the data set" in error.value.fix
 
 
 # ---- masks ------------------------------------------------------------------------------------------------
@@ -650,11 +681,11 @@ def test_openkbp_official_splits_and_missing_structures(tmp_path):
     assert {case.split for case in open_data_set(tmp_path / "provided-data/test-pats").cases} == {"test"}
 
 
-def test_dicom_patients_are_grouped_by_a_hash(tmp_path):
-    builders.write_dicom_seg(tmp_path, phantoms_for("dicom_seg"))
-    data = open_data_set(tmp_path)
-    assert len({case.patient_id for case in data.cases}) == 3
-    assert all("SYNTHETIC" not in case.patient_id for case in data.cases)
+def test_dicom_patients_are_named_after_their_first_case(tmp_path):
+    """Nothing that is computed from a patient id leaves the reader: a hash of a short number can be found by trying all."""
+    for number, patient in enumerate(("4711", "4712", "4711"), start=1):
+        write_dicom_case(tmp_path / f"p{number}", number, patient=patient)
+    assert [case.patient_id for case in open_data_set(tmp_path).cases] == ["p1", "p2", "p1"]
 
 
 def write_dicom_case(folder: Path, number: int, *, patient: str = "P", segmentations: int = 1) -> str:

@@ -172,9 +172,108 @@ def test_a_fourth_axis_of_length_one_is_dropped_with_a_warning(tmp_path: Path) -
 
 def test_small_disagreement_of_the_forms_is_a_warning(tmp_path: Path) -> None:
     header = _header()
-    header["qoffset_x"] = float(header["qoffset_x"]) + 0.5
+    header["qoffset_x"] = float(header["qoffset_x"]) + 0.05
     _, findings = nifti.read_image(_store(tmp_path / "ct.nii.gz", header, _body()))
-    assert [(f.severity, f.code) for f in findings] == [("WARN", "AFFINE_CONFLICT")] and "0.5" in findings[0].cause
+    assert [(f.severity, f.code) for f in findings] == [("WARN", "AFFINE_CONFLICT")] and "0.05" in findings[0].cause
+
+
+# ---- a header that says the same place twice ---------------------------------------------------------------
+
+
+_HALF_TURN = np.array([0.6, 0.64, 0.48]) / np.linalg.norm([0.6, 0.64, 0.48])
+
+
+def _turned_header(excess: float, *, sform: bool, spacing: float = 3.0) -> tuple[nib.Nifti1Header, np.ndarray]:
+    """A header of half a turn about an oblique axis whose b2 + c2 + d2 is 1 + excess, and the affine that it means."""
+    affine = np.eye(4)
+    affine[:3, :3] = (2 * np.outer(_HALF_TURN, _HALF_TURN) - np.eye(3)) * spacing
+    affine[:3, 3] = [10, 20, -30]
+    header = _header()
+    header.set_qform(affine, code=1)
+    header.set_sform(affine, code=int(sform))
+    header["quatern_b"], header["quatern_c"], header["quatern_d"] = _HALF_TURN * np.sqrt(1 + excess)
+    return header, affine
+
+
+@pytest.mark.parametrize("sform", [True, False])
+@pytest.mark.parametrize("excess", [-8e-7, -1e-7, 4e-7, 8e-7, 2e-6])
+def test_a_quaternion_rounded_in_32_bits_is_read_without_a_word(tmp_path: Path, excess: float, sform: bool) -> None:
+    """Shorter than 1 by rounding it turns the axes by 0.1 degrees: no reason to refuse an sform that is exact."""
+    header, affine = _turned_header(excess, sform=sform)
+    volume, findings = nifti.read_image(_store(tmp_path / "ct.nii.gz", header, _body()))
+    if sform or excess > -1e-7:
+        assert np.abs(nifti.file_affine(volume.affine) - affine).max() < 1e-5
+    assert not findings
+
+
+def test_a_quaternion_written_in_decimals_is_told_and_one_that_is_none_refused(tmp_path: Path) -> None:
+    header, affine = _turned_header(1e-4, sform=False)
+    volume, findings = nifti.read_image(_store(tmp_path / "ct.nii.gz", header, _body()))
+    assert np.abs(nifti.file_affine(volume.affine) - affine).max() < 1e-4
+    assert [(f.severity, f.code) for f in findings] == [("WARN", "AFFINE_ROUNDED")] and "1.1 degrees" in findings[0].cause
+    for wrong in (1e-3, np.nan):
+        header, affine = _turned_header(0.0, sform=True)
+        header["quatern_b"] = np.sqrt(float(header["quatern_b"]) ** 2 + wrong)
+        volume, findings = nifti.read_image(_store(tmp_path / "ct.nii.gz", header, _body()))
+        assert np.abs(nifti.file_affine(volume.affine) - affine).max() < 1e-5  # the sform counts
+        assert [(f.severity, f.code) for f in findings] == [("WARN", "AFFINE_CONFLICT")] and "quaternion" in findings[0].cause
+        header["sform_code"] = 0
+        assert _code(_store(tmp_path / "ct.nii.gz", header, _body())) == "AFFINE_SINGULAR"
+
+
+def test_a_handedness_of_zero_means_one(tmp_path: Path) -> None:
+    header = _header()
+    header["sform_code"], header["pixdim"][0] = 0, 0
+    volume, findings = nifti.read_image(_store(tmp_path / "ct.nii.gz", header, _body()))
+    assert np.allclose(nifti.file_affine(volume.affine), np.diag([-2, -2, 2, 1])) and not findings
+
+
+@pytest.mark.parametrize(("sizes", "expected"), [
+    ((2, 2, 2.0002), None), ((2, 2.01, 2), None), ((1.96, 2, 2), "WARN"), ((2, 2, 2.11), "ERROR"), ((1.7, 1.7, 1.6), "ERROR"),
+    ((0, 0, 0), "SPACING_MISSING"), ((2, np.nan, 2), "SPACING_NONFINITE"), ((-2, 2, 2), "SPACING_NEGATIVE"),
+])
+def test_pixdim_is_held_against_the_sform(tmp_path: Path, sizes: tuple[float, float, float], expected: str | None) -> None:
+    """Other programs take pixdim: the same file would be larger or smaller there."""
+    header = _header()
+    header["qform_code"], header["pixdim"][1:4] = 0, sizes
+    path = _store(tmp_path / "ct.nii.gz", header, _body())
+    if expected == "ERROR":
+        assert _code(path) == "AFFINE_CONFLICT"
+        return
+    volume, findings = nifti.read_image(path)
+    assert volume.spacing_mm == (2, 2, 2)
+    told = [f"{f.severity} {f.code}" for f in findings]
+    assert told == ([] if expected is None else ["WARN AFFINE_CONFLICT" if expected == "WARN" else f"WARN {expected}"])
+
+
+@pytest.mark.parametrize("sizes", ["steps", "planes"])
+@pytest.mark.parametrize("qform", [True, False])
+def test_a_sheared_sform_is_held_against_what_the_other_forms_can_say(tmp_path: Path, sizes: str, qform: bool) -> None:
+    """A qform holds no shear; pixdim is the length of a step or the distance of planes, 11 % apart at 26 degrees."""
+    header, affine = _header(), np.diag([-2.0, -2.0, 2.0, 1.0])
+    affine[1, 2] = 1.0
+    header.set_qform(affine, code=int(qform), strip_shears=True)
+    header.set_sform(affine, code=1)
+    if sizes == "planes" and not qform:
+        header["pixdim"][1:4] = 2, 2 * np.cos(np.arctan(0.5)), 2
+    volume, findings = nifti.read_image(_store(tmp_path / "ct.nii.gz", header, _body()))
+    assert [(f.severity, f.code) for f in findings] == [("WARN", "AFFINE_SHEAR")] and np.allclose(nifti.file_affine(volume.affine), affine)
+
+
+def test_names_in_the_file_are_found_in_any_packing(tmp_path: Path) -> None:
+    table = b'<LabelTable><Label Red="1" Key="1"><![CDATA[liver]]></Label><Label Key="2" Alpha="1">left &amp; right</Label></LabelTable>'
+    for endianness, kind in (("<", nib.Nifti1Header), (">", nib.Nifti1Header), ("<", nib.Nifti2Header)):
+        header = kind(endianness=endianness)
+        header.set_data_shape((14, 12, 10))
+        header.set_sform(np.diag([2, 2, 2, 1]), code=1)
+        header["pixdim"][1:4] = 2
+        start = int(header["sizeof_hdr"]) + 4
+        header["vox_offset"] = start + len(table) + 8
+        content = header.binaryblock + b"\1\0\0\0" + (len(table) + 8).to_bytes(4, "little") + b"\0" * 4 + table + b"\0" * (14 * 12 * 10 * 4)
+        for name, data in (("a.nii", content), ("a.nii.gz", gzip.compress(content)), ("gz.nii", gzip.compress(content)), ("plain.nii.gz", content)):
+            (tmp_path / name).write_bytes(data)
+            assert nifti.read_names(tmp_path / name) == {1: "liver", 2: "left & right"}
+            assert nifti.read_integers(tmp_path / name)[0].array.shape == (10, 12, 14)
 
 
 # ---- files that are refused -------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from builders import small_phantom
 from ctseg.artifacts import write_json
 from ctseg.errors import CaseError, PreconditionError, UsageError
 from ctseg.scans import dicom_series, metaimage, nifti, nrrd, reading, volume_files
+from ctseg.scans.cases import CaseRecord, ImageSource, LabelSource
 from ctseg.scans.layouts import gathering, open_data_set
 from ctseg.scans.masks import open_masks
 from ctseg.scans.scan_files import find_scans
@@ -136,6 +137,12 @@ BAD = {
     "no byte order": ("HEADER_IMPLAUSIBLE", header(endian=None) + BODY),
     "text": ("ENCODING_UNSUPPORTED", header(encoding="ascii") + b"1 " * 1080),
     "skip": ("ENCODING_UNSUPPORTED", header(byte_skip="-1") + BODY),
+    "quantised": ("ENCODING_UNSUPPORTED", header(old_min="-1024", old_max="3071") + BODY),
+    "other spacings": ("AFFINE_CONFLICT", header(spacings="0.9 2 3") + BODY),
+    "spacings of two axes": ("HEADER_IMPLAUSIBLE", header(spacings="1.5 2") + BODY),
+    "metres per axis": ("UNITS_UNSUPPORTED", header(units='"m" "m" "m"') + BODY),
+    "gzip as a whole": ("NOT_NRRD", gzip.compress(header() + BODY)),
+    "a key with two values": ("HEADER_IMPLAUSIBLE", header()[:-1] + b"Segment0_LabelValue:=1\nSegment0_LabelValue:=2\n\n" + BODY),
     "twice": ("HEADER_IMPLAUSIBLE", header()[:-1] + b"sizes: 1 1 1\n\n" + BODY),
     "detached": ("PAIR_UNSUPPORTED", header(data_file="ct.raw")),
     "8 bits": ("NOT_HU", header(type="uchar") + BODY[:1080]),
@@ -152,6 +159,12 @@ def test_bad_nrrd(tmp_path: Path, name: str) -> None:
     with pytest.raises(CaseError) as caught:
         nrrd.read_image(path)
     assert (caught.value.code, caught.value.file) == (code, str(path))
+
+
+@pytest.mark.parametrize(("spacings", "told"), [("nan nan nan", []), ("1.5 2.0 3.0", []), ("1.5 2 2.9", ["WARN AFFINE_CONFLICT"])])
+def test_spacings_are_held_against_the_directions(tmp_path: Path, spacings: str, told: list[str]) -> None:
+    volume, findings = nrrd.read_image(write(tmp_path / "ct.nrrd", header(spacings=spacings) + BODY))
+    assert np.allclose(volume.affine, oblique()) and [f"{f.severity} {f.code}" for f in findings] == told
 
 
 def test_bytes_behind_raw_voxels_are_said(tmp_path: Path) -> None:
@@ -178,6 +191,8 @@ BAD_MHA = {
     "channels": ("NOT_SCALAR", mha(BODY, ElementNumberOfChannels="3")), "plane": ("NOT_3D", mha(BODY, NDims="2", DimSize="12 10")),
     "series": ("NOT_3D", mha(BODY, NDims="4", DimSize="12 10 3 3")), "text": ("ENCODING_UNSUPPORTED", mha(BODY, BinaryData="False")),
     "scaled": ("ENCODING_UNSUPPORTED", mha(BODY, ElementToIntensityFunctionSlope="2")), "huge": ("HEADER_IMPLAUSIBLE", mha(BODY, DimSize="32767 32767 32767")),
+    "matrix of another scale": ("AFFINE_CONFLICT", mha(BODY, TransformMatrix="2 0 0 0 2 0 0 0 2")),
+    "two origins": ("AFFINE_CONFLICT", mha(BODY, Position="-1 2 3")), "two matrices": ("AFFINE_CONFLICT", mha(BODY, Rotation="-1 0 0 0 1 0 0 0 1")),
     "cm": ("UNITS_UNSUPPORTED", mha(BODY, DistanceUnits="cm")), "maybe": ("HEADER_IMPLAUSIBLE", mha(BODY, CompressedData="perhaps")),
 }
 
@@ -189,6 +204,18 @@ def test_bad_metaimage(tmp_path: Path, name: str) -> None:
     with pytest.raises(CaseError) as caught:
         metaimage.read_image(path)
     assert (caught.value.code, caught.value.file) == (code, str(path))
+
+
+@pytest.mark.parametrize(("changes", "told"), [
+    ({"ElementSize": "1.5 2 3", "Origin": "1 2 3", "Rotation": "1 0 0 0 1 0 0 0 1"}, []),
+    ({"ElementSize": "1.5 2 5"}, ["WARN AFFINE_CONFLICT"]),  # thicker than their distance: slices overlap
+    ({"Position": "1 2 3.05"}, ["WARN AFFINE_CONFLICT"]),
+    ({"TransformMatrix": "1 0 0 0 1 0 0 0 0.98"}, ["WARN AFFINE_CONFLICT"]),
+    ({"TransformMatrix": "1 0 0 0.1 0.995 0 0 0 1"}, ["WARN AFFINE_SHEAR"]),
+])
+def test_what_a_metaimage_says_twice(tmp_path: Path, changes: dict[str, str], told: list[str]) -> None:
+    volume, findings = metaimage.read_image(write(tmp_path / "ct.mha", mha(BODY, **changes)))
+    assert np.allclose(volume.affine[:3, 3], [1, 2, 3]) and [f"{f.severity} {f.code}" for f in findings] == told
 
 
 def test_header_texts_do_not_reach_messages(tmp_path: Path) -> None:
@@ -262,6 +289,31 @@ def test_one_layer_is_a_label_map_with_names_and_old_files_number_no_values(tmp_
 def test_segments_that_do_not_fit_the_voxels_are_refused(tmp_path: Path, change: tuple[str, str], code: str) -> None:
     with pytest.raises(CaseError, match=code):
         open_masks(segmentation(tmp_path / "a.seg.nrrd", KEYS.replace(*change)))
+
+
+def test_a_label_map_whose_segments_do_not_explain_its_voxels_is_refused(tmp_path: Path) -> None:
+    """Also where a table beside it has a name for the value."""
+    one = "Segment0_Name:=liver\nSegment0_LabelValue:=1\n"
+    for keys, code in ((one, "LABEL_VALUES"), (one + "Segment1_Name:=spleen\n", "METADATA_INVALID")):
+        with pytest.raises(CaseError, match=code):
+            nrrd.read_integers(segmentation(tmp_path / "a.seg.nrrd", keys, layers()[0]))
+
+
+@pytest.mark.parametrize(("first", "second", "fits"), [
+    ("spleen", "liver", False), ("liver", "tumour", False), ("Leber", "SPLEEN", True), ("Segment_1", "Segment_2", True),
+])
+def test_names_in_the_file_are_never_overruled_by_a_table(tmp_path: Path, first: str, second: str, fits: bool) -> None:
+    keys = f"Segment0_Name:={first}\nSegment0_LabelValue:=1\nSegment1_Name:={second}\nSegment1_LabelValue:=2\n"
+    image = with_itk(tmp_path / "ct.nrrd", hu(), oblique())
+    label = segmentation(tmp_path / "a.seg.nrrd", keys, layers()[0])
+    (tmp_path / "labels.json").write_text('{"1": "liver", "2": "spleen"}')
+    assert open_masks(label).names == (first, second)
+    record = CaseRecord("a", "a", ImageSource("nrrd", image), LabelSource("map", label, {1: "liver", 2: "spleen"}))
+    if fits:
+        assert np.array_equal(reading.load_case(record, ["liver", "spleen"], root=tmp_path).label.array, layers()[0])
+        return
+    with pytest.raises(CaseError, match=rf"ORGAN_MAP_MISMATCH case=a file=a.seg.nrrd: the file itself calls the value \d '({first}|{second})'"):
+        reading.load_case(record, ["liver", "spleen"], root=tmp_path)
 
 
 def test_layers_are_no_label_map(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
+from builders import small_phantom, write_nnunet
 
 import preprocessing
 from ctseg import artifacts, cli
@@ -355,3 +356,61 @@ def test_openkbp_in_its_own_format(real_data: Path, tmp_path: Path) -> None:
     manifest = read_json(tmp_path / "w/processed_data/manifest.json")
     assert sorted(case["split"] for case in manifest["cases"]) == ["test", "train", "val"]
     assert all(case["states"]["Brainstem"] == "present" and case["lost_fraction"]["Brainstem"] == 0 for case in manifest["cases"])
+
+
+def _move(manifest: dict[str, Any]) -> None:
+    next(case for case in manifest["cases"] if case["split"] == "test")["split"] = "train"
+
+
+def _swap_patients(manifest: dict[str, Any]) -> None:
+    test, train = (next(case for case in manifest["cases"] if case["split"] == split) for split in ("test", "train"))
+    train["patient_id"] = test["patient_id"]
+
+
+EDITS: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
+    "a test case moved to train": (_move, "LEAKAGE"),
+    "one patient in two splits": (_swap_patients, "LEAKAGE"),
+    "a case twice": (lambda manifest: manifest["cases"].append(dict(manifest["cases"][0])), "MANIFEST_CHANGED"),
+    "a case removed": (lambda manifest: manifest["cases"].pop(), "MANIFEST_CHANGED"),
+    "structures reordered": (lambda manifest: manifest["structures"].reverse(), "MANIFEST_CHANGED"),
+    "a state changed": (lambda manifest: manifest["cases"][0]["states"].update(liver="absent"), "MANIFEST_CHANGED"),
+    "another window": (lambda manifest: manifest.update(window_hu=[-100, 100]), "MANIFEST_CHANGED"),
+}
+
+
+@pytest.mark.parametrize("edit", list(EDITS))
+def test_a_manifest_edited_by_hand_is_refused_by_every_later_stage(data: Path, tmp_path: Path, edit: str) -> None:
+    preprocess(data, tmp_path / "w")
+    workspace, (change, code) = Workspace(tmp_path / "w"), EDITS[edit]
+    before = manifest = artifacts.load_manifest(workspace)
+    manifest = copy.deepcopy(before)
+    change(manifest)
+    artifacts.write_json(workspace.manifest, manifest)
+    with pytest.raises(IntegrityError, match=code) as caught:
+        artifacts.load_manifest(workspace)
+    assert caught.value.exit_code == 5
+    assert preprocess(data, tmp_path / "w") == 0  # the remedy that the message names
+    assert artifacts.load_manifest(workspace) == before
+
+
+def test_healthy_patients_are_used_and_every_split_shows_the_structure(tmp_path: Path) -> None:
+    phantoms = {f"colon_{n}": small_phantom(("lesion",), seed=n, absent=("lesion",) if n > 3 else ()) for n in range(1, 9)}
+    write_nnunet(tmp_path / "data", phantoms)
+    assert preprocess(tmp_path / "data", tmp_path / "w") == 0
+    cases = artifacts.load_manifest(Workspace(tmp_path / "w"))["cases"]
+    assert {case["case_id"]: case["states"]["lesion"] for case in cases} == {name: "absent" if int(name[-1]) > 3 else "present" for name in phantoms}
+    assert {case["split"] for case in cases if case["states"]["lesion"] == "present"} == {"train", "val", "test"}
+    assert [finding["code"] for finding in report(tmp_path / "w")["findings"]] == ["LABEL_EMPTY"] * 5
+
+
+def test_cases_without_labels_and_one_fault_do_not_stop_a_run(tmp_path: Path) -> None:
+    data = write_data(tmp_path / "data", 7)
+    for name in ("p0", "p1", "p2"):
+        (data / name / "labels.nii.gz").unlink()
+    (data / "p3/ct.nii.gz").write_bytes(b"")
+    (data / "more.zip").write_bytes(b"PK")
+    assert preprocess(data, tmp_path / "w") == 3
+    assert report(tmp_path / "w")["skipped_cases"] == ["more.zip", "p0", "p1", "p2", "p3"]
+    with pytest.raises(PreconditionError, match=r"SKIP_LIMIT.*1 of 8 cases are faulty.*data.skip_limit=0.13"):
+        preprocess(data, tmp_path / "w", "--set", "data.skip_limit=0")
+    assert preprocess(data, tmp_path / "w", "--set", "data.skip_limit=0.13") == 3

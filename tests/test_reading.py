@@ -141,10 +141,13 @@ def test_states_of_masks(tmp_path: Path) -> None:
     del masks["kidney_right"]
     record = _mask_case(tmp_path, masks)
     case = reading.load_case(record, SIDES, root=tmp_path)
-    assert case.states == {"kidney_left": PRESENT, "kidney_right": UNLABELLED, "bladder": ABSENT} and not case.findings
+    assert case.states == {"kidney_left": PRESENT, "kidney_right": UNLABELLED, "bladder": ABSENT}
+    assert _codes(case) == [("WARN", "LABEL_MISSING"), ("NOTE", "LABEL_EMPTY")]
+    assert [finding.file for finding in case.findings] == ["masks/kidney_right.nii.gz", "masks/bladder.nii.gz"] and case.findings[0].case == "case"
     claimed = reading.load_case(dataclasses.replace(record, annotated=frozenset(SIDES)), SIDES, root=tmp_path)
-    assert claimed.states == case.states and _codes(claimed) == [("WARN", "LABEL_MISSING")]
-    assert claimed.findings[0].file == "masks/kidney_right.nii.gz" and claimed.findings[0].case == "case"
+    assert claimed.states == case.states and claimed.findings == case.findings
+    alone = reading.load_case(record, ("bladder",), root=tmp_path)
+    assert alone.states == {"bladder": ABSENT} and _codes(alone) == [("WARN", "LABEL_EMPTY")]
 
 
 def test_no_mask_at_all(tmp_path: Path) -> None:
@@ -156,7 +159,9 @@ def test_empty_map(tmp_path: Path) -> None:
     error = _refused(_map_case(tmp_path, empty), tmp_path)
     assert (error.code, error.file) == ("LABEL_EMPTY", "case/label.nii.gz")
     case = reading.load_case(_map_case(tmp_path, empty, annotated=frozenset(SIDES)), SIDES, root=tmp_path)
-    assert case.states == dict.fromkeys(SIDES, ABSENT)
+    assert case.states == dict.fromkeys(SIDES, ABSENT) and _codes(case) == [("WARN", "LABEL_EMPTY")]
+    partly = reading.load_case(_map_case(tmp_path, empty, annotated=frozenset({"bladder"})), SIDES, root=tmp_path)
+    assert partly.states == {"kidney_left": UNLABELLED, "kidney_right": UNLABELLED, "bladder": ABSENT}
 
 
 def test_ignore_value_is_background_and_told(tmp_path: Path) -> None:
@@ -164,7 +169,8 @@ def test_ignore_value_is_background_and_told(tmp_path: Path) -> None:
     assert case.label is not None and np.array_equal(case.label.array, PHANTOM.label.array)
     assert _codes(case) == [("NOTE", "LABEL_IGNORED")] and case.findings[0].cause.startswith("1 voxels")
     only = Volume(np.where(PHANTOM.label.array > 0, 9, 0), PHANTOM.label.affine)
-    assert _refused(_map_case(tmp_path, only, ignore_value=9), tmp_path).code == "LABEL_EMPTY"
+    for annotated in (None, frozenset(SIDES)):  # nobody looked at these voxels, so nothing is absent
+        assert _refused(_map_case(tmp_path, only, ignore_value=9, annotated=annotated), tmp_path).code == "LABEL_EMPTY"
 
 
 # ---- values -----------------------------------------------------------------------------------------------
@@ -209,11 +215,11 @@ def test_reordered_label_is_put_in_place_exactly(tmp_path: Path, order: tuple[in
 
 def test_rounded_affine_is_tolerated_and_told(tmp_path: Path) -> None:
     affine = PHANTOM.label.affine.copy()
-    affine[0, 3] += 0.005
+    affine[0, 3] += 0.045
     case = reading.load_case(_map_case(tmp_path, Volume(PHANTOM.label.array, affine)), SIDES, root=tmp_path)
     assert case.label is not None and np.array_equal(case.label.array, PHANTOM.label.array)
     assert np.array_equal(case.label.affine, case.image.affine)
-    assert _codes(case) == [("NOTE", "GRID_ROUNDING")] and "0.005 mm" in case.findings[0].cause
+    assert _codes(case) == [("WARN", "GRID_ROUNDING")] and "0.045 mm" in case.findings[0].cause
 
 
 def _moved(**changes: float) -> Volume:
@@ -225,10 +231,10 @@ def _moved(**changes: float) -> Volume:
 
 
 BAD_GRIDS = {
-    "four slices short": (Volume(PHANTOM.label.array[:6], PHANTOM.label.affine), r"label shape (6, 12, 14), image shape (10, 12, 14)"),
+    "four slices short": (Volume(PHANTOM.label.array[:6], PHANTOM.label.affine), "its shape is (6, 12, 14), the image has (10, 12, 14)"),
     "20 mm beside": (_moved(x_mm=20), "up to 20 mm away"),
-    "0.1 mm beside": (_moved(x_mm=0.1), "up to 0.1 mm away"),
-    "mirrored to another place": (_moved(mirror=-1), "up to 26 mm away"),
+    "0.06 mm beside": (_moved(x_mm=0.06), "up to 0.06 mm away"),
+    "mirrored to another place": (_moved(mirror=-1), "up to 13 mm away"),
     "other spacing": (_moved(stretch=1.5), "voxels 4.5 x 2 x 1 against 3 x 2 x 1 mm"),
 }
 

@@ -198,5 +198,5 @@ def test_the_masks_of_the_ibsi_are_met_voxel_by_voxel(patient):
     (structures,) = [path for path in (root / "dicom" / patient).rglob("*.dcm") if pydicom.dcmread(path, stop_before_pixels=True).Modality == "RTSTRUCT"]
     masks, _ = rtstruct.read_structures(structures, image, folder)
     published = nifti.read_integers(root / "nifti" / patient / "CT_mask.nii.gz")[0]
-    expected = match_grid(published, image.grid, tolerance_mm=0.05).array > 0
+    expected = match_grid(published, image.grid, tolerance=0.05).array > 0
     assert any(np.array_equal(mask, expected) for mask in masks.values()) and expected.any()

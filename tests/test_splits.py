@@ -73,6 +73,26 @@ def test_frozen_patients_stay_and_new_ones_fill_up() -> None:
     assert all(fewer[name] == frozen[name] for name in fewer)
 
 
+def test_a_patient_stays_where_it_was_when_an_earlier_scan_of_it_is_added() -> None:
+    """Patients of DICOM folders are called after their first case, and that is another one now."""
+    for n in range(12):
+        cases = [case(f"p{k}") for k in range(12)]
+        frozen = draw(cases)
+        again = draw([case("a0"), *cases[:n], case(f"p{n}", patient="a0"), *cases[n + 1 :]], frozen)
+        assert again["a0"] == frozen[f"p{n}"]
+
+
+@pytest.mark.parametrize(("present", "healthy"), [(3, 3), (4, 2), (3, 9), (5, 45)])
+def test_every_split_has_cases_that_show_the_structure(present: int, healthy: int) -> None:
+    for seed in range(10):
+        cases = [case(f"p{n}") for n in range(present)] + [case(f"h{n}", present="") for n in range(healthy)]
+        assignment = draw(cases, seed=seed)
+        assert {assignment[f"p{n}"] for n in range(present)} == {"train", "val", "test"}
+        assert min(sizes(assignment)) >= 1
+    two = draw([case("a"), case("b"), *(case(f"h{n}", present="") for n in range(6))])
+    assert {two["a"], two["b"]} == {"train", "test"}  # one to learn from, one to score
+
+
 def test_own_split_wins_and_val_is_carved_from_train() -> None:
     cases = [case(f"a{n}", own="train") for n in range(20)] + [case(f"b{n}", own="test") for n in range(5)]
     assignment, findings = draw_splits(cases, frozen={"b0": "train", "a0": "train"}, val_fraction=0.15, test_fraction=0.2, seed=0)

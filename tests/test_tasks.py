@@ -243,7 +243,7 @@ def test_infer_writes_dicom_that_reads_back_as_the_same_mask(tmp_path, cohorts, 
     names = artifacts.read_json(tmp_path / "masks" / "labels.json")
     segments, _ = dicom_seg.read_segments(tmp_path / "masks" / f"{name}_seg.dcm", image, series.folder)
     contours, _ = rtstruct.read_structures(tmp_path / "masks" / f"{name}_rtstruct.dcm", image, series.folder)
-    expected = match_grid(label, image.grid, tolerance_mm=1e-3).array
+    expected = match_grid(label, image.grid, tolerance=1e-3).array
     with (tmp_path / "masks" / "statistics.csv").open() as stream:
         rows = {row["structure"]: row for row in csv.DictReader(stream)}
     assert expected.any()

@@ -41,7 +41,7 @@ class Calibration:
         scan = Grid.from_record(entry["scan"])
         file = entry["reference"]["file"]
         reference = nifti.read_integers(workspace.require(workspace.processed / file, stage="preprocess"))[0]
-        if not reference.grid.matches(scan, 1e-2):
+        if not reference.grid.matches(scan):
             raise IntegrityError("GRID_MISMATCH", "the reference does not lie on the grid of its scan", "run `python run_pipeline.py --preprocess` again", case=entry["case_id"], file=f"processed_data/{file}")
         numbers = [number for number, name in enumerate(self.names, start=1) if entry["states"].get(name) in _ANNOTATED]
         found = [few_boxes(label, numbers) for label in (reference.array, prediction)]

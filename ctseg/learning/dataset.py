@@ -152,7 +152,7 @@ class PatchSampler:
     the body of any case. Where cases carry tubes, TUBE_SHARES decides instead.
     """
 
-    def __init__(self, cases: Sequence[TrainingCase], structures: Sequence[str], settings: TrainSettings):
+    def __init__(self, cases: Sequence[TrainingCase], structures: Sequence[str], settings: TrainSettings, sides: laterality.Sides | None = None):
         self.cases = list(cases)
         holders = {value: [i for i, case in enumerate(cases) if value in case.points] for value in range(1, len(structures) + 1)}
         self.holders = {value: indices for value, indices in holders.items() if indices}
@@ -161,7 +161,7 @@ class PatchSampler:
         self.strength = augment.STRENGTHS[settings.augmentation]
         if not settings.mirror:
             self.strength = dataclasses.replace(self.strength, mirror=0.0)
-        self.swaps = augment.mirror_table(laterality.mirror_pairs(structures), len(structures))
+        self.swaps = augment.mirror_table((sides or laterality.find_sides(structures)).indices(structures), len(structures))
         self.by_tubes = settings.sampling != "structures" and any(case.tubes is not None for case in cases)
 
     def _choose(self, rng: np.random.Generator) -> tuple[TrainingCase, np.ndarray]:

@@ -24,12 +24,12 @@ def predict_guide_masks(predictor: Predictor, model_hash: str, records: Sequence
     names = predictor.names
     for record in progress(records):
         path = folder / f"{artifacts.safe_name(record.case_id)}.nii.gz"
-        key = [model_hash, reading.source_hash(record)]
-        if done.get(record.case_id) == key and path.exists():
-            continue
         try:
+            key = [model_hash, reading.source_hash(record)]
+            if done.get(record.case_id) == key and path.exists():
+                continue
             image, _ = reading.load_image(record.image)
-        except PipelineError:
+        except (PipelineError, OSError):
             continue
         nifti.write_label(path, Volume(predictor.predict_scan(image), image.affine), names=dict(enumerate(names, start=1)))
         done[record.case_id] = key

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 
 from ctseg import artifacts
 from ctseg.scans.guides import read_guide
-from ctseg.scans.laterality import mirror_pairs
+from ctseg.scans.laterality import Sides, find_sides
 
 TAUS_MM = (20.0, 100.0)  # the near one resolves an organ's shape, the far one where in the body a patch lies
 DROP_PROBABILITY = 0.15
@@ -50,18 +50,19 @@ def load(workspace: artifacts.Workspace, manifest: dict[str, Any], entry: dict[s
     record = entry.get("guide")
     if not record:
         return None
-    return make_guide(*read_guide(workspace.processed / record["file"], sha256=record["sha256"]), manifest["guide"]["organs"])
+    organs = manifest["guide"]["organs"]
+    return make_guide(*read_guide(workspace.processed / record["file"], sha256=record["sha256"]), organs, Sides.of(manifest.get("sides"), organs))
 
 
-def make_guide(distance_mm: np.ndarray, presence: np.ndarray, stride: Triple, organs: Sequence[str]) -> Guide:
-    """The Guide of what `ctseg.scans.guides.read_guide` returned."""
-    return Guide(torch.from_numpy(distance_mm), torch.from_numpy(presence), stride, organ_swaps(organs))
+def make_guide(distance_mm: np.ndarray, presence: np.ndarray, stride: Triple, organs: Sequence[str], sides: Sides | None = None) -> Guide:
+    """The Guide of what `ctseg.scans.guides.read_guide` returned. sides: from the organs' names when None."""
+    return Guide(torch.from_numpy(distance_mm), torch.from_numpy(presence), stride, organ_swaps(organs, sides))
 
 
-def organ_swaps(organs: Sequence[str]) -> torch.Tensor:
+def organ_swaps(organs: Sequence[str], sides: Sides | None = None) -> torch.Tensor:
     """(K,) indices of the organs after a left/right mirror; unpaired organs stay."""
     swaps = torch.arange(len(organs))
-    for left, right in mirror_pairs(organs):
+    for left, right in (sides or find_sides(organs)).indices(organs):
         swaps[left], swaps[right] = right, left
     return swaps
 

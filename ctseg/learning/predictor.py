@@ -12,7 +12,7 @@ import torch
 
 from ctseg import config
 from ctseg.config import EvaluateSettings, Settings
-from ctseg.errors import UsageError
+from ctseg.errors import Finding, UsageError
 from ctseg.learning import augment, checkpoints, guides, hardware, locator
 from ctseg.learning.inference import Sight, Windows, count_views, predict_shares
 from ctseg.learning.postprocess import keep_largest
@@ -47,6 +47,23 @@ class Predictor:
     def takes_guide(self) -> bool:
         """Whether the network needs a guide."""
         return "guide" in getattr(self.network, "inputs", ())
+
+    @property
+    def sides(self) -> laterality.Sides:
+        """Which structures, and organs of the guide, are left and right."""
+        return laterality.Sides.of(self.checkpoint.get("sides"), [*self.names, *_guide_organs(self.checkpoint)])
+
+    @property
+    def one_sided(self) -> list[str]:
+        """Names whose mirror image the network does not know, so that it is never shown a mirrored scan."""
+        return laterality.one_sided(self.checkpoint.get("sides"), self.names, _guide_organs(self.checkpoint))
+
+    @property
+    def why_not_mirrored(self) -> str | None:
+        """The line that says that a mirrored scan is not predicted too because of structures of one side; None without any."""
+        if not self.one_sided:
+            return None
+        return Finding("NOTE", "ONE_SIDED", f"{', '.join(self.one_sided)}: one side only, so the mirrored scan is not predicted too").line()
 
     @property
     def members(self) -> int:
@@ -99,7 +116,7 @@ class Predictor:
         canvas = plan.canvas(image.grid, box)
         scaled = self._scaled(image, canvas)
         maps = coarse_maps(guide.masks, canvas) if guide is not None and self.takes_guide else None
-        seen = guides.make_guide(maps.distance_mm, maps.presence, maps.stride, guide.organs) if maps is not None and guide is not None else None
+        seen = guides.make_guide(maps.distance_mm, maps.presence, maps.stride, guide.organs, self.sides) if maps is not None and guide is not None else None
         sight = Sight(scaled, seen)
         if self.locator is not None:
             whole = grids.whole_grid(image.grid, box)
@@ -119,17 +136,29 @@ def load_predictor(path: Path, settings: EvaluateSettings, *, device: str, build
     checkpoint = checkpoints.load(path)
     trained: Settings = config.from_record(checkpoint["settings"])
     machine = hardware.choose_machine(device, trained.train.precision if trained.train.precision != "fp16" else "auto")
-    network = build_network(**checkpoint["arch"])
-    checkpoints.load_weights(network, checkpoint["model"], file=file)
+    network = checkpoints.restore(build_network, checkpoint["arch"], checkpoint["model"], file=file)
+    _check_companions(checkpoint, network, file)
     names = list(checkpoint["structures"])
-    swaps = augment.mirror_table(laterality.mirror_pairs(names), len(names)) if settings.flip and mirrors(trained) else None
+    swaps = None
+    if settings.flip and mirrors(trained) and not laterality.one_sided(checkpoint.get("sides"), names, _guide_organs(checkpoint)):
+        swaps = augment.mirror_table(laterality.Sides.of(checkpoint.get("sides"), names).indices(names), len(names))
     filtered = {"auto": checkpoint["largest_component"], "all": names, "none": []}[settings.keep_largest]
     finder = checkpoint.get("locator")
     return Predictor(
         checkpoint, machine.place(network), machine,
         Windows(len(names) + 1, trained.train.fixed_patch(), settings.overlap, swaps, settings.context_scope),
         tuple(names.index(name) + 1 for name in filtered),
-        locator.restore_locator(finder, lambda arch: build_network(**arch), machine) if finder else None)
+        locator.restore_locator(finder, build_network, machine, file=file) if finder else None)
+
+
+def _check_companions(checkpoint: dict[str, Any], network: torch.nn.Module, file: str) -> None:
+    """Raise IntegrityError unless the checkpoint brings the locator that its grid needs, and names the organs whose guide its network takes."""
+    if (checkpoint["preprocess"]["grid"] == "roi") != bool(checkpoint.get("locator")):
+        raise checkpoints.mismatch("a network of the roi grid and a locator belong together; this has one of them", file, "use checkpoints/best_model.pth of a training run")
+    if "guide" in getattr(network, "inputs", ()):
+        organs = (checkpoint.get("guide") or {}).get("organs", ())
+        if guides.n_channels(len(organs)) != checkpoint["arch"]["guide_channels"]:
+            raise checkpoints.mismatch(f"its network takes {checkpoint['arch']['guide_channels']} guide channels, and it names {len(organs)} guide organs", file)
 
 
 def ensemble(members: Sequence[Predictor]) -> Predictor:
@@ -144,6 +173,10 @@ def ensemble(members: Sequence[Predictor]) -> Predictor:
                 raise UsageError("ENSEMBLE_MISMATCH", f"the checkpoints were trained with other {what}", "give models of one data set and the same settings of data")
     filtered = [number for number in first.filtered if all(number in other.filtered for other in others)]
     return dataclasses.replace(first, others=tuple(others), filtered=tuple(filtered))
+
+
+def _guide_organs(checkpoint: dict[str, Any]) -> list[str]:
+    return list((checkpoint.get("guide") or {}).get("organs", ()))
 
 
 def mirrors(trained: Settings) -> bool:

@@ -1,8 +1,8 @@
 """The training loop: steps, averaged weights, whole-volume validation, checkpoints that resume bit-exactly.
 
 Everything random is drawn from counters (see `dataset`), so a checkpoint needs no generator state: on a CPU with
-the same number of threads, a run that was killed ends in the same weights as one that was not (`--epochs`; with
-`--minutes` the clock decides how many steps fit).
+the same number of threads, a run that was killed, or stopped in the middle of an epoch, ends in the same weights as
+one that was not (`--epochs`; with `--minutes` the clock decides how many steps fit).
 """
 
 from __future__ import annotations
@@ -19,14 +19,15 @@ import torch
 
 from ctseg import artifacts
 from ctseg.config import Settings
-from ctseg.errors import DivergedError, UsageError
-from ctseg.learning import checkpoints, hardware, tubes
+from ctseg.errors import DivergedError
+from ctseg.learning import checkpoint_schema, checkpoints, hardware, tubes
 from ctseg.learning.dataset import Batch, PatchSampler, TrainingCase
 from ctseg.learning.inference import Windows, predict_canvas
 from ctseg.learning.objective import objective
 from ctseg.learning.postprocess import in_one_piece
 from ctseg.learning.schedule import Budget, learning_rate_factor
 from ctseg.learning.validation import Validation
+from ctseg.scans.laterality import Sides
 from ctseg.scoring.summary import mean
 
 REFERENCES_LOOKED_AT = 50  # training cases that tell whether a structure is one piece
@@ -42,6 +43,22 @@ class Callbacks:
     epoch: Callable[[dict[str, Any]], None]
     best: Callable[[int, float], None]
     note: Callable[[str], None]
+    stop: Callable[[], bool] = lambda: False  # asked after every step and every validation scan: whether to save and end
+
+
+class Stopped(Exception):
+    """The caller asked to stop; the state is saved."""
+
+
+@dataclasses.dataclass
+class _Epoch:
+    """An epoch as far as it has come. begun: seconds of training before it; total: sum of the losses; dice: running soft Dice per structure."""
+
+    begun: float
+    dice: list[float | None]
+    steps: int = 0
+    total: float = 0.0
+    rate: float = 0.0
 
 
 @dataclasses.dataclass
@@ -56,6 +73,7 @@ class Identity:
     synthetic: bool
     guide: dict[str, Any] | None = None  # organs and source of the guide that the network takes
     locator: dict[str, Any] | None = None  # arch, weights and patch size of the locator of the roi grid
+    sides: dict[str, Any] | None = None  # of `laterality.Sides.record`; None: the names decide
 
 
 class Trainer:
@@ -73,7 +91,7 @@ class Trainer:
         self.optimizer = _optimizer(self.network, settings)
         self.scaler = torch.amp.GradScaler("cuda", enabled=machine.precision == "fp16")
         self.patch_size = train.fixed_patch()
-        self.sampler = PatchSampler(cases, identity.structures, train)
+        self.sampler = PatchSampler(cases, identity.structures, train, Sides.of(identity.sides, identity.structures))
         self.validation = list(validation)
         self.windows = Windows(len(identity.structures) + 1, self.patch_size, overlap=0.25)
         self.epoch = 0  # epochs finished
@@ -85,57 +103,80 @@ class Trainer:
         self.missed: list[tuple[str, torch.Tensor]] = []  # case and voxels of tubes that were missed, in the order of looking
         self.largest_component: list[str] = []  # structures of which only the largest component is kept
         self.budget = Budget(train)
+        self.partial = self._new_epoch()
         self.history = _empty_history(settings, identity, self.network)
 
     # ---- the loop ----
 
     def fit(self) -> dict[str, Any]:
-        """Train until the budget ends and return the history. Writes best_model.pth, last.pth and the history."""
-        stopped = "minutes" if self.budget.timed else "epochs"
+        """Train until the budget ends and return the history. Writes best_model.pth, last.pth and the history.
+
+        Raises Stopped when that was asked for, with the state saved in last.pth, and DivergedError; `stopped` of the history says which.
+        """
+        try:
+            stopped = self._run_epochs()
+        except Stopped:
+            self._end("interrupted")
+            self._save_last()
+            raise
+        except DivergedError:
+            self._end("diverged")
+            raise
+        self._end(stopped)
+        return self.history
+
+    def _end(self, stopped: str) -> None:
+        self.history |= {"stopped": stopped, **self._costs()}
+        artifacts.write_json(self.workspace.history, self.history)
+
+    def _run_epochs(self) -> str:
+        """Train and validate until the budget ends; return what ended it."""
         progress = self.budget.progress(self.epoch, 0)
-        while progress < 1:  # asked once per epoch: a clock that runs out between two questions would skip the last validation
-            started = time.monotonic()
-            loss, dice = self._run_epoch()
+        while progress < 1 or self.partial.steps:  # asked once per epoch: a clock that runs out between two questions would skip the last validation
+            self._run_epoch()
             progress = self.budget.progress(self.epoch + 1, 0)
             validation = self._validate() if self.validation and self.budget.validation_due(self.epoch, progress) else None
             self.epoch += 1
-            self._record(loss, dice, validation, time.monotonic() - started)
+            self._record(validation)
+            self.partial = self._new_epoch()
             if validation is not None:
                 self._keep_if_best(validation)
             elif not self.validation:
                 self._save_best()
             self._save_last()
             if self.settings.train.patience and self.stale >= self.settings.train.patience:
-                stopped = "patience"
-                break
-        self.history |= {"stopped": stopped, **self._costs()}
-        artifacts.write_json(self.workspace.history, self.history)
-        return self.history
+                return "patience"
+        if not self.best_epoch:  # the budget was cut to less than what is trained
+            self._keep_if_best(self._validate()) if self.validation else self._save_best()
+        return "minutes" if self.budget.timed else "epochs"
 
-    def _run_epoch(self) -> tuple[float, list[float | None]]:
-        """Mean loss and running soft Dice per structure of one epoch, which ends early when a timed budget does."""
+    def _run_epoch(self) -> None:
+        """Do the steps of an epoch that are left; it ends early when a timed budget does."""
         self.network.train()
-        torch.manual_seed(counter_seed(self.settings.train.seed, self.epoch))  # what networks draw themselves: the corrupted context of passes
-        total, count = 0.0, 0
-        dice: list[float | None] = [None] * len(self.identity.structures)
+        epoch, steps = self.partial, self.settings.train.steps_per_epoch
         # A GPU waits for patches, so threads prepare them. On a CPU they would fight the network for its cores.
         threads = 0 if self.machine.device.type == "cpu" else 4
-        steps = self.settings.train.steps_per_epoch
-        for step, batch in enumerate(self.sampler.batches(self.epoch, 0, steps, threads=threads)):
+        for step, batch in enumerate(self.sampler.batches(self.epoch, epoch.steps, steps, threads=threads), start=epoch.steps):
             progress = self.budget.progress(self.epoch, step)
-            if progress >= 1 and count:
+            if progress >= 1 and epoch.steps:
                 break
             loss, batch_dice = self._step(batch, progress)
-            total, count = total + loss, count + 1
+            epoch.total, epoch.steps, epoch.rate = epoch.total + loss, step + 1, self.optimizer.param_groups[0]["lr"]
             for index, value in enumerate(batch_dice.tolist()):
                 if value == value:  # not NaN: the batch has the structure
-                    old = dice[index]
-                    dice[index] = value if old is None else RUNNING_MEAN * old + (1 - RUNNING_MEAN) * value
-            known = [value for value in dice if value is not None]
-            self.callbacks.step(self.epoch + 1, step + 1, total / count, sum(known) / len(known) if known else None, progress)
+                    old = epoch.dice[index]
+                    epoch.dice[index] = value if old is None else RUNNING_MEAN * old + (1 - RUNNING_MEAN) * value
+            self.callbacks.step(self.epoch + 1, step + 1, epoch.total / epoch.steps, mean(epoch.dice), progress)
+            self._stop_if_asked()
         if not all(bool(torch.isfinite(p).all()) for p in self.network.parameters()):
             raise DivergedError("DIVERGED", f"weights became NaN or infinite in epoch {self.epoch + 1}", "use a smaller train.learning_rate; the last good checkpoint is kept")
-        return total / max(count, 1), dice
+
+    def _new_epoch(self) -> _Epoch:
+        return _Epoch(self.budget.seconds(), [None] * len(self.identity.structures))
+
+    def _stop_if_asked(self) -> None:
+        if self.callbacks.stop():
+            raise Stopped
 
     def _step(self, batch: Batch, progress: float) -> tuple[float, torch.Tensor]:
         train = self.settings.train
@@ -146,6 +187,7 @@ class Trainer:
             drawn = 1 + counter_seed(train.seed, 3, self.steps) % int(self.multipass.n_train)
             self.multipass.draw_passes = drawn if progress >= train.first_pass_fraction else 1
             self.later_passes = progress >= train.first_pass_fraction
+        torch.manual_seed(counter_seed(train.seed, 4, self.steps))  # what networks draw themselves: the corrupted context of passes
         with self.machine.autocast():
             outputs = self.network(self.machine.image(batch.image), **{name: self.machine.image(value) for name, value in batch.inputs.items()})
         loss, dice = objective(outputs, batch, train, progress, self.machine.device)
@@ -180,11 +222,13 @@ class Trainer:
         started = time.monotonic()
         current = {key: value.clone() for key, value in self.network.state_dict().items()}
         self.network.load_state_dict(self.averaged)
-        result = self._score_passes()
-        if self.sampler.by_tubes:
-            self._look_for_missed()
-        self.network.load_state_dict(current)
-        self.network.train()
+        try:
+            result = self._score_passes()
+            if self.sampler.by_tubes:
+                self._look_for_missed()
+        finally:
+            self.network.load_state_dict(current)
+            self.network.train()
         self.budget.note_validation(time.monotonic() - started)
         return result
 
@@ -203,6 +247,7 @@ class Trainer:
             for validation in by_pass:
                 if len(validation.losses) == index:  # a network of one pass tells none, and passes that agree end early
                     validation.add(case, last)
+            self._stop_if_asked()
         self.dice_of_passes = [mean(validation.mean_dice()) for validation in by_pass]
         best = max(range(most), key=lambda number: self.dice_of_passes[number] or 0.0)
         for key, value in self.averaged.items():
@@ -247,24 +292,25 @@ class Trainer:
 
     # ---- files ----
 
-    def _record(self, loss: float, dice: list[float | None], validation: Validation | None, seconds: float) -> None:
-        history, names = self.history, self.identity.structures
+    def _record(self, validation: Validation | None) -> None:
+        history, names, epoch = self.history, self.identity.structures, self.partial
+        loss, seconds = epoch.total / max(1, epoch.steps), self.budget.seconds() - epoch.begun
         scores = validation.mean_dice() if validation else [None] * len(names)
         distances = validation.mean_hd95_mm() if validation else [None] * len(names)
         history["epochs"].append(self.epoch)
         history["train_loss"].append(loss)
         history["val_loss"].append(mean(validation.losses) if validation else None)
-        history["learning_rate"].append(self.optimizer.param_groups[0]["lr"])
+        history["learning_rate"].append(epoch.rate)
         history["epoch_seconds"].append(round(seconds, 2))
         history["resource_usage"].append(hardware.usage(self.machine.device))
         for index, name in enumerate(names):
-            history["train_dice"][name].append(dice[index])
+            history["train_dice"][name].append(epoch.dice[index])
             history["val_dice"][name].append(scores[index])
             history["val_hausdorff"][name].append(distances[index])
         history["val_mean_dice"].append(mean(scores))
         history |= {"best_epoch": self.best_epoch, "best_val_dice": self.best}
-        self.callbacks.epoch({"epoch": self.epoch, "loss": loss, "dice": mean(dice), "validation": mean(scores),
-                              "rate": history["learning_rate"][-1], "seconds": seconds})
+        self.callbacks.epoch({"epoch": self.epoch, "loss": loss, "dice": mean(epoch.dice), "validation": mean(scores),
+                              "rate": epoch.rate, "seconds": seconds})
 
     def _costs(self) -> dict[str, Any]:
         """Time, steps and memory of the run so far."""
@@ -276,7 +322,8 @@ class Trainer:
         identity = self.identity
         return {"created_by": "ctseg", "arch": identity.arch, "structures": identity.structures, "preprocess": identity.preprocess,
                 "settings": self.settings.record(), "manifest_hash": identity.manifest_hash, "splits_hash": identity.splits_hash,
-                "synthetic": identity.synthetic, "guide": identity.guide, "locator": identity.locator, "epoch": self.epoch, "steps": self.steps, "best": self.best, "largest_component": self.largest_component, "threads": torch.get_num_threads(),
+                "synthetic": identity.synthetic, "guide": identity.guide, "locator": identity.locator, "sides": identity.sides, "epoch": self.epoch, "steps": self.steps, "best": self.best, "largest_component": self.largest_component,
+                "threads": torch.get_num_threads(), "precision": self.machine.precision,
                 "model": {key: value.detach().cpu().clone() for key, value in weights.items()}}
 
     def _save_best(self) -> None:
@@ -288,32 +335,55 @@ class Trainer:
         content = self._content(self.network.state_dict()) | {
             "averaged": {key: value.detach().cpu().clone() for key, value in self.averaged.items()}, "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(), "missed": self.missed, "best_epoch": self.best_epoch, "stale": self.stale, "rate_scale": self.rate_scale,
-            "seconds": self.budget.seconds(), "validation_seconds": self.budget.validation_seconds,
+            "partial": dataclasses.asdict(self.partial), "later_passes": self.later_passes, "seconds": self.budget.seconds(), "validation_seconds": self.budget.validation_seconds,
             "validation_total": self.budget.validation_total, "history": json.dumps(self.history, allow_nan=False)}
         checkpoints.rotate(self.workspace.last_model)
         checkpoints.save(self.workspace.last_model, content)
         artifacts.write_json(self.workspace.history, self.history)
 
     def resume(self, content: dict[str, Any]) -> None:
-        """Continue from what `last.pth` holds. UsageError RESUME_CONFLICT when the settings differ."""
-        differing = _conflicts(content["settings"], self.settings.record())
-        if differing:
-            raise UsageError("RESUME_CONFLICT", f"the interrupted run had other settings ({', '.join(differing)})",
-                             "repeat its settings, or start anew with --restart", file=self.workspace.relative(self.workspace.last_model))
-        name = self.workspace.relative(self.workspace.last_model)
-        checkpoints.load_weights(self.network, content["model"], file=name)
+        """Continue from what `last.pth` holds, which must be of the same settings. Raises IntegrityError for what does not fit."""
+        file = self.workspace.relative(self.workspace.last_model)
+        history = checkpoint_schema.check_training(content, file)
+        checkpoints.load_weights(self.network, content["model"], file=file)
         self.averaged = {key: value.to(self.machine.device) for key, value in content["averaged"].items()}
-        self.optimizer.load_state_dict(content["optimizer"])
-        self.scaler.load_state_dict(content["scaler"])
+        self._restore_optimizer(content["optimizer"]["state"], content["steps"], file)
+        if self.scaler.is_enabled() and content["scaler"]:
+            self.scaler.load_state_dict(content["scaler"])
         self.epoch, self.steps, self.best, self.best_epoch = content["epoch"], content["steps"], content["best"], content["best_epoch"]
         self.stale, self.rate_scale, self.largest_component = content["stale"], content["rate_scale"], content["largest_component"]
+        shapes = {case.case_id: torch.tensor(case.label.shape) for case in self.sampler.cases}
         for case_id, points in content.get("missed", []):
+            if case_id not in shapes or not bool(((points >= 0) & (points < shapes[case_id])).all()):
+                raise checkpoints.mismatch(f"it names missed places that case {case_id} does not have", file)
             self._remember_missed(case_id, points)
         self.budget = Budget(self.settings.train, spent_seconds=content["seconds"])
         self.budget.validation_seconds, self.budget.validation_total = content["validation_seconds"], content["validation_total"]
-        self.history = json.loads(content["history"])
-        if content["threads"] != torch.get_num_threads():
-            self.callbacks.note(f"NOTE THREADS_CHANGED: {content['threads']} threads before, {torch.get_num_threads()} now; the weights will differ in the last bits")
+        self.partial = _Epoch(**content["partial"]) if content.get("partial") else self._new_epoch()
+        self.later_passes = content.get("later_passes", False)
+        self.history |= history | {"stopped": "running"}
+        for key, now in (("threads", torch.get_num_threads()), ("precision", self.machine.precision)):
+            if content.get(key, now) != now:
+                self.callbacks.note(f"NOTE {key.upper()}_CHANGED: {content[key]} {key} before, {now} now; the weights will differ in the last bits")
+
+    def _restore_optimizer(self, state: dict[Any, Any], steps: int, file: str) -> None:
+        """Take over momenta; rates and decays stay those of the settings."""
+        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        names = {"momentum_buffer"} if self.settings.train.optimizer == "sgd" else {"step", "exp_avg", "exp_avg_sq"}
+
+        def fits(number: Any, entry: Any) -> bool:
+            return type(number) is int and 0 <= number < len(parameters) and isinstance(entry, dict) and entry.keys() == names and all(
+                isinstance(value, torch.Tensor) and value.shape == (() if key == "step" else parameters[number].shape) for key, value in entry.items())
+
+        if bool(state) != bool(steps) or not all(fits(number, entry) for number, entry in state.items()):
+            raise checkpoints.mismatch("the state of the optimizer is that of another network", file, "begin anew with --restart")
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
+
+    def replace_best(self) -> None:
+        """Write best_model.pth from the averaged weights as they are: for when the best of an earlier run was lost."""
+        self.best = None
+        self._save_best()
+        self._save_last()
 
 
 def counter_seed(*numbers: int) -> int:
@@ -344,6 +414,7 @@ def _empty_history(settings: Settings, identity: Identity, network: torch.nn.Mod
 MAY_CHANGE = {"train.epochs", "train.minutes", "train.patience", "train.validations"}  # a longer run is the same run
 
 
-def _conflicts(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    return [f"{section}.{key} was {before[section].get(key)}, is {value}" for section in ("model", "train") for key, value in now[section].items()
-            if f"{section}.{key}" not in MAY_CHANGE and before[section].get(key) != value]
+def conflicts(before: dict[str, Any], now: dict[str, Any], *, finished: bool) -> list[str]:
+    """What differs between the recorded settings of two trainings so that one cannot be taken for the other, or, unless finished, go on from it."""
+    return [f"{section}.{key} was {before.get(section, {}).get(key)}, is {value}" for section in ("model", "train") for key, value in now[section].items()
+            if (finished or f"{section}.{key}" not in MAY_CHANGE) and before.get(section, {}).get(key) != value]

@@ -195,7 +195,6 @@ def write(path: Path, picture: Image.Image) -> None:
     kind = sheet_format(path)
     stream = io.BytesIO()
     picture.save(stream, format=kind, **({"quality": JPEG_QUALITY, "optimize": True} if kind == "JPEG" else {}))
-    path.parent.mkdir(parents=True, exist_ok=True)
     atomic_write(path, lambda target: target.write(stream.getvalue()))
 
 

@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ctseg.artifacts import TRAINED, UNFINISHED
 from ctseg.reporting.page import DASH, plural, text_of
 from ctseg.reporting.plots import number
 from ctseg.reporting.results import Results
 
-STOP_WORDS = {"budget": "time budget used up", "epochs": "all epochs done", "patience": "no further gain", "running": "not finished"}
+STOP_WORDS = {**TRAINED, **UNFINISHED}
 
 
 def facts(found: Results) -> list[tuple[str, list[tuple[str, str]]]]:

@@ -61,7 +61,7 @@ def _load(workspace: Workspace, found: Results, case_id: str) -> tuple[Volume, V
     reference, _ = nifti.read_integers(workspace.processed / entry["reference"]["file"])
     prediction, _ = nifti.read_integers(workspace.evaluation / run["prediction"])
     image = _load_scan(workspace, found.manifest, entry)
-    if not image.grid.matches(Grid.from_record(entry["scan"]), reading.GRID_TOLERANCE_MM):
+    if not image.grid.matches(Grid.from_record(entry["scan"])):
         raise CaseError("DATA_CHANGED", "the raw scan is no longer the one that was processed", "run `python run_pipeline.py --preprocess` again", case=case_id)
     return image, reference, prediction
 

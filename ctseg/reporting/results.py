@@ -64,8 +64,9 @@ def read(workspace: Workspace) -> Results:
         results.notices.append("processed_data/ is gone: data set, findings and pictures of cases are missing here; run `python run_pipeline.py --preprocess` again.")
     elif results.history.get("manifest_hash") not in (None, artifacts.manifest_hash(results.manifest)):
         results.notices.append("The processed data changed after training: cases and findings below describe the new data; run `python run_pipeline.py --train --eval --analyze`.")
-    if results.history.get("stopped") == "running":
-        results.notices.append("Training has not finished: the curves show how far it came; run `python run_pipeline.py --train` to go on.")
+    if (stopped := results.history.get("stopped")) in artifacts.UNFINISHED:
+        again = "run `python run_pipeline.py --train --restart` with a smaller train.learning_rate" if stopped == "diverged" else "run `python run_pipeline.py --train` to go on"
+        results.notices.append(f"Training: {artifacts.UNFINISHED[stopped]}. The curves show how far it came; {again}.")
     return results
 
 
@@ -79,7 +80,7 @@ def _read_evaluation(workspace: Workspace, results: Results) -> None:
     if None not in (trained := results.history.get("manifest_hash"), tested := run.get("manifest_hash")) and trained != tested:
         results.notices.append(f"evaluation_results/ belongs to other processed data than this training run and is left out; {EVALUATE_AGAIN}.")
         return
-    if workspace.best_model.exists() and run.get("checkpoint_sha256") not in (None, artifacts.file_hash(workspace.best_model)):
+    if run.get("checkpoint_sha256") not in (None, artifacts.file_hash(workspace.best_model) if workspace.best_model.is_file() else None):
         results.notices.append(f"The test results below were made with other weights than checkpoints/best_model.pth, for example before the last training; {EVALUATE_AGAIN}.")
     results.run = run
     results.summary = _mapping(summary_file, workspace, stage="eval")

@@ -6,6 +6,7 @@ The encoder is the ffmpeg program, from the package imageio-ffmpeg or the system
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import importlib.util
 import os
@@ -17,7 +18,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from ctseg.artifacts import atomic_write
+from ctseg.artifacts import atomic_write, writing
 from ctseg.errors import ResourceError, UsageError
 
 GIF_COLOURS = 128
@@ -45,7 +46,8 @@ def film_path(path: Path) -> tuple[Path, bool]:
 
 def write_film(path: Path, frames: Iterable[np.ndarray], *, fps: int) -> None:
     """Write pictures, each (H, W, 3) uint8 with even H and W, atomically as .mp4 or .gif. Raises ResourceError when the encoder fails."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix.lower() == ".gif":
         atomic_write(path, functools.partial(_gif, frames, fps))
     else:
@@ -79,6 +81,8 @@ def _mp4(path: Path, frames: Iterator[np.ndarray], fps: int) -> None:
             process.stdin.close()
         said = process.stderr.read().decode(errors="replace").strip().splitlines()
         if process.wait() != 0 or not temporary.is_file():
+            if said and os.strerror(errno.ENOSPC) in said[-1]:
+                raise ResourceError.from_os(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), path)
             raise ResourceError("ENCODER_FAILED", f"the video encoder ended with an error ({said[-1] if said else 'no message'})", "write a .gif instead, or " + INSTALL, file=path.name)
         temporary.replace(path)
     finally:

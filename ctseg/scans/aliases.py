@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from ctseg.scans.laterality import side_of, without_side, words_of
+from ctseg.scans.laterality import spelling
 
 _SYNONYMS = (
     ("urinary bladder", "bladder", "blase", "harnblase"), ("rectum", "rektum"), ("prostate", "prostata"), ("seminal vesicles", "seminal ves", "seminal vesicle"),
-    ("penile bulb", "penis bulb"), ("femur head", "femoral head", "fem head", "femoral hd", "caput femoris", "hueftkopf"), ("hip", "hip bone", "os coxae"),
+    ("penile bulb", "penis bulb"), ("femur head", "femoral head", "fem head", "femoral hd", "caput femoris", "hueftkopf", "hüftkopf"), ("hip", "hip bone", "os coxae"),
     ("femur", "femoral bone"), ("spinal cord", "cord", "myelon"), ("brainstem", "brain stem", "hirnstamm"), ("parotid gland", "parotid", "glnd parotid", "parotis"),
     ("submandibular gland", "submandibular", "submand", "glnd submand", "smg"), ("mandible", "bone mandible", "mandibula"), ("esophagus", "oesophagus", "oesoph", "esoph"),
     ("optic nerve", "optic nrv", "optic n"), ("eye", "eyeball", "globe"), ("gallbladder", "gall bladder"), ("inferior vena cava", "ivc", "postcava", "v venacava i"),
@@ -24,8 +24,7 @@ _FIRST = {name.replace(" ", ""): row[0].replace(" ", "") for row in _SYNONYMS fo
 
 def key_of(name: str) -> tuple[str, str | None]:
     """(the organ, its side or None): equal for two names of one structure."""
-    side = side_of(name)
-    joined = "".join(without_side(name) if side else words_of(name))
+    joined, side = spelling(name)
     return _FIRST.get(joined, joined), side
 
 

@@ -43,14 +43,15 @@ class LabelSource:
     ignore_value: int | None = None  # nnU-Net's "ignore" label: voxels nobody looked at
     renamed: dict[str, str] = dataclasses.field(default_factory=dict)  # structure -> what a DICOM file calls it, where that differs
     fractional_threshold: float | None = None  # dicom_seg: from which share of its largest value a fractional one is a mask; None: refused
+    fill_gaps: bool = False  # dicom_seg, rtstruct: slices between those of a thicker series are interpolated; else such a structure is left out
 
 
 @dataclasses.dataclass(frozen=True)
 class CaseRecord:
     """One scan with its labels, before anything is opened.
 
-    annotated: names of the structures somebody looked for in this case; None = every structure the label
-    source can name. split: "train", "val", "test" when the data set fixes it, else None.
+    annotated: names of the structures somebody looked for in this case, as the data set itself says; None = it
+    does not say, so every structure the label source can name, and a label map without any is a fault. split: "train", "val", "test" when the data set fixes it, else None.
     """
 
     case_id: str
@@ -65,7 +66,7 @@ class CaseRecord:
 class DataSet:
     """A folder as its adapter understood it. structures: names in the order of the data set's own metadata.
 
-    left_right_pairs is not stored: names decide (see `ctseg.scans.laterality`).
+    left_right_pairs is not stored: names and the setting data.pairs decide (see `ctseg.scans.laterality`).
     """
 
     layout: str

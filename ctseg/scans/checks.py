@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from ctseg.errors import CaseError, Finding
-from ctseg.scans.volume import AIR_HU, Grid
+from ctseg.scans.tolerances import EQUAL, ROUNDED
+from ctseg.scans.volume import AIR_HU, Grid, Volume, axes_like
 
 MEMORY_LIMIT_BYTES = 4 << 30  # for one scan as stored plus as float32; 512 x 512 x 2700 in 16 bits
 SPACING_RANGE_MM = (0.1, 20.0)
@@ -112,6 +113,55 @@ def check_affine(affine: np.ndarray, path: Path | str) -> list[Finding]:
     if shear > SHEAR_DEGREES:
         return [Finding("WARN", "AFFINE_SHEAR", f"axes are {shear:.2f} degrees off the right angle; resampling uses the full affine", file=str(path))]
     return []
+
+
+def agreement(off: float, code: str, cause: str, counts: str, fix: str, path: Path | str) -> list[Finding]:
+    """What it means that two statements about one place lie `off` voxels apart: nothing, a warning, or (CaseError) no use.
+
+    cause: the two statements. counts: the one that is used where they differ by rounding. docs/decisions/012-tolerances.md.
+    """
+    if off <= EQUAL:
+        return []
+    if not off <= ROUNDED:
+        raise refuse(code, f"{cause} ({off:.2g} of a voxel; {ROUNDED:g} is allowed)", fix, path)
+    return [Finding("WARN", code, f"{cause} ({off:.2g} of a voxel); {counts}", fix, file=str(path))]
+
+
+def check_voxel_size(affine: np.ndarray, sizes_mm: np.ndarray, source: str, path: Path | str) -> list[Finding]:
+    """Hold the voxel size that a header also states by itself (D, H, W) against the affine, which counts.
+
+    On sheared axes the distance of neighbouring planes is as good a size as the length of a step.
+    """
+    steps, planes = np.linalg.norm(affine[:3, :3], axis=0), 1 / np.linalg.norm(np.linalg.inv(affine[:3, :3]), axis=1)
+    apart = np.minimum(np.abs(steps - sizes_mm), np.abs(planes - sizes_mm))
+    theirs, ours = (" x ".join(f"{size:.5g}" for size in sizes[::-1]) for sizes in (sizes_mm, steps))
+    cause = f"{source} says voxels of {theirs} mm, the axes of the same header {ours} mm"
+    return agreement(float(np.max(apart / steps)), "AFFINE_CONFLICT", cause, "the axes count",
+                     "correct the header: write one voxel size in both places", path)
+
+
+def put_on(mask: Volume, grid: Grid, path: Path | str, *, of: str = "image") -> tuple[Volume, list[Finding]]:
+    """The mask on exactly `grid`, the grid of `of`, by reordering its axes; nothing is interpolated.
+
+    CaseError GRID_MISMATCH where that does not lead there within a twentieth of a voxel.
+    """
+    moved = axes_like(mask, grid)
+    fix = f"give the mask that was drawn on this {of}, or resample it onto the grid of the {of}"
+    if moved.array.shape != grid.shape:
+        raise refuse("GRID_MISMATCH", f"its shape is {mask.array.shape}, the {of} has {grid.shape} (D, H, W)", fix, path)
+    theirs, ours = (" x ".join(f"{s:.4g}" for s in spacing) for spacing in (moved.spacing_mm, grid.spacing_mm))
+    sizes = f" (voxels {theirs} against {ours} mm)" if theirs != ours else ""
+    cause = f"its affine puts it up to {moved.grid.corner_distance_mm(grid):.2g} mm away from the {of}{sizes}"
+    off = grid.off_by(moved.grid)
+    if not off <= ROUNDED:
+        raise refuse("GRID_MISMATCH", cause, fix, path)
+    findings = []
+    if off > EQUAL:
+        cause += f", {off:.2g} of a voxel, and counts as the same"
+        findings.append(Finding("WARN", "GRID_ROUNDING", cause, "nothing to do if it was rounded", file=str(path)))
+    if moved is not mask:
+        findings.append(Finding("NOTE", "GRID_REORDERED", f"its axes run differently from those of the {of}; reordered without interpolation", file=str(path)))
+    return Volume(moved.array, grid.affine), findings
 
 
 def check_size(grid: Grid, path: Path | str) -> None:

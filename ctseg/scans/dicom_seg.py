@@ -16,7 +16,15 @@ from pydicom.uid import SegmentationStorage, generate_uid
 
 from ctseg.artifacts import atomic_write
 from ctseg.errors import CaseError, Finding
-from ctseg.scans import checks, dicom_codes, dicom_files, dicom_frames, dicom_series
+from ctseg.scans import (
+    checks,
+    dicom_codes,
+    dicom_files,
+    dicom_frames,
+    dicom_series,
+    slice_gaps,
+    tolerances,
+)
 from ctseg.scans.checks import refuse
 from ctseg.scans.dicom_pixels import Decoder
 from ctseg.scans.volume import Volume
@@ -34,7 +42,7 @@ _FIX = "export the segmentation again from the tool that drew it"
 def list_segments(path: str | Path) -> dict[int, str]:
     """Segment number -> segment label of a SEG file, from its header."""
     with dicom_files.guard(Path(path)):
-        return _segments(_header(Path(path)))
+        return {number: name for number, name in _segments(_header(Path(path))).items() if name}
 
 
 def referenced_series(path: str | Path) -> frozenset[str]:
@@ -46,19 +54,27 @@ def referenced_series(path: str | Path) -> frozenset[str]:
 @dicom_files.private()
 def read_segments(
     path: str | Path, image: Volume, image_folder: str | Path | None, *, names: Collection[str] | None = None, series_uid: str | None = None,
-    fractional_threshold: float | None = None,
+    fractional_threshold: float | None = None, gaps: str = slice_gaps.KEEP,
 ) -> tuple[dict[str, np.ndarray], list[Finding]]:
     """({segment label: bool (D, H, W) on the image's grid}, what was noticed).
 
     names: read only these (all when None); a name that two segments carry is refused. image_folder: where the
     CT series lies, to check that the segmentation was drawn on it; None skips that check (a CT in NIfTI form).
     fractional_threshold: share of the largest value, above 0 and up to 1, from which a voxel of a fractional segmentation
-    belongs to its segment; None: fractional ones are refused.
+    belongs to its segment; None: fractional ones are refused. gaps: what becomes of a segment on every other slice, as from a
+    thicker series, see `slice_gaps`; one that is left out is not among the masks.
     """
     if fractional_threshold is not None and not 0 < fractional_threshold <= 1:
         raise ValueError(f"fractional_threshold={fractional_threshold} lies outside 0 (excluded) to 1")
     with dicom_files.guard(Path(path)):
-        return _read(Path(path), image, None if image_folder is None else Path(image_folder), names, series_uid, fractional_threshold)
+        masks, findings = _read(Path(path), image, None if image_folder is None else Path(image_folder), names, series_uid, fractional_threshold)
+        for name, mask in list(masks.items()):
+            drawn = {int(plane): float(plane) for plane in np.flatnonzero(mask.any(axis=(1, 2)))}
+            usable, notes = slice_gaps.settle(mask, drawn, gaps, spacing_mm=image.spacing_mm[1:], name=name, path=Path(path), voxels=True)
+            findings += notes
+            if not usable:
+                del masks[name]
+        return masks, findings
 
 
 # ---- reading ----------------------------------------------------------------------------------------------
@@ -71,10 +87,14 @@ def _read(
     least, findings = _least_value(header, threshold, path)
     if image_folder is not None:
         named = [item.get("SeriesInstanceUID") for item in header.get("ReferencedSeriesSequence") or []]
-        if not dicom_files.drawn_on(image_folder, series_uid, frames=[header.get("FrameOfReferenceUID")], series=named):
+        scan, notes = dicom_files.drawn_on(image_folder, series_uid, frames=[header.get("FrameOfReferenceUID")], series=named, path=path)
+        findings += notes
+        if scan is None:
             raise refuse("SEG_WRONG_SERIES", "it refers to another series and another frame of reference", "give the segmentation that was drawn on this series", path)
     known = _segments(header)
-    segments = {number: name for number, name in known.items() if names is None or name in names}
+    segments = {number: name for number, name in known.items() if name and (names is None or name in names)}
+    if unnamed := [number for number, name in known.items() if not name]:
+        findings.append(Finding("WARN", "SEG_NAMELESS", f"{len(unnamed)} segments have no label and are left out", "name them in the tool that drew them", file=path.name))
     if len(set(segments.values())) < len(segments):
         raise refuse("SEG_AMBIGUOUS", "two segments carry the same label", "give each segment its own label", path)
     rows, columns = image.array.shape[1:]
@@ -82,7 +102,9 @@ def _read(
         raise refuse("SEG_GEOMETRY", f"frames of {header.get('Rows')} x {header.get('Columns')} on slices of {rows} x {columns}", _FIX, path)
     checks.check_memory(len(segments) * image.array.size, 1, path)
     masks = {name: np.zeros(image.array.shape, dtype=bool) for name in segments.values()}
-    frames = _place_frames(header, image, path)
+    frames, off = _place_frames(header, image, path)
+    if off > tolerances.EQUAL:
+        findings.append(Finding("WARN", "GRID_ROUNDING", f"its frames lie up to {off:.2g} of a voxel beside the scan's slices and count as on them", "nothing to do if positions were rounded", file=path.name))
     _require_known({number for number, _ in frames if number is not None}, known, path)
     nothing = {0, int(header.get("PixelPaddingValue") or 0)}
     for number, plane, content in _contents(path, frames, set(segments)):
@@ -124,21 +146,25 @@ def _header(path: Path) -> Any:
         raise refuse("NOT_SEG", "it is no DICOM segmentation", "give the SEG file of this scan", path)
     if "SegmentSequence" not in header or "PerFrameFunctionalGroupsSequence" not in header:
         raise refuse("DICOM_TRUNCATED", "the header ends before the segments", "copy or export the file again", path)
+    numbers = [int(item.SegmentNumber) for item in header.SegmentSequence]
+    if len(set(numbers)) < len(numbers):
+        raise refuse("SEG_AMBIGUOUS", "two segments carry the same number", _FIX, path)
     return header
 
 
 def _segments(header: Any) -> dict[int, str]:
-    numbers = {int(item.SegmentNumber): str(item.get("SegmentLabel", "")) for item in header.SegmentSequence}
+    numbers = {int(item.SegmentNumber): dicom_files.text(item, "SegmentLabel") for item in header.SegmentSequence}
     return {number: name for number, name in sorted(numbers.items()) if number > 0}  # 0: background of a label map
 
 
-def _place_frames(header: Any, image: Volume, path: Path) -> list[tuple[int | None, int]]:
-    """For each frame: (segment number or None for a label map, index d of its slice in the image)."""
+def _place_frames(header: Any, image: Volume, path: Path) -> tuple[list[tuple[int | None, int]], float]:
+    """(for each frame its segment number, or None for a label map, and the index d of its slice; the largest distance in voxels)."""
     to_index = np.linalg.inv(image.affine)
     shared = (header.get("SharedFunctionalGroupsSequence") or [pydicom.Dataset()])[0]
     labelmap = str(header.get("SegmentationType", "")) == "LABELMAP"
     result: list[tuple[int | None, int]] = []
     rows, columns = image.array.shape[1:]
+    farthest = 0.0
     for index, groups in enumerate(header.PerFrameFunctionalGroupsSequence):
         try:
             corners = _corners(groups, shared, rows, columns)
@@ -147,12 +173,14 @@ def _place_frames(header: Any, image: Volume, path: Path) -> list[tuple[int | No
             raise refuse("SEG_GEOMETRY", f"frame {index + 1} has no complete geometry", _FIX, path) from None
         plane = int(np.rint((to_index @ corners[0])[0])) if np.isfinite(corners).all() else -1
         wanted = np.array([[plane, 0, 0, 1], [plane, rows - 1, 0, 1], [plane, 0, columns - 1, 1]], dtype=np.float64)
-        distance = float(np.linalg.norm((wanted @ image.affine.T - corners)[:, :3], axis=1).max())
-        if not 0 <= plane < image.array.shape[0] or not distance <= PLACE_MM:
-            where = f"{distance:.2g} mm off the nearest slice" if 0 <= plane < image.array.shape[0] else "outside the scan"
+        distances = np.linalg.norm((wanted @ image.affine.T - corners)[:, :3], axis=1)
+        off = tolerances.off_by(distances, image.spacing_mm)
+        if not 0 <= plane < image.array.shape[0] or not off <= tolerances.ROUNDED:
+            where = f"{distances.max():.2g} mm off the nearest slice" if 0 <= plane < image.array.shape[0] else "outside the scan"
             raise refuse("SEG_GEOMETRY", f"frame {index + 1} lies {where}", _FIX, path)
+        farthest = max(farthest, off)
         result.append((number, plane))
-    return result
+    return result, farthest
 
 
 def _corners(groups: Any, shared: Any, rows: int, columns: int) -> np.ndarray:
@@ -196,35 +224,38 @@ def _contents(path: Path, frames: list[tuple[int | None, int]], numbers: set[int
 @dicom_files.private()
 def write_segments(
     path: str | Path, label: Volume, names: dict[int, str], series_folder: str | Path, *, series_uid: str | None = None, algorithm: str | None = None
-) -> None:
+) -> list[Finding]:
     """Write a label map as a binary SEG of the one CT series in `series_folder` (or of the named one), atomically.
 
     label: integers (D, H, W) on the grid of the series (slices in either direction); ValueError otherwise.
     names: label value -> segment label; segments are numbered 1, 2, ... in the order of the values and carry the
     standard code of their anatomy where there is one. algorithm: what predicted them; None: a person drew them.
-    The same arguments give the same bytes.
+    The same arguments give the same bytes, others another series. Returns what is to be told.
     """
     import highdicom
 
     headers = dicom_series.series_headers(series_folder, series_uid)
+    findings, names = dicom_series.fill_uids(headers, Path(path)), dicom_files.short_names(names)
     planes = dicom_series.label_planes(label, headers)
     table = np.zeros(max(int(label.array.max()), *names) + 1, dtype=np.uint8)
     for number, value in enumerate(sorted(names), start=1):
         table[value] = number
     descriptions = [_describe(number, names[value], algorithm) for number, value in enumerate(sorted(names), start=1)]
-    series = str(headers[0].SeriesInstanceUID)
     masks, sources = table[label.array[planes]], headers
     places: dict[str, Any] = {}
     if dicom_frames.frame_of(headers[0]) is not None:
         masks, sources, places = _on_frames(masks, headers, dicom_series.source_file(series_folder, series_uid))
     content = highdicom.seg.Segmentation(
         source_images=[_without_the_rest(source) for source in sources], pixel_array=masks, segmentation_type="BINARY", segment_descriptions=descriptions, **places,
-        series_instance_uid=generate_uid(entropy_srcs=[series, "seg series"]), series_number=int(headers[0].get("SeriesNumber") or 1) + 100,
-        sop_instance_uid=generate_uid(entropy_srcs=[series, "seg"]), instance_number=1,
+        series_instance_uid=generate_uid(), series_number=int(headers[0].get("SeriesNumber") or 1) + 100,
+        sop_instance_uid=generate_uid(), instance_number=1,
         manufacturer="ctseg", manufacturer_model_name="ctseg", software_versions="1", device_serial_number="1",
     )
-    _make_reproducible(content, series)
+    _make_reproducible(content, str(headers[0].SeriesInstanceUID))
+    content.SpecificCharacterSet = "ISO_IR 192"  # names of segments in any script
+    dicom_files.name_by_content(content)
     atomic_write(path, lambda stream: content.save_as(stream))
+    return findings
 
 
 def _without_the_rest(header: Any) -> pydicom.Dataset:
@@ -241,6 +272,8 @@ def _on_frames(masks: np.ndarray, headers: list[Any], source: Any) -> tuple[np.n
     import highdicom
 
     first = headers[0]
+    for keyword in ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID", "SOPClassUID", "SOPInstanceUID"):
+        setattr(source, keyword, first.get(keyword))  # as the scan has them, or as they were made up
     placed = np.zeros((int(source.NumberOfFrames), *masks.shape[1:]), dtype=masks.dtype)
     for header, mask in zip(headers, masks):
         placed[dicom_frames.frame_of(header)] = mask
@@ -268,7 +301,7 @@ def _describe(number: int, name: str, algorithm: str | None) -> Any:
     if algorithm is not None:
         made_by = highdicom.AlgorithmIdentificationSequence(algorithm, CodedConcept("123110", "DCM", "Artificial Intelligence"), "1")
     description = highdicom.seg.SegmentDescription(
-        segment_number=number, segment_label=name[:64], segmented_property_category=CodedConcept("123037004", "SCT", "Anatomical Structure"),
+        segment_number=number, segment_label=name, segmented_property_category=CodedConcept("123037004", "SCT", "Anatomical Structure"),
         segmented_property_type=kind, algorithm_type="MANUAL" if algorithm is None else "AUTOMATIC", algorithm_identification=made_by,
     )
     if side is not None:

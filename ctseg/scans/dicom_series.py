@@ -18,7 +18,7 @@ from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 from pydicom.valuerep import format_number_as_ds
 
-from ctseg.artifacts import atomic_write, file_hash
+from ctseg.artifacts import atomic_write, canonical_hash, file_hash
 from ctseg.errors import Finding
 from ctseg.scans import checks, dicom_files, dicom_frames, tolerances
 from ctseg.scans.checks import refuse
@@ -29,6 +29,7 @@ from ctseg.scans.volume import AIR_HU, Grid, Volume
 ORIENTATION_TOLERANCE = 1e-3  # of direction cosines between slices of one series
 ROUNDED_COSINES = 0.02  # what two decimals make of the length and the right angle of row and column direction
 
+_OF_SERIES = ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID")
 _TAGS = ["SOPClassUID", "SOPInstanceUID", "ImageType", "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "Rows", "Columns",
          "InstanceNumber", "ImagesInAcquisition", "NumberOfFrames", "BitsAllocated", "RescaleSlope", "RescaleIntercept", "RescaleType",
          "PixelPaddingValue", "SamplesPerPixel", "PhotometricInterpretation", *dicom_frames.GROUPS]
@@ -69,6 +70,20 @@ def series_headers(folder: str | Path, series_uid: str | None = None) -> list[An
         slices, _ = _drop_crossing(slices, folder)
         _geometry(slices, folder)
         return [item.header for item in slices]
+
+
+def fill_uids(headers: list[Any], path: Path) -> list[Finding]:
+    """Give headers whose UIDs were taken away ones made from what they hold, so that labels can refer to them; a finding says so."""
+    blank = [keyword for keyword in (*_OF_SERIES, "SOPClassUID", "SOPInstanceUID") if not all(header.get(keyword) for header in headers)]
+    if not blank:
+        return []
+    digests = [canonical_hash(header.to_json(suppress_invalid_tags=True)) for header in headers]
+    for header, digest in zip(headers, digests):
+        for keyword in blank:
+            made = generate_uid(entropy_srcs=[keyword, *(digests if keyword in _OF_SERIES else [digest])])
+            setattr(header, keyword, header.get(keyword) or (CTImageStorage if keyword == "SOPClassUID" else made))
+    return [Finding("WARN", "UID_MISSING", f"the scan has no {', '.join(blank)}: the file refers to made-up ones, so that some viewers will not show it on the scan",
+                    "anonymise the scan again with replaced instead of blanked UIDs", file=path.name)]
 
 
 def label_planes(label: Volume, headers: list[Any]) -> list[int]:

@@ -293,7 +293,7 @@ class Placement:
     start: Index
 
 
-def find_placement(source: Grid, target: Grid, tolerance_mm: float = 1e-3) -> Placement | None:
+def find_placement(source: Grid, target: Grid) -> Placement | None:
     """How `source` lies on the voxels of `target` (which may be larger or smaller); None when it does not."""
     to_target = np.linalg.inv(target.affine) @ source.affine
     order = tuple(int(np.argmax(np.abs(to_target[axis, :3]))) for axis in range(3))
@@ -303,7 +303,7 @@ def find_placement(source: Grid, target: Grid, tolerance_mm: float = 1e-3) -> Pl
     flips = (bool(to_target[0, order[0]] < 0), bool(to_target[1, order[1]] < 0), bool(to_target[2, order[2]] < 0))
     moved = _reorient_grid(source, order, flips)
     d, h, w = (round(float(value)) for value in (np.linalg.inv(target.affine) @ moved.affine[:, 3])[:3])
-    if target.crop((d, h, w), moved.shape).corner_distance_mm(moved) > tolerance_mm:
+    if not target.crop((d, h, w), moved.shape).matches(moved):
         return None
     return Placement(order, flips, (d, h, w))
 

@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,11 @@ import numpy as np
 
 from ctseg.artifacts import canonical_hash, file_hash, read_arrays, safe_name, write_arrays, write_text
 from ctseg.errors import CaseError, Finding, IntegrityError, PreconditionError, UsageError
-from ctseg.scans import nifti, volume_files
+from ctseg.scans import checks, nifti, volume_files
 from ctseg.scans.distance_maps import organ_masks
 from ctseg.scans.grids import Index
 from ctseg.scans.layouts import gathering, metadata
-from ctseg.scans.reading import GRID_TOLERANCE_MM
-from ctseg.scans.volume import Grid, Volume, match_grid
+from ctseg.scans.volume import Grid, Volume
 
 KINDS = ("labels", "folder", "totalsegmentator")
 LEAK_DICE = 0.995  # a mask this equal to the reference is the reference, saved or resampled once more
@@ -167,15 +166,16 @@ def _from_masks(organs: Sequence[str], folder: Path, case_id: str, scan: Grid) -
     if len(missing) == len(organs):
         raise CaseError("GUIDE_MISSING", f"none of the guide organs has a mask ({', '.join(organs)})", "name the files as the organs", case=case_id, file=folder.name)
     masks: list[Volume | None] = []
+    findings: list[Finding] = []
     for organ in organs:
         if organ in there:
-            volume = _read(there[organ], case_id, scan)
+            volume, notes = _read(there[organ], case_id, scan)
+            findings += notes
             if not {int(volume.array.min()), int(volume.array.max())} <= {0, 1}:
                 raise CaseError("LABEL_VALUES", f"values from {volume.array.min()} to {volume.array.max()} in the mask of {organ}", "store 1 for the organ and 0 elsewhere", case=case_id, file=there[organ].name)
             masks += organ_masks(volume, [1])
         else:
             masks.append(None)
-    findings = []
     if missing:
         findings.append(Finding("WARN", "GUIDE_MISSING", f"no mask file of {', '.join(missing)}", "restore the masks, or leave the organs out of the guide", case_id, folder.name))
     return masks, findings
@@ -189,24 +189,23 @@ def _from_map(organs: Sequence[str], path: Path, case_id: str, scan: Grid) -> tu
     unknown = [organ for organ in organs if organ not in numbers]
     if unknown:
         raise PreconditionError("GUIDE_MISSING", f"labels.json names no {unknown[0]}", f"choose among {', '.join(numbers)}", case=case_id, file="labels.json")
-    volume = _read(path, case_id, scan)
+    volume, findings = _read(path, case_id, scan, table[0])
     wrong = sorted({int(value) for value in np.unique(volume.array)} - {0, *table[0], *([] if table[1] is None else [table[1]])})
     if wrong:
         raise CaseError("LABEL_VALUES", f"the value {wrong[0]} has no name in labels.json", "correct the names or the map", case=case_id, file=path.name)
-    return organ_masks(volume, [numbers[organ] for organ in organs]), []
+    return organ_masks(volume, [numbers[organ] for organ in organs]), findings
 
 
-def _read(path: Path, case_id: str, scan: Grid) -> Volume:
-    """The integers of a file on exactly the scan's grid; axes may run differently, nothing is interpolated."""
+def _read(path: Path, case_id: str, scan: Grid, names: Mapping[int, str] | None = None) -> tuple[Volume, list[Finding]]:
+    """The integers of a file on exactly the scan's grid, and the warnings about them. names: what a table calls them."""
     try:
-        volume, _ = volume_files.read_integers(path)
+        volume_files.check_names(path, names or {})
+        volume, findings = volume_files.read_integers(path)
+        moved, notes = checks.put_on(volume, scan, path, of="scan")
     except CaseError as error:
         raise CaseError(error.code, error.cause, error.fix, case=case_id, file=path.name) from None
-    moved = match_grid(volume, scan, GRID_TOLERANCE_MM)
-    if moved is None:
-        sizes = " x ".join(f"{spacing:.4g}" for spacing in volume.spacing_mm)
-        raise CaseError("GRID_MISMATCH", f"the guide mask {volume.array.shape} of {sizes} mm does not lie on the voxels of the scan {scan.shape}", "give masks on the scan's own grid", case=case_id, file=path.name)
-    return Volume(moved.array, scan.affine)
+    told = [finding for finding in findings + notes if finding.severity == "WARN"]
+    return moved, [dataclasses.replace(finding, case=case_id, file=path.name) for finding in told]
 
 
 def _refuse_leaks(masks: Sequence[Volume | None], organs: Sequence[str], case_id: str, label: Volume, targets: dict[int, str]) -> None:
@@ -236,7 +235,8 @@ def available() -> bool:
     return importlib.util.find_spec("totalsegmentator") is not None or shutil.which("TotalSegmentator") is not None
 
 
-def _program() -> list[str]:
+def totalsegmentator_command() -> list[str]:
+    """How to call it. PreconditionError GUIDE_TOOL_MISSING when it is not installed."""
     if not available():
         raise PreconditionError("GUIDE_TOOL_MISSING", "TotalSegmentator is not installed", f"run `{INSTALL}`, or give a folder of masks as the guide source")
     found = shutil.which("TotalSegmentator")
@@ -256,7 +256,7 @@ def run_totalsegmentator(source: GuideSource, case_id: str, scan: Volume, *, tim
     result = cache / f"{safe_name(case_id)}-{digest.hexdigest()[:16]}"
     if result.is_dir():
         return result
-    program = _program()
+    program = totalsegmentator_command()
     cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache, prefix=".work-") as temporary:
         image, masks = Path(temporary) / "ct.nii.gz", Path(temporary) / "masks"

@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage
 
-from ctseg.errors import PreconditionError
-from ctseg.scans import nrrd, volume_files
+from ctseg.errors import Finding, PreconditionError
+from ctseg.scans import nrrd, slice_gaps, volume_files
 from ctseg.scans.cases import ImageSource
 from ctseg.scans.layouts import gathering, metadata
 from ctseg.scans.volume import Volume
@@ -31,7 +31,7 @@ class Masks:
 
     names: in their order. read: the mask of one, a Volume of bool. stored: the same as it is stored, where that is known: bool, or
     probabilities, float32 from 0 to 1. level: where these end. box: the mask without what is empty around it, where that is known without reading it all.
-    numbers: the values of a label map.
+    numbers: the values of a label map. findings: what is noticed on reading; grows with what is read.
     """
 
     names: tuple[str, ...]
@@ -40,6 +40,7 @@ class Masks:
     level: float | None = None
     box: Callable[[str], Volume | None] | None = None
     numbers: Mapping[str, int] | None = None
+    findings: list[Finding] = dataclasses.field(default_factory=list)
 
     def tight(self, name: str) -> Volume | None:
         """The mask (bool) of a structure inside its box, None when it is empty."""
@@ -50,8 +51,9 @@ class Masks:
         return self.read(name) if self.stored is None else self.stored(name)
 
 
-def open_masks(path: Path, scan: Volume | None = None, source: ImageSource | None = None, *, level: float | None = None) -> Masks:
+def open_masks(path: Path, scan: Volume | None = None, source: ImageSource | None = None, *, level: float | None = None, fill_gaps: bool = False) -> Masks:
     """The masks at `path`. scan, source: the CT they belong to, needed for DICOM. level: where probabilities become a mask; None refuses them.
+    fill_gaps: interpolate between the slices of a DICOM SEG or RTSTRUCT of a thicker series.
 
     Raises PreconditionError for a path that holds none, and CaseError for a damaged file.
     """
@@ -62,7 +64,7 @@ def open_masks(path: Path, scan: Volume | None = None, source: ImageSource | Non
     stem = volume_files.stem_of(path, detached=True)
     if stem is not None:
         return _segments(path) if _describes_segments(path) else _one_file(path, stem, level)
-    return _dicom(path, scan, source)
+    return _dicom(path, scan, source, slice_gaps.FILL if fill_gaps else slice_gaps.KEEP)
 
 
 def organ_files(folder: Path) -> dict[str, Path]:
@@ -71,9 +73,16 @@ def organ_files(folder: Path) -> dict[str, Path]:
     return gathering.volumes(inner if inner is not None and inner.is_dir() else folder)
 
 
-def read_organ(path: Path, level: float | None = None) -> Volume:
+def _read(path: Path, level: float | None, findings: list[Finding]) -> Volume:
+    """Integers; with a level perhaps probabilities (float32). What is noticed is added to `findings`, once."""
+    volume, noticed = volume_files.read_integers(path) if level is None else volume_files.read_mask(path)
+    findings += [finding for finding in noticed if finding not in findings]
+    return volume
+
+
+def _read_organ(path: Path, level: float | None, findings: list[Finding]) -> Volume:
     """What a file of its own holds of one structure: its mask, whatever is not 0; with a level perhaps its probabilities (float32)."""
-    volume, _ = volume_files.read_integers(path) if level is None else volume_files.read_mask(path)
+    volume = _read(path, level, findings)
     return volume if volume.array.dtype.kind == "f" else Volume(volume.array > 0, volume.affine)
 
 
@@ -81,37 +90,41 @@ def _folder(path: Path, level: float | None) -> Masks:
     files = organ_files(path)
     if not files:
         raise PreconditionError("NO_DATA", "the folder holds no masks", f"give {FORMS}", file=path.name)
-    return _with_level(tuple(files), lambda name: read_organ(files[name], level), level)
+    findings: list[Finding] = []
+    return _with_level(tuple(files), lambda name: _read_organ(files[name], level, findings), level, findings)
 
 
 def _describes_segments(path: Path) -> bool:
-    """Whether an NRRD file names its own segments, and no labels.json beside it names the values instead."""
-    return volume_files.format_of(path) == "nrrd" and metadata.names_beside(path.parent) is None and bool(nrrd.list_segments(path))
+    """Whether an NRRD file names its own segments: these names count, whatever a table beside it says."""
+    return volume_files.format_of(path) == "nrrd" and bool(nrrd.list_segments(path))
 
 
 def _segments(path: Path) -> Masks:
-    segments, read, _ = nrrd.read_segments(path)
+    segments, read, findings = nrrd.read_segments(path)
     by_name = {segment.name: segment for segment in segments}
-    return Masks(tuple(by_name), lambda name: read(by_name[name]))
+    return Masks(tuple(by_name), lambda name: read(by_name[name]), findings=findings)
 
 
-def _with_level(names: tuple[str, ...], stored: Callable[[str], Volume], level: float | None) -> Masks:
+def _with_level(names: tuple[str, ...], stored: Callable[[str], Volume], level: float | None, findings: list[Finding]) -> Masks:
     def read(name: str) -> Volume:
         volume = stored(name)
         return Volume(volume.array >= level, volume.affine) if volume.array.dtype.kind == "f" else volume
 
-    return Masks(names, read, stored, level)
+    return Masks(names, read, stored, level, findings=findings)
 
 
 def _one_file(path: Path, stem: str, level: float | None) -> Masks:
     """A label map; or the probabilities of one structure, named after the file."""
-    volume, _ = volume_files.read_integers(path) if level is None else volume_files.read_mask(path)
+    findings: list[Finding] = []
+    volume = _read(path, level, findings)
     if volume.array.dtype.kind == "f":
-        return _with_level((stem,), lambda name: volume, level)
+        return _with_level((stem,), lambda name: volume, level, findings)
     _refuse_image(volume.array, path)
     places = _places(volume.array)
     values = list(places)
     table = metadata.names_beside(path.parent)
+    if table is not None:
+        volume_files.check_names(path, table[0])
     named = table[0] if table is not None else {value: name for value, name in volume_files.read_names(path).items() if value in values}
     numbers = {name: value for value, name in named.items()} | {_unnamed(value): value for value in values if value not in named}
 
@@ -119,7 +132,7 @@ def _one_file(path: Path, stem: str, level: float | None) -> Masks:
         place = places.get(numbers[name])
         return None if place is None else _cut(Volume(volume.array[place] == numbers[name], volume.affine), [part.start for part in place])
 
-    return Masks(tuple(numbers), lambda name: Volume(volume.array == numbers[name], volume.affine), box=box, numbers=numbers)
+    return Masks(tuple(numbers), lambda name: Volume(volume.array == numbers[name], volume.affine), box=box, numbers=numbers, findings=findings)
 
 
 def _unnamed(value: int) -> str:
@@ -133,7 +146,7 @@ def named_like(masks: Masks, other: Masks) -> Masks:
     names = {value: name for name, value in other.numbers.items()}
     called = {names.get(value, name): name for name, value in masks.numbers.items()}
     box = masks.box
-    return Masks(tuple(called), lambda name: masks.read(called[name]), box=None if box is None else lambda name: box(called[name]), numbers={name: masks.numbers[old] for name, old in called.items()})
+    return Masks(tuple(called), lambda name: masks.read(called[name]), box=None if box is None else lambda name: box(called[name]), numbers={name: masks.numbers[old] for name, old in called.items()}, findings=masks.findings)
 
 
 def _refuse_image(array: np.ndarray, path: Path) -> None:
@@ -169,7 +182,7 @@ def _cut(part: Volume, start: Sequence[int]) -> Volume:
     return Volume(part.array, part.grid.crop((d, h, w), part.grid.shape).affine)
 
 
-def _dicom(path: Path, scan: Volume | None, source: ImageSource | None) -> Masks:
+def _dicom(path: Path, scan: Volume | None, source: ImageSource | None, gaps: str) -> Masks:
     from ctseg.scans import dicom_seg, rtstruct
 
     if scan is None:
@@ -180,13 +193,16 @@ def _dicom(path: Path, scan: Volume | None, source: ImageSource | None) -> Masks
 
     unchecked = [series] if series is not None else []  # that the masks belong to the series is checked with the first of them: it reads every slice's header
 
+    findings: list[Finding] = []
+
     def read(name: str) -> Volume:
         first = unchecked[0] if unchecked else None
-        masks, _ = read_masks(path, scan, None if first is None else first.path, names=[name], series_uid=None if first is None else first.series_uid)
+        masks, noticed = read_masks(path, scan, None if first is None else first.path, names=[name], series_uid=None if first is None else first.series_uid, gaps=gaps)
         unchecked.clear()
+        findings.extend(finding for finding in noticed if finding not in findings)
         return Volume(masks.get(name, np.zeros(scan.array.shape, dtype=bool)), scan.affine)
 
-    return Masks(tuple(list_names(path).values()), read)
+    return Masks(tuple(list_names(path).values()), read, findings=findings)
 
 
 def dicom_mask_kind(path: Path) -> str:

@@ -15,11 +15,13 @@ from ctseg.errors import Finding
 from ctseg.scans import checks
 from ctseg.scans.checks import refuse
 from ctseg.scans.stored import Content, Stored, image_of, integers_of, mask_of
-from ctseg.scans.volume import Volume
+from ctseg.scans.tolerances import EQUAL
+from ctseg.scans.volume import Grid, Volume
 
 HEADER_LIMIT = 1 << 20  # bytes
 TRUNCATED = "MHA_TRUNCATED"
 _FIX = "export the scan again"
+_MATRICES, _ORIGINS = ("TransformMatrix", "Rotation", "Orientation"), ("Offset", "Position", "Origin")  # one thing under three names
 _FIRST = ("ObjectType", "NDims", "Comment")  # how a header begins
 _TYPES = {"MET_CHAR": "i1", "MET_UCHAR": "u1", "MET_SHORT": "i2", "MET_USHORT": "u2", "MET_INT": "i4", "MET_UINT": "u4",
           "MET_LONG_LONG": "i8", "MET_ULONG_LONG": "u8", "MET_FLOAT": "f4", "MET_DOUBLE": "f8"}
@@ -52,8 +54,8 @@ def _read(path: Path) -> Stored:
     shape, findings = _check_shape(fields, path)
     dtype = _check_type(fields, path)
     checks.check_memory(shape[0] * shape[1] * shape[2], dtype.itemsize, path)
-    affine = _affine(fields, path)
-    findings += checks.check_affine(affine, path)
+    affine, notes = _affine(fields, shape, path)
+    findings += notes
     zipped = _flag(fields, "CompressedData", path)
     content = Content(path, memoryview(data)[start:], zipped=zipped, truncated=TRUNCATED)
     size = shape[0] * shape[1] * shape[2] * dtype.itemsize
@@ -135,19 +137,40 @@ def _check_type(fields: dict[str, str], path: Path) -> np.dtype:
     return np.dtype((">" if big else "<") + _TYPES[fields["ElementType"]])
 
 
-def _affine(fields: dict[str, str], path: Path) -> np.ndarray:
-    """The affine of the Volume: the first axis of the file is W, the last D."""
+def _affine(fields: dict[str, str], shape: tuple[int, int, int], path: Path) -> tuple[np.ndarray, list[Finding]]:
+    """The affine of the Volume, and what was noticed: the first axis of the file is W, the last D. Synonyms must say the same."""
     count = int(fields["NDims"])
     if fields.get("DistanceUnits", "mm").lower() not in ("mm", "?"):
         raise refuse("UNITS_UNSUPPORTED", "lengths are not in mm", "export the scan in mm", path)
-    names = [[name for name in options if name in fields] for options in (("TransformMatrix", "Rotation", "Orientation"), ("Offset", "Position", "Origin"), ("ElementSpacing",))]
-    if not all(names):
+    matrices, origins = ([name for name in options if name in fields] for options in (_MATRICES, _ORIGINS))
+    if not (matrices and origins and "ElementSpacing" in fields):
         raise refuse("AFFINE_UNKNOWN", "TransformMatrix, Offset or ElementSpacing is missing, so its place in the patient is unknown", "export the scan with its geometry", path)
-    directions = np.array(_numbers(fields, names[0][0], count * count, path)).reshape(count, count)[:3, :3]
-    origin, spacing = (np.array(_numbers(fields, found[0], count, path))[:3] for found in names[1:])
+    spacing = np.array(_numbers(fields, "ElementSpacing", count, path))[:3]
     if (spacing <= 0).any():
         raise refuse("SPACING_MISSING" if (spacing == 0).any() else "SPACING_NEGATIVE", "a voxel size is not positive", _FIX, path)
-    affine = np.eye(4)
-    affine[:3, :3] = (directions * spacing[:, None])[::-1].T  # rows are axes W, H, D
-    affine[:3, 3] = origin
-    return affine
+
+    def placed(matrix: str, origin: str) -> np.ndarray:
+        directions = np.array(_numbers(fields, matrix, count * count, path)).reshape(count, count)[:3, :3]
+        affine = np.eye(4)
+        affine[:3, :3] = (directions * spacing[:, None])[::-1].T  # rows are axes W, H, D
+        affine[:3, 3] = _numbers(fields, origin, count, path)[:3]
+        return affine
+
+    affine = placed(matrices[0], origins[0])
+    findings = checks.check_affine(affine, path) + checks.check_voxel_size(affine, spacing[::-1], "ElementSpacing", path)
+    grid = Grid(shape, affine)
+    for matrix, origin in ((matrix, origin) for matrix in matrices for origin in origins):
+        cause = f"{matrices[0]} and {origins[0]} put the scan elsewhere than {matrix} and {origin}"
+        findings += checks.agreement(grid.off_by(Grid(shape, placed(matrix, origin))), "AFFINE_CONFLICT", cause, "the former count", "leave one of each in the header", path)
+    if "ElementSize" in fields:
+        findings += _check_size(np.array(_numbers(fields, "ElementSize", count, path))[:3], spacing, path)
+    return affine, findings
+
+
+def _check_size(size: np.ndarray, spacing: np.ndarray, path: Path) -> list[Finding]:
+    """Hold ElementSize against ElementSpacing, which counts: slices may be thicker or thinner than their distance."""
+    if float(np.max(np.abs(size - spacing) / spacing)) <= EQUAL:
+        return []
+    theirs, ours = (" x ".join(f"{n:.5g}" for n in numbers) for numbers in (size, spacing))
+    cause = f"ElementSize says {theirs} mm, ElementSpacing {ours} mm, which is used"
+    return [Finding("WARN", "AFFINE_CONFLICT", cause, "nothing to do if the slices overlap or leave gaps", file=str(path))]

@@ -8,24 +8,29 @@ nibabel parses the header only: it accepts singular geometry and expands what a 
 from __future__ import annotations
 
 import gzip
+import html
 import re
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import nibabel as nib
 import numpy as np
-from nibabel.spatialimages import HeaderDataError
+from nibabel.quaternions import mat2quat, quat2mat
 
 from ctseg.artifacts import atomic_write
 from ctseg.errors import Finding
 from ctseg.scans import checks
 from ctseg.scans.checks import refuse
 from ctseg.scans.stored import Content, Stored, image_of, integers_of, mask_of
+from ctseg.scans.tolerances import off_by
 from ctseg.scans.volume import RAS_TO_LPS, Grid, Volume
 
-FORMS_AGREE_MM = 0.01  # qform and sform closer than this at the corners are one geometry
-FORMS_CONFLICT_MM = 1.0  # farther apart than this nobody knows which one is meant
+# docs/decisions/012-tolerances.md has the reasons.
+QUATERNION_FLOAT32 = 1e-6  # the components of a quaternion that was computed in 32 bits are no more exact
+QUATERNION_DECIMALS = 2e-4  # b2 + c2 + d2 may exceed 1 so far: what four decimals round; more is no quaternion
+_LABEL = r'<Label\s[^>]*\bKey="(\d{1,6})"[^>]*>\s*(?:<!\[CDATA\[(.*?)\]\]>|([^<]*))\s*</Label>'
 _EXTENSION_LIMIT = 64 << 20
+_NAMES_LIMIT = 4 << 20  # bytes of a file that are searched for names: a table of 200 takes 30 kB
 _TYPES = {2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 256: "i1", 512: "u2", 768: "u4", 1024: "i8", 1280: "u8"}
 _TYPE_NAMES = {1: "1-bit", 32: "complex64", 128: "RGB24", 1536: "float128", 1792: "complex128", 2048: "complex256", 2304: "RGBA32"}
 
@@ -54,11 +59,11 @@ def read_mask(path: str | Path) -> tuple[Volume, list[Finding]]:
 
 def read_names(path: str | Path) -> dict[int, str]:
     """Value -> name from the label table in a NIfTI extension (as Connectome Workbench and TotalSegmentator write it); empty without one."""
-    names: dict[int, str] = {}
-    for extension in getattr(nib.load(path).header, "extensions", []):
-        content = extension.get_content()
-        text = content.decode("utf-8", errors="replace") if isinstance(content, bytes) else str(content)
-        names |= {int(value): name.strip() for value, name in re.findall(r'<Label\s[^>]*Key="(\d{1,6})"[^>]*>\s*<!\[CDATA\[(.*?)\]\]>', text)}
+    path = Path(path)
+    content = _content(path, _NAMES_LIMIT)
+    header = _parse_header(path, content)
+    text = content.take(_voxels_start(path, header) - content.position).decode("utf-8", errors="replace")
+    names = {int(value): (quoted or html.unescape(plain)).strip() for value, quoted, plain in re.findall(_LABEL, text, re.DOTALL)}
     return {value: name for value, name in names.items() if value > 0 and name}
 
 
@@ -97,10 +102,8 @@ def file_affine(affine: np.ndarray) -> np.ndarray:
 def _read(path: Path) -> Stored:
     if path.suffix.lower() in (".hdr", ".img"):
         raise refuse("PAIR_UNSUPPORTED", "a header/image pair", "convert it to one .nii.gz file", path)
-    data = checks.read_regular(path)
-    zipped = data[:2] == b"\x1f\x8b"
-    content = Content(path, data, zipped=zipped, truncated="NIFTI_TRUNCATED")
-    findings = _name_findings(path, zipped)
+    content = _content(path)
+    findings = _name_findings(path, content.zipped)
     header = _parse_header(path, content)
     shape, dropped = _check_shape(path, header)
     if dropped:
@@ -117,6 +120,12 @@ def _read(path: Path) -> Stored:
     array = _voxels(path, content, header, shape, dtype)
     slope, intercept = _scaling(path, header)
     return Stored(array, slope, intercept, affine, findings + notes)
+
+
+def _content(path: Path, count: int = -1) -> Content:
+    """The bytes of a file (or its first `count`), whatever its name says about compression."""
+    data = checks.read_regular(path, count)
+    return Content(path, data, zipped=data[:2] == b"\x1f\x8b", truncated="NIFTI_TRUNCATED")
 
 
 def _name_findings(path: Path, zipped: bool) -> list[Finding]:
@@ -163,17 +172,23 @@ def _check_shape(path: Path, header: Any) -> tuple[tuple[int, int, int], int]:
 
 def _voxels(path: Path, content: Content, header: Any, shape: tuple[int, int, int], dtype: np.dtype) -> np.ndarray:
     """The stored array; its bytes already lie in (D, H, W) order."""
+    start = _voxels_start(path, header)
+    size = shape[0] * shape[1] * shape[2] * dtype.itemsize
+    content.take(start - content.position)
+    data = content.take(size)
+    if len(data) < size:
+        raise refuse("NIFTI_TRUNCATED", f"ended at byte {content.position} of {start + size}", "copy or download the file again", path)
+    content.finish(start + size)
+    return np.frombuffer(data, dtype).reshape(shape)
+
+
+def _voxels_start(path: Path, header: Any) -> int:
+    """The byte where the voxels begin: behind header and extensions."""
     smallest = 352 if int(header["sizeof_hdr"]) == 348 else 544
     offset = float(header["vox_offset"]) or smallest  # 0 is written by some tools for "right behind the header"
     if not smallest <= offset <= smallest + _EXTENSION_LIMIT or offset != int(offset):
         raise refuse("HEADER_IMPLAUSIBLE", f"the voxels are said to start at byte {offset:g}", "export the scan again", path)
-    size = shape[0] * shape[1] * shape[2] * dtype.itemsize
-    content.take(int(offset) - content.position)
-    data = content.take(size)
-    if len(data) < size:
-        raise refuse("NIFTI_TRUNCATED", f"ended at byte {content.position} of {int(offset) + size}", "copy or download the file again", path)
-    content.finish(int(offset) + size)
-    return np.frombuffer(data, dtype).reshape(shape)
+    return int(offset)
 
 
 def _scaling(path: Path, header: Any) -> tuple[float, float]:
@@ -187,45 +202,116 @@ def _scaling(path: Path, header: Any) -> tuple[float, float]:
 
 
 def _affine(path: Path, header: Any, shape: tuple[int, int, int]) -> tuple[np.ndarray, list[Finding]]:
-    """The affine of the Volume and what was noticed; the sform counts, else the qform, never a guess."""
+    """The affine of the Volume and what was noticed; the sform counts, else the qform, never a guess.
+
+    Whatever else the header says about the same place (qform, pixdim) must agree: docs/geometry.md has the rules.
+    """
     if int(header["xyzt_units"]) & 7 not in (0, 2):
         raise refuse("UNITS_UNSUPPORTED", "lengths are not in mm", "export the scan in mm", path)
-    findings: list[Finding] = []
-    sform = header.get_sform() if int(header["sform_code"]) > 0 else None
-    qform = _qform(path, header, needed=sform is None)
-    ours = file_affine(np.asarray(sform if sform is not None else qform, dtype=np.float64))
+    sform = np.asarray(header.get_sform(), dtype=np.float64) if int(header["sform_code"]) > 0 else None
+    problem = _size_problem(header)
+    if sform is None:
+        theirs, findings = _qform_alone(path, header, problem)
+    else:
+        theirs, findings = sform, []
+    ours = file_affine(theirs)
     findings += checks.check_affine(ours, path)
-    grid = Grid(shape, ours)
-    if sform is not None and qform is not None:
-        distance = grid.corner_distance_mm(Grid(shape, file_affine(qform)))
-        if not distance <= FORMS_CONFLICT_MM:
-            raise refuse("AFFINE_CONFLICT", f"qform and sform are {distance:.3g} mm apart at the corners", "correct the header: set both to the true geometry", path)
-        if distance > FORMS_AGREE_MM:
-            findings.append(Finding("WARN", "AFFINE_CONFLICT", f"qform and sform are {distance:.2g} mm apart at the corners; the sform is used", file=str(path)))
+    if sform is not None and problem is not None:
+        code, what = problem
+        cause = f"the voxel size in pixdim is {what}; the sform is used"
+        findings.append(Finding("WARN", code, cause, "correct pixdim in the header", file=str(path)))
+    elif sform is not None:
+        findings += _compare_forms(path, header, Grid(shape, ours))
     return ours, findings
 
 
-def _qform(path: Path, header: Any, *, needed: bool) -> np.ndarray | None:
-    """The qform; None when the file has none and does not need it, or when its voxel size is unusable then."""
+def _size_problem(header: Any) -> tuple[str, str] | None:
+    """(code, words) when pixdim holds no voxel size, else None."""
     sizes = np.asarray(header["pixdim"][1:4], dtype=np.float64)
-    problems = (
-        ("SPACING_NONFINITE", not np.isfinite(sizes).all(), "NaN or infinite"),
-        ("SPACING_NEGATIVE", bool((sizes < 0).any()), "negative"),
-        ("SPACING_MISSING", bool((sizes == 0).any()), "0"),
-    )
-    for code, wrong, what in problems:
-        if wrong and needed:
-            raise refuse(code, f"the voxel size is {what}", "export the scan again with its geometry", path)
-        if wrong:
-            return None
+    if not np.isfinite(sizes).all():
+        return "SPACING_NONFINITE", "NaN or infinite"
+    if (sizes < 0).any():
+        return "SPACING_NEGATIVE", "negative"
+    return ("SPACING_MISSING", "0") if (sizes == 0).any() else None
+
+
+def _qform_alone(path: Path, header: Any, problem: tuple[str, str] | None) -> tuple[np.ndarray, list[Finding]]:
+    """The qform, (i, j, k) to RAS mm, of a header without sform."""
+    fix = "export the scan again with its geometry"
+    if problem is not None:
+        raise refuse(problem[0], f"the voxel size is {problem[1]}", fix, path)
     if int(header["qform_code"]) <= 0:
-        if needed:
-            raise refuse("AFFINE_UNKNOWN", "neither qform nor sform is set, so left and right are unknown", "export the scan again with its geometry", path)
+        raise refuse("AFFINE_UNKNOWN", "neither qform nor sform is set, so left and right are unknown", fix, path)
+    rotation = _rotation(header)
+    if rotation is None:
+        raise refuse("AFFINE_SINGULAR", "the quaternion of the qform is invalid: b2 + c2 + d2 is far above 1, or NaN", fix, path)
+    excess = float(np.square(_quaternion(header)).sum()) - 1
+    if excess <= 4 * QUATERNION_FLOAT32:
+        return _qform(header, rotation), []
+    cause = (f"the quaternion of the qform is too long (b2 + c2 + d2 = 1 + {excess:.1g}) and is shortened: the axes may be up to "
+             f"{np.degrees(2 * np.sqrt(excess)):.2g} degrees off")
+    return _qform(header, rotation), [Finding("WARN", "AFFINE_ROUNDED", cause, "store an sform too", file=str(path))]
+
+
+def _quaternion(header: Any) -> np.ndarray:
+    """b, c, d as they are stored."""
+    return np.array([float(header[name]) for name in ("quatern_b", "quatern_c", "quatern_d")])
+
+
+def _rotation(header: Any, expected: np.ndarray | None = None) -> np.ndarray | None:
+    """The rotation (3, 3) of the qform, None when its quaternion is none. As in the NIfTI reference library: from a length of 1 on a is 0.
+
+    expected: taken where its quaternion is the stored one as well as 32 bits can say it. Near half a turn the three
+    stored numbers say little about the fourth: rounded, they turn the axes by up to 0.2 degrees.
+    """
+    stored = _quaternion(header)
+    if expected is not None and np.linalg.det(expected) > 0:
+        a, *axis = mat2quat(expected)
+        signs = (1, -1) if abs(a) < np.sqrt(2 * QUATERNION_FLOAT32) else (1,)
+        if min(np.abs(sign * stored - axis).max() for sign in signs) <= QUATERNION_FLOAT32:
+            return expected
+    square = 1 - float(np.square(stored).sum())
+    if not square >= -QUATERNION_DECIMALS:
         return None
-    try:
-        return np.asarray(header.get_qform(), dtype=np.float64)
-    except (HeaderDataError, ValueError, np.linalg.LinAlgError):
-        raise refuse("AFFINE_SINGULAR", "the quaternion of the qform is invalid", "export the scan again with its geometry", path) from None
+    return quat2mat([0.0 if square < 1e-7 else np.sqrt(square), *stored])  # it shortens what is too long
+
+
+def _handedness(header: Any) -> int:
+    """1, or -1 where the third axis runs the other way. As in the NIfTI reference library: pixdim[0], where 0 means 1."""
+    return -1 if float(header["pixdim"][0]) < 0 else 1
+
+
+def _qform(header: Any, rotation: np.ndarray) -> np.ndarray:
+    """(4, 4) of a rotation with the header's voxel sizes, handedness and offset."""
+    result = np.eye(4)
+    result[:3, :3] = rotation * [1, 1, _handedness(header)] * np.asarray(header["pixdim"][1:4], dtype=np.float64)
+    result[:3, 3] = [float(header[name]) for name in ("qoffset_x", "qoffset_y", "qoffset_z")]
+    return result
+
+
+def _compare_forms(path: Path, header: Any, grid: Grid) -> list[Finding]:
+    """Hold qform and pixdim against the sform, whose grid is `grid`."""
+    fix = "correct the header: set sform, qform and pixdim to the true geometry"
+    if int(header["qform_code"]) <= 0:
+        sizes = np.asarray(header["pixdim"][1:4], dtype=np.float64)[::-1]
+        return checks.check_voxel_size(grid.affine, sizes, "pixdim", path)
+    straight, handedness = _without_shear(file_affine(grid.affine)), [1, 1, _handedness(header)]
+    rotation = _rotation(header, straight[:3, :3] / np.linalg.norm(straight[:3, :3], axis=0) * handedness)
+    if rotation is None:
+        cause = "the quaternion of the qform is invalid; the sform is used"
+        return [Finding("WARN", "AFFINE_CONFLICT", cause, fix, file=str(path))]
+    apart = Grid(grid.shape, file_affine(straight)).corner_distance_mm(Grid(grid.shape, file_affine(_qform(header, rotation))))
+    cause = f"qform and sform are {apart:.2g} mm apart at the corners"
+    return checks.agreement(off_by(apart, grid.spacing_mm), "AFFINE_CONFLICT", cause, "the sform is used", fix, path)
+
+
+def _without_shear(sform: np.ndarray) -> np.ndarray:
+    """What a qform can hold of an sform: the nearest perpendicular axes, of the same lengths."""
+    sizes = np.linalg.norm(sform[:3, :3], axis=0)
+    left, _, right = np.linalg.svd(sform[:3, :3] / sizes)
+    result = sform.copy()
+    result[:3, :3] = left @ right * sizes
+    return result
 
 
 # ---- writing ----------------------------------------------------------------------------------------------

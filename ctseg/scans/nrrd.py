@@ -49,7 +49,11 @@ def read_image(path: str | Path, *, check_hu: bool = True) -> tuple[Volume, list
 def read_integers(path: str | Path) -> tuple[Volume, list[Finding]]:
     """The integers of a label file as int32 (D, H, W); see `nifti.read_integers`. Segmentations of several layers: `read_segments`."""
     path = Path(path)
-    return integers_of(_only_layer(_read(path), path), path)
+    read = _read(path)
+    volume, findings = integers_of(_only_layer(read, path), path)
+    if segments := _segments(read[1], path):
+        _check_values(segments, [volume], path)
+    return volume, findings
 
 
 def read_mask(path: str | Path) -> tuple[Volume, list[Finding]]:
@@ -125,7 +129,8 @@ def _parse(path: Path, data: bytes) -> _Header:
             continue
         key, separator, value = line.partition(":=")
         if separator and ":" not in key:
-            values[key] = value
+            if values.setdefault(key, value) != value:
+                raise refuse("HEADER_IMPLAUSIBLE", "a key stands twice with two values", _FIX, path)
             continue
         name, _, content = line.partition(":")
         name = name.strip().lower()
@@ -164,6 +169,8 @@ def _read(path: Path) -> tuple[Stored, _Header]:
 def _only_layer(read: tuple[Stored, _Header], path: Path) -> Stored:
     stored, header = read
     layers = len(stored.array)
+    if layers > 1 and _segments(header, path):
+        raise refuse("NOT_3D", f"its segments lie in {layers} layers and may overlap", "export it as one label map, or as one file per structure", path)
     if layers > 1:
         raise refuse("NOT_3D", f"{layers} values for each voxel", "give one 3D volume per file", path)
     if header.fields["dimension"].strip() == "4":
@@ -202,6 +209,8 @@ def _check_type(header: _Header, path: Path) -> np.dtype:
     name = " ".join(header.fields.get("type", "").lower().split())
     if name not in _CODES:
         raise refuse("NOT_SCALAR" if name == "block" else "HEADER_IMPLAUSIBLE", "its type is no number", "export the scan as 16-bit integers", path)
+    if {"old min", "oldmin", "old max", "oldmax"} & set(header.fields):
+        raise refuse("ENCODING_UNSUPPORTED", "its intensities are scaled ('old min', 'old max')", "save the scan in Hounsfield units", path)
     order = {"little": "<", "big": ">"}.get(header.fields.get("endian", "").lower(), "")
     if not order and np.dtype(_CODES[name]).itemsize > 1:
         raise refuse("HEADER_IMPLAUSIBLE", "the byte order is not given", _FIX, path)
@@ -214,7 +223,7 @@ def _affine(header: _Header, axis: int | None, path: Path) -> tuple[np.ndarray, 
     if space not in _SPACES:
         cause = "no 'space' is given" if not space else "its 'space' does not name the patient's left, back and head"
         raise refuse("AFFINE_UNKNOWN", f"{cause}, so left and right are unknown", "export the scan with its geometry (left-posterior-superior)", path)
-    units = {unit.lower() for unit in re.findall(r'"([^"]*)"', header.fields.get("space units", ""))}
+    units = {unit.lower() for field in ("space units", "units") for unit in re.findall(r'"([^"]*)"', header.fields.get(field, ""))}
     if not units <= _MILLIMETRES:
         raise refuse("UNITS_UNSUPPORTED", "lengths are not in mm", "export the scan in mm", path)
     vectors = [vector for number, vector in enumerate(_vectors(header)) if number != axis]
@@ -227,7 +236,17 @@ def _affine(header: _Header, axis: int | None, path: Path) -> tuple[np.ndarray, 
             affine[:3, column] = [float(number) * sign for number, sign in zip(text.strip("()").split(","), _SPACES[space], strict=True)]
     except ValueError:
         raise refuse("HEADER_IMPLAUSIBLE", "'space directions' or 'space origin' holds something else than three numbers", _FIX, path) from None
-    return affine, checks.check_affine(affine, path)
+    return affine, checks.check_affine(affine, path) + _check_spacings(header, axis, affine, path)
+
+
+def _check_spacings(header: _Header, axis: int | None, affine: np.ndarray, path: Path) -> list[Finding]:
+    """Hold 'spacings', where some writer gives them too, against 'space directions'."""
+    numbers = [number for place, number in enumerate(_numbers(header, "spacings", float, path)) if place != axis]
+    if not numbers or all(np.isnan(numbers)):  # NaN is the format's word for "not given"
+        return []
+    if len(numbers) != 3:
+        raise refuse("HEADER_IMPLAUSIBLE", "'spacings' does not hold a number for each axis", _FIX, path)
+    return checks.check_voxel_size(affine, np.array(numbers[::-1]), "'spacings'", path)
 
 
 def _voxels(header: _Header, layers: int, axis: int | None, shape: tuple[int, int, int], dtype: np.dtype, path: Path) -> tuple[np.ndarray, list[Finding]]:

@@ -21,14 +21,17 @@ from ctseg.artifacts import (
     file_hash,
     safe_name,
     seen_files,
+    write_json,
     write_tensor,
 )
-from ctseg.errors import CaseError, Finding, PipelineError, ResourceError
+from ctseg.errors import SYSTEM_FAULTS, CaseError, Finding, PipelineError, ResourceError
+from ctseg.processes import end_with_parent
 from ctseg.scans import grids, nifti
 from ctseg.scans.cases import PRESENT, UNLABELLED, CaseRecord, LoadedCase
 from ctseg.scans.distance_maps import coarse_maps
 from ctseg.scans.guides import GuideSource, load_guide, write_guide
 from ctseg.scans.intensity import window
+from ctseg.scans.laterality import Sides
 from ctseg.scans.reading import load_case, source_hash, source_to_record
 from ctseg.scans.volume import Grid, Volume, canonical_axes, limit_threads
 
@@ -56,6 +59,7 @@ class CaseJob:
     split: str | None = None
     guide: GuideSource | None = None
     crop: str = "body"
+    sides: Sides | None = None
 
     def case_key(self, survey_key: str, plan: grids.GridPlan, split: str | None) -> str:
         """The idempotence key: equal keys mean equal tensors."""
@@ -78,10 +82,11 @@ class CaseOutcome:
 
 
 def start_worker() -> None:
-    """Prepare a worker process: one thread each, and Ctrl-C is the parent's business."""
+    """Prepare a worker process: one thread each, it ends with its parent, and Ctrl-C is the parent's business."""
     import signal
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    end_with_parent()
     limit_threads(1)
 
 
@@ -98,6 +103,8 @@ def prepare_case(job: CaseJob) -> CaseOutcome:
         finding = Finding("ERROR", "TOO_LARGE", "the memory does not suffice for this scan", "use --workers 1 or a machine with more memory", case_id)
         return CaseOutcome(case_id, None, (finding,), trace=traceback.format_exc())
     except Exception as error:  # the case boundary: one bad case never stops the run
+        if isinstance(error, OSError) and error.errno in SYSTEM_FAULTS:
+            return CaseOutcome(case_id, None, (Finding.from_error(ResourceError.from_os(error), case=case_id),), trace=traceback.format_exc())
         finding = Finding("ERROR", "INTERNAL", f"unforeseen {type(error).__name__}", "please report it with logs/pipeline.log", case_id)
         return CaseOutcome(case_id, None, (finding,), trace=traceback.format_exc())
 
@@ -122,6 +129,7 @@ def _prepare(job: CaseJob) -> CaseOutcome:
             findings += _write_guide(job, job.guide, loaded, organs, entry)
         entry["key"] = job.case_key(survey_key, job.plan, job.split)
     entry["findings"] = [finding.record() for finding in findings]
+    write_json(job.workspace.finished / f"{safe_name(job.record.case_id)}.json", entry)
     return CaseOutcome(job.record.case_id, entry, tuple(findings))
 
 
@@ -129,7 +137,7 @@ def _load(job: CaseJob) -> tuple[LoadedCase, Volume | None]:
     """(the case with the wanted structures, label map of the guide organs when the case's own labels are the guide)."""
     organs = job.guide.organs if job.guide is not None and job.guide.kind == "labels" else ()
     # Organs first: where masks overlap the later one wins, and the target must not lose a voxel to its guide.
-    loaded = load_case(job.record, (*organs, *job.structures), root=job.root)
+    loaded = load_case(job.record, (*organs, *job.structures), root=job.root, sides=job.sides)
     if not organs or loaded.label is None:
         return loaded, None
     array, count = loaded.label.array, np.uint8(len(organs))

@@ -19,31 +19,34 @@ from ctseg.artifacts import file_hash
 from ctseg.errors import CaseError, Finding, PipelineError, UsageError
 from ctseg.scans import folder_walk, volume_files
 from ctseg.scans.cases import ABSENT, PRESENT, UNLABELLED, CaseRecord, ImageSource, LabelSource, LoadedCase
-from ctseg.scans.checks import refuse, require_regular
-from ctseg.scans.laterality import mirror_pairs
-from ctseg.scans.volume import Grid, Volume, match_grid
+from ctseg.scans.checks import put_on, refuse, require_regular
+from ctseg.scans.laterality import Sides, find_sides
+from ctseg.scans.volume import Volume
 
-GRID_TOLERANCE_MM = 1e-2  # rounding of an affine; more is another geometry
 IMPLAUSIBLE_FRACTION = 0.6  # of the body; labels that cover more are a mistake (or a crop: only a warning)
+NAMED = 5  # structures that one message names
 MAX_VALUES = 1024  # distinct values in a label map; a CT copied as label has more
 _BODY_HU = -300.0
+_LEFT_OUT = ("LABEL_GAPS", "RT_NO_VOXEL", "RT_WRONG_SERIES", "LABEL_MISSING")  # why a DICOM file gives no mask of a structure it names
 
 
 @dataclasses.dataclass
 class _Labels:
     """What a label source says. array: (D, H, W) uint8, i+1 = i-th requested structure; nameable: every
-    structure the source speaks about; empty: no voxel of any structure, requested or not."""
+    structure the source speaks about; empty: no voxel of any structure; empty_masks: the requested ones whose own mask is empty."""
 
     array: np.ndarray
     nameable: frozenset[str]
     empty: bool
     findings: list[Finding]
+    empty_masks: Sequence[str] = ()
 
 
-def load_case(record: CaseRecord, structures: Sequence[str], *, root: Path) -> LoadedCase:
+def load_case(record: CaseRecord, structures: Sequence[str], *, root: Path, sides: Sides | None = None) -> LoadedCase:
     """Read and check one case.
 
     structures: the names that get the ids 1, 2, ... in the label. root: data folder, for messages only.
+    sides: what is left and right; from the names alone when None.
     States: present = annotated and found, absent = annotated and none found, unlabelled = nobody looked.
     Voxels of structures that were not asked for are background. Where masks overlap, the later one in
     `structures` wins (OpenKBP: the challenge's own order) and a warning counts the voxels.
@@ -58,7 +61,7 @@ def load_case(record: CaseRecord, structures: Sequence[str], *, root: Path) -> L
             labels = _read_labels(record, record.labels, structures, image)
             label = Volume(labels.array, image.affine)
             states, notes = _states(record, structures, labels)
-            findings += labels.findings + notes + _check_sides(label, structures) + _check_amount(label, image, record.labels)
+            findings += labels.findings + notes + _check_sides(label, structures, sides or find_sides(structures)) + _check_amount(label, image, record.labels)
     return LoadedCase(record, image, label, states, tuple(boundary.localised(finding) for finding in findings))
 
 
@@ -93,7 +96,8 @@ def _read_labels(record: CaseRecord, source: LabelSource, structures: Sequence[s
         volume, names, findings = openkbp_csv.read_label(_path(source))
         values = {number: name for number, name in openkbp_csv.STRUCTURES.items() if name in names}
         array, empty = _translate(volume.array, values, structures, None, source)
-        return _Labels(array, frozenset(names), empty, findings)
+        found = set(np.unique(volume.array).tolist())
+        return _Labels(array, frozenset(names), empty, findings, [name for value, name in values.items() if value not in found])
     raise ValueError(f"unknown label format {source.format!r}")
 
 
@@ -106,11 +110,14 @@ def _path(source: LabelSource) -> Path:
 def _read_map(record: CaseRecord, source: LabelSource, structures: Sequence[str], image: Volume) -> _Labels:
     path = _path(source)
     volume, findings = volume_files.read_integers(path)
-    volume, notes = _on_grid(volume, image.grid, path)
+    volume_files.check_names(path, source.values)
+    volume, notes = put_on(volume, image.grid, path)
     array, empty = _translate(volume.array, source.values, structures, source.ignore_value, source)
-    if empty and record.annotated is None:
-        raise refuse("LABEL_EMPTY", "no voxel is labelled, and nothing says that somebody looked", "restore the labels, or list the annotated structures in the data set's own file", path)
-    if source.ignore_value is not None and (ignored := int(np.count_nonzero(volume.array == source.ignore_value))):
+    ignored = 0 if source.ignore_value is None else int(np.count_nonzero(volume.array == source.ignore_value))
+    if empty and (record.annotated is None or ignored):
+        cause = f"no voxel is labelled but {ignored} to be ignored" if ignored else "no voxel is labelled, and every patient has these structures"
+        raise refuse("LABEL_EMPTY", cause, "restore the labels, or take scan and labels out of the data set", path)
+    if ignored:
         notes.append(Finding("NOTE", "LABEL_IGNORED", f"{ignored} voxels carry the ignore value {source.ignore_value} and count as background", file=str(path)))
     return _Labels(array, frozenset(source.values.values()), empty, findings + notes)
 
@@ -151,45 +158,47 @@ def _wrong_values(found: set[int], known: set[int], source: LabelSource) -> Case
 
 
 def _read_masks(record: CaseRecord, source: LabelSource, structures: Sequence[str], image: Volume) -> _Labels:
-    """One file per structure. A file that is not there means that nobody looked; a warning only where somebody did."""
+    """One file per structure. A file that is not there means that nobody looked; an empty one, that it is absent."""
     there = {name for name, path in source.masks.items() if os.path.lexists(path)}
-    findings = []
     if not there:
         raise refuse("LABEL_MISSING", f"none of the {len(source.masks)} mask files is there", "restore the masks or remove the case", next(iter(source.masks.values()), "-"))
-    claimed = record.annotated or frozenset()
-    for name in [name for name in structures if name in claimed and name not in there]:
-        findings.append(Finding("WARN", "LABEL_MISSING", f"{name} is said to be annotated but its mask is not there: left out of loss and metrics", "restore the mask", file=str(source.masks.get(name, "-"))))
     array, overlap = np.zeros(image.array.shape, dtype=np.uint8), np.zeros(image.array.shape, dtype=bool)
+    findings, empty = [], []
     for number, name in enumerate(structures, start=1):
         if name not in there:
             continue
         path = source.masks[name]
         volume, notes = volume_files.read_integers(path)
-        volume, more = _on_grid(volume, image.grid, path)
+        volume, more = put_on(volume, image.grid, path)
         mask, _ = _translate(volume.array, {1: name}, [name], None, dataclasses.replace(source, path=path))
         _paint(array, mask.astype(bool), number, overlap)
+        empty += [name] if not mask.any() else []
         findings += notes + more
-    return _Labels(array, frozenset(there), not array.any(), findings + _overlap_finding(overlap, "-"))
+    return _Labels(array, frozenset(there), not array.any(), findings + _overlap_finding(overlap, "-"), empty)
 
 
 def _read_dicom(record: CaseRecord, source: LabelSource, structures: Sequence[str], image: Volume) -> _Labels:
-    from ctseg.scans import dicom_seg, rtstruct
+    from ctseg.scans import dicom_seg, rtstruct, slice_gaps
 
     path = _path(source)
     folder = record.image.path if record.image.format == "dicom" else None
     in_file = {name: source.renamed.get(name, name) for name in structures}
+    gaps = slice_gaps.FILL if source.fill_gaps else slice_gaps.LEAVE_OUT
     if source.format == "dicom_seg":
-        masks, findings = dicom_seg.read_segments(path, image, folder, names=in_file.values(), series_uid=record.image.series_uid, fractional_threshold=source.fractional_threshold)
+        masks, findings = dicom_seg.read_segments(path, image, folder, names=in_file.values(), series_uid=record.image.series_uid,
+                                                  fractional_threshold=source.fractional_threshold, gaps=gaps)
     else:
-        masks, findings = rtstruct.read_structures(path, image, folder, names=in_file.values(), series_uid=record.image.series_uid)
+        masks, findings = rtstruct.read_structures(path, image, folder, names=in_file.values(), series_uid=record.image.series_uid, gaps=gaps)
     # A segment without frames was looked for and not found; an ROI without contours is a line of a template that nobody drew.
-    drawn = frozenset(dicom_seg.list_segments(path).values() if source.format == "dicom_seg" else masks)
-    annotated = drawn | {name for name, called in in_file.items() if called in drawn}
+    if not masks and (left_out := [finding for finding in findings if finding.code in _LEFT_OUT]):
+        raise refuse(left_out[0].code, left_out[0].cause, left_out[0].fix, path)
+    annotated = frozenset(masks) | {name for name, called in in_file.items() if called in masks}
     array, overlap = np.zeros(image.array.shape, dtype=np.uint8), np.zeros(image.array.shape, dtype=bool)
     for number, name in enumerate(structures, start=1):
         if in_file[name] in masks:
             _paint(array, masks[in_file[name]], number, overlap)
-    return _Labels(array, annotated, not array.any(), findings + _overlap_finding(overlap, str(path)))
+    empty = [name for name in structures if name in annotated and (in_file[name] not in masks or not masks[in_file[name]].any())]
+    return _Labels(array, annotated, not array.any(), findings + _overlap_finding(overlap, str(path)), empty)
 
 
 def _paint(array: np.ndarray, mask: np.ndarray, number: int, overlap: np.ndarray) -> None:
@@ -203,28 +212,6 @@ def _overlap_finding(overlap: np.ndarray, file: str) -> list[Finding]:
         return []
     cause = f"{np.count_nonzero(overlap)} voxels belong to more than one structure; the later one in the list of structures counts"
     return [Finding("WARN", "LABEL_OVERLAP", cause, "nothing to do if that order is meant", file=file)]
-
-
-def _on_grid(volume: Volume, grid: Grid, path: Path) -> tuple[Volume, list[Finding]]:
-    """The label on the image's grid when reordering its axes leads there; it is never interpolated."""
-    if volume.grid.matches(grid):
-        return volume, []
-    moved = match_grid(volume, grid, GRID_TOLERANCE_MM)
-    if moved is None:
-        raise _mismatch(volume, grid, path)
-    if moved is volume:
-        return volume, [Finding("NOTE", "GRID_ROUNDING", f"its geometry differs from the image by {volume.grid.corner_distance_mm(grid):.1g} mm and counts as the same", file=str(path))]
-    return moved, [Finding("NOTE", "GRID_REORDERED", "its axes run differently from the image's; reordered without interpolation", file=str(path))]
-
-
-def _mismatch(volume: Volume, grid: Grid, path: Path) -> CaseError:
-    if volume.array.shape != grid.shape:
-        cause = f"label shape {volume.array.shape}, image shape {grid.shape}"
-    else:
-        distance = volume.grid.corner_distance_mm(grid)
-        theirs, ours = (" x ".join(f"{s:.4g}" for s in spacing) for spacing in (volume.spacing_mm, grid.spacing_mm))
-        cause = f"the label lies up to {distance:.3g} mm away from the image (voxels {theirs} against {ours} mm)"
-    return refuse("GRID_MISMATCH", cause, "give the label that was drawn on this image, or resample it onto the image's grid", path)
 
 
 # ---- states and plausibility ------------------------------------------------------------------------------
@@ -243,16 +230,41 @@ def _states(record: CaseRecord, structures: Sequence[str], labels: _Labels) -> t
             # Voxels of a structure that is not annotated would be scored as another structure's background.
             labels.array[labels.array == number] = 0
             findings.append(Finding("WARN", "LABEL_UNEXPECTED", f"{name} has {counts[number]} voxels but is said not to be annotated: they count as background", "correct the list of annotated structures"))
-        elif record.annotated is not None and name in record.annotated and record.labels and record.labels.format != "masks":
-            findings.append(Finding("WARN", "LABEL_MISSING", f"{name} is said to be annotated but the labels do not hold it: left out of loss and metrics", "correct the names"))
-    return states, findings
+    return states, findings + _missing_finding(record, states, labels) + _empty_finding(record, states, labels)
 
 
-def _check_sides(label: Volume, structures: Sequence[str]) -> list[Finding]:
+def _missing_finding(record: CaseRecord, states: dict[str, str], labels: _Labels) -> list[Finding]:
+    """A warning for structures that the labels should hold: those said to be annotated, or that a file of their own would hold."""
+    source = record.labels
+    told = " ".join(finding.cause for finding in labels.findings if finding.code in _LEFT_OUT)
+    own_files = source is not None and source.format in ("masks", "dicom_seg", "rtstruct")
+    names = [name for name, state in states.items() if state == UNLABELLED and name not in labels.nameable and f"'{name}'" not in told
+             and (own_files or name in (record.annotated or ()))]
+    if not names or source is None:
+        return []
+    cause = f"the labels do not hold {_listed(names)}: not annotated here, so left out of loss and scores"
+    return [Finding("WARN", "LABEL_MISSING", cause, "add the labels if somebody drew them", file=str(source.masks.get(names[0]) or source.path or "-"))]
+
+
+def _empty_finding(record: CaseRecord, states: dict[str, str], labels: _Labels) -> list[Finding]:
+    """What says "absent" without a voxel to show for it: labels without any structure, or a structure's own mask without any."""
+    source, names = record.labels, [name for name, state in states.items() if state == ABSENT and (labels.empty or name in labels.empty_masks)]
+    if source is None or not names:
+        return []
+    cause = f"no voxel of {_listed(names)} is labelled: annotated, so it counts as absent"
+    return [Finding("WARN" if labels.empty else "NOTE", "LABEL_EMPTY", cause, "restore the labels if the patient has it", file=str(source.masks.get(names[0]) or source.path or "-"))]
+
+
+def _listed(names: Sequence[str]) -> str:
+    """The first names, and how many more there are."""
+    return ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
+
+
+def _check_sides(label: Volume, structures: Sequence[str], sides: Sides) -> list[Finding]:
     """A warning for each mirror pair whose left structure does not lie on the patient's left (greater LPS x)."""
     from scipy.ndimage import find_objects
 
-    pairs = mirror_pairs(structures)
+    pairs = sides.indices(structures)
     boxes = find_objects(label.array, max_label=len(structures)) if pairs else []
     findings = []
     for left, right in pairs:
@@ -399,6 +411,8 @@ def source_to_record(record: CaseRecord, root: Path) -> dict[str, Any]:
         }
         if source.fractional_threshold is not None:  # the next too: only where chosen, so that records of other cases stay as they were
             result["labels"]["fractional_threshold"] = source.fractional_threshold
+        if source.fill_gaps:
+            result["labels"]["fill_gaps"] = True
     if record.image.assume_hu:
         result["image"]["assume_hu"] = True
     return result
@@ -422,7 +436,7 @@ def source_from_record(content: dict[str, Any], root: Path) -> CaseRecord:
             stored["format"], None if stored["path"] is None else absolute(stored["path"]),
             {int(value): name for value, name in stored["values"].items()},
             {name: absolute(path) for name, path in stored["masks"].items()}, stored["ignore_value"], dict(stored.get("renamed", {})),
-            stored.get("fractional_threshold"),
+            stored.get("fractional_threshold"), bool(stored.get("fill_gaps", False)),
         )
     annotated = None if content["annotated"] is None else frozenset(content["annotated"])
     return CaseRecord(case_id, str(content["patient_id"]), ImageSource(image["format"], absolute(image["path"]), image["series_uid"], bool(image.get("assume_hu", False))), labels, annotated, content["split"])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -42,9 +42,19 @@ class _Group:
     patients: set[str]
     cases: list[SplitCase]
 
+    def present(self) -> set[str]:
+        """The structures that some case of it shows."""
+        return {name for case in self.cases for name, state in case.states.items() if state == PRESENT}
+
+    def known(self) -> set[str]:
+        """The names under which an earlier split may know it. A patient without a name of its own is called after its first case,
+        which may be another one since scans were added."""
+        ids = {case.case_id for case in self.cases}
+        return self.patients | {case.case_id for case in self.cases if case.patient_id in ids}
+
     def order(self, seed: int) -> tuple[Any, ...]:
         """Sort key: first what it is stratified by, then the smallest hash of its patients' ids."""
-        present = sorted({name for case in self.cases for name, state in case.states.items() if state == PRESENT})
+        present = sorted(self.present())
         formats = sorted({case.source_format for case in self.cases})
         digests = (hashlib.sha256(f"{seed}:{patient}".encode("utf-8", "surrogatepass")).hexdigest() for patient in self.patients)
         return -len(present), present, formats, min(digests)
@@ -67,7 +77,7 @@ def draw_splits(
     chosen: dict[int, str] = {}
     allowed = _allowed(groups, findings)
     for index, group in enumerate(groups):
-        bound = {frozen[patient] for patient in group.patients if frozen.get(patient) in SPLITS}
+        bound = {frozen[name] for name in group.known() if frozen.get(name) in SPLITS}
         if len(bound) > 1:
             raise _leakage(group, "splits.json")
         if len(allowed[index]) == 1:
@@ -157,6 +167,31 @@ def _assign_rest(
             open_splits = [split for split in options if counts[split] < quota[split]] or ["train"]
             chosen[index] = max(open_splits, key=lambda split: quota[split] * done / len(pool) - counts[split])
             counts[chosen[index]] += 1
+        _spread(groups, free, options, chosen)
+
+
+def _spread(groups: list[_Group], free: list[int], options: tuple[str, ...], chosen: dict[int, str]) -> None:
+    """Exchange groups so that every split shows each structure, where there are enough that show it; sizes stay as they are.
+
+    Needed where few patients have a structure. A group is given away only if its split then lacks nothing that it showed.
+    """
+    holders = Counter((split, name) for index, split in chosen.items() for name in groups[index].present())
+    for name in sorted({name for index in free for name in groups[index].present()}):
+        for split in sorted(options, key=("train", "test", "val").index):
+            if holders[split, name]:
+                continue
+            givers = [index for index in free if name in groups[index].present() and holders[chosen[index], name] > 1]
+            pairs = ((giver, taker) for giver in givers for taker in free if chosen[taker] == split)
+            for giver, taker in pairs:
+                lost = [(chosen[giver], thing) for thing in groups[giver].present() - groups[taker].present()]
+                lost += [(split, thing) for thing in groups[taker].present() - groups[giver].present()]
+                if all(holders[key] > 1 for key in lost):
+                    for index in (giver, taker):
+                        holders.subtract((chosen[index], thing) for thing in groups[index].present())
+                    chosen[giver], chosen[taker] = split, chosen[giver]
+                    for index in (giver, taker):
+                        holders.update((chosen[index], thing) for thing in groups[index].present())
+                    break
 
 
 def _missing_structures(cases: list[SplitCase], assignment: Mapping[str, str]) -> list[Finding]:

@@ -11,6 +11,8 @@ import dataclasses
 import numpy as np
 import SimpleITK as sitk
 
+from ctseg.scans.tolerances import EQUAL, ROUNDED, off_by
+
 AIR_HU = -1024.0  # what lies outside a scan's field of view
 RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 # Canonical order of a grid's axes: D towards superior, H towards posterior, W towards the patient's left.
@@ -40,9 +42,13 @@ class Grid:
         d, h, w = record["shape"]
         return cls((int(d), int(h), int(w)), np.array(record["affine"], dtype=np.float64))
 
-    def matches(self, other: Grid, tolerance_mm: float = 1e-3) -> bool:
-        """Whether both grids have the same shape and their corners lie within the tolerance."""
-        return self.shape == other.shape and self.corner_distance_mm(other) <= tolerance_mm
+    def matches(self, other: Grid, tolerance: float = EQUAL) -> bool:
+        """Whether both grids have the same shape and their corners lie within `tolerance` of a voxel."""
+        return self.shape == other.shape and self.off_by(other) <= tolerance
+
+    def off_by(self, other: Grid) -> float:
+        """The largest distance between the same corners of two grids of one shape, in voxels of this one."""
+        return off_by(self.corner_distance_mm(other), self.spacing_mm)
 
     def corner_distance_mm(self, other: Grid) -> float:
         """Largest distance in mm between the same index corners of two grids of one shape."""
@@ -115,17 +121,20 @@ def to_canonical(volume: Volume) -> Volume:
     return reorient(volume, *canonical_axes(volume.affine))
 
 
-def match_grid(volume: Volume, grid: Grid, tolerance_mm: float = 1e-3) -> Volume | None:
-    """The volume on `grid` when a permutation and flips of its axes alone lead there, else None."""
-    if volume.grid.matches(grid, tolerance_mm):
-        return volume
+def axes_like(volume: Volume, grid: Grid) -> Volume:
+    """The volume with its axes permuted and flipped to run like those of `grid`; itself where they do, or cannot."""
     to_grid = np.linalg.inv(grid.affine) @ volume.affine
     order = tuple(int(np.argmax(np.abs(to_grid[axis, :3]))) for axis in range(3))
-    if sorted(order) != [0, 1, 2]:
-        return None
     flips = tuple(bool(to_grid[axis, order[axis]] < 0) for axis in range(3))
-    moved = reorient(volume, (order[0], order[1], order[2]), (flips[0], flips[1], flips[2]))
-    return moved if moved.grid.matches(grid, tolerance_mm) else None
+    if sorted(order) != [0, 1, 2] or (order == (0, 1, 2) and not any(flips)):
+        return volume
+    return reorient(volume, (order[0], order[1], order[2]), (flips[0], flips[1], flips[2]))
+
+
+def match_grid(volume: Volume, grid: Grid, tolerance: float = ROUNDED) -> Volume | None:
+    """The volume on `grid` when a permutation and flips of its axes lead there within `tolerance` of a voxel, else None."""
+    moved = axes_like(volume, grid)
+    return moved if grid.matches(moved.grid, tolerance) else None
 
 
 _INTERPOLATORS = {"linear": sitk.sitkLinear, "cubic": sitk.sitkBSpline3, "nearest": sitk.sitkNearestNeighbor}

@@ -5,11 +5,14 @@ What the file really is decides the reader of that suffix, which refuses everyth
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 
 from ctseg.errors import Finding
-from ctseg.scans import metaimage, nifti, nrrd
+from ctseg.scans import aliases, metaimage, nifti, nrrd
+from ctseg.scans.checks import refuse
 from ctseg.scans.volume import Volume
 
 # Formats of an ImageSource whose path is one file.
@@ -18,6 +21,7 @@ _BY_SUFFIX = {".nii.gz": "nifti", ".nii": "nifti", ".seg.nrrd": "nrrd", ".nrrd":
 _DETACHED = {".nhdr": "nrrd", ".mhd": "metaimage"}  # known, so that they are refused by name and not passed over
 SUFFIXES = tuple(_BY_SUFFIX)
 SEGMENTATION = ".seg.nrrd"
+_NUMBER_ONLY = r"(segment|label|region|roi|class|structure|mask)?[\s_-]*\d*"
 
 
 def stem_of(path: Path, *, detached: bool = False) -> str | None:
@@ -55,3 +59,15 @@ def read_names(path: str | Path) -> dict[int, str]:
     """Value -> name where the file itself names its label values; empty elsewhere."""
     form = format_of(Path(path))
     return nifti.read_names(path) if form == "nifti" else nrrd.read_names(path) if form == "nrrd" else {}
+
+
+def check_names(path: str | Path, table: Mapping[int, str]) -> None:
+    """Refuse a label map whose own names contradict a table that stands elsewhere: CaseError ORGAN_MAP_MISMATCH.
+
+    Spellings and synonyms (`aliases`) are one name; "Segment_1" and the like name nothing.
+    """
+    for value, name in read_names(path).items():
+        known = table.get(value, name)
+        if aliases.key_of(name) != aliases.key_of(known) and not re.fullmatch(_NUMBER_ONLY, name, re.IGNORECASE):
+            raise refuse("ORGAN_MAP_MISMATCH", f"the file itself calls the value {value} '{name}', the table of names calls it '{known}'",
+                         "correct the names in the table, or number the file's structures as the table does", path)

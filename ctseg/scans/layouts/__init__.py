@@ -79,9 +79,7 @@ def open_data_set(root: Path, layout: str | None = None) -> DataSet:
     and whatever the adapter finds wrong with the metadata.
     """
     root = Path(root)
-    if layout is not None and layout not in LAYOUTS:
-        raise UsageError("UNKNOWN_LAYOUT", f"there is no layout '{layout}'{did_you_mean(layout, LAYOUTS)}", f"choose one of {', '.join(LAYOUTS)}")
-    _require_folder(root)
+    check_folder(root, layout)
     if layout is not None:
         return LAYOUTS[layout].read(root)
     found = [name for name, adapter in LAYOUTS.items() if adapter.matches(root)]
@@ -93,6 +91,14 @@ def open_data_set(root: Path, layout: str | None = None) -> DataSet:
         return data_set
     cause = f"read as {found[0]}; it also looks like {', '.join(others)}, which --layout would choose"
     return dataclasses.replace(data_set, findings=(Finding("NOTE", "LAYOUT_CHOSEN", cause), *data_set.findings))
+
+
+def check_folder(root: Path | None, layout: str | None = None) -> None:
+    """What `open_data_set` refuses without looking into the scans: an unknown layout, no folder, nothing in it. root: None when none was given."""
+    if layout is not None and layout not in LAYOUTS:
+        raise UsageError("UNKNOWN_LAYOUT", f"there is no layout '{layout}'{did_you_mean(layout, LAYOUTS)}", f"choose one of {', '.join(LAYOUTS)}")
+    if root is not None:
+        _require_folder(root)
 
 
 def _require_folder(root: Path) -> None:

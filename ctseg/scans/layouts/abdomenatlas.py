@@ -88,4 +88,4 @@ def _read_case(
         cases.refuse(folder.name, ("LABEL_NAMES_MISSING", "a combined map does not say which value is which organ", fix), combined)
     else:
         source = LabelSource("map", combined, values=dict(table[0]), ignore_value=table[1])
-        cases.offer(folder.name, gathering.image_source(ct), source, split=split)
+        cases.offer(folder.name, gathering.image_source(ct), source, annotated=table[0].values(), split=split)

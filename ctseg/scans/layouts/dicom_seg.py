@@ -6,7 +6,7 @@
 
 Any folder names and depths will do: a SEG or RTSTRUCT belongs to the CT series that it refers to, or else to the only CT
 of its patient folder. Structures it does not list were not looked for. Cases are grouped by the
-patient id in the headers, of which only a hash is kept.
+patient id in the headers, which is not kept: a patient is named after the first case, in natural order.
 """
 
 from __future__ import annotations
@@ -249,9 +249,12 @@ def _report_rest(
 
 
 def _group_patients(data: DataSet) -> DataSet:
-    """The data set as it is, or with folders as patients where anonymisation gave all of them one patient id."""
+    """The data set with patients named after their first case (a hash of a short record number can be guessed), or with
+    folders as patients where anonymisation gave all of them one patient id."""
     if len(data.cases) < 2 or len({case.patient_id for case in data.cases}) > 1:
-        return data
+        first: dict[str, str] = {}
+        cases = tuple(dataclasses.replace(case, patient_id=first.setdefault(case.patient_id, case.case_id)) for case in data.cases)
+        return dataclasses.replace(data, cases=cases)
     cause = f"all {len(data.cases)} cases carry one patient id, as after anonymisation; each case counts as a patient"
     finding = Finding("WARN", "PATIENT_ID_SHARED", cause, "split by hand if they are scans of one person")
     cases = tuple(dataclasses.replace(case, patient_id=case.case_id) for case in data.cases)

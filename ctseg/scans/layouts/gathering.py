@@ -46,8 +46,11 @@ def entries(folder: Path) -> list[Path]:
 
 
 def folders(folder: Path) -> list[Path]:
-    """The subfolders (and links to folders) in natural order, without hidden names."""
-    return [path for path in entries(folder) if path.is_dir()]
+    """The subfolders (and links to folders) in natural order, without hidden names and those that may not be entered.
+
+    One of these costs what is in it, not the run: `Gathering` reports it.
+    """
+    return [path for path in entries(folder) if path.is_dir() and os.access(path, os.R_OK | os.X_OK)]
 
 
 def child(folder: Path, name: str) -> Path | None:
@@ -284,8 +287,9 @@ class Gathering:
                     strays.append(path)
                 else:
                     others[path.suffix.casefold() or "no suffix"] += 1
-        for path in (path for path, why in not_entered.items() if why not in (HIDDEN, TWICE)):
-            self.warn("PERMISSION", not_entered[path], "change its permissions", path=path)
+        for folder, why in not_entered.items():  # one that cannot be listed may hold cases; not the one of a file system
+            if why not in (HIDDEN, TWICE) and folder.name != "lost+found":
+                self.refuse(folder.name, ("PERMISSION", why, "change its permissions, or move it away"), folder)
         for path in strays[:SHOWN]:
             self.warn("UNMATCHED_FILE", "no case uses this file", f"name it as the layout {self.layout} expects, or remove it", path=path)
         if len(strays) > SHOWN:
@@ -315,10 +319,14 @@ def offer_pairs(
     labels: dict[str, Path],
     values: dict[int, str],
     *,
+    annotated: Iterable[str] | None = None,
     ignore_value: int | None = None,
     splits: dict[str, str] | None = None,
 ) -> None:
-    """Offer every case that has both an image and a label map; refuse the others. Keys are case ids (any case)."""
+    """Offer every case that has both an image and a label map; refuse the others. Keys are case ids (any case).
+
+    annotated: as in `CaseRecord`.
+    """
     by_name = {folded(name): path for name, path in labels.items()}
     for case_id, path in images.items():
         label_path = by_name.pop(folded(case_id), None)
@@ -326,7 +334,7 @@ def offer_pairs(
             gathering.refuse(case_id, ("LABEL_MISSING", "a scan without label", "add its label, or move the scan away"), path)
             continue
         source = LabelSource("map", label_path, values=dict(values), ignore_value=ignore_value)
-        gathering.offer(case_id, image_source(path), source, split=(splits or {}).get(case_id))
+        gathering.offer(case_id, image_source(path), source, annotated=annotated, split=(splits or {}).get(case_id))
     for case_id, path in labels.items():
         if folded(case_id) in by_name:
             gathering.refuse(case_id, ("FILE_MISSING", "a label without scan", "add the scan, or move the label away"), path)

@@ -145,4 +145,4 @@ def _read_entry(cases: Gathering, entry: Any, case_id: str, base: Path, source: 
             return cases.refuse(case_id, ("FORMAT_UNSUPPORTED", "no volume file (.nii.gz, .nii, .nrrd, .mha)", "convert it to .nii.gz"), path)
     labels = LabelSource("map", label, values=source.values, ignore_value=source.ignore_value)
     patient = entry.get("patient_id", entry.get("patient"))
-    cases.offer(case_id, gathering.image_source(image), labels, split=split, patient_id=str(patient) if patient not in (None, "") else None)
+    cases.offer(case_id, gathering.image_source(image), labels, annotated=source.values.values(), split=split, patient_id=str(patient) if patient not in (None, "") else None)

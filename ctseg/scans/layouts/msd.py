@@ -5,7 +5,7 @@
     [.../]Task09_Spleen/labelsTr/spleen_2.nii.gz
     [.../]Task09_Spleen/imagesTs/...      without labels: noted, not used
 
-Labels map value -> name, the reverse of nnU-Net; image and label have the same file name.
+Labels map value -> name, the reverse of nnU-Net; image and label have the same file name. An empty label map: none of it is there.
 """
 
 from __future__ import annotations
@@ -66,4 +66,4 @@ def _read_entry(cases: Gathering, folder: Path, entry: object, values: dict[int,
         cases.refuse(case_id, ("LABEL_MISSING", "the entry names no label", "add its label to dataset.json"), image)
     if image is None or label is None:
         return cases.account(image, label)
-    cases.offer(case_id, gathering.image_source(image), LabelSource("map", label, values=dict(values)))
+    cases.offer(case_id, gathering.image_source(image), LabelSource("map", label, values=dict(values)), annotated=values.values())

@@ -7,7 +7,7 @@
     splits_final.json                                  optional, beside dataset.json, in the root, or below
                                                        [root/]nnUNet_preprocessed/Dataset001_Name
 
-"ignore" marks voxels nobody looked at. Regions (several values under one name) are refused. The key "dataset"
+dataset.json names what was looked for, so an empty label map is a patient without it. "ignore" marks voxels nobody looked at. Regions (several values under one name) are refused. The key "dataset"
 (case -> files) replaces the folders. Of splits_final.json the first fold counts: its `val` is ours, no test set.
 """
 
@@ -71,7 +71,7 @@ def read(root: Path) -> DataSet:
         _read_listed(cases, folder, content["dataset"], channel, LabelSource("map", values=values, ignore_value=ignore_value), splits)
     else:
         images = _images(cases, folder / "imagesTr", channel)
-        gathering.offer_pairs(cases, images, gathering.volumes(folder / "labelsTr"), values, ignore_value=ignore_value, splits=splits)
+        gathering.offer_pairs(cases, images, gathering.volumes(folder / "labelsTr"), values, annotated=values.values(), ignore_value=ignore_value, splits=splits)
     _read_test(cases, folder, channel, values, ignore_value)
     return cases.data_set(tuple(values.values()))
 
@@ -103,7 +103,7 @@ def _read_listed(
             cases.account(image, label)
             continue
         source = LabelSource("map", label, values=dict(labels.values), ignore_value=labels.ignore_value)
-        cases.offer(case_id, gathering.image_source(image), source, split=splits.get(case_id))
+        cases.offer(case_id, gathering.image_source(image), source, annotated=labels.values.values(), split=splits.get(case_id))
 
 
 def _read_test(cases: Gathering, folder: Path, channel: int, values: dict[int, str], ignore_value: int | None) -> None:
@@ -114,7 +114,7 @@ def _read_test(cases: Gathering, folder: Path, channel: int, values: dict[int, s
     if without:
         cases.account(*(path for case_id, path in images.items() if case_id not in labels))
         cases.note("TEST_UNLABELLED", f"{without} scans in imagesTs have no label and are not used", path=folder / "imagesTs")
-    gathering.offer_pairs(cases, with_label, labels, values, ignore_value=ignore_value, splits=dict.fromkeys(with_label, "test"))
+    gathering.offer_pairs(cases, with_label, labels, values, annotated=values.values(), ignore_value=ignore_value, splits=dict.fromkeys(with_label, "test"))
 
 
 def _splits(cases: Gathering, folder: Path) -> dict[str, str]:

@@ -73,10 +73,10 @@ def _read_case(cases: Gathering, entry: dict[str, Any], values: dict[int, str], 
     )
 
 
-def _annotated(cases: Gathering, case_id: str, raw: object, values: dict[int, str]) -> list[str] | None:
-    """The structures somebody looked for, in the spelling of `labels`; None when the manifest does not say."""
+def _annotated(cases: Gathering, case_id: str, raw: object, values: dict[int, str]) -> list[str]:
+    """The structures somebody looked for, in the spelling of `labels`: all of them when the manifest does not say."""
     if raw is None:
-        return None
+        return list(values.values())
     known = {name.casefold(): name for name in values.values()}
     annotated = []
     for name in raw if isinstance(raw, list) else [raw]:

@@ -19,6 +19,7 @@ import numpy as np
 
 from ctseg.artifacts import read_json, sweep_temporaries, write_json
 from ctseg.errors import IntegrityError, PreconditionError, UsageError
+from ctseg.processes import end_with_parent
 from ctseg.scans import dicom_seg, dicom_series, nifti
 from ctseg.scans.phantom.picture import Picture
 from ctseg.scans.phantom.tasks import DEFAULT, Task, is_dicom, load_task, version_of
@@ -118,7 +119,7 @@ def _written(folder: Path, task: str, seed: int, patients: int, size: str, worke
         for index in range(patients):
             yield index, _write_patient(folder, task, seed, index, size)
         return
-    with ProcessPoolExecutor(min(workers, patients), mp_context=multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(min(workers, patients), mp_context=multiprocessing.get_context("spawn"), initializer=end_with_parent) as pool:
         futures = {pool.submit(_write_patient, folder, task, seed, index, size): index for index in range(patients)}
         try:
             for future in as_completed(futures):
