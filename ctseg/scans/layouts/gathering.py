@@ -20,6 +20,7 @@ from ctseg.scans.cases import CaseRecord, DataSet, ImageSource, LabelSource
 
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".7z", ".rar")
 SYSTEM_NAMES = {"__macosx", "thumbs.db", "desktop.ini", "dicomdir"}
+CLOSED = ("PERMISSION", "the folder may not be listed or entered", "change its permissions, or move it away")
 SHOWN = 20  # files reported one by one; the rest are counted in one finding
 SPLITS = {
     "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test", "testing": "test",
@@ -55,7 +56,12 @@ def folders(folder: Path) -> list[Path]:
 
     One of these costs what is in it, not the run: `Gathering` reports it.
     """
-    return [path for path in entries(folder) if path.is_dir() and os.access(path, os.R_OK | os.X_OK)]
+    return [path for path in entries(folder) if readable(path)]
+
+
+def readable(folder: Path) -> bool:
+    """Whether a path is a folder whose entries can be listed and opened."""
+    return folder.is_dir() and os.access(folder, os.R_OK | os.X_OK)
 
 
 def child(folder: Path, name: str) -> Path | None:
@@ -295,10 +301,12 @@ class Gathering:
             self.note("OTHER_FILES", f"files that hold no scan or label of a case are ignored ({listed})")
 
     def _refuse_folder(self, error: OSError) -> None:
-        """A folder that cannot be listed may hold cases; not the one that file systems have in their root."""
+        """A folder that cannot be listed may hold cases; one within a case does not, and one belongs to file systems."""
         path = Path(error.filename)
-        if path.name != "lost+found":
-            self.refuse(path.name, ("PERMISSION", f"the folder cannot be read ({error.strerror})", "change its permissions, or move it away"), path)
+        if any(part in self._ids for part in Path(self.relative(path)).parts):
+            self.warn(*CLOSED, path=path)
+        elif path.name != "lost+found":
+            self.refuse(self.relative(path), CLOSED, path)
 
     def _report_archive(self, path: Path) -> None:
         """An archive may hold cases: an error, unless it was unpacked beside itself."""
