@@ -45,6 +45,10 @@ def save(path: Path, content: dict[str, Any]) -> str:
 def load(path: Path) -> dict[str, Any]:
     """The content of a checkpoint, its hash, schema and numbers checked. Raises IntegrityError."""
     name = path.name
+    try:
+        artifacts.require_regular(path)
+    except IntegrityError as error:
+        raise _corrupt(name, error.cause) from None
     if path.stat().st_size > MAX_BYTES:
         raise IntegrityError("CHECKPOINT_SIZE", f"{path.stat().st_size} bytes", "use a checkpoint written by this program", file=name)
     if _sidecar(path).exists() and artifacts.file_hash(path) not in artifacts.read_json(_sidecar(path)).get("sha256", []):
