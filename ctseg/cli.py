@@ -240,7 +240,7 @@ def guarded(main: Callable[[list[str] | None], int], argv: list[str] | None) -> 
     """The exit code of `main(argv)`: a PipelineError prints its line, everything else goes to the log file."""
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by whoever started us
-            setattr(sys, name, Path(os.devnull).open("w"))
+            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115
         stream = getattr(sys, name)
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show ends no run
