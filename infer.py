@@ -119,6 +119,7 @@ def infer(arguments: argparse.Namespace) -> int:
     run = {"version": 3, "checkpoints_sha256": [artifacts.file_hash(checkpoint) for checkpoint in arguments.checkpoint], "model": predictor.checkpoint["arch"]["name"],
            "structures": predictor.names, "synthetic_training": bool(predictor.checkpoint["synthetic"]), "device": predictor.machine.reason, "why_no_confidence": predictor.why_no_confidence, "settings": dataclasses.asdict(settings),
            "formats": formats, "probabilities": arguments.probabilities, "uncertainty": arguments.save_uncertainty, "guide": None if arguments.guide is None else Path(arguments.guide).name, "versions": artifacts.package_versions()}
+    artifacts.sweep_temporaries(arguments.output)
     before, records = earlier_records(arguments.output, run), []
     artifacts.write_json(arguments.output / RECORD, {**run, "finished": False, "scans": list(before.values())})  # before any mask: it marks the folder as results
     for name, source in cli.bar("Predicting")(scans.items()):
