@@ -124,6 +124,7 @@ def infer(arguments: argparse.Namespace) -> int:
     for finding in left_out:
         LOG.log(logging.ERROR if finding.severity == "ERROR" else logging.INFO, "%s", finding.line())
     lost = [{"scan": finding.case, "error": finding.code, "cause": finding.cause} for finding in left_out if finding.severity == "ERROR"]
+    artifacts.sweep_temporaries(arguments.output)
     before, records = earlier_records(arguments.output, run), []
     artifacts.write_json(arguments.output / RECORD, {**run, "finished": False, "scans": list(before.values())})  # before any mask: it marks the folder as results
     algorithm = f"ctseg {artifacts.canonical_hash(run['checkpoints_sha256'])[:12]}"

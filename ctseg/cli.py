@@ -238,7 +238,10 @@ class _Signals:
 
 def guarded(main: Callable[[list[str] | None], int], argv: list[str] | None) -> int:
     """The exit code of `main(argv)`: a PipelineError prints its line, everything else goes to the log file."""
-    for stream in (sys.stdout, sys.stderr):
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by whoever started us
+            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115
+        stream = getattr(sys, name)
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show ends no run
     logging.raiseExceptions = False  # nor does a log that cannot be written any more
@@ -257,6 +260,8 @@ def guarded(main: Callable[[list[str] | None], int], argv: list[str] | None) -> 
     except MemoryError:
         return _told(ResourceError("OUT_OF_MEMORY", "the memory does not suffice", "use --workers 1 or --low-vram"))
     except Exception as error:
+        if isinstance(error, BrokenPipeError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the interpreter tries once more at its end
         if isinstance(error, OSError) and error.errno in SYSTEM_FAULTS:
             return _told(ResourceError.from_os(error))
         LOG.debug("internal error", exc_info=True)

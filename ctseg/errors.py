@@ -85,6 +85,7 @@ SYSTEM_FAULTS = {
     errno.EISDIR: ("NOT_A_FILE", "a folder stands where a file is needed: move it away, or choose another place"),
     errno.ENOTEMPTY: ("NOT_A_FILE", "a folder stands where a file is needed: move it away, or choose another place"),
     errno.ENOENT: ("FILE_MISSING", "put it there again, and run the same command again"),
+    errno.EPIPE: ("OUTPUT_CLOSED", "let the program that reads the output run to its end"),
     errno.ELOOP: ("FILE_MISSING", "replace the link by what it should lead to"),
 }
 

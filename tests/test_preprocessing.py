@@ -414,3 +414,42 @@ def test_cases_without_labels_and_one_fault_do_not_stop_a_run(tmp_path: Path) ->
     with pytest.raises(PreconditionError, match=r"SKIP_LIMIT.*1 of 8 cases are faulty.*data.skip_limit=0.13"):
         preprocess(data, tmp_path / "w", "--set", "data.skip_limit=0")
     assert preprocess(data, tmp_path / "w", "--set", "data.skip_limit=0.13") == 3
+
+
+@pytest.mark.parametrize("grid", ["whole", "auto"])
+def test_an_interrupted_first_run_keeps_its_finished_cases(grid, tmp_path, monkeypatch):
+    """With a grid known beforehand the tensors; where all cases decide it, what was read."""
+    data, read, load = write_data(tmp_path / "data"), [], prepare.load_case
+
+    def watched(record: Any, *args: Any, **more: Any) -> Any:
+        read.append(record.case_id)
+        if len(read) == stop_at:
+            raise KeyboardInterrupt
+        return load(record, *args, **more)
+
+    monkeypatch.setattr(prepare, "load_case", watched)
+    stop_at = 4
+    with pytest.raises(KeyboardInterrupt):
+        preprocess(data, tmp_path / "w", "--set", f"data.grid={grid}")
+    assert read == ["p0", "p1", "p2", "p3"]
+    stop_at = 0
+    read.clear()
+    assert preprocess(data, tmp_path / "w", "--set", f"data.grid={grid}") == 0
+    assert read[:3] == ["p3", "p4", "p5"] and len(read) == (3 if grid == "whole" else 9)
+    assert preprocess(data, tmp_path / "at_once", "--set", f"data.grid={grid}") == 0
+    manifests = [read_json(Workspace(tmp_path / name).manifest) for name in ("w", "at_once")]
+    assert manifests[0]["cases"] == manifests[1]["cases"] and not Workspace(tmp_path / "w").finished.exists()
+
+
+def test_a_scan_that_may_not_be_read_costs_its_case_only(tmp_path, monkeypatch):
+    data, load = write_data(tmp_path / "data"), prepare.load_case
+
+    def refuse(record: Any, *args: Any, **more: Any) -> Any:
+        if record.case_id == "p1":
+            raise PermissionError(13, "Permission denied", str(record.image.path))
+        return load(record, *args, **more)
+
+    monkeypatch.setattr(prepare, "load_case", refuse)
+    assert preprocess(data, tmp_path / "w") == 3
+    report = read_json(Workspace(tmp_path / "w").preprocess_report)
+    assert report["skipped_cases"] == ["p1"] and [record["code"] for record in report["findings"] if record["severity"] == "ERROR"] == ["PERMISSION"]

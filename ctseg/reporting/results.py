@@ -97,6 +97,7 @@ def _mapping(path: Path, workspace: Workspace, *, stage: str) -> dict[str, Any]:
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """The rows of `per_case.csv` or `topology.csv`: numbers as float, empty cells as None, text and lists as they are."""
     try:
+        artifacts.require_regular(path)
         with path.open(newline="", encoding="utf-8") as stream:
             rows = [{key: _cell(key, value) for key, value in row.items() if key is not None} for row in csv.DictReader(stream)]
     except (OSError, UnicodeDecodeError, csv.Error, ValueError) as error:

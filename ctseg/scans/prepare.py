@@ -24,7 +24,7 @@ from ctseg.artifacts import (
     write_json,
     write_tensor,
 )
-from ctseg.errors import SYSTEM_FAULTS, CaseError, Finding, PipelineError, ResourceError
+from ctseg.errors import SYSTEM_FAULTS, CaseError, Finding, IntegrityError, PipelineError, ResourceError
 from ctseg.processes import end_with_parent
 from ctseg.scans import grids, nifti
 from ctseg.scans.cases import PRESENT, UNLABELLED, CaseRecord, LoadedCase
@@ -165,7 +165,7 @@ def files_intact(workspace: Workspace, entry: dict[str, Any]) -> bool:
     files = [*seen_files(entry), entry.get("reference") or {}]
     try:
         return all(file_hash(workspace.processed / file["file"]) == file["sha256"] for file in files)
-    except (OSError, KeyError):
+    except (OSError, KeyError, IntegrityError):
         return False
 
 

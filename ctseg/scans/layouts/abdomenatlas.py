@@ -30,7 +30,7 @@ def matches(root: Path) -> bool:
 def is_case(folder: Path) -> bool:
     """Whether a folder has the labels of a case (its CT may be missing: reading then says so)."""
     masks = gathering.child(folder, "segmentations")
-    if masks is not None and masks.is_dir() and (gathering.volume(folder, "ct") or gathering.volumes(masks)):
+    if masks is not None and masks.is_dir() and (gathering.volume(folder, "ct") or _mask_files(folder)):
         return True
     return combined_map(folder) is not None
 
@@ -67,7 +67,7 @@ def read_case_folders(layout: str, root: Path, splits: dict[str, str], *metadata
 def _mask_files(folder: Path) -> dict[str, Path]:
     """Structure name (the file's stem) -> mask file of one case."""
     masks = gathering.child(folder, "segmentations")
-    return gathering.volumes(masks) if masks is not None else {}
+    return gathering.volumes(masks) if masks is not None and gathering.readable(masks) else {}
 
 
 def _read_case(
@@ -76,7 +76,11 @@ def _read_case(
     """Offer one case folder, or refuse it with what it lacks."""
     ct, combined = gathering.volume(folder, "ct"), combined_map(folder)
     cases.account(ct, combined, *masks.values())
-    if ct is None:
+    closed = gathering.child(folder, "segmentations")
+    if closed is not None and closed.is_dir() and not gathering.readable(closed):
+        cases.refuse(folder.name, gathering.CLOSED, closed)
+        cases.account(folder)
+    elif ct is None:
         cases.refuse(folder.name, ("FILE_MISSING", "ct.nii.gz does not exist", "put the scan there, or move the folder away"), folder / "ct.nii.gz")
     elif masks:
         source = LabelSource("masks", masks=masks)

@@ -20,6 +20,7 @@ from ctseg.scans.cases import CaseRecord, DataSet, ImageSource, LabelSource
 from ctseg.scans.folder_walk import HIDDEN, TWICE, hidden, walk
 
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".7z", ".rar")
+CLOSED = ("PERMISSION", "the folder may not be listed or entered", "change its permissions, or move it away")
 SHOWN = 20  # files reported one by one; the rest are counted in one finding
 SPLITS = {
     "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test", "testing": "test",
@@ -50,7 +51,12 @@ def folders(folder: Path) -> list[Path]:
 
     One of these costs what is in it, not the run: `Gathering` reports it.
     """
-    return [path for path in entries(folder) if path.is_dir() and os.access(path, os.R_OK | os.X_OK)]
+    return [path for path in entries(folder) if readable(path)]
+
+
+def readable(folder: Path) -> bool:
+    """Whether a path is a folder whose entries can be listed and opened."""
+    return folder.is_dir() and os.access(folder, os.R_OK | os.X_OK)
 
 
 def child(folder: Path, name: str) -> Path | None:
@@ -287,9 +293,8 @@ class Gathering:
                     strays.append(path)
                 else:
                     others[path.suffix.casefold() or "no suffix"] += 1
-        for folder, why in not_entered.items():  # one that cannot be listed may hold cases; not the one of a file system
-            if why not in (HIDDEN, TWICE) and folder.name != "lost+found":
-                self.refuse(folder.name, ("PERMISSION", why, "change its permissions, or move it away"), folder)
+        for folder in [folder for folder, why in not_entered.items() if why not in (HIDDEN, TWICE)]:
+            self._refuse_folder(folder)
         for path in strays[:SHOWN]:
             self.warn("UNMATCHED_FILE", "no case uses this file", f"name it as the layout {self.layout} expects, or remove it", path=path)
         if len(strays) > SHOWN:
@@ -297,6 +302,13 @@ class Gathering:
         if others:
             listed = ", ".join(f"{count} {suffix}" for suffix, count in sorted(others.items()))
             self.note("OTHER_FILES", f"files that hold no scan or label of a case are ignored ({listed})")
+
+    def _refuse_folder(self, path: Path) -> None:
+        """A folder that cannot be listed may hold cases; one within a case does not, and one belongs to file systems."""
+        if any(part in self._ids for part in Path(self.relative(path)).parts):
+            self.warn(*CLOSED, path=path)
+        elif path.name != "lost+found":
+            self.refuse(self.relative(path), CLOSED, path)
 
     def _report_archive(self, path: Path) -> None:
         """An archive may hold cases: an error, unless it was unpacked beside itself."""
