@@ -260,6 +260,15 @@ def test_a_sheared_sform_is_held_against_what_the_other_forms_can_say(tmp_path: 
     assert [(f.severity, f.code) for f in findings] == [("WARN", "AFFINE_SHEAR")] and np.allclose(nifti.file_affine(volume.affine), affine)
 
 
+@pytest.mark.parametrize("zipped", [True, False])
+def test_voxels_that_the_header_does_not_declare_are_told(tmp_path: Path, zipped: bool) -> None:
+    """Two volumes of which the header counts one."""
+    two = np.stack([_body(), _body()], axis=3)
+    path = _store(tmp_path / ("ct.nii.gz" if zipped else "ct.nii"), _header(), two, zipped=zipped)
+    volume, findings = nifti.read_image(path)
+    assert np.array_equal(volume.array, PHANTOM.array) and [(f.severity, f.code) for f in findings] == [("WARN", "TRAILING_BYTES")]
+
+
 def test_names_in_the_file_are_found_in_any_packing(tmp_path: Path) -> None:
     table = b'<LabelTable><Label Red="1" Key="1"><![CDATA[liver]]></Label><Label Key="2" Alpha="1">left &amp; right</Label></LabelTable>'
     for endianness, kind in (("<", nib.Nifti1Header), (">", nib.Nifti1Header), ("<", nib.Nifti2Header)):

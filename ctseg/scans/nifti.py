@@ -117,9 +117,9 @@ def _read(path: Path) -> Stored:
     voxels = shape[0] * shape[1] * shape[2]
     checks.check_memory(voxels, dtype.itemsize, path)
     affine, notes = _affine(path, header, shape)
-    array = _voxels(path, content, header, shape, dtype)
+    array, rest = _voxels(path, content, header, shape, dtype)
     slope, intercept = _scaling(path, header)
-    return Stored(array, slope, intercept, affine, findings + notes)
+    return Stored(array, slope, intercept, affine, findings + notes + rest)
 
 
 def _content(path: Path, count: int = -1) -> Content:
@@ -170,16 +170,15 @@ def _check_shape(path: Path, header: Any) -> tuple[tuple[int, int, int], int]:
     return (lengths[2], lengths[1], lengths[0]), count - 3
 
 
-def _voxels(path: Path, content: Content, header: Any, shape: tuple[int, int, int], dtype: np.dtype) -> np.ndarray:
-    """The stored array; its bytes already lie in (D, H, W) order."""
+def _voxels(path: Path, content: Content, header: Any, shape: tuple[int, int, int], dtype: np.dtype) -> tuple[np.ndarray, list[Finding]]:
+    """The stored array; its bytes already lie in (D, H, W) order. And what lies behind it."""
     start = _voxels_start(path, header)
     size = shape[0] * shape[1] * shape[2] * dtype.itemsize
     content.take(start - content.position)
     data = content.take(size)
     if len(data) < size:
         raise refuse("NIFTI_TRUNCATED", f"ended at byte {content.position} of {start + size}", "copy or download the file again", path)
-    content.finish(start + size)
-    return np.frombuffer(data, dtype).reshape(shape)
+    return np.frombuffer(data, dtype).reshape(shape), content.finish(start + size)
 
 
 def _voxels_start(path: Path, header: Any) -> int:
@@ -297,10 +296,11 @@ def _compare_forms(path: Path, header: Any, grid: Grid) -> list[Finding]:
         return checks.check_voxel_size(grid.affine, sizes, "pixdim", path)
     straight, handedness = _without_shear(file_affine(grid.affine)), [1, 1, _handedness(header)]
     rotation = _rotation(header, straight[:3, :3] / np.linalg.norm(straight[:3, :3], axis=0) * handedness)
-    if rotation is None:
-        cause = "the quaternion of the qform is invalid; the sform is used"
+    qform = None if rotation is None else _qform(header, rotation)
+    if qform is None or not np.isfinite(qform).all():
+        cause = "the quaternion or the offset of the qform is invalid; the sform is used"
         return [Finding("WARN", "AFFINE_CONFLICT", cause, fix, file=str(path))]
-    apart = Grid(grid.shape, file_affine(straight)).corner_distance_mm(Grid(grid.shape, file_affine(_qform(header, rotation))))
+    apart = Grid(grid.shape, file_affine(straight)).corner_distance_mm(Grid(grid.shape, file_affine(qform)))
     cause = f"qform and sform are {apart:.2g} mm apart at the corners"
     return checks.agreement(off_by(apart, grid.spacing_mm), "AFFINE_CONFLICT", cause, "the sform is used", fix, path)
 

@@ -70,4 +70,10 @@ def check_names(path: str | Path, table: Mapping[int, str]) -> None:
         known = table.get(value, name)
         if aliases.key_of(name) != aliases.key_of(known) and not re.fullmatch(_NUMBER_ONLY, name, re.IGNORECASE):
             raise refuse("ORGAN_MAP_MISMATCH", f"the file itself calls the value {value} '{name}', the table of names calls it '{known}'",
-                         "correct the names in the table, or number the file's structures as the table does", path)
+                         "correct the table, or the names in the file (in the program that wrote it; NIfTI: nibabel, header.extensions.clear())", path)
+
+
+def check_name(path: str | Path, name: str) -> None:
+    """The same for a file of one structure that is named after it, where the file itself names one structure too."""
+    if len(own := read_names(path)) == 1:
+        check_names(path, dict.fromkeys(own, name))
