@@ -124,6 +124,13 @@ def test_paint_fills_where_the_mask_is_and_thin_things_stay_visible():
     assert (small[..., 0].max(axis=1) > 0).sum() >= 20  # one voxel wide, a fifth of an element
 
 
+def test_a_mask_is_painted_where_the_scale_rounds_its_begin_below_zero():
+    """The sheet said that there was nothing to show."""
+    canvas = np.zeros((54, 236, 3), dtype=np.float32)
+    contact_sheet._paint(canvas, np.ones((3, 3), dtype=bool), (9, 17), (21, 20), np.array([200.0, 0, 0]), 0.5, 2)
+    assert canvas[25:30, 205:230].any()
+
+
 def test_fill_shows_the_masks_and_lines_show_the_reference():
     mask = np.zeros(SHAPE, dtype=bool)
     mask[4:16, 8:18, 8:18] = True

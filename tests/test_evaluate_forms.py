@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import json
 import pickle
 import shutil
@@ -15,6 +16,7 @@ from builders import small_phantom
 from test_nrrd import with_itk
 
 import evaluate
+import visualize
 from ctseg import artifacts
 from ctseg.mask_comparison import numbered, pair_masks, score_masks
 from ctseg.mask_pairs import ScoreSettings
@@ -280,6 +282,32 @@ def test_axes_are_reordered_with_and_without_a_scan(world: tuple[Path, dict[str,
     assert run("--reference", reference, "--prediction", path, "--output", tmp_path / "without") == 0
     assert run("--reference", reference, "--prediction", path, "--ct", root / "ct" / "a", "--output", tmp_path / "with") == 0
     assert scores(tmp_path / "without") == scores(tmp_path / "with")
+
+
+def test_a_label_map_under_another_name_is_the_same_for_every_script(world: tuple[Path, dict[str, Volume]], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """Plain but called .nii.gz, compressed but called .nii, an HTML page: read with a word or refused by name, without the folder."""
+    root, labels = world
+    names = tmp_path / "names.json"
+    artifacts.write_json(names, {str(value): name for value, name in TABLE.items()})
+    straight = tmp_path / "a.nii.gz"
+    nifti.write_label(straight, labels["a"])
+    plain = gzip.decompress(straight.read_bytes())
+    for name, content, code in (("plain/a.nii.gz", plain, "WARN NOT_GZIP"), ("zipped/a.nii", gzip.compress(plain), None), ("page/a.nii.gz", b"<html>404</html>", "ERROR NOT_NIFTI")):
+        path = tmp_path / name
+        path.parent.mkdir()
+        path.write_bytes(content)
+        commands = [(evaluate.main, ["--reference", path, "--prediction", straight, *more]) for more in (["--labels", names], ["--labels", names, "--ct", root / "ct" / "a"], [])]
+        for main, words in [*commands, (visualize.main, ["--input", path, "--sheet", tmp_path / "sheet.png", "--ct", root / "ct" / "a"])]:
+            done = main([*map(str, words), *(["--no-plots", "--workers", "1"] if main is evaluate.main else [])])
+            output = capsys.readouterr()
+            said = output.out + output.err
+            assert "Traceback" not in said and str(tmp_path) not in "".join(line for line in said.splitlines() if line.startswith(("WARN", "ERROR")))
+            if code is not None and code.startswith("ERROR"):
+                assert done != 0 and f"{code} case=" in said
+            elif words is not commands[2][1]:
+                assert done == 0 and (code is None or code in said), said
+            else:
+                assert done == 4 and "NO_LABEL_NAMES" in said
 
 
 @pytest.mark.parametrize("change", ["moved", "smaller"])

@@ -232,10 +232,11 @@ def test_a_handedness_of_zero_means_one(tmp_path: Path) -> None:
     ((2, 2, 2.0002), None), ((2, 2.01, 2), None), ((1.96, 2, 2), "WARN"), ((2, 2, 2.11), "ERROR"), ((1.7, 1.7, 1.6), "ERROR"),
     ((0, 0, 0), "SPACING_MISSING"), ((2, np.nan, 2), "SPACING_NONFINITE"), ((-2, 2, 2), "SPACING_NEGATIVE"),
 ])
-def test_pixdim_is_held_against_the_sform(tmp_path: Path, sizes: tuple[float, float, float], expected: str | None) -> None:
-    """Other programs take pixdim: the same file would be larger or smaller there."""
+@pytest.mark.parametrize("qform_code", [0, 1])
+def test_pixdim_is_held_against_the_sform(tmp_path: Path, qform_code: int, sizes: tuple[float, float, float], expected: str | None) -> None:
+    """Other programs take pixdim: the same file would be larger or smaller there. Rounding is normal."""
     header = _header()
-    header["qform_code"], header["pixdim"][1:4] = 0, sizes
+    header["qform_code"], header["pixdim"][1:4] = qform_code, sizes
     path = _store(tmp_path / "ct.nii.gz", header, _body())
     if expected == "ERROR":
         assert _code(path) == "AFFINE_CONFLICT"
@@ -254,10 +255,19 @@ def test_a_sheared_sform_is_held_against_what_the_other_forms_can_say(tmp_path: 
     affine[1, 2] = 1.0
     header.set_qform(affine, code=int(qform), strip_shears=True)
     header.set_sform(affine, code=1)
-    if sizes == "planes" and not qform:
+    if sizes == "planes":
         header["pixdim"][1:4] = 2, 2 * np.cos(np.arctan(0.5)), 2
     volume, findings = nifti.read_image(_store(tmp_path / "ct.nii.gz", header, _body()))
     assert [(f.severity, f.code) for f in findings] == [("WARN", "AFFINE_SHEAR")] and np.allclose(nifti.file_affine(volume.affine), affine)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_voxels_that_the_header_does_not_declare_are_told(tmp_path: Path, zipped: bool) -> None:
+    """Two volumes of which the header counts one."""
+    two = np.stack([_body(), _body()], axis=3)
+    path = _store(tmp_path / ("ct.nii.gz" if zipped else "ct.nii"), _header(), two, zipped=zipped)
+    volume, findings = nifti.read_image(path)
+    assert np.array_equal(volume.array, PHANTOM.array) and [(f.severity, f.code) for f in findings] == [("WARN", "TRAILING_BYTES")]
 
 
 def test_names_in_the_file_are_found_in_any_packing(tmp_path: Path) -> None:

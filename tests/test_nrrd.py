@@ -218,6 +218,18 @@ def test_what_a_metaimage_says_twice(tmp_path: Path, changes: dict[str, str], to
     assert np.allclose(volume.affine[:3, 3], [1, 2, 3]) and [f"{f.severity} {f.code}" for f in findings] == told
 
 
+@pytest.mark.parametrize(("content", "said"), [
+    (header() + BODY, "an NRRD file"), (mha(BODY), "a MetaImage file"), (b"\0" * 128 + b"DICM" + b"\0" * 300, "a DICOM file"), (gzip.compress(header() + BODY), "gzip as a whole")])
+def test_a_file_under_the_suffix_of_another_format_is_called_what_it_is(tmp_path: Path, content: bytes, said: str) -> None:
+    for suffix in (".nii.gz", ".nrrd", ".mha"):
+        try:
+            volume_files.read_image(write(tmp_path / f"ct{suffix}", gzip.compress(content) if "gzip" in said and suffix == ".nii.gz" else content))
+        except CaseError as error:
+            assert said in str(error) and error.code.startswith("NOT_")
+        else:
+            assert suffix[1:] in ("nrrd", "mha") and said == ("an NRRD file" if suffix == ".nrrd" else "a MetaImage file")
+
+
 def test_header_texts_do_not_reach_messages(tmp_path: Path) -> None:
     mark = "DOE^JANE"
     for name, content in (("a.nrrd", header(type=mark) + BODY), ("b.nrrd", header(space=mark) + BODY), ("c.nrrd", header()[:-1] + f"{mark}: 1\n{mark}: 1\n\n".encode() + BODY),

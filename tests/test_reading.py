@@ -222,6 +222,21 @@ def test_rounded_affine_is_tolerated_and_told(tmp_path: Path) -> None:
     assert _codes(case) == [("WARN", "GRID_ROUNDING")] and "0.045 mm" in case.findings[0].cause
 
 
+@pytest.mark.parametrize("spacing_mm", [(0.3, 0.3, 0.3), (2.0, 2.0, 2.0), (10.0, 4.0, 4.0)])
+def test_rounding_is_measured_in_voxels(tmp_path: Path, spacing_mm: tuple[float, float, float]) -> None:
+    """An affine that was rounded, or is slightly off the right angle, is the same grid on coarse voxels and another one on fine ones."""
+    phantom = small_phantom(shape=(40, 40, 40), spacing_mm=spacing_mm)
+    for off, told in ((0.004, []), (0.04, [("WARN", "GRID_ROUNDING")]), (0.06, None)):
+        affine = phantom.label.affine.copy()
+        affine[1, 2] += off * min(spacing_mm) / 39  # the far corner moves by `off` of a voxel
+        record = _map_case(tmp_path, Volume(phantom.label.array, affine), phantom=phantom)
+        if told is None:
+            assert _refused(record, tmp_path).code == "GRID_MISMATCH"
+            continue
+        case = reading.load_case(record, SIDES, root=tmp_path)
+        assert case.label is not None and np.array_equal(case.label.array, phantom.label.array) and _codes(case) == told
+
+
 def _moved(**changes: float) -> Volume:
     affine = PHANTOM.label.affine.copy()
     affine[0, 3] += changes.get("x_mm", 0)

@@ -241,7 +241,7 @@ def _paint(canvas: np.ndarray, mask: np.ndarray, start: Sequence[int], shape: Se
     for first, length, around, whole, wanted in zip(start, mask.shape, room, shape, canvas.shape):
         fine, begin = wanted / whole, first - around
         low, high = max(0, int(np.ceil(begin * fine))), min(wanted, int(np.floor((first + length + around) * fine)))
-        sides.append((low, high, low / fine - begin, min(high / fine - begin, length + 2 * around)))
+        sides.append((low, high, max(0.0, low / fine - begin), min(high / fine - begin, length + 2 * around)))
     (top, bottom, *rows), (left, right, *columns) = sides
     padded = np.pad(mask.astype(np.uint8) * 255, [(around, around) for around in room])
     share = np.asarray(Image.fromarray(padded).resize((right - left, bottom - top), Image.Resampling.BILINEAR, box=(columns[0], rows[0], columns[1], rows[1])))

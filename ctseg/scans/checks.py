@@ -68,6 +68,12 @@ def read_regular(path: Path, count: int = -1) -> bytes:
         raise refuse("READ_FAILED", f"reading failed ({errno.errorcode.get(error.errno or 0, 'unknown error')})", "check the disk and copy the file again", path) from None
 
 
+_OTHER_KINDS = (  # first bytes (DICOM: behind 128 others), what they mean
+    (b"\x1f\x8b", "compressed with gzip as a whole", "unpack it with gunzip"), (b"NRRD000", "an NRRD file", "rename it to .nrrd"),
+    (b"ObjectType", "a MetaImage file", "rename it to .mha"), (b"DICM", "a DICOM file", "give the folder of the series"),
+)
+
+
 def wrong_kind(path: Path, start: bytes, code: str, expected: str) -> CaseError:
     """The error of a file that begins with something else than `expected`; names what is often found instead."""
     text = start.lstrip().lower()
@@ -75,6 +81,9 @@ def wrong_kind(path: Path, start: bytes, code: str, expected: str) -> CaseError:
         return refuse(code, "it looks like a git-lfs pointer", "run `git lfs pull` or download the file itself", path)
     if text.startswith((b"<!doctype", b"<html", b"<?xml")):
         return refuse(code, "it looks like an HTML page", "download the file again, logged in if the site needs it", path)
+    for magic, what, fix in _OTHER_KINDS:
+        if start.startswith(magic) or start[128:].startswith(magic):
+            return refuse(code, f"it is {what}", fix, path)
     if start.startswith(b"PK\x03\x04"):
         return refuse("ARCHIVE_INPUT", "it is a zip archive", "unpack it first", path)
     return refuse(code, f"the first bytes are not {expected}", "check what the file is", path)

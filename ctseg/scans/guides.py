@@ -8,13 +8,14 @@ called as a program of its own. The one thing a guide must never be is the answe
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import importlib.util
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -169,7 +170,7 @@ def _from_masks(organs: Sequence[str], folder: Path, case_id: str, scan: Grid) -
     findings: list[Finding] = []
     for organ in organs:
         if organ in there:
-            volume, notes = _read(there[organ], case_id, scan)
+            volume, notes = _read(there[organ], case_id, scan, functools.partial(volume_files.check_name, name=organ))
             findings += notes
             if not {int(volume.array.min()), int(volume.array.max())} <= {0, 1}:
                 raise CaseError("LABEL_VALUES", f"values from {volume.array.min()} to {volume.array.max()} in the mask of {organ}", "store 1 for the organ and 0 elsewhere", case=case_id, file=there[organ].name)
@@ -189,17 +190,17 @@ def _from_map(organs: Sequence[str], path: Path, case_id: str, scan: Grid) -> tu
     unknown = [organ for organ in organs if organ not in numbers]
     if unknown:
         raise PreconditionError("GUIDE_MISSING", f"labels.json names no {unknown[0]}", f"choose among {', '.join(numbers)}", case=case_id, file="labels.json")
-    volume, findings = _read(path, case_id, scan, table[0])
+    volume, findings = _read(path, case_id, scan, functools.partial(volume_files.check_names, table=table[0]))
     wrong = sorted({int(value) for value in np.unique(volume.array)} - {0, *table[0], *([] if table[1] is None else [table[1]])})
     if wrong:
         raise CaseError("LABEL_VALUES", f"the value {wrong[0]} has no name in labels.json", "correct the names or the map", case=case_id, file=path.name)
     return organ_masks(volume, [numbers[organ] for organ in organs]), findings
 
 
-def _read(path: Path, case_id: str, scan: Grid, names: Mapping[int, str] | None = None) -> tuple[Volume, list[Finding]]:
-    """The integers of a file on exactly the scan's grid, and the warnings about them. names: what a table calls them."""
+def _read(path: Path, case_id: str, scan: Grid, check_names: Callable[[Path], None]) -> tuple[Volume, list[Finding]]:
+    """The integers of a file on exactly the scan's grid, and the warnings about them."""
     try:
-        volume_files.check_names(path, names or {})
+        check_names(path)
         volume, findings = volume_files.read_integers(path)
         moved, notes = checks.put_on(volume, scan, path, of="scan")
     except CaseError as error:

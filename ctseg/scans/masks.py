@@ -80,8 +80,9 @@ def _read(path: Path, level: float | None, findings: list[Finding]) -> Volume:
     return volume
 
 
-def _read_organ(path: Path, level: float | None, findings: list[Finding]) -> Volume:
+def _read_organ(path: Path, name: str, level: float | None, findings: list[Finding]) -> Volume:
     """What a file of its own holds of one structure: its mask, whatever is not 0; with a level perhaps its probabilities (float32)."""
+    volume_files.check_name(path, name)
     volume = _read(path, level, findings)
     return volume if volume.array.dtype.kind == "f" else Volume(volume.array > 0, volume.affine)
 
@@ -91,7 +92,7 @@ def _folder(path: Path, level: float | None) -> Masks:
     if not files:
         raise PreconditionError("NO_DATA", "the folder holds no masks", f"give {FORMS}", file=path.name)
     findings: list[Finding] = []
-    return _with_level(tuple(files), lambda name: _read_organ(files[name], level, findings), level, findings)
+    return _with_level(tuple(files), lambda name: _read_organ(files[name], name, level, findings), level, findings)
 
 
 def _describes_segments(path: Path) -> bool:

@@ -62,10 +62,7 @@ def _read(path: Path) -> Stored:
     voxels = content.take(size)
     if len(voxels) < size:
         raise refuse(TRUNCATED, f"the voxels end at byte {len(voxels)} of {size}", "copy or download the file again", path)
-    content.finish(size)
-    rest = len(data) - start - size
-    if not zipped and rest > 0:
-        findings.append(Finding("WARN", "TRAILING_BYTES", f"{rest} bytes behind the voxels were not read", _FIX, file=str(path)))
+    findings += content.finish(size)
     return Stored(np.frombuffer(voxels, dtype).reshape(shape), 1.0, 0.0, affine, findings)
 
 

@@ -117,9 +117,9 @@ def _read(path: Path) -> Stored:
     voxels = shape[0] * shape[1] * shape[2]
     checks.check_memory(voxels, dtype.itemsize, path)
     affine, notes = _affine(path, header, shape)
-    array = _voxels(path, content, header, shape, dtype)
+    array, rest = _voxels(path, content, header, shape, dtype)
     slope, intercept = _scaling(path, header)
-    return Stored(array, slope, intercept, affine, findings + notes)
+    return Stored(array, slope, intercept, affine, findings + notes + rest)
 
 
 def _content(path: Path, count: int = -1) -> Content:
@@ -170,16 +170,15 @@ def _check_shape(path: Path, header: Any) -> tuple[tuple[int, int, int], int]:
     return (lengths[2], lengths[1], lengths[0]), count - 3
 
 
-def _voxels(path: Path, content: Content, header: Any, shape: tuple[int, int, int], dtype: np.dtype) -> np.ndarray:
-    """The stored array; its bytes already lie in (D, H, W) order."""
+def _voxels(path: Path, content: Content, header: Any, shape: tuple[int, int, int], dtype: np.dtype) -> tuple[np.ndarray, list[Finding]]:
+    """The stored array; its bytes already lie in (D, H, W) order. And what lies behind it."""
     start = _voxels_start(path, header)
     size = shape[0] * shape[1] * shape[2] * dtype.itemsize
     content.take(start - content.position)
     data = content.take(size)
     if len(data) < size:
         raise refuse("NIFTI_TRUNCATED", f"ended at byte {content.position} of {start + size}", "copy or download the file again", path)
-    content.finish(start + size)
-    return np.frombuffer(data, dtype).reshape(shape)
+    return np.frombuffer(data, dtype).reshape(shape), content.finish(start + size)
 
 
 def _voxels_start(path: Path, header: Any) -> int:
@@ -225,9 +224,14 @@ def _affine(path: Path, header: Any, shape: tuple[int, int, int]) -> tuple[np.nd
     return ours, findings
 
 
+def _sizes(header: Any) -> np.ndarray:
+    """The voxel sizes in pixdim, (i, j, k)."""
+    return np.asarray(header["pixdim"][1:4], dtype=np.float64)
+
+
 def _size_problem(header: Any) -> tuple[str, str] | None:
     """(code, words) when pixdim holds no voxel size, else None."""
-    sizes = np.asarray(header["pixdim"][1:4], dtype=np.float64)
+    sizes = _sizes(header)
     if not np.isfinite(sizes).all():
         return "SPACING_NONFINITE", "NaN or infinite"
     if (sizes < 0).any():
@@ -247,10 +251,10 @@ def _qform_alone(path: Path, header: Any, problem: tuple[str, str] | None) -> tu
         raise refuse("AFFINE_SINGULAR", "the quaternion of the qform is invalid: b2 + c2 + d2 is far above 1, or NaN", fix, path)
     excess = float(np.square(_quaternion(header)).sum()) - 1
     if excess <= 4 * QUATERNION_FLOAT32:
-        return _qform(header, rotation), []
+        return _qform(header, rotation, _sizes(header)), []
     cause = (f"the quaternion of the qform is too long (b2 + c2 + d2 = 1 + {excess:.1g}) and is shortened: the axes may be up to "
              f"{np.degrees(2 * np.sqrt(excess)):.2g} degrees off")
-    return _qform(header, rotation), [Finding("WARN", "AFFINE_ROUNDED", cause, "store an sform too", file=str(path))]
+    return _qform(header, rotation, _sizes(header)), [Finding("WARN", "AFFINE_ROUNDED", cause, "store an sform too", file=str(path))]
 
 
 def _quaternion(header: Any) -> np.ndarray:
@@ -281,28 +285,30 @@ def _handedness(header: Any) -> int:
     return -1 if float(header["pixdim"][0]) < 0 else 1
 
 
-def _qform(header: Any, rotation: np.ndarray) -> np.ndarray:
-    """(4, 4) of a rotation with the header's voxel sizes, handedness and offset."""
+def _qform(header: Any, rotation: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """(4, 4) of a rotation with voxel sizes (i, j, k) and the header's handedness and offset."""
     result = np.eye(4)
-    result[:3, :3] = rotation * [1, 1, _handedness(header)] * np.asarray(header["pixdim"][1:4], dtype=np.float64)
+    result[:3, :3] = rotation * [1, 1, _handedness(header)] * sizes
     result[:3, 3] = [float(header[name]) for name in ("qoffset_x", "qoffset_y", "qoffset_z")]
     return result
 
 
 def _compare_forms(path: Path, header: Any, grid: Grid) -> list[Finding]:
-    """Hold qform and pixdim against the sform, whose grid is `grid`."""
-    fix = "correct the header: set sform, qform and pixdim to the true geometry"
+    """Hold pixdim, and a qform's rotation and offset, against the sform, whose grid is `grid`."""
+    findings = checks.check_voxel_size(grid.affine, _sizes(header)[::-1], "pixdim", path)
     if int(header["qform_code"]) <= 0:
-        sizes = np.asarray(header["pixdim"][1:4], dtype=np.float64)[::-1]
-        return checks.check_voxel_size(grid.affine, sizes, "pixdim", path)
-    straight, handedness = _without_shear(file_affine(grid.affine)), [1, 1, _handedness(header)]
-    rotation = _rotation(header, straight[:3, :3] / np.linalg.norm(straight[:3, :3], axis=0) * handedness)
-    if rotation is None:
-        cause = "the quaternion of the qform is invalid; the sform is used"
-        return [Finding("WARN", "AFFINE_CONFLICT", cause, fix, file=str(path))]
-    apart = Grid(grid.shape, file_affine(straight)).corner_distance_mm(Grid(grid.shape, file_affine(_qform(header, rotation))))
+        return findings
+    fix = "correct the header: set sform and qform to the true geometry"
+    straight = _without_shear(file_affine(grid.affine))
+    sizes = np.linalg.norm(straight[:3, :3], axis=0)
+    rotation = _rotation(header, straight[:3, :3] / sizes * [1, 1, _handedness(header)])
+    qform = None if rotation is None else _qform(header, rotation, sizes)
+    if qform is None or not np.isfinite(qform).all():
+        cause = "the quaternion or the offset of the qform is invalid; the sform is used"
+        return [*findings, Finding("WARN", "AFFINE_CONFLICT", cause, fix, file=str(path))]
+    apart = Grid(grid.shape, file_affine(straight)).corner_distance_mm(Grid(grid.shape, file_affine(qform)))
     cause = f"qform and sform are {apart:.2g} mm apart at the corners"
-    return checks.agreement(off_by(apart, grid.spacing_mm), "AFFINE_CONFLICT", cause, "the sform is used", fix, path)
+    return findings + checks.agreement(off_by(apart, sizes), "AFFINE_CONFLICT", cause, "the sform is used", fix, path)
 
 
 def _without_shear(sform: np.ndarray) -> np.ndarray:

@@ -263,11 +263,7 @@ def _voxels(header: _Header, layers: int, axis: int | None, shape: tuple[int, in
     data = content.take(size)
     if len(data) < size:
         raise refuse(TRUNCATED, f"the voxels end at byte {len(data)} of {size}", "copy or download the file again", path)
-    content.finish(size)
-    rest = len(header.data) - header.start - size
-    findings = []
-    if encoding == "raw" and rest > 0:
-        findings.append(Finding("WARN", "TRAILING_BYTES", f"{rest} bytes behind the voxels were not read", "export the scan again", file=str(path)))
+    findings = content.finish(size)
     if axis == 0:  # the values of one voxel lie side by side
         return np.moveaxis(np.frombuffer(data, dtype).reshape(*shape, layers), 3, 0), findings
     return np.frombuffer(data, dtype).reshape(layers, *shape), findings

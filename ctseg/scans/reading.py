@@ -169,6 +169,7 @@ def _read_masks(record: CaseRecord, source: LabelSource, structures: Sequence[st
             continue
         path = source.masks[name]
         volume, notes = volume_files.read_integers(path)
+        volume_files.check_name(path, name)
         volume, more = put_on(volume, image.grid, path)
         mask, _ = _translate(volume.array, {1: name}, [name], None, dataclasses.replace(source, path=path))
         _paint(array, mask.astype(bool), number, overlap)

@@ -21,7 +21,7 @@ _BY_SUFFIX = {".nii.gz": "nifti", ".nii": "nifti", ".seg.nrrd": "nrrd", ".nrrd":
 _DETACHED = {".nhdr": "nrrd", ".mhd": "metaimage"}  # known, so that they are refused by name and not passed over
 SUFFIXES = tuple(_BY_SUFFIX)
 SEGMENTATION = ".seg.nrrd"
-_NUMBER_ONLY = r"(segment|label|region|roi|class|structure|mask)?[\s_-]*\d*"
+_NUMBER_ONLY = r"(segment|label|region|roi|class|structure|mask|other)?[\s_-]*\d*"
 
 
 def stem_of(path: Path, *, detached: bool = False) -> str | None:
@@ -64,10 +64,17 @@ def read_names(path: str | Path) -> dict[int, str]:
 def check_names(path: str | Path, table: Mapping[int, str]) -> None:
     """Refuse a label map whose own names contradict a table that stands elsewhere: CaseError ORGAN_MAP_MISMATCH.
 
-    Spellings and synonyms (`aliases`) are one name; "Segment_1" and the like name nothing.
+    Spellings and synonyms (`aliases`) are one name; "Segment_1" and the like name nothing, on either side.
     """
     for value, name in read_names(path).items():
         known = table.get(value, name)
-        if aliases.key_of(name) != aliases.key_of(known) and not re.fullmatch(_NUMBER_ONLY, name, re.IGNORECASE):
+        unnamed = any(re.fullmatch(_NUMBER_ONLY, text, re.IGNORECASE) for text in (name, known))
+        if not unnamed and aliases.key_of(name) != aliases.key_of(known):
             raise refuse("ORGAN_MAP_MISMATCH", f"the file itself calls the value {value} '{name}', the table of names calls it '{known}'",
-                         "correct the names in the table, or number the file's structures as the table does", path)
+                         "correct the table, or the names in the file (in the program that wrote it; NIfTI: nibabel, header.extensions.clear())", path)
+
+
+def check_name(path: str | Path, name: str) -> None:
+    """The same for a file of one structure that is named after it, where the file itself names one structure too."""
+    if len(own := read_names(path)) == 1:
+        check_names(path, dict.fromkeys(own, name))
