@@ -99,6 +99,122 @@ def test_both_files_are_complete_objects(written):
     assert numbers == [[1, 2, 3]] * 3
 
 
+# ---- identity and names -----------------------------------------------------------------------------------
+
+
+WRITERS = {"seg": dicom_seg.write_segments, "rtstruct": rtstruct.write_structures}
+READERS = {"seg": dicom_seg.read_segments, "rtstruct": rtstruct.read_structures}
+
+
+def test_other_masks_names_or_models_are_other_instances_in_other_series(case):
+    folder, _ = case
+    changed = Volume(np.where(PHANTOM.label.array == 2, 0, PHANTOM.label.array), PHANTOM.label.affine)
+    renamed = {**PHANTOM.names, 2: "other"}
+    seen: set[str] = set()
+    for label, names, model in ((PHANTOM.label, PHANTOM.names, "a"), (changed, PHANTOM.names, "a"), (PHANTOM.label, renamed, "a"), (PHANTOM.label, PHANTOM.names, "b")):
+        for write in WRITERS.values():
+            uids = []
+            for path in (folder / "first.dcm", folder / "again.dcm"):
+                write(path, label, names, folder / "ct", algorithm=model)
+                content = pydicom.dcmread(path)
+                assert content.file_meta.MediaStorageSOPInstanceUID == content.SOPInstanceUID
+                uids.append((content.SOPInstanceUID, content.SeriesInstanceUID))
+            assert uids[0] == uids[1]
+            seen |= set(uids[0])
+    assert len(seen) == 4 * 2 * 2
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_names_of_every_script_and_any_length_are_written_and_read(tmp_path, kind):
+    dicom_series.write_series(tmp_path / "ct", PHANTOM.image, patient_id="synthetic", series_number=1, seed=0)
+    for path in (tmp_path / "ct").iterdir():
+        edit(path, lambda content: (setattr(content, "SpecificCharacterSet", "GB18030"), setattr(content, "PatientName", "张^三"), setattr(content, "AccessionNumber", "甲")))
+    names = {1: "前列腺 Größe", 2: "A" * 70 + "1", 3: "A" * 70 + "2"}
+    WRITERS[kind](tmp_path / "masks.dcm", PHANTOM.label, names, tmp_path / "ct")
+    content = pydicom.dcmread(tmp_path / "masks.dcm")
+    assert (str(content.PatientName), content.AccessionNumber, content.SpecificCharacterSet) == ("张^三", "甲", "ISO_IR 192")
+    masks, _ = READERS[kind](tmp_path / "masks.dcm", PHANTOM.image, tmp_path / "ct")
+    assert len(masks) == 3 and all(len(name) <= 64 for name in masks)
+    for value, (name, mask) in enumerate(masks.items(), start=1):
+        assert name[:50] == names[value][:50] and np.array_equal(mask, PHANTOM.label.array == value)
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+@pytest.mark.parametrize("blank", ["FrameOfReferenceUID", "StudyInstanceUID", "SOPClassUID", "SeriesInstanceUID"])
+def test_a_scan_whose_uids_were_blanked_gets_made_up_ones_with_a_warning(tmp_path, kind, blank):
+    dicom_series.write_series(tmp_path / "ct", PHANTOM.image, patient_id="synthetic", series_number=1, seed=0)
+    for path in (tmp_path / "ct").iterdir():
+        edit(path, lambda content: setattr(content, blank, ""))
+    (finding,) = WRITERS[kind](tmp_path / "masks.dcm", PHANTOM.label, PHANTOM.names, tmp_path / "ct")
+    assert (finding.severity, finding.code) == ("WARN", "UID_MISSING") and blank in finding.cause
+    masks, _ = READERS[kind](tmp_path / "masks.dcm", PHANTOM.image, tmp_path / "ct")
+    for value, name in PHANTOM.names.items():
+        assert np.array_equal(masks[name], PHANTOM.label.array == value)
+
+
+def test_made_up_uids_are_one_for_each_slice_and_the_same_again(case):
+    headers = dicom_series.series_headers(case[0] / "ct")
+    for header in headers:
+        header.SOPInstanceUID = header.FrameOfReferenceUID = ""
+    again = [pydicom.Dataset(header) for header in headers]
+    (finding,) = dicom_series.fill_uids(headers, Path("seg.dcm"))
+    dicom_series.fill_uids(again, Path("seg.dcm"))
+    assert "FrameOfReferenceUID, SOPInstanceUID" in finding.cause and headers == again
+    assert len({header.SOPInstanceUID for header in headers}) == len(headers) and len({header.FrameOfReferenceUID for header in headers}) == 1
+
+
+# ---- places, gaps and numbers -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("decimals", "codes"), [(6, []), (2, []), (1, ["GRID_ROUNDING"]), (0, None)])
+def test_rounded_positions_of_frames_are_told_in_fractions_of_a_voxel(tmp_path, decimals, codes):
+    image = Volume(PHANTOM.image.array, PHANTOM.image.affine + np.array([[0, 0, 0, 0.04], [0, 0, 0, 0.3], [0, 0, 0, 0.03], [0, 0, 0, 0]]))
+    dicom_series.write_series(tmp_path / "ct", image, patient_id="synthetic", series_number=1, seed=0)
+    dicom_seg.write_segments(tmp_path / "seg.dcm", Volume(PHANTOM.label.array, image.affine), PHANTOM.names, tmp_path / "ct")
+
+    def rounded(content: Any) -> None:
+        for groups in content.PerFrameFunctionalGroupsSequence:
+            position = groups.PlanePositionSequence[0]
+            position.ImagePositionPatient = [round(float(value), decimals) for value in position.ImagePositionPatient]
+
+    edit(tmp_path / "seg.dcm", rounded)
+    if codes is None:
+        with pytest.raises(CaseError, match=r"SEG_GEOMETRY.*of a voxel off the nearest slice"):
+            dicom_seg.read_segments(tmp_path / "seg.dcm", image, tmp_path / "ct")
+        return
+    masks, findings = dicom_seg.read_segments(tmp_path / "seg.dcm", image, tmp_path / "ct")
+    assert [finding.code for finding in findings] == codes and np.array_equal(masks["bladder"], PHANTOM.label.array == 3)
+
+
+def test_a_seg_of_a_thicker_series_is_told_left_out_or_interpolated(tmp_path):
+    """Frames of every other slice of the same frame of reference."""
+    label = Volume(np.zeros(SHAPE, np.uint8), PHANTOM.image.affine)
+    label.array[1:9:2, 4:8, 4:9] = 1
+    dicom_series.write_series(tmp_path / "ct", PHANTOM.image, patient_id="synthetic", series_number=1, seed=0)
+    dicom_seg.write_segments(tmp_path / "seg.dcm", label, {1: "liver"}, tmp_path / "ct")
+    for gaps, voxels in (("keep", 4 * 20), ("fill", 7 * 20), ("leave_out", None)):
+        masks, (finding,) = dicom_seg.read_segments(tmp_path / "seg.dcm", PHANTOM.image, tmp_path / "ct", gaps=gaps)
+        assert finding.code == "LABEL_GAPS" and (None if "liver" not in masks else masks["liver"].sum()) == voxels
+
+
+def test_segments_without_a_label_are_told_and_gaps_in_their_numbers_do_not_matter(case):
+    folder, image = case
+
+    def change(content: Any) -> None:
+        content.SegmentSequence[0].SegmentLabel = ""
+        content.SegmentSequence[2].SegmentNumber = 9
+        for groups in content.PerFrameFunctionalGroupsSequence:
+            for item in groups.SegmentIdentificationSequence:
+                item.ReferencedSegmentNumber = {3: 9}.get(item.ReferencedSegmentNumber, item.ReferencedSegmentNumber)
+
+    edit(folder / "seg.dcm", change)
+    masks, (finding,) = dicom_seg.read_segments(folder / "seg.dcm", image, folder / "ct")
+    assert finding.code == "SEG_NAMELESS" and np.array_equal(masks["bladder"], PHANTOM.label.array == 3) and "kidney_left" not in masks
+    edit(folder / "seg.dcm", lambda content: setattr(content.SegmentSequence[1], "SegmentNumber", 9))
+    with pytest.raises(CaseError, match=r"SEG_AMBIGUOUS.*same number"):
+        dicom_seg.read_segments(folder / "seg.dcm", image, folder / "ct")
+
+
 # ---- fractional, compressed, damaged ------------------------------------------------------------------------
 
 

@@ -32,6 +32,7 @@ from ctseg.errors import CaseError, Finding, PipelineError
 from ctseg.scans import checks, folder_walk
 from ctseg.scans.checks import refuse
 
+UNICODE = "ISO_IR 192"  # the character set of what we write: names in any script
 LONGEST_NAME = 64  # characters of a long string (LO)
 SMALLEST_SLICES = 4  # fewer slices are a scout or a sample, not a volume
 # What a SEG or RTSTRUCT takes over from its series: what an archive needs to file it with the patient, and nothing else.

@@ -158,7 +158,7 @@ def _segments(header: Any) -> dict[int, str]:
 
 
 def _place_frames(header: Any, image: Volume, path: Path) -> tuple[list[tuple[int | None, int]], float]:
-    """(for each frame its segment number, or None for a label map, and the index d of its slice; the largest distance in voxels)."""
+    """(for each frame its segment number, or None for a label map, and the index d of its slice; the largest distance along an axis in voxels)."""
     to_index = np.linalg.inv(image.affine)
     shared = (header.get("SharedFunctionalGroupsSequence") or [pydicom.Dataset()])[0]
     labelmap = str(header.get("SegmentationType", "")) == "LABELMAP"
@@ -173,10 +173,9 @@ def _place_frames(header: Any, image: Volume, path: Path) -> tuple[list[tuple[in
             raise refuse("SEG_GEOMETRY", f"frame {index + 1} has no complete geometry", _FIX, path) from None
         plane = int(np.rint((to_index @ corners[0])[0])) if np.isfinite(corners).all() else -1
         wanted = np.array([[plane, 0, 0, 1], [plane, rows - 1, 0, 1], [plane, 0, columns - 1, 1]], dtype=np.float64)
-        distances = np.linalg.norm((wanted @ image.affine.T - corners)[:, :3], axis=1)
-        off = tolerances.off_by(distances, image.spacing_mm)
-        if not 0 <= plane < image.array.shape[0] or not off <= tolerances.ROUNDED:
-            where = f"{distances.max():.2g} mm off the nearest slice" if 0 <= plane < image.array.shape[0] else "outside the scan"
+        off = float(np.abs(corners @ to_index.T - wanted).max())
+        if not 0 <= plane < image.array.shape[0] or not off <= 2 * tolerances.ROUNDED:  # the scan's positions and the frames' may be rounded
+            where = f"{off:.2g} of a voxel off the nearest slice" if 0 <= plane < image.array.shape[0] else "outside the scan"
             raise refuse("SEG_GEOMETRY", f"frame {index + 1} lies {where}", _FIX, path)
         farthest = max(farthest, off)
         result.append((number, plane))
@@ -252,7 +251,7 @@ def write_segments(
         manufacturer="ctseg", manufacturer_model_name="ctseg", software_versions="1", device_serial_number="1",
     )
     _make_reproducible(content, str(headers[0].SeriesInstanceUID))
-    content.SpecificCharacterSet = "ISO_IR 192"  # names of segments in any script
+    content.SpecificCharacterSet = dicom_files.UNICODE
     dicom_files.name_by_content(content)
     atomic_write(path, lambda stream: content.save_as(stream))
     return findings

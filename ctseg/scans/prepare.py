@@ -35,7 +35,7 @@ from ctseg.scans.laterality import Sides
 from ctseg.scans.reading import load_case, source_hash, source_to_record
 from ctseg.scans.volume import Grid, Volume, canonical_axes, limit_threads
 
-PREPROCESS_VERSION = 2  # goes up whenever the same scan and settings would give other tensors
+PREPROCESS_VERSION = 3  # goes up whenever the same scan and settings would give other tensors
 CROP_LOSS_WARNING = 0.01
 RESOLUTION_WARNING = 0.5  # a structure that keeps less than this share of its volume is too thin for the grid
 

@@ -21,10 +21,11 @@ from ctseg.artifacts import atomic_write
 from ctseg.errors import Finding
 from ctseg.scans import checks, dicom_files, dicom_frames, dicom_series, slice_gaps
 from ctseg.scans.checks import refuse
+from ctseg.scans.tolerances import ROUNDED
 from ctseg.scans.volume import Volume
 
 FLAT = 0.25  # slices that a point may lie beside the plane of its contour: with one decimal, 0.12 of a slice of 0.5 mm
-HALF = 0.55  # slices from a slice up to which a plane is its own; above a half, so that rounding does not part planes half-way
+SAME_OFFSET = 0.8  # length of the mean direction of planes on a circle of one slice: rounding by 0.2 of a slice leaves 0.9
 _CLOSED = ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR", "CLOSED_PLANAR_XOR")
 _FIX = "export the structure set again from the tool that drew it, for this series"
 _OTHER_SCAN = "give the structure set of this scan, or choose other structures with --structures"
@@ -224,7 +225,7 @@ def _polygons(items: list[Any], image: Volume, path: Path, name: str) -> tuple[l
         place = float(index[:, 0].mean())
         if np.abs(index[:, 0] - place).max() > FLAT:
             raise refuse("RT_OFF_GRID", f"a contour of '{name}' leans out of its slice", _FIX, path)
-        if not -HALF <= place <= shape[0] - 1 + HALF:
+        if not -0.5 - ROUNDED <= place <= shape[0] - 0.5 + ROUNDED:
             beyond += 1
         elif (index[:, 1:].max(axis=0) < -0.5).any() or (index[:, 1:].min(axis=0) > shape[1:] - 0.5).any():
             dropped["RT_OFF_GRID"] += 1
@@ -239,14 +240,21 @@ def _planes(polygons: list[tuple[float, np.ndarray]], slices: int, dropped: Coun
     """Slice -> (place of its plane, the polygons of that plane). Other planes of a slice are added to `dropped`.
 
     Contours lie in one plane where the step between them is less than half the step from plane to plane: the positions of
-    one slice differ by rounding, those of a finer series by its slices.
+    one slice differ by rounding, those of a finer series by its slices. Planes that all lie beside the slices by the same
+    move by that, so that rounding does not part those half-way between two slices.
     """
     places = np.array([place for place, _ in polygons])
-    cuts = np.flatnonzero(np.diff(places) >= _step(places) / 2) + 1
     found: dict[int, tuple[float, list[np.ndarray]]] = {}
-    for members in np.split(np.arange(len(places)), cuts) if len(places) else []:
+    if not polygons:
+        return found
+    cuts = np.flatnonzero(np.diff(places) >= _step(places) / 2) + 1
+    groups = np.split(np.arange(len(places)), cuts)
+    direction = np.mean([np.exp(2j * np.pi * places[members].mean()) for members in groups])
+    offset = float(np.angle(direction)) / (2 * np.pi) if abs(direction) > SAME_OFFSET else 0.0  # of all planes from the slices
+    offset += offset < ROUNDED - 0.5  # half-way ones go the same way in every structure of a file
+    for members in groups:
         place = float(places[members].mean())
-        plane = min(max(int(np.ceil(place - HALF)), 0), slices - 1)
+        plane = min(max(int(np.rint(place - offset)), 0), slices - 1)
         outlines = [polygons[index][1] for index in members]
         if plane in found:
             nearer, farther = sorted((found[plane], (place, outlines)), key=lambda one: abs(one[0] - plane))
@@ -321,7 +329,7 @@ def write_structures(
     planes = dicom_series.label_planes(label, headers)
     first, names = headers[0], dicom_files.short_names(names)
     content = pydicom.Dataset()
-    content.SpecificCharacterSet = "ISO_IR 192"
+    content.SpecificCharacterSet = dicom_files.UNICODE
     for keyword in dicom_files.PATIENT_AND_STUDY:
         setattr(content, keyword, first.get(keyword, ""))
     described = {

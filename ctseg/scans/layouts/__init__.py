@@ -12,6 +12,7 @@ and DICOM headers. What holds for all of them:
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections import Counter
 from pathlib import Path
 from typing import Protocol
