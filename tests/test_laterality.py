@@ -69,12 +69,9 @@ def test_a_guide_organ_is_no_partner_and_needs_its_own():
     assert laterality.one_sided(None, ["liver"], ["adrenal_left"]) == ["adrenal_left"]
 
 
-_BOTH = ("adrenal_gland autochthon clavicula femur gluteus_maximus gluteus_medius gluteus_minimus hip humerus iliac_artery iliac_vena iliopsoas kidney lung_lower_lobe lung_upper_lobe scapula "
-         "brachiocephalic_vein common_carotid_artery subclavian_artery").split()
+_BOTH = ["adrenal_gland", "autochthon", "clavicula", "femur", "gluteus_maximus", "gluteus_medius", "gluteus_minimus", "hip", "humerus", "iliac_artery", "iliac_vena", "iliopsoas", "kidney", "lung_lower_lobe", "lung_upper_lobe", "scapula", "brachiocephalic_vein", "common_carotid_artery", "subclavian_artery"]
 _VERTEBRAE = [f"vertebrae_{name}" for name in (*(f"C{n}" for n in range(1, 8)), *(f"T{n}" for n in range(1, 13)), *(f"L{n}" for n in range(1, 6)), "S1")]
-_SINGLE = ("aorta atrial_appendage_left brachiocephalic_trunk brain colon costal_cartilages duodenum esophagus gallbladder heart heart_atrium_left heart_atrium_right heart_myocardium "
-           "heart_ventricle_left heart_ventricle_right inferior_vena_cava liver pancreas portal_vein_and_splenic_vein prostate pulmonary_artery pulmonary_vein sacrum skull small_bowel spinal_cord "
-           "spleen sternum stomach superior_vena_cava thyroid_gland trachea urinary_bladder face").split()
+_SINGLE = ["aorta", "atrial_appendage_left", "brachiocephalic_trunk", "brain", "colon", "costal_cartilages", "duodenum", "esophagus", "gallbladder", "heart", "heart_atrium_left", "heart_atrium_right", "heart_myocardium", "heart_ventricle_left", "heart_ventricle_right", "inferior_vena_cava", "liver", "pancreas", "portal_vein_and_splenic_vein", "prostate", "pulmonary_artery", "pulmonary_vein", "sacrum", "skull", "small_bowel", "spinal_cord", "spleen", "sternum", "stomach", "superior_vena_cava", "thyroid_gland", "trachea", "urinary_bladder", "face"]
 TOTAL = [*(f"{name}_{side}" for name in _BOTH for side in ("left", "right")), *(f"rib_{side}_{n}" for n in range(1, 13) for side in ("left", "right")), *_VERTEBRAE, *_SINGLE]
 TG263 = [f"{name}_{side}" for side in "LR" for name in (
     "A_Carotid", "Bag_Ostomy", "BrachialPlex", "Breast", "Cochlea", "Ear_Internal", "Eye", "Femur", "Femur_Head", "Glnd_Adrenal", "Glnd_Lacrimal", "Glnd_Submand", "Hippocampus", "Kidney", "Lens",
