@@ -73,13 +73,13 @@ def test_names_in_another_script_are_not_joined_and_come_back_from_a_seg(tmp_pat
     assert aliases.find("脾", data.structures) is None and aliases.find(" 脾臓", data.structures) == spleen
 
 
-@pytest.mark.parametrize("name", ["肝臓", "CTV+1cm", "CTV-1cm", "left kidney", "Größe", "यकृत", "PTV_50.4"])
+@pytest.mark.parametrize("name", ["肝臓", "CTV+1cm", "CTV-1cm", "left kidney", "Größe", "यकृत", "PTV_50.4", "GTV'", "🫀"])
 def test_a_mask_file_has_the_name_of_its_structure(name, tmp_path):
     assert inference_files.file_name(name) == name
     (tmp_path / f"{name}.nii.gz").write_bytes(b"")
     assert list(masks.organ_files(tmp_path)) == [name]
 
 
-@pytest.mark.parametrize("name", ["a/b", "..", ".x", "-x", "GTV*", "GTV'", "🫀", "a\nb", "肝" * 90, "CON:"])
+@pytest.mark.parametrize("name", ["a/b", "..", ".x", "-x", "GTV*", "a\nb", "肝" * 90, "CON:"])
 def test_names_that_no_file_can_have_get_a_safe_one(name):
     assert inference_files.file_name(name).isascii() and inference_files.file_name(name) != inference_files.file_name(name + "x")
