@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,8 +35,8 @@ def files_of(scan: str, formats: Sequence[str], *, probabilities: bool, uncertai
 
 def file_name(structure: str) -> str:
     """The structure's own name wherever it can be one of a file, in every script, so that masks are found again by it; else `artifacts.safe_name`."""
-    plain = all(c.isalnum() or unicodedata.category(c)[0] == "M" or c in "._+- " for c in structure)
-    return structure if plain and structure[:1] not in tuple(".- ") and len(structure.encode()) <= LONGEST else artifacts.safe_name(structure)
+    plain = structure.isprintable() and not set(structure) & set('/\\:*?"<>|')
+    return structure if plain and structure[:1] not in ("", *".- ") and len(structure.encode()) <= LONGEST else artifacts.safe_name(structure)
 
 
 def write_mask(path: Path, kind: str, label: Volume, names: dict[int, str], source: ImageSource, *, algorithm: str) -> list[Finding]:

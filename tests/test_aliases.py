@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 from builders import small_phantom, write_dicom_seg
 
-from ctseg.scans import aliases, reading, rtstruct
+from ctseg import inference_files
+from ctseg.scans import aliases, masks, reading, rtstruct
 from ctseg.scans.cases import PRESENT, UNLABELLED
 from ctseg.scans.layouts import dicom_seg
 
@@ -56,3 +59,27 @@ def test_what_stands_side_by_side_in_one_file_is_not_joined(tmp_path):
         label = type(drawn.label)(np.where(drawn.label.array <= 3, drawn.label.array, 0).astype(np.uint8), drawn.label.affine)
         rtstruct.write_structures(tmp_path / "all" / name / "rs.dcm", label, names, tmp_path / "all" / name / "im_1")
     assert {"Bladder", "bladder", "BLADDER"} <= set(dicom_seg.read(tmp_path / "all").structures)
+
+
+def test_names_in_another_script_are_not_joined_and_come_back_from_a_seg(tmp_path):
+    liver, spleen = "肝臓", "脾臓"
+    for number, name in enumerate((liver, spleen, liver, spleen)):
+        phantom = small_phantom(seed=number)
+        label = type(phantom.label)((phantom.label.array == 1).astype(np.uint8), phantom.label.affine)
+        write_dicom_seg(tmp_path, {f"p{number}": dataclasses.replace(phantom, label=label, names={1: name})})
+    data = dicom_seg.read(tmp_path)
+    assert data.structures == (liver, spleen) and data.findings == ()
+    assert [case.annotated for case in data.cases] == [{liver}, {spleen}, {liver}, {spleen}]
+    assert aliases.find("脾", data.structures) is None and aliases.find(" 脾臓", data.structures) == spleen
+
+
+@pytest.mark.parametrize("name", ["肝臓", "CTV+1cm", "CTV-1cm", "left kidney", "Größe", "यकृत", "PTV_50.4", "GTV'", "🫀"])
+def test_a_mask_file_has_the_name_of_its_structure(name, tmp_path):
+    assert inference_files.file_name(name) == name
+    (tmp_path / f"{name}.nii.gz").write_bytes(b"")
+    assert list(masks.organ_files(tmp_path)) == [name]
+
+
+@pytest.mark.parametrize("name", ["a/b", "..", ".x", "-x", "GTV*", "a\nb", "肝" * 90, "CON:"])
+def test_names_that_no_file_can_have_get_a_safe_one(name):
+    assert inference_files.file_name(name).isascii() and inference_files.file_name(name) != inference_files.file_name(name + "x")

@@ -21,6 +21,7 @@ def test_values_are_converted_to_their_type():
     assert settings.data.window_hu == (-100.0, 200.0)
     assert settings.evaluate.flip is False
     assert settings.data.structures == ("a", "b")
+    assert config.resolve(None, {"data.structures": "Kidney (L), left kidney,肝臓"}).data.structures == ("Kidney (L)", "left kidney", "肝臓")
 
 
 @pytest.mark.parametrize(("key", "value", "code", "hint"), [

@@ -25,7 +25,7 @@ from ctseg.errors import (
     ResourceError,
     UsageError,
 )
-from ctseg.scans import grids, parallel, prepare
+from ctseg.scans import grids, laterality, parallel, prepare
 from ctseg.scans.election import label_on_scan
 from ctseg.scans.shares import Shares
 from ctseg.scans.volume import Grid
@@ -453,3 +453,40 @@ def test_a_scan_that_may_not_be_read_costs_its_case_only(tmp_path, monkeypatch):
     assert preprocess(data, tmp_path / "w") == 3
     report = read_json(Workspace(tmp_path / "w").preprocess_report)
     assert report["skipped_cases"] == ["p1"] and [record["code"] for record in report["findings"] if record["severity"] == "ERROR"] == ["PERMISSION"]
+
+
+def test_two_spellings_of_one_name_are_refused_with_both(data: Path, tmp_path: Path) -> None:
+    manifest = json.loads((data / "manifest.json").read_text())
+    for labels in ({"GTV1": 1, "GTV_1": 2, "x": 3}, {"Leber": 1, "Kidney_L": 2, "LeftKidney": 3}, {"肝臓": 1, "肝 臓": 2, "x": 3}):
+        (data / "manifest.json").write_text(json.dumps({"labels": labels, "cases": [{"case": case["case"]} for case in manifest["cases"]]}))
+        one, other = (name for name in labels if name not in ("x", "Leber"))
+        with pytest.raises(PreconditionError, match=f"'{one}' and '{other}'"):
+            preprocess(data, tmp_path / "w")
+    assert preprocess(data, tmp_path / "w", "--structures", "肝臓,x") == 0  # the remedy that the message names
+
+
+def test_declared_pairs_reach_every_later_stage_and_unknown_names_are_refused(data: Path, tmp_path: Path) -> None:
+    manifest = json.loads((data / "manifest.json").read_text())
+    (data / "manifest.json").write_text(json.dumps({"labels": {"liver": 1, "organ one": 2, "organ two": 3}, "cases": [{"case": case["case"]} for case in manifest["cases"]]}))
+    for text, names in (("organ one:organ two", [["organ one", "organ two"]]), ("Organ_Two : organ-one;", None), (" organ two:organ one , ", [["organ two", "organ one"]])):
+        if names is None:
+            with pytest.raises(UsageError, match="organ-one"):
+                preprocess(data, tmp_path / "w", "--set", f"data.pairs={text}")
+            continue
+        assert preprocess(data, tmp_path / "w", "--set", f"data.pairs={text}") == 0
+        assert artifacts.load_manifest(Workspace(tmp_path / "w"))["sides"] == {"pairs": names, "lone": []}
+    for text, cause in (("spleen:organ two", "no structure 'spleen'"), ("organ two", "no ':'"), ("organ one:organ one", "twice")):
+        with pytest.raises(UsageError, match=cause):
+            preprocess(data, tmp_path / "w", "--set", f"data.pairs={text}")
+
+
+def test_sides_are_known_from_the_whole_data_set(data: Path, tmp_path: Path) -> None:
+    """And a swapped pair is told in every language: here value 2 lies on the patient's left."""
+    manifest = json.loads((data / "manifest.json").read_text())
+    (data / "manifest.json").write_text(json.dumps({"labels": {"Foie": 1, "Rein_D": 2, "Rein_G": 3}, "cases": [{"case": case["case"]} for case in manifest["cases"]]}))
+    assert preprocess(data, tmp_path / "w") == 0
+    swapped = [finding for finding in report(tmp_path / "w")["findings"] if finding["code"] == "SIDE_SWAP"]
+    assert len(swapped) == 4 and "Rein_G lies" in swapped[0]["cause"]  # two cases show one kidney
+    assert preprocess(data, tmp_path / "w", "--structures", "Rein_G") == 0
+    sides = artifacts.load_manifest(Workspace(tmp_path / "w"))["sides"]
+    assert sides == {"pairs": [["Rein_G", "Rein_D"]], "lone": []} and laterality.one_sided(sides, ["Rein_G"]) == ["Rein_G"]

@@ -421,3 +421,7 @@ def test_left_parotid_of_a_real_scan_is_shown_on_the_right(real_data: Path) -> N
         columns = {name: np.mean([np.argwhere(plane.cut(canonical == values[name], i))[:, 1].mean() for i in np.unique(np.argwhere(canonical == values[name])[:, plane.axis])])
                    for name in ("LeftParotid", "RightParotid")}
         assert columns["LeftParotid"] > columns["RightParotid"] + 10
+
+
+def test_names_in_letters_that_the_font_lacks_stay_apart_in_pictures():
+    assert [style.short(name) for name in ("肝臓", "脾臓", "left 肾", "Größe", "печень")] == ["[809D 81D3]", "[813E 81D3]", "left [80BE]", "Größe", "печень"]

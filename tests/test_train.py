@@ -15,8 +15,10 @@ import torch
 
 import train
 from ctseg import artifacts
-from ctseg.learning import checkpoints, trainer
+from ctseg.config import EvaluateSettings
+from ctseg.learning import checkpoints, predictor, trainer
 from ctseg.learning.schedule import Budget
+from models import build_network
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -270,3 +272,29 @@ def test_unknown_model_is_refused_with_a_hint(tmp_path, capsys):
     workspace = tiny_workspace.make(tmp_path)
     assert train.main([*tiny_workspace.arguments(workspace), "--model", "unnet"]) == 2
     assert "did you mean 'unet'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("structures", "sides", "mirrors"), [
+    (["Niere_links", "other", "middle"], None, False), (["one", "other", "middle"], {"pairs": [["one", "third"]], "lone": []}, False),
+    (["one", "other", "middle"], {"pairs": [["one", "other"]], "lone": []}, True), (["one", "other", "middle"], None, True),
+])
+def test_one_side_alone_is_not_mirrored_in_training_and_prediction(tmp_path, capsys, structures, sides, mirrors):
+    workspace = tiny_workspace.make(tmp_path, cases=3)
+    manifest = artifacts.read_json(workspace.manifest)
+    for case in manifest["cases"]:
+        case["states"] = dict(zip(structures, case["states"].values()))
+    artifacts.write_json(workspace.manifest, manifest | {"structures": structures, "sides": sides})
+
+    def fit(**settings: object) -> tuple[bool, torch.Tensor | None]:
+        """(whether patches were mirrored, label ids after a mirror in prediction) of a training run."""
+        assert train.main([*tiny_workspace.arguments(workspace, **{"train.epochs": 1, **settings}), "--restart"]) == 0
+        trained = predictor.load_predictor(workspace.best_model, EvaluateSettings(), device="cpu", build_network=build_network, file="-")
+        assert (trained.why_not_mirrored is None) == mirrors
+        return trained.checkpoint["settings"]["train"]["mirror"], trained.windows.swaps
+
+    mirrored, swaps = fit()
+    told = capsys.readouterr().out
+    assert mirrored == mirrors and ("NOTE ONE_SIDED" in told) == (not mirrors) and (mirrors or structures[0] in told)
+    assert (swaps is None) if not mirrors else swaps.tolist() == ([0, 2, 1, 3] if sides else [0, 1, 2, 3])
+    mirrored, swaps = fit(**{"train.mirror": True})  # asked for by name: done, with a warning, and never in prediction
+    assert mirrored and (swaps is not None) == mirrors and ("WARN ONE_SIDED" in capsys.readouterr().out) == (not mirrors)

@@ -9,12 +9,14 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
+import itertools
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import matplotlib
+from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -85,13 +87,20 @@ def say(axes: Axes, message: str) -> None:
 
 
 def short(name: str, limit: int = 26) -> str:
-    """The name, its middle replaced by an ellipsis when it is longer than `limit`."""
+    """The name, its middle replaced by an ellipsis when it is longer than `limit`; letters that the font lacks by their code, as boxes all look alike."""
     name = " ".join(str(name).split())
+    name = "".join("".join(run) if shown else "[" + " ".join(f"{ord(c):X}" for c in run) + "]" for shown, run in itertools.groupby(name, lambda c: ord(c) in _glyphs()))
     if len(name) > limit:
         keep = limit - 1
         name = f"{name[: keep - keep // 3]}…{name[len(name) - keep // 3 :]}"
     # matplotlib hides legend entries that begin with an underscore
     return f" {name}" if name.startswith("_") else name
+
+
+@functools.cache
+def _glyphs() -> frozenset[int]:
+    """Code points that the font of all pictures can draw."""
+    return frozenset(font_manager.get_font(font_manager.findfont("DejaVu Sans")).get_charmap())
 
 
 def font(size: float, *, bold: bool = False) -> Any:

@@ -31,7 +31,7 @@ from ctseg.scans.cases import PRESENT, UNLABELLED, CaseRecord, LoadedCase
 from ctseg.scans.distance_maps import coarse_maps
 from ctseg.scans.guides import GuideSource, load_guide, write_guide
 from ctseg.scans.intensity import window
-from ctseg.scans.laterality import Sides
+from ctseg.scans.laterality import Sides, find_sides
 from ctseg.scans.reading import load_case, source_hash, source_to_record
 from ctseg.scans.volume import Grid, Volume, canonical_axes, limit_threads
 
@@ -113,7 +113,8 @@ def _prepare(job: CaseJob) -> CaseOutcome:
     source = source_to_record(job.record, job.root)
     digest = source_hash(job.record)
     content = {name: value for name, value in source.items() if name != "split"}  # the split changes no tensor
-    survey_key = canonical_hash([PREPROCESS_VERSION, digest, content, job.structures, job.margin_mm, job.crop, job.guide.organs if job.guide is not None and job.guide.kind == "labels" else ()])
+    survey_key = canonical_hash([PREPROCESS_VERSION, digest, content, job.structures, job.margin_mm, job.crop, job.guide.organs if job.guide is not None and job.guide.kind == "labels" else (),
+                                 *_declared_sides(job)])
     previous = job.previous
     if previous is not None and previous.get("survey_key") == survey_key:
         entry = {**previous, "source": source}
@@ -131,6 +132,12 @@ def _prepare(job: CaseJob) -> CaseOutcome:
     entry["findings"] = [finding.record() for finding in findings]
     write_json(job.workspace.finished / f"{safe_name(job.record.case_id)}.json", entry)
     return CaseOutcome(job.record.case_id, entry, tuple(findings))
+
+
+def _declared_sides(job: CaseJob) -> list[Any]:
+    """The mirror pairs, where they are not what the structures' names alone say: findings about a case depend on them."""
+    pairs = [] if job.sides is None else job.sides.indices(job.structures)
+    return [] if sorted(pairs) == sorted(find_sides(job.structures).indices(job.structures)) else [sorted(pairs)]
 
 
 def _load(job: CaseJob) -> tuple[LoadedCase, Volume | None]:

@@ -57,9 +57,9 @@ def read_case_folders(layout: str, root: Path, splits: dict[str, str], *metadata
     if table is not None and any(not masks for masks in found.values()):
         names |= set(table[0].values())
     # one spelling per structure: the first in natural order
-    spelling = {name.casefold(): name for name in sorted(names, key=gathering.natural_key, reverse=True)}
+    spelling = {gathering.folded(name): name for name in sorted(names, key=gathering.natural_key, reverse=True)}
     for folder, masks in found.items():
-        masks = {spelling[name.casefold()]: path for name, path in masks.items()}
+        masks = {spelling[gathering.folded(name)]: path for name, path in masks.items()}
         _read_case(cases, folder, masks, table, splits.get(folder.name.casefold()))
     return cases.data_set(sorted(spelling.values(), key=gathering.natural_key))
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ctseg.errors import PreconditionError
+from ctseg.scans.layouts import gathering
 
 LARGEST_BYTES = 256 * 2**20  # no public data set comes near it; a wrong file does
 NAMES_EXAMPLE = '{"labels": {"background": 0, "liver": 1}}'
@@ -92,7 +93,7 @@ def label_table(raw: Any, path: Path) -> tuple[dict[int, str], int | None]:
             ignore_value = number
         else:
             values[number] = name.strip()
-    names = [name.casefold() for name in values.values()]
+    names = [gathering.folded(name) for name in values.values()]
     if len(set(names)) < len(names) or "" in names:
         raise invalid(path, "a label name is empty or stands twice", "give every structure its own name")
     if not values:

@@ -77,11 +77,11 @@ def _annotated(cases: Gathering, case_id: str, raw: object, values: dict[int, st
     """The structures somebody looked for, in the spelling of `labels`: all of them when the manifest does not say."""
     if raw is None:
         return list(values.values())
-    known = {name.casefold(): name for name in values.values()}
+    known = {gathering.folded(name): name for name in values.values()}
     annotated = []
     for name in raw if isinstance(raw, list) else [raw]:
-        if isinstance(name, str) and name.casefold() in known:
-            annotated.append(known[name.casefold()])
+        if isinstance(name, str) and gathering.folded(name) in known:
+            annotated.append(known[gathering.folded(name)])
             continue
         cause = f'manifest.json: "annotated" has {name!r}, which "labels" does not name'
         cases.warn("METADATA_INVALID", cause, "correct the spelling; it counts as not annotated", case=case_id)
