@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import io
 import math
 import os
 import resource
 import time
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -110,6 +112,56 @@ def test_wrong_content_is_refused_by_name(tmp_path, true_content, number):
         load_predictor(path, EvaluateSettings(), device="cpu", build_network=build_network, file=path.name)
     assert caught.value.exit_code == 5 and len(str(caught.value)) < 600
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000 and time.process_time() - started < 10  # kB, s
+
+
+def _repacked(path: Path, change: Callable[[str, bytes], bytes], compression: int = zipfile.ZIP_STORED) -> bytes:
+    stream = io.BytesIO()
+    with zipfile.ZipFile(path) as source, zipfile.ZipFile(stream, "w", compression) as target:
+        for name in source.namelist():
+            target.writestr(name, change(name, source.read(name)))
+    return stream.getvalue()
+
+
+ARCHIVES: dict[str, Callable[[Path], bytes]] = {
+    "compressed zeros": lambda path: _repacked(path, lambda name, data: bytes(10**8) if name.endswith("data/0") else data, zipfile.ZIP_DEFLATED),
+    "bytearray of 400 MB": lambda path: _repacked(path, lambda name, data: b"\x80\x02cbuiltins\nbytearray\n\x8a\x04\x00\x84\xd7\x17\x85R." if name.endswith("data.pkl") else data),
+    "200 thousand levels": lambda path: _repacked(path, lambda name, data: b"\x80\x02" + b"]" * 200_000 + b"a" * 199_999 + b"." if name.endswith("data.pkl") else data),
+    "short storage": lambda path: _repacked(path, lambda name, data: data[:8] if "/data/" in name else data),
+    "noise": lambda path: _repacked(path, lambda name, data: bytes(range(256)) if name.endswith("data.pkl") else data),
+}
+
+
+@pytest.mark.parametrize("kind", ARCHIVES)
+def test_archives_that_are_none_of_ours_are_refused_before_they_take_memory(tmp_path, trained, kind):
+    path = tmp_path / "a.pth"
+    path.write_bytes(ARCHIVES[kind](trained.best_model))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(IntegrityError, match=r"(CHECKPOINT|UNSAFE)_\w+ case=- file=a\.pth"):
+        checkpoints.load(path)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # kB
+
+
+def test_flipped_bytes_of_the_description_are_refused_or_change_nothing(tmp_path, trained, true_content):
+    rng = np.random.default_rng(0)
+    path = tmp_path / "a.pth"
+
+    def flipped(name: str, data: bytes) -> bytes:
+        array = np.frombuffer(data, np.uint8).copy()
+        if name.endswith("data.pkl"):
+            array[rng.integers(0, len(array), rng.integers(1, 4))] = rng.integers(0, 256)
+        return array.tobytes()
+
+    used = 0
+    for _ in range(100):
+        path.write_bytes(_repacked(trained.best_model, flipped))
+        try:
+            content = checkpoints.load(path)
+        except IntegrityError as error:
+            assert error.exit_code == 5 and error.file == "a.pth"
+            continue
+        used += 1
+        assert all(content[key] == true_content[key] for key in ("structures", "arch", "preprocess", "largest_component"))
+    assert used < 50
 
 
 def test_the_true_content_is_taken_in_other_equal_forms(tmp_path, true_content):
@@ -216,3 +268,17 @@ def test_a_checkpoint_with_another_window_than_the_tensors_is_not_evaluated(tmp_
     checkpoints.save(workspace.best_model, true_content)
     assert evaluate.main([*tiny_workspace.arguments(workspace), "--processed", str(workspace.processed)]) == 5
     assert "window_hu" in capsys.readouterr().err
+
+
+def test_scores_of_an_unfinished_training_say_so(tmp_path, interrupted, capsys):
+    _, label = tiny_workspace.draw(5)
+    nifti.write_label(interrupted.processed / "references" / "case_5.nii.gz", Volume(label, np.eye(4)[:, [2, 1, 0, 3]]))
+    command = [*tiny_workspace.arguments(interrupted), "--processed", str(interrupted.processed), "--workers", "1"]
+    assert evaluate.main(command) == 0 and "TRAINING_UNFINISHED" in capsys.readouterr().out
+    history = artifacts.read_json(interrupted.history)
+    for changed, said in ((history | {"stopped": "epochs"}, None), (history | {"manifest_hash": "other"}, "BEST_MISMATCH")):
+        artifacts.write_json(interrupted.history, changed)
+        assert evaluate.main(command) == 0
+        output = capsys.readouterr().out
+        assert said in output if said else "WARN" not in output
+    artifacts.write_json(interrupted.history, history)

@@ -242,6 +242,7 @@ def test_divergence_stops_with_the_cases_named(tmp_path, capsys, monkeypatch):
     message = capsys.readouterr().err
     assert "DIVERGED" in message and "case_" in message
     assert checkpoints.load(workspace.last_model)["epoch"] == 1  # the last good one is kept
+    assert artifacts.read_json(workspace.history)["stopped"] == "diverged"
 
 
 def test_partial_labels_train(tmp_path):

@@ -134,7 +134,7 @@ def check_tensors(content: Any, size: int, file: str) -> None:
         if total > size:
             raise IntegrityError("CHECKPOINT_SIZE", f"its tensors claim more than the {size} bytes of the file", FOREIGN, file=file)
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise IntegrityError("CHECKPOINT_NONFINITE", f"'{key}' holds NaN or infinity", "train again, with a smaller train.learning_rate", file=file)
+            raise IntegrityError("CHECKPOINT_NONFINITE", f"'{key}' holds NaN or infinity", "train again with --restart and a smaller train.learning_rate", file=file)
 
 
 def _check_arch(arch: dict[str, Any], n_structures: int, weights: dict[str, Any], file: str) -> None:

@@ -11,6 +11,8 @@ import hashlib
 import io
 import os
 import pickle  # only for the name of the exception that torch.load raises on unsafe content
+import pickletools
+import re
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +27,7 @@ from ctseg.learning.checkpoint_schema import FOREIGN, mismatch
 from ctseg.scans.checks import require_regular
 
 FORMAT, VERSION = "ctseg-checkpoint", 1
+TENSOR_PARTS = {"collections OrderedDict", "torch._utils _rebuild_tensor_v2"}
 MAX_BYTES = 8 << 30  # far above any network here
 REQUIRED = {"arch", "structures", "preprocess", "settings", "manifest_hash", "splits_hash", "synthetic", "epoch", "model", "largest_component"}
 
@@ -91,6 +94,13 @@ def _noted_hashes(path: Path) -> list[str] | None:
     return hashes
 
 
+def _readable_hashes(path: Path) -> list[str]:
+    try:
+        return _noted_hashes(path) or []
+    except IntegrityError:
+        return []
+
+
 def _check_archive(path: Path, size: int) -> None:
     """Raise IntegrityError unless a file of `size` bytes is a zip archive whose parts are whole and unpack to no more."""
     with path.open("rb") as stream:
@@ -101,6 +111,16 @@ def _check_archive(path: Path, size: int) -> None:
             raise IntegrityError("CHECKPOINT_SIZE", f"it unpacks to more than its {size} bytes", FOREIGN, file=path.name)
         if archive.testzip() is not None:
             raise _corrupt(path.name, "a part of it fails its checksum")
+        for member in archive.infolist():
+            if member.filename.endswith("/data.pkl"):
+                _check_globals(archive.read(member), path.name)
+
+
+def _check_globals(pickled: bytes, name: str) -> None:
+    """Raise IntegrityError unless a pickle names nothing but what tensors are made of: of the rest that weights_only allows, bytearray(n) takes n bytes."""
+    named = {str(argument) for operation, argument, _ in pickletools.genops(pickled) if operation.name in ("GLOBAL", "INST")}
+    if foreign := sorted(word for word in named if word not in TENSOR_PARTS and not re.fullmatch(r"torch \w+Storage", word)):
+        raise IntegrityError("UNSAFE_CHECKPOINT", f"it holds something else than weights ({foreign[0][:60]}) and was not opened", FOREIGN, file=name)
 
 
 def _corrupt(name: str, cause: str) -> IntegrityError:
@@ -159,7 +179,7 @@ def rotate(path: Path) -> Path:
     """Keep the current file as `<stem>.prev.pth` (with its sidecar) before a new one is written."""
     previous = _previous(path)
     if path.exists():
-        hashes, old = _noted_hashes(path) or [], _noted_hashes(previous) or []
+        hashes, old = _readable_hashes(path), _readable_hashes(previous)
         artifacts.write_json(_sidecar(previous), {"sha256": [*old[-1:], *hashes]})
         data = path.read_bytes()
         artifacts.atomic_write(previous, lambda stream: stream.write(data))
@@ -174,7 +194,7 @@ def set_aside(path: Path) -> Path | None:
         raise _in_the_way(path)
     digest = artifacts.file_hash(path)
     kept = path.with_name(f"{path.stem}.{digest[:8]}{path.suffix}")
-    artifacts.write_json(_sidecar(kept), {"sha256": _noted_hashes(path) or [digest]})
+    artifacts.write_json(_sidecar(kept), {"sha256": _readable_hashes(path) or [digest]})
     path.replace(kept)
     _sidecar(path).unlink(missing_ok=True)
     return kept
