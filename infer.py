@@ -112,7 +112,9 @@ def infer(arguments: argparse.Namespace) -> int:
 
     hashes = [artifacts.file_hash(checkpoint) for checkpoint in arguments.checkpoint if checkpoint.is_file()]
     if len(set(hashes)) < len(hashes):
-        raise UsageError("BAD_OPTION", "--checkpoint names the same model twice, which would agree with itself", "give each model once")
+        raise UsageError("BAD_OPTION",
+                         "--checkpoint names the same model twice, which would agree with itself",
+                         "give each model once")
     predictor = ensemble([load(checkpoint) for checkpoint in arguments.checkpoint])
     guides = choose_guides(predictor, arguments.guide, arguments.output, load)
     LOG.info("%d scans, structures: %s. %s.", len(scans), ", ".join(predictor.names), predictor.machine.reason)
