@@ -114,14 +114,17 @@ def _train_and_score(one: Run, arguments: argparse.Namespace) -> int:
         command = [sys.executable, str(ROOT / script), "--workspace", str(one.workspace.root), "--processed", str(one.workspace.processed), *words, *more]
         code = _run_script(command)
         if code not in (0, CASES_SKIPPED):
-            LOG.error("%s of %s ended with exit code %d%s.", script, one.title, code, "" if code == UsageError.exit_code else "; the same command goes on from here")
+            LOG.error("%s of %s ended with exit code %d%s.", script, one.title, code, ""
+                      if code == UsageError.exit_code else "; the same command goes on from here")
             return code
     artifacts.write_json(marker, done)
     return 0
 
 
 def _run_script(command: list[str]) -> int:
-    """The exit code of a command. When this process is told to stop, the script is too, and may save its state."""
+    """The exit code of a command. When this process is told to stop, the script is too, and may save its
+    state.
+    """
     process = subprocess.Popen(command, env={**os.environ, processes.PARENT: str(os.getpid())})
     try:
         return process.wait()

@@ -47,9 +47,11 @@ def run(workspace: Workspace, settings: Settings, options: Options) -> int:
     if record["why_not_mirrored"]:
         LOG.info("%s", record["why_not_mirrored"])
     if record["training"] in UNFINISHED:
-        LOG.warning("WARN TRAINING_UNFINISHED: training of this model: %s. These are scores of its best weights so far.", UNFINISHED[record["training"]])
+        LOG.warning("WARN TRAINING_UNFINISHED: training of this model: %s. These are scores of its best "
+                    "weights so far.", UNFINISHED[record["training"]])
     elif record["training"] is None:
-        LOG.warning("WARN BEST_MISMATCH: training_history.json is missing or not that of checkpoints/best_model.pth, so how its training ended is not known.")
+        LOG.warning("WARN BEST_MISMATCH: training_history.json is missing or not that of checkpoints/best_model.pth, so "
+                    "how its training ended is not known.")
     for case in record["cases"]:
         if not case["located"]:
             LOG.warning("WARN NOT_LOCATED case=%s: the locator found no structure; the whole canvas was predicted.", case["case_id"])

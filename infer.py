@@ -110,7 +110,9 @@ def infer(arguments: argparse.Namespace) -> int:
     require_writable(arguments.output)
     hashes = [artifacts.file_hash(checkpoint) for checkpoint in arguments.checkpoint if checkpoint.is_file()]
     if len(set(hashes)) < len(hashes):
-        raise UsageError("BAD_OPTION", "--checkpoint names the same model twice, which would agree with itself", "give each model once")
+        raise UsageError("BAD_OPTION",
+                         "--checkpoint names the same model twice, which would agree with itself",
+                         "give each model once")
     predictor = ensemble([load(checkpoint) for checkpoint in arguments.checkpoint])
     if settings.flip and predictor.why_not_mirrored:
         LOG.info("%s", predictor.why_not_mirrored)

@@ -3,8 +3,8 @@
 Reads   processed_data/ (manifest.json, splits.json, tensors of the splits train and val; test is never opened)
 Writes  checkpoints/best_model.pth, last.pth (an interrupted run goes on from it), training_history.json
 
-A trained model is never overwritten by another training: on the same data, other settings need --restart; a model of other data, or that --restart
-replaces, is kept beside the new one as checkpoints/best_model.<start of its hash>.pth.
+A trained model is never overwritten by another training: on the same data, other settings need --restart. A
+model of other data, or that --restart replaces, is kept as checkpoints/best_model.<start of its hash>.pth.
 
     python train.py --minutes 10
 """
@@ -60,7 +60,8 @@ def run(workspace: Workspace, settings: Settings, options: Options) -> int:
     LOG.info("%d training and %d validation cases, structures: %s.", len(training), len(validation), ", ".join(manifest["structures"]))
     LOG.info("Patches of %d x %d x %d voxels, %d at a time.", *settings.train.patch_size, settings.train.batch_size)
     plan = _Plan(workspace, options, manifest, machine, training, validation, locator)
-    smaller = dataclasses.replace(settings, train=dataclasses.replace(settings.train, batch_size=1), model=dataclasses.replace(settings.model, width=8))
+    smaller = dataclasses.replace(settings, train=dataclasses.replace(settings.train, batch_size=1),
+                                  model=dataclasses.replace(settings.model, width=8))
     try:
         return _fit(plan, smaller if _fell_back(plan, settings, smaller) else settings)
     except torch.OutOfMemoryError:
@@ -193,7 +194,8 @@ def _train_locator(workspace: Workspace, settings: Settings, options: Options, m
     _fit(_Plan(place, options, manifest, machine, training, validation, any_length=True), settings)
     content = checkpoints.load(place.best_model)
     record = {"arch": content["arch"], "model": content["model"], "patch_size": list(settings.train.patch_size)}
-    finder = locator.restore_locator(record, build_network, machine, file=workspace.relative(place.best_model))
+    finder = locator.restore_locator(record, build_network, machine,
+                                     file=workspace.relative(place.best_model))
     regions = {}
     for entry in cli.bar("Locating")([case for case in manifest["cases"] if case["split"] == "val"]):
         region = finder.find_case(workspace, entry)
@@ -229,7 +231,8 @@ def _fit(plan: _Plan, settings: Settings) -> int:
                                 manifest_hash=artifacts.manifest_hash(manifest), splits_hash=manifest["splits_hash"],
                                 guide=manifest.get("guide") if "guide" in getattr(network, "inputs", ()) else None, locator=plan.locator, sides=manifest.get("sides"))
     display, request = _Display(settings), _StopRequest()
-    job = trainer.Trainer(network, training, validation, settings=settings, identity=identity, machine=machine, workspace=workspace, callbacks=display.callbacks(request))
+    job = trainer.Trainer(network, training, validation, settings=settings, identity=identity,
+                          machine=machine, workspace=workspace, callbacks=display.callbacks(request))
     content = _earlier(plan, identity, settings)
     if content is None:
         _begin_anew(workspace)
@@ -240,8 +243,9 @@ def _fit(plan: _Plan, settings: Settings) -> int:
         with request:
             history = job.fit()
     except trainer.Stopped:
-        LOG.info("Stopped in epoch %d after %d of its steps; the state lies in %s. The same command%s goes on from there.", job.epoch + 1, job.partial.steps,
-                 workspace.relative(workspace.last_model), " without --restart" if options.restart else "")
+        LOG.info("Stopped in epoch %d after %d of its steps; the state lies in %s.", job.epoch + 1,
+                 job.partial.steps, workspace.relative(workspace.last_model))
+        LOG.info("The same command%s goes on from there.", " without --restart" if options.restart else "")
         raise request.error() from None
     finally:
         display.close()
@@ -277,17 +281,25 @@ def _build(arch: dict[str, Any]) -> Any:
 
 
 def _fell_back(plan: _Plan, settings: Settings, smaller: Settings) -> bool:
-    """Whether the training that is there took smaller settings than asked for, because the memory did not suffice."""
+    """Whether the training that is there took smaller settings than asked for, because the memory did not
+    suffice.
+    """
     from ctseg.learning import checkpoints, trainer
 
-    content = None if plan.options.restart else checkpoints.load_last(plan.workspace.last_model)[0]
-    return content is not None and bool(trainer.conflicts(content["settings"], settings.record(), finished=False)) and not trainer.conflicts(content["settings"], smaller.record(), finished=False)
+    if plan.options.restart:
+        return False
+    content, _ = checkpoints.load_last(plan.workspace.last_model)
+    differs = [content is not None and bool(trainer.conflicts(content["settings"], wanted.record(), finished=False))
+               for wanted in (settings, smaller)]
+    return differs == [True, False]
 
 
 def _earlier(plan: _Plan, identity: Any, settings: Settings) -> dict[str, Any] | None:
-    """The last state of an earlier training that this one is or goes on from; None where training begins anew.
+    """The last state of an earlier training that this one is or goes on from; None where training begins
+    anew.
 
-    UsageError RESUME_CONFLICT when it was on the same data with other settings: which of the two is wanted, only the user can say.
+    UsageError RESUME_CONFLICT when it was on the same data with other settings: which of the two is wanted,
+    only the user can say.
     """
     from ctseg.learning import checkpoints, trainer
 
@@ -298,14 +310,18 @@ def _earlier(plan: _Plan, identity: Any, settings: Settings) -> dict[str, Any] |
     if content is None:
         return None
     if content["manifest_hash"] != identity.manifest_hash:
-        what = "other tensors" if content["structures"] == identity.structures else "other structures: " + ", ".join(content["structures"])
+        what = "other tensors"
+        if content["structures"] != identity.structures:
+            what = "other structures: " + ", ".join(content["structures"])
         LOG.info("The earlier training here was on other data (%s): training begins anew.", what)
         return None
     finished = _finished(workspace)
-    if differing := trainer.conflicts(content["settings"], settings.record(), finished=finished and not plan.any_length):
-        raise UsageError("RESUME_CONFLICT", f"the {'finished' if finished else 'interrupted'} training there had other settings ({', '.join(differing)})",
-                         "repeat its settings, train anew with --restart (the model of before is kept beside the new one), or use another --workspace",
-                         file=workspace.relative(workspace.last_model))
+    strict = finished and not plan.any_length
+    if differing := trainer.conflicts(content["settings"], settings.record(), finished=strict):
+        kind = "finished" if finished else "interrupted"
+        raise UsageError("RESUME_CONFLICT", f"the {kind} training there had other settings ({', '.join(differing)})",
+                         "repeat its settings, train anew with --restart (the model of before is kept), or use "
+                         "another --workspace", file=workspace.relative(workspace.last_model))
     return content
 
 
@@ -326,7 +342,8 @@ def _set_best_aside(workspace: Workspace) -> None:
 
 def _go_on(job: Any, content: dict[str, Any]) -> bool:
     """Take over the state of an earlier training; True when nothing is left to do."""
-    workspace, finished, best_is_there = job.workspace, _finished(job.workspace), _best_is_there(job.workspace, content)
+    workspace, finished = job.workspace, _finished(job.workspace)
+    best_is_there = _best_is_there(workspace, content)
     if finished and best_is_there:
         LOG.info("Already trained with these data and settings; --restart trains anew.")
         return True
@@ -334,9 +351,11 @@ def _go_on(job: Any, content: dict[str, Any]) -> bool:
     if finished:
         job.history["stopped"] = artifacts.read_json(workspace.history)["stopped"]
     else:
-        LOG.info("Going on after epoch %d%s of the interrupted run (--restart begins anew).", job.epoch, f" and {job.partial.steps} steps" if job.partial.steps else "")
+        LOG.info("Going on after epoch %d%s of the interrupted run (--restart begins anew).", job.epoch,
+                 f" and {job.partial.steps} steps" if job.partial.steps else "")
     if content["best_epoch"] and not best_is_there:
-        LOG.warning("WARN BEST_MISMATCH case=- file=%s: it is missing, damaged or of another training; the latest weights take its place.", workspace.relative(workspace.best_model))
+        LOG.warning("WARN BEST_MISMATCH case=- file=%s: it is missing, damaged or of another training; the latest "
+                    "weights take its place.", workspace.relative(workspace.best_model))
         _set_best_aside(workspace)
         job.replace_best()
     return finished
@@ -350,25 +369,31 @@ def _best_is_there(workspace: Workspace, content: dict[str, Any]) -> bool:
         best = checkpoints.load(workspace.best_model)
     except IntegrityError:
         return False
-    same = all(best[key] == content[key] for key in ("manifest_hash", "structures", "preprocess")) and not trainer.conflicts(best["settings"], content["settings"], finished=False)
-    return same and best["epoch"] >= content["best_epoch"]  # later, when the run was killed between the two files
+    same = all(best[key] == content[key] for key in ("manifest_hash", "structures", "preprocess"))
+    if not same or trainer.conflicts(best["settings"], content["settings"], finished=False):
+        return False
+    return best["epoch"] >= content["best_epoch"]  # later, when the run was killed between the two files
 
 
 def _finished(workspace: Workspace) -> bool:
     try:
-        return workspace.history.exists() and artifacts.read_json(workspace.history).get("stopped") in artifacts.TRAINED
+        history = artifacts.read_json(workspace.history) if workspace.history.exists() else {}
+        return history.get("stopped") in artifacts.TRAINED
     except IntegrityError:
         return False  # a damaged history is written anew from the last state
 
 
 class _StopRequest:
-    """While it is entered, Ctrl-C and SIGTERM ask training to save its state and end; a second Ctrl-C ends it at once."""
+    """While it is entered, Ctrl-C and SIGTERM ask training to save its state and end; a second Ctrl-C ends it
+    at once.
+    """
 
     def __init__(self) -> None:
         self.asked: int | None = None  # the signal
 
     def __enter__(self) -> None:
-        self.previous = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        self.previous = {number: signal.signal(number, self._ask)
+                         for number in (signal.SIGINT, signal.SIGTERM)}
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self.previous.items():
@@ -378,7 +403,8 @@ class _StopRequest:
         if number == self.asked == signal.SIGINT:
             raise KeyboardInterrupt
         if self.asked is None:
-            os.write(2, b"\nSaving the state and stopping; Ctrl-C once more stops at once.\n")  # print is not safe in here
+            # print is not safe in here
+            os.write(2, b"\nSaving the state and stopping; Ctrl-C once more stops at once.\n")
         self.asked = number
 
     def error(self) -> BaseException:
@@ -396,7 +422,8 @@ class _Display:
     def callbacks(self, request: _StopRequest) -> Any:
         from ctseg.learning import trainer
 
-        return trainer.Callbacks(step=self.step, epoch=self.epoch, best=self.best, note=LOG.info, stop=lambda: request.asked is not None)
+        return trainer.Callbacks(step=self.step, epoch=self.epoch, best=self.best, note=LOG.info,
+                                 stop=lambda: request.asked is not None)
 
     def step(self, epoch: int, step: int, loss: float, dice: float | None, progress: float) -> None:
         from tqdm import tqdm

@@ -26,8 +26,10 @@ import numpy as np
 from ctseg.errors import IntegrityError, LockedError, PreconditionError, ResourceError
 
 MANIFEST_VERSION = 1
-TRAINED = {"minutes": "time budget used up", "epochs": "all epochs done", "patience": "no further gain"}  # `stopped` of a finished training's history
-UNFINISHED = {"running": "not finished", "interrupted": "interrupted", "diverged": "stopped because it diverged"}  # of any other
+TRAINED = {"minutes": "time budget used up", "epochs": "all epochs done",
+           "patience": "no further gain"}  # `stopped` of a finished training's history
+UNFINISHED = {"running": "not finished", "interrupted": "interrupted",
+              "diverged": "stopped because it diverged"}  # of any other
 TENSOR_SIZE = 128  # voxels along each axis of every stored tensor: the card's fixed 128^3
 
 

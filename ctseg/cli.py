@@ -80,7 +80,8 @@ def parser(prog: str, description: str) -> argparse.ArgumentParser:
     learn.add_argument("--epochs", type=int, metavar="N", help="train for this many epochs")
     learn.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"], help="default: auto")
     learn.add_argument("--seed", type=int, metavar="N", help="seed of the split and of training (default: 0)")
-    learn.add_argument("--restart", action="store_true", help="train anew instead of going on with an interrupted run")
+    learn.add_argument("--restart", action="store_true",
+                       help="train anew, whatever training is there; its model is kept beside the new one")
     other = result.add_argument_group("other")
     other.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="assignments", help="any setting, for example --set train.epochs=5; may be repeated")
     other.add_argument("--workers", type=int, metavar="N", help="processes for reading and scoring (default: number of cores, at most 8)")

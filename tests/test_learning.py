@@ -237,8 +237,10 @@ def test_learning_rate_warms_up_and_ends_at_zero(name):
     assert rates[0] < rates[1] < rates[2] == 1 and rates[3] < 1 and rates[4] < 0.02 and rates[5] == 0
 
 
-CONTENT = {"arch": {"name": "unet", "n_structures": 1}, "structures": ["a"], "preprocess": {"grid": "whole", "spacing_mm": None, "window_hu": [-250.0, 750.0], "settings": {}},
-           "settings": {"train": {"patch_size": [32, 32, 32]}}, "manifest_hash": "", "splits_hash": "", "synthetic": True, "epoch": 1, "largest_component": [],
+CONTENT = {"arch": {"name": "unet", "n_structures": 1}, "structures": ["a"],
+           "preprocess": {"grid": "whole", "spacing_mm": None, "window_hu": [-250.0, 750.0], "settings": {}},
+           "settings": {"train": {"patch_size": [32, 32, 32]}}, "manifest_hash": "", "splits_hash": "",
+           "synthetic": True, "epoch": 1, "largest_component": [],
            "model": {"w": torch.arange(64.0)}}
 
 
@@ -259,7 +261,9 @@ def test_checkpoint_round_trip_and_every_damage_is_refused(tmp_path):
 
 def test_a_checkpoint_from_before_residual_decoders_builds_a_plain_one(tmp_path):
     path = tmp_path / "a.pth"
-    checkpoints.save(path, {**CONTENT, "locator": {"arch": CONTENT["arch"], "model": CONTENT["model"], "patch_size": [32, 32, 32]}})
+    checkpoints.save(path,
+                     {**CONTENT, "locator": {"arch": CONTENT["arch"], "model": CONTENT["model"],
+                                             "patch_size": [32, 32, 32]}})
     old = checkpoints.load(path)
     assert old["arch"]["decoder_unit"] == old["locator"]["arch"]["decoder_unit"] == "plain"
     checkpoints.save(path, {**CONTENT, "arch": {**CONTENT["arch"], "decoder_unit": "residual"}})

@@ -175,6 +175,20 @@ def test_evaluation_of_other_weights_is_said(workspace: Workspace) -> None:
     assert found.evaluated and any("other weights" in notice for notice in found.notices)
 
 
+@pytest.mark.parametrize(("stopped", "said"), [("running", "not finished"), ("interrupted", "interrupted"),
+                                               ("diverged", "--restart")])
+def test_a_training_that_did_not_finish_is_said(workspace: Workspace, stopped: str, said: str) -> None:
+    artifacts.write_json(workspace.history, artifacts.read_json(workspace.history) | {"stopped": stopped})
+    assert any("Training:" in notice and said in notice for notice in results.read(workspace).notices)
+
+
+def test_evaluation_of_weights_that_are_gone_is_said(workspace: Workspace) -> None:
+    artifacts.write_json(workspace.run_record,
+                         artifacts.read_json(workspace.run_record) | {"checkpoint_sha256": "w" * 64})
+    workspace.best_model.unlink(missing_ok=True)
+    assert any("other weights" in notice for notice in results.read(workspace).notices)
+
+
 def test_model_that_predicts_nothing_is_called_out(built: Workspace) -> None:
     found = results.read(built)
     found.summary["headline"]["macro_dice"] = 0.0

@@ -80,8 +80,12 @@ def test_killed_and_resumed_equals_undisturbed(tmp_path, parts):
     assert not list(broken.root.rglob(".tmp-*"))
 
 
-@pytest.mark.parametrize(("parts", "number"), [({}, signal.SIGINT), ({"model.passes": 2, "model.connectivity": "multitask", "model.remap": "lut"}, signal.SIGTERM)], ids=["Ctrl-C", "SIGTERM"])
-def test_stopped_in_the_middle_of_an_epoch_and_gone_on_with_equals_undisturbed(tmp_path, parts, number, monkeypatch, capsys):
+@pytest.mark.parametrize(("parts", "number"),
+                         [({}, signal.SIGINT),
+                          ({"model.passes": 2, "model.connectivity": "multitask", "model.remap": "lut"},
+                           signal.SIGTERM)], ids=["Ctrl-C", "SIGTERM"])
+def test_stopped_in_the_middle_of_an_epoch_and_gone_on_with_equals_undisturbed(tmp_path, parts, number,
+                                                                               monkeypatch, capsys):
     whole, broken = tiny_workspace.make(tmp_path / "whole"), tiny_workspace.make(tmp_path / "broken")
     values = {"train.epochs": 3, "train.steps_per_epoch": 4, "train.validations": 2, **parts}
     assert train.main(tiny_workspace.arguments(whole, **values)) == 0
@@ -96,7 +100,8 @@ def test_stopped_in_the_middle_of_an_epoch_and_gone_on_with_equals_undisturbed(t
             return result
         return call
 
-    stop_after = {2, 5, 7, 9}  # of the steps and validated scans of all runs: in the first epoch and in validations
+    stop_after = {2, 5, 7,
+                  9}  # of the steps and validated scans of all runs: in the first epoch and in validations
     monkeypatch.setattr(trainer.Trainer, "_step", then_stop(real_step))
     monkeypatch.setattr(trainer.Validation, "add", then_stop(real_score))
     codes = [train.main(tiny_workspace.arguments(broken, **values))]
@@ -106,15 +111,18 @@ def test_stopped_in_the_middle_of_an_epoch_and_gone_on_with_equals_undisturbed(t
     assert codes == [128 + number] * 4 + [0]
     output = capsys.readouterr()
     assert output.out.count("The same command goes on from there") == 4 and "run the same command again to go on" in output.err
-    assert same(weights(whole), weights(broken)) and same(checkpoints.load(whole.best_model)["model"], checkpoints.load(broken.best_model)["model"])
+    assert same(weights(whole), weights(broken)) and same(checkpoints.load(whole.best_model)["model"],
+                                                          checkpoints.load(broken.best_model)["model"])
     one, two = (artifacts.read_json(w.history) for w in (whole, broken))
-    for key in ("train_loss", "val_loss", "val_dice", "val_mean_dice", "learning_rate", "train_dice", "best_epoch", "stopped"):
+    for key in ("train_loss", "val_loss", "val_dice", "val_mean_dice", "learning_rate", "train_dice",
+                "best_epoch", "stopped"):
         assert one[key] == two[key], key
 
 
 def test_ctrl_c_in_a_training_shorter_than_an_epoch_loses_nothing(tmp_path):
     workspace = tiny_workspace.make(tmp_path)
-    command = [sys.executable, "-u", "train.py", *tiny_workspace.arguments(workspace, **{"train.steps_per_epoch": 100_000})]
+    command = [sys.executable, "-u", "train.py",
+               *tiny_workspace.arguments(workspace, **{"train.steps_per_epoch": 100_000})]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
     while not workspace.history.exists() and time.monotonic() < deadline:
@@ -129,7 +137,8 @@ def test_ctrl_c_in_a_training_shorter_than_an_epoch_loses_nothing(tmp_path):
 
 
 def _going_on(workspace: artifacts.Workspace, command: list[str]) -> str:
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+                               text=True)
     line = next((line for line in process.stdout or [] if "Going on" in line), "")
     process.kill()
     process.communicate()
@@ -137,19 +146,27 @@ def _going_on(workspace: artifacts.Workspace, command: list[str]) -> str:
 
 
 def test_a_finished_model_is_lost_to_no_other_training(tmp_path, capsys):
-    """Same command: nothing to do. Other settings: told, and --restart is needed. The old model stays beside the new one."""
+    """Same command: nothing to do. Other settings: told, and --restart is needed. The old model stays beside
+    the new one.
+    """
     workspace = tiny_workspace.make(tmp_path)
     assert train.main(tiny_workspace.arguments(workspace)) == 0
     files = {path: path.read_bytes() for path in workspace.checkpoints.iterdir()}
-    for change, named in (({"train.epochs": 1}, "train.epochs was 3, is 1"), ({"train.epochs": 5}, "train.epochs was 3, is 5"), ({"train.minutes": 0.01}, "train.minutes was 0.0, is 0.01"),
-                          ({"train.seed": 1}, "train.seed was 0, is 1"), ({"model.width": 2}, "model.width was 4, is 2"), ({"model.name": "vnet"}, "model.name was unet, is vnet")):
+    for change, named in (({"train.epochs": 1}, "train.epochs was 3, is 1"),
+                          ({"train.epochs": 5}, "train.epochs was 3, is 5"),
+                          ({"train.minutes": 0.01}, "train.minutes was 0.0, is 0.01"),
+                          ({"train.seed": 1}, "train.seed was 0, is 1"),
+                          ({"model.width": 2}, "model.width was 4, is 2"),
+                          ({"model.name": "vnet"}, "model.name was unet, is vnet")):
         assert train.main(tiny_workspace.arguments(workspace, **change)) == 2
         message = capsys.readouterr().err
         assert "RESUME_CONFLICT" in message and named in message and "--restart" in message
         assert {path: path.read_bytes() for path in workspace.checkpoints.iterdir()} == files
-    assert train.main([*tiny_workspace.arguments(workspace), "--set", "data.window_hu=0,100"]) == 0  # of the tensors, not of training
+    assert train.main([*tiny_workspace.arguments(workspace), "--set",
+                       "data.window_hu=0,100"]) == 0  # of the tensors, not of training
     assert train.main([*tiny_workspace.arguments(workspace, **{"train.epochs": 1}), "--restart"]) == 0
-    assert files[workspace.best_model] in [path.read_bytes() for path in workspace.checkpoints.glob("best_model.*.pth")]
+    assert files[workspace.best_model] in [path.read_bytes()
+                                           for path in workspace.checkpoints.glob("best_model.*.pth")]
     assert "is kept as checkpoints/best_model." in capsys.readouterr().out
     for kept in workspace.checkpoints.glob("best_model*.pth"):
         assert checkpoints.load(kept)["structures"] == tiny_workspace.STRUCTURES
@@ -162,7 +179,8 @@ def test_a_model_of_other_data_is_kept(tmp_path, capsys):
     tiny_workspace.make(tmp_path, cases=7)
     assert train.main(tiny_workspace.arguments(workspace, **{"train.epochs": 1})) == 0
     assert "other data (other tensors)" in capsys.readouterr().out
-    assert workspace.best_model.read_bytes() != old and old in [path.read_bytes() for path in workspace.checkpoints.glob("best_model.*.pth")]
+    assert workspace.best_model.read_bytes() != old and old in [path.read_bytes()
+                                                                for path in workspace.checkpoints.glob("best_model.*.pth")]
 
 
 def test_a_lost_best_model_is_replaced_and_said(tmp_path, capsys):
@@ -173,7 +191,8 @@ def test_a_lost_best_model_is_replaced_and_said(tmp_path, capsys):
     workspace.best_model.unlink()
     assert train.main(command) == 0 and "BEST_MISMATCH" in capsys.readouterr().out
     assert checkpoints.load(workspace.best_model)["epoch"] == 3
-    assert all(artifacts.read_json(workspace.history)[key] == history[key] for key in ("stopped", "epochs", "train_loss", "val_dice"))
+    assert all(artifacts.read_json(workspace.history)[key] == history[key]
+               for key in ("stopped", "epochs", "train_loss", "val_dice"))
     workspace.best_model.write_bytes(b"")
     assert train.main(command) == 0 and "BEST_MISMATCH" in capsys.readouterr().out
     assert train.main(command) == 0 and "Already trained" in capsys.readouterr().out
@@ -185,7 +204,8 @@ def test_a_budget_cut_to_less_than_is_trained_ends_with_a_model(tmp_path):
     last = torch.load(workspace.last_model, weights_only=True)
     history = json.loads(last["history"])
     checkpoints.remove(workspace.last_model)
-    checkpoints.save(workspace.last_model, last | {"best": None, "best_epoch": 0, "history": json.dumps(history)})
+    checkpoints.save(workspace.last_model,
+                     last | {"best": None, "best_epoch": 0, "history": json.dumps(history)})
     artifacts.write_json(workspace.history, history | {"stopped": "interrupted"})
     workspace.best_model.unlink()
     assert train.main(tiny_workspace.arguments(workspace, **{"train.epochs": 2, "train.validations": 1})) == 0
@@ -244,6 +264,7 @@ def test_divergence_stops_with_the_cases_named(tmp_path, capsys, monkeypatch):
     message = capsys.readouterr().err
     assert "DIVERGED" in message and "case_" in message
     assert checkpoints.load(workspace.last_model)["epoch"] == 1  # the last good one is kept
+    assert artifacts.read_json(workspace.history)["stopped"] == "diverged"
 
 
 def test_partial_labels_train(tmp_path):

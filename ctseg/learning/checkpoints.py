@@ -11,6 +11,8 @@ import hashlib
 import io
 import os
 import pickle  # only for the name of the exception that torch.load raises on unsafe content
+import pickletools
+import re
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -25,8 +27,10 @@ from ctseg.learning.checkpoint_schema import FOREIGN, mismatch
 from ctseg.scans.checks import require_regular
 
 FORMAT, VERSION = "ctseg-checkpoint", 1
+TENSOR_PARTS = {"collections OrderedDict", "torch._utils _rebuild_tensor_v2"}
 MAX_BYTES = 8 << 30  # far above any network here
-REQUIRED = {"arch", "structures", "preprocess", "settings", "manifest_hash", "splits_hash", "synthetic", "epoch", "model", "largest_component"}
+REQUIRED = {"arch", "structures", "preprocess", "settings", "manifest_hash", "splits_hash", "synthetic",
+            "epoch", "model", "largest_component"}
 
 
 def _sidecar(path: Path) -> Path:
@@ -48,7 +52,9 @@ def save(path: Path, content: dict[str, Any]) -> str:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """The content of a checkpoint; its hash, its schema and its numbers are checked before any of it is used. Raises IntegrityError."""
+    """The content of a checkpoint; its hash, its schema and its numbers are checked before any of it is used.
+    Raises IntegrityError.
+    """
     name, size = path.name, _require_file(path)
     hashes = _noted_hashes(path)
     if hashes is not None and artifacts.file_hash(path) not in hashes:
@@ -61,7 +67,8 @@ def load(path: Path) -> dict[str, Any]:
     except IntegrityError:
         raise
     except pickle.UnpicklingError as error:
-        raise IntegrityError("UNSAFE_CHECKPOINT", "it holds something else than weights and was not opened", FOREIGN, file=name) from error
+        raise IntegrityError("UNSAFE_CHECKPOINT", "it holds something else than weights and was not opened",
+                             FOREIGN, file=name) from error
     except Exception as error:  # whatever else a foreign file brings about
         raise _corrupt(name, f"not readable ({type(error).__name__})") from error
     for part in (content, content.get("locator")):
@@ -91,27 +98,57 @@ def _noted_hashes(path: Path) -> list[str] | None:
     return hashes
 
 
+def _readable_hashes(path: Path) -> list[str]:
+    try:
+        return _noted_hashes(path) or []
+    except IntegrityError:
+        return []
+
+
 def _check_archive(path: Path, size: int) -> None:
-    """Raise IntegrityError unless a file of `size` bytes is a zip archive whose parts are whole and unpack to no more."""
+    """Raise IntegrityError unless a file of `size` bytes is a zip archive whose parts are whole and unpack to
+    no more.
+    """
     with path.open("rb") as stream:
         if stream.read(24).startswith(b"version https://git-lfs"):
             raise _corrupt(path.name, "it looks like a git-lfs pointer")
     with zipfile.ZipFile(path) as archive:
         if sum(member.file_size for member in archive.infolist()) > min(size, MAX_BYTES):
-            raise IntegrityError("CHECKPOINT_SIZE", f"it unpacks to more than its {size} bytes", FOREIGN, file=path.name)
+            raise IntegrityError("CHECKPOINT_SIZE", f"it unpacks to more than its {size} bytes", FOREIGN,
+                                 file=path.name)
         if archive.testzip() is not None:
             raise _corrupt(path.name, "a part of it fails its checksum")
+        for member in archive.infolist():
+            if member.filename.endswith("/data.pkl"):
+                _check_globals(archive.read(member), path.name)
+
+
+def _check_globals(pickled: bytes, name: str) -> None:
+    """Raise IntegrityError unless a pickle names nothing but what tensors are made of: of the rest that
+    weights_only allows, bytearray(n) takes n bytes.
+    """
+    named = {str(argument) for operation, argument, _ in pickletools.genops(pickled)
+             if operation.name in ("GLOBAL", "INST")}
+    if foreign := sorted(word for word in named if word not in TENSOR_PARTS
+                         and not re.fullmatch(r"torch \w+Storage", word)):
+        raise IntegrityError("UNSAFE_CHECKPOINT",
+                             f"it holds something else than weights ({foreign[0][:60]}) and was not opened",
+                             FOREIGN, file=name)
 
 
 def _corrupt(name: str, cause: str) -> IntegrityError:
-    return IntegrityError("CHECKPOINT_CORRUPT", cause, "train again with --restart, or copy the file again from where it came", file=name)
+    return IntegrityError("CHECKPOINT_CORRUPT", cause,
+                          "train again with --restart, or copy the file again from where it came", file=name)
 
 
 def _check_kind(content: Any, name: str) -> None:
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise mismatch("it was not written by this program", name, "use checkpoints/best_model.pth of a training run")
+        raise mismatch("it was not written by this program", name,
+                       "use checkpoints/best_model.pth of a training run")
     if content.get("version") != VERSION:
-        raise IntegrityError("CHECKPOINT_VERSION", f"version {content.get('version')} instead of {VERSION}", "use the version of this program that wrote it, or train again with --restart", file=name)
+        raise IntegrityError("CHECKPOINT_VERSION", f"version {content.get('version')} instead of {VERSION}",
+                             "use the version of this program that wrote it, or train again with --restart",
+                             file=name)
     if missing := REQUIRED - set(content):
         raise mismatch(f"it lacks {', '.join(sorted(missing))}", name)
 
@@ -126,17 +163,22 @@ def _require_same_form(network: torch.nn.Module, weights: dict[str, torch.Tensor
     own, theirs = checkpoint_schema.form(network.state_dict()), checkpoint_schema.form(weights)
     differing = sorted(key for key in own.keys() | theirs.keys() if own.get(key) != theirs.get(key))
     if differing:
-        shown = "; ".join(f"{key}: {_shown(own.get(key))} here, {_shown(theirs.get(key))} there" for key in differing[:3])
-        raise mismatch(f"{len(differing)} weights differ from the network ({shown})", file, "use the settings it was trained with")
+        shown = "; ".join(f"{key}: {_shown(own.get(key))} here, {_shown(theirs.get(key))} there"
+                          for key in differing[:3])
+        raise mismatch(f"{len(differing)} weights differ from the network ({shown})", file,
+                       "use the settings it was trained with")
 
 
 def _shown(form: tuple[tuple[int, ...], torch.dtype] | None) -> str:
     return "none" if form is None else f"{form[0]} {str(form[1]).removeprefix('torch.')}"
 
 
-def restore(build: Callable[..., torch.nn.Module], arch: dict[str, Any], weights: dict[str, torch.Tensor], *, file: str) -> torch.nn.Module:
-    """The network of an architecture, with weights. IntegrityError unless they fit, found out on the meta device: however large the architecture says
-    that the network is, no memory is taken before."""
+def restore(build: Callable[..., torch.nn.Module], arch: dict[str, Any], weights: dict[str, torch.Tensor], *,
+            file: str) -> torch.nn.Module:
+    """The network of an architecture, with weights. IntegrityError unless they fit.
+
+    That is found out on the meta device, so that no memory is taken, however large the network claims to be.
+    """
     try:
         with torch.device("meta"):
             planned = build(**arch)
@@ -146,8 +188,9 @@ def restore(build: Callable[..., torch.nn.Module], arch: dict[str, Any], weights
     network = build(**arch)
     load_weights(network, weights, file=file)
     for part in network.modules():
-        if hasattr(part, "pass_limit") and not 1 <= int(part.pass_limit) <= part.n_infer:  # type: ignore[arg-type,operator]
-            raise mismatch(f"it predicts in {int(part.pass_limit)} passes, of at most {part.n_infer}", file)  # type: ignore[arg-type]
+        limit, most = getattr(part, "pass_limit", None), getattr(part, "n_infer", 0)
+        if limit is not None and not 1 <= int(limit) <= most:
+            raise mismatch(f"it predicts in {int(limit)} passes, of at most {most}", file)
     return network
 
 
@@ -159,7 +202,7 @@ def rotate(path: Path) -> Path:
     """Keep the current file as `<stem>.prev.pth` (with its sidecar) before a new one is written."""
     previous = _previous(path)
     if path.exists():
-        hashes, old = _noted_hashes(path) or [], _noted_hashes(previous) or []
+        hashes, old = _readable_hashes(path), _readable_hashes(previous)
         artifacts.write_json(_sidecar(previous), {"sha256": [*old[-1:], *hashes]})
         data = path.read_bytes()
         artifacts.atomic_write(previous, lambda stream: stream.write(data))
@@ -167,21 +210,24 @@ def rotate(path: Path) -> Path:
 
 
 def set_aside(path: Path) -> Path | None:
-    """Rename a checkpoint, with its sidecar, to <stem>.<start of its hash><suffix>, so that a new training never overwrites it; None when there is none."""
+    """Rename a checkpoint, with its sidecar, to <stem>.<start of its hash><suffix>, so that a new training
+    never overwrites it; None when there is none.
+    """
     if not os.path.lexists(path):
         return None
     if not path.is_file():
         raise _in_the_way(path)
     digest = artifacts.file_hash(path)
     kept = path.with_name(f"{path.stem}.{digest[:8]}{path.suffix}")
-    artifacts.write_json(_sidecar(kept), {"sha256": _noted_hashes(path) or [digest]})
+    artifacts.write_json(_sidecar(kept), {"sha256": _readable_hashes(path) or [digest]})
     path.replace(kept)
     _sidecar(path).unlink(missing_ok=True)
     return kept
 
 
 def _in_the_way(path: Path) -> IntegrityError:
-    return IntegrityError("CHECKPOINT_CORRUPT", "it is no file, so no checkpoint can be written there", "remove it", file=path.name)
+    return IntegrityError("CHECKPOINT_CORRUPT", "it is no file, so no checkpoint can be written there",
+                          "remove it", file=path.name)
 
 
 def remove(path: Path) -> None:

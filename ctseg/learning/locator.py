@@ -55,8 +55,11 @@ def _read(workspace: artifacts.Workspace, entry: dict[str, Any]) -> tuple[torch.
     return torch.from_numpy(image).half(), torch.from_numpy(label if label is not None else np.zeros(image.shape, np.uint8))
 
 
-def restore_locator(record: dict[str, Any], build: Callable[..., torch.nn.Module], machine: Machine, *, file: str) -> Locator:
-    """The locator that a checkpoint holds. record: "arch", "model" (its weights) and "patch_size"; build: as `models.build_network`."""
+def restore_locator(record: dict[str, Any], build: Callable[..., torch.nn.Module], machine: Machine, *,
+                    file: str) -> Locator:
+    """The locator that a checkpoint holds. record: "arch", "model" (its weights) and "patch_size"; build: as
+    `models.build_network`.
+    """
     network = checkpoints.restore(build, record["arch"], record["model"], file=file)
     d, h, w = record["patch_size"]
     return Locator(machine.place(network), (d, h, w), record["arch"]["n_structures"], machine)

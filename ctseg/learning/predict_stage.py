@@ -51,10 +51,15 @@ def predict_test_cases(workspace: Workspace, settings: Settings, *, device: str,
 
 
 def _end_of_training(workspace: Workspace, checkpoint: dict[str, Any]) -> str | None:
-    """How the training of the checkpoint ended, as its history says; None when the history is missing or that of another training."""
+    """How the training of the checkpoint ended, as its history says; None when the history is missing or that
+    of another training.
+    """
     history = artifacts.read_json(workspace.history) if workspace.history.exists() else {}
-    same = history.get("manifest_hash") == checkpoint["manifest_hash"] and (history.get("settings") or {}).get("model") == checkpoint["settings"].get("model")
-    return str(history.get("stopped")) if same and checkpoint["epoch"] <= len(history.get("epochs", ())) else None
+    model = (history.get("settings") or {}).get("model")
+    same = history.get("manifest_hash") == checkpoint["manifest_hash"]
+    same = same and model == checkpoint["settings"].get("model")
+    reached = len(history.get("epochs", ()))
+    return str(history.get("stopped")) if same and checkpoint["epoch"] <= reached else None
 
 
 def _predict_case(predictor: Predictor, workspace: Workspace, manifest: dict[str, Any], entry: dict[str, Any], calibration: Calibration) -> dict[str, Any]:
@@ -100,10 +105,11 @@ def _require_same_data(checkpoint: dict[str, Any], manifest: dict[str, Any], man
     if checkpoint["splits_hash"] != manifest["splits_hash"]:
         raise IntegrityError("SPLIT_CHANGED", "the checkpoint was trained with another split, so test patients may have been seen in training",
                              "run `python run_pipeline.py --train` again", file=file)
-    differing = [key for key in ("grid", "spacing_mm", "window_hu") if checkpoint["preprocess"][key] != manifest[key]]
-    if differing:
-        raise IntegrityError("CHECKPOINT_MISMATCH", f"its {differing[0]} is {checkpoint['preprocess'][differing[0]]}, that of the processed data {manifest[differing[0]]}",
-                             "run `python run_pipeline.py --train --restart`", file=file)
+    for key in ("grid", "spacing_mm", "window_hu"):
+        if (own := checkpoint["preprocess"][key]) != manifest[key]:
+            raise IntegrityError("CHECKPOINT_MISMATCH",
+                                 f"its {key} is {own}, that of the processed data {manifest[key]}",
+                                 "run `python run_pipeline.py --train --restart`", file=file)
     if checkpoint["manifest_hash"] != manifest_hash:
         raise IntegrityError("CHECKPOINT_MISMATCH", "the checkpoint was trained on other tensors than those in processed_data",
                              "run `python run_pipeline.py --train` again", file=file)

@@ -152,13 +152,17 @@ def load_predictor(path: Path, settings: EvaluateSettings, *, device: str, build
 
 
 def _check_companions(checkpoint: dict[str, Any], network: torch.nn.Module, file: str) -> None:
-    """Raise IntegrityError unless the checkpoint brings the locator that its grid needs, and names the organs whose guide its network takes."""
+    """Raise IntegrityError unless the checkpoint brings the locator that its grid needs, and names the organs
+    whose guide its network takes.
+    """
     if (checkpoint["preprocess"]["grid"] == "roi") != bool(checkpoint.get("locator")):
-        raise checkpoints.mismatch("a network of the roi grid and a locator belong together; this has one of them", file, "use checkpoints/best_model.pth of a training run")
+        raise checkpoints.mismatch("a network of the roi grid and a locator belong together; this has one",
+                                   file, "use checkpoints/best_model.pth of a training run")
     if "guide" in getattr(network, "inputs", ()):
         organs = (checkpoint.get("guide") or {}).get("organs", ())
         if guides.n_channels(len(organs)) != checkpoint["arch"]["guide_channels"]:
-            raise checkpoints.mismatch(f"its network takes {checkpoint['arch']['guide_channels']} guide channels, and it names {len(organs)} guide organs", file)
+            raise checkpoints.mismatch(f"its network takes {checkpoint['arch']['guide_channels']} guide channels, "
+                                       f"and it names {len(organs)} guide organs", file)
 
 
 def ensemble(members: Sequence[Predictor]) -> Predictor:

@@ -1,8 +1,8 @@
 """The training loop: steps, averaged weights, whole-volume validation, checkpoints that resume bit-exactly.
 
 Everything random is drawn from counters (see `dataset`), so a checkpoint needs no generator state: on a CPU with
-the same number of threads, a run that was killed, or stopped in the middle of an epoch, ends in the same weights as
-one that was not (`--epochs`; with `--minutes` the clock decides how many steps fit).
+the same number of threads, a run that was killed, or stopped in the middle of an epoch, ends in the same weights
+as one that was not (`--epochs`; with `--minutes` the clock decides how many steps fit).
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ class Callbacks:
     epoch: Callable[[dict[str, Any]], None]
     best: Callable[[int, float], None]
     note: Callable[[str], None]
-    stop: Callable[[], bool] = lambda: False  # asked after every step and every validation scan: whether to save and end
+    # asked after every step and every validation scan: whether to save and end
+    stop: Callable[[], bool] = lambda: False
 
 
 class Stopped(Exception):
@@ -52,7 +53,9 @@ class Stopped(Exception):
 
 @dataclasses.dataclass
 class _Epoch:
-    """An epoch as far as it has come. begun: seconds of training before it; total: sum of the losses; dice: running soft Dice per structure."""
+    """An epoch as far as it has come. begun: seconds of training before it; total: sum of the losses; dice:
+    running soft Dice per structure.
+    """
 
     begun: float
     dice: list[float | None]
@@ -109,9 +112,11 @@ class Trainer:
     # ---- the loop ----
 
     def fit(self) -> dict[str, Any]:
-        """Train until the budget ends and return the history. Writes best_model.pth, last.pth and the history.
+        """Train until the budget ends and return the history. Writes best_model.pth, last.pth and the
+        history.
 
-        Raises Stopped when that was asked for, with the state saved in last.pth, and DivergedError; `stopped` of the history says which.
+        Raises Stopped when that was asked for, with the state saved in last.pth, and DivergedError; `stopped`
+        of the history says which.
         """
         try:
             stopped = self._run_epochs()
@@ -132,7 +137,8 @@ class Trainer:
     def _run_epochs(self) -> str:
         """Train and validate until the budget ends; return what ended it."""
         progress = self.budget.progress(self.epoch, 0)
-        while progress < 1 or self.partial.steps:  # asked once per epoch: a clock that runs out between two questions would skip the last validation
+        # asked once per epoch: a clock that runs out between two questions would skip the last validation
+        while progress < 1 or self.partial.steps:
             self._run_epoch()
             progress = self.budget.progress(self.epoch + 1, 0)
             validation = self._validate() if self.validation and self.budget.validation_due(self.epoch, progress) else None
@@ -156,17 +162,20 @@ class Trainer:
         epoch, steps = self.partial, self.settings.train.steps_per_epoch
         # A GPU waits for patches, so threads prepare them. On a CPU they would fight the network for its cores.
         threads = 0 if self.machine.device.type == "cpu" else 4
-        for step, batch in enumerate(self.sampler.batches(self.epoch, epoch.steps, steps, threads=threads), start=epoch.steps):
+        for step, batch in enumerate(self.sampler.batches(self.epoch, epoch.steps, steps, threads=threads),
+                                     start=epoch.steps):
             progress = self.budget.progress(self.epoch, step)
             if progress >= 1 and epoch.steps:
                 break
             loss, batch_dice = self._step(batch, progress)
-            epoch.total, epoch.steps, epoch.rate = epoch.total + loss, step + 1, self.optimizer.param_groups[0]["lr"]
+            epoch.total, epoch.steps = epoch.total + loss, step + 1
+            epoch.rate = self.optimizer.param_groups[0]["lr"]
             for index, value in enumerate(batch_dice.tolist()):
                 if value == value:  # not NaN: the batch has the structure
                     old = epoch.dice[index]
                     epoch.dice[index] = value if old is None else RUNNING_MEAN * old + (1 - RUNNING_MEAN) * value
-            self.callbacks.step(self.epoch + 1, step + 1, epoch.total / epoch.steps, mean(epoch.dice), progress)
+            self.callbacks.step(self.epoch + 1, step + 1, epoch.total / epoch.steps, mean(epoch.dice),
+                                progress)
             self._stop_if_asked()
         if not all(bool(torch.isfinite(p).all()) for p in self.network.parameters()):
             raise DivergedError("DIVERGED", f"weights became NaN or infinite in epoch {self.epoch + 1}", "use a smaller train.learning_rate; the last good checkpoint is kept")
@@ -187,7 +196,8 @@ class Trainer:
             drawn = 1 + counter_seed(train.seed, 3, self.steps) % int(self.multipass.n_train)
             self.multipass.draw_passes = drawn if progress >= train.first_pass_fraction else 1
             self.later_passes = progress >= train.first_pass_fraction
-        torch.manual_seed(counter_seed(train.seed, 4, self.steps))  # what networks draw themselves: the corrupted context of passes
+        # for what networks draw themselves: the corrupted context of passes
+        torch.manual_seed(counter_seed(train.seed, 4, self.steps))
         with self.machine.autocast():
             outputs = self.network(self.machine.image(batch.image), **{name: self.machine.image(value) for name, value in batch.inputs.items()})
         loss, dice = objective(outputs, batch, train, progress, self.machine.device)
@@ -309,7 +319,8 @@ class Trainer:
             history["val_hausdorff"][name].append(distances[index])
         history["val_mean_dice"].append(mean(scores))
         history |= {"best_epoch": self.best_epoch, "best_val_dice": self.best}
-        self.callbacks.epoch({"epoch": self.epoch, "loss": loss, "dice": mean(epoch.dice), "validation": mean(scores),
+        self.callbacks.epoch({"epoch": self.epoch, "loss": loss, "dice": mean(epoch.dice),
+                              "validation": mean(scores),
                               "rate": epoch.rate, "seconds": seconds})
 
     def _costs(self) -> dict[str, Any]:
@@ -322,7 +333,9 @@ class Trainer:
         identity = self.identity
         return {"created_by": "ctseg", "arch": identity.arch, "structures": identity.structures, "preprocess": identity.preprocess,
                 "settings": self.settings.record(), "manifest_hash": identity.manifest_hash, "splits_hash": identity.splits_hash,
-                "synthetic": identity.synthetic, "guide": identity.guide, "locator": identity.locator, "sides": identity.sides, "epoch": self.epoch, "steps": self.steps, "best": self.best, "largest_component": self.largest_component,
+                "synthetic": identity.synthetic, "guide": identity.guide, "locator": identity.locator, "sides": identity.sides,
+                "epoch": self.epoch, "steps": self.steps, "best": self.best,
+                "largest_component": self.largest_component,
                 "threads": torch.get_num_threads(), "precision": self.machine.precision,
                 "model": {key: value.detach().cpu().clone() for key, value in weights.items()}}
 
@@ -335,14 +348,17 @@ class Trainer:
         content = self._content(self.network.state_dict()) | {
             "averaged": {key: value.detach().cpu().clone() for key, value in self.averaged.items()}, "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(), "missed": self.missed, "best_epoch": self.best_epoch, "stale": self.stale, "rate_scale": self.rate_scale,
-            "partial": dataclasses.asdict(self.partial), "later_passes": self.later_passes, "seconds": self.budget.seconds(), "validation_seconds": self.budget.validation_seconds,
+            "partial": dataclasses.asdict(self.partial), "later_passes": self.later_passes,
+            "seconds": self.budget.seconds(), "validation_seconds": self.budget.validation_seconds,
             "validation_total": self.budget.validation_total, "history": json.dumps(self.history, allow_nan=False)}
         checkpoints.rotate(self.workspace.last_model)
         checkpoints.save(self.workspace.last_model, content)
         artifacts.write_json(self.workspace.history, self.history)
 
     def resume(self, content: dict[str, Any]) -> None:
-        """Continue from what `last.pth` holds, which must be of the same settings. Raises IntegrityError for what does not fit."""
+        """Continue from what `last.pth` holds, which must be of the same settings. Raises IntegrityError for
+        what does not fit.
+        """
         file = self.workspace.relative(self.workspace.last_model)
         history = checkpoint_schema.check_training(content, file)
         checkpoints.load_weights(self.network, content["model"], file=file)
@@ -364,23 +380,32 @@ class Trainer:
         self.history |= history | {"stopped": "running"}
         for key, now in (("threads", torch.get_num_threads()), ("precision", self.machine.precision)):
             if content.get(key, now) != now:
-                self.callbacks.note(f"NOTE {key.upper()}_CHANGED: {content[key]} {key} before, {now} now; the weights will differ in the last bits")
+                self.callbacks.note(f"NOTE {key.upper()}_CHANGED: {content[key]} {key} before, {now} now; "
+                                    "the weights will differ in the last bits")
 
     def _restore_optimizer(self, state: dict[Any, Any], steps: int, file: str) -> None:
         """Take over momenta; rates and decays stay those of the settings."""
         parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
-        names = {"momentum_buffer"} if self.settings.train.optimizer == "sgd" else {"step", "exp_avg", "exp_avg_sq"}
+        names = {"step", "exp_avg", "exp_avg_sq"}
+        if self.settings.train.optimizer == "sgd":
+            names = {"momentum_buffer"}
 
         def fits(number: Any, entry: Any) -> bool:
-            return type(number) is int and 0 <= number < len(parameters) and isinstance(entry, dict) and entry.keys() == names and all(
-                isinstance(value, torch.Tensor) and value.shape == (() if key == "step" else parameters[number].shape) for key, value in entry.items())
+            if type(number) is not int or not 0 <= number < len(parameters):
+                return False
+            shapes = dict.fromkeys(names, parameters[number].shape) | ({"step": torch.Size()} if "step" in names else {})
+            return isinstance(entry, dict) and entry.keys() == names and all(
+                isinstance(value, torch.Tensor) and value.shape == shapes[key] for key, value in entry.items())
 
         if bool(state) != bool(steps) or not all(fits(number, entry) for number, entry in state.items()):
-            raise checkpoints.mismatch("the state of the optimizer is that of another network", file, "begin anew with --restart")
+            raise checkpoints.mismatch("the state of the optimizer is that of another network", file,
+                                       "begin anew with --restart")
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
 
     def replace_best(self) -> None:
-        """Write best_model.pth from the averaged weights as they are: for when the best of an earlier run was lost."""
+        """Write best_model.pth from the averaged weights as they are: for when the best of an earlier run was
+        lost.
+        """
         self.best = None
         self._save_best()
         self._save_last()
@@ -415,6 +440,10 @@ MAY_CHANGE = {"train.epochs", "train.minutes", "train.patience", "train.validati
 
 
 def conflicts(before: dict[str, Any], now: dict[str, Any], *, finished: bool) -> list[str]:
-    """What differs between the recorded settings of two trainings so that one cannot be taken for the other, or, unless finished, go on from it."""
-    return [f"{section}.{key} was {before.get(section, {}).get(key)}, is {value}" for section in ("model", "train") for key, value in now[section].items()
-            if (finished or f"{section}.{key}" not in MAY_CHANGE) and before.get(section, {}).get(key) != value]
+    """What differs between the recorded settings of two trainings so that one cannot be taken for the other,
+    or, unless finished, go on from it.
+    """
+    return [f"{section}.{key} was {before.get(section, {}).get(key)}, is {value}"
+            for section in ("model", "train") for key, value in now[section].items()
+            if (finished or f"{section}.{key}" not in MAY_CHANGE)
+            and before.get(section, {}).get(key) != value]

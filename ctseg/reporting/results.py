@@ -65,8 +65,11 @@ def read(workspace: Workspace) -> Results:
     elif results.history.get("manifest_hash") not in (None, artifacts.manifest_hash(results.manifest)):
         results.notices.append("The processed data changed after training: cases and findings below describe the new data; run `python run_pipeline.py --train --eval --analyze`.")
     if (stopped := results.history.get("stopped")) in artifacts.UNFINISHED:
-        again = "run `python run_pipeline.py --train --restart` with a smaller train.learning_rate" if stopped == "diverged" else "run `python run_pipeline.py --train` to go on"
-        results.notices.append(f"Training: {artifacts.UNFINISHED[stopped]}. The curves show how far it came; {again}.")
+        again = "run `python run_pipeline.py --train` to go on"
+        if stopped == "diverged":
+            again = "run `python run_pipeline.py --train --restart` with a smaller train.learning_rate"
+        said = artifacts.UNFINISHED[stopped]
+        results.notices.append(f"Training: {said}. The curves show how far it came; {again}.")
     return results
 
 
@@ -80,7 +83,8 @@ def _read_evaluation(workspace: Workspace, results: Results) -> None:
     if None not in (trained := results.history.get("manifest_hash"), tested := run.get("manifest_hash")) and trained != tested:
         results.notices.append(f"evaluation_results/ belongs to other processed data than this training run and is left out; {EVALUATE_AGAIN}.")
         return
-    if run.get("checkpoint_sha256") not in (None, artifacts.file_hash(workspace.best_model) if workspace.best_model.is_file() else None):
+    if run.get("checkpoint_sha256") not in (None, artifacts.file_hash(workspace.best_model)
+                                            if workspace.best_model.is_file() else None):
         results.notices.append(f"The test results below were made with other weights than checkpoints/best_model.pth, for example before the last training; {EVALUATE_AGAIN}.")
     results.run = run
     results.summary = _mapping(summary_file, workspace, stage="eval")
