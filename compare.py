@@ -108,7 +108,9 @@ def _train_and_score(one: Run, arguments: argparse.Namespace) -> int:
         return 0
     for script, more in (("train.py", ["--restart"] * arguments.restart), ("evaluate.py", [])):
         command = [sys.executable, str(ROOT / script), "--workspace", str(one.workspace.root), "--processed", str(one.workspace.processed), *words, *more]
-        code = subprocess.run(command, check=False, env={**os.environ, processes.PARENT: str(os.getpid())}).returncode
+        code = subprocess.run(
+            command, check=False, env={**os.environ, processes.PARENT: str(os.getpid())}
+        ).returncode
         if code not in (0, CASES_SKIPPED):
             LOG.error("%s of %s ended with exit code %d; the same command goes on from here.", script, one.title, code)
             return code

@@ -393,4 +393,6 @@ def test_a_scan_that_may_not_be_read_costs_its_case_only(tmp_path, monkeypatch):
     monkeypatch.setattr(prepare, "load_case", refuse)
     assert preprocess(data, tmp_path / "w") == 3
     report = read_json(Workspace(tmp_path / "w").preprocess_report)
-    assert report["skipped_cases"] == ["p1"] and [record["code"] for record in report["findings"] if record["severity"] == "ERROR"] == ["PERMISSION"]
+    assert report["skipped_cases"] == ["p1"] and [
+        record["code"] for record in report["findings"] if record["severity"] == "ERROR"
+    ] == ["PERMISSION"]
