@@ -77,7 +77,11 @@ def _draw(workspace: Workspace, found: Results) -> dict[str, bytes]:
             stream = io.BytesIO()
             draw_scores(found.rows, found.structures, stream, found.synthetic)
             images[f"{draw_scores.__name__}.png"] = stream.getvalue()
-        images |= {name: (workspace.evaluation / name).read_bytes() for name in OWN_PLOTS if (workspace.evaluation / name).is_file()}
+        images |= {
+            name: (workspace.evaluation / name).read_bytes()
+            for name in OWN_PLOTS
+            if (workspace.evaluation / name).is_file()
+        }
     return images
 
 

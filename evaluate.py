@@ -163,7 +163,9 @@ def _map(job: Any, items: Sequence[Any], workers: int) -> Iterator[Any]:
     # Never a plain fork: this process may hold torch with running threads.
     method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
     context = multiprocessing.get_context(method)
-    with ProcessPoolExecutor(min(workers, len(items)), mp_context=context, initializer=end_with_parent) as pool:
+    with ProcessPoolExecutor(
+        min(workers, len(items)), mp_context=context, initializer=end_with_parent
+    ) as pool:
         try:
             yield from pool.map(job, items)
         except BaseException:
@@ -225,7 +227,13 @@ def compare(arguments: argparse.Namespace, settings: Settings, workers: int) -> 
         if not path.exists():
             raise PreconditionError("NO_DATA", f"'{path}' after {option} does not exist", "check the path", file=path.name)
     if arguments.output is not None:
-        inputs = (arguments.reference, arguments.prediction, arguments.ct, arguments.labels, arguments.tolerances)
+        inputs = (
+            arguments.reference,
+            arguments.prediction,
+            arguments.ct,
+            arguments.labels,
+            arguments.tolerances,
+        )
         keep_inputs((arguments.output / name for name in RESULTS), inputs)
         require_writable(arguments.output)
     names = _map_names(arguments)

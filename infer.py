@@ -128,7 +128,9 @@ def infer(arguments: argparse.Namespace) -> int:
     lost = [{"scan": finding.case, "error": finding.code, "cause": finding.cause} for finding in left_out if finding.severity == "ERROR"]
     artifacts.sweep_temporaries(arguments.output)
     before, records = earlier_records(arguments.output, run), []
-    artifacts.write_json(arguments.output / RECORD, {**run, "finished": False, "scans": list(before.values())})  # before any mask: it marks the folder as results
+    artifacts.write_json(
+        arguments.output / RECORD, {**run, "finished": False, "scans": list(before.values())}
+    )  # before any mask: it marks the folder as results
     algorithm = f"ctseg {artifacts.canonical_hash(run['checkpoints_sha256'])[:12]}"
     for name, source in cli.bar("Predicting")(scans.items()):
         records.append(_predict(predictor, guides, name, source, arguments, formats, before.get(name), algorithm))
@@ -142,18 +144,26 @@ def infer(arguments: argparse.Namespace) -> int:
     return 3 if failed else 0
 
 
-def _keep_inputs(arguments: argparse.Namespace, scans: dict[str, ImageSource], formats: list[str], names: Sequence[str]) -> None:
-    """Refuse an output that would touch scans, models or guide masks. A folder of its own among the scans is none of them."""
+def _keep_inputs(
+    arguments: argparse.Namespace, scans: dict[str, ImageSource], formats: list[str], names: Sequence[str]
+) -> None:
+    """Refuse an output that would touch scans, models or guide masks; a sub-folder among scans does not."""
     from ctseg import inference_files as files
 
     targets = []
     for name in scans:
-        for kind, file in files.files_of(name, formats, probabilities=arguments.probabilities, uncertainty=arguments.save_uncertainty).items():
+        for kind, file in files.files_of(
+            name, formats, probabilities=arguments.probabilities, uncertainty=arguments.save_uncertainty
+        ).items():
             folder = arguments.output / file
             targets += [folder / f"{files.file_name(organ)}.nii.gz" for organ in names] if kind in files.FOLDERS else [folder]
     targets += [arguments.output / name for name in ("labels.json", RECORD, "statistics.csv")]
     guide = None if arguments.guide in (None, "totalsegmentator") else Path(arguments.guide)
-    places = [place for source in scans.values() for place in (source.path, source.path.parent if source.path.is_file() else None)]
+    places = [
+        place
+        for source in scans.values()
+        for place in (source.path, source.path.parent if source.path.is_file() else None)
+    ]
     keep_inputs(targets, [arguments.input, *places], below=False)
     keep_inputs(targets, [*arguments.checkpoint, guide])
 
@@ -219,7 +229,9 @@ def _predict(predictor: Predictor, guides: Guides, name: str, source: ImageSourc
         probabilities, canvas = predictor.probabilities_of_scan(image, guides.of(name, image), on_member=members.append)
         confidence = dict(zip(predictor.names, agreement(members, len(predictor.names))))
         names, mask = dict(enumerate(predictor.names, start=1)), Volume(predictor.label_on_scan(probabilities, canvas, image.grid), image.affine)
-        written = files.files_of(name, formats, probabilities=arguments.probabilities, uncertainty=arguments.save_uncertainty)
+        written = files.files_of(
+            name, formats, probabilities=arguments.probabilities, uncertainty=arguments.save_uncertainty
+        )
         for kind in formats:
             for finding in files.write_mask(output / written[kind], kind, mask, names, source, algorithm=algorithm):
                 LOG.warning("%s", dataclasses.replace(finding, case=name).line())

@@ -60,7 +60,9 @@ def run(workspace: artifacts.Workspace, settings: Settings, options: cli.Options
     if guide is not None and guide.kind == "totalsegmentator":
         workers = 1  # it is a large program that uses all cores itself
 
-    jobs = _jobs(workspace, settings.data, data_set, structures, _known_plan(settings.data, spacing_mm), guide, known, sides)
+    jobs = _jobs(
+        workspace, settings.data, data_set, structures, _known_plan(settings.data, spacing_mm), guide, known, sides
+    )
     _require_disk(workspace, len([job for job in jobs if job.previous is None]) * TENSOR_BYTES)
     outcomes = _in_parallel(jobs, workers, "reading scans")
     entries = {outcome.case_id: outcome.entry for outcome in outcomes if outcome.entry is not None}
@@ -252,8 +254,10 @@ def _previous_manifest(workspace: artifacts.Workspace) -> dict[str, Any] | None:
     return manifest if usable else None
 
 
-def _known_entries(workspace: artifacts.Workspace, previous: dict[str, Any] | None) -> dict[str, dict[str, Any]]:
-    """Case id -> entry, of the earlier run's manifest and of what an interrupted run finished since; what cannot be read is made again."""
+def _known_entries(
+    workspace: artifacts.Workspace, previous: dict[str, Any] | None
+) -> dict[str, dict[str, Any]]:
+    """Case id -> entry, of the earlier manifest and of what an interrupted run finished; the unreadable is made again."""
     entries = list(previous["cases"]) if previous else []
     for path in sorted(workspace.finished.glob("*.json")):
         with contextlib.suppress(OSError, IntegrityError):
@@ -379,10 +383,19 @@ def _freeze_splits(workspace: artifacts.Workspace, entries: dict[str, dict[str, 
     return record, findings
 
 
-def _remove_stale(workspace: artifacts.Workspace, known: dict[str, dict[str, Any]], entries: dict[str, dict[str, Any]]) -> None:
+def _remove_stale(
+    workspace: artifacts.Workspace, known: dict[str, dict[str, Any]], entries: dict[str, dict[str, Any]]
+) -> None:
     """Delete what earlier runs wrote and no case of this run owns; other files there are not ours."""
-    owned, made = ({file["file"] for entry in some.values() for file in (*artifacts.seen_files(entry), entry["reference"] or {}) if file}
-                   for some in (entries, known))
+    owned, made = (
+        {
+            file["file"]
+            for entry in some.values()
+            for file in (*artifacts.seen_files(entry), entry["reference"] or {})
+            if file
+        }
+        for some in (entries, known)
+    )
     for folder, pattern in ((workspace.tensors, "*.npz"), (workspace.guides, "*.npz"), (workspace.references, "*.nii.gz")):
         for path in folder.glob(pattern):
             if path.relative_to(workspace.processed).as_posix() in made - owned:

@@ -126,7 +126,11 @@ def _check(arguments: argparse.Namespace) -> Path | None:
     if arguments.sheet is not None:
         contact_sheet.sheet_format(arguments.sheet)
     film, changed = video.film_path(arguments.output) if arguments.output is not None else (None, False)
-    stills = [arguments.stills / f"{side}.png" for side in tour.SIDES.values()] if arguments.stills is not None else []
+    stills = (
+        [arguments.stills / f"{side}.png" for side in tour.SIDES.values()]
+        if arguments.stills is not None
+        else []
+    )
     targets = [path for path in (film, arguments.sheet, *stills) if path is not None]
     keep_inputs(targets, [arguments.input, arguments.ct, arguments.reference])
     for folder in {path.parent for path in targets}:

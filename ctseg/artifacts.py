@@ -75,8 +75,20 @@ class Workspace:
 
     def folders(self) -> list[Path]:
         """Itself and every folder in it that stages write to."""
-        return [self.root, self.processed, self.tensors, self.references, self.guides, self.guide_masks, self.checkpoints, self.evaluation,
-                self.predictions, self.analysis, self.comparison, self.log.parent]
+        return [
+            self.root,
+            self.processed,
+            self.tensors,
+            self.references,
+            self.guides,
+            self.guide_masks,
+            self.checkpoints,
+            self.evaluation,
+            self.predictions,
+            self.analysis,
+            self.comparison,
+            self.log.parent,
+        ]
 
     def relative(self, path: str | Path) -> str:
         """The path below the workspace as it is printed and stored (never an absolute path)."""
@@ -100,7 +112,7 @@ class Workspace:
 
 @contextlib.contextmanager
 def lock_workspace(workspace: Workspace) -> Iterator[None]:
-    """Hold the workspace for this process. The system gives the lock back when a process ends, however it ends.
+    """Hold the workspace for this process; the system gives the lock back when a process ends, however it ends.
 
     Raises LockedError LOCKED with the holder, ResourceError when the workspace cannot be written.
     """
@@ -115,7 +127,10 @@ def lock_workspace(workspace: Workspace) -> Iterator[None]:
                               "wait until it has ended, or use another --workspace", file=".lock") from None
     try:
         with writing(path):
-            path.write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "started": _now()}), encoding="utf-8")
+            path.write_text(
+                json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "started": _now()}),
+                encoding="utf-8",
+            )
         yield
     finally:
         with contextlib.suppress(OSError):
@@ -162,7 +177,7 @@ def atomic_write(path: str | Path, write: Callable[[BinaryIO], object]) -> None:
     """Write a file so that at every moment either the old or the new content stands under its name.
 
     `write` gets a binary stream. Temporary file in the same folder, fsync, rename, fsync of the folder.
-    Raises ResourceError when the system refuses (DISK_FULL, OUTPUT_READONLY, ...); the old file then is intact.
+    Raises ResourceError when the system refuses (DISK_FULL, OUTPUT_READONLY); the old file then is intact.
     """
     path = Path(path)
     temporary = path.with_name(f".tmp-{os.getpid()}-{os.urandom(4).hex()}")
@@ -195,7 +210,7 @@ def sweep_temporaries(folder: Path) -> None:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write text atomically as UTF-8. A byte of a file name that is no UTF-8 becomes \\udcXX, in JSON the same name again."""
+    """Write text atomically as UTF-8. A byte of a name that is no UTF-8 becomes \\udcXX, in JSON the same name."""
     atomic_write(path, lambda stream: stream.write(text.encode("utf-8", "backslashreplace")))
 
 
@@ -205,11 +220,17 @@ def write_json(path: str | Path, content: Any) -> None:
 
 
 def require_regular(path: Path) -> int:
-    """Size in bytes of an artifact; IntegrityError for a pipe or a device, which could be read for ever, and for an empty file."""
+    """Size in bytes of an artifact; IntegrityError for an empty one, a pipe or a device (some never end)."""
     status = path.stat()
     if not stat.S_ISREG(status.st_mode) or not status.st_size:  # files of the kernel say that they are empty
-        cause = "it is empty" if stat.S_ISREG(status.st_mode) else "it is a folder, a pipe or a device, not a file"
-        raise IntegrityError("ARTIFACT_CORRUPT", cause, "remove it and run the stage that writes it again", file=path.name)
+        cause = (
+            "it is empty"
+            if stat.S_ISREG(status.st_mode)
+            else "it is a folder, a pipe or a device, not a file"
+        )
+        raise IntegrityError(
+            "ARTIFACT_CORRUPT", cause, "remove it and run the stage that writes it again", file=path.name
+        )
     return status.st_size
 
 

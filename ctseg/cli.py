@@ -211,13 +211,15 @@ class Terminated(BaseException):
 
 
 class _Signals:
-    """While it is entered, Ctrl-C and SIGTERM are exceptions and remembered: a library may swallow the exception."""
+    """While entered, Ctrl-C and SIGTERM are exceptions and remembered: a library may swallow the exception."""
 
     def __init__(self) -> None:
         self.stopped: BaseException | None = None
 
     def __enter__(self) -> _Signals:
-        self.previous = {number: signal.signal(number, self._arrived) for number in (signal.SIGINT, signal.SIGTERM)}
+        self.previous = {
+            number: signal.signal(number, self._arrived) for number in (signal.SIGINT, signal.SIGTERM)
+        }
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -259,17 +261,31 @@ def guarded(main: Callable[[list[str] | None], int], argv: list[str] | None) -> 
         print("Terminated. What is finished is kept; run the same command again to go on.", file=sys.stderr)
         return 143
     except MemoryError:
-        return _told(ResourceError("OUT_OF_MEMORY", "the memory does not suffice", "use --workers 1 or --low-vram"))
+        return _told(
+            ResourceError("OUT_OF_MEMORY", "the memory does not suffice", "use --workers 1 or --low-vram")
+        )
     except Exception as error:
         if isinstance(error, BrokenPipeError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the interpreter tries once more at its end
+            os.dup2(
+                os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
+            )  # else the interpreter tries once more at its end
         if isinstance(error, OSError) and error.errno in SYSTEM_FAULTS:
             return _told(ResourceError.from_os(error))
         LOG.debug("internal error", exc_info=True)
-        where = next((getattr(handler, "ctseg_file", None) for handler in LOG.handlers if hasattr(handler, "ctseg_file")), None)
+        where = next(
+            (
+                getattr(handler, "ctseg_file", None)
+                for handler in LOG.handlers
+                if hasattr(handler, "ctseg_file")
+            ),
+            None,
+        )
         if where is None:
             raise
-        print(f"ERROR INTERNAL case=- file=-: {type(error).__name__}, see {where.name}. Fix: please report it with that file.", file=sys.stderr)
+        print(
+            f"ERROR INTERNAL case=- file=-: {type(error).__name__}, see {where.name}. Fix: please report it with that file.",
+            file=sys.stderr,
+        )
         return 1
 
 

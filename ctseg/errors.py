@@ -62,31 +62,36 @@ class ResourceError(PipelineError):
 
     @classmethod
     def from_os(cls, error: OSError, path: str | Path | None = None) -> ResourceError:
-        """What the system said about a place. path: what was to be written; None: what `error` names, for whatever."""
+        """What the system said of a place. path: what was to be written; None: what `error` names."""
         place = error.filename if path is None else path
         if isinstance(place, bytes):
             place = place.decode("utf-8", "backslashreplace")
         reason = (error.strerror or type(error).__name__).lower()
-        code, fix = SYSTEM_FAULTS.get(error.errno or 0, ("PLACE_UNUSABLE", "choose another place, or repair this one"))
+        code, fix = SYSTEM_FAULTS.get(
+            error.errno or 0, ("PLACE_UNUSABLE", "choose another place, or repair this one")
+        )
         if path is None and code == "OUTPUT_READONLY":
             code = "PERMISSION"
-        cause = f"'{place}' cannot be {'used' if path is None else 'written'}: {reason}" if place is not None else reason
+        cause = (
+            f"'{place}' cannot be {'used' if path is None else 'written'}: {reason}"
+            if place is not None
+            else reason
+        )
         return cls(code, cause, fix, file=Path(place).name if isinstance(place, (str, Path)) else "-")
 
 
 _FREE_SPACE = ("DISK_FULL", "free some space there, or choose another place, and run the same command again")
 _PERMIT = ("OUTPUT_READONLY", "change its permissions, or choose another place")
-SYSTEM_FAULTS = {
+_FOLDER = ("NOT_A_FOLDER", "a file stands where a folder is needed: move it away, or choose another place")
+_FILE = ("NOT_A_FILE", "a folder stands where a file is needed: move it away, or choose another place")
+SYSTEM_FAULTS = {  # error number of the system -> (code, fix)
     errno.ENOSPC: _FREE_SPACE, errno.EDQUOT: _FREE_SPACE, errno.EFBIG: _FREE_SPACE,
     errno.EROFS: _PERMIT, errno.EACCES: _PERMIT, errno.EPERM: _PERMIT,
+    errno.ENOTDIR: _FOLDER, errno.EEXIST: _FOLDER, errno.EISDIR: _FILE, errno.ENOTEMPTY: _FILE,
     errno.ENAMETOOLONG: ("NAME_TOO_LONG", "choose a place with a shorter path"),
-    errno.ENOTDIR: ("NOT_A_FOLDER", "a file stands where a folder is needed: move it away, or choose another place"),
-    errno.EEXIST: ("NOT_A_FOLDER", "a file stands where a folder is needed: move it away, or choose another place"),
-    errno.EISDIR: ("NOT_A_FILE", "a folder stands where a file is needed: move it away, or choose another place"),
-    errno.ENOTEMPTY: ("NOT_A_FILE", "a folder stands where a file is needed: move it away, or choose another place"),
     errno.ENOENT: ("FILE_MISSING", "put it there again, and run the same command again"),
-    errno.EPIPE: ("OUTPUT_CLOSED", "let the program that reads the output run to its end"),
     errno.ELOOP: ("FILE_MISSING", "replace the link by what it should lead to"),
+    errno.EPIPE: ("OUTPUT_CLOSED", "let the program that reads the output run to its end"),
 }
 
 

@@ -1,7 +1,7 @@
-"""Nothing that is written may take the place of something that was given: decided before the first byte is written.
+"""Nothing that is written may take the place of something that was given: decided before the first byte.
 
-Files and folders are compared by what the system says they are, so that links, hard links and, where names in upper
-and lower case are one file, other spellings count as the thing itself.
+Files and folders are compared by what the system says they are, so that links, hard links and, where upper and
+lower case are one file, other spellings count as the thing itself.
 """
 
 from __future__ import annotations
@@ -27,13 +27,22 @@ def keep_inputs(targets: Iterable[Path], inputs: Iterable[Path | None], *, below
     for target in targets:
         other = names.setdefault(os.path.normpath(target).casefold(), target)
         if other is not target:
-            raise UsageError("TARGET_TWICE", f"two results would be written to '{target}'", "rename one of the scans or structures", file=target.name)
+            raise UsageError(
+                "TARGET_TWICE",
+                f"two results would be written to '{target}'",
+                "rename one of the scans or structures",
+                file=target.name,
+            )
         if target.parent not in refused:
             refused[target.parent] = _met([target.parent], given, below=below)
         over = _met([target], given, below=False) or refused[target.parent]
         if over is not None:
-            raise UsageError("OUTPUT_OVER_INPUT", f"'{target}' would be written over or into the input '{over}'",
-                             "give the output a folder of its own, which holds no input", file=target.name)
+            raise UsageError(
+                "OUTPUT_OVER_INPUT",
+                f"'{target}' would be written over or into the input '{over}'",
+                "give the output a folder of its own, which holds no input",
+                file=target.name,
+            )
 
 
 def keep_data(workspace: Workspace, data: Path | None, guide: str) -> None:
@@ -43,12 +52,24 @@ def keep_data(workspace: Workspace, data: Path | None, guide: str) -> None:
     """
     folders = workspace.folders()
     if data is not None and (over := _met(folders, [data], below=True)) is not None:
-        raise UsageError("OUTPUT_OVER_INPUT", f"the workspace '{workspace.root}' would write among the scans of '{over}'",
-                         "give --workspace (and --processed) a folder outside of --data", file=workspace.root.name)
+        raise UsageError(
+            "OUTPUT_OVER_INPUT",
+            f"the workspace '{workspace.root}' would write among the scans of '{over}'",
+            "give --workspace (and --processed) a folder outside of --data",
+            file=workspace.root.name,
+        )
     for given in (data, Path(guide)):
-        if given is not None and given.absolute() != workspace.guide_masks and (over := _met([given], folders[1:], below=True)) is not None:
-            raise UsageError("OUTPUT_OVER_INPUT", f"the input '{given}' lies in '{over}', where this workspace writes",
-                             "copy it to another place, or use another --workspace", file=given.name)
+        if (
+            given is not None
+            and given.absolute() != workspace.guide_masks
+            and (over := _met([given], folders[1:], below=True)) is not None
+        ):
+            raise UsageError(
+                "OUTPUT_OVER_INPUT",
+                f"the input '{given}' lies in '{over}', where this workspace writes",
+                "copy it to another place, or use another --workspace",
+                file=given.name,
+            )
 
 
 def require_writable(folder: Path) -> None:

@@ -41,8 +41,17 @@ COLUMNS = (
 )
 TOPOLOGY_COLUMNS = ("case_id", "patient_id", "structure", "state", *tubular.SHAPE_COLUMNS, *tubular.TREE_COLUMNS, tubular.GENERATIONS)
 RESULTS = (  # every file that an evaluation may write into its folder
-    "detailed_results.json", "summary_statistics.json", "summary.json", "per_case.csv", "topology.csv", "evaluation_report.txt",
-    "dice_boxplots.png", "dice_vs_hausdorff.png", "metrics_heatmap.png", "reliability.png", "confidence.png",
+    "detailed_results.json",
+    "summary_statistics.json",
+    "summary.json",
+    "per_case.csv",
+    "topology.csv",
+    "evaluation_report.txt",
+    "dice_boxplots.png",
+    "dice_vs_hausdorff.png",
+    "metrics_heatmap.png",
+    "reliability.png",
+    "confidence.png",
 )
 NOT_BETTER = "NOT BETTER THAN PREDICTING NOTHING"
 

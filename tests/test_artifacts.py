@@ -85,13 +85,27 @@ def test_a_missing_artifact_names_the_command_that_makes_it(tmp_path):
 
 def test_the_lock_names_its_holder_in_words(tmp_path):
     workspace = artifacts.Workspace(tmp_path)
-    with artifacts.lock_workspace(workspace), pytest.raises(LockedError) as refused, artifacts.lock_workspace(workspace):
+    with (
+        artifacts.lock_workspace(workspace),
+        pytest.raises(LockedError) as refused,
+        artifacts.lock_workspace(workspace),
+    ):
         pass
-    assert f"process {os.getpid()} on {socket.gethostname()}, started 20" in str(refused.value) and "{" not in str(refused.value)
+    assert f"process {os.getpid()} on {socket.gethostname()}, started 20" in str(
+        refused.value
+    ) and "{" not in str(refused.value)
     assert not (tmp_path / ".lock").exists()
 
 
-@pytest.mark.parametrize("left", ["", "{", json.dumps({"pid": os.getpid(), "host": socket.gethostname()}), json.dumps({"pid": 1, "host": "elsewhere"})])
+@pytest.mark.parametrize(
+    "left",
+    [
+        "",
+        "{",
+        json.dumps({"pid": os.getpid(), "host": socket.gethostname()}),
+        json.dumps({"pid": 1, "host": "elsewhere"}),
+    ],
+)
 def test_a_lock_file_that_a_dead_run_left_holds_nobody_up(left, tmp_path):
     """Empty after a full disk; with the own process id after a container began anew."""
     (tmp_path / ".lock").write_text(left)
@@ -101,12 +115,17 @@ def test_a_lock_file_that_a_dead_run_left_holds_nobody_up(left, tmp_path):
 
 
 def test_a_lock_ends_with_its_process_and_never_before(tmp_path):
-    code = ("import sys, time\nfrom ctseg import artifacts\nwith artifacts.lock_workspace(artifacts.Workspace(sys.argv[1])):\n"
-            "    print('held', flush=True)\n    time.sleep(60)")
+    code = (
+        "import sys, time\nfrom ctseg import artifacts\nwith artifacts.lock_workspace(artifacts.Workspace(sys.argv[1])):\n"
+        "    print('held', flush=True)\n    time.sleep(60)"
+    )
     holder = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE)
     try:
         assert holder.stdout.readline() == b"held\n"
-        with pytest.raises(LockedError, match=str(holder.pid)), artifacts.lock_workspace(artifacts.Workspace(tmp_path)):
+        with (
+            pytest.raises(LockedError, match=str(holder.pid)),
+            artifacts.lock_workspace(artifacts.Workspace(tmp_path)),
+        ):
             pass
     finally:
         holder.kill()
@@ -119,7 +138,9 @@ FULL = [errno.ENOSPC, errno.EDQUOT]
 
 
 @pytest.mark.parametrize("number", [*FULL, errno.EROFS, errno.EACCES, errno.ENAMETOOLONG, errno.EIO])
-def test_what_the_system_refuses_is_a_resource_error_that_names_the_place(number, tmp_path, monkeypatch, capsys):
+def test_what_the_system_refuses_is_a_resource_error_that_names_the_place(
+    number, tmp_path, monkeypatch, capsys
+):
     path = tmp_path / "result.json"
     artifacts.write_json(path, 1)
     monkeypatch.setattr(os, "fsync", failing(number))
@@ -151,7 +172,9 @@ def failing(number: int):
 def test_names_in_other_bytes_than_utf8_survive_json_and_text(tmp_path):
     name = os.fsdecode(b"M\xfcller")
     artifacts.write_json(tmp_path / "names.json", {name: "\u4e2d"})
-    assert artifacts.read_json(tmp_path / "names.json") == {name: "\u4e2d"} and os.fsencode(name) == b"M\xfcller"
+    assert (
+        artifacts.read_json(tmp_path / "names.json") == {name: "\u4e2d"} and os.fsencode(name) == b"M\xfcller"
+    )
     artifacts.write_text(tmp_path / "names.csv", name)
     assert (tmp_path / "names.csv").read_text() == "M\\udcfcller"
 
@@ -159,8 +182,13 @@ def test_names_in_other_bytes_than_utf8_survive_json_and_text(tmp_path):
 @pytest.mark.parametrize("kind", ["pipe", "device", "folder", "empty", "kernel"])
 def test_artifacts_are_regular_files_or_refused_without_reading(kind, tmp_path):
     path = tmp_path / "manifest.json"
-    make = {"pipe": lambda: os.mkfifo(path), "device": lambda: path.symlink_to("/dev/zero"), "folder": path.mkdir, "empty": path.touch,
-            "kernel": lambda: path.symlink_to("/proc/self/maps")}  # says it has 0 bytes, as the ones that never end do
+    make = {
+        "pipe": lambda: os.mkfifo(path),
+        "device": lambda: path.symlink_to("/dev/zero"),
+        "folder": path.mkdir,
+        "empty": path.touch,
+        "kernel": lambda: path.symlink_to("/proc/self/maps"),
+    }  # says it has 0 bytes, as the ones that never end do
     if kind in ("device", "kernel") and not Path("/proc/self/maps").exists():
         pytest.skip("no such files on this system")
     make[kind]()

@@ -19,7 +19,14 @@ ROOT = Path(__file__).parent.parent
 
 
 def python(code: str, **environment: str) -> subprocess.Popen:
-    return subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env={**os.environ, **environment}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="latin-1")
+    return subprocess.Popen(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        encoding="latin-1",
+    )
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
@@ -73,11 +80,23 @@ def test_an_interruption_counts_even_where_a_library_swallows_it(number, code, s
     assert signal.getsignal(number) is before
 
 
-@pytest.mark.parametrize(("error", "words"), [
-    (PermissionError(13, "Permission denied", "/data/secret"), "ERROR PERMISSION case=- file=secret: '/data/secret' cannot be used: permission denied. Fix: "),
-    (OSError(28, "No space left on device"), "ERROR DISK_FULL case=- file=-: no space left on device. Fix: "),
-    (FileNotFoundError(2, "No such file or directory", b"/data/M\xfcller"), "ERROR FILE_MISSING case=- file=M\\xfcller: "),
-])
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (
+            PermissionError(13, "Permission denied", "/data/secret"),
+            "ERROR PERMISSION case=- file=secret: '/data/secret' cannot be used: permission denied. Fix: ",
+        ),
+        (
+            OSError(28, "No space left on device"),
+            "ERROR DISK_FULL case=- file=-: no space left on device. Fix: ",
+        ),
+        (
+            FileNotFoundError(2, "No such file or directory", b"/data/M\xfcller"),
+            "ERROR FILE_MISSING case=- file=M\\xfcller: ",
+        ),
+    ],
+)
 def test_what_the_system_says_is_a_line_and_exit_code_6(error, words, capsys):
     def main(argv):
         raise error
@@ -118,7 +137,12 @@ def gone(pid: int, seconds: float = 15) -> bool:
 def test_workers_end_with_the_process_that_started_them(method, tmp_path):
     script = tmp_path / "workers.py"
     script.write_text(WORKERS.format(method=method))
-    parent = subprocess.Popen([sys.executable, str(script)], env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    parent = subprocess.Popen(
+        [sys.executable, str(script)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    )
     worker = int(parent.stdout.readline())
     parent.kill()
     parent.wait()

@@ -207,18 +207,36 @@ def test_masks_never_take_the_place_of_scans(tmp_path, trained, capsys):
     guide = tmp_path / "guide"
     guide.mkdir()
     before = {path: path.read_bytes() for path in tmp_path.rglob("*.nii.gz")}
-    for given, output, words in ((folder, folder, []), (single, single.parent, []), (folder, tmp_path / "link", []), (folder / "a.nii.gz", folder, ["--format", "organs"]),
-                                 (single, guide, ["--guide", str(guide)])):
-        assert predict(given, output, checkpoints[:1], *words) == 2 and "OUTPUT_OVER_INPUT" in capsys.readouterr().err
+    for given, output, words in (
+        (folder, folder, []),
+        (single, single.parent, []),
+        (folder, tmp_path / "link", []),
+        (folder / "a.nii.gz", folder, ["--format", "organs"]),
+        (single, guide, ["--guide", str(guide)]),
+    ):
+        assert (
+            predict(given, output, checkpoints[:1], *words) == 2
+            and "OUTPUT_OVER_INPUT" in capsys.readouterr().err
+        )
     (folder / "A_probabilities.nii.gz").symlink_to(tmp_path / "other" / "x.nii.gz")
     (folder / "a_uncertainty.nii.gz").symlink_to(tmp_path / "other" / "x.nii.gz")
-    assert predict(folder, tmp_path / "out", checkpoints[:1], "--save-uncertainty") == 2 and "TARGET_TWICE" in capsys.readouterr().err
+    assert (
+        predict(folder, tmp_path / "out", checkpoints[:1], "--save-uncertainty") == 2
+        and "TARGET_TWICE" in capsys.readouterr().err
+    )
     for path in folder.glob("?_*"):
         path.unlink()
-    assert {path: path.read_bytes() for path in tmp_path.rglob("*.nii.gz")} == before and not list(guide.iterdir())
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.nii.gz")} == before and not list(
+        guide.iterdir()
+    )
     for _ in range(2):  # a folder of its own among them is no scan the next time
         assert predict(folder, folder / "masks", checkpoints[:1]) == 0
-    assert {path.name for path in (folder / "masks").iterdir()} == {"a.nii.gz", "b.nii.gz", "labels.json", "inference.json"}
+    assert {path.name for path in (folder / "masks").iterdir()} == {
+        "a.nii.gz",
+        "b.nii.gz",
+        "labels.json",
+        "inference.json",
+    }
     assert all(path.read_bytes() == content for path, content in before.items())
 
 
@@ -232,12 +250,24 @@ def test_a_full_disk_ends_the_run_and_an_unreadable_scan_only_itself(tmp_path, t
         raise OSError(number, os.strerror(number), str(path))
 
     load = reading.load_image
-    monkeypatch.setattr(reading, "load_image", lambda source: refuse(errno.EACCES, source.path) if source.path.name[0] == "a" else load(source))
+    monkeypatch.setattr(
+        reading,
+        "load_image",
+        lambda source: refuse(errno.EACCES, source.path) if source.path.name[0] == "a" else load(source),
+    )
     assert predict(tmp_path, tmp_path / "out", checkpoints[:1]) == 3
     said = capsys.readouterr().out
-    assert "ERROR PERMISSION case=a" in said and "report" not in said and (tmp_path / "out" / "b.nii.gz").exists()
+    assert (
+        "ERROR PERMISSION case=a" in said
+        and "report" not in said
+        and (tmp_path / "out" / "b.nii.gz").exists()
+    )
     monkeypatch.undo()
-    monkeypatch.setattr(nifti, "write_label", lambda path, *_, **__: artifacts.atomic_write(path, lambda stream: refuse(errno.ENOSPC, path)))
+    monkeypatch.setattr(
+        nifti,
+        "write_label",
+        lambda path, *_, **__: artifacts.atomic_write(path, lambda stream: refuse(errno.ENOSPC, path)),
+    )
     assert predict(tmp_path, tmp_path / "full", checkpoints[:1]) == 6
     said = capsys.readouterr().err
     assert "ERROR DISK_FULL" in said and "a.nii.gz" in said and not list((tmp_path / "full").glob(".tmp-*"))

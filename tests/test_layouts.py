@@ -870,11 +870,24 @@ def test_adapters_are_in_the_documented_order():
     assert layouts.open_data_set is open_data_set
 
 
-@pytest.mark.parametrize(("layout", "closed"), [("totalsegmentator", "s0001"), ("totalsegmentator", "s0001/segmentations"), ("abdomenatlas", "BDMAP_00000001"),
-                                                ("dicom_seg", "Patient_01")])
+@pytest.mark.parametrize(
+    ("layout", "closed"),
+    [
+        ("totalsegmentator", "s0001"),
+        ("totalsegmentator", "s0001/segmentations"),
+        ("abdomenatlas", "BDMAP_00000001"),
+        ("dicom_seg", "Patient_01"),
+    ],
+)
 def test_a_folder_that_may_not_be_entered_costs_its_case_only(layout, closed, tmp_path, monkeypatch):
     writer, names, start = WRITERS[layout]
-    writer(tmp_path, {case: small_phantom(names, seed=number) for number, case in enumerate((closed.split("/")[0], f"{start}0007", f"{start}0008"))})
+    writer(
+        tmp_path,
+        {
+            case: small_phantom(names, seed=number)
+            for number, case in enumerate((closed.split("/")[0], f"{start}0007", f"{start}0008"))
+        },
+    )
     place, listed, entered, allowed = str(tmp_path / closed), os.listdir, os.scandir, os.access
 
     def refuse(path: object) -> None:
@@ -883,7 +896,11 @@ def test_a_folder_that_may_not_be_entered_costs_its_case_only(layout, closed, tm
 
     monkeypatch.setattr(os, "listdir", lambda path=".": refuse(path) or listed(path))
     monkeypatch.setattr(os, "scandir", lambda path=".": refuse(path) or entered(path))
-    monkeypatch.setattr(os, "access", lambda path, mode, **how: str(path) != place and allowed(path, mode, **how))
+    monkeypatch.setattr(
+        os, "access", lambda path, mode, **how: str(path) != place and allowed(path, mode, **how)
+    )
     data_set = open_data_set(tmp_path, layout)
     errors = [finding for finding in data_set.findings if finding.severity == "ERROR"]
-    assert len(data_set.cases) == 2 and [(finding.code, finding.case) for finding in errors] == [("PERMISSION", closed.split("/")[0])]
+    assert len(data_set.cases) == 2 and [(finding.code, finding.case) for finding in errors] == [
+        ("PERMISSION", closed.split("/")[0])
+    ]

@@ -37,11 +37,20 @@ def write_maps(folder: Path, *names: str) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(("target", "given"), [
-    ("data/scan.nii.gz", "data/scan.nii.gz"), ("data/scan.nii.gz", "data"), ("data/deep/er/x.json", "data"),
-    ("hard/scan.nii.gz", "data/scan.nii.gz"), ("soft/scan.nii.gz", "data/scan.nii.gz"), ("link/x.json", "data"), ("link/deep/x.json", "data"),
-    ("data/../data/x.json", "data"), ("data/x.json", "link"),
-])
+@pytest.mark.parametrize(
+    ("target", "given"),
+    [
+        ("data/scan.nii.gz", "data/scan.nii.gz"),
+        ("data/scan.nii.gz", "data"),
+        ("data/deep/er/x.json", "data"),
+        ("hard/scan.nii.gz", "data/scan.nii.gz"),
+        ("soft/scan.nii.gz", "data/scan.nii.gz"),
+        ("link/x.json", "data"),
+        ("link/deep/x.json", "data"),
+        ("data/../data/x.json", "data"),
+        ("data/x.json", "link"),
+    ],
+)
 def test_a_target_over_or_in_an_input_is_refused_by_name(target, given, tmp_path):
     write_maps(tmp_path / "data", "scan")
     for name in ("hard", "soft"):
@@ -55,7 +64,10 @@ def test_a_target_over_or_in_an_input_is_refused_by_name(target, given, tmp_path
 
 def test_what_touches_no_input_is_allowed_and_two_results_of_one_name_are_not(tmp_path):
     data = write_maps(tmp_path / "data", "scan")
-    outputs.keep_inputs([tmp_path / "out" / "scan.nii.gz", tmp_path / "data.json"], [data, data / "scan.nii.gz", tmp_path / "gone"])
+    outputs.keep_inputs(
+        [tmp_path / "out" / "scan.nii.gz", tmp_path / "data.json"],
+        [data, data / "scan.nii.gz", tmp_path / "gone"],
+    )
     outputs.keep_inputs([data / "masks" / "scan.nii.gz"], [data], below=False)
     with pytest.raises(UsageError, match="OUTPUT_OVER_INPUT"):
         outputs.keep_inputs([data / "scan_mask.nii.gz"], [data], below=False)
@@ -66,37 +78,78 @@ def test_what_touches_no_input_is_allowed_and_two_results_of_one_name_are_not(tm
 def test_case_of_names_does_not_matter_where_the_system_ignores_it(tmp_path, monkeypatch):
     data = write_maps(tmp_path / "data", "scan")
     stat = Path.stat
-    monkeypatch.setattr(Path, "stat", lambda self, **how: stat(Path(str(self).replace("SCAN", "scan")), **how))
+    monkeypatch.setattr(
+        Path, "stat", lambda self, **how: stat(Path(str(self).replace("SCAN", "scan")), **how)
+    )
     with pytest.raises(UsageError, match="OUTPUT_OVER_INPUT"):
         outputs.keep_inputs([data / "SCAN.nii.gz"], [data / "scan.nii.gz"])
 
 
 @pytest.mark.parametrize("output", ["prediction", "reference", "reference/scores", "names"])
 def test_scores_are_never_written_among_masks(output, tmp_path, capsys):
-    reference, prediction = write_maps(tmp_path / "reference", "a", "b"), write_maps(tmp_path / "prediction", "a", "b")
+    reference, prediction = (
+        write_maps(tmp_path / "reference", "a", "b"),
+        write_maps(tmp_path / "prediction", "a", "b"),
+    )
     (tmp_path / "names").mkdir()
-    names = (reference / "labels.json").rename(tmp_path / "names" / "summary.json")  # as nnU-Net calls its scores, and so do we
+    names = (reference / "labels.json").rename(
+        tmp_path / "names" / "summary.json"
+    )  # as nnU-Net calls its scores, and so do we
     before = contents(tmp_path)
-    words = ["--reference", str(reference), "--prediction", str(prediction), "--labels", str(names), "--no-plots", "--workers", "1", "--output"]
-    assert evaluate.main([*words, str(tmp_path / output)]) == 2 and "OUTPUT_OVER_INPUT" in capsys.readouterr().err
+    words = [
+        "--reference",
+        str(reference),
+        "--prediction",
+        str(prediction),
+        "--labels",
+        str(names),
+        "--no-plots",
+        "--workers",
+        "1",
+        "--output",
+    ]
+    assert (
+        evaluate.main([*words, str(tmp_path / output)]) == 2
+        and "OUTPUT_OVER_INPUT" in capsys.readouterr().err
+    )
     assert contents(tmp_path) == before
     for _ in range(2):  # over its own earlier results it may
         assert evaluate.main([*words, str(tmp_path / "scores")]) == 0
     assert before.items() <= contents(tmp_path).items()
 
 
-@pytest.mark.parametrize("words", [["--stills", "{masks}"], ["--output", "{masks}/tour.gif"], ["--sheet", "{ct}/sheet.png", "--ct", "{ct}"],
-                                   ["--stills", "{reference}/pictures", "--reference", "{reference}"]])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--stills", "{masks}"],
+        ["--output", "{masks}/tour.gif"],
+        ["--sheet", "{ct}/sheet.png", "--ct", "{ct}"],
+        ["--stills", "{reference}/pictures", "--reference", "{reference}"],
+    ],
+)
 def test_pictures_are_never_written_among_masks_and_slices(words, tmp_path, capsys):
-    places = {"masks": write_maps(tmp_path / "masks", "liver"), "reference": write_maps(tmp_path / "reference", "liver"), "ct": tmp_path / "series"}
+    places = {
+        "masks": write_maps(tmp_path / "masks", "liver"),
+        "reference": write_maps(tmp_path / "reference", "liver"),
+        "ct": tmp_path / "series",
+    }
     places["ct"].mkdir()
     before = contents(tmp_path)
     assert visualize.main(["--input", str(places["masks"]), *(word.format(**places) for word in words)]) == 2
     assert "OUTPUT_OVER_INPUT" in capsys.readouterr().err and contents(tmp_path) == before
 
 
-@pytest.mark.parametrize("words", [["--workspace", "data"], ["--workspace", "data/run"], ["--workspace", "link"], ["--workspace", "w", "--processed", "data/x"],
-                                   ["--workspace", "linked"], ["--workspace", "data/case_0/../../w/../data"]])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--workspace", "data"],
+        ["--workspace", "data/run"],
+        ["--workspace", "link"],
+        ["--workspace", "w", "--processed", "data/x"],
+        ["--workspace", "linked"],
+        ["--workspace", "data/case_0/../../w/../data"],
+    ],
+)
 @pytest.mark.parametrize("stage", [preprocessing, train, evaluate, analyze, run_pipeline])
 def test_a_workspace_among_the_scans_is_refused(stage, words, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -106,19 +159,30 @@ def test_a_workspace_among_the_scans_is_refused(stage, words, tmp_path, capsys, 
     (tmp_path / "linked" / "evaluation_results" / "predictions").symlink_to(tmp_path / "data")
     before = contents(tmp_path)
     more = ["--preprocess"] if stage is run_pipeline else []
-    assert stage.main(["--data", "data", *words, *more]) == 2 and "OUTPUT_OVER_INPUT" in capsys.readouterr().err
+    assert (
+        stage.main(["--data", "data", *words, *more]) == 2 and "OUTPUT_OVER_INPUT" in capsys.readouterr().err
+    )
     assert contents(tmp_path) == before
 
 
-@pytest.mark.parametrize("words", [["--data", "w/evaluation_results/data"], ["--data", "data", "--guide-model", "w/checkpoints/best_model.pth"],
-                                   ["--data", "data", "--guide", "w/evaluation_results/data"]])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--data", "w/evaluation_results/data"],
+        ["--data", "data", "--guide-model", "w/checkpoints/best_model.pth"],
+        ["--data", "data", "--guide", "w/evaluation_results/data"],
+    ],
+)
 def test_scans_and_guides_where_results_would_replace_them_are_refused(words, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for place in ("data", "w/evaluation_results/data", "w/checkpoints"):
         write_maps(tmp_path / place / "case_0", "ct")
     (tmp_path / "w/checkpoints/best_model.pth").touch()
     before = contents(tmp_path)
-    assert run_pipeline.main(["--all", "--workspace", "w", *words]) == 2 and "OUTPUT_OVER_INPUT" in capsys.readouterr().err
+    assert (
+        run_pipeline.main(["--all", "--workspace", "w", *words]) == 2
+        and "OUTPUT_OVER_INPUT" in capsys.readouterr().err
+    )
     assert contents(tmp_path) == before
 
 

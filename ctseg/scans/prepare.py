@@ -82,7 +82,7 @@ class CaseOutcome:
 
 
 def start_worker() -> None:
-    """Prepare a worker process: one thread each, it ends with its parent, and Ctrl-C is the parent's business."""
+    """Prepare a worker: one thread each, it ends with its parent, and Ctrl-C is the parent's business."""
     import signal
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -104,7 +104,12 @@ def prepare_case(job: CaseJob) -> CaseOutcome:
         return CaseOutcome(case_id, None, (finding,), trace=traceback.format_exc())
     except Exception as error:  # the case boundary: one bad case never stops the run
         if isinstance(error, OSError) and error.errno in SYSTEM_FAULTS:
-            return CaseOutcome(case_id, None, (Finding.from_error(ResourceError.from_os(error), case=case_id),), trace=traceback.format_exc())
+            return CaseOutcome(
+                case_id,
+                None,
+                (Finding.from_error(ResourceError.from_os(error), case=case_id),),
+                trace=traceback.format_exc(),
+            )
         finding = Finding("ERROR", "INTERNAL", f"unforeseen {type(error).__name__}", "please report it with logs/pipeline.log", case_id)
         return CaseOutcome(case_id, None, (finding,), trace=traceback.format_exc())
 

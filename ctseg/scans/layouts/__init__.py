@@ -122,7 +122,11 @@ def _require_folder(root: Path) -> None:
 def _not_recognised(root: Path) -> PreconditionError:
     """The message for a folder of unknown layout: what is there, and what would be understood."""
     cause = f"the folder '{root}' has no known layout; it holds {_contents(root)}"
-    closed = [path.name for path in gathering.entries(root) if not os.access(path, os.R_OK | os.X_OK if path.is_dir() else os.R_OK)]
+    closed = [
+        path.name
+        for path in gathering.entries(root)
+        if not os.access(path, os.R_OK | os.X_OK if path.is_dir() else os.R_OK)
+    ]
     cause += f"; {closed[0]} may not be opened" if closed else ""
     inner = [(folder.name, name) for folder in gathering.folders(root)[:20] for name, adapter in LAYOUTS.items() if adapter.matches(folder)]
     hint = f"give --data '{root / inner[0][0]}', which looks like {inner[0][1]}, or " if inner else ""

@@ -47,9 +47,9 @@ def entries(folder: Path) -> list[Path]:
 
 
 def folders(folder: Path) -> list[Path]:
-    """The subfolders (and links to folders) in natural order, without hidden names and those that may not be entered.
+    """The subfolders (and links to folders) in natural order, without hidden and closed ones.
 
-    One of these costs what is in it, not the run: `Gathering` reports it.
+    One that may not be entered costs what is in it, not the run: `Gathering` reports it.
     """
     return [path for path in entries(folder) if readable(path)]
 
@@ -304,7 +304,7 @@ class Gathering:
             self.note("OTHER_FILES", f"files that hold no scan or label of a case are ignored ({listed})")
 
     def _refuse_folder(self, path: Path) -> None:
-        """A folder that cannot be listed may hold cases; one within a case does not, and one belongs to file systems."""
+        """A folder that cannot be listed may hold cases; one in a case does not, and one is a file system's."""
         if any(part in self._ids for part in Path(self.relative(path)).parts):
             self.warn(*CLOSED, path=path)
         elif path.name != "lost+found":

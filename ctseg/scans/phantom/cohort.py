@@ -119,7 +119,9 @@ def _written(folder: Path, task: str, seed: int, patients: int, size: str, worke
         for index in range(patients):
             yield index, _write_patient(folder, task, seed, index, size)
         return
-    with ProcessPoolExecutor(min(workers, patients), mp_context=multiprocessing.get_context("spawn"), initializer=end_with_parent) as pool:
+    with ProcessPoolExecutor(
+        min(workers, patients), mp_context=multiprocessing.get_context("spawn"), initializer=end_with_parent
+    ) as pool:
         futures = {pool.submit(_write_patient, folder, task, seed, index, size): index for index in range(patients)}
         try:
             for future in as_completed(futures):
