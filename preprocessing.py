@@ -11,11 +11,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import logging
 import math
 import os
 import shutil
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +38,7 @@ LOG = logging.getLogger("ctseg")
 REPORT_VERSION = 1
 TENSOR_BYTES = 3 * artifacts.TENSOR_SIZE**3  # float16 image + uint8 label
 NO_FAULT = {"LABEL_MISSING", "LABEL_EMPTY", "ARCHIVE_INPUT"}  # a scan without labels, or an archive beside the scans, says nothing against the others
+PREVIEW_S, PREVIEW_LINES = 60.0, 20  # how long --list reads scans, and how many lines of one kind it shows
 SHOWN_PER_CODE = 3  # lines of one kind on the terminal; all of them stand in the report and the log
 
 
@@ -67,7 +71,8 @@ def run(workspace: artifacts.Workspace, settings: Settings, options: cli.Options
     outcomes = _in_parallel(jobs, workers, "reading scans")
     entries = {outcome.case_id: outcome.entry for outcome in outcomes if outcome.entry is not None}
     _stop_on_skips(workspace, data_set, outcomes, findings, settings.data.skip_limit)
-    splits, notes = _freeze_splits(workspace, entries, settings.data)
+    splits, notes = _draw_splits(workspace, entries, settings.data)
+    _write_if_changed(workspace.splits, splits)
     findings += notes
 
     plan = jobs[0].plan or _choose_plan([entry for entry in entries.values() if entry["split"] == "train"], settings.data, spacing_mm)
@@ -86,6 +91,33 @@ def run(workspace: artifacts.Workspace, settings: Settings, options: cli.Options
     _write_if_changed(workspace.manifest, manifest)
     shutil.rmtree(workspace.finished, ignore_errors=True)
     return _tell(report, manifest, options)
+
+
+def preview(workspace: artifacts.Workspace, settings: Settings, options: cli.Options) -> int:
+    """What `run` would use and refuse, told without writing anything; the exit code is the one it would have.
+
+    Scans are read as `run` reads them, for PREVIEW_S seconds; the rest is counted as not looked at. Raises what stops `run`.
+    """
+    from ctseg.scans.prepare import survey_until
+
+    check_options(workspace, settings, options)
+    data_set = _open(workspace, options)
+    structures = _choose_structures(data_set, settings.data)
+    LOG.info("%d cases in the layout '%s'. Structures: %s", len(data_set.cases), data_set.layout, ", ".join(data_set.structures))
+    jobs = _jobs(workspace, settings.data, data_set, structures, None, None, None)
+    work = functools.partial(survey_until, deadline=time.time() + PREVIEW_S)
+    outcomes = _in_parallel(jobs, min(cli.worker_count(options), len(jobs)), "reading scans", work)
+    looked_at = [outcome for outcome in outcomes if outcome.entry is not None or outcome.findings]
+    report = _report(data_set, looked_at, list(data_set.findings))
+    _tell_findings(report["findings"], shown=PREVIEW_LINES, more="preprocessing lists all")
+    if len(looked_at) < len(jobs):
+        LOG.info("%d more cases were not looked at: --list reads for %g seconds.", len(jobs) - len(looked_at), PREVIEW_S)
+    LOG.info("Of %d cases read %d can be used, %d will be left out. Not checked: the grid of the tensors, guide organs, room on the disk.", report["found"], report["found"] - report["skipped"], report["skipped"])
+    if len(looked_at) == len(jobs):
+        _check_skips(report, settings.data.skip_limit, "the lines above")
+        entries = {outcome.case_id: outcome.entry for outcome in outcomes if outcome.entry is not None}
+        _tell_findings([finding.record() for finding in _draw_splits(workspace, entries, settings.data)[1]], shown=PREVIEW_LINES, more="preprocessing lists all")
+    return 3 if report["skipped"] and not options.allow_skips else 0
 
 
 # ---- before reading -----------------------------------------------------------------------------------------
@@ -313,12 +345,13 @@ def _require_disk(workspace: artifacts.Workspace, needed: float) -> None:
 # ---- reading and writing the cases --------------------------------------------------------------------------
 
 
-def _in_parallel(jobs: list[CaseJob], workers: int, title: str) -> list[CaseOutcome]:
-    """What came of each job, in their order; tracebacks go to the log file."""
+def _in_parallel(jobs: list[CaseJob], workers: int, title: str, work: Callable[[CaseJob], CaseOutcome] | None = None) -> list[CaseOutcome]:
+    """What came of each job, in their order; tracebacks go to the log file. work: `prepare_case` unless said otherwise."""
     from ctseg.scans.parallel import map_cases
+    from ctseg.scans.prepare import prepare_case
 
     with cli.CountingBar(title) as bar:
-        outcomes = map_cases(jobs, workers, progress=bar)
+        outcomes = map_cases(jobs, workers, progress=bar, work=work or prepare_case)
     for outcome in outcomes:
         if outcome.trace:
             LOG.debug("case %s\n%s", outcome.case_id, outcome.trace)
@@ -364,8 +397,8 @@ def _choose_plan(train: list[dict[str, Any]], data: DataSettings, spacing_mm: tu
     return GridPlan(kind, (d, h, w), data.overlap)
 
 
-def _freeze_splits(workspace: artifacts.Workspace, entries: dict[str, dict[str, Any]], data: DataSettings) -> tuple[dict[str, Any], list[Finding]]:
-    """Draw or complete splits.json and write each case's split into its entry. (content of the file, findings)"""
+def _draw_splits(workspace: artifacts.Workspace, entries: dict[str, dict[str, Any]], data: DataSettings) -> tuple[dict[str, Any], list[Finding]]:
+    """Draw or complete the splits and write each case's split into its entry. (new content of splits.json, findings)"""
     from ctseg.scans import splits
 
     existing = artifacts.read_json(workspace.splits) if workspace.splits.exists() else None
@@ -378,9 +411,7 @@ def _freeze_splits(workspace: artifacts.Workspace, entries: dict[str, dict[str, 
     for entry in entries.values():
         entry["split"] = assignment[entry["patient_id"]]
     # Patients that are gone stay written down: should they come back, they return to the same split.
-    record = splits.splits_record({**frozen, **assignment}, existing["seed"] if existing is not None else data.seed)
-    _write_if_changed(workspace.splits, record)
-    return record, findings
+    return splits.splits_record({**frozen, **assignment}, existing["seed"] if existing is not None else data.seed), findings
 
 
 def _remove_stale(
@@ -426,18 +457,25 @@ def _report(data_set: DataSet, outcomes: list[CaseOutcome], findings: list[Findi
 
 
 def _stop_on_skips(workspace: artifacts.Workspace, data_set: DataSet, outcomes: list[CaseOutcome], findings: list[Finding], limit: float) -> None:
-    """Stop when so many cases are faulty that the folder cannot be what we take it for; the report is written.
+    """Stop when so many cases are faulty that the folder cannot be what we take it for; the report is written."""
+    report, file = _report(data_set, outcomes, findings), workspace.relative(workspace.preprocess_report)
+    try:
+        _check_skips(report, limit, file)
+    except PreconditionError:
+        _write_if_changed(workspace.preprocess_report, report)
+        _tell_findings(report["findings"])
+        raise
+
+
+def _check_skips(report: dict[str, Any], limit: float, file: str) -> None:
+    """PreconditionError SKIP_LIMIT or NO_DATA when too few cases of a report can be used. file: where they are named.
 
     One faulty case alone never stops a run, unless the limit is 0. Cases without labels are left out and do not count.
     """
-    report = _report(data_set, outcomes, findings)
     found, usable = report["found"], report["found"] - report["skipped"]
     faulty = len({record["case"] for record in report["findings"] if record["severity"] == "ERROR" and record["code"] not in NO_FAULT})
     if usable and faulty <= max(limit * found, 1 if limit else 0):
         return
-    _write_if_changed(workspace.preprocess_report, report)
-    _tell_findings(report["findings"])
-    file = workspace.relative(workspace.preprocess_report)
     if not usable:
         raise PreconditionError("NO_DATA", f"none of {found} cases can be used", f"correct the cases ({file} lists what is wrong with each)", file=file)
     enough = math.ceil(100 * faulty / found) / 100
@@ -467,17 +505,17 @@ def _data_root(workspace: artifacts.Workspace, root: Path) -> str:
     return str(root)
 
 
-def _tell_findings(records: list[dict[str, str]]) -> None:
+def _tell_findings(records: list[dict[str, str]], shown: int = SHOWN_PER_CODE, more: str = "see processed_data/preprocess_report.json") -> None:
     """Print the first lines of each kind of finding; all go to the log file."""
-    shown: dict[tuple[str, str], int] = {}
+    counts: dict[tuple[str, str], int] = {}
     for record in records:
         line = Finding(**{name: record[name] for name in ("severity", "code", "cause", "fix", "case", "file", "stage")}).line()
         kind = (record["severity"], record["code"])
-        shown[kind] = shown.get(kind, 0) + 1
-        LOG.log(logging.INFO if shown[kind] <= SHOWN_PER_CODE else logging.DEBUG, "%s", line)
-    for (severity, code), count in shown.items():
-        if count > SHOWN_PER_CODE:
-            LOG.info("%s %s: %d more, see processed_data/preprocess_report.json", severity, code, count - SHOWN_PER_CODE)
+        counts[kind] = counts.get(kind, 0) + 1
+        LOG.log(logging.INFO if counts[kind] <= shown else logging.DEBUG, "%s", line)
+    for (severity, code), count in counts.items():
+        if count > shown:
+            LOG.info("%s %s: %d more, %s", severity, code, count - shown, more)
 
 
 def _tell(report: dict[str, Any], manifest: dict[str, Any], options: cli.Options) -> int:

@@ -36,7 +36,7 @@ def build_parser() -> argparse.ArgumentParser:
     stages.add_argument("--no-preprocess", action="store_true", help="with --all: use the tensors that are there")
     stages.add_argument("--compare", metavar="A,B,...", help="train and score these models on the same data and say which is better; settings may follow a plus sign: unet+model.width=32")
     stages.add_argument("--seeds", type=int, default=1, metavar="N", help="with --compare: training runs per model (default: 1; claims need 3)")
-    stages.add_argument("--list", action="store_true", help="show models, profiles, layouts, settings, and the structures of --data")
+    stages.add_argument("--list", action="store_true", help="show models, profiles, layouts and settings; with --data what would be used and refused")
     return parser
 
 
@@ -77,9 +77,9 @@ def run_stages(stages: list[str], workspace: Workspace, settings: Settings, opti
     return SKIPPED_CASES if skipped else 0
 
 
-def show_list(options: Options) -> int:
-    """Print what can be chosen: models, profiles, layouts, settings, and the structures of a folder."""
-    from ctseg.scans.layouts import LAYOUTS, open_data_set
+def show_list(workspace: Workspace, settings: Settings, options: Options) -> int:
+    """Print what can be chosen: models, profiles, layouts, settings; of a folder what preprocessing would use and refuse."""
+    from ctseg.scans.layouts import LAYOUTS
     from models import PRESETS
 
     print("Models:   " + ", ".join(PRESETS))
@@ -97,10 +97,10 @@ def show_list(options: Options) -> int:
     for key in config.setting_types():
         section, name = key.split(".")
         print(f"  {key:28s} {defaults[section][name]}")
-    if options.data is not None:
-        data = open_data_set(options.data, options.layout)
-        print(f"{len(data.cases)} cases in the layout '{data.layout}'. Structures: " + ", ".join(data.structures))
-    return 0
+    if options.data is None:
+        return 0
+    cli.log_to_terminal()
+    return int(importlib.import_module("preprocessing").preview(workspace, settings, options))
 
 
 def _use_demo_settings(arguments: argparse.Namespace) -> None:
@@ -120,7 +120,7 @@ def _use_demo_settings(arguments: argparse.Namespace) -> None:
 def _main(argv: list[str] | None) -> int:
     arguments = build_parser().parse_args(argv)
     if arguments.list:
-        return show_list(cli.settings_from(arguments)[2])
+        return show_list(*cli.settings_from(arguments))
     if arguments.compare:
         stages = [] if arguments.no_preprocess else ["preprocess"]
     else:

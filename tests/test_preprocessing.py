@@ -15,6 +15,7 @@ import pytest
 from builders import small_phantom, write_nnunet
 
 import preprocessing
+import run_pipeline
 from ctseg import artifacts, cli
 from ctseg.artifacts import Workspace, read_json, read_tensor
 from ctseg.errors import (
@@ -490,3 +491,21 @@ def test_sides_are_known_from_the_whole_data_set(data: Path, tmp_path: Path) -> 
     assert preprocess(data, tmp_path / "w", "--structures", "Rein_G") == 0
     sides = artifacts.load_manifest(Workspace(tmp_path / "w"))["sides"]
     assert sides == {"pairs": [["Rein_G", "Rein_D"]], "lone": []} and laterality.one_sided(sides, ["Rein_G"]) == ["Rein_G"]
+
+
+def test_the_list_tells_what_preprocessing_would_refuse_and_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    data = write_data(tmp_path / "data", 10)
+    image = nib.load(data / "p3/labels.nii.gz")
+    nib.save(nib.Nifti1Image(np.asarray(image.dataobj)[:-2], image.affine), data / "p3/labels.nii.gz")  # another grid
+    (data / "p5/ct.nii.gz").write_bytes((data / "p5/ct.nii.gz").read_bytes()[:800])
+    command = ["--list", "--data", str(data), "--workspace", str(tmp_path / "w"), "--workers", "1"]
+    assert run_pipeline.main(command) == 3
+    told = capsys.readouterr().out
+    assert "ERROR GRID_MISMATCH case=p3" in told and "ERROR NIFTI_TRUNCATED case=p5" in told and "Of 10 cases read 8 can be used, 2 will be left out" in told
+    assert not (tmp_path / "w").exists()
+    assert preprocess(data, tmp_path / "w") == 3
+    assert report(tmp_path / "w")["skipped_cases"] == ["p3", "p5"]
+    (data / "p6/ct.nii.gz").write_bytes(b"")
+    assert run_pipeline.main(command) == 4 and "SKIP_LIMIT" in capsys.readouterr().err
+    monkeypatch.setattr(preprocessing, "PREVIEW_S", 0.0)
+    assert run_pipeline.main(command) == 0 and "10 more cases were not looked at" in capsys.readouterr().out

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import time
 import traceback
 from pathlib import Path
 from typing import Any
@@ -112,6 +113,11 @@ def prepare_case(job: CaseJob) -> CaseOutcome:
             )
         finding = Finding("ERROR", "INTERNAL", f"unforeseen {type(error).__name__}", "please report it with logs/pipeline.log", case_id)
         return CaseOutcome(case_id, None, (finding,), trace=traceback.format_exc())
+
+
+def survey_until(job: CaseJob, *, deadline: float) -> CaseOutcome:
+    """`prepare_case` before a point in time (seconds since the epoch); after it neither an entry nor a finding."""
+    return prepare_case(job) if time.time() < deadline else CaseOutcome(job.record.case_id, None, ())
 
 
 def _prepare(job: CaseJob) -> CaseOutcome:

@@ -244,7 +244,7 @@ def _missing_finding(record: CaseRecord, states: dict[str, str], labels: _Labels
     if not names or source is None:
         return []
     cause = f"the labels do not hold {_listed(names)}: not annotated here, so left out of loss and scores"
-    return [Finding("WARN", "LABEL_MISSING", cause, "add the labels if somebody drew them", file=str(source.masks.get(names[0]) or source.path or "-"))]
+    return [Finding("WARN", "LABEL_MISSING", cause, "add the labels if somebody drew them", file=str(source.masks.get(names[0]) or source.path or next(iter(source.masks.values())).parent))]
 
 
 def _empty_finding(record: CaseRecord, states: dict[str, str], labels: _Labels) -> list[Finding]:
@@ -253,7 +253,7 @@ def _empty_finding(record: CaseRecord, states: dict[str, str], labels: _Labels) 
     if source is None or not names:
         return []
     cause = f"no voxel of {_listed(names)} is labelled: annotated, so it counts as absent"
-    return [Finding("WARN" if labels.empty else "NOTE", "LABEL_EMPTY", cause, "restore the labels if the patient has it", file=str(source.masks.get(names[0]) or source.path or "-"))]
+    return [Finding("WARN" if labels.empty else "NOTE", "LABEL_EMPTY", cause, "restore the labels if the patient has it", file=str(source.masks.get(names[0]) or source.path))]
 
 
 def _listed(names: Sequence[str]) -> str:
