@@ -104,7 +104,7 @@ def preview(workspace: artifacts.Workspace, settings: Settings, options: cli.Opt
     data_set = _open(workspace, options)
     structures = _choose_structures(data_set, settings.data)
     LOG.info("%d cases in the layout '%s'. Structures: %s", len(data_set.cases), data_set.layout, ", ".join(data_set.structures))
-    jobs = _jobs(workspace, settings.data, data_set, structures, None, None, None)
+    jobs = _jobs(workspace, settings.data, data_set, structures, None, None, {}, _find_sides(data_set, settings.data, None))
     work = functools.partial(survey_until, deadline=time.time() + PREVIEW_S)
     outcomes = _in_parallel(jobs, min(cli.worker_count(options), len(jobs)), "reading scans", work)
     looked_at = [outcome for outcome in outcomes if outcome.entry is not None or outcome.findings]

@@ -252,6 +252,9 @@ def _fit(plan: _Plan, settings: Settings) -> int:
     best = history["best_val_dice"]
     LOG.info("Trained %d steps in %.1f minutes; best epoch %d%s. Weights: %s", history["steps"], history["seconds"] / 60, history["best_epoch"],
              f", validation Dice {best:.3f} (present structures only)" if best is not None else "", workspace.relative(workspace.best_model))
+    if skipped := history["skipped_steps"]:
+        LOG.warning("WARN STEPS_SKIPPED: %d further steps were left out, because their gradient was not finite%s.", skipped,
+                    " (normal in float16)" if machine.precision == "fp16" else "")
     if of_passes := history.get("val_dice_of_passes"):
         LOG.info("Validation Dice after each pass: %s; predictions end at the best.", ", ".join("-" if dice is None else f"{dice:.3f}" for dice in of_passes))
     if request.asked is not None:  # after the last step

@@ -26,7 +26,7 @@ class PipelineError(Exception):
 
 
 class DivergedError(PipelineError):
-    """The loss became NaN or infinite."""
+    """Loss, gradients or weights became NaN or infinite."""
 
     exit_code = 1
 

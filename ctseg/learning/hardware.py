@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from ctseg.errors import UsageError
+from ctseg.learning import cpu_bfloat16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +41,8 @@ class Machine:
             network = network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
         if self.device.type == "cpu" and self.precision == "fp32":
             _avoid_slow_convolutions(network)
+        if self.device.type == "cpu" and self.precision == "bf16":
+            cpu_bfloat16.guard(network)
         return network
 
     def image(self, batch: torch.Tensor) -> torch.Tensor:
@@ -87,8 +90,9 @@ def choose_machine(device_name: str, precision: str) -> Machine:
     """Device and number format. On CPUs a one-second probe decides between float32 and bfloat16."""
     device = choose_device(device_name)
     if device.type == "cuda":
-        # channels_last_3d is slower with InstanceNorm on CUDA (pytorch issue 59168)
-        chosen = precision if precision != "auto" else ("bf16" if torch.cuda.is_bf16_supported() else "fp16")
+        # channels_last_3d is slower with InstanceNorm on CUDA (pytorch issue 59168); so is emulated bfloat16
+        has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+        chosen = precision if precision != "auto" else ("bf16" if has_bf16 else "fp16")
         return Machine(device, chosen, False, f"GPU {torch.cuda.get_device_name(device)}, {chosen}")
     if device.type == "mps":
         return Machine(device, "fp32" if precision == "auto" else precision, False, "Apple GPU, float32")

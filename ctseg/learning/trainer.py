@@ -20,7 +20,7 @@ import torch
 from ctseg import artifacts
 from ctseg.config import Settings
 from ctseg.errors import DivergedError
-from ctseg.learning import checkpoint_schema, checkpoints, hardware, tubes
+from ctseg.learning import checkpoint_schema, checkpoints, cpu_bfloat16, hardware, tubes
 from ctseg.learning.dataset import Batch, PatchSampler, TrainingCase
 from ctseg.learning.inference import Windows, predict_canvas
 from ctseg.learning.objective import objective
@@ -32,6 +32,7 @@ from ctseg.scoring.summary import mean
 
 REFERENCES_LOOKED_AT = 50  # training cases that tell whether a structure is one piece
 HALVE_AFTER = 3  # plateau schedule: validations without a better Dice before the learning rate is halved
+SKIPS_ALLOWED = 8  # steps in a row whose gradient is not finite; a single one may be chance
 RUNNING_MEAN = 0.9  # smoothing of the training Dice per structure, which is NaN where a batch lacks it
 
 
@@ -99,6 +100,7 @@ class Trainer:
         self.windows = Windows(len(identity.structures) + 1, self.patch_size, overlap=0.25)
         self.epoch = 0  # epochs finished
         self.steps = 0  # optimiser steps done
+        self.skipped_in_a_row = 0  # steps left out since the last one done, because their gradient was not finite
         self.best: float | None = None
         self.best_epoch = 0
         self.stale = 0  # validations since the best one
@@ -108,6 +110,7 @@ class Trainer:
         self.budget = Budget(train)
         self.partial = self._new_epoch()
         self.history = _empty_history(settings, identity, self.network)
+        self.told_float32_layers = False
 
     # ---- the loop ----
 
@@ -170,6 +173,7 @@ class Trainer:
             loss, batch_dice = self._step(batch, progress)
             epoch.total, epoch.steps = epoch.total + loss, step + 1
             epoch.rate = self.optimizer.param_groups[0]["lr"]
+            self._tell_float32_layers()
             for index, value in enumerate(batch_dice.tolist()):
                 if value == value:  # not NaN: the batch has the structure
                     old = epoch.dice[index]
@@ -178,7 +182,7 @@ class Trainer:
                                 progress)
             self._stop_if_asked()
         if not all(bool(torch.isfinite(p).all()) for p in self.network.parameters()):
-            raise DivergedError("DIVERGED", f"weights became NaN or infinite in epoch {self.epoch + 1}", "use a smaller train.learning_rate; the last good checkpoint is kept")
+            raise self._diverged(f"weights became NaN or infinite in epoch {self.epoch + 1}")
 
     def _new_epoch(self) -> _Epoch:
         return _Epoch(self.budget.seconds(), [None] * len(self.identity.structures))
@@ -203,17 +207,52 @@ class Trainer:
         loss, dice = objective(outputs, batch, train, progress, self.machine.device)
         value = float(loss.detach())
         if not value < float("inf"):  # NaN or infinity
-            raise DivergedError("DIVERGED", f"the loss became {value} at step {self.steps + 1}, with patches of {', '.join(batch.case_ids)}",
-                                "use a smaller train.learning_rate, or look at those scans; the last good checkpoint is kept")
+            raise self._diverged(f"the loss became {value} at step {self.steps + 1}", batch)
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
-        self.scaler.unscale_(self.optimizer)
-        torch.nn.utils.clip_grad_norm_(self.network.parameters(), train.gradient_clip)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.steps += 1
-        self._average()
+        self._learn(batch)
         return value, dice.cpu()
+
+    def _learn(self, batch: Batch) -> None:
+        """Change the weights by their gradients, or leave the step out where these are not finite.
+
+        Clipping would turn one infinite gradient into NaN everywhere. In float16 such steps are normal until the scale of
+        the loss has come down, so only those in a row at a scale of 1 count against the run there.
+        """
+        self.scaler.unscale_(self.optimizer)
+        norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.train.gradient_clip)
+        finite = bool(torch.isfinite(norm))
+        if finite:
+            self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if finite:
+            self.steps += 1
+            self.skipped_in_a_row = 0
+            self._average()
+            return
+        self.history["skipped_steps"] += 1
+        self.skipped_in_a_row += 1
+        if self.skipped_in_a_row >= SKIPS_ALLOWED and self.scaler.get_scale() <= 1:
+            raise self._diverged(f"{self.skipped_in_a_row} gradients in a row were not finite after step {self.steps}", batch)
+
+    def _diverged(self, what: str, batch: Batch | None = None) -> DivergedError:
+        """The error that stops the run: what happened, at which size and precision, and remedies in the order to try them."""
+        size = " x ".join(str(n) for n in self.patch_size)
+        where = f", with patches of {', '.join(batch.case_ids)}" if batch is not None else ""
+        other = "" if self.machine.precision == "fp32" else "--set train.precision=fp32; if that does not help, "
+        return DivergedError("DIVERGED", f"{what}{where} ({size} voxels, {self.machine.precision})",
+                             f"train anew (--restart) with {other}a smaller train.learning_rate; then look at those scans. "
+                             "The last good checkpoint is kept")
+
+    def _tell_float32_layers(self) -> None:
+        """Say once that some convolutions do not run in bfloat16, and why."""
+        if self.told_float32_layers:
+            return
+        if number := cpu_bfloat16.count_in_float32(self.network):
+            size = " x ".join(map(str, self.patch_size))
+            self.callbacks.note(f"NOTE BF16_LAYERS: {number} convolutions run in float32: this processor computes them "
+                                f"wrongly in bfloat16 where little is left of a patch of {size} (found by trial)")
+        self.told_float32_layers = True
 
     @torch.no_grad()
     def _average(self) -> None:
@@ -347,7 +386,7 @@ class Trainer:
         self.history |= {"best_epoch": self.best_epoch, "best_val_dice": self.best, **self._costs()}
         content = self._content(self.network.state_dict()) | {
             "averaged": {key: value.detach().cpu().clone() for key, value in self.averaged.items()}, "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(), "missed": self.missed, "best_epoch": self.best_epoch, "stale": self.stale, "rate_scale": self.rate_scale,
+            "scaler": self.scaler.state_dict(), "skipped_in_a_row": self.skipped_in_a_row, "missed": self.missed, "best_epoch": self.best_epoch, "stale": self.stale, "rate_scale": self.rate_scale,
             "partial": dataclasses.asdict(self.partial), "later_passes": self.later_passes,
             "seconds": self.budget.seconds(), "validation_seconds": self.budget.validation_seconds,
             "validation_total": self.budget.validation_total, "history": json.dumps(self.history, allow_nan=False)}
@@ -368,6 +407,7 @@ class Trainer:
             self.scaler.load_state_dict(content["scaler"])
         self.epoch, self.steps, self.best, self.best_epoch = content["epoch"], content["steps"], content["best"], content["best_epoch"]
         self.stale, self.rate_scale, self.largest_component = content["stale"], content["rate_scale"], content["largest_component"]
+        self.skipped_in_a_row = content.get("skipped_in_a_row", 0)
         shapes = {case.case_id: torch.tensor(case.label.shape) for case in self.sampler.cases}
         for case_id, points in content.get("missed", []):
             if case_id not in shapes or not bool(((points >= 0) & (points < shapes[case_id])).all()):
@@ -432,7 +472,8 @@ def _empty_history(settings: Settings, identity: Identity, network: torch.nn.Mod
     series: dict[str, Any] = {key: [] for key in ("epochs", "train_loss", "val_loss", "val_mean_dice", "learning_rate", "epoch_seconds", "resource_usage")}
     return {"version": 1, "model": identity.arch["name"], "structures": names, **series, "train_dice": {name: [] for name in names},
             "val_dice": {name: [] for name in names}, "val_hausdorff": {name: [] for name in names}, "best_epoch": 0, "best_val_dice": None,
-            "parameters": sum(p.numel() for p in network.parameters()), "steps": 0, "seconds": 0.0, "step_seconds": None, "peak_memory_gb": None, "settings": settings.record(),
+            "parameters": sum(p.numel() for p in network.parameters()), "steps": 0, "skipped_steps": 0,
+            "seconds": 0.0, "step_seconds": None, "peak_memory_gb": None, "settings": settings.record(),
             "synthetic": identity.synthetic, "manifest_hash": identity.manifest_hash, "stopped": "running"}
 
 

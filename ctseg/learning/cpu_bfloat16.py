@@ -1,0 +1,116 @@
+"""Convolutions that this CPU computes wrongly in bfloat16: found by trial, and run in float32.
+
+With oneDNN 3.12 (torch 2.13), parts of a weight gradient are never written where the first axis has 2 voxels, and
+with AMX an output is wrong where its last axis has 1. Which shapes depends on the processor; what was measured stands
+in docs/decisions/013-bfloat16-gradients.md. So no list of shapes decides, but a trial of each layer at its own shape.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+SHORT = 4  # voxels: every fault found has an axis of so few (of 2 with 3^3 kernels, of 4 with 5^3)
+TOLERANCE = 0.05  # of the largest value: rounding to bfloat16 makes errors of 0.004, the faults of 0.5 and more
+JUNK = 1e30  # left behind in freed memory, so that what is never written does not pass for a sum from zero
+
+
+class Tried:
+    """Before nn.Conv3d or nn.ConvTranspose3d: float32 under bfloat16 autocast where a trial gave wrong numbers."""
+
+    in_float32 = False  # whether it has run so
+
+    def forward(self, image: Tensor) -> Tensor:
+        run = super().forward  # type: ignore[misc]
+        long = min(image.shape[2:]) > SHORT
+        if long or not torch.is_autocast_enabled("cpu") or _is_right(_Call.of(self, image)):
+            return run(image)
+        self.in_float32 = True
+        with torch.autocast("cpu", enabled=False):
+            return run(image.float()).bfloat16()
+
+
+class TriedConv3d(Tried, nn.Conv3d):
+    pass
+
+
+class TriedConvTranspose3d(Tried, nn.ConvTranspose3d):
+    pass
+
+
+TRIED: dict[type, type] = {nn.Conv3d: TriedConv3d, nn.ConvTranspose3d: TriedConvTranspose3d}
+
+
+def guard(network: nn.Module) -> None:
+    """Make every convolution of a network one of TRIED, in place."""
+    for layer in network.modules():
+        layer.__class__ = TRIED.get(type(layer), type(layer))
+
+
+def count_in_float32(network: nn.Module) -> int:
+    """How many convolutions of a guarded network have run in float32 so far."""
+    return sum(layer.in_float32 for layer in network.modules() if isinstance(layer, Tried))
+
+
+class _Call(NamedTuple):
+    """All that decides which routine computes a convolution. The trial of each is made once per process."""
+
+    image_shape: tuple[int, ...]
+    image_stride: tuple[int, ...]
+    weight_shape: tuple[int, ...]
+    weight_stride: tuple[int, ...]
+    bias: int | None  # its length
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    transposed: bool
+    output_padding: tuple[int, ...]
+    groups: int
+    gradients: bool
+    threads: int
+
+    @classmethod
+    def of(cls, layer: Any, image: Tensor) -> _Call:
+        weight, bias = layer.weight, layer.bias
+        return cls(
+            tuple(image.shape), image.stride(), tuple(weight.shape), weight.stride(), None if bias is None else len(bias),
+            layer.stride, layer.padding, layer.dilation, layer.transposed, layer.output_padding, layer.groups,
+            torch.is_grad_enabled(), torch.get_num_threads(),
+        )
+
+
+@functools.cache
+def _is_right(call: _Call) -> bool:
+    """Whether output and gradients in bfloat16 are those of float32, on random numbers of an own generator.
+
+    Where the padding is as long as an axis nothing is tried: some routines write outside their memory there.
+    """
+    if any(n <= padding for n, padding in zip(call.image_shape[2:], call.padding)):
+        return False
+    generator = torch.Generator().manual_seed(0)
+    image = torch.empty_strided(call.image_shape, call.image_stride).normal_(generator=generator)
+    weight = torch.empty_strided(call.weight_shape, call.weight_stride).normal_(generator=generator)
+    bias = torch.randn(call.bias, generator=generator) if call.bias else None
+    numbers = [number.bfloat16() for number in (image, weight, bias) if number is not None]
+    with torch.autocast("cpu", enabled=False):
+        expected = _results(call, [number.float() for number in numbers])
+        junk = [torch.full((share * weight.numel() // 2 + 1,), JUNK) for share in (1, 2, 4)]
+        del junk
+        found = _results(call, numbers)
+    return all(bool((a.float() - b).abs().max() <= TOLERANCE * b.abs().max()) for a, b in zip(found, expected))
+
+
+def _results(call: _Call, numbers: list[Tensor]) -> list[Tensor]:
+    """The output, and where wanted the gradients of image, weight and bias."""
+    with torch.set_grad_enabled(call.gradients):
+        inputs = [number.detach().requires_grad_(call.gradients) for number in numbers]
+        bias = inputs[2] if call.bias else None
+        how = (call.stride, call.padding, call.dilation, call.transposed, call.output_padding, call.groups)
+        output = torch.convolution(inputs[0], inputs[1], bias, *how)
+        if not call.gradients:
+            return [output]
+        towards = torch.randn(output.shape, generator=torch.Generator().manual_seed(1)).bfloat16()
+        return [output.detach(), *torch.autograd.grad(output, inputs, towards.to(output.dtype))]
