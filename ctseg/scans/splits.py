@@ -183,6 +183,7 @@ def _spread(groups: list[_Group], free: list[int], options: tuple[str, ...], cho
                 continue
             spare = {("val", name)} if split == "test" else set()
             givers = [index for index in free if name in groups[index].present() and (holders[chosen[index], name] > 1 or (chosen[index], name) in spare)]
+            givers.sort(key=lambda index: holders[chosen[index], name] == 1)  # val's only one last
             pairs = ((giver, taker) for giver in givers for taker in free if chosen[taker] == split)
             for giver, taker in pairs:
                 lost = [(chosen[giver], thing) for thing in groups[giver].present() - groups[taker].present()]
