@@ -34,7 +34,7 @@ class DataSettings:
     assume_hu: bool = False  # DICOM slices without rescale tags count as HU, with a warning; false: such a series is refused
     fractional_threshold: float = 0.0  # DICOM SEG of fractions: voxels from this share of its largest value on are the structure; 0: refused
     fill_contour_gaps: bool = False  # RTSTRUCT or SEG of a thicker series: the slices between are interpolated; false: such a structure is left out
-    skip_limit: float = 0.2  # more refused cases than this stop the run: the folder is not what we think
+    skip_limit: float = 0.2  # a larger share of faulty cases (two or more) stops the run: the folder is not what we think
     seed: int = 0
 
 

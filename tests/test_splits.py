@@ -89,8 +89,9 @@ def test_every_split_has_cases_that_show_the_structure(present: int, healthy: in
         assignment = draw(cases, seed=seed)
         assert {assignment[f"p{n}"] for n in range(present)} == {"train", "val", "test"}
         assert min(sizes(assignment)) >= 1
-    two = draw([case("a"), case("b"), *(case(f"h{n}", present="") for n in range(6))])
-    assert {two["a"], two["b"]} == {"train", "test"}  # one to learn from, one to score
+    for more in (1, 4, 6):
+        two = draw([case("a"), case("b"), *(case(f"h{n}", present="") for n in range(more))])
+        assert {two["a"], two["b"]} == {"train", "test"}  # one to learn from, one to score
 
 
 def test_own_split_wins_and_val_is_carved_from_train() -> None:

@@ -173,19 +173,22 @@ def _assign_rest(
 def _spread(groups: list[_Group], free: list[int], options: tuple[str, ...], chosen: dict[int, str]) -> None:
     """Exchange groups so that every split shows each structure, where there are enough that show it; sizes stay as they are.
 
-    Needed where few patients have a structure. A group is given away only if its split then lacks nothing that it showed.
+    Needed where few patients have a structure. A group is given away only if its split then lacks nothing that it showed; but with
+    two that show it, one is learned from and the other scored, so val gives to test.
     """
     holders = Counter((split, name) for index, split in chosen.items() for name in groups[index].present())
     for name in sorted({name for index in free for name in groups[index].present()}):
         for split in sorted(options, key=("train", "test", "val").index):
             if holders[split, name]:
                 continue
-            givers = [index for index in free if name in groups[index].present() and holders[chosen[index], name] > 1]
+            spare = {("val", name)} if split == "test" else set()
+            givers = [index for index in free if name in groups[index].present() and (holders[chosen[index], name] > 1 or (chosen[index], name) in spare)]
+            givers.sort(key=lambda index: holders[chosen[index], name] == 1)  # val's only one last
             pairs = ((giver, taker) for giver in givers for taker in free if chosen[taker] == split)
             for giver, taker in pairs:
                 lost = [(chosen[giver], thing) for thing in groups[giver].present() - groups[taker].present()]
                 lost += [(split, thing) for thing in groups[taker].present() - groups[giver].present()]
-                if all(holders[key] > 1 for key in lost):
+                if all(holders[key] > 1 or key in spare for key in lost):
                     for index in (giver, taker):
                         holders.subtract((chosen[index], thing) for thing in groups[index].present())
                     chosen[giver], chosen[taker] = split, chosen[giver]
