@@ -69,8 +69,10 @@ def read_regular(path: Path, count: int = -1) -> bytes:
 
 
 _OTHER_KINDS = (  # first bytes (DICOM: behind 128 others), what they mean
-    (b"\x1f\x8b", "compressed with gzip as a whole", "unpack it with gunzip"), (b"NRRD000", "an NRRD file", "rename it to .nrrd"),
-    (b"ObjectType", "a MetaImage file", "rename it to .mha"), (b"DICM", "a DICOM file", "give the folder of the series"),
+    (b"\x1f\x8b", "compressed with gzip as a whole", "unpack it with gunzip"),
+    (b"NRRD000", "an NRRD file", "rename it to .nrrd"),
+    (b"ObjectType", "a MetaImage file", "rename it to .mha"),
+    (b"DICM", "a DICOM file", "give the folder of the series"),
 )
 
 

@@ -254,7 +254,8 @@ def _qform_alone(path: Path, header: Any, problem: tuple[str, str] | None) -> tu
         return _qform(header, rotation, _sizes(header)), []
     cause = (f"the quaternion of the qform is too long (b2 + c2 + d2 = 1 + {excess:.1g}) and is shortened: the axes may be up to "
              f"{np.degrees(2 * np.sqrt(excess)):.2g} degrees off")
-    return _qform(header, rotation, _sizes(header)), [Finding("WARN", "AFFINE_ROUNDED", cause, "store an sform too", file=str(path))]
+    told = Finding("WARN", "AFFINE_ROUNDED", cause, "store an sform too", file=str(path))
+    return _qform(header, rotation, _sizes(header)), [told]
 
 
 def _quaternion(header: Any) -> np.ndarray:
@@ -263,10 +264,11 @@ def _quaternion(header: Any) -> np.ndarray:
 
 
 def _rotation(header: Any, expected: np.ndarray | None = None) -> np.ndarray | None:
-    """The rotation (3, 3) of the qform, None when its quaternion is none. As in the NIfTI reference library: from a length of 1 on a is 0.
+    """The rotation (3, 3) of the qform, None when its quaternion is none.
 
+    As in the NIfTI reference library a is 0 from a length of 1 on.
     expected: taken where its quaternion is the stored one as well as 32 bits can say it. Near half a turn the three
-    stored numbers say little about the fourth: rounded, they turn the axes by up to 0.2 degrees.
+    stored numbers say little about the fourth: rounded, they turn the axes by up to 0.16 degrees.
     """
     stored = _quaternion(header)
     if expected is not None and np.linalg.det(expected) > 0:

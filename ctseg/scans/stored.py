@@ -72,14 +72,18 @@ class Content:
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def finish(self, declared: int) -> list[Finding]:
-        """Go on to the end, which verifies the checksum; tell of bytes behind the declared end, refuse what expands to far more."""
+        """Go on to the end, which verifies the checksum; tell of bytes behind the declared end.
+
+        Refuses what expands to far more.
+        """
         rest = len(self.take(TRAILING_LIMIT)) if self.zipped else len(self.pending) - self.position
         if self.zipped and rest == TRAILING_LIMIT:
             raise refuse("TOO_LARGE", f"expands beyond the {declared} bytes that its header declares", "export the scan again", self.path)
         if self.zipped and not self.decoder.eof:
             raise refuse(self.truncated, "the file ends before its checksum", "copy or download the file again", self.path)
         cause = f"{rest} bytes behind the voxels that the header declares were not read"
-        return [Finding("WARN", "TRAILING_BYTES", cause, "export the scan again", file=str(self.path))] if rest else []
+        told = Finding("WARN", "TRAILING_BYTES", cause, "export the scan again", file=str(self.path))
+        return [told] if rest else []
 
 
 def image_of(stored: Stored, path: Path, *, check_hu: bool) -> tuple[Volume, list[Finding]]:

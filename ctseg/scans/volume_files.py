@@ -70,11 +70,12 @@ def check_names(path: str | Path, table: Mapping[int, str]) -> None:
         known = table.get(value, name)
         unnamed = any(re.fullmatch(_NUMBER_ONLY, text, re.IGNORECASE) for text in (name, known))
         if not unnamed and aliases.key_of(name) != aliases.key_of(known):
-            raise refuse("ORGAN_MAP_MISMATCH", f"the file itself calls the value {value} '{name}', the table of names calls it '{known}'",
-                         "correct the table, or the names in the file (in the program that wrote it; NIfTI: nibabel, header.extensions.clear())", path)
+            cause = f"the file itself calls the value {value} '{name}', the table of names calls it '{known}'"
+            fix = "correct the table, or the names in the file (in the program that wrote it; NIfTI: nibabel, header.extensions.clear())"
+            raise refuse("ORGAN_MAP_MISMATCH", cause, fix, path)
 
 
 def check_name(path: str | Path, name: str) -> None:
-    """The same for a file of one structure that is named after it, where the file itself names one structure too."""
+    """The same for a file that is named after its one structure, where the file itself names one too."""
     if len(own := read_names(path)) == 1:
         check_names(path, dict.fromkeys(own, name))
