@@ -174,7 +174,7 @@ def _place_frames(header: Any, image: Volume, path: Path) -> tuple[list[tuple[in
         plane = int(np.rint((to_index @ corners[0])[0])) if np.isfinite(corners).all() else -1
         wanted = np.array([[plane, 0, 0, 1], [plane, rows - 1, 0, 1], [plane, 0, columns - 1, 1]], dtype=np.float64)
         distances = np.linalg.norm((wanted @ image.affine.T - corners)[:, :3], axis=1)
-        off = tolerances.off_by(distances, image.spacing_mm)
+        off = float(np.abs((corners @ to_index.T - wanted)[:, :3]).max())  # along each axis, as slices of a series are held against their line
         if not 0 <= plane < image.array.shape[0] or not off <= tolerances.ROUNDED:
             where = f"{distances.max():.2g} mm off the nearest slice" if 0 <= plane < image.array.shape[0] else "outside the scan"
             raise refuse("SEG_GEOMETRY", f"frame {index + 1} lies {where}", _FIX, path)
