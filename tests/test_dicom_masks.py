@@ -111,7 +111,12 @@ def test_other_masks_names_or_models_are_other_instances_in_other_series(case):
     changed = Volume(np.where(PHANTOM.label.array == 2, 0, PHANTOM.label.array), PHANTOM.label.affine)
     renamed = {**PHANTOM.names, 2: "other"}
     seen: set[str] = set()
-    for label, names, model in ((PHANTOM.label, PHANTOM.names, "a"), (changed, PHANTOM.names, "a"), (PHANTOM.label, renamed, "a"), (PHANTOM.label, PHANTOM.names, "b")):
+    for label, names, model in (
+        (PHANTOM.label, PHANTOM.names, "a"),
+        (changed, PHANTOM.names, "a"),
+        (PHANTOM.label, renamed, "a"),
+        (PHANTOM.label, PHANTOM.names, "b"),
+    ):
         for write in WRITERS.values():
             uids = []
             for path in (folder / "first.dcm", folder / "again.dcm"):
@@ -128,11 +133,22 @@ def test_other_masks_names_or_models_are_other_instances_in_other_series(case):
 def test_names_of_every_script_and_any_length_are_written_and_read(tmp_path, kind):
     dicom_series.write_series(tmp_path / "ct", PHANTOM.image, patient_id="synthetic", series_number=1, seed=0)
     for path in (tmp_path / "ct").iterdir():
-        edit(path, lambda content: (setattr(content, "SpecificCharacterSet", "GB18030"), setattr(content, "PatientName", "张^三"), setattr(content, "AccessionNumber", "甲")))
+        edit(
+            path,
+            lambda content: (
+                setattr(content, "SpecificCharacterSet", "GB18030"),
+                setattr(content, "PatientName", "张^三"),
+                setattr(content, "AccessionNumber", "甲"),
+            ),
+        )
     names = {1: "前列腺 Größe", 2: "A" * 70 + "1", 3: "A" * 70 + "2"}
     WRITERS[kind](tmp_path / "masks.dcm", PHANTOM.label, names, tmp_path / "ct")
     content = pydicom.dcmread(tmp_path / "masks.dcm")
-    assert (str(content.PatientName), content.AccessionNumber, content.SpecificCharacterSet) == ("张^三", "甲", "ISO_IR 192")
+    assert (str(content.PatientName), content.AccessionNumber, content.SpecificCharacterSet) == (
+        "张^三",
+        "甲",
+        "ISO_IR 192",
+    )
     masks, _ = READERS[kind](tmp_path / "masks.dcm", PHANTOM.image, tmp_path / "ct")
     assert len(masks) == 3 and all(len(name) <= 64 for name in masks)
     for value, (name, mask) in enumerate(masks.items(), start=1):
@@ -140,7 +156,9 @@ def test_names_of_every_script_and_any_length_are_written_and_read(tmp_path, kin
 
 
 @pytest.mark.parametrize("kind", WRITERS)
-@pytest.mark.parametrize("blank", ["FrameOfReferenceUID", "StudyInstanceUID", "SOPClassUID", "SeriesInstanceUID"])
+@pytest.mark.parametrize(
+    "blank", ["FrameOfReferenceUID", "StudyInstanceUID", "SOPClassUID", "SeriesInstanceUID"]
+)
 def test_a_scan_whose_uids_were_blanked_gets_made_up_ones_with_a_warning(tmp_path, kind, blank):
     dicom_series.write_series(tmp_path / "ct", PHANTOM.image, patient_id="synthetic", series_number=1, seed=0)
     for path in (tmp_path / "ct").iterdir():
@@ -160,7 +178,10 @@ def test_made_up_uids_are_one_for_each_slice_and_the_same_again(case):
     (finding,) = dicom_series.fill_uids(headers, Path("seg.dcm"))
     dicom_series.fill_uids(again, Path("seg.dcm"))
     assert "FrameOfReferenceUID, SOPInstanceUID" in finding.cause and headers == again
-    assert len({header.SOPInstanceUID for header in headers}) == len(headers) and len({header.FrameOfReferenceUID for header in headers}) == 1
+    assert (
+        len({header.SOPInstanceUID for header in headers}) == len(headers)
+        and len({header.FrameOfReferenceUID for header in headers}) == 1
+    )
 
 
 # ---- places, gaps and numbers -----------------------------------------------------------------------------
@@ -168,14 +189,21 @@ def test_made_up_uids_are_one_for_each_slice_and_the_same_again(case):
 
 @pytest.mark.parametrize(("decimals", "codes"), [(6, []), (2, []), (1, ["GRID_ROUNDING"]), (0, None)])
 def test_rounded_positions_of_frames_are_told_in_fractions_of_a_voxel(tmp_path, decimals, codes):
-    image = Volume(PHANTOM.image.array, PHANTOM.image.affine + np.array([[0, 0, 0, 0.04], [0, 0, 0, 0.3], [0, 0, 0, 0.03], [0, 0, 0, 0]]))
+    image = Volume(
+        PHANTOM.image.array,
+        PHANTOM.image.affine + np.array([[0, 0, 0, 0.04], [0, 0, 0, 0.3], [0, 0, 0, 0.03], [0, 0, 0, 0]]),
+    )
     dicom_series.write_series(tmp_path / "ct", image, patient_id="synthetic", series_number=1, seed=0)
-    dicom_seg.write_segments(tmp_path / "seg.dcm", Volume(PHANTOM.label.array, image.affine), PHANTOM.names, tmp_path / "ct")
+    dicom_seg.write_segments(
+        tmp_path / "seg.dcm", Volume(PHANTOM.label.array, image.affine), PHANTOM.names, tmp_path / "ct"
+    )
 
     def rounded(content: Any) -> None:
         for groups in content.PerFrameFunctionalGroupsSequence:
             position = groups.PlanePositionSequence[0]
-            position.ImagePositionPatient = [round(float(value), decimals) for value in position.ImagePositionPatient]
+            position.ImagePositionPatient = [
+                round(float(value), decimals) for value in position.ImagePositionPatient
+            ]
 
     edit(tmp_path / "seg.dcm", rounded)
     if codes is None:
@@ -183,7 +211,9 @@ def test_rounded_positions_of_frames_are_told_in_fractions_of_a_voxel(tmp_path, 
             dicom_seg.read_segments(tmp_path / "seg.dcm", image, tmp_path / "ct")
         return
     masks, findings = dicom_seg.read_segments(tmp_path / "seg.dcm", image, tmp_path / "ct")
-    assert [finding.code for finding in findings] == codes and np.array_equal(masks["bladder"], PHANTOM.label.array == 3)
+    assert [finding.code for finding in findings] == codes and np.array_equal(
+        masks["bladder"], PHANTOM.label.array == 3
+    )
 
 
 def test_a_seg_of_a_thicker_series_is_told_left_out_or_interpolated(tmp_path):
@@ -193,8 +223,13 @@ def test_a_seg_of_a_thicker_series_is_told_left_out_or_interpolated(tmp_path):
     dicom_series.write_series(tmp_path / "ct", PHANTOM.image, patient_id="synthetic", series_number=1, seed=0)
     dicom_seg.write_segments(tmp_path / "seg.dcm", label, {1: "liver"}, tmp_path / "ct")
     for gaps, voxels in (("keep", 4 * 20), ("fill", 7 * 20), ("leave_out", None)):
-        masks, (finding,) = dicom_seg.read_segments(tmp_path / "seg.dcm", PHANTOM.image, tmp_path / "ct", gaps=gaps)
-        assert finding.code == "LABEL_GAPS" and (None if "liver" not in masks else masks["liver"].sum()) == voxels
+        masks, (finding,) = dicom_seg.read_segments(
+            tmp_path / "seg.dcm", PHANTOM.image, tmp_path / "ct", gaps=gaps
+        )
+        assert (
+            finding.code == "LABEL_GAPS"
+            and (None if "liver" not in masks else masks["liver"].sum()) == voxels
+        )
 
 
 def test_segments_without_a_label_are_told_and_gaps_in_their_numbers_do_not_matter(case):
@@ -205,11 +240,17 @@ def test_segments_without_a_label_are_told_and_gaps_in_their_numbers_do_not_matt
         content.SegmentSequence[2].SegmentNumber = 9
         for groups in content.PerFrameFunctionalGroupsSequence:
             for item in groups.SegmentIdentificationSequence:
-                item.ReferencedSegmentNumber = {3: 9}.get(item.ReferencedSegmentNumber, item.ReferencedSegmentNumber)
+                item.ReferencedSegmentNumber = {3: 9}.get(
+                    item.ReferencedSegmentNumber, item.ReferencedSegmentNumber
+                )
 
     edit(folder / "seg.dcm", change)
     masks, (finding,) = dicom_seg.read_segments(folder / "seg.dcm", image, folder / "ct")
-    assert finding.code == "SEG_NAMELESS" and np.array_equal(masks["bladder"], PHANTOM.label.array == 3) and "kidney_left" not in masks
+    assert (
+        finding.code == "SEG_NAMELESS"
+        and np.array_equal(masks["bladder"], PHANTOM.label.array == 3)
+        and "kidney_left" not in masks
+    )
     edit(folder / "seg.dcm", lambda content: setattr(content.SegmentSequence[1], "SegmentNumber", 9))
     with pytest.raises(CaseError, match=r"SEG_AMBIGUOUS.*same number"):
         dicom_seg.read_segments(folder / "seg.dcm", image, folder / "ct")

@@ -180,7 +180,9 @@ def read_header(path: Path, tags: list[str] | None) -> Any:
             raise refuse("DICOM_CORRUPT", "an element of the header is announced longer than the memory", "copy or export the file again", path) from None
 
 
-def drawn_on(folder: Path, series_uid: str | None, *, frames: Collection[Any], series: Collection[Any], path: Path) -> tuple[str | None, list[Finding]]:
+def drawn_on(
+    folder: Path, series_uid: str | None, *, frames: Collection[Any], series: Collection[Any], path: Path
+) -> tuple[str | None, list[Finding]]:
     """(frame of reference of the one series in `folder` or of the named one, None where the labels at `path` were drawn on another; what was noticed).
 
     frames, series: the frames of reference and series UIDs that the labels name. Where anonymisation took away those of
@@ -188,28 +190,45 @@ def drawn_on(folder: Path, series_uid: str | None, *, frames: Collection[Any], s
     """
     chosen, _ = choose(folder, series_uid)
     first = read_header(chosen.files[0], ["FrameOfReferenceUID", "SeriesInstanceUID"])
-    pairs = [(str(first.get("FrameOfReferenceUID") or ""), {str(uid) for uid in frames if uid}), (str(first.get("SeriesInstanceUID") or ""), {str(uid) for uid in series if uid})]
+    pairs = [
+        (str(first.get("FrameOfReferenceUID") or ""), {str(uid) for uid in frames if uid}),
+        (str(first.get("SeriesInstanceUID") or ""), {str(uid) for uid in series if uid}),
+    ]
     if any(own in named for own, named in pairs):
         return pairs[0][0], []
     if any(own and named for own, named in pairs):
         return None, []
-    return pairs[0][0], [Finding("WARN", "SERIES_UNKNOWN", "it and the scan name no common kind of UID: whether it was drawn on this scan is told by positions alone",
-                                 "keep the UIDs when anonymising (replaced alike in all files)", file=path.name)]
+    return pairs[0][0], [
+        Finding(
+            "WARN",
+            "SERIES_UNKNOWN",
+            "it and the scan name no common kind of UID: whether it was drawn on this scan is told by positions alone",
+            "keep the UIDs when anonymising (replaced alike in all files)",
+            file=path.name,
+        )
+    ]
 
 
 def name_by_content(content: Any) -> None:
     """Give an object that is written instance and series UIDs made from all else that it holds: equal ones mean the same object."""
-    content.SOPInstanceUID = content.SeriesInstanceUID = content.file_meta.MediaStorageSOPInstanceUID = UID("2.25.0")
+    content.SOPInstanceUID = content.SeriesInstanceUID = content.file_meta.MediaStorageSOPInstanceUID = UID(
+        "2.25.0"
+    )
     stream = io.BytesIO()
     pydicom.dcmwrite(stream, content, enforce_file_format=True)
     digest = hashlib.sha256(stream.getvalue()).hexdigest()
-    content.SOPInstanceUID = content.file_meta.MediaStorageSOPInstanceUID = generate_uid(entropy_srcs=[digest, "instance"])
+    content.SOPInstanceUID = content.file_meta.MediaStorageSOPInstanceUID = generate_uid(
+        entropy_srcs=[digest, "instance"]
+    )
     content.SeriesInstanceUID = generate_uid(entropy_srcs=[digest, "series"])
 
 
 def short_names(names: Mapping[int, str]) -> dict[int, str]:
     """Names as a DICOM file can hold them, 64 characters at most; one that is cut ends with a hash, so that no two become one."""
-    return {value: name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 9]}_{canonical_hash(name)[:8]}" for value, name in names.items()}
+    return {
+        value: name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 9]}_{canonical_hash(name)[:8]}"
+        for value, name in names.items()
+    }
 
 
 def text(item: Any, keyword: str) -> str:

@@ -101,43 +101,89 @@ def fill(contours: list[np.ndarray], shape: tuple[int, int], corner: tuple[int, 
 # ---- reading ----------------------------------------------------------------------------------------------
 
 
-def _read(path: Path, image: Volume, image_folder: Path | None, names: Collection[str] | None, series_uid: str | None,
-          gaps: str) -> tuple[dict[str, np.ndarray], list[Finding]]:
+def _read(
+    path: Path,
+    image: Volume,
+    image_folder: Path | None,
+    names: Collection[str] | None,
+    series_uid: str | None,
+    gaps: str,
+) -> tuple[dict[str, np.ndarray], list[Finding]]:
     header = _header(path)
-    foreign, findings = (frozenset(), []) if image_folder is None else _foreign(header, image_folder, series_uid, path)
+    foreign, findings = (
+        (frozenset(), []) if image_folder is None else _foreign(header, image_folder, series_uid, path)
+    )
     wanted = {number: name for number, name in _names(header).items() if names is None or name in names}
     contours = _contours(header)
     drawn = [name for number, name in wanted.items() if contours.get(number)]
     if len(set(drawn)) < len(drawn):
-        raise refuse("RT_AMBIGUOUS", "two structures carry the same name", "give each structure its own name", path)
+        raise refuse(
+            "RT_AMBIGUOUS", "two structures carry the same name", "give each structure its own name", path
+        )
     checks.check_memory(len(wanted) * image.array.size, 1, path)
     findings += _nameless(header, contours, path)
     masks = {}
     for number, name in wanted.items():
         if number in foreign:
-            findings.append(Finding("WARN", "RT_WRONG_SERIES", f"the structure '{name}' was drawn in another frame of reference: it is left out", "draw it on this scan", file=path.name))
+            findings.append(
+                Finding(
+                    "WARN",
+                    "RT_WRONG_SERIES",
+                    f"the structure '{name}' was drawn in another frame of reference: it is left out",
+                    "draw it on this scan",
+                    file=path.name,
+                )
+            )
         elif contours.get(number):
             mask, notes = _structure(contours[number], image, path, name, gaps)
             findings += notes
             if mask is not None:
                 masks[name] = mask
         elif name not in drawn:
-            findings.append(Finding("WARN", "LABEL_MISSING", f"the structure '{name}' has no contours", "delete it, or draw it", file=path.name))
+            findings.append(
+                Finding(
+                    "WARN",
+                    "LABEL_MISSING",
+                    f"the structure '{name}' has no contours",
+                    "delete it, or draw it",
+                    file=path.name,
+                )
+            )
     return masks, findings
 
 
-def _foreign(header: Any, image_folder: Path, series_uid: str | None, path: Path) -> tuple[frozenset[int], list[Finding]]:
+def _foreign(
+    header: Any, image_folder: Path, series_uid: str | None, path: Path
+) -> tuple[frozenset[int], list[Finding]]:
     """(numbers of the structures that lie in another frame of reference, what was noticed). Refuses a file that has nothing of this scan."""
-    own = {int(item.ROINumber): str(item.get("ReferencedFrameOfReferenceUID", "")) for item in header.StructureSetROISequence}
-    listed = {str(item.get("FrameOfReferenceUID", "")) for item in header.get("ReferencedFrameOfReferenceSequence") or []}
+    own = {
+        int(item.ROINumber): str(item.get("ReferencedFrameOfReferenceUID", ""))
+        for item in header.StructureSetROISequence
+    }
+    listed = {
+        str(item.get("FrameOfReferenceUID", ""))
+        for item in header.get("ReferencedFrameOfReferenceSequence") or []
+    }
     series = [item.get("SeriesInstanceUID") for item in _referenced(header)]
-    scan, findings = dicom_files.drawn_on(image_folder, series_uid, frames=[*listed, *own.values()], series=series, path=path)
+    scan, findings = dicom_files.drawn_on(
+        image_folder, series_uid, frames=[*listed, *own.values()], series=series, path=path
+    )
     if scan is None:
-        raise refuse("RT_WRONG_SERIES", "it refers to another series and another frame of reference", "give the structure set that was drawn on this series", path)
+        raise refuse(
+            "RT_WRONG_SERIES",
+            "it refers to another series and another frame of reference",
+            "give the structure set that was drawn on this series",
+            path,
+        )
     others = listed - {scan, ""} if scan in {*listed, *own.values()} else set()
     foreign = frozenset(number for number, frame in own.items() if frame in others)
     if len(foreign) == len(own):
-        raise refuse("RT_WRONG_SERIES", "all of its structures lie in another frame of reference", "give the structure set that was drawn on this series", path)
+        raise refuse(
+            "RT_WRONG_SERIES",
+            "all of its structures lie in another frame of reference",
+            "give the structure set that was drawn on this series",
+            path,
+        )
     return foreign, findings
 
 
@@ -145,9 +191,13 @@ def _header(path: Path) -> Any:
     checks.require_regular(path)
     header = dicom_files.read_header(path, None)
     if str(header.get("SOPClassUID", "")) != RTStructureSetStorage:
-        raise refuse("NOT_RTSTRUCT", "it is no DICOM RT structure set", "give the RTSTRUCT file of this scan", path)
+        raise refuse(
+            "NOT_RTSTRUCT", "it is no DICOM RT structure set", "give the RTSTRUCT file of this scan", path
+        )
     if "StructureSetROISequence" not in header:
-        raise refuse("DICOM_TRUNCATED", "the header ends before the structures", "copy or export the file again", path)
+        raise refuse(
+            "DICOM_TRUNCATED", "the header ends before the structures", "copy or export the file again", path
+        )
     numbers = [int(item.ROINumber) for item in header.StructureSetROISequence]
     if len(set(numbers)) < len(numbers):
         raise refuse("RT_AMBIGUOUS", "two structures carry the same number", _FIX, path)
@@ -156,7 +206,9 @@ def _header(path: Path) -> Any:
 
 def _names(header: Any) -> dict[int, str]:
     """Number -> name of the structures that have one."""
-    names = {int(item.ROINumber): dicom_files.text(item, "ROIName") for item in header.StructureSetROISequence}
+    names = {
+        int(item.ROINumber): dicom_files.text(item, "ROIName") for item in header.StructureSetROISequence
+    }
     return {number: name for number, name in names.items() if name}
 
 
@@ -173,7 +225,15 @@ def _nameless(header: Any, contours: dict[int, list[Any]], path: Path) -> list[F
     count = sum(bool(items) and number not in names for number, items in contours.items())
     if not count:
         return []
-    return [Finding("WARN", "RT_NAMELESS", f"{count} drawn structures have no name and are left out", "name them in the tool that drew them", file=path.name)]
+    return [
+        Finding(
+            "WARN",
+            "RT_NAMELESS",
+            f"{count} drawn structures have no name and are left out",
+            "name them in the tool that drew them",
+            file=path.name,
+        )
+    ]
 
 
 def _referenced(header: Any) -> Iterator[Any]:
@@ -190,7 +250,9 @@ def _why_not(item: Any) -> str | None:
     return "RT_CONTOUR_DAMAGED" if count % 3 else None
 
 
-def _structure(items: list[Any], image: Volume, path: Path, name: str, gaps: str) -> tuple[np.ndarray | None, list[Finding]]:
+def _structure(
+    items: list[Any], image: Volume, path: Path, name: str, gaps: str
+) -> tuple[np.ndarray | None, list[Finding]]:
     """(mask (D, H, W), what is to be told); no mask where a structure cannot be evaluated on this grid."""
     polygons, dropped = _polygons(items, image, path, name)
     if not polygons and dropped["RT_OFF_GRID"]:
@@ -201,17 +263,47 @@ def _structure(items: list[Any], image: Volume, path: Path, name: str, gaps: str
         places[plane] = place
         dropped["RT_CONTOUR_COPY"] += copies
         crossing += crossed
-    findings = [Finding("WARN", code, f"{count} contours of '{name}' {_DROPPED[code][0]}: left out", _DROPPED[code][1], file=path.name) for code, count in dropped.items() if count]
+    findings = [
+        Finding(
+            "WARN",
+            code,
+            f"{count} contours of '{name}' {_DROPPED[code][0]}: left out",
+            _DROPPED[code][1],
+            file=path.name,
+        )
+        for code, count in dropped.items()
+        if count
+    ]
     if crossing:
-        findings.append(Finding("WARN", "RT_CONTOURS_CROSS", f"contours of '{name}' cross each other: {crossing} voxels inside two of them count as outside", "join them in the tool that drew them", file=path.name))
+        findings.append(
+            Finding(
+                "WARN",
+                "RT_CONTOURS_CROSS",
+                f"contours of '{name}' cross each other: {crossing} voxels inside two of them count as outside",
+                "join them in the tool that drew them",
+                file=path.name,
+            )
+        )
     if not mask.any():
-        findings.append(Finding("WARN", "RT_NO_VOXEL", f"the contours of '{name}' hold no voxel centre: it counts as not annotated", "draw it larger, or delete it", file=path.name))
+        findings.append(
+            Finding(
+                "WARN",
+                "RT_NO_VOXEL",
+                f"the contours of '{name}' hold no voxel centre: it counts as not annotated",
+                "draw it larger, or delete it",
+                file=path.name,
+            )
+        )
         return None, findings
-    usable, notes = slice_gaps.settle(mask, places, gaps, spacing_mm=image.spacing_mm[1:], name=name, path=path)
+    usable, notes = slice_gaps.settle(
+        mask, places, gaps, spacing_mm=image.spacing_mm[1:], name=name, path=path
+    )
     return mask if usable else None, findings + notes
 
 
-def _polygons(items: list[Any], image: Volume, path: Path, name: str) -> tuple[list[tuple[float, np.ndarray]], Counter[str]]:
+def _polygons(
+    items: list[Any], image: Volume, path: Path, name: str
+) -> tuple[list[tuple[float, np.ndarray]], Counter[str]]:
     """([(place in slices, polygon (N, 2) in (row, column))] sorted by place, number of contours for each reason to leave them out)."""
     to_index, shape = np.linalg.inv(image.affine), np.array(image.array.shape)
     found, dropped, beyond = [], Counter[str](), 0
@@ -232,11 +324,18 @@ def _polygons(items: list[Any], image: Volume, path: Path, name: str) -> tuple[l
         else:
             found.append((place, index[:, 1:]))
     if beyond:
-        raise refuse("RT_OFF_GRID", f"{beyond} contours of '{name}' lie outside the scan, beyond its first or last slice", _OTHER_SCAN, path)
+        raise refuse(
+            "RT_OFF_GRID",
+            f"{beyond} contours of '{name}' lie outside the scan, beyond its first or last slice",
+            _OTHER_SCAN,
+            path,
+        )
     return sorted(found, key=lambda one: one[0]), dropped
 
 
-def _planes(polygons: list[tuple[float, np.ndarray]], slices: int, dropped: Counter[str]) -> dict[int, tuple[float, list[np.ndarray]]]:
+def _planes(
+    polygons: list[tuple[float, np.ndarray]], slices: int, dropped: Counter[str]
+) -> dict[int, tuple[float, list[np.ndarray]]]:
     """Slice -> (place of its plane, the polygons of that plane). Other planes of a slice are added to `dropped`.
 
     Contours lie in one plane where the step between them is less than half the step from plane to plane: the positions of
@@ -250,7 +349,9 @@ def _planes(polygons: list[tuple[float, np.ndarray]], slices: int, dropped: Coun
     cuts = np.flatnonzero(np.diff(places) >= _step(places) / 2) + 1
     groups = np.split(np.arange(len(places)), cuts)
     direction = np.mean([np.exp(2j * np.pi * places[members].mean()) for members in groups])
-    offset = float(np.angle(direction)) / (2 * np.pi) if abs(direction) > SAME_OFFSET else 0.0  # of all planes from the slices
+    offset = (
+        float(np.angle(direction)) / (2 * np.pi) if abs(direction) > SAME_OFFSET else 0.0
+    )  # of all planes from the slices
     offset += offset < ROUNDED - 0.5  # half-way ones go the same way in every structure of a file
     for members in groups:
         place = float(places[members].mean())
@@ -303,7 +404,10 @@ def _crossing(parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> int:
     for number, (part, low, high) in enumerate(parts):
         for other in np.flatnonzero((lows[:number] < high).all(axis=1) & (highs[:number] > low).all(axis=1)):
             start, end = np.maximum(low, lows[other]), np.minimum(high, highs[other])
-            views = [mask[start[0] - at[0] : end[0] - at[0], start[1] - at[1] : end[1] - at[1]] for mask, at, _ in (parts[number], parts[other])]
+            views = [
+                mask[start[0] - at[0] : end[0] - at[0], start[1] - at[1] : end[1] - at[1]]
+                for mask, at, _ in (parts[number], parts[other])
+            ]
             shared = int(np.count_nonzero(views[0] & views[1]))
             count += shared if shared < min(np.count_nonzero(part), np.count_nonzero(parts[other][0])) else 0
     return count

@@ -14,13 +14,27 @@ from scipy import ndimage
 from ctseg.errors import Finding
 
 USUAL = 1.5  # steps up to which a gap still is one of the drawing: half-way to a slice that is missing
-KEEP, LEAVE_OUT, FILL = "keep", "leave_out", "fill"  # a structure on every other slice as it is; not at all; interpolated
-_FIX = ("interpolate them with --set data.fill_contour_gaps=true (visualize.py: --fill-contour-gaps), "
-        "or draw the structure on every slice")
+KEEP, LEAVE_OUT, FILL = (
+    "keep",
+    "leave_out",
+    "fill",
+)  # a structure on every other slice as it is; not at all; interpolated
+_FIX = (
+    "interpolate them with --set data.fill_contour_gaps=true (visualize.py: --fill-contour-gaps), "
+    "or draw the structure on every slice"
+)
 
 
-def settle(mask: np.ndarray, places: dict[int, float], policy: str, *, spacing_mm: tuple[float, float], name: str,
-           path: Path, voxels: bool = False) -> tuple[bool, list[Finding]]:
+def settle(
+    mask: np.ndarray,
+    places: dict[int, float],
+    policy: str,
+    *,
+    spacing_mm: tuple[float, float],
+    name: str,
+    path: Path,
+    voxels: bool = False,
+) -> tuple[bool, list[Finding]]:
     """(whether the mask can be used, what is to be told about its gaps).
 
     mask: bool (D, H, W), filled in place by FILL. places: drawn slice -> where its contours lie, in slices.
@@ -38,11 +52,19 @@ def settle(mask: np.ndarray, places: dict[int, float], policy: str, *, spacing_m
     if not usual:
         return True, findings
     missing = sum(high - low - 1 for low, high in usual)
-    cause = f"'{name}' is drawn on {len(places)} slices as on a thicker series, and not on {missing} between them"
+    cause = (
+        f"'{name}' is drawn on {len(places)} slices as on a thicker series, and not on {missing} between them"
+    )
     if policy == FILL:
         for low, high in usual:
             _interpolate(mask, low, high, places, spacing_mm)
-        told = Finding("NOTE", "LABEL_GAPS", f"{cause}, which are interpolated", "nothing to do if that is meant", file=file)
+        told = Finding(
+            "NOTE",
+            "LABEL_GAPS",
+            f"{cause}, which are interpolated",
+            "nothing to do if that is meant",
+            file=file,
+        )
     elif policy == LEAVE_OUT:
         told = Finding("WARN", "LABEL_GAPS", f"{cause}: it counts as not annotated", _FIX, file=file)
     else:
@@ -66,7 +88,9 @@ def _gaps(mask: np.ndarray, places: dict[int, float]) -> tuple[list[tuple[int, i
     return usual, wide
 
 
-def _interpolate(mask: np.ndarray, low: int, high: int, places: dict[int, float], spacing_mm: tuple[float, float]) -> None:
+def _interpolate(
+    mask: np.ndarray, low: int, high: int, places: dict[int, float], spacing_mm: tuple[float, float]
+) -> None:
     """Fill the slices between two drawn ones: the signed distances to both outlines, weighted by their places (Raya and Udupa 1990)."""
     rows, columns = (np.flatnonzero((mask[low] | mask[high]).any(axis=axis)) for axis in (1, 0))
     box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
@@ -79,5 +103,7 @@ def _interpolate(mask: np.ndarray, low: int, high: int, places: dict[int, float]
 def _signed_mm(mask: np.ndarray, spacing_mm: tuple[float, float]) -> np.ndarray:
     """mm to the outline of a mask (H, W) that holds a voxel, positive inside; what lies around it is outside."""
     padded = np.pad(mask, 1)
-    inside, outside = (ndimage.distance_transform_edt(part, sampling=spacing_mm) for part in (padded, ~padded))
+    inside, outside = (
+        ndimage.distance_transform_edt(part, sampling=spacing_mm) for part in (padded, ~padded)
+    )
     return (inside - outside)[1:-1, 1:-1]
