@@ -266,26 +266,14 @@ def guarded(main: Callable[[list[str] | None], int], argv: list[str] | None) -> 
         )
     except Exception as error:
         if isinstance(error, BrokenPipeError):
-            os.dup2(
-                os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
-            )  # else the interpreter tries once more at its end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python tries again at its end
         if isinstance(error, OSError) and error.errno in SYSTEM_FAULTS:
             return _told(ResourceError.from_os(error))
         LOG.debug("internal error", exc_info=True)
-        where = next(
-            (
-                getattr(handler, "ctseg_file", None)
-                for handler in LOG.handlers
-                if hasattr(handler, "ctseg_file")
-            ),
-            None,
-        )
+        where = next((getattr(handler, "ctseg_file", None) for handler in LOG.handlers if hasattr(handler, "ctseg_file")), None)
         if where is None:
             raise
-        print(
-            f"ERROR INTERNAL case=- file=-: {type(error).__name__}, see {where.name}. Fix: please report it with that file.",
-            file=sys.stderr,
-        )
+        print(f"ERROR INTERNAL case=- file=-: {type(error).__name__}, see {where.name}. Fix: please report it with that file.", file=sys.stderr)
         return 1
 
 
