@@ -3,7 +3,7 @@
 A voxel belongs to a structure where its centre lies inside an odd number of the structure's contours of that plane:
 a contour inside another one is a hole (DICOM PS3.3 C.8.8.6), and the channel of a keyhole contour cancels itself.
 On the grid that the contours were drawn on, and with this rule, the published masks of the IBSI are met voxel by voxel.
-What is not used of a file is counted in a finding, with its reason (docs/decisions/013-contours.md).
+What is not used of a file is counted in a finding, with its reason (docs/decisions/015-contours.md).
 """
 
 from __future__ import annotations
