@@ -448,7 +448,9 @@ def test_what_of_the_guide_is_read_travels_in_the_checkpoint(tmp_path, changes):
     torch.manual_seed(0)
     network = build_network(**chosen).eval()
     checkpoints.save(tmp_path / "best_model.pth", {
-        "arch": chosen, "structures": ["a", "b"], "preprocess": {}, "settings": settings.record(), "manifest_hash": "0", "splits_hash": "0", "epoch": 1,
+        "arch": chosen, "structures": ["a", "b"], "manifest_hash": "0", "splits_hash": "0", "synthetic": True,
+        "preprocess": {"grid": "whole", "spacing_mm": None, "window_hu": [-250.0, 750.0], "settings": {}},
+        "settings": {"model": {"levels": 3}, "train": settings.record()["train"]}, "guide": {"organs": ["c", "d"]}, "epoch": 1,
         "model": network.state_dict(), "largest_component": []})
     predictor = load_predictor(tmp_path / "best_model.pth", settings.evaluate, device="cpu", build_network=build_network, file="best_model.pth")
     inputs, network = inputs_of(network), predictor.machine.place(network)
