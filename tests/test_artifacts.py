@@ -105,6 +105,7 @@ def test_the_lock_names_its_holder_in_words(tmp_path):
         json.dumps({"pid": os.getpid(), "host": socket.gethostname()}),
         json.dumps({"pid": 1, "host": "elsewhere"}),
     ],
+    ids=["empty", "broken", "own", "elsewhere"],
 )
 def test_a_lock_file_that_a_dead_run_left_holds_nobody_up(left, tmp_path):
     """Empty after a full disk; with the own process id after a container began anew."""
