@@ -50,7 +50,7 @@ def main(argv: list[str] | None = None) -> int:
 def run(workspace: artifacts.Workspace, settings: Settings, options: cli.Options) -> int:
     """Make tensors of every case. Exit code 0, or 3 when cases were skipped (and that was not allowed)."""
     spacing_mm = check_options(workspace, settings, options)
-    data_set = _open(workspace, options)
+    data_set = _open(workspace, settings.data, options)
     structures = _choose_structures(data_set, settings.data)
     guide, guide_splits = _guide_source(workspace, settings, options, data_set, structures)
     sides = _find_sides(data_set, settings.data, guide)
@@ -101,7 +101,7 @@ def preview(workspace: artifacts.Workspace, settings: Settings, options: cli.Opt
     from ctseg.scans.prepare import survey_until
 
     check_options(workspace, settings, options)
-    data_set = _open(workspace, options)
+    data_set = _open(workspace, settings.data, options)
     structures = _choose_structures(data_set, settings.data)
     LOG.info("%d cases in the layout '%s'. Structures: %s", len(data_set.cases), data_set.layout, ", ".join(data_set.structures))
     jobs = _jobs(workspace, settings.data, data_set, structures, None, None, {}, _find_sides(data_set, settings.data, None))
@@ -165,12 +165,12 @@ def _check_settings(data: DataSettings) -> tuple[float, float, float] | None:
     return (values[0], values[1], values[2]) if values else None
 
 
-def _open(workspace: artifacts.Workspace, options: cli.Options) -> DataSet:
+def _open(workspace: artifacts.Workspace, data: DataSettings, options: cli.Options) -> DataSet:
     """The user's data set, or the synthetic cohort, which is drawn first when it is not there yet."""
     from ctseg.scans.layouts import open_data_set
 
     if options.data is not None:
-        return open_data_set(options.data, options.layout)
+        return open_data_set(options.data, options.layout, follow_links=data.follow_links)
     folder = workspace.synthetic_data
     from ctseg.scans.phantom import DEFAULT, write_cohort
 

@@ -31,6 +31,7 @@ class DataSettings:
     val_fraction: float = 0.1
     guide: str = "none"  # none | labels | totalsegmentator | a folder of masks | a checkpoint (.pth): whose organs guide the network
     guide_organs: tuple[str, ...] = ()  # empty: all that the guide knows, without the structures to be learned
+    follow_links: bool = False  # links that leave the data folder lead to scans too; false: such cases are refused
     assume_hu: bool = False  # DICOM slices without rescale tags count as HU, with a warning; false: such a series is refused
     fractional_threshold: float = 0.0  # DICOM SEG of fractions: voxels from this share of its largest value on are the structure; 0: refused
     fill_contour_gaps: bool = False  # RTSTRUCT or SEG of a thicker series: the slices between are interpolated; false: such a structure is left out

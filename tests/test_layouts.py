@@ -292,6 +292,8 @@ def test_links_and_special_files_are_refused_without_being_opened(tmp_path):
     data = open_data_set(root)
     assert refused(data) == {"c1": "LINK_OUTSIDE", "c2": "NOT_REGULAR", "c3": "FILE_MISSING", "c4": "NOT_REGULAR", "c5": "NOT_REGULAR"}
     assert [case.case_id for case in data.cases] == ["c6", "c7"]
+    followed = open_data_set(root, follow_links=True)
+    assert [case.case_id for case in followed.cases] == ["c1", "c6", "c7"] and len(refused(followed)) == 4
 
 
 def test_strange_but_valid_folder_names_are_read(tmp_path):

@@ -235,3 +235,7 @@ def test_training_data_behind_links_are_refused_by_name(tmp_path):
     assert [case.case_id for case in data.cases] == ["p1"]
     refused = {finding.case: finding.code for finding in data.findings if finding.severity == "ERROR"}
     assert refused == {"p22": "LINK_OUTSIDE", "p333_inner": "LINK_OUTSIDE", "gone": "FILE_MISSING", "damaged": "DICOM_TRUNCATED", "mr": "NOT_CT"}
+    followed = open_data_set(tmp_path / "data", follow_links=True)  # the remedy that the message names
+    assert [case.case_id for case in followed.cases] == ["p1", "p22", "p333"]
+    read = [reading.load_case(case, followed.structures, root=followed.root) for case in followed.cases]
+    assert all(np.array_equal(case.label.array > 0, read[0].label.array > 0) for case in read)

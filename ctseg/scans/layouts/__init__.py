@@ -1,6 +1,6 @@
 """Data-set layouts: one adapter per file, each turning a folder into the same case records.
 
-An adapter has `SHAPE` (the layout in one line), `matches(root)` and `read(root)`. Nothing is opened but metadata
+An adapter has `SHAPE` (the layout in one line), `matches(root)` and `read(root, follow_links=...)`. Nothing is opened but metadata
 and DICOM headers. What holds for all of them:
 
 - Cases come in natural order; hidden files (`._x`, `.DS_Store`) do not exist; upper and lower case are alike.
@@ -47,7 +47,7 @@ class Adapter(Protocol):
     def matches(self, root: Path) -> bool:
         """Whether the folder looks like this layout."""
 
-    def read(self, root: Path) -> DataSet:
+    def read(self, root: Path, *, follow_links: bool = False) -> DataSet:
         """The folder's cases."""
 
 
@@ -73,20 +73,21 @@ _SPECIAL_CASES = {"synthetic": {"dicom_seg"}, "nnunet": {"msd", "monai"}, "msd":
 _COUNTED_FILES = 100_000  # enough to say what is there
 
 
-def open_data_set(root: Path, layout: str | None = None) -> DataSet:
+def open_data_set(root: Path, layout: str | None = None, *, follow_links: bool = False) -> DataSet:
     """The data set in a folder: its layout detected (or forced by `layout`), its cases in natural order.
 
+    follow_links: use files that only links out of the folder lead to, instead of refusing their cases.
     Raises UsageError UNKNOWN_LAYOUT, PreconditionError NO_DATA (no folder, nothing in it, nothing recognised),
     and whatever the adapter finds wrong with the metadata.
     """
     root = Path(root)
     check_folder(root, layout)
     if layout is not None:
-        return LAYOUTS[layout].read(root)
+        return LAYOUTS[layout].read(root, follow_links=follow_links)
     found = [name for name, adapter in LAYOUTS.items() if adapter.matches(root)]
     if not found:
         raise _not_recognised(root)
-    data_set = LAYOUTS[found[0]].read(root)
+    data_set = LAYOUTS[found[0]].read(root, follow_links=follow_links)
     others = [name for name in found[1:] if name not in _SPECIAL_CASES.get(found[0], ())]
     if not others:
         return data_set

@@ -40,14 +40,16 @@ def combined_map(folder: Path) -> Path | None:
     return gathering.volume(folder, "combined_labels")
 
 
-def read(root: Path) -> DataSet:
+def read(root: Path, *, follow_links: bool = False) -> DataSet:
     """All case folders; structures are the mask names of all cases together, sorted."""
-    return read_case_folders("abdomenatlas", root, {})
+    return read_case_folders("abdomenatlas", root, follow_links, {})
 
 
-def read_case_folders(layout: str, root: Path, splits: dict[str, str], *metadata_files: Path) -> DataSet:
+def read_case_folders(
+    layout: str, root: Path, follow_links: bool, splits: dict[str, str], *metadata_files: Path
+) -> DataSet:
     """The reading that AbdomenAtlas and TotalSegmentator share. splits: case id -> the data set's own split."""
-    cases = Gathering(layout, root)
+    cases = Gathering(layout, root, follow_links)
     cases.account(*metadata_files)
     table = metadata.names_beside(root)
     if table is not None:

@@ -27,12 +27,12 @@ def matches(root: Path) -> bool:
     return any(_CASE.match(stem) for _, labels in gathering.image_label_folders(root) for stem in gathering.volumes(labels))
 
 
-def read(root: Path) -> DataSet:
+def read(root: Path, *, follow_links: bool = False) -> DataSet:
     """All pairs of scan and airway mask, by case name."""
     places = gathering.image_label_folders(root)
     if not places:
         raise PreconditionError("NO_DATA", "there are no folders images and labels", f"the layout airway_pair needs {SHAPE}")
-    cases = Gathering("airway_pair", root)
+    cases = Gathering("airway_pair", root, follow_links)
     for images, labels in places:
         masks = {_case_of(stem): path for stem, path in gathering.volumes(labels).items()}
         for folder in gathering.folders(images):  # DICOM series

@@ -51,9 +51,9 @@ def _files(root: Path) -> list[tuple[str, Path]]:
     return found
 
 
-def read(root: Path) -> DataSet:
+def read(root: Path, *, follow_links: bool = False) -> DataSet:
     """All pairs of scan and mask below the folder; unpaired ones are refused by name."""
-    cases = Gathering("ctpelvic1k", root)
+    cases = Gathering("ctpelvic1k", root, follow_links)
     images: dict[str, Path] = {}
     masks: dict[str, Path] = {}
     for stem, path in _files(root):

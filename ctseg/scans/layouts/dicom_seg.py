@@ -57,9 +57,9 @@ def _has_mark(path: Path) -> bool:
         return False
 
 
-def read(root: Path) -> DataSet:
+def read(root: Path, *, follow_links: bool = False) -> DataSet:
     """One case per pair of CT series and SEG; structures are the segment labels of all of them, sorted."""
-    cases = Gathering("dicom_seg", root)
+    cases = Gathering("dicom_seg", root, follow_links)
     names: set[str] = set()
     for folder, series in _patient_folders(cases):
         names |= _read_patient(cases, folder, series)

@@ -21,6 +21,7 @@ from ctseg.scans.folder_walk import HIDDEN, TWICE, hidden, walk
 
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".7z", ".rar")
 CLOSED = ("PERMISSION", "the folder may not be listed or entered", "change its permissions, or move it away")
+FOLLOW = "copy the file into the data folder, or trust its links: --set data.follow_links=true"
 SHOWN = 20  # files reported one by one; the rest are counted in one finding
 SPLITS = {
     "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test", "testing": "test",
@@ -144,7 +145,7 @@ def file_problem(path: Path, real_root: Path, *, folder: bool = False) -> tuple[
     if not (stat.S_ISDIR(mode) if folder else stat.S_ISREG(mode)):
         return "NOT_REGULAR", f"not a regular {'folder' if folder else 'file'}", "put the real file there"
     if not real.is_relative_to(real_root):
-        return "LINK_OUTSIDE", "a link that leaves the data folder", "copy the file into the data folder"
+        return "LINK_OUTSIDE", "a link that leaves the data folder", FOLLOW
     return None
 
 
@@ -160,8 +161,8 @@ def below(path: Path, root: Path) -> Path | None:
 class Gathering:
     """Cases and findings of one data set in the making. A case is either offered or refused, never both."""
 
-    def __init__(self, layout: str, root: Path):
-        self.layout, self.root = layout, root
+    def __init__(self, layout: str, root: Path, follow_links: bool):
+        self.layout, self.root, self.follow_links = layout, root, follow_links
         self.findings: list[Finding] = []
         self._cases: list[CaseRecord] = []
         self._ids: list[str] = []
@@ -206,11 +207,13 @@ class Gathering:
             with contextlib.suppress(OSError):
                 if stat.S_ISREG(os.lstat(path).st_mode) and name not in ("", "..") and self._inside(place):
                     return None
-        return file_problem(path, self._real_root, folder=folder)
+        found = file_problem(path, self._real_root, folder=folder)
+        return None if self.follow_links and found is not None and found[0] == "LINK_OUTSIDE" else found
 
     def _inside(self, place: str) -> bool:
         if place not in self._plain_folders:
-            self._plain_folders[place] = Path(place).resolve().is_relative_to(self._real_root)
+            inside = self.follow_links or Path(place).resolve().is_relative_to(self._real_root)
+            self._plain_folders[place] = inside
         return self._plain_folders[place]
 
     def offer(
@@ -282,7 +285,7 @@ class Gathering:
             subfolders[:] = sorted((name for name in subfolders if place + name not in self._accounted), key=natural_key)
             for path in [folder / name for name in subfolders if not self._inside(place + name)]:
                 subfolders.remove(path.name)
-                self.warn("LINK_OUTSIDE", "a link that leaves the data folder is not searched", "copy the folder into the data folder if it holds cases", path=path)
+                self.warn("LINK_OUTSIDE", "a link that leaves the data folder is not searched", FOLLOW, path=path)
             for name in sorted((name for name in files if place + name not in self._accounted and not hidden(name)), key=natural_key):
                 path = Path(folder, name)
                 if name.casefold().endswith(ARCHIVE_SUFFIXES):

@@ -37,9 +37,9 @@ def _case_folders(root: Path) -> list[tuple[Path, str | None]]:
     return found
 
 
-def read(root: Path) -> DataSet:
+def read(root: Path, *, follow_links: bool = False) -> DataSet:
     """All cases with scan and label. The heart's map is left for `--guide`, which takes a folder of masks."""
-    cases = Gathering("imagecas", root)
+    cases = Gathering("imagecas", root, follow_links)
     for folder, split in _case_folders(root):
         image, label, heart = (gathering.volume(folder, stem) for stem in ("img", "label", "heart_combined"))
         cases.account(heart)

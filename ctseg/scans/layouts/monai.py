@@ -40,14 +40,14 @@ def _data_lists(root: Path) -> list[Path]:
     return found
 
 
-def read(root: Path) -> DataSet:
+def read(root: Path, *, follow_links: bool = False) -> DataSet:
     """The cases of the one data list in the folder."""
     found = _data_lists(root)
     if not found:
         raise PreconditionError("NO_DATA", "no JSON file has a list of training images", f"the layout monai needs {SHAPE}")
     path = metadata.one_of(found, "data lists")
     content = metadata.read_object(path)
-    cases = Gathering("monai", root)
+    cases = Gathering("monai", root, follow_links)
     cases.account(path)
     values, ignore_value = _names(cases, content, path)
     if "modality" in content and isinstance(content["modality"], str):

@@ -29,7 +29,7 @@ def matches(root: Path) -> bool:
     return False
 
 
-def read(root: Path) -> DataSet:
+def read(root: Path, *, follow_links: bool = False) -> DataSet:
     """The training cases of the one task in the folder."""
     found = nnunet.dataset_folders(root)
     if not found:
@@ -41,7 +41,7 @@ def read(root: Path) -> DataSet:
     channels = content.get("modality")
     if metadata.ct_channel(channels, path) != 0 or (channels is not None and len(channels) > 1):
         raise PreconditionError("NOT_CT", "an image holds several channels", "this software reads files with one CT each", file=path.name)
-    cases = Gathering("msd", root)
+    cases = Gathering("msd", root, follow_links)
     cases.account(path)
     for number, entry in enumerate(metadata.entry_list(content, "training", path)):
         _read_entry(cases, folder, entry, values, number)

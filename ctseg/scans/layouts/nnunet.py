@@ -51,7 +51,7 @@ def _is_nnunet(folder: Path) -> bool:
     return any((match := _CHANNEL.fullmatch(stem)) and match["case"] in labels for stem in stems)
 
 
-def read(root: Path) -> DataSet:
+def read(root: Path, *, follow_links: bool = False) -> DataSet:
     """The training cases (and the test cases that have labels) of the one data set in the folder."""
     found = dataset_folders(root)
     if not found:
@@ -64,7 +64,7 @@ def read(root: Path) -> DataSet:
         raise PreconditionError("FORMAT_UNSUPPORTED", f"its files end in {ending}", "convert them to .nii.gz", file=path.name)
     values, ignore_value = metadata.label_table(content.get("labels"), path)
     channel = metadata.ct_channel(content.get("channel_names", content.get("modality")), path)
-    cases = Gathering("nnunet", root)
+    cases = Gathering("nnunet", root, follow_links)
     cases.account(path)
     splits = _splits(cases, folder)
     if isinstance(content.get("dataset"), dict):

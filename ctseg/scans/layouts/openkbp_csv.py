@@ -38,9 +38,9 @@ def _patients(root: Path) -> list[tuple[Path, str | None]]:
     return [(folder, split) for folder in gathering.folders(root)]
 
 
-def read(root: Path) -> DataSet:
+def read(root: Path, *, follow_links: bool = False) -> DataSet:
     """All patients; structures in the order in which a label map holds them."""
-    cases = Gathering("openkbp_csv", root)
+    cases = Gathering("openkbp_csv", root, follow_links)
     present: set[str] = set()
     for folder, split in _patients(root):
         tables = {path.stem: path for path in gathering.entries(folder) if path.suffix.casefold() == ".csv"}

@@ -32,14 +32,14 @@ def matches(root: Path) -> bool:
     return path.is_file() and (content is None or "cases" in content)
 
 
-def read(root: Path) -> DataSet:
+def read(root: Path, *, follow_links: bool = False) -> DataSet:
     """The cases of the manifest, in natural order."""
     path = root / "manifest.json"
     if not path.exists():
         raise metadata.invalid(path, "there is no manifest.json", f"the layout plain needs {SHAPE}")
     content = metadata.read_object(path)
     values, ignore_value = metadata.label_table(content.get("labels"), path)
-    cases = Gathering("plain", root)
+    cases = Gathering("plain", root, follow_links)
     cases.account(path)
     for number, entry in enumerate(metadata.entry_list(content, "cases", path)):
         if not isinstance(entry, dict) or not isinstance(entry.get("case"), str):

@@ -24,9 +24,9 @@ def matches(root: Path) -> bool:
     return (root / "synthetic.json").is_file()
 
 
-def read(root: Path) -> DataSet:
+def read(root: Path, *, follow_links: bool = False) -> DataSet:
     """The cases of both halves in natural order; structures are the names of both, sorted."""
-    parts = {name: adapter.read(root / name) for name, adapter in _PARTS.items() if (root / name).is_dir()}
+    parts = {name: adapter.read(root / name, follow_links=follow_links) for name, adapter in _PARTS.items() if (root / name).is_dir()}
     if not parts:
         raise PreconditionError("NO_DATA", "the synthetic cohort is incomplete", "delete the folder; the next run draws it again", file=root.name)
     cases: dict[str, CaseRecord] = {}

@@ -28,12 +28,12 @@ def matches(root: Path) -> bool:
     return any(_CASE.fullmatch(folder.name) for folder in case_folders) or bool(case_folders and gathering.child(root, "meta.csv"))
 
 
-def read(root: Path) -> DataSet:
+def read(root: Path, *, follow_links: bool = False) -> DataSet:
     """All case folders, with the splits of meta.csv."""
     table = gathering.child(root, "meta.csv")
     if table is None:
-        return abdomenatlas.read_case_folders("totalsegmentator", root, {})
-    return abdomenatlas.read_case_folders("totalsegmentator", root, _splits(table), table)
+        return abdomenatlas.read_case_folders("totalsegmentator", root, follow_links, {})
+    return abdomenatlas.read_case_folders("totalsegmentator", root, follow_links, _splits(table), table)
 
 
 def _splits(path: Path) -> dict[str, str]:
