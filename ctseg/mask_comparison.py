@@ -199,9 +199,9 @@ def score_masks(pair: MaskPair, structures: Sequence[Structure], settings: Score
         scored = score_maps(prediction=prediction, reference=reference, spacing_mm=first.grid.spacing_mm, structures=[Structure(match.name, (1,))], settings=how,
                             states={match.name: "unlabelled"} if unannotated else {})
         rows, nothing = (kept + [names | row | {"label": structure.key} for row in new] for kept, new in zip((rows, nothing), scored))
-    notes += warnings_of(about_reference, pair.case_id, pair.reference.file)
+    notes += warnings_of(about_reference, pair.case_id, pair.reference.file, notes_too=True)
     if pair.prediction is not None:
-        notes += warnings_of(about_prediction, pair.case_id, pair.prediction.file)
+        notes += warnings_of(about_prediction, pair.case_id, pair.prediction.file, notes_too=True)
     return rows, nothing, notes
 
 

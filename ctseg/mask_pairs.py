@@ -268,9 +268,10 @@ def _read(path: Path, grid: Grid | None, names: Mapping[int, str], case_id: str,
     return volume, warnings_of(findings, case_id, shown)
 
 
-def warnings_of(findings: Iterable[Finding], case_id: str, shown: str) -> list[str]:
-    """The lines of the warnings about one file of a case."""
-    return [dataclasses.replace(finding, case=case_id, file=shown).line() for finding in findings if finding.severity == "WARN"]
+def warnings_of(findings: Iterable[Finding], case_id: str, shown: str, *, notes_too: bool = False) -> list[str]:
+    """The lines of the warnings about one file of a case, or of all that was noticed."""
+    told = [finding for finding in findings if notes_too or finding.severity == "WARN"]
+    return [dataclasses.replace(finding, case=case_id, file=shown).line() for finding in told]
 
 
 def checked_labels(array: np.ndarray, allowed: set[int], case_id: str, shown: str) -> np.ndarray:

@@ -145,8 +145,8 @@ def build(root: Path, *, cases: int = 10, scale: int = 1, evaluated: bool = True
 
 
 def _write_results(workspace: Workspace, entries: list[dict], runs: list[dict], synthetic: bool, names: list[str]) -> None:
-    splits = {"version": 1, "seed": 0, "assignment": {entry["patient_id"]: "test" for entry in entries}}
     others = [{**entries[0], "case_id": f"{split}_{i}", "patient_id": f"{split}_{i}", "split": split} for split, n in (("train", 11), ("val", 3)) for i in range(n)]
+    splits = {"version": 1, "seed": 0, "assignment": {entry["patient_id"]: entry["split"] for entry in entries + others}}
     findings = [
         {"severity": "WARN", "code": "LOW_RESOLUTION", "cause": "slices are 5 mm apart", "fix": "nothing to do", "case": "patient_03", "file": "raw/patient_03/ct.nii.gz", "stage": "preprocess", "action": "used"},
         {"severity": "ERROR", "code": "TRUNCATED", "cause": "the file ends early", "fix": "copy it again", "case": "patient_99", "file": "raw/patient_99/ct.nii.gz", "stage": "preprocess", "action": "skipped"},

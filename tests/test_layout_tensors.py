@@ -78,7 +78,7 @@ def test_csv_and_prepared_files_of_the_same_patients_give_equal_tensors(real_dat
     (tmp_path / "nifti" / "manifest.json").write_text(json.dumps(source | {"cases": chosen}))
     images, labels = [], []
     for name, folder in (("csv", real_data / "openkbp_csv"), ("nifti", tmp_path / "nifti")):
-        workspace = artifacts.Workspace(tmp_path / name / "w")
+        workspace = artifacts.Workspace(tmp_path / f"{name}_w")
         assert preprocessing.main(["--data", str(folder), "--workspace", str(workspace.root), "--workers", "1"]) == 0
         manifest = artifacts.load_manifest(workspace)
         read = {case["case_id"]: artifacts.read_tensor(workspace.processed / case["tensors"][0]["file"]) for case in manifest["cases"]}

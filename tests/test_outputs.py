@@ -170,7 +170,7 @@ def test_a_workspace_among_the_scans_is_refused(stage, words, tmp_path, capsys, 
     [
         ["--data", "w/evaluation_results/data"],
         ["--data", "data", "--guide-model", "w/checkpoints/best_model.pth"],
-        ["--data", "data", "--guide", "w/evaluation_results/data"],
+        ["--data", "data", "--guide", "w/evaluation_results/data", "--set", "data.guide_organs=liver"],
     ],
 )
 def test_scans_and_guides_where_results_would_replace_them_are_refused(words, tmp_path, capsys, monkeypatch):

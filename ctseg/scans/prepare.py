@@ -46,7 +46,7 @@ class CaseJob:
     """What a worker needs for one case. plan None: only read and measure (the grid depends on all cases).
 
     previous: the case's entry in the manifest of an earlier run, reused when nothing changed. split: of the case, for the roi grid,
-    where only training may know where the structures lie.
+    where only training may know where the structures lie. keep: note the case as finished, for a run that goes on.
     """
 
     record: CaseRecord
@@ -61,6 +61,7 @@ class CaseJob:
     guide: GuideSource | None = None
     crop: str = "body"
     sides: Sides | None = None
+    keep: bool = True
 
     def case_key(self, survey_key: str, plan: grids.GridPlan, split: str | None) -> str:
         """The idempotence key: equal keys mean equal tensors."""
@@ -116,8 +117,10 @@ def prepare_case(job: CaseJob) -> CaseOutcome:
 
 
 def survey_until(job: CaseJob, *, deadline: float) -> CaseOutcome:
-    """`prepare_case` before a point in time (seconds since the epoch); after it neither an entry nor a finding."""
-    return prepare_case(job) if time.time() < deadline else CaseOutcome(job.record.case_id, None, ())
+    """`prepare_case` that writes nothing, before a point in time (seconds since the epoch); after it neither an entry nor a finding."""
+    if time.time() >= deadline:
+        return CaseOutcome(job.record.case_id, None, ())
+    return prepare_case(dataclasses.replace(job, keep=False))
 
 
 def _prepare(job: CaseJob) -> CaseOutcome:
@@ -141,7 +144,8 @@ def _prepare(job: CaseJob) -> CaseOutcome:
             findings += _write_guide(job, job.guide, loaded, organs, entry)
         entry["key"] = job.case_key(survey_key, job.plan, job.split)
     entry["findings"] = [finding.record() for finding in findings]
-    write_json(job.workspace.finished / f"{safe_name(job.record.case_id)}.json", entry)
+    if job.keep:
+        write_json(job.workspace.finished / f"{safe_name(job.record.case_id)}.json", entry)
     return CaseOutcome(job.record.case_id, entry, tuple(findings))
 
 
