@@ -133,7 +133,7 @@ def _name_findings(path: Path, zipped: bool) -> list[Finding]:
     if named_zipped and not zipped:
         return [Finding("WARN", "NOT_GZIP", "named .gz but not compressed; read as it is", "rename the file to .nii", file=str(path))]
     if zipped and not named_zipped:
-        return [Finding("NOTE", "NOT_GZIP", "compressed although its name does not end in .gz", "rename the file to .nii.gz", file=str(path))]
+        return [Finding("WARN", "NOT_GZIP", "compressed although its name does not end in .gz", "rename the file to .nii.gz", file=str(path))]
     return []
 
 
