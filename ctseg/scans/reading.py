@@ -285,11 +285,12 @@ def _centroid_x(label: Volume, box: tuple[slice, ...], number: int) -> float:
 
 
 def _check_amount(label: Volume, image: Volume, source: LabelSource) -> list[Finding]:
-    body = int(np.count_nonzero(image.array > _BODY_HU))
-    labelled = int(np.count_nonzero(label.array))
+    """A warning where most of the body's tissue is labelled. Air in labels (lungs, bowel) does not count."""
+    tissue = image.array > _BODY_HU
+    body, labelled = np.count_nonzero(tissue), np.count_nonzero(label.array[tissue])
     if labelled <= IMPLAUSIBLE_FRACTION * body:
         return []
-    return [Finding("WARN", "LABEL_IMPLAUSIBLE", f"the labels cover {labelled} voxels, the body has {body}", "check that the label belongs to this scan", file=str(source.path or "-"))]
+    return [Finding("WARN", "LABEL_IMPLAUSIBLE", f"the labels cover {labelled} of the body's {body} voxels of tissue", "check that the label belongs to this scan", file=str(source.path or "-"))]
 
 
 # ---- the case boundary ------------------------------------------------------------------------------------
