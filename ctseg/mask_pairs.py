@@ -73,12 +73,12 @@ class LabelNames:
 
 
 def find_label_names(reference: Path, prediction: Path, given: Path | None) -> LabelNames:
-    """Names from `given`, else from labels.json or dataset.json in the reference folder, its parent (nnU-Net's
-    place) or the prediction folder. Raises when the folders contradict each other."""
+    """Names from `given`, else from labels.json or dataset.json in the reference folder, the prediction folder, or the
+    parent of either (nnU-Net's place). Raises when the folders contradict each other."""
     if given is not None:
         return read_label_names(given)
     found = {}
-    for folder in (reference, reference.parent, prediction):
+    for folder in (reference, reference.parent, prediction, prediction.parent):
         path = next((folder / name for name in _NAME_FILES if (folder / name).is_file()), None)
         if path is not None:
             found[path] = read_label_names(path)
