@@ -332,6 +332,16 @@ def test_plain_annotated_absent_and_split(tmp_path):
     assert states == [PRESENT, UNLABELLED, ABSENT]
 
 
+@pytest.mark.parametrize("layout", ["plain", "totalsegmentator"])
+def test_a_split_of_another_name_is_told(tmp_path, layout):
+    phantoms = {f"s000{number}": small_phantom(SIDES, seed=number) for number in range(1, 4)}
+    write = builders.write_plain if layout == "plain" else builders.write_totalsegmentator
+    write(tmp_path, phantoms, splits={"s0001": "train", "s0002": "Testing", "s0003": "holdout"})
+    data = open_data_set(tmp_path)
+    assert [case.split for case in data.cases] == ["train", "test", None]
+    assert [(finding.severity, finding.code, finding.case) for finding in data.findings] == [("WARN", "SPLIT_UNKNOWN", "s0003")]
+
+
 def test_plain_minimal_manifest(tmp_path):
     builders.write_plain(tmp_path, phantoms_for("plain"))
     for case in ("case_1", "case_2", "case_10"):
@@ -537,6 +547,9 @@ def test_nnunet_splits_and_test_scans(tmp_path):
     (folder / "labelsTs").mkdir()
     shutil.copy(folder / "labelsTr/colon_1.nii.gz", folder / "labelsTs/colon_3.nii.gz")
     assert {case.case_id: case.split for case in open_data_set(tmp_path).cases}["colon_3"] == "test"
+    (tmp_path / "splits_final.json").write_text(json.dumps([{"train": ["COLON_1", "colon_10"], "val": ["colon_2"]}]))
+    told = [finding for finding in open_data_set(tmp_path).findings if finding.code == "SPLIT_UNKNOWN"]
+    assert len(told) == 1 and "1 of its cases are not in this data set, the first is 'COLON_1'" in told[0].cause
     (tmp_path / "splits_final.json").write_text('{"train": []}')
     with pytest.raises(PreconditionError, match="no list"):
         open_data_set(tmp_path)

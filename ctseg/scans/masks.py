@@ -90,7 +90,7 @@ def _read_organ(path: Path, name: str, level: float | None, findings: list[Findi
     mask = volume.array > 0
     if (volume.array < 0).any() or (mask.any() and (volume.array[mask] != volume.array.max()).any()):
         cause = f"the mask of '{name}' holds several values, from {volume.array.min()} to {volume.array.max()}: this looks like a label map or an image"
-        raise refuse("LABEL_VALUES", cause, "store 1 for the structure and 0 elsewhere", path)
+        raise refuse("LABEL_VALUES", cause, "store 1 for the structure and 0 elsewhere; a label map is given as the file itself, not as its folder", path)
     return Volume(mask, volume.affine)
 
 

@@ -200,6 +200,21 @@ class Gathering:
         """Mark files (or whole folders) as explained, so that they are not reported as left over."""
         self._accounted.update(os.path.normpath(path) for path in paths if path is not None)
 
+    def split_of(self, word: str | None, case_id: str, path: Path) -> str | None:
+        """train, val or test, whatever the data set calls it; any other word is told, because such a case is assigned anew."""
+        split = None if word is None else SPLITS.get(word.casefold())
+        if word and split is None:
+            self.warn("SPLIT_UNKNOWN", f"its split '{printable(word)}' is none of {', '.join(SPLITS)}: it is assigned to any of train, val and test",
+                      "rename the split, or move the case away", path=path, case=case_id)
+        return split
+
+    def match_splits(self, splits: Iterable[str], path: Path | None) -> None:
+        """A warning about cases that a file of splits names and that are not there: another spelling makes a split without effect."""
+        unknown = sorted(set(splits) - set(self._ids), key=natural_key)
+        if unknown:
+            self.warn("SPLIT_UNKNOWN", f"{len(unknown)} of its cases are not in this data set, the first is '{printable(unknown[0])}'",
+                      "spell them like the cases, or take them out", path=path)
+
     def problem(self, path: Path, *, folder: bool = False) -> tuple[str, str, str] | None:
         """What `file_problem` says. Ordinary files, of which a data set has a hundred thousand, take one `lstat`."""
         if not folder:
