@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -130,7 +131,7 @@ def _annotated(table: dict[str, Any], known: set[str], file: str) -> dict[str, f
     unknown = sorted({name for names in content.values() for name in names} - known)
     if unknown:
         raise UsageError("BAD_LABELS", f"'annotated' names {listed(unknown)}, which have no label id", "correct the names", file=file)
-    return {case: frozenset(names) for case, names in content.items()}
+    return {unicodedata.normalize("NFC", case): frozenset(names) for case, names in content.items()}
 
 
 def _ids(value: object) -> tuple[int, ...] | None:
@@ -195,9 +196,10 @@ def volumes_in(folder: Path) -> dict[str, Path]:
 
     found: dict[str, Path] = {}
     for path in gathering.entries(folder):
-        case_id = volume_files.stem_of(path, detached=True)
-        if case_id is None:
+        stem = volume_files.stem_of(path, detached=True)
+        if stem is None:
             continue
+        case_id = unicodedata.normalize("NFC", stem)  # file systems and archives decompose names
         if case_id in found:
             raise PreconditionError("DUPLICATE_ID", f"{found[case_id].name} and {path.name} are the same case", "keep one of them", case=case_id, file=path.name)
         found[case_id] = path

@@ -307,6 +307,10 @@ def test_refusal_in_a_worker_process(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert code == 5 and "GRID_MISMATCH case=c" in error
 
 
+def test_a_case_is_the_same_in_either_unicode_composition(tmp_path: Path) -> None:
+    assert evaluate.main(folders(tmp_path, {"F\u00e4lle": mask(1)}, {"Fa\u0308lle": mask(1)})) == 0
+
+
 def test_folders_that_name_their_labels_differently(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     arguments = folders(tmp_path, {"a": mask(1)}, {"a": mask(1)}, ("bladder", "rectum"))
     artifacts.write_json(tmp_path / "prediction" / "labels.json", {"1": "rectum", "2": "bladder"})
