@@ -544,6 +544,9 @@ def test_nnunet_splits_and_test_scans(tmp_path):
     data = open_data_set(tmp_path)
     assert [(case.case_id, case.split) for case in data.cases] == [("colon_1", "train"), ("colon_2", "val"), ("colon_10", "train")]
     assert sorted(codes(data)) == ["SPLITS_FOUND", "TEST_UNLABELLED"]
+    change_json(folder / "dataset.json", numTraining=5)
+    missing = [finding for finding in open_data_set(tmp_path).findings if finding.code == "CASES_MISSING"]
+    assert [(finding.severity, finding.cause) for finding in missing] == [("WARN", "it counts 5 training cases, 3 are here")]
     (folder / "labelsTs").mkdir()
     shutil.copy(folder / "labelsTr/colon_1.nii.gz", folder / "labelsTs/colon_3.nii.gz")
     assert {case.case_id: case.split for case in open_data_set(tmp_path).cases}["colon_3"] == "test"
