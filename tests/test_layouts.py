@@ -378,6 +378,7 @@ def test_plain_unknown_annotated_name_is_a_warning(tmp_path):
     ('{"labels": {"a": 1},\n "cases": [,]}', "METADATA_PARSE", "line 2"),
     ('{"labels": {"a": 1, "a": 2}, "cases": []}', "METADATA_PARSE", "'a' stands twice"),
     ({"cases": [{"case": "a"}]}, "LABEL_NAMES_MISSING", "names"),
+    ({"labels": ["background", "a"], "cases": [{"case": "a"}]}, "LABEL_NAMES_MISSING", "a list"),
     ({"labels": {"a": [1, 2]}, "cases": []}, "REGIONS_UNSUPPORTED", "region"),
     ({"labels": {"a": 1, "b": 1}, "cases": []}, "METADATA_INVALID", "two names"),
     ({"labels": {"a": -1}, "cases": []}, "METADATA_INVALID", "-1"),
