@@ -568,6 +568,15 @@ def test_several_data_sets_in_one_folder_need_a_choice(tmp_path):
     assert len(open_data_set(tmp_path / "Dataset002_B").cases) == 3
 
 
+def test_one_label_file_for_two_scans_is_told(tmp_path):
+    builders.write_msd(tmp_path, phantoms_for("msd"))
+    path = tmp_path / "Task42_Synthetic/dataset.json"
+    training = json.loads(path.read_text())["training"]
+    change_json(path, training=[entry | {"label": training[0]["label"]} for entry in training[:2]] + training[2:])
+    told = [finding for finding in open_data_set(tmp_path).findings if finding.code == "LABEL_SHARED"]
+    assert len(told) == 1 and told[0].severity == "WARN" and "has the same label file" in told[0].cause
+
+
 def test_decathlon_of_another_modality_and_without_labels(tmp_path):
     builders.write_msd(tmp_path, phantoms_for("msd"))
     path = tmp_path / "Task42_Synthetic/dataset.json"

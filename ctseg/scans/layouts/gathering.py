@@ -167,6 +167,7 @@ class Gathering:
         self._cases: list[CaseRecord] = []
         self._ids: list[str] = []
         self._refused: set[str] = set()
+        self._label_of: dict[str, str] = {}  # label file -> the first case that has it
         self._accounted: set[str] = set()
         self._real_root = root.resolve()
         self._plain_folders: dict[str, bool] = {}  # folder -> whether it really lies inside the data folder
@@ -251,6 +252,9 @@ class Gathering:
             problem = self.problem(path, folder=path == image.path and image.format not in volume_files.FORMATS)
             if problem is not None:
                 return self.refuse(case_id, problem, path)
+        other = None if labels.path is None else self._label_of.setdefault(os.path.normpath(labels.path), case_id)
+        if other not in (None, case_id):
+            self.warn("LABEL_SHARED", f"case {other} has the same label file", "give each scan its own label, unless both show the same anatomy in the same place", path=labels.path, case=case_id)
         self._ids.append(case_id)
         names = None if annotated is None else frozenset(annotated)
         self._cases.append(CaseRecord(case_id, patient_id or case_id, image, labels, names, split))
@@ -314,7 +318,7 @@ class Gathering:
         for folder in [folder for folder, why in not_entered.items() if why not in (HIDDEN, TWICE)]:
             self._refuse_folder(folder)
         for path in strays[:SHOWN]:
-            self.warn("UNMATCHED_FILE", "no case uses this file", f"name it as the layout {self.layout} expects, or remove it", path=path)
+            self.warn("UNMATCHED_FILE", "no case uses this file", f"name it, or list it in the metadata, as the layout {self.layout} expects; or remove it", path=path)
         if len(strays) > SHOWN:
             self.warn("UNMATCHED_FILE", f"no case uses {len(strays) - SHOWN} more files", "see the files named before", path=strays[SHOWN].parent)
         if others:
