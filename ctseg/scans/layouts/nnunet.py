@@ -71,9 +71,9 @@ def read(root: Path, *, follow_links: bool = False) -> DataSet:
         _read_listed(cases, folder, content["dataset"], channel, LabelSource("map", values=values, ignore_value=ignore_value), splits)
     else:
         images, labels = _images(cases, folder / "imagesTr", channel), gathering.volumes(folder / "labelsTr")
-        declared, found = content.get("numTraining"), len({gathering.folded(name) for name in (*images, *labels)})
-        if isinstance(declared, int) and declared > found:
-            cases.warn("CASES_MISSING", f"it counts {declared} training cases, {found} are here", "copy the missing files, or correct numTraining", path=path)
+        declared, count = content.get("numTraining"), len({gathering.folded(name) for name in (*images, *labels)})
+        if isinstance(declared, int) and declared > count:
+            cases.warn("CASES_MISSING", f"it counts {declared} training cases, {count} are here", "copy the missing files, or correct numTraining", path=path)
         gathering.offer_pairs(cases, images, labels, values, annotated=values.values(), ignore_value=ignore_value, splits=splits)
     cases.match_splits(splits, splits_file)
     _read_test(cases, folder, channel, values, ignore_value)
