@@ -28,6 +28,7 @@ from ctseg import cli
 from ctseg.artifacts import atomic_write
 from ctseg.cli import LOG
 from ctseg.errors import CaseError, Finding, PreconditionError, UsageError
+from ctseg.mask_pairs import listed
 from ctseg.outputs import keep_inputs, require_writable
 
 if TYPE_CHECKING:
@@ -47,6 +48,8 @@ def visualize(arguments: argparse.Namespace) -> int:
     draws = arguments.output is not None or arguments.stills is not None
     renderer = _renderer(arguments.renderer) if draws else None
     masks, reference, ct = _read(arguments)
+    if not masks.names:
+        raise PreconditionError("NOTHING_TO_SHOW", "the masks hold nothing but background", "give other masks", file=arguments.input.name)
     chosen = _chosen(arguments.structures, masks)
     try:
         if renderer is not None:
@@ -69,7 +72,7 @@ def _draw(arguments: argparse.Namespace, film: Path | None, renderer: tuple[Find
     find, draw = renderer
     scene = tour.build_scene(masks, chosen, ct=ct, context=arguments.context or ("body" if ct is not None else "none"), reference=reference, synthetic=arguments.synthetic,
                              window_hu=window or slices.window_for(chosen), find=find, progress=cli.bar("Surfaces", unit="structure"))
-    _tell_mixed(scene.probabilities, scene.shown, arguments.level)
+    _tell_shown(chosen, scene.shown, scene.probabilities, arguments.level)
     size = {"width": arguments.width - arguments.width % 2, "height": arguments.height - arguments.height % 2, "draw": draw}
     if arguments.stills is not None:
         _write_stills(arguments.stills, tour.pictures(scene, list(tour.SIDES), **size), list(tour.SIDES.values()))
@@ -86,12 +89,16 @@ def _write_sheet(arguments: argparse.Namespace, masks: Masks, chosen: list[str],
 
     sheet = contact_sheet.build_sheet(ct, masks, chosen, reference=reference, window_hu=window, synthetic=arguments.synthetic, progress=cli.bar("Masks", unit="structure"))
     if arguments.output is None and arguments.stills is None:
-        _tell_mixed(sheet.probabilities, sheet.shown, arguments.level)
+        _tell_shown(chosen, sheet.shown, sheet.probabilities, arguments.level)
     contact_sheet.write(arguments.sheet, contact_sheet.draw(sheet))
     LOG.info("Slices with %d structures in %s.", len(sheet.shown), arguments.sheet)
 
 
-def _tell_mixed(probabilities: tuple[str, ...], shown: tuple[str, ...], level: float) -> None:
+def _tell_shown(chosen: list[str], shown: tuple[str, ...], probabilities: tuple[str, ...], level: float) -> None:
+    """What the pictures cannot say themselves: which structures are not in them, and which ones are probabilities."""
+    empty = [name for name in chosen if name not in shown]
+    if empty:
+        LOG.warning("NOTE LABEL_EMPTY: no voxel belongs to %s: not drawn.", listed(empty))
     if 0 < len(probabilities) < len(shown):
         LOG.warning("NOTE MIXED_MASKS: %s: probabilities, drawn where they reach %g; the other %d of the structures: masks.", ", ".join(probabilities), level, len(shown) - len(probabilities))
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -73,12 +74,12 @@ class LabelNames:
 
 
 def find_label_names(reference: Path, prediction: Path, given: Path | None) -> LabelNames:
-    """Names from `given`, else from labels.json or dataset.json in the reference folder, its parent (nnU-Net's
-    place) or the prediction folder. Raises when the folders contradict each other."""
+    """Names from `given`, else from labels.json or dataset.json in the reference folder, the prediction folder, or the
+    parent of either (nnU-Net's place). Raises when the folders contradict each other."""
     if given is not None:
         return read_label_names(given)
     found = {}
-    for folder in (reference, reference.parent, prediction):
+    for folder in (reference, reference.parent, prediction, prediction.parent):
         path = next((folder / name for name in _NAME_FILES if (folder / name).is_file()), None)
         if path is not None:
             found[path] = read_label_names(path)
@@ -130,7 +131,7 @@ def _annotated(table: dict[str, Any], known: set[str], file: str) -> dict[str, f
     unknown = sorted({name for names in content.values() for name in names} - known)
     if unknown:
         raise UsageError("BAD_LABELS", f"'annotated' names {listed(unknown)}, which have no label id", "correct the names", file=file)
-    return {case: frozenset(names) for case, names in content.items()}
+    return {unicodedata.normalize("NFC", case): frozenset(names) for case, names in content.items()}
 
 
 def _ids(value: object) -> tuple[int, ...] | None:
@@ -195,9 +196,10 @@ def volumes_in(folder: Path) -> dict[str, Path]:
 
     found: dict[str, Path] = {}
     for path in gathering.entries(folder):
-        case_id = volume_files.stem_of(path, detached=True)
-        if case_id is None:
+        stem = volume_files.stem_of(path, detached=True)
+        if stem is None:
             continue
+        case_id = unicodedata.normalize("NFC", stem)  # file systems and archives decompose names
         if case_id in found:
             raise PreconditionError("DUPLICATE_ID", f"{found[case_id].name} and {path.name} are the same case", "keep one of them", case=case_id, file=path.name)
         found[case_id] = path

@@ -7,6 +7,7 @@ and headers, so that whatever does not fit together is refused before anything i
 from __future__ import annotations
 
 import dataclasses
+import unicodedata
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -69,7 +70,7 @@ def find_cases(path: Path) -> dict[str, Path]:
             continue
         if len(masks_at) > 1:
             raise PreconditionError("MASKS_AMBIGUOUS", f"it holds {len(masks_at)} files of masks, {masks_at[0].name} and {masks_at[1].name}", "keep the one that is meant", case=entry.name, file=entry.name)
-        case_id = entry.name if entry.is_dir() else case_of(entry)
+        case_id = unicodedata.normalize("NFC", entry.name if entry.is_dir() else case_of(entry))
         if case_id in others:
             raise PreconditionError("DUPLICATE_ID", f"{others[case_id].name} and {entry.name} are the same case", "keep one of them", case=case_id, file=entry.name)
         others[case_id] = masks_at[0]
@@ -192,7 +193,7 @@ def find_scan(path: Path, case_id: str, *, only: bool) -> ImageSource:
     """The scan of a case at the path after --ct. only: there is one case, so one scan is its scan whatever its name."""
     from ctseg.scans.scan_files import find_scans
 
-    found = find_scans(path, option="--ct")
+    found = {unicodedata.normalize("NFC", name): source for name, source in find_scans(path, option="--ct").items()}
     if only and len(found) == 1:
         return next(iter(found.values()))
     for name in (case_id, f"{case_id}_0000"):

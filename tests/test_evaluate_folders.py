@@ -307,11 +307,22 @@ def test_refusal_in_a_worker_process(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert code == 5 and "GRID_MISMATCH case=c" in error
 
 
+def test_a_case_is_the_same_in_either_unicode_composition(tmp_path: Path) -> None:
+    assert evaluate.main(folders(tmp_path, {"F\u00e4lle": mask(1)}, {"Fa\u0308lle": mask(1)})) == 0
+
+
 def test_folders_that_name_their_labels_differently(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     arguments = folders(tmp_path, {"a": mask(1)}, {"a": mask(1)}, ("bladder", "rectum"))
     artifacts.write_json(tmp_path / "prediction" / "labels.json", {"1": "rectum", "2": "bladder"})
     code, error = refused(arguments, capsys)
     assert code == 5 and "ORGAN_MAP_MISMATCH" in error
+    other = tmp_path / "Dataset002_other" / "labelsTr"  # nnU-Net's place: beside the folder of the maps
+    other.parent.mkdir()
+    (tmp_path / "prediction" / "labels.json").unlink()
+    (tmp_path / "prediction").rename(other)
+    artifacts.write_json(other.parent / "dataset.json", {"labels": {"background": 0, "rectum": 1, "bladder": 2}})
+    code, error = refused([str(other) if word == str(tmp_path / "prediction") else word for word in arguments], capsys)
+    assert code == 5 and "Dataset002_other/dataset.json" in error
 
 
 def test_no_names_no_files_no_folder(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -376,6 +376,16 @@ def test_one_case_in_two_folders_of_organs(tmp_path: Path) -> None:
     assert {(row["case_id"], row["dice"]) for row in scores(tmp_path / "s")} == {("truth", "1.0")}
 
 
+def test_a_file_of_one_structure_holds_one_value(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    label = small_phantom(NAMES, shape=SHAPE).label
+    words = ("--reference", organs(tmp_path / "truth", label, NAMES[0]), "--prediction", tmp_path / "mine", "--one-case", "--output", tmp_path / "s")
+    file = tmp_path / "mine" / f"{NAMES[0]}.nii.gz"
+    nifti.write_label(file, Volume((label.array == 1).astype(np.uint8) * 255, label.affine))
+    assert run(*words) == 0 and [row["dice"] for row in scores(tmp_path / "s")] == ["1.0"]
+    nifti.write_label(file, label)  # the whole label map under the name of one structure
+    assert "LABEL_VALUES case=truth file=mine: the mask of 'kidney_left' holds several values, from 0 to 3" in refused(capsys, *words)
+
+
 def test_a_pair_travels_to_another_process(world: tuple[Path, dict[str, Volume]], tmp_path: Path) -> None:
     root, labels = world
     paths = write(tmp_path, "seg", "a", labels["a"], root / "ct" / "a"), write(tmp_path, "rtstruct", "a", prediction_of(labels["a"]), root / "ct" / "a")

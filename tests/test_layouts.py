@@ -332,6 +332,16 @@ def test_plain_annotated_absent_and_split(tmp_path):
     assert states == [PRESENT, UNLABELLED, ABSENT]
 
 
+@pytest.mark.parametrize("layout", ["plain", "totalsegmentator"])
+def test_a_split_of_another_name_is_told(tmp_path, layout):
+    phantoms = {f"s000{number}": small_phantom(SIDES, seed=number) for number in range(1, 4)}
+    write = builders.write_plain if layout == "plain" else builders.write_totalsegmentator
+    write(tmp_path, phantoms, splits={"s0001": "train", "s0002": "Testing", "s0003": "holdout"})
+    data = open_data_set(tmp_path)
+    assert [case.split for case in data.cases] == ["train", "test", None]
+    assert [(finding.severity, finding.code, finding.case) for finding in data.findings] == [("WARN", "SPLIT_UNKNOWN", "s0003")]
+
+
 def test_plain_minimal_manifest(tmp_path):
     builders.write_plain(tmp_path, phantoms_for("plain"))
     for case in ("case_1", "case_2", "case_10"):
@@ -368,6 +378,7 @@ def test_plain_unknown_annotated_name_is_a_warning(tmp_path):
     ('{"labels": {"a": 1},\n "cases": [,]}', "METADATA_PARSE", "line 2"),
     ('{"labels": {"a": 1, "a": 2}, "cases": []}', "METADATA_PARSE", "'a' stands twice"),
     ({"cases": [{"case": "a"}]}, "LABEL_NAMES_MISSING", "names"),
+    ({"labels": ["background", "a"], "cases": [{"case": "a"}]}, "LABEL_NAMES_MISSING", "a list"),
     ({"labels": {"a": [1, 2]}, "cases": []}, "REGIONS_UNSUPPORTED", "region"),
     ({"labels": {"a": 1, "b": 1}, "cases": []}, "METADATA_INVALID", "two names"),
     ({"labels": {"a": -1}, "cases": []}, "METADATA_INVALID", "-1"),
@@ -534,9 +545,15 @@ def test_nnunet_splits_and_test_scans(tmp_path):
     data = open_data_set(tmp_path)
     assert [(case.case_id, case.split) for case in data.cases] == [("colon_1", "train"), ("colon_2", "val"), ("colon_10", "train")]
     assert sorted(codes(data)) == ["SPLITS_FOUND", "TEST_UNLABELLED"]
+    change_json(folder / "dataset.json", numTraining=5)
+    missing = [finding for finding in open_data_set(tmp_path).findings if finding.code == "CASES_MISSING"]
+    assert [(finding.severity, finding.cause) for finding in missing] == [("WARN", "it counts 5 training cases, 3 are here")]
     (folder / "labelsTs").mkdir()
     shutil.copy(folder / "labelsTr/colon_1.nii.gz", folder / "labelsTs/colon_3.nii.gz")
     assert {case.case_id: case.split for case in open_data_set(tmp_path).cases}["colon_3"] == "test"
+    (tmp_path / "splits_final.json").write_text(json.dumps([{"train": ["COLON_1", "colon_10"], "val": ["colon_2"]}]))
+    told = [finding for finding in open_data_set(tmp_path).findings if finding.code == "SPLIT_UNKNOWN"]
+    assert len(told) == 1 and "1 of its cases are not in this data set, the first is 'COLON_1'" in told[0].cause
     (tmp_path / "splits_final.json").write_text('{"train": []}')
     with pytest.raises(PreconditionError, match="no list"):
         open_data_set(tmp_path)
@@ -549,6 +566,15 @@ def test_several_data_sets_in_one_folder_need_a_choice(tmp_path):
         open_data_set(tmp_path)
     assert error.value.code == "SEVERAL_DATA_SETS"
     assert len(open_data_set(tmp_path / "Dataset002_B").cases) == 3
+
+
+def test_one_label_file_for_two_scans_is_told(tmp_path):
+    builders.write_msd(tmp_path, phantoms_for("msd"))
+    path = tmp_path / "Task42_Synthetic/dataset.json"
+    training = json.loads(path.read_text())["training"]
+    change_json(path, training=[entry | {"label": training[0]["label"]} for entry in training[:2]] + training[2:])
+    told = [finding for finding in open_data_set(tmp_path).findings if finding.code == "LABEL_SHARED"]
+    assert len(told) == 1 and told[0].severity == "WARN" and "has the same label file" in told[0].cause
 
 
 def test_decathlon_of_another_modality_and_without_labels(tmp_path):

@@ -269,6 +269,16 @@ def test_a_scan_in_place_of_masks_is_told(scan, tmp_path, capsys):
     assert "negative values: this looks like an image" in capsys.readouterr().err
 
 
+def test_structures_without_a_voxel_are_told(scan, capsys):
+    folder, image, label = scan
+    assert small(folder, image, label, "--stills", str(folder / "stills")) == 0
+    assert "NOTE LABEL_EMPTY: no voxel belongs to kidney_left: not drawn." in capsys.readouterr().out
+    (folder / "labels.json").unlink()
+    nifti.write_label(folder / "nothing.nii.gz", Volume(np.zeros_like(label), image.affine))
+    assert visualize.main(["--input", str(folder / "nothing.nii.gz"), "--stills", str(folder / "none")]) == 4
+    assert "the masks hold nothing but background" in capsys.readouterr().err
+
+
 def test_a_dicom_mask_without_its_scan_is_told(scan, capsys):
     folder, image, label = scan
     dicom_seg.write_segments(folder / "seg.dcm", Volume(label, image.affine), {1: "liver", 2: "spleen"}, folder / "ct", algorithm="test")

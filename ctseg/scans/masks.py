@@ -18,6 +18,7 @@ from scipy import ndimage
 from ctseg.errors import Finding, PreconditionError
 from ctseg.scans import nrrd, slice_gaps, volume_files
 from ctseg.scans.cases import ImageSource
+from ctseg.scans.checks import refuse
 from ctseg.scans.layouts import gathering, metadata
 from ctseg.scans.volume import Volume
 
@@ -81,10 +82,16 @@ def _read(path: Path, level: float | None, findings: list[Finding]) -> Volume:
 
 
 def _read_organ(path: Path, name: str, level: float | None, findings: list[Finding]) -> Volume:
-    """What a file of its own holds of one structure: its mask, whatever is not 0; with a level perhaps its probabilities (float32)."""
+    """What a file of its own holds of one structure: its mask, the one value that is not 0; with a level perhaps its probabilities (float32)."""
     volume_files.check_name(path, name)
     volume = _read(path, level, findings)
-    return volume if volume.array.dtype.kind == "f" else Volume(volume.array > 0, volume.affine)
+    if volume.array.dtype.kind == "f":
+        return volume
+    mask = volume.array > 0
+    if (volume.array < 0).any() or (mask.any() and (volume.array[mask] != volume.array.max()).any()):
+        cause = f"the mask of '{name}' holds several values, from {volume.array.min()} to {volume.array.max()}: this looks like a label map or an image"
+        raise refuse("LABEL_VALUES", cause, "store 1 for the structure and 0 elsewhere; a label map is given as the file itself, not as its folder", path)
+    return Volume(mask, volume.affine)
 
 
 def _folder(path: Path, level: float | None) -> Masks:

@@ -48,7 +48,7 @@ def read(root: Path, *, follow_links: bool = False) -> DataSet:
 def read_case_folders(
     layout: str, root: Path, follow_links: bool, splits: dict[str, str], *metadata_files: Path
 ) -> DataSet:
-    """The reading that AbdomenAtlas and TotalSegmentator share. splits: case id -> the data set's own split."""
+    """The reading that AbdomenAtlas and TotalSegmentator share. splits: case id -> the data set's own word for its split."""
     cases = Gathering(layout, root, follow_links)
     cases.account(*metadata_files)
     table = metadata.names_beside(root)
@@ -62,7 +62,7 @@ def read_case_folders(
     spelling = {gathering.folded(name): name for name in sorted(names, key=gathering.natural_key, reverse=True)}
     for folder, masks in found.items():
         masks = {spelling[gathering.folded(name)]: path for name, path in masks.items()}
-        _read_case(cases, folder, masks, table, splits.get(folder.name.casefold()))
+        _read_case(cases, folder, masks, table, cases.split_of(splits.get(folder.name.casefold()), folder.name, next(iter(metadata_files), root)))
     return cases.data_set(sorted(spelling.values(), key=gathering.natural_key))
 
 

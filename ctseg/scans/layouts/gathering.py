@@ -167,6 +167,7 @@ class Gathering:
         self._cases: list[CaseRecord] = []
         self._ids: list[str] = []
         self._refused: set[str] = set()
+        self._label_of: dict[str, str] = {}  # label file -> the first case that has it
         self._accounted: set[str] = set()
         self._real_root = root.resolve()
         self._plain_folders: dict[str, bool] = {}  # folder -> whether it really lies inside the data folder
@@ -199,6 +200,21 @@ class Gathering:
     def account(self, *paths: Path | None) -> None:
         """Mark files (or whole folders) as explained, so that they are not reported as left over."""
         self._accounted.update(os.path.normpath(path) for path in paths if path is not None)
+
+    def split_of(self, word: str | None, case_id: str, path: Path) -> str | None:
+        """train, val or test, whatever the data set calls it; any other word is told, because such a case is assigned anew."""
+        split = None if word is None else SPLITS.get(word.casefold())
+        if word and split is None:
+            self.warn("SPLIT_UNKNOWN", f"its split '{printable(word)}' is none of {', '.join(SPLITS)}: it is assigned to any of train, val and test",
+                      "rename the split, or move the case away", path=path, case=case_id)
+        return split
+
+    def match_splits(self, splits: Iterable[str], path: Path | None) -> None:
+        """A warning about cases that a file of splits names and that are not there: another spelling makes a split without effect."""
+        unknown = sorted(set(splits) - set(self._ids), key=natural_key)
+        if unknown:
+            self.warn("SPLIT_UNKNOWN", f"{len(unknown)} of its cases are not in this data set, the first is '{printable(unknown[0])}'",
+                      "spell them like the cases, or take them out", path=path)
 
     def problem(self, path: Path, *, folder: bool = False) -> tuple[str, str, str] | None:
         """What `file_problem` says. Ordinary files, of which a data set has a hundred thousand, take one `lstat`."""
@@ -236,6 +252,9 @@ class Gathering:
             problem = self.problem(path, folder=path == image.path and image.format not in volume_files.FORMATS)
             if problem is not None:
                 return self.refuse(case_id, problem, path)
+        other = None if labels.path is None else self._label_of.setdefault(os.path.normpath(labels.path), case_id)
+        if other not in (None, case_id):
+            self.warn("LABEL_SHARED", f"case {other} has the same label file", "give each scan its own label, unless both show the same anatomy in the same place", path=labels.path, case=case_id)
         self._ids.append(case_id)
         names = None if annotated is None else frozenset(annotated)
         self._cases.append(CaseRecord(case_id, patient_id or case_id, image, labels, names, split))
@@ -299,7 +318,7 @@ class Gathering:
         for folder in [folder for folder, why in not_entered.items() if why not in (HIDDEN, TWICE)]:
             self._refuse_folder(folder)
         for path in strays[:SHOWN]:
-            self.warn("UNMATCHED_FILE", "no case uses this file", f"name it as the layout {self.layout} expects, or remove it", path=path)
+            self.warn("UNMATCHED_FILE", "no case uses this file", f"name it, or list it in the metadata, as the layout {self.layout} expects; or remove it", path=path)
         if len(strays) > SHOWN:
             self.warn("UNMATCHED_FILE", f"no case uses {len(strays) - SHOWN} more files", "see the files named before", path=strays[SHOWN].parent)
         if others:

@@ -78,7 +78,8 @@ def label_table(raw: Any, path: Path) -> tuple[dict[int, str], int | None]:
     Regions (a list of values for one name) overlap and are refused.
     """
     if not isinstance(raw, dict) or not raw:
-        raise PreconditionError("LABEL_NAMES_MISSING", "the names of the label values are not given", f"add them, for example {NAMES_EXAMPLE}", file=path.name)
+        cause = "the names of the label values stand in a list, which does not say the value of each" if isinstance(raw, list) and raw else "the names of the label values are not given"
+        raise PreconditionError("LABEL_NAMES_MISSING", cause, f"add them, for example {NAMES_EXAMPLE}", file=path.name)
     by_value = all(key.strip().isdecimal() and isinstance(value, str) for key, value in raw.items())
     pairs = [(value, key) if by_value else (key, value) for key, value in raw.items()]
     values: dict[int, str] = {}

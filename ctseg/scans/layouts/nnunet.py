@@ -66,12 +66,16 @@ def read(root: Path, *, follow_links: bool = False) -> DataSet:
     channel = metadata.ct_channel(content.get("channel_names", content.get("modality")), path)
     cases = Gathering("nnunet", root, follow_links)
     cases.account(path)
-    splits = _splits(cases, folder)
+    splits, splits_file = _splits(cases, folder)
     if isinstance(content.get("dataset"), dict):
         _read_listed(cases, folder, content["dataset"], channel, LabelSource("map", values=values, ignore_value=ignore_value), splits)
     else:
-        images = _images(cases, folder / "imagesTr", channel)
-        gathering.offer_pairs(cases, images, gathering.volumes(folder / "labelsTr"), values, annotated=values.values(), ignore_value=ignore_value, splits=splits)
+        images, labels = _images(cases, folder / "imagesTr", channel), gathering.volumes(folder / "labelsTr")
+        declared, count = content.get("numTraining"), len({gathering.folded(name) for name in (*images, *labels)})
+        if isinstance(declared, int) and declared > count:
+            cases.warn("CASES_MISSING", f"it counts {declared} training cases, {count} are here", "copy the missing files, or correct numTraining", path=path)
+        gathering.offer_pairs(cases, images, labels, values, annotated=values.values(), ignore_value=ignore_value, splits=splits)
+    cases.match_splits(splits, splits_file)
     _read_test(cases, folder, channel, values, ignore_value)
     return cases.data_set(tuple(values.values()))
 
@@ -117,15 +121,15 @@ def _read_test(cases: Gathering, folder: Path, channel: int, values: dict[int, s
     gathering.offer_pairs(cases, with_label, labels, values, annotated=values.values(), ignore_value=ignore_value, splits=dict.fromkeys(with_label, "test"))
 
 
-def _splits(cases: Gathering, folder: Path) -> dict[str, str]:
-    """Case id -> train or val from the first fold of splits_final.json, when there is one."""
+def _splits(cases: Gathering, folder: Path) -> tuple[dict[str, str], Path | None]:
+    """(case id -> train or val from the first fold of splits_final.json, that file), when there is one."""
     places = (folder, cases.root, cases.root / "nnUNet_preprocessed" / folder.name)
     path = next((place / "splits_final.json" for place in places if (place / "splits_final.json").is_file()), None)
     if path is None:
-        return {}
+        return {}, None
     cases.account(path)
     folds = metadata.read_list(path)
     if not folds or not isinstance(folds[0], dict) or not all(isinstance(folds[0].get(key), list) for key in ("train", "val")):
         raise metadata.invalid(path, 'it is not a list of {"train": [...], "val": [...]}', "correct or remove the file")
     cases.note("SPLITS_FOUND", f"the first of {len(folds)} folds is used", path=path)
-    return {str(case_id): split for split in ("train", "val") for case_id in folds[0][split]}
+    return {str(case_id): split for split in ("train", "val") for case_id in folds[0][split]}, path

@@ -68,7 +68,7 @@ def _read_case(cases: Gathering, entry: dict[str, Any], values: dict[int, str], 
         gathering.image_source(image),
         LabelSource("map", labels, values=dict(values), ignore_value=ignore_value),
         annotated=_annotated(cases, case_id, entry.get("annotated"), values),
-        split=None if split is None else gathering.SPLITS.get(split.casefold()),
+        split=cases.split_of(split, case_id, cases.root / "manifest.json"),
         patient_id=str(patient) if patient not in (None, "") else None,
     )
 

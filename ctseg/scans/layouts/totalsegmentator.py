@@ -37,7 +37,7 @@ def read(root: Path, *, follow_links: bool = False) -> DataSet:
 
 
 def _splits(path: Path) -> dict[str, str]:
-    """Case id (case-folded) -> train, val or test; empty when the table has no such columns."""
+    """Case id (case-folded) -> the split as the table calls it; empty when the table has no such columns."""
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
         delimiter = ";" if lines and ";" in lines[0] else ","
@@ -46,7 +46,7 @@ def _splits(path: Path) -> dict[str, str]:
         raise PreconditionError("METADATA_PARSE", f"not readable as a table ({error})", "correct or remove the file", file=path.name) from error
     result = {}
     for row in rows:
-        split = gathering.SPLITS.get((row.get("split") or "").strip().casefold())
+        split = (row.get("split") or "").strip()
         case_id = (row.get("image_id") or "").strip().casefold()
         if split and case_id:
             result[case_id] = split
