@@ -45,8 +45,26 @@ class Options:
     overrides: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
+class _Store(argparse.Action):
+    """Keep the value of an option: where it is given again, lists are joined and another value is refused, instead of the last one winning."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option_string: str | None = None) -> None:
+        earlier = getattr(namespace, self.dest, self.default)
+        if earlier is not self.default:
+            if self.nargs == "+":
+                values = [*earlier, *values]
+            elif earlier != values:
+                raise UsageError("BAD_OPTION", f"{option_string} is given twice: {earlier} and {values}", "give it once")
+        setattr(namespace, self.dest, values)
+
+
 class _Parser(argparse.ArgumentParser):
-    """argparse with this project's error line and a hint at the nearest option."""
+    """argparse with this project's error line, a hint at the nearest option and no value that is dropped without a word."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        for name in (None, "store"):
+            self.register("action", name, _Store)
 
     def error(self, message: str) -> NoReturn:
         known = [option for action in self._actions for option in action.option_strings]

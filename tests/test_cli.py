@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
+import infer
 from ctseg import artifacts, cli
-from ctseg.errors import ResourceError
+from ctseg.errors import ResourceError, UsageError
 
 ROOT = Path(__file__).parent.parent
 
@@ -155,3 +156,15 @@ def test_a_script_stops_when_the_run_it_is_part_of_is_gone():
     done = python(code, CTSEG_PARENT="1")  # not the process that started it
     _, err = done.communicate(timeout=30)
     assert done.returncode == 143 and err.startswith("Terminated.")
+
+
+def test_an_option_given_again_loses_nothing() -> None:
+    parser = infer.build_parser()
+    again = parser.parse_args(["--input", "a", "--output", "o", "--checkpoint", "1", "2", "--checkpoint", "3"])
+    assert again.checkpoint == [Path("1"), Path("2"), Path("3")]  # the default is not among them
+    assert parser.parse_args(["--input", "a", "--output", "o", "--checkpoint", "1"]).checkpoint == [Path("1")]
+    assert parser.parse_args(["--input", "a", "--input", "a", "--output", "o"]).input == Path("a")
+    with pytest.raises(UsageError, match="--input is given twice: a and b"):
+        parser.parse_args(["--input", "a", "--input", "b", "--output", "o"])
+    with pytest.raises(UsageError, match="--structures is given twice"):
+        cli.parser("x.py", "").parse_args(["--structures", "liver", "--structures", "spleen"])
