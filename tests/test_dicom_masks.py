@@ -170,6 +170,28 @@ def test_a_scan_whose_uids_were_blanked_gets_made_up_ones_with_a_warning(tmp_pat
         assert np.array_equal(masks[name], PHANTOM.label.array == value)
 
 
+REMOVED = ("PatientID", "PatientName", "PatientSex", "PatientBirthDate", "StudyDate", "StudyTime", "StudyID")
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_a_scan_whose_header_was_emptied_by_anonymisation_gets_its_masks(case, kind):
+    """Elements taken away, no slice thickness, a series number that has no successor in 32 bits."""
+    root, _ = case
+
+    def empty(content: Any) -> None:
+        for keyword in (*REMOVED, "AccessionNumber", "ReferringPhysicianName", "SliceThickness"):
+            delattr(content, keyword)
+        content.SeriesNumber = 2**31 - 1
+
+    for path in (root / "ct").iterdir():
+        edit(path, empty)
+    assert WRITERS[kind](root / "masks.dcm", PHANTOM.label, PHANTOM.names, root / "ct") == []
+    assert 0 < pydicom.dcmread(root / "masks.dcm").SeriesNumber < 2**31
+    masks, _ = READERS[kind](root / "masks.dcm", PHANTOM.image, root / "ct")
+    for value, name in PHANTOM.names.items():
+        assert np.array_equal(masks[name], PHANTOM.label.array == value)
+
+
 def test_made_up_uids_are_one_for_each_slice_and_the_same_again(case):
     headers = dicom_series.series_headers(case[0] / "ct")
     for header in headers:

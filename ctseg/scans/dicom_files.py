@@ -47,16 +47,16 @@ _TAGS = ["SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "Modality", "Pati
 def private() -> Iterator[None]:
     """Silence pydicom and highdicom: their warnings and log records quote values of the header."""
     loggers = [logging.getLogger(name) for name in ("pydicom", "highdicom")]
-    before = [logger.disabled for logger in loggers]
+    before = [logger.level for logger in loggers]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             for logger in loggers:
-                logger.disabled = True
+                logger.setLevel(logging.CRITICAL + 1)  # for the loggers below them, too
             yield
         finally:
-            for logger, disabled in zip(loggers, before):
-                logger.disabled = disabled
+            for logger, level in zip(loggers, before):
+                logger.setLevel(level)
 
 
 @contextlib.contextmanager
@@ -221,6 +221,15 @@ def name_by_content(content: Any) -> None:
         entropy_srcs=[digest, "instance"]
     )
     content.SeriesInstanceUID = generate_uid(entropy_srcs=[digest, "series"])
+
+
+def series_number(header: Any, step: int) -> int:
+    """The number of a series that is made from the one of `header`: `step` more, or `step` where that is no number of 32 bits."""
+    try:
+        number = max(0, int(header.get("SeriesNumber") or 1)) + step
+    except (ValueError, TypeError, OverflowError):  # text, several numbers, too many digits
+        return step
+    return number if number < 2**31 else step
 
 
 def short_names(names: Mapping[int, str]) -> dict[int, str]:

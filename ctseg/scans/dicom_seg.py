@@ -1,7 +1,7 @@
 """DICOM segmentation objects (SEG): read onto a CT's grid, and written for a CT series.
 
 Frames are placed by their position in the patient, never by their order, and a missing frame is empty: writers
-leave empty frames out, so frames and slices differ in number. highdicom unpacks the frames; segments may overlap.
+leave empty frames out, so frames and slices differ in number. Segments may overlap.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 import pydicom
 from pydicom.uid import SegmentationStorage, generate_uid
+from pydicom.valuerep import format_number_as_ds
 
 from ctseg.artifacts import atomic_write
-from ctseg.errors import CaseError, Finding
+from ctseg.errors import Finding
 from ctseg.scans import (
     checks,
     dicom_codes,
@@ -31,8 +32,8 @@ from ctseg.scans.volume import Volume
 
 PLACE_MM = 0.05  # how far a frame may lie from its slice: positions are often written with six digits
 LABELMAP_STORAGE = "1.2.840.10008.5.1.4.1.1.66.7"
-_FROM_SOURCE = (  # all that highdicom sees of the series: it would copy every element about patient and study, comments and history too
-    *dicom_files.PATIENT_AND_STUDY, "SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "SeriesNumber", "FrameOfReferenceUID", "PositionReferenceIndicator", "Modality",
+_FROM_SOURCE = (  # all that highdicom sees of the series
+    "StudyInstanceUID", "SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "SeriesNumber", "FrameOfReferenceUID", "PositionReferenceIndicator", "Modality",
     "ImageType", "Rows", "Columns", "NumberOfFrames", "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SliceThickness", "SpacingBetweenSlices",
     "LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod", *dicom_frames.GROUPS)
 _FIX = "export the segmentation again from the tool that drew it"
@@ -198,23 +199,24 @@ def _group(groups: Any, shared: Any, name: str) -> Any:
 
 def _contents(path: Path, frames: list[tuple[int | None, int]], numbers: set[int]) -> Iterator[tuple[int | None, int, np.ndarray]]:
     """(segment number or None, slice index, stored values (H, W)) of every frame that matters."""
-    if pydicom.uid.UID(str(dicom_files.read_header(path, []).file_meta.TransferSyntaxUID)).is_encapsulated:
-        with Decoder() as decoder:
-            for (number, plane), stored in zip(frames, decoder.frames(pydicom.dcmread(path), path)):
-                if number is None or number in numbers:
-                    yield number, plane, stored
-        return
-    import highdicom
-
-    try:
-        source = highdicom.seg.segread(path)
-        for index, (number, plane) in enumerate(frames):
+    content = pydicom.dcmread(path)
+    with Decoder() as decoder:
+        for (number, plane), stored in zip(frames, _bits(content, path) or decoder.frames(content, path)):
             if number is None or number in numbers:
-                yield number, plane, source.get_stored_frame(index + 1)
-    except CaseError:
-        raise
-    except Exception as error:  # damaged pixel data raises many types
-        raise refuse("PIXELS_CORRUPT", f"the frames cannot be decoded ({type(error).__name__})", "copy or export the file again", path) from None
+                yield number, plane, stored
+
+
+def _bits(content: Any, path: Path) -> Iterator[np.ndarray] | None:
+    """The frames (H, W) of uncompressed single bits, where a frame may begin within a byte; None for other pixels."""
+    syntax = pydicom.uid.UID(str(content.file_meta.TransferSyntaxUID))
+    if int(content.get("BitsAllocated") or 0) != 1 or syntax.is_encapsulated:
+        return None
+    pixels, (rows, columns) = np.frombuffer(content.get("PixelData") or b"", np.uint8), (int(content.Rows), int(content.Columns))
+    size, count = rows * columns, int(content.get("NumberOfFrames") or 1)
+    if len(pixels) * 8 < size * count:
+        raise refuse("PIXELS_CORRUPT", f"{len(pixels)} of {(size * count + 7) // 8} bytes of pixels", "copy or export the file again", path)
+    return (np.unpackbits(pixels[at // 8 : (at + size + 7) // 8], bitorder="little")[at % 8 :][:size].reshape(rows, columns)
+            for at in range(0, size * count, size))
 
 
 # ---- writing ----------------------------------------------------------------------------------------------
@@ -245,24 +247,31 @@ def write_segments(
     if dicom_frames.frame_of(headers[0]) is not None:
         masks, sources, places = _on_frames(masks, headers, dicom_series.source_file(series_folder, series_uid))
     content = highdicom.seg.Segmentation(
-        source_images=[_without_the_rest(source) for source in sources], pixel_array=masks, segmentation_type="BINARY", segment_descriptions=descriptions, **places,
-        series_instance_uid=generate_uid(), series_number=int(headers[0].get("SeriesNumber") or 1) + 100,
+        source_images=[_without_the_rest(source, _slice_distance(headers)) for source in sources], pixel_array=masks, segmentation_type="BINARY", segment_descriptions=descriptions, **places,
+        series_instance_uid=generate_uid(), series_number=dicom_files.series_number(headers[0], 100),
         sop_instance_uid=generate_uid(), instance_number=1,
         manufacturer="ctseg", manufacturer_model_name="ctseg", software_versions="1", device_serial_number="1",
     )
     _make_reproducible(content, str(headers[0].SeriesInstanceUID))
     content.SpecificCharacterSet = dicom_files.UNICODE
+    for keyword in dicom_files.PATIENT_AND_STUDY:
+        setattr(content, keyword, headers[0].get(keyword, ""))
     dicom_files.name_by_content(content)
     atomic_write(path, lambda stream: content.save_as(stream))
     return findings
 
 
-def _without_the_rest(header: Any) -> pydicom.Dataset:
-    """What a SEG may take over from a header of its series, or refers to."""
+def _without_the_rest(header: Any, distance: float) -> pydicom.Dataset:
+    """What highdicom may see of a header of the series: nothing of patient and study, which it would refuse where it is missing or
+    odd, as after anonymisation. distance: of the slices in mm, in place of a thickness that nobody wrote."""
     kept = pydicom.Dataset()
+    for keyword in dicom_files.PATIENT_AND_STUDY:
+        setattr(kept, keyword, "")
     for keyword in _FROM_SOURCE:
         if keyword in header:
             kept[keyword] = header[keyword]
+    if not kept.get("SliceThickness"):
+        kept.SliceThickness = format_number_as_ds(distance)
     return kept
 
 

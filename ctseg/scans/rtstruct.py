@@ -438,7 +438,7 @@ def write_structures(
         setattr(content, keyword, first.get(keyword, ""))
     described = {
         "SOPClassUID": RTStructureSetStorage, "Modality": "RTSTRUCT", "Manufacturer": "ctseg",
-        "SeriesNumber": int(first.get("SeriesNumber") or 1) + 200,
+        "SeriesNumber": dicom_files.series_number(first, 200),
         "SeriesDescription": "ctseg segmentation", "InstanceNumber": 1, "FrameOfReferenceUID": first.FrameOfReferenceUID, "PositionReferenceIndicator": "",
         "StructureSetLabel": "ctseg", "StructureSetDate": "20000101", "StructureSetTime": "000000", "OperatorsName": "", "ApprovalStatus": "UNAPPROVED"}
     for keyword, value in described.items():
