@@ -132,8 +132,22 @@ def check_options(workspace: artifacts.Workspace, settings: Settings, options: c
 
     spacing_mm = _check_settings(settings.data)
     check_folder(options.data, options.layout)
+    if options.data is None:
+        _keep_tensors_of_scans(workspace)
     _check_guide(workspace, settings.data)
     return spacing_mm
+
+
+def _keep_tensors_of_scans(workspace: artifacts.Workspace) -> None:
+    """UsageError where a synthetic cohort would take the place of what was made from somebody's scans."""
+    try:
+        manifest = artifacts.read_json(workspace.manifest)
+    except (OSError, IntegrityError):
+        return
+    if isinstance(manifest, dict) and manifest.get("synthetic") is False:
+        name = Path(str(manifest.get("data_root"))).name
+        raise UsageError("DATA_NEEDED", f"the tensors here were made from '{name}'; without --data a synthetic cohort would replace them",
+                         "give --data again, or another --workspace", file=workspace.relative(workspace.manifest))
 
 
 def _check_guide(workspace: artifacts.Workspace, data: DataSettings) -> None:

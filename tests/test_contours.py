@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -132,6 +133,16 @@ def test_contours_of_one_slice_are_one_plane_however_they_are_rounded(tmp_path, 
         },
     )
     assert read_one(path) == ([49 - 9 + 49] * 10, [])
+
+
+def test_a_contour_of_more_than_64_kilobytes_is_read(tmp_path):
+    """In explicit VR it does not fit the length of its own type and is stored as bytes."""
+    corners = np.concatenate([outer(10), outer(10)[:1]])
+    fine = np.concatenate([np.linspace(a, b, 1500, endpoint=False) for a, b in itertools.pairwise(corners)])
+    path = write(tmp_path, {"x": [fine]})
+    content = pydicom.dcmread(path)
+    assert isinstance(content.ROIContourSequence[0].ContourSequence[0].ContourData, bytes)
+    assert read_one(path) == ([49], [])
 
 
 def test_rounded_coordinates_of_an_oblique_series(tmp_path):

@@ -659,3 +659,13 @@ def test_real_fractional_segmentation_is_refused(real_data: Path) -> None:
     with pytest.raises(CaseError) as caught:
         dicom_seg.read_segments(real_data / "highdicom/data/test_files/seg_image_ct_true_fractional.dcm", PHANTOM.image, None)
     assert caught.value.code == "SEG_FRACTIONAL"
+
+
+def test_values_in_the_upper_bits_of_a_word_are_refused(series: Path) -> None:
+    """As scanners of the past stored them: read as they stand they would be 16 times too large."""
+    for path in series.iterdir():
+        content = pydicom.dcmread(path)
+        content.BitsStored, content.HighBit = 12, 15
+        content.save_as(path)
+    with pytest.raises(CaseError, match=r"PIXELS_UNSUPPORTED.*high bit 11"):
+        dicom_series.read_series(series)

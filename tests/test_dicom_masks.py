@@ -209,6 +209,18 @@ def test_made_up_uids_are_one_for_each_slice_and_the_same_again(case):
 # ---- places, gaps and numbers -----------------------------------------------------------------------------
 
 
+def test_a_seg_that_announces_fewer_frames_than_it_describes_is_refused(tmp_path):
+    dicom_series.write_series(tmp_path / "ct", PHANTOM.image, patient_id="synthetic", series_number=1, seed=0)
+    dicom_seg.write_segments(tmp_path / "seg.dcm", PHANTOM.label, PHANTOM.names, tmp_path / "ct")
+
+    def shorten(content: Any) -> None:
+        content.NumberOfFrames = int(content.NumberOfFrames) - 1
+
+    edit(tmp_path / "seg.dcm", shorten)
+    with pytest.raises(CaseError, match=r"DICOM_CORRUPT.*frames with \d+ descriptions"):
+        dicom_seg.read_segments(tmp_path / "seg.dcm", PHANTOM.image, tmp_path / "ct")
+
+
 @pytest.mark.parametrize(("decimals", "codes"), [(6, []), (2, []), (1, ["GRID_ROUNDING"]), (0, None)])
 def test_rounded_positions_of_frames_are_told_in_fractions_of_a_voxel(tmp_path, decimals, codes):
     image = Volume(

@@ -71,7 +71,7 @@ def write_data(root: Path, count: int = 6, **entries: dict[str, Any]) -> Path:
 
 def preprocess(data: Path, workspace: Path, *options: str) -> int:
     """Run the stage in this process with one worker; errors come through."""
-    arguments = cli.parser("preprocessing.py", "").parse_args(["--data", str(data), "--workspace", str(workspace), "--workers", "1", *options])
+    arguments = cli.parser("preprocessing.py", "").parse_args(["--data", str(data), "--workspace", str(workspace), *(["--workers", "1"] if "--workers" not in options else []), *options])
     return preprocessing.run(*cli.settings_from(arguments))
 
 
@@ -509,3 +509,13 @@ def test_the_list_tells_what_preprocessing_would_refuse_and_writes_nothing(tmp_p
     assert run_pipeline.main(command) == 4 and "SKIP_LIMIT" in capsys.readouterr().err
     monkeypatch.setattr(preprocessing, "PREVIEW_S", 0.0)
     assert run_pipeline.main(command) == 0 and "10 more cases were not looked at" in capsys.readouterr().out
+
+
+def test_a_synthetic_cohort_never_replaces_tensors_of_scans(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert preprocess(data, tmp_path / "w") == 0
+    before = Workspace(tmp_path / "w").manifest.read_bytes()
+    capsys.readouterr()
+    for main, words in ((preprocessing.main, []), (run_pipeline.main, ["--preprocess"]), (run_pipeline.main, ["--all"])):
+        assert main([*words, "--workspace", str(tmp_path / "w")]) == 2
+        assert "DATA_NEEDED" in capsys.readouterr().err
+    assert Workspace(tmp_path / "w").manifest.read_bytes() == before and not Workspace(tmp_path / "w").synthetic_data.exists()

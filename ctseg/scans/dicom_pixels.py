@@ -124,6 +124,10 @@ def _plugin(content: Any, path: Path) -> str:
         need = (int(content.Rows) * int(content.Columns) * frames * int(content.BitsAllocated) + 7) // 8
         if len(pixels) < need:
             raise refuse("DICOM_TRUNCATED", f"{len(pixels)} of {need} bytes of pixels", _AGAIN, path)
+        stored, high = int(content.get("BitsStored") or 0), int(content.get("HighBit") or 0)
+        if stored and high >= stored:
+            cause = f"its values stand in the upper bits of a word ({stored} bits stored, the highest is {high})"
+            raise refuse("PIXELS_UNSUPPORTED", cause, f"export the series with the high bit {stored - 1}", path)
         return ""
     if syntax == JPEGExtended12Bit and int(content.get("BitsStored") or 0) > 8:
         plugin = "gdcm-file" if "gdcm" in installed(syntax) else None  # of pydicom's decoders none takes it

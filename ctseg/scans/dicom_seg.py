@@ -85,6 +85,9 @@ def _read(
     path: Path, image: Volume, image_folder: Path | None, names: Collection[str] | None, series_uid: str | None, threshold: float | None
 ) -> tuple[dict[str, np.ndarray], list[Finding]]:
     header = _header(path)
+    announced, listed = int(header.get("NumberOfFrames") or 1), len(header.get("PerFrameFunctionalGroupsSequence") or [])
+    if listed and listed != announced:
+        raise refuse("DICOM_CORRUPT", f"{announced} frames with {listed} descriptions", "export the segmentation again", path)
     least, findings = _least_value(header, threshold, path)
     if image_folder is not None:
         named = [item.get("SeriesInstanceUID") for item in header.get("ReferencedSeriesSequence") or []]

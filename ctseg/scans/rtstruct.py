@@ -242,9 +242,15 @@ def _referenced(header: Any) -> Iterator[Any]:
             yield from study.get("RTReferencedSeriesSequence") or []
 
 
+def _coordinates(item: Any) -> list[Any]:
+    """The numbers of a contour, as they stand there. More than 64 kB of them are stored as bytes of no known type (VR UN)."""
+    value = item.get("ContourData")
+    return value.decode("latin-1").rstrip("\0 ").split("\\") if isinstance(value, bytes) else dicom_files.many(value)
+
+
 def _why_not(item: Any) -> str | None:
     """The reason (a key of _DROPPED) why a contour encloses no area that is known; None for one that does."""
-    count = len(item.get("ContourData") or [])
+    count = len(_coordinates(item))
     if str(item.get("ContourGeometricType", "")).upper() not in _CLOSED or count < 9:
         return "RT_OPEN_CONTOUR"
     return "RT_CONTOUR_DAMAGED" if count % 3 else None
@@ -309,7 +315,7 @@ def _polygons(
     found, dropped, beyond = [], Counter[str](), 0
     for item in items:
         why = _why_not(item)
-        points = np.array([float(value) for value in item.ContourData]) if why is None else np.zeros(0)
+        points = np.array([float(value) for value in _coordinates(item)]) if why is None else np.zeros(0)
         if why is not None or not np.isfinite(points).all():
             dropped[why or "RT_CONTOUR_DAMAGED"] += 1
             continue
