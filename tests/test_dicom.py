@@ -669,3 +669,13 @@ def test_values_in_the_upper_bits_of_a_word_are_refused(series: Path) -> None:
         content.save_as(path)
     with pytest.raises(CaseError, match=r"PIXELS_UNSUPPORTED.*high bit 11"):
         dicom_series.read_series(series)
+
+
+def test_acquisitions_that_lie_between_each_other_are_told(series: Path) -> None:
+    files = sorted(series.iterdir(), key=lambda path: float(pydicom.dcmread(path).ImagePositionPatient[2]))
+    for numbers, code in ((lambda index: 1 + index % 2, ["ACQUISITIONS_MIXED"]), (lambda index: 1 + index // 4, []), (lambda index: None, [])):
+        for index, path in enumerate(files):
+            content = pydicom.dcmread(path)
+            content.AcquisitionNumber = numbers(index)
+            content.save_as(path)
+        assert [finding.code for finding in dicom_series.read_series(series)[1] if finding.severity == "WARN"] == code

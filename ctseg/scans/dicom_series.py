@@ -8,6 +8,7 @@ instead of a wrong scan. No value of a patient's header appears in a message.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ ROUNDED_COSINES = 0.02  # what two decimals make of the length and the right ang
 
 _OF_SERIES = ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID")
 _TAGS = ["SOPClassUID", "SOPInstanceUID", "ImageType", "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "Rows", "Columns",
-         "InstanceNumber", "ImagesInAcquisition", "NumberOfFrames", "BitsAllocated", "RescaleSlope", "RescaleIntercept", "RescaleType",
+         "InstanceNumber", "AcquisitionNumber", "ImagesInAcquisition", "NumberOfFrames", "BitsAllocated", "RescaleSlope", "RescaleIntercept", "RescaleType",
          "PixelPaddingValue", "SamplesPerPixel", "PhotometricInterpretation", *dicom_frames.GROUPS]
 _NO_HU = ("OD", "Z_EFF", "ED", "EDW", "PCT", "MGML", "HU_MOD")  # rescale types of values that are something else
 
@@ -121,7 +122,7 @@ def _read(folder: Path, series_uid: str | None, assume_hu: bool) -> tuple[Volume
     slices, notes = _drop_crossing(slices, folder)
     findings += notes + _check_count(slices, total, folder)
     affine, notes = _geometry(slices, folder)
-    findings += notes
+    findings += notes + _check_acquisitions(slices, folder)
     rows, columns = int(slices[0].header.Rows), int(slices[0].header.Columns)
     bits = int(slices[0].header.get("BitsAllocated") or 16)
     checks.check_memory(len(slices) * rows * columns, max(1, bits // 8), folder)
@@ -218,6 +219,19 @@ def _drop_crossing(slices: list[_Slice], folder: Path) -> tuple[list[_Slice], li
     if not dropped:
         return kept, []
     return kept, [Finding("NOTE", "LOCALIZER", f"{dropped} images that run across the series were left out", file=str(folder))]
+
+
+def _check_acquisitions(slices: list[_Slice], folder: Path) -> list[Finding]:
+    """A warning when an acquisition goes on behind another one: two scans between each other look like one of half the step.
+
+    slices: in their order along the patient.
+    """
+    numbers = [item.header.get("AcquisitionNumber") for item in slices]
+    runs = 1 + sum(one != other for one, other in itertools.pairwise(numbers))
+    if runs <= len(set(numbers)):
+        return []
+    cause = f"slices of {len(set(numbers))} acquisitions lie between each other, in {runs} runs"
+    return [Finding("WARN", "ACQUISITIONS_MIXED", cause, "check that they are one scan, not two phases in one series", file=str(folder))]
 
 
 def _check_count(slices: list[_Slice], total: int, folder: Path) -> list[Finding]:
