@@ -46,14 +46,14 @@ class Options:
 
 
 class _Store(argparse.Action):
-    """Keep the value of an option: where it is given again, lists are joined and another value is refused, instead of the last one winning."""
+    """Keep the value of an option. Given again, lists are joined and other names and paths refused; of numbers the last one counts."""
 
     def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option_string: str | None = None) -> None:
         earlier = getattr(namespace, self.dest, self.default)
         if earlier is not self.default:
             if self.nargs == "+":
                 values = [*earlier, *values]
-            elif earlier != values:
+            elif earlier != values and self.type not in (int, float):
                 raise UsageError("BAD_OPTION", f"{option_string} is given twice: {earlier} and {values}", "give it once")
         setattr(namespace, self.dest, values)
 

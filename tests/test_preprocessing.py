@@ -71,7 +71,7 @@ def write_data(root: Path, count: int = 6, **entries: dict[str, Any]) -> Path:
 
 def preprocess(data: Path, workspace: Path, *options: str) -> int:
     """Run the stage in this process with one worker; errors come through."""
-    arguments = cli.parser("preprocessing.py", "").parse_args(["--data", str(data), "--workspace", str(workspace), *(["--workers", "1"] if "--workers" not in options else []), *options])
+    arguments = cli.parser("preprocessing.py", "").parse_args(["--data", str(data), "--workspace", str(workspace), "--workers", "1", *options])
     return preprocessing.run(*cli.settings_from(arguments))
 
 
