@@ -30,7 +30,6 @@ from ctseg.scans.checks import refuse
 from ctseg.scans.dicom_pixels import Decoder
 from ctseg.scans.volume import Volume
 
-PLACE_MM = 0.05  # how far a frame may lie from its slice: positions are often written with six digits
 LABELMAP_STORAGE = "1.2.840.10008.5.1.4.1.1.66.7"
 _FROM_SOURCE = (  # all that highdicom sees of the series
     "StudyInstanceUID", "SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "SeriesNumber", "FrameOfReferenceUID", "PositionReferenceIndicator", "Modality",
