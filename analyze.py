@@ -21,9 +21,9 @@ from ctseg.cli import LOG, Options
 from ctseg.config import Settings
 
 if TYPE_CHECKING:
+    from ctseg.geometry.volume import Volume
+    from ctseg.reporting.pictures.slices import Choice
     from ctseg.reporting.results import Results
-    from ctseg.reporting.slices import Choice
-    from ctseg.scans.volume import Volume
 
 
 OWN_PLOTS = ("per_pass.png", "reliability.png", "confidence.png")  # drawn by the evaluation where they apply
@@ -31,7 +31,8 @@ OWN_PLOTS = ("per_pass.png", "reliability.png", "confidence.png")  # drawn by th
 
 def run(workspace: Workspace, settings: Settings, options: Options, others: Sequence[Path] = ()) -> int:
     """Draw the plots and write the page of a workspace. others: workspaces to compare it with. Returns the exit code."""
-    from ctseg.reporting import gallery, other_runs, report, results, slices, verdict, viewer
+    from ctseg.reporting import gallery, other_runs, report, results, verdict, viewer
+    from ctseg.reporting.pictures import slices
 
     found = results.read(workspace)
     comparison = other_runs.gather(found, others) if others else other_runs.read_comparison(workspace)
@@ -66,7 +67,7 @@ def _draw(workspace: Workspace, found: Results) -> dict[str, bytes]:
     """Write the named plots; return them and the score plots as PNG by file name."""
     import io
 
-    from ctseg.reporting import curves, plots
+    from ctseg.reporting.pictures import curves, plots
 
     images = {}
     for name, draw in cli.bar("Drawing plots")(list(curves.PICTURES.items())):

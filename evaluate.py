@@ -32,15 +32,15 @@ from ctseg.outputs import keep_inputs, require_writable
 from ctseg.processes import end_with_parent
 
 if TYPE_CHECKING:
-    from ctseg.mask_comparison import MaskPair
-    from ctseg.mask_pairs import LabelNames, Pair, ScoreSettings
-    from ctseg.result_files import Trust
+    from ctseg.evaluation.mask_comparison import MaskPair
+    from ctseg.evaluation.mask_pairs import LabelNames, Pair, ScoreSettings
+    from ctseg.evaluation.result_files import Trust
     from ctseg.scoring.metrics import Row, Structure
 
 
 def run(workspace: Workspace, settings: Settings, options: Options) -> int:
     """Predict the test split with the best model and score it. Returns the exit code."""
-    from ctseg.learning.predict_stage import predict_test_cases
+    from ctseg.prediction.test_split import predict_test_cases
     from models import build_network
 
     record = predict_test_cases(workspace, settings, device=options.device, build_network=build_network, progress=cli.bar("Predicting"))
@@ -60,7 +60,7 @@ def run(workspace: Workspace, settings: Settings, options: Options) -> int:
 
 def score_run(workspace: Workspace, settings: Settings, workers: int = 1) -> int:
     """Score the predictions that `evaluation_run.json` lists against the references of the test split."""
-    from ctseg.mask_pairs import Pair, ScoreSettings, check_names, check_sets
+    from ctseg.evaluation.mask_pairs import Pair, ScoreSettings, check_names, check_sets
     from ctseg.scoring.metrics import Structure
     from ctseg.scoring.tolerances import tolerances_for
 
@@ -91,7 +91,7 @@ def join_trust(workspace: Workspace, record: Mapping[str, Any], rows: Sequence[R
 
     A calibration.json of other weights or data than the run's is left out, as is what an earlier version did not record.
     """
-    from ctseg.result_files import Trust
+    from ctseg.evaluation.result_files import Trust
     from ctseg.scoring.calibration import Sums
 
     content = read_json(workspace.calibration) if workspace.calibration.exists() else {}
@@ -112,8 +112,8 @@ def score_passes(workspace: Workspace, cases: Sequence[Mapping[str, Any]], pairs
     """Score every pass of a multi-pass network: per_pass.csv, per_pass.png and one sentence. A case that stopped early keeps its last pass."""
     import dataclasses
 
-    from ctseg.reporting import plots
-    from ctseg.result_files import write_passes
+    from ctseg.evaluation.result_files import write_passes
+    from ctseg.reporting.pictures import plots
     from ctseg.scoring.passes import pass_gain
 
     files = {case["case_id"]: case.get("passes", []) for case in cases}
@@ -141,7 +141,7 @@ def score_pairs(pairs: Sequence[Pair] | Sequence[MaskPair], structures: Sequence
 
     One process per case at a time, one thread each; the result does not depend on the number of workers.
     """
-    from ctseg.mask_pairs import score_pair
+    from ctseg.evaluation.mask_pairs import score_pair
 
     ordered = sorted(pairs, key=lambda pair: pair.case_id)
     job = functools.partial(score or score_pair, structures=structures, settings=settings)
@@ -176,7 +176,7 @@ def _map(job: Any, items: Sequence[Any], workers: int) -> Iterator[Any]:
 def write_evaluation(folder: Path | None, pairs: Sequence[Pair] | Sequence[MaskPair], structures: Sequence[Structure], how: ScoreSettings, rows: Sequence[Row], nothing: Sequence[Row],
                      *, warnings: Sequence[str] = (), synthetic: bool = False, split_hash: str | None = None, plots: bool = True, trust: Trust | None = None) -> str:
     """Write every result file and return the report; without a folder only the report."""
-    from ctseg.result_files import write_results
+    from ctseg.evaluation.result_files import write_results
     from ctseg.scoring import distances, statistics
 
     missing = sum(pair.prediction is None for pair in pairs)
@@ -196,7 +196,7 @@ def write_evaluation(folder: Path | None, pairs: Sequence[Pair] | Sequence[MaskP
 
 
 def _draw(folder: Path, rows: Sequence[Row], names: Sequence[str], synthetic: bool) -> None:
-    from ctseg.reporting import plots
+    from ctseg.reporting.pictures import plots
 
     for name in ("dice_boxplots", "dice_vs_hausdorff", "metrics_heatmap"):
         getattr(plots, name)(rows, names, folder / f"{name}.png", synthetic)
@@ -204,7 +204,7 @@ def _draw(folder: Path, rows: Sequence[Row], names: Sequence[str], synthetic: bo
 
 def _draw_trust(folder: Path, rows: Sequence[Row], names: Sequence[str], trust: Trust | None, synthetic: bool) -> None:
     """reliability.png and confidence.png where there is something to draw; those of an earlier evaluation go."""
-    from ctseg.reporting import reliability
+    from ctseg.reporting.pictures import reliability
     from ctseg.scoring import calibration
 
     for name in ("reliability.png", "confidence.png"):
@@ -220,8 +220,8 @@ def _draw_trust(folder: Path, rows: Sequence[Row], names: Sequence[str], trust: 
 
 def compare(arguments: argparse.Namespace, settings: Settings, workers: int) -> int:
     """Score --prediction against --reference and print the report; the files go to --output, where that is given."""
-    from ctseg import mask_comparison, mask_pairs
-    from ctseg.result_files import RESULTS
+    from ctseg.evaluation import mask_comparison, mask_pairs
+    from ctseg.evaluation.result_files import RESULTS
 
     for option, path in (("--reference", arguments.reference), ("--prediction", arguments.prediction)):
         if not path.exists():
@@ -247,12 +247,12 @@ def compare(arguments: argparse.Namespace, settings: Settings, workers: int) -> 
 
 def _map_names(arguments: argparse.Namespace) -> LabelNames | None:
     """The names of two folders of label maps that share their ids; None for any other comparison."""
-    from ctseg import mask_pairs, mask_sides
+    from ctseg.evaluation import mask_forms, mask_pairs
 
     reference, prediction = arguments.reference, arguments.prediction
-    if arguments.ct is not None or arguments.structures is not None or arguments.one_case or not mask_sides.is_folder_of_maps(reference):
+    if arguments.ct is not None or arguments.structures is not None or arguments.one_case or not mask_forms.is_folder_of_maps(reference):
         return None
-    if not mask_sides.is_folder_of_maps(prediction) and not (prediction.is_dir() and not mask_sides.find_cases(prediction)):
+    if not mask_forms.is_folder_of_maps(prediction) and not (prediction.is_dir() and not mask_forms.find_cases(prediction)):
         return None
     try:
         return mask_pairs.find_label_names(reference, prediction, arguments.labels)
@@ -262,7 +262,7 @@ def _map_names(arguments: argparse.Namespace) -> LabelNames | None:
 
 def _compare(arguments: argparse.Namespace, settings: Settings, workers: int, pairs: Sequence[Pair] | Sequence[MaskPair], structures: Sequence[Structure],
              score: Callable[..., Any], ignore_label: int | None, warnings: Sequence[str] = ()) -> int:
-    from ctseg.mask_pairs import ScoreSettings
+    from ctseg.evaluation.mask_pairs import ScoreSettings
     from ctseg.scoring.tolerances import tolerances_for
 
     names = [structure.name for structure in structures]

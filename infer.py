@@ -33,10 +33,10 @@ from ctseg.errors import SYSTEM_FAULTS, CaseError, Finding, PreconditionError, R
 from ctseg.outputs import keep_inputs, require_writable
 
 if TYPE_CHECKING:
-    from ctseg.learning.predictor import Predictor
-    from ctseg.scans.cases import ImageSource
-    from ctseg.scans.guides import CaseGuide, GuideSource
-    from ctseg.scans.volume import Volume
+    from ctseg.geometry.volume import Volume
+    from ctseg.prediction.predictor import Predictor
+    from ctseg.scans.datasets.case import ImageSource
+    from ctseg.scans.guide_organs import CaseGuide, GuideSource
 
 RECORD = "inference.json"
 
@@ -51,9 +51,9 @@ class Guides:
 
     def of(self, name: str, image: Volume) -> CaseGuide | None:
         """The guide of one scan."""
-        from ctseg.scans.distance_maps import organ_masks
-        from ctseg.scans.guides import CaseGuide, load_guide
-        from ctseg.scans.volume import Volume
+        from ctseg.geometry.distance_maps import organ_masks
+        from ctseg.geometry.volume import Volume
+        from ctseg.scans.guide_organs import CaseGuide, load_guide
 
         if self.model is not None:
             label = Volume(self.model.predict_scan(image), image.affine)
@@ -66,7 +66,7 @@ class Guides:
 
 def choose_guides(predictor: Predictor, wanted: str | None, output: Path, load: Any) -> Guides:
     """The guides for a network; UsageError when it needs some and none were given, or they do not know its organs."""
-    from ctseg.scans.guides import GuideSource
+    from ctseg.scans.guide_organs import GuideSource
 
     if not predictor.takes_guide:
         return Guides()
@@ -89,15 +89,15 @@ def choose_guides(predictor: Predictor, wanted: str | None, output: Path, load: 
 
 def infer(arguments: argparse.Namespace) -> int:
     """Predict every scan. Returns 0, or 3 when some could not be used."""
-    from ctseg.inference_files import write_statistics
-    from ctseg.learning.hardware import peak_memory_gb
-    from ctseg.learning.predictor import ensemble, load_predictor
-    from ctseg.scans import scan_files
+    from ctseg.prediction.predictor import ensemble, load_predictor
+    from ctseg.prediction.scan_outputs import write_statistics
+    from ctseg.runtime.hardware import peak_memory_gb
+    from ctseg.scans.datasets import find_scans
     from models import build_network
 
     resolved = config.resolve(None, {**config.parse_assignments(arguments.assignments), **_asked(arguments)})
     settings = resolved.evaluate
-    found, left_out = scan_files.search(arguments.input)
+    found, left_out = find_scans.search(arguments.input)
     scans = {name: dataclasses.replace(source, assume_hu=resolved.data.assume_hu) for name, source in found.items()}
     formats = chosen_formats(arguments.format, scans)
     for checkpoint in arguments.checkpoint:
@@ -148,7 +148,7 @@ def _keep_inputs(
     arguments: argparse.Namespace, scans: dict[str, ImageSource], formats: list[str], names: Sequence[str]
 ) -> None:
     """Refuse an output that would touch scans, models or guide masks; a sub-folder among scans does not."""
-    from ctseg import inference_files as files
+    from ctseg.prediction import scan_outputs as files
 
     targets = []
     for name in scans:
@@ -179,7 +179,7 @@ def earlier_records(output: Path, run: dict[str, Any]) -> dict[str, Any]:
 
 def chosen_formats(text: str, scans: dict[str, ImageSource]) -> list[str]:
     """The formats of --format. UsageError for an unknown one, and for a DICOM format where a scan is no DICOM series."""
-    from ctseg.inference_files import DICOM_FORMATS, FORMATS
+    from ctseg.prediction.scan_outputs import DICOM_FORMATS, FORMATS
 
     formats = [word.strip() for word in text.split(",") if word.strip()]
     unknown = [word for word in formats if word not in FORMATS]
@@ -210,19 +210,19 @@ def _predict(predictor: Predictor, guides: Guides, name: str, source: ImageSourc
              before: dict[str, Any] | None, algorithm: str) -> dict[str, Any]:
     """Predict one scan and write what was asked for; what went wrong is told and becomes part of the record. before: its record of an earlier run of the same kind.
     algorithm: how DICOM files call the model."""
-    from ctseg import inference_files as files
-    from ctseg.scans import reading
-    from ctseg.scans.cases import CaseRecord
-    from ctseg.scans.volume import Volume
+    from ctseg.geometry.volume import Volume
+    from ctseg.prediction import scan_outputs as files
+    from ctseg.scans.datasets import load_case
+    from ctseg.scans.datasets.case import CaseRecord
     from ctseg.scoring.failure import agreement
 
     started, output = time.monotonic(), arguments.output
     image: Volume | None = None
     try:
-        digest = reading.source_hash(CaseRecord(name, name, source, None))
+        digest = load_case.source_hash(CaseRecord(name, name, source, None))
         if before is not None and before["input_sha256"] == digest:
             return before
-        image, findings = reading.load_image(source)
+        image, findings = load_case.load_image(source)
         for finding in findings:
             LOG.info("%s", dataclasses.replace(finding, case=name, file=Path(finding.file).name).line())
         members: list[Any] = []

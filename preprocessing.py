@@ -22,17 +22,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ctseg import artifacts, cli
+from ctseg import artifacts, cli, laterality, structure_names
 from ctseg.config import DataSettings, Settings, did_you_mean
 from ctseg.errors import Finding, IntegrityError, PreconditionError, ResourceError, UsageError
-from ctseg.scans import aliases, laterality
-from ctseg.scans.laterality import Sides
+from ctseg.laterality import Sides
 
 if TYPE_CHECKING:
-    from ctseg.scans.cases import CaseRecord, DataSet
-    from ctseg.scans.grids import GridPlan
-    from ctseg.scans.guides import GuideSource
-    from ctseg.scans.prepare import CaseJob, CaseOutcome
+    from ctseg.geometry.grids import GridPlan
+    from ctseg.scans.case_to_tensors import CaseJob, CaseOutcome
+    from ctseg.scans.datasets.case import CaseRecord, DataSet
+    from ctseg.scans.guide_organs import GuideSource
 
 LOG = logging.getLogger("ctseg")
 REPORT_VERSION = 1
@@ -98,7 +97,7 @@ def preview(workspace: artifacts.Workspace, settings: Settings, options: cli.Opt
 
     Scans are read as `run` reads them, for PREVIEW_S seconds; the rest is counted as not looked at. Raises what stops `run`.
     """
-    from ctseg.scans.prepare import survey_until
+    from ctseg.scans.case_to_tensors import survey_until
 
     check_options(workspace, settings, options)
     data_set = _open(workspace, settings.data, options)
@@ -128,7 +127,7 @@ def check_options(workspace: artifacts.Workspace, settings: Settings, options: c
 
     Raises UsageError, and PreconditionError where there is no data or no TotalSegmentator.
     """
-    from ctseg.scans.layouts import check_folder
+    from ctseg.scans.datasets.layouts import check_folder
 
     spacing_mm = _check_settings(settings.data)
     check_folder(options.data, options.layout)
@@ -151,7 +150,7 @@ def _keep_tensors_of_scans(workspace: artifacts.Workspace) -> None:
 
 
 def _check_guide(workspace: artifacts.Workspace, data: DataSettings) -> None:
-    from ctseg.scans import guides
+    from ctseg.scans import guide_organs
 
     path = Path(data.guide)
     if data.guide.endswith(".pth"):
@@ -163,7 +162,7 @@ def _check_guide(workspace: artifacts.Workspace, data: DataSettings) -> None:
         if data.guide != "totalsegmentator" and not path.is_dir():
             raise UsageError("BAD_OPTION", f"'{data.guide}' after --guide is neither a folder nor one of labels, totalsegmentator", "check the path", file=path.name)
         if data.guide == "totalsegmentator" and not workspace.guide_masks.is_dir():  # kept masks need no program
-            guides.totalsegmentator_command()
+            guide_organs.totalsegmentator_command()
 
 
 def _check_settings(data: DataSettings) -> tuple[float, float, float] | None:
@@ -181,12 +180,12 @@ def _check_settings(data: DataSettings) -> tuple[float, float, float] | None:
 
 def _open(workspace: artifacts.Workspace, data: DataSettings, options: cli.Options) -> DataSet:
     """The user's data set, or the synthetic cohort, which is drawn first when it is not there yet."""
-    from ctseg.scans.layouts import open_data_set
+    from ctseg.scans.datasets.layouts import open_data_set
 
     if options.data is not None:
         return open_data_set(options.data, options.layout, follow_links=data.follow_links)
     folder = workspace.synthetic_data
-    from ctseg.scans.phantom import DEFAULT, write_cohort
+    from ctseg.anatomy import DEFAULT, write_cohort
 
     task = options.task or DEFAULT
     LOG.info("No --data given: using a synthetic cohort (%s), drawn into %s unless it is there already.", task, workspace.relative(folder))
@@ -200,7 +199,7 @@ def _choose_structures(data_set: DataSet, data: DataSettings) -> tuple[str, ...]
     wanted = tuple(data.structures)
     if not wanted and data_set.synthetic:
         wanted = tuple(artifacts.read_json(data_set.root / "synthetic.json").get("structures", ()))
-    wanted = tuple(aliases.find(name, data_set.structures) or name for name in wanted)
+    wanted = tuple(structure_names.find(name, data_set.structures) or name for name in wanted)
     for name in wanted:
         if name not in data_set.structures:
             raise UsageError("UNKNOWN_ORGAN", f"the data set has no structure '{name}'{did_you_mean(name, data_set.structures)}",
@@ -231,7 +230,7 @@ def _find_sides(data_set: DataSet, data: DataSettings, guide: GuideSource | None
         left, separator, right = text.partition(":")
         if not separator:
             raise UsageError("BAD_VALUE", f"data.pairs={text} has no ':'", "write left:right, for example --set data.pairs=kidney_a:kidney_b")
-        known = [aliases.find(name.strip(), names) for name in (left, right)]
+        known = [structure_names.find(name.strip(), names) for name in (left, right)]
         for name, found in zip((left, right), known):
             if found is None:
                 raise UsageError("UNKNOWN_ORGAN", f"data.pairs={text}: the data set has no structure '{name.strip()}'{did_you_mean(name, names)}", f"choose from {', '.join(names)}")
@@ -244,7 +243,7 @@ def _guide_source(workspace: artifacts.Workspace, settings: Settings, options: c
 
     Raises UsageError, GUIDE_LEAK among them.
     """
-    from ctseg.scans.guides import GuideSource, check_source
+    from ctseg.scans.guide_organs import GuideSource, check_source
 
     data = settings.data
     if data.guide == "none":
@@ -264,9 +263,9 @@ def _guide_source(workspace: artifacts.Workspace, settings: Settings, options: c
 
 def _predicted_guide(workspace: artifacts.Workspace, settings: Settings, options: cli.Options, data_set: DataSet, structures: tuple[str, ...]) -> tuple[GuideSource, str]:
     """Guide organs as an earlier model of this pipeline predicts them in every scan. Raises UsageError, IntegrityError."""
-    from ctseg.learning.guide_masks import predict_guide_masks
-    from ctseg.learning.predictor import load_predictor
-    from ctseg.scans.guides import GuideSource, check_source
+    from ctseg.prediction.guide_masks import predict_guide_masks
+    from ctseg.prediction.predictor import load_predictor
+    from ctseg.scans.guide_organs import GuideSource, check_source
     from models import build_network
 
     path = Path(settings.data.guide)
@@ -319,7 +318,7 @@ def _stale_note(previous: dict[str, Any] | None, settings: Settings, structures:
 
 def _known_plan(data: DataSettings, spacing_mm: tuple[float, float, float] | None) -> GridPlan | None:
     """The grid when the settings alone decide it; None when the training scans do."""
-    from ctseg.scans.grids import GridPlan
+    from ctseg.geometry.grids import GridPlan
 
     if data.grid == "whole":
         return GridPlan("whole", None, data.overlap)
@@ -330,7 +329,7 @@ def _known_plan(data: DataSettings, spacing_mm: tuple[float, float, float] | Non
 
 def _jobs(workspace: artifacts.Workspace, data: DataSettings, data_set: DataSet, structures: tuple[str, ...], plan: GridPlan | None,
           guide: GuideSource | None, known: dict[str, dict[str, Any]], sides: Sides) -> list[CaseJob]:
-    from ctseg.scans.prepare import CaseJob
+    from ctseg.scans.case_to_tensors import CaseJob
 
     return [CaseJob(_as_allowed(record, data), data_set.root, workspace, structures, data.window_hu, data.margin_mm, plan, known.get(record.case_id), guide=guide, crop=data.crop, sides=sides)
             for record in sorted(data_set.cases, key=lambda record: record.case_id)]
@@ -361,8 +360,8 @@ def _require_disk(workspace: artifacts.Workspace, needed: float) -> None:
 
 def _in_parallel(jobs: list[CaseJob], workers: int, title: str, work: Callable[[CaseJob], CaseOutcome] | None = None) -> list[CaseOutcome]:
     """What came of each job, in their order; tracebacks go to the log file. work: `prepare_case` unless said otherwise."""
+    from ctseg.scans.case_to_tensors import prepare_case
     from ctseg.scans.parallel import map_cases
-    from ctseg.scans.prepare import prepare_case
 
     with cli.CountingBar(title) as bar:
         outcomes = map_cases(jobs, workers, progress=bar, work=work or prepare_case)
@@ -376,9 +375,9 @@ def _write_tensors(workspace: artifacts.Workspace, jobs: list[CaseJob], surveyed
     """The outcomes with the tensors of every case written; those of an earlier run are kept where they still hold."""
     import dataclasses
 
-    from ctseg.scans.grids import tensor_origins
-    from ctseg.scans.prepare import box_of
-    from ctseg.scans.volume import Grid
+    from ctseg.geometry.grids import tensor_origins
+    from ctseg.geometry.volume import Grid
+    from ctseg.scans.case_to_tensors import box_of
 
     pending, size = [], 0
     for job, outcome in zip(jobs, surveyed):
@@ -397,8 +396,8 @@ def _choose_plan(train: list[dict[str, Any]], data: DataSettings, spacing_mm: tu
     """The grid that the training scans ask for: their median spacing, and for grid=auto whether one tensor holds the body."""
     import numpy as np
 
-    from ctseg.scans.grids import GridPlan
-    from ctseg.scans.prepare import box_of, canonical_spacing
+    from ctseg.geometry.grids import GridPlan
+    from ctseg.scans.case_to_tensors import box_of, canonical_spacing
 
     median = np.median([canonical_spacing(entry) for entry in train], axis=0) if spacing_mm is None else np.array(spacing_mm)
     d, h, w = (round(float(value), 4) for value in median)
@@ -413,7 +412,7 @@ def _choose_plan(train: list[dict[str, Any]], data: DataSettings, spacing_mm: tu
 
 def _draw_splits(workspace: artifacts.Workspace, entries: dict[str, dict[str, Any]], data: DataSettings) -> tuple[dict[str, Any], list[Finding]]:
     """Draw or complete the splits and write each case's split into its entry. (new content of splits.json, findings)"""
-    from ctseg.scans import splits
+    from ctseg.scans.datasets import splits
 
     existing = artifacts.read_json(workspace.splits) if workspace.splits.exists() else None
     frozen = splits.frozen_assignment(existing) if existing is not None else {}
@@ -499,7 +498,7 @@ def _check_skips(report: dict[str, Any], limit: float, file: str) -> None:
 
 def _manifest(workspace: artifacts.Workspace, data: DataSettings, options: cli.Options, data_set: DataSet, structures: tuple[str, ...], plan: GridPlan,
               entries: dict[str, dict[str, Any]], splits: dict[str, Any]) -> dict[str, Any]:
-    from ctseg.scans.prepare import PREPROCESS_VERSION
+    from ctseg.scans.case_to_tensors import PREPROCESS_VERSION
 
     settings = Settings(data=data).record()["data"]
     return {

@@ -79,7 +79,7 @@ def run_stages(stages: list[str], workspace: Workspace, settings: Settings, opti
 
 def show_list(workspace: Workspace, settings: Settings, options: Options) -> int:
     """Print what can be chosen: models, profiles, layouts, settings; of a folder what preprocessing would use and refuse."""
-    from ctseg.scans.layouts import LAYOUTS
+    from ctseg.scans.datasets.layouts import LAYOUTS
     from models import PRESETS
 
     print("Models:   " + ", ".join(PRESETS))

@@ -25,7 +25,7 @@ from ctseg.errors import Finding, IntegrityError, PreconditionError, ResourceErr
 from ctseg.tasks import find_task
 
 if TYPE_CHECKING:
-    from ctseg.learning import hardware
+    from ctseg.runtime import hardware
 
 
 def run(workspace: Workspace, settings: Settings, options: Options) -> int:
@@ -37,8 +37,9 @@ def run(workspace: Workspace, settings: Settings, options: Options) -> int:
 
     import torch
 
-    from ctseg.learning import dataset, hardware, planning
-    from ctseg.learning.locator import remaining_settings
+    from ctseg.learning import dataset, planning
+    from ctseg.prediction.locator import remaining_settings
+    from ctseg.runtime import hardware
 
     device = hardware.choose_device(options.device)
     options = _with_task(options, manifest)
@@ -97,7 +98,7 @@ def check_options(settings: Settings, options: Options, *, guided: bool) -> None
     """
     import torch
 
-    from ctseg.learning import hardware
+    from ctseg.runtime import hardware
 
     check_model(settings.model.name)
     device = hardware.choose_device(options.device)
@@ -136,7 +137,7 @@ def _with_profile(settings: Settings, options: Options, device: Any) -> Settings
     """The settings, with the profile that fits the hardware when the user named none."""
     if options.profile is not None:
         return config.resolve(options.profile, options.overrides)
-    from ctseg.learning import hardware
+    from ctseg.runtime import hardware
 
     profile, reason = hardware.choose_profile(device)
     LOG.info("Profile %s, because %s (--profile chooses).", profile, reason)
@@ -145,7 +146,7 @@ def _with_profile(settings: Settings, options: Options, device: Any) -> Settings
 
 def _with_sides(settings: Settings, options: Options, manifest: dict[str, Any]) -> Settings:
     """The settings, without mirroring where a structure of one side lacks its partner; what the user asks for by name is done with a warning."""
-    from ctseg.scans.laterality import one_sided
+    from ctseg.laterality import one_sided
 
     names = one_sided(manifest.get("sides"), manifest["structures"], (manifest.get("guide") or {}).get("organs", ()))
     if not names or not settings.train.mirror:
@@ -181,7 +182,9 @@ class _Plan:
 
 def _train_locator(workspace: Workspace, settings: Settings, options: Options, manifest: dict[str, Any], machine: hardware.Machine) -> tuple[dict[str, Any], dict[str, Any]]:
     """Train the locator of the roi grid. (what the checkpoint keeps of it, region of each validation case)"""
-    from ctseg.learning import checkpoints, locator, planning
+    from ctseg.learning import planning
+    from ctseg.prediction import locator
+    from ctseg.runtime import checkpoints
     from models import build_network
 
     LOG.info("Training the locator, which finds the structures on the whole body.")
@@ -209,7 +212,8 @@ def _train_locator(workspace: Workspace, settings: Settings, options: Options, m
 def _fit(plan: _Plan, settings: Settings) -> int:
     import torch
 
-    from ctseg.learning import hardware, trainer
+    from ctseg.learning import trainer
+    from ctseg.runtime import hardware
 
     workspace, options, manifest, machine, training, validation = (getattr(plan, name) for name in ("workspace", "options", "manifest", "machine", "training", "validation"))
     guide = training[0].guide
@@ -287,7 +291,8 @@ def _fell_back(plan: _Plan, settings: Settings, smaller: Settings) -> bool:
     """Whether the training that is there took smaller settings than asked for, because the memory did not
     suffice.
     """
-    from ctseg.learning import checkpoints, trainer
+    from ctseg.learning import trainer
+    from ctseg.runtime import checkpoints
 
     if plan.options.restart:
         return False
@@ -304,7 +309,8 @@ def _earlier(plan: _Plan, identity: Any, settings: Settings) -> dict[str, Any] |
     UsageError RESUME_CONFLICT when it was on the same data with other settings: which of the two is wanted,
     only the user can say.
     """
-    from ctseg.learning import checkpoints, trainer
+    from ctseg.learning import trainer
+    from ctseg.runtime import checkpoints
 
     workspace = plan.workspace
     content, warning = (None, None) if plan.options.restart else checkpoints.load_last(workspace.last_model)
@@ -330,14 +336,14 @@ def _earlier(plan: _Plan, identity: Any, settings: Settings) -> dict[str, Any] |
 
 def _begin_anew(workspace: Workspace) -> None:
     """Make room for a new training without losing the model of an earlier one."""
-    from ctseg.learning import checkpoints
+    from ctseg.runtime import checkpoints
 
     _set_best_aside(workspace)
     checkpoints.remove(workspace.last_model)
 
 
 def _set_best_aside(workspace: Workspace) -> None:
-    from ctseg.learning import checkpoints
+    from ctseg.runtime import checkpoints
 
     if kept := checkpoints.set_aside(workspace.best_model):
         LOG.info("The model that was there is kept as %s.", workspace.relative(kept))
@@ -366,7 +372,8 @@ def _go_on(job: Any, content: dict[str, Any]) -> bool:
 
 def _best_is_there(workspace: Workspace, content: dict[str, Any]) -> bool:
     """Whether best_model.pth is the best of the training whose last state this is."""
-    from ctseg.learning import checkpoints, trainer
+    from ctseg.learning import trainer
+    from ctseg.runtime import checkpoints
 
     try:
         best = checkpoints.load(workspace.best_model)

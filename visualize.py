@@ -28,15 +28,15 @@ from ctseg import cli
 from ctseg.artifacts import atomic_write
 from ctseg.cli import LOG
 from ctseg.errors import CaseError, Finding, PreconditionError, UsageError
-from ctseg.mask_pairs import listed
+from ctseg.evaluation.mask_pairs import listed
 from ctseg.outputs import keep_inputs, require_writable
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from ctseg.reporting.surfaces import Finder
+    from ctseg.geometry.volume import Volume
+    from ctseg.reporting.pictures.surfaces import Finder
     from ctseg.scans.masks import Masks
-    from ctseg.scans.volume import Volume
 
 SMALLEST, LARGEST = 120, 4096  # pixels
 
@@ -67,7 +67,7 @@ def visualize(arguments: argparse.Namespace) -> int:
 def _draw(arguments: argparse.Namespace, film: Path | None, renderer: tuple[Finder, Callable[..., np.ndarray]], masks: Masks, chosen: list[str], reference: Masks | None,
           ct: Volume | None, window: tuple[float, float] | None) -> None:
     """The film and the stills."""
-    from ctseg.reporting import slices, tour, video
+    from ctseg.reporting.pictures import slices, tour, video
 
     find, draw = renderer
     scene = tour.build_scene(masks, chosen, ct=ct, context=arguments.context or ("body" if ct is not None else "none"), reference=reference, synthetic=arguments.synthetic,
@@ -85,7 +85,7 @@ def _draw(arguments: argparse.Namespace, film: Path | None, renderer: tuple[Find
 
 
 def _write_sheet(arguments: argparse.Namespace, masks: Masks, chosen: list[str], reference: Masks | None, ct: Volume, window: tuple[float, float] | None) -> None:
-    from ctseg.reporting import contact_sheet
+    from ctseg.reporting.pictures import contact_sheet
 
     sheet = contact_sheet.build_sheet(ct, masks, chosen, reference=reference, window_hu=window, synthetic=arguments.synthetic, progress=cli.bar("Masks", unit="structure"))
     if arguments.output is None and arguments.stills is None:
@@ -105,7 +105,7 @@ def _tell_shown(chosen: list[str], shown: tuple[str, ...], probabilities: tuple[
 
 def _renderer(wanted: str) -> tuple[Finder, Callable[..., np.ndarray]]:
     """(how surfaces are found, how they are drawn)."""
-    from ctseg.reporting import render, render_vtk, surfaces
+    from ctseg.reporting.pictures import render, render_vtk, surfaces
 
     if wanted == "numpy":
         return surfaces.crossings, render.draw
@@ -120,7 +120,7 @@ def _renderer(wanted: str) -> tuple[Finder, Callable[..., np.ndarray]]:
 
 def _check(arguments: argparse.Namespace) -> Path | None:
     """Refuse what cannot be done before anything is read. Returns where the film goes, None without one."""
-    from ctseg.reporting import contact_sheet, tour, video
+    from ctseg.reporting.pictures import contact_sheet, tour, video
 
     if arguments.output is None and arguments.stills is None and arguments.sheet is None:
         raise UsageError("BAD_OPTION", "neither --output nor --stills nor --sheet says where pictures go", "add for example --output tour.mp4")
@@ -162,13 +162,13 @@ def _window(text: str | None) -> tuple[float, float] | None:
 
 def _read(arguments: argparse.Namespace) -> tuple[Masks, Masks | None, Volume | None]:
     """The masks, those of the reference, and the scan."""
-    from ctseg.scans import reading, scan_files
+    from ctseg.scans.datasets import find_scans, load_case
     from ctseg.scans.masks import named_like, open_masks
 
     source, ct = None, None
     if arguments.ct is not None:
-        source = scan_files.find_one(arguments.ct, option="--ct")
-        ct, findings = reading.load_image(source)
+        source = find_scans.find_one(arguments.ct, option="--ct")
+        ct, findings = load_case.load_image(source)
         _tell(findings)
     how = {"level": arguments.level, "fill_gaps": arguments.fill_contour_gaps}
     masks = open_masks(arguments.input, ct, source, **how)

@@ -25,11 +25,11 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from ctseg.scans import nifti
-from ctseg.scoring import topology, tubular
-from ctseg.scoring.airway_tree import parse_tree
+from ctseg.scans.formats import nifti
 from ctseg.scoring.distances import joint_box, mask_box
-from ctseg.scoring.skeleton import skeletonise
+from ctseg.scoring.shape import topology, tubular
+from ctseg.scoring.shape.airway_tree import parse_tree
+from ctseg.scoring.shape.skeleton import skeletonise
 
 SHOWN = (("TD", "td_full", 3), ("TD lcc", "td_lcc", 3), ("TD mm", "td_mm_full", 3), ("BD", "bd_full", 3), ("BD lcc", "bd_lcc", 3), ("precision", "precision_full", 3),
          ("leakage", "leakage_full", 3), ("AMR", "amr_full", 3), ("breaks", "breaks", 0), ("clDice", "cldice", 3), ("b0", "b0_error", 0), ("b1", "b1_error", 0),

@@ -24,9 +24,9 @@ sys.path.insert(0, str(ROOT))
 import train
 from benchmarks.overfit_one_scan import STRUCTURES, prepare
 from ctseg import artifacts
-from ctseg.scans import nifti
-from ctseg.scans.grids import GridPlan
-from ctseg.scans.volume import AIR_HU, Grid, resample
+from ctseg.geometry.grids import GridPlan
+from ctseg.geometry.volume import AIR_HU, Grid, resample
+from ctseg.scans.formats import nifti
 
 SHAPE = (300, 512, 512)
 PLANS = {"whole": GridPlan("whole", None, 0.25), "windows": GridPlan("windows", (2.5, 2.5, 2.5), 0.25)}

@@ -21,12 +21,12 @@ sys.path.insert(0, str(ROOT))
 import evaluate
 import train
 from ctseg import artifacts, config
-from ctseg.scans.cases import CaseRecord, ImageSource, LabelSource
-from ctseg.scans.grids import GridPlan
-from ctseg.scans.nifti import read_integers, write_label
-from ctseg.scans.prepare import CaseJob, prepare_case
-from ctseg.scans.splits import splits_record
-from ctseg.scans.volume import Volume
+from ctseg.geometry.grids import GridPlan
+from ctseg.geometry.volume import Volume
+from ctseg.scans.case_to_tensors import CaseJob, prepare_case
+from ctseg.scans.datasets.case import CaseRecord, ImageSource, LabelSource
+from ctseg.scans.datasets.splits import splits_record
+from ctseg.scans.formats.nifti import read_integers, write_label
 
 # ids of TotalSegmentator v2 "total"
 STRUCTURES = {1: "spleen", 2: "kidney_right", 3: "kidney_left", 5: "liver", 21: "urinary_bladder", 22: "prostate", 25: "sacrum", 77: "hip_left", 78: "hip_right"}

@@ -20,8 +20,8 @@ from scipy import ndimage
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from ctseg.artifacts import TENSOR_SIZE
-from ctseg.scans import nifti
-from ctseg.scans.distance_maps import signed_distance_maps
+from ctseg.geometry.distance_maps import signed_distance_maps
+from ctseg.scans.formats import nifti
 
 SPACING_MM = (2.0, 2.0, 2.0)  # of the synthetic label
 

@@ -20,7 +20,7 @@ sys.path.insert(0, str(ROOT))
 
 from ctseg import artifacts
 from ctseg.learning.dataset import assemble
-from ctseg.learning.postprocess import keep_largest
+from ctseg.prediction.largest_component import keep_largest
 
 STEPS = 16  # candidate ends of the interval
 TRAINING_CASES = 6  # enough to choose two numbers

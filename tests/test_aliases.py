@@ -8,10 +8,13 @@ import numpy as np
 import pytest
 from builders import small_phantom, write_dicom_seg
 
-from ctseg import inference_files
-from ctseg.scans import aliases, masks, reading, rtstruct
-from ctseg.scans.cases import PRESENT, UNLABELLED
-from ctseg.scans.layouts import dicom_seg
+from ctseg import structure_names
+from ctseg.prediction import scan_outputs
+from ctseg.scans import masks
+from ctseg.scans.datasets import load_case
+from ctseg.scans.datasets.case import PRESENT, UNLABELLED
+from ctseg.scans.datasets.layouts import dicom_seg
+from ctseg.scans.dicom import rtstruct
 
 
 @pytest.mark.parametrize("names", [
@@ -19,7 +22,7 @@ from ctseg.scans.layouts import dicom_seg
     ("SpinalCord", "spinal_cord", "Cord"), ("Parotid_L", "parotid_gland_left", "LeftParotid"), ("vertebrae_L5", "Vertebrae L5"),
 ])
 def test_spellings_of_one_structure(names):
-    assert len({aliases.key_of(name) for name in names}) == 1
+    assert len({structure_names.key_of(name) for name in names}) == 1
 
 
 @pytest.mark.parametrize(("one", "other"), [
@@ -27,12 +30,12 @@ def test_spellings_of_one_structure(names):
     ("vertebrae_L4", "vertebrae_L5"), ("heart_atrium_left", "heart_atrium_right"), ("rib_left_4", "rib_left_5"), ("lung_upper_lobe_left", "lung_lower_lobe_left"),
 ])
 def test_different_structures_stay_apart(one, other):
-    assert aliases.key_of(one) != aliases.key_of(other)
+    assert structure_names.key_of(one) != structure_names.key_of(other)
 
 
 def test_a_name_is_found_only_when_it_can_mean_one_thing():
-    assert aliases.find("bladder", ["Bladder", "rectum"]) == "Bladder" and aliases.find("Bladder", ["bladder", "Bladder"]) == "Bladder"
-    assert aliases.find("BLADDER", ["bladder", "Bladder"]) is None and aliases.find("spleen", ["Bladder"]) is None
+    assert structure_names.find("bladder", ["Bladder", "rectum"]) == "Bladder" and structure_names.find("Bladder", ["bladder", "Bladder"]) == "Bladder"
+    assert structure_names.find("BLADDER", ["bladder", "Bladder"]) is None and structure_names.find("spleen", ["Bladder"]) is None
 
 
 def test_contours_that_are_spelt_differently_are_one_structure(tmp_path):
@@ -45,8 +48,8 @@ def test_contours_that_are_spelt_differently_are_one_structure(tmp_path):
     data = dicom_seg.read(tmp_path / "all")
     assert data.structures == ("Bladder", "Kidney_L") and [finding.code for finding in data.findings] == ["ONE_STRUCTURE"]
     for case, phantom in zip(data.cases, (first, second, third)):
-        again = reading.source_from_record(reading.source_to_record(case, tmp_path), tmp_path)
-        loaded = reading.load_case(again, ("Kidney_L", "Bladder", "spleen"), root=tmp_path)
+        again = load_case.source_from_record(load_case.source_to_record(case, tmp_path), tmp_path)
+        loaded = load_case.load_case(again, ("Kidney_L", "Bladder", "spleen"), root=tmp_path)
         assert loaded.states == {"Kidney_L": PRESENT, "Bladder": PRESENT, "spleen": UNLABELLED}
         assert loaded.label is not None and np.array_equal(loaded.label.array == 1, phantom.label.array == 1) and np.array_equal(loaded.label.array == 2, phantom.label.array == 3)
 
@@ -70,16 +73,16 @@ def test_names_in_another_script_are_not_joined_and_come_back_from_a_seg(tmp_pat
     data = dicom_seg.read(tmp_path)
     assert data.structures == (liver, spleen) and data.findings == ()
     assert [case.annotated for case in data.cases] == [{liver}, {spleen}, {liver}, {spleen}]
-    assert aliases.find("脾", data.structures) is None and aliases.find(" 脾臓", data.structures) == spleen
+    assert structure_names.find("脾", data.structures) is None and structure_names.find(" 脾臓", data.structures) == spleen
 
 
 @pytest.mark.parametrize("name", ["肝臓", "CTV+1cm", "CTV-1cm", "left kidney", "Größe", "यकृत", "PTV_50.4", "GTV'", "🫀"])
 def test_a_mask_file_has_the_name_of_its_structure(name, tmp_path):
-    assert inference_files.file_name(name) == name
+    assert scan_outputs.file_name(name) == name
     (tmp_path / f"{name}.nii.gz").write_bytes(b"")
     assert list(masks.organ_files(tmp_path)) == [name]
 
 
 @pytest.mark.parametrize("name", ["a/b", "..", ".x", "-x", "GTV*", "a\nb", "肝" * 90, "CON:"])
 def test_names_that_no_file_can_have_get_a_safe_one(name):
-    assert inference_files.file_name(name).isascii() and inference_files.file_name(name) != inference_files.file_name(name + "x")
+    assert scan_outputs.file_name(name).isascii() and scan_outputs.file_name(name) != scan_outputs.file_name(name + "x")

@@ -66,12 +66,12 @@ def test_scoring_reads_no_files_and_reporting_no_networks():
 
 
 @pytest.mark.parametrize(("package", "addresses"), [
-    ("nibabel", {"ctseg/scans/nifti.py"}),
-    ("SimpleITK", {"ctseg/scans/volume.py"}),
+    ("nibabel", {"ctseg/scans/formats/nifti.py"}),
+    ("SimpleITK", {"ctseg/geometry/volume.py"}),
     ("matplotlib", {"ctseg/reporting"}),
-    ("vtkmodules", {"ctseg/reporting/render_vtk.py"}), ("vtk", set()), ("pyvista", set()),
-    ("pydicom", {"ctseg/scans/dicom_", "ctseg/scans/rtstruct"}),
-    ("highdicom", {"ctseg/scans/dicom_seg", "ctseg/scans/dicom_codes"}),
+    ("vtkmodules", {"ctseg/reporting/pictures/render_vtk.py"}), ("vtk", set()), ("pyvista", set()),
+    ("pydicom", {"ctseg/scans/dicom/"}),
+    ("highdicom", {"ctseg/scans/dicom/dicom_seg", "ctseg/scans/dicom/dicom_codes"}),
 ])
 def test_each_foreign_package_has_one_address(package, addresses):
     for path in SOURCES:
@@ -90,7 +90,7 @@ def test_files_are_opened_by_the_checked_readers_alone():
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             called = ast.unparse(node.func).split(".") if isinstance(node, ast.Call) else [""]
             if called[-1] in OPENERS and (called[0] in ("nib", "nibabel") or called[-1] not in ("load", "from_filename")):
-                assert called[-1] in ("dcmread", "segread") and name.startswith("ctseg/scans/dicom_"), f"{name}:{node.lineno} opens a file itself"
+                assert called[-1] in ("dcmread", "segread") and name.startswith("ctseg/scans/dicom/"), f"{name}:{node.lineno} opens a file itself"
 
 
 FORBIDDEN_IMPORTS = {"joblib", "yaml", "urllib", "requests", "http", "marshal", "shelve"}
@@ -102,7 +102,7 @@ def test_nothing_is_executed_downloaded_or_unpickled():
         name = path.relative_to(ROOT).as_posix()
         found = roots(imported(path)) & (FORBIDDEN_IMPORTS | {"pickle"})
         # torch.load raises pickle.UnpicklingError for unsafe content: the one place that may name it
-        assert not found or (name == "ctseg/learning/checkpoints.py" and found == {"pickle"}), f"{name}: {found}"
+        assert not found or (name == "ctseg/runtime/checkpoints.py" and found == {"pickle"}), f"{name}: {found}"
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if not isinstance(node, ast.Call):
                 continue
@@ -116,7 +116,7 @@ def test_nothing_is_executed_downloaded_or_unpickled():
                 assert not risky, f"{name}:{node.lineno} passes {keyword.arg}"
             text = ast.unparse(node.func)
             if text == "torch.load":
-                assert any(keyword.arg == "weights_only" for keyword in node.keywords) and name == "ctseg/learning/checkpoints.py", f"{name}:{node.lineno}"
+                assert any(keyword.arg == "weights_only" for keyword in node.keywords) and name == "ctseg/runtime/checkpoints.py", f"{name}:{node.lineno}"
             if text.startswith(("np.random.", "numpy.random.")) and "(" not in text:  # not the methods of a generator made there
                 assert text.split(".")[-1] in ("default_rng", "Generator", "SeedSequence"), f"{name}:{node.lineno} uses the global generator"
 

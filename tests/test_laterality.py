@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from ctseg import laterality
 from ctseg.errors import UsageError
-from ctseg.scans import laterality
-from ctseg.scans.laterality import Sides, find_sides, side_of, spelling
+from ctseg.laterality import Sides, find_sides, side_of, spelling
 
 PAIRS = [
     ("kidney_left", "kidney_right"), ("LeftKidney", "RightKidney"), ("Kidney_L", "Kidney_R"), ("L_Kidney", "R_Kidney"), ("LKidney", "RKidney"), ("KidneyL", "KidneyR"),

@@ -12,9 +12,9 @@ import pytest
 
 import run_pipeline
 from ctseg import artifacts
-from ctseg.scans import nifti
-from ctseg.scans.phantom import write_cohort
-from ctseg.scans.volume import Volume
+from ctseg.anatomy import write_cohort
+from ctseg.geometry.volume import Volume
+from ctseg.scans.formats import nifti
 
 TINY = ["--profile", "cpu", "--workers", "1", "--epochs", "2", "--set", "train.steps_per_epoch=2", "--set", "train.patch_size=32,32,32", "--set", "model.levels=3",
         "--set", "model.width=4", "--set", "train.validations=1", "--set", "evaluate.overlap=0"]

@@ -13,12 +13,13 @@ from independent_dicom import in_order, seg_masks, structure_masks
 import infer
 import run_pipeline
 from ctseg import artifacts, cli
+from ctseg.anatomy import write_cohort
 from ctseg.errors import UsageError
-from ctseg.learning import checkpoints
-from ctseg.scans import dicom_seg, dicom_series, nifti, rtstruct
-from ctseg.scans.phantom import write_cohort
-from ctseg.scans.scan_files import find_scans
-from ctseg.scans.volume import match_grid
+from ctseg.geometry.volume import match_grid
+from ctseg.runtime import checkpoints
+from ctseg.scans.datasets.find_scans import find_scans
+from ctseg.scans.dicom import dicom_seg, dicom_series, rtstruct
+from ctseg.scans.formats import nifti
 from ctseg.tasks import TASKS
 
 TINY = ["--workers", "1", "--epochs", "2", "--profile", "cpu", "--set", "train.steps_per_epoch=2", "--set", "train.patch_size=32,32,32", "--set", "model.levels=3",

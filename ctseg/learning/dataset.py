@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from ctseg import artifacts
+from ctseg import artifacts, laterality
 from ctseg.config import TrainSettings
-from ctseg.learning import augment, density_remap, guides, tubes
-from ctseg.learning.inference import Sight
-from ctseg.scans import laterality
-from ctseg.scans.grids import Region
+from ctseg.geometry.grids import Region
+from ctseg.learning import augment, density_remap, tubes
+from ctseg.prediction import guide_input
+from ctseg.prediction.sliding_windows import Sight
 
 POINTS_PER_STRUCTURE = 4000  # remembered positions per structure and tensor; enough to be as good as all
 # Patch centres when tubes are learned: where branches are thin, where they are not, where the network failed, and where there are none.
@@ -52,7 +52,7 @@ class TrainingCase:
     points: dict[int, np.ndarray]  # label id -> (n, 3) voxels of that structure
     body: np.ndarray  # (n, 3) voxels that are not air
     origin: tuple[int, int, int] = (0, 0, 0)  # of the arrays on the canvas
-    guide: guides.Guide | None = None  # distances to the organs that guide the network
+    guide: guide_input.Guide | None = None  # distances to the organs that guide the network
     tubes: Tubes | None = None  # centreline and radius of tubes, and where to look
 
     def sight(self) -> Sight:
@@ -90,7 +90,7 @@ def load_cases(workspace: artifacts.Workspace, manifest: dict[str, Any], split: 
             place = tuple(slice(o, o + n) for o, n in zip(origin, shape))
             image, label = image[place].clone(), label[place].clone()
         case = prepare_case(entry, image, label, manifest["structures"])
-        case.origin, case.guide = origin, guides.load(workspace, manifest, entry)
+        case.origin, case.guide = origin, guide_input.load(workspace, manifest, entry)
         if with_tubes:
             case.tubes = find_tubes(case, manifest["window_hu"])
         cases.append(case)
@@ -193,9 +193,9 @@ class PatchSampler:
         image = augment.shift_intensity(sampling.image(case.image), self.strength, rng)
         inputs, targets = {}, {}
         if case.guide is not None:
-            hidden = guides.drop_organs(rng, len(case.guide.presence), self.settings.guidance_dropout)
+            hidden = guide_input.drop_organs(rng, len(case.guide.presence), self.settings.guidance_dropout)
             positions = sampling.positions + torch.tensor(case.origin).view(3, 1, 1, 1) if sampling.positions is not None else None
-            inputs["guide"] = guides.guide_patch(case.guide, (sampling.start + case.origin).tolist(), sampling.size, positions=positions, scale=1 / sampling.zoom,
+            inputs["guide"] = guide_input.guide_patch(case.guide, (sampling.start + case.origin).tolist(), sampling.size, positions=positions, scale=1 / sampling.zoom,
                                                  mirrored=sampling.mirror, dropped=hidden)
         if case.tubes is not None:
             centreline, skeleton = (sampling.label(volume) for volume in (case.tubes.centreline, case.tubes.skeleton))

@@ -6,7 +6,7 @@ follows the intensities of lumen, wall and the rest as if the three were equally
 cases only and travels in the checkpoint.
 
 Axis 0 of the arrays runs along the patient (superior), so a slice along it is an axial slice. Images are 0..1, see
-`ctseg.scans.intensity.window`.
+`ctseg.geometry.intensity.window`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 from scipy import ndimage
 
 from ctseg.errors import IntegrityError, PreconditionError, UsageError
-from ctseg.scans.lungs import AIR_HU, lung_box, lung_region
+from ctseg.geometry.body_regions import AIR_HU, lung_box, lung_region
 
 WALL_MM = 1.5
 

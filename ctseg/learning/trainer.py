@@ -20,14 +20,15 @@ import torch
 from ctseg import artifacts
 from ctseg.config import Settings
 from ctseg.errors import DivergedError
-from ctseg.learning import checkpoint_schema, checkpoints, cpu_bfloat16, hardware, tubes
+from ctseg.laterality import Sides
+from ctseg.learning import tubes
 from ctseg.learning.dataset import Batch, PatchSampler, TrainingCase
-from ctseg.learning.inference import Windows, predict_canvas
 from ctseg.learning.objective import objective
-from ctseg.learning.postprocess import in_one_piece
 from ctseg.learning.schedule import Budget, learning_rate_factor
 from ctseg.learning.validation import Validation
-from ctseg.scans.laterality import Sides
+from ctseg.prediction.largest_component import in_one_piece
+from ctseg.prediction.sliding_windows import Windows, predict_canvas
+from ctseg.runtime import checkpoint_schema, checkpoints, cpu_bfloat16, hardware
 from ctseg.scoring.summary import mean
 
 REFERENCES_LOOKED_AT = 50  # training cases that tell whether a structure is one piece

@@ -12,7 +12,7 @@ import numpy as np
 from scipy import ndimage
 from scipy.spatial import cKDTree
 
-from ctseg.scoring.skeleton import skeletonise
+from ctseg.scoring.shape.skeleton import skeletonise
 
 TOUCHING = np.ones((3, 3, 3), bool)  # 26 neighbours
 THIN_MM = 2.0  # branches below this radius are the ones that break

@@ -28,10 +28,11 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from ctseg.artifacts import write_json, write_text
-from ctseg.reporting import style
+from ctseg.reporting.method_sentences import METRIC_WORDS, p_text
 from ctseg.reporting.page import DASH, data_uri, plural, template, text_of
-from ctseg.reporting.style import Target
-from ctseg.scoring.comparison_words import ALL, METRIC_WORDS, p_text
+from ctseg.reporting.pictures import style
+from ctseg.reporting.pictures.style import Target
+from ctseg.scoring.comparison import ALL
 
 Record = Mapping[str, Any]
 FORMAT, VERSION = "ctseg-comparison", 1

@@ -9,7 +9,8 @@ from ctseg import artifacts
 from ctseg.artifacts import Workspace
 from ctseg.reporting import results
 from ctseg.reporting.comparison import FORMAT, VERSION
-from ctseg.reporting.plots import with_reference
+from ctseg.reporting.method_sentences import described
+from ctseg.reporting.pictures.plots import with_reference
 from ctseg.scoring.comparison import compare
 from ctseg.scoring.summary import mean
 
@@ -22,7 +23,7 @@ def gather(runs: Sequence[tuple[str, int, Workspace]]) -> dict[str, Any]:
     scores: dict[str, dict[int, dict[tuple[str, str, str], Mapping[str, Any]]]] = {}
     for (method, seed), result in found.items():
         scores.setdefault(method, {})[seed] = {(row["patient_id"], row["case_id"], row["structure"]): row for row in result.rows}
-    statistics = compare(scores).record()
+    statistics = described(compare(scores))
     first = next(iter(found.values()))
     methods = list(scores)
     by_method = {method: [result for (name, _), result in found.items() if name == method] for method in methods}

@@ -8,7 +8,7 @@ from typing import Any
 
 from ctseg.artifacts import TRAINED, UNFINISHED
 from ctseg.reporting.page import DASH, plural, text_of
-from ctseg.reporting.plots import number
+from ctseg.reporting.pictures.plots import number
 from ctseg.reporting.results import Results
 
 STOP_WORDS = {**TRAINED, **UNFINISHED}

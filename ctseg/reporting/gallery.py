@@ -9,11 +9,13 @@ from typing import Any
 
 from ctseg.artifacts import Workspace
 from ctseg.errors import CaseError, PipelineError
-from ctseg.reporting import results, slices
+from ctseg.geometry.volume import Grid, Volume
+from ctseg.reporting import results
+from ctseg.reporting.pictures import slices
+from ctseg.reporting.pictures.slices import Choice
 from ctseg.reporting.results import Results
-from ctseg.reporting.slices import Choice
-from ctseg.scans import nifti, reading
-from ctseg.scans.volume import Grid, Volume
+from ctseg.scans.datasets import load_case
+from ctseg.scans.formats import nifti
 
 REMARKS = {"missed": "missed", "hallucinated": "hallucinated", "unannotated": "not annotated", "unevaluable": "cut off by the field of view"}
 Progress = Callable[[list[str]], Iterable[str]]
@@ -67,10 +69,10 @@ def _load(workspace: Workspace, found: Results, case_id: str) -> tuple[Volume, V
 
 
 def _load_scan(workspace: Workspace, manifest: dict[str, Any], entry: dict[str, Any]) -> Volume:
-    source = reading.source_from_record(entry["source"], results.data_root(workspace, manifest)).image
+    source = load_case.source_from_record(entry["source"], results.data_root(workspace, manifest)).image
     if not source.path.exists():
         raise CaseError("NO_DATA", "raw scan not found: it was moved or deleted after preprocessing", "put it back", case=entry["case_id"])
-    image, _ = reading.load_image(source)
+    image, _ = load_case.load_image(source)
     return image
 
 

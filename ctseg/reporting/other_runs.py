@@ -14,10 +14,10 @@ from ctseg.artifacts import Workspace
 from ctseg.errors import IntegrityError, PreconditionError
 from ctseg.reporting import results
 from ctseg.reporting.comparison import FORMAT, pair_lines
+from ctseg.reporting.method_sentences import described
 from ctseg.reporting.page import DASH, interval_text, plural, text_of
 from ctseg.reporting.results import Results
-from ctseg.scoring.comparison import compare
-from ctseg.scoring.comparison_words import ALL
+from ctseg.scoring.comparison import ALL, compare
 
 THIS = "this run"
 Key = tuple[str, str, str]
@@ -56,7 +56,7 @@ def gather(found: Results, folders: Sequence[Path]) -> dict[str, Any]:
     scores = {name: {_seed(runs[name]): {key: row for key, row in mine.items() if key in shared}} for name, mine in rows.items()}
     left_out = max(len(mine) - len(shared) for mine in rows.values())
     warnings = [f"Only what all runs scored is compared; up to {plural(left_out, 'result')} of a run are left out, so its mean can differ from that at the top of its own page."] if left_out else []
-    return {"statistics": compare(scores).record(), "warnings": warnings}
+    return {"statistics": described(compare(scores)), "warnings": warnings}
 
 
 def _seed(run: Results) -> int:

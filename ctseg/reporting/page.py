@@ -17,7 +17,7 @@ from PIL import Image
 
 from ctseg.reporting import glossary
 
-TEMPLATES = Path(__file__).parent
+TEMPLATES = Path(__file__).with_name("templates")
 DASH = "–"
 PNG_COLOURS = 128
 

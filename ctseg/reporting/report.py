@@ -11,17 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from ctseg.reporting import facts, glossary, other_runs, tables, verdict
-from ctseg.reporting.curves import by_structure
 from ctseg.reporting.gallery import CasePicture
 from ctseg.reporting.page import data_uri, slim, template, text_of
-from ctseg.reporting.results import Results
-from ctseg.reporting.slices import (
+from ctseg.reporting.pictures.curves import by_structure
+from ctseg.reporting.pictures.slices import (
     ON_CT,
     PREDICTION_COLOUR,
     REFERENCE_COLOUR,
     STRUCTURE_PICTURES,
     display_window,
 )
+from ctseg.reporting.results import Results
 
 FINDING_LINES, NAMED_CASES = 60, 6
 SEVERITY_ORDER = {"ERROR": 0, "WARN": 1, "NOTE": 2}

@@ -9,9 +9,9 @@ import numpy as np
 
 from ctseg.reporting.gallery import CasePicture
 from ctseg.reporting.page import DASH, interval_text, text_of
-from ctseg.reporting.plots import dice_of, mean_of, number, with_reference
+from ctseg.reporting.pictures.plots import dice_of, mean_of, number, with_reference
+from ctseg.reporting.pictures.slices import case_means
 from ctseg.reporting.results import Results
-from ctseg.reporting.slices import case_means
 from ctseg.scoring.paired import macro, macro_interval
 
 WIDE = 8  # more structures than this: the table of cases names the lowest one instead of all

@@ -10,7 +10,7 @@ import dataclasses
 from typing import Any
 
 from ctseg.reporting.page import interval_text, listed, plural, text_of
-from ctseg.reporting.plots import dice_of, number, with_reference
+from ctseg.reporting.pictures.plots import dice_of, number, with_reference
 from ctseg.reporting.results import Results
 from ctseg.scoring.statistics import RELIABLE_N, SMALLEST_N
 

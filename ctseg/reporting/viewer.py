@@ -12,20 +12,20 @@ import gzip
 import hashlib
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from markupsafe import Markup
 
-from ctseg.reporting import report, slices
-from ctseg.reporting.page import template
+from ctseg.geometry.volume import Volume, to_canonical
+from ctseg.reporting import report
+from ctseg.reporting.page import TEMPLATES, template
+from ctseg.reporting.pictures import slices
 from ctseg.reporting.results import Results
-from ctseg.scans.volume import Volume, to_canonical
 
 LARGEST = 160  # voxels along an axis of what the page carries
 MARGIN_MM = 40.0
-SCRIPT = Path(__file__).with_name("viewer.js")
+SCRIPT = TEMPLATES / "viewer.js"
 
 
 @dataclasses.dataclass(frozen=True)

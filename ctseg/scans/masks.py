@@ -16,11 +16,11 @@ import numpy as np
 from scipy import ndimage
 
 from ctseg.errors import Finding, PreconditionError
-from ctseg.scans import nrrd, slice_gaps, volume_files
-from ctseg.scans.cases import ImageSource
-from ctseg.scans.checks import refuse
-from ctseg.scans.layouts import gathering, metadata
-from ctseg.scans.volume import Volume
+from ctseg.geometry.volume import Volume
+from ctseg.scans.datasets import gathering, metadata
+from ctseg.scans.datasets.case import ImageSource
+from ctseg.scans.formats import nrrd, slice_gaps, volume_files
+from ctseg.scans.formats.checks import refuse
 
 MOST_STRUCTURES = 1024  # in one label map; an image has more values
 FORMS = "a label map, a folder with one mask per structure, a DICOM SEG or an RTSTRUCT"
@@ -191,7 +191,7 @@ def _cut(part: Volume, start: Sequence[int]) -> Volume:
 
 
 def _dicom(path: Path, scan: Volume | None, source: ImageSource | None, gaps: str) -> Masks:
-    from ctseg.scans import dicom_seg, rtstruct
+    from ctseg.scans.dicom import dicom_seg, rtstruct
 
     if scan is None:
         raise PreconditionError("SCAN_MISSING", "a DICOM SEG or RTSTRUCT lies on the slices of a scan", "give the scan with --ct", file=path.name)
@@ -215,7 +215,7 @@ def _dicom(path: Path, scan: Volume | None, source: ImageSource | None, gaps: st
 
 def dicom_mask_kind(path: Path) -> str:
     """ "SEG" or "RTSTRUCT"; PreconditionError NO_DATA for any other file."""
-    from ctseg.scans import dicom_files
+    from ctseg.scans.dicom import dicom_files
 
     modality = dicom_files.modality_of(path)
     if modality not in ("SEG", "RTSTRUCT"):

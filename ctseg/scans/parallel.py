@@ -9,7 +9,7 @@ from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 
 from ctseg.errors import Finding
-from ctseg.scans.prepare import CaseJob, CaseOutcome, prepare_case, start_worker
+from ctseg.scans.case_to_tensors import CaseJob, CaseOutcome, prepare_case, start_worker
 
 SERIAL_LIMIT = 2  # starting workers takes about a second: not worth it for so few cases
 

@@ -6,7 +6,7 @@ NSD. HD95 is undefined where a structure was missed, so two methods are paired o
 it, and how often each missed is reported beside it: nobody wins by missing.
 
 Tests are corrected by Holm over the whole family of pairs, metrics and structures. Intervals: percentile bootstrap
-of a median, BCa of a macro mean. `paired.py` has the formulas, `comparison_words.py` the sentences.
+of a median, BCa of a macro mean. `paired.py` has the formulas, `reporting/method_sentences.py` the sentences.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 
 from ctseg.errors import IntegrityError, UsageError
-from ctseg.scoring import comparison_words as words
 from ctseg.scoring.metrics import MISSED
 from ctseg.scoring.paired import (
     Rank,
@@ -39,8 +38,11 @@ Scores = Mapping[str, Mapping[int, Rows]]  # method -> seed -> rows
 
 METRICS = {"dice": 1, "nsd": 1, "hd95_mm": -1}  # +1: higher is better
 ZERO_WHEN_MISSED = ("dice", "nsd")
-ALL, LEVEL = words.ALL, words.LEVEL
-SMALLEST_TEST_N = words.SMALLEST_TEST_N
+ALL = "all structures"
+LEVEL = 0.05
+SMALLEST_TEST_N = 6  # with fewer patients no p below 0.05 exists
+TOO_SMALL, NOT_SEPARABLE, BETTER, WORSE, NOTHING_SHOWN = (
+    "n too small", "not separable", "better", "worse", "no difference shown")
 
 
 @dataclasses.dataclass
@@ -107,8 +109,6 @@ class Comparison:
     pairs: list[PairTest]
     ranking: list[Rank]
     kendall_tau: float | None
-    sentences: dict[str, str]
-    warnings: list[str]
 
     def record(self) -> dict[str, Any]:
         """As plain JSON values."""
@@ -132,9 +132,7 @@ def compare(scores: Scores) -> Comparison:
     found = Comparison(
         reference=names[0], structures=data.structures, structures_without_reference=data.without, n_patients=len(data.patients),
         n_cases=data.n_cases, n_tests=sum(pair.p is not None for pair in pairs), methods=methods, pairs=pairs, ranking=ranking,
-        kendall_tau=tau, sentences={}, warnings=[])
-    found.sentences = words.sentences(found)
-    found.warnings = words.warnings(found)
+        kendall_tau=tau)
     return found
 
 
@@ -293,9 +291,9 @@ def _verdict(pair: PairTest) -> str:
     """What may be said of `method`. Better or worse: significant after correction, more than the seeds scatter, and
     an interval that agrees (median and ranks can point different ways)."""
     if pair.p_holm is None or pair.difference is None:
-        return words.TOO_SMALL
+        return TOO_SMALL
     if pair.separable is False and pair.difference:
-        return words.NOT_SEPARABLE
+        return NOT_SEPARABLE
     if pair.p_holm >= LEVEL or pair.ci95 is None or pair.ci95[0] <= 0 <= pair.ci95[1]:
-        return words.NOTHING_SHOWN
-    return words.BETTER if pair.difference * METRICS[pair.metric] > 0 else words.WORSE
+        return NOTHING_SHOWN
+    return BETTER if pair.difference * METRICS[pair.metric] > 0 else WORSE

@@ -1,0 +1,76 @@
+"""The task "abdomen": liver, both kidneys and spleen in CT of the upper abdomen.
+
+Organs that touch have like attenuation in most phases of contrast medium, the liver of some is fatty, stomach and
+bowel hold food, fluid or gas, and one patient in eight has lost a kidney or the spleen. Begin reading with `draw`;
+what varies stands in `abdomen_people.py`, the frame in `abdomen_trunk.py`.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.ndimage import gaussian_filter
+
+from ctseg.anatomy.abdomen.gut import paint_gut
+from ctseg.anatomy.abdomen.organs import build_organs, paint_organs
+from ctseg.anatomy.abdomen.people import Person, sample_person, sample_scan
+from ctseg.anatomy.abdomen.trunk import Trunk, build_trunk, paint_trunk
+from ctseg.anatomy.abdomen.vessels import build_vessels, paint_liver_trees, paint_twigs, paint_vessels
+from ctseg.anatomy.implicit import Scene
+from ctseg.anatomy.patients import Protocol, coarse
+from ctseg.anatomy.pelvis.drawing import TINY_SPACING_MM, body_rows, scan_geometry
+from ctseg.anatomy.picture import Picture
+from ctseg.anatomy.texture import Texture, add_noise, fields, finish, paint_table
+from ctseg.geometry.volume import Volume, reorient
+
+STRUCTURES = ("liver", "kidney_right", "kidney_left", "spleen", "pancreas", "aorta", "postcava", "gall_bladder", "stomach", "duodenum", "colon", "intestine")
+IDS = {name: number for number, name in enumerate(STRUCTURES, start=1)}
+TARGETS = ("liver", "kidney_right", "kidney_left", "spleen")
+PATIENTS = 24
+_STREAM = 3  # keeps the draws of this task apart from those of others
+
+
+def draw(seed: int, index: int, size: str = "full") -> Picture:
+    """Patient `index` of the cohort with this seed. size: "full", or "tiny" for quick tests (6 mm voxels)."""
+    person, protocol, rng = plan(seed, index, size)
+    grid, pose = scan_geometry(person, protocol)
+    rows = body_rows(grid, pose, person)  # only these are drawn: the rest is air
+    shape = (grid.shape[0], rows.stop - rows.start, grid.shape[2])
+    scene = Scene(shape, grid.crop((0, rows.start, 0), shape).affine, pose, rng, person.warp_mm)
+    texture = fields(scene, rng)
+    trunk = build_trunk(scene, person, scene.smooth_field(rng, 40.0))
+    paint_table(scene, person)
+    _paint_body(scene, trunk, person, rng, texture)
+    scene.hu = gaussian_filter(scene.hu, (0, 0.45, 0.45), truncate=2.5)  # the scanner's own blur
+    add_noise(scene, rng, protocol, trunk.skin, streaks_z_mm=150.0, streak_share=0.3)
+    image = Volume(finish(scene, protocol, grid.shape, rows, rng), grid.affine)
+    label = Volume(np.zeros(grid.shape, dtype=np.uint8), grid.affine)
+    label.array[:, rows] = scene.label
+    order, flips = protocol.axis_order, protocol.axis_flips
+    return Picture(reorient(image, order, flips), reorient(label, order, flips), _facts(person, protocol))
+
+
+def plan(seed: int, index: int, size: str = "full") -> tuple[Person, Protocol, np.random.Generator]:
+    """Draw the parameters of a patient and the scan; the generator goes on to draw the picture."""
+    rng = np.random.default_rng([seed, index, _STREAM])
+    person = sample_person(rng, index)
+    protocol = sample_scan(rng, index, person)
+    return person, coarse(protocol, TINY_SPACING_MM) if size == "tiny" else protocol, rng
+
+
+def _paint_body(scene: Scene, trunk: Trunk, person: Person, rng: np.random.Generator, texture: Texture) -> None:
+    """Everything inside the skin, from the frame to the solid organs."""
+    spine = paint_trunk(scene, trunk, person, texture)
+    paint_twigs(scene, person, rng)
+    organs = build_organs(scene, person, trunk, texture)
+    vessels = build_vessels(scene)
+    solid = scene.spread(*organs.solid(), *spine, *(shape for shape, _, _ in vessels))
+    paint_gut(scene, person, rng, np.minimum(solid, -trunk.abdomen - 1.5), IDS, texture)
+    paint_organs(scene, organs, person, IDS, texture, rng)
+    paint_liver_trees(scene, organs.liver, person)
+    paint_vessels(scene, vessels, person, IDS, texture)
+
+
+def _facts(person: Person, protocol: Protocol) -> dict[str, object]:
+    """What the cohort's record says of the patient."""
+    return {"phase": person.phase, "removed": person.removed, "stomach": person.stomach_content, "liver_hu": round(person.hu["liver"]),
+            "spleen_hu": round(person.hu["spleen"]), "noise_hu": round(protocol.noise_hu, 1)}

@@ -1,0 +1,166 @@
+"""Writing the synthetic cohort of a task to disk as raw scans, in two of the formats that people bring.
+
+    synthetic.json                                            written last: its presence says the cohort is complete
+    nifti/BDMAP_90000001/ct.nii.gz, segmentations/<name>.nii.gz    an empty mask = looked for, absent
+    dicom/Patient_03/im_1/*.dcm, im_3/seg.dcm                 where the task draws some patients for DICOM: those
+                                                              with every target, as a SEG cannot say "absent"
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import shutil
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ctseg.anatomy.picture import Picture
+from ctseg.anatomy.tasks import DEFAULT, Task, is_dicom, load_task, version_of
+from ctseg.artifacts import read_json, sweep_temporaries, write_json
+from ctseg.errors import IntegrityError, PreconditionError, UsageError
+from ctseg.geometry.volume import Volume, canonical_axes
+from ctseg.processes import end_with_parent
+from ctseg.scans.dicom import dicom_seg, dicom_series
+from ctseg.scans.formats import nifti
+
+MARKER = "synthetic.json"
+SIZES = ("full", "tiny")
+_PARTS = {"nifti": "BDMAP_", "dicom": "Patient_"}
+
+
+def write_cohort(folder: str | Path, *, task: str = DEFAULT, patients: int | None = None, seed: int = 0,
+                 progress: Callable[[int, int], None] | None = None, workers: int = 1, size: str = "full") -> None:
+    """Write the cohort of a task into `folder`; returns at once when the same cohort stands there already.
+
+    task: one of `tasks.TASKS`. patients: None for the task's own number. progress: called with (patients done,
+    patients in all). size: "full", or "tiny" for quick tests. The same seed gives the same files, whatever
+    `workers`. An older cohort, or that of another task, is replaced; raises PreconditionError when the folder holds
+    anything that is no synthetic cohort.
+    """
+    module = load_task(task)
+    patients = module.PATIENTS if patients is None else patients
+    if patients < 1 or size not in SIZES:
+        raise UsageError("BAD_COHORT", f"patients={patients}, size={size!r}", f"at least one patient, and a size out of {', '.join(SIZES)}")
+    folder = Path(folder)
+    wanted = {"task": task, "version": version_of(module), "synthetic": True, "seed": seed, "size": size, "count": patients}
+    if _stands_already(folder, wanted):
+        return
+    _clear(folder)
+    report = progress or (lambda done, total: None)
+    report(0, patients)
+    records: dict[int, dict[str, Any]] = {}
+    for index, record in _written(folder, task, seed, patients, size, workers):
+        records[index] = record
+        report(len(records), patients)
+    write_json(folder / MARKER, {**wanted, "structures": list(module.TARGETS), "patients": [records[index] for index in range(patients)]})
+
+
+def draw_patient(seed: int, index: int, size: str = "full", *, task: str = DEFAULT) -> tuple[Volume, Volume, dict[int, str]]:
+    """(image in HU, label map, label id -> structure name) of one patient, without writing anything."""
+    module = load_task(task)
+    picture = module.draw(seed, index, size)
+    return picture.image, picture.label, {number: name for name, number in module.IDS.items()}
+
+
+def case_name(index: int, task: str = DEFAULT) -> str:
+    """The folder of a patient below the cohort's folder."""
+    return f"dicom/Patient_{index + 1:02d}" if is_dicom(load_task(task), index) else f"nifti/BDMAP_{90000001 + index}"
+
+
+def cohort_task(folder: str | Path) -> str | None:
+    """The task whose complete cohort stands in `folder`; None when there is none."""
+    found = _marker(Path(folder))
+    return None if found is None else str(found["task"])
+
+
+def _marker(folder: Path) -> dict[str, Any] | None:
+    """The marker file's content, None when there is none that can be read."""
+    if not (folder / MARKER).is_file():
+        return None
+    try:
+        found = read_json(folder / MARKER)
+    except IntegrityError:
+        return None
+    # cohorts from before there were several tasks name none: they are of the pelvis
+    return {"task": DEFAULT, **found} if isinstance(found, dict) else None
+
+
+def _stands_already(folder: Path, wanted: dict[str, Any]) -> bool:
+    found = _marker(folder)
+    return found is not None and all(found.get(key) == value for key, value in wanted.items())
+
+
+def _clear(folder: Path) -> None:
+    """Remove an older or unfinished cohort; refuse to touch a folder with anything in it that is not ours."""
+    folder.mkdir(parents=True, exist_ok=True)
+    sweep_temporaries(folder)
+    for part, prefix in _PARTS.items():
+        if (folder / part).is_dir():
+            strange = sorted(entry.name for entry in (folder / part).iterdir() if not entry.name.startswith(prefix))
+            if strange:
+                raise _not_ours(folder, f"{part}/{strange[0]}")
+    strange = sorted(entry.name for entry in folder.iterdir() if entry.name not in {*_PARTS, MARKER})
+    if strange:
+        raise _not_ours(folder, strange[0])
+    (folder / MARKER).unlink(missing_ok=True)
+    for part in _PARTS:
+        shutil.rmtree(folder / part, ignore_errors=True)
+
+
+def _not_ours(folder: Path, name: str) -> PreconditionError:
+    return PreconditionError("FOLDER_NOT_EMPTY", f"{name} is not part of a synthetic cohort", "choose an empty folder for it", file=folder.name)
+
+
+def _written(folder: Path, task: str, seed: int, patients: int, size: str, workers: int) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Write all patients and yield (number, record) as they are done. Workers are spawned: they inherit no threads."""
+    if workers <= 1 or patients == 1:
+        for index in range(patients):
+            yield index, _write_patient(folder, task, seed, index, size)
+        return
+    with ProcessPoolExecutor(
+        min(workers, patients), mp_context=multiprocessing.get_context("spawn"), initializer=end_with_parent
+    ) as pool:
+        futures = {pool.submit(_write_patient, folder, task, seed, index, size): index for index in range(patients)}
+        try:
+            for future in as_completed(futures):
+                yield futures[future], future.result()
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+
+
+def _write_patient(folder: Path, task: str, seed: int, index: int, size: str) -> dict[str, Any]:
+    """Draw and write one patient; the record for the marker file."""
+    module = load_task(task)
+    picture = module.draw(seed, index, size)
+    name = case_name(index, task)
+    place = folder / name
+    (_write_dicom if is_dicom(module, index) else _write_nifti)(place, module, picture, seed)
+    order, _ = canonical_axes(picture.image.affine)  # written as slice, row, column, however the file stores them
+    return {
+        "id": place.name, "folder": name, **picture.facts, "spacing_mm": [round(picture.image.spacing_mm[k], 4) for k in order],
+        "shape": [picture.image.array.shape[k] for k in order], "present": _present(module, picture),
+    }
+
+
+def _present(module: Task, picture: Picture) -> list[str]:
+    counts = np.bincount(picture.label.array.ravel(), minlength=max(module.IDS.values()) + 1)
+    return [name for name, number in module.IDS.items() if counts[number]]
+
+
+def _write_nifti(place: Path, module: Task, picture: Picture, seed: int) -> None:
+    """AbdomenAtlas layout; every structure has a mask file, an empty one where the patient or the scan has none."""
+    for name, number in module.IDS.items():
+        mask = (picture.label.array == number).view(np.uint8)
+        nifti.write_label(place / "segmentations" / f"{name}.nii.gz", Volume(mask, picture.label.affine))
+    nifti.write_image(place / "ct.nii.gz", picture.image)
+
+
+def _write_dicom(place: Path, module: Task, picture: Picture, seed: int) -> None:
+    """AIDA CTPEL layout: a CT series and a DICOM SEG that lists the structures present."""
+    dicom_series.write_series(place / "im_1", picture.image, patient_id=f"synthetic_{place.name}", series_number=1, seed=seed)
+    names = {module.IDS[name]: name for name in _present(module, picture)}
+    dicom_seg.write_segments(place / "im_3" / "seg.dcm", picture.label, names, place / "im_1")

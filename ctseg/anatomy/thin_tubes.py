@@ -1,0 +1,116 @@
+"""Tubes thinner than a voxel, with the share of every voxel that they fill.
+
+`Scene.paint` takes the share from the slope of a distance, which has no slope on the axis of a tube narrower than
+a voxel. Here a voxel seen along the tube counts as a disk of equal area, so its share is the overlap of two
+disks, exact in the middle and at the edge. Tubes are drawn in the scanner's own coordinates (index times
+spacing), where a box around a thin tube is small even when the body is warped.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from scipy.ndimage import map_coordinates
+
+from ctseg.anatomy.implicit import Box, Scene
+
+
+def to_index(scene: Scene, points: np.ndarray) -> np.ndarray:
+    """Voxel indices (n, 3), float, of template points (n, 3): the warp undone by fixed-point steps."""
+    inverse = np.linalg.inv(scene.to_template[:3, :3])
+    index = (points - scene.to_template[:3, 3]) @ inverse.T
+    for _ in range(6):
+        here = np.stack([map_coordinates(axis, index.T, order=1, mode="nearest") for axis in (scene.x, scene.y, scene.z)], axis=1)
+        # Outside the grid the fields hold their edge value: add the straight part of the way beyond it.
+        inside = np.clip(index, 0, np.array(scene.shape) - 1)
+        here += (index - inside) @ scene.to_template[:3, :3].T
+        index = index - (here - points) @ inverse.T
+    return index
+
+
+def lines_to_index(scene: Scene, lines: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """`to_index` of many lines of template points at once."""
+    bounds = np.cumsum([0, *(len(line) for line in lines)])
+    index = to_index(scene, np.concatenate(lines))
+    return [index[start:stop] for start, stop in itertools.pairwise(bounds)]
+
+
+def disk_overlap(distance: np.ndarray, radius: np.ndarray | float, voxel: float) -> np.ndarray:
+    """Share (0..1) of a disk of radius `voxel` that a disk of `radius` covers, their centres `distance` apart (mm)."""
+    rho = np.maximum(distance, 1e-3)
+    near = np.arccos(np.clip((rho * rho + voxel * voxel - radius * radius) / (2 * rho * voxel), -1, 1))
+    far = np.arccos(np.clip((rho * rho + radius * radius - voxel * voxel) / (2 * rho * radius), -1, 1))
+    kite = (-rho + radius + voxel) * (rho + radius - voxel) * (rho - radius + voxel) * (rho + radius + voxel)
+    area = voxel * voxel * near + radius * radius * far - 0.5 * np.sqrt(np.maximum(kite, 0))
+    return (area / (np.pi * voxel * voxel)).astype(np.float32)
+
+
+class TubeLayer:
+    """Tubes collected on a grid. share: (D, H, W) float32, how much of each voxel they fill (the largest of all)."""
+
+    def __init__(self, scene: Scene):
+        self._spacing = scene.spacing_mm
+        self.voxel_mm = float(np.prod(scene.spacing_mm) ** (1 / 3) / np.sqrt(np.pi))  # disk of a voxel's cross-section
+        self.share = np.zeros(scene.shape, dtype=np.float32)
+
+    def pieces(self, index: np.ndarray, radii: np.ndarray, margin_mm: float) -> Iterator[tuple[int, Box, np.ndarray, np.ndarray]]:
+        """Per piece between two nodes: its number, box, and there the distance to the axis and the radius (mm).
+
+        index: nodes (n, 3) as voxel indices; radii (n,) mm. margin_mm: how far beyond the radius the box reaches.
+        """
+        for number in range(len(index) - 1):
+            a, b = index[number], index[number + 1]
+            ra, rb = float(radii[number]), float(radii[number + 1])
+            reach = (max(ra, rb) + margin_mm) / self._spacing
+            start = np.maximum(np.ceil(np.minimum(a, b) - reach).astype(int), 0)
+            stop = np.minimum(np.floor(np.maximum(a, b) + reach).astype(int) + 1, self.share.shape)
+            if (start >= stop).any():
+                continue
+            d, h, w = (np.arange(start[k], stop[k]) for k in range(3))
+            p = [(axis - a[k]) * self._spacing[k] for k, axis in enumerate((d[:, None, None], h[None, :, None], w[None, None, :]))]
+            step = (b - a) * self._spacing
+            t = (p[0] * step[0] + p[1] * step[1] + p[2] * step[2]) / max(float(step @ step), 1e-6)
+            t = np.clip(t, 0, 1)
+            distance = np.sqrt(sum((p[k] - t * step[k]) ** 2 for k in range(3)))
+            yield number, (slice(start[0], stop[0]), slice(start[1], stop[1]), slice(start[2], stop[2])), distance, ra + t * (rb - ra)
+
+    def add(self, index: np.ndarray, radii: np.ndarray | float) -> None:
+        """Add one tube through nodes (n, 3) given as voxel indices, radii in mm. Two equal nodes make a ball."""
+        radius = np.broadcast_to(np.asarray(radii, dtype=np.float64), len(index))
+        for _, box, distance, local in self.pieces(index, radius, self.voxel_mm):
+            np.maximum(self.share[box], disk_overlap(distance, local, self.voxel_mm), out=self.share[box])
+
+
+class AirwayLayer(TubeLayer):
+    """Tubes with a wall. share: the lumen; outer: lumen and wall; lumen_hu and wall_hu: what fills them."""
+
+    def __init__(self, scene: Scene):
+        super().__init__(scene)
+        self.outer = np.zeros(scene.shape, dtype=np.float32)
+        self.lumen_hu = np.full(scene.shape, -1000.0, dtype=np.float32)
+        self.wall_hu = np.zeros(scene.shape, dtype=np.float32)
+
+    def add_airway(self, index: np.ndarray, radii: np.ndarray, wall_mm: float, lumen_hu: np.ndarray, wall_hu: np.ndarray) -> None:
+        """Add one branch; lumen_hu and wall_hu hold one value per piece between two nodes."""
+        for number, box, distance, local in self.pieces(index, radii, wall_mm + self.voxel_mm):
+            lumen = disk_overlap(distance, local, self.voxel_mm)
+            outer = disk_overlap(distance, local + wall_mm, self.voxel_mm)
+            for share, known, hu, value in ((lumen, self.share, self.lumen_hu, lumen_hu), (outer, self.outer, self.wall_hu, wall_hu)):
+                larger = share > known[box]
+                known[box][larger] = share[larger]
+                hu[box][larger] = value[number]
+
+
+def axis_voxels(index: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
+    """Voxels (n, 3) along a chain of nodes, each sharing a face with the next; those outside the grid left out."""
+    fine = [a + (b - a) * np.linspace(0, 1, int(np.ceil(np.abs(b - a).max() * 4)) + 1)[:, None] for a, b in itertools.pairwise(index)]
+    voxels = np.rint(np.concatenate(fine)).astype(int)
+    corners = [voxels]
+    for axis in (0, 1):  # of a diagonal step, walk the axes one after the other
+        bridge = voxels[:-1].copy()
+        bridge[:, : axis + 1] = voxels[1:, : axis + 1]
+        corners.append(bridge)
+    path = np.unique(np.concatenate(corners), axis=0)
+    return path[((path >= 0) & (path < np.array(shape))).all(axis=1)]

@@ -1,0 +1,142 @@
+"""From probabilities on a canvas to a label map on the scan: every structure is interpolated where it could win, block by block.
+
+The scan is cut into blocks of about eight canvas voxels. A block that one class holds all around with 0.9 is that class without any
+interpolation; in the others only the classes that reach what can win are interpolated, by cubic splines, axis by axis. So neither memory nor
+time grows with structures that lie elsewhere.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+
+import numpy as np
+
+from ctseg.geometry.grids import SPLINE_MARGIN, elect, find_placement, place
+from ctseg.geometry.probabilities import Shares
+from ctseg.geometry.sparse_volume import Box
+from ctseg.geometry.volume import Grid, Volume, parallel_axes, spline_weights
+
+BLOCK = 8  # canvas voxels along each edge of a block
+MARGIN = 8  # canvas voxels around it that a spline still feels: 0.268^8 of them
+# One class with this much at every voxel that shapes a block wins all of it: interpolation multiplies what is left for the others (0.1)
+# by at most 1.55^3 (the Lebesgue constant of cubic splines, per axis), which is less than what then remains of the class.
+CERTAIN = 0.9
+SHARE_OF_LEADER = 0.5  # a class with less than this share of the leading one, everywhere around, cannot win between the voxels
+
+
+def label_on_scan(probabilities: Shares, canvas: Grid, scan: Grid) -> np.ndarray:
+    """Label map (uint8) on the scan's grid from probabilities on the canvas: interpolated there, then argmax.
+
+    A structure takes part in a block where it somewhere reaches half of what the leading class has everywhere there (at least
+    1 / (S + 1)). Ties go to the lower number, that is to background first. Outside the canvas is background. When canvas and
+    scan share their voxels, this is the argmax on the canvas, copied.
+    """
+    placement = find_placement(canvas, scan)
+    if placement is not None:
+        return place(Volume(probabilities.label(), canvas.affine), scan, placement, 0).array
+    mapping = np.linalg.inv(canvas.affine) @ scan.affine  # index of the scan -> index of the canvas
+    axes = parallel_axes(mapping)
+    if axes is not None:
+        result = np.zeros(scan.shape, dtype=np.uint8)
+        lines = [_blocks(mapping[axis, 3] + mapping[axis, axes[axis]] * np.arange(scan.shape[axes[axis]]), canvas.shape[axis]) for axis in range(3)]
+        _fill(result.transpose(axes), probabilities, lines)
+        return result
+    threshold = SHARE_OF_LEADER / probabilities.n_classes
+    candidates = []  # a sheared scan: structure by structure, each in the box where it can win
+    for number in probabilities.numbers():
+        region = probabilities.region(number, threshold, margin=SPLINE_MARGIN)
+        if region is not None:
+            candidates.append((number, Volume(probabilities.cut(number, region), canvas.crop(*region).affine)))
+    return elect(candidates, Volume(probabilities.whole(0), canvas.affine), scan)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Block:
+    """A stretch of one axis. target: of the scan; source: of the canvas, with margin; near: what lies in it, two voxels wider; weights: (target, source)."""
+
+    target: slice
+    source: slice
+    near: slice
+    weights: np.ndarray
+
+
+def _blocks(places: np.ndarray, size: int) -> list[_Block]:
+    """The blocks of one axis. places: canvas coordinate of each voxel of the scan, evenly spaced; those off the canvas are in no block."""
+    inside = np.flatnonzero((places >= -0.5) & (places <= size - 0.5))
+    if not len(inside):
+        return []
+    step = max(1, round(BLOCK / max(abs(float(places[1] - places[0])) if len(places) > 1 else 1.0, 1e-6)))
+    blocks = []
+    for first in range(int(inside[0]), int(inside[-1]) + 1, step):
+        target = slice(first, min(first + step, int(inside[-1]) + 1))
+        own = np.clip(places[target], 0, size - 1)
+        low, high = int(np.floor(own.min())), int(np.ceil(own.max()))
+        source = slice(max(0, low - MARGIN), min(size, high + MARGIN + 1))
+        near = slice(max(0, low - 2), min(size, high + 3))
+        blocks.append(_Block(target, source, near, spline_weights(own - source.start, source.stop - source.start)))
+    return blocks
+
+
+def _fill(result: np.ndarray, probabilities: Shares, lines: list[list[_Block]]) -> None:
+    """Write the winner of every voxel into `result`, whose axes are those of the canvas."""
+    if not all(lines):
+        return
+    numbers = probabilities.numbers()
+    near, around = ([[getattr(block, name) for block in line] for line in lines] for name in ("near", "source"))
+    leading = probabilities.leading()
+    enough = SHARE_OF_LEADER * _extremes((_everything(leading.shape), leading), near, highest=False)
+    decided = np.full(enough.shape, -1, dtype=np.int16)
+    takes_part = np.zeros((len(numbers), *decided.shape), dtype=bool)
+    for index, number in enumerate((0, *numbers)):
+        if (part := probabilities.part(number)) is None:
+            continue
+        decided[_extremes(part, around, highest=False) >= CERTAIN] = number
+        if number:
+            takes_part[index - 1] = _extremes(part, near, highest=True) >= enough
+    for d, h, w in itertools.product(*(range(len(line)) for line in lines)):
+        winner, rivals = int(decided[d, h, w]), [numbers[index] for index in np.flatnonzero(takes_part[:, d, h, w])]
+        if winner == 0 or not rivals:
+            continue
+        blocks = [lines[0][d], lines[1][h], lines[2][w]]
+        target = result[tuple(block.target for block in blocks)]
+        if winner > 0:
+            target[...] = winner
+            continue
+        best = _interpolated(probabilities, 0, blocks)
+        for number in rivals:
+            weight = _interpolated(probabilities, number, blocks)
+            wins = weight > best
+            best[wins] = weight[wins]
+            target[wins] = number
+
+
+def _everything(shape: tuple[int, ...]) -> Box:
+    return slice(0, shape[0]), slice(0, shape[1]), slice(0, shape[2])
+
+
+def _extremes(part: tuple[Box, np.ndarray], ranges: list[list[slice]], *, highest: bool) -> np.ndarray:
+    """The highest or lowest value in every block, (blocks of D, of H, of W). part: a box of the canvas and the values in it; outside it is 0."""
+    box, values = part
+    for axis, (held, line) in enumerate(zip(box, ranges)):
+        rows = []
+        for wanted in line:
+            start, stop = max(wanted.start, held.start) - held.start, min(wanted.stop, held.stop) - held.start
+            inside = wanted.start >= held.start and wanted.stop <= held.stop
+            taken = np.moveaxis(values, axis, 0)[start:max(start, stop)]
+            if stop <= start or not (highest or inside):
+                rows.append(np.zeros(taken.shape[1:], dtype=np.float32))
+            else:
+                rows.append(taken.max(axis=0) if highest else taken.min(axis=0))
+        values = np.moveaxis(np.stack(rows), 0, axis)
+    return values
+
+
+def _interpolated(probabilities: Shares, number: int, blocks: list[_Block]) -> np.ndarray:
+    """(target voxels of D, of H, of W) float32 of a class in one block."""
+    one, two, three = (block.source for block in blocks)
+    array = probabilities.cut(number, ((one.start, two.start, three.start), (one.stop - one.start, two.stop - two.start, three.stop - three.start)))
+    d, h, w = (block.weights for block in blocks)
+    array = np.tensordot(array, w.T, axes=(2, 0))
+    array = np.matmul(h, array)
+    return np.tensordot(d, array, axes=(1, 0))

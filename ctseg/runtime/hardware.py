@@ -1,0 +1,207 @@
+"""What the machine can do: device, number format, profile, and how much memory a training step needs."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import re
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ctseg.errors import UsageError
+from ctseg.runtime import cpu_bfloat16
+
+
+@dataclasses.dataclass(frozen=True)
+class Machine:
+    """The chosen device and number format, and why."""
+
+    device: torch.device
+    precision: str  # fp32 | bf16 | fp16
+    channels_last: bool
+    reason: str
+
+    def autocast(self) -> contextlib.AbstractContextManager:
+        """The context in which the network runs."""
+        if self.precision == "fp32":
+            return contextlib.nullcontext()
+        dtype = torch.bfloat16 if self.precision == "bf16" else torch.float16
+        return torch.autocast(self.device.type, dtype)
+
+    def place(self, network: nn.Module) -> nn.Module:
+        """The network on the device, in the memory format that is fast there."""
+        network = network.to(self.device)
+        if self.channels_last:
+            network = network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+        if self.device.type == "cpu" and self.precision == "fp32":
+            _avoid_slow_convolutions(network)
+        if self.device.type == "cpu" and self.precision == "bf16":
+            cpu_bfloat16.guard(network)
+        return network
+
+    def image(self, batch: torch.Tensor) -> torch.Tensor:
+        """A batch of images (B, 1, D, H, W) on the device in the network's memory format."""
+        batch = batch.to(self.device, non_blocking=True)
+        return batch.contiguous(memory_format=torch.channels_last_3d) if self.channels_last else batch
+
+
+SLOW_BELOW = 20480  # N C D H of an input, see ATen's use_mkldnn
+
+
+def _avoid_slow_convolutions(network: nn.Module) -> None:
+    """Make float32 convolutions of small single images on a CPU take the fast way.
+
+    torch gives a 3^3 convolution of one image with C D H of up to SLOW_BELOW to a general routine that takes 5 to 8 times as long as two such images in
+    one batch take; so these are computed twice and one result is used.
+    """
+
+    def double(layer: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...] | None:
+        image = inputs[0]
+        layer.doubled = len(image) == 1 and image.dtype == torch.float32 and image[0, :, :, :, 0].numel() <= SLOW_BELOW  # type: ignore[assignment]
+        return (image.expand(2, *image.shape[1:]),) if layer.doubled else None
+
+    def halve(layer: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor | None:
+        return output[:1] if layer.doubled else None
+
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv3d) and layer.groups == 1 and max(layer.kernel_size) == 3 and not hasattr(layer, "doubled"):  # placed before
+            layer.doubled = False  # type: ignore[assignment]
+            layer.register_forward_pre_hook(double)
+            layer.register_forward_hook(halve)
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of --device; UsageError NO_GPU when the one asked for is not there."""
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        return torch.device("cuda" if available["cuda"] else "mps" if available["mps"] else "cpu")
+    if not available.get(name, False):
+        raise UsageError("NO_GPU", f"--device {name} was asked for, but this machine or this torch build has none", "use --device auto or cpu")
+    return torch.device(name)
+
+
+def choose_machine(device_name: str, precision: str) -> Machine:
+    """Device and number format. On CPUs a one-second probe decides between float32 and bfloat16."""
+    device = choose_device(device_name)
+    if device.type == "cuda":
+        # channels_last_3d is slower with InstanceNorm on CUDA (pytorch issue 59168); so is emulated bfloat16
+        has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+        chosen = precision if precision != "auto" else ("bf16" if has_bf16 else "fp16")
+        return Machine(device, chosen, False, f"GPU {torch.cuda.get_device_name(device)}, {chosen}")
+    if device.type == "mps":
+        return Machine(device, "fp32" if precision == "auto" else precision, False, "Apple GPU, float32")
+    if precision == "auto":
+        ratio = _bf16_gain()
+        precision = "bf16" if ratio > 1.3 else "fp32"
+        verdict = "was" if precision == "bf16" else "was not"
+        reason = f"CPU, {torch.get_num_threads()} threads, {precision} (bfloat16 {verdict} faster in a short trial)"
+    else:
+        if precision == "fp16":
+            raise UsageError("BAD_VALUE", "train.precision=fp16 needs a GPU", "use auto, fp32 or bf16")
+        reason = f"CPU, {torch.get_num_threads()} threads, {precision} as asked"
+    return Machine(device, precision, True, reason)
+
+
+def _bf16_gain() -> float:
+    """How many times faster training a 3D convolution is in bfloat16 than in float32 on this CPU.
+
+    Forward and backward: without bfloat16 instructions the forward pass alone may look as fast while the backward pass takes several times as long.
+    Processor time, in turn, the best of three: other programs on the machine must not decide. Thirty-two channels, because with sixteen the gain is
+    smaller than that of a whole network and the trial came out both ways on one machine.
+    """
+    layer = nn.Conv3d(32, 32, 3, padding=1).to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    image = torch.rand(1, 32, 32, 32, 32).contiguous(memory_format=torch.channels_last_3d).requires_grad_()
+    seconds: dict[bool, list[float]] = {False: [], True: []}
+    with torch.enable_grad():
+        for number in range(4):
+            for rough, times in seconds.items():
+                start = time.process_time()
+                with torch.autocast("cpu", torch.bfloat16, enabled=rough):
+                    layer(image).float().square().mean().backward()
+                if number:  # the first one sets things up
+                    times.append(time.process_time() - start)
+    return min(seconds[False]) / min(seconds[True])
+
+
+def choose_profile(device: torch.device) -> tuple[str, str]:
+    """(profile, reason) for a device when the user named none."""
+    if device.type == "cuda":
+        gigabytes = torch.cuda.get_device_properties(device).total_memory / 2**30
+        name = "low_vram" if gigabytes < 8 else "standard" if gigabytes < 20 else "full"
+        return name, f"the GPU has {gigabytes:.0f} GB"
+    if device.type == "mps":
+        return "low_vram", "Apple GPUs share the machine's memory"
+    return "cpu", "there is no GPU"
+
+
+def available_memory_gb(device: torch.device) -> float:
+    """Free memory of the device in GB (RAM that is available for a CPU)."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] / 2**30
+    import psutil
+
+    return psutil.virtual_memory().available / 2**30
+
+
+def estimate_memory_gb(network: nn.Module, patch_size: tuple[int, int, int], batch_size: int, machine: Machine) -> float:
+    """Memory in GB that a training step needs: activations kept for the backward pass, weights, optimiser state.
+
+    Measured on a 32^3 patch (saved tensors of one forward pass) and scaled by the number of voxels.
+    """
+    probe = (32, 32, 32)
+    saved: dict[int, int] = {}
+
+    def remember(tensor: torch.Tensor) -> torch.Tensor:
+        saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    was_training = network.training
+    network.train()
+    parameters = sum(p.numel() for p in network.parameters())
+    weights = {p.untyped_storage().data_ptr() for p in network.parameters()}
+    with torch.autograd.graph.saved_tensors_hooks(remember, lambda tensor: tensor), machine.autocast():
+        inputs = {"guide": machine.image(torch.zeros(1, int(getattr(network, "guide_channels", 0)), *probe))} if "guide" in getattr(network, "inputs", ()) else {}
+        outputs = network(machine.image(torch.zeros(1, 1, *probe)), **inputs)
+    outputs_bytes = 3 * outputs["logits"].numel() * 4  # the loss works in float32
+    network.train(was_training)
+    per_patch = sum(size for pointer, size in saved.items() if pointer not in weights) + outputs_bytes
+    voxels = float(torch.tensor(patch_size).prod() / torch.tensor(probe).prod())
+    return float((per_patch * voxels * batch_size * 1.25 + 20 * parameters) / 2**30)
+
+
+def peak_memory_gb(device: torch.device) -> float:
+    """The most memory that this process has used in GB: of the GPU, or resident in RAM (where the system does not tell, what it uses now)."""
+    if device.type == "cuda":
+        return round(torch.cuda.max_memory_allocated(device) / 2**30, 3)
+    import psutil
+
+    memory = psutil.Process(os.getpid()).memory_info()
+    if hasattr(memory, "peak_wset"):  # Windows
+        return round(memory.peak_wset / 2**30, 3)
+    status = Path("/proc/self/status")  # Linux; its getrusage begins at what the process that started this one used
+    if status.is_file() and (found := re.search(r"^VmHWM:\s*(\d+) kB", status.read_text(), re.MULTILINE)):
+        return round(int(found[1]) / 2**20, 3)
+    try:
+        import resource
+    except ImportError:
+        return round(memory.rss / 2**30, 3)
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, kilobytes elsewhere
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30, 3)
+
+
+def usage(device: torch.device) -> dict[str, Any]:
+    """One entry of `resource_usage` in the training history."""
+    import psutil
+
+    memory = psutil.virtual_memory()
+    entry = {"cpu_percent": float(psutil.cpu_percent()), "ram_used_gb": round(psutil.Process(os.getpid()).memory_info().rss / 2**30, 3),
+             "ram_total_gb": round(memory.total / 2**30, 2)}
+    if device.type == "cuda":
+        entry["gpu_memory_gb"] = round(torch.cuda.max_memory_allocated(device) / 2**30, 3)
+    return entry

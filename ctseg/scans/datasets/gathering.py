@@ -1,0 +1,374 @@
+"""What one adapter collects while it reads a folder: cases, findings, and which files it has accounted for.
+
+Nothing here opens an image. Names and links are checked, and every file that no case uses is reported.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import stat
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from ctseg.errors import Finding, PreconditionError
+from ctseg.scans.datasets.case import CaseRecord, DataSet, ImageSource, LabelSource
+from ctseg.scans.formats import volume_files
+from ctseg.scans.formats.folder_walk import HIDDEN, TWICE, hidden, walk
+
+ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".7z", ".rar")
+CLOSED = ("PERMISSION", "the folder may not be listed or entered", "change its permissions, or move it away")
+FOLLOW = "copy the file into the data folder, or trust its links: --set data.follow_links=true"
+SHOWN = 20  # files reported one by one; the rest are counted in one finding
+SPLITS = {
+    "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test", "testing": "test",
+}
+
+
+# ---- names and listings -----------------------------------------------------------------------------------
+
+
+def natural_key(text: str) -> tuple:
+    """Sort key with numbers by value ("pt_2" before "pt_10"), upper and lower case alike."""
+    parts = re.split(r"(\d+)", text.casefold())
+    return tuple((1, int(part), "") if part.isdecimal() else (0, 0, part) for part in parts if part), text
+
+
+def entries(folder: Path) -> list[Path]:
+    """Everything in a folder in natural order, without hidden names; empty when there is no such folder."""
+    try:
+        return sorted((path for path in folder.iterdir() if not hidden(path.name)), key=lambda path: natural_key(path.name))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise PreconditionError("NO_DATA", f"the folder cannot be listed ({error.strerror})", "check its permissions", file=folder.name) from error
+
+
+def folders(folder: Path) -> list[Path]:
+    """The subfolders (and links to folders) in natural order, without hidden and closed ones.
+
+    One that may not be entered costs what is in it, not the run: `Gathering` reports it.
+    """
+    return [path for path in entries(folder) if readable(path)]
+
+
+def readable(folder: Path) -> bool:
+    """Whether a path is a folder whose entries can be listed and opened."""
+    return folder.is_dir() and os.access(folder, os.R_OK | os.X_OK)
+
+
+def child(folder: Path, name: str) -> Path | None:
+    """The entry of that name, upper and lower case alike."""
+    return next((path for path in entries(folder) if path.name.casefold() == name.casefold()), None)
+
+
+def image_label_folders(root: Path) -> list[tuple[Path, Path]]:
+    """(images, labels) folders of a folder and of those in it, upper and lower case alike; only where there are both."""
+    pairs = [(child(folder, "images"), child(folder, "labels")) for folder in (root, *folders(root))]
+    return [(images, labels) for images, labels in pairs if images is not None and labels is not None]
+
+
+def volume_stem(path: Path) -> str | None:
+    """The file name without `.nii.gz` or another suffix of a volume (any case); None when it has none."""
+    return volume_files.stem_of(path)
+
+
+def image_source(path: Path) -> ImageSource:
+    """The scan in one file of a volume format."""
+    return ImageSource(volume_files.format_of(path), path)
+
+
+def volumes(folder: Path) -> dict[str, Path]:
+    """Stem -> file for the volumes in a folder; two files of one stem (`.nii` and `.nii.gz`) are refused."""
+    found: dict[str, Path] = {}
+    seen: dict[str, Path] = {}
+    for path in entries(folder):
+        stem = volume_stem(path)
+        if stem is None:
+            continue
+        other = seen.setdefault(folded(stem), path)
+        if other is not path:
+            raise duplicate_error(f"{path.parent.name}/{other.name} and {path.parent.name}/{path.name}")
+        found[stem] = path
+    return found
+
+
+def volume(folder: Path, *stems: str) -> Path | None:
+    """The volume whose stem is one of `stems` (any case), in their order of preference."""
+    by_name = {folded(stem): path for stem, path in volumes(folder).items()}
+    return next((by_name[stem] for stem in stems if stem in by_name), None)
+
+
+def folded(text: str) -> str:
+    """The text as file systems that ignore case and composition see it."""
+    return unicodedata.normalize("NFC", text).casefold()
+
+
+def printable(text: str) -> str:
+    """The text with bytes that are no UTF-8 escaped, so that it can be printed and stored."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def unsafe_name(text: str) -> str | None:
+    """Why a name from metadata must not become part of a path, or None."""
+    if not text or text in (".", ".."):
+        return "the name is empty" if not text else f"'{text}' is not a name"
+    if "/" in text or "\\" in text or "\0" in text:
+        return "the name is a path"
+    if printable(text) != text:
+        return "the name is not valid UTF-8"
+    return None
+
+
+def duplicate_error(what: str) -> PreconditionError:
+    """The same case or file twice: nothing may be overwritten, so the run stops."""
+    return PreconditionError("DUPLICATE_ID", f"the same name stands twice: {what}", "remove or rename one of them (upper and lower case count as the same)")
+
+
+def file_problem(path: Path, real_root: Path, *, folder: bool = False) -> tuple[str, str, str] | None:
+    """(code, cause, fix) when `path` is not a regular file (or folder) inside the data folder, else None.
+
+    Decided by `stat` alone: a FIFO that is opened waits for ever.
+    """
+    try:
+        real = path.resolve(strict=True)
+        mode = real.stat().st_mode
+    except PermissionError:
+        return "PERMISSION", "the file may not be read", "change its permissions"
+    except FileNotFoundError:
+        return "FILE_MISSING", "a link that leads nowhere" if path.is_symlink() else "the file does not exist", "put the file there"
+    except (RuntimeError, OSError):  # 3.13 raises OSError for a loop, earlier versions RuntimeError
+        return "FILE_MISSING", "a link loop, or a path that cannot exist", "replace the link by the file"
+    if not (stat.S_ISDIR(mode) if folder else stat.S_ISREG(mode)):
+        return "NOT_REGULAR", f"not a regular {'folder' if folder else 'file'}", "put the real file there"
+    if not real.is_relative_to(real_root):
+        return "LINK_OUTSIDE", "a link that leaves the data folder", FOLLOW
+    return None
+
+
+def below(path: Path, root: Path) -> Path | None:
+    """`path` relative to `root`, or None when it lies elsewhere. As written: `..` is resolved, links are not."""
+    path, root = (Path(os.path.normpath(place.absolute())) for place in (path, root))
+    return path.relative_to(root) if path.is_relative_to(root) else None
+
+
+# ---- collecting -------------------------------------------------------------------------------------------
+
+
+class Gathering:
+    """Cases and findings of one data set in the making. A case is either offered or refused, never both."""
+
+    def __init__(self, layout: str, root: Path, follow_links: bool):
+        self.layout, self.root, self.follow_links = layout, root, follow_links
+        self.findings: list[Finding] = []
+        self._cases: list[CaseRecord] = []
+        self._ids: list[str] = []
+        self._refused: set[str] = set()
+        self._label_of: dict[str, str] = {}  # label file -> the first case that has it
+        self._accounted: set[str] = set()
+        self._real_root = root.resolve()
+        self._plain_folders: dict[str, bool] = {}  # folder -> whether it really lies inside the data folder
+
+    def relative(self, path: Path | None) -> str:
+        """The path below the data folder as it is printed."""
+        if path is None:
+            return "-"
+        inner = below(path, self.root)
+        return printable(path.name if inner is None else inner.as_posix())
+
+    def note(self, code: str, cause: str, *, path: Path | None = None, case: str = "-") -> None:
+        """Something worth knowing; nothing is lost."""
+        self.findings.append(Finding("NOTE", code, cause, case=case, file=self.relative(path)))
+
+    def warn(self, code: str, cause: str, fix: str, *, path: Path | None = None, case: str = "-") -> None:
+        """Something that may be wrong although the data is used."""
+        self.findings.append(Finding("WARN", code, cause, fix, case=case, file=self.relative(path)))
+
+    def refuse(self, case_id: str, problem: tuple[str, str, str], path: Path | None = None) -> None:
+        """Leave a case out, for the reason (code, cause, fix). One finding per case: the first reason counts."""
+        case_id = printable(case_id)
+        self.account(path)
+        if case_id in self._refused:
+            return
+        self._refused.add(case_id)
+        self._ids.append(case_id)
+        self.findings.append(Finding("ERROR", *problem, case=case_id, file=self.relative(path)))
+
+    def account(self, *paths: Path | None) -> None:
+        """Mark files (or whole folders) as explained, so that they are not reported as left over."""
+        self._accounted.update(os.path.normpath(path) for path in paths if path is not None)
+
+    def split_of(self, word: str | None, case_id: str, path: Path) -> str | None:
+        """train, val or test, whatever the data set calls it; any other word is told, because such a case is assigned anew."""
+        split = None if word is None else SPLITS.get(word.casefold())
+        if word and split is None:
+            self.warn("SPLIT_UNKNOWN", f"its split '{printable(word)}' is none of {', '.join(SPLITS)}: it is assigned to any of train, val and test",
+                      "rename the split, or move the case away", path=path, case=case_id)
+        return split
+
+    def match_splits(self, splits: Iterable[str], path: Path | None) -> None:
+        """A warning about cases that a file of splits names and that are not there: another spelling makes a split without effect."""
+        unknown = sorted(set(splits) - set(self._ids), key=natural_key)
+        if unknown:
+            self.warn("SPLIT_UNKNOWN", f"{len(unknown)} of its cases are not in this data set, the first is '{printable(unknown[0])}'",
+                      "spell them like the cases, or take them out", path=path)
+
+    def problem(self, path: Path, *, folder: bool = False) -> tuple[str, str, str] | None:
+        """What `file_problem` says. Ordinary files, of which a data set has a hundred thousand, take one `lstat`."""
+        if not folder:
+            place, name = os.path.split(path)
+            with contextlib.suppress(OSError):
+                if stat.S_ISREG(os.lstat(path).st_mode) and name not in ("", "..") and self._inside(place):
+                    return None
+        found = file_problem(path, self._real_root, folder=folder)
+        return None if self.follow_links and found is not None and found[0] == "LINK_OUTSIDE" else found
+
+    def _inside(self, place: str) -> bool:
+        if place not in self._plain_folders:
+            inside = self.follow_links or Path(place).resolve().is_relative_to(self._real_root)
+            self._plain_folders[place] = inside
+        return self._plain_folders[place]
+
+    def offer(
+        self,
+        case_id: str,
+        image: ImageSource,
+        labels: LabelSource,
+        *,
+        annotated: Iterable[str] | None = None,
+        split: str | None = None,
+        patient_id: str | None = None,
+    ) -> None:
+        """Add a case after checking its name and that its files are regular files inside the data folder."""
+        files = _files(image, labels)
+        self.account(*files)
+        bad_name = unsafe_name(case_id)
+        if bad_name is not None:
+            return self.refuse(case_id, ("UNSAFE_NAME", bad_name, "rename the case"), files[0] if files else None)
+        for path in files:
+            problem = self.problem(path, folder=path == image.path and image.format not in volume_files.FORMATS)
+            if problem is not None:
+                return self.refuse(case_id, problem, path)
+        other = None if labels.path is None else self._label_of.setdefault(os.path.normpath(labels.path), case_id)
+        if other not in (None, case_id):
+            self.warn("LABEL_SHARED", f"case {other} has the same label file", "give each scan its own label, unless both show the same anatomy in the same place", path=labels.path, case=case_id)
+        self._ids.append(case_id)
+        names = None if annotated is None else frozenset(annotated)
+        self._cases.append(CaseRecord(case_id, patient_id or case_id, image, labels, names, split))
+
+    def inside(self, case_id: str, text: object, base: Path) -> Path | None:
+        """The file that metadata names relative to `base`; None, and the case refused, when it lies outside the
+        data folder. An absolute path is accepted only when it leads into the data folder."""
+        if not isinstance(text, str) or not text.strip() or "\0" in text:
+            self.refuse(case_id, ("METADATA_INVALID", f"{text!r} is not a file name", "correct the entry"))
+            return None
+        inner = below(base / text, self.root)
+        if inner is None:
+            self.refuse(case_id, ("UNSAFE_NAME", f"the path '{text}' leaves the data folder", "use paths relative to the data folder"))
+            return None
+        return self.root / inner
+
+    def data_set(self, structures: Sequence[str], *, synthetic: bool = False) -> DataSet:
+        """The finished data set: cases in natural order, names unique, left-over files reported.
+
+        Raises PreconditionError DUPLICATE_ID, or NO_DATA when no case can be used.
+        """
+        names: dict[str, str] = {}
+        for case_id in self._ids:
+            if folded(case_id) in names:
+                raise duplicate_error(f"case '{names[folded(case_id)]}' and case '{case_id}'")
+            names[folded(case_id)] = case_id
+        self._report_leftovers()
+        if not self._cases:
+            raise PreconditionError("NO_DATA", f"layout {self.layout}: {self.summary()}", "repair the first one named, or give --layout", file=self.root.name or ".")
+        cases = sorted(self._cases, key=lambda case: natural_key(case.case_id))
+        return DataSet(self.layout, self.root, tuple(structures), tuple(cases), tuple(self.findings), synthetic)
+
+    def summary(self) -> str:
+        """Why nothing can be used, with the first reason."""
+        errors = [finding for finding in self.findings if finding.severity == "ERROR"]
+        if not errors:
+            return "no case found"
+        return f"{len(self._refused)} cases found, none of them usable; the first: {errors[0].file}: {errors[0].cause}"
+
+    def _report_leftovers(self) -> None:
+        """Findings for archives, for scans that no case uses, and one for all other files."""
+        strays: list[Path] = []
+        others: Counter[str] = Counter()
+        not_entered: dict[Path, str] = {}
+        for folder, subfolders, files in walk(self.root, not_entered):
+            place = "" if os.path.normpath(folder) == "." else os.path.normpath(folder) + os.sep
+            subfolders[:] = sorted((name for name in subfolders if place + name not in self._accounted), key=natural_key)
+            for path in [folder / name for name in subfolders if not self._inside(place + name)]:
+                subfolders.remove(path.name)
+                self.warn("LINK_OUTSIDE", "a link that leaves the data folder is not searched", FOLLOW, path=path)
+            for name in sorted((name for name in files if place + name not in self._accounted and not hidden(name)), key=natural_key):
+                path = Path(folder, name)
+                if name.casefold().endswith(ARCHIVE_SUFFIXES):
+                    self._report_archive(path)
+                elif folder == self.root and path.is_symlink() and not path.exists():  # it may have been a case
+                    self.refuse(name, ("FILE_MISSING", "a link that leads nowhere", "put the case there, or remove the link"), path)
+                elif volume_stem(path) is not None:
+                    strays.append(path)
+                else:
+                    others[path.suffix.casefold() or "no suffix"] += 1
+        for folder in [folder for folder, why in not_entered.items() if why not in (HIDDEN, TWICE)]:
+            self._refuse_folder(folder)
+        for path in strays[:SHOWN]:
+            self.warn("UNMATCHED_FILE", "no case uses this file", f"name it, or list it in the metadata, as the layout {self.layout} expects; or remove it", path=path)
+        if len(strays) > SHOWN:
+            self.warn("UNMATCHED_FILE", f"no case uses {len(strays) - SHOWN} more files", "see the files named before", path=strays[SHOWN].parent)
+        if others:
+            listed = ", ".join(f"{count} {suffix}" for suffix, count in sorted(others.items()))
+            self.note("OTHER_FILES", f"files that hold no scan or label of a case are ignored ({listed})")
+
+    def _refuse_folder(self, path: Path) -> None:
+        """A folder that cannot be listed may hold cases; one in a case does not, and one is a file system's."""
+        if any(part in self._ids for part in Path(self.relative(path)).parts):
+            self.warn(*CLOSED, path=path)
+        elif path.name != "lost+found":
+            self.refuse(self.relative(path), CLOSED, path)
+
+    def _report_archive(self, path: Path) -> None:
+        """An archive may hold cases: an error, unless it was unpacked beside itself."""
+        suffix = next(suffix for suffix in ARCHIVE_SUFFIXES if path.name.casefold().endswith(suffix))
+        if path.with_name(path.name[: -len(suffix)]).exists():
+            self.note("ARCHIVE_INPUT", "an archive; what was unpacked from it stands beside it", path=path)
+            return
+        self.refuse(path.name, ("ARCHIVE_INPUT", "an archive is not opened", "unpack it first, or remove it"), path)
+
+
+def _files(image: ImageSource, labels: LabelSource) -> list[Path]:
+    """Every path of a case that must exist, the image first."""
+    paths = [image.path, labels.path, *labels.masks.values()]
+    return list(dict.fromkeys(path for path in paths if path is not None))
+
+
+def offer_pairs(
+    gathering: Gathering,
+    images: dict[str, Path],
+    labels: dict[str, Path],
+    values: dict[int, str],
+    *,
+    annotated: Iterable[str] | None = None,
+    ignore_value: int | None = None,
+    splits: dict[str, str] | None = None,
+) -> None:
+    """Offer every case that has both an image and a label map; refuse the others. Keys are case ids (any case).
+
+    annotated: as in `CaseRecord`.
+    """
+    by_name = {folded(name): path for name, path in labels.items()}
+    for case_id, path in images.items():
+        label_path = by_name.pop(folded(case_id), None)
+        if label_path is None:
+            gathering.refuse(case_id, ("LABEL_MISSING", "a scan without label", "add its label, or move the scan away"), path)
+            continue
+        source = LabelSource("map", label_path, values=dict(values), ignore_value=ignore_value)
+        gathering.offer(case_id, image_source(path), source, annotated=annotated, split=(splits or {}).get(case_id))
+    for case_id, path in labels.items():
+        if folded(case_id) in by_name:
+            gathering.refuse(case_id, ("FILE_MISSING", "a label without scan", "add the scan, or move the label away"), path)

@@ -1,0 +1,88 @@
+"""Plain folders with a manifest: the project's own layout for prepared data.
+
+    manifest.json
+    train/pt_1/ct.nii.gz
+    train/pt_1/labels.nii.gz
+    test/pt_2/...
+
+    {"labels": {"Brainstem": 1, "Larynx": 2},
+     "cases": [{"split": "train", "case": "pt_1", "annotated": ["Brainstem"]}, ...]}
+
+`labels` and the `case` of every entry are needed. Without `split` a case lies directly below the root and the
+software splits; without `annotated` somebody looked for every structure; `patient` groups cases of one patient.
+The OpenKBP set prepared as NIfTI has this layout.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ctseg.scans.datasets import gathering, metadata
+from ctseg.scans.datasets.case import DataSet, LabelSource
+from ctseg.scans.datasets.gathering import Gathering
+
+SHAPE = "manifest.json + <split>/<case>/ct.nii.gz and labels.nii.gz"
+
+
+def matches(root: Path) -> bool:
+    """A manifest.json with `cases`, or one that cannot be read (so that reading it says why)."""
+    path = root / "manifest.json"
+    content = metadata.peek(path)
+    return path.is_file() and (content is None or "cases" in content)
+
+
+def read(root: Path, *, follow_links: bool = False) -> DataSet:
+    """The cases of the manifest, in natural order."""
+    path = root / "manifest.json"
+    if not path.exists():
+        raise metadata.invalid(path, "there is no manifest.json", f"the layout plain needs {SHAPE}")
+    content = metadata.read_object(path)
+    values, ignore_value = metadata.label_table(content.get("labels"), path)
+    cases = Gathering("plain", root, follow_links)
+    cases.account(path)
+    for number, entry in enumerate(metadata.entry_list(content, "cases", path)):
+        if not isinstance(entry, dict) or not isinstance(entry.get("case"), str):
+            raise metadata.invalid(path, f'entry {number} of "cases" has no "case"', 'write {"split": "train", "case": "pt_1"}')
+        _read_case(cases, entry, values, ignore_value)
+    return cases.data_set(tuple(values.values()))
+
+
+def _read_case(cases: Gathering, entry: dict[str, Any], values: dict[int, str], ignore_value: int | None) -> None:
+    case_id, split = entry["case"], entry.get("split")
+    for name in (case_id, split):
+        bad = "the split is not a name" if not isinstance(name, str | None) else gathering.unsafe_name(name) if name is not None else None
+        if bad is not None:
+            return cases.refuse(case_id, ("UNSAFE_NAME", f"manifest.json: {bad}", "use plain folder names for cases and splits"))
+    folder = cases.root / case_id if split is None else cases.root / split / case_id
+    image, labels = gathering.volume(folder, "ct"), gathering.volume(folder, "labels", "label")
+    if image is None:
+        cases.account(labels)
+        return cases.refuse(case_id, ("FILE_MISSING", "ct.nii.gz does not exist", "put the scan there, or take the case out of manifest.json"), folder / "ct.nii.gz")
+    if labels is None:
+        cases.account(image)
+        return cases.refuse(case_id, ("LABEL_MISSING", "labels.nii.gz does not exist", "put the labels there, or take the case out of manifest.json"), folder / "labels.nii.gz")
+    patient = entry.get("patient")
+    cases.offer(
+        case_id,
+        gathering.image_source(image),
+        LabelSource("map", labels, values=dict(values), ignore_value=ignore_value),
+        annotated=_annotated(cases, case_id, entry.get("annotated"), values),
+        split=cases.split_of(split, case_id, cases.root / "manifest.json"),
+        patient_id=str(patient) if patient not in (None, "") else None,
+    )
+
+
+def _annotated(cases: Gathering, case_id: str, raw: object, values: dict[int, str]) -> list[str]:
+    """The structures somebody looked for, in the spelling of `labels`: all of them when the manifest does not say."""
+    if raw is None:
+        return list(values.values())
+    known = {gathering.folded(name): name for name in values.values()}
+    annotated = []
+    for name in raw if isinstance(raw, list) else [raw]:
+        if isinstance(name, str) and gathering.folded(name) in known:
+            annotated.append(known[gathering.folded(name)])
+            continue
+        cause = f'manifest.json: "annotated" has {name!r}, which "labels" does not name'
+        cases.warn("METADATA_INVALID", cause, "correct the spelling; it counts as not annotated", case=case_id)
+    return annotated

@@ -1,0 +1,148 @@
+"""What every volume file has in common: bytes read within bounds, and stored numbers made into HU or label ids.
+
+A reader (nifti, nrrd, metaimage) parses its own header, takes the voxels through `Content`, and hands a `Stored` to
+`image_of` or `integers_of`; so all formats refuse the same things with the same codes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from ctseg.errors import Finding
+from ctseg.geometry.volume import Volume
+from ctseg.scans.formats import checks
+from ctseg.scans.formats.checks import refuse
+
+TRAILING_LIMIT = 1 << 20  # bytes behind the declared end that are tolerated
+INTEGER_TOLERANCE = 1e-3  # labels may be so far from an integer
+PROBABILITY_TOLERANCE = 1e-3  # and probabilities so far below 0 or above 1: an interpolation overshoots a little
+_GZIP_OR_ZLIB = 47  # zlib's own number: either kind of stream, told by its first bytes
+
+
+@dataclasses.dataclass
+class Stored:
+    """What stands in a file: array (D, H, W) in the stored type, the scaling still to be applied, the affine."""
+
+    array: np.ndarray
+    slope: float
+    intercept: float
+    affine: np.ndarray
+    findings: list[Finding]
+
+
+class Content:
+    """The bytes of a file, decompressed where it is compressed, handed out in order and never more than asked for."""
+
+    def __init__(self, path: Path, data: bytes | memoryview, *, zipped: bool, truncated: str):
+        """truncated: the code of an error for a file that ends too early."""
+        self.path, self.pending, self.zipped, self.truncated = path, data, zipped, truncated
+        self.decoder = zlib.decompressobj(_GZIP_OR_ZLIB)
+        self.position = 0
+
+    def take(self, count: int) -> bytes:
+        """The next `count` bytes, fewer at the end of the file."""
+        if not self.zipped:
+            result = bytes(self.pending[self.position : self.position + count])
+        else:
+            try:
+                result = self._expand(count)
+            except zlib.error:
+                raise refuse("GZIP_CORRUPT", f"the compressed data is damaged after byte {self.position}", "copy or download the file again", self.path) from None
+        self.position += len(result)
+        return result
+
+    def _expand(self, count: int) -> bytes:
+        parts: list[bytes] = []
+        while count > 0:
+            if self.decoder.eof:  # files of several gzip members are legal
+                rest = self.decoder.unused_data
+                if not rest.startswith(b"\x1f\x8b"):
+                    break
+                self.decoder, self.pending = zlib.decompressobj(_GZIP_OR_ZLIB), rest
+            part = self.decoder.decompress(self.pending, count)
+            self.pending = self.decoder.unconsumed_tail
+            if not part and not self.pending and not self.decoder.eof:
+                break  # the file ends inside the compressed data
+            parts.append(part)
+            count -= len(part)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def finish(self, declared: int) -> list[Finding]:
+        """Go on to the end, which verifies the checksum; tell of bytes behind the declared end.
+
+        Refuses what expands to far more.
+        """
+        rest = len(self.take(TRAILING_LIMIT)) if self.zipped else len(self.pending) - self.position
+        if self.zipped and rest == TRAILING_LIMIT:
+            raise refuse("TOO_LARGE", f"expands beyond the {declared} bytes that its header declares", "export the scan again", self.path)
+        if self.zipped and not self.decoder.eof:
+            raise refuse(self.truncated, "the file ends before its checksum", "copy or download the file again", self.path)
+        cause = f"{rest} bytes behind the voxels that the header declares were not read"
+        told = Finding("WARN", "TRAILING_BYTES", cause, "export the scan again", file=str(self.path))
+        return [told] if rest else []
+
+
+def image_of(stored: Stored, path: Path, *, check_hu: bool) -> tuple[Volume, list[Finding]]:
+    """float32 HU, not below -1024, and what was noticed. check_hu=False: no plausibility of intensities and size."""
+    findings = stored.findings
+    checks.check_finite(stored.array, path)
+    ends = np.array([stored.array.min(), stored.array.max()], dtype=np.float64) * stored.slope + stored.intercept
+    if not np.abs(ends).max() < np.finfo(np.float32).max:
+        raise refuse("NOT_HU", f"range {ends.min():g} to {ends.max():g} after scaling", "convert to Hounsfield units", path)
+    array = stored.array.astype(np.float32)
+    if (stored.slope, stored.intercept) != (1.0, 0.0):
+        array *= np.float32(stored.slope)
+        array += np.float32(stored.intercept)
+    volume = Volume(array, stored.affine)
+    if check_hu:
+        checks.check_size(volume.grid, path)
+        checks.check_hu(array, path, stored_bits=8 * stored.array.dtype.itemsize)
+        findings += checks.clip_padding(array, path)
+    return volume, findings
+
+
+def integers_of(stored: Stored, path: Path) -> tuple[Volume, list[Finding]]:
+    """int32 label ids. Checked before any cast, so nothing wraps or truncates."""
+    return _integers(stored, _scaled(stored, path), path)
+
+
+def mask_of(stored: Stored, path: Path) -> tuple[Volume, list[Finding]]:
+    """Integers as int32 (D, H, W), or, where values lie between them, probabilities as float32 from 0 to 1.
+
+    Raises CaseError PROBABILITY_RANGE for values that are neither.
+    """
+    array = _scaled(stored, path)
+    if array.dtype.kind != "f" or float(np.abs(array - np.rint(array)).max()) <= INTEGER_TOLERANCE:
+        return _integers(stored, array, path)
+    low, high = float(array.min()), float(array.max())
+    if low < -PROBABILITY_TOLERANCE or high > 1 + PROBABILITY_TOLERANCE:
+        raise refuse("PROBABILITY_RANGE", f"values from {low:.4g} to {high:.4g} are neither labels (integers) nor probabilities (0 to 1)", "give probabilities, not logits or percent, or a label map of integers", path)
+    return Volume(np.clip(array, 0, 1).astype(np.float32), stored.affine), stored.findings
+
+
+def _scaled(stored: Stored, path: Path) -> np.ndarray:
+    """The finite values of a file, its scaling applied."""
+    checks.check_finite(stored.array, path)
+    if (stored.slope, stored.intercept) == (1.0, 0.0):
+        return stored.array
+    return stored.array * np.float64(stored.slope) + np.float64(stored.intercept)
+
+
+def _integers(stored: Stored, array: np.ndarray, path: Path) -> tuple[Volume, list[Finding]]:
+    findings = stored.findings
+    low, high = float(array.min()), float(array.max())
+    if not -(2**31) <= low <= high < 2**31:
+        raise refuse("LABEL_VALUES", f"values from {low:g} to {high:g} are no label ids", "give a map of small integers", path)
+    if array.dtype.kind == "f":
+        rounded = np.rint(array)
+        distance = float(np.abs(array - rounded).max())
+        if distance > INTEGER_TOLERANCE:
+            raise refuse("LABEL_NOT_INTEGER", f"values are up to {distance:.3g} away from an integer", "save the label map with nearest-neighbour resampling, as integers", path)
+        if distance > 0:
+            findings.append(Finding("WARN", "LABEL_NOT_INTEGER", f"values up to {distance:.1g} away from an integer were rounded", "save the labels as integers", file=str(path)))
+        array = rounded
+    return Volume(array.astype(np.int32), stored.affine), findings

@@ -1,0 +1,163 @@
+"""Topology and tree metrics of one structure in one case, which structures get them, and their summary.
+
+Only cases whose reference holds the structure are measured, `present` and `missed` alike (see
+`ctseg.scoring.metrics`). A missed one counts: no centre line, no tree length and no branch found, leakage 0, the
+reference's own Betti numbers as errors; precision and breaks are undefined then.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ctseg.scoring import statistics
+from ctseg.scoring.metrics import HALLUCINATED, MISSED, PRESENT, UNANNOTATED, UNEVALUABLE, Row
+from ctseg.scoring.shape.airway_tree import Tree, parse_tree, td_by_generation, tree_metrics
+from ctseg.scoring.shape.skeleton import skeletonise
+from ctseg.scoring.shape.topology import (
+    Betti,
+    Components,
+    betti_numbers,
+    cldice,
+    component_errors,
+    components,
+)
+
+TREE, TUBE, OTHER = "tree", "tube", "other"
+_AIRWAYS = ("airway", "bronch")
+CHOICES = ("auto", "all", "none")
+# Words in a structure's name, read without case and anything but letters; the first row that fits decides. Walls
+# and what grows in a vessel are no tubes; branching metrics make sense only where there are branches.
+_KINDS: tuple[tuple[tuple[str, ...], str], ...] = (
+    (("lesion", "tumor", "tumour", "cancer", "cyst", "metastas", "nodule", "thromb", "plaque", "calcif", "wall"), OTHER),
+    ((*_AIRWAYS, "coronary", "vessel"), TREE),
+    (("trachea", "aorta", "artery", "arteries", "arterial", "vein", "venacava", "postcava", "ureter"), TUBE),
+)
+# Columns of every measured structure, and of trees in addition.
+SHAPE_COLUMNS = (
+    "cldice", "cldice_precision", "cldice_recall", "b0_reference", "b0_prediction", "b1_reference", "b1_prediction", "b2_reference", "b2_prediction",
+    "b0_error", "b1_error", "b2_error", "betti_error", "b0_located_error", "extra_components", "extra_components_ml",
+)
+TREE_COLUMNS = (
+    "td_full", "precision_full", "leakage_full", "td_lcc", "precision_lcc", "leakage_lcc", "td_mm_full", "td_mm_lcc", "bd_full", "bd_lcc", "amr_full", "amr_lcc",
+    "dice_full", "dice_lcc", "breaks", "branches", "tree_length_mm",
+)
+GENERATIONS = "td_by_generation_full"  # list, from the trachea on
+
+
+def kind_of(name: str) -> str:
+    """TREE, TUBE or OTHER, from the structure's name."""
+    plain = re.sub(r"[^a-z]", "", name.lower())
+    return next((kind for words, kind in _KINDS if any(word in plain for word in words)), OTHER)
+
+
+def measured(names: Iterable[str], choice: str) -> list[str]:
+    """The structures to measure: "auto" tubes and trees, "all" every one, "none" none."""
+    if choice not in CHOICES:
+        raise ValueError(f"choice={choice!r} of {CHOICES}")
+    return [name for name in names if choice == "all" or (choice == "auto" and kind_of(name) != OTHER)]
+
+
+# ---- one structure of one case ----------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Reference:
+    """A reference mask (D, H, W) with what every comparison needs of it; tree None unless it is a branching one."""
+
+    mask: np.ndarray
+    spacing_mm: tuple[float, float, float]
+    components: Components
+    betti: Betti
+    skeleton: np.ndarray
+    tree: Tree | None
+
+
+def study(*, reference: np.ndarray, spacing_mm: tuple[float, float, float], tree: bool) -> Reference:
+    """Look once at a reference that may be compared several times."""
+    mask = np.ascontiguousarray(reference).astype(bool, copy=False)
+    pieces, skeleton = components(mask), skeletonise(mask)
+    return Reference(mask, spacing_mm, pieces, betti_numbers(mask, pieces[1]), skeleton,
+                     parse_tree(reference=mask, spacing_mm=spacing_mm, skeleton=skeleton) if tree else None)
+
+
+def compare(*, prediction: np.ndarray, reference: Reference) -> Row:
+    """SHAPE_COLUMNS and, for a tree, TREE_COLUMNS and GENERATIONS of one prediction of the reference's shape."""
+    mask = np.ascontiguousarray(prediction).astype(bool, copy=False)
+    centre = cldice(prediction=mask, reference=reference.mask, reference_skeleton=reference.skeleton)
+    pieces = components(mask)
+    parts = component_errors(prediction=mask, reference=reference.mask, spacing_mm=reference.spacing_mm,
+                             prediction_components=pieces, reference_components=reference.components)
+    own, other = dataclasses.asdict(betti_numbers(mask, pieces[1])), dataclasses.asdict(reference.betti)
+    errors = {f"{b}_error": abs(own[b] - other[b]) for b in own}
+    row: Row = {"cldice": centre.cldice, "cldice_precision": centre.precision, "cldice_recall": centre.recall}
+    for b in own:
+        row |= {f"{b}_reference": other[b], f"{b}_prediction": own[b]}
+    row |= {**errors, "betti_error": sum(errors.values()), "b0_located_error": parts.b0_error,
+            "extra_components": parts.extra, "extra_components_ml": parts.extra_ml}
+    if reference.tree is not None:
+        row |= tree_metrics(prediction=mask, reference=reference.mask, tree=reference.tree, prediction_components=pieces)
+        row[GENERATIONS] = td_by_generation(prediction=mask, tree=reference.tree)
+    return row
+
+
+# ---- all cases --------------------------------------------------------------------------------------------
+
+
+def summarise(rows: Sequence[Row], baseline_rows: Sequence[Row]) -> dict[str, Any]:
+    """The `topology` block of summary_statistics.json: structure -> counts and statistics of every column.
+
+    rows: those of `score_case` with patient_id and "topology", what `compare` returned, or None where nothing was
+    measured. baseline_rows: the same of predicting nothing, whose means stand under "all_background".
+    Empty when no structure was measured.
+    """
+    names = list(dict.fromkeys(row["structure"] for row in rows if row.get("topology")))
+    return {name: _of_structure([row for row in rows if row["structure"] == name],
+                                [row["topology"] for row in baseline_rows if row["structure"] == name and row.get("topology")]) for name in names}
+
+
+def _of_structure(rows: Sequence[Row], nothing: Sequence[Row]) -> dict[str, Any]:
+    with_it = [row for row in rows if row.get("topology")]
+    found, patients = [row["topology"] for row in with_it], [row["patient_id"] for row in with_it]
+    looked_for = [row for row in rows if row["state"] not in (UNANNOTATED, UNEVALUABLE)]
+    columns = [column for column in (*SHAPE_COLUMNS, *TREE_COLUMNS) if column in found[0]]
+    block: dict[str, Any] = {
+        "kind": kind_of(rows[0]["structure"]), "connectivity": "26/6", "n_reference": len(with_it), "n_missed": sum(row["state"] == MISSED for row in with_it),
+        "n_without_reference": len(looked_for) - len(with_it), "n_hallucinated": sum(row["state"] == HALLUCINATED for row in rows),
+    }
+    block |= {column: statistics.describe([row[column] for row in found], patients) for column in columns}
+    if GENERATIONS in found[0]:
+        block[GENERATIONS] = _of_generations([row[GENERATIONS] for row in found])
+    block["all_background"] = {column: statistics.describe([row[column] for row in nothing], patients, interval=False)["mean"] for column in columns}
+    return block
+
+
+def airway_block(topology: Mapping[str, Any]) -> dict[str, Any]:
+    """The `airway` block of summary_statistics.json: the tree columns of the airways, out of `summarise`'s block.
+
+    "structure" says whose they are; of several airways the first. Empty without one: other trees (coronaries,
+    vessels) stand in the `topology` block only.
+    """
+    for name, block in topology.items():
+        if block["kind"] == TREE and any(word in re.sub(r"[^a-z]", "", name.lower()) for word in _AIRWAYS):
+            kept = ("n_reference", "n_missed", "n_without_reference", "n_hallucinated", *TREE_COLUMNS, GENERATIONS)
+            return {"structure": name, **{key: block[key] for key in kept}}
+    return {}
+
+
+def _of_generations(shares: Sequence[Sequence[float]]) -> list[dict[str, Any]]:
+    """Mean and median over the cases that reach each generation."""
+    result = []
+    for generation in range(max(len(case) for case in shares)):
+        values = np.array([case[generation] for case in shares if len(case) > generation])
+        result.append({"generation": generation, "mean": float(values.mean()), "median": float(np.median(values)), "n": int(values.size)})
+    return result
+
+
+def has_reference(row: Row) -> bool:
+    """Whether a row's reference holds the structure, so that it is measured."""
+    return row["state"] in (PRESENT, MISSED)

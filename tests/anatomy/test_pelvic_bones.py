@@ -1,0 +1,138 @@
+"""The pelvic bones with hard edges: the pelvis patients, their bones worn, pale or fused, and noisier scans."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.ndimage import binary_dilation
+from scipy.ndimage import label as components
+
+from ctseg.anatomy import labels, write_cohort
+from ctseg.anatomy.pelvis import pelvic_bones_task
+from ctseg.anatomy.pelvis.drawing import Drawing, is_dicom, plan, render
+from ctseg.anatomy.pelvis.pelvic_bones_task import IDS, PATIENTS, TARGETS
+from ctseg.anatomy.picture import Picture
+from ctseg.anatomy.wear import HEALTHY, Wear, sample_wear
+from ctseg.geometry.volume import to_canonical
+from ctseg.scans.datasets.case import PRESENT
+from ctseg.scans.datasets.layouts import open_data_set
+from ctseg.scans.datasets.load_case import load_case
+
+INDEX = 2  # a calm patient without metal
+
+
+@pytest.fixture(scope="module")
+def pictures() -> list[Picture]:
+    """Eight patients of the default cohort with 6 mm voxels."""
+    return [pelvic_bones_task.draw(0, index, "tiny") for index in range(8)]
+
+
+def render_with(wear: Wear) -> Drawing:
+    """One patient, always the same, with the bones in some state: hips and sacrum alone, small enough to be quick."""
+    patient, protocol, rng = plan(0, INDEX)
+    height, width = (int(n * s / 2.6) for n, s in zip(protocol.shape[1:], protocol.spacing_mm[1:]))
+    protocol = dataclasses.replace(protocol, spacing_mm=(4.0, 2.6, 2.6), shape=(36, height, width), bottom_mm=-30.0, noise_hu=2.0)
+    return render(patient, protocol, rng, wear)
+
+
+@pytest.fixture(scope="module")
+def healthy() -> Drawing:
+    return render_with(HEALTHY)
+
+
+def contacts(drawing: Drawing, first: str, second: str) -> int:
+    """Voxels of the first bone that have one of the second as a neighbour."""
+    a, b = (drawing.label.array == labels.IDS[name] for name in (first, second))
+    return int((binary_dilation(a) & b).sum())
+
+
+def test_a_seed_and_a_number_give_one_patient(pictures: list[Picture]) -> None:
+    begin = time.process_time()
+    again = pelvic_bones_task.draw(0, 5, "tiny")
+    assert time.process_time() - begin < 3  # about a third of a second where the machine is idle
+    assert again.image.array.tobytes() == pictures[5].image.array.tobytes() and again.label.array.tobytes() == pictures[5].label.array.tobytes()
+    assert again.facts == pictures[5].facts and again.label.array.dtype == np.uint8
+
+
+def test_every_patient_has_all_five_bones_on_their_sides(pictures: list[Picture]) -> None:
+    """All of them, since a third is written as DICOM SEG, which cannot say "absent"."""
+    assert len(TARGETS) == 5 and set(np.unique(pictures[0].label.array)) <= {0, *IDS.values()}
+    for picture in pictures:
+        x_mm = {}
+        for name in TARGETS:
+            index = np.argwhere(picture.label.array == IDS[name])
+            assert len(index) * np.prod(picture.label.spacing_mm) / 1000 > 60, name
+            found, _ = components(picture.label.array == IDS[name], structure=np.ones((3, 3, 3)))
+            assert np.bincount(found.ravel())[1:].max() >= 0.97 * len(index), name  # spurs have grown on, not apart
+            x_mm[name] = (picture.label.affine @ np.array([*index.mean(axis=0), 1.0]))[0]
+        assert x_mm["hip_left"] > x_mm["sacrum"] + 40 > x_mm["hip_right"] + 80
+        assert x_mm["femur_left"] > x_mm["femur_right"] + 100
+    assert sum(is_dicom(index) for index in range(PATIENTS)) == PATIENTS / 3
+
+
+def test_patients_are_those_of_the_pelvis_with_paler_bones_and_noisier_scans(pictures: list[Picture]) -> None:
+    cortex, noise = [], []
+    for index, picture in enumerate(pictures):
+        patient, protocol, _ = plan(0, index)
+        assert picture.facts["sex"] == patient.sex and picture.facts["metal"] == (patient.metal_side != 0)
+        cortex.append(picture.facts["cortex_hu"] / patient.hu["cortex"])
+        noise.append(picture.facts["noise_hu"] / protocol.noise_hu)
+    assert 0.85 < max(cortex) < 1.01 and min(cortex) < 0.65
+    assert max(noise) > 1.5 and min(noise) > 0.98
+
+
+def test_healthy_bones_are_those_of_the_pelvis(healthy: Drawing) -> None:
+    assert np.array_equal(render_with(Wear()).image.array, healthy.image.array)
+    assert contacts(healthy, "hip_left", "femur_left") < 120
+
+
+def test_narrow_joints_bring_the_bones_together(healthy: Drawing) -> None:
+    worn = render_with(Wear(hip_gap_mm=(2.2, 0.2)))
+    assert contacts(worn, "hip_left", "femur_left") > contacts(healthy, "hip_left", "femur_left") + 100
+    assert contacts(worn, "hip_right", "femur_right") == contacts(healthy, "hip_right", "femur_right")
+
+
+def test_a_sacroiliac_gap_parts_the_bones_and_a_fused_joint_hides_the_edge(healthy: Drawing) -> None:
+    apart, fused = render_with(Wear(sacroiliac_gap_mm=(2.8, 2.8))), render_with(Wear(fused=(True, True)))
+    assert contacts(apart, "hip_left", "sacrum") < 0.6 * contacts(healthy, "hip_left", "sacrum")
+    assert np.array_equal(fused.label.array, healthy.label.array)  # what it is does not change, only what is seen
+    changed = np.abs(fused.image.array - healthy.image.array) > 40
+    assert 20 < changed.sum() < 0.2 * (healthy.label.array == labels.IDS["sacrum"]).sum()
+    assert fused.image.array[changed].mean() < healthy.image.array[changed].mean()  # the dense line is gone
+
+
+def test_dense_rims_and_spurs_grow_on_the_worn_side_alone(healthy: Drawing) -> None:
+    worn = render_with(Wear(sclerosis_hu=(0.0, 300.0), spurs=(("femur_left", (104.0, 18.0, 8.0), 6.0),)))
+    rise = {}
+    for side in ("left", "right"):
+        bone = [drawing.label.array == labels.IDS[f"hip_{side}"] for drawing in (worn, healthy)]
+        beside = binary_dilation(healthy.label.array == labels.IDS[f"femur_{side}"], iterations=2) & bone[0] & bone[1]
+        rise[side] = float((worn.image.array - healthy.image.array)[beside].mean())
+    assert rise["left"] > 40 and abs(rise["right"]) < 5
+    assert (worn.label.array == labels.IDS["femur_left"]).sum() > (healthy.label.array == labels.IDS["femur_left"]).sum()
+
+
+def test_wear_varies_and_keeps_to_its_side() -> None:
+    states = [sample_wear(np.random.default_rng(number)) for number in range(60)]
+    assert any(any(state.fused) for state in states) and any(min(state.hip_gap_mm) < 0.6 for state in states)
+    assert any(state.sclerosis_hu == (0.0, 0.0) for state in states) and min(state.cortex for state in states) < 0.6
+    for state in states:
+        assert all((center[0] > 0) == bone.endswith("left") for bone, center, _ in state.spurs)
+        assert all(gap == 0 for gap, joined in zip(state.sacroiliac_gap_mm, state.fused) if joined)
+
+
+def test_the_pipeline_reads_the_cohort(tmp_path: Path) -> None:
+    write_cohort(tmp_path, task="pelvic_bones", patients=3, size="tiny")
+    data = open_data_set(tmp_path, None)
+    assert data.synthetic and set(data.structures) == set(IDS)
+    assert sorted(case.image.format for case in data.cases) == ["dicom", "nifti", "nifti"]
+    [scan] = [case for case in data.cases if case.image.format == "dicom"]
+    loaded = load_case(scan, TARGETS, root=tmp_path)
+    assert set(loaded.states.values()) == {PRESENT}
+    drawn = to_canonical(pelvic_bones_task.draw(0, 2, "tiny").label).array
+    for number, name in enumerate(TARGETS, start=1):
+        assert np.array_equal(to_canonical(loaded.label).array == number, drawn == IDS[name]), name
