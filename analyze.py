@@ -44,14 +44,29 @@ def run(workspace: Workspace, settings: Settings, options: Options, others: Sequ
 
     def view(choice: Choice, image: Volume, reference: Volume, prediction: Volume) -> None:
         title = f"{choice.case_id} ({choice.reason}), mean Dice {choice.dice:.3f}"
-        viewed.append(viewer.view_case(title, image, reference, prediction, slices.display_window(found.manifest.get("window_hu"))))
+        viewed.append(
+            viewer.view_case(
+                title, image, reference, prediction, slices.display_window(found.manifest.get("window_hu"))
+            )
+        )
 
-    cases = gallery.make(workspace, found, progress=cli.bar("Drawing cases"), view=view) if found.evaluated else []
+    cases = (
+        gallery.make(workspace, found, progress=cli.bar("Drawing cases"), view=view)
+        if found.evaluated
+        else []
+    )
     without = [picture for picture in cases if picture.jpeg is None]
     if without:
-        LOG.warning("WARN %d of %d pictures of cases could not be made: %s.", len(without), len(cases), without[0].missing)
+        LOG.warning(
+            "WARN %d of %d pictures of cases could not be made: %s.",
+            len(without),
+            len(cases),
+            without[0].missing,
+        )
     write_text(workspace.analysis / "training_summary.txt", report.training_summary(found))
-    write_text(workspace.report, report.render(found, images, cases, with_viewer=bool(viewed), comparison=comparison))
+    write_text(
+        workspace.report, report.render(found, images, cases, with_viewer=bool(viewed), comparison=comparison)
+    )
     if viewed:
         write_text(workspace.viewer, viewer.render(found, viewed[::-1]))
     else:
@@ -88,7 +103,14 @@ def _draw(workspace: Workspace, found: Results) -> dict[str, bytes]:
 
 def _main(argv: list[str] | None) -> int:
     parser = cli.parser("analyze.py", __doc__ or "")
-    parser.add_argument("--compare-with", type=Path, nargs="+", default=[], metavar="WORKSPACE", help="finished runs on the same split of the patients, to stand beside this one on the page")
+    parser.add_argument(
+        "--compare-with",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="WORKSPACE",
+        help="finished runs on the same split of the patients, to stand beside this one on the page",
+    )
     arguments = parser.parse_args(argv)
     workspace, settings, options = cli.settings_from(arguments)
     with cli.open_workspace(workspace, settings, options):

@@ -60,22 +60,41 @@ def plan(workspace: Workspace, arguments: argparse.Namespace) -> list[Run]:
     """All runs of --compare and --seeds. Raises UsageError for fewer than two methods, twice the same, or one that does not exist."""
     names = [name.strip() for name in arguments.compare.split(",") if name.strip()]
     if len(names) < 2 or len(set(names)) < len(names):
-        raise UsageError("BAD_OPTION", f"--compare {arguments.compare} does not name two or more different methods", "write for example --compare unet,multi_decoder")
+        raise UsageError(
+            "BAD_OPTION",
+            f"--compare {arguments.compare} does not name two or more different methods",
+            "write for example --compare unet,multi_decoder",
+        )
     for name in names:  # now, and not after the hours that those before it take
         _check_method(Method(name), arguments)
     if arguments.seeds < 1:
         raise UsageError("BAD_VALUE", f"--seeds {arguments.seeds} is not positive", "give 1 or more")
     first = arguments.seed or 0
-    return [Run(Method(name), seed, Workspace(workspace.comparison / "runs" / artifacts.safe_name(f"{name}_seed{seed}"), workspace.processed))
-            for seed in range(first, first + arguments.seeds) for name in names]
+    return [
+        Run(
+            Method(name),
+            seed,
+            Workspace(
+                workspace.comparison / "runs" / artifacts.safe_name(f"{name}_seed{seed}"), workspace.processed
+            ),
+        )
+        for seed in range(first, first + arguments.seeds)
+        for name in names
+    ]
 
 
 def _check_method(method: Method, arguments: argparse.Namespace) -> None:
     model, *changes = method.name.split("+")
     if model not in PRESETS:
-        raise UsageError("UNKNOWN_MODEL", f"there is no model '{model}' (--compare {method.name})", f"choose one of {', '.join(PRESETS)}{config.did_you_mean(model, PRESETS)}")
+        raise UsageError(
+            "UNKNOWN_MODEL",
+            f"there is no model '{model}' (--compare {method.name})",
+            f"choose one of {', '.join(PRESETS)}{config.did_you_mean(model, PRESETS)}",
+        )
     config.resolve(None, config.parse_assignments(changes))
-    _, settings, options = cli.settings_from(cli.parser("train.py", "").parse_args([*cli.shared_words(arguments), *method.arguments()]))
+    _, settings, options = cli.settings_from(
+        cli.parser("train.py", "").parse_args([*cli.shared_words(arguments), *method.arguments()])
+    )
     guided = arguments.no_preprocess or arguments.guide is not None or settings.data.guide != "none"
     importlib.import_module("train").check_options(settings, options, guided=guided)
 
@@ -104,18 +123,44 @@ def _train_and_score(one: Run, arguments: argparse.Namespace) -> int:
     """Run train.py and evaluate.py of one run in processes of their own: memory is measured per run, and a crash stays there."""
     from ctseg.reporting.comparison_runs import is_finished
 
-    words = [*cli.shared_words(arguments), *one.method.arguments(), "--seed", str(one.seed), "--set", f"data.seed={arguments.seed or 0}"]
+    words = [
+        *cli.shared_words(arguments),
+        *one.method.arguments(),
+        "--seed",
+        str(one.seed),
+        "--set",
+        f"data.seed={arguments.seed or 0}",
+    ]
     done = {"arguments": words, "manifest": artifacts.manifest_hash(artifacts.load_manifest(one.workspace))}
     marker = one.workspace.root / "run.json"
-    if not arguments.restart and marker.exists() and artifacts.read_json(marker) == done and is_finished(one.workspace):
+    if (
+        not arguments.restart
+        and marker.exists()
+        and artifacts.read_json(marker) == done
+        and is_finished(one.workspace)
+    ):
         LOG.info("  already there")
         return 0
     for script, more in (("train.py", ["--restart"] * arguments.restart), ("evaluate.py", [])):
-        command = [sys.executable, str(ROOT / script), "--workspace", str(one.workspace.root), "--processed", str(one.workspace.processed), *words, *more]
+        command = [
+            sys.executable,
+            str(ROOT / script),
+            "--workspace",
+            str(one.workspace.root),
+            "--processed",
+            str(one.workspace.processed),
+            *words,
+            *more,
+        ]
         code = _run_script(command)
         if code not in (0, CASES_SKIPPED):
-            LOG.error("%s of %s ended with exit code %d%s.", script, one.title, code, ""
-                      if code == UsageError.exit_code else "; the same command goes on from here")
+            LOG.error(
+                "%s of %s ended with exit code %d%s.",
+                script,
+                one.title,
+                code,
+                "" if code == UsageError.exit_code else "; the same command goes on from here",
+            )
             return code
     artifacts.write_json(marker, done)
     return 0

@@ -43,18 +43,32 @@ def run(workspace: Workspace, settings: Settings, options: Options) -> int:
     from ctseg.prediction.test_split import predict_test_cases
     from models import build_network
 
-    record = predict_test_cases(workspace, settings, device=options.device, build_network=build_network, progress=cli.bar("Predicting"))
+    record = predict_test_cases(
+        workspace,
+        settings,
+        device=options.device,
+        build_network=build_network,
+        progress=cli.bar("Predicting"),
+    )
     if record["why_not_mirrored"]:
         LOG.info("%s", record["why_not_mirrored"])
     if record["training"] in UNFINISHED:
-        LOG.warning("WARN TRAINING_UNFINISHED: training of this model: %s. These are scores of its best "
-                    "weights so far.", UNFINISHED[record["training"]])
+        LOG.warning(
+            "WARN TRAINING_UNFINISHED: training of this model: %s. These are scores of its best "
+            "weights so far.",
+            UNFINISHED[record["training"]],
+        )
     elif record["training"] is None:
-        LOG.warning("WARN BEST_MISMATCH: training_history.json is missing or not that of checkpoints/best_model.pth, so "
-                    "how its training ended is not known.")
+        LOG.warning(
+            "WARN BEST_MISMATCH: training_history.json is missing or not that of checkpoints/best_model.pth, so "
+            "how its training ended is not known."
+        )
     for case in record["cases"]:
         if not case["located"]:
-            LOG.warning("WARN NOT_LOCATED case=%s: the locator found no structure; the whole canvas was predicted.", case["case_id"])
+            LOG.warning(
+                "WARN NOT_LOCATED case=%s: the locator found no structure; the whole canvas was predicted.",
+                case["case_id"],
+            )
     return score_run(workspace, settings, cli.worker_count(options))
 
 
@@ -67,22 +81,58 @@ def score_run(workspace: Workspace, settings: Settings, workers: int = 1) -> int
     manifest = load_manifest(workspace)
     record = read_json(workspace.require(workspace.run_record, stage="eval"))
     if record["structures"] != manifest["structures"]:
-        raise IntegrityError("ORGAN_MAP_MISMATCH", "the predictions name other structures than processed_data", "run `python evaluate.py` again",
-                             file=workspace.relative(workspace.run_record))
+        raise IntegrityError(
+            "ORGAN_MAP_MISMATCH",
+            "the predictions name other structures than processed_data",
+            "run `python evaluate.py` again",
+            file=workspace.relative(workspace.run_record),
+        )
     check_names(manifest["structures"])
     expected = {case["case_id"]: case for case in manifest["cases"] if case["split"] == "test"}
     predicted = {case["case_id"]: case for case in record["cases"]}
     check_sets("test case", expected, predicted)
-    pairs = [Pair(case_id, case["patient_id"], workspace.evaluation / predicted[case_id]["prediction"], workspace.processed / predicted[case_id]["reference"],
-                  predicted[case_id]["prediction"], f"processed_data/{predicted[case_id]['reference']}", case["states"]) for case_id, case in expected.items()]
+    pairs = [
+        Pair(
+            case_id,
+            case["patient_id"],
+            workspace.evaluation / predicted[case_id]["prediction"],
+            workspace.processed / predicted[case_id]["reference"],
+            predicted[case_id]["prediction"],
+            f"processed_data/{predicted[case_id]['reference']}",
+            case["states"],
+        )
+        for case_id, case in expected.items()
+    ]
     structures = [Structure(name, (i,)) for i, name in enumerate(manifest["structures"], start=1)]
-    how = ScoreSettings(tolerances_for(manifest["structures"]), settings.evaluate.boundary_mode, topology=settings.evaluate.topology)
+    how = ScoreSettings(
+        tolerances_for(manifest["structures"]),
+        settings.evaluate.boundary_mode,
+        topology=settings.evaluate.topology,
+    )
     rows, nothing, notes = score_pairs(pairs, structures, how, workers=workers)
     trust = join_trust(workspace, record, rows)
-    report = write_evaluation(workspace.evaluation, pairs, structures, how, rows, nothing, warnings=notes, synthetic=bool(manifest["synthetic"]),
-                              split_hash=manifest["splits_hash"], trust=trust)
+    report = write_evaluation(
+        workspace.evaluation,
+        pairs,
+        structures,
+        how,
+        rows,
+        nothing,
+        warnings=notes,
+        synthetic=bool(manifest["synthetic"]),
+        split_hash=manifest["splits_hash"],
+        trust=trust,
+    )
     LOG.info("\n%s", report)
-    score_passes(workspace, record["cases"], pairs, structures, how, workers=workers, synthetic=bool(manifest["synthetic"]))
+    score_passes(
+        workspace,
+        record["cases"],
+        pairs,
+        structures,
+        how,
+        workers=workers,
+        synthetic=bool(manifest["synthetic"]),
+    )
     return 0
 
 
@@ -103,12 +153,29 @@ def join_trust(workspace: Workspace, record: Mapping[str, Any], rows: Sequence[R
             continue  # its confidence stays in evaluation_run.json: nothing here can be compared with it
         row |= content.get("cases", {}).get(row["case_id"], {}).get(row["structure"], {})
         row["confidence"] = confidence[row["case_id"]].get(row["structure"])
-    sums = {name: {region: Sums.from_record(own) for region, own in regions.items()} for name, regions in content.get("structures", {}).items()}
-    return Trust(sums, record.get("members", 1), record.get("why_no_confidence", "the prediction run did not record it") if record.get("members", 1) < 2 else None)
+    sums = {
+        name: {region: Sums.from_record(own) for region, own in regions.items()}
+        for name, regions in content.get("structures", {}).items()
+    }
+    return Trust(
+        sums,
+        record.get("members", 1),
+        record.get("why_no_confidence", "the prediction run did not record it")
+        if record.get("members", 1) < 2
+        else None,
+    )
 
 
-def score_passes(workspace: Workspace, cases: Sequence[Mapping[str, Any]], pairs: Sequence[Pair], structures: Sequence[Structure], how: ScoreSettings,
-                 *, workers: int, synthetic: bool) -> None:
+def score_passes(
+    workspace: Workspace,
+    cases: Sequence[Mapping[str, Any]],
+    pairs: Sequence[Pair],
+    structures: Sequence[Structure],
+    how: ScoreSettings,
+    *,
+    workers: int,
+    synthetic: bool,
+) -> None:
     """Score every pass of a multi-pass network: per_pass.csv, per_pass.png and one sentence. A case that stopped early keeps its last pass."""
     import dataclasses
 
@@ -124,19 +191,41 @@ def score_passes(workspace: Workspace, cases: Sequence[Mapping[str, Any]], pairs
         return
     rows_by_pass = []
     for number in range(count):
-        chosen = {pair.case_id: files[pair.case_id][min(number, len(files[pair.case_id]) - 1)] for pair in pairs}
-        mine = [dataclasses.replace(pair, prediction=workspace.evaluation / chosen[pair.case_id], prediction_file=chosen[pair.case_id]) for pair in pairs]
-        rows_by_pass.append(score_pairs(mine, structures, dataclasses.replace(how, topology="none"), workers=workers)[0])
+        chosen = {
+            pair.case_id: files[pair.case_id][min(number, len(files[pair.case_id]) - 1)] for pair in pairs
+        }
+        mine = [
+            dataclasses.replace(
+                pair,
+                prediction=workspace.evaluation / chosen[pair.case_id],
+                prediction_file=chosen[pair.case_id],
+            )
+            for pair in pairs
+        ]
+        rows_by_pass.append(
+            score_pairs(mine, structures, dataclasses.replace(how, topology="none"), workers=workers)[0]
+        )
     write_passes(workspace.evaluation, rows_by_pass)
-    plots.passes(rows_by_pass, [structure.name for structure in structures], workspace.evaluation / "per_pass.png", synthetic)
+    plots.passes(
+        rows_by_pass,
+        [structure.name for structure in structures],
+        workspace.evaluation / "per_pass.png",
+        synthetic,
+    )
     gain = pass_gain(rows_by_pass)
     if gain is not None:
         used = sum(len(names) for names in files.values()) / len(files)
         LOG.info("%s Passes used: %.1f of at most %d.", gain.sentence(), used, count)
 
 
-def score_pairs(pairs: Sequence[Pair] | Sequence[MaskPair], structures: Sequence[Structure], settings: ScoreSettings, *, workers: int = 1,
-                score: Callable[..., Any] | None = None) -> tuple[list[Row], list[Row], list[str]]:
+def score_pairs(
+    pairs: Sequence[Pair] | Sequence[MaskPair],
+    structures: Sequence[Structure],
+    settings: ScoreSettings,
+    *,
+    workers: int = 1,
+    score: Callable[..., Any] | None = None,
+) -> tuple[list[Row], list[Row], list[str]]:
     """(rows, rows of predicting nothing, lines of what was noticed), ordered by case id and structure. score: `score_pair` unless said otherwise.
 
     One process per case at a time, one thread each; the result does not depend on the number of workers.
@@ -173,19 +262,42 @@ def _map(job: Any, items: Sequence[Any], workers: int) -> Iterator[Any]:
             raise
 
 
-def write_evaluation(folder: Path | None, pairs: Sequence[Pair] | Sequence[MaskPair], structures: Sequence[Structure], how: ScoreSettings, rows: Sequence[Row], nothing: Sequence[Row],
-                     *, warnings: Sequence[str] = (), synthetic: bool = False, split_hash: str | None = None, plots: bool = True, trust: Trust | None = None) -> str:
+def write_evaluation(
+    folder: Path | None,
+    pairs: Sequence[Pair] | Sequence[MaskPair],
+    structures: Sequence[Structure],
+    how: ScoreSettings,
+    rows: Sequence[Row],
+    nothing: Sequence[Row],
+    *,
+    warnings: Sequence[str] = (),
+    synthetic: bool = False,
+    split_hash: str | None = None,
+    plots: bool = True,
+    trust: Trust | None = None,
+) -> str:
     """Write every result file and return the report; without a folder only the report."""
     from ctseg.evaluation.result_files import write_results
     from ctseg.scoring import distances, statistics
 
     missing = sum(pair.prediction is None for pair in pairs)
-    warnings = [*([f"{missing} predictions are missing; their structures count as missed"] if missing else []), *warnings]
+    warnings = [
+        *([f"{missing} predictions are missing; their structures count as missed"] if missing else []),
+        *warnings,
+    ]
     content = {
-        "boundary_mode": how.boundary_mode, "hd95": "max_of_directed_percentiles", "tolerance_epsilon": distances.TOLERANCE_EPSILON,
-        "empty_policy": "present_only", "tolerances_mm": {name: list(values) for name, values in how.tolerances_mm.items()}, "distance_unit": "mm",
-        "bootstrap": {"method": "bca", "resamples": statistics.RESAMPLES, "seed": statistics.SEED}, "split_hash": split_hash,
-        "n_patients": len({pair.patient_id for pair in pairs}), "n_cases": len(pairs), "n_missing_predictions": missing, "synthetic": synthetic,
+        "boundary_mode": how.boundary_mode,
+        "hd95": "max_of_directed_percentiles",
+        "tolerance_epsilon": distances.TOLERANCE_EPSILON,
+        "empty_policy": "present_only",
+        "tolerances_mm": {name: list(values) for name, values in how.tolerances_mm.items()},
+        "distance_unit": "mm",
+        "bootstrap": {"method": "bca", "resamples": statistics.RESAMPLES, "seed": statistics.SEED},
+        "split_hash": split_hash,
+        "n_patients": len({pair.patient_id for pair in pairs}),
+        "n_cases": len(pairs),
+        "n_missing_predictions": missing,
+        "synthetic": synthetic,
     }
     report = write_results(folder, rows, nothing, content, warnings, trust)
     if plots and folder is not None:
@@ -202,7 +314,9 @@ def _draw(folder: Path, rows: Sequence[Row], names: Sequence[str], synthetic: bo
         getattr(plots, name)(rows, names, folder / f"{name}.png", synthetic)
 
 
-def _draw_trust(folder: Path, rows: Sequence[Row], names: Sequence[str], trust: Trust | None, synthetic: bool) -> None:
+def _draw_trust(
+    folder: Path, rows: Sequence[Row], names: Sequence[str], trust: Trust | None, synthetic: bool
+) -> None:
     """reliability.png and confidence.png where there is something to draw; those of an earlier evaluation go."""
     from ctseg.reporting.pictures import reliability
     from ctseg.scoring import calibration
@@ -210,7 +324,12 @@ def _draw_trust(folder: Path, rows: Sequence[Row], names: Sequence[str], trust: 
     for name in ("reliability.png", "confidence.png"):
         (folder / name).unlink(missing_ok=True)
     if trust is not None and trust.sums:
-        reliability.diagram(calibration.describe(trust.sums), calibration.describe({"all": calibration.pooled(trust.sums)})["all"], folder / "reliability.png", synthetic)
+        reliability.diagram(
+            calibration.describe(trust.sums),
+            calibration.describe({"all": calibration.pooled(trust.sums)})["all"],
+            folder / "reliability.png",
+            synthetic,
+        )
     if any(row.get("confidence") is not None for row in rows):
         reliability.confidence(rows, names, folder / "confidence.png", synthetic)
 
@@ -225,7 +344,9 @@ def compare(arguments: argparse.Namespace, settings: Settings, workers: int) -> 
 
     for option, path in (("--reference", arguments.reference), ("--prediction", arguments.prediction)):
         if not path.exists():
-            raise PreconditionError("NO_DATA", f"'{path}' after {option} does not exist", "check the path", file=path.name)
+            raise PreconditionError(
+                "NO_DATA", f"'{path}' after {option} does not exist", "check the path", file=path.name
+            )
     if arguments.output is not None:
         inputs = (
             arguments.reference,
@@ -238,11 +359,31 @@ def compare(arguments: argparse.Namespace, settings: Settings, workers: int) -> 
         require_writable(arguments.output)
     names = _map_names(arguments)
     if names is not None:
-        pairs = mask_pairs.pair_folders(arguments.reference, arguments.prediction, names, allow_missing=arguments.allow_missing)
-        return _compare(arguments, settings, workers, pairs, names.structures, mask_pairs.score_pair, names.ignore_label)
-    others, chosen = mask_comparison.pair_masks(arguments.reference, arguments.prediction, labels=arguments.labels, ct=arguments.ct, structures=arguments.structures,
-                                                single=arguments.one_case, allow_missing=arguments.allow_missing)
-    return _compare(arguments, settings, workers, others, mask_comparison.numbered(chosen), mask_comparison.score_masks, None, mask_comparison.said_of(others))
+        pairs = mask_pairs.pair_folders(
+            arguments.reference, arguments.prediction, names, allow_missing=arguments.allow_missing
+        )
+        return _compare(
+            arguments, settings, workers, pairs, names.structures, mask_pairs.score_pair, names.ignore_label
+        )
+    others, chosen = mask_comparison.pair_masks(
+        arguments.reference,
+        arguments.prediction,
+        labels=arguments.labels,
+        ct=arguments.ct,
+        structures=arguments.structures,
+        single=arguments.one_case,
+        allow_missing=arguments.allow_missing,
+    )
+    return _compare(
+        arguments,
+        settings,
+        workers,
+        others,
+        mask_comparison.numbered(chosen),
+        mask_comparison.score_masks,
+        None,
+        mask_comparison.said_of(others),
+    )
 
 
 def _map_names(arguments: argparse.Namespace) -> LabelNames | None:
@@ -250,9 +391,16 @@ def _map_names(arguments: argparse.Namespace) -> LabelNames | None:
     from ctseg.evaluation import mask_forms, mask_pairs
 
     reference, prediction = arguments.reference, arguments.prediction
-    if arguments.ct is not None or arguments.structures is not None or arguments.one_case or not mask_forms.is_folder_of_maps(reference):
+    if (
+        arguments.ct is not None
+        or arguments.structures is not None
+        or arguments.one_case
+        or not mask_forms.is_folder_of_maps(reference)
+    ):
         return None
-    if not mask_forms.is_folder_of_maps(prediction) and not (prediction.is_dir() and not mask_forms.find_cases(prediction)):
+    if not mask_forms.is_folder_of_maps(prediction) and not (
+        prediction.is_dir() and not mask_forms.find_cases(prediction)
+    ):
         return None
     try:
         return mask_pairs.find_label_names(reference, prediction, arguments.labels)
@@ -260,8 +408,16 @@ def _map_names(arguments: argparse.Namespace) -> LabelNames | None:
         return None  # the maps may name their values themselves
 
 
-def _compare(arguments: argparse.Namespace, settings: Settings, workers: int, pairs: Sequence[Pair] | Sequence[MaskPair], structures: Sequence[Structure],
-             score: Callable[..., Any], ignore_label: int | None, warnings: Sequence[str] = ()) -> int:
+def _compare(
+    arguments: argparse.Namespace,
+    settings: Settings,
+    workers: int,
+    pairs: Sequence[Pair] | Sequence[MaskPair],
+    structures: Sequence[Structure],
+    score: Callable[..., Any],
+    ignore_label: int | None,
+    warnings: Sequence[str] = (),
+) -> int:
     from ctseg.evaluation.mask_pairs import ScoreSettings
     from ctseg.scoring.tolerances import tolerances_for
 
@@ -269,10 +425,31 @@ def _compare(arguments: argparse.Namespace, settings: Settings, workers: int, pa
     try:
         tolerances = tolerances_for(names, _read_tolerances(arguments.tolerances, names))
     except (ValueError, TypeError) as error:
-        raise UsageError("BAD_VALUE", f"--tolerances: {error}", 'write for example {"liver": [5, 2]}', file=arguments.tolerances.name) from None
-    how = ScoreSettings(tolerances, settings.evaluate.boundary_mode, ignore_label, settings.evaluate.topology, settings.data.fill_contour_gaps)
+        raise UsageError(
+            "BAD_VALUE",
+            f"--tolerances: {error}",
+            'write for example {"liver": [5, 2]}',
+            file=arguments.tolerances.name,
+        ) from None
+    how = ScoreSettings(
+        tolerances,
+        settings.evaluate.boundary_mode,
+        ignore_label,
+        settings.evaluate.topology,
+        settings.data.fill_contour_gaps,
+    )
     rows, nothing, notes = score_pairs(pairs, structures, how, workers=workers, score=score)
-    report = write_evaluation(arguments.output, pairs, structures, how, rows, nothing, warnings=[*warnings, *notes], synthetic=_says_synthetic(arguments), plots=not arguments.no_plots)
+    report = write_evaluation(
+        arguments.output,
+        pairs,
+        structures,
+        how,
+        rows,
+        nothing,
+        warnings=[*warnings, *notes],
+        synthetic=_says_synthetic(arguments),
+        plots=not arguments.no_plots,
+    )
     print(report)
     return 0
 
@@ -281,19 +458,28 @@ def _read_tolerances(path: Path | None, names: Sequence[str]) -> Mapping[str, Se
     if path is None:
         return None
     if not path.is_file():
-        raise UsageError("FILE_MISSING", "the file does not exist", "check the path after --tolerances", file=path.name)
+        raise UsageError(
+            "FILE_MISSING", "the file does not exist", "check the path after --tolerances", file=path.name
+        )
     content = read_json(path)
     if not isinstance(content, dict) or not all(isinstance(values, list) for values in content.values()):
         raise ValueError(f"{json.dumps(content)[:80]} is no map of names and lists")
     unknown = sorted(set(content) - set(names))
     if unknown:
-        raise UsageError("UNKNOWN_STRUCTURE", f"--tolerances names {', '.join(unknown)}", f"the structures are {', '.join(names)}", file=path.name)
+        raise UsageError(
+            "UNKNOWN_STRUCTURE",
+            f"--tolerances names {', '.join(unknown)}",
+            f"the structures are {', '.join(names)}",
+            file=path.name,
+        )
     return content
 
 
 def _says_synthetic(arguments: argparse.Namespace) -> bool:
     """Whether the masks come from made-up scans: said on the command line or beside the files."""
-    if arguments.synthetic or any((folder / "synthetic.json").is_file() for folder in (arguments.reference, arguments.reference.parent)):
+    if arguments.synthetic or any(
+        (folder / "synthetic.json").is_file() for folder in (arguments.reference, arguments.reference.parent)
+    ):
         return True
     record = arguments.prediction.parent / "evaluation_run.json"
     return record.is_file() and bool(read_json(record).get("synthetic"))
@@ -302,17 +488,61 @@ def _says_synthetic(arguments: argparse.Namespace) -> bool:
 def build_parser() -> argparse.ArgumentParser:
     """The command line: the shared options and those of the comparison of two folders."""
     parser = cli.parser("evaluate.py", __doc__ or "")
-    parser.add_argument("--boundary-mode", choices=["surfel", "voxel"], help="surface of a mask (default: surfel); values of different modes are never compared")
-    masks = parser.add_argument_group("masks against masks instead of a model (a file each, or folders with a file or a sub-folder for each case; --structures limits what is compared)")
-    masks.add_argument("--reference", type=Path, metavar="PATH", help="the truth: label maps, .seg.nrrd, one file per structure, DICOM SEG or RTSTRUCT")
-    masks.add_argument("--prediction", type=Path, metavar="PATH", help="what is scored, in any of these forms; cases of the same names")
-    masks.add_argument("--output", type=Path, metavar="DIR", help="where the results go (default: the report is only printed)")
-    masks.add_argument("--ct", type=Path, metavar="PATH", help="the scan or the folder of scans: masks are put on its grid, by exact reordering of axes; needed for DICOM masks")
-    masks.add_argument("--labels", type=Path, metavar="FILE", help='names of the ids of label maps, {"1": "liver"} or a dataset.json (default: labels.json or dataset.json beside them)')
-    masks.add_argument("--one-case", action="store_true", help="both folders hold one mask per structure of one single case")
-    masks.add_argument("--tolerances", type=Path, metavar="FILE", help='tolerances of the surface Dice in mm, {"liver": [5, 2]}')
-    masks.add_argument("--allow-missing", action="store_true", help="count a missing prediction, or a structure that it does not hold, as missed instead of refusing")
-    masks.add_argument("--synthetic", action="store_true", help="say in every result that the data are synthetic")
+    parser.add_argument(
+        "--boundary-mode",
+        choices=["surfel", "voxel"],
+        help="surface of a mask (default: surfel); values of different modes are never compared",
+    )
+    masks = parser.add_argument_group(
+        "masks against masks instead of a model (a file each, or folders with a file or a sub-folder for each case; --structures limits what is compared)"
+    )
+    masks.add_argument(
+        "--reference",
+        type=Path,
+        metavar="PATH",
+        help="the truth: label maps, .seg.nrrd, one file per structure, DICOM SEG or RTSTRUCT",
+    )
+    masks.add_argument(
+        "--prediction",
+        type=Path,
+        metavar="PATH",
+        help="what is scored, in any of these forms; cases of the same names",
+    )
+    masks.add_argument(
+        "--output",
+        type=Path,
+        metavar="DIR",
+        help="where the results go (default: the report is only printed)",
+    )
+    masks.add_argument(
+        "--ct",
+        type=Path,
+        metavar="PATH",
+        help="the scan or the folder of scans: masks are put on its grid, by exact reordering of axes; needed for DICOM masks",
+    )
+    masks.add_argument(
+        "--labels",
+        type=Path,
+        metavar="FILE",
+        help='names of the ids of label maps, {"1": "liver"} or a dataset.json (default: labels.json or dataset.json beside them)',
+    )
+    masks.add_argument(
+        "--one-case", action="store_true", help="both folders hold one mask per structure of one single case"
+    )
+    masks.add_argument(
+        "--tolerances",
+        type=Path,
+        metavar="FILE",
+        help='tolerances of the surface Dice in mm, {"liver": [5, 2]}',
+    )
+    masks.add_argument(
+        "--allow-missing",
+        action="store_true",
+        help="count a missing prediction, or a structure that it does not hold, as missed instead of refusing",
+    )
+    masks.add_argument(
+        "--synthetic", action="store_true", help="say in every result that the data are synthetic"
+    )
     masks.add_argument("--no-plots", action="store_true", help="write no pictures")
     return parser
 
@@ -322,9 +552,16 @@ def _main(argv: list[str] | None) -> int:
     if arguments.boundary_mode is not None:
         arguments.assignments.append(f"evaluate.boundary_mode={arguments.boundary_mode}")
     workspace, settings, options = cli.settings_from(arguments)
-    if any(path is not None for path in (arguments.reference, arguments.prediction, arguments.output, arguments.ct)):
+    if any(
+        path is not None
+        for path in (arguments.reference, arguments.prediction, arguments.output, arguments.ct)
+    ):
         if arguments.reference is None or arguments.prediction is None:
-            raise UsageError("BAD_OPTION", "scoring masks needs --reference and --prediction", "give both, or neither to score the model")
+            raise UsageError(
+                "BAD_OPTION",
+                "scoring masks needs --reference and --prediction",
+                "give both, or neither to score the model",
+            )
         return compare(arguments, settings, cli.worker_count(options))
     with cli.open_workspace(workspace, settings, options):
         return run(workspace, settings, options)

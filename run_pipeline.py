@@ -22,7 +22,12 @@ from ctseg.config import Settings
 from ctseg.errors import UsageError
 from ctseg.tasks import TASKS, find_task
 
-STAGES = {"preprocess": "preprocessing", "train": "train", "eval": "evaluate", "analyze": "analyze"}  # flag -> script
+STAGES = {
+    "preprocess": "preprocessing",
+    "train": "train",
+    "eval": "evaluate",
+    "analyze": "analyze",
+}  # flag -> script
 SKIPPED_CASES = 3  # exit code of a stage that finished but left cases out
 
 
@@ -33,10 +38,26 @@ def build_parser() -> argparse.ArgumentParser:
     stages.add_argument("--all", action="store_true", help="all four stages")
     for flag, script in STAGES.items():
         stages.add_argument(f"--{flag}", action="store_true", help=f"the stage of {script}.py")
-    stages.add_argument("--no-preprocess", action="store_true", help="with --all: use the tensors that are there")
-    stages.add_argument("--compare", metavar="A,B,...", help="train and score these models on the same data and say which is better; settings may follow a plus sign: unet+model.width=32")
-    stages.add_argument("--seeds", type=int, default=1, metavar="N", help="with --compare: training runs per model (default: 1; claims need 3)")
-    stages.add_argument("--list", action="store_true", help="show models, profiles, layouts and settings; with --data what would be used and refused")
+    stages.add_argument(
+        "--no-preprocess", action="store_true", help="with --all: use the tensors that are there"
+    )
+    stages.add_argument(
+        "--compare",
+        metavar="A,B,...",
+        help="train and score these models on the same data and say which is better; settings may follow a plus sign: unet+model.width=32",
+    )
+    stages.add_argument(
+        "--seeds",
+        type=int,
+        default=1,
+        metavar="N",
+        help="with --compare: training runs per model (default: 1; claims need 3)",
+    )
+    stages.add_argument(
+        "--list",
+        action="store_true",
+        help="show models, profiles, layouts and settings; with --data what would be used and refused",
+    )
     return parser
 
 
@@ -45,10 +66,18 @@ def chosen_stages(arguments: argparse.Namespace) -> list[str]:
     chosen = [flag for flag in STAGES if arguments.all or getattr(arguments, flag)]
     if arguments.no_preprocess:
         if not chosen or arguments.preprocess:
-            raise UsageError("BAD_OPTION", "--no-preprocess needs --all or other stages", "write --all --no-preprocess, or the stages you want")
+            raise UsageError(
+                "BAD_OPTION",
+                "--no-preprocess needs --all or other stages",
+                "write --all --no-preprocess, or the stages you want",
+            )
         chosen.remove("preprocess") if "preprocess" in chosen else None
     if not chosen:
-        raise UsageError("BAD_OPTION", "no stage was chosen", "write --all, or any of --preprocess --train --eval --analyze (see --help)")
+        raise UsageError(
+            "BAD_OPTION",
+            "no stage was chosen",
+            "write --all, or any of --preprocess --train --eval --analyze (see --help)",
+        )
     return chosen
 
 
@@ -56,8 +85,12 @@ def check_options(stages: list[str], workspace: Workspace, settings: Settings, o
     """Refuse the options that a stage would refuse later, before any work. Raises UsageError, PreconditionError."""
     if "preprocess" in stages:
         importlib.import_module("preprocessing").check_options(workspace, settings, options)
-    if {"train", "eval"} & set(stages) or options.model is not None or options.device != "auto":  # the others need no torch, which takes seconds to load
-        importlib.import_module("train").check_options(settings, options, guided="preprocess" not in stages or settings.data.guide != "none")
+    if (
+        {"train", "eval"} & set(stages) or options.model is not None or options.device != "auto"
+    ):  # the others need no torch, which takes seconds to load
+        importlib.import_module("train").check_options(
+            settings, options, guided="preprocess" not in stages or settings.data.guide != "none"
+        )
 
 
 def run_stages(stages: list[str], workspace: Workspace, settings: Settings, options: Options) -> int:
@@ -69,9 +102,18 @@ def run_stages(stages: list[str], workspace: Workspace, settings: Settings, opti
         if code not in (0, SKIPPED_CASES):
             return int(code)
         skipped |= code == SKIPPED_CASES
-    LOG.info("\nCOMPLETE in %.1f minutes%s.", (time.monotonic() - started) / 60, ", some cases were left out" if skipped else "")
-    for label, path in (("Report", workspace.report), ("Scores", workspace.evaluation / "evaluation_report.txt"), ("Weights", workspace.best_model),
-                        ("Findings", workspace.preprocess_report), ("Log", workspace.log)):
+    LOG.info(
+        "\nCOMPLETE in %.1f minutes%s.",
+        (time.monotonic() - started) / 60,
+        ", some cases were left out" if skipped else "",
+    )
+    for label, path in (
+        ("Report", workspace.report),
+        ("Scores", workspace.evaluation / "evaluation_report.txt"),
+        ("Weights", workspace.best_model),
+        ("Findings", workspace.preprocess_report),
+        ("Log", workspace.log),
+    ):
         if path.exists():
             LOG.info("  %-9s %s", label, workspace.relative(path))
     return SKIPPED_CASES if skipped else 0
@@ -108,11 +150,19 @@ def _use_demo_settings(arguments: argparse.Namespace) -> None:
 
     The task's own choice of a backbone stays out where the user names the models.
     """
-    if arguments.minutes is not None or arguments.epochs is not None or any(text.startswith(("train.minutes", "train.epochs")) for text in arguments.assignments):
+    if (
+        arguments.minutes is not None
+        or arguments.epochs is not None
+        or any(text.startswith(("train.minutes", "train.epochs")) for text in arguments.assignments)
+    ):
         return
     task = find_task(arguments.task or "pelvis")
     arguments.minutes = task.demo_minutes
-    named = arguments.compare or arguments.model or any(text.startswith("model.name=") for text in arguments.assignments)
+    named = (
+        arguments.compare
+        or arguments.model
+        or any(text.startswith("model.name=") for text in arguments.assignments)
+    )
     demo = {key: value for key, value in task.demo.items() if not (named and key == "model.backbone")}
     arguments.assignments = [*(f"{key}={value}" for key, value in demo.items()), *arguments.assignments]
 

@@ -49,7 +49,12 @@ def visualize(arguments: argparse.Namespace) -> int:
     renderer = _renderer(arguments.renderer) if draws else None
     masks, reference, ct = _read(arguments)
     if not masks.names:
-        raise PreconditionError("NOTHING_TO_SHOW", "the masks hold nothing but background", "give other masks", file=arguments.input.name)
+        raise PreconditionError(
+            "NOTHING_TO_SHOW",
+            "the masks hold nothing but background",
+            "give other masks",
+            file=arguments.input.name,
+        )
     chosen = _chosen(arguments.structures, masks)
     try:
         if renderer is not None:
@@ -57,25 +62,52 @@ def visualize(arguments: argparse.Namespace) -> int:
         if arguments.sheet is not None and ct is not None:
             _write_sheet(arguments, masks, chosen, reference, ct, window)
     except ValueError:
-        raise PreconditionError("NOTHING_TO_SHOW", f"no voxel belongs to {', '.join(chosen) if len(chosen) < 5 else 'any of the structures'}", "choose others with --structures"
-                                + (", or a lower --level" if masks.level is not None else ""), file=arguments.input.name) from None
+        raise PreconditionError(
+            "NOTHING_TO_SHOW",
+            f"no voxel belongs to {', '.join(chosen) if len(chosen) < 5 else 'any of the structures'}",
+            "choose others with --structures" + (", or a lower --level" if masks.level is not None else ""),
+            file=arguments.input.name,
+        ) from None
     finally:
         _tell([*masks.findings, *(reference.findings if reference is not None else ())])
     return 0
 
 
-def _draw(arguments: argparse.Namespace, film: Path | None, renderer: tuple[Finder, Callable[..., np.ndarray]], masks: Masks, chosen: list[str], reference: Masks | None,
-          ct: Volume | None, window: tuple[float, float] | None) -> None:
+def _draw(
+    arguments: argparse.Namespace,
+    film: Path | None,
+    renderer: tuple[Finder, Callable[..., np.ndarray]],
+    masks: Masks,
+    chosen: list[str],
+    reference: Masks | None,
+    ct: Volume | None,
+    window: tuple[float, float] | None,
+) -> None:
     """The film and the stills."""
     from ctseg.reporting.pictures import slices, tour, video
 
     find, draw = renderer
-    scene = tour.build_scene(masks, chosen, ct=ct, context=arguments.context or ("body" if ct is not None else "none"), reference=reference, synthetic=arguments.synthetic,
-                             window_hu=window or slices.window_for(chosen), find=find, progress=cli.bar("Surfaces", unit="structure"))
+    scene = tour.build_scene(
+        masks,
+        chosen,
+        ct=ct,
+        context=arguments.context or ("body" if ct is not None else "none"),
+        reference=reference,
+        synthetic=arguments.synthetic,
+        window_hu=window or slices.window_for(chosen),
+        find=find,
+        progress=cli.bar("Surfaces", unit="structure"),
+    )
     _tell_shown(chosen, scene.shown, scene.probabilities, arguments.level)
-    size = {"width": arguments.width - arguments.width % 2, "height": arguments.height - arguments.height % 2, "draw": draw}
+    size = {
+        "width": arguments.width - arguments.width % 2,
+        "height": arguments.height - arguments.height % 2,
+        "draw": draw,
+    }
     if arguments.stills is not None:
-        _write_stills(arguments.stills, tour.pictures(scene, list(tour.SIDES), **size), list(tour.SIDES.values()))
+        _write_stills(
+            arguments.stills, tour.pictures(scene, list(tour.SIDES), **size), list(tour.SIDES.values())
+        )
         LOG.info("%d stills in %s.", len(tour.SIDES), arguments.stills)
     if film is not None:
         count = max(2, round(arguments.seconds * arguments.fps))
@@ -84,23 +116,45 @@ def _draw(arguments: argparse.Namespace, film: Path | None, renderer: tuple[Find
         LOG.info("%d pictures of %d structures in %s.", count, len(scene.shown), film)
 
 
-def _write_sheet(arguments: argparse.Namespace, masks: Masks, chosen: list[str], reference: Masks | None, ct: Volume, window: tuple[float, float] | None) -> None:
+def _write_sheet(
+    arguments: argparse.Namespace,
+    masks: Masks,
+    chosen: list[str],
+    reference: Masks | None,
+    ct: Volume,
+    window: tuple[float, float] | None,
+) -> None:
     from ctseg.reporting.pictures import contact_sheet
 
-    sheet = contact_sheet.build_sheet(ct, masks, chosen, reference=reference, window_hu=window, synthetic=arguments.synthetic, progress=cli.bar("Masks", unit="structure"))
+    sheet = contact_sheet.build_sheet(
+        ct,
+        masks,
+        chosen,
+        reference=reference,
+        window_hu=window,
+        synthetic=arguments.synthetic,
+        progress=cli.bar("Masks", unit="structure"),
+    )
     if arguments.output is None and arguments.stills is None:
         _tell_shown(chosen, sheet.shown, sheet.probabilities, arguments.level)
     contact_sheet.write(arguments.sheet, contact_sheet.draw(sheet))
     LOG.info("Slices with %d structures in %s.", len(sheet.shown), arguments.sheet)
 
 
-def _tell_shown(chosen: list[str], shown: tuple[str, ...], probabilities: tuple[str, ...], level: float) -> None:
+def _tell_shown(
+    chosen: list[str], shown: tuple[str, ...], probabilities: tuple[str, ...], level: float
+) -> None:
     """What the pictures cannot say themselves: which structures are not in them, and which ones are probabilities."""
     empty = [name for name in chosen if name not in shown]
     if empty:
         LOG.warning("NOTE LABEL_EMPTY: no voxel belongs to %s: not drawn.", listed(empty))
     if 0 < len(probabilities) < len(shown):
-        LOG.warning("NOTE MIXED_MASKS: %s: probabilities, drawn where they reach %g; the other %d of the structures: masks.", ", ".join(probabilities), level, len(shown) - len(probabilities))
+        LOG.warning(
+            "NOTE MIXED_MASKS: %s: probabilities, drawn where they reach %g; the other %d of the structures: masks.",
+            ", ".join(probabilities),
+            level,
+            len(shown) - len(probabilities),
+        )
 
 
 def _renderer(wanted: str) -> tuple[Finder, Callable[..., np.ndarray]]:
@@ -113,7 +167,11 @@ def _renderer(wanted: str) -> tuple[Finder, Callable[..., np.ndarray]]:
     if reason is None:
         return render_vtk.triangulate, render_vtk.Renderer()
     if wanted == "vtk":
-        raise PreconditionError("NO_VTK", reason, f"run `{render_vtk.INSTALL}`, or leave --renderer out: the pictures are the same, slower")
+        raise PreconditionError(
+            "NO_VTK",
+            reason,
+            f"run `{render_vtk.INSTALL}`, or leave --renderer out: the pictures are the same, slower",
+        )
     LOG.info("NOTE NO_VTK: %s, so numpy draws the same pictures, slower.", reason)
     return surfaces.crossings, render.draw
 
@@ -123,11 +181,28 @@ def _check(arguments: argparse.Namespace) -> Path | None:
     from ctseg.reporting.pictures import contact_sheet, tour, video
 
     if arguments.output is None and arguments.stills is None and arguments.sheet is None:
-        raise UsageError("BAD_OPTION", "neither --output nor --stills nor --sheet says where pictures go", "add for example --output tour.mp4")
-    for name, low, high in (("width", SMALLEST, LARGEST), ("height", SMALLEST, LARGEST), ("fps", 1, 60), ("seconds", 0.1, 600), ("level", 0.001, 0.999)):
+        raise UsageError(
+            "BAD_OPTION",
+            "neither --output nor --stills nor --sheet says where pictures go",
+            "add for example --output tour.mp4",
+        )
+    for name, low, high in (
+        ("width", SMALLEST, LARGEST),
+        ("height", SMALLEST, LARGEST),
+        ("fps", 1, 60),
+        ("seconds", 0.1, 600),
+        ("level", 0.001, 0.999),
+    ):
         if not low <= getattr(arguments, name) <= high:
-            raise UsageError("BAD_VALUE", f"--{name} {getattr(arguments, name)} is out of range", f"give a number from {low} to {high}")
-    for option, given in ((f"--context {arguments.context}", arguments.context not in (None, "none")), ("--sheet", arguments.sheet is not None)):
+            raise UsageError(
+                "BAD_VALUE",
+                f"--{name} {getattr(arguments, name)} is out of range",
+                f"give a number from {low} to {high}",
+            )
+    for option, given in (
+        (f"--context {arguments.context}", arguments.context not in (None, "none")),
+        ("--sheet", arguments.sheet is not None),
+    ):
         if given and arguments.ct is None:
             raise UsageError("BAD_OPTION", f"{option} is drawn from the scan", "give the scan with --ct")
     if arguments.sheet is not None:
@@ -143,7 +218,11 @@ def _check(arguments: argparse.Namespace) -> Path | None:
     for folder in {path.parent for path in targets}:
         require_writable(folder)
     if film is not None and changed:
-        LOG.warning("NOTE NO_ENCODER: no video encoder is installed, so the film becomes %s; `%s` brings one.", film.name, video.INSTALL)
+        LOG.warning(
+            "NOTE NO_ENCODER: no video encoder is installed, so the film becomes %s; `%s` brings one.",
+            film.name,
+            video.INSTALL,
+        )
     return film
 
 
@@ -156,7 +235,11 @@ def _window(text: str | None) -> tuple[float, float] | None:
     except ValueError:
         low = high = 0.0
     if not -5000 <= low < high <= 50000:
-        raise UsageError("BAD_VALUE", f"--window {text} is no window", "give the darkest and the brightest HU, for example --window=-160,240")
+        raise UsageError(
+            "BAD_VALUE",
+            f"--window {text} is no window",
+            "give the darkest and the brightest HU, for example --window=-160,240",
+        )
     return low, high
 
 
@@ -192,7 +275,11 @@ def _chosen(wanted: str | None, masks: Masks) -> list[str]:
     names = [word.strip() for word in wanted.split(",") if word.strip()]
     for name in names:
         if name not in masks.names:
-            raise UsageError("UNKNOWN_STRUCTURE", f"the masks hold no '{name}'", f"choose from {', '.join(masks.names)}{did_you_mean(name, masks.names)}")
+            raise UsageError(
+                "UNKNOWN_STRUCTURE",
+                f"the masks hold no '{name}'",
+                f"choose from {', '.join(masks.names)}{did_you_mean(name, masks.names)}",
+            )
     return [name for name in masks.names if name in names]
 
 
@@ -200,29 +287,76 @@ def _write_stills(folder: Path, pictures: Iterable[np.ndarray], sides: list[str]
     from PIL import Image
 
     for side, picture in zip(sides, pictures):
-        atomic_write(folder / f"{side}.png", functools.partial(Image.fromarray(picture).save, format="PNG", optimize=True))
+        atomic_write(
+            folder / f"{side}.png",
+            functools.partial(Image.fromarray(picture).save, format="PNG", optimize=True),
+        )
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line of visualize.py."""
     parser = cli.plain_parser("visualize.py", __doc__ or "")
-    parser.add_argument("--input", type=Path, required=True, metavar="MASKS", help="a label map, a folder of masks or of probabilities, a DICOM SEG or an RTSTRUCT")
+    parser.add_argument(
+        "--input",
+        type=Path,
+        required=True,
+        metavar="MASKS",
+        help="a label map, a folder of masks or of probabilities, a DICOM SEG or an RTSTRUCT",
+    )
     parser.add_argument("--output", type=Path, metavar="FILE", help="the film, .mp4 or .gif")
-    parser.add_argument("--stills", type=Path, metavar="DIR", help="where four pictures go: from the front, the left, the back and the right")
-    parser.add_argument("--sheet", type=Path, metavar="FILE", help="a sheet of slices of the scan with the masks on them, .png or .jpg")
-    parser.add_argument("--ct", type=Path, metavar="SCAN", help="the scan: NIfTI, NRRD, MetaImage or a DICOM series")
-    parser.add_argument("--context", choices=["body", "bone", "slices", "none"], help="what of the scan is drawn around the masks: the body or the bones, translucent, or three slices (default: body with --ct)")
-    parser.add_argument("--reference", type=Path, metavar="MASKS", help="colour the masks by their distance to these, in mm; on a sheet: draw their outlines")
+    parser.add_argument(
+        "--stills",
+        type=Path,
+        metavar="DIR",
+        help="where four pictures go: from the front, the left, the back and the right",
+    )
+    parser.add_argument(
+        "--sheet",
+        type=Path,
+        metavar="FILE",
+        help="a sheet of slices of the scan with the masks on them, .png or .jpg",
+    )
+    parser.add_argument(
+        "--ct", type=Path, metavar="SCAN", help="the scan: NIfTI, NRRD, MetaImage or a DICOM series"
+    )
+    parser.add_argument(
+        "--context",
+        choices=["body", "bone", "slices", "none"],
+        help="what of the scan is drawn around the masks: the body or the bones, translucent, or three slices (default: body with --ct)",
+    )
+    parser.add_argument(
+        "--reference",
+        type=Path,
+        metavar="MASKS",
+        help="colour the masks by their distance to these, in mm; on a sheet: draw their outlines",
+    )
     parser.add_argument("--structures", metavar="A,B,C", help="only these (default: all)")
-    parser.add_argument("--level", type=float, default=0.5, metavar="P", help="where probabilities end (default: 0.5)")
-    parser.add_argument("--fill-contour-gaps", action="store_true", help="interpolate between the slices of a DICOM SEG or RTSTRUCT that was drawn on a thicker series")
-    parser.add_argument("--window", metavar="LOW,HIGH", help="HU that are black and white in slices (default: by the structures, for soft tissue or lungs); write --window=-160,240")
-    parser.add_argument("--renderer", choices=["auto", "numpy", "vtk"], default="auto", help="what draws: VTK is faster where it is installed and works (default: auto)")
+    parser.add_argument(
+        "--level", type=float, default=0.5, metavar="P", help="where probabilities end (default: 0.5)"
+    )
+    parser.add_argument(
+        "--fill-contour-gaps",
+        action="store_true",
+        help="interpolate between the slices of a DICOM SEG or RTSTRUCT that was drawn on a thicker series",
+    )
+    parser.add_argument(
+        "--window",
+        metavar="LOW,HIGH",
+        help="HU that are black and white in slices (default: by the structures, for soft tissue or lungs); write --window=-160,240",
+    )
+    parser.add_argument(
+        "--renderer",
+        choices=["auto", "numpy", "vtk"],
+        default="auto",
+        help="what draws: VTK is faster where it is installed and works (default: auto)",
+    )
     parser.add_argument("--seconds", type=float, default=6.0, metavar="S", help="for one turn (default: 6)")
     parser.add_argument("--fps", type=int, default=20, metavar="N", help="pictures per second (default: 20)")
     parser.add_argument("--width", type=int, default=720, metavar="PIXELS", help="default: 720")
     parser.add_argument("--height", type=int, default=540, metavar="PIXELS", help="default: 540")
-    parser.add_argument("--synthetic", action="store_true", help="say in the pictures that the data are synthetic")
+    parser.add_argument(
+        "--synthetic", action="store_true", help="say in the pictures that the data are synthetic"
+    )
     return parser
 
 
@@ -232,7 +366,9 @@ def _main(argv: list[str] | None) -> int:
     try:
         return visualize(arguments)
     except CaseError as error:  # here without the folders that the file lies in
-        raise CaseError(error.code, error.cause, error.fix, case=error.case, file=Path(error.file).name) from None
+        raise CaseError(
+            error.code, error.cause, error.fix, case=error.case, file=Path(error.file).name
+        ) from None
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -64,14 +64,20 @@ def measured(command: list[str]) -> tuple[float, float]:
 
 def main() -> int:
     """Train, predict, and print one line per number of structures and grid."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--workspace", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=2, help="of training per model")
     parser.add_argument("--structures", type=int, nargs="+", default=[5, 61])
     parser.add_argument("--grids", nargs="+", choices=list(PLANS), default=list(PLANS))
     parser.add_argument("--width", type=int, default=8, help="of the network")
-    parser.add_argument("--patch", default="auto", help="of the training, for example 32,32,32: with many outputs small ones learn sooner")
+    parser.add_argument(
+        "--patch",
+        default="auto",
+        help="of the training, for example 32,32,32: with many outputs small ones learn sooner",
+    )
     parser.add_argument("--options", default="", help="more options of infer.py")
     arguments = parser.parse_args()
     scan = arguments.workspace / "scan.nii.gz"
@@ -82,18 +88,49 @@ def main() -> int:
         for count in arguments.structures:
             workspace = artifacts.Workspace(arguments.workspace / f"{kind}_{count}")
             if not workspace.best_model.is_file():
-                prepare(arguments.data.absolute(), workspace, PLANS[kind], structures_of(arguments.data, count))
-                code = train.main(["--workspace", str(workspace.root), "--minutes", str(arguments.minutes), "--set", "train.augmentation=none", "--set", "train.foreground_fraction=0.9",
-                                   "--set", "train.learning_rate=0.003", "--set", f"model.width={arguments.width}", "--set", f"train.patch_size={arguments.patch}"])
+                prepare(
+                    arguments.data.absolute(), workspace, PLANS[kind], structures_of(arguments.data, count)
+                )
+                code = train.main(
+                    [
+                        "--workspace",
+                        str(workspace.root),
+                        "--minutes",
+                        str(arguments.minutes),
+                        "--set",
+                        "train.augmentation=none",
+                        "--set",
+                        "train.foreground_fraction=0.9",
+                        "--set",
+                        "train.learning_rate=0.003",
+                        "--set",
+                        f"model.width={arguments.width}",
+                        "--set",
+                        f"train.patch_size={arguments.patch}",
+                    ]
+                )
                 if code:
                     return code
             output = workspace.root / "masks"
             shutil.rmtree(output, ignore_errors=True)  # infer.py would go on with what is there
-            wall, processor = measured([sys.executable, "infer.py", "--input", str(scan.absolute()), "--output", str(output.absolute()), "--checkpoint", str(workspace.best_model),
-                                              *arguments.options.split()])
+            wall, processor = measured(
+                [
+                    sys.executable,
+                    "infer.py",
+                    "--input",
+                    str(scan.absolute()),
+                    "--output",
+                    str(output.absolute()),
+                    "--checkpoint",
+                    str(workspace.best_model),
+                    *arguments.options.split(),
+                ]
+            )
             record = artifacts.read_json(output / "inference.json")
             found = sum(values["volume_ml"] > 0 for values in record["scans"][0]["structures"].values())
-            lines.append(f"| {kind} | {count} | {found} | {wall:.1f} | {processor:.1f} | {record['peak_memory_gb']:.2f} |")
+            lines.append(
+                f"| {kind} | {count} | {found} | {wall:.1f} | {processor:.1f} | {record['peak_memory_gb']:.2f} |"
+            )
     print("| grid | structures | found | s | processor s | peak GB |\n|---|---|---|---|---|---|")
     print("\n".join(lines))
     return 0

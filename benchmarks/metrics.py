@@ -36,9 +36,20 @@ TAU_MM = 2.0
 SHAPES = {128: (128, 128, 128), 256: (256, 256, 256), 512: (300, 512, 512)}
 SPACINGS = {128: (2.0, 2.0, 2.0), 256: (1.5, 1.0, 1.0), 512: (1.0, 0.8, 0.8)}
 SCORES = tuple[float, float, float]
-MODULES = {"monai": "monai", "surface-distance": "surface_distance", "medpy": "medpy", "sitk": "SimpleITK", "panoptica": "panoptica"}
+MODULES = {
+    "monai": "monai",
+    "surface-distance": "surface_distance",
+    "medpy": "medpy",
+    "sitk": "SimpleITK",
+    "panoptica": "panoptica",
+}
 # On how many structures a peer runs at each size, where not on all: it would take minutes.
-FEWER = {"monai": {512: 5}, "medpy": {128: 5, 256: 2, 512: 1}, "sitk": {128: 5, 256: 3, 512: 1}, "panoptica": {128: 5, 256: 2, 512: 1}}
+FEWER = {
+    "monai": {512: 5},
+    "medpy": {128: 5, 256: 2, 512: 1},
+    "sitk": {128: 5, 256: 3, 512: 1},
+    "panoptica": {128: 5, 256: 2, 512: 1},
+}
 
 
 # ---- label maps -------------------------------------------------------------------------------------------
@@ -54,7 +65,13 @@ def phantom(size: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
         radii = rng.uniform(0.045, 0.16, 3) * shape
         waves = rng.uniform(0, 2 * np.pi, 3)
         _draw(reference, label, centre, radii, waves)
-        _draw(prediction, label, centre + rng.uniform(-1.5, 1.5, 3), radii * rng.uniform(0.97, 1.03, 3), waves + rng.normal(0, 0.2, 3))
+        _draw(
+            prediction,
+            label,
+            centre + rng.uniform(-1.5, 1.5, 3),
+            radii * rng.uniform(0.97, 1.03, 3),
+            waves + rng.normal(0, 0.2, 3),
+        )
     return prediction, reference
 
 
@@ -64,7 +81,9 @@ def _draw(volume: np.ndarray, label: int, centre: np.ndarray, radii: np.ndarray,
     high = np.minimum(volume.shape, np.ceil(centre + 1.2 * radii) + 1).astype(int)
     axes = [(np.arange(a, b, dtype=np.float32) - c) / r for a, b, c, r in zip(low, high, centre, radii)]
     grid = np.meshgrid(*axes, indexing="ij", sparse=True)
-    field = sum(axis**2 for axis in grid) + 0.12 * sum(np.sin(3 * axis + wave) for axis, wave in zip(grid, waves))
+    field = sum(axis**2 for axis in grid) + 0.12 * sum(
+        np.sin(3 * axis + wave) for axis, wave in zip(grid, waves)
+    )
     volume[tuple(slice(a, b) for a, b in zip(low, high))][field < 1] = label
 
 
@@ -80,23 +99,47 @@ def lone(shape: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:
 # ---- the methods ------------------------------------------------------------------------------------------
 
 
-def ours(prediction: np.ndarray, reference: np.ndarray, spacing_mm: tuple[float, float, float], labels: list[int], mode: str, engine: str = "auto") -> list[SCORES]:
+def ours(
+    prediction: np.ndarray,
+    reference: np.ndarray,
+    spacing_mm: tuple[float, float, float],
+    labels: list[int],
+    mode: str,
+    engine: str = "auto",
+) -> list[SCORES]:
     """HD95, ASSD and NSD per label, from the label maps; undefined structures are not among the phantom's."""
     boxes = LabelScan(prediction=prediction, reference=reference, n_labels=max(labels) + 1).boxes(labels)
     scores = []
     for label in labels:
         pair = distances.distances_in_box(
-            prediction=prediction[boxes[label]] == label, reference=reference[boxes[label]] == label,
-            spacing_mm=spacing_mm, boundary_mode=mode, engine=engine)
-        scores.append((distances.percentile_hausdorff_mm(pair), distances.average_symmetric_mm(pair), distances.surface_dice(pair, TAU_MM)))
+            prediction=prediction[boxes[label]] == label,
+            reference=reference[boxes[label]] == label,
+            spacing_mm=spacing_mm,
+            boundary_mode=mode,
+            engine=engine,
+        )
+        scores.append(
+            (
+                distances.percentile_hausdorff_mm(pair),
+                distances.average_symmetric_mm(pair),
+                distances.surface_dice(pair, TAU_MM),
+            )
+        )
     return scores
 
 
-def whole_case(prediction: np.ndarray, reference: np.ndarray, spacing_mm: tuple[float, float, float], labels: list[int]) -> None:
+def whole_case(
+    prediction: np.ndarray, reference: np.ndarray, spacing_mm: tuple[float, float, float], labels: list[int]
+) -> None:
     """Everything that evaluate.py writes about the masks: counts, states, HD, HD95, ASSD, MASD, two NSD."""
     structures = [metrics.Structure(f"s{label}", (label,)) for label in labels]
-    metrics.score_case(prediction=prediction, reference=reference, spacing_mm=spacing_mm, structures=structures,
-                       tolerances_mm={structure.name: (TAU_MM, 1.0) for structure in structures})
+    metrics.score_case(
+        prediction=prediction,
+        reference=reference,
+        spacing_mm=spacing_mm,
+        structures=structures,
+        tolerances_mm={structure.name: (TAU_MM, 1.0) for structure in structures},
+    )
 
 
 def monai(prediction: np.ndarray, reference: np.ndarray, spacing_mm: tuple[float, float, float]) -> SCORES:
@@ -108,9 +151,17 @@ def monai(prediction: np.ndarray, reference: np.ndarray, spacing_mm: tuple[float
         compute_surface_dice,
     )
 
-    pair = {"y_pred": torch.from_numpy(prediction)[None, None], "y": torch.from_numpy(reference)[None, None], "include_background": True, "spacing": list(spacing_mm)}
-    return (float(compute_hausdorff_distance(percentile=95, **pair)), float(compute_average_surface_distance(symmetric=True, **pair)),
-            float(compute_surface_dice(class_thresholds=[TAU_MM], **pair)))
+    pair = {
+        "y_pred": torch.from_numpy(prediction)[None, None],
+        "y": torch.from_numpy(reference)[None, None],
+        "include_background": True,
+        "spacing": list(spacing_mm),
+    }
+    return (
+        float(compute_hausdorff_distance(percentile=95, **pair)),
+        float(compute_average_surface_distance(symmetric=True, **pair)),
+        float(compute_surface_dice(class_thresholds=[TAU_MM], **pair)),
+    )
 
 
 def deepmind(prediction: np.ndarray, reference: np.ndarray, spacing_mm: tuple[float, float, float]) -> SCORES:
@@ -118,15 +169,22 @@ def deepmind(prediction: np.ndarray, reference: np.ndarray, spacing_mm: tuple[fl
     import surface_distance as package
 
     found = package.compute_surface_distances(reference, prediction, spacing_mm)
-    return (package.compute_robust_hausdorff(found, 95), sum(package.compute_average_surface_distance(found)) / 2,
-            package.compute_surface_dice_at_tolerance(found, TAU_MM))
+    return (
+        package.compute_robust_hausdorff(found, 95),
+        sum(package.compute_average_surface_distance(found)) / 2,
+        package.compute_surface_dice_at_tolerance(found, TAU_MM),
+    )
 
 
 def medpy(prediction: np.ndarray, reference: np.ndarray, spacing_mm: tuple[float, float, float]) -> SCORES:
     """It has no NSD; its HD95 pools the directions."""
     from medpy.metric import binary
 
-    return binary.hd95(prediction, reference, spacing_mm), binary.assd(prediction, reference, spacing_mm), float("nan")
+    return (
+        binary.hd95(prediction, reference, spacing_mm),
+        binary.assd(prediction, reference, spacing_mm),
+        float("nan"),
+    )
 
 
 def sitk(prediction: np.ndarray, reference: np.ndarray, spacing_mm: tuple[float, float, float]) -> SCORES:
@@ -140,24 +198,45 @@ def sitk(prediction: np.ndarray, reference: np.ndarray, spacing_mm: tuple[float,
         images.append(image)
     sides = []
     for one, other in (images, images[::-1]):
-        field = SimpleITK.Abs(SimpleITK.SignedMaurerDistanceMap(other, squaredDistance=False, useImageSpacing=True))
-        contour = SimpleITK.LabelContour(one, fullyConnected=False)  # a name keeps the image that the views look at
+        field = SimpleITK.Abs(
+            SimpleITK.SignedMaurerDistanceMap(other, squaredDistance=False, useImageSpacing=True)
+        )
+        contour = SimpleITK.LabelContour(
+            one, fullyConnected=False
+        )  # a name keeps the image that the views look at
         sides.append(SimpleITK.GetArrayViewFromImage(field)[SimpleITK.GetArrayViewFromImage(contour) > 0])
     pooled = np.concatenate(sides)
-    return float(max(np.percentile(side, 95) for side in sides)), float(pooled.mean()), float((pooled <= TAU_MM).mean())
+    return (
+        float(max(np.percentile(side, 95) for side in sides)),
+        float(pooled.mean()),
+        float((pooled <= TAU_MM).mean()),
+    )
 
 
-def panoptica(prediction: np.ndarray, reference: np.ndarray, spacing_mm: tuple[float, float, float]) -> SCORES:
+def panoptica(
+    prediction: np.ndarray, reference: np.ndarray, spacing_mm: tuple[float, float, float]
+) -> SCORES:
     """One matched instance."""
     from panoptica import InputType, Metric, Panoptica_Evaluator
 
-    evaluator = Panoptica_Evaluator(expected_input=InputType.MATCHED_INSTANCE, instance_metrics=[Metric.HD95, Metric.ASSD, Metric.NSD], verbose=False)
-    found = evaluator.evaluate(prediction.astype(np.uint8), reference.astype(np.uint8), voxelspacing=spacing_mm, verbose=False)["ungrouped"]
+    evaluator = Panoptica_Evaluator(
+        expected_input=InputType.MATCHED_INSTANCE,
+        instance_metrics=[Metric.HD95, Metric.ASSD, Metric.NSD],
+        verbose=False,
+    )
+    found = evaluator.evaluate(
+        prediction.astype(np.uint8), reference.astype(np.uint8), voxelspacing=spacing_mm, verbose=False
+    )["ungrouped"]
     return found.sq_hd95, found.sq_assd, found.sq_nsd
 
 
 PEERS: dict[str, Callable[[np.ndarray, np.ndarray, tuple[float, float, float]], SCORES]] = {
-    "monai": monai, "surface-distance": deepmind, "medpy": medpy, "sitk": sitk, "panoptica": panoptica}
+    "monai": monai,
+    "surface-distance": deepmind,
+    "medpy": medpy,
+    "sitk": sitk,
+    "panoptica": panoptica,
+}
 
 
 # ---- timing -----------------------------------------------------------------------------------------------
@@ -188,11 +267,20 @@ def without_edt(work: Callable[[], object]) -> object:
         return work()
 
 
-def jobs_of(prediction: np.ndarray, reference: np.ndarray, spacing_mm: tuple[float, float, float], labels: list[int], peers: list[str], size: int):
+def jobs_of(
+    prediction: np.ndarray,
+    reference: np.ndarray,
+    spacing_mm: tuple[float, float, float],
+    labels: list[int],
+    peers: list[str],
+    size: int,
+):
     """(name -> job, name -> number of structures it runs on)."""
     jobs: dict[str, Callable[[], object]] = {
         "ours, surfel (default)": lambda: ours(prediction, reference, spacing_mm, labels, "surfel"),
-        "ours, surfel, SciPy only": lambda: without_edt(lambda: ours(prediction, reference, spacing_mm, labels, "surfel")),
+        "ours, surfel, SciPy only": lambda: without_edt(
+            lambda: ours(prediction, reference, spacing_mm, labels, "surfel")
+        ),
         "ours, voxel": lambda: ours(prediction, reference, spacing_mm, labels, "voxel"),
         "ours, the whole row (surfel)": lambda: whole_case(prediction, reference, spacing_mm, labels),
     }
@@ -201,7 +289,10 @@ def jobs_of(prediction: np.ndarray, reference: np.ndarray, spacing_mm: tuple[flo
     for peer in peers:
         count = min(len(labels), FEWER.get(peer, {}).get(size, len(labels)))
         start = (len(labels) - count) // 2
-        masks = [(np.equal(prediction, label), np.equal(reference, label)) for label in by_size[start : start + count]]
+        masks = [
+            (np.equal(prediction, label), np.equal(reference, label))
+            for label in by_size[start : start + count]
+        ]
         on[peer] = count
 
         def job(method=PEERS[peer], masks=masks) -> object:
@@ -214,22 +305,36 @@ def jobs_of(prediction: np.ndarray, reference: np.ndarray, spacing_mm: tuple[flo
 def table(title: str, seconds: dict[str, float], on: dict[str, int], total: int) -> str:
     """A Markdown table; ratio is the time over that of our default."""
     base = seconds["ours, surfel (default)"]
-    lines = [f"\n**{title}**\n", "| method | CPU seconds | times ours | structures run |", "|---|---|---|---|"]
+    lines = [
+        f"\n**{title}**\n",
+        "| method | CPU seconds | times ours | structures run |",
+        "|---|---|---|---|",
+    ]
     for name, value in seconds.items():
         scaled = value * total / on[name]
-        lines.append(f"| {name} | {scaled:.4g} | {scaled / base:.2f} | {on[name]}{'' if on[name] == total else ', scaled'} |")
+        lines.append(
+            f"| {name} | {scaled:.4g} | {scaled / base:.2f} | {on[name]}{'' if on[name] == total else ', scaled'} |"
+        )
     return "\n".join(lines)
 
 
 def counting(prediction: np.ndarray, reference: np.ndarray, repeats: int) -> str:
     """Milliseconds of the confusion matrix of all labels."""
-    seconds = Timer(repeats).run({"matrix": lambda: metrics.confusion_matrix(prediction=prediction, reference=reference, n_labels=STRUCTURES + 1)})
+    seconds = Timer(repeats).run(
+        {
+            "matrix": lambda: metrics.confusion_matrix(
+                prediction=prediction, reference=reference, n_labels=STRUCTURES + 1
+            )
+        }
+    )
     return f"\nConfusion matrix of {STRUCTURES} labels: {1000 * seconds['matrix']:.1f} ms."
 
 
 def main() -> int:
     """Print the tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--sizes", type=int, nargs="+", choices=sorted(SHAPES), default=sorted(SHAPES))
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--peers", nargs="*", choices=sorted(PEERS), default=list(PEERS))
@@ -244,18 +349,45 @@ def main() -> int:
         import SimpleITK
 
         SimpleITK.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
-    print(f"{platform.processor() or platform.machine()}, Python {platform.python_version()}, NumPy {np.__version__}, "
-          f"edt {'installed' if distances._edt else 'not installed'}; synthetic label maps, CPU time")
+    print(
+        f"{platform.processor() or platform.machine()}, Python {platform.python_version()}, NumPy {np.__version__}, "
+        f"edt {'installed' if distances._edt else 'not installed'}; synthetic label maps, CPU time"
+    )
     for size in options.sizes:
         prediction, reference = phantom(size)
-        labels = [label for label in range(1, STRUCTURES + 1) if (reference == label).any() and (prediction == label).any()]
+        labels = [
+            label
+            for label in range(1, STRUCTURES + 1)
+            if (reference == label).any() and (prediction == label).any()
+        ]
         jobs, on = jobs_of(prediction, reference, SPACINGS[size], labels, peers, size)
-        print(table(f"HD95 + ASSD + NSD of {len(labels)} structures, {'x'.join(map(str, SHAPES[size]))}", Timer(options.repeats).run(jobs), on, len(labels)))
+        print(
+            table(
+                f"HD95 + ASSD + NSD of {len(labels)} structures, {'x'.join(map(str, SHAPES[size]))}",
+                Timer(options.repeats).run(jobs),
+                on,
+                len(labels),
+            )
+        )
         print(counting(prediction, reference, options.repeats), flush=True)
     if 512 in options.sizes:
         prediction, reference = lone(SHAPES[512])
-        jobs, on = jobs_of(prediction, reference, SPACINGS[512], [1], [peer for peer in peers if peer in ("monai", "surface-distance")], 512)
-        print(table(f"one structure of {np.count_nonzero(reference)} voxels alone in {'x'.join(map(str, SHAPES[512]))}", Timer(options.repeats).run(jobs), on, 1))
+        jobs, on = jobs_of(
+            prediction,
+            reference,
+            SPACINGS[512],
+            [1],
+            [peer for peer in peers if peer in ("monai", "surface-distance")],
+            512,
+        )
+        print(
+            table(
+                f"one structure of {np.count_nonzero(reference)} voxels alone in {'x'.join(map(str, SHAPES[512]))}",
+                Timer(options.repeats).run(jobs),
+                on,
+                1,
+            )
+        )
     return 0
 
 

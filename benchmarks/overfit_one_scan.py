@@ -29,34 +29,69 @@ from ctseg.scans.datasets.splits import splits_record
 from ctseg.scans.formats.nifti import read_integers, write_label
 
 # ids of TotalSegmentator v2 "total"
-STRUCTURES = {1: "spleen", 2: "kidney_right", 3: "kidney_left", 5: "liver", 21: "urinary_bladder", 22: "prostate", 25: "sacrum", 77: "hip_left", 78: "hip_right"}
+STRUCTURES = {
+    1: "spleen",
+    2: "kidney_right",
+    3: "kidney_left",
+    5: "liver",
+    21: "urinary_bladder",
+    22: "prostate",
+    25: "sacrum",
+    77: "hip_left",
+    78: "hip_right",
+}
 
 
 def prepare(data: Path, workspace: artifacts.Workspace, plan: GridPlan, structures: dict[int, str]) -> None:
     """Write processed_data/ with the one scan in all three splits. structures: label value -> name, the others are background."""
     workspace.root.mkdir(parents=True, exist_ok=True)
     segmentation = read_integers(data / "example_seg_fast_force_split.nii.gz")[0]
-    kept = Volume(np.where(np.isin(segmentation.array, list(structures)), segmentation.array, 0).astype(np.uint8), segmentation.affine)
+    kept = Volume(
+        np.where(np.isin(segmentation.array, list(structures)), segmentation.array, 0).astype(np.uint8),
+        segmentation.affine,
+    )
     labels, scan = workspace.root / "labels.nii.gz", workspace.root / "ct.nii.gz"
     shutil.copy(data / "example_ct.nii.gz", scan)
     write_label(labels, kept, names=structures)
     names = tuple(structures.values())
-    record = CaseRecord("example", "example", ImageSource("nifti", scan), LabelSource("map", path=labels, values=structures))
+    record = CaseRecord(
+        "example", "example", ImageSource("nifti", scan), LabelSource("map", path=labels, values=structures)
+    )
     outcome = prepare_case(CaseJob(record, workspace.root, workspace, names, (-250.0, 750.0), 10.0, plan))
     if outcome.entry is None:
         sys.exit("\n".join(finding.line() for finding in outcome.findings))
-    entries = [{**outcome.entry, "case_id": f"example_{split}", "patient_id": f"example_{split}", "split": split} for split in ("train", "val", "test")]
+    entries = [
+        {**outcome.entry, "case_id": f"example_{split}", "patient_id": f"example_{split}", "split": split}
+        for split in ("train", "val", "test")
+    ]
     splits = splits_record({entry["patient_id"]: entry["split"] for entry in entries}, 0)
     artifacts.write_json(workspace.splits, splits)
-    artifacts.write_json(workspace.manifest, {
-        "format": "ctseg-manifest", "version": artifacts.MANIFEST_VERSION, "layout": "one scan, overfitted", "synthetic": False, "data_root": ".",
-        "structures": list(names), "grid": plan.kind, "spacing_mm": plan.spacing_mm, "window_hu": [-250.0, 750.0], "settings": config.Settings().record()["data"],
-        "settings_hash": "", "splits_hash": artifacts.canonical_hash(splits), "versions": {}, "cases": entries})
+    artifacts.write_json(
+        workspace.manifest,
+        {
+            "format": "ctseg-manifest",
+            "version": artifacts.MANIFEST_VERSION,
+            "layout": "one scan, overfitted",
+            "synthetic": False,
+            "data_root": ".",
+            "structures": list(names),
+            "grid": plan.kind,
+            "spacing_mm": plan.spacing_mm,
+            "window_hu": [-250.0, 750.0],
+            "settings": config.Settings().record()["data"],
+            "settings_hash": "",
+            "splits_hash": artifacts.canonical_hash(splits),
+            "versions": {},
+            "cases": entries,
+        },
+    )
 
 
 def main() -> int:
     """Overfit through `whole` and `windows` and print the Dice of each structure on the scan's grid."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--workspace", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=6)
@@ -70,15 +105,33 @@ def main() -> int:
         workspace = artifacts.Workspace(arguments.workspace / plan.kind)
         prepare(arguments.data.absolute(), workspace, plan, STRUCTURES)
         common = ["--workspace", str(workspace.root), "--model", arguments.model]
-        code = train.main([*common, "--minutes", str(arguments.minutes), "--restart", "--set", "train.augmentation=none", "--set", "train.foreground_fraction=0.9",
-                           "--set", "train.patch_size=48,48,48", "--set", "train.learning_rate=0.003"]) or evaluate.main(common)
+        code = train.main(
+            [
+                *common,
+                "--minutes",
+                str(arguments.minutes),
+                "--restart",
+                "--set",
+                "train.augmentation=none",
+                "--set",
+                "train.foreground_fraction=0.9",
+                "--set",
+                "train.patch_size=48,48,48",
+                "--set",
+                "train.learning_rate=0.003",
+            ]
+        ) or evaluate.main(common)
         if code:
             return code
         results[plan.kind] = artifacts.read_json(workspace.evaluation / "summary_statistics.json")
     print("| structure | " + " | ".join(results) + " |")
     print("|---|" + "---|" * len(results))
     for name in STRUCTURES.values():
-        print(f"| {name} | " + " | ".join(f"{summary[f'{name}_dice']['mean']:.4f}" for summary in results.values()) + " |")
+        print(
+            f"| {name} | "
+            + " | ".join(f"{summary[f'{name}_dice']['mean']:.4f}" for summary in results.values())
+            + " |"
+        )
     return 0
 
 

@@ -62,16 +62,25 @@ def draw_tubes(seed: int) -> Tubes:
     rng = np.random.default_rng([seed, 77])
     heading = rng.normal(size=3)
     heading /= np.linalg.norm(heading)
-    trunk = draw_path(rng, np.full(3, SIZE / 2) - heading * SIZE * 0.45 + rng.normal(0, 3, 3), heading, SIZE * 0.9)
+    trunk = draw_path(
+        rng, np.full(3, SIZE / 2) - heading * SIZE * 0.45 + rng.normal(0, 3, 3), heading, SIZE * 0.9
+    )
     lines = [trunk]
     for place in rng.uniform(0.15, 0.75, 3):
         side = rng.normal(size=3)
-        lines.append(draw_path(rng, trunk[int(place * len(trunk))], side / np.linalg.norm(side) + heading * 0.5, SIZE * 0.5))
+        lines.append(
+            draw_path(
+                rng, trunk[int(place * len(trunk))], side / np.linalg.norm(side) + heading * 0.5, SIZE * 0.5
+            )
+        )
     middles = [rng.uniform(8, len(line) / 2 - 8) for line in lines]  # voxels along the line
     halves = rng.uniform(2, 3.5, len(lines))
     arc = [np.arange(len(line)) / 2 for line in lines]
     depths = rng.uniform(0.5, 1, len(lines))  # the contrast lost in the middle of a gap
-    contrast = [1 - depth * np.exp(-((np.abs(a - m) / h) ** 6) * 0.7) for a, m, h, depth in zip(arc, middles, halves, depths)]
+    contrast = [
+        1 - depth * np.exp(-((np.abs(a - m) / h) ** 6) * 0.7)
+        for a, m, h, depth in zip(arc, middles, halves, depths)
+    ]
     radius = [np.full(len(line), 2.0 if k == 0 else rng.uniform(1.2, 1.7)) for k, line in enumerate(lines)]
 
     grid = np.stack(np.meshgrid(*[np.arange(SIZE)] * 3, indexing="ij"), -1).reshape(-1, 3)
@@ -83,8 +92,13 @@ def draw_tubes(seed: int) -> Tubes:
     for _ in range(5):  # loose pieces, as bright as the tubes
         piece = draw_path(rng, rng.uniform(4, SIZE - 4, 3), rng.normal(size=3), rng.uniform(3, 7))
         near, _ = cKDTree(piece).query(grid, distance_upper_bound=1.4)
-        brightness = np.maximum(brightness, np.isfinite(near).reshape(inside.shape) & ~ndimage.binary_dilation(inside, TOUCHING))
-    image = ndimage.gaussian_filter(brightness, 0.6) + ndimage.gaussian_filter(rng.normal(0, 1, inside.shape), 0.7) * 0.6
+        brightness = np.maximum(
+            brightness, np.isfinite(near).reshape(inside.shape) & ~ndimage.binary_dilation(inside, TOUCHING)
+        )
+    image = (
+        ndimage.gaussian_filter(brightness, 0.6)
+        + ndimage.gaussian_filter(rng.normal(0, 1, inside.shape), 0.7) * 0.6
+    )
     label = inside.astype(np.uint8)
     owner = np.repeat(np.arange(len(lines)), [len(line) for line in lines])[nearest].reshape(inside.shape)
     along = np.concatenate(arc)[nearest].reshape(inside.shape)
@@ -92,7 +106,9 @@ def draw_tubes(seed: int) -> Tubes:
     for k, (m, h) in enumerate(zip(middles, halves)):
         own = inside & (owner == k) & (np.abs(along - m) <= h + STUMP)
         before, after = own & (along < m - h), own & (along > m + h)
-        crowded = (ndimage.binary_dilation(own & (np.abs(along - m) <= h), iterations=2) & inside & (owner != k)).any()
+        crowded = (
+            ndimage.binary_dilation(own & (np.abs(along - m) <= h), iterations=2) & inside & (owner != k)
+        ).any()
         if before.any() and after.any() and not crowded:
             gaps.append((ndimage.binary_dilation(own, TOUCHING), before, after))
     return Tubes((image * 0.3 + 0.3).astype(np.float32), label, *tube_targets(label, [1], (1, 1, 1)), gaps)
@@ -113,7 +129,9 @@ def draw_batch(tubes: list[Tubes], rng: np.random.Generator, size: int = 2) -> d
     return batch
 
 
-def train(tubes: list[Tubes], *, seed: int, steps: int, weights: ConnectivityWeights | None) -> torch.nn.Module:
+def train(
+    tubes: list[Tubes], *, seed: int, steps: int, weights: ConnectivityWeights | None
+) -> torch.nn.Module:
     """The network after a fixed number of steps; weights None: Dice + cross-entropy alone."""
     torch.manual_seed(seed)
     network = build_network("unet", n_structures=1, width=8, levels=3, blocks=(1, 1, 1))
@@ -129,7 +147,12 @@ def train(tubes: list[Tubes], *, seed: int, steps: int, weights: ConnectivityWei
         outputs = network(batch.pop("image"))
         loss, _ = deep_loss(outputs, label=batch["label"], labelled=labelled)
         if weights is not None:
-            loss = loss + connectivity_loss(outputs, **batch, labelled=labelled, weights=weights, progress=step / steps)[0]
+            loss = (
+                loss
+                + connectivity_loss(
+                    outputs, **batch, labelled=labelled, weights=weights, progress=step / steps
+                )[0]
+            )
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
@@ -141,7 +164,10 @@ def train(tubes: list[Tubes], *, seed: int, steps: int, weights: ConnectivityWei
 def predict(network: torch.nn.Module, tubes: list[Tubes]) -> list[np.ndarray]:
     """Probability (D, H, W) of each volume."""
     with torch.no_grad():
-        return [torch.softmax(network(torch.from_numpy(case.image)[None, None])["logits"], 1)[0, 1].numpy() for case in tubes]
+        return [
+            torch.softmax(network(torch.from_numpy(case.image)[None, None])["logits"], 1)[0, 1].numpy()
+            for case in tubes
+        ]
 
 
 def score(tubes: list[Tubes], probabilities: list[np.ndarray], threshold: float) -> dict[str, float]:
@@ -149,12 +175,21 @@ def score(tubes: list[Tubes], probabilities: list[np.ndarray], threshold: float)
     bridged = n_gaps = hit = predicted = actual = 0
     for case, probability in zip(tubes, probabilities):
         mask = probability > threshold
-        hit, predicted, actual = hit + (mask & (case.label > 0)).sum(), predicted + mask.sum(), actual + case.label.sum(dtype=int)
+        hit, predicted, actual = (
+            hit + (mask & (case.label > 0)).sum(),
+            predicted + mask.sum(),
+            actual + case.label.sum(dtype=int),
+        )
         for region, before, after in case.gaps:
             parts, _ = ndimage.label(mask & region, TOUCHING)
             bridged += bool(set(np.unique(parts[before])) & set(np.unique(parts[after])) - {0})
             n_gaps += 1
-    return {"bridged": bridged / n_gaps, "precision": float(hit / max(predicted, 1)), "recall": float(hit / actual), "dice": float(2 * hit / (predicted + actual))}
+    return {
+        "bridged": bridged / n_gaps,
+        "precision": float(hit / max(predicted, 1)),
+        "recall": float(hit / actual),
+        "dice": float(2 * hit / (predicted + actual)),
+    }
 
 
 def threshold_for(tubes: list[Tubes], probabilities: list[np.ndarray], precision: float) -> float:
@@ -167,16 +202,29 @@ def threshold_for(tubes: list[Tubes], probabilities: list[np.ndarray], precision
 
 def main() -> int:
     """Train both arms for each seed and print one line each."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--without", default="", help="terms to switch off in 'connected', with commas: union,cldice,centreline,radius,consistency")
+    parser.add_argument(
+        "--without",
+        default="",
+        help="terms to switch off in 'connected', with commas: union,cldice,centreline,radius,consistency",
+    )
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    weights = dataclasses.replace(ConnectivityWeights(), **{name: 0.0 for name in arguments.without.split(",") if name})
-    training, tuning, test = ([draw_tubes(seed) for seed in range(first, first + n)] for first, n in ((0, 50), (1000, 12), (2000, 40)))
-    print(f"synthetic tubes: {sum(len(case.gaps) for case in test)} gaps in {len(test)} test volumes, {arguments.steps} steps")
+    weights = dataclasses.replace(
+        ConnectivityWeights(), **{name: 0.0 for name in arguments.without.split(",") if name}
+    )
+    training, tuning, test = (
+        [draw_tubes(seed) for seed in range(first, first + n)]
+        for first, n in ((0, 50), (1000, 12), (2000, 40))
+    )
+    print(
+        f"synthetic tubes: {sum(len(case.gaps) for case in test)} gaps in {len(test)} test volumes, {arguments.steps} steps"
+    )
     print(f"{'seed':>4} {'arm':32} {'bridged':>8} {'precision':>9} {'recall':>8} {'Dice':>8}")
     for seed in range(arguments.first_seed, arguments.first_seed + arguments.seeds):
         started = time.perf_counter()
@@ -184,12 +232,17 @@ def main() -> int:
         tuned, tested = ([predict(network, tubes) for network in networks] for tubes in (tuning, test))
         precisions = [score(tuning, probabilities, 0.5)["precision"] for probabilities in tuned]
         for name, arm, threshold in (
-            ("plain", 0, 0.5), ("connected", 1, 0.5),
+            ("plain", 0, 0.5),
+            ("connected", 1, 0.5),
             ("plain, precision of connected", 0, threshold_for(tuning, tuned[0], precisions[1])),
             ("connected, precision of plain", 1, threshold_for(tuning, tuned[1], precisions[0])),
         ):
             result = score(test, tested[arm], threshold)
-            print(f"{seed:4} {name:32}" + "".join(f" {result[key]:8.3f}" for key in ("bridged", "precision", "recall", "dice")) + f"  threshold {threshold:.2f}")
+            print(
+                f"{seed:4} {name:32}"
+                + "".join(f" {result[key]:8.3f}" for key in ("bridged", "precision", "recall", "dice"))
+                + f"  threshold {threshold:.2f}"
+            )
         print(f"{'':4} {time.perf_counter() - started:.0f} s", flush=True)
     return 0
 

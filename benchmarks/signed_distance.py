@@ -49,7 +49,9 @@ def plain_maps(label: np.ndarray, ids: list[int], spacing_mm: tuple[float, float
     maps = np.empty((len(ids), *label.shape), dtype=np.float32)
     for row, number in zip(maps, ids):
         mask = label == number
-        row[:] = ndimage.distance_transform_edt(~mask, sampling=spacing_mm) - ndimage.distance_transform_edt(mask, sampling=spacing_mm)
+        row[:] = ndimage.distance_transform_edt(~mask, sampling=spacing_mm) - ndimage.distance_transform_edt(
+            mask, sampling=spacing_mm
+        )
     return maps
 
 
@@ -62,24 +64,36 @@ def timed(work: Callable[[], np.ndarray]) -> tuple[float, np.ndarray]:
 
 def main() -> int:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("labels", type=Path, nargs="?")
     parser.add_argument("--limit-mm", type=float, default=30.0)
     parser.add_argument("--structures", type=int, default=20)
     options = parser.parse_args()
-    label, spacing_mm = real_label(options.labels) if options.labels else (synthetic_label(options.structures), SPACING_MM)
+    label, spacing_mm = (
+        real_label(options.labels) if options.labels else (synthetic_label(options.structures), SPACING_MM)
+    )
     sizes = np.bincount(label.ravel())
     sizes[0] = 0
     ids = [int(number) for number in np.argsort(-sizes)[: options.structures] if sizes[number]]
     plain_s, plain = timed(lambda: plain_maps(label, ids, spacing_mm))
     exact_s, exact = timed(lambda: signed_distance_maps(label, ids, spacing_mm)[0])
     short_s, short = timed(lambda: signed_distance_maps(label, ids, spacing_mm, limit_mm=options.limit_mm)[0])
-    if not (np.sign(exact) == np.sign(plain)).all() or not np.array_equal(np.clip(exact, -options.limit_mm, options.limit_mm), short):
+    if not (np.sign(exact) == np.sign(plain)).all() or not np.array_equal(
+        np.clip(exact, -options.limit_mm, options.limit_mm), short
+    ):
         raise SystemExit("the maps disagree")
-    print(f"{len(ids)} structures, {' x '.join(map(str, label.shape))} voxels of {' x '.join(f'{s:.3g}' for s in spacing_mm)} mm"
-          f"{'' if options.labels else ', synthetic'}\n")
+    print(
+        f"{len(ids)} structures, {' x '.join(map(str, label.shape))} voxels of {' x '.join(f'{s:.3g}' for s in spacing_mm)} mm"
+        f"{'' if options.labels else ', synthetic'}\n"
+    )
     print("| signed distance | seconds | times faster |\n|---|---|---|")
-    for name, seconds in (("SciPy, two transforms", plain_s), ("ours, no limit", exact_s), (f"ours, exact within {options.limit_mm:g} mm", short_s)):
+    for name, seconds in (
+        ("SciPy, two transforms", plain_s),
+        ("ours, no limit", exact_s),
+        (f"ours, exact within {options.limit_mm:g} mm", short_s),
+    ):
         print(f"| {name} | {seconds:.2f} | {plain_s / seconds:.1f} |")
     return 0
 

@@ -42,27 +42,41 @@ def best_interval(pairs: list[tuple[np.ndarray, np.ndarray]]) -> tuple[float, fl
     inside = np.concatenate([image[mask] for image, mask in pairs])
     ends = np.unique(np.quantile(inside, np.linspace(0, 1, STEPS)))
     candidates = [(low, high) for low, high in itertools.combinations(ends, 2)]
-    return max(candidates, key=lambda ends: np.mean([dice(threshold(image, *ends), mask) for image, mask in pairs]))
+    return max(
+        candidates, key=lambda ends: np.mean([dice(threshold(image, *ends), mask) for image, mask in pairs])
+    )
 
 
 def main() -> int:
     """Print the test Dice of the threshold per structure."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--workspace", type=Path, required=True)
     workspace = artifacts.Workspace(parser.parse_args().workspace)
     manifest = artifacts.load_manifest(workspace)
     loaded = {}
     for split, limit in (("train", TRAINING_CASES), ("test", None)):
         entries = [case for case in manifest["cases"] if case["split"] == split][:limit]
-        loaded[split] = [tuple(tensor.numpy() for tensor in assemble(workspace, entry)[:2]) for entry in entries]
+        loaded[split] = [
+            tuple(tensor.numpy() for tensor in assemble(workspace, entry)[:2]) for entry in entries
+        ]
     low_hu, high_hu = manifest["window_hu"]
     means = []
     print("| structure | interval (HU) | test Dice | n |\n|---|---|---|---|")
     for number, name in enumerate(manifest["structures"], start=1):
         step = (slice(None, None, COARSE),) * 3
-        pairs = [(image[step].astype(np.float32), label[step] == number) for image, label in loaded["train"] if (label == number).any()]
+        pairs = [
+            (image[step].astype(np.float32), label[step] == number)
+            for image, label in loaded["train"]
+            if (label == number).any()
+        ]
         low, high = best_interval(pairs)
-        scores = [dice(threshold(image.astype(np.float32), low, high), label == number) for image, label in loaded["test"] if (label == number).any()]
+        scores = [
+            dice(threshold(image.astype(np.float32), low, high), label == number)
+            for image, label in loaded["test"]
+            if (label == number).any()
+        ]
         means.append(float(np.mean(scores)))
         bounds = [low_hu + value * (high_hu - low_hu) for value in (low, high)]
         print(f"| {name} | {bounds[0]:.0f} to {bounds[1]:.0f} | {np.mean(scores):.3f} | {len(scores)} |")

@@ -26,10 +26,16 @@ import numpy as np
 from ctseg.errors import IntegrityError, LockedError, PreconditionError, ResourceError
 
 MANIFEST_VERSION = 1
-TRAINED = {"minutes": "time budget used up", "epochs": "all epochs done",
-           "patience": "no further gain"}  # `stopped` of a finished training's history
-UNFINISHED = {"running": "not finished", "interrupted": "interrupted",
-              "diverged": "stopped because it diverged"}  # of any other
+TRAINED = {
+    "minutes": "time budget used up",
+    "epochs": "all epochs done",
+    "patience": "no further gain",
+}  # `stopped` of a finished training's history
+UNFINISHED = {
+    "running": "not finished",
+    "interrupted": "interrupted",
+    "diverged": "stopped because it diverged",
+}  # of any other
 TENSOR_SIZE = 128  # voxels along each axis of every stored tensor: the card's fixed 128^3
 
 
@@ -69,7 +75,10 @@ class Workspace:
     def for_locator(self) -> Workspace:
         """The same workspace, with the names that the training of a locator uses for its checkpoints and history."""
         other = Workspace(self.root, self.processed)
-        other.best_model, other.last_model = self.checkpoints / "locator.pth", self.checkpoints / "locator_last.pth"
+        other.best_model, other.last_model = (
+            self.checkpoints / "locator.pth",
+            self.checkpoints / "locator_last.pth",
+        )
         other.history = self.checkpoints / "locator_history.json"
         return other
 
@@ -123,8 +132,12 @@ def lock_workspace(workspace: Workspace) -> Iterator[None]:
         try:
             lock.acquire()
         except filelock.Timeout:
-            raise LockedError("LOCKED", f"the workspace is used by {_lock_holder(path)}",
-                              "wait until it has ended, or use another --workspace", file=".lock") from None
+            raise LockedError(
+                "LOCKED",
+                f"the workspace is used by {_lock_holder(path)}",
+                "wait until it has ended, or use another --workspace",
+                file=".lock",
+            ) from None
     try:
         with writing(path):
             path.write_text(
@@ -245,17 +258,27 @@ def read_json(path: str | Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
     except (ValueError, UnicodeDecodeError) as error:
-        raise IntegrityError("ARTIFACT_CORRUPT", f"not readable as JSON ({error})", "run the stage that writes it again", file=path.name) from error
+        raise IntegrityError(
+            "ARTIFACT_CORRUPT",
+            f"not readable as JSON ({error})",
+            "run the stage that writes it again",
+            file=path.name,
+        ) from error
 
 
 def package_versions() -> dict[str, str]:
     """Versions of Python and of the packages that decide what the numbers are."""
-    return {"python": platform.python_version(), **{name.lower(): version(name) for name in ("numpy", "scipy", "SimpleITK", "nibabel", "pydicom")}}
+    return {
+        "python": platform.python_version(),
+        **{name.lower(): version(name) for name in ("numpy", "scipy", "SimpleITK", "nibabel", "pydicom")},
+    }
 
 
 def canonical_hash(content: Any) -> str:
     """sha256 of a JSON value, independent of key order."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()).hexdigest()
+    return hashlib.sha256(
+        json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+    ).hexdigest()
 
 
 def file_hash(path: str | Path) -> str:
@@ -272,7 +295,9 @@ def file_hash(path: str | Path) -> str:
 
 def safe_name(identifier: str) -> str:
     """A file name made from an identifier; changed ones get 8 hex digits of its hash, so two never collide."""
-    clean = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "_" for c in identifier)[:100].lstrip(".-")
+    clean = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "_" for c in identifier)[
+        :100
+    ].lstrip(".-")
     if clean == identifier and clean:
         return clean
     return f"{clean or 'case'}_{hashlib.sha256(identifier.encode('utf-8', 'surrogatepass')).hexdigest()[:8]}"
@@ -305,18 +330,27 @@ def write_arrays(path: str | Path, arrays: Mapping[str, np.ndarray]) -> str:
         for name, array in arrays.items():
             member = io.BytesIO()
             np.lib.format.write_array(member, np.ascontiguousarray(array), allow_pickle=False)
-            archive.writestr(zipfile.ZipInfo(f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0)), member.getbuffer())
+            archive.writestr(
+                zipfile.ZipInfo(f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0)), member.getbuffer()
+            )
     data = buffer.getbuffer()
     atomic_write(path, lambda stream: stream.write(data))
     return hashlib.sha256(data).hexdigest()
 
 
-def read_arrays(path: str | Path, required: Sequence[str], *, sha256: str | None = None) -> dict[str, np.ndarray]:
+def read_arrays(
+    path: str | Path, required: Sequence[str], *, sha256: str | None = None
+) -> dict[str, np.ndarray]:
     """All arrays of an .npz of the preprocess stage. IntegrityError when its hash is another, it is broken, or one is missing."""
     path = Path(path)
     require_regular(path)
     if sha256 is not None and file_hash(path) != sha256:
-        raise IntegrityError("ARTIFACT_CORRUPT", "its hash differs from the manifest", "run `python run_pipeline.py --preprocess` again", file=path.name)
+        raise IntegrityError(
+            "ARTIFACT_CORRUPT",
+            "its hash differs from the manifest",
+            "run `python run_pipeline.py --preprocess` again",
+            file=path.name,
+        )
     try:
         with np.load(path, allow_pickle=False) as content:
             arrays = {name: content[name] for name in content.files}
@@ -324,7 +358,12 @@ def read_arrays(path: str | Path, required: Sequence[str], *, sha256: str | None
             raise KeyError(f"no {', '.join(sorted(missing))}")
         return arrays
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise IntegrityError("ARTIFACT_CORRUPT", f"not readable ({error})", "run `python run_pipeline.py --preprocess` again", file=path.name) from error
+        raise IntegrityError(
+            "ARTIFACT_CORRUPT",
+            f"not readable ({error})",
+            "run `python run_pipeline.py --preprocess` again",
+            file=path.name,
+        ) from error
 
 
 # ---- manifest ---------------------------------------------------------------------------------------------
@@ -340,16 +379,27 @@ def load_manifest(workspace: Workspace) -> dict[str, Any]:
     version = manifest.get("version") if isinstance(manifest, dict) else None
     file, again = workspace.relative(workspace.manifest), "run `python run_pipeline.py --preprocess` again"
     if version != MANIFEST_VERSION:
-        raise IntegrityError("ARTIFACT_VERSION", f"manifest version {version} instead of {MANIFEST_VERSION}", again, file=file)
+        raise IntegrityError(
+            "ARTIFACT_VERSION", f"manifest version {version} instead of {MANIFEST_VERSION}", again, file=file
+        )
     splits = read_json(workspace.require(workspace.splits, stage="preprocess"))
     if canonical_hash(splits) != manifest.get("splits_hash"):
-        raise IntegrityError("SPLIT_CHANGED", "splits.json is not the one the tensors were made with",
-                             "restore it, or delete processed_data and run `python run_pipeline.py --preprocess`",
-                             file=workspace.relative(workspace.splits))
+        raise IntegrityError(
+            "SPLIT_CHANGED",
+            "splits.json is not the one the tensors were made with",
+            "restore it, or delete processed_data and run `python run_pipeline.py --preprocess`",
+            file=workspace.relative(workspace.splits),
+        )
     for case in manifest["cases"]:
         drawn = splits["assignment"].get(case.get("patient_id"))
         if case.get("split") != drawn:
-            raise IntegrityError("LEAKAGE", f"the manifest puts it into {case.get('split')}, splits.json its patient into {drawn}", again, case=str(case.get("case_id")), file=file)
+            raise IntegrityError(
+                "LEAKAGE",
+                f"the manifest puts it into {case.get('split')}, splits.json its patient into {drawn}",
+                again,
+                case=str(case.get("case_id")),
+                file=file,
+            )
     if edited(manifest):
         raise IntegrityError("MANIFEST_CHANGED", "it was edited after it was written", again, file=file)
     return dict(manifest)
@@ -372,5 +422,13 @@ def seen_files(entry: dict[str, Any]) -> list[dict[str, Any]]:
 
 def manifest_hash(manifest: dict[str, Any]) -> str:
     """What identifies the processed data: structures, grid, settings and the hash of everything that a network sees."""
-    return canonical_hash({"structures": manifest["structures"], "settings": manifest["settings_hash"], "splits": manifest["splits_hash"],
-                           "tensors": {case["case_id"]: [file["sha256"] for file in seen_files(case)] for case in manifest["cases"]}})
+    return canonical_hash(
+        {
+            "structures": manifest["structures"],
+            "settings": manifest["settings_hash"],
+            "splits": manifest["splits_hash"],
+            "tensors": {
+                case["case_id"]: [file["sha256"] for file in seen_files(case)] for case in manifest["cases"]
+            },
+        }
+    )

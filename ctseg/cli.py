@@ -48,13 +48,21 @@ class Options:
 class _Store(argparse.Action):
     """Keep the value of an option. Given again, lists are joined and other names and paths refused; of numbers the last one counts."""
 
-    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option_string: str | None = None) -> None:
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
         earlier = getattr(namespace, self.dest, self.default)
         if earlier is not self.default:
             if self.nargs == "+":
                 values = [*earlier, *values]
             elif earlier != values and self.type not in (int, float):
-                raise UsageError("BAD_OPTION", f"{option_string} is given twice: {earlier} and {values}", "give it once")
+                raise UsageError(
+                    "BAD_OPTION", f"{option_string} is given twice: {earlier} and {values}", "give it once"
+                )
         setattr(namespace, self.dest, values)
 
 
@@ -75,35 +83,105 @@ class _Parser(argparse.ArgumentParser):
 
 def plain_parser(prog: str, description: str) -> argparse.ArgumentParser:
     """A parser without any option yet, with this project's error line."""
-    return _Parser(prog=prog, description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    return _Parser(
+        prog=prog,
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
 
 
 def parser(prog: str, description: str) -> argparse.ArgumentParser:
     """A parser with the options that all stages share."""
     result = plain_parser(prog, description)
     data = result.add_argument_group("data")
-    data.add_argument("--data", type=Path, metavar="PATH", help="folder with your scans (default: a synthetic cohort of the task is made)")
-    data.add_argument("--task", metavar="NAME", help="defaults for what is learned: " + ", ".join(TASKS) + " (default: none; without --data the pelvis is drawn)")
-    data.add_argument("--layout", metavar="NAME", help="layout of that folder (default: detected and told; see --list)")
-    data.add_argument("--structures", metavar="A,B,C", help="only these structures (default: all that the data name)")
-    data.add_argument("--guide", metavar="SOURCE", help="organs that guide the network: labels (other labelled structures), totalsegmentator, or a folder of masks")
-    data.add_argument("--guide-model", type=Path, metavar="FILE", help="the same, predicted by an earlier model of this pipeline (best_model.pth)")
-    data.add_argument("--workspace", type=Path, default=Path(), metavar="DIR", help="where all results lie (default: the current folder)")
-    data.add_argument("--processed", type=Path, metavar="DIR", help="tensors that several workspaces share (default: processed_data in the workspace)")
+    data.add_argument(
+        "--data",
+        type=Path,
+        metavar="PATH",
+        help="folder with your scans (default: a synthetic cohort of the task is made)",
+    )
+    data.add_argument(
+        "--task",
+        metavar="NAME",
+        help="defaults for what is learned: "
+        + ", ".join(TASKS)
+        + " (default: none; without --data the pelvis is drawn)",
+    )
+    data.add_argument(
+        "--layout", metavar="NAME", help="layout of that folder (default: detected and told; see --list)"
+    )
+    data.add_argument(
+        "--structures", metavar="A,B,C", help="only these structures (default: all that the data name)"
+    )
+    data.add_argument(
+        "--guide",
+        metavar="SOURCE",
+        help="organs that guide the network: labels (other labelled structures), totalsegmentator, or a folder of masks",
+    )
+    data.add_argument(
+        "--guide-model",
+        type=Path,
+        metavar="FILE",
+        help="the same, predicted by an earlier model of this pipeline (best_model.pth)",
+    )
+    data.add_argument(
+        "--workspace",
+        type=Path,
+        default=Path(),
+        metavar="DIR",
+        help="where all results lie (default: the current folder)",
+    )
+    data.add_argument(
+        "--processed",
+        type=Path,
+        metavar="DIR",
+        help="tensors that several workspaces share (default: processed_data in the workspace)",
+    )
     learn = result.add_argument_group("learning")
     learn.add_argument("--model", metavar="NAME", help="see --list (default: the task's, else unet)")
-    learn.add_argument("--profile", metavar="NAME", help="low_vram, standard, full or cpu (default: the hardware decides)")
-    learn.add_argument("--low-vram", action="store_true", help="tiny channels and batch 1 for GPUs below 8 GB; the same as --profile low_vram")
-    learn.add_argument("--minutes", type=float, metavar="M", help="train for this long; the learning rate reaches zero at the end")
+    learn.add_argument(
+        "--profile", metavar="NAME", help="low_vram, standard, full or cpu (default: the hardware decides)"
+    )
+    learn.add_argument(
+        "--low-vram",
+        action="store_true",
+        help="tiny channels and batch 1 for GPUs below 8 GB; the same as --profile low_vram",
+    )
+    learn.add_argument(
+        "--minutes",
+        type=float,
+        metavar="M",
+        help="train for this long; the learning rate reaches zero at the end",
+    )
     learn.add_argument("--epochs", type=int, metavar="N", help="train for this many epochs")
-    learn.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"], help="default: auto")
+    learn.add_argument(
+        "--device", default="auto", choices=["auto", "cpu", "cuda", "mps"], help="default: auto"
+    )
     learn.add_argument("--seed", type=int, metavar="N", help="seed of the split and of training (default: 0)")
-    learn.add_argument("--restart", action="store_true",
-                       help="train anew, whatever training is there; its model is kept beside the new one")
+    learn.add_argument(
+        "--restart",
+        action="store_true",
+        help="train anew, whatever training is there; its model is kept beside the new one",
+    )
     other = result.add_argument_group("other")
-    other.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="assignments", help="any setting, for example --set train.epochs=5; may be repeated")
-    other.add_argument("--workers", type=int, metavar="N", help="processes for reading and scoring (default: number of cores, at most 8)")
-    other.add_argument("--allow-skips", action="store_true", help="end with exit code 0 although some cases were skipped")
+    other.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        dest="assignments",
+        help="any setting, for example --set train.epochs=5; may be repeated",
+    )
+    other.add_argument(
+        "--workers",
+        type=int,
+        metavar="N",
+        help="processes for reading and scoring (default: number of cores, at most 8)",
+    )
+    other.add_argument(
+        "--allow-skips", action="store_true", help="end with exit code 0 although some cases were skipped"
+    )
     return result
 
 
@@ -112,7 +190,9 @@ def settings_from(arguments: argparse.Namespace) -> tuple[Workspace, config.Sett
     overrides: dict[str, Any] = dict(config.parse_assignments(arguments.assignments))
     if arguments.low_vram:
         if arguments.profile not in (None, "low_vram"):
-            raise UsageError("BAD_OPTION", f"--low-vram contradicts --profile {arguments.profile}", "give one of them")
+            raise UsageError(
+                "BAD_OPTION", f"--low-vram contradicts --profile {arguments.profile}", "give one of them"
+            )
         arguments.profile = "low_vram"
     if arguments.guide_model is not None:
         if arguments.guide is not None:
@@ -120,17 +200,40 @@ def settings_from(arguments: argparse.Namespace) -> tuple[Workspace, config.Sett
         arguments.guide = str(arguments.guide_model)
     if arguments.task is not None:
         overrides = {**find_task(arguments.task).settings, **overrides}
-    for key, value in (("model.name", arguments.model), ("data.guide", arguments.guide), ("data.structures", arguments.structures), ("train.minutes", arguments.minutes),
-                       ("train.epochs", arguments.epochs), ("train.seed", arguments.seed), ("data.seed", arguments.seed)):
+    for key, value in (
+        ("model.name", arguments.model),
+        ("data.guide", arguments.guide),
+        ("data.structures", arguments.structures),
+        ("train.minutes", arguments.minutes),
+        ("train.epochs", arguments.epochs),
+        ("train.seed", arguments.seed),
+        ("data.seed", arguments.seed),
+    ):
         if value is not None:
             overrides[key] = value
     if arguments.minutes is not None and not arguments.minutes > 0:
-        raise UsageError("BAD_VALUE", f"--minutes {arguments.minutes} is not positive", "give a number above 0")
+        raise UsageError(
+            "BAD_VALUE", f"--minutes {arguments.minutes} is not positive", "give a number above 0"
+        )
     if arguments.workers is not None and arguments.workers < 1:
         raise UsageError("BAD_VALUE", f"--workers {arguments.workers} is not positive", "give 1 or more")
-    options = Options(data=arguments.data, layout=arguments.layout, model=arguments.model, profile=arguments.profile,
-                      device=arguments.device, workers=arguments.workers, allow_skips=arguments.allow_skips, restart=arguments.restart, task=arguments.task, overrides=overrides)
-    return Workspace(arguments.workspace, arguments.processed), config.resolve(arguments.profile, overrides), options
+    options = Options(
+        data=arguments.data,
+        layout=arguments.layout,
+        model=arguments.model,
+        profile=arguments.profile,
+        device=arguments.device,
+        workers=arguments.workers,
+        allow_skips=arguments.allow_skips,
+        restart=arguments.restart,
+        task=arguments.task,
+        overrides=overrides,
+    )
+    return (
+        Workspace(arguments.workspace, arguments.processed),
+        config.resolve(arguments.profile, overrides),
+        options,
+    )
 
 
 def shared_words(arguments: argparse.Namespace) -> list[str]:
@@ -147,14 +250,18 @@ def worker_count(options: Options) -> int:
     """How many processes to use: what was asked, else the usable cores, at most 8."""
     if options.workers:
         return options.workers
-    return max(1, min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1))
+    return max(
+        1, min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    )
 
 
 def bar(label: str, *, unit: str = "case") -> Callable[..., Any]:
     """A function that wraps an iterable in a progress bar; nothing is drawn where no one watches (a file, a pipe)."""
     from tqdm import tqdm
 
-    return lambda items, total=None: tqdm(items, desc=label, total=total, unit=unit, leave=False, disable=not sys.stderr.isatty())
+    return lambda items, total=None: tqdm(
+        items, desc=label, total=total, unit=unit, leave=False, disable=not sys.stderr.isatty()
+    )
 
 
 class CountingBar:
@@ -163,7 +270,9 @@ class CountingBar:
     def __init__(self, label: str, *, unit: str = "scan"):
         from tqdm import tqdm
 
-        self.bar = tqdm(desc=label, unit=unit, leave=False, dynamic_ncols=True, disable=not sys.stderr.isatty())
+        self.bar = tqdm(
+            desc=label, unit=unit, leave=False, dynamic_ncols=True, disable=not sys.stderr.isatty()
+        )
 
     def __enter__(self) -> CountingBar:
         return self
@@ -288,10 +397,20 @@ def guarded(main: Callable[[list[str] | None], int], argv: list[str] | None) -> 
         if isinstance(error, OSError) and error.errno in SYSTEM_FAULTS:
             return _told(ResourceError.from_os(error))
         LOG.debug("internal error", exc_info=True)
-        where = next((getattr(handler, "ctseg_file", None) for handler in LOG.handlers if hasattr(handler, "ctseg_file")), None)
+        where = next(
+            (
+                getattr(handler, "ctseg_file", None)
+                for handler in LOG.handlers
+                if hasattr(handler, "ctseg_file")
+            ),
+            None,
+        )
         if where is None:
             raise
-        print(f"ERROR INTERNAL case=- file=-: {type(error).__name__}, see {where.name}. Fix: please report it with that file.", file=sys.stderr)
+        print(
+            f"ERROR INTERNAL case=- file=-: {type(error).__name__}, see {where.name}. Fix: please report it with that file.",
+            file=sys.stderr,
+        )
         return 1
 
 
@@ -302,8 +421,14 @@ def _told(error: PipelineError) -> int:
     return error.exit_code
 
 
-def run_stage(prog: str, description: str, run: Callable[[Workspace, config.Settings, Options], int], argv: list[str] | None) -> int:
+def run_stage(
+    prog: str,
+    description: str,
+    run: Callable[[Workspace, config.Settings, Options], int],
+    argv: list[str] | None,
+) -> int:
     """Parse, lock the workspace, run one stage and return its exit code."""
+
     def main(argv: list[str] | None) -> int:
         workspace, settings, options = settings_from(parser(prog, description).parse_args(argv))
         with open_workspace(workspace, settings, options):

@@ -85,9 +85,16 @@ _PERMIT = ("OUTPUT_READONLY", "change its permissions, or choose another place")
 _FOLDER = ("NOT_A_FOLDER", "a file stands where a folder is needed: move it away, or choose another place")
 _FILE = ("NOT_A_FILE", "a folder stands where a file is needed: move it away, or choose another place")
 SYSTEM_FAULTS = {  # error number of the system -> (code, fix)
-    errno.ENOSPC: _FREE_SPACE, errno.EDQUOT: _FREE_SPACE, errno.EFBIG: _FREE_SPACE,
-    errno.EROFS: _PERMIT, errno.EACCES: _PERMIT, errno.EPERM: _PERMIT,
-    errno.ENOTDIR: _FOLDER, errno.EEXIST: _FOLDER, errno.EISDIR: _FILE, errno.ENOTEMPTY: _FILE,
+    errno.ENOSPC: _FREE_SPACE,
+    errno.EDQUOT: _FREE_SPACE,
+    errno.EFBIG: _FREE_SPACE,
+    errno.EROFS: _PERMIT,
+    errno.EACCES: _PERMIT,
+    errno.EPERM: _PERMIT,
+    errno.ENOTDIR: _FOLDER,
+    errno.EEXIST: _FOLDER,
+    errno.EISDIR: _FILE,
+    errno.ENOTEMPTY: _FILE,
     errno.ENAMETOOLONG: ("NAME_TOO_LONG", "choose a place with a shorter path"),
     errno.ENOENT: ("FILE_MISSING", "put it there again, and run the same command again"),
     errno.ELOOP: ("FILE_MISSING", "replace the link by what it should lead to"),
@@ -107,7 +114,9 @@ def format_line(severity: str, code: str, case: str, file: str, cause: str, fix:
 
 
 def _printable(name: str) -> str:
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in name)
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in name
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,7 +143,9 @@ class Finding:
 
     def line(self) -> str:
         """The finding as it is printed."""
-        return format_line(self.severity, self.code, self.case, self.file, self.cause.rstrip("."), self.fix.rstrip("."))
+        return format_line(
+            self.severity, self.code, self.case, self.file, self.cause.rstrip("."), self.fix.rstrip(".")
+        )
 
     def record(self) -> dict[str, str]:
         """The finding as it stands in `preprocess_report.json`."""

@@ -16,33 +16,99 @@ from typing import Any
 from ctseg.errors import UsageError
 
 LEFT, RIGHT = "left", "right"
-_HEART = re.compile(r"heart|atri(?:um|al|a\b|o)|ventr[ií][ck]|herz|vorhof|oreillette|coraz|cuore|c(?:œ|oe)ur|[左右]心|心[房室脏臟臓]|сердц|предсерд|желудоч")
+_HEART = re.compile(
+    r"heart|atri(?:um|al|a\b|o)|ventr[ií][ck]|herz|vorhof|oreillette|coraz|cuore|c(?:œ|oe)ur|[左右]心|心[房室脏臟臓]|сердц|предсерд|желудоч"
+)
 _BRAIN = re.compile(r"lateral|brain|cerebr|hirn|脑|脳")  # whose ventricles are mirror pairs
-_LUMBAR = re.compile(r"vert|wirbel|\bl?wk?\d|(?:\b|_)vb|dis[ck]|椎|^l[\s_-]*\d")  # where a single l is no side: "vertebra L 1"
+_LUMBAR = re.compile(
+    r"vert|wirbel|\bl?wk?\d|(?:\b|_)vb|dis[ck]|椎|^l[\s_-]*\d"
+)  # where a single l is no side: "vertebra L 1"
 # Whole words, folded. English, German, Dutch, French, Spanish, Italian, Portuguese, Latin; Scandinavian, Slavic, Greek, Turkish; Chinese, Japanese, Korean.
 _WORDS = {
     LEFT: r"left|lt?|lft|linke[rnsm]?|links|lks|gauches?|gche|izquierd[oa]s?|izqd?[oa]?|izd[oa]|sinistr(?:[oaie]|um)|sinist(?:er)?|esquerd[oa]s?|esq"
-          r"|vänster|venstre|vasen|lew[yae]|lev[ýáé]|лев(?:ый|ая|ое)|αριστερ\w*|左[侧側]?|왼쪽|좌측",
+    r"|vänster|venstre|vasen|lew[yae]|lev[ýáé]|лев(?:ый|ая|ое)|αριστερ\w*|左[侧側]?|왼쪽|좌측",
     RIGHT: r"right|rt?|rgt|rechte[rnsm]?|rechts|rts|droite?s?|derech[oa]s?|dch[oa]|destr[oaie]|dext(?:er|r[aoie]|rum)?|direit[oa]s?"
-           r"|höger|højre|høyre|oikea|praw[yae]|prav[ýáé]|прав(?:ый|ая|ое)|δεξι\w*|sağ|右[侧側]?|오른쪽|우측",
+    r"|höger|højre|høyre|oikea|praw[yae]|prav[ýáé]|прав(?:ый|ая|ое)|δεξι\w*|sağ|右[侧側]?|오른쪽|우측",
 }
 _SIDES = {side: re.compile(words) for side, words in _WORDS.items()}
 _UNSPACED = re.compile(r"([左右][侧側]?|왼쪽|오른쪽|좌측|우측)")
-_LONG = {LEFT: r"left|links|linke[rsn]?|gauche|izquierd[oa]|sinistr[oa]|esquerd[oa]", RIGHT: r"right|rechts|rechte[rsn]?|droite?|derech[oa]|destr[oa]|direit[oa]"}
-_JOINED = {side: re.compile(rf"(?:{words})(\w{{3,}})|(\w{{3,}})(?:{words})") for side, words in _LONG.items()}  # "linkernier", "kidneyleft"
+_LONG = {
+    LEFT: r"left|links|linke[rsn]?|gauche|izquierd[oa]|sinistr[oa]|esquerd[oa]",
+    RIGHT: r"right|rechts|rechte[rsn]?|droite?|derech[oa]|destr[oa]|direit[oa]",
+}
+_JOINED = {
+    side: re.compile(rf"(?:{words})(\w{{3,}})|(\w{{3,}})(?:{words})") for side, words in _LONG.items()
+}  # "linkernier", "kidneyleft"
 # What an l or r is glued to: "LKidney", "rlung"; and the lobes of the lungs, "LUL", "RLL".
-_ORGANS = frozenset((
-    "kidney", "lung", "breast", "adrenal", "femur", "hip", "humerus", "scapula", "clavicle",
-    "clavicula", "parotid", "submand", "submandibular", "eye", "lens", "optic", "opticnerve", "cochlea",
-    "testis", "testicle", "ovary", "hippocampus", "orbit", "cornea", "retina", "niere", "lunge",
-    "mamma", "ul", "ll", "ml"))
+_ORGANS = frozenset(
+    (
+        "kidney",
+        "lung",
+        "breast",
+        "adrenal",
+        "femur",
+        "hip",
+        "humerus",
+        "scapula",
+        "clavicle",
+        "clavicula",
+        "parotid",
+        "submand",
+        "submandibular",
+        "eye",
+        "lens",
+        "optic",
+        "opticnerve",
+        "cochlea",
+        "testis",
+        "testicle",
+        "ovary",
+        "hippocampus",
+        "orbit",
+        "cornea",
+        "retina",
+        "niere",
+        "lunge",
+        "mamma",
+        "ul",
+        "ll",
+        "ml",
+    )
+)
 _BEGINS = {"l": LEFT, "r": RIGHT}
 # (left, right) words that need their partner in the data set, as the first or last word of a name.
-_SHORT = (("li", "re"), ("g", "d"), ("s", "d"), ("sin", "dex"), ("sin", "dext"), ("sin", "dx"), ("sn", "dx"), ("sx", "dx"), ("sn", "ds"), ("izq", "der"), ("izq", "dcha"), ("izda", "dcha"),
-          ("izdo", "dcho"), ("esq", "dir"), ("esq", "dta"), ("esq", "dto"), ("gche", "dte"), ("gche", "drt"), ("g", "dt"), ("ga", "dr"), ("ga", "dt"), ("sol", "sağ"), ("좌", "우"))
-_TELLING = frozenset(word for pair in _SHORT for word in pair if len(word) > 1)  # these make a name suspicious without a partner, too
+_SHORT = (
+    ("li", "re"),
+    ("g", "d"),
+    ("s", "d"),
+    ("sin", "dex"),
+    ("sin", "dext"),
+    ("sin", "dx"),
+    ("sn", "dx"),
+    ("sx", "dx"),
+    ("sn", "ds"),
+    ("izq", "der"),
+    ("izq", "dcha"),
+    ("izda", "dcha"),
+    ("izdo", "dcho"),
+    ("esq", "dir"),
+    ("esq", "dta"),
+    ("esq", "dto"),
+    ("gche", "dte"),
+    ("gche", "drt"),
+    ("g", "dt"),
+    ("ga", "dr"),
+    ("ga", "dt"),
+    ("sol", "sağ"),
+    ("좌", "우"),
+)
+_TELLING = frozenset(
+    word for pair in _SHORT for word in pair if len(word) > 1
+)  # these make a name suspicious without a partner, too
 _CAMEL = re.compile(r"(?:^|[^A-Za-z])[LR](?=[A-Z][a-z]{2})")
-_GLUED = re.compile(r"[lr](?!v|ca$|a(?!g$|\w{3}))[^\W\d]\w*|\w{3,}[lr]")  # not "LV", "LA", "LCA", which belong to the heart
+_GLUED = re.compile(
+    r"[lr](?!v|ca$|a(?!g$|\w{3}))[^\W\d]\w*|\w{3,}[lr]"
+)  # not "LV", "LA", "LCA", which belong to the heart
 _SEPARATORS = re.compile(r"(?:[\s_/\\:;|()\[\]{}\"、。・]|(?<!\d)[.,]|[.,](?!\d))+")
 _DASHES = str.maketrans(dict.fromkeys("‐‑‒–—−", "-"))
 
@@ -59,7 +125,10 @@ def _plain(name: str) -> str:
 def _tokens(name: str) -> list[str]:
     """The folded words of a name, each with the sign in front of it ("CTV-1cm": "ctv", "-1cm"). Nothing but separators is left out."""
     text = _plain(name)
-    text = "".join(f"{c} " if (c.islower() or c.isdigit()) and after.isupper() else c for c, after in zip(text, text[1:] + " "))
+    text = "".join(
+        f"{c} " if (c.islower() or c.isdigit()) and after.isupper() else c
+        for c, after in zip(text, text[1:] + " ")
+    )
     text = _SEPARATORS.sub(" ", _UNSPACED.sub(r" \1 ", text).casefold())
     return re.sub(r"(?<=[^\s+-])(?=[+-])", " ", text).split()
 
@@ -72,7 +141,7 @@ def words_of(name: str) -> list[str]:
 def _split(word: str) -> tuple[str | None, str]:
     """(side that a word of any name means, what else it says): "linkernier" is (left, "nier"), "l*" is (left, "*")."""
     core = re.sub(r"\W+$", "", word)
-    mark = word[len(core):]
+    mark = word[len(core) :]
     for side in (LEFT, RIGHT):
         if _SIDES[side].fullmatch(core):
             return side, mark
@@ -91,7 +160,7 @@ def _sided(name: str) -> bool:
 
 
 def side_of(name: str) -> str | None:
-    """"left", "right", or None when the name has no side (or has both, or is a heart chamber)."""
+    """ "left", "right", or None when the name has no side (or has both, or is a heart chamber)."""
     if not _sided(name):
         return None
     lumbar = _LUMBAR.search(_plain(name).casefold()) is not None
@@ -123,7 +192,10 @@ def spelling(name: str) -> tuple[str, str | None]:
 
 
 def _join(tokens: Sequence[str]) -> str:
-    return "".join(f"_{token}" if before[-1:].isdigit() and token[:1].isdigit() else token for before, token in zip(["", *tokens], tokens))
+    return "".join(
+        f"_{token}" if before[-1:].isdigit() and token[:1].isdigit() else token
+        for before, token in zip(["", *tokens], tokens)
+    )
 
 
 # ---- pairs among many names -------------------------------------------------------------------------------
@@ -150,7 +222,9 @@ class Sides:
     def indices(self, names: Sequence[str]) -> list[tuple[int, int]]:
         """Index pairs (left, right) of those of `names` that are each other's mirror image."""
         places = {name: index for index, name in enumerate(names)}
-        return [(places[left], places[right]) for left, right in self.pairs if left in places and right in places]
+        return [
+            (places[left], places[right]) for left, right in self.pairs if left in places and right in places
+        ]
 
     def one_sided(self, names: Sequence[str]) -> list[str]:
         """Those of `names` that a mirror image would turn into something that is not among them."""
@@ -158,7 +232,9 @@ class Sides:
         return [name for name in names if name in halves or name in self.lone]
 
 
-def one_sided(record: Mapping[str, Any] | None, structures: Sequence[str], organs: Sequence[str] = ()) -> list[str]:
+def one_sided(
+    record: Mapping[str, Any] | None, structures: Sequence[str], organs: Sequence[str] = ()
+) -> list[str]:
     """The structures, and the organs that guide to them, that forbid mirroring: their mirror image would carry a wrong name. record: see `Sides.of`."""
     sides = Sides.of(record, [*structures, *organs])
     return list(dict.fromkeys([*sides.one_sided(structures), *sides.one_sided(organs)]))
@@ -173,14 +249,25 @@ def find_sides(names: Sequence[str], declared: Sequence[tuple[str, str]] = ()) -
     """The mirror pairs among all names of a data set. declared: pairs (left, right) that the user knows better; UsageError when they contradict."""
     named = [name for pair in declared for name in pair]
     if twice := next((name for name in named if named.count(name) > 1), None):
-        raise UsageError("BAD_VALUE", f"data.pairs names '{twice}' twice", "name each structure once, for example --set data.pairs=kidney_a:kidney_b")
-    pairs = [(right, left) if side_of(left) == RIGHT or side_of(right) == LEFT else (left, right) for left, right in declared]
+        raise UsageError(
+            "BAD_VALUE",
+            f"data.pairs names '{twice}' twice",
+            "name each structure once, for example --set data.pairs=kidney_a:kidney_b",
+        )
+    pairs = [
+        (right, left) if side_of(left) == RIGHT or side_of(right) == LEFT else (left, right)
+        for left, right in declared
+    ]
     free = [name for name in dict.fromkeys(names) if name not in named]
     by_rest: dict[str, dict[str | None, list[str]]] = {}
     for name in free:
         rest, side = spelling(name)
         by_rest.setdefault(rest, {}).setdefault(side, []).append(name)
-    pairs += [(found[LEFT][0], found[RIGHT][0]) for found in by_rest.values() if len(found.get(LEFT, ())) == len(found.get(RIGHT, ())) == 1]
+    pairs += [
+        (found[LEFT][0], found[RIGHT][0])
+        for found in by_rest.values()
+        if len(found.get(LEFT, ())) == len(found.get(RIGHT, ())) == 1
+    ]
     paired = {name for pair in pairs for name in pair}
     by_words = {_join(_tokens(name)): name for name in free if name not in paired}
     used: set[str] = set()  # short words that this data set means as sides
@@ -191,7 +278,13 @@ def find_sides(names: Sequence[str], declared: Sequence[tuple[str, str]] = ()) -
                 pairs.append((name, other))
                 paired |= {name, other}
                 used |= set(pair)
-    lone = [name for name in free if name not in paired and _sided(name) and (side_of(name) or _CAMEL.search(_plain(name)) or set(_ends(name)) & (_TELLING | used))]
+    lone = [
+        name
+        for name in free
+        if name not in paired
+        and _sided(name)
+        and (side_of(name) or _CAMEL.search(_plain(name)) or set(_ends(name)) & (_TELLING | used))
+    ]
     return Sides(tuple(pairs), tuple(lone))
 
 
@@ -211,7 +304,13 @@ def _partners(name: str) -> Iterator[tuple[str, tuple[str, ...]]]:
         if len(tokens) > 1 and place in (0, len(tokens) - 1):
             for left, right in _SHORT:
                 if word == left:
-                    yield _join([*tokens[:place], token.replace(left, right), *tokens[place + 1:]]), (left, right)
+                    yield (
+                        _join([*tokens[:place], token.replace(left, right), *tokens[place + 1 :]]),
+                        (left, right),
+                    )
         if _GLUED.fullmatch(word) is not None:
-            for partner in ("r" + word[1:] if word[0] == "l" else word, word[:-1] + "r" if word[-1] == "l" else word):
-                yield _join([*tokens[:place], token.replace(word, partner), *tokens[place + 1:]]), ()
+            for partner in (
+                "r" + word[1:] if word[0] == "l" else word,
+                word[:-1] + "r" if word[-1] == "l" else word,
+            ):
+                yield _join([*tokens[:place], token.replace(word, partner), *tokens[place + 1 :]]), ()

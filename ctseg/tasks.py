@@ -28,20 +28,56 @@ _SHORT = {"train.augmentation": "light"}
 _NARROW = {**_SHORT, "model.width": 8}
 
 TASKS: dict[str, Task] = {
-    "pelvis": Task("prostate, bladder and rectum; decoders that attend to each other", {"model.name": "multi_decoder"}, demo=_NARROW),
+    "pelvis": Task(
+        "prostate, bladder and rectum; decoders that attend to each other",
+        {"model.name": "multi_decoder"},
+        demo=_NARROW,
+    ),
     # Patches show both sides of the body. The V-Net inside learned this task several times faster per step than the plain U-Net
     # (docs/decisions/003-training.md).
-    "pelvic_bones": Task("hips, sacrum and femora; two passes", {"model.name": "multipass_unet", "data.window_hu": (-250.0, 1250.0)}, demo_minutes=10,
-                         demo={**_NARROW, "model.backbone": "vnet", "data.grid": "windows", "data.spacing_mm": 4.0, "train.patch_size": "64,48,96"}),
-    "abdomen": Task("liver, kidneys and spleen; V-Net", {"model.name": "vnet", "data.window_hu": (-160.0, 240.0)}, demo_minutes=8, demo=_NARROW),
-    "airway": Task("airway tree; density remap, centreline and radius beside the mask",
-                   {"model.name": "airway_multitask_unet", "data.window_hu": (-1024.0, 400.0), "data.grid": "windows", "data.crop": "lungs"},
-                   demo_minutes=9, demo={**_SHORT, "evaluate.overlap": 0.25, "evaluate.flip": False}),
+    "pelvic_bones": Task(
+        "hips, sacrum and femora; two passes",
+        {"model.name": "multipass_unet", "data.window_hu": (-250.0, 1250.0)},
+        demo_minutes=10,
+        demo={
+            **_NARROW,
+            "model.backbone": "vnet",
+            "data.grid": "windows",
+            "data.spacing_mm": 4.0,
+            "train.patch_size": "64,48,96",
+        },
+    ),
+    "abdomen": Task(
+        "liver, kidneys and spleen; V-Net",
+        {"model.name": "vnet", "data.window_hu": (-160.0, 240.0)},
+        demo_minutes=8,
+        demo=_NARROW,
+    ),
+    "airway": Task(
+        "airway tree; density remap, centreline and radius beside the mask",
+        {
+            "model.name": "airway_multitask_unet",
+            "data.window_hu": (-1024.0, 400.0),
+            "data.grid": "windows",
+            "data.crop": "lungs",
+        },
+        demo_minutes=9,
+        demo={**_SHORT, "evaluate.overlap": 0.25, "evaluate.flip": False},
+    ),
     # Heart chambers are no mirror pairs, so a mirrored heart is no heart. The guide: the chambers, by their own reference labels. On thin
     # vessels, too, a narrow V-Net learned more in the same minutes than the U-Net, narrow or wide.
-    "heart_like": Task("coronary arteries, guided by the chambers around them",
-                       {"model.name": "anatomy_guided_unet", "data.window_hu": (-150.0, 550.0), "data.grid": "windows", "data.guide": "labels", "train.mirror": False},
-                       demo_minutes=11, demo={**_NARROW, "model.backbone": "vnet"}),
+    "heart_like": Task(
+        "coronary arteries, guided by the chambers around them",
+        {
+            "model.name": "anatomy_guided_unet",
+            "data.window_hu": (-150.0, 550.0),
+            "data.grid": "windows",
+            "data.guide": "labels",
+            "train.mirror": False,
+        },
+        demo_minutes=11,
+        demo={**_NARROW, "model.backbone": "vnet"},
+    ),
 }
 
 
@@ -50,5 +86,9 @@ def find_task(name: str) -> Task:
     if name not in TASKS:
         from ctseg.config import did_you_mean
 
-        raise UsageError("UNKNOWN_TASK", f"there is no task '{name}'", f"choose one of {', '.join(TASKS)}{did_you_mean(name, TASKS)}")
+        raise UsageError(
+            "UNKNOWN_TASK",
+            f"there is no task '{name}'",
+            f"choose one of {', '.join(TASKS)}{did_you_mean(name, TASKS)}",
+        )
     return TASKS[name]

@@ -47,13 +47,27 @@ class Backbone(NamedTuple):
 BACKBONES = {
     "unet": Backbone(UNet, ("blocks", "decoder_unit", "activation")),
     "vnet": Backbone(VNet, ("kernel", "stage_convs", "residual", "norm", "deep_supervision")),
-    "multi_decoder": Backbone(MultiDecoder, ("blocks", "decoder_unit", "activation", "decoders", "attention", "attention_stride", "attention_levels", "output")),
+    "multi_decoder": Backbone(
+        MultiDecoder,
+        (
+            "blocks",
+            "decoder_unit",
+            "activation",
+            "decoders",
+            "attention",
+            "attention_stride",
+            "attention_levels",
+            "output",
+        ),
+    ),
 }
 
 PRESETS = {
     "unet": Preset("unet"),  # baseline, residual encoder of nnU-Net
     "multi_decoder": Preset("multi_decoder"),  # github.com/arunmm8335/3d-medical-segmentation
-    "multipass_unet": Preset("unet", ("multipass",)),  # github.com/DigiDxDoc/CT-Segmentation; Wang et al. 2018
+    "multipass_unet": Preset(
+        "unet", ("multipass",)
+    ),  # github.com/DigiDxDoc/CT-Segmentation; Wang et al. 2018
     "vnet": Preset("vnet"),  # github.com/KAATHEEK/3D-Segmentation-Task; Milletari et al. 2016
     "anatomy_guided_unet": Preset("unet", ("anatomy_guidance",)),  # github.com/seoooa/anatomical-guidance
     # github.com/inexhaustible419/AnatomicalPriorsMTL-AirwaySegment
@@ -67,14 +81,45 @@ N_TRAIN, LARGEST_N_TRAIN, N_INFER = 2, 3, 4
 
 
 def build_network(
-    name: str, *, n_structures: int, width: int, levels: int, in_channels: int = 1, max_channels: int = 320, backbone: str = "auto",
-    passes: int = 0, infer_passes: int = 0, context: str = "soft", context_grad: str = "detach", context_corruption: float = 0.3,
-    pass_embedding: bool = True, shared_passes: bool = True, guidance: str = "auto", guide_channels: int = 0, guide_hidden: int = 32,
-    guide_stride: int = 1, guide_levels: str = "all", film_init: str = "zero", guide_tau_mm: Sequence[float] = DELIVERED_TAU_MM,
-    guide_presence: bool = True, connectivity: str = "auto", remap: str = "auto", blocks: Sequence[int] = SMALL_BLOCKS,
-    decoder_unit: str = "residual", activation: str = "leaky", decoders: str = "per_structure", attention: str = "voxel", attention_stride: int = 2,
-    attention_levels: int = 1, output: str = "softmax", kernel: int = 5, stage_convs: str = "reference", residual: bool = True,
-    norm: str = "instance", deep_supervision: bool = True, **more: Any,
+    name: str,
+    *,
+    n_structures: int,
+    width: int,
+    levels: int,
+    in_channels: int = 1,
+    max_channels: int = 320,
+    backbone: str = "auto",
+    passes: int = 0,
+    infer_passes: int = 0,
+    context: str = "soft",
+    context_grad: str = "detach",
+    context_corruption: float = 0.3,
+    pass_embedding: bool = True,
+    shared_passes: bool = True,
+    guidance: str = "auto",
+    guide_channels: int = 0,
+    guide_hidden: int = 32,
+    guide_stride: int = 1,
+    guide_levels: str = "all",
+    film_init: str = "zero",
+    guide_tau_mm: Sequence[float] = DELIVERED_TAU_MM,
+    guide_presence: bool = True,
+    connectivity: str = "auto",
+    remap: str = "auto",
+    blocks: Sequence[int] = SMALL_BLOCKS,
+    decoder_unit: str = "residual",
+    activation: str = "leaky",
+    decoders: str = "per_structure",
+    attention: str = "voxel",
+    attention_stride: int = 2,
+    attention_levels: int = 1,
+    output: str = "softmax",
+    kernel: int = 5,
+    stage_convs: str = "reference",
+    residual: bool = True,
+    norm: str = "instance",
+    deep_supervision: bool = True,
+    **more: Any,
 ) -> nn.Module:
     """The network called `name` in PRESETS, with fresh weights. "auto" and 0 stand for what the preset says.
 
@@ -102,10 +147,14 @@ def build_network(
         more: for the backbone alone, which must know it: `parity` of `unet` and `multi_decoder`.
     """
     if n_structures < 1 or width < 1 or levels < 2:
-        raise ValueError(f"n_structures={n_structures} and width={width} must be 1 or more, levels={levels} 2 or more.")
+        raise ValueError(
+            f"n_structures={n_structures} and width={width} must be 1 or more, levels={levels} 2 or more."
+        )
     parts = _parts(PRESETS[choose("model", name, PRESETS)], backbone, passes, guidance, connectivity, remap)
     if parts.guidance != "none" and guide_channels < 1:
-        raise ValueError(f"guidance={parts.guidance} needs a guide, but there is none: guide_channels={guide_channels}.")
+        raise ValueError(
+            f"guidance={parts.guidance} needs a guide, but there is none: guide_channels={guide_channels}."
+        )
     if infer_passes < 0:
         raise ValueError(f"infer_passes={infer_passes} must be 0 (the default, {N_INFER}) or more.")
 
@@ -114,31 +163,59 @@ def build_network(
     if parts.guidance == "concat_input":
         channels += GuideForm(guide_channels, tau_mm=guide_tau_mm, presence=guide_presence).channels
     own = {
-        "blocks": blocks, "decoder_unit": decoder_unit, "activation": activation, "decoders": decoders, "attention": attention,
-        "attention_stride": attention_stride, "attention_levels": attention_levels, "output": output, "kernel": kernel, "stage_convs": stage_convs, "residual": residual,
-        "norm": norm, "deep_supervision": deep_supervision,
+        "blocks": blocks,
+        "decoder_unit": decoder_unit,
+        "activation": activation,
+        "decoders": decoders,
+        "attention": attention,
+        "attention_stride": attention_stride,
+        "attention_levels": attention_levels,
+        "output": output,
+        "kernel": kernel,
+        "stage_convs": stage_convs,
+        "residual": residual,
+        "norm": norm,
+        "deep_supervision": deep_supervision,
     }
 
     def of_a_pass() -> nn.Module:
         build, names = BACKBONES[parts.backbone]
         network = build(
-            n_structures=n_structures, width=width, levels=levels, max_channels=max_channels, in_channels=channels,
-            **{key: own[key] for key in names}, **more,
+            n_structures=n_structures,
+            width=width,
+            levels=levels,
+            max_channels=max_channels,
+            in_channels=channels,
+            **{key: own[key] for key in names},
+            **more,
         )
         if parts.connectivity == "multitask":
             network = ConnectivityMultitask(network, n_structures)
         if parts.guidance != "none":
             network = AnatomyGuidance(
-                network, guide_channels, guide_hidden, parts.guidance, guide_stride, levels=guide_levels, film_init=film_init,
-                tau_mm=guide_tau_mm, presence=guide_presence,
+                network,
+                guide_channels,
+                guide_hidden,
+                parts.guidance,
+                guide_stride,
+                levels=guide_levels,
+                film_init=film_init,
+                tau_mm=guide_tau_mm,
+                presence=guide_presence,
             )
         return network
 
     network = of_a_pass()
     if parts.passes > 1:
         network = MultiPass(
-            network, n_structures, parts.passes, infer_passes or N_INFER, context, context_grad=context_grad,
-            corruption=context_corruption, pass_embedding=pass_embedding,
+            network,
+            n_structures,
+            parts.passes,
+            infer_passes or N_INFER,
+            context,
+            context_grad=context_grad,
+            corruption=context_corruption,
+            pass_embedding=pass_embedding,
             later=[] if shared_passes else [of_a_pass() for _ in range(parts.passes - 1)],
         )
     if parts.remap != "none":
@@ -154,7 +231,9 @@ class _Parts(NamedTuple):
     remap: str
 
 
-def _parts(preset: Preset, backbone: str, passes: int, guidance: str, connectivity: str, remap: str) -> _Parts:
+def _parts(
+    preset: Preset, backbone: str, passes: int, guidance: str, connectivity: str, remap: str
+) -> _Parts:
     """What the network is made of: what was asked for, and the preset's choice for "auto" and 0."""
 
     def chosen(kind: str, word: str, known: Iterable[str], technique: str, with_it: str) -> str:
@@ -166,7 +245,15 @@ def _parts(preset: Preset, backbone: str, passes: int, guidance: str, connectivi
     return _Parts(
         backbone=preset.backbone if backbone == "auto" else choose("backbone", backbone, BACKBONES),
         passes=passes or (N_TRAIN if "multipass" in preset.techniques else 1),
-        guidance=chosen("guidance", "film_spatial" if guidance == "sdm" else guidance, GUIDANCE, "anatomy_guidance", "film_spatial"),
-        connectivity=chosen("connectivity", connectivity, CONNECTIVITY, "connectivity_multitask", "multitask"),
+        guidance=chosen(
+            "guidance",
+            "film_spatial" if guidance == "sdm" else guidance,
+            GUIDANCE,
+            "anatomy_guidance",
+            "film_spatial",
+        ),
+        connectivity=chosen(
+            "connectivity", connectivity, CONNECTIVITY, "connectivity_multitask", "multitask"
+        ),
         remap=chosen("remap", remap, REMAP, "density_remap", "lut"),
     )

@@ -37,14 +37,23 @@ class GuideForm:
     surface that is a function of the distance alone; thin parts come out a little stronger than a filter makes them.
     """
 
-    def __init__(self, delivered: int, *, tau_mm: Sequence[float] = DELIVERED_TAU_MM, presence: bool = True, masks: bool = False):
+    def __init__(
+        self,
+        delivered: int,
+        *,
+        tau_mm: Sequence[float] = DELIVERED_TAU_MM,
+        presence: bool = True,
+        masks: bool = False,
+    ):
         self.tau_mm, self.presence, self.masks = tuple(tau_mm), presence, masks
         self.unchanged = self.tau_mm == DELIVERED_TAU_MM and presence and not masks
         blocks = len(DELIVERED_TAU_MM) + 1
         if not self.tau_mm or min(self.tau_mm) <= 0:
             raise ValueError(f"guide_tau_mm={self.tau_mm} must be one or more distances above 0.")
         if not self.unchanged and delivered % blocks:
-            raise ValueError(f"guide_channels={delivered} must be {blocks} per organ to be read in another form.")
+            raise ValueError(
+                f"guide_channels={delivered} must be {blocks} per organ to be read in another form."
+            )
         kept = (1 if masks else len(self.tau_mm)) + presence
         self.channels = delivered if self.unchanged else delivered // blocks * kept
 
@@ -69,14 +78,22 @@ class GuidedLevel(nn.Module):
     """
 
     def __init__(
-        self, guide_channels: int, hidden: int, channels: int, *, n_decoders: int, kernel_shared: int = 3, kernel: int = 1,
+        self,
+        guide_channels: int,
+        hidden: int,
+        channels: int,
+        *,
+        n_decoders: int,
+        kernel_shared: int = 3,
+        kernel: int = 1,
         film_init: str = "zero",
     ):
         super().__init__()
         self.shared = nn.Conv3d(guide_channels, hidden, kernel_shared, padding=kernel_shared // 2)
         initialise(self.shared)
         self.gamma, self.beta = (
-            nn.ModuleList(nn.Conv3d(hidden, channels, kernel, padding=kernel // 2) for _ in range(n_decoders)) for _ in range(2)
+            nn.ModuleList(nn.Conv3d(hidden, channels, kernel, padding=kernel // 2) for _ in range(n_decoders))
+            for _ in range(2)
         )
         if film_init == "zero":
             for parameter in (*self.gamma.parameters(), *self.beta.parameters()):
@@ -84,7 +101,9 @@ class GuidedLevel(nn.Module):
 
     def forward(self, guide: Tensor) -> list[Modulation]:
         hidden = functional.silu(self.shared(guide))
-        return [functools.partial(self._film, hidden, gamma, beta) for gamma, beta in zip(self.gamma, self.beta)]
+        return [
+            functools.partial(self._film, hidden, gamma, beta) for gamma, beta in zip(self.gamma, self.beta)
+        ]
 
     def _film(self, hidden: Tensor, gamma: nn.Module, beta: nn.Module, x: Tensor) -> Tensor:
         return x * (1 + self._enlarge(gamma(hidden), x)) + self._enlarge(beta(hidden), x)
@@ -92,7 +111,9 @@ class GuidedLevel(nn.Module):
     def _enlarge(self, field: Tensor, x: Tensor) -> Tensor:
         """To the size of x, where the field was computed at half of it."""
         if field.shape[2:] != x.shape[2:] and field.shape[2:].numel() > 1:
-            field = field.contiguous(memory_format=torch.channels_last_3d)  # without it the CPU interpolates slowly
+            field = field.contiguous(
+                memory_format=torch.channels_last_3d
+            )  # without it the CPU interpolates slowly
             field = functional.interpolate(field, x.shape[2:], mode="trilinear")
         return field.to(x.dtype)
 
@@ -119,14 +140,25 @@ class AnatomyGuidance(Technique):
     """
 
     def __init__(
-        self, network: nn.Module, guide_channels: int, hidden: int = 32, form: str = "film_spatial", stride: int = 1, *,
-        levels: str = "all", film_init: str = "zero", tau_mm: Sequence[float] = DELIVERED_TAU_MM, presence: bool = True,
+        self,
+        network: nn.Module,
+        guide_channels: int,
+        hidden: int = 32,
+        form: str = "film_spatial",
+        stride: int = 1,
+        *,
+        levels: str = "all",
+        film_init: str = "zero",
+        tau_mm: Sequence[float] = DELIVERED_TAU_MM,
+        presence: bool = True,
     ):
         choose("form of guidance", form, FORMS)
         choose("choice of guided levels", levels, LEVELS)
         choose("film_init", film_init, FILM_INITS)
         if guide_channels < 1 or hidden < 1 or stride not in (1, 2):
-            raise ValueError(f"guide_channels={guide_channels} and hidden={hidden} must be 1 or more, stride={stride} 1 or 2.")
+            raise ValueError(
+                f"guide_channels={guide_channels} and hidden={hidden} must be 1 or more, stride={stride} 1 or 2."
+            )
         read = GuideForm(guide_channels, tau_mm=tau_mm, presence=presence, masks=form == "segmap")
         super().__init__(network, own_channels=read.channels if form == "concat_input" else 0)
         self.inputs = (*self.inputs, "guide")
@@ -137,8 +169,13 @@ class AnatomyGuidance(Technique):
         last = len(self.decoder_channels) - 1
         for level in {"all": range(last + 1), "top": [last], "bottom": [0]}[levels]:
             self.levels[str(level)] = GuidedLevel(
-                read.channels, SPADE_HIDDEN if form == "spade" else hidden, self.decoder_channels[level], n_decoders=self.n_decoders,
-                kernel_shared=1 if form == "film_global" else 3, kernel=3 if form == "spade" else 1, film_init=film_init,
+                read.channels,
+                SPADE_HIDDEN if form == "spade" else hidden,
+                self.decoder_channels[level],
+                n_decoders=self.n_decoders,
+                kernel_shared=1 if form == "film_global" else 3,
+                kernel=3 if form == "spade" else 1,
+                film_init=film_init,
             )
 
     def features(self, ct: Tensor, guide: Tensor, modulations: Modulations | None = None) -> list[Any]:

@@ -62,7 +62,10 @@ class InstanceNorm(nn.Module):
             return x * self.weight.view(-1, 1, 1, 1).to(x.dtype) + self.bias.view(-1, 1, 1, 1).to(x.dtype)
         if x.device.type == "cpu" and x.dtype == torch.bfloat16:
             samples = x.split(1)
-            normalised = [functional.batch_norm(s, None, None, self.weight, self.bias, True, 0.0, self.eps) for s in samples]
+            normalised = [
+                functional.batch_norm(s, None, None, self.weight, self.bias, True, 0.0, self.eps)
+                for s in samples
+            ]
             return torch.cat(normalised) if len(normalised) > 1 else normalised[0]
         return functional.instance_norm(x, None, None, self.weight, self.bias, True, 0.0, self.eps)
 
@@ -101,14 +104,20 @@ def activation(style: Style, channels: int) -> nn.Module:
 class ConvUnit(nn.Module):
     """Convolution, normalisation, (modulation), (plus shortcut), activation. (B, in, D, H, W) -> (B, out, D/stride, ...)."""
 
-    def __init__(self, in_channels: int, out_channels: int, *, kernel: int = 3, stride: int = 1, style: Style):
+    def __init__(
+        self, in_channels: int, out_channels: int, *, kernel: int = 3, stride: int = 1, style: Style
+    ):
         super().__init__()
         # kernel 2 with stride 2 needs no padding: each voxel is read once
-        self.conv = nn.Conv3d(in_channels, out_channels, kernel, stride, padding=(kernel - 1) // 2, bias=style.bias)
+        self.conv = nn.Conv3d(
+            in_channels, out_channels, kernel, stride, padding=(kernel - 1) // 2, bias=style.bias
+        )
         self.norm = normalisation(style, out_channels)
         self.activation = activation(style, out_channels)
 
-    def forward(self, x: Tensor, modulate: Modulation | None = None, shortcut: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, modulate: Modulation | None = None, shortcut: Tensor | None = None
+    ) -> Tensor:
         """`modulate` is the hook of techniques that steer a decoder: called between normalisation and activation."""
         x = self.norm(self.conv(x))
         if modulate is not None:
@@ -134,7 +143,8 @@ class ResidualBlock(nn.Module):
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or in_channels != out_channels:
             self.shortcut = nn.Sequential(
-                nn.Conv3d(in_channels, out_channels, stride, stride, bias=False), normalisation(style, out_channels)
+                nn.Conv3d(in_channels, out_channels, stride, stride, bias=False),
+                normalisation(style, out_channels),
             )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -193,7 +203,9 @@ class Backbone(nn.Module):
             return [None] * self.n_decoders
         expected = [len(self.decoder_channels)] * self.n_decoders
         if [len(of_decoder) for of_decoder in modulations] != expected:
-            raise ValueError(f"modulations must hold, for each of {len(expected)} decoders, {expected[0]}: one per level.")
+            raise ValueError(
+                f"modulations must hold, for each of {len(expected)} decoders, {expected[0]}: one per level."
+            )
         return modulations
 
 
@@ -238,7 +250,9 @@ def initialise(network: nn.Module) -> None:
     """
     for module in network.modules():
         if isinstance(module, nn.ConvTranspose3d):
-            nn.init.normal_(module.weight, std=module.in_channels**-0.5)  # kernel = stride: one tap per input channel
+            nn.init.normal_(
+                module.weight, std=module.in_channels**-0.5
+            )  # kernel = stride: one tap per input channel
         elif isinstance(module, nn.Conv3d):
             nn.init.kaiming_normal_(module.weight, a=LEAKY_SLOPE)
         if isinstance(module, (nn.Conv3d, nn.ConvTranspose3d)) and module.bias is not None:

@@ -47,7 +47,9 @@ class ConnectivityMultitask(Technique):
         if self.training or self.always_heads:
             finest: list[Tensor] = features[-1] if self.n_decoders > 1 else [_only(features[-1])]
             output["centreline"] = torch.cat([head(x) for head, x in zip(self.centreline, finest)], dim=1)
-            output["radius"] = functional.softplus(torch.cat([head(x) for head, x in zip(self.radius, finest)], dim=1))
+            output["radius"] = functional.softplus(
+                torch.cat([head(x) for head, x in zip(self.radius, finest)], dim=1)
+            )
         return output
 
     def forward(self, ct: Tensor, *, modulations: Modulations | None = None) -> Output:

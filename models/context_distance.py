@@ -41,7 +41,10 @@ def _squared_distances(mask: Tensor, reach: int) -> Tensor:
         for step in range(1, min(reach, size)):
             torch.add(squares, step**2, out=stepped)
             for first, second in ((0, step), (step, 0)):
-                here, there = nearest.narrow(axis, first, size - step), stepped.narrow(axis, second, size - step)
+                here, there = (
+                    nearest.narrow(axis, first, size - step),
+                    stepped.narrow(axis, second, size - step),
+                )
                 torch.minimum(here, there, out=here)
         squares = nearest
     return squares

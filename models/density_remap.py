@@ -31,11 +31,15 @@ class DensityRemap(Technique):
 
     lookup: Tensor
 
-    def __init__(self, network: nn.Module, lookup: Tensor | Sequence[float] | None = None, keep_linear: bool = False):
+    def __init__(
+        self, network: nn.Module, lookup: Tensor | Sequence[float] | None = None, keep_linear: bool = False
+    ):
         super().__init__(network)
         if keep_linear:
             if self.in_channels % 2:
-                raise ValueError(f"keep_linear needs a network that reads two channels per image channel, not {self.in_channels}.")
+                raise ValueError(
+                    f"keep_linear needs a network that reads two channels per image channel, not {self.in_channels}."
+                )
             self.in_channels //= 2
         self.keep_linear = keep_linear
         self.register_buffer("lookup", torch.linspace(0, 1, LOOKUP_SIZE))
@@ -56,19 +60,27 @@ class DensityRemap(Technique):
         """Store a table of any length. ValueError unless it rises strictly from 0 to 1."""
         table = torch.as_tensor(values, dtype=torch.float64).cpu()
         if table.dim() != 1 or len(table) < 2 or table[0] != 0 or table[-1] != 1:
-            ends = f"from {table[0]:g} to {table[-1]:g}" if table.dim() == 1 and len(table) else f"of shape {tuple(table.shape)}"
+            ends = (
+                f"from {table[0]:g} to {table[-1]:g}"
+                if table.dim() == 1 and len(table)
+                else f"of shape {tuple(table.shape)}"
+            )
             raise ValueError(f"A density table must be a list that rises from 0 to 1; this one is {ends}.")
         flat = (table.diff() <= 0).nonzero().flatten().tolist()
         if flat or not table.isfinite().all():
             where = f"after entry {flat[0]}" if flat else "for it holds NaN"
-            raise ValueError(f"A density table must rise strictly; this one of {len(table)} entries does not, {where}.")
+            raise ValueError(
+                f"A density table must rise strictly; this one of {len(table)} entries does not, {where}."
+            )
         resized = functional.interpolate(table.view(1, 1, -1), LOOKUP_SIZE, mode="linear", align_corners=True)
         self.lookup.copy_(resized.flatten())
 
     @torch.no_grad()
     def remap(self, ct: Tensor) -> Tensor:
         """(B, C, D, H, W) -> the same through the table; with `keep_linear` (B, 2C, D, H, W), remapped first."""
-        position = ct.float().clamp(0, 1) * (LOOKUP_SIZE - 1)  # float32: bfloat16 would tell only 256 grey values apart
+        position = ct.float().clamp(0, 1) * (
+            LOOKUP_SIZE - 1
+        )  # float32: bfloat16 would tell only 256 grey values apart
         below = position.long().clamp(max=LOOKUP_SIZE - 2)
         remapped = torch.lerp(self.lookup[below], self.lookup[below + 1], position - below).to(ct.dtype)
         return torch.cat((remapped, ct), dim=1) if self.keep_linear else remapped

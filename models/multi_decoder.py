@@ -81,7 +81,9 @@ class CrossDecoderAttention(nn.Module):
         size = tokens.shape[2:]
         tokens_of = (n_decoders, batch, self.heads, tokens.shape[1] // self.heads, size.numel())
         # float32: under autocast a bfloat16 sum of products would round the weights to two digits
-        query, key, value = (conv(tokens).float().reshape(tokens_of) for conv in (self.query, self.key, self.value))
+        query, key, value = (
+            conv(tokens).float().reshape(tokens_of) for conv in (self.query, self.key, self.value)
+        )
         if self.form != "published":
             identity = self.identity.view(n_decoders, 1, *tokens_of[2:4], 1)
             query, key = query + identity, key + identity
@@ -123,7 +125,9 @@ class LightUpBlock(nn.Module):
     shortcut: that sum is added to what the unit makes of it, see UpBlock.
     """
 
-    def __init__(self, in_channels: int, skip_channels: int, out_channels: int, *, shortcut: bool, style: Style):
+    def __init__(
+        self, in_channels: int, skip_channels: int, out_channels: int, *, shortcut: bool, style: Style
+    ):
         super().__init__()
         self.shortcut = shortcut
         self.up = nn.ConvTranspose3d(in_channels, out_channels, 2, 2, bias=False)
@@ -151,7 +155,9 @@ class StructureHeads(nn.Module):
         if self.background is None:
             background = torch.zeros_like(logits[0])
         else:
-            background = torch.stack([self.background(x) for x in features]).mean(0)  # = of the mean: it is linear
+            background = torch.stack([self.background(x) for x in features]).mean(
+                0
+            )  # = of the mean: it is linear
         return torch.cat([background, *logits], dim=1)
 
 
@@ -175,17 +181,31 @@ class MultiDecoder(Backbone):
     """
 
     def __init__(
-        self, *, n_structures: int, width: int, levels: int, decoders: str = "per_structure", attention: str = "voxel",
-        attention_stride: int = 2, attention_levels: int = 1, output: str = "softmax", in_channels: int = 1,
-        max_channels: int = 320, blocks: Sequence[int] = SMALL_BLOCKS,
-        decoder_unit: str = "residual", activation: str = "leaky", parity: bool = False,
+        self,
+        *,
+        n_structures: int,
+        width: int,
+        levels: int,
+        decoders: str = "per_structure",
+        attention: str = "voxel",
+        attention_stride: int = 2,
+        attention_levels: int = 1,
+        output: str = "softmax",
+        in_channels: int = 1,
+        max_channels: int = 320,
+        blocks: Sequence[int] = SMALL_BLOCKS,
+        decoder_unit: str = "residual",
+        activation: str = "leaky",
+        parity: bool = False,
     ):
         super().__init__()
         choose("attention", attention, ATTENTION)
         if attention_stride < 1:
             raise ValueError(f"attention_stride={attention_stride} must be 1 or more.")
         if not 1 <= attention_levels <= min(2, levels - 1):
-            raise ValueError(f"attention_levels={attention_levels} must be 1, or 2 with levels=3 or more; levels={levels}.")
+            raise ValueError(
+                f"attention_levels={attention_levels} must be 1, or 2 with levels=3 or more; levels={levels}."
+            )
         self.in_channels = in_channels
         self.size_multiple = size_multiple(levels)
         self.n_structures = n_structures
@@ -197,21 +217,29 @@ class MultiDecoder(Backbone):
         self.encoder: Encoder
         if parity:
             channels = level_channels(width, levels, width * 2**levels)
-            self.encoder = PoolingEncoder(in_channels=in_channels, channels=channels, residual=True, style=style)
+            self.encoder = PoolingEncoder(
+                in_channels=in_channels, channels=channels, residual=True, style=style
+            )
             self.decoder_channels = channels[-2::-1]
         else:
             channels = level_channels(width, levels, max_channels)
-            self.encoder = ResidualEncoder(in_channels=in_channels, channels=channels, blocks=blocks, style=style)
+            self.encoder = ResidualEncoder(
+                in_channels=in_channels, channels=channels, blocks=blocks, style=style
+            )
             # one structure needs fewer channels than the encoder of all: at most four times the width
             self.decoder_channels = [min(c, 4 * width) for c in channels[-2::-1]]
         if self.shared:
             self.decoder_channels = _as_large_as(n_structures, self.decoder_channels, channels, style)
-        self.decoders: Any = nn.ModuleList(_decoder(self.decoder_channels, channels, style, residual) for _ in range(self.n_decoders))
+        self.decoders: Any = nn.ModuleList(
+            _decoder(self.decoder_channels, channels, style, residual) for _ in range(self.n_decoders)
+        )
         finest = self.decoder_channels[-1]
         self.attention: nn.Module | None = None
         self.attention_before: nn.Module | None = None  # of the level before the finest
         if attention != "none" and self.n_decoders > 1:
-            self.attention = CrossDecoderAttention(finest, n_structures, form=attention, stride=attention_stride)
+            self.attention = CrossDecoderAttention(
+                finest, n_structures, form=attention, stride=attention_stride
+            )
             if attention_levels == 2:
                 self.attention_before = CrossDecoderAttention(
                     self.decoder_channels[-2], n_structures, form=attention, stride=attention_stride
@@ -236,7 +264,9 @@ class MultiDecoder(Backbone):
             return [list(level) for level in zip(*by_decoder)]
         return self._in_step(encoded, of_decoders)
 
-    def _in_step(self, encoded: Sequence[Tensor], of_decoders: Sequence[Sequence[Modulation] | None]) -> list[list[Tensor]]:
+    def _in_step(
+        self, encoded: Sequence[Tensor], of_decoders: Sequence[Sequence[Modulation] | None]
+    ) -> list[list[Tensor]]:
         """The same, level by level: the decoders read each other before the finest one."""
         *skips, bottom = encoded
         reached, features = [bottom] * self.n_decoders, []

@@ -49,17 +49,32 @@ class MultiPass(Technique):
     pass_limit: Tensor
 
     def __init__(
-        self, network: nn.Module, n_structures: int, n_train: int = 2, n_infer: int = 4, context: str = "soft", *,
-        context_grad: str = "detach", corruption: float = 0.3, pass_embedding: bool = True, later: Sequence[nn.Module] = (),
+        self,
+        network: nn.Module,
+        n_structures: int,
+        n_train: int = 2,
+        n_infer: int = 4,
+        context: str = "soft",
+        *,
+        context_grad: str = "detach",
+        corruption: float = 0.3,
+        pass_embedding: bool = True,
+        later: Sequence[nn.Module] = (),
     ):
         super().__init__(network, own_channels=n_structures)
         if len(later) not in (0, n_train - 1):
-            raise ValueError(f"{len(later)} networks for later passes; expected none or n_train - 1 = {n_train - 1}.")
+            raise ValueError(
+                f"{len(later)} networks for later passes; expected none or n_train - 1 = {n_train - 1}."
+            )
         self.later = nn.ModuleList(later)
         if n_train < 1 or n_infer < 1 or not 0 <= corruption <= 1:
-            raise ValueError(f"n_train={n_train} and n_infer={n_infer} must be 1 or more, corruption={corruption} a probability.")
+            raise ValueError(
+                f"n_train={n_train} and n_infer={n_infer} must be 1 or more, corruption={corruption} a probability."
+            )
         self.n_structures, self.n_train, self.n_infer = n_structures, n_train, n_infer
-        self.register_buffer("pass_limit", torch.tensor(n_infer))  # a buffer, so that it is kept with the weights it was chosen for
+        self.register_buffer(
+            "pass_limit", torch.tensor(n_infer)
+        )  # a buffer, so that it is kept with the weights it was chosen for
         self.context = choose("context", context, CONTEXTS)
         self.context_grad = choose("context_grad", context_grad, CONTEXT_GRADS)
         self.corruption = corruption
@@ -67,10 +82,14 @@ class MultiPass(Technique):
         self.biases: Any = nn.ModuleList()  # per decoder, per level: (n_train, C)
         if pass_embedding:
             for _ in range(self.n_decoders):
-                self.biases.append(nn.ParameterList(torch.zeros(n_train, channels) for channels in self.decoder_channels))
+                self.biases.append(
+                    nn.ParameterList(torch.zeros(n_train, channels) for channels in self.decoder_channels)
+                )
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
-        state_dict.setdefault(f"{prefix}pass_limit", torch.tensor(self.n_infer))  # weights from before it was there
+        state_dict.setdefault(
+            f"{prefix}pass_limit", torch.tensor(self.n_infer)
+        )  # weights from before it was there
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
     @property
@@ -79,7 +98,12 @@ class MultiPass(Technique):
         return int(self.pass_limit)
 
     def forward(
-        self, ct: Tensor, guide: Tensor | None = None, *, context: Tensor | None = None, pass_number: int | None = None,
+        self,
+        ct: Tensor,
+        guide: Tensor | None = None,
+        *,
+        context: Tensor | None = None,
+        pass_number: int | None = None,
         modulations: Modulations | None = None,
     ) -> Output:
         """With `context` or `pass_number` that one pass; without, all of them, and their logits as "passes".
@@ -106,33 +130,53 @@ class MultiPass(Technique):
         return {**output, "logits": passes[-1], "passes": passes}
 
     def features(
-        self, ct: Tensor, guide: Tensor | None = None, modulations: Modulations | None = None, *,
-        context: Tensor | None = None, pass_number: int | None = None,
+        self,
+        ct: Tensor,
+        guide: Tensor | None = None,
+        modulations: Modulations | None = None,
+        *,
+        context: Tensor | None = None,
+        pass_number: int | None = None,
     ) -> list[Any]:
         """Decoder features of a single pass; arguments as for `forward`."""
         if ("guide" in self.inputs) != (guide is not None):
-            raise ValueError(f"This network reads {', '.join(self.inputs)}: a guide is {'missing' if guide is None else 'not wanted'}.")
+            raise ValueError(
+                f"This network reads {', '.join(self.inputs)}: a guide is {'missing' if guide is None else 'not wanted'}."
+            )
         expected = (len(ct), self.n_structures, *ct.shape[2:])
         if context is not None and tuple(context.shape) != expected:
-            raise ValueError(f"The context has shape {tuple(context.shape)}; expected (B, S, D, H, W) = {expected}.")
+            raise ValueError(
+                f"The context has shape {tuple(context.shape)}; expected (B, S, D, H, W) = {expected}."
+            )
         pass_number = _numbered(context, pass_number)
         seen = torch.cat((ct, self._as_read(context, expected, ct)), dim=1)
         guides = () if guide is None else (guide,)
-        return self._serving(pass_number).features(seen, *guides, modulations=self._with_bias(pass_number, modulations))
+        return self._serving(pass_number).features(
+            seen, *guides, modulations=self._with_bias(pass_number, modulations)
+        )
 
     def predict(self, features: Sequence[Any], *, pass_number: int = 0) -> Output:
         """Logits from what `features` returned for that pass."""
         return self._serving(pass_number).predict(features)
 
     def _single_pass(
-        self, ct: Tensor, guide: Tensor | None, modulations: Modulations | None, context: Tensor | None, pass_number: int | None
+        self,
+        ct: Tensor,
+        guide: Tensor | None,
+        modulations: Modulations | None,
+        context: Tensor | None,
+        pass_number: int | None,
     ) -> Output:
         features = self.features(ct, guide, modulations, context=context, pass_number=pass_number)
         return self.predict(features, pass_number=_numbered(context, pass_number))
 
     def _serving(self, pass_number: int) -> Any:
         """The network of a pass."""
-        return self.later[min(pass_number, len(self.later)) - 1] if pass_number and len(self.later) else self.network
+        return (
+            self.later[min(pass_number, len(self.later)) - 1]
+            if pass_number and len(self.later)
+            else self.network
+        )
 
     def _passes_now(self) -> int:
         if not self.training:
@@ -144,11 +188,15 @@ class MultiPass(Technique):
 
     def _next_context(self, logits: Tensor) -> Tensor:
         """Probabilities of the structures, (B, S, D, H, W), from logits; corrupted by chance while training."""
-        probabilities = logits.float().softmax(dim=1)[:, 1:]  # float32: bfloat16 knows nothing between 0.996 and 1
+        probabilities = logits.float().softmax(dim=1)[
+            :, 1:
+        ]  # float32: bfloat16 knows nothing between 0.996 and 1
         if self.context_grad == "detach":
             probabilities = probabilities.detach()
         if self.training and self.corruption > 0:
-            samples = [corrupted(sample) if torch.rand(()) < self.corruption else sample for sample in probabilities]
+            samples = [
+                corrupted(sample) if torch.rand(()) < self.corruption else sample for sample in probabilities
+            ]
             probabilities = torch.stack(samples)
         return probabilities
 
@@ -168,7 +216,10 @@ class MultiPass(Technique):
         if not len(self.biases):
             return modulations
         row = min(pass_number, self.n_train - 1)
-        return chained([[functools.partial(_shifted, level[row]) for level in decoder] for decoder in self.biases], modulations)
+        return chained(
+            [[functools.partial(_shifted, level[row]) for level in decoder] for decoder in self.biases],
+            modulations,
+        )
 
 
 def _numbered(context: Tensor | None, pass_number: int | None) -> int:

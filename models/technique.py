@@ -41,7 +41,10 @@ def chained(first: Modulations, then: Modulations | None) -> Modulations:
     """The hooks of `first`, each followed by the one of `then` at its place."""
     if then is None:
         return first
-    return [[functools.partial(_one_after_the_other, a, b) for a, b in zip(*decoder)] for decoder in zip(first, then)]
+    return [
+        [functools.partial(_one_after_the_other, a, b) for a, b in zip(*decoder)]
+        for decoder in zip(first, then)
+    ]
 
 
 def _one_after_the_other(first: Modulation, then: Modulation, x: Tensor) -> Tensor:

@@ -26,7 +26,14 @@ from models.blocks import (
     size_multiple,
 )
 
-SMALL_BLOCKS = (1, 2, 2, 2, 2, 2)  # residual blocks per level; the large form of the paper is (1, 3, 4, 6, 6, 6)
+SMALL_BLOCKS = (
+    1,
+    2,
+    2,
+    2,
+    2,
+    2,
+)  # residual blocks per level; the large form of the paper is (1, 3, 4, 6, 6, 6)
 SHORTCUT_WEIGHT = 0.5**0.5  # of a sum of two, so that it varies as much as each of them
 DECODER_UNITS = ("residual", "plain")
 PUBLISHED = Style(norm="batch", activation="relu", bias=True)  # for parity with older networks
@@ -57,7 +64,9 @@ class ResidualEncoder(Encoder):
 
     def __init__(self, *, in_channels: int, channels: Sequence[int], blocks: Sequence[int], style: Style):
         if len(blocks) < len(channels) or min(blocks) < 1:
-            raise ValueError(f"blocks={tuple(blocks)} must name at least 1 residual block for each of {len(channels)} levels.")
+            raise ValueError(
+                f"blocks={tuple(blocks)} must name at least 1 residual block for each of {len(channels)} levels."
+            )
         levels = []
         for level, (out_channels, count) in enumerate(zip(channels, blocks)):
             first = ResidualBlock(in_channels, out_channels, stride=1 if level == 0 else 2, style=style)
@@ -77,7 +86,10 @@ class PoolingEncoder(Encoder):
         levels = []
         for level, out_channels in enumerate(channels):
             parts: list[nn.Module] = [nn.MaxPool3d(2)] if level else []
-            parts += [ConvUnit(in_channels, out_channels, style=style), ConvUnit(out_channels, out_channels, style=style)]
+            parts += [
+                ConvUnit(in_channels, out_channels, style=style),
+                ConvUnit(out_channels, out_channels, style=style),
+            ]
             if residual and level < len(channels) - 1:
                 parts.append(ResidualBlock(out_channels, out_channels, style=style))
             levels.append(nn.Sequential(*parts))
@@ -100,7 +112,9 @@ class UpBlock(nn.Module):
 
     def forward(self, x: Tensor, skip: Tensor, modulate: Modulation | None = None) -> Tensor:
         x = self.up(x)
-        return self.conv(torch.cat((x, skip), dim=1), modulate, SHORTCUT_WEIGHT * (x + skip) if self.shortcut else None)
+        return self.conv(
+            torch.cat((x, skip), dim=1), modulate, SHORTCUT_WEIGHT * (x + skip) if self.shortcut else None
+        )
 
 
 class TwoUnitUpBlock(nn.Module):
@@ -123,7 +137,9 @@ class Decoder(nn.Module):
         super().__init__()
         self.blocks = nn.ModuleList(blocks)
 
-    def forward(self, encoded: Sequence[Tensor], modulations: Sequence[Modulation] | None = None) -> list[Tensor]:
+    def forward(
+        self, encoded: Sequence[Tensor], modulations: Sequence[Modulation] | None = None
+    ) -> list[Tensor]:
         """Features of each decoder level, coarse to fine, from those of the encoder, fine to coarse."""
         *skips, x = encoded
         features = []
@@ -161,8 +177,17 @@ class UNet(Backbone):
     """
 
     def __init__(
-        self, *, n_structures: int, width: int, levels: int, in_channels: int = 1, max_channels: int = 320,
-        blocks: Sequence[int] = SMALL_BLOCKS, decoder_unit: str = "residual", activation: str = "leaky", parity: bool = False,
+        self,
+        *,
+        n_structures: int,
+        width: int,
+        levels: int,
+        in_channels: int = 1,
+        max_channels: int = 320,
+        blocks: Sequence[int] = SMALL_BLOCKS,
+        decoder_unit: str = "residual",
+        activation: str = "leaky",
+        parity: bool = False,
     ):
         super().__init__()
         channels = level_channels(width, levels, width * 2**levels if parity else max_channels)
@@ -174,12 +199,20 @@ class UNet(Backbone):
         residual = choose("decoder_unit", decoder_unit, DECODER_UNITS) == "residual"
         self.encoder: Encoder
         if parity:
-            self.encoder = PoolingEncoder(in_channels=in_channels, channels=channels, residual=False, style=PUBLISHED)
-            self.decoder = Decoder(TwoUnitUpBlock(below, c, c, style=PUBLISHED) for below, c in below_and_here)
+            self.encoder = PoolingEncoder(
+                in_channels=in_channels, channels=channels, residual=False, style=PUBLISHED
+            )
+            self.decoder = Decoder(
+                TwoUnitUpBlock(below, c, c, style=PUBLISHED) for below, c in below_and_here
+            )
             self.heads = nn.ModuleList([ZeroBackground(width, n_structures)])
         else:
-            self.encoder = ResidualEncoder(in_channels=in_channels, channels=channels, blocks=blocks, style=style)
-            self.decoder = Decoder(UpBlock(below, c, shortcut=residual, style=style) for below, c in below_and_here)
+            self.encoder = ResidualEncoder(
+                in_channels=in_channels, channels=channels, blocks=blocks, style=style
+            )
+            self.decoder = Decoder(
+                UpBlock(below, c, shortcut=residual, style=style) for below, c in below_and_here
+            )
             # the coarsest decoder level predicts only where it is also the finest
             supervised = self.decoder_channels[1:] or self.decoder_channels
             self.heads = nn.ModuleList(nn.Conv3d(c, n_structures + 1, 1) for c in supervised)

@@ -55,10 +55,14 @@ class Stage(nn.Module):
     Only the first stage has fewer inputs than outputs: it adds the image, tiled to its channels.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, count: int, *, kernel: int, residual: bool, style: Style):
+    def __init__(
+        self, in_channels: int, out_channels: int, count: int, *, kernel: int, residual: bool, style: Style
+    ):
         super().__init__()
         sources = [in_channels] + [out_channels] * (count - 1)
-        self.units = nn.ModuleList(ConvUnit(source, out_channels, kernel=kernel, style=style) for source in sources)
+        self.units = nn.ModuleList(
+            ConvUnit(source, out_channels, kernel=kernel, style=style) for source in sources
+        )
         self.channels = out_channels
         self.residual = residual
 
@@ -73,7 +77,9 @@ class Stage(nn.Module):
 class UpStage(nn.Module):
     """Transposed 2^3 convolution, concatenation with the skip, a stage over both: twice the channels of the skip."""
 
-    def __init__(self, in_channels: int, skip_channels: int, count: int, *, kernel: int, residual: bool, style: Style):
+    def __init__(
+        self, in_channels: int, skip_channels: int, count: int, *, kernel: int, residual: bool, style: Style
+    ):
         super().__init__()
         up = nn.ConvTranspose3d(in_channels, skip_channels, 2, 2, bias=style.bias)
         self.up = nn.Sequential(up, normalisation(style, skip_channels), activation(style, skip_channels))
@@ -88,12 +94,23 @@ class VEncoder(Encoder):
     """A stage per level, from the second on behind a 2^3 convolution of stride 2."""
 
     def __init__(
-        self, *, in_channels: int, channels: Sequence[int], counts: Sequence[int], kernel: int, residual: bool, style: Style
+        self,
+        *,
+        in_channels: int,
+        channels: Sequence[int],
+        counts: Sequence[int],
+        kernel: int,
+        residual: bool,
+        style: Style,
     ):
-        levels: list[nn.Module] = [Stage(in_channels, channels[0], counts[0], kernel=kernel, residual=residual, style=style)]
+        levels: list[nn.Module] = [
+            Stage(in_channels, channels[0], counts[0], kernel=kernel, residual=residual, style=style)
+        ]
         for above, here, count in zip(channels, channels[1:], counts[1:]):
             down = ConvUnit(above, here, kernel=2, stride=2, style=style)
-            levels.append(nn.Sequential(down, Stage(here, here, count, kernel=kernel, residual=residual, style=style)))
+            levels.append(
+                nn.Sequential(down, Stage(here, here, count, kernel=kernel, residual=residual, style=style))
+            )
         super().__init__(levels)
 
 
@@ -123,8 +140,18 @@ class VNet(Backbone):
     """
 
     def __init__(
-        self, *, n_structures: int, width: int, levels: int, in_channels: int = 1, max_channels: int = 320, kernel: int = 5,
-        stage_convs: str = "reference", residual: bool = True, norm: str = "instance", deep_supervision: bool = True,
+        self,
+        *,
+        n_structures: int,
+        width: int,
+        levels: int,
+        in_channels: int = 1,
+        max_channels: int = 320,
+        kernel: int = 5,
+        stage_convs: str = "reference",
+        residual: bool = True,
+        norm: str = "instance",
+        deep_supervision: bool = True,
     ):
         super().__init__()
         if kernel not in KERNELS:
@@ -136,8 +163,12 @@ class VNet(Backbone):
         self.size_multiple = size_multiple(levels)
         self.decoder_channels = [2 * c for c in channels[-2::-1]]  # coarse to fine
         self.encoder = VEncoder(
-            in_channels=in_channels, channels=channels, counts=_counts(down_counts, levels), kernel=kernel,
-            residual=residual, style=style,
+            in_channels=in_channels,
+            channels=channels,
+            counts=_counts(down_counts, levels),
+            kernel=kernel,
+            residual=residual,
+            style=style,
         )
         self.decoder = Decoder(
             UpStage(below, skip, count, kernel=kernel, residual=residual, style=style)
@@ -154,4 +185,3 @@ class VNet(Backbone):
     def features(self, ct: Tensor, modulations: Modulations | None = None) -> list[Tensor]:
         (of_decoder,) = self._checked(ct, modulations)
         return self.decoder(self.encoder(ct), of_decoder)
-

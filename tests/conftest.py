@@ -10,7 +10,12 @@ import pytest
 
 # One thread per process: tests run side by side, and so many tiny steps only lose time in waiting for each other.
 # Set before torch is imported, and inherited by the processes that tests start.
-for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"):
+for variable in (
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS",
+):
     os.environ[variable] = "1"
 
 

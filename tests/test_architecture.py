@@ -12,7 +12,11 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = ["run_pipeline", "preprocessing", "train", "evaluate", "analyze"]
 OTHERS = ["compare", "infer", "visualize"]  # none is a stage
-SOURCES = [ROOT / f"{name}.py" for name in SCRIPTS + OTHERS] + sorted((ROOT / "ctseg").rglob("*.py")) + sorted((ROOT / "models").rglob("*.py"))
+SOURCES = (
+    [ROOT / f"{name}.py" for name in SCRIPTS + OTHERS]
+    + sorted((ROOT / "ctseg").rglob("*.py"))
+    + sorted((ROOT / "models").rglob("*.py"))
+)
 
 
 def imported(path: Path, *, top_level_only: bool = False) -> set[str]:
@@ -47,7 +51,19 @@ def test_library_imports_neither_stages_nor_networks():
 
 
 def test_networks_import_only_torch():
-    allowed = {"torch", "models", "__future__", "math", "dataclasses", "difflib", "collections", "typing", "functools", "itertools", "types"}
+    allowed = {
+        "torch",
+        "models",
+        "__future__",
+        "math",
+        "dataclasses",
+        "difflib",
+        "collections",
+        "typing",
+        "functools",
+        "itertools",
+        "types",
+    }
     for path in below("models"):
         assert roots(imported(path)) <= allowed, path
 
@@ -62,17 +78,25 @@ def test_only_learning_knows_torch(wing):
 
 def test_scoring_reads_no_files_and_reporting_no_networks():
     for path in below("ctseg/scoring"):
-        assert not any(name.startswith(("ctseg.artifacts", "ctseg.scans", "ctseg.reporting", "pathlib")) for name in imported(path)), path
+        assert not any(
+            name.startswith(("ctseg.artifacts", "ctseg.scans", "ctseg.reporting", "pathlib"))
+            for name in imported(path)
+        ), path
 
 
-@pytest.mark.parametrize(("package", "addresses"), [
-    ("nibabel", {"ctseg/scans/formats/nifti.py"}),
-    ("SimpleITK", {"ctseg/geometry/volume.py"}),
-    ("matplotlib", {"ctseg/reporting"}),
-    ("vtkmodules", {"ctseg/reporting/pictures/render_vtk.py"}), ("vtk", set()), ("pyvista", set()),
-    ("pydicom", {"ctseg/scans/dicom/"}),
-    ("highdicom", {"ctseg/scans/dicom/dicom_seg", "ctseg/scans/dicom/dicom_codes"}),
-])
+@pytest.mark.parametrize(
+    ("package", "addresses"),
+    [
+        ("nibabel", {"ctseg/scans/formats/nifti.py"}),
+        ("SimpleITK", {"ctseg/geometry/volume.py"}),
+        ("matplotlib", {"ctseg/reporting"}),
+        ("vtkmodules", {"ctseg/reporting/pictures/render_vtk.py"}),
+        ("vtk", set()),
+        ("pyvista", set()),
+        ("pydicom", {"ctseg/scans/dicom/"}),
+        ("highdicom", {"ctseg/scans/dicom/dicom_seg", "ctseg/scans/dicom/dicom_codes"}),
+    ],
+)
 def test_each_foreign_package_has_one_address(package, addresses):
     for path in SOURCES:
         name = path.relative_to(ROOT).as_posix()
@@ -89,8 +113,12 @@ def test_files_are_opened_by_the_checked_readers_alone():
         name = path.relative_to(ROOT).as_posix()
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             called = ast.unparse(node.func).split(".") if isinstance(node, ast.Call) else [""]
-            if called[-1] in OPENERS and (called[0] in ("nib", "nibabel") or called[-1] not in ("load", "from_filename")):
-                assert called[-1] in ("dcmread", "segread") and name.startswith("ctseg/scans/dicom/"), f"{name}:{node.lineno} opens a file itself"
+            if called[-1] in OPENERS and (
+                called[0] in ("nib", "nibabel") or called[-1] not in ("load", "from_filename")
+            ):
+                assert called[-1] in ("dcmread", "segread") and name.startswith("ctseg/scans/dicom/"), (
+                    f"{name}:{node.lineno} opens a file itself"
+                )
 
 
 FORBIDDEN_IMPORTS = {"joblib", "yaml", "urllib", "requests", "http", "marshal", "shelve"}
@@ -102,7 +130,9 @@ def test_nothing_is_executed_downloaded_or_unpickled():
         name = path.relative_to(ROOT).as_posix()
         found = roots(imported(path)) & (FORBIDDEN_IMPORTS | {"pickle"})
         # torch.load raises pickle.UnpicklingError for unsafe content: the one place that may name it
-        assert not found or (name == "ctseg/runtime/checkpoints.py" and found == {"pickle"}), f"{name}: {found}"
+        assert not found or (name == "ctseg/runtime/checkpoints.py" and found == {"pickle"}), (
+            f"{name}: {found}"
+        )
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if not isinstance(node, ast.Call):
                 continue
@@ -111,14 +141,23 @@ def test_nothing_is_executed_downloaded_or_unpickled():
                 continue  # network.eval()
             assert called not in FORBIDDEN_CALLS, f"{name}:{node.lineno} calls {called}"
             for keyword in node.keywords:
-                risky = (keyword.arg in ("allow_pickle", "shell", "force") and getattr(keyword.value, "value", None) is True) or (
-                    keyword.arg == "weights_only" and getattr(keyword.value, "value", None) is not True)
+                risky = (
+                    keyword.arg in ("allow_pickle", "shell", "force")
+                    and getattr(keyword.value, "value", None) is True
+                ) or (keyword.arg == "weights_only" and getattr(keyword.value, "value", None) is not True)
                 assert not risky, f"{name}:{node.lineno} passes {keyword.arg}"
             text = ast.unparse(node.func)
             if text == "torch.load":
-                assert any(keyword.arg == "weights_only" for keyword in node.keywords) and name == "ctseg/runtime/checkpoints.py", f"{name}:{node.lineno}"
-            if text.startswith(("np.random.", "numpy.random.")) and "(" not in text:  # not the methods of a generator made there
-                assert text.split(".")[-1] in ("default_rng", "Generator", "SeedSequence"), f"{name}:{node.lineno} uses the global generator"
+                assert (
+                    any(keyword.arg == "weights_only" for keyword in node.keywords)
+                    and name == "ctseg/runtime/checkpoints.py"
+                ), f"{name}:{node.lineno}"
+            if (
+                text.startswith(("np.random.", "numpy.random.")) and "(" not in text
+            ):  # not the methods of a generator made there
+                assert text.split(".")[-1] in ("default_rng", "Generator", "SeedSequence"), (
+                    f"{name}:{node.lineno} uses the global generator"
+                )
 
 
 def test_libraries_do_not_print():
@@ -126,11 +165,15 @@ def test_libraries_do_not_print():
         if path.name == "cli.py":
             continue
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            assert not (isinstance(node, ast.Call) and getattr(node.func, "id", "") == "print"), f"{path}:{getattr(node, 'lineno', 0)}"
+            assert not (isinstance(node, ast.Call) and getattr(node.func, "id", "") == "print"), (
+                f"{path}:{getattr(node, 'lineno', 0)}"
+            )
 
 
 def test_no_file_shadows_the_standard_library():
-    names = {path.stem for path in ROOT.glob("*.py")} | {path.name for path in ROOT.iterdir() if path.is_dir()}
+    names = {path.stem for path in ROOT.glob("*.py")} | {
+        path.name for path in ROOT.iterdir() if path.is_dir()
+    }
     assert not names & set(sys.stdlib_module_names)
 
 

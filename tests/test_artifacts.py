@@ -64,11 +64,15 @@ def test_tensors_are_byte_identical_and_checked(tmp_path):
         artifacts.read_tensor(tmp_path / "a.npz")
 
 
-@pytest.mark.parametrize("identifier", ["../../x", "/etc/passwd", "a b", "ü", "", ".hidden", "-x", "a\nb", "$(id)", "x" * 300])
+@pytest.mark.parametrize(
+    "identifier", ["../../x", "/etc/passwd", "a b", "ü", "", ".hidden", "-x", "a\nb", "$(id)", "x" * 300]
+)
 def test_names_stay_in_the_folder_and_do_not_collide(identifier, tmp_path):
     name = artifacts.safe_name(identifier)
     assert (tmp_path / name).resolve().parent == tmp_path.resolve()
-    assert name.isascii() and not name.startswith((".", "-")) and name != artifacts.safe_name(identifier + "x")
+    assert (
+        name.isascii() and not name.startswith((".", "-")) and name != artifacts.safe_name(identifier + "x")
+    )
 
 
 def test_a_plain_name_is_kept():

@@ -160,7 +160,9 @@ def test_a_script_stops_when_the_run_it_is_part_of_is_gone():
 
 def test_an_option_given_again_loses_nothing() -> None:
     parser = infer.build_parser()
-    again = parser.parse_args(["--input", "a", "--output", "o", "--checkpoint", "1", "2", "--checkpoint", "3"])
+    again = parser.parse_args(
+        ["--input", "a", "--output", "o", "--checkpoint", "1", "2", "--checkpoint", "3"]
+    )
     assert again.checkpoint == [Path("1"), Path("2"), Path("3")]  # the default is not among them
     assert parser.parse_args(["--input", "a", "--output", "o", "--checkpoint", "1"]).checkpoint == [Path("1")]
     assert parser.parse_args(["--input", "a", "--input", "a", "--output", "o"]).input == Path("a")

@@ -16,25 +16,40 @@ def test_command_line_wins_over_profile_wins_over_defaults():
 
 
 def test_values_are_converted_to_their_type():
-    settings = config.resolve(None, {"train.patch_size": "32,48,64", "data.window_hu": "-100,200", "evaluate.flip": "no", "data.structures": "a,b"})
+    settings = config.resolve(
+        None,
+        {
+            "train.patch_size": "32,48,64",
+            "data.window_hu": "-100,200",
+            "evaluate.flip": "no",
+            "data.structures": "a,b",
+        },
+    )
     assert settings.train.patch_size == (32, 48, 64)
     assert settings.data.window_hu == (-100.0, 200.0)
     assert settings.evaluate.flip is False
     assert settings.data.structures == ("a", "b")
-    assert config.resolve(None, {"data.structures": "Kidney (L), left kidney,肝臓"}).data.structures == ("Kidney (L)", "left kidney", "肝臓")
+    assert config.resolve(None, {"data.structures": "Kidney (L), left kidney,肝臓"}).data.structures == (
+        "Kidney (L)",
+        "left kidney",
+        "肝臓",
+    )
 
 
-@pytest.mark.parametrize(("key", "value", "code", "hint"), [
-    ("train.epochz", "5", "UNKNOWN_KEY", "train.epochs"),
-    ("train.epochs", "many", "BAD_VALUE", "int"),
-    ("train.epochs", "0", "BAD_VALUE", "1"),
-    ("train.learning_rate", "nan", "BAD_VALUE", "1e-08"),
-    ("train.learning_rate", "-1", "BAD_VALUE", "1e-08"),
-    ("train.batch_size", "0", "BAD_VALUE", "1"),
-    ("train.patch_size", "65,64,64", "BAD_SIZE", "64 or 80"),
-    ("train.schedule", "cosinus", "BAD_VALUE", "cosine"),
-    ("data.window_hu", "300,-200", "BAD_VALUE", "lower end first"),
-])
+@pytest.mark.parametrize(
+    ("key", "value", "code", "hint"),
+    [
+        ("train.epochz", "5", "UNKNOWN_KEY", "train.epochs"),
+        ("train.epochs", "many", "BAD_VALUE", "int"),
+        ("train.epochs", "0", "BAD_VALUE", "1"),
+        ("train.learning_rate", "nan", "BAD_VALUE", "1e-08"),
+        ("train.learning_rate", "-1", "BAD_VALUE", "1e-08"),
+        ("train.batch_size", "0", "BAD_VALUE", "1"),
+        ("train.patch_size", "65,64,64", "BAD_SIZE", "64 or 80"),
+        ("train.schedule", "cosinus", "BAD_VALUE", "cosine"),
+        ("data.window_hu", "300,-200", "BAD_VALUE", "lower end first"),
+    ],
+)
 def test_wrong_settings_are_refused_with_a_remedy(key, value, code, hint):
     with pytest.raises(UsageError) as caught:
         config.resolve(None, {key: value})
@@ -59,8 +74,20 @@ def test_stages_run_in_the_pipelines_order_whatever_the_order_of_flags():
     assert run_pipeline.chosen_stages(arguments) == ["train", "eval", "analyze"]
 
 
-@pytest.mark.parametrize("argv", [[], ["--no-preprocess"], ["--al"], ["--device", "tpu", "--all"], ["--all", "--minutes", "-3"], ["--all", "--minutes", "x"],
-                                  ["--all", "--low-vram", "--profile", "full"], ["--all", "--set", "train.epochs"], ["--all", "--workers", "0"]])
+@pytest.mark.parametrize(
+    "argv",
+    [
+        [],
+        ["--no-preprocess"],
+        ["--al"],
+        ["--device", "tpu", "--all"],
+        ["--all", "--minutes", "-3"],
+        ["--all", "--minutes", "x"],
+        ["--all", "--low-vram", "--profile", "full"],
+        ["--all", "--set", "train.epochs"],
+        ["--all", "--workers", "0"],
+    ],
+)
 def test_wrong_command_lines_end_with_2_and_a_remedy(argv, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert run_pipeline.main(argv) == 2
@@ -81,10 +108,20 @@ def test_low_vram_is_the_profile():
     assert (options.profile, settings.model.width, settings.train.batch_size) == ("low_vram", 8, 1)
 
 
-@pytest.mark.parametrize(("options", "code", "said"), [
-    (["--model", "unett"], "UNKNOWN_MODEL", "did you mean 'unet'"), (["--set", "model.backbone=unett"], "BAD_VALUE", "no backbone"), (["--layout", "nnunett"], "UNKNOWN_LAYOUT", "nnunet"),
-    (["--model", "anatomy_guided_unet"], "BAD_VALUE", "needs a guide"), (["--guide-model", "nowhere.pth"], "BAD_OPTION", "does not exist"), (["--set", "train.precision=fp16", "--device", "cpu"], "BAD_VALUE", "GPU"),
-    (["--guide", "nowhere", "--set", "data.guide_organs=liver"], "BAD_OPTION", "neither a folder"), (["--seed", "-1"], "BAD_VALUE", "outside"), (["--set", "model.blocks=1,2"], "BAD_VALUE", "blocks")])
+@pytest.mark.parametrize(
+    ("options", "code", "said"),
+    [
+        (["--model", "unett"], "UNKNOWN_MODEL", "did you mean 'unet'"),
+        (["--set", "model.backbone=unett"], "BAD_VALUE", "no backbone"),
+        (["--layout", "nnunett"], "UNKNOWN_LAYOUT", "nnunet"),
+        (["--model", "anatomy_guided_unet"], "BAD_VALUE", "needs a guide"),
+        (["--guide-model", "nowhere.pth"], "BAD_OPTION", "does not exist"),
+        (["--set", "train.precision=fp16", "--device", "cpu"], "BAD_VALUE", "GPU"),
+        (["--guide", "nowhere", "--set", "data.guide_organs=liver"], "BAD_OPTION", "neither a folder"),
+        (["--seed", "-1"], "BAD_VALUE", "outside"),
+        (["--set", "model.blocks=1,2"], "BAD_VALUE", "blocks"),
+    ],
+)
 def test_options_of_later_stages_are_refused_before_any_work(options, code, said, capsys, tmp_path):
     assert run_pipeline.main(["--all", "--workspace", str(tmp_path), *options]) == 2
     error = capsys.readouterr().err

@@ -16,12 +16,48 @@ from ctseg.anatomy import write_cohort
 from ctseg.geometry.volume import Volume
 from ctseg.scans.formats import nifti
 
-TINY = ["--profile", "cpu", "--workers", "1", "--epochs", "2", "--set", "train.steps_per_epoch=2", "--set", "train.patch_size=32,32,32", "--set", "model.levels=3",
-        "--set", "model.width=4", "--set", "train.validations=1", "--set", "evaluate.overlap=0"]
-EVALUATION = ["detailed_results.json", "summary_statistics.json", "summary.json", "per_case.csv", "evaluation_report.txt", "dice_boxplots.png",
-              "dice_vs_hausdorff.png", "metrics_heatmap.png", "evaluation_run.json", "predictions/labels.json"]
-ANALYSIS = ["loss_curves.png", "dice_scores.png", "hausdorff_distances.png", "learning_rate.png", "resource_usage.png", "combined_metrics.png",
-            "training_summary.txt", "report.html"]
+TINY = [
+    "--profile",
+    "cpu",
+    "--workers",
+    "1",
+    "--epochs",
+    "2",
+    "--set",
+    "train.steps_per_epoch=2",
+    "--set",
+    "train.patch_size=32,32,32",
+    "--set",
+    "model.levels=3",
+    "--set",
+    "model.width=4",
+    "--set",
+    "train.validations=1",
+    "--set",
+    "evaluate.overlap=0",
+]
+EVALUATION = [
+    "detailed_results.json",
+    "summary_statistics.json",
+    "summary.json",
+    "per_case.csv",
+    "evaluation_report.txt",
+    "dice_boxplots.png",
+    "dice_vs_hausdorff.png",
+    "metrics_heatmap.png",
+    "evaluation_run.json",
+    "predictions/labels.json",
+]
+ANALYSIS = [
+    "loss_curves.png",
+    "dice_scores.png",
+    "hausdorff_distances.png",
+    "learning_rate.png",
+    "resource_usage.png",
+    "combined_metrics.png",
+    "training_summary.txt",
+    "report.html",
+]
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +102,9 @@ def test_tensors_are_128_cubed_and_predictions_lie_on_the_scan(finished, cohort)
             assert image.shape == (128, 128, 128) and label is not None and label.shape == (128, 128, 128)
             assert image.dtype == np.float16 and 0 <= float(image.min()) <= float(image.max()) <= 1
     run = artifacts.read_json(finished.run_record)
-    assert {case["case_id"] for case in run["cases"]} == {case["case_id"] for case in manifest["cases"] if case["split"] == "test"}
+    assert {case["case_id"] for case in run["cases"]} == {
+        case["case_id"] for case in manifest["cases"] if case["split"] == "test"
+    }
     for case in run["cases"]:
         entry = next(c for c in manifest["cases"] if c["case_id"] == case["case_id"])
         written = nifti.read_integers(finished.evaluation / case["prediction"])[0]
@@ -75,8 +113,16 @@ def test_tensors_are_128_cubed_and_predictions_lie_on_the_scan(finished, cohort)
 
 
 def test_a_second_run_changes_nothing(finished, cohort):
-    before = {path: path.read_bytes() for path in [*finished.tensors.iterdir(), finished.manifest, finished.splits, finished.best_model]}
-    assert run_pipeline.main(["--preprocess", "--train", "--data", str(cohort), "--workspace", str(finished.root), *TINY]) == 0
+    before = {
+        path: path.read_bytes()
+        for path in [*finished.tensors.iterdir(), finished.manifest, finished.splits, finished.best_model]
+    }
+    assert (
+        run_pipeline.main(
+            ["--preprocess", "--train", "--data", str(cohort), "--workspace", str(finished.root), *TINY]
+        )
+        == 0
+    )
     assert {path: path.read_bytes() for path in before} == before
 
 
@@ -90,7 +136,9 @@ def test_stages_one_by_one_equal_all(finished, cohort, tmp_path):
         assert path.read_bytes() == (other.tensors / path.name).read_bytes()
 
 
-@pytest.mark.parametrize(("stage", "named"), [("--train", "--preprocess"), ("--eval", "--preprocess"), ("--analyze", "--train")])
+@pytest.mark.parametrize(
+    ("stage", "named"), [("--train", "--preprocess"), ("--eval", "--preprocess"), ("--analyze", "--train")]
+)
 def test_a_missing_predecessor_is_named(stage, named, tmp_path, capsys):
     assert run_pipeline.main([stage, "--workspace", str(tmp_path)]) == 4
     message = capsys.readouterr().err
@@ -100,7 +148,21 @@ def test_a_missing_predecessor_is_named(stage, named, tmp_path, capsys):
 
 def test_a_checkpoint_of_other_data_is_refused(finished, cohort, tmp_path, capsys):
     workspace = artifacts.Workspace(tmp_path)
-    assert run_pipeline.main(["--preprocess", "--data", str(cohort), "--workspace", str(tmp_path), *TINY, "--set", "data.window_hu=-100,200"]) == 0
+    assert (
+        run_pipeline.main(
+            [
+                "--preprocess",
+                "--data",
+                str(cohort),
+                "--workspace",
+                str(tmp_path),
+                *TINY,
+                "--set",
+                "data.window_hu=-100,200",
+            ]
+        )
+        == 0
+    )
     shutil.copytree(finished.checkpoints, workspace.checkpoints)
     assert run_pipeline.main(["--eval", "--workspace", str(tmp_path), *TINY]) == 5
     assert "CHECKPOINT_MISMATCH" in capsys.readouterr().err
@@ -137,9 +199,19 @@ def test_no_data_is_refused_by_name(make, code, tmp_path, capsys):
 
 
 def test_unknown_structures_and_layouts_get_a_hint(cohort, tmp_path, capsys):
-    assert run_pipeline.main(["--preprocess", "--data", str(cohort), "--workspace", str(tmp_path), "--structures", "prostrate"]) == 2
+    assert (
+        run_pipeline.main(
+            ["--preprocess", "--data", str(cohort), "--workspace", str(tmp_path), "--structures", "prostrate"]
+        )
+        == 2
+    )
     assert "did you mean 'prostate'" in capsys.readouterr().err
-    assert run_pipeline.main(["--preprocess", "--data", str(cohort), "--workspace", str(tmp_path), "--layout", "nnnet"]) == 2
+    assert (
+        run_pipeline.main(
+            ["--preprocess", "--data", str(cohort), "--workspace", str(tmp_path), "--layout", "nnnet"]
+        )
+        == 2
+    )
     assert "nnunet" in capsys.readouterr().err
 
 
@@ -153,5 +225,8 @@ def test_one_bad_scan_is_skipped_and_told(cohort, tmp_path, capsys):
     said = capsys.readouterr().out
     assert "NIFTI_TRUNCATED" in said and victim.parent.name in said
     report = artifacts.read_json(artifacts.Workspace(tmp_path / "w").preprocess_report)
-    assert report["found"] == report["processed"] + report["cached"] + report["skipped"] and report["skipped"] == 1
+    assert (
+        report["found"] == report["processed"] + report["cached"] + report["skipped"]
+        and report["skipped"] == 1
+    )
     assert run_pipeline.main([*arguments, "--allow-skips"]) == 0

@@ -1,9 +1,9 @@
 """Writing the synthetic cohort of a task to disk as raw scans, in two of the formats that people bring.
 
-    synthetic.json                                            written last: its presence says the cohort is complete
-    nifti/BDMAP_90000001/ct.nii.gz, segmentations/<name>.nii.gz    an empty mask = looked for, absent
-    dicom/Patient_03/im_1/*.dcm, im_3/seg.dcm                 where the task draws some patients for DICOM: those
-                                                              with every target, as a SEG cannot say "absent"
+synthetic.json                                            written last: its presence says the cohort is complete
+nifti/BDMAP_90000001/ct.nii.gz, segmentations/<name>.nii.gz    an empty mask = looked for, absent
+dicom/Patient_03/im_1/*.dcm, im_3/seg.dcm                 where the task draws some patients for DICOM: those
+                                                          with every target, as a SEG cannot say "absent"
 """
 
 from __future__ import annotations
@@ -31,8 +31,16 @@ SIZES = ("full", "tiny")
 _PARTS = {"nifti": "BDMAP_", "dicom": "Patient_"}
 
 
-def write_cohort(folder: str | Path, *, task: str = DEFAULT, patients: int | None = None, seed: int = 0,
-                 progress: Callable[[int, int], None] | None = None, workers: int = 1, size: str = "full") -> None:
+def write_cohort(
+    folder: str | Path,
+    *,
+    task: str = DEFAULT,
+    patients: int | None = None,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+    workers: int = 1,
+    size: str = "full",
+) -> None:
     """Write the cohort of a task into `folder`; returns at once when the same cohort stands there already.
 
     task: one of `tasks.TASKS`. patients: None for the task's own number. progress: called with (patients done,
@@ -43,9 +51,20 @@ def write_cohort(folder: str | Path, *, task: str = DEFAULT, patients: int | Non
     module = load_task(task)
     patients = module.PATIENTS if patients is None else patients
     if patients < 1 or size not in SIZES:
-        raise UsageError("BAD_COHORT", f"patients={patients}, size={size!r}", f"at least one patient, and a size out of {', '.join(SIZES)}")
+        raise UsageError(
+            "BAD_COHORT",
+            f"patients={patients}, size={size!r}",
+            f"at least one patient, and a size out of {', '.join(SIZES)}",
+        )
     folder = Path(folder)
-    wanted = {"task": task, "version": version_of(module), "synthetic": True, "seed": seed, "size": size, "count": patients}
+    wanted = {
+        "task": task,
+        "version": version_of(module),
+        "synthetic": True,
+        "seed": seed,
+        "size": size,
+        "count": patients,
+    }
     if _stands_already(folder, wanted):
         return
     _clear(folder)
@@ -55,10 +74,19 @@ def write_cohort(folder: str | Path, *, task: str = DEFAULT, patients: int | Non
     for index, record in _written(folder, task, seed, patients, size, workers):
         records[index] = record
         report(len(records), patients)
-    write_json(folder / MARKER, {**wanted, "structures": list(module.TARGETS), "patients": [records[index] for index in range(patients)]})
+    write_json(
+        folder / MARKER,
+        {
+            **wanted,
+            "structures": list(module.TARGETS),
+            "patients": [records[index] for index in range(patients)],
+        },
+    )
 
 
-def draw_patient(seed: int, index: int, size: str = "full", *, task: str = DEFAULT) -> tuple[Volume, Volume, dict[int, str]]:
+def draw_patient(
+    seed: int, index: int, size: str = "full", *, task: str = DEFAULT
+) -> tuple[Volume, Volume, dict[int, str]]:
     """(image in HU, label map, label id -> structure name) of one patient, without writing anything."""
     module = load_task(task)
     picture = module.draw(seed, index, size)
@@ -67,7 +95,11 @@ def draw_patient(seed: int, index: int, size: str = "full", *, task: str = DEFAU
 
 def case_name(index: int, task: str = DEFAULT) -> str:
     """The folder of a patient below the cohort's folder."""
-    return f"dicom/Patient_{index + 1:02d}" if is_dicom(load_task(task), index) else f"nifti/BDMAP_{90000001 + index}"
+    return (
+        f"dicom/Patient_{index + 1:02d}"
+        if is_dicom(load_task(task), index)
+        else f"nifti/BDMAP_{90000001 + index}"
+    )
 
 
 def cohort_task(folder: str | Path) -> str | None:
@@ -99,7 +131,9 @@ def _clear(folder: Path) -> None:
     sweep_temporaries(folder)
     for part, prefix in _PARTS.items():
         if (folder / part).is_dir():
-            strange = sorted(entry.name for entry in (folder / part).iterdir() if not entry.name.startswith(prefix))
+            strange = sorted(
+                entry.name for entry in (folder / part).iterdir() if not entry.name.startswith(prefix)
+            )
             if strange:
                 raise _not_ours(folder, f"{part}/{strange[0]}")
     strange = sorted(entry.name for entry in folder.iterdir() if entry.name not in {*_PARTS, MARKER})
@@ -111,10 +145,17 @@ def _clear(folder: Path) -> None:
 
 
 def _not_ours(folder: Path, name: str) -> PreconditionError:
-    return PreconditionError("FOLDER_NOT_EMPTY", f"{name} is not part of a synthetic cohort", "choose an empty folder for it", file=folder.name)
+    return PreconditionError(
+        "FOLDER_NOT_EMPTY",
+        f"{name} is not part of a synthetic cohort",
+        "choose an empty folder for it",
+        file=folder.name,
+    )
 
 
-def _written(folder: Path, task: str, seed: int, patients: int, size: str, workers: int) -> Iterator[tuple[int, dict[str, Any]]]:
+def _written(
+    folder: Path, task: str, seed: int, patients: int, size: str, workers: int
+) -> Iterator[tuple[int, dict[str, Any]]]:
     """Write all patients and yield (number, record) as they are done. Workers are spawned: they inherit no threads."""
     if workers <= 1 or patients == 1:
         for index in range(patients):
@@ -123,7 +164,9 @@ def _written(folder: Path, task: str, seed: int, patients: int, size: str, worke
     with ProcessPoolExecutor(
         min(workers, patients), mp_context=multiprocessing.get_context("spawn"), initializer=end_with_parent
     ) as pool:
-        futures = {pool.submit(_write_patient, folder, task, seed, index, size): index for index in range(patients)}
+        futures = {
+            pool.submit(_write_patient, folder, task, seed, index, size): index for index in range(patients)
+        }
         try:
             for future in as_completed(futures):
                 yield futures[future], future.result()
@@ -139,10 +182,16 @@ def _write_patient(folder: Path, task: str, seed: int, index: int, size: str) ->
     name = case_name(index, task)
     place = folder / name
     (_write_dicom if is_dicom(module, index) else _write_nifti)(place, module, picture, seed)
-    order, _ = canonical_axes(picture.image.affine)  # written as slice, row, column, however the file stores them
+    order, _ = canonical_axes(
+        picture.image.affine
+    )  # written as slice, row, column, however the file stores them
     return {
-        "id": place.name, "folder": name, **picture.facts, "spacing_mm": [round(picture.image.spacing_mm[k], 4) for k in order],
-        "shape": [picture.image.array.shape[k] for k in order], "present": _present(module, picture),
+        "id": place.name,
+        "folder": name,
+        **picture.facts,
+        "spacing_mm": [round(picture.image.spacing_mm[k], 4) for k in order],
+        "shape": [picture.image.array.shape[k] for k in order],
+        "present": _present(module, picture),
     }
 
 
@@ -161,6 +210,8 @@ def _write_nifti(place: Path, module: Task, picture: Picture, seed: int) -> None
 
 def _write_dicom(place: Path, module: Task, picture: Picture, seed: int) -> None:
     """AIDA CTPEL layout: a CT series and a DICOM SEG that lists the structures present."""
-    dicom_series.write_series(place / "im_1", picture.image, patient_id=f"synthetic_{place.name}", series_number=1, seed=seed)
+    dicom_series.write_series(
+        place / "im_1", picture.image, patient_id=f"synthetic_{place.name}", series_number=1, seed=seed
+    )
     names = {module.IDS[name]: name for name in _present(module, picture)}
     dicom_seg.write_segments(place / "im_3" / "seg.dcm", picture.label, names, place / "im_1")

@@ -52,8 +52,14 @@ class Scene:
     shape: (D, H, W). affine: index to LPS mm. pose: (4, 4), LPS mm to template mm. hu: float32, label: uint8.
     """
 
-    def __init__(self, shape: tuple[int, int, int], affine: np.ndarray, pose: np.ndarray,
-                 rng: np.random.Generator, warp_mm: float):
+    def __init__(
+        self,
+        shape: tuple[int, int, int],
+        affine: np.ndarray,
+        pose: np.ndarray,
+        rng: np.random.Generator,
+        warp_mm: float,
+    ):
         self.shape = shape
         self.affine = affine
         self.spacing_mm = np.linalg.norm(affine[:3, :3], axis=0)
@@ -62,7 +68,9 @@ class Scene:
         d, h, w = np.ogrid[: shape[0], : shape[1], : shape[2]]
         axes = []
         for row in self.to_template[:3].astype(np.float32):
-            straight = row[0] * d.astype(np.float32) + row[1] * h.astype(np.float32) + row[2] * w.astype(np.float32)
+            straight = (
+                row[0] * d.astype(np.float32) + row[1] * h.astype(np.float32) + row[2] * w.astype(np.float32)
+            )
             axes.append(straight + row[3] + warp_mm * self.smooth_field(rng, _WARP_NODES_MM))
         self.x, self.y, self.z = axes
         self._pad = np.ceil(3.0 * warp_mm / self.spacing_mm).astype(int) + 2
@@ -90,8 +98,10 @@ class Scene:
         """Take `hole` out of `shape`, in place."""
         both = tuple(slice(max(a.start, b.start), min(a.stop, b.stop)) for a, b in zip(shape.box, hole.box))
         if all(part.start < part.stop for part in both):
-            outer, inner = (f[tuple(slice(p.start - b.start, p.stop - b.start) for p, b in zip(both, box))]
-                            for f, box in ((shape.f, shape.box), (hole.f, hole.box)))
+            outer, inner = (
+                f[tuple(slice(p.start - b.start, p.stop - b.start) for p, b in zip(both, box))]
+                for f, box in ((shape.f, shape.box), (hole.f, hole.box))
+            )
             np.maximum(outer, -inner, out=outer)
 
     def join(self, shapes: Sequence[Shape], blend_mm: float) -> Shape:
@@ -99,7 +109,9 @@ class Scene:
         seen = [shape for shape in shapes if shape.f.size]
         if not seen:
             return shapes[0]
-        d, h, w = (slice(min(s.box[k].start for s in seen), max(s.box[k].stop for s in seen)) for k in range(3))
+        d, h, w = (
+            slice(min(s.box[k].start for s in seen), max(s.box[k].stop for s in seen)) for k in range(3)
+        )
         f = np.full([part.stop - part.start for part in (d, h, w)], FAR_MM, dtype=np.float32)
         for shape in seen:
             inner = f[tuple(slice(i.start - o.start, i.stop - o.start) for i, o in zip(shape.box, (d, h, w)))]
@@ -128,8 +140,15 @@ class Scene:
         """Template coordinates x, y, z of the voxels of a box."""
         return self.x[box], self.y[box], self.z[box]
 
-    def tube(self, points: ArrayLike | Sequence[ArrayLike], radii: ArrayLike, *, side: int = 1,
-             blend_mm: float = 0.0, with_axis: bool = False) -> Shape:
+    def tube(
+        self,
+        points: ArrayLike | Sequence[ArrayLike],
+        radii: ArrayLike,
+        *,
+        side: int = 1,
+        blend_mm: float = 0.0,
+        with_axis: bool = False,
+    ) -> Shape:
         """A chain of rounded cones through `points` (n, 3). side -1 mirrors it; blend_mm rounds the joints."""
         nodes = np.asarray(points, dtype=np.float64) * (side, 1, 1)
         radius = np.broadcast_to(np.asarray(radii, dtype=np.float64), len(nodes))
@@ -150,7 +169,9 @@ class Scene:
             inner[...] = smooth_minimum(inner, cone, blend_mm)
         return Shape(outer, f, axis_y)
 
-    def ellipsoid(self, center: ArrayLike, radii: Sequence[float], *, pitch: float = 0.0, side: int = 1) -> Shape:
+    def ellipsoid(
+        self, center: ArrayLike, radii: Sequence[float], *, pitch: float = 0.0, side: int = 1
+    ) -> Shape:
         """An ellipsoid; pitch (radians) turns it about the x axis."""
         middle = np.asarray(center, dtype=np.float64) * (side, 1, 1)
         reach = np.full(3, max(radii))
@@ -181,8 +202,15 @@ class Scene:
 
     # ---- painting ----------------------------------------------------------------------------------------
 
-    def paint(self, shape: Shape, hu: float | np.ndarray, label: int | None = None, *, inset_mm: float = 0.0,
-              strength: float = 1.0) -> None:
+    def paint(
+        self,
+        shape: Shape,
+        hu: float | np.ndarray,
+        label: int | None = None,
+        *,
+        inset_mm: float = 0.0,
+        strength: float = 1.0,
+    ) -> None:
         """Blend a tissue into the picture, by the share of each voxel inside the shape shrunk by `inset_mm`.
 
         hu: a number, or an array of the box's shape. label: id written where the voxel centre lies inside.
@@ -228,8 +256,9 @@ def smooth_minimum(a: np.ndarray, b: np.ndarray, blend_mm: float) -> np.ndarray:
     return np.minimum(a, b) - overlap * overlap * np.float32(0.25 / blend_mm)
 
 
-def turned(x: np.ndarray, y: np.ndarray, z: np.ndarray, center: np.ndarray, pitch: float
-           ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def turned(
+    x: np.ndarray, y: np.ndarray, z: np.ndarray, center: np.ndarray, pitch: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Coordinates about `center`, turned about the x axis by `pitch` radians."""
     c, s = np.float32(np.cos(pitch)), np.float32(np.sin(pitch))
     dy, dz = y - np.float32(center[1]), z - np.float32(center[2])
@@ -258,7 +287,9 @@ def table_row(z: np.ndarray, lowest: float, rows: int) -> np.ndarray:
     return np.clip((z - np.float32(lowest)) * np.float32(1 / _TABLE_STEP_MM), 0, rows - 1).astype(np.intp)
 
 
-def _cone(x: np.ndarray, y: np.ndarray, z: np.ndarray, a: np.ndarray, b: np.ndarray, ra: float, rb: float) -> np.ndarray:
+def _cone(
+    x: np.ndarray, y: np.ndarray, z: np.ndarray, a: np.ndarray, b: np.ndarray, ra: float, rb: float
+) -> np.ndarray:
     """Distance to the rounded cone from a (radius ra) to b (radius rb)."""
     step = (b - a).astype(np.float32)
     px, py, pz = x - np.float32(a[0]), y - np.float32(a[1]), z - np.float32(a[2])

@@ -86,7 +86,10 @@ def sample_patient(rng: np.random.Generator, sex: str) -> Patient:
         prostate_mm=(float(unit * shape[0]), float(unit * shape[1]), float(unit * shape[2])),
         prostate_pitch=float(rng.uniform(0.25, 0.6)),
         rectum_radius_mm=(float(rng.uniform(13, 17)), float(rng.uniform(15, 22)), float(rng.uniform(13, 16))),
-        rectum_bend_mm=(float(rng.choice([-1, 1]) * rng.uniform(8, 17)), float(rng.choice([-1, 1]) * rng.uniform(3, 10))),
+        rectum_bend_mm=(
+            float(rng.choice([-1, 1]) * rng.uniform(8, 17)),
+            float(rng.choice([-1, 1]) * rng.uniform(3, 10)),
+        ),
         rectum_content=str(rng.choice(["gas", "stool", "gel", "collapsed"], p=[0.42, 0.37, 0.13, 0.08])),
         uterus_mm=(float(rng.uniform(20, 28)), float(rng.uniform(17, 24)), float(rng.uniform(32, 44))),
         uterus_pitch=float(rng.uniform(0.6, 1.3)),
@@ -125,10 +128,23 @@ def _tissues(rng: np.random.Generator, contrast: str) -> dict[str, float]:
 
 # Slice and in-plane spacing in mm of common protocols, thin to thick. In-plane sizes are coarser than a
 # scanner's, which keeps the cohort small.
-_PROTOCOLS = ((1.25, 2.2), (1.5, 2.2), (2.0, 2.1), (2.0, 2.3), (2.5, 2.0), (3.0, 1.8), (3.0, 2.2), (4.0, 1.7), (5.0, 1.5), (5.0, 1.9))
+_PROTOCOLS = (
+    (1.25, 2.2),
+    (1.5, 2.2),
+    (2.0, 2.1),
+    (2.0, 2.3),
+    (2.5, 2.0),
+    (3.0, 1.8),
+    (3.0, 2.2),
+    (4.0, 1.7),
+    (5.0, 1.5),
+    (5.0, 1.9),
+)
 
 
-def sample_protocol(rng: np.random.Generator, index: int, body_mm: float, *, oblique: bool, any_axes: bool) -> Protocol:
+def sample_protocol(
+    rng: np.random.Generator, index: int, body_mm: float, *, oblique: bool, any_axes: bool
+) -> Protocol:
     """A scan of a body `body_mm` wide. `index` walks through the protocols so that every cohort has thin and thick slices."""
     slice_mm, pixel_mm = _PROTOCOLS[(7 * index + 3) % len(_PROTOCOLS)]
     if index % 24 == 20:
@@ -140,7 +156,11 @@ def sample_protocol(rng: np.random.Generator, index: int, body_mm: float, *, obl
     if slice_mm <= 1.5:
         bottom, top = bottom + 2, min(top, 124.0)
     depth = int(np.clip(round((top - bottom) / slice_mm), 40, 280))
-    tilt = tuple(float(v) for v in rng.uniform((-0.14, -0.05, -0.08), (0.14, 0.05, 0.08))) if oblique else (0.0, 0.0, 0.0)
+    tilt = (
+        tuple(float(v) for v in rng.uniform((-0.14, -0.05, -0.08), (0.14, 0.05, 0.08)))
+        if oblique
+        else (0.0, 0.0, 0.0)
+    )
     order = tuple(int(v) for v in rng.permutation(3)) if any_axes else (0, 1, 2)
     flips = tuple(bool(v) for v in rng.integers(0, 2, 3)) if any_axes else (False, False, False)
     return Protocol(

@@ -32,7 +32,9 @@ class Task(Protocol):
 def load_task(name: str) -> Task:
     """The module of a task; UsageError for a name that is none."""
     if name not in TASKS:
-        raise UsageError("UNKNOWN_TASK", f"there is no synthetic task '{name}'", f"choose one of {', '.join(TASKS)}")
+        raise UsageError(
+            "UNKNOWN_TASK", f"there is no synthetic task '{name}'", f"choose one of {', '.join(TASKS)}"
+        )
     return cast(Task, importlib.import_module(f"ctseg.anatomy.{TASKS[name]}"))
 
 

@@ -41,8 +41,15 @@ def paint_table(scene: Scene, patient: Body) -> None:
         scene.paint(scene.whole(plate), -110.0)
 
 
-def add_noise(scene: Scene, rng: np.random.Generator, protocol: Protocol, inside: np.ndarray, *, streaks_z_mm: float = -5.0,
-              streak_share: float = 0.45) -> None:
+def add_noise(
+    scene: Scene,
+    rng: np.random.Generator,
+    protocol: Protocol,
+    inside: np.ndarray,
+    *,
+    streaks_z_mm: float = -5.0,
+    streak_share: float = 0.45,
+) -> None:
     """Quantum noise with the grain of a reconstruction kernel, strongest deep in the body.
 
     Between the hips the rays cross much bone: there, about the height streaks_z_mm, the noise runs in horizontal
@@ -51,14 +58,18 @@ def add_noise(scene: Scene, rng: np.random.Generator, protocol: Protocol, inside
     noise = rng.standard_normal(scene.shape, dtype=np.float32)
     grain = protocol.noise_grain
     noise = gaussian_filter(noise, (0.35, grain, grain), truncate=3.0)
-    noise -= 0.65 * gaussian_filter(noise, (0, 3.0, 3.0), truncate=2.5)  # kernels pass little of the lowest frequencies
+    noise -= 0.65 * gaussian_filter(
+        noise, (0, 3.0, 3.0), truncate=2.5
+    )  # kernels pass little of the lowest frequencies
     noise /= np.float32(noise.std())
-    streaks = gaussian_filter1d(rng.standard_normal(scene.shape, dtype=np.float32), 14.0, axis=2, truncate=2.5)
+    streaks = gaussian_filter1d(
+        rng.standard_normal(scene.shape, dtype=np.float32), 14.0, axis=2, truncate=2.5
+    )
     streaks = gaussian_filter1d(streaks, 0.5, axis=1)
     streaks /= np.float32(streaks.std())
     deep = np.clip(-inside / 110, 0, 1)
     level = np.float32(protocol.noise_hu) * (0.45 + 0.75 * deep)
-    hips = np.exp(-((scene.z - streaks_z_mm) / 38) ** 2) * deep
+    hips = np.exp(-(((scene.z - streaks_z_mm) / 38) ** 2)) * deep
     scene.hu += level * noise + np.float32(streak_share * protocol.noise_hu) * hips * streaks
 
 
@@ -82,11 +93,15 @@ def add_metal_streaks(scene: Scene, rng: np.random.Generator, metal: Shape) -> N
         turn = ((angle / (2 * np.pi) + 0.5) * fine).astype(np.int64) % fine
         size = np.sqrt(count * scene.spacing_mm[1] * scene.spacing_mm[2])
         strength = 7.0 * size / (1 + radius / 22) * np.clip((radius - 0.3 * size) / 14, 0, 1)
-        band = -2.2 * np.exp(-(np.sin(angle) / 0.10) ** 2)
-        scene.hu[d] += np.where(scene.hu[d] > -900, strength * (rays[turn] + band), 0.25 * strength * rays[turn]).astype(np.float32)
+        band = -2.2 * np.exp(-((np.sin(angle) / 0.10) ** 2))
+        scene.hu[d] += np.where(
+            scene.hu[d] > -900, strength * (rays[turn] + band), 0.25 * strength * rays[turn]
+        ).astype(np.float32)
 
 
-def finish(scene: Scene, protocol: Protocol, shape: tuple[int, int, int], rows: slice, rng: np.random.Generator) -> np.ndarray:
+def finish(
+    scene: Scene, protocol: Protocol, shape: tuple[int, int, int], rows: slice, rng: np.random.Generator
+) -> np.ndarray:
     """The picture as stored, (D, H, W) float32: the drawn rows in their frame of noisy air, rounded, within 12 bit,
     with the fill outside a circular field of view."""
     air = rng.normal(-1000, 0.4 * protocol.noise_hu, (1, shape[1], shape[2])).astype(np.float32)

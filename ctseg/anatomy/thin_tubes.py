@@ -22,7 +22,10 @@ def to_index(scene: Scene, points: np.ndarray) -> np.ndarray:
     inverse = np.linalg.inv(scene.to_template[:3, :3])
     index = (points - scene.to_template[:3, 3]) @ inverse.T
     for _ in range(6):
-        here = np.stack([map_coordinates(axis, index.T, order=1, mode="nearest") for axis in (scene.x, scene.y, scene.z)], axis=1)
+        here = np.stack(
+            [map_coordinates(axis, index.T, order=1, mode="nearest") for axis in (scene.x, scene.y, scene.z)],
+            axis=1,
+        )
         # Outside the grid the fields hold their edge value: add the straight part of the way beyond it.
         inside = np.clip(index, 0, np.array(scene.shape) - 1)
         here += (index - inside) @ scene.to_template[:3, :3].T
@@ -52,10 +55,14 @@ class TubeLayer:
 
     def __init__(self, scene: Scene):
         self._spacing = scene.spacing_mm
-        self.voxel_mm = float(np.prod(scene.spacing_mm) ** (1 / 3) / np.sqrt(np.pi))  # disk of a voxel's cross-section
+        self.voxel_mm = float(
+            np.prod(scene.spacing_mm) ** (1 / 3) / np.sqrt(np.pi)
+        )  # disk of a voxel's cross-section
         self.share = np.zeros(scene.shape, dtype=np.float32)
 
-    def pieces(self, index: np.ndarray, radii: np.ndarray, margin_mm: float) -> Iterator[tuple[int, Box, np.ndarray, np.ndarray]]:
+    def pieces(
+        self, index: np.ndarray, radii: np.ndarray, margin_mm: float
+    ) -> Iterator[tuple[int, Box, np.ndarray, np.ndarray]]:
         """Per piece between two nodes: its number, box, and there the distance to the axis and the radius (mm).
 
         index: nodes (n, 3) as voxel indices; radii (n,) mm. margin_mm: how far beyond the radius the box reaches.
@@ -69,12 +76,20 @@ class TubeLayer:
             if (start >= stop).any():
                 continue
             d, h, w = (np.arange(start[k], stop[k]) for k in range(3))
-            p = [(axis - a[k]) * self._spacing[k] for k, axis in enumerate((d[:, None, None], h[None, :, None], w[None, None, :]))]
+            p = [
+                (axis - a[k]) * self._spacing[k]
+                for k, axis in enumerate((d[:, None, None], h[None, :, None], w[None, None, :]))
+            ]
             step = (b - a) * self._spacing
             t = (p[0] * step[0] + p[1] * step[1] + p[2] * step[2]) / max(float(step @ step), 1e-6)
             t = np.clip(t, 0, 1)
             distance = np.sqrt(sum((p[k] - t * step[k]) ** 2 for k in range(3)))
-            yield number, (slice(start[0], stop[0]), slice(start[1], stop[1]), slice(start[2], stop[2])), distance, ra + t * (rb - ra)
+            yield (
+                number,
+                (slice(start[0], stop[0]), slice(start[1], stop[1]), slice(start[2], stop[2])),
+                distance,
+                ra + t * (rb - ra),
+            )
 
     def add(self, index: np.ndarray, radii: np.ndarray | float) -> None:
         """Add one tube through nodes (n, 3) given as voxel indices, radii in mm. Two equal nodes make a ball."""
@@ -92,12 +107,17 @@ class AirwayLayer(TubeLayer):
         self.lumen_hu = np.full(scene.shape, -1000.0, dtype=np.float32)
         self.wall_hu = np.zeros(scene.shape, dtype=np.float32)
 
-    def add_airway(self, index: np.ndarray, radii: np.ndarray, wall_mm: float, lumen_hu: np.ndarray, wall_hu: np.ndarray) -> None:
+    def add_airway(
+        self, index: np.ndarray, radii: np.ndarray, wall_mm: float, lumen_hu: np.ndarray, wall_hu: np.ndarray
+    ) -> None:
         """Add one branch; lumen_hu and wall_hu hold one value per piece between two nodes."""
         for number, box, distance, local in self.pieces(index, radii, wall_mm + self.voxel_mm):
             lumen = disk_overlap(distance, local, self.voxel_mm)
             outer = disk_overlap(distance, local + wall_mm, self.voxel_mm)
-            for share, known, hu, value in ((lumen, self.share, self.lumen_hu, lumen_hu), (outer, self.outer, self.wall_hu, wall_hu)):
+            for share, known, hu, value in (
+                (lumen, self.share, self.lumen_hu, lumen_hu),
+                (outer, self.outer, self.wall_hu, wall_hu),
+            ):
                 larger = share > known[box]
                 known[box][larger] = share[larger]
                 hu[box][larger] = value[number]
@@ -105,7 +125,10 @@ class AirwayLayer(TubeLayer):
 
 def axis_voxels(index: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
     """Voxels (n, 3) along a chain of nodes, each sharing a face with the next; those outside the grid left out."""
-    fine = [a + (b - a) * np.linspace(0, 1, int(np.ceil(np.abs(b - a).max() * 4)) + 1)[:, None] for a, b in itertools.pairwise(index)]
+    fine = [
+        a + (b - a) * np.linspace(0, 1, int(np.ceil(np.abs(b - a).max() * 4)) + 1)[:, None]
+        for a, b in itertools.pairwise(index)
+    ]
     voxels = np.rint(np.concatenate(fine)).astype(int)
     corners = [voxels]
     for axis in (0, 1):  # of a diagonal step, walk the axes one after the other

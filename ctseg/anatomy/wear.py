@@ -24,9 +24,14 @@ class Wear:
     cortex: float = 1.0  # thickness of the dense shell relative to a healthy one
     hip_gap_mm: tuple[float, float] = (_HEALTHY_GAP_MM, _HEALTHY_GAP_MM)  # cartilage in the hip: right, left
     sclerosis_hu: tuple[float, float] = (0.0, 0.0)  # how much denser the bone beside the hip is: right, left
-    sacroiliac_gap_mm: tuple[float, float] = (0.0, 0.0)  # cartilage beside the sacrum: right, left; 0: bone on bone
+    sacroiliac_gap_mm: tuple[float, float] = (
+        0.0,
+        0.0,
+    )  # cartilage beside the sacrum: right, left; 0: bone on bone
     fused: tuple[bool, bool] = (False, False)  # spongy bone runs through the sacroiliac joint: right, left
-    spurs: tuple[tuple[str, tuple[float, float, float], float], ...] = ()  # bone, centre in template mm, radius
+    spurs: tuple[
+        tuple[str, tuple[float, float, float], float], ...
+    ] = ()  # bone, centre in template mm, radius
 
     def spurs_of(self, scene: Scene, bone: str) -> list[Shape]:
         """The spurs that have grown on a bone."""
@@ -51,7 +56,14 @@ def sample_wear(rng: np.random.Generator) -> Wear:
         spurs += _spurs(rng, side) if worn else []
         iliac.append(float(rng.choice([0.0, rng.uniform(0.6, 1.2), rng.uniform(1.8, 2.8)])))
         fused.append(bool(iliac[-1] == 0.0 and rng.random() < 0.7))
-    return Wear(float(rng.uniform(0.5, 1.0)), (gaps[0], gaps[1]), (dense[0], dense[1]), (iliac[0], iliac[1]), (fused[0], fused[1]), tuple(spurs))
+    return Wear(
+        float(rng.uniform(0.5, 1.0)),
+        (gaps[0], gaps[1]),
+        (dense[0], dense[1]),
+        (iliac[0], iliac[1]),
+        (fused[0], fused[1]),
+        tuple(spurs),
+    )
 
 
 def _spurs(rng: np.random.Generator, side: int) -> list[tuple[str, tuple[float, float, float], float]]:
@@ -61,12 +73,25 @@ def _spurs(rng: np.random.Generator, side: int) -> list[tuple[str, tuple[float, 
     across = np.cross(axis, (0.0, 1.0, 0.0))
     across /= np.linalg.norm(across)
     found = []
-    for bone, along, ring, count in (("femur", 13.0, 20.5, int(rng.integers(4, 9))), ("hip", 7.0, 29.0, int(rng.integers(2, 6)))):
+    for bone, along, ring, count in (
+        ("femur", 13.0, 20.5, int(rng.integers(4, 9))),
+        ("hip", 7.0, 29.0, int(rng.integers(2, 6))),
+    ):
         for turn in rng.uniform(0, 2 * np.pi, count):
             if bone == "hip" and np.cos(turn) * across[2] < -0.1:
                 continue  # the socket is open below
-            point = np.array(HEAD) + along * axis + ring * (np.cos(turn) * across + np.sin(turn) * np.cross(axis, across))
-            found.append((f"{bone}_{SIDES[side]}", (float(side * point[0]), float(point[1]), float(point[2])), float(rng.uniform(3.0, 5.5))))
+            point = (
+                np.array(HEAD)
+                + along * axis
+                + ring * (np.cos(turn) * across + np.sin(turn) * np.cross(axis, across))
+            )
+            found.append(
+                (
+                    f"{bone}_{SIDES[side]}",
+                    (float(side * point[0]), float(point[1]), float(point[2])),
+                    float(rng.uniform(3.0, 5.5)),
+                )
+            )
     return found
 
 
@@ -87,7 +112,9 @@ def harden_hips(scene: Scene, wear: Wear) -> None:
         scene.hu[box] += np.float32(gain) * (rim * bone).astype(np.float32)
 
 
-def part_sacroiliac(scene: Scene, sacrum: Shape, hips: dict[int, Shape], wear: Wear, cartilage_hu: float) -> None:
+def part_sacroiliac(
+    scene: Scene, sacrum: Shape, hips: dict[int, Shape], wear: Wear, cartilage_hu: float
+) -> None:
     """Cartilage between hip bone and sacrum; drawn before the sacrum."""
     for side in SIDES:
         gap = at_side(wear.sacroiliac_gap_mm, side)
@@ -97,7 +124,9 @@ def part_sacroiliac(scene: Scene, sacrum: Shape, hips: dict[int, Shape], wear: W
             scene.paint(joint, cartilage_hu)
 
 
-def bridge_sacroiliac(scene: Scene, sacrum: Shape, hips: dict[int, Shape], wear: Wear, spongy: np.ndarray, blotch: np.ndarray) -> None:
+def bridge_sacroiliac(
+    scene: Scene, sacrum: Shape, hips: dict[int, Shape], wear: Wear, spongy: np.ndarray, blotch: np.ndarray
+) -> None:
     """Spongy bone across a fused joint, in patches; drawn after the sacrum. The labels stay."""
     for side in SIDES:
         if at_side(wear.fused, side) and sacrum.f.size:

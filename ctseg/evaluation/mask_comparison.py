@@ -61,15 +61,29 @@ class MaskPair:
 # ---- pairs ------------------------------------------------------------------------------------------------
 
 
-def pair_masks(reference: Path, prediction: Path, *, labels: Path | None, ct: Path | None, structures: str | None, single: bool, allow_missing: bool) -> tuple[list[MaskPair], list[str]]:
+def pair_masks(
+    reference: Path,
+    prediction: Path,
+    *,
+    labels: Path | None,
+    ct: Path | None,
+    structures: str | None,
+    single: bool,
+    allow_missing: bool,
+) -> tuple[list[MaskPair], list[str]]:
     """(pairs by case id, names of the structures). single: both paths are one case. structures: the words after --structures."""
     if single or mask_forms.is_one_case(reference) or mask_forms.is_one_case(prediction):
         case_id = mask_forms.case_of(reference)
-        references, predictions = {case_id: mask_forms.one_case(reference)}, {case_id: mask_forms.one_case(prediction)}
+        references, predictions = (
+            {case_id: mask_forms.one_case(reference)},
+            {case_id: mask_forms.one_case(prediction)},
+        )
     else:
         references, predictions = mask_forms.find_cases(reference), mask_forms.find_cases(prediction)
     if not references:
-        raise PreconditionError("NO_DATA", "it holds no masks", "check the path after --reference", file=reference.name)
+        raise PreconditionError(
+            "NO_DATA", "it holds no masks", "check the path after --reference", file=reference.name
+        )
     check_sets("case", references, predictions, allow_missing=allow_missing)
     own, theirs = (mask_forms.names_of(list(paths.values()), labels) for paths in (references, predictions))
     own, theirs = own or theirs, theirs or own  # label maps share the names that stand beside the others
@@ -79,12 +93,23 @@ def pair_masks(reference: Path, prediction: Path, *, labels: Path | None, ct: Pa
         one = _open(path, own, case_id)
         other = None if predicted is None else _open(predicted, theirs, case_id)
         if ct is None and (one.is_dicom or (other is not None and other.is_dicom)):
-            raise PreconditionError("SCAN_MISSING", "a DICOM SEG or RTSTRUCT lies on the slices of a scan", "give the scan, or the folder of scans, with --ct", case=case_id, file=one.file if one.is_dicom else predicted.name if predicted else "-")
+            raise PreconditionError(
+                "SCAN_MISSING",
+                "a DICOM SEG or RTSTRUCT lies on the slices of a scan",
+                "give the scan, or the folder of scans, with --ct",
+                case=case_id,
+                file=one.file if one.is_dicom else predicted.name if predicted else "-",
+            )
         scan = None if ct is None else mask_forms.find_scan(ct, case_id, only=len(references) == 1)
         pairs.append(MaskPair(case_id, case_id, other, one, scan, unlabelled=_unlabelled(one, own, case_id)))
     chosen = _wanted(structures, pairs) if structures else _named(pairs)
     check_names(chosen, reference.name)
-    return [dataclasses.replace(pair, matches=_matches(pair, chosen, limited=structures is not None, allow_missing=allow_missing)) for pair in pairs], chosen
+    return [
+        dataclasses.replace(
+            pair, matches=_matches(pair, chosen, limited=structures is not None, allow_missing=allow_missing)
+        )
+        for pair in pairs
+    ], chosen
 
 
 def _open(path: Path, names: LabelNames | None, case_id: str) -> Side:
@@ -114,7 +139,10 @@ def _named(pairs: Sequence[MaskPair]) -> list[str]:
     for pair in pairs:
         own = _spoken(pair.reference)
         for name in own:
-            if name not in chosen and not any(structure_names.key_of(name) == structure_names.key_of(other) and other not in own for other in chosen):
+            if name not in chosen and not any(
+                structure_names.key_of(name) == structure_names.key_of(other) and other not in own
+                for other in chosen
+            ):
                 chosen.append(name)
     return chosen
 
@@ -124,47 +152,108 @@ def _wanted(text: str, pairs: Sequence[MaskPair]) -> list[str]:
     wanted = list(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))
     known = list(dict.fromkeys(name for pair in pairs for name in _spoken(pair.reference)))
     for name in wanted:
-        if all(_partner(name, _spoken(pair.reference), wanted, pair, pair.reference.file) is None for pair in pairs):
-            raise UsageError("UNKNOWN_STRUCTURE", f"no reference holds '{name}'", f"choose from {listed(known)}{did_you_mean(name, known)}")
+        if all(
+            _partner(name, _spoken(pair.reference), wanted, pair, pair.reference.file) is None
+            for pair in pairs
+        ):
+            raise UsageError(
+                "UNKNOWN_STRUCTURE",
+                f"no reference holds '{name}'",
+                f"choose from {listed(known)}{did_you_mean(name, known)}",
+            )
     return wanted
 
 
-def _partner(name: str, available: Sequence[str], chosen: Sequence[str], pair: MaskPair, file: str) -> str | None:
+def _partner(
+    name: str, available: Sequence[str], chosen: Sequence[str], pair: MaskPair, file: str
+) -> str | None:
     """What a side calls a structure; None when it has none. Refuses two names that could both be meant."""
     if name in available:
         return name
-    same = [other for other in available if structure_names.key_of(other) == structure_names.key_of(name) and other not in chosen]
+    same = [
+        other
+        for other in available
+        if structure_names.key_of(other) == structure_names.key_of(name) and other not in chosen
+    ]
     if len(same) > 1:
-        raise IntegrityError("STRUCTURE_AMBIGUOUS", f"'{name}' may be {' or '.join(repr(other) for other in same)}", "rename them, or choose with --structures", case=pair.case_id, file=file)
+        raise IntegrityError(
+            "STRUCTURE_AMBIGUOUS",
+            f"'{name}' may be {' or '.join(repr(other) for other in same)}",
+            "rename them, or choose with --structures",
+            case=pair.case_id,
+            file=file,
+        )
     return same[0] if same else None
 
 
-def _matches(pair: MaskPair, chosen: Sequence[str], *, limited: bool, allow_missing: bool) -> tuple[Match, ...]:
+def _matches(
+    pair: MaskPair, chosen: Sequence[str], *, limited: bool, allow_missing: bool
+) -> tuple[Match, ...]:
     """The structures of one case on both sides. Refuses what only one side has, unless --structures limits the comparison."""
     ours, theirs = _spoken(pair.reference), () if pair.prediction is None else pair.prediction.names
     file = pair.reference.file if pair.prediction is None else pair.prediction.file
-    matches = tuple(Match(name, _partner(name, ours, chosen, pair, pair.reference.file), _partner(name, theirs, chosen, pair, file)) for name in chosen)
-    for used, where in (([match.reference for match in matches], pair.reference.file), ([match.prediction for match in matches], file)):
+    matches = tuple(
+        Match(
+            name,
+            _partner(name, ours, chosen, pair, pair.reference.file),
+            _partner(name, theirs, chosen, pair, file),
+        )
+        for name in chosen
+    )
+    for used, where in (
+        ([match.reference for match in matches], pair.reference.file),
+        ([match.prediction for match in matches], file),
+    ):
         twice = sorted({name for name in used if name is not None and used.count(name) > 1})
         if twice:
-            raise IntegrityError("STRUCTURE_AMBIGUOUS", f"'{twice[0]}' would be compared with two structures of the other side", "rename them, or choose with --structures", case=pair.case_id, file=where)
+            raise IntegrityError(
+                "STRUCTURE_AMBIGUOUS",
+                f"'{twice[0]}' would be compared with two structures of the other side",
+                "rename them, or choose with --structures",
+                case=pair.case_id,
+                file=where,
+            )
     missing = [match.name for match in matches if match.reference is not None and match.prediction is None]
     if pair.prediction is not None and not limited:
-        extra = [name for name in theirs if name not in {match.prediction for match in matches}] + [match.prediction for match in matches if match.reference is None and match.prediction is not None]
+        extra = [name for name in theirs if name not in {match.prediction for match in matches}] + [
+            match.prediction for match in matches if match.reference is None and match.prediction is not None
+        ]
         if extra or (missing and not allow_missing):
-            parts = [f"only the {side} has {listed(names)}" for side, names in (("reference", missing), ("prediction", extra)) if names]
-            common = [match.name for match in matches if match.reference is not None and match.prediction is not None]
-            fix = f"limit the comparison, for example --structures {','.join(common[:4])}" if common else "name the structures alike on both sides (--labels names those of label maps)"
-            raise PreconditionError("STRUCTURES_DIFFER", " and ".join(parts), fix, case=pair.case_id, file=file)
+            parts = [
+                f"only the {side} has {listed(names)}"
+                for side, names in (("reference", missing), ("prediction", extra))
+                if names
+            ]
+            common = [
+                match.name
+                for match in matches
+                if match.reference is not None and match.prediction is not None
+            ]
+            fix = (
+                f"limit the comparison, for example --structures {','.join(common[:4])}"
+                if common
+                else "name the structures alike on both sides (--labels names those of label maps)"
+            )
+            raise PreconditionError(
+                "STRUCTURES_DIFFER", " and ".join(parts), fix, case=pair.case_id, file=file
+            )
     if pair.prediction is not None and missing and not allow_missing:
-        raise PreconditionError("MISSING_PREDICTION", f"the prediction does not hold {listed(missing)}", "predict these too, or give --allow-missing to count them as missed", case=pair.case_id, file=file)
+        raise PreconditionError(
+            "MISSING_PREDICTION",
+            f"the prediction does not hold {listed(missing)}",
+            "predict these too, or give --allow-missing to count them as missed",
+            case=pair.case_id,
+            file=file,
+        )
     return matches
 
 
 # ---- scoring ----------------------------------------------------------------------------------------------
 
 
-def score_masks(pair: MaskPair, structures: Sequence[Structure], settings: ScoreSettings) -> tuple[list[Row], list[Row], list[str]]:
+def score_masks(
+    pair: MaskPair, structures: Sequence[Structure], settings: ScoreSettings
+) -> tuple[list[Row], list[Row], list[str]]:
     """(rows, rows of predicting nothing, lines of what was noticed) of one case, a structure at a time. Raises PipelineError."""
     scan, notes = None, []
     if pair.scan is not None:
@@ -172,20 +261,35 @@ def score_masks(pair: MaskPair, structures: Sequence[Structure], settings: Score
             scan, findings = load_case.load_image(pair.scan)
             notes = warnings_of(findings, pair.case_id, pair.scan.path.name)
     with _Refusals(pair, pair.reference.file):
-        read_reference, ignored, about_reference = mask_forms.open_reader(pair.reference, scan, pair.scan, pair.case_id, fill_gaps=settings.fill_gaps)
+        read_reference, ignored, about_reference = mask_forms.open_reader(
+            pair.reference, scan, pair.scan, pair.case_id, fill_gaps=settings.fill_gaps
+        )
         first = scan or (read_reference(pair.reference.names[0]) if pair.reference.names else None)
         if first is None:
             raise CaseError("LABEL_EMPTY", "it names no structure", "restore the labels")
-        place = functools.partial(_place, grid=first.grid, of="reference" if scan is None else "scan", case_id=pair.case_id, notes=notes)
+        place = functools.partial(
+            _place,
+            grid=first.grid,
+            of="reference" if scan is None else "scan",
+            case_id=pair.case_id,
+            notes=notes,
+        )
         ignore = None if ignored is None else place(ignored, pair.reference.file)
     read_prediction = None
     about_prediction: list[Finding] = []
     if pair.prediction is not None:
         with _Refusals(pair, pair.prediction.file):
-            read_prediction, _, about_prediction = mask_forms.open_reader(pair.prediction, scan, pair.scan, pair.case_id, fill_gaps=settings.fill_gaps)
+            read_prediction, _, about_prediction = mask_forms.open_reader(
+                pair.prediction, scan, pair.scan, pair.case_id, fill_gaps=settings.fill_gaps
+            )
     rows: list[Row] = []
     nothing: list[Row] = []
-    names = {"case_id": pair.case_id, "patient_id": pair.patient_id, "prediction_file": "" if pair.prediction is None else pair.prediction.file, "reference_file": pair.reference.file}
+    names = {
+        "case_id": pair.case_id,
+        "patient_id": pair.patient_id,
+        "prediction_file": "" if pair.prediction is None else pair.prediction.file,
+        "reference_file": pair.reference.file,
+    }
     for structure, match in zip(structures, pair.matches):
         reference, prediction = np.zeros(first.array.shape, np.uint8), np.zeros(first.array.shape, np.uint8)
         if match.reference is not None:
@@ -194,13 +298,26 @@ def score_masks(pair: MaskPair, structures: Sequence[Structure], settings: Score
         if match.prediction is not None and read_prediction is not None and pair.prediction is not None:
             with _Refusals(pair, pair.prediction.file):
                 prediction[place(read_prediction(match.prediction), pair.prediction.file)] = 1
-        unannotated = match.reference is None or match.name in pair.unlabelled or (pair.reference.kind == RTSTRUCT and not reference.any())  # contours cannot say "none there"
+        unannotated = (
+            match.reference is None
+            or match.name in pair.unlabelled
+            or (pair.reference.kind == RTSTRUCT and not reference.any())
+        )  # contours cannot say "none there"
         if ignore is not None:
             reference[ignore] = _IGNORED
         how = dataclasses.replace(settings, ignore_label=None if ignore is None else _IGNORED)
-        scored = score_maps(prediction=prediction, reference=reference, spacing_mm=first.grid.spacing_mm, structures=[Structure(match.name, (1,))], settings=how,
-                            states={match.name: "unlabelled"} if unannotated else {})
-        rows, nothing = (kept + [names | row | {"label": structure.key} for row in new] for kept, new in zip((rows, nothing), scored))
+        scored = score_maps(
+            prediction=prediction,
+            reference=reference,
+            spacing_mm=first.grid.spacing_mm,
+            structures=[Structure(match.name, (1,))],
+            settings=how,
+            states={match.name: "unlabelled"} if unannotated else {},
+        )
+        rows, nothing = (
+            kept + [names | row | {"label": structure.key} for row in new]
+            for kept, new in zip((rows, nothing), scored)
+        )
     notes += warnings_of(about_reference, pair.case_id, pair.reference.file, notes_too=True)
     if pair.prediction is not None:
         notes += warnings_of(about_prediction, pair.case_id, pair.prediction.file, notes_too=True)
@@ -225,7 +342,9 @@ class _Refusals:
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, CaseError):
-            raise IntegrityError(error.code, error.cause, error.fix, case=self.pair.case_id, file=self.file) from None
+            raise IntegrityError(
+                error.code, error.cause, error.fix, case=self.pair.case_id, file=self.file
+            ) from None
 
 
 def numbered(names: Sequence[str]) -> tuple[Structure, ...]:
@@ -235,5 +354,15 @@ def numbered(names: Sequence[str]) -> tuple[Structure, ...]:
 
 def said_of(pairs: Sequence[MaskPair]) -> list[str]:
     """Warnings about structures that a prediction does not hold and that therefore count as missed."""
-    lacking = {pair.case_id: [match.name for match in pair.matches if match.reference is not None and match.prediction is None] for pair in pairs if pair.prediction is not None}
-    return [f"case {case_id}: the prediction does not hold {listed(names)}, which count as missed" for case_id, names in lacking.items() if names]
+    lacking = {
+        pair.case_id: [
+            match.name for match in pair.matches if match.reference is not None and match.prediction is None
+        ]
+        for pair in pairs
+        if pair.prediction is not None
+    }
+    return [
+        f"case {case_id}: the prediction does not hold {listed(names)}, which count as missed"
+        for case_id, names in lacking.items()
+        if names
+    ]

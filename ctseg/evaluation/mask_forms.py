@@ -71,10 +71,22 @@ def find_cases(path: Path) -> dict[str, Path]:
         if not masks_at or volume_files.stem_of(entry, detached=True) is not None:
             continue
         if len(masks_at) > 1:
-            raise PreconditionError("MASKS_AMBIGUOUS", f"it holds {len(masks_at)} files of masks, {masks_at[0].name} and {masks_at[1].name}", "keep the one that is meant", case=entry.name, file=entry.name)
+            raise PreconditionError(
+                "MASKS_AMBIGUOUS",
+                f"it holds {len(masks_at)} files of masks, {masks_at[0].name} and {masks_at[1].name}",
+                "keep the one that is meant",
+                case=entry.name,
+                file=entry.name,
+            )
         case_id = unicodedata.normalize("NFC", entry.name if entry.is_dir() else case_of(entry))
         if case_id in others:
-            raise PreconditionError("DUPLICATE_ID", f"{others[case_id].name} and {entry.name} are the same case", "keep one of them", case=case_id, file=entry.name)
+            raise PreconditionError(
+                "DUPLICATE_ID",
+                f"{others[case_id].name} and {entry.name} are the same case",
+                "keep one of them",
+                case=case_id,
+                file=entry.name,
+            )
         others[case_id] = masks_at[0]
     return others | found
 
@@ -98,8 +110,14 @@ def one_case(path: Path) -> Path:
     """The masks of the one case at a path: a file, a folder with one mask per structure, or a folder with one DICOM file of masks."""
     found = _in_folder(path) if path.is_dir() else [path]
     if len(found) != 1:
-        cause = "the folder holds no masks" if not found else f"it holds {len(found)} files of masks, {found[0].name} and {found[1].name}"
-        raise PreconditionError("NO_DATA" if not found else "MASKS_AMBIGUOUS", cause, f"give {masks.FORMS}", file=path.name)
+        cause = (
+            "the folder holds no masks"
+            if not found
+            else f"it holds {len(found)} files of masks, {found[0].name} and {found[1].name}"
+        )
+        raise PreconditionError(
+            "NO_DATA" if not found else "MASKS_AMBIGUOUS", cause, f"give {masks.FORMS}", file=path.name
+        )
     return found[0]
 
 
@@ -112,7 +130,11 @@ def _dicom_masks(paths: list[Path]) -> list[Path]:
     found = []
     for path in paths:
         try:
-            if path.is_file() and dicom_files.is_dicom(path) and dicom_files.modality_of(path) in (SEG, RTSTRUCT):
+            if (
+                path.is_file()
+                and dicom_files.is_dicom(path)
+                and dicom_files.modality_of(path) in (SEG, RTSTRUCT)
+            ):
                 found.append(path)
         except CaseError:
             found.append(path)  # opening it says what is wrong with it
@@ -139,11 +161,21 @@ def open_side(path: Path, names: LabelNames | None) -> Side:
         return Side(path, SEGMENTS, tuple(segment.name for segment in nrrd.list_segments(path)))
     if names is not None:
         volume_files.check_names(path, {s.labels[0]: s.name for s in names.structures if len(s.labels) == 1})
-        return Side(path, MAP, tuple(s.name for s in names.structures), labels={s.name: s.labels for s in names.structures}, ignore_label=names.ignore_label)
+        return Side(
+            path,
+            MAP,
+            tuple(s.name for s in names.structures),
+            labels={s.name: s.labels for s in names.structures},
+            ignore_label=names.ignore_label,
+        )
     own = volume_files.read_names(path)
     if not own:
-        raise PreconditionError("NO_LABEL_NAMES", "its label ids have no names, neither in it nor in labels.json or dataset.json beside it",
-                                'give --labels names.json, for example {"1": "liver", "2": "spleen"}; for a folder with one mask per structure of one case, --one-case', file=path.name)
+        raise PreconditionError(
+            "NO_LABEL_NAMES",
+            "its label ids have no names, neither in it nor in labels.json or dataset.json beside it",
+            'give --labels names.json, for example {"1": "liver", "2": "spleen"}; for a folder with one mask per structure of one case, --one-case',
+            file=path.name,
+        )
     return Side(path, MAP, tuple(own.values()), labels={name: (value,) for value, name in own.items()})
 
 
@@ -158,7 +190,13 @@ def names_of(paths: list[Path], given: Path | None) -> LabelNames | None:
     """The names of label maps: from --labels, else from labels.json or dataset.json beside the files or one folder above; None without any."""
     if given is not None:
         return mask_pairs.read_label_names(given)
-    folders = list(dict.fromkeys(path.parent for path in paths if path.is_file() and volume_files.stem_of(path, detached=True) is not None))
+    folders = list(
+        dict.fromkeys(
+            path.parent
+            for path in paths
+            if path.is_file() and volume_files.stem_of(path, detached=True) is not None
+        )
+    )
     if not folders:
         return None
     try:
@@ -172,7 +210,9 @@ def names_of(paths: list[Path], given: Path | None) -> LabelNames | None:
 Reader = Callable[[str], Volume]
 
 
-def open_reader(side: Side, scan: Volume | None, source: ImageSource | None, case_id: str, *, fill_gaps: bool = False) -> tuple[Reader, Volume | None, list[Finding]]:
+def open_reader(
+    side: Side, scan: Volume | None, source: ImageSource | None, case_id: str, *, fill_gaps: bool = False
+) -> tuple[Reader, Volume | None, list[Finding]]:
     """(the mask of one of the side's names as a Volume of bool, where a label map says "ignore" or None, what reading notices).
 
     fill_gaps: see `masks.open_masks`.
@@ -182,24 +222,40 @@ def open_reader(side: Side, scan: Volume | None, source: ImageSource | None, cas
         return opened.read, None, opened.findings
     volume, findings = volume_files.read_integers(side.path)
     ignore = set() if side.ignore_label is None else {side.ignore_label}
-    array = mask_pairs.checked_labels(volume.array, {0, *ignore, *(label for labels in side.labels.values() for label in labels)}, case_id, side.file)
+    array = mask_pairs.checked_labels(
+        volume.array,
+        {0, *ignore, *(label for labels in side.labels.values() for label in labels)},
+        case_id,
+        side.file,
+    )
 
     def read(name: str) -> Volume:
         labels = side.labels[name]
         return Volume(array == labels[0] if len(labels) == 1 else np.isin(array, labels), volume.affine)
 
-    return read, None if side.ignore_label is None else Volume(array == side.ignore_label, volume.affine), findings
+    return (
+        read,
+        None if side.ignore_label is None else Volume(array == side.ignore_label, volume.affine),
+        findings,
+    )
 
 
 def find_scan(path: Path, case_id: str, *, only: bool) -> ImageSource:
     """The scan of a case at the path after --ct. only: there is one case, so one scan is its scan whatever its name."""
     from ctseg.scans.datasets.find_scans import find_scans
 
-    found = {unicodedata.normalize("NFC", name): source for name, source in find_scans(path, option="--ct").items()}
+    found = {
+        unicodedata.normalize("NFC", name): source for name, source in find_scans(path, option="--ct").items()
+    }
     if only and len(found) == 1:
         return next(iter(found.values()))
     for name in (case_id, f"{case_id}_0000"):
         if name in found:
             return found[name]
-    raise PreconditionError("SCAN_MISSING", f"no scan after --ct is called {case_id} ({mask_pairs.listed(sorted(found))})", "name the scans like the cases", case=case_id, file=path.name)
-
+    raise PreconditionError(
+        "SCAN_MISSING",
+        f"no scan after --ct is called {case_id} ({mask_pairs.listed(sorted(found))})",
+        "name the scans like the cases",
+        case=case_id,
+        file=path.name,
+    )

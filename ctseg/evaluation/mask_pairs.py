@@ -64,7 +64,7 @@ class LabelNames:
     annotated: Mapping[str, frozenset[str]] = dataclasses.field(default_factory=dict)
 
     def states_of(self, case_id: str) -> dict[str, str]:
-        """"unlabelled" for every structure that was not looked for in this case."""
+        """ "unlabelled" for every structure that was not looked for in this case."""
         if case_id not in self.annotated:
             return {}
         return {s.name: "unlabelled" for s in self.structures if s.name not in self.annotated[case_id]}
@@ -84,13 +84,21 @@ def find_label_names(reference: Path, prediction: Path, given: Path | None) -> L
         if path is not None:
             found[path] = read_label_names(path)
     if not found:
-        raise PreconditionError("NO_LABEL_NAMES", f"neither folder holds {' or '.join(_NAME_FILES)}, so the label ids have no names",
-                                'give --labels names.json, for example {"1": "liver", "2": "spleen"}', file=reference.name)
+        raise PreconditionError(
+            "NO_LABEL_NAMES",
+            f"neither folder holds {' or '.join(_NAME_FILES)}, so the label ids have no names",
+            'give --labels names.json, for example {"1": "liver", "2": "spleen"}',
+            file=reference.name,
+        )
     (first, names), *others = found.items()
     for path, other in others:
         if set(other.structures) != set(names.structures):
-            raise IntegrityError("ORGAN_MAP_MISMATCH", f"{first.parent.name}/{first.name} and {path.parent.name}/{path.name} give the label ids different names",
-                                 "give the right names with --labels", file=path.name)
+            raise IntegrityError(
+                "ORGAN_MAP_MISMATCH",
+                f"{first.parent.name}/{first.name} and {path.parent.name}/{path.name} give the label ids different names",
+                "give the right names with --labels",
+                file=path.name,
+            )
     return names
 
 
@@ -101,36 +109,71 @@ def read_label_names(path: Path) -> LabelNames:
     (case id -> names), or "annotated" in each of a manifest's "cases", says what was looked for in a case.
     """
     if not path.is_file():
-        raise UsageError("FILE_MISSING", "the file with the label names does not exist", "check the path after --labels", file=path.name)
+        raise UsageError(
+            "FILE_MISSING",
+            "the file with the label names does not exist",
+            "check the path after --labels",
+            file=path.name,
+        )
     content = read_json(path)
     table = content.get("labels", content) if isinstance(content, dict) else None
     if not isinstance(table, dict) or not table:
-        raise UsageError("BAD_LABELS", "no map of label ids and names in it", 'write for example {"1": "liver"}', file=path.name)
+        raise UsageError(
+            "BAD_LABELS",
+            "no map of label ids and names in it",
+            'write for example {"1": "liver"}',
+            file=path.name,
+        )
     structures, ignore = [], None
     for key, value in table.items():
         if key == "annotated":
             continue
         name, labels = (value, _ids(key)) if isinstance(value, str) else (key, _ids(value))
         if labels is None:
-            raise UsageError("BAD_LABELS", f"{key!r}: {value!r} does not join a name and an id from 0 to {MAX_LABEL}", 'write for example "1": "liver"', file=path.name)
+            raise UsageError(
+                "BAD_LABELS",
+                f"{key!r}: {value!r} does not join a name and an id from 0 to {MAX_LABEL}",
+                'write for example "1": "liver"',
+                file=path.name,
+            )
         if name.lower() == "ignore":
             ignore = labels[0]
         elif name.lower() != "background" and labels != (0,):
             structures.append(Structure(name, labels))
     structures.sort(key=lambda structure: structure.labels)
     check_names([structure.name for structure in structures], path.name)
-    return LabelNames(tuple(structures), ignore, _annotated(content, {structure.name for structure in structures}, path.name))
+    return LabelNames(
+        tuple(structures),
+        ignore,
+        _annotated(content, {structure.name for structure in structures}, path.name),
+    )
 
 
 def _annotated(table: dict[str, Any], known: set[str], file: str) -> dict[str, frozenset[str]]:
     content = table.get("annotated", {})
     if isinstance(table.get("cases"), list):  # the manifest.json of the plain layout
-        content = {case["case"]: case["annotated"] for case in table["cases"] if isinstance(case, dict) and {"case", "annotated"} <= set(case)}
-    if not isinstance(content, dict) or not all(isinstance(names, list) and all(isinstance(name, str) for name in names) for names in content.values()):
-        raise UsageError("BAD_LABELS", "'annotated' is no map from case ids to lists of names", 'write for example {"case_1": ["liver"]}', file=file)
+        content = {
+            case["case"]: case["annotated"]
+            for case in table["cases"]
+            if isinstance(case, dict) and {"case", "annotated"} <= set(case)
+        }
+    if not isinstance(content, dict) or not all(
+        isinstance(names, list) and all(isinstance(name, str) for name in names) for names in content.values()
+    ):
+        raise UsageError(
+            "BAD_LABELS",
+            "'annotated' is no map from case ids to lists of names",
+            'write for example {"case_1": ["liver"]}',
+            file=file,
+        )
     unknown = sorted({name for names in content.values() for name in names} - known)
     if unknown:
-        raise UsageError("BAD_LABELS", f"'annotated' names {listed(unknown)}, which have no label id", "correct the names", file=file)
+        raise UsageError(
+            "BAD_LABELS",
+            f"'annotated' names {listed(unknown)}, which have no label id",
+            "correct the names",
+            file=file,
+        )
     return {unicodedata.normalize("NFC", case): frozenset(names) for case, names in content.items()}
 
 
@@ -149,40 +192,81 @@ def check_names(names: Sequence[str], file: str = "-") -> None:
     twice = sorted({name for name in names if names.count(name) > 1})
     reserved = sorted(RESERVED_NAMES.intersection(names))
     if not names or twice or reserved or "" in names:
-        cause = f"{twice} occur twice" if twice else f"{reserved} are keys of the result files" if reserved else "there is no structure, or one without a name"
+        cause = (
+            f"{twice} occur twice"
+            if twice
+            else f"{reserved} are keys of the result files"
+            if reserved
+            else "there is no structure, or one without a name"
+        )
         raise UsageError("BAD_LABELS", cause, "rename the structures", file=file)
 
 
 # ---- pairs ------------------------------------------------------------------------------------------------
 
 
-def pair_folders(reference: Path, prediction: Path, names: LabelNames, *, allow_missing: bool = False) -> list[Pair]:
+def pair_folders(
+    reference: Path, prediction: Path, names: LabelNames, *, allow_missing: bool = False
+) -> list[Pair]:
     """One pair per mask of the reference folder, by file name, ordered by case id.
 
     A missing prediction is refused, or with allow_missing kept as an empty one; an extra prediction is refused.
     """
     references, predictions = volumes_in(reference), volumes_in(prediction)
     if not references:
-        raise PreconditionError("NO_DATA", "the reference folder holds no .nii.gz, .nii, .nrrd or .mha files", "check the path after --reference", file=reference.name)
+        raise PreconditionError(
+            "NO_DATA",
+            "the reference folder holds no .nii.gz, .nii, .nrrd or .mha files",
+            "check the path after --reference",
+            file=reference.name,
+        )
     check_sets("case", references, predictions, allow_missing=allow_missing)
-    unknown, unlisted = sorted(set(names.annotated) - set(references)), sorted(set(references) - set(names.annotated))
+    unknown, unlisted = (
+        sorted(set(names.annotated) - set(references)),
+        sorted(set(references) - set(names.annotated)),
+    )
     if unknown and unlisted:  # one of both is fine: a list of more cases, or of some of them
-        raise UsageError("BAD_LABELS", f"'annotated' names {listed(unknown)} without a reference, but not {listed(unlisted)}", "correct the case ids")
+        raise UsageError(
+            "BAD_LABELS",
+            f"'annotated' names {listed(unknown)} without a reference, but not {listed(unlisted)}",
+            "correct the case ids",
+        )
     pairs = []
     for case_id, path in sorted(references.items()):
         predicted = predictions.get(case_id)
-        pairs.append(Pair(case_id, case_id, predicted, path, predicted.name if predicted else "", path.name, names.states_of(case_id)))
+        pairs.append(
+            Pair(
+                case_id,
+                case_id,
+                predicted,
+                path,
+                predicted.name if predicted else "",
+                path.name,
+                names.states_of(case_id),
+            )
+        )
     return pairs
 
 
-def check_sets(what: str, references: Iterable[str], predictions: Iterable[str], *, allow_missing: bool = False) -> None:
+def check_sets(
+    what: str, references: Iterable[str], predictions: Iterable[str], *, allow_missing: bool = False
+) -> None:
     """Refuse when a reference lacks its prediction (unless allowed) or a prediction its reference."""
     missing, extra = sorted(set(references) - set(predictions)), sorted(set(predictions) - set(references))
     if missing and not allow_missing:
-        raise PreconditionError("MISSING_PREDICTION", f"no prediction for {what} {listed(missing)}",
-                                "predict these too, or give --allow-missing to count them as missed", case=missing[0])
+        raise PreconditionError(
+            "MISSING_PREDICTION",
+            f"no prediction for {what} {listed(missing)}",
+            "predict these too, or give --allow-missing to count them as missed",
+            case=missing[0],
+        )
     if extra:
-        raise PreconditionError("EXTRA_PREDICTION", f"prediction without reference: {listed(extra)}", "remove it, or add its reference", case=extra[0])
+        raise PreconditionError(
+            "EXTRA_PREDICTION",
+            f"prediction without reference: {listed(extra)}",
+            "remove it, or add its reference",
+            case=extra[0],
+        )
 
 
 def listed(names: Sequence[str]) -> str:
@@ -201,7 +285,13 @@ def volumes_in(folder: Path) -> dict[str, Path]:
             continue
         case_id = unicodedata.normalize("NFC", stem)  # file systems and archives decompose names
         if case_id in found:
-            raise PreconditionError("DUPLICATE_ID", f"{found[case_id].name} and {path.name} are the same case", "keep one of them", case=case_id, file=path.name)
+            raise PreconditionError(
+                "DUPLICATE_ID",
+                f"{found[case_id].name} and {path.name} are the same case",
+                "keep one of them",
+                case=case_id,
+                file=path.name,
+            )
         found[case_id] = path
     return found
 
@@ -209,7 +299,9 @@ def volumes_in(folder: Path) -> dict[str, Path]:
 # ---- scoring ----------------------------------------------------------------------------------------------
 
 
-def score_pair(pair: Pair, structures: Sequence[Structure], settings: ScoreSettings) -> tuple[list[Row], list[Row], list[str]]:
+def score_pair(
+    pair: Pair, structures: Sequence[Structure], settings: ScoreSettings
+) -> tuple[list[Row], list[Row], list[str]]:
     """(rows, rows of predicting nothing, lines of what was noticed) of one pair. Raises PipelineError.
 
     Rows of structures whose topology is measured carry it under "topology" (see `tubular.compare`), others None.
@@ -224,38 +316,87 @@ def score_pair(pair: Pair, structures: Sequence[Structure], settings: ScoreSetti
         predicted, more = _read(pair.prediction, volume.grid, called, pair.case_id, pair.prediction_file)
         notes += more
         prediction = checked_labels(predicted.array, allowed, pair.case_id, pair.prediction_file)
-    rows, nothing = score_maps(prediction=prediction, reference=reference, spacing_mm=volume.spacing_mm, structures=structures, settings=settings, states=pair.states)
-    names = {"case_id": pair.case_id, "patient_id": pair.patient_id, "prediction_file": pair.prediction_file, "reference_file": pair.reference_file}
+    rows, nothing = score_maps(
+        prediction=prediction,
+        reference=reference,
+        spacing_mm=volume.spacing_mm,
+        structures=structures,
+        settings=settings,
+        states=pair.states,
+    )
+    names = {
+        "case_id": pair.case_id,
+        "patient_id": pair.patient_id,
+        "prediction_file": pair.prediction_file,
+        "reference_file": pair.reference_file,
+    }
     return [names | row for row in rows], [names | row for row in nothing], notes
 
 
-def score_maps(*, prediction: np.ndarray, reference: np.ndarray, spacing_mm: tuple[float, float, float], structures: Sequence[Structure],
-               settings: ScoreSettings, states: Mapping[str, str]) -> tuple[list[Row], list[Row]]:
+def score_maps(
+    *,
+    prediction: np.ndarray,
+    reference: np.ndarray,
+    spacing_mm: tuple[float, float, float],
+    structures: Sequence[Structure],
+    settings: ScoreSettings,
+    states: Mapping[str, str],
+) -> tuple[list[Row], list[Row]]:
     """(rows, rows of predicting nothing) of two label maps (D, H, W) on one grid; without ids and files."""
-    common: Any = {"reference": reference, "spacing_mm": spacing_mm, "structures": structures, "tolerances_mm": settings.tolerances_mm,
-                   "annotation": states, "boundary_mode": settings.boundary_mode, "ignore_label": settings.ignore_label}
-    rows, nothing = score_case(prediction=prediction, **common), score_case(prediction=np.zeros_like(reference, dtype=np.uint8), **common)
+    common: Any = {
+        "reference": reference,
+        "spacing_mm": spacing_mm,
+        "structures": structures,
+        "tolerances_mm": settings.tolerances_mm,
+        "annotation": states,
+        "boundary_mode": settings.boundary_mode,
+        "ignore_label": settings.ignore_label,
+    }
+    rows, nothing = (
+        score_case(prediction=prediction, **common),
+        score_case(prediction=np.zeros_like(reference, dtype=np.uint8), **common),
+    )
     wanted = tubular.measured([structure.name for structure in structures], settings.topology)
     for structure, row, empty in zip(structures, rows, nothing):
         chosen = structure.name in wanted and tubular.has_reference(row)
-        found = _topology(prediction, reference, spacing_mm, structure, settings.ignore_label) if chosen else (None, None)
+        found = (
+            _topology(prediction, reference, spacing_mm, structure, settings.ignore_label)
+            if chosen
+            else (None, None)
+        )
         row["topology"], empty["topology"] = found
     return rows, nothing
 
 
-def _topology(prediction: np.ndarray, reference: np.ndarray, spacing_mm: tuple[float, float, float], structure: Structure,
-              ignore_label: int | None) -> tuple[Row, Row]:
+def _topology(
+    prediction: np.ndarray,
+    reference: np.ndarray,
+    spacing_mm: tuple[float, float, float],
+    structure: Structure,
+    ignore_label: int | None,
+) -> tuple[Row, Row]:
     """(topology of one structure, that of predicting nothing), in the box that holds all of it; ignored voxels are background."""
     labels = list(structure.labels)
-    box = functools.reduce(joint_box, [found for array in (prediction, reference) for found in few_boxes(array, labels).values()])
-    mask, truth = (array[box] == labels[0] if len(labels) == 1 else np.isin(array[box], labels) for array in (prediction, reference))
+    box = functools.reduce(
+        joint_box, [found for array in (prediction, reference) for found in few_boxes(array, labels).values()]
+    )
+    mask, truth = (
+        array[box] == labels[0] if len(labels) == 1 else np.isin(array[box], labels)
+        for array in (prediction, reference)
+    )
     if ignore_label is not None:
         mask &= reference[box] != ignore_label
-    known = tubular.study(reference=truth, spacing_mm=spacing_mm, tree=tubular.kind_of(structure.name) == tubular.TREE)
-    return tubular.compare(prediction=mask, reference=known), tubular.compare(prediction=np.zeros_like(truth), reference=known)
+    known = tubular.study(
+        reference=truth, spacing_mm=spacing_mm, tree=tubular.kind_of(structure.name) == tubular.TREE
+    )
+    return tubular.compare(prediction=mask, reference=known), tubular.compare(
+        prediction=np.zeros_like(truth), reference=known
+    )
 
 
-def _read(path: Path, grid: Grid | None, names: Mapping[int, str], case_id: str, shown: str) -> tuple[Volume, list[str]]:
+def _read(
+    path: Path, grid: Grid | None, names: Mapping[int, str], case_id: str, shown: str
+) -> tuple[Volume, list[str]]:
     """(label map, on `grid` when one is given; notes). Here one bad file is no case to skip: nothing may drop out."""
     from ctseg.scans.formats import checks, volume_files
 
@@ -270,7 +411,9 @@ def _read(path: Path, grid: Grid | None, names: Mapping[int, str], case_id: str,
     return volume, warnings_of(findings, case_id, shown)
 
 
-def warnings_of(findings: Iterable[Finding], case_id: str, shown: str, *, notes_too: bool = False) -> list[str]:
+def warnings_of(
+    findings: Iterable[Finding], case_id: str, shown: str, *, notes_too: bool = False
+) -> list[str]:
     """The lines of the warnings about one file of a case, or of all that was noticed."""
     told = [finding for finding in findings if notes_too or finding.severity == "WARN"]
     return [dataclasses.replace(finding, case=case_id, file=shown).line() for finding in told]
@@ -282,13 +425,20 @@ def checked_labels(array: np.ndarray, allowed: set[int], case_id: str, shown: st
     if low >= 0 and high <= MAX_LABEL:
         array = array.astype(np.uint8 if high < 256 else np.uint16)
         found = np.zeros(high + 1, bool)
-        for block in np.array_split(array.reshape(-1), array.size // _BLOCK + 1):  # bincount makes 8 bytes of each voxel
+        for block in np.array_split(
+            array.reshape(-1), array.size // _BLOCK + 1
+        ):  # bincount makes 8 bytes of each voxel
             found |= np.bincount(block, minlength=high + 1) > 0
         values = {int(v) for v in np.flatnonzero(found)}
     else:
         values = {low, high}
     unknown = sorted(values - allowed)
     if unknown:
-        raise IntegrityError("LABEL_VALUES", f"label values {listed([str(v) for v in unknown])} have no name (known: {listed([str(v) for v in sorted(allowed)])})",
-                             "name them with --labels, or correct the file", case=case_id, file=shown)
+        raise IntegrityError(
+            "LABEL_VALUES",
+            f"label values {listed([str(v) for v in unknown])} have no name (known: {listed([str(v) for v in sorted(allowed)])})",
+            "name them with --labels, or correct the file",
+            case=case_id,
+            file=shown,
+        )
     return array

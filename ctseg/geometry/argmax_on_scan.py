@@ -39,7 +39,13 @@ def label_on_scan(probabilities: Shares, canvas: Grid, scan: Grid) -> np.ndarray
     axes = parallel_axes(mapping)
     if axes is not None:
         result = np.zeros(scan.shape, dtype=np.uint8)
-        lines = [_blocks(mapping[axis, 3] + mapping[axis, axes[axis]] * np.arange(scan.shape[axes[axis]]), canvas.shape[axis]) for axis in range(3)]
+        lines = [
+            _blocks(
+                mapping[axis, 3] + mapping[axis, axes[axis]] * np.arange(scan.shape[axes[axis]]),
+                canvas.shape[axis],
+            )
+            for axis in range(3)
+        ]
         _fill(result.transpose(axes), probabilities, lines)
         return result
     threshold = SHARE_OF_LEADER / probabilities.n_classes
@@ -47,7 +53,9 @@ def label_on_scan(probabilities: Shares, canvas: Grid, scan: Grid) -> np.ndarray
     for number in probabilities.numbers():
         region = probabilities.region(number, threshold, margin=SPLINE_MARGIN)
         if region is not None:
-            candidates.append((number, Volume(probabilities.cut(number, region), canvas.crop(*region).affine)))
+            candidates.append(
+                (number, Volume(probabilities.cut(number, region), canvas.crop(*region).affine))
+            )
     return elect(candidates, Volume(probabilities.whole(0), canvas.affine), scan)
 
 
@@ -74,7 +82,9 @@ def _blocks(places: np.ndarray, size: int) -> list[_Block]:
         low, high = int(np.floor(own.min())), int(np.ceil(own.max()))
         source = slice(max(0, low - MARGIN), min(size, high + MARGIN + 1))
         near = slice(max(0, low - 2), min(size, high + 3))
-        blocks.append(_Block(target, source, near, spline_weights(own - source.start, source.stop - source.start)))
+        blocks.append(
+            _Block(target, source, near, spline_weights(own - source.start, source.stop - source.start))
+        )
     return blocks
 
 
@@ -83,7 +93,9 @@ def _fill(result: np.ndarray, probabilities: Shares, lines: list[list[_Block]]) 
     if not all(lines):
         return
     numbers = probabilities.numbers()
-    near, around = ([[getattr(block, name) for block in line] for line in lines] for name in ("near", "source"))
+    near, around = (
+        [[getattr(block, name) for block in line] for line in lines] for name in ("near", "source")
+    )
     leading = probabilities.leading()
     enough = SHARE_OF_LEADER * _extremes((_everything(leading.shape), leading), near, highest=False)
     decided = np.full(enough.shape, -1, dtype=np.int16)
@@ -95,7 +107,10 @@ def _fill(result: np.ndarray, probabilities: Shares, lines: list[list[_Block]]) 
         if number:
             takes_part[index - 1] = _extremes(part, near, highest=True) >= enough
     for d, h, w in itertools.product(*(range(len(line)) for line in lines)):
-        winner, rivals = int(decided[d, h, w]), [numbers[index] for index in np.flatnonzero(takes_part[:, d, h, w])]
+        winner, rivals = (
+            int(decided[d, h, w]),
+            [numbers[index] for index in np.flatnonzero(takes_part[:, d, h, w])],
+        )
         if winner == 0 or not rivals:
             continue
         blocks = [lines[0][d], lines[1][h], lines[2][w]]
@@ -123,7 +138,7 @@ def _extremes(part: tuple[Box, np.ndarray], ranges: list[list[slice]], *, highes
         for wanted in line:
             start, stop = max(wanted.start, held.start) - held.start, min(wanted.stop, held.stop) - held.start
             inside = wanted.start >= held.start and wanted.stop <= held.stop
-            taken = np.moveaxis(values, axis, 0)[start:max(start, stop)]
+            taken = np.moveaxis(values, axis, 0)[start : max(start, stop)]
             if stop <= start or not (highest or inside):
                 rows.append(np.zeros(taken.shape[1:], dtype=np.float32))
             else:
@@ -135,7 +150,13 @@ def _extremes(part: tuple[Box, np.ndarray], ranges: list[list[slice]], *, highes
 def _interpolated(probabilities: Shares, number: int, blocks: list[_Block]) -> np.ndarray:
     """(target voxels of D, of H, of W) float32 of a class in one block."""
     one, two, three = (block.source for block in blocks)
-    array = probabilities.cut(number, ((one.start, two.start, three.start), (one.stop - one.start, two.stop - two.start, three.stop - three.start)))
+    array = probabilities.cut(
+        number,
+        (
+            (one.start, two.start, three.start),
+            (one.stop - one.start, two.stop - two.start, three.stop - three.start),
+        ),
+    )
     d, h, w = (block.weights for block in blocks)
     array = np.tensordot(array, w.T, axes=(2, 0))
     array = np.matmul(h, array)

@@ -12,7 +12,9 @@ from scipy import ndimage
 from ctseg.errors import UsageError
 
 AIR_HU = -400.0  # between lung (below -500) and soft tissue
-COARSE_MM = 2.0  # the lungs are found on every k-th voxel, about this far apart: nobody needs their edge more finely
+COARSE_MM = (
+    2.0  # the lungs are found on every k-th voxel, about this far apart: nobody needs their edge more finely
+)
 CLOSING_MM = 6.0  # half the width of vessels and bronchial walls that belong to the lung region
 SECOND_LUNG = 0.2  # a second component below this share of the largest is not the other lung
 TRACHEA_ML = 1.0
@@ -20,7 +22,9 @@ LARGEST_TRACHEA_ML = 150.0
 MARGIN_MM = 10.0
 
 
-def lung_region(image: np.ndarray, window_hu: tuple[float, float], spacing_mm: tuple[float, float, float]) -> np.ndarray:
+def lung_region(
+    image: np.ndarray, window_hu: tuple[float, float], spacing_mm: tuple[float, float, float]
+) -> np.ndarray:
     """(D, H, W) bool: lungs with their vessels, and the trachea; all False when there is no such thing.
 
     image: (D, H, W), 0..1 in the window. Air of an axial slice that reaches the slice's edge is outside the patient;
@@ -28,7 +32,11 @@ def lung_region(image: np.ndarray, window_hu: tuple[float, float], spacing_mm: t
     """
     threshold = (AIR_HU - window_hu[0]) / (window_hu[1] - window_hu[0])
     if not 0 < threshold < 1:
-        raise UsageError("BAD_WINDOW", f"the window {window_hu} cannot tell lung from tissue", f"use one that holds {AIR_HU:.0f} HU, such as -1024 to 400")
+        raise UsageError(
+            "BAD_WINDOW",
+            f"the window {window_hu} cannot tell lung from tissue",
+            f"use one that holds {AIR_HU:.0f} HU, such as -1024 to 400",
+        )
     steps = [max(1, round(COARSE_MM / s)) for s in spacing_mm]
     coarse_mm = tuple(step * s for step, s in zip(steps, spacing_mm))
     air = image[:: steps[0], :: steps[1], :: steps[2]] < threshold
@@ -49,8 +57,13 @@ def lung_box(region: np.ndarray, spacing_mm: tuple[float, float, float]) -> tupl
     """The box of a lung region with 10 mm around it, inside the array; the whole array when the region is empty."""
     found = ndimage.find_objects(region.astype(np.uint8))
     box = found[0] if found else tuple(slice(0, n) for n in region.shape)
-    d, h, w = (slice(max(0, place.start - int(np.ceil(MARGIN_MM / s))), min(n, place.stop + int(np.ceil(MARGIN_MM / s))))
-               for place, n, s in zip(box, region.shape, spacing_mm))
+    d, h, w = (
+        slice(
+            max(0, place.start - int(np.ceil(MARGIN_MM / s))),
+            min(n, place.stop + int(np.ceil(MARGIN_MM / s))),
+        )
+        for place, n, s in zip(box, region.shape, spacing_mm)
+    )
     return d, h, w
 
 
@@ -79,7 +92,9 @@ def _close(mask: np.ndarray, spacing_mm: tuple[float, ...]) -> np.ndarray:
     return closed[inner] | mask
 
 
-def _trachea(components: np.ndarray, sizes: np.ndarray, lungs: list[int], spacing_mm: tuple[float, ...]) -> np.ndarray:
+def _trachea(
+    components: np.ndarray, sizes: np.ndarray, lungs: list[int], spacing_mm: tuple[float, ...]
+) -> np.ndarray:
     """The largest other component of a trachea's volume whose centre is above the lungs' and near their middle in W.
 
     Often the trachea is one component with a lung; then nothing is added, or a pocket of gas too small to matter.

@@ -31,7 +31,9 @@ _SAME = 1e-3  # spacings that differ by less (relative) count as isotropic
 Spacing = tuple[float, float, float]
 
 
-def signed_distance_maps(label: np.ndarray, ids: Sequence[int], spacing_mm: Spacing, *, limit_mm: float | None = None) -> tuple[np.ndarray, np.ndarray]:
+def signed_distance_maps(
+    label: np.ndarray, ids: Sequence[int], spacing_mm: Spacing, *, limit_mm: float | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """(maps (K, D, H, W) float32 in mm, presence (K,) bool) of the structures `ids` of a label map (D, H, W).
 
     limit_mm: clip to [-limit_mm, limit_mm] and compute only where that can matter; exact in between. A structure
@@ -46,7 +48,14 @@ def signed_distance_maps(label: np.ndarray, ids: Sequence[int], spacing_mm: Spac
     return maps, np.array([number in regions for number in ids], dtype=bool)
 
 
-def _fill(result: np.ndarray, label: np.ndarray, number: int, region: Region, spacing_mm: Spacing, limit_mm: float | None) -> None:
+def _fill(
+    result: np.ndarray,
+    label: np.ndarray,
+    number: int,
+    region: Region,
+    spacing_mm: Spacing,
+    limit_mm: float | None,
+) -> None:
     """Write the distances to one structure into `result`, which holds the constant for "far" already.
 
     The nearest background voxel of an inside voxel lies in the structure's box or one voxel around it, so the
@@ -67,7 +76,10 @@ def _fill(result: np.ndarray, label: np.ndarray, number: int, region: Region, sp
 
 
 def _grown(region: Region, margin: Sequence[int], shape: Sequence[int]) -> tuple[slice, ...]:
-    return tuple(slice(max(0, first - more), min(size, first + count + more)) for first, count, more, size in zip(*region, margin, shape))
+    return tuple(
+        slice(max(0, first - more), min(size, first + count + more))
+        for first, count, more, size in zip(*region, margin, shape)
+    )
 
 
 def _distance_to_zero(mask: np.ndarray, spacing_mm: Spacing) -> np.ndarray:
@@ -76,7 +88,9 @@ def _distance_to_zero(mask: np.ndarray, spacing_mm: Spacing) -> np.ndarray:
     At least one voxel must be False. Only the nearest voxel's index is asked of SciPy: its own way from there to the
     distance takes several arrays of 64 bits per voxel and axis.
     """
-    nearest = ndimage.distance_transform_edt(mask, sampling=spacing_mm, return_distances=False, return_indices=True)
+    nearest = ndimage.distance_transform_edt(
+        mask, sampling=spacing_mm, return_distances=False, return_indices=True
+    )
     isotropic = max(spacing_mm) - min(spacing_mm) <= _SAME * max(spacing_mm)
     squared = np.zeros(mask.shape, dtype=np.float32)
     weighted = squared if isotropic else np.zeros_like(squared)
@@ -120,7 +134,11 @@ def guide_stride(canvas: Grid, target_mm: float = GUIDE_MM) -> Index:
     steps = []
     for spacing in canvas.spacing_mm:
         fewer = max(1, int(target_mm / spacing))
-        steps.append(fewer if abs(fewer * spacing - target_mm) <= abs((fewer + 1) * spacing - target_mm) + 1e-9 else fewer + 1)
+        steps.append(
+            fewer
+            if abs(fewer * spacing - target_mm) <= abs((fewer + 1) * spacing - target_mm) + 1e-9
+            else fewer + 1
+        )
     return steps[0], steps[1], steps[2]
 
 
@@ -143,7 +161,9 @@ def organ_masks(label: Volume, ids: Sequence[int]) -> list[Volume | None]:
             continue
         start, shape = regions[number]
         box = tuple(slice(first, first + count) for first, count in zip(start, shape))
-        masks.append(Volume((label.array[box] == number).astype(np.uint8), label.grid.crop(start, shape).affine))
+        masks.append(
+            Volume((label.array[box] == number).astype(np.uint8), label.grid.crop(start, shape).affine)
+        )
     return masks
 
 
@@ -186,7 +206,10 @@ def _coarse_map(mask: Volume, grid: Grid) -> np.ndarray:
     start, organ = _on_guide_grid(mask, grid)
     reach = [int(np.ceil(GUIDE_RANGE_MM / spacing)) + 2 for spacing in grid.spacing_mm]
     low = [max(min(first - 1, 0), -more) for first, more in zip(start, reach)]
-    high = [min(max(first + count + 1, size), size + more) for first, count, size, more in zip(start, organ.shape, grid.shape, reach)]
+    high = [
+        min(max(first + count + 1, size), size + more)
+        for first, count, size, more in zip(start, organ.shape, grid.shape, reach)
+    ]
     whole = np.zeros([b - a for a, b in zip(low, high)], dtype=np.uint8)
     first = [max(a, s) for a, s in zip(low, start)]
     last = [min(b, s + n) for b, s, n in zip(high, start, organ.shape)]
@@ -204,7 +227,10 @@ def _on_guide_grid(mask: Volume, grid: Grid) -> tuple[Index, np.ndarray]:
     ends = [(-0.5, count - 0.5) for count in mask.array.shape]
     corners = (to_guide @ np.array([[*corner, 1.0] for corner in itertools.product(*ends)]).T)[:3]
     low, high = np.floor(corners.min(axis=1)).astype(int), np.ceil(corners.max(axis=1)).astype(int) + 1
-    start, shape = (int(low[0]), int(low[1]), int(low[2])), (int(high[0] - low[0]), int(high[1] - low[1]), int(high[2] - low[2]))
+    start, shape = (
+        (int(low[0]), int(low[1]), int(low[2])),
+        (int(high[0] - low[0]), int(high[1] - low[1]), int(high[2] - low[2])),
+    )
     array = resample(mask, grid.crop(start, shape), order="nearest", fill=0).array
     if not array.any():
         places = np.rint(np.argwhere(mask.array) @ to_guide[:3, :3].T + to_guide[:3, 3]).astype(int) - low

@@ -176,7 +176,9 @@ def extend_box(box: Box, label: Volume) -> Box:
 
 
 def _box(low: np.ndarray, high: np.ndarray) -> Box:
-    return Box((float(low[0]), float(low[1]), float(low[2])), (float(high[0]), float(high[1]), float(high[2])))
+    return Box(
+        (float(low[0]), float(low[1]), float(low[2])), (float(high[0]), float(high[1]), float(high[2]))
+    )
 
 
 def _occupied(mask: np.ndarray, margin: int = 0) -> Region | None:
@@ -199,7 +201,9 @@ def whole_grid(scan: Grid, box: Box) -> Grid:
     """128^3 voxels at the finest isotropic spacing that holds the box, the box in the middle."""
     spacing = max(box.size_mm) / TENSOR_SIZE
     centre = (np.array(box.low_mm) + np.array(box.high_mm)) / 2
-    return _grid_at(frame_of(scan), centre - spacing * TENSOR_SIZE / 2, np.full(3, spacing), (TENSOR_SIZE,) * 3)
+    return _grid_at(
+        frame_of(scan), centre - spacing * TENSOR_SIZE / 2, np.full(3, spacing), (TENSOR_SIZE,) * 3
+    )
 
 
 def window_grid(scan: Grid, box: Box, spacing_mm: tuple[float, float, float]) -> Grid:
@@ -254,7 +258,9 @@ def tensor_origins(shape: Index, overlap: float) -> list[Index]:
 ROI_MARGIN_MM = 15.0  # around the structures: what a network should see of their surroundings
 
 
-def region_around(low: np.ndarray, high: np.ndarray, shape: Index, spacing_mm: tuple[float, float, float]) -> Region:
+def region_around(
+    low: np.ndarray, high: np.ndarray, shape: Index, spacing_mm: tuple[float, float, float]
+) -> Region:
     """The part of a canvas around the voxels `low` to `high` (inclusive) plus a margin: 128 voxels along each axis, more
     where the structures need it, moved to lie inside."""
     starts, counts = [], []
@@ -269,7 +275,11 @@ def region_around(low: np.ndarray, high: np.ndarray, shape: Index, spacing_mm: t
 def labelled_region(label: Volume) -> Region:
     """`region_around` all labelled voxels of a canvas; its middle when there are none."""
     box = _occupied(label.array)
-    low, high = (np.array(label.grid.shape) // 2,) * 2 if box is None else (np.array(box[0]), np.array(box[0]) + np.array(box[1]) - 1)
+    low, high = (
+        (np.array(label.grid.shape) // 2,) * 2
+        if box is None
+        else (np.array(box[0]), np.array(box[0]) + np.array(box[1]) - 1)
+    )
     return region_around(low, high, label.grid.shape, label.grid.spacing_mm)
 
 
@@ -292,7 +302,11 @@ def find_placement(source: Grid, target: Grid) -> Placement | None:
     if sorted(order) != [0, 1, 2]:
         return None
     order = (order[0], order[1], order[2])
-    flips = (bool(to_target[0, order[0]] < 0), bool(to_target[1, order[1]] < 0), bool(to_target[2, order[2]] < 0))
+    flips = (
+        bool(to_target[0, order[0]] < 0),
+        bool(to_target[1, order[1]] < 0),
+        bool(to_target[2, order[2]] < 0),
+    )
     moved = _reorient_grid(source, order, flips)
     d, h, w = (round(float(value)) for value in (np.linalg.inv(target.affine) @ moved.affine[:, 3])[:3])
     if not target.crop((d, h, w), moved.shape).matches(moved):
@@ -338,8 +352,8 @@ def _average_blocks(volume: Volume, target: Grid) -> Volume:
         total = array[::size].astype(np.float32)
         for offset in range(1, size):
             layers = array[offset::size]
-            total[:len(layers)] += layers
-            total[len(layers):] += array[-1]
+            total[: len(layers)] += layers
+            total[len(layers) :] += array[-1]
         total *= np.float32(1 / size)
         array = np.moveaxis(total, 0, axis)
         affine[:3, 3] += affine[:3, axis] * (size - 1) / 2
@@ -372,7 +386,11 @@ def elect(candidates: list[tuple[int, Volume]], background: Volume, target: Grid
     background's 1. Only the running best is kept.
     """
     result = np.zeros(target.shape, dtype=np.uint8)
-    placed = [(number, volume, region) for number, volume in candidates if (region := _footprint(volume.grid, target)) is not None]
+    placed = [
+        (number, volume, region)
+        for number, volume in candidates
+        if (region := _footprint(volume.grid, target)) is not None
+    ]
     if not placed:
         return result
     low = [min(region[0][axis] for _, _, region in placed) for axis in range(3)]
@@ -384,10 +402,14 @@ def elect(candidates: list[tuple[int, Volume]], background: Volume, target: Grid
         best = np.ones(union.shape, dtype=np.float32)
     else:
         part = _cut(background, ground)
-        best = resample(Volume(part.array.astype(np.float32), part.affine), union, order="cubic", fill=1.0).array.copy()
+        best = resample(
+            Volume(part.array.astype(np.float32), part.affine), union, order="cubic", fill=1.0
+        ).array.copy()
     for number, volume, region in placed:
         weight = resample(volume, target.crop(*region), order="cubic", fill=0.0).array
-        inside = tuple(slice(first - base, first - base + count) for first, count, base in zip(*region, start))
+        inside = tuple(
+            slice(first - base, first - base + count) for first, count, base in zip(*region, start)
+        )
         wins = weight > best[inside]
         best[inside][wins] = weight[wins]
         result[tuple(slice(first, first + count) for first, count in zip(*region))][wins] = number
@@ -431,7 +453,10 @@ def occupied_regions(label: np.ndarray) -> dict[int, Region]:
     for number, slices in enumerate(ndimage.find_objects(label), start=1):
         if slices is not None:
             d, h, w = slices
-            result[number] = ((d.start, h.start, w.start), (d.stop - d.start, h.stop - h.start, w.stop - w.start))
+            result[number] = (
+                (d.start, h.start, w.start),
+                (d.stop - d.start, h.stop - h.start, w.stop - w.start),
+            )
     return result
 
 

@@ -74,7 +74,9 @@ class Shares:
 
     def whole(self, number: int) -> np.ndarray:
         """(D, H, W) float32 of one class."""
-        return self._parts[number].dense() if number in self._parts else np.zeros(self.shape, dtype=np.float32)
+        return (
+            self._parts[number].dense() if number in self._parts else np.zeros(self.shape, dtype=np.float32)
+        )
 
     def leading(self) -> np.ndarray:
         """(D, H, W) float32: the highest probability of any class, background too."""
@@ -84,13 +86,18 @@ class Shares:
             best[stored] = np.maximum(best[stored], values)
         return from_blocks(best, self.shape)
 
-    def region(self, number: int, least: float, *, margin: int = 0) -> tuple[tuple[int, int, int], tuple[int, int, int]] | None:
+    def region(
+        self, number: int, least: float, *, margin: int = 0
+    ) -> tuple[tuple[int, int, int], tuple[int, int, int]] | None:
         """(first voxel, shape) of the part of the canvas where a class has at least `least`, `margin` voxels wider; None where it never has."""
         found = self.part(number)
         if found is None or not (hits := found[1] >= least).any():
             return None
         inner = extent(hits)
-        d, h, w = ((max(0, held.start + part.start - margin), min(size, held.start + part.stop + margin)) for held, part, size in zip(found[0], inner, self.shape))
+        d, h, w = (
+            (max(0, held.start + part.start - margin), min(size, held.start + part.stop + margin))
+            for held, part, size in zip(found[0], inner, self.shape)
+        )
         return (d[0], h[0], w[0]), (d[1] - d[0], h[1] - h[0], w[1] - w[0])
 
     def cut(self, number: int, region: tuple[tuple[int, int, int], tuple[int, int, int]]) -> np.ndarray:

@@ -19,7 +19,9 @@ class SparseVolume:
 
     def __init__(self, shape: Sequence[int]):
         self.shape = (int(shape[0]), int(shape[1]), int(shape[2]))
-        self._table = np.zeros([-(-n // EDGE) for n in self.shape], dtype=np.int32)  # number of the block at each place
+        self._table = np.zeros(
+            [-(-n // EDGE) for n in self.shape], dtype=np.int32
+        )  # number of the block at each place
         self._blocks = np.zeros((1, EDGE, EDGE, EDGE), dtype=np.float32)  # more than are in use
         self._used = 1
 
@@ -33,14 +35,27 @@ class SparseVolume:
         """The smallest box of whole blocks that holds everything, None when there is nothing."""
         if not self.stored:
             return None
-        d, h, w = (slice(part.start * EDGE, min(size, part.stop * EDGE)) for part, size in zip(extent(self._table > 0), self.shape))
+        d, h, w = (
+            slice(part.start * EDGE, min(size, part.stop * EDGE))
+            for part, size in zip(extent(self._table > 0), self.shape)
+        )
         return d, h, w
 
-    def add(self, place: Sequence[slice], values: np.ndarray, weight: np.ndarray | None = None, *, least: float = 0.0) -> None:
+    def add(
+        self,
+        place: Sequence[slice],
+        values: np.ndarray,
+        weight: np.ndarray | None = None,
+        *,
+        least: float = 0.0,
+    ) -> None:
         """Add `values` (d, h, w), not negative, times `weight` (d, h, w), at `place`. New blocks only where some value reaches `least`."""
         region = tuple(slice(part.start // EDGE, -(-part.stop // EDGE)) for part in place)
         padded = np.zeros([(part.stop - part.start) * EDGE for part in region], dtype=np.float32)
-        inner = tuple(slice(part.start - wide.start * EDGE, part.stop - wide.start * EDGE) for part, wide in zip(place, region))
+        inner = tuple(
+            slice(part.start - wide.start * EDGE, part.stop - wide.start * EDGE)
+            for part, wide in zip(place, region)
+        )
         if weight is None:
             padded[inner] = values
         else:
@@ -72,7 +87,12 @@ class SparseVolume:
         rows = max(1, _VOXELS_AT_ONCE // max(1, table[0].size * EDGE**3))
         for first in range(0, len(table), rows):
             parts[first : first + rows] = self._blocks[table[first : first + rows]]
-        return result[tuple(slice(part.start - wide.start * EDGE, part.stop - wide.start * EDGE) for part, wide in zip((d, h, w), region))]
+        return result[
+            tuple(
+                slice(part.start - wide.start * EDGE, part.stop - wide.start * EDGE)
+                for part, wide in zip((d, h, w), region)
+            )
+        ]
 
     def blocks(self) -> tuple[np.ndarray, np.ndarray]:
         """(bool (nd, nh, nw): which places have a block; (n, EDGE, EDGE, EDGE): a copy of these)."""
@@ -87,7 +107,9 @@ class SparseVolume:
             return
         if self._used + count > len(self._blocks):
             size = max(self._used + count, len(self._blocks) * 5 // 4)
-            self._blocks.resize((size, EDGE, EDGE, EDGE), refcheck=False)  # in place where the system can; new blocks are 0
+            self._blocks.resize(
+                (size, EDGE, EDGE, EDGE), refcheck=False
+            )  # in place where the system can; new blocks are 0
         table[new] = np.arange(self._used, self._used + count)
         self._used += count
 
@@ -95,7 +117,11 @@ class SparseVolume:
 def extent(hits: np.ndarray) -> Box:
     """The smallest box that holds all hits of a bool array (D, H, W), of which there are some."""
     d, h, w = (np.flatnonzero(hits.any(axis=axes)) for axes in ((1, 2), (0, 2), (0, 1)))
-    return slice(int(d[0]), int(d[-1]) + 1), slice(int(h[0]), int(h[-1]) + 1), slice(int(w[0]), int(w[-1]) + 1)
+    return (
+        slice(int(d[0]), int(d[-1]) + 1),
+        slice(int(h[0]), int(h[-1]) + 1),
+        slice(int(w[0]), int(w[-1]) + 1),
+    )
 
 
 def in_blocks(array: np.ndarray) -> np.ndarray:
@@ -106,7 +132,11 @@ def in_blocks(array: np.ndarray) -> np.ndarray:
 def from_blocks(blocks: np.ndarray, shape: Sequence[int]) -> np.ndarray:
     """(D, H, W) of blocks as `in_blocks` gives them."""
     nd, nh, nw = blocks.shape[:3]
-    return np.ascontiguousarray(blocks.transpose(0, 3, 1, 4, 2, 5).reshape(nd * EDGE, nh * EDGE, nw * EDGE)[tuple(slice(0, n) for n in shape)])
+    return np.ascontiguousarray(
+        blocks.transpose(0, 3, 1, 4, 2, 5).reshape(nd * EDGE, nh * EDGE, nw * EDGE)[
+            tuple(slice(0, n) for n in shape)
+        ]
+    )
 
 
 def _in_blocks(array: np.ndarray) -> np.ndarray:

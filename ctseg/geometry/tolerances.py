@@ -13,7 +13,9 @@ from collections.abc import Sequence
 import numpy as np
 
 EQUAL = 0.005  # of a voxel: float32 at 1 m from the origin on voxels of 0.1 mm
-ROUNDED = 0.05  # of a voxel: a slice of 1.25 mm written with one decimal is 0.04 off; it moves no voxel of a mask
+ROUNDED = (
+    0.05  # of a voxel: a slice of 1.25 mm written with one decimal is 0.04 off; it moves no voxel of a mask
+)
 
 
 def off_by(distance_mm: float | np.ndarray, spacing_mm: Sequence[float] | float) -> float:

@@ -34,7 +34,10 @@ class Grid:
 
     def record(self) -> dict:
         """The grid as it stands in the manifest."""
-        return {"shape": [int(n) for n in self.shape], "affine": [[float(v) for v in row] for row in self.affine]}
+        return {
+            "shape": [int(n) for n in self.shape],
+            "affine": [[float(v) for v in row] for row in self.affine],
+        }
 
     @classmethod
     def from_record(cls, record: dict) -> Grid:
@@ -180,17 +183,23 @@ def parallel_axes(mapping: np.ndarray) -> tuple[int, int, int] | None:
     return (d, h, w) if sorted((d, h, w)) == [0, 1, 2] and aside.max() < 1e-9 else None
 
 
-def _separable_cubic(array: np.ndarray, mapping: np.ndarray, axes: tuple[int, int, int], shape: tuple[int, ...], fill: float) -> np.ndarray:
+def _separable_cubic(
+    array: np.ndarray, mapping: np.ndarray, axes: tuple[int, int, int], shape: tuple[int, ...], fill: float
+) -> np.ndarray:
     """Cubic spline interpolation one axis after the other, as products with small matrices: 5 times faster than voxel by voxel.
 
     A voxel reaches half its size beyond its centre; there the spline keeps its last value, and `fill` begins behind it.
     """
     outside = []
-    for axis in np.argsort([shape[axes[i]] / array.shape[i] for i in range(3)], kind="stable"):  # what grows most comes last
+    for axis in np.argsort(
+        [shape[axes[i]] / array.shape[i] for i in range(3)], kind="stable"
+    ):  # what grows most comes last
         count, size = shape[axes[axis]], array.shape[axis]
         places = mapping[axis, 3] + mapping[axis, axes[axis]] * np.arange(count)
         outside.append((axes[axis], (places < -0.5) | (places > size - 0.5)))
-        array = np.moveaxis(np.tensordot(spline_weights(np.clip(places, 0, size - 1), size), array, axes=(1, axis)), 0, axis)
+        array = np.moveaxis(
+            np.tensordot(spline_weights(np.clip(places, 0, size - 1), size), array, axes=(1, axis)), 0, axis
+        )
     result = np.ascontiguousarray(array.transpose(np.argsort(axes)))
     for axis, places in outside:
         np.moveaxis(result, axis, 0)[places] = fill
@@ -202,7 +211,11 @@ def spline_weights(places: np.ndarray, size: int) -> np.ndarray:
     from scipy.interpolate import make_interp_spline
 
     degree = min(3, size - 1)
-    weights = np.ones((len(places), 1)) if degree == 0 else make_interp_spline(np.arange(size), np.eye(size), k=degree)(places)
+    weights = (
+        np.ones((len(places), 1))
+        if degree == 0
+        else make_interp_spline(np.arange(size), np.eye(size), k=degree)(places)
+    )
     return weights.astype(np.float32)
 
 
@@ -212,5 +225,7 @@ def _smooth_for(array: np.ndarray, steps: np.ndarray) -> np.ndarray:
 
     for axis, step in enumerate(steps):
         if step > 1.2:  # below that the linear kernel itself smooths enough
-            array = gaussian_filter1d(array, 0.5 * np.sqrt(step**2 - 1.0), axis=axis, mode="nearest", truncate=3.0)
+            array = gaussian_filter1d(
+                array, 0.5 * np.sqrt(step**2 - 1.0), axis=axis, mode="nearest", truncate=3.0
+            )
     return array

@@ -62,8 +62,14 @@ class Sampling:
         return patch.flip(2) if self.mirror else patch
 
 
-def draw_sampling(shape: tuple[int, ...], centre: np.ndarray, size: tuple[int, int, int], strength: Strength, spacing: tuple[float, float, float],
-                  rng: np.random.Generator) -> Sampling:
+def draw_sampling(
+    shape: tuple[int, ...],
+    centre: np.ndarray,
+    size: tuple[int, int, int],
+    strength: Strength,
+    spacing: tuple[float, float, float],
+    rng: np.random.Generator,
+) -> Sampling:
     """A random sampling of a patch of `size` about the voxel `centre`, moved to lie inside a canvas of `shape`.
 
     spacing: voxel size in mm, so that rotations are rotations in space. W is the patient's left-right axis on every canvas.
@@ -77,19 +83,33 @@ def draw_sampling(shape: tuple[int, ...], centre: np.ndarray, size: tuple[int, i
     return Sampling(start, size, None, 1.0, mirror)
 
 
-def _deformed(start: np.ndarray, size: tuple[int, int, int], strength: Strength, spacing: tuple[float, float, float], rng: np.random.Generator) -> tuple[torch.Tensor, float]:
+def _deformed(
+    start: np.ndarray,
+    size: tuple[int, int, int],
+    strength: Strength,
+    spacing: tuple[float, float, float],
+    rng: np.random.Generator,
+) -> tuple[torch.Tensor, float]:
     """Rotated, scaled and bent positions (3, D, H, W) in voxels of the canvas, and the mean scale."""
     angles = np.deg2rad(rng.uniform(-strength.angle, strength.angle, 3))
-    zoom = np.exp(rng.uniform(-strength.scale, strength.scale)) * np.exp(rng.uniform(-0.3, 0.3, 3) * strength.scale)
+    zoom = np.exp(rng.uniform(-strength.scale, strength.scale)) * np.exp(
+        rng.uniform(-0.3, 0.3, 3) * strength.scale
+    )
     to_mm = np.diag(spacing)
     matrix = np.linalg.inv(to_mm) @ _rotation(angles) @ to_mm @ np.diag(zoom)
     axes = [torch.arange(n, dtype=torch.float32) - (n - 1) / 2 for n in size]
     rows = torch.tensor(matrix, dtype=torch.float32)
     centre = torch.tensor(start + (np.array(size) - 1) / 2, dtype=torch.float32)
     # position[i] = sum_j matrix[i, j] * axis_j + centre[i], built by broadcasting
-    positions = torch.stack([
-        rows[i, 0] * axes[0][:, None, None] + rows[i, 1] * axes[1][None, :, None] + rows[i, 2] * axes[2][None, None, :] + centre[i] for i in range(3)
-    ])
+    positions = torch.stack(
+        [
+            rows[i, 0] * axes[0][:, None, None]
+            + rows[i, 1] * axes[1][None, :, None]
+            + rows[i, 2] * axes[2][None, None, :]
+            + centre[i]
+            for i in range(3)
+        ]
+    )
     if strength.elastic:
         coarse = torch.from_numpy(rng.normal(0, strength.elastic / 2, (1, 3, 4, 4, 4)).astype(np.float32))
         positions += F.interpolate(coarse, size=tuple(size), mode="trilinear", align_corners=True)[0]
@@ -102,8 +122,12 @@ def _interpolate(volume: torch.Tensor, positions: torch.Tensor, mode: str, paddi
     high = [min(volume.shape[i], int(positions[i].max().ceil()) + 1) for i in range(3)]
     box = tuple(slice(min(a, n - 1), max(b, a + 1)) for a, b, n in zip(low, high, volume.shape))
     extent = [max(s.stop - s.start, 1) for s in box]
-    grid = torch.stack([2 * (positions[i] - box[i].start + 0.5) / extent[i] - 1 for i in (2, 1, 0)], dim=-1)[None]
-    return F.grid_sample(volume[box].float()[None, None], grid, mode=mode, padding_mode=padding, align_corners=False)[0, 0]
+    grid = torch.stack([2 * (positions[i] - box[i].start + 0.5) / extent[i] - 1 for i in (2, 1, 0)], dim=-1)[
+        None
+    ]
+    return F.grid_sample(
+        volume[box].float()[None, None], grid, mode=mode, padding_mode=padding, align_corners=False
+    )[0, 0]
 
 
 def _rotation(angles: np.ndarray) -> np.ndarray:
@@ -122,7 +146,9 @@ def shift_intensity(image: torch.Tensor, strength: Strength, rng: np.random.Gene
     image = image * gain + (rng.uniform(-strength.brightness, strength.brightness) + 0.25 * (1 - gain))
     if strength.noise and rng.random() < 0.5:
         deviation = rng.uniform(0, strength.noise)
-        image = image + torch.from_numpy(rng.standard_normal(tuple(image.shape), dtype=np.float32)) * deviation
+        image = (
+            image + torch.from_numpy(rng.standard_normal(tuple(image.shape), dtype=np.float32)) * deviation
+        )
     return image.clamp_(0, 1)
 
 

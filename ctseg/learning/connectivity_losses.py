@@ -28,20 +28,35 @@ class ConnectivityWeights:
     cldice: float = 0.2
     consistency: float = 0.1
     tversky: float = 0.0  # alternative to `union`
-    union_alphas: tuple[float, float] = (0.1, 0.2)  # share of the prediction in the union: first half of training, second half
-    cldice_iterations: int = 5  # radius in voxels of the widest branch that gets a soft skeleton; trunks hardly break
+    union_alphas: tuple[float, float] = (
+        0.1,
+        0.2,
+    )  # share of the prediction in the union: first half of training, second half
+    cldice_iterations: int = (
+        5  # radius in voxels of the widest branch that gets a soft skeleton; trunks hardly break
+    )
     tversky_fp: float = 0.1
     tversky_fn: float = 0.9
     radius_cap_mm: float = 10.0  # the radius head predicts radius / cap, at most 1
-    radius_beta: float = 0.1  # SmoothL1 is linear beyond this (1 mm): with 1 it would be all but flat for thin branches
+    radius_beta: float = (
+        0.1  # SmoothL1 is linear beyond this (1 mm): with 1 it would be all but flat for thin branches
+    )
     consistency_offset: float = 0.05  # r0: half a millimetre; the outermost voxels have the size of a voxel
     consistency_slope: float = 0.02  # t
     consistency_warm_up: float = 0.1  # share of training without it: partners that know nothing yet
 
 
 def connectivity_loss(
-    outputs: dict, *, label: Tensor, centreline: Tensor, skeleton: Tensor, radius_mm: Tensor, labelled: Tensor,
-    weights: ConnectivityWeights, progress: float, structures: Sequence[int] | None = None,
+    outputs: dict,
+    *,
+    label: Tensor,
+    centreline: Tensor,
+    skeleton: Tensor,
+    radius_mm: Tensor,
+    labelled: Tensor,
+    weights: ConnectivityWeights,
+    progress: float,
+    structures: Sequence[int] | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """(weighted sum, unweighted value of each term that was computed, detached).
 
@@ -69,23 +84,41 @@ def connectivity_loss(
         return p.sum(), {}
     sums = _Sums(owner, len(ids))
     mask, line, reach = own(label), head("centreline"), head("radius")
-    radius = (radius_mm.float() / weights.radius_cap_mm).clamp(max=1)[:, None].expand(-1, len(ids), -1, -1, -1)[used]
+    radius = (
+        (radius_mm.float() / weights.radius_cap_mm)
+        .clamp(max=1)[:, None]
+        .expand(-1, len(ids), -1, -1, -1)[used]
+    )
 
     terms: dict[str, tuple[float, Tensor]] = {}
     if weights.union:
         alpha = weights.union_alphas[0 if progress < 0.5 else 1]
         terms["union"] = weights.union, general_union_loss(p, mask, sums, alpha=alpha)
     if weights.tversky:
-        terms["tversky"] = weights.tversky, tversky_loss(p, mask, sums, fp=weights.tversky_fp, fn=weights.tversky_fn)
+        terms["tversky"] = (
+            weights.tversky,
+            tversky_loss(p, mask, sums, fp=weights.tversky_fp, fn=weights.tversky_fn),
+        )
     if weights.cldice:
-        terms["cldice"] = weights.cldice, soft_cldice_loss(p, mask, own(skeleton), sums, iterations=weights.cldice_iterations)
+        terms["cldice"] = (
+            weights.cldice,
+            soft_cldice_loss(p, mask, own(skeleton), sums, iterations=weights.cldice_iterations),
+        )
     if weights.centreline and line is not None:
         terms["centreline"] = weights.centreline, centreline_loss(line, own(centreline), sums)
     if weights.radius and reach is not None:
         terms["radius"] = weights.radius, radius_loss(reach, radius, mask, sums, beta=weights.radius_beta)
-    if weights.consistency and progress >= weights.consistency_warm_up and (line is not None or reach is not None):
-        terms["consistency"] = weights.consistency, consistency_loss(
-            p, line, reach, offset=weights.consistency_offset, slope=weights.consistency_slope)
+    if (
+        weights.consistency
+        and progress >= weights.consistency_warm_up
+        and (line is not None or reach is not None)
+    ):
+        terms["consistency"] = (
+            weights.consistency,
+            consistency_loss(
+                p, line, reach, offset=weights.consistency_offset, slope=weights.consistency_slope
+            ),
+        )
     total = sum((weight * value for weight, value in terms.values()), p.sum() * 0)
     return total, {name: value.detach() for name, (_, value) in terms.items()}
 
@@ -176,7 +209,10 @@ def soft_skeleton(p: Tensor, iterations: int) -> Tensor:
 
 def _erode(x: Tensor) -> Tensor:
     """Smallest value among the voxel and its 6 neighbours."""
-    return torch.minimum(torch.minimum(_of_three(x, 1, torch.minimum), _of_three(x, 2, torch.minimum)), _of_three(x, 3, torch.minimum))
+    return torch.minimum(
+        torch.minimum(_of_three(x, 1, torch.minimum), _of_three(x, 2, torch.minimum)),
+        _of_three(x, 3, torch.minimum),
+    )
 
 
 def _dilate(x: Tensor) -> Tensor:
@@ -210,7 +246,9 @@ def radius_loss(radius: Tensor, target: Tensor, mask: Tensor, sums: _Sums, *, be
     return sums.mean(sums(error) / sums(mask.float()).clamp_min(1), sums.present(mask))
 
 
-def consistency_loss(p: Tensor, centreline: Tensor | None, radius: Tensor | None, *, offset: float, slope: float) -> Tensor:
+def consistency_loss(
+    p: Tensor, centreline: Tensor | None, radius: Tensor | None, *, offset: float, slope: float
+) -> Tensor:
     """What the heads say about the same voxel should agree: a centreline lies inside, a radius > 0 means inside.
 
     Each of two partners learns from the other held fixed, so that they cannot agree by both giving way.

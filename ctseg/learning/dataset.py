@@ -60,14 +60,19 @@ class TrainingCase:
         return Sight(self.image, self.guide, self.origin)
 
 
-def assemble(workspace: artifacts.Workspace, entry: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor, tuple[int, int, int]]:
+def assemble(
+    workspace: artifacts.Workspace, entry: dict[str, Any]
+) -> tuple[torch.Tensor, torch.Tensor, tuple[int, int, int]]:
     """(image, label, first voxel on the canvas) of what there is of a case, put together from its 128^3 tensors; hashes are checked.
 
     It is the whole canvas, or for a training case of the roi grid the part about the structures. Where tensors overlap they hold the
     same voxels. What no tensor covers is air and background.
     """
     origins = np.array([item["origin"] for item in entry["tensors"]])
-    parts = [artifacts.read_tensor(workspace.processed / item["file"], sha256=item["sha256"]) for item in entry["tensors"]]
+    parts = [
+        artifacts.read_tensor(workspace.processed / item["file"], sha256=item["sha256"])
+        for item in entry["tensors"]
+    ]
     first = origins.min(axis=0)
     shape = tuple(int(n) for n in (origins + [part.shape for part, _ in parts]).max(axis=0) - first)
     image, label = torch.zeros(shape, dtype=torch.float16), torch.zeros(shape, dtype=torch.uint8)
@@ -79,8 +84,15 @@ def assemble(workspace: artifacts.Workspace, entry: dict[str, Any]) -> tuple[tor
     return image, label, (int(first[0]), int(first[1]), int(first[2]))
 
 
-def load_cases(workspace: artifacts.Workspace, manifest: dict[str, Any], split: str, *, with_tubes: bool = False,
-               regions: dict[str, Region] | None = None, progress: Callable = iter) -> list[TrainingCase]:
+def load_cases(
+    workspace: artifacts.Workspace,
+    manifest: dict[str, Any],
+    split: str,
+    *,
+    with_tubes: bool = False,
+    regions: dict[str, Region] | None = None,
+    progress: Callable = iter,
+) -> list[TrainingCase]:
     """The cases of one split, in memory (6 MB per tensor, three times that with tubes). regions: parts of canvases to keep, by case."""
     cases = []
     for entry in progress([case for case in manifest["cases"] if case["split"] == split]):
@@ -97,7 +109,9 @@ def load_cases(workspace: artifacts.Workspace, manifest: dict[str, Any], split: 
     return cases
 
 
-def prepare_case(entry: dict[str, Any], image: torch.Tensor, label: torch.Tensor, structures: Sequence[str]) -> TrainingCase:
+def prepare_case(
+    entry: dict[str, Any], image: torch.Tensor, label: torch.Tensor, structures: Sequence[str]
+) -> TrainingCase:
     """A case with the positions that sampling draws from; the choice of positions depends on the case's id alone."""
     rng = np.random.default_rng(int(artifacts.canonical_hash(entry["case_id"])[:12], 16))
     flat = label.numpy().ravel()
@@ -113,19 +127,29 @@ def prepare_case(entry: dict[str, Any], image: torch.Tensor, label: torch.Tensor
         body = np.array([[n // 2 for n in image.shape]])
     d, h, w = (float(v) for v in np.linalg.norm(np.array(entry["canvas"]["affine"])[:3, :3], axis=0))
     labelled = np.array([entry["states"][name] != "unlabelled" for name in structures])
-    return TrainingCase(entry["case_id"], image, label, (d, h, w), entry["states"], labelled, points, body.astype(np.int16))
+    return TrainingCase(
+        entry["case_id"], image, label, (d, h, w), entry["states"], labelled, points, body.astype(np.int16)
+    )
 
 
 def find_tubes(case: TrainingCase, window_hu: Sequence[float]) -> Tubes:
     """Centrelines and radii of all structures of a case, computed on its whole canvas."""
     label = case.label.numpy()
-    centreline, skeleton, radius_mm = tubes.tube_targets(label, range(1, len(case.states) + 1), case.spacing_mm)
+    centreline, skeleton, radius_mm = tubes.tube_targets(
+        label, range(1, len(case.states) + 1), case.spacing_mm
+    )
     lung = None
     if window_hu[0] < density_remap.AIR_HU < window_hu[1]:
-        lung = density_remap.lung_region(case.image.float().numpy(), (window_hu[0], window_hu[1]), case.spacing_mm)
+        lung = density_remap.lung_region(
+            case.image.float().numpy(), (window_hu[0], window_hu[1]), case.spacing_mm
+        )
     rng = np.random.default_rng(int(artifacts.canonical_hash(case.case_id)[:12], 16))
-    points = tubes.sampling_points(skeleton, radius_mm, label, lung if lung is not None and lung.any() else None, rng=rng)
-    return Tubes(torch.from_numpy(centreline), torch.from_numpy(skeleton), torch.from_numpy(radius_mm), points)
+    points = tubes.sampling_points(
+        skeleton, radius_mm, label, lung if lung is not None and lung.any() else None, rng=rng
+    )
+    return Tubes(
+        torch.from_numpy(centreline), torch.from_numpy(skeleton), torch.from_numpy(radius_mm), points
+    )
 
 
 @dataclasses.dataclass
@@ -152,16 +176,27 @@ class PatchSampler:
     the body of any case. Where cases carry tubes, TUBE_SHARES decides instead.
     """
 
-    def __init__(self, cases: Sequence[TrainingCase], structures: Sequence[str], settings: TrainSettings, sides: laterality.Sides | None = None):
+    def __init__(
+        self,
+        cases: Sequence[TrainingCase],
+        structures: Sequence[str],
+        settings: TrainSettings,
+        sides: laterality.Sides | None = None,
+    ):
         self.cases = list(cases)
-        holders = {value: [i for i, case in enumerate(cases) if value in case.points] for value in range(1, len(structures) + 1)}
+        holders = {
+            value: [i for i, case in enumerate(cases) if value in case.points]
+            for value in range(1, len(structures) + 1)
+        }
         self.holders = {value: indices for value, indices in holders.items() if indices}
         self.present = list(self.holders)
         self.settings, self.patch_size, self.seed = settings, settings.fixed_patch(), settings.seed
         self.strength = augment.STRENGTHS[settings.augmentation]
         if not settings.mirror:
             self.strength = dataclasses.replace(self.strength, mirror=0.0)
-        self.swaps = augment.mirror_table((sides or laterality.find_sides(structures)).indices(structures), len(structures))
+        self.swaps = augment.mirror_table(
+            (sides or laterality.find_sides(structures)).indices(structures), len(structures)
+        )
         self.by_tubes = settings.sampling != "structures" and any(case.tubes is not None for case in cases)
 
     def _choose(self, rng: np.random.Generator) -> tuple[TrainingCase, np.ndarray]:
@@ -169,7 +204,11 @@ class PatchSampler:
         if self.by_tubes:
             kind = str(rng.choice(list(TUBE_SHARES), p=list(TUBE_SHARES.values())))
             for name in (kind, "thin", "wide"):  # not every case has every kind
-                holders = [case for case in self.cases if case.tubes is not None and len(case.tubes.points.get(name, ()))]
+                holders = [
+                    case
+                    for case in self.cases
+                    if case.tubes is not None and len(case.tubes.points.get(name, ()))
+                ]
                 if holders:
                     case = holders[rng.integers(len(holders))]
                     return case, case.tubes.points[name]  # type: ignore[union-attr]
@@ -186,7 +225,9 @@ class PatchSampler:
         case, places = self._choose(rng)
         jitter = rng.uniform(-0.25, 0.25, 3) * np.array(self.patch_size)
         centre = places[rng.integers(len(places))] + jitter
-        sampling = augment.draw_sampling(case.image.shape, centre, self.patch_size, self.strength, case.spacing_mm, rng)
+        sampling = augment.draw_sampling(
+            case.image.shape, centre, self.patch_size, self.strength, case.spacing_mm, rng
+        )
         label, labelled = sampling.label(case.label), torch.from_numpy(case.labelled)
         if sampling.mirror:  # what was annotated on the left now lies on the right
             label, labelled = self.swaps[label.long()].to(torch.uint8), labelled[self.swaps[1:] - 1]
@@ -194,21 +235,48 @@ class PatchSampler:
         inputs, targets = {}, {}
         if case.guide is not None:
             hidden = guide_input.drop_organs(rng, len(case.guide.presence), self.settings.guidance_dropout)
-            positions = sampling.positions + torch.tensor(case.origin).view(3, 1, 1, 1) if sampling.positions is not None else None
-            inputs["guide"] = guide_input.guide_patch(case.guide, (sampling.start + case.origin).tolist(), sampling.size, positions=positions, scale=1 / sampling.zoom,
-                                                 mirrored=sampling.mirror, dropped=hidden)
+            positions = (
+                sampling.positions + torch.tensor(case.origin).view(3, 1, 1, 1)
+                if sampling.positions is not None
+                else None
+            )
+            inputs["guide"] = guide_input.guide_patch(
+                case.guide,
+                (sampling.start + case.origin).tolist(),
+                sampling.size,
+                positions=positions,
+                scale=1 / sampling.zoom,
+                mirrored=sampling.mirror,
+                dropped=hidden,
+            )
         if case.tubes is not None:
-            centreline, skeleton = (sampling.label(volume) for volume in (case.tubes.centreline, case.tubes.skeleton))
+            centreline, skeleton = (
+                sampling.label(volume) for volume in (case.tubes.centreline, case.tubes.skeleton)
+            )
             if sampling.mirror:
-                centreline, skeleton = (self.swaps[volume.long()].to(torch.uint8) for volume in (centreline, skeleton))
-            targets = {"centreline": centreline, "skeleton": skeleton, "radius_mm": sampling.image(case.tubes.radius_mm) / sampling.zoom}
+                centreline, skeleton = (
+                    self.swaps[volume.long()].to(torch.uint8) for volume in (centreline, skeleton)
+                )
+            targets = {
+                "centreline": centreline,
+                "skeleton": skeleton,
+                "radius_mm": sampling.image(case.tubes.radius_mm) / sampling.zoom,
+            }
         return Batch(image[None].contiguous(), label.contiguous(), labelled, [case.case_id], inputs, targets)
 
     def batch(self, epoch: int, step: int) -> Batch:
         """The batch of a step; the same arguments give the same batch."""
         drawn = [self.draw(epoch, step, index) for index in range(self.settings.batch_size)]
-        stacked = [torch.stack([getattr(patch, name) for patch in drawn]) for name in ("image", "label", "labelled")]
-        extras = [{key: torch.stack([getattr(patch, name)[key] for patch in drawn]) for key in getattr(drawn[0], name)} for name in ("inputs", "targets")]
+        stacked = [
+            torch.stack([getattr(patch, name) for patch in drawn]) for name in ("image", "label", "labelled")
+        ]
+        extras = [
+            {
+                key: torch.stack([getattr(patch, name)[key] for patch in drawn])
+                for key in getattr(drawn[0], name)
+            }
+            for name in ("inputs", "targets")
+        ]
         return Batch(stacked[0], stacked[1], stacked[2], [patch.case_ids[0] for patch in drawn], *extras)
 
     def batches(self, epoch: int, first: int, last: int, *, threads: int) -> Iterator[Batch]:
@@ -221,7 +289,9 @@ class PatchSampler:
             yield from (self.batch(epoch, step) for step in range(first, last))
             return
         with ThreadPoolExecutor(threads) as pool:
-            ahead = [pool.submit(self.batch, epoch, step) for step in range(first, min(last, first + threads + 1))]
+            ahead = [
+                pool.submit(self.batch, epoch, step) for step in range(first, min(last, first + threads + 1))
+            ]
             for step in range(first, last):
                 batch = ahead.pop(0).result()
                 if step + threads + 1 < last:

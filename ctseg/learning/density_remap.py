@@ -33,7 +33,9 @@ class LookupCase(NamedTuple):
     spacing_mm: tuple[float, float, float]
 
 
-def fit_lookup(cases: Iterable[LookupCase], window_hu: tuple[float, float], *, mix: float = 0.3, bin_hu: float = 16.0) -> np.ndarray:
+def fit_lookup(
+    cases: Iterable[LookupCase], window_hu: tuple[float, float], *, mix: float = 0.3, bin_hu: float = 16.0
+) -> np.ndarray:
     """(n + 1,) float32: new values at n + 1 evenly spaced old values 0..1, to be interpolated linearly.
 
     Strictly increasing, first 0 and last exactly 1. mix: share of the straight line in the table, 0.01..1; 1 gives the
@@ -42,18 +44,27 @@ def fit_lookup(cases: Iterable[LookupCase], window_hu: tuple[float, float], *, m
     the table would know what the scores are to measure.
     """
     if not 0.01 <= mix <= 1:
-        raise UsageError("BAD_VALUE", f"the share of the straight line in the density remap is {mix}", "use 0.01 to 1")
+        raise UsageError(
+            "BAD_VALUE", f"the share of the straight line in the density remap is {mix}", "use 0.01 to 1"
+        )
     n_bins = max(2, round((window_hu[1] - window_hu[0]) / bin_hu))
     counts = np.zeros((3, n_bins))
     for case in cases:
         if case.split != "train":
-            raise IntegrityError("LEAKAGE", f"the density remap was given a case of split '{case.split}'",
-                                 "fit it on training cases only", case=case.case_id)
+            raise IntegrityError(
+                "LEAKAGE",
+                f"the density remap was given a case of split '{case.split}'",
+                "fit it on training cases only",
+                case=case.case_id,
+            )
         counts += _class_counts(case, window_hu, n_bins)
     totals = counts.sum(1, keepdims=True)
     if not totals.all():
-        raise PreconditionError("NO_TUBES", "no training case shows the tube with its surroundings, so its intensities are unknown",
-                                "check the masks of the training cases, or turn the density remap off")
+        raise PreconditionError(
+            "NO_TUBES",
+            "no training case shows the tube with its surroundings, so its intensities are unknown",
+            "check the masks of the training cases, or turn the density remap off",
+        )
     density = (counts / totals).mean(0)  # equal shares, however rare a class is
     balanced = np.concatenate([[0.0], np.cumsum(density)])
     line = np.linspace(0, 1, n_bins + 1)

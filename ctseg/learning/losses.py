@@ -9,7 +9,9 @@ from torch.nn import functional
 FOCAL_POWER = 2.0  # Lin et al. 2017, arXiv:1708.02002
 
 
-def segmentation_loss(*, logits: Tensor, label: Tensor, labelled: Tensor, kind: str = "dice_ce", independent: bool = False) -> tuple[Tensor, Tensor]:
+def segmentation_loss(
+    *, logits: Tensor, label: Tensor, labelled: Tensor, kind: str = "dice_ce", independent: bool = False
+) -> tuple[Tensor, Tensor]:
     """(loss, soft Dice per structure) of a batch.
 
     logits: (B, S+1, D, H, W), softmax over background and S structures. label: (B, D, H, W) integers.
@@ -66,7 +68,11 @@ def _sigmoid_terms(logits: Tensor, target: Tensor, labelled: Tensor) -> tuple[Te
     reference = functional.one_hot(target, logits.shape[1]).movedim(-1, 1)[:, 1:].to(logits.dtype)
     voxel_loss = functional.binary_cross_entropy_with_logits(logits[:, 1:], reference, reduction="none")
     foreground = torch.sigmoid(logits[:, 1:])
-    sums = ((foreground * reference).flatten(2).sum(-1), foreground.flatten(2).sum(-1), reference.flatten(2).sum(-1))
+    sums = (
+        (foreground * reference).flatten(2).sum(-1),
+        foreground.flatten(2).sum(-1),
+        reference.flatten(2).sum(-1),
+    )
     return voxel_loss * labelled[:, :, None, None, None], *sums
 
 
@@ -76,20 +82,32 @@ def _sum_by_label(values: Tensor, target: Tensor, n_classes: int) -> Tensor:
     return sums.scatter_add(1, target.flatten(1), values.flatten(1))[:, 1:]
 
 
-def deep_loss(outputs: dict, *, label: Tensor, labelled: Tensor, kind: str = "dice_ce") -> tuple[Tensor, Tensor]:
+def deep_loss(
+    outputs: dict, *, label: Tensor, labelled: Tensor, kind: str = "dice_ce"
+) -> tuple[Tensor, Tensor]:
     """(loss, soft Dice) with deep supervision: coarser outputs weigh 1/2, 1/4, ... and the weights sum to 1.
 
     The label of a coarser output is its nearest-neighbour reduction (nnU-Net's choice). outputs may hold "independent", see
     `segmentation_loss`.
     """
     independent = bool(outputs.get("independent"))
-    total, dice = segmentation_loss(logits=outputs["logits"], label=label, labelled=labelled, kind=kind, independent=independent)
+    total, dice = segmentation_loss(
+        logits=outputs["logits"], label=label, labelled=labelled, kind=kind, independent=independent
+    )
     weight, weights = 1.0, 1.0
     for logits in outputs.get("deep", []):
         weight /= 2
         weights += weight
-        small = functional.interpolate(label[:, None].float(), size=logits.shape[2:], mode="nearest-exact")[:, 0]
-        total = total + weight * segmentation_loss(logits=logits, label=small, labelled=labelled, kind=kind, independent=independent)[0]
+        small = functional.interpolate(label[:, None].float(), size=logits.shape[2:], mode="nearest-exact")[
+            :, 0
+        ]
+        total = (
+            total
+            + weight
+            * segmentation_loss(
+                logits=logits, label=small, labelled=labelled, kind=kind, independent=independent
+            )[0]
+        )
     return total / weights, dice
 
 
@@ -98,16 +116,32 @@ FIRST_PASS_WEIGHT = 0.5  # the last pass weighs 1, those between rise evenly; di
 
 def pass_weights(count: int) -> list[float]:
     """Weights of the losses of `count` passes, rising to the last, sum 1."""
-    raw = [FIRST_PASS_WEIGHT + (1 - FIRST_PASS_WEIGHT) * number / max(1, count - 1) for number in range(count)] if count > 1 else [1.0]
+    raw = (
+        [FIRST_PASS_WEIGHT + (1 - FIRST_PASS_WEIGHT) * number / max(1, count - 1) for number in range(count)]
+        if count > 1
+        else [1.0]
+    )
     return [value / sum(raw) for value in raw]
 
 
-def passes_loss(outputs: dict, *, label: Tensor, labelled: Tensor, kind: str = "dice_ce") -> tuple[Tensor, Tensor]:
+def passes_loss(
+    outputs: dict, *, label: Tensor, labelled: Tensor, kind: str = "dice_ce"
+) -> tuple[Tensor, Tensor]:
     """(loss, soft Dice of the last pass): every pass of a MultiPass network is supervised, the last one deeply; else `deep_loss`."""
     earlier = outputs.get("passes", [outputs["logits"]])[:-1]
     *weights, last = pass_weights(len(earlier) + 1)
     total, dice = deep_loss(outputs, label=label, labelled=labelled, kind=kind)
     total = last * total
     for weight, logits in zip(weights, earlier):
-        total = total + weight * segmentation_loss(logits=logits, label=label, labelled=labelled, kind=kind, independent=bool(outputs.get("independent")))[0]
+        total = (
+            total
+            + weight
+            * segmentation_loss(
+                logits=logits,
+                label=label,
+                labelled=labelled,
+                kind=kind,
+                independent=bool(outputs.get("independent")),
+            )[0]
+        )
     return total, dice

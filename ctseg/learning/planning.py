@@ -40,4 +40,6 @@ def plan_patch(cases: Sequence[TrainingCase], settings: Settings) -> tuple[int, 
             places = np.concatenate(list(case.points.values()))
             extents.append(places.max(0) - places.min(0) + 1)
     extent = np.median(extents, axis=0) if extents else np.full(3, LARGEST)
-    return fit_patch([float(n) for n in extent], settings.train.patch_voxels, multiple=2 ** (settings.model.levels - 1))
+    return fit_patch(
+        [float(n) for n in extent], settings.train.patch_voxels, multiple=2 ** (settings.model.levels - 1)
+    )

@@ -59,7 +59,9 @@ class Budget:
         if progress >= 1:
             return True
         if self.timed:
-            return progress >= 0.1 and self.validation_total + self.validation_seconds <= 0.05 * self.seconds()
+            return (
+                progress >= 0.1 and self.validation_total + self.validation_seconds <= 0.05 * self.seconds()
+            )
         every = max(1, self.settings.epochs // max(1, self.settings.validations))
         return (epoch + 1) % every == 0
 

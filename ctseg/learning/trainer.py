@@ -84,29 +84,53 @@ class Identity:
 class Trainer:
     """One training run in a workspace. Call `resume` (optional), then `fit`."""
 
-    def __init__(self, network: torch.nn.Module, cases: Sequence[TrainingCase], validation: Sequence[TrainingCase], *, settings: Settings,
-                 identity: Identity, machine: hardware.Machine, workspace: artifacts.Workspace, callbacks: Callbacks):
-        self.settings, self.identity, self.machine, self.workspace, self.callbacks = settings, identity, machine, workspace, callbacks
+    def __init__(
+        self,
+        network: torch.nn.Module,
+        cases: Sequence[TrainingCase],
+        validation: Sequence[TrainingCase],
+        *,
+        settings: Settings,
+        identity: Identity,
+        machine: hardware.Machine,
+        workspace: artifacts.Workspace,
+        callbacks: Callbacks,
+    ):
+        self.settings, self.identity, self.machine, self.workspace, self.callbacks = (
+            settings,
+            identity,
+            machine,
+            workspace,
+            callbacks,
+        )
         train = settings.train
         self.network = machine.place(network)
-        self.multipass: Any = next((part for part in self.network.modules() if hasattr(part, "n_train")), None)
+        self.multipass: Any = next(
+            (part for part in self.network.modules() if hasattr(part, "n_train")), None
+        )
         self.later_passes = False  # whether passes after the first have begun to learn
         self.dice_of_passes: list[float | None] = []  # of the latest validation
         self.averaged = {key: value.detach().clone() for key, value in self.network.state_dict().items()}
         self.optimizer = _optimizer(self.network, settings)
         self.scaler = torch.amp.GradScaler("cuda", enabled=machine.precision == "fp16")
         self.patch_size = train.fixed_patch()
-        self.sampler = PatchSampler(cases, identity.structures, train, Sides.of(identity.sides, identity.structures))
+        self.sampler = PatchSampler(
+            cases, identity.structures, train, Sides.of(identity.sides, identity.structures)
+        )
         self.validation = list(validation)
         self.windows = Windows(len(identity.structures) + 1, self.patch_size, overlap=0.25)
         self.epoch = 0  # epochs finished
         self.steps = 0  # optimiser steps done
-        self.skipped_in_a_row = 0  # steps left out since the last one done, because their gradient was not finite
+        self.skipped_in_a_row = (
+            0  # steps left out since the last one done, because their gradient was not finite
+        )
         self.best: float | None = None
         self.best_epoch = 0
         self.stale = 0  # validations since the best one
         self.rate_scale = 1.0  # plateau schedule
-        self.missed: list[tuple[str, torch.Tensor]] = []  # case and voxels of tubes that were missed, in the order of looking
+        self.missed: list[
+            tuple[str, torch.Tensor]
+        ] = []  # case and voxels of tubes that were missed, in the order of looking
         self.largest_component: list[str] = []  # structures of which only the largest component is kept
         self.budget = Budget(train)
         self.partial = self._new_epoch()
@@ -145,7 +169,11 @@ class Trainer:
         while progress < 1 or self.partial.steps:
             self._run_epoch()
             progress = self.budget.progress(self.epoch + 1, 0)
-            validation = self._validate() if self.validation and self.budget.validation_due(self.epoch, progress) else None
+            validation = (
+                self._validate()
+                if self.validation and self.budget.validation_due(self.epoch, progress)
+                else None
+            )
             self.epoch += 1
             self._record(validation)
             self.partial = self._new_epoch()
@@ -166,8 +194,9 @@ class Trainer:
         epoch, steps = self.partial, self.settings.train.steps_per_epoch
         # A GPU waits for patches, so threads prepare them. On a CPU they would fight the network for its cores.
         threads = 0 if self.machine.device.type == "cpu" else 4
-        for step, batch in enumerate(self.sampler.batches(self.epoch, epoch.steps, steps, threads=threads),
-                                     start=epoch.steps):
+        for step, batch in enumerate(
+            self.sampler.batches(self.epoch, epoch.steps, steps, threads=threads), start=epoch.steps
+        ):
             progress = self.budget.progress(self.epoch, step)
             if progress >= 1 and epoch.steps:
                 break
@@ -178,9 +207,12 @@ class Trainer:
             for index, value in enumerate(batch_dice.tolist()):
                 if value == value:  # not NaN: the batch has the structure
                     old = epoch.dice[index]
-                    epoch.dice[index] = value if old is None else RUNNING_MEAN * old + (1 - RUNNING_MEAN) * value
-            self.callbacks.step(self.epoch + 1, step + 1, epoch.total / epoch.steps, mean(epoch.dice),
-                                progress)
+                    epoch.dice[index] = (
+                        value if old is None else RUNNING_MEAN * old + (1 - RUNNING_MEAN) * value
+                    )
+            self.callbacks.step(
+                self.epoch + 1, step + 1, epoch.total / epoch.steps, mean(epoch.dice), progress
+            )
             self._stop_if_asked()
         if not all(bool(torch.isfinite(p).all()) for p in self.network.parameters()):
             raise self._diverged(f"weights became NaN or infinite in epoch {self.epoch + 1}")
@@ -194,17 +226,26 @@ class Trainer:
 
     def _step(self, batch: Batch, progress: float) -> tuple[float, torch.Tensor]:
         train = self.settings.train
-        rate = train.learning_rate * self.rate_scale * learning_rate_factor(train.schedule, progress, train.warmup_fraction)
+        rate = (
+            train.learning_rate
+            * self.rate_scale
+            * learning_rate_factor(train.schedule, progress, train.warmup_fraction)
+        )
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        if self.multipass is not None:  # one pass as often as two; before the first finds anything, a second has nothing to mend
+        if (
+            self.multipass is not None
+        ):  # one pass as often as two; before the first finds anything, a second has nothing to mend
             drawn = 1 + counter_seed(train.seed, 3, self.steps) % int(self.multipass.n_train)
             self.multipass.draw_passes = drawn if progress >= train.first_pass_fraction else 1
             self.later_passes = progress >= train.first_pass_fraction
         # for what networks draw themselves: the corrupted context of passes
         torch.manual_seed(counter_seed(train.seed, 4, self.steps))
         with self.machine.autocast():
-            outputs = self.network(self.machine.image(batch.image), **{name: self.machine.image(value) for name, value in batch.inputs.items()})
+            outputs = self.network(
+                self.machine.image(batch.image),
+                **{name: self.machine.image(value) for name, value in batch.inputs.items()},
+            )
         loss, dice = objective(outputs, batch, train, progress, self.machine.device)
         value = float(loss.detach())
         if not value < float("inf"):  # NaN or infinity
@@ -234,16 +275,23 @@ class Trainer:
         self.history["skipped_steps"] += 1
         self.skipped_in_a_row += 1
         if self.skipped_in_a_row >= SKIPS_ALLOWED and self.scaler.get_scale() <= 1:
-            raise self._diverged(f"{self.skipped_in_a_row} gradients in a row were not finite after step {self.steps}", batch)
+            raise self._diverged(
+                f"{self.skipped_in_a_row} gradients in a row were not finite after step {self.steps}", batch
+            )
 
     def _diverged(self, what: str, batch: Batch | None = None) -> DivergedError:
         """The error that stops the run: what happened, at which size and precision, and remedies in the order to try them."""
         size = " x ".join(str(n) for n in self.patch_size)
         where = f", with patches of {', '.join(batch.case_ids)}" if batch is not None else ""
-        other = "" if self.machine.precision == "fp32" else "--set train.precision=fp32; if that does not help, "
-        return DivergedError("DIVERGED", f"{what}{where} ({size} voxels, {self.machine.precision})",
-                             f"train anew (--restart) with {other}a smaller train.learning_rate; then look at those scans. "
-                             "The last good checkpoint is kept")
+        other = (
+            "" if self.machine.precision == "fp32" else "--set train.precision=fp32; if that does not help, "
+        )
+        return DivergedError(
+            "DIVERGED",
+            f"{what}{where} ({size} voxels, {self.machine.precision})",
+            f"train anew (--restart) with {other}a smaller train.learning_rate; then look at those scans. "
+            "The last good checkpoint is kept",
+        )
 
     def _tell_float32_layers(self) -> None:
         """Say once that some convolutions do not run in bfloat16, and why."""
@@ -251,8 +299,10 @@ class Trainer:
             return
         if number := cpu_bfloat16.count_in_float32(self.network):
             size = " x ".join(map(str, self.patch_size))
-            self.callbacks.note(f"NOTE BF16_LAYERS: {number} convolutions run in float32: this processor computes them "
-                                f"wrongly in bfloat16 where little is left of a patch of {size} (found by trial)")
+            self.callbacks.note(
+                f"NOTE BF16_LAYERS: {number} convolutions run in float32: this processor computes them "
+                f"wrongly in bfloat16 where little is left of a patch of {size} (found by trial)"
+            )
         self.told_float32_layers = True
 
     @torch.no_grad()
@@ -295,7 +345,9 @@ class Trainer:
 
             last = predict_canvas(self.network, case.sight(), self.windows, self.machine, on_pass=score)
             for validation in by_pass:
-                if len(validation.losses) == index:  # a network of one pass tells none, and passes that agree end early
+                if (
+                    len(validation.losses) == index
+                ):  # a network of one pass tells none, and passes that agree end early
                     validation.add(case, last)
             self._stop_if_asked()
         self.dice_of_passes = [mean(validation.mean_dice()) for validation in by_pass]
@@ -307,11 +359,14 @@ class Trainer:
 
     def _look_for_missed(self) -> None:
         """Predict one training case, each time another one, and remember the parts of its tubes that were missed: patches go there."""
-        cases = [case for case in self.sampler.cases if case.tubes is not None]
-        case = cases[len(self.missed) % len(cases)]
-        prediction = predict_canvas(self.network, case.sight(), self.windows, self.machine).argmax(0).to(torch.uint8)
+        cases = [(case, case.tubes.skeleton.numpy()) for case in self.sampler.cases if case.tubes is not None]
+        case, skeleton = cases[len(self.missed) % len(cases)]
+        prediction = (
+            predict_canvas(self.network, case.sight(), self.windows, self.machine).argmax(0).to(torch.uint8)
+        )
         rng = np.random.default_rng([self.settings.train.seed, 2, len(self.missed)])
-        self._remember_missed(case.case_id, torch.from_numpy(tubes.missed_points(case.tubes.skeleton.numpy(), prediction.numpy(), rng=rng)))  # type: ignore[union-attr]
+        points = tubes.missed_points(skeleton, prediction.numpy(), rng=rng)
+        self._remember_missed(case.case_id, torch.from_numpy(points))
 
     def _remember_missed(self, case_id: str, points: torch.Tensor) -> None:
         self.missed.append((case_id, points))
@@ -322,12 +377,19 @@ class Trainer:
     @functools.cached_property
     def _in_one_piece(self) -> list[bool]:
         """Of each structure, whether the references of the first REFERENCES_LOOKED_AT training cases show it in one piece."""
-        return in_one_piece((case.label.numpy() for case in self.sampler.cases[:REFERENCES_LOOKED_AT]), len(self.identity.structures))
+        return in_one_piece(
+            (case.label.numpy() for case in self.sampler.cases[:REFERENCES_LOOKED_AT]),
+            len(self.identity.structures),
+        )
 
     def _keep_if_best(self, validation: Validation) -> None:
         dice = mean(validation.mean_dice())
         if dice is not None and (self.best is None or dice > self.best):
-            self.largest_component = [name for name, keeps in zip(self.identity.structures, validation.keeps_largest(self._in_one_piece)) if keeps]
+            self.largest_component = [
+                name
+                for name, keeps in zip(self.identity.structures, validation.keeps_largest(self._in_one_piece))
+                if keeps
+            ]
             self.best, self.best_epoch, self.stale = dice, self.epoch, 0
             if self.multipass is not None:
                 self.history["val_dice_of_passes"] = self.dice_of_passes
@@ -359,25 +421,49 @@ class Trainer:
             history["val_hausdorff"][name].append(distances[index])
         history["val_mean_dice"].append(mean(scores))
         history |= {"best_epoch": self.best_epoch, "best_val_dice": self.best}
-        self.callbacks.epoch({"epoch": self.epoch, "loss": loss, "dice": mean(epoch.dice),
-                              "validation": mean(scores),
-                              "rate": epoch.rate, "seconds": seconds})
+        self.callbacks.epoch(
+            {
+                "epoch": self.epoch,
+                "loss": loss,
+                "dice": mean(epoch.dice),
+                "validation": mean(scores),
+                "rate": epoch.rate,
+                "seconds": seconds,
+            }
+        )
 
     def _costs(self) -> dict[str, Any]:
         """Time, steps and memory of the run so far."""
         learning = self.budget.seconds() - self.budget.validation_total
-        return {"seconds": round(self.budget.seconds(), 1), "steps": self.steps, "step_seconds": round(learning / max(1, self.steps), 4),
-                "peak_memory_gb": hardware.peak_memory_gb(self.machine.device)}
+        return {
+            "seconds": round(self.budget.seconds(), 1),
+            "steps": self.steps,
+            "step_seconds": round(learning / max(1, self.steps), 4),
+            "peak_memory_gb": hardware.peak_memory_gb(self.machine.device),
+        }
 
     def _content(self, weights: dict[str, torch.Tensor]) -> dict[str, Any]:
         identity = self.identity
-        return {"created_by": "ctseg", "arch": identity.arch, "structures": identity.structures, "preprocess": identity.preprocess,
-                "settings": self.settings.record(), "manifest_hash": identity.manifest_hash, "splits_hash": identity.splits_hash,
-                "synthetic": identity.synthetic, "guide": identity.guide, "locator": identity.locator, "sides": identity.sides,
-                "epoch": self.epoch, "steps": self.steps, "best": self.best,
-                "largest_component": self.largest_component,
-                "threads": torch.get_num_threads(), "precision": self.machine.precision,
-                "model": {key: value.detach().cpu().clone() for key, value in weights.items()}}
+        return {
+            "created_by": "ctseg",
+            "arch": identity.arch,
+            "structures": identity.structures,
+            "preprocess": identity.preprocess,
+            "settings": self.settings.record(),
+            "manifest_hash": identity.manifest_hash,
+            "splits_hash": identity.splits_hash,
+            "synthetic": identity.synthetic,
+            "guide": identity.guide,
+            "locator": identity.locator,
+            "sides": identity.sides,
+            "epoch": self.epoch,
+            "steps": self.steps,
+            "best": self.best,
+            "largest_component": self.largest_component,
+            "threads": torch.get_num_threads(),
+            "precision": self.machine.precision,
+            "model": {key: value.detach().cpu().clone() for key, value in weights.items()},
+        }
 
     def _save_best(self) -> None:
         self.best_epoch = self.epoch
@@ -386,11 +472,21 @@ class Trainer:
     def _save_last(self) -> None:
         self.history |= {"best_epoch": self.best_epoch, "best_val_dice": self.best, **self._costs()}
         content = self._content(self.network.state_dict()) | {
-            "averaged": {key: value.detach().cpu().clone() for key, value in self.averaged.items()}, "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(), "skipped_in_a_row": self.skipped_in_a_row, "missed": self.missed, "best_epoch": self.best_epoch, "stale": self.stale, "rate_scale": self.rate_scale,
-            "partial": dataclasses.asdict(self.partial), "later_passes": self.later_passes,
-            "seconds": self.budget.seconds(), "validation_seconds": self.budget.validation_seconds,
-            "validation_total": self.budget.validation_total, "history": json.dumps(self.history, allow_nan=False)}
+            "averaged": {key: value.detach().cpu().clone() for key, value in self.averaged.items()},
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "skipped_in_a_row": self.skipped_in_a_row,
+            "missed": self.missed,
+            "best_epoch": self.best_epoch,
+            "stale": self.stale,
+            "rate_scale": self.rate_scale,
+            "partial": dataclasses.asdict(self.partial),
+            "later_passes": self.later_passes,
+            "seconds": self.budget.seconds(),
+            "validation_seconds": self.budget.validation_seconds,
+            "validation_total": self.budget.validation_total,
+            "history": json.dumps(self.history, allow_nan=False),
+        }
         checkpoints.rotate(self.workspace.last_model)
         checkpoints.save(self.workspace.last_model, content)
         artifacts.write_json(self.workspace.history, self.history)
@@ -406,8 +502,17 @@ class Trainer:
         self._restore_optimizer(content["optimizer"]["state"], content["steps"], file)
         if self.scaler.is_enabled() and content["scaler"]:
             self.scaler.load_state_dict(content["scaler"])
-        self.epoch, self.steps, self.best, self.best_epoch = content["epoch"], content["steps"], content["best"], content["best_epoch"]
-        self.stale, self.rate_scale, self.largest_component = content["stale"], content["rate_scale"], content["largest_component"]
+        self.epoch, self.steps, self.best, self.best_epoch = (
+            content["epoch"],
+            content["steps"],
+            content["best"],
+            content["best_epoch"],
+        )
+        self.stale, self.rate_scale, self.largest_component = (
+            content["stale"],
+            content["rate_scale"],
+            content["largest_component"],
+        )
         self.skipped_in_a_row = content.get("skipped_in_a_row", 0)
         shapes = {case.case_id: torch.tensor(case.label.shape) for case in self.sampler.cases}
         for case_id, points in content.get("missed", []):
@@ -415,14 +520,19 @@ class Trainer:
                 raise checkpoints.mismatch(f"it names missed places that case {case_id} does not have", file)
             self._remember_missed(case_id, points)
         self.budget = Budget(self.settings.train, spent_seconds=content["seconds"])
-        self.budget.validation_seconds, self.budget.validation_total = content["validation_seconds"], content["validation_total"]
+        self.budget.validation_seconds, self.budget.validation_total = (
+            content["validation_seconds"],
+            content["validation_total"],
+        )
         self.partial = _Epoch(**content["partial"]) if content.get("partial") else self._new_epoch()
         self.later_passes = content.get("later_passes", False)
         self.history |= history | {"stopped": "running"}
         for key, now in (("threads", torch.get_num_threads()), ("precision", self.machine.precision)):
             if content.get(key, now) != now:
-                self.callbacks.note(f"NOTE {key.upper()}_CHANGED: {content[key]} {key} before, {now} now; "
-                                    "the weights will differ in the last bits")
+                self.callbacks.note(
+                    f"NOTE {key.upper()}_CHANGED: {content[key]} {key} before, {now} now; "
+                    "the weights will differ in the last bits"
+                )
 
     def _restore_optimizer(self, state: dict[Any, Any], steps: int, file: str) -> None:
         """Take over momenta; rates and decays stay those of the settings."""
@@ -434,13 +544,22 @@ class Trainer:
         def fits(number: Any, entry: Any) -> bool:
             if type(number) is not int or not 0 <= number < len(parameters):
                 return False
-            shapes = dict.fromkeys(names, parameters[number].shape) | ({"step": torch.Size()} if "step" in names else {})
-            return isinstance(entry, dict) and entry.keys() == names and all(
-                isinstance(value, torch.Tensor) and value.shape == shapes[key] for key, value in entry.items())
+            shapes = dict.fromkeys(names, parameters[number].shape) | (
+                {"step": torch.Size()} if "step" in names else {}
+            )
+            return (
+                isinstance(entry, dict)
+                and entry.keys() == names
+                and all(
+                    isinstance(value, torch.Tensor) and value.shape == shapes[key]
+                    for key, value in entry.items()
+                )
+            )
 
         if bool(state) != bool(steps) or not all(fits(number, entry) for number, entry in state.items()):
-            raise checkpoints.mismatch("the state of the optimizer is that of another network", file,
-                                       "begin anew with --restart")
+            raise checkpoints.mismatch(
+                "the state of the optimizer is that of another network", file, "begin anew with --restart"
+            )
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
 
     def replace_best(self) -> None:
@@ -462,7 +581,10 @@ def _optimizer(network: torch.nn.Module, settings: Settings) -> torch.optim.Opti
     # Norms and biases are not decayed: shrinking them towards zero has no regularising meaning.
     decayed = [p for p in network.parameters() if p.ndim > 1]
     others = [p for p in network.parameters() if p.ndim <= 1]
-    groups = [{"params": decayed, "weight_decay": train.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    groups = [
+        {"params": decayed, "weight_decay": train.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
     if train.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=train.learning_rate, momentum=0.99, nesterov=True)
     return torch.optim.AdamW(groups, lr=train.learning_rate)
@@ -470,22 +592,56 @@ def _optimizer(network: torch.nn.Module, settings: Settings) -> torch.optim.Opti
 
 def _empty_history(settings: Settings, identity: Identity, network: torch.nn.Module) -> dict[str, Any]:
     names = identity.structures
-    series: dict[str, Any] = {key: [] for key in ("epochs", "train_loss", "val_loss", "val_mean_dice", "learning_rate", "epoch_seconds", "resource_usage")}
-    return {"version": 1, "model": identity.arch["name"], "structures": names, **series, "train_dice": {name: [] for name in names},
-            "val_dice": {name: [] for name in names}, "val_hausdorff": {name: [] for name in names}, "best_epoch": 0, "best_val_dice": None,
-            "parameters": sum(p.numel() for p in network.parameters()), "steps": 0, "skipped_steps": 0,
-            "seconds": 0.0, "step_seconds": None, "peak_memory_gb": None, "settings": settings.record(),
-            "synthetic": identity.synthetic, "manifest_hash": identity.manifest_hash, "stopped": "running"}
+    series: dict[str, Any] = {
+        key: []
+        for key in (
+            "epochs",
+            "train_loss",
+            "val_loss",
+            "val_mean_dice",
+            "learning_rate",
+            "epoch_seconds",
+            "resource_usage",
+        )
+    }
+    return {
+        "version": 1,
+        "model": identity.arch["name"],
+        "structures": names,
+        **series,
+        "train_dice": {name: [] for name in names},
+        "val_dice": {name: [] for name in names},
+        "val_hausdorff": {name: [] for name in names},
+        "best_epoch": 0,
+        "best_val_dice": None,
+        "parameters": sum(p.numel() for p in network.parameters()),
+        "steps": 0,
+        "skipped_steps": 0,
+        "seconds": 0.0,
+        "step_seconds": None,
+        "peak_memory_gb": None,
+        "settings": settings.record(),
+        "synthetic": identity.synthetic,
+        "manifest_hash": identity.manifest_hash,
+        "stopped": "running",
+    }
 
 
-MAY_CHANGE = {"train.epochs", "train.minutes", "train.patience", "train.validations"}  # a longer run is the same run
+MAY_CHANGE = {
+    "train.epochs",
+    "train.minutes",
+    "train.patience",
+    "train.validations",
+}  # a longer run is the same run
 
 
 def conflicts(before: dict[str, Any], now: dict[str, Any], *, finished: bool) -> list[str]:
     """What differs between the recorded settings of two trainings so that one cannot be taken for the other,
     or, unless finished, go on from it.
     """
-    return [f"{section}.{key} was {before.get(section, {}).get(key)}, is {value}"
-            for section in ("model", "train") for key, value in now[section].items()
-            if (finished or f"{section}.{key}" not in MAY_CHANGE)
-            and before.get(section, {}).get(key) != value]
+    return [
+        f"{section}.{key} was {before.get(section, {}).get(key)}, is {value}"
+        for section in ("model", "train")
+        for key, value in now[section].items()
+        if (finished or f"{section}.{key}" not in MAY_CHANGE) and before.get(section, {}).get(key) != value
+    ]

@@ -63,8 +63,14 @@ def depth_mm(mask: np.ndarray, spacing_mm: tuple[float, float, float]) -> np.nda
 
 
 def sampling_points(
-    skeleton: np.ndarray, radius_mm: np.ndarray, label: np.ndarray, lung: np.ndarray | None, *,
-    rng: np.random.Generator, limit: int = 4000, thin_mm: float = THIN_MM,
+    skeleton: np.ndarray,
+    radius_mm: np.ndarray,
+    label: np.ndarray,
+    lung: np.ndarray | None,
+    *,
+    rng: np.random.Generator,
+    limit: int = 4000,
+    thin_mm: float = THIN_MM,
 ) -> dict[str, np.ndarray]:
     """Where patches may be centred: "thin" and "wide" skeleton voxels, and "background", each (n <= limit, 3) int16.
 
@@ -102,9 +108,13 @@ def missed_points(
         ends.append(places[~is_gap] + offset)
     if not gaps:
         return np.zeros((0, 3), np.int16)
-    gap, end = (np.ravel_multi_index(tuple(np.concatenate(group).T), skeleton.shape) for group in (gaps, ends))
+    gap, end = (
+        np.ravel_multi_index(tuple(np.concatenate(group).T), skeleton.shape) for group in (gaps, ends)
+    )
     n_ends = min(len(end), max(limit // 2, limit - len(gap)))
-    return np.concatenate([_choose(gap, skeleton.shape, limit - n_ends, rng), _choose(end, skeleton.shape, n_ends, rng)])
+    return np.concatenate(
+        [_choose(gap, skeleton.shape, limit - n_ends, rng), _choose(end, skeleton.shape, n_ends, rng)]
+    )
 
 
 def _missed_runs(missed: np.ndarray, found: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -131,4 +141,6 @@ def _choose(flat: np.ndarray, shape: tuple[int, ...], limit: int, rng: np.random
 def _box(mask: np.ndarray, *, margin: int) -> tuple[slice, ...]:
     """The box of a mask that has voxels, grown by a margin where the array allows it."""
     box = ndimage.find_objects(mask.astype(np.uint8))[0]
-    return tuple(slice(max(0, place.start - margin), min(n, place.stop + margin)) for place, n in zip(box, mask.shape))
+    return tuple(
+        slice(max(0, place.start - margin), min(n, place.stop + margin)) for place, n in zip(box, mask.shape)
+    )

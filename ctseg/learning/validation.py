@@ -22,7 +22,9 @@ class Validation:
     names: Sequence[str]
     losses: list[float] = dataclasses.field(default_factory=list)  # one per scan
     dice: list[list[float]] = dataclasses.field(default_factory=list)
-    dice_of_largest: list[list[float]] = dataclasses.field(default_factory=list)  # of the largest component alone
+    dice_of_largest: list[list[float]] = dataclasses.field(
+        default_factory=list
+    )  # of the largest component alone
     hd95_mm: list[list[float]] = dataclasses.field(default_factory=list)  # where something was predicted
 
     def __post_init__(self) -> None:
@@ -31,7 +33,11 @@ class Validation:
 
     def add(self, case: TrainingCase, probabilities: torch.Tensor) -> None:
         """Score the probabilities (S+1, D, H, W) of one case."""
-        loss, _ = segmentation_loss(logits=probabilities.clamp_min(1e-7).log_()[None], label=case.label[None], labelled=torch.from_numpy(case.labelled)[None])
+        loss, _ = segmentation_loss(
+            logits=probabilities.clamp_min(1e-7).log_()[None],
+            label=case.label[None],
+            labelled=torch.from_numpy(case.labelled)[None],
+        )
         self.losses.append(float(loss))
         prediction = probabilities.argmax(0)
         filtered = torch.from_numpy(keep_largest(prediction.numpy(), range(1, len(self.names) + 1)))
@@ -41,7 +47,11 @@ class Validation:
                     scores[index].append(value)
         for index, name in enumerate(self.names):
             if case.states[name] == "present":
-                pair = surface_distances(prediction=(prediction == index + 1).numpy(), reference=(case.label == index + 1).numpy(), spacing_mm=case.spacing_mm)
+                pair = surface_distances(
+                    prediction=(prediction == index + 1).numpy(),
+                    reference=(case.label == index + 1).numpy(),
+                    spacing_mm=case.spacing_mm,
+                )
                 if pair is not None:
                     self.hd95_mm[index].append(percentile_hausdorff_mm(pair))
 
@@ -56,4 +66,7 @@ class Validation:
     def keeps_largest(self, in_one_piece: Sequence[bool]) -> list[bool]:
         """Whether of each structure only the largest component should stay: where that scores higher than everything that was predicted,
         or just as high and the structure is in one piece in the training references."""
-        return [sum(one) > sum(everything) or (whole and sum(one) == sum(everything)) for one, everything, whole in zip(self.dice_of_largest, self.dice, in_one_piece)]
+        return [
+            sum(one) > sum(everything) or (whole and sum(one) == sum(everything))
+            for one, everything, whole in zip(self.dice_of_largest, self.dice, in_one_piece)
+        ]

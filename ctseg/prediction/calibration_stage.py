@@ -33,7 +33,14 @@ class Calibration:
     sums: dict[str, Regions] = dataclasses.field(default_factory=dict)
     cases: dict[str, dict[str, dict[str, float | None]]] = dataclasses.field(default_factory=dict)
 
-    def add(self, entry: Mapping[str, Any], probabilities: Shares, canvas: Grid, prediction: np.ndarray, workspace: Workspace) -> None:
+    def add(
+        self,
+        entry: Mapping[str, Any],
+        probabilities: Shares,
+        canvas: Grid,
+        prediction: np.ndarray,
+        workspace: Workspace,
+    ) -> None:
         """Count one case of the manifest. canvas: where the probabilities lie; prediction: label map (D, H, W) on the scan's grid.
 
         Only structures that the case is annotated for. IntegrityError when the reference lies on another grid than the scan.
@@ -42,14 +49,30 @@ class Calibration:
         file = entry["reference"]["file"]
         reference = nifti.read_integers(workspace.require(workspace.processed / file, stage="preprocess"))[0]
         if not reference.grid.matches(scan):
-            raise IntegrityError("GRID_MISMATCH", "the reference does not lie on the grid of its scan", "run `python run_pipeline.py --preprocess` again", case=entry["case_id"], file=f"processed_data/{file}")
-        numbers = [number for number, name in enumerate(self.names, start=1) if entry["states"].get(name) in _ANNOTATED]
+            raise IntegrityError(
+                "GRID_MISMATCH",
+                "the reference does not lie on the grid of its scan",
+                "run `python run_pipeline.py --preprocess` again",
+                case=entry["case_id"],
+                file=f"processed_data/{file}",
+            )
+        numbers = [
+            number
+            for number, name in enumerate(self.names, start=1)
+            if entry["states"].get(name) in _ANNOTATED
+        ]
         found = [few_boxes(label, numbers) for label in (reference.array, prediction)]
         scores = self.cases.setdefault(entry["case_id"], {})
         for number in numbers:
             name = self.names[number - 1]
             boxes = [own[number] for own in found if number in own]
-            own = _structure_sums(probability_on_scan(probabilities, number, canvas, scan), number, boxes, reference.array, prediction)
+            own = _structure_sums(
+                probability_on_scan(probabilities, number, canvas, scan),
+                number,
+                boxes,
+                reference.array,
+                prediction,
+            )
             total = self.sums.setdefault(name, calibration.empty())
             for region, sums in own.items():
                 total[region].merge(sums)
@@ -57,14 +80,39 @@ class Calibration:
 
     def write(self, workspace: Workspace, identity: Mapping[str, Any]) -> None:
         """Write calibration.json. identity: which weights and data it belongs to."""
-        artifacts.write_json(workspace.calibration, {
-            "format": FORMAT, "version": VERSION, **identity, "bins": calibration.BINS, "band_voxels": calibration.BAND_STEPS, "clip": calibration.CLIP,
-            "structures": {name: {region: regions[region].record() for region in calibration.REGIONS} for name, regions in self.sums.items()}, "cases": self.cases})
+        artifacts.write_json(
+            workspace.calibration,
+            {
+                "format": FORMAT,
+                "version": VERSION,
+                **identity,
+                "bins": calibration.BINS,
+                "band_voxels": calibration.BAND_STEPS,
+                "clip": calibration.CLIP,
+                "structures": {
+                    name: {region: regions[region].record() for region in calibration.REGIONS}
+                    for name, regions in self.sums.items()
+                },
+                "cases": self.cases,
+            },
+        )
 
 
-def _structure_sums(soft: tuple[Box, np.ndarray] | None, number: int, boxes: Sequence[tuple[slice, ...]], reference: np.ndarray, prediction: np.ndarray) -> Regions:
+def _structure_sums(
+    soft: tuple[Box, np.ndarray] | None,
+    number: int,
+    boxes: Sequence[tuple[slice, ...]],
+    reference: np.ndarray,
+    prediction: np.ndarray,
+) -> Regions:
     """The sums of one structure. soft: its box and probabilities there; boxes: of its masks in the label maps (D, H, W), where they hold it."""
-    near = [tuple(slice(max(0, part.start - calibration.MARGIN), min(size, part.stop + calibration.MARGIN)) for part, size in zip(box, reference.shape)) for box in boxes]
+    near = [
+        tuple(
+            slice(max(0, part.start - calibration.MARGIN), min(size, part.stop + calibration.MARGIN))
+            for part, size in zip(box, reference.shape)
+        )
+        for box in boxes
+    ]
     held = [*near, *([soft[0]] if soft is not None else [])]
     if not held:
         result = calibration.empty()
@@ -75,5 +123,14 @@ def _structure_sums(soft: tuple[Box, np.ndarray] | None, number: int, boxes: Seq
         box = joint_box(box, other)
     probability = np.zeros([part.stop - part.start for part in box], dtype=np.float32)
     if soft is not None:
-        probability[tuple(slice(part.start - whole.start, part.stop - whole.start) for part, whole in zip(soft[0], box))] = soft[1]
-    return calibration.structure_sums(probability=probability, reference=reference[box] == number, prediction=prediction[box] == number, voxels=reference.size)
+        probability[
+            tuple(
+                slice(part.start - whole.start, part.stop - whole.start) for part, whole in zip(soft[0], box)
+            )
+        ] = soft[1]
+    return calibration.structure_sums(
+        probability=probability,
+        reference=reference[box] == number,
+        prediction=prediction[box] == number,
+        voxels=reference.size,
+    )

@@ -51,12 +51,24 @@ def load(workspace: artifacts.Workspace, manifest: dict[str, Any], entry: dict[s
     if not record:
         return None
     organs = manifest["guide"]["organs"]
-    return make_guide(*read_guide(workspace.processed / record["file"], sha256=record["sha256"]), organs, Sides.of(manifest.get("sides"), organs))
+    return make_guide(
+        *read_guide(workspace.processed / record["file"], sha256=record["sha256"]),
+        organs,
+        Sides.of(manifest.get("sides"), organs),
+    )
 
 
-def make_guide(distance_mm: np.ndarray, presence: np.ndarray, stride: Triple, organs: Sequence[str], sides: Sides | None = None) -> Guide:
+def make_guide(
+    distance_mm: np.ndarray,
+    presence: np.ndarray,
+    stride: Triple,
+    organs: Sequence[str],
+    sides: Sides | None = None,
+) -> Guide:
     """The Guide of what `ctseg.scans.guide_organs.read_guide` returned. sides: from the organs' names when None."""
-    return Guide(torch.from_numpy(distance_mm), torch.from_numpy(presence), stride, organ_swaps(organs, sides))
+    return Guide(
+        torch.from_numpy(distance_mm), torch.from_numpy(presence), stride, organ_swaps(organs, sides)
+    )
 
 
 def organ_swaps(organs: Sequence[str], sides: Sides | None = None) -> torch.Tensor:
@@ -72,12 +84,20 @@ def n_channels(n_organs: int, taus_mm: Sequence[float] = TAUS_MM) -> int:
     return n_organs * (len(taus_mm) + 1)
 
 
-def drop_organs(rng: np.random.Generator, n_organs: int, probability: float = DROP_PROBABILITY) -> torch.Tensor:
+def drop_organs(
+    rng: np.random.Generator, n_organs: int, probability: float = DROP_PROBABILITY
+) -> torch.Tensor:
     """(K,) bool: organs to hide from this patch, so that a failed guide is survivable."""
     return torch.from_numpy(rng.random(n_organs) < probability)
 
 
-def guide_channels(distance_mm: torch.Tensor, presence: torch.Tensor, *, scale: float = 1.0, taus_mm: Sequence[float] = TAUS_MM) -> torch.Tensor:
+def guide_channels(
+    distance_mm: torch.Tensor,
+    presence: torch.Tensor,
+    *,
+    scale: float = 1.0,
+    taus_mm: Sequence[float] = TAUS_MM,
+) -> torch.Tensor:
     """(K * (T + 1), D, H, W) float32 in [-1, 1] from distances (K, D, H, W) in mm and presence (K,).
 
     scale: how many times larger the picture shows the anatomy; distances grow with it.
@@ -92,8 +112,16 @@ def guide_channels(distance_mm: torch.Tensor, presence: torch.Tensor, *, scale: 
     return result
 
 
-def guide_patch(guide: Guide, start: Sequence[int], size: Sequence[int], *, positions: torch.Tensor | None = None, scale: float = 1.0,
-                mirrored: bool = False, dropped: torch.Tensor | None = None) -> torch.Tensor:
+def guide_patch(
+    guide: Guide,
+    start: Sequence[int],
+    size: Sequence[int],
+    *,
+    positions: torch.Tensor | None = None,
+    scale: float = 1.0,
+    mirrored: bool = False,
+    dropped: torch.Tensor | None = None,
+) -> torch.Tensor:
     """(K * (T + 1), D, H, W) guide channels of a patch of the canvas.
 
     start, size: first canvas voxel and voxels of an axis-aligned patch (it may reach beyond the canvas: the edge goes
@@ -118,7 +146,10 @@ def _along_axes(guide: Guide, start: Sequence[int], size: Sequence[int]) -> torc
 
     Every weight depends on the canvas voxel alone, so a voxel has the same value in whichever patch it lies.
     """
-    steps = [_between(first, count, stride, length) for first, count, stride, length in zip(start, size, guide.stride, guide.distance_mm.shape[1:])]
+    steps = [
+        _between(first, count, stride, length)
+        for first, count, stride, length in zip(start, size, guide.stride, guide.distance_mm.shape[1:])
+    ]
     box = tuple(slice(int(low[0]), int(low[-1]) + 2) for low, _ in steps)
     values = guide.distance_mm[(slice(None), *box)].float()
     for axis in (2, 1, 0):  # the contiguous axis while the array is still small
@@ -153,4 +184,6 @@ def _at_positions(guide: Guide, positions: torch.Tensor) -> torch.Tensor:
         grid[..., 2 - axis] = places.sub_(low - 0.5).mul_(2 / (high - low)).sub_(1)
         box.append(slice(low, high))
     values = guide.distance_mm[(slice(None), *box)].float()
-    return F.grid_sample(values[None], grid[None], mode="bilinear", padding_mode="border", align_corners=False)[0]
+    return F.grid_sample(
+        values[None], grid[None], mode="bilinear", padding_mode="border", align_corners=False
+    )[0]

@@ -14,8 +14,14 @@ from ctseg.scans.datasets.case import CaseRecord
 from ctseg.scans.formats import nifti
 
 
-def predict_guide_masks(predictor: Predictor, model_hash: str, records: Sequence[CaseRecord], folder: Path, *,
-                        progress: Callable[[Sequence[CaseRecord]], Iterable[CaseRecord]] = iter) -> None:
+def predict_guide_masks(
+    predictor: Predictor,
+    model_hash: str,
+    records: Sequence[CaseRecord],
+    folder: Path,
+    *,
+    progress: Callable[[Sequence[CaseRecord]], Iterable[CaseRecord]] = iter,
+) -> None:
     """Write <folder>/<case id>.nii.gz for each case, and labels.json with the names; what an earlier run left is kept.
 
     model_hash: of the checkpoint. A case whose scan cannot be read is left out: preprocessing refuses it later with its reason.
@@ -32,7 +38,11 @@ def predict_guide_masks(predictor: Predictor, model_hash: str, records: Sequence
             image, _ = load_case.load_image(record.image)
         except (PipelineError, OSError):
             continue
-        nifti.write_label(path, Volume(predictor.predict_scan(image), image.affine), names=dict(enumerate(names, start=1)))
+        nifti.write_label(
+            path, Volume(predictor.predict_scan(image), image.affine), names=dict(enumerate(names, start=1))
+        )
         done[record.case_id] = key
         artifacts.write_json(done_file, done)
-    artifacts.write_json(folder / "labels.json", {str(number): name for number, name in enumerate(names, start=1)})
+    artifacts.write_json(
+        folder / "labels.json", {str(number): name for number, name in enumerate(names, start=1)}
+    )

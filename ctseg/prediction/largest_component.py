@@ -14,7 +14,12 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 CRUMBS = 0.01  # share of a structure's voxels outside its largest component that still counts as one piece
-_LINES_BEFORE = ((0, 1), (1, -1), (1, 0), (1, 1))  # slices and rows back to the lines that touch one and come before it
+_LINES_BEFORE = (
+    (0, 1),
+    (1, -1),
+    (1, 0),
+    (1, 1),
+)  # slices and rows back to the lines that touch one and come before it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +52,7 @@ def keep_largest(label: np.ndarray, structures: Sequence[int]) -> np.ndarray:
         smaller = np.isin(runs.component, components[sizes < sizes.max()])
         for index in np.flatnonzero(smaller):
             d, h = divmod(int(runs.line[index]), label.shape[1])
-            result[d, h, runs.start[index]:runs.stop[index]] = 0
+            result[d, h, runs.start[index] : runs.stop[index]] = 0
     return result
 
 
@@ -88,7 +93,9 @@ def _find_runs(label: np.ndarray, structures: Sequence[int]) -> _Runs:
     return _Runs(value, line, start, stop, _join(value, line, start, stop, height, width))
 
 
-def _join(value: np.ndarray, line: np.ndarray, start: np.ndarray, stop: np.ndarray, height: int, width: int) -> np.ndarray:
+def _join(
+    value: np.ndarray, line: np.ndarray, start: np.ndarray, stop: np.ndarray, height: int, width: int
+) -> np.ndarray:
     """(n,) component of each run: those of one structure that touch, by a corner too, are joined."""
     span = width + 2  # a place on a line as one number, so that neighbouring lines do not touch
     first, last = line * span + start, line * span + stop
@@ -97,7 +104,9 @@ def _join(value: np.ndarray, line: np.ndarray, start: np.ndarray, stop: np.ndarr
         row = line % height - rows
         near = np.flatnonzero((row >= 0) & (row < height) & (line >= slices * height))
         shift = (slices * height + rows) * span
-        low = np.searchsorted(last, first[near] - shift, side="left")  # those that end at or behind the run's start
+        low = np.searchsorted(
+            last, first[near] - shift, side="left"
+        )  # those that end at or behind the run's start
         high = np.searchsorted(first, last[near] - shift, side="right")  # and begin at or before its end
         count = np.maximum(high - low, 0)
         one = np.repeat(near, count)

@@ -29,34 +29,62 @@ TIME_SHARE = 0.25  # of the training time: it only has to find, not to outline
 
 def locator_settings(settings: Settings) -> Settings:
     """The settings of the locator's training, derived from those of the network that it serves."""
-    model = dataclasses.replace(Settings().model, name="unet", width=WIDTH, levels=settings.model.levels, blocks=(1,) * settings.model.levels)
-    train = dataclasses.replace(settings.train, minutes=TIME_SHARE * settings.train.minutes, epochs=max(1, round(TIME_SHARE * settings.train.epochs)), patch_size=(), patience=0)
+    model = dataclasses.replace(
+        Settings().model,
+        name="unet",
+        width=WIDTH,
+        levels=settings.model.levels,
+        blocks=(1,) * settings.model.levels,
+    )
+    train = dataclasses.replace(
+        settings.train,
+        minutes=TIME_SHARE * settings.train.minutes,
+        epochs=max(1, round(TIME_SHARE * settings.train.epochs)),
+        patch_size=(),
+        patience=0,
+    )
     return dataclasses.replace(settings, model=model, train=train)
 
 
 def remaining_settings(settings: Settings) -> Settings:
     """The settings of the network itself, with the time that the locator leaves."""
     left = 1 - TIME_SHARE
-    return dataclasses.replace(settings, train=dataclasses.replace(settings.train, minutes=left * settings.train.minutes, epochs=max(1, round(left * settings.train.epochs))))
+    return dataclasses.replace(
+        settings,
+        train=dataclasses.replace(
+            settings.train,
+            minutes=left * settings.train.minutes,
+            epochs=max(1, round(left * settings.train.epochs)),
+        ),
+    )
 
 
-def load_cases(workspace: artifacts.Workspace, manifest: dict[str, Any], split: str, *, progress: Callable = iter) -> list[TrainingCase]:
+def load_cases(
+    workspace: artifacts.Workspace, manifest: dict[str, Any], split: str, *, progress: Callable = iter
+) -> list[TrainingCase]:
     """The cases of a split on their `whole` canvas."""
     cases = []
     for entry in progress([case for case in manifest["cases"] if case["split"] == split]):
         image, label = _read(workspace, entry)
-        cases.append(prepare_case({**entry, "canvas": entry["locator"]["canvas"]}, image, label, manifest["structures"]))
+        cases.append(
+            prepare_case(
+                {**entry, "canvas": entry["locator"]["canvas"]}, image, label, manifest["structures"]
+            )
+        )
     return cases
 
 
 def _read(workspace: artifacts.Workspace, entry: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
     record = entry["locator"]
     image, label = artifacts.read_tensor(workspace.processed / record["file"], sha256=record["sha256"])
-    return torch.from_numpy(image).half(), torch.from_numpy(label if label is not None else np.zeros(image.shape, np.uint8))
+    return torch.from_numpy(image).half(), torch.from_numpy(
+        label if label is not None else np.zeros(image.shape, np.uint8)
+    )
 
 
-def restore_locator(record: dict[str, Any], build: Callable[..., torch.nn.Module], machine: Machine, *,
-                    file: str) -> Locator:
+def restore_locator(
+    record: dict[str, Any], build: Callable[..., torch.nn.Module], machine: Machine, *, file: str
+) -> Locator:
     """The locator that a checkpoint holds. record: "arch", "model" (its weights) and "patch_size"; build: as
     `models.build_network`.
     """
@@ -76,7 +104,11 @@ class Locator:
 
     def find_case(self, workspace: artifacts.Workspace, entry: dict[str, Any]) -> Region | None:
         """`find` for a case of the manifest."""
-        return self.find(_read(workspace, entry)[0], Grid.from_record(entry["locator"]["canvas"]), Grid.from_record(entry["canvas"]))
+        return self.find(
+            _read(workspace, entry)[0],
+            Grid.from_record(entry["locator"]["canvas"]),
+            Grid.from_record(entry["canvas"]),
+        )
 
     def find(self, image: torch.Tensor, whole: Grid, canvas: Grid) -> Region | None:
         """The part of a canvas that holds the structures, None when nothing was found on the whole body.
@@ -84,7 +116,12 @@ class Locator:
         image: (128, 128, 128) in 0..1 on the grid `whole`.
         """
         windows = Windows(self.n_structures + 1, self.patch_size, overlap=0.25)
-        label = predict_canvas(self.network, Sight(image), windows, self.machine).argmax(0).to(torch.uint8).numpy()
+        label = (
+            predict_canvas(self.network, Sight(image), windows, self.machine)
+            .argmax(0)
+            .to(torch.uint8)
+            .numpy()
+        )
         places = np.argwhere(keep_largest(label, range(1, self.n_structures + 1)) > 0)
         if not len(places):
             return None

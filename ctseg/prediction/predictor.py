@@ -53,7 +53,9 @@ class Predictor:
     @property
     def sides(self) -> laterality.Sides:
         """Which structures, and organs of the guide, are left and right."""
-        return laterality.Sides.of(self.checkpoint.get("sides"), [*self.names, *_guide_organs(self.checkpoint)])
+        return laterality.Sides.of(
+            self.checkpoint.get("sides"), [*self.names, *_guide_organs(self.checkpoint)]
+        )
 
     @property
     def one_sided(self) -> list[str]:
@@ -65,12 +67,18 @@ class Predictor:
         """The line that says that a mirrored scan is not predicted too because of structures of one side; None without any."""
         if not self.one_sided:
             return None
-        return Finding("NOTE", "ONE_SIDED", f"{', '.join(self.one_sided)}: one side only, so the mirrored scan is not predicted too").line()
+        return Finding(
+            "NOTE",
+            "ONE_SIDED",
+            f"{', '.join(self.one_sided)}: one side only, so the mirrored scan is not predicted too",
+        ).line()
 
     @property
     def members(self) -> int:
         """How many predictions the result is the mean of: mirrored views of each model of an ensemble."""
-        return count_views(self.network, self.windows) + sum(count_views(other.network, other.windows) for other in self.others)
+        return count_views(self.network, self.windows) + sum(
+            count_views(other.network, other.windows) for other in self.others
+        )
 
     @property
     def why_no_confidence(self) -> str | None:
@@ -81,8 +89,13 @@ class Predictor:
             return "the passes of the network hand on the mean of both mirrored views"
         return "a single prediction: no mirrored view, no ensemble"
 
-    def probabilities(self, sight: Sight, *, on_pass: Callable[[int, Shares], None] | None = None,
-                      on_member: Callable[[np.ndarray], None] | None = None) -> Shares:
+    def probabilities(
+        self,
+        sight: Sight,
+        *,
+        on_pass: Callable[[int, Shares], None] | None = None,
+        on_member: Callable[[np.ndarray], None] | None = None,
+    ) -> Shares:
         """Those of what it sees; see `predict_shares`. Of an ensemble the mean.
 
         on_member is told the label map (D, H, W) of each of `members`, before small pieces are removed; nothing when there is only one.
@@ -104,7 +117,13 @@ class Predictor:
         probabilities, canvas = self.probabilities_of_scan(image, guide)
         return self.label_on_scan(probabilities, canvas, image.grid)
 
-    def probabilities_of_scan(self, image: Volume, guide: CaseGuide | None = None, *, on_member: Callable[[np.ndarray], None] | None = None) -> tuple[Shares, Grid]:
+    def probabilities_of_scan(
+        self,
+        image: Volume,
+        guide: CaseGuide | None = None,
+        *,
+        on_member: Callable[[np.ndarray], None] | None = None,
+    ) -> tuple[Shares, Grid]:
         """(probabilities of a raw CT in HU, the canvas they lie on). on_member: see `probabilities`.
 
         guide: for networks that take one, see `ctseg.scans.guide_organs.load_guide`. Raises ValueError when it is missing.
@@ -114,11 +133,17 @@ class Predictor:
         preprocess = self.checkpoint["preprocess"]
         spacing = preprocess["spacing_mm"]
         plan = grids.GridPlan(preprocess["grid"], tuple(spacing) if spacing else None, 0.0)
-        box = grids.kept_box(image, preprocess["settings"].get("crop", "body"), preprocess["settings"]["margin_mm"])
+        box = grids.kept_box(
+            image, preprocess["settings"].get("crop", "body"), preprocess["settings"]["margin_mm"]
+        )
         canvas = plan.canvas(image.grid, box)
         scaled = self._scaled(image, canvas)
         maps = coarse_maps(guide.masks, canvas) if guide is not None and self.takes_guide else None
-        seen = guide_input.make_guide(maps.distance_mm, maps.presence, maps.stride, guide.organs, self.sides) if maps is not None and guide is not None else None
+        seen = (
+            guide_input.make_guide(maps.distance_mm, maps.presence, maps.stride, guide.organs, self.sides)
+            if maps is not None and guide is not None
+            else None
+        )
         sight = Sight(scaled, seen)
         if self.locator is not None:
             whole = grids.whole_grid(image.grid, box)
@@ -130,27 +155,42 @@ class Predictor:
 
     def _scaled(self, image: Volume, canvas: Grid) -> torch.Tensor:
         low, high = self.checkpoint["preprocess"]["window_hu"]
-        return torch.from_numpy(window(grids.image_on_canvas(image, canvas).array, (low, high)).astype(np.float16))
+        return torch.from_numpy(
+            window(grids.image_on_canvas(image, canvas).array, (low, high)).astype(np.float16)
+        )
 
 
-def load_predictor(path: Path, settings: EvaluateSettings, *, device: str, build_network: BuildNetwork, file: str) -> Predictor:
+def load_predictor(
+    path: Path, settings: EvaluateSettings, *, device: str, build_network: BuildNetwork, file: str
+) -> Predictor:
     """The predictor of a checkpoint. file: how messages call it. Raises IntegrityError for a damaged or foreign one."""
     checkpoint = checkpoints.load(path)
     trained: Settings = config.from_record(checkpoint["settings"])
-    machine = hardware.choose_machine(device, trained.train.precision if trained.train.precision != "fp16" else "auto")
+    machine = hardware.choose_machine(
+        device, trained.train.precision if trained.train.precision != "fp16" else "auto"
+    )
     network = checkpoints.restore(build_network, checkpoint["arch"], checkpoint["model"], file=file)
     _check_companions(checkpoint, network, file)
     names = list(checkpoint["structures"])
     swaps = None
-    if settings.flip and mirrors(trained) and not laterality.one_sided(checkpoint.get("sides"), names, _guide_organs(checkpoint)):
-        swaps = augment.mirror_table(laterality.Sides.of(checkpoint.get("sides"), names).indices(names), len(names))
+    if (
+        settings.flip
+        and mirrors(trained)
+        and not laterality.one_sided(checkpoint.get("sides"), names, _guide_organs(checkpoint))
+    ):
+        swaps = augment.mirror_table(
+            laterality.Sides.of(checkpoint.get("sides"), names).indices(names), len(names)
+        )
     filtered = {"auto": checkpoint["largest_component"], "all": names, "none": []}[settings.keep_largest]
     finder = checkpoint.get("locator")
     return Predictor(
-        checkpoint, machine.place(network), machine,
+        checkpoint,
+        machine.place(network),
+        machine,
         Windows(len(names) + 1, trained.train.fixed_patch(), settings.overlap, swaps, settings.context_scope),
         tuple(names.index(name) + 1 for name in filtered),
-        locator.restore_locator(finder, build_network, machine, file=file) if finder else None)
+        locator.restore_locator(finder, build_network, machine, file=file) if finder else None,
+    )
 
 
 def _check_companions(checkpoint: dict[str, Any], network: torch.nn.Module, file: str) -> None:
@@ -158,13 +198,19 @@ def _check_companions(checkpoint: dict[str, Any], network: torch.nn.Module, file
     whose guide its network takes.
     """
     if (checkpoint["preprocess"]["grid"] == "roi") != bool(checkpoint.get("locator")):
-        raise checkpoints.mismatch("a network of the roi grid and a locator belong together; this has one",
-                                   file, "use checkpoints/best_model.pth of a training run")
+        raise checkpoints.mismatch(
+            "a network of the roi grid and a locator belong together; this has one",
+            file,
+            "use checkpoints/best_model.pth of a training run",
+        )
     if "guide" in getattr(network, "inputs", ()):
         organs = (checkpoint.get("guide") or {}).get("organs", ())
         if guide_input.n_channels(len(organs)) != checkpoint["arch"]["guide_channels"]:
-            raise checkpoints.mismatch(f"its network takes {checkpoint['arch']['guide_channels']} guide channels, "
-                                       f"and it names {len(organs)} guide organs", file)
+            raise checkpoints.mismatch(
+                f"its network takes {checkpoint['arch']['guide_channels']} guide channels, "
+                f"and it names {len(organs)} guide organs",
+                file,
+            )
 
 
 def ensemble(members: Sequence[Predictor]) -> Predictor:
@@ -176,7 +222,11 @@ def ensemble(members: Sequence[Predictor]) -> Predictor:
     for other in others:
         for what in ("structures", "preprocess", "guide"):
             if first.checkpoint.get(what) != other.checkpoint.get(what):
-                raise UsageError("ENSEMBLE_MISMATCH", f"the checkpoints were trained with other {what}", "give models of one data set and the same settings of data")
+                raise UsageError(
+                    "ENSEMBLE_MISMATCH",
+                    f"the checkpoints were trained with other {what}",
+                    "give models of one data set and the same settings of data",
+                )
     filtered = [number for number in first.filtered if all(number in other.filtered for other in others)]
     return dataclasses.replace(first, others=tuple(others), filtered=tuple(filtered))
 

@@ -75,8 +75,14 @@ class Sight:
 
 
 @torch.no_grad()
-def predict_canvas(network: torch.nn.Module, sight: Sight, windows: Windows, machine: Machine, *,
-                   on_pass: Callable[[int, torch.Tensor], None] | None = None) -> torch.Tensor:
+def predict_canvas(
+    network: torch.nn.Module,
+    sight: Sight,
+    windows: Windows,
+    machine: Machine,
+    *,
+    on_pass: Callable[[int, torch.Tensor], None] | None = None,
+) -> torch.Tensor:
     """(S+1, D, H, W) float32 probabilities of a canvas, on the CPU.
 
     Windows are blended by their Gaussian weights; those that see only air are not computed: they are background. A network of
@@ -97,15 +103,26 @@ def predict_canvas(network: torch.nn.Module, sight: Sight, windows: Windows, mac
     return probabilities
 
 
-def predict_shares(network: torch.nn.Module, sight: Sight, windows: Windows, machine: Machine, *,
-                   on_pass: Callable[[int, Shares], None] | None = None, on_view: Callable[[np.ndarray], None] | None = None) -> Shares:
+def predict_shares(
+    network: torch.nn.Module,
+    sight: Sight,
+    windows: Windows,
+    machine: Machine,
+    *,
+    on_pass: Callable[[int, Shares], None] | None = None,
+    on_view: Callable[[np.ndarray], None] | None = None,
+) -> Shares:
     """As `predict_canvas`, but each structure is kept only where it has any probability: memory does not grow with their number.
 
     on_view is told the label map (D, H, W) of each of `count_views` predictions that the result is the mean of. A network that hands whole
     volumes from pass to pass takes whole arrays, so there memory does grow.
     """
     if _stitches_passes(network, windows):
-        tell = None if on_pass is None else lambda number, probabilities: on_pass(number, Shares.of(probabilities.numpy()))
+        tell = (
+            None
+            if on_pass is None
+            else lambda number, probabilities: on_pass(number, Shares.of(probabilities.numpy()))
+        )
         result = Shares.of(predict_canvas(network, sight, windows, machine, on_pass=tell).numpy())
         if on_view is not None:
             on_view(result.label())
@@ -143,11 +160,19 @@ def _stitches_passes(network: torch.nn.Module, windows: Windows) -> bool:
 
 def _agree(before: torch.Tensor, after: torch.Tensor, n_structures: int) -> bool:
     dices, counts = dice_per_structure(after, before, n_structures)
-    return all((dice if dice is not None else float(counts[:, value].sum() == 0)) > AGREEMENT for value, dice in enumerate(dices, start=1))
+    return all(
+        (dice if dice is not None else float(counts[:, value].sum() == 0)) > AGREEMENT
+        for value, dice in enumerate(dices, start=1)
+    )
 
 
-def _one_pass(network: torch.nn.Module, sight: Sight, windows: Windows, machine: Machine,
-              running: tuple[int, torch.Tensor | None] | None) -> torch.Tensor:
+def _one_pass(
+    network: torch.nn.Module,
+    sight: Sight,
+    windows: Windows,
+    machine: Machine,
+    running: tuple[int, torch.Tensor | None] | None,
+) -> torch.Tensor:
     """The stitched probabilities of one pass. running: (pass number, context of the whole canvas (S, D, H, W)), None for networks without."""
     total = np.zeros((windows.n_classes, *sight.image.shape), dtype=np.float32)
     seen, weight, weights = _blending(sight, windows)
@@ -171,27 +196,47 @@ def _blending(sight: Sight, windows: Windows) -> tuple[list[tuple[slice, ...]], 
     return seen, weight, total
 
 
-def _predictions(network: torch.nn.Module, sight: Sight, seen: Sequence[tuple[slice, ...]], windows: Windows, machine: Machine,
-                 running: tuple[int, torch.Tensor | None] | None) -> Iterator[tuple[tuple[slice, ...], int, np.ndarray]]:
+def _predictions(
+    network: torch.nn.Module,
+    sight: Sight,
+    seen: Sequence[tuple[slice, ...]],
+    windows: Windows,
+    machine: Machine,
+    running: tuple[int, torch.Tensor | None] | None,
+) -> Iterator[tuple[tuple[slice, ...], int, np.ndarray]]:
     """(place, number of the view, probabilities (S+1, d, h, w)) of every window of `seen`.
 
     View 0 is the window as it is; with swaps, view 1 is its mirror image, put back. One after the other: those of many structures are large.
     """
     for first in range(0, len(seen), windows.batch_size):
-        chosen = seen[first:first + windows.batch_size]
+        chosen = seen[first : first + windows.batch_size]
         for number, swaps in enumerate([None] if windows.swaps is None else [None, windows.swaps]):
             for place, values in zip(chosen, _probabilities(network, sight, chosen, machine, running, swaps)):
                 yield place, number, values
 
 
-def _probabilities(network: torch.nn.Module, sight: Sight, places: Sequence[tuple[slice, ...]], machine: Machine,
-                   running: tuple[int, torch.Tensor | None] | None, swaps: torch.Tensor | None) -> np.ndarray:
+def _probabilities(
+    network: torch.nn.Module,
+    sight: Sight,
+    places: Sequence[tuple[slice, ...]],
+    machine: Machine,
+    running: tuple[int, torch.Tensor | None] | None,
+    swaps: torch.Tensor | None,
+) -> np.ndarray:
     """(B, S+1, d, h, w) of some windows; with swaps, of their mirror images, put back."""
     mirrored = swaps is not None
     images = torch.stack([sight.image[place].float() for place in places])[:, None]
     inputs: dict[str, torch.Tensor | int | None] = {}
     if sight.guide is not None:
-        patches = [guide_patch(sight.guide, [o + part.start for o, part in zip(sight.origin, place)], images.shape[2:], mirrored=mirrored) for place in places]
+        patches = [
+            guide_patch(
+                sight.guide,
+                [o + part.start for o, part in zip(sight.origin, place)],
+                images.shape[2:],
+                mirrored=mirrored,
+            )
+            for place in places
+        ]
         inputs["guide"] = machine.image(torch.stack(patches))
     if running is not None:
         inputs["pass_number"], context = running
@@ -205,15 +250,21 @@ def _probabilities(network: torch.nn.Module, sight: Sight, places: Sequence[tupl
     return torch.softmax(logits[:, swaps].float(), dim=1).cpu().numpy()[..., ::-1]
 
 
-def dice_per_structure(prediction: torch.Tensor, reference: torch.Tensor, n_structures: int) -> tuple[list[float | None], torch.Tensor]:
+def dice_per_structure(
+    prediction: torch.Tensor, reference: torch.Tensor, n_structures: int
+) -> tuple[list[float | None], torch.Tensor]:
     """Dice of each structure in one whole canvas, None where the reference has none (never 1); and the counts.
 
     prediction, reference: (D, H, W) integer label maps.
     """
     classes = n_structures + 1
-    counts = torch.bincount(reference.long().flatten() * classes + prediction.long().flatten(), minlength=classes**2).reshape(classes, classes)
+    counts = torch.bincount(
+        reference.long().flatten() * classes + prediction.long().flatten(), minlength=classes**2
+    ).reshape(classes, classes)
     result: list[float | None] = []
     for value in range(1, classes):
         size = int(counts[value].sum())
-        result.append(None if size == 0 else float(2 * counts[value, value] / (size + counts[:, value].sum())))
+        result.append(
+            None if size == 0 else float(2 * counts[value, value] / (size + counts[:, value].sum()))
+        )
     return result, counts

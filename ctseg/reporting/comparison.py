@@ -37,10 +37,45 @@ from ctseg.scoring.comparison import ALL
 Record = Mapping[str, Any]
 FORMAT, VERSION = "ctseg-comparison", 1
 COSTS = ("parameters", "peak_memory_gb", "seconds_per_step", "steps", "seconds_per_scan")
-METHOD_COLUMNS = ("method", "dice", "dice_ci_low", "dice_ci_high", "dice_seed_sd", "nsd", "hd95_imputed_mm", "hd95_where_found_mm", "missed", "scored",
-                  "seeds", "rank", "rank_low", "rank_high", "wins", *COSTS)
-PAIR_COLUMNS = ("reference", "method", "metric", "structure", "n", "difference", "ci_low", "ci_high", "p", "p_holm", "sd_reference", "sd_method",
-                "separable", "verdict", "missed_reference", "scored_reference", "missed_method", "scored_method", "flags")
+METHOD_COLUMNS = (
+    "method",
+    "dice",
+    "dice_ci_low",
+    "dice_ci_high",
+    "dice_seed_sd",
+    "nsd",
+    "hd95_imputed_mm",
+    "hd95_where_found_mm",
+    "missed",
+    "scored",
+    "seeds",
+    "rank",
+    "rank_low",
+    "rank_high",
+    "wins",
+    *COSTS,
+)
+PAIR_COLUMNS = (
+    "reference",
+    "method",
+    "metric",
+    "structure",
+    "n",
+    "difference",
+    "ci_low",
+    "ci_high",
+    "p",
+    "p_holm",
+    "sd_reference",
+    "sd_method",
+    "separable",
+    "verdict",
+    "missed_reference",
+    "scored_reference",
+    "missed_method",
+    "scored_method",
+    "flags",
+)
 
 
 def write_comparison(record: Record, folder: Path) -> None:
@@ -48,7 +83,9 @@ def write_comparison(record: Record, folder: Path) -> None:
     picture = io.BytesIO()
     draw(record, picture)
     write_json(folder / "comparison.json", record)
-    write_text(folder / "comparison.csv", _csv([*METHOD_COLUMNS, *_topology_columns(record)], method_lines(record)))
+    write_text(
+        folder / "comparison.csv", _csv([*METHOD_COLUMNS, *_topology_columns(record)], method_lines(record))
+    )
     write_text(folder / "comparison_pairs.csv", _csv(PAIR_COLUMNS, pair_lines(record)))
     draw(record, folder / "comparison.png")
     write_text(folder / "comparison.html", render(record, picture.getvalue()))
@@ -63,15 +100,37 @@ def method_lines(record: Record) -> list[dict[str, Any]]:
     ranks = {rank["method"]: rank for rank in found["ranking"]}
     lines = []
     for score in found["methods"]:
-        name, rank, costs = score["method"], ranks[score["method"]], (record.get("costs") or {}).get(score["method"]) or {}
+        name, rank, costs = (
+            score["method"],
+            ranks[score["method"]],
+            (record.get("costs") or {}).get(score["method"]) or {},
+        )
         low, high = score["macro_ci95"]["dice"] or (None, None)
         rank_low, rank_high = rank["ci95"] or (None, None)
-        lines.append({
-            "method": name, "dice": score["macro"]["dice"], "dice_ci_low": low, "dice_ci_high": high, "dice_seed_sd": score["seed_sd"]["dice"],
-            "nsd": score["macro"]["nsd"], "hd95_imputed_mm": costs.get("hd95_imputed_mm"), "hd95_where_found_mm": score["macro"]["hd95_mm"],
-            "missed": score["missed"], "scored": score["scored"], "seeds": len(score["seeds"]), "rank": rank["rank"], "rank_low": rank_low,
-            "rank_high": rank_high, "wins": rank["wins"], **{key: costs.get(key) for key in COSTS},
-            **{key: ((record.get("topology") or {}).get(name) or {}).get(key) for key in _topology_columns(record)}})
+        lines.append(
+            {
+                "method": name,
+                "dice": score["macro"]["dice"],
+                "dice_ci_low": low,
+                "dice_ci_high": high,
+                "dice_seed_sd": score["seed_sd"]["dice"],
+                "nsd": score["macro"]["nsd"],
+                "hd95_imputed_mm": costs.get("hd95_imputed_mm"),
+                "hd95_where_found_mm": score["macro"]["hd95_mm"],
+                "missed": score["missed"],
+                "scored": score["scored"],
+                "seeds": len(score["seeds"]),
+                "rank": rank["rank"],
+                "rank_low": rank_low,
+                "rank_high": rank_high,
+                "wins": rank["wins"],
+                **{key: costs.get(key) for key in COSTS},
+                **{
+                    key: ((record.get("topology") or {}).get(name) or {}).get(key)
+                    for key in _topology_columns(record)
+                },
+            }
+        )
     return lines
 
 
@@ -80,7 +139,14 @@ def pair_lines(record: Record) -> list[dict[str, Any]]:
     lines = []
     for pair in record["statistics"]["pairs"]:
         low, high = pair["ci95"] or (None, None)
-        lines.append({**{key: pair.get(key) for key in PAIR_COLUMNS}, "ci_low": low, "ci_high": high, "flags": " ".join(pair["flags"])})
+        lines.append(
+            {
+                **{key: pair.get(key) for key in PAIR_COLUMNS},
+                "ci_low": low,
+                "ci_high": high,
+                "flags": " ".join(pair["flags"]),
+            }
+        )
     return lines
 
 
@@ -104,33 +170,60 @@ def render(record: Record, picture: bytes) -> str:
     found = record["statistics"]
     pairs = [_pair_cells(pair) for pair in found["pairs"]]
     return template("comparison.html.j2").render(
-        title=record.get("title") or f"Comparison of {plural(len(found['methods']), 'method')}", synthetic=bool(record.get("synthetic")), notices=[],
-        sentences=[found["sentences"][score["method"]] for score in found["methods"]], warnings=[*found["warnings"], *(record.get("warnings") or [])],
-        methods=[_method_cells(line, _topology_columns(record)) for line in method_lines(record)], topology=_topology_columns(record),
-        reference=found["reference"], first=[pair for pair in pairs if pair["with_reference"]], others=[pair for pair in pairs if not pair["with_reference"]],
-        n_tests=found["n_tests"], n_patients=found["n_patients"], n_cases=found["n_cases"], kendall=text_of(found["kendall_tau"], "{:.2f}"),
-        facts=[(str(key), str(value)) for key, value in (record.get("facts") or {}).items()], picture=data_uri(picture, "png"),
-        n_structures=len(found["structures"]))
+        title=record.get("title") or f"Comparison of {plural(len(found['methods']), 'method')}",
+        synthetic=bool(record.get("synthetic")),
+        notices=[],
+        sentences=[found["sentences"][score["method"]] for score in found["methods"]],
+        warnings=[*found["warnings"], *(record.get("warnings") or [])],
+        methods=[_method_cells(line, _topology_columns(record)) for line in method_lines(record)],
+        topology=_topology_columns(record),
+        reference=found["reference"],
+        first=[pair for pair in pairs if pair["with_reference"]],
+        others=[pair for pair in pairs if not pair["with_reference"]],
+        n_tests=found["n_tests"],
+        n_patients=found["n_patients"],
+        n_cases=found["n_cases"],
+        kendall=text_of(found["kendall_tau"], "{:.2f}"),
+        facts=[(str(key), str(value)) for key, value in (record.get("facts") or {}).items()],
+        picture=data_uri(picture, "png"),
+        n_structures=len(found["structures"]),
+    )
 
 
 def _method_cells(line: Mapping[str, Any], topology: Sequence[str]) -> dict[str, Any]:
     """A method's line as words."""
     few = line["dice_ci_low"] is not None
     return {
-        "method": line["method"], "dice": text_of(line["dice"]), "width": 100 * min(1.0, max(0.0, line["dice"] or 0.0)),
-        "interval": f"{line['dice_ci_low']:.3f}–{line['dice_ci_high']:.3f}" if few else "", "sd": text_of(line["dice_seed_sd"]), "seeds": plural(line["seeds"], "run"),
-        "nsd": text_of(line["nsd"]), "imputed": text_of(line["hd95_imputed_mm"], "{:.1f}"), "found": text_of(line["hd95_where_found_mm"], "{:.1f}"),
-        "missed": str(line["missed"]), "scored": str(line["scored"]), "rank": text_of(line["rank"], "{:g}"),
-        "rank_range": f"{line['rank_low']:g}–{line['rank_high']:g}" if line["rank_low"] is not None else "", "wins": text_of(line["wins"], "{:.0%}"),
-        "parameters": _count(line["parameters"]), "memory": text_of(line["peak_memory_gb"], "{:.2f}"), "step": text_of(line["seconds_per_step"], "{:.3g}"),
-        "steps": text_of(line["steps"], "{:,}"), "scan": text_of(line["seconds_per_scan"], "{:.3g}"), "topology": [text_of(line[key], "{:.3g}") for key in topology]}
+        "method": line["method"],
+        "dice": text_of(line["dice"]),
+        "width": 100 * min(1.0, max(0.0, line["dice"] or 0.0)),
+        "interval": f"{line['dice_ci_low']:.3f}–{line['dice_ci_high']:.3f}" if few else "",
+        "sd": text_of(line["dice_seed_sd"]),
+        "seeds": plural(line["seeds"], "run"),
+        "nsd": text_of(line["nsd"]),
+        "imputed": text_of(line["hd95_imputed_mm"], "{:.1f}"),
+        "found": text_of(line["hd95_where_found_mm"], "{:.1f}"),
+        "missed": str(line["missed"]),
+        "scored": str(line["scored"]),
+        "rank": text_of(line["rank"], "{:g}"),
+        "rank_range": f"{line['rank_low']:g}–{line['rank_high']:g}" if line["rank_low"] is not None else "",
+        "wins": text_of(line["wins"], "{:.0%}"),
+        "parameters": _count(line["parameters"]),
+        "memory": text_of(line["peak_memory_gb"], "{:.2f}"),
+        "step": text_of(line["seconds_per_step"], "{:.3g}"),
+        "steps": text_of(line["steps"], "{:,}"),
+        "scan": text_of(line["seconds_per_scan"], "{:.3g}"),
+        "topology": [text_of(line[key], "{:.3g}") for key in topology],
+    }
 
 
 def _count(value: object) -> str:
     """Parameters as "2.77 M" or "850 k"."""
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         return DASH
-    return f"{value / 1e6:.2f} M" if value >= 1e6 else f"{value / 1e3:.0f} k" if value >= 1e4 else f"{value:,}"
+    return (
+        f"{value / 1e6:.2f} M" if value >= 1e6 else f"{value / 1e3:.0f} k" if value >= 1e4 else f"{value:,}"
+    )
 
 
 def _pair_cells(pair: Mapping[str, Any]) -> dict[str, Any]:
@@ -139,13 +232,26 @@ def _pair_cells(pair: Mapping[str, Any]) -> dict[str, Any]:
     star = "*" if "optimistic_ci" in pair["flags"] else ""
     spread = [text_of(pair[key], form.replace("+", "")) for key in ("sd_reference", "sd_method")]
     return {
-        **{key: pair[key] for key in ("reference", "method", "structure", "n", "verdict", "with_reference")}, "metric": METRIC_WORDS.get(pair["metric"], pair["metric"]),
-        "difference": _signed(text_of(pair["difference"], form)) + (unit if pair["difference"] is not None else ""),
-        "interval": _signed(f"{form.format(pair['ci95'][0])} to {form.format(pair['ci95'][1])}") + star if pair["ci95"] else "",
-        "p": p_text(pair["p"]).removeprefix("p = ").removeprefix("p ") if pair["p"] is not None else pair["verdict"] if pair["verdict"] == "n too small" else DASH,
-        "holm": p_text(pair["p_holm"]).removeprefix("p = ").removeprefix("p ") if pair["p_holm"] is not None else DASH,
-        "spread": " / ".join(spread), "missed": f"{pair['missed_reference']} / {pair['missed_method']}", "any_missed": bool(pair["missed_reference"] or pair["missed_method"]),
-        "whole": pair["structure"] == ALL}
+        **{key: pair[key] for key in ("reference", "method", "structure", "n", "verdict", "with_reference")},
+        "metric": METRIC_WORDS.get(pair["metric"], pair["metric"]),
+        "difference": _signed(text_of(pair["difference"], form))
+        + (unit if pair["difference"] is not None else ""),
+        "interval": _signed(f"{form.format(pair['ci95'][0])} to {form.format(pair['ci95'][1])}") + star
+        if pair["ci95"]
+        else "",
+        "p": p_text(pair["p"]).removeprefix("p = ").removeprefix("p ")
+        if pair["p"] is not None
+        else pair["verdict"]
+        if pair["verdict"] == "n too small"
+        else DASH,
+        "holm": p_text(pair["p_holm"]).removeprefix("p = ").removeprefix("p ")
+        if pair["p_holm"] is not None
+        else DASH,
+        "spread": " / ".join(spread),
+        "missed": f"{pair['missed_reference']} / {pair['missed_method']}",
+        "any_missed": bool(pair["missed_reference"] or pair["missed_method"]),
+        "whole": pair["structure"] == ALL,
+    }
 
 
 def _signed(text: str) -> str:
@@ -161,13 +267,19 @@ def draw(record: Record, target: Target) -> None:
     others = [score["method"] for score in found["methods"] if score["method"] != found["reference"]]
     lines = (1 + len(found["structures"])) * max(1, len(others))
     size = (11.0, 2.2 + max(0.26 * lines + 0.15 * len(found["structures"]), 0.45 * len(found["methods"])))
-    with style.picture(target, size, title=f"{plural(len(found['methods']), 'method')} on {plural(found['n_patients'], 'test patient')}",
-                       synthetic=bool(record.get("synthetic"))) as figure:
+    with style.picture(
+        target,
+        size,
+        title=f"{plural(len(found['methods']), 'method')} on {plural(found['n_patients'], 'test patient')}",
+        synthetic=bool(record.get("synthetic")),
+    ) as figure:
         left, right = figure.subplots(1, 2, gridspec_kw={"width_ratios": [1.25, 1]})
         _draw_differences(left, found, others)
         _draw_runs(right, found)
         if others:
-            figure.legend(*left.get_legend_handles_labels(), loc="outside lower left", ncols=min(5, len(others)))
+            figure.legend(
+                *left.get_legend_handles_labels(), loc="outside lower left", ncols=min(5, len(others))
+            )
 
 
 def _draw_differences(axes: Axes, found: Mapping[str, Any], others: Sequence[str]) -> None:
@@ -175,16 +287,41 @@ def _draw_differences(axes: Axes, found: Mapping[str, Any], others: Sequence[str
     if not others:
         return style.say(axes, "only one method")
     groups = [ALL, *found["structures"]]
-    pairs = {(pair["method"], pair["structure"]): pair for pair in found["pairs"] if pair["with_reference"] and pair["metric"] == "dice"}
+    pairs = {
+        (pair["method"], pair["structure"]): pair
+        for pair in found["pairs"]
+        if pair["with_reference"] and pair["metric"] == "dice"
+    }
     step = 0.8 / len(others)
     for i, name in enumerate(others):
         places = np.arange(len(groups)) + step * (i - (len(others) - 1) / 2)
-        shown = [(place, pairs[name, group]) for place, group in zip(places, groups) if pairs[name, group]["difference"] is not None]
+        shown = [
+            (place, pairs[name, group])
+            for place, group in zip(places, groups)
+            if pairs[name, group]["difference"] is not None
+        ]
         for place, pair in shown:
             if pair["ci95"]:
-                axes.plot(pair["ci95"], [place] * 2, "-", color=style.colour(i), linewidth=2, alpha=0.75, solid_capstyle="butt")
-        axes.plot([pair["difference"] for _, pair in shown], [place for place, _ in shown], "osD^vP*"[i % 7], color=style.colour(i), markersize=6.5,
-                  markeredgecolor="white", markeredgewidth=0.6, label=style.short(name), zorder=3)
+                axes.plot(
+                    pair["ci95"],
+                    [place] * 2,
+                    "-",
+                    color=style.colour(i),
+                    linewidth=2,
+                    alpha=0.75,
+                    solid_capstyle="butt",
+                )
+        axes.plot(
+            [pair["difference"] for _, pair in shown],
+            [place for place, _ in shown],
+            "osD^vP*"[i % 7],
+            color=style.colour(i),
+            markersize=6.5,
+            markeredgecolor="white",
+            markeredgewidth=0.6,
+            label=style.short(name),
+            zorder=3,
+        )
     axes.axvline(0, color=style.INK, linewidth=1)
     _group_axis(axes, [style.short(group) for group in groups])
     axes.set_xlabel("left: worse than it, right: better; bars: 95 % CI over patients")
@@ -194,15 +331,29 @@ def _draw_runs(axes: Axes, found: Mapping[str, Any]) -> None:
     """A dot per training run, a bar for the 95 % CI over patients of the mean over the runs."""
     axes.set_title("Mean Dice, one dot per training run")
     colours = {score["method"]: style.INK for score in found["methods"]}
-    colours |= {name: style.colour(i) for i, name in enumerate(name for name in colours if name != found["reference"])}
+    colours |= {
+        name: style.colour(i) for i, name in enumerate(name for name in colours if name != found["reference"])
+    }
     for place, score in enumerate(found["methods"]):
         colour, interval = colours[score["method"]], score["macro_ci95"]["dice"]
         if interval:
             axes.plot(interval, [place] * 2, "-", color=colour, linewidth=7, alpha=0.2, solid_capstyle="butt")
         if score["macro"]["dice"] is not None:
-            axes.plot([score["macro"]["dice"]] * 2, [place - 0.26, place + 0.26], "-", color=colour, linewidth=2)
+            axes.plot(
+                [score["macro"]["dice"]] * 2, [place - 0.26, place + 0.26], "-", color=colour, linewidth=2
+            )
         values = [value for value in score["seed_macro"]["dice"].values() if value is not None]
-        axes.plot(values, [place] * len(values), "o", color=colour, markersize=6, alpha=0.85, markeredgecolor="white", markeredgewidth=0.6, zorder=3)
+        axes.plot(
+            values,
+            [place] * len(values),
+            "o",
+            color=colour,
+            markersize=6,
+            alpha=0.85,
+            markeredgecolor="white",
+            markeredgewidth=0.6,
+            zorder=3,
+        )
     _group_axis(axes, [style.short(score["method"]) for score in found["methods"]])
     axes.set_xlabel("mean over structures; pale bar: 95 % CI over patients")
 

@@ -21,30 +21,57 @@ def facts(found: Results) -> list[tuple[str, list[tuple[str, str]]]]:
     minutes = number(history, "seconds")
     best = text_of(history.get("best_val_dice"))
     stopped = STOP_WORDS.get(str(history.get("stopped")), str(history.get("stopped") or DASH))
-    model = [("Network", str(history.get("model") or DASH)), ("Parameters", text_of(history.get("parameters"), "{:,}")),
-             ("Training", f"{DASH if minutes is None else f'{minutes / 60:.1f}'} minutes, {plural(len(history.get('epochs') or []), 'epoch')}, {text_of(history.get('steps'), '{:,}')} steps"),
-             ("Ended by", stopped), ("Best model", f"epoch {text_of(history.get('best_epoch'), '{:g}')}, validation Dice {best}"),
-             ("Patches", _patches(train)), ("Device", str(run.get("device") or history.get("device") or DASH))]
-    data = [("Data set", _data_name(manifest)), ("Structures", f"{len(found.structures)}: {', '.join(found.structures)}"), *_case_counts(manifest),
-            ("Grid", _grid(manifest)), ("Intensities", _window(manifest))]
+    model = [
+        ("Network", str(history.get("model") or DASH)),
+        ("Parameters", text_of(history.get("parameters"), "{:,}")),
+        (
+            "Training",
+            f"{DASH if minutes is None else f'{minutes / 60:.1f}'} minutes, {plural(len(history.get('epochs') or []), 'epoch')}, {text_of(history.get('steps'), '{:,}')} steps",
+        ),
+        ("Ended by", stopped),
+        ("Best model", f"epoch {text_of(history.get('best_epoch'), '{:g}')}, validation Dice {best}"),
+        ("Patches", _patches(train)),
+        ("Device", str(run.get("device") or history.get("device") or DASH)),
+    ]
+    data = [
+        ("Data set", _data_name(manifest)),
+        ("Structures", f"{len(found.structures)}: {', '.join(found.structures)}"),
+        *_case_counts(manifest),
+        ("Grid", _grid(manifest)),
+        ("Intensities", _window(manifest)),
+    ]
     seeds = (manifest.get("settings") or {}).get("seed"), train.get("seed")
     test_split = (found.summary.get("settings") or {}).get("split_hash") or manifest.get("splits_hash")
-    identity = [("Seeds", f"split {text_of(seeds[0], '{:g}')}, training {text_of(seeds[1], '{:g}')}"), ("Split hash", _hash(test_split)),
-                ("Data hash", _hash(history.get("manifest_hash"))), ("Weights hash", _hash(run.get("checkpoint_sha256"))),
-                ("Versions", ", ".join(f"{name} {value}" for name, value in sorted((manifest.get("versions") or {}).items())) or DASH)]
+    identity = [
+        ("Seeds", f"split {text_of(seeds[0], '{:g}')}, training {text_of(seeds[1], '{:g}')}"),
+        ("Split hash", _hash(test_split)),
+        ("Data hash", _hash(history.get("manifest_hash"))),
+        ("Weights hash", _hash(run.get("checkpoint_sha256"))),
+        (
+            "Versions",
+            ", ".join(f"{name} {value}" for name, value in sorted((manifest.get("versions") or {}).items()))
+            or DASH,
+        ),
+    ]
     return [("Model", model), ("Data", data), ("Identity", identity)]
 
 
 def _patches(train: Mapping[str, Any]) -> str:
     size = train.get("patch_size")
-    return f"{' × '.join(str(n) for n in size)} voxels, batch {train.get('batch_size', DASH)}" if isinstance(size, list) else DASH
+    return (
+        f"{' × '.join(str(n) for n in size)} voxels, batch {train.get('batch_size', DASH)}"
+        if isinstance(size, list)
+        else DASH
+    )
 
 
 def _data_name(manifest: Mapping[str, Any]) -> str:
     if not manifest:
         return DASH
     root = str(manifest.get("data_root") or "")
-    shown = Path(root).name if Path(root).is_absolute() or root.startswith("..") else root  # folders above are nobody's business
+    shown = (
+        Path(root).name if Path(root).is_absolute() or root.startswith("..") else root
+    )  # folders above are nobody's business
     return f"{'synthetic, ' if manifest.get('synthetic') else ''}{shown or DASH}, layout {manifest.get('layout') or DASH}"
 
 
@@ -56,13 +83,19 @@ def _case_counts(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
     for split, word in (("train", "training"), ("val", "validation"), ("test", "test")):
         mine = [case for case in manifest.get("cases", []) if case.get("split") == split]
         patients = len({case.get("patient_id") for case in mine})
-        parts.append(f"{len(mine)} {word}" + (f" ({plural(patients, 'patient')})" if patients != len(mine) else ""))
+        parts.append(
+            f"{len(mine)} {word}" + (f" ({plural(patients, 'patient')})" if patients != len(mine) else "")
+        )
     return [("Cases", ", ".join(parts))]
 
 
 def _grid(manifest: Mapping[str, Any]) -> str:
     spacing = manifest.get("spacing_mm")
-    size = " × ".join(f"{value:g}" for value in spacing) + " mm" if spacing else "one tensor per scan, finest spacing that holds the body"
+    size = (
+        " × ".join(f"{value:g}" for value in spacing) + " mm"
+        if spacing
+        else "one tensor per scan, finest spacing that holds the body"
+    )
     return f"{manifest.get('grid')}, {size}" if manifest.get("grid") else DASH
 
 
@@ -77,7 +110,12 @@ def _hash(value: object) -> str:
 
 def settings_lines(found: Results) -> list[tuple[str, str]]:
     """Every recorded setting as (name, value): of preprocessing (data), training and evaluation. A folder shows its name only."""
-    sources = (("data", found.manifest.get("settings")), ("", found.history.get("settings")), ("evaluate", found.run.get("settings")), ("scores", found.summary.get("settings")))
+    sources = (
+        ("data", found.manifest.get("settings")),
+        ("", found.history.get("settings")),
+        ("evaluate", found.run.get("settings")),
+        ("scores", found.summary.get("settings")),
+    )
     lines: dict[str, str] = {}
     for prefix, settings in sources:
         for key, value in _flat(settings if isinstance(settings, dict) else {}, prefix):
@@ -97,12 +135,19 @@ def _shown(value: object) -> str:
     if isinstance(value, list):
         return ", ".join(_shown(item) for item in value)
     text = DASH if value is None else str(value)
-    return Path(text).name if isinstance(value, str) and (Path(text).is_absolute() or text.startswith(("..", "~"))) else text
+    return (
+        Path(text).name
+        if isinstance(value, str) and (Path(text).is_absolute() or text.startswith(("..", "~")))
+        else text
+    )
 
 
 def commands(found: Results) -> list[str]:
     """The command that makes these results again, as far as the files tell; PATH stands for the folder of the scans."""
-    train, seed = (found.history.get("settings") or {}).get("train") or {}, (found.manifest.get("settings") or {}).get("seed")
+    train, seed = (
+        (found.history.get("settings") or {}).get("train") or {},
+        (found.manifest.get("settings") or {}).get("seed"),
+    )
     words = ["python run_pipeline.py"]
     if found.manifest.get("task"):
         words.append(f"--task {found.manifest['task']}")
@@ -115,5 +160,8 @@ def commands(found: Results) -> list[str]:
     elif train.get("epochs"):
         words.append(f"--epochs {train['epochs']}")
     if train.get("seed") is not None:
-        words.append(f"--seed {train['seed']}" + (f" --set data.seed={seed}" if seed not in (None, train["seed"]) else ""))
+        words.append(
+            f"--seed {train['seed']}"
+            + (f" --set data.seed={seed}" if seed not in (None, train["seed"]) else "")
+        )
     return [" ".join(words)]

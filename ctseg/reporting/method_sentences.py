@@ -34,7 +34,9 @@ def sentences(found: Comparison) -> dict[str, str]:
     first = found.methods[0]
     result = {first.method: _on_reference(found, first)}
     for score in found.methods[1:]:
-        rows = [pair for pair in found.pairs if pair.reference == found.reference and pair.method == score.method]
+        rows = [
+            pair for pair in found.pairs if pair.reference == found.reference and pair.method == score.method
+        ]
         result[score.method] = _against_reference(found, score, rows)
     return result
 
@@ -44,7 +46,9 @@ def _on_reference(found: Comparison, score: MethodScore) -> str:
     interval = score.macro_ci95["dice"]
     if interval:
         text += f" (95 % CI {interval[0]:.3f} to {interval[1]:.3f})"
-    return f"{text} over {plural(len(found.structures), 'structure')} of {plural(found.n_patients, 'patient')}."
+    return (
+        f"{text} over {plural(len(found.structures), 'structure')} of {plural(found.n_patients, 'patient')}."
+    )
 
 
 def _against_reference(found: Comparison, score: MethodScore, rows: Sequence[PairTest]) -> str:
@@ -53,17 +57,33 @@ def _against_reference(found: Comparison, score: MethodScore, rows: Sequence[Pai
     text = _main_clause(main, found.n_tests)
     for verdict in (BETTER, WORSE):
         same = main.verdict == verdict
-        others = [f"{METRIC_WORDS[pair.metric]} ({amount(pair)})" for pair in rows if pair.structure == ALL and pair is not main and pair.verdict == verdict]
-        places = [pair.structure for pair in rows if pair.metric == "dice" and pair.structure != ALL and pair.verdict == verdict]
+        others = [
+            f"{METRIC_WORDS[pair.metric]} ({amount(pair)})"
+            for pair in rows
+            if pair.structure == ALL and pair is not main and pair.verdict == verdict
+        ]
+        places = [
+            pair.structure
+            for pair in rows
+            if pair.metric == "dice" and pair.structure != ALL and pair.verdict == verdict
+        ]
         if others:
             text += f"; it is {'also ' if same else ''}{verdict} in {_listed(others)}"
         if places and not same:
-            text += f"; {'but ' if main.verdict in (BETTER, WORSE) else ''}on {_listed(places)} it is {verdict}"
+            text += (
+                f"; {'but ' if main.verdict in (BETTER, WORSE) else ''}on {_listed(places)} it is {verdict}"
+            )
     if main.missed_method * main.scored_reference != main.missed_reference * main.scored_method:
-        text += (f"; it missed {main.missed_method} of {main.scored_method} structures entirely, "
-                 f"{main.reference} {main.missed_reference} of {main.scored_reference}")
+        text += (
+            f"; it missed {main.missed_method} of {main.scored_method} structures entirely, "
+            f"{main.reference} {main.missed_reference} of {main.scored_reference}"
+        )
     if main.separable is None and main.verdict != TOO_SMALL:
-        text += ", but with one training run each nobody knows how much of it is the luck of the seed" if main.verdict in (BETTER, WORSE) else "; one training run each"
+        text += (
+            ", but with one training run each nobody knows how much of it is the luck of the seed"
+            if main.verdict in (BETTER, WORSE)
+            else "; one training run each"
+        )
     return text + "."
 
 
@@ -87,13 +107,13 @@ def _main_clause(pair: PairTest, tests: int) -> str:
 
 
 def evidence(pair: PairTest, tests: int) -> str:
-    """"95 % CI 0.004 to 0.020; p = 0.012, corrected for 48 tests"."""
+    """ "95 % CI 0.004 to 0.020; p = 0.012, corrected for 48 tests"."""
     interval = f"95 % CI {pair.ci95[0]:+.3f} to {pair.ci95[1]:+.3f}; " if pair.ci95 else ""
     return f"{interval}{p_text(pair.p_holm)}" + (f", corrected for {tests} tests" if tests > 1 else "")
 
 
 def p_text(p: float | None) -> str:
-    """"p = 0.012", "p < 0.001", or that there is none."""
+    """ "p = 0.012", "p < 0.001", or that there is none."""
     if p is None:
         return "no test"
     return "p < 0.001" if p < 0.001 else f"p = {p:.2g}"
@@ -101,11 +121,17 @@ def p_text(p: float | None) -> str:
 
 def amount(pair: PairTest) -> str:
     """The difference with its sign and unit, for example "-2.10 mm"."""
-    return "" if pair.difference is None else f"{pair.difference:+.2f} mm" if pair.metric == "hd95_mm" else f"{pair.difference:+.3f}"
+    return (
+        ""
+        if pair.difference is None
+        else f"{pair.difference:+.2f} mm"
+        if pair.metric == "hd95_mm"
+        else f"{pair.difference:+.3f}"
+    )
 
 
 def plural(count: int, word: str) -> str:
-    """"1 patient", "2 patients"."""
+    """ "1 patient", "2 patients"."""
     return f"{count} {word}" + ("" if count == 1 else "s")
 
 
@@ -114,7 +140,9 @@ def _number(value: float | None) -> str:
 
 
 def _listed(names: Sequence[str]) -> str:
-    shown = list(names[:NAMED_STRUCTURES]) + ([f"{len(names) - NAMED_STRUCTURES} more"] if len(names) > NAMED_STRUCTURES else [])
+    shown = list(names[:NAMED_STRUCTURES]) + (
+        [f"{len(names) - NAMED_STRUCTURES} more"] if len(names) > NAMED_STRUCTURES else []
+    )
     return shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} and {shown[-1]}"
 
 
@@ -125,17 +153,27 @@ def warnings(found: Comparison) -> list[str]:
     """Sentences for the top of the page."""
     lines, n = [], found.n_patients
     if n < SMALLEST_TEST_N:
-        lines.append(f"Only {plural(n, 'test patient')}: below {SMALLEST_TEST_N} no test can find anything, so no p is given.")
+        lines.append(
+            f"Only {plural(n, 'test patient')}: below {SMALLEST_TEST_N} no test can find anything, so no p is given."
+        )
     elif found.n_tests and found.n_tests * 0.5 ** (n - 1) >= LEVEL:
-        lines.append(f"With {n} patients and {found.n_tests} tests at once no difference can be significant, however large: compare fewer methods or test on more patients.")
+        lines.append(
+            f"With {n} patients and {found.n_tests} tests at once no difference can be significant, however large: compare fewer methods or test on more patients."
+        )
     if SMALLEST_TEST_N <= n < RELIABLE_N:
-        lines.append(f"{n} test patients: the confidence intervals marked * are narrower than they should be (below {RELIABLE_N}), and small differences cannot be found.")
+        lines.append(
+            f"{n} test patients: the confidence intervals marked * are narrower than they should be (below {RELIABLE_N}), and small differences cannot be found."
+        )
     lines += _seed_warnings(found.methods)
     if found.structures_without_reference:
-        lines.append(f"Without any reference and therefore left out: {', '.join(found.structures_without_reference)}.")
+        lines.append(
+            f"Without any reference and therefore left out: {', '.join(found.structures_without_reference)}."
+        )
     missing = [f"{score.method} {score.missed} of {score.scored}" for score in found.methods if score.missed]
     if missing:
-        lines.append(f"Structures missed entirely: {', '.join(missing)}. They count 0 in Dice and NSD and have no HD95, which is therefore compared only where every run of both methods found the structure.")
+        lines.append(
+            f"Structures missed entirely: {', '.join(missing)}. They count 0 in Dice and NSD and have no HD95, which is therefore compared only where every run of both methods found the structure."
+        )
     return lines
 
 
@@ -145,7 +183,11 @@ def _seed_warnings(methods: Sequence[MethodScore]) -> list[str]:
     if min(counts.values()) == 1:
         lines.append("Trained once per method: how much the score changes with the seed alone is not known.")
     elif min(counts.values()) < ENOUGH_SEEDS:
-        lines.append(f"Fewer than {ENOUGH_SEEDS} training runs per method: the scatter over the seeds is only a rough figure.")
+        lines.append(
+            f"Fewer than {ENOUGH_SEEDS} training runs per method: the scatter over the seeds is only a rough figure."
+        )
     if len({tuple(sorted(score.seeds)) for score in methods}) > 1:
-        lines.append(f"The methods were not trained with the same seeds ({', '.join(f'{name}: {count}' for name, count in counts.items())} runs).")
+        lines.append(
+            f"The methods were not trained with the same seeds ({', '.join(f'{name}: {count}' for name, count in counts.items())} runs)."
+        )
     return lines

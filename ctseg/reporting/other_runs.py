@@ -29,8 +29,17 @@ def read_comparison(workspace: Workspace) -> dict[str, Any] | None:
     if not path.exists():
         return None
     record = artifacts.read_json(path)
-    if not isinstance(record, dict) or record.get("format") != FORMAT or not isinstance(record.get("statistics"), dict):
-        raise IntegrityError("ARTIFACT_CORRUPT", "it is no record of a comparison", "run `python run_pipeline.py --compare ...` again", file=workspace.relative(path))
+    if (
+        not isinstance(record, dict)
+        or record.get("format") != FORMAT
+        or not isinstance(record.get("statistics"), dict)
+    ):
+        raise IntegrityError(
+            "ARTIFACT_CORRUPT",
+            "it is no record of a comparison",
+            "run `python run_pipeline.py --compare ...` again",
+            file=workspace.relative(path),
+        )
     return record
 
 
@@ -40,7 +49,9 @@ def gather(found: Results, folders: Sequence[Path]) -> dict[str, Any]:
     PreconditionError where one has no results, IntegrityError where it cannot be compared.
     """
     if not found.evaluated:
-        raise PreconditionError("MISSING_ARTIFACT", "this workspace has no test results to compare", results.EVALUATE_AGAIN)
+        raise PreconditionError(
+            "MISSING_ARTIFACT", "this workspace has no test results to compare", results.EVALUATE_AGAIN
+        )
     runs = {f"{THIS} ({found.history.get('model') or 'model'})": found}
     for folder in folders:
         other = results.read(Workspace(folder))
@@ -49,13 +60,29 @@ def gather(found: Results, folders: Sequence[Path]) -> dict[str, Any]:
         while name in runs:
             name += "′"
         runs[name] = other
-    rows = {name: {(str(row["patient_id"]), str(row["case_id"]), str(row["structure"])): row for row in run.rows} for name, run in runs.items()}
+    rows = {
+        name: {(str(row["patient_id"]), str(row["case_id"]), str(row["structure"])): row for row in run.rows}
+        for name, run in runs.items()
+    }
     shared = set.intersection(*(set(mine) for mine in rows.values()))
     if not shared:
-        raise IntegrityError("CASES_DIFFER", "the runs share no scored test case and structure", "evaluate them on the same test split")
-    scores = {name: {_seed(runs[name]): {key: row for key, row in mine.items() if key in shared}} for name, mine in rows.items()}
+        raise IntegrityError(
+            "CASES_DIFFER",
+            "the runs share no scored test case and structure",
+            "evaluate them on the same test split",
+        )
+    scores = {
+        name: {_seed(runs[name]): {key: row for key, row in mine.items() if key in shared}}
+        for name, mine in rows.items()
+    }
     left_out = max(len(mine) - len(shared) for mine in rows.values())
-    warnings = [f"Only what all runs scored is compared; up to {plural(left_out, 'result')} of a run are left out, so its mean can differ from that at the top of its own page."] if left_out else []
+    warnings = (
+        [
+            f"Only what all runs scored is compared; up to {plural(left_out, 'result')} of a run are left out, so its mean can differ from that at the top of its own page."
+        ]
+        if left_out
+        else []
+    )
     return {"statistics": described(compare(scores)), "warnings": warnings}
 
 
@@ -65,12 +92,26 @@ def _seed(run: Results) -> int:
 
 def _check(found: Results, other: Results, name: str) -> None:
     if not other.evaluated:
-        raise PreconditionError("MISSING_ARTIFACT", f"'{name}' after --compare-with has no test results", f"{results.EVALUATE_AGAIN} with --workspace for it")
-    for key, what, fix in (("split_hash", "split of the patients", "train and test both on one split: share the tensors by --processed"),
-                           ("boundary_mode", "definition of a surface", "evaluate both with the same --boundary-mode")):
+        raise PreconditionError(
+            "MISSING_ARTIFACT",
+            f"'{name}' after --compare-with has no test results",
+            f"{results.EVALUATE_AGAIN} with --workspace for it",
+        )
+    for key, what, fix in (
+        (
+            "split_hash",
+            "split of the patients",
+            "train and test both on one split: share the tensors by --processed",
+        ),
+        ("boundary_mode", "definition of a surface", "evaluate both with the same --boundary-mode"),
+    ):
         mine, theirs = ((run.summary.get("settings") or {}).get(key) for run in (found, other))
         if mine != theirs or mine is None:
-            raise IntegrityError("SPLITS_DIFFER" if key == "split_hash" else "SETTINGS_DIFFER", f"'{name}' was tested with another {what} ({_short(theirs)}, here {_short(mine)})", fix)
+            raise IntegrityError(
+                "SPLITS_DIFFER" if key == "split_hash" else "SETTINGS_DIFFER",
+                f"'{name}' was tested with another {what} ({_short(theirs)}, here {_short(mine)})",
+                fix,
+            )
 
 
 def _short(value: object) -> str:
@@ -82,17 +123,42 @@ def table(record: Mapping[str, Any] | None) -> dict[str, Any]:
     if not record:
         return {}
     found = record["statistics"]
-    main = {line["method"]: line for line in pair_lines(record) if line["metric"] == "dice" and line["structure"] == ALL and line["reference"] == found["reference"]}
+    main = {
+        line["method"]: line
+        for line in pair_lines(record)
+        if line["metric"] == "dice" and line["structure"] == ALL and line["reference"] == found["reference"]
+    }
     lines = []
     for score in found["methods"]:
         pair = main.get(score["method"])
-        lines.append({"name": score["method"], "dice": text_of(score["macro"]["dice"]), "interval": _starred(score["macro_ci95"]["dice"], score["flags"]), "nsd": text_of(score["macro"]["nsd"]),
-                      "hd95": text_of(score["macro"]["hd95_mm"], "{:.1f}"), "missed": f"{score['missed']} of {score['scored']}", "any_missed": bool(score["missed"]), "sd": text_of(score["seed_sd"]["dice"]),
-                      "runs": plural(len(score["seeds"]), "run"), "difference": _minus(text_of(pair["difference"] if pair else None, "{:+.3f}")),
-                      "difference_ci": _minus(interval_text([pair["ci_low"], pair["ci_high"]], "{:+.3f}")) if pair and pair["ci_low"] is not None else "",
-                      "p": _p(pair["p_holm"] if pair else None), "verdict": pair["verdict"] if pair else "reference"})
-    return {"lines": lines, "sentences": [line[:1].upper() + line[1:] for line in found["sentences"].values()], "warnings": [*found["warnings"], *(record.get("warnings") or [])],
-            "n_patients": found["n_patients"], "n_structures": len(found["structures"]), "n_tests": found["n_tests"], "reference": found["reference"]}
+        lines.append(
+            {
+                "name": score["method"],
+                "dice": text_of(score["macro"]["dice"]),
+                "interval": _starred(score["macro_ci95"]["dice"], score["flags"]),
+                "nsd": text_of(score["macro"]["nsd"]),
+                "hd95": text_of(score["macro"]["hd95_mm"], "{:.1f}"),
+                "missed": f"{score['missed']} of {score['scored']}",
+                "any_missed": bool(score["missed"]),
+                "sd": text_of(score["seed_sd"]["dice"]),
+                "runs": plural(len(score["seeds"]), "run"),
+                "difference": _minus(text_of(pair["difference"] if pair else None, "{:+.3f}")),
+                "difference_ci": _minus(interval_text([pair["ci_low"], pair["ci_high"]], "{:+.3f}"))
+                if pair and pair["ci_low"] is not None
+                else "",
+                "p": _p(pair["p_holm"] if pair else None),
+                "verdict": pair["verdict"] if pair else "reference",
+            }
+        )
+    return {
+        "lines": lines,
+        "sentences": [line[:1].upper() + line[1:] for line in found["sentences"].values()],
+        "warnings": [*found["warnings"], *(record.get("warnings") or [])],
+        "n_patients": found["n_patients"],
+        "n_structures": len(found["structures"]),
+        "n_tests": found["n_tests"],
+        "reference": found["reference"],
+    }
 
 
 def _minus(text: str) -> str:

@@ -24,8 +24,13 @@ PNG_COLOURS = 128
 
 def template(name: str) -> jinja2.Template:
     """A page's template. Every page extends `page.html.j2` and shares `page.css`; texts are HTML-escaped."""
-    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined,
-                                     trim_blocks=True, lstrip_blocks=True)
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     environment.filters["commands"] = _commands
     environment.filters["term"] = term
     environment.filters["breakable"] = _breakable
@@ -39,7 +44,10 @@ def _breakable(name: str) -> Markup:
 
 def _commands(line: str) -> Markup:
     """The line, escaped, with what stands between backticks set as code."""
-    parts = [Markup("<code>{}</code>").format(part) if index % 2 else escape(part) for index, part in enumerate(str(line).split("`"))]
+    parts = [
+        Markup("<code>{}</code>").format(part) if index % 2 else escape(part)
+        for index, part in enumerate(str(line).split("`"))
+    ]
     return Markup("").join(parts)
 
 
@@ -60,7 +68,9 @@ def slim(content: bytes) -> bytes:
         return content
     stream = io.BytesIO()
     with Image.open(io.BytesIO(content)) as image:
-        image.convert("RGB").quantize(PNG_COLOURS, dither=Image.Dither.NONE).save(stream, format="PNG", optimize=True)
+        image.convert("RGB").quantize(PNG_COLOURS, dither=Image.Dither.NONE).save(
+            stream, format="PNG", optimize=True
+        )
     return min(content, stream.getvalue(), key=len)
 
 
@@ -70,18 +80,18 @@ def text_of(value: object, form: str = "{:.3f}") -> str:
 
 
 def interval_text(interval: object, form: str = "{:.2f}") -> str:
-    """"0.80 to 0.88"; empty where there is no interval."""
+    """ "0.80 to 0.88"; empty where there is no interval."""
     if not isinstance(interval, (list, tuple)) or len(interval) != 2:
         return ""
     return f"{text_of(interval[0], form)} to {text_of(interval[1], form)}"
 
 
 def plural(count: int, word: str) -> str:
-    """"1 case", "2 cases"."""
+    """ "1 case", "2 cases"."""
     return f"{count:,} {word}" + ("" if count == 1 else "s")
 
 
 def listed(names: Sequence[str], most: int = 6) -> str:
-    """"a, b and c"; beyond `most` the rest is counted."""
+    """ "a, b and c"; beyond `most` the rest is counted."""
     shown = list(names[:most]) + ([f"{len(names) - most} more"] if len(names) > most else [])
     return shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} and {shown[-1]}"

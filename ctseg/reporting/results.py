@@ -16,7 +16,19 @@ from ctseg.artifacts import Workspace
 from ctseg.errors import IntegrityError, PreconditionError
 
 EVALUATE_AGAIN = "run `python run_pipeline.py --eval --analyze`"
-_TEXT_COLUMNS = frozenset(("case_id", "patient_id", "structure", "label", "state", "boundary_mode", "prediction_file", "reference_file", "td_by_generation_full"))
+_TEXT_COLUMNS = frozenset(
+    (
+        "case_id",
+        "patient_id",
+        "structure",
+        "label",
+        "state",
+        "boundary_mode",
+        "prediction_file",
+        "reference_file",
+        "td_by_generation_full",
+    )
+)
 
 
 @dataclasses.dataclass
@@ -45,7 +57,13 @@ class Results:
     @property
     def structures(self) -> list[str]:
         """Names in label order."""
-        return [str(name) for name in self.run.get("structures") or self.history.get("structures") or self.manifest.get("structures") or []]
+        return [
+            str(name)
+            for name in self.run.get("structures")
+            or self.history.get("structures")
+            or self.manifest.get("structures")
+            or []
+        ]
 
     def entry(self, case_id: str) -> dict[str, Any] | None:
         """The manifest entry of a case."""
@@ -54,16 +72,22 @@ class Results:
 
 def read(workspace: Workspace) -> Results:
     """Read a workspace. PreconditionError MISSING_ARTIFACT when training has not run, IntegrityError for damage."""
-    results = Results(history=_mapping(workspace.require(workspace.history, stage="train"), workspace, stage="train"))
+    results = Results(
+        history=_mapping(workspace.require(workspace.history, stage="train"), workspace, stage="train")
+    )
     if workspace.manifest.exists():
         results.manifest = artifacts.load_manifest(workspace)
     if workspace.preprocess_report.exists():
         results.preprocess_report = _mapping(workspace.preprocess_report, workspace, stage="preprocess")
     _read_evaluation(workspace, results)
     if not results.manifest:
-        results.notices.append("processed_data/ is gone: data set, findings and pictures of cases are missing here; run `python run_pipeline.py --preprocess` again.")
+        results.notices.append(
+            "processed_data/ is gone: data set, findings and pictures of cases are missing here; run `python run_pipeline.py --preprocess` again."
+        )
     elif results.history.get("manifest_hash") not in (None, artifacts.manifest_hash(results.manifest)):
-        results.notices.append("The processed data changed after training: cases and findings below describe the new data; run `python run_pipeline.py --train --eval --analyze`.")
+        results.notices.append(
+            "The processed data changed after training: cases and findings below describe the new data; run `python run_pipeline.py --train --eval --analyze`."
+        )
     if (stopped := results.history.get("stopped")) in artifacts.UNFINISHED:
         again = "run `python run_pipeline.py --train` to go on"
         if stopped == "diverged":
@@ -74,18 +98,32 @@ def read(workspace: Workspace) -> Results:
 
 
 def _read_evaluation(workspace: Workspace, results: Results) -> None:
-    summary_file, rows_file = workspace.evaluation / "summary_statistics.json", workspace.evaluation / "per_case.csv"
+    summary_file, rows_file = (
+        workspace.evaluation / "summary_statistics.json",
+        workspace.evaluation / "per_case.csv",
+    )
     missing = [path for path in (summary_file, rows_file, workspace.run_record) if not path.exists()]
     if missing:
-        results.notices.append(f"The model has not been evaluated ({workspace.relative(missing[0])} does not exist): this page has no test results; {EVALUATE_AGAIN}.")
+        results.notices.append(
+            f"The model has not been evaluated ({workspace.relative(missing[0])} does not exist): this page has no test results; {EVALUATE_AGAIN}."
+        )
         return
     run = _mapping(workspace.run_record, workspace, stage="eval")
-    if None not in (trained := results.history.get("manifest_hash"), tested := run.get("manifest_hash")) and trained != tested:
-        results.notices.append(f"evaluation_results/ belongs to other processed data than this training run and is left out; {EVALUATE_AGAIN}.")
+    if (
+        None not in (trained := results.history.get("manifest_hash"), tested := run.get("manifest_hash"))
+        and trained != tested
+    ):
+        results.notices.append(
+            f"evaluation_results/ belongs to other processed data than this training run and is left out; {EVALUATE_AGAIN}."
+        )
         return
-    if run.get("checkpoint_sha256") not in (None, artifacts.file_hash(workspace.best_model)
-                                            if workspace.best_model.is_file() else None):
-        results.notices.append(f"The test results below were made with other weights than checkpoints/best_model.pth, for example before the last training; {EVALUATE_AGAIN}.")
+    if run.get("checkpoint_sha256") not in (
+        None,
+        artifacts.file_hash(workspace.best_model) if workspace.best_model.is_file() else None,
+    ):
+        results.notices.append(
+            f"The test results below were made with other weights than checkpoints/best_model.pth, for example before the last training; {EVALUATE_AGAIN}."
+        )
     results.run = run
     results.summary = _mapping(summary_file, workspace, stage="eval")
     results.rows = read_rows(rows_file)
@@ -94,7 +132,12 @@ def _read_evaluation(workspace: Workspace, results: Results) -> None:
 def _mapping(path: Path, workspace: Workspace, *, stage: str) -> dict[str, Any]:
     content = artifacts.read_json(path)
     if not isinstance(content, dict):
-        raise IntegrityError("ARTIFACT_CORRUPT", "it holds no JSON object", f"run `python run_pipeline.py --{stage}` again", file=workspace.relative(path))
+        raise IntegrityError(
+            "ARTIFACT_CORRUPT",
+            "it holds no JSON object",
+            f"run `python run_pipeline.py --{stage}` again",
+            file=workspace.relative(path),
+        )
     return content
 
 
@@ -103,11 +146,18 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     try:
         artifacts.require_regular(path)
         with path.open(newline="", encoding="utf-8") as stream:
-            rows = [{key: _cell(key, value) for key, value in row.items() if key is not None} for row in csv.DictReader(stream)]
+            rows = [
+                {key: _cell(key, value) for key, value in row.items() if key is not None}
+                for row in csv.DictReader(stream)
+            ]
     except (OSError, UnicodeDecodeError, csv.Error, ValueError) as error:
-        raise IntegrityError("ARTIFACT_CORRUPT", f"not readable as a table ({error})", EVALUATE_AGAIN, file=path.name) from error
+        raise IntegrityError(
+            "ARTIFACT_CORRUPT", f"not readable as a table ({error})", EVALUATE_AGAIN, file=path.name
+        ) from error
     if any(row.get(key) is None for row in rows for key in ("case_id", "structure", "state")):
-        raise IntegrityError("ARTIFACT_CORRUPT", "a row has no case_id, structure or state", EVALUATE_AGAIN, file=path.name)
+        raise IntegrityError(
+            "ARTIFACT_CORRUPT", "a row has no case_id, structure or state", EVALUATE_AGAIN, file=path.name
+        )
     return rows
 
 
@@ -121,5 +171,7 @@ def data_root(workspace: Workspace, manifest: dict[str, Any]) -> Path:
     """The folder of the raw scans; a relative one counts from the workspace that they were preprocessed in."""
     recorded = manifest.get("data_root")
     if not recorded:
-        raise PreconditionError("NO_DATA", "the manifest names no data folder", "run `python run_pipeline.py --preprocess` again")
+        raise PreconditionError(
+            "NO_DATA", "the manifest names no data folder", "run `python run_pipeline.py --preprocess` again"
+        )
     return workspace.processed.parent / str(recorded)

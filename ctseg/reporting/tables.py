@@ -17,11 +17,26 @@ from ctseg.scoring.paired import macro, macro_interval
 WIDE = 8  # more structures than this: the table of cases names the lowest one instead of all
 WORST = 12
 SAME = 1e-9
-STATE_WORDS = {"missed": "missed", "hallucinated": "hallucinated", "absent": "absent", "unannotated": "not annotated", "unevaluable": "cut off"}
+STATE_WORDS = {
+    "missed": "missed",
+    "hallucinated": "hallucinated",
+    "absent": "absent",
+    "unannotated": "not annotated",
+    "unevaluable": "cut off",
+}
 
 
-TOPOLOGY_COLUMNS = (("td_lcc", "{:.3f}"), ("bd_lcc", "{:.3f}"), ("precision_lcc", "{:.3f}"), ("leakage_lcc", "{:.3f}"), ("td_full", "{:.3f}"), ("precision_full", "{:.3f}"),
-                    ("breaks", "{:.1f}"), ("cldice", "{:.3f}"), ("betti_error", "{:.1f}"))
+TOPOLOGY_COLUMNS = (
+    ("td_lcc", "{:.3f}"),
+    ("bd_lcc", "{:.3f}"),
+    ("precision_lcc", "{:.3f}"),
+    ("leakage_lcc", "{:.3f}"),
+    ("td_full", "{:.3f}"),
+    ("precision_full", "{:.3f}"),
+    ("breaks", "{:.1f}"),
+    ("cldice", "{:.3f}"),
+    ("betti_error", "{:.1f}"),
+)
 
 
 def topology_table(found: Results) -> list[dict[str, Any]]:
@@ -29,7 +44,10 @@ def topology_table(found: Results) -> list[dict[str, Any]]:
     lines = []
     for name, block in ((found.summary.get("topology") or {}) if found.evaluated else {}).items():
         cells = [text_of((block.get(column) or {}).get("mean"), form) for column, form in TOPOLOGY_COLUMNS]
-        nothing = [text_of((block.get("all_background") or {}).get(column), form) for column, form in TOPOLOGY_COLUMNS]
+        nothing = [
+            text_of((block.get("all_background") or {}).get(column), form)
+            for column, form in TOPOLOGY_COLUMNS
+        ]
         lines.append({"name": name, "n": block.get("n_reference"), "cells": cells, "nothing": nothing})
     return lines
 
@@ -41,18 +59,35 @@ def structure_table(found: Results) -> list[dict[str, Any]]:
     tolerances = (found.summary.get("settings") or {}).get("tolerances_mm") or {}
     lines = []
     for name in found.structures:
-        dice, nsd, imputed, defined = (found.summary.get(f"{name}_{metric}") or {} for metric in ("dice", "nsd", "hd95_imputed", "hd95"))
+        dice, nsd, imputed, defined = (
+            found.summary.get(f"{name}_{metric}") or {} for metric in ("dice", "nsd", "hd95_imputed", "hd95")
+        )
         counts = (found.summary.get("presence") or {}).get(name) or {}
         interval = dice.get("ci95")
-        low, high = ([100 * min(1.0, max(0.0, value)) for value in interval] if interval else (0.0, 0.0))
-        lines.append({
-            "name": name, "dice": text_of(dice.get("mean")), "width": 100 * min(1.0, max(0.0, dice.get("mean") or 0.0)), "low": low, "high": high,
-            "interval": interval_text(interval) + ("*" if interval and "optimistic_ci" in (dice.get("flags") or []) else ""),
-            "median": text_of(dice.get("median")), "p05": text_of(dice.get("p05")), "nsd": text_of(nsd.get("mean")),
-            "tolerance": _tolerance(tolerances.get(name)), "hd95_imputed": text_of(imputed.get("mean"), "{:.1f}"),
-            "hd95": text_of(defined.get("mean"), "{:.1f}"), "hd95_n": text_of(defined.get("n"), "{:d}"),
-            "counts": [text_of(counts.get(f"n_{state}"), "{:d}") for state in ("present", "missed", "hallucinated", "absent", "unannotated")],
-            "unevaluable": counts.get("n_unevaluable") or 0})
+        low, high = [100 * min(1.0, max(0.0, value)) for value in interval] if interval else (0.0, 0.0)
+        lines.append(
+            {
+                "name": name,
+                "dice": text_of(dice.get("mean")),
+                "width": 100 * min(1.0, max(0.0, dice.get("mean") or 0.0)),
+                "low": low,
+                "high": high,
+                "interval": interval_text(interval)
+                + ("*" if interval and "optimistic_ci" in (dice.get("flags") or []) else ""),
+                "median": text_of(dice.get("median")),
+                "p05": text_of(dice.get("p05")),
+                "nsd": text_of(nsd.get("mean")),
+                "tolerance": _tolerance(tolerances.get(name)),
+                "hd95_imputed": text_of(imputed.get("mean"), "{:.1f}"),
+                "hd95": text_of(defined.get("mean"), "{:.1f}"),
+                "hd95_n": text_of(defined.get("n"), "{:d}"),
+                "counts": [
+                    text_of(counts.get(f"n_{state}"), "{:d}")
+                    for state in ("present", "missed", "hallucinated", "absent", "unannotated")
+                ],
+                "unevaluable": counts.get("n_unevaluable") or 0,
+            }
+        )
     return lines
 
 
@@ -67,10 +102,17 @@ def baseline_row(found: Results) -> dict[str, str]:
         return {}
     values = (found.summary.get("baselines") or {}).get("all_background") or {}
     names = found.summary["headline"]["structures"]
-    imputed = [values[f"{name}_hd95_imputed"] for name in names if values.get(f"{name}_hd95_imputed") is not None]
+    imputed = [
+        values[f"{name}_hd95_imputed"] for name in names if values.get(f"{name}_hd95_imputed") is not None
+    ]
     distance = values.get("macro_hd95_imputed", sum(imputed) / len(imputed) if imputed else None)
     dice = values.get("macro_dice")
-    return {"dice": text_of(dice), "nsd": text_of(values.get("macro_nsd", dice)), "hd95_imputed": text_of(distance, "{:.1f}"), "missed": str(len(with_reference(found.rows)))}
+    return {
+        "dice": text_of(dice),
+        "nsd": text_of(values.get("macro_nsd", dice)),
+        "hd95_imputed": text_of(distance, "{:.1f}"),
+        "missed": str(len(with_reference(found.rows))),
+    }
 
 
 def case_table(found: Results) -> dict[str, Any]:
@@ -86,13 +128,28 @@ def case_table(found: Results) -> dict[str, Any]:
         mine = by_case[case]
         scored = with_reference(mine)
         distance, defined = mean_of(scored, "hd95_mm")
-        cells = [_case_cell(next((row for row in mine if row["structure"] == name), None)) for name in ([] if wide else found.structures)]
+        cells = [
+            _case_cell(next((row for row in mine if row["structure"] == name), None))
+            for name in ([] if wide else found.structures)
+        ]
         if wide:
             low = min(scored, key=dice_of, default=None)
             missed = [row for row in scored if row["state"] == "missed"]
-            cells = [{"text": DASH if low is None else f"{low['structure']} {dice_of(low):.3f}", "state": "present"},
-                     {"text": str(len(missed)), "state": "missed" if missed else "present"}]
-        lines.append({"case": case, "mean": text_of(means.get(case)), "hd95": f"{distance:.1f}" if distance is not None and defined else DASH, "cells": cells})
+            cells = [
+                {
+                    "text": DASH if low is None else f"{low['structure']} {dice_of(low):.3f}",
+                    "state": "present",
+                },
+                {"text": str(len(missed)), "state": "missed" if missed else "present"},
+            ]
+        lines.append(
+            {
+                "case": case,
+                "mean": text_of(means.get(case)),
+                "hd95": f"{distance:.1f}" if distance is not None and defined else DASH,
+                "cells": cells,
+            }
+        )
     return {"columns": ["lowest structure", "missed"] if wide else found.structures, "lines": lines}
 
 
@@ -105,8 +162,6 @@ def _case_cell(row: Mapping[str, Any] | None) -> dict[str, str]:
     return {"text": "0.000 missed" if state == "missed" else STATE_WORDS.get(state, state), "state": state}
 
 
-
-
 # ---- single results ---------------------------------------------------------------------------------------
 
 
@@ -116,23 +171,39 @@ def worst_table(found: Results, gallery: Sequence[CasePicture]) -> dict[str, Any
     Each line: case, structure, Dice, HD95, confidence, state and the anchor of a picture that shows it.
     """
     scored = with_reference(found.rows)
-    by_dice = sorted(scored, key=lambda row: (dice_of(row), -(number(row, "hd95_imputed_mm") or 0.0), str(row["case_id"])))
+    by_dice = sorted(
+        scored, key=lambda row: (dice_of(row), -(number(row, "hd95_imputed_mm") or 0.0), str(row["case_id"]))
+    )
     sure = [row for row in scored if number(row, "confidence") is not None]
     by_confidence = sorted(sure, key=lambda row: (number(row, "confidence"), str(row["case_id"])))
     anchors = picture_anchors(gallery)
-    return {"by_dice": [_worst_line(row, anchors) for row in by_dice[:WORST]], "by_confidence": [_worst_line(row, anchors) for row in by_confidence[:WORST]],
-            "of": len(scored), "with_confidence": len(sure)}
+    return {
+        "by_dice": [_worst_line(row, anchors) for row in by_dice[:WORST]],
+        "by_confidence": [_worst_line(row, anchors) for row in by_confidence[:WORST]],
+        "of": len(scored),
+        "with_confidence": len(sure),
+    }
 
 
 def picture_anchors(gallery: Sequence[CasePicture]) -> dict[tuple[str, str | None], str]:
     """(case, structure or None for all of them) -> id of its picture on the page."""
-    return {(picture.choice.case_id, picture.choice.structure): f"picture-{index}" for index, picture in enumerate(gallery, start=1)}
+    return {
+        (picture.choice.case_id, picture.choice.structure): f"picture-{index}"
+        for index, picture in enumerate(gallery, start=1)
+    }
 
 
 def _worst_line(row: Mapping[str, Any], anchors: Mapping[tuple[str, str | None], str]) -> dict[str, Any]:
     case, structure = str(row["case_id"]), str(row["structure"])
-    return {"case": case, "structure": structure, "dice": f"{dice_of(row):.3f}", "hd95": text_of(number(row, "hd95_mm"), "{:.1f}"), "missed": row["state"] == "missed",
-            "confidence": text_of(number(row, "confidence")), "anchor": anchors.get((case, structure)) or anchors.get((case, None)) or ""}
+    return {
+        "case": case,
+        "structure": structure,
+        "dice": f"{dice_of(row):.3f}",
+        "hd95": text_of(number(row, "hd95_mm"), "{:.1f}"),
+        "missed": row["state"] == "missed",
+        "confidence": text_of(number(row, "confidence")),
+        "anchor": anchors.get((case, structure)) or anchors.get((case, None)) or "",
+    }
 
 
 # ---- calibration ------------------------------------------------------------------------------------------
@@ -145,14 +216,26 @@ def calibration_table(found: Results) -> list[dict[str, str]]:
         whole, band = (regions.get(region) or {} for region in ("whole", "band"))
         if band.get("ece") is None:
             continue
-        lines.append({"name": str(name), "ece_band": text_of(band["ece"]), "sure": text_of(_too_sure(band.get("bins") or []), "{:+.3f}"), "brier_band": text_of(band.get("brier")),
-                      "nll_band": text_of(band.get("nll")), "ece_whole": text_of(whole.get("ece"))})
+        lines.append(
+            {
+                "name": str(name),
+                "ece_band": text_of(band["ece"]),
+                "sure": text_of(_too_sure(band.get("bins") or []), "{:+.3f}"),
+                "brier_band": text_of(band.get("brier")),
+                "nll_band": text_of(band.get("nll")),
+                "ece_whole": text_of(whole.get("ece")),
+            }
+        )
     return lines
 
 
 def _too_sure(bins: Sequence[Mapping[str, Any]]) -> float | None:
     """Mean stated probability minus observed frequency over all voxels of the bins."""
-    filled = [(one["n"], one["p"], one["y"]) for one in bins if one.get("n") and one.get("p") is not None and one.get("y") is not None]
+    filled = [
+        (one["n"], one["p"], one["y"])
+        for one in bins
+        if one.get("n") and one.get("p") is not None and one.get("y") is not None
+    ]
     total = sum(n for n, _, _ in filled)
     return sum(n * (p - y) for n, p, y in filled) / total if total else None
 
@@ -173,11 +256,15 @@ def macro_ci(found: Results) -> str:
     rows = with_reference(found.rows)
     patients = sorted({str(row.get("patient_id") or row["case_id"]) for row in rows})
     names = sorted({str(row["structure"]) for row in rows})
-    if not rows or len({(row.get("patient_id") or row["case_id"], row["structure"]) for row in rows}) < len(rows):
+    if not rows or len({(row.get("patient_id") or row["case_id"], row["structure"]) for row in rows}) < len(
+        rows
+    ):
         return ""
     matrix = np.full((len(patients), len(names)), np.nan)
     for row in rows:
-        matrix[patients.index(str(row.get("patient_id") or row["case_id"])), names.index(str(row["structure"]))] = dice_of(row)
+        matrix[
+            patients.index(str(row.get("patient_id") or row["case_id"])), names.index(str(row["structure"]))
+        ] = dice_of(row)
     stated = (found.summary.get("headline") or {}).get("macro_dice")
     if stated is None or abs(macro(matrix) - stated) > SAME:
         return ""

@@ -47,10 +47,14 @@ class Structure:
 
     @property
     def tag(self) -> str:
-        """"works", or what speaks against it, in a few words."""
+        """ "works", or what speaks against it, in a few words."""
         if self.missed == self.n:
             return "never found"
-        faults = [f"below {GOOD_DICE:.2f}"] * (not self.good) + ["missed"] * bool(self.missed) + ["hallucinated"] * bool(self.hallucinated)
+        faults = (
+            [f"below {GOOD_DICE:.2f}"] * (not self.good)
+            + ["missed"] * bool(self.missed)
+            + ["hallucinated"] * bool(self.hallucinated)
+        )
         return ", ".join(faults) or "works"
 
 
@@ -59,12 +63,23 @@ def structures(found: Results) -> list[Structure]:
     names = (found.summary.get("headline") or {}).get("structures") or []
     result = []
     for name in names:
-        dice, counts = found.summary.get(f"{name}_dice") or {}, (found.summary.get("presence") or {}).get(name) or {}
+        dice, counts = (
+            found.summary.get(f"{name}_dice") or {},
+            (found.summary.get("presence") or {}).get(name) or {},
+        )
         if dice.get("mean") is None:
             continue
         interval = dice.get("ci95")
-        result.append(Structure(str(name), float(dice["mean"]), tuple(interval) if interval else None, "optimistic_ci" in (dice.get("flags") or []), int(dice.get("n") or 0),
-                                *(int(counts.get(f"n_{state}") or 0) for state in ("missed", "hallucinated", "absent"))))
+        result.append(
+            Structure(
+                str(name),
+                float(dice["mean"]),
+                tuple(interval) if interval else None,
+                "optimistic_ci" in (dice.get("flags") or []),
+                int(dice.get("n") or 0),
+                *(int(counts.get(f"n_{state}") or 0) for state in ("missed", "hallucinated", "absent")),
+            )
+        )
     return sorted(result, key=lambda one: (-one.mean, one.name))
 
 
@@ -79,7 +94,12 @@ def paragraphs(found: Results) -> list[tuple[str, str]]:
     scored = structures(found) if found.evaluated else []
     if not scored:
         return [("Result", sentence(found))]
-    return [("Result", sentence(found)), ("What works", _works(scored)), ("What fails or falls short", _fails(found, scored)), ("How sure", " ".join(_doubts(found, scored)))]
+    return [
+        ("Result", sentence(found)),
+        ("What works", _works(scored)),
+        ("What fails or falls short", _fails(found, scored)),
+        ("How sure", " ".join(_doubts(found, scored))),
+    ]
 
 
 def sentence(found: Results) -> str:
@@ -92,7 +112,9 @@ def sentence(found: Results) -> str:
         return "The test references hold none of the structures, so nothing can be said about the model."
     cases = len({row["case_id"] for row in found.rows})
     patients = len({row.get("patient_id") or row["case_id"] for row in found.rows})
-    who = plural(cases, "synthetic test scan" if found.synthetic else "test scan") + (f" of {plural(patients, 'patient')}" if patients != cases else "")
+    who = plural(cases, "synthetic test scan" if found.synthetic else "test scan") + (
+        f" of {plural(patients, 'patient')}" if patients != cases else ""
+    )
     text = f"On {who} kept out of training the mean Dice (overlap with the reference, 0 to 1) is {macro:.3f}"
     if len(scored) > 1:
         text += f" over {plural(len(scored), 'structure')}: lowest {scored[-1].name} {scored[-1].mean:.3f}, highest {scored[0].name} {scored[0].mean:.3f}"
@@ -109,9 +131,17 @@ def _works(scored: list[Structure]) -> str:
     good = [one for one in scored if one.works]
     if not good:
         return f"No structure reaches a mean Dice of {GOOD_DICE:.2f} without being missed or hallucinated somewhere."
-    which = "" if len(scored) == 1 else f"All {len(good)} structures" if len(good) == len(scored) else f"{len(good)} of {plural(len(scored), 'structure')}"
+    which = (
+        ""
+        if len(scored) == 1
+        else f"All {len(good)} structures"
+        if len(good) == len(scored)
+        else f"{len(good)} of {plural(len(scored), 'structure')}"
+    )
     if len(good) > WITH_INTERVAL:
-        intervals = "intervals in the table" if any(one.ci95 for one in good) else "too few scans for intervals"
+        intervals = (
+            "intervals in the table" if any(one.ci95 for one in good) else "too few scans for intervals"
+        )
         return f"{which}, mean Dice from {good[-1].mean:.3f} to {good[0].mean:.3f}: {listed([one.name for one in good], NAMED)} ({intervals})."
     return f"{which}{': ' if which else ''}{listed([_with_interval(one) for one in good])}."
 
@@ -124,7 +154,11 @@ def _with_interval(one: Structure) -> str:
 def _fails(found: Results, scored: list[Structure]) -> str:
     bad = sorted((one for one in scored if not one.works), key=lambda one: one.mean)
     more = [f"and {plural(len(bad) - NAMED, 'more structure')}"] if len(bad) > NAMED else []
-    text = f"{'; '.join([*(_fault(one) for one in bad[:NAMED]), *more])}. " if bad else "No structure by the rule below. "
+    text = (
+        f"{'; '.join([*(_fault(one) for one in bad[:NAMED]), *more])}. "
+        if bad
+        else "No structure by the rule below. "
+    )
     hallucinated_only = [f"{name} (in {plural(count, 'scan')})" for name, count in _only_hallucinated(found)]
     if hallucinated_only:
         text += f"Marked although no test reference shows it: {listed(hallucinated_only, NAMED)}. "
@@ -134,7 +168,11 @@ def _fails(found: Results, scored: list[Structure]) -> str:
 
 def _farthest(found: Results) -> str:
     """A sentence on the largest HD95, which a mean Dice can hide; nothing where no structure was found."""
-    distances = [(value, str(row["structure"]), str(row["case_id"])) for row in with_reference(found.rows) if (value := number(row, "hd95_mm")) is not None]
+    distances = [
+        (value, str(row["structure"]), str(row["case_id"]))
+        for row in with_reference(found.rows)
+        if (value := number(row, "hd95_mm")) is not None
+    ]
     if not distances:
         return ""
     value, structure, case = max(distances)
@@ -146,16 +184,24 @@ def _only_hallucinated(found: Results) -> list[tuple[str, int]]:
     """Structures without any reference that were predicted all the same."""
     presence = found.summary.get("presence") or {}
     without = (found.summary.get("headline") or {}).get("structures_without_reference") or []
-    return [(str(name), count) for name in without if (count := int((presence.get(name) or {}).get("n_hallucinated") or 0))]
+    return [
+        (str(name), count)
+        for name in without
+        if (count := int((presence.get(name) or {}).get("n_hallucinated") or 0))
+    ]
 
 
 def _fault(one: Structure) -> str:
     if one.missed == one.n:
         faults = [f"never found ({plural(one.n, 'scan')})"]
     else:
-        faults = [f"mean Dice {one.mean:.3f}"] + ([f"missed in {one.missed} of {plural(one.n, 'scan')}"] if one.missed else [])
+        faults = [f"mean Dice {one.mean:.3f}"] + (
+            [f"missed in {one.missed} of {plural(one.n, 'scan')}"] if one.missed else []
+        )
     if one.hallucinated:
-        faults.append(f"hallucinated in {one.hallucinated} of {plural(one.hallucinated + one.absent, 'scan')} without it")
+        faults.append(
+            f"hallucinated in {one.hallucinated} of {plural(one.hallucinated + one.absent, 'scan')} without it"
+        )
     return f"{one.name}: {', '.join(faults)}"
 
 
@@ -166,47 +212,73 @@ def _doubts(found: Results, scored: list[Structure]) -> list[str]:
     """Sentences on what the numbers rest on, the weightiest first."""
     lines = []
     if found.synthetic:
-        lines.append("The scans are synthetic: this shows that the program works and says nothing about patients.")
+        lines.append(
+            "The scans are synthetic: this shows that the program works and says nothing about patients."
+        )
     lines.append(_on_patients(found, scored))
     uncertain = [one.name for one in scored if one.works and one.ci95 and one.ci95[0] < GOOD_DICE]
     if uncertain:
-        lines.append(f"For {listed(uncertain, 3)} the interval reaches below {GOOD_DICE:.2f}: that {'it works' if len(uncertain) == 1 else 'they work'} is not certain.")
+        lines.append(
+            f"For {listed(uncertain, 3)} the interval reaches below {GOOD_DICE:.2f}: that {'it works' if len(uncertain) == 1 else 'they work'} is not certain."
+        )
     lines += _not_scored(found)
     seed = ((found.history.get("settings") or {}).get("train") or {}).get("seed")
-    lines.append(f"One training run{'' if seed is None else f' (seed {seed})'} and one split: how much another run would differ was not measured.")
+    lines.append(
+        f"One training run{'' if seed is None else f' (seed {seed})'} and one split: how much another run would differ was not measured."
+    )
     return lines
 
 
 def _on_patients(found: Results, scored: list[Structure]) -> str:
     n = len({row.get("patient_id") or row["case_id"] for row in with_reference(found.rows)})
-    text = f"{plural(n, 'test patient')}: an indication, not a measurement." if n < FEW_PATIENTS else f"{plural(n, 'test patient')} were scored."
+    text = (
+        f"{plural(n, 'test patient')}: an indication, not a measurement."
+        if n < FEW_PATIENTS
+        else f"{plural(n, 'test patient')} were scored."
+    )
     if all(one.ci95 is None for one in scored):
         return f"{text} Fewer than {SMALLEST_N} per structure give no confidence interval."
     if any(one.optimistic for one in scored):
-        text += f" The intervals rest on fewer than {RELIABLE_N} patients and are narrower than they should be."
+        text += (
+            f" The intervals rest on fewer than {RELIABLE_N} patients and are narrower than they should be."
+        )
     return text
 
 
 def _not_scored(found: Results) -> list[str]:
     presence = found.summary.get("presence") or {}
     lines = []
-    for key, word in (("n_unannotated", "not annotated"), ("n_unevaluable", "cut off by the edge of the scan")):
+    for key, word in (
+        ("n_unannotated", "not annotated"),
+        ("n_unevaluable", "cut off by the edge of the scan"),
+    ):
         which = {str(name): int(counts.get(key) or 0) for name, counts in presence.items() if counts.get(key)}
         if which:
             places = [f"{name} in {plural(count, 'scan')}" for name, count in which.items()]
             lines.append(f"Not scored, because {word}: {listed(places, NAMED)}.")
-    without = [str(name) for name in (found.summary.get("headline") or {}).get("structures_without_reference") or []]
+    without = [
+        str(name) for name in (found.summary.get("headline") or {}).get("structures_without_reference") or []
+    ]
     if without:
-        lines.append(f"No test reference shows {listed(without, NAMED)}: whether the model finds {'it' if len(without) == 1 else 'them'} is not known.")
+        lines.append(
+            f"No test reference shows {listed(without, NAMED)}: whether the model finds {'it' if len(without) == 1 else 'them'} is not known."
+        )
     missing = (found.summary.get("settings") or {}).get("n_missing_predictions")
     if missing:
-        lines.append(f"{plural(int(missing), 'prediction')} {'was' if missing == 1 else 'were'} missing; everything in {'it' if missing == 1 else 'them'} counts as missed.")
+        lines.append(
+            f"{plural(int(missing), 'prediction')} {'was' if missing == 1 else 'were'} missing; everything in {'it' if missing == 1 else 'them'} counts as missed."
+        )
     return lines
 
 
 def headline(found: Results) -> dict[str, Any]:
     """The big numbers at the top."""
     values = found.summary.get("headline") or {}
-    return {"dice": text_of(values.get("macro_dice")), "nsd": text_of(values.get("macro_nsd")), "hd95": text_of(values.get("macro_hd95_imputed"), "{:.1f}"),
-            "better": better_than_nothing(found), "without": [str(name) for name in values.get("structures_without_reference") or []],
-            "n_structures": len(values.get("structures") or [])}
+    return {
+        "dice": text_of(values.get("macro_dice")),
+        "nsd": text_of(values.get("macro_nsd")),
+        "hd95": text_of(values.get("macro_hd95_imputed"), "{:.1f}"),
+        "better": better_than_nothing(found),
+        "without": [str(name) for name in values.get("structures_without_reference") or []],
+        "n_structures": len(values.get("structures") or []),
+    }

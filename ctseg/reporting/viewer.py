@@ -41,31 +41,67 @@ class ViewedCase:
 
     def record(self) -> dict[str, Any]:
         """The case as JSON values."""
-        arrays = {name: base64.b64encode(gzip.compress(np.ascontiguousarray(getattr(self, name)).tobytes(), 6, mtime=0)).decode() for name in ("image", "reference", "prediction")}
-        return {"title": self.title, "shape": list(self.image.shape), "spacing": [round(s, 4) for s in self.spacing_mm], "start": list(self.start), **arrays}
+        arrays = {
+            name: base64.b64encode(
+                gzip.compress(np.ascontiguousarray(getattr(self, name)).tobytes(), 6, mtime=0)
+            ).decode()
+            for name in ("image", "reference", "prediction")
+        }
+        return {
+            "title": self.title,
+            "shape": list(self.image.shape),
+            "spacing": [round(s, 4) for s in self.spacing_mm],
+            "start": list(self.start),
+            **arrays,
+        }
 
 
-def view_case(title: str, image: Volume, reference: Volume, prediction: Volume, display_hu: tuple[float, float]) -> ViewedCase:
+def view_case(
+    title: str, image: Volume, reference: Volume, prediction: Volume, display_hu: tuple[float, float]
+) -> ViewedCase:
     """A case ready for the page. image: HU; reference, prediction: label maps on the same grid. CaseError when it is another grid."""
-    reference, prediction = slices.on_grid_of(image, reference, "reference"), slices.on_grid_of(image, prediction, "prediction")
+    reference, prediction = (
+        slices.on_grid_of(image, reference, "reference"),
+        slices.on_grid_of(image, prediction, "prediction"),
+    )
     scan, truth, found = (to_canonical(volume) for volume in (image, reference, prediction))
-    box = slices.view_box((truth.array > 0) | (found.array > 0), scan.spacing_mm, margin_mm=MARGIN_MM, smallest_mm=slices.SMALLEST_VIEW_MM)
+    box = slices.view_box(
+        (truth.array > 0) | (found.array > 0),
+        scan.spacing_mm,
+        margin_mm=MARGIN_MM,
+        smallest_mm=slices.SMALLEST_VIEW_MM,
+    )
     steps = [max(1, -(-(part.stop - part.start) // LARGEST)) for part in box]
     thin = tuple(slice(part.start, part.stop, step) for part, step in zip(box, steps))
     low, high = display_hu
     grey = np.clip((scan.array[thin] - low) / (high - low), 0, 1) * 255
     spacing = tuple(s * step for s, step in zip(scan.spacing_mm, steps))
     centre = slices.busiest_slices(truth.array[thin] if truth.array.any() else found.array[thin])
-    return ViewedCase(title, spacing, grey.astype(np.uint8), truth.array[thin].astype(np.uint8), found.array[thin].astype(np.uint8), centre)  # type: ignore[arg-type]
+    return ViewedCase(
+        title,
+        spacing,
+        grey.astype(np.uint8),
+        truth.array[thin].astype(np.uint8),
+        found.array[thin].astype(np.uint8),
+        centre,
+    )  # type: ignore[arg-type]
 
 
 def render(found: Results, cases: Sequence[ViewedCase]) -> str:
     """The page as text."""
     script = SCRIPT.read_text(encoding="utf-8")
     colours = [slices.ON_CT[index % len(slices.ON_CT)] for index in range(len(found.structures))]
-    content = json.dumps({"cases": [case.record() for case in cases], "structures": list(found.structures), "colours": colours}).replace("<", "\\u003c")
+    content = json.dumps(
+        {"cases": [case.record() for case in cases], "structures": list(found.structures), "colours": colours}
+    ).replace("<", "\\u003c")
     low, high = slices.display_window(found.manifest.get("window_hu"))
     return template("viewer.html.j2").render(
-        title=report.title(found).replace("Segmentation report", "Test cases"), synthetic=found.synthetic, notices=[], content=Markup(content), script=Markup(script),
-        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(), window=f"{low:g} to {high:g} HU".replace("-", "−"),
-        structures=list(zip(found.structures, colours)))
+        title=report.title(found).replace("Segmentation report", "Test cases"),
+        synthetic=found.synthetic,
+        notices=[],
+        content=Markup(content),
+        script=Markup(script),
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        window=f"{low:g} to {high:g} HU".replace("-", "−"),
+        structures=list(zip(found.structures, colours)),
+    )

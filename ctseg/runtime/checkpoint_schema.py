@@ -66,7 +66,9 @@ def are_weights(value: Any) -> bool:
 def _are_sides(value: Any) -> bool:
     if not isinstance(value, dict) or not all(isinstance(value.get(key), list) for key in ("pairs", "lone")):
         return False
-    return all(are_names(pair) and len(pair) == 2 for pair in value["pairs"]) and all(map(_is_text, value["lone"]))
+    return all(are_names(pair) and len(pair) == 2 for pair in value["pairs"]) and all(
+        map(_is_text, value["lone"])
+    )
 
 
 def _optional(holds: Callable[[Any], bool]) -> Callable[[Any], bool]:
@@ -77,23 +79,42 @@ RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("structures", are_names, f"1 to {MOST_STRUCTURES} different names"),
     ("arch", _is_dict, "a description of the network"),
     ("model", are_weights, "the weights of a network"),
-    ("settings", lambda value: isinstance(value, dict) and all(map(_is_dict, value.values())),
-     "the settings of a training"),
+    (
+        "settings",
+        lambda value: isinstance(value, dict) and all(map(_is_dict, value.values())),
+        "the settings of a training",
+    ),
     ("preprocess", _is_dict, "a description of the tensors"),
     ("preprocess.grid", lambda value: value in ("whole", "windows", "roi"), "one of whole, windows, roi"),
-    ("preprocess.spacing_mm", _optional(lambda value: _are_numbers(value, 3, *SPACING_RANGE_MM)),
-     "three voxel sizes of {:g} to {:g} mm".format(*SPACING_RANGE_MM)),
-    ("preprocess.window_hu", lambda value: _are_numbers(value, 2, -1e5, 1e5) and value[0] < value[1],
-     "two intensities in HU, the lower one first"),
+    (
+        "preprocess.spacing_mm",
+        _optional(lambda value: _are_numbers(value, 3, *SPACING_RANGE_MM)),
+        "three voxel sizes of {:g} to {:g} mm".format(*SPACING_RANGE_MM),
+    ),
+    (
+        "preprocess.window_hu",
+        lambda value: _are_numbers(value, 2, -1e5, 1e5) and value[0] < value[1],
+        "two intensities in HU, the lower one first",
+    ),
     ("preprocess.settings", _is_dict, "the settings of preprocessing"),
     ("manifest_hash", _is_text, "a hash"),
     ("splits_hash", _is_text, "a hash"),
     ("epoch", is_count, "a number of epochs"),
     ("synthetic", lambda value: isinstance(value, bool), "true or false"),
-    ("guide", _optional(lambda value: isinstance(value, dict) and are_names(value.get("organs"))),
-     "a guide with its organs"),
-    ("locator", _optional(lambda value: isinstance(value, dict) and _is_dict(value.get("arch"))
-                          and are_weights(value.get("model"))), "a locator with its weights"),
+    (
+        "guide",
+        _optional(lambda value: isinstance(value, dict) and are_names(value.get("organs"))),
+        "a guide with its organs",
+    ),
+    (
+        "locator",
+        _optional(
+            lambda value: (
+                isinstance(value, dict) and _is_dict(value.get("arch")) and are_weights(value.get("model"))
+            )
+        ),
+        "a locator with its weights",
+    ),
     ("sides", _optional(_are_sides), "pairs of names and lone names"),
     ("largest_component", lambda value: value == [] or are_names(value), "a list of structures"),
 )
@@ -101,23 +122,38 @@ TRAINING_RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("averaged", are_weights, "the weights of a network"),
     ("optimizer", _is_dict, "the state of an optimizer"),
     ("optimizer.state", _is_dict, "the state of an optimizer"),
-    ("scaler", lambda value: value == {}
-     or (_is_dict(value) and set(value) == SCALER_KEYS and all(map(is_number, value.values()))),
-     "the state of a scaler"),
-    ("partial", _optional(lambda value: _is_dict(value)
-                          and set(value) == {"begun", "dice", "steps", "total", "rate"}), "an epoch"),
+    (
+        "scaler",
+        lambda value: (
+            value == {}
+            or (_is_dict(value) and set(value) == SCALER_KEYS and all(map(is_number, value.values())))
+        ),
+        "the state of a scaler",
+    ),
+    (
+        "partial",
+        _optional(
+            lambda value: _is_dict(value) and set(value) == {"begun", "dice", "steps", "total", "rate"}
+        ),
+        "an epoch",
+    ),
     ("later_passes", _optional(lambda value: isinstance(value, bool)), "true or false"),
     ("best", _optional(lambda value: is_number(value, 0, 1)), "a Dice"),
     ("best_epoch", is_count, "an epoch"),
-    ("skipped_in_a_row", is_count, "a number of steps"), ("steps", is_count, "a number of steps"),
+    ("skipped_in_a_row", is_count, "a number of steps"),
+    ("steps", is_count, "a number of steps"),
     ("stale", is_count, "a number of validations"),
     ("threads", lambda value: is_count(value, 1), "a number of threads"),
     ("rate_scale", lambda value: is_number(value, 0, 1), "a factor"),
     ("seconds", lambda value: is_number(value, 0), "a duration"),
     ("validation_seconds", lambda value: is_number(value, 0), "a duration"),
-    ("validation_total", lambda value: is_number(value, 0), "a duration"), ("history", _is_text, "a history"),
-    ("missed", _optional(lambda value: isinstance(value, list) and all(map(_is_place, value))),
-     "places that were missed"),
+    ("validation_total", lambda value: is_number(value, 0), "a duration"),
+    ("history", _is_text, "a history"),
+    (
+        "missed",
+        _optional(lambda value: isinstance(value, list) and all(map(_is_place, value))),
+        "places that were missed",
+    ),
 )
 
 
@@ -168,16 +204,24 @@ def check_tensors(content: Any, size: int, file: str) -> None:
         size_of_it = tensor.numel() * tensor.element_size()
         plain = tensor.layout == torch.strided and not tensor.is_quantized and tensor.device.type != "meta"
         if not plain or size_of_it > tensor.untyped_storage().nbytes():
-            raise IntegrityError("CHECKPOINT_SIZE", f"'{key}' claims more elements than it stores", FOREIGN,
-                                 file=file)
+            raise IntegrityError(
+                "CHECKPOINT_SIZE", f"'{key}' claims more elements than it stores", FOREIGN, file=file
+            )
         total += size_of_it
         if total > size:
-            raise IntegrityError("CHECKPOINT_SIZE",
-                                 f"its tensors claim more than the {size} bytes of the file", FOREIGN,
-                                 file=file)
+            raise IntegrityError(
+                "CHECKPOINT_SIZE",
+                f"its tensors claim more than the {size} bytes of the file",
+                FOREIGN,
+                file=file,
+            )
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise IntegrityError("CHECKPOINT_NONFINITE", f"'{key}' holds NaN or infinity",
-                                 "train again with --restart and a smaller train.learning_rate", file=file)
+            raise IntegrityError(
+                "CHECKPOINT_NONFINITE",
+                f"'{key}' holds NaN or infinity",
+                "train again with --restart and a smaller train.learning_rate",
+                file=file,
+            )
 
 
 def _check_arch(arch: dict[str, Any], n_structures: int, weights: dict[str, Any], file: str) -> None:
@@ -190,10 +234,12 @@ def _check_arch(arch: dict[str, Any], n_structures: int, weights: dict[str, Any]
         if accepted[key] != value:
             raise mismatch(f"its network has {key}={_shown(value)}, which is no value of model.{key}", file)
     if arch.get("n_structures") != n_structures:
-        raise mismatch(f"its network is for {_shown(arch.get('n_structures'))} structures, not {n_structures}", file)
-    if not is_count(arch.get("guide_channels", 0)) or not all(type(arch[key]) is int
-                                                              for key in ("n_structures", "width",
-                                                                          "levels") if key in arch):
+        raise mismatch(
+            f"its network is for {_shown(arch.get('n_structures'))} structures, not {n_structures}", file
+        )
+    if not is_count(arch.get("guide_channels", 0)) or not all(
+        type(arch[key]) is int for key in ("n_structures", "width", "levels") if key in arch
+    ):
         raise mismatch("the sizes of its network are no whole numbers", file)
     if sum(accepted["blocks"]) > len(weights):
         raise mismatch(f"its network has {sum(accepted['blocks'])} blocks and {len(weights)} weights", file)
@@ -205,20 +251,25 @@ def check_training(content: dict[str, Any], file: str) -> dict[str, Any]:
     if form(content["averaged"]) != form(content["model"]):
         raise mismatch("its averaged weights are not those of the network", file)
     partial = content.get("partial")
-    if partial and not (is_count(partial["steps"])
-                        and all(is_number(partial[key]) for key in ("begun", "total", "rate"))
-                        and isinstance(partial["dice"], list)
-                        and len(partial["dice"]) == len(content["structures"])
-                        and all(value is None or is_number(value) for value in partial["dice"])):
+    if partial and not (
+        is_count(partial["steps"])
+        and all(is_number(partial[key]) for key in ("begun", "total", "rate"))
+        and isinstance(partial["dice"], list)
+        and len(partial["dice"]) == len(content["structures"])
+        and all(value is None or is_number(value) for value in partial["dice"])
+    ):
         raise mismatch("it does not say how far its last epoch came", file)
     epoch, names = content["epoch"], content["structures"]
     try:
         history = json.loads(content["history"], parse_constant=_no_constant)
         series = [history[key] for key in SERIES]
-        series += [history[key][name] for key in ("train_dice", "val_dice", "val_hausdorff") for name in names]
+        series += [
+            history[key][name] for key in ("train_dice", "val_dice", "val_hausdorff") for name in names
+        ]
         complete = history["epochs"] == list(range(1, epoch + 1)) and all(
             len(values) == epoch and all(value is None or is_number(value) for value in values)
-            for values in series)
+            for values in series
+        )
     except (ValueError, TypeError, KeyError, RecursionError):
         complete = False
     if not complete:
@@ -244,8 +295,9 @@ def _check_locator(record: dict[str, Any], n_structures: int, file: str) -> None
     _settings({"model": levels, "train": {"patch_size": patch}}, file)
 
 
-def _check_rules(content: dict[str, Any], rules: tuple[tuple[str, Callable[[Any], bool], str], ...],
-                 file: str) -> None:
+def _check_rules(
+    content: dict[str, Any], rules: tuple[tuple[str, Callable[[Any], bool], str], ...], file: str
+) -> None:
     for key, holds, wanted in rules:
         value: Any = content
         for name in key.split("."):
@@ -272,6 +324,9 @@ def _tensors(value: Any, name: str = "") -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def _shown(value: Any) -> str:
-    text = repr(value) if value is None or isinstance(value, (str, int, float,
-                                                              list)) else f"a {type(value).__name__}"
+    text = (
+        repr(value)
+        if value is None or isinstance(value, (str, int, float, list))
+        else f"a {type(value).__name__}"
+    )
     return text if len(text) <= 60 else f"{text[:57]}..."

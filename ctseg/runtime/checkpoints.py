@@ -29,8 +29,18 @@ from ctseg.scans.formats.checks import require_regular
 FORMAT, VERSION = "ctseg-checkpoint", 1
 TENSOR_PARTS = {"collections OrderedDict", "torch._utils _rebuild_tensor_v2"}
 MAX_BYTES = 8 << 30  # far above any network here
-REQUIRED = {"arch", "structures", "preprocess", "settings", "manifest_hash", "splits_hash", "synthetic",
-            "epoch", "model", "largest_component"}
+REQUIRED = {
+    "arch",
+    "structures",
+    "preprocess",
+    "settings",
+    "manifest_hash",
+    "splits_hash",
+    "synthetic",
+    "epoch",
+    "model",
+    "largest_component",
+}
 
 
 def _sidecar(path: Path) -> Path:
@@ -67,8 +77,9 @@ def load(path: Path) -> dict[str, Any]:
     except IntegrityError:
         raise
     except pickle.UnpicklingError as error:
-        raise IntegrityError("UNSAFE_CHECKPOINT", "it holds something else than weights and was not opened",
-                             FOREIGN, file=name) from error
+        raise IntegrityError(
+            "UNSAFE_CHECKPOINT", "it holds something else than weights and was not opened", FOREIGN, file=name
+        ) from error
     except Exception as error:  # whatever else a foreign file brings about
         raise _corrupt(name, f"not readable ({type(error).__name__})") from error
     for part in (content, content.get("locator")):
@@ -114,8 +125,9 @@ def _check_archive(path: Path, size: int) -> None:
             raise _corrupt(path.name, "it looks like a git-lfs pointer")
     with zipfile.ZipFile(path) as archive:
         if sum(member.file_size for member in archive.infolist()) > min(size, MAX_BYTES):
-            raise IntegrityError("CHECKPOINT_SIZE", f"it unpacks to more than its {size} bytes", FOREIGN,
-                                 file=path.name)
+            raise IntegrityError(
+                "CHECKPOINT_SIZE", f"it unpacks to more than its {size} bytes", FOREIGN, file=path.name
+            )
         if archive.testzip() is not None:
             raise _corrupt(path.name, "a part of it fails its checksum")
         for member in archive.infolist():
@@ -127,28 +139,43 @@ def _check_globals(pickled: bytes, name: str) -> None:
     """Raise IntegrityError unless a pickle names nothing but what tensors are made of: of the rest that
     weights_only allows, bytearray(n) takes n bytes.
     """
-    named = {str(argument) for operation, argument, _ in pickletools.genops(pickled)
-             if operation.name in ("GLOBAL", "INST")}
-    if foreign := sorted(word for word in named if word not in TENSOR_PARTS
-                         and not re.fullmatch(r"torch \w+Storage", word)):
-        raise IntegrityError("UNSAFE_CHECKPOINT",
-                             f"it holds something else than weights ({foreign[0][:60]}) and was not opened",
-                             FOREIGN, file=name)
+    named = {
+        str(argument)
+        for operation, argument, _ in pickletools.genops(pickled)
+        if operation.name in ("GLOBAL", "INST")
+    }
+    if foreign := sorted(
+        word for word in named if word not in TENSOR_PARTS and not re.fullmatch(r"torch \w+Storage", word)
+    ):
+        raise IntegrityError(
+            "UNSAFE_CHECKPOINT",
+            f"it holds something else than weights ({foreign[0][:60]}) and was not opened",
+            FOREIGN,
+            file=name,
+        )
 
 
 def _corrupt(name: str, cause: str) -> IntegrityError:
-    return IntegrityError("CHECKPOINT_CORRUPT", cause,
-                          "train again with --restart, or copy the file again from where it came", file=name)
+    return IntegrityError(
+        "CHECKPOINT_CORRUPT",
+        cause,
+        "train again with --restart, or copy the file again from where it came",
+        file=name,
+    )
 
 
 def _check_kind(content: Any, name: str) -> None:
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise mismatch("it was not written by this program", name,
-                       "use checkpoints/best_model.pth of a training run")
+        raise mismatch(
+            "it was not written by this program", name, "use checkpoints/best_model.pth of a training run"
+        )
     if content.get("version") != VERSION:
-        raise IntegrityError("CHECKPOINT_VERSION", f"version {content.get('version')} instead of {VERSION}",
-                             "use the version of this program that wrote it, or train again with --restart",
-                             file=name)
+        raise IntegrityError(
+            "CHECKPOINT_VERSION",
+            f"version {content.get('version')} instead of {VERSION}",
+            "use the version of this program that wrote it, or train again with --restart",
+            file=name,
+        )
     if missing := REQUIRED - set(content):
         raise mismatch(f"it lacks {', '.join(sorted(missing))}", name)
 
@@ -163,18 +190,27 @@ def _require_same_form(network: torch.nn.Module, weights: dict[str, torch.Tensor
     own, theirs = checkpoint_schema.form(network.state_dict()), checkpoint_schema.form(weights)
     differing = sorted(key for key in own.keys() | theirs.keys() if own.get(key) != theirs.get(key))
     if differing:
-        shown = "; ".join(f"{key}: {_shown(own.get(key))} here, {_shown(theirs.get(key))} there"
-                          for key in differing[:3])
-        raise mismatch(f"{len(differing)} weights differ from the network ({shown})", file,
-                       "use the settings it was trained with")
+        shown = "; ".join(
+            f"{key}: {_shown(own.get(key))} here, {_shown(theirs.get(key))} there" for key in differing[:3]
+        )
+        raise mismatch(
+            f"{len(differing)} weights differ from the network ({shown})",
+            file,
+            "use the settings it was trained with",
+        )
 
 
 def _shown(form: tuple[tuple[int, ...], torch.dtype] | None) -> str:
     return "none" if form is None else f"{form[0]} {str(form[1]).removeprefix('torch.')}"
 
 
-def restore(build: Callable[..., torch.nn.Module], arch: dict[str, Any], weights: dict[str, torch.Tensor], *,
-            file: str) -> torch.nn.Module:
+def restore(
+    build: Callable[..., torch.nn.Module],
+    arch: dict[str, Any],
+    weights: dict[str, torch.Tensor],
+    *,
+    file: str,
+) -> torch.nn.Module:
     """The network of an architecture, with weights. IntegrityError unless they fit.
 
     That is found out on the meta device, so that no memory is taken, however large the network claims to be.
@@ -226,8 +262,12 @@ def set_aside(path: Path) -> Path | None:
 
 
 def _in_the_way(path: Path) -> IntegrityError:
-    return IntegrityError("CHECKPOINT_CORRUPT", "it is no file, so no checkpoint can be written there",
-                          "remove it", file=path.name)
+    return IntegrityError(
+        "CHECKPOINT_CORRUPT",
+        "it is no file, so no checkpoint can be written there",
+        "remove it",
+        file=path.name,
+    )
 
 
 def remove(path: Path) -> None:

@@ -76,10 +76,19 @@ class _Call(NamedTuple):
     def of(cls, layer: Any, image: Tensor) -> _Call:
         weight, bias = layer.weight, layer.bias
         return cls(
-            tuple(image.shape), image.stride(), tuple(weight.shape), weight.stride(),
-            None if bias is None else len(bias), layer.stride, layer.padding, layer.dilation, layer.transposed,
-            layer.output_padding, layer.groups,
-            torch.is_grad_enabled(), torch.get_num_threads(),
+            tuple(image.shape),
+            image.stride(),
+            tuple(weight.shape),
+            weight.stride(),
+            None if bias is None else len(bias),
+            layer.stride,
+            layer.padding,
+            layer.dilation,
+            layer.transposed,
+            layer.output_padding,
+            layer.groups,
+            torch.is_grad_enabled(),
+            torch.get_num_threads(),
         )
 
 

@@ -63,14 +63,23 @@ def _avoid_slow_convolutions(network: nn.Module) -> None:
 
     def double(layer: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...] | None:
         image = inputs[0]
-        layer.doubled = len(image) == 1 and image.dtype == torch.float32 and image[0, :, :, :, 0].numel() <= SLOW_BELOW  # type: ignore[assignment]
+        layer.doubled = (  # type: ignore[assignment]
+            len(image) == 1 and image.dtype == torch.float32 and image[0, :, :, :, 0].numel() <= SLOW_BELOW
+        )
         return (image.expand(2, *image.shape[1:]),) if layer.doubled else None
 
-    def halve(layer: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor | None:
+    def halve(
+        layer: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor
+    ) -> torch.Tensor | None:
         return output[:1] if layer.doubled else None
 
     for layer in network.modules():
-        if isinstance(layer, nn.Conv3d) and layer.groups == 1 and max(layer.kernel_size) == 3 and not hasattr(layer, "doubled"):  # placed before
+        if (
+            isinstance(layer, nn.Conv3d)
+            and layer.groups == 1
+            and max(layer.kernel_size) == 3
+            and not hasattr(layer, "doubled")
+        ):  # placed before
             layer.doubled = False  # type: ignore[assignment]
             layer.register_forward_pre_hook(double)
             layer.register_forward_hook(halve)
@@ -82,7 +91,11 @@ def choose_device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if available["cuda"] else "mps" if available["mps"] else "cpu")
     if not available.get(name, False):
-        raise UsageError("NO_GPU", f"--device {name} was asked for, but this machine or this torch build has none", "use --device auto or cpu")
+        raise UsageError(
+            "NO_GPU",
+            f"--device {name} was asked for, but this machine or this torch build has none",
+            "use --device auto or cpu",
+        )
     return torch.device(name)
 
 
@@ -149,7 +162,9 @@ def available_memory_gb(device: torch.device) -> float:
     return psutil.virtual_memory().available / 2**30
 
 
-def estimate_memory_gb(network: nn.Module, patch_size: tuple[int, int, int], batch_size: int, machine: Machine) -> float:
+def estimate_memory_gb(
+    network: nn.Module, patch_size: tuple[int, int, int], batch_size: int, machine: Machine
+) -> float:
     """Memory in GB that a training step needs: activations kept for the backward pass, weights, optimiser state.
 
     Measured on a 32^3 patch (saved tensors of one forward pass) and scaled by the number of voxels.
@@ -166,7 +181,11 @@ def estimate_memory_gb(network: nn.Module, patch_size: tuple[int, int, int], bat
     parameters = sum(p.numel() for p in network.parameters())
     weights = {p.untyped_storage().data_ptr() for p in network.parameters()}
     with torch.autograd.graph.saved_tensors_hooks(remember, lambda tensor: tensor), machine.autocast():
-        inputs = {"guide": machine.image(torch.zeros(1, int(getattr(network, "guide_channels", 0)), *probe))} if "guide" in getattr(network, "inputs", ()) else {}
+        inputs = (
+            {"guide": machine.image(torch.zeros(1, int(getattr(network, "guide_channels", 0)), *probe))}
+            if "guide" in getattr(network, "inputs", ())
+            else {}
+        )
         outputs = network(machine.image(torch.zeros(1, 1, *probe)), **inputs)
     outputs_bytes = 3 * outputs["logits"].numel() * 4  # the loss works in float32
     network.train(was_training)
@@ -184,7 +203,9 @@ def peak_memory_gb(device: torch.device) -> float:
     memory = psutil.Process(os.getpid()).memory_info()
     if hasattr(memory, "peak_wset"):  # Windows
         return round(memory.peak_wset / 2**30, 3)
-    status = Path("/proc/self/status")  # Linux; its getrusage begins at what the process that started this one used
+    status = Path(
+        "/proc/self/status"
+    )  # Linux; its getrusage begins at what the process that started this one used
     if status.is_file() and (found := re.search(r"^VmHWM:\s*(\d+) kB", status.read_text(), re.MULTILINE)):
         return round(int(found[1]) / 2**20, 3)
     try:
@@ -200,8 +221,11 @@ def usage(device: torch.device) -> dict[str, Any]:
     import psutil
 
     memory = psutil.virtual_memory()
-    entry = {"cpu_percent": float(psutil.cpu_percent()), "ram_used_gb": round(psutil.Process(os.getpid()).memory_info().rss / 2**30, 3),
-             "ram_total_gb": round(memory.total / 2**30, 2)}
+    entry = {
+        "cpu_percent": float(psutil.cpu_percent()),
+        "ram_used_gb": round(psutil.Process(os.getpid()).memory_info().rss / 2**30, 3),
+        "ram_total_gb": round(memory.total / 2**30, 2),
+    }
     if device.type == "cuda":
         entry["gpu_memory_gb"] = round(torch.cuda.max_memory_allocated(device) / 2**30, 3)
     return entry

@@ -67,7 +67,16 @@ class CaseJob:
     def case_key(self, survey_key: str, plan: grids.GridPlan, split: str | None) -> str:
         """The idempotence key: equal keys mean equal tensors."""
         guide = self.guide.digest(self.record.case_id) if self.guide is not None else None
-        return canonical_hash([survey_key, dataclasses.asdict(plan), self.window_hu, TENSOR_SIZE, split if plan.kind == "roi" else None, guide])
+        return canonical_hash(
+            [
+                survey_key,
+                dataclasses.asdict(plan),
+                self.window_hu,
+                TENSOR_SIZE,
+                split if plan.kind == "roi" else None,
+                guide,
+            ]
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +112,13 @@ def prepare_case(job: CaseJob) -> CaseOutcome:
     except PipelineError as error:  # a CaseError, or a guide that cannot be used for this case
         return CaseOutcome(case_id, None, (Finding.from_error(error, case=case_id),))
     except MemoryError:
-        finding = Finding("ERROR", "TOO_LARGE", "the memory does not suffice for this scan", "use --workers 1 or a machine with more memory", case_id)
+        finding = Finding(
+            "ERROR",
+            "TOO_LARGE",
+            "the memory does not suffice for this scan",
+            "use --workers 1 or a machine with more memory",
+            case_id,
+        )
         return CaseOutcome(case_id, None, (finding,), trace=traceback.format_exc())
     except Exception as error:  # the case boundary: one bad case never stops the run
         if isinstance(error, OSError) and error.errno in SYSTEM_FAULTS:
@@ -113,7 +128,13 @@ def prepare_case(job: CaseJob) -> CaseOutcome:
                 (Finding.from_error(ResourceError.from_os(error), case=case_id),),
                 trace=traceback.format_exc(),
             )
-        finding = Finding("ERROR", "INTERNAL", f"unforeseen {type(error).__name__}", "please report it with logs/pipeline.log", case_id)
+        finding = Finding(
+            "ERROR",
+            "INTERNAL",
+            f"unforeseen {type(error).__name__}",
+            "please report it with logs/pipeline.log",
+            case_id,
+        )
         return CaseOutcome(case_id, None, (finding,), trace=traceback.format_exc())
 
 
@@ -127,9 +148,21 @@ def survey_until(job: CaseJob, *, deadline: float) -> CaseOutcome:
 def _prepare(job: CaseJob) -> CaseOutcome:
     source = source_to_record(job.record, job.root)
     digest = source_hash(job.record)
-    content = {name: value for name, value in source.items() if name != "split"}  # the split changes no tensor
-    survey_key = canonical_hash([PREPROCESS_VERSION, digest, content, job.structures, job.margin_mm, job.crop, job.guide.organs if job.guide is not None and job.guide.kind == "labels" else (),
-                                 *_declared_sides(job)])
+    content = {
+        name: value for name, value in source.items() if name != "split"
+    }  # the split changes no tensor
+    survey_key = canonical_hash(
+        [
+            PREPROCESS_VERSION,
+            digest,
+            content,
+            job.structures,
+            job.margin_mm,
+            job.crop,
+            job.guide.organs if job.guide is not None and job.guide.kind == "labels" else (),
+            *_declared_sides(job),
+        ]
+    )
     previous = job.previous
     if previous is not None and previous.get("survey_key") == survey_key:
         entry = {**previous, "source": source}
@@ -153,7 +186,9 @@ def _prepare(job: CaseJob) -> CaseOutcome:
 def _declared_sides(job: CaseJob) -> list[Any]:
     """The mirror pairs, where they are not what the structures' names alone say: findings about a case depend on them."""
     pairs = [] if job.sides is None else job.sides.indices(job.structures)
-    return [] if sorted(pairs) == sorted(find_sides(job.structures).indices(job.structures)) else [sorted(pairs)]
+    return (
+        [] if sorted(pairs) == sorted(find_sides(job.structures).indices(job.structures)) else [sorted(pairs)]
+    )
 
 
 def _load(job: CaseJob) -> tuple[LoadedCase, Volume | None]:
@@ -166,20 +201,30 @@ def _load(job: CaseJob) -> tuple[LoadedCase, Volume | None]:
     array, count = loaded.label.array, np.uint8(len(organs))
     label = Volume(np.where(array > count, array - count, 0).astype(np.uint8), loaded.label.affine)
     guide = Volume(np.where(array <= count, array, 0).astype(np.uint8), loaded.label.affine)
-    return dataclasses.replace(loaded, label=label, states={name: loaded.states[name] for name in job.structures}), guide
+    return dataclasses.replace(
+        loaded, label=label, states={name: loaded.states[name] for name in job.structures}
+    ), guide
 
 
-def _write_guide(job: CaseJob, source: GuideSource, loaded: LoadedCase, organs: Volume | None, entry: dict[str, Any]) -> list[Finding]:
+def _write_guide(
+    job: CaseJob, source: GuideSource, loaded: LoadedCase, organs: Volume | None, entry: dict[str, Any]
+) -> list[Finding]:
     """Write the distances to the guide organs of a case and note the file in `entry`."""
     case_id = job.record.case_id
     if source.kind == "labels":
         found, findings = load_guide(source, case_id, loaded.image, organs, source.organs, job.structures)
     else:
-        found, findings = load_guide(source, case_id, loaded.image, loaded.label, job.structures, job.structures)
+        found, findings = load_guide(
+            source, case_id, loaded.image, loaded.label, job.structures, job.structures
+        )
     maps = coarse_maps(found.masks, Grid.from_record(entry["canvas"]))
     file = f"guides/{safe_name(case_id)}.npz"
     sha256 = write_guide(job.workspace.processed / file, maps.distance_mm, maps.presence, maps.stride)
-    entry["guide"] = {"file": file, "sha256": sha256, "presence": dict(zip(source.organs, maps.presence.tolist()))}
+    entry["guide"] = {
+        "file": file,
+        "sha256": sha256,
+        "presence": dict(zip(source.organs, maps.presence.tolist())),
+    }
     return findings
 
 
@@ -195,29 +240,64 @@ def files_intact(workspace: Workspace, entry: dict[str, Any]) -> bool:
 def findings_of(entry: dict[str, Any]) -> list[Finding]:
     """The findings that stand in a manifest entry."""
     names = {field.name for field in dataclasses.fields(Finding)}
-    return [Finding(**{name: value for name, value in record.items() if name in names}) for record in entry["findings"]]
+    return [
+        Finding(**{name: value for name, value in record.items() if name in names})
+        for record in entry["findings"]
+    ]
 
 
-def _survey(job: CaseJob, loaded: LoadedCase, source: dict[str, Any]) -> tuple[dict[str, Any], grids.Box, list[Finding]]:
+def _survey(
+    job: CaseJob, loaded: LoadedCase, source: dict[str, Any]
+) -> tuple[dict[str, Any], grids.Box, list[Finding]]:
     """(what is known before the grid is, the box to keep, findings) of a case."""
     case_id = job.record.case_id
     if loaded.label is None or all(state == UNLABELLED for state in loaded.states.values()):
-        raise CaseError("LABEL_MISSING", "none of the wanted structures is annotated", "add labels, remove the case, or choose other --structures", case=case_id)
+        raise CaseError(
+            "LABEL_MISSING",
+            "none of the wanted structures is annotated",
+            "add labels, remove the case, or choose other --structures",
+            case=case_id,
+        )
     findings = list(loaded.findings)
     body = grids.kept_box(loaded.image, job.crop, job.margin_mm)
     box = grids.extend_box(body, loaded.label)
-    wider = max(np.abs(np.subtract(box.low_mm, body.low_mm)).max(), np.abs(np.subtract(box.high_mm, body.high_mm)).max())
+    wider = max(
+        np.abs(np.subtract(box.low_mm, body.low_mm)).max(),
+        np.abs(np.subtract(box.high_mm, body.high_mm)).max(),
+    )
     if wider > 1e-3:
-        findings.append(Finding("WARN", "BOX_EXTENDED", f"labelled voxels lie up to {wider:.0f} mm outside the {job.crop} found in the image; the box was widened to hold them",
-                                "check that image and label belong together", case_id))
+        findings.append(
+            Finding(
+                "WARN",
+                "BOX_EXTENDED",
+                f"labelled voxels lie up to {wider:.0f} mm outside the {job.crop} found in the image; the box was widened to hold them",
+                "check that image and label belong together",
+                case_id,
+            )
+        )
     counts = grids.count_voxels(loaded.label.array)
     entry: dict[str, Any] = {
-        "case_id": case_id, "patient_id": job.record.patient_id, "split": None, "states": dict(loaded.states), "source": source,
-        "source_hash": "", "content_hash": content_hash(loaded.image), "survey_key": "", "key": "",
-        "scan": loaded.image.grid.record(), "body_box": {"low_mm": list(box.low_mm), "high_mm": list(box.high_mm)},
-        "canvas": None, "tensors": [], "reference": None,
-        "voxels": {name: counts.get(number, 0) for number, name in enumerate(job.structures, 1) if loaded.states[name] != UNLABELLED},
-        "lost_fraction": {}, "findings": [],
+        "case_id": case_id,
+        "patient_id": job.record.patient_id,
+        "split": None,
+        "states": dict(loaded.states),
+        "source": source,
+        "source_hash": "",
+        "content_hash": content_hash(loaded.image),
+        "survey_key": "",
+        "key": "",
+        "scan": loaded.image.grid.record(),
+        "body_box": {"low_mm": list(box.low_mm), "high_mm": list(box.high_mm)},
+        "canvas": None,
+        "tensors": [],
+        "reference": None,
+        "voxels": {
+            name: counts.get(number, 0)
+            for number, name in enumerate(job.structures, 1)
+            if loaded.states[name] != UNLABELLED
+        },
+        "lost_fraction": {},
+        "findings": [],
     }
     return entry, box, findings
 
@@ -228,20 +308,30 @@ def _write(job: CaseJob, loaded: LoadedCase, box: grids.Box, entry: dict[str, An
     if job.plan is None or label is None:
         raise ValueError("tensors need a grid and labels")
     name = safe_name(job.record.case_id)
-    canvas, canvas_label, tensors = _write_tensors(job, loaded.image, label, job.plan.canvas(loaded.image.grid, box), name)
+    canvas, canvas_label, tensors = _write_tensors(
+        job, loaded.image, label, job.plan.canvas(loaded.image.grid, box), name
+    )
     if job.plan.kind == "roi":
-        whole, _, (tensor,) = _write_tensors(job, loaded.image, label, grids.whole_grid(loaded.image.grid, box), f"{name}_whole")
+        whole, _, (tensor,) = _write_tensors(
+            job, loaded.image, label, grids.whole_grid(loaded.image.grid, box), f"{name}_whole"
+        )
         entry["locator"] = {**tensor, "canvas": whole.record()}
     file = f"references/{name}.nii.gz"
     nifti.write_label(job.workspace.processed / file, label, names=dict(enumerate(job.structures, start=1)))
     lost = grids.lost_fractions(label, canvas)
     entry["canvas"], entry["tensors"] = canvas.record(), tensors
     entry["reference"] = {"file": file, "sha256": file_hash(job.workspace.processed / file)}
-    entry["lost_fraction"] = {name: round(lost[number], 6) for number, name in enumerate(job.structures, 1) if loaded.states[name] == PRESENT}
+    entry["lost_fraction"] = {
+        name: round(lost[number], 6)
+        for number, name in enumerate(job.structures, 1)
+        if loaded.states[name] == PRESENT
+    }
     return _grid_findings(job, label, canvas_label, entry)
 
 
-def _write_tensors(job: CaseJob, image: Volume, label: Volume, canvas: Grid, name: str) -> tuple[Grid, Volume, list[dict[str, Any]]]:
+def _write_tensors(
+    job: CaseJob, image: Volume, label: Volume, canvas: Grid, name: str
+) -> tuple[Grid, Volume, list[dict[str, Any]]]:
     """(canvas, label on it, records of the tensors written) of a case on one canvas."""
     scaled = window(grids.image_on_canvas(image, canvas).array, job.window_hu).astype(np.float16)
     canvas_label = grids.label_on_canvas(label, canvas)
@@ -249,11 +339,15 @@ def _write_tensors(job: CaseJob, image: Volume, label: Volume, canvas: Grid, nam
     if job.plan is not None and job.plan.kind == "roi" and job.split == "train":
         start, shape = grids.labelled_region(canvas_label)
     tensors = []
-    for number, offset in enumerate(grids.tensor_origins(shape, job.plan.overlap if job.plan is not None else 0.0)):
+    for number, offset in enumerate(
+        grids.tensor_origins(shape, job.plan.overlap if job.plan is not None else 0.0)
+    ):
         origin = [first + more for first, more in zip(start, offset)]
         part = tuple(slice(first, first + TENSOR_SIZE) for first in origin)
         file = f"tensors/{name}_{number:02d}.npz"
-        sha256 = write_tensor(job.workspace.processed / file, image=scaled[part], label=canvas_label.array[part])
+        sha256 = write_tensor(
+            job.workspace.processed / file, image=scaled[part], label=canvas_label.array[part]
+        )
         tensors.append({"file": file, "origin": origin, "sha256": sha256})
     return canvas, canvas_label, tensors
 
@@ -269,10 +363,25 @@ def _grid_findings(job: CaseJob, label: Volume, canvas_label: Volume, entry: dic
             continue
         before, after = entry["voxels"][name] * voxel_ml, kept.get(number, 0) * canvas_voxel_ml
         if lost > CROP_LOSS_WARNING:
-            findings.append(Finding("WARN", "CROP_LOSS", f"{100 * lost:.1f} % of {name} lies outside the tensors", "use --set data.grid=whole, or check the label", case_id))
+            findings.append(
+                Finding(
+                    "WARN",
+                    "CROP_LOSS",
+                    f"{100 * lost:.1f} % of {name} lies outside the tensors",
+                    "use --set data.grid=whole, or check the label",
+                    case_id,
+                )
+            )
         elif after < RESOLUTION_WARNING * before:
-            findings.append(Finding("WARN", "RESOLUTION_LOSS", f"{name} has {before:.2f} mL in the scan and {after:.2f} mL in the tensors: it is too thin for this grid",
-                                    "use --set data.grid=windows with a finer data.spacing_mm", case_id))
+            findings.append(
+                Finding(
+                    "WARN",
+                    "RESOLUTION_LOSS",
+                    f"{name} has {before:.2f} mL in the scan and {after:.2f} mL in the tensors: it is too thin for this grid",
+                    "use --set data.grid=windows with a finer data.spacing_mm",
+                    case_id,
+                )
+            )
     return findings
 
 

@@ -61,9 +61,17 @@ class GuideSource:
         content: list[Any] = [self.kind, self.organs, self.fast]
         found = _find(self.folder, case_id) if self.kind == "folder" and self.folder is not None else None
         if found is not None and found.is_dir():
-            content += [[path.relative_to(found).as_posix(), file_hash(path)] for path in sorted(found.rglob("*")) if gathering.volume_stem(path) is not None]
+            content += [
+                [path.relative_to(found).as_posix(), file_hash(path)]
+                for path in sorted(found.rglob("*"))
+                if gathering.volume_stem(path) is not None
+            ]
         elif found is not None:
-            content += [[path.name, file_hash(path)] for path in (found, found.with_name("labels.json")) if path.exists()]
+            content += [
+                [path.name, file_hash(path)]
+                for path in (found, found.with_name("labels.json"))
+                if path.exists()
+            ]
         return canonical_hash(content)
 
 
@@ -88,25 +96,48 @@ def check_source(source: GuideSource, structures: Sequence[str], targets: Sequen
     structures: all names in the reference labels; targets: those that the network learns.
     """
     if source.kind not in KINDS:
-        raise UsageError("BAD_VALUE", f"'{source.kind}' is no source of guide organs", f"use one of {', '.join(KINDS)}")
+        raise UsageError(
+            "BAD_VALUE", f"'{source.kind}' is no source of guide organs", f"use one of {', '.join(KINDS)}"
+        )
     if not source.organs or len(set(source.organs)) < len(source.organs):
-        raise UsageError("BAD_VALUE", "the list of guide organs is empty or names one twice", "name each guide organ once")
+        raise UsageError(
+            "BAD_VALUE", "the list of guide organs is empty or names one twice", "name each guide organ once"
+        )
     unsafe = [organ for organ in source.organs if gathering.unsafe_name(organ)]
     if unsafe:
-        raise UsageError("BAD_VALUE", f"'{unsafe[0]}' is no name of an organ", "use names as TotalSegmentator writes them")
+        raise UsageError(
+            "BAD_VALUE", f"'{unsafe[0]}' is no name of an organ", "use names as TotalSegmentator writes them"
+        )
     if source.kind != "labels":
         if source.folder is None:
-            raise UsageError("BAD_VALUE", f"the guide source '{source.kind}' needs a folder", "give the folder of the masks")
+            raise UsageError(
+                "BAD_VALUE",
+                f"the guide source '{source.kind}' needs a folder",
+                "give the folder of the masks",
+            )
         return
     leaks = [organ for organ in source.organs if organ in targets]
     if leaks:
-        raise UsageError("GUIDE_LEAK", f"{leaks[0]} is a target: its own reference labels would be the guide", "name other structures, or use masks of a separate model")
+        raise UsageError(
+            "GUIDE_LEAK",
+            f"{leaks[0]} is a target: its own reference labels would be the guide",
+            "name other structures, or use masks of a separate model",
+        )
     unknown = [organ for organ in source.organs if organ not in structures]
     if unknown:
-        raise UsageError("BAD_VALUE", f"the labels have no structure {unknown[0]}", f"choose among {', '.join(structures)}")
+        raise UsageError(
+            "BAD_VALUE", f"the labels have no structure {unknown[0]}", f"choose among {', '.join(structures)}"
+        )
 
 
-def load_guide(source: GuideSource, case_id: str, scan: Volume, label: Volume | None, structures: Sequence[str], targets: Sequence[str]) -> tuple[CaseGuide, list[Finding]]:
+def load_guide(
+    source: GuideSource,
+    case_id: str,
+    scan: Volume,
+    label: Volume | None,
+    structures: Sequence[str],
+    targets: Sequence[str],
+) -> tuple[CaseGuide, list[Finding]]:
     """The guide organs of one case, and what was noticed.
 
     scan: the CT in HU. label: reference labels on the scan's grid (ids 1, 2, ... as in `structures`), None when there
@@ -124,16 +155,36 @@ def load_guide(source: GuideSource, case_id: str, scan: Volume, label: Volume | 
             name = case_id
         masks, findings = _from_folder(source.organs, folder, name, case_id, scan.grid)
         if label is not None:
-            _refuse_leaks(masks, source.organs, case_id, label, {structures.index(name) + 1: name for name in targets if name in structures})
+            _refuse_leaks(
+                masks,
+                source.organs,
+                case_id,
+                label,
+                {structures.index(name) + 1: name for name in targets if name in structures},
+            )
     empty = [organ for organ, mask in zip(source.organs, masks) if mask is None]
     if empty:
-        findings.append(Finding("NOTE", "GUIDE_ABSENT", f"no voxel of {', '.join(empty)}: not there for the network", case=case_id))
+        findings.append(
+            Finding(
+                "NOTE",
+                "GUIDE_ABSENT",
+                f"no voxel of {', '.join(empty)}: not there for the network",
+                case=case_id,
+            )
+        )
     return CaseGuide(source.organs, tuple(masks), source.provenance), findings
 
 
-def _from_labels(source: GuideSource, case_id: str, label: Volume | None, structures: Sequence[str]) -> tuple[list[Volume | None], list[Finding]]:
+def _from_labels(
+    source: GuideSource, case_id: str, label: Volume | None, structures: Sequence[str]
+) -> tuple[list[Volume | None], list[Finding]]:
     if label is None:
-        raise CaseError("GUIDE_MISSING", "the guide organs are to come from reference labels and this case has none", "give a folder of predicted masks, or use totalsegmentator", case=case_id)
+        raise CaseError(
+            "GUIDE_MISSING",
+            "the guide organs are to come from reference labels and this case has none",
+            "give a folder of predicted masks, or use totalsegmentator",
+            case=case_id,
+        )
     return organ_masks(label, [list(structures).index(organ) + 1 for organ in source.organs]), []
 
 
@@ -153,51 +204,113 @@ def _find(root: Path, name: str) -> Path | None:
     return None
 
 
-def _from_folder(organs: Sequence[str], root: Path, name: str, case_id: str, scan: Grid) -> tuple[list[Volume | None], list[Finding]]:
+def _from_folder(
+    organs: Sequence[str], root: Path, name: str, case_id: str, scan: Grid
+) -> tuple[list[Volume | None], list[Finding]]:
     """Masks found by the case's name: one file per organ, else one map."""
     found = _find(root, name)
     if found is None:
-        raise CaseError("GUIDE_MISSING", f"{root.name} holds neither a folder nor a label map for this case", f"put the masks into {root.name}/{safe_name(name)}/", case=case_id, file=root.name)
-    return _from_masks(organs, found, case_id, scan) if found.is_dir() else _from_map(organs, found, case_id, scan)
+        raise CaseError(
+            "GUIDE_MISSING",
+            f"{root.name} holds neither a folder nor a label map for this case",
+            f"put the masks into {root.name}/{safe_name(name)}/",
+            case=case_id,
+            file=root.name,
+        )
+    return (
+        _from_masks(organs, found, case_id, scan)
+        if found.is_dir()
+        else _from_map(organs, found, case_id, scan)
+    )
 
 
-def _from_masks(organs: Sequence[str], folder: Path, case_id: str, scan: Grid) -> tuple[list[Volume | None], list[Finding]]:
+def _from_masks(
+    organs: Sequence[str], folder: Path, case_id: str, scan: Grid
+) -> tuple[list[Volume | None], list[Finding]]:
     there = gathering.volumes(folder / "segmentations") or gathering.volumes(folder)
     missing = [organ for organ in organs if organ not in there]
     if len(missing) == len(organs):
-        raise CaseError("GUIDE_MISSING", f"none of the guide organs has a mask ({', '.join(organs)})", "name the files as the organs", case=case_id, file=folder.name)
+        raise CaseError(
+            "GUIDE_MISSING",
+            f"none of the guide organs has a mask ({', '.join(organs)})",
+            "name the files as the organs",
+            case=case_id,
+            file=folder.name,
+        )
     masks: list[Volume | None] = []
     findings: list[Finding] = []
     for organ in organs:
         if organ in there:
-            volume, notes = _read(there[organ], case_id, scan, functools.partial(volume_files.check_name, name=organ))
+            volume, notes = _read(
+                there[organ], case_id, scan, functools.partial(volume_files.check_name, name=organ)
+            )
             findings += notes
             if not {int(volume.array.min()), int(volume.array.max())} <= {0, 1}:
-                raise CaseError("LABEL_VALUES", f"values from {volume.array.min()} to {volume.array.max()} in the mask of {organ}", "store 1 for the organ and 0 elsewhere", case=case_id, file=there[organ].name)
+                raise CaseError(
+                    "LABEL_VALUES",
+                    f"values from {volume.array.min()} to {volume.array.max()} in the mask of {organ}",
+                    "store 1 for the organ and 0 elsewhere",
+                    case=case_id,
+                    file=there[organ].name,
+                )
             masks += organ_masks(volume, [1])
         else:
             masks.append(None)
     if missing:
-        findings.append(Finding("WARN", "GUIDE_MISSING", f"no mask file of {', '.join(missing)}", "restore the masks, or leave the organs out of the guide", case_id, folder.name))
+        findings.append(
+            Finding(
+                "WARN",
+                "GUIDE_MISSING",
+                f"no mask file of {', '.join(missing)}",
+                "restore the masks, or leave the organs out of the guide",
+                case_id,
+                folder.name,
+            )
+        )
     return masks, findings
 
 
-def _from_map(organs: Sequence[str], path: Path, case_id: str, scan: Grid) -> tuple[list[Volume | None], list[Finding]]:
+def _from_map(
+    organs: Sequence[str], path: Path, case_id: str, scan: Grid
+) -> tuple[list[Volume | None], list[Finding]]:
     table = metadata.names_beside(path.parent)
     if table is None:
-        raise PreconditionError("LABEL_NAMES_MISSING", "the values of the guide maps have no names", f"write labels.json beside them, for example {metadata.NAMES_EXAMPLE}", case=case_id, file=path.name)
+        raise PreconditionError(
+            "LABEL_NAMES_MISSING",
+            "the values of the guide maps have no names",
+            f"write labels.json beside them, for example {metadata.NAMES_EXAMPLE}",
+            case=case_id,
+            file=path.name,
+        )
     numbers = {name: value for value, name in table[0].items()}
     unknown = [organ for organ in organs if organ not in numbers]
     if unknown:
-        raise PreconditionError("GUIDE_MISSING", f"labels.json names no {unknown[0]}", f"choose among {', '.join(numbers)}", case=case_id, file="labels.json")
+        raise PreconditionError(
+            "GUIDE_MISSING",
+            f"labels.json names no {unknown[0]}",
+            f"choose among {', '.join(numbers)}",
+            case=case_id,
+            file="labels.json",
+        )
     volume, findings = _read(path, case_id, scan, functools.partial(volume_files.check_names, table=table[0]))
-    wrong = sorted({int(value) for value in np.unique(volume.array)} - {0, *table[0], *([] if table[1] is None else [table[1]])})
+    wrong = sorted(
+        {int(value) for value in np.unique(volume.array)}
+        - {0, *table[0], *([] if table[1] is None else [table[1]])}
+    )
     if wrong:
-        raise CaseError("LABEL_VALUES", f"the value {wrong[0]} has no name in labels.json", "correct the names or the map", case=case_id, file=path.name)
+        raise CaseError(
+            "LABEL_VALUES",
+            f"the value {wrong[0]} has no name in labels.json",
+            "correct the names or the map",
+            case=case_id,
+            file=path.name,
+        )
     return organ_masks(volume, [numbers[organ] for organ in organs]), findings
 
 
-def _read(path: Path, case_id: str, scan: Grid, check_names: Callable[[Path], None]) -> tuple[Volume, list[Finding]]:
+def _read(
+    path: Path, case_id: str, scan: Grid, check_names: Callable[[Path], None]
+) -> tuple[Volume, list[Finding]]:
     """The integers of a file on exactly the scan's grid, and the warnings about them."""
     try:
         check_names(path)
@@ -209,7 +322,13 @@ def _read(path: Path, case_id: str, scan: Grid, check_names: Callable[[Path], No
     return moved, [dataclasses.replace(finding, case=case_id, file=path.name) for finding in told]
 
 
-def _refuse_leaks(masks: Sequence[Volume | None], organs: Sequence[str], case_id: str, label: Volume, targets: dict[int, str]) -> None:
+def _refuse_leaks(
+    masks: Sequence[Volume | None],
+    organs: Sequence[str],
+    case_id: str,
+    label: Volume,
+    targets: dict[int, str],
+) -> None:
     """PreconditionError GUIDE_LEAK when a mask equals a target's reference: the network would only copy its input.
 
     targets: label id -> name. Overlap is counted inside the organ's box, where the masks share the scan's voxels.
@@ -219,13 +338,20 @@ def _refuse_leaks(masks: Sequence[Volume | None], organs: Sequence[str], case_id
         if mask is None:
             continue
         offset = np.linalg.inv(label.affine) @ mask.affine[:, 3]
-        box = tuple(slice(round(float(first)), round(float(first)) + count) for first, count in zip(offset, mask.array.shape))
+        box = tuple(
+            slice(round(float(first)), round(float(first)) + count)
+            for first, count in zip(offset, mask.array.shape)
+        )
         common = np.bincount(label.array[box][mask.array > 0], minlength=len(volumes))
         for number, target in targets.items():
             total = int(mask.array.sum(dtype=np.int64)) + int(volumes[number])
             if volumes[number] and 2 * int(common[number]) > LEAK_DICE * total:
-                raise PreconditionError("GUIDE_LEAK", f"the guide mask of {organ} is the reference mask of the target {target} (Dice {2 * int(common[number]) / total:.4f})",
-                                        "guide with masks of a separate model, or with other structures", case=case_id)
+                raise PreconditionError(
+                    "GUIDE_LEAK",
+                    f"the guide mask of {organ} is the reference mask of the target {target} (Dice {2 * int(common[number]) / total:.4f})",
+                    "guide with masks of a separate model, or with other structures",
+                    case=case_id,
+                )
 
 
 # ---- TotalSegmentator ---------------------------------------------------------------------------------------
@@ -233,18 +359,27 @@ def _refuse_leaks(masks: Sequence[Volume | None], organs: Sequence[str], case_id
 
 def available() -> bool:
     """Whether TotalSegmentator can be called: the package or its program is installed. Nothing is imported."""
-    return importlib.util.find_spec("totalsegmentator") is not None or shutil.which("TotalSegmentator") is not None
+    return (
+        importlib.util.find_spec("totalsegmentator") is not None
+        or shutil.which("TotalSegmentator") is not None
+    )
 
 
 def totalsegmentator_command() -> list[str]:
     """How to call it. PreconditionError GUIDE_TOOL_MISSING when it is not installed."""
     if not available():
-        raise PreconditionError("GUIDE_TOOL_MISSING", "TotalSegmentator is not installed", f"run `{INSTALL}`, or give a folder of masks as the guide source")
+        raise PreconditionError(
+            "GUIDE_TOOL_MISSING",
+            "TotalSegmentator is not installed",
+            f"run `{INSTALL}`, or give a folder of masks as the guide source",
+        )
     found = shutil.which("TotalSegmentator")
     return [found] if found else [sys.executable, "-m", "totalsegmentator.bin.TotalSegmentator"]
 
 
-def run_totalsegmentator(source: GuideSource, case_id: str, scan: Volume, *, timeout_s: float = TIMEOUT_S) -> Path:
+def run_totalsegmentator(
+    source: GuideSource, case_id: str, scan: Volume, *, timeout_s: float = TIMEOUT_S
+) -> Path:
     """The folder with TotalSegmentator's masks of one scan, made now unless an earlier run kept it.
 
     The folder's name holds a hash of voxels and options, so another scan of the same name is not mistaken for it. It
@@ -264,17 +399,50 @@ def run_totalsegmentator(source: GuideSource, case_id: str, scan: Volume, *, tim
         nifti.write_image(image, scan)
         masks.mkdir()
         speed = ["--fast"] if source.fast else []
-        arguments = [*program, "-i", str(image), "-o", str(masks), "--device", source.device, *speed, "--roi_subset", *source.organs]
+        arguments = [
+            *program,
+            "-i",
+            str(image),
+            "-o",
+            str(masks),
+            "--device",
+            source.device,
+            *speed,
+            "--roi_subset",
+            *source.organs,
+        ]
         try:
-            done = subprocess.run(arguments, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=timeout_s, check=False)
+            done = subprocess.run(
+                arguments,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                timeout=timeout_s,
+                check=False,
+            )
         except subprocess.TimeoutExpired:
-            raise CaseError("GUIDE_FAILED", f"TotalSegmentator had not ended after {timeout_s:g} s", "run it by itself and give its folder of masks", case=case_id) from None
+            raise CaseError(
+                "GUIDE_FAILED",
+                f"TotalSegmentator had not ended after {timeout_s:g} s",
+                "run it by itself and give its folder of masks",
+                case=case_id,
+            ) from None
         except OSError as error:
-            raise PreconditionError("GUIDE_TOOL_MISSING", f"TotalSegmentator does not start ({error.strerror})", f"run `{INSTALL}` again") from None
+            raise PreconditionError(
+                "GUIDE_TOOL_MISSING",
+                f"TotalSegmentator does not start ({error.strerror})",
+                f"run `{INSTALL}` again",
+            ) from None
         log = result.with_name(result.name + ".log")
         write_text(log, done.stdout.decode("utf-8", "replace"))
         if done.returncode or not gathering.volumes(masks):
-            raise CaseError("GUIDE_FAILED", f"TotalSegmentator ended with code {done.returncode} and {len(gathering.volumes(masks))} masks", f"see {log.name}", case=case_id, file=log.name)
+            raise CaseError(
+                "GUIDE_FAILED",
+                f"TotalSegmentator ended with code {done.returncode} and {len(gathering.volumes(masks))} masks",
+                f"see {log.name}",
+                case=case_id,
+                file=log.name,
+            )
         masks.replace(result)
     return result
 
@@ -288,7 +456,11 @@ def write_guide(path: str | Path, distance_mm: np.ndarray, presence: np.ndarray,
     distance_mm: (K, d, h, w) float16, finite. presence: (K,) bool. stride: canvas voxels per guide voxel. Stored, not
     compressed, and without pickle, as the tensors are.
     """
-    arrays = {"distance_mm": distance_mm, "presence": np.asarray(presence, dtype=bool), "stride": np.array(stride, dtype=np.int64)}
+    arrays = {
+        "distance_mm": distance_mm,
+        "presence": np.asarray(presence, dtype=bool),
+        "stride": np.array(stride, dtype=np.int64),
+    }
     problem = _guide_problem(**arrays)
     if problem:
         raise ValueError(problem)
@@ -301,12 +473,22 @@ def read_guide(path: str | Path, *, sha256: str | None = None) -> tuple[np.ndarr
     distance_mm, presence, stride = arrays["distance_mm"], arrays["presence"], arrays["stride"]
     problem = _guide_problem(distance_mm, presence, stride)
     if problem:
-        raise IntegrityError("ARTIFACT_CORRUPT", problem, "run `python run_pipeline.py --preprocess` again", file=Path(path).name)
+        raise IntegrityError(
+            "ARTIFACT_CORRUPT",
+            problem,
+            "run `python run_pipeline.py --preprocess` again",
+            file=Path(path).name,
+        )
     return distance_mm, presence, (int(stride[0]), int(stride[1]), int(stride[2]))
 
 
 def _guide_problem(distance_mm: np.ndarray, presence: np.ndarray, stride: np.ndarray) -> str | None:
-    if distance_mm.ndim != 4 or distance_mm.dtype != np.float16 or presence.shape != distance_mm.shape[:1] or presence.dtype != bool:
+    if (
+        distance_mm.ndim != 4
+        or distance_mm.dtype != np.float16
+        or presence.shape != distance_mm.shape[:1]
+        or presence.dtype != bool
+    ):
         return f"distances {distance_mm.dtype} {distance_mm.shape} with presence {presence.dtype} {presence.shape}"
     if stride.shape != (3,) or stride.dtype.kind != "i" or stride.min() < 1:
         return "the stride is not three whole numbers from 1 on"

@@ -52,7 +52,14 @@ class Masks:
         return self.read(name) if self.stored is None else self.stored(name)
 
 
-def open_masks(path: Path, scan: Volume | None = None, source: ImageSource | None = None, *, level: float | None = None, fill_gaps: bool = False) -> Masks:
+def open_masks(
+    path: Path,
+    scan: Volume | None = None,
+    source: ImageSource | None = None,
+    *,
+    level: float | None = None,
+    fill_gaps: bool = False,
+) -> Masks:
     """The masks at `path`. scan, source: the CT they belong to, needed for DICOM. level: where probabilities become a mask; None refuses them.
     fill_gaps: interpolate between the slices of a DICOM SEG or RTSTRUCT of a thicker series.
 
@@ -90,7 +97,12 @@ def _read_organ(path: Path, name: str, level: float | None, findings: list[Findi
     mask = volume.array > 0
     if (volume.array < 0).any() or (mask.any() and (volume.array[mask] != volume.array.max()).any()):
         cause = f"the mask of '{name}' holds several values, from {volume.array.min()} to {volume.array.max()}: this looks like a label map or an image"
-        raise refuse("LABEL_VALUES", cause, "store 1 for the structure and 0 elsewhere; a label map is given as the file itself, not as its folder", path)
+        raise refuse(
+            "LABEL_VALUES",
+            cause,
+            "store 1 for the structure and 0 elsewhere; a label map is given as the file itself, not as its folder",
+            path,
+        )
     return Volume(mask, volume.affine)
 
 
@@ -99,7 +111,9 @@ def _folder(path: Path, level: float | None) -> Masks:
     if not files:
         raise PreconditionError("NO_DATA", "the folder holds no masks", f"give {FORMS}", file=path.name)
     findings: list[Finding] = []
-    return _with_level(tuple(files), lambda name: _read_organ(files[name], name, level, findings), level, findings)
+    return _with_level(
+        tuple(files), lambda name: _read_organ(files[name], name, level, findings), level, findings
+    )
 
 
 def _describes_segments(path: Path) -> bool:
@@ -113,7 +127,9 @@ def _segments(path: Path) -> Masks:
     return Masks(tuple(by_name), lambda name: read(by_name[name]), findings=findings)
 
 
-def _with_level(names: tuple[str, ...], stored: Callable[[str], Volume], level: float | None, findings: list[Finding]) -> Masks:
+def _with_level(
+    names: tuple[str, ...], stored: Callable[[str], Volume], level: float | None, findings: list[Finding]
+) -> Masks:
     def read(name: str) -> Volume:
         volume = stored(name)
         return Volume(volume.array >= level, volume.affine) if volume.array.dtype.kind == "f" else volume
@@ -133,14 +149,32 @@ def _one_file(path: Path, stem: str, level: float | None) -> Masks:
     table = metadata.names_beside(path.parent)
     if table is not None:
         volume_files.check_names(path, table[0])
-    named = table[0] if table is not None else {value: name for value, name in volume_files.read_names(path).items() if value in values}
-    numbers = {name: value for value, name in named.items()} | {_unnamed(value): value for value in values if value not in named}
+    named = (
+        table[0]
+        if table is not None
+        else {value: name for value, name in volume_files.read_names(path).items() if value in values}
+    )
+    numbers = {name: value for value, name in named.items()} | {
+        _unnamed(value): value for value in values if value not in named
+    }
 
     def box(name: str) -> Volume | None:
         place = places.get(numbers[name])
-        return None if place is None else _cut(Volume(volume.array[place] == numbers[name], volume.affine), [part.start for part in place])
+        return (
+            None
+            if place is None
+            else _cut(
+                Volume(volume.array[place] == numbers[name], volume.affine), [part.start for part in place]
+            )
+        )
 
-    return Masks(tuple(numbers), lambda name: Volume(volume.array == numbers[name], volume.affine), box=box, numbers=numbers, findings=findings)
+    return Masks(
+        tuple(numbers),
+        lambda name: Volume(volume.array == numbers[name], volume.affine),
+        box=box,
+        numbers=numbers,
+        findings=findings,
+    )
 
 
 def _unnamed(value: int) -> str:
@@ -149,12 +183,22 @@ def _unnamed(value: int) -> str:
 
 def named_like(masks: Masks, other: Masks) -> Masks:
     """The masks of a label map whose values nobody named, under the names that the same values have in another one; other masks as they are."""
-    if masks.numbers is None or other.numbers is None or any(name != _unnamed(value) for name, value in masks.numbers.items()):
+    if (
+        masks.numbers is None
+        or other.numbers is None
+        or any(name != _unnamed(value) for name, value in masks.numbers.items())
+    ):
         return masks
     names = {value: name for name, value in other.numbers.items()}
     called = {names.get(value, name): name for name, value in masks.numbers.items()}
     box = masks.box
-    return Masks(tuple(called), lambda name: masks.read(called[name]), box=None if box is None else lambda name: box(called[name]), numbers={name: masks.numbers[old] for name, old in called.items()}, findings=masks.findings)
+    return Masks(
+        tuple(called),
+        lambda name: masks.read(called[name]),
+        box=None if box is None else lambda name: box(called[name]),
+        numbers={name: masks.numbers[old] for name, old in called.items()},
+        findings=masks.findings,
+    )
 
 
 def _refuse_image(array: np.ndarray, path: Path) -> None:
@@ -168,8 +212,12 @@ def _refuse_image(array: np.ndarray, path: Path) -> None:
 def _places(label: np.ndarray) -> dict[int, tuple[slice, ...]]:
     """Positive value of a label map -> its box, in the order of the values."""
     if label.max() > 65535:  # a table of all values below would be long
-        return {int(value): tuple(slice(0, n) for n in label.shape) for value in np.unique(label) if value > 0}
-    return {value: place for value, place in enumerate(ndimage.find_objects(label), start=1) if place is not None}
+        return {
+            int(value): tuple(slice(0, n) for n in label.shape) for value in np.unique(label) if value > 0
+        }
+    return {
+        value: place for value, place in enumerate(ndimage.find_objects(label), start=1) if place is not None
+    }
 
 
 def tight(mask: Volume) -> Volume | None:
@@ -194,18 +242,36 @@ def _dicom(path: Path, scan: Volume | None, source: ImageSource | None, gaps: st
     from ctseg.scans.dicom import dicom_seg, rtstruct
 
     if scan is None:
-        raise PreconditionError("SCAN_MISSING", "a DICOM SEG or RTSTRUCT lies on the slices of a scan", "give the scan with --ct", file=path.name)
+        raise PreconditionError(
+            "SCAN_MISSING",
+            "a DICOM SEG or RTSTRUCT lies on the slices of a scan",
+            "give the scan with --ct",
+            file=path.name,
+        )
     modality = dicom_mask_kind(path)
-    list_names, read_masks = (dicom_seg.list_segments, dicom_seg.read_segments) if modality == "SEG" else (rtstruct.list_structures, rtstruct.read_structures)
+    list_names, read_masks = (
+        (dicom_seg.list_segments, dicom_seg.read_segments)
+        if modality == "SEG"
+        else (rtstruct.list_structures, rtstruct.read_structures)
+    )
     series = source if source is not None and source.format == "dicom" else None
 
-    unchecked = [series] if series is not None else []  # that the masks belong to the series is checked with the first of them: it reads every slice's header
+    unchecked = (
+        [series] if series is not None else []
+    )  # that the masks belong to the series is checked with the first of them: it reads every slice's header
 
     findings: list[Finding] = []
 
     def read(name: str) -> Volume:
         first = unchecked[0] if unchecked else None
-        masks, noticed = read_masks(path, scan, None if first is None else first.path, names=[name], series_uid=None if first is None else first.series_uid, gaps=gaps)
+        masks, noticed = read_masks(
+            path,
+            scan,
+            None if first is None else first.path,
+            names=[name],
+            series_uid=None if first is None else first.series_uid,
+            gaps=gaps,
+        )
         unchecked.clear()
         findings.extend(finding for finding in noticed if finding not in findings)
         return Volume(masks.get(name, np.zeros(scan.array.shape, dtype=bool)), scan.affine)
@@ -219,5 +285,10 @@ def dicom_mask_kind(path: Path) -> str:
 
     modality = dicom_files.modality_of(path)
     if modality not in ("SEG", "RTSTRUCT"):
-        raise PreconditionError("NO_DATA", f"it holds no masks (its modality is {modality or 'not told'})", f"give {FORMS}", file=path.name)
+        raise PreconditionError(
+            "NO_DATA",
+            f"it holds no masks (its modality is {modality or 'not told'})",
+            f"give {FORMS}",
+            file=path.name,
+        )
     return modality

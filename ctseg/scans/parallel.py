@@ -15,7 +15,10 @@ SERIAL_LIMIT = 2  # starting workers takes about a second: not worth it for so f
 
 
 def map_cases(
-    jobs: list[CaseJob], workers: int, progress: Callable[[int, int], None] | None = None, work: Callable[[CaseJob], CaseOutcome] = prepare_case
+    jobs: list[CaseJob],
+    workers: int,
+    progress: Callable[[int, int], None] | None = None,
+    work: Callable[[CaseJob], CaseOutcome] = prepare_case,
 ) -> list[CaseOutcome]:
     """What came of each job, in the order of the jobs, with any number of workers the same.
 
@@ -42,10 +45,17 @@ def map_cases(
 
 
 def _pool(workers: int) -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), initializer=start_worker)
+    return ProcessPoolExecutor(
+        workers, mp_context=multiprocessing.get_context("spawn"), initializer=start_worker
+    )
 
 
-def _collect(pool: ProcessPoolExecutor, futures: dict[Future[CaseOutcome], int], done: dict[int, CaseOutcome], tick: Callable[[], None]) -> None:
+def _collect(
+    pool: ProcessPoolExecutor,
+    futures: dict[Future[CaseOutcome], int],
+    done: dict[int, CaseOutcome],
+    tick: Callable[[], None],
+) -> None:
     """Gather results as they come; on any error (disk full, Ctrl-C) what has not begun is dropped."""
     try:
         for future in as_completed(futures):
@@ -67,6 +77,24 @@ def _alone(job: CaseJob, work: Callable[[CaseJob], CaseOutcome]) -> CaseOutcome:
             outcome = pool.submit(work, job).result()
     except BrokenProcessPool:
         cause = "the process that read this scan was killed twice (memory, or a fault in a library)"
-        return CaseOutcome(case_id, None, (Finding("ERROR", "WORKER_DIED", cause, "use --workers 1 or a machine with more memory; check the scan", case_id),))
-    note = Finding("WARN", "WORKER_DIED", "a process died while this scan was worked on or waiting; the second try went well", "nothing to do", case_id)
+        return CaseOutcome(
+            case_id,
+            None,
+            (
+                Finding(
+                    "ERROR",
+                    "WORKER_DIED",
+                    cause,
+                    "use --workers 1 or a machine with more memory; check the scan",
+                    case_id,
+                ),
+            ),
+        )
+    note = Finding(
+        "WARN",
+        "WORKER_DIED",
+        "a process died while this scan was worked on or waiting; the second try went well",
+        "nothing to do",
+        case_id,
+    )
     return dataclasses.replace(outcome, findings=(*outcome.findings, note))

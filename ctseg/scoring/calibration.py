@@ -46,7 +46,9 @@ class Sums:
     def add(self, probability: np.ndarray, reference: np.ndarray) -> None:
         """Count voxels. probability: any shape, 0..1; reference: bool, the same shape."""
         if probability.shape != reference.shape:
-            raise ValueError(f"probability {probability.shape} and reference {reference.shape} differ in shape")
+            raise ValueError(
+                f"probability {probability.shape} and reference {reference.shape} differ in shape"
+            )
         flat, truth = probability.reshape(-1), reference.reshape(-1)
         for first in range(0, flat.size, _CHUNK):
             p, y = flat[first : first + _CHUNK].astype(np.float64), truth[first : first + _CHUNK]
@@ -70,18 +72,37 @@ class Sums:
 
     def record(self) -> dict[str, Any]:
         """The sums as JSON values."""
-        return {"n": self.n.tolist(), "p": self.p.tolist(), "y": self.y.tolist(), "brier": self.brier, "nll": self.nll}
+        return {
+            "n": self.n.tolist(),
+            "p": self.p.tolist(),
+            "y": self.y.tolist(),
+            "brier": self.brier,
+            "nll": self.nll,
+        }
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> Sums:
         """The sums that `record` returned."""
-        return cls(np.array(record["n"], np.int64), np.array(record["p"], np.float64), np.array(record["y"], np.int64), float(record["brier"]), float(record["nll"]))
+        return cls(
+            np.array(record["n"], np.int64),
+            np.array(record["p"], np.float64),
+            np.array(record["y"], np.int64),
+            float(record["brier"]),
+            float(record["nll"]),
+        )
 
     def describe(self) -> dict[str, Any]:
         """ece, brier, nll, and per bin n, mean probability p and frequency y (None in an empty bin)."""
         count = self.voxels
-        return {"ece": self.ece, "brier": self.brier / count if count else None, "nll": self.nll / count if count else None,
-                "bins": [{"n": int(n), "p": float(p / n) if n else None, "y": float(y / n) if n else None} for n, p, y in zip(self.n, self.p, self.y)]}
+        return {
+            "ece": self.ece,
+            "brier": self.brier / count if count else None,
+            "nll": self.nll / count if count else None,
+            "bins": [
+                {"n": int(n), "p": float(p / n) if n else None, "y": float(y / n) if n else None}
+                for n, p, y in zip(self.n, self.p, self.y)
+            ],
+        }
 
 
 Regions = dict[str, Sums]
@@ -92,7 +113,9 @@ def empty() -> Regions:
     return {region: Sums() for region in REGIONS}
 
 
-def structure_sums(*, probability: np.ndarray, reference: np.ndarray, prediction: np.ndarray, voxels: int) -> Regions:
+def structure_sums(
+    *, probability: np.ndarray, reference: np.ndarray, prediction: np.ndarray, voxels: int
+) -> Regions:
     """The sums of one structure in one case.
 
     probability (0..1), reference and prediction (bool): (d, h, w), one box of the scan that holds everything of all three and, inside the scan,
@@ -119,7 +142,9 @@ def boundary_band(*, reference: np.ndarray, prediction: np.ndarray) -> np.ndarra
 
 def describe(sums: Mapping[str, Mapping[str, Sums]]) -> dict[str, dict[str, Any]]:
     """The content of "calibration" in `summary_statistics.json`: structure -> region -> scores and bins."""
-    return {name: {region: regions[region].describe() for region in REGIONS} for name, regions in sums.items()}
+    return {
+        name: {region: regions[region].describe() for region in REGIONS} for name, regions in sums.items()
+    }
 
 
 def pooled(sums: Mapping[str, Mapping[str, Sums]]) -> Regions:

@@ -42,7 +42,12 @@ ALL = "all structures"
 LEVEL = 0.05
 SMALLEST_TEST_N = 6  # with fewer patients no p below 0.05 exists
 TOO_SMALL, NOT_SEPARABLE, BETTER, WORSE, NOTHING_SHOWN = (
-    "n too small", "not separable", "better", "worse", "no difference shown")
+    "n too small",
+    "not separable",
+    "better",
+    "worse",
+    "no difference shown",
+)
 
 
 @dataclasses.dataclass
@@ -125,14 +130,26 @@ def compare(scores: Scores) -> Comparison:
     methods = [_method_score(data, name) for name in data.runs]
     by_name = {score.method: score for score in methods}
     names = list(data.runs)
-    pairs = [_test(data, by_name[a], by_name[b], metric, structure, a == names[0]) for a, b in itertools.combinations(names, 2)
-             for metric in METRICS for structure in [ALL, *data.structures]]
+    pairs = [
+        _test(data, by_name[a], by_name[b], metric, structure, a == names[0])
+        for a, b in itertools.combinations(names, 2)
+        for metric in METRICS
+        for structure in [ALL, *data.structures]
+    ]
     _correct(pairs)
     ranking, tau = rank(np.stack([data.matrix(data.mean_over_runs(name, "dice")) for name in names]), names)
     found = Comparison(
-        reference=names[0], structures=data.structures, structures_without_reference=data.without, n_patients=len(data.patients),
-        n_cases=data.n_cases, n_tests=sum(pair.p is not None for pair in pairs), methods=methods, pairs=pairs, ranking=ranking,
-        kendall_tau=tau)
+        reference=names[0],
+        structures=data.structures,
+        structures_without_reference=data.without,
+        n_patients=len(data.patients),
+        n_cases=data.n_cases,
+        n_tests=sum(pair.p is not None for pair in pairs),
+        methods=methods,
+        pairs=pairs,
+        ranking=ranking,
+        kendall_tau=tau,
+    )
     return found
 
 
@@ -163,16 +180,31 @@ class _Data:
         named = list(dict.fromkeys(key[2] for key in everyone))
         structures = [name for name in named if any(key[2] == name for key in used)]
         if not structures:
-            raise UsageError("NOTHING_TO_COMPARE", "the references hold none of the structures", "compare on scans that show them")
+            raise UsageError(
+                "NOTHING_TO_COMPARE",
+                "the references hold none of the structures",
+                "compare on scans that show them",
+            )
         return cls(
-            runs={name: {metric: np.array([[_value(rows[key], metric) for key in used] for rows in runs.values()]) for metric in METRICS}
-                  for name, runs in scores.items()},
-            missed={name: np.array([[rows[key]["state"] == MISSED for key in used] for rows in runs.values()]) for name, runs in scores.items()},
+            runs={
+                name: {
+                    metric: np.array([[_value(rows[key], metric) for key in used] for rows in runs.values()])
+                    for metric in METRICS
+                }
+                for name, runs in scores.items()
+            },
+            missed={
+                name: np.array([[rows[key]["state"] == MISSED for key in used] for rows in runs.values()])
+                for name, runs in scores.items()
+            },
             seeds={name: list(runs) for name, runs in scores.items()},
             patient=np.array([patients.index(key[0]) for key in used], dtype=np.intp),
             structure=np.array([structures.index(key[2]) for key in used], dtype=np.intp),
-            patients=patients, structures=structures, without=[name for name in named if name not in structures],
-            n_cases=len({key[:2] for key in keys}))
+            patients=patients,
+            structures=structures,
+            without=[name for name in named if name not in structures],
+            n_cases=len({key[:2] for key in keys}),
+        )
 
     def mean_over_runs(self, method: str, metric: str) -> np.ndarray:
         """(rows,) mean over the seeds in which the value is defined."""
@@ -197,17 +229,27 @@ def _value(row: Mapping[str, Any], metric: str) -> float:
 
 def check_same_cases(scores: Scores) -> list[CaseKey]:
     """The keys that all runs share, sorted; an error that names what differs."""
-    runs = [(f"{method} (seed {seed})", rows) for method, seeds in scores.items() for seed, rows in seeds.items()]
+    runs = [
+        (f"{method} (seed {seed})", rows) for method, seeds in scores.items() for seed, rows in seeds.items()
+    ]
     if not runs or any(not seeds for seeds in scores.values()):
-        raise UsageError("NOTHING_TO_COMPARE", "a method has no scored run", "train and evaluate every method first")
+        raise UsageError(
+            "NOTHING_TO_COMPARE", "a method has no scored run", "train and evaluate every method first"
+        )
     first_name, first = runs[0]
     for name, rows in runs[1:]:
-        strange = sorted(set(first) ^ set(rows)) or sorted(key for key in first if _has_reference(first[key]) != _has_reference(rows[key]))
+        strange = sorted(set(first) ^ set(rows)) or sorted(
+            key for key in first if _has_reference(first[key]) != _has_reference(rows[key])
+        )
         if strange:
             cases = sorted({key[1] for key in strange})
             shown = ", ".join(cases[:5]) + (f" and {len(cases) - 5} more" if len(cases) > 5 else "")
-            raise IntegrityError("CASES_DIFFER", f"{first_name} and {name} were not scored on the same cases and references: {shown}",
-                                 "evaluate both on the same test split", case=cases[0])
+            raise IntegrityError(
+                "CASES_DIFFER",
+                f"{first_name} and {name} were not scored on the same cases and references: {shown}",
+                "evaluate both on the same test split",
+                case=cases[0],
+            )
     return sorted(first)
 
 
@@ -221,37 +263,84 @@ def _has_reference(row: Mapping[str, Any]) -> bool:
 def _method_score(data: _Data, name: str) -> MethodScore:
     matrices = {metric: data.matrix(data.mean_over_runs(name, metric)) for metric in METRICS}
     intervals = {metric: macro_interval(matrix) for metric, matrix in matrices.items()}
-    seed_macro = {metric: {str(seed): _plain(macro(data.matrix(run))) for seed, run in zip(data.seeds[name], data.runs[name][metric])} for metric in METRICS}
+    seed_macro = {
+        metric: {
+            str(seed): _plain(macro(data.matrix(run)))
+            for seed, run in zip(data.seeds[name], data.runs[name][metric])
+        }
+        for metric in METRICS
+    }
     return MethodScore(
-        method=name, seeds=data.seeds[name], macro={metric: _plain(macro(matrix)) for metric, matrix in matrices.items()},
-        macro_ci95={metric: interval for metric, (interval, _) in intervals.items()}, flags=intervals["dice"][1], seed_macro=seed_macro,
+        method=name,
+        seeds=data.seeds[name],
+        macro={metric: _plain(macro(matrix)) for metric, matrix in matrices.items()},
+        macro_ci95={metric: interval for metric, (interval, _) in intervals.items()},
+        flags=intervals["dice"][1],
+        seed_macro=seed_macro,
         seed_sd={metric: _deviation(list(values.values())) for metric, values in seed_macro.items()},
-        structures={structure: {metric: _plain(float(nan_mean(matrix[:, i], axis=0))) for metric, matrix in matrices.items()}
-                    for i, structure in enumerate(data.structures)},
-        missed=int(data.missed[name].sum()), scored=int(data.missed[name].size))
+        structures={
+            structure: {
+                metric: _plain(float(nan_mean(matrix[:, i], axis=0))) for metric, matrix in matrices.items()
+            }
+            for i, structure in enumerate(data.structures)
+        },
+        missed=int(data.missed[name].sum()),
+        scored=int(data.missed[name].size),
+    )
 
 
-def _test(data: _Data, reference: MethodScore, method: MethodScore, metric: str, structure: str, with_reference: bool) -> PairTest:
+def _test(
+    data: _Data,
+    reference: MethodScore,
+    method: MethodScore,
+    metric: str,
+    structure: str,
+    with_reference: bool,
+) -> PairTest:
     """One row of the table; p_holm and verdict are filled in when the family is complete."""
     one, other = data.runs[reference.method][metric], data.runs[method.method][metric]
     paired = ~np.isnan(one).any(axis=0) & ~np.isnan(other).any(axis=0)  # every run of both methods
-    chosen = np.ones(len(data.structure), bool) if structure == ALL else data.structure == _number(data, structure)
+    chosen = (
+        np.ones(len(data.structure), bool) if structure == ALL else data.structure == _number(data, structure)
+    )
     difference = np.full(len(paired), np.nan)
     use = paired & chosen
     difference[use] = other[:, use].mean(axis=0) - one[:, use].mean(axis=0)
-    matrix = np.round(data.matrix(difference), 12)  # a last bit of rounding is neither a difference nor breaks a tie
+    matrix = np.round(
+        data.matrix(difference), 12
+    )  # a last bit of rounding is neither a difference nor breaks a tie
     per_patient = nan_mean(matrix, axis=1)
     per_patient = np.round(per_patient[~np.isnan(per_patient)], 12)
-    effect = macro(matrix) if structure == ALL else float(np.median(per_patient)) if len(per_patient) else np.nan
+    effect = (
+        macro(matrix) if structure == ALL else float(np.median(per_patient)) if len(per_patient) else np.nan
+    )
     interval, flags = macro_interval(matrix) if structure == ALL else median_interval(per_patient)
     sd = [_seed_deviation(data, score, metric, structure) for score in (reference, method)]
     return PairTest(
-        reference=reference.method, method=method.method, metric=metric, structure=structure, with_reference=with_reference,
-        n=len(per_patient), difference=_plain(effect), ci95=interval, flags=flags,
-        p=wilcoxon_p(per_patient) if len(per_patient) >= SMALLEST_TEST_N else None, p_holm=None, sd_reference=sd[0], sd_method=sd[1],
-        separable=_separable(effect, sd), verdict="",
-        **{f"{what}_{who}": int(np.count_nonzero(table)) for who, score in (("reference", reference), ("method", method))
-           for what, table in (("missed", data.missed[score.method][:, chosen]), ("scored", np.ones_like(data.missed[score.method][:, chosen])))})
+        reference=reference.method,
+        method=method.method,
+        metric=metric,
+        structure=structure,
+        with_reference=with_reference,
+        n=len(per_patient),
+        difference=_plain(effect),
+        ci95=interval,
+        flags=flags,
+        p=wilcoxon_p(per_patient) if len(per_patient) >= SMALLEST_TEST_N else None,
+        p_holm=None,
+        sd_reference=sd[0],
+        sd_method=sd[1],
+        separable=_separable(effect, sd),
+        verdict="",
+        **{
+            f"{what}_{who}": int(np.count_nonzero(table))
+            for who, score in (("reference", reference), ("method", method))
+            for what, table in (
+                ("missed", data.missed[score.method][:, chosen]),
+                ("scored", np.ones_like(data.missed[score.method][:, chosen])),
+            )
+        },
+    )
 
 
 def _number(data: _Data, structure: str) -> int:
@@ -262,7 +351,12 @@ def _seed_deviation(data: _Data, score: MethodScore, metric: str, structure: str
     if structure == ALL:
         return score.seed_sd[metric]
     column = _number(data, structure)
-    return _deviation([_plain(float(nan_mean(data.matrix(run)[:, column], axis=0))) for run in data.runs[score.method][metric]])
+    return _deviation(
+        [
+            _plain(float(nan_mean(data.matrix(run)[:, column], axis=0)))
+            for run in data.runs[score.method][metric]
+        ]
+    )
 
 
 def _deviation(values: Sequence[float | None]) -> float | None:

@@ -46,7 +46,12 @@ class SurfaceDistances:
 
 
 def surface_distances(
-    *, prediction: np.ndarray, reference: np.ndarray, spacing_mm: tuple[float, float, float], boundary_mode: str = "surfel", engine: str = "auto"
+    *,
+    prediction: np.ndarray,
+    reference: np.ndarray,
+    spacing_mm: tuple[float, float, float],
+    boundary_mode: str = "surfel",
+    engine: str = "auto",
 ) -> SurfaceDistances | None:
     """Distances between the surfaces of two masks (D, H, W) of any memory order; None when either is empty.
 
@@ -55,13 +60,18 @@ def surface_distances(
     """
     prediction, reference, spacing_mm = check_masks(prediction, reference, spacing_mm)
     if boundary_mode not in BOUNDARY_MODES or engine not in ENGINES:
-        raise ValueError(f"boundary_mode={boundary_mode!r} of {BOUNDARY_MODES}, engine={engine!r} of {ENGINES}")
+        raise ValueError(
+            f"boundary_mode={boundary_mode!r} of {BOUNDARY_MODES}, engine={engine!r} of {ENGINES}"
+        )
     if not prediction.any() or not reference.any():
         return None
     box = joint_box(mask_box(prediction), mask_box(reference))
     return distances_in_box(
-        prediction=np.ascontiguousarray(prediction[box]), reference=np.ascontiguousarray(reference[box]),
-        spacing_mm=spacing_mm, boundary_mode=boundary_mode, engine=engine,
+        prediction=np.ascontiguousarray(prediction[box]),
+        reference=np.ascontiguousarray(reference[box]),
+        spacing_mm=spacing_mm,
+        boundary_mode=boundary_mode,
+        engine=engine,
     )
 
 
@@ -71,11 +81,17 @@ def check_masks(
     """The two masks as bool arrays and the spacing as floats; ValueError unless shapes and spacing make sense."""
     prediction, reference = np.asarray(prediction), np.asarray(reference)
     if prediction.ndim != 3 or prediction.shape != reference.shape:
-        raise ValueError(f"prediction {prediction.shape} and reference {reference.shape} must be 3D and of one shape")
+        raise ValueError(
+            f"prediction {prediction.shape} and reference {reference.shape} must be 3D and of one shape"
+        )
     spacing = tuple(float(s) for s in spacing_mm)
     if len(spacing) != 3 or not all(np.isfinite(s) and s > 0 for s in spacing):
         raise ValueError(f"spacing_mm={spacing_mm} must be three positive numbers")
-    return prediction.astype(bool, copy=False), reference.astype(bool, copy=False), (spacing[0], spacing[1], spacing[2])
+    return (
+        prediction.astype(bool, copy=False),
+        reference.astype(bool, copy=False),
+        (spacing[0], spacing[1], spacing[2]),
+    )
 
 
 def mask_box(mask: np.ndarray) -> tuple[slice, ...]:
@@ -93,22 +109,45 @@ def joint_box(one: tuple[slice, ...], other: tuple[slice, ...]) -> tuple[slice, 
 
 
 def distances_in_box(
-    *, prediction: np.ndarray, reference: np.ndarray, spacing_mm: tuple[float, float, float], boundary_mode: str, engine: str = "auto"
+    *,
+    prediction: np.ndarray,
+    reference: np.ndarray,
+    spacing_mm: tuple[float, float, float],
+    boundary_mode: str,
+    engine: str = "auto",
 ) -> SurfaceDistances:
     """As `surface_distances`, for contiguous bool crops that hold all of both masks, neither of them empty."""
     if boundary_mode == "surfel":
         areas = surfel.area_table(spacing_mm)
         reference_codes, prediction_codes = surfel.padded_codes(reference), surfel.padded_codes(prediction)
-        reference_side, prediction_side = _Side(surfel.is_boundary(reference_codes)), _Side(surfel.is_boundary(prediction_codes))
+        reference_side, prediction_side = (
+            _Side(surfel.is_boundary(reference_codes)),
+            _Side(surfel.is_boundary(prediction_codes)),
+        )
         reference_weights = areas[reference_codes.reshape(-1)[reference_side.points]]
         prediction_weights = areas[prediction_codes.reshape(-1)[prediction_side.points]]
     else:
         reference_side, prediction_side = _Side(voxel_boundary(reference)), _Side(voxel_boundary(prediction))
-        reference_weights, prediction_weights = np.ones(reference_side.points.size), np.ones(prediction_side.points.size)
-    thickness = 2.0 * np.count_nonzero(prediction ^ reference) / (reference_side.points.size + prediction_side.points.size)
+        reference_weights, prediction_weights = (
+            np.ones(reference_side.points.size),
+            np.ones(prediction_side.points.size),
+        )
+    thickness = (
+        2.0
+        * np.count_nonzero(prediction ^ reference)
+        / (reference_side.points.size + prediction_side.points.size)
+    )
     from_reference, reference_order = _one_way(reference_side, prediction_side, spacing_mm, engine, thickness)
-    from_prediction, prediction_order = _one_way(prediction_side, reference_side, spacing_mm, engine, thickness)
-    return SurfaceDistances(from_reference, reference_weights[reference_order], from_prediction, prediction_weights[prediction_order], boundary_mode)
+    from_prediction, prediction_order = _one_way(
+        prediction_side, reference_side, spacing_mm, engine, thickness
+    )
+    return SurfaceDistances(
+        from_reference,
+        reference_weights[reference_order],
+        from_prediction,
+        prediction_weights[prediction_order],
+        boundary_mode,
+    )
 
 
 class _Side:
@@ -139,7 +178,9 @@ _TREE_PER_TARGET, _TREE_PER_POINT = 30.0, 200.0
 _NEAR_VOXELS = 2.5  # mean distance of the surfaces up to which looking around each point is tried
 
 
-def _one_way(source: _Side, target: _Side, spacing_mm: tuple[float, float, float], engine: str, thickness: float) -> tuple[np.ndarray, np.ndarray]:
+def _one_way(
+    source: _Side, target: _Side, spacing_mm: tuple[float, float, float], engine: str, thickness: float
+) -> tuple[np.ndarray, np.ndarray]:
     """Distances (mm, float64, increasing) of the points of `source` to `target`, and the points' numbers in that order.
 
     thickness: mean distance of the surfaces in voxels, roughly. "auto" looks around the points while that is cheaper
@@ -150,7 +191,9 @@ def _one_way(source: _Side, target: _Side, spacing_mm: tuple[float, float, float
     transform = "edt" if _edt is not None else "scipy"
     if left.size and (engine == "shells" or (engine == "auto" and thickness <= _NEAR_VOXELS)):
         budget = math.inf if engine == "shells" else 0.5 * _TRANSFORM_PER_VOXEL[transform] * source.mask.size
-        found, distances_mm, missing = shells.search(source.points[left], target.mask, spacing_mm, budget=budget)
+        found, distances_mm, missing = shells.search(
+            source.points[left], target.mask, spacing_mm, budget=budget
+        )
         groups += [left[numbers] for numbers in found]
         steps_mm += distances_mm
         left = left[missing]
@@ -159,14 +202,18 @@ def _one_way(source: _Side, target: _Side, spacing_mm: tuple[float, float, float
         if engine in ("auto", "shells"):
             tree = _TREE_PER_TARGET * target.points.size + _TREE_PER_POINT * max(1.0, thickness) * left.size
             engine = "tree" if tree < _TRANSFORM_PER_VOXEL[transform] * source.mask.size else transform
-        rest = (_by_tree if engine == "tree" else _by_transform)(source.points[left], target, spacing_mm, engine)
+        rest = (_by_tree if engine == "tree" else _by_transform)(
+            source.points[left], target, spacing_mm, engine
+        )
         order = np.argsort(rest, kind="stable")
         groups.append(left[order])
         distances = np.concatenate([distances, rest[order]])
     return distances, np.concatenate(groups)
 
 
-def _by_transform(points: np.ndarray, target: _Side, spacing_mm: tuple[float, float, float], engine: str) -> np.ndarray:
+def _by_transform(
+    points: np.ndarray, target: _Side, spacing_mm: tuple[float, float, float], engine: str
+) -> np.ndarray:
     """Distance of every point (flat positions) to `target` through a Euclidean distance transform of the box."""
     away = ~target.mask
     if engine == "edt":
@@ -177,9 +224,14 @@ def _by_transform(points: np.ndarray, target: _Side, spacing_mm: tuple[float, fl
     return field.reshape(-1)[points].astype(np.float64)
 
 
-def _by_tree(points: np.ndarray, target: _Side, spacing_mm: tuple[float, float, float], _engine: str) -> np.ndarray:
+def _by_tree(
+    points: np.ndarray, target: _Side, spacing_mm: tuple[float, float, float], _engine: str
+) -> np.ndarray:
     """The same through a KD-tree of the target's points."""
-    corners = [np.stack(np.unravel_index(flat, target.mask.shape), axis=1) * spacing_mm for flat in (target.points, points)]
+    corners = [
+        np.stack(np.unravel_index(flat, target.mask.shape), axis=1) * spacing_mm
+        for flat in (target.points, points)
+    ]
     return cKDTree(corners[0], balanced_tree=False, compact_nodes=False).query(corners[1])[0]
 
 
@@ -196,7 +248,10 @@ def percentile_hausdorff_mm(distances: SurfaceDistances, percent: float = 95.0) 
 
     surfel: the first distance at which the weights reach the share. voxel: linear interpolation.
     """
-    sides = ((distances.from_reference_mm, distances.reference_weights), (distances.from_prediction_mm, distances.prediction_weights))
+    sides = (
+        (distances.from_reference_mm, distances.reference_weights),
+        (distances.from_prediction_mm, distances.prediction_weights),
+    )
     if distances.boundary_mode == "voxel":
         return float(max(np.percentile(d, percent) for d, _ in sides))
     values = []
@@ -209,21 +264,35 @@ def percentile_hausdorff_mm(distances: SurfaceDistances, percent: float = 95.0) 
 def average_symmetric_mm(distances: SurfaceDistances) -> float:
     """ASSD: mean over the points of both surfaces together."""
     total = distances.reference_weights.sum() + distances.prediction_weights.sum()
-    return float((_weighted(distances.from_reference_mm, distances.reference_weights)
-                  + _weighted(distances.from_prediction_mm, distances.prediction_weights)) / total)
+    return float(
+        (
+            _weighted(distances.from_reference_mm, distances.reference_weights)
+            + _weighted(distances.from_prediction_mm, distances.prediction_weights)
+        )
+        / total
+    )
 
 
 def mean_average_mm(distances: SurfaceDistances) -> float:
     """MASD: mean of the two directed means."""
-    return float(0.5 * (_weighted(distances.from_reference_mm, distances.reference_weights) / distances.reference_weights.sum()
-                        + _weighted(distances.from_prediction_mm, distances.prediction_weights) / distances.prediction_weights.sum()))
+    return float(
+        0.5
+        * (
+            _weighted(distances.from_reference_mm, distances.reference_weights)
+            / distances.reference_weights.sum()
+            + _weighted(distances.from_prediction_mm, distances.prediction_weights)
+            / distances.prediction_weights.sum()
+        )
+    )
 
 
 def surface_dice(distances: SurfaceDistances, tolerance_mm: float) -> float:
     """NSD: share of both surfaces that lies within the tolerance of the other one."""
     limit = tolerance_mm * (1.0 + TOLERANCE_EPSILON)
-    near = distances.reference_weights[distances.from_reference_mm <= limit].sum() \
+    near = (
+        distances.reference_weights[distances.from_reference_mm <= limit].sum()
         + distances.prediction_weights[distances.from_prediction_mm <= limit].sum()
+    )
     return float(near / (distances.reference_weights.sum() + distances.prediction_weights.sum()))
 
 

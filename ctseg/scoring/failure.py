@@ -76,7 +76,15 @@ def worst(rows: Sequence[Row], key: str, count: int = WORST) -> list[dict[str, A
     """The `count` reference-present rows of lowest `key` ("confidence" or "dice") where that is defined; ties by case id, then structure."""
     chosen = [row for row in rows if row["state"] in (PRESENT, MISSED) and row.get(key) is not None]
     chosen.sort(key=lambda row: (row[key], row["case_id"], row["structure"]))
-    return [{"case_id": row["case_id"], "structure": row["structure"], "confidence": row.get("confidence"), "dice": row["dice"]} for row in chosen[:count]]
+    return [
+        {
+            "case_id": row["case_id"],
+            "structure": row["structure"],
+            "confidence": row.get("confidence"),
+            "dice": row["dice"],
+        }
+        for row in chosen[:count]
+    ]
 
 
 def case_points(rows: Sequence[Row]) -> list[dict[str, Any]]:
@@ -90,7 +98,9 @@ def case_points(rows: Sequence[Row]) -> list[dict[str, Any]]:
         sure = [row["confidence"] for row in own if row.get("confidence") is not None]
         dice = [row["dice"] for row in own if row["state"] in (PRESENT, MISSED)]
         if sure and dice:
-            points.append({"case_id": case_id, "confidence": float(np.mean(sure)), "dice": float(np.mean(dice))})
+            points.append(
+                {"case_id": case_id, "confidence": float(np.mean(sure)), "dice": float(np.mean(dice))}
+            )
     return points
 
 
@@ -108,13 +118,25 @@ def summarise(rows: Sequence[Row], members: int = 1, reason: str | None = None) 
         own = [row for row in scored if row["structure"] == name and row.get("confidence") is not None]
         if own:
             by_structure[name] = _rank(own)
-    return {**_rank(points), "members": members, "reason": reason, "n_missed_by_all": sum(row.get("confidence") is None for row in scored) if members > 1 else None,
-            "structures": by_structure, "worst_by_confidence": worst(rows, "confidence"), "worst_by_dice": worst(rows, "dice") if by_structure else []}
+    return {
+        **_rank(points),
+        "members": members,
+        "reason": reason,
+        "n_missed_by_all": sum(row.get("confidence") is None for row in scored) if members > 1 else None,
+        "structures": by_structure,
+        "worst_by_confidence": worst(rows, "confidence"),
+        "worst_by_dice": worst(rows, "dice") if by_structure else [],
+    }
 
 
 def _rank(points: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """aurc, its two bounds, spearman and n of things with confidence and dice."""
     confidence, dice = ([point[key] for point in points] for key in ("confidence", "dice"))
     risk = [1.0 - value for value in dice]
-    return {"aurc": aurc(confidence, risk), "aurc_random": float(np.mean(risk)) if risk else None, "aurc_oracle": aurc(dice, risk),
-            "spearman": spearman(confidence, dice), "n": len(points)}
+    return {
+        "aurc": aurc(confidence, risk),
+        "aurc_random": float(np.mean(risk)) if risk else None,
+        "aurc_oracle": aurc(dice, risk),
+        "spearman": spearman(confidence, dice),
+        "n": len(points),
+    }

@@ -22,8 +22,14 @@ class LabelScan:
     """
 
     def __init__(self, *, prediction: np.ndarray, reference: np.ndarray, n_labels: int):
-        if prediction.shape != reference.shape or prediction.dtype != reference.dtype or reference.dtype not in (np.uint8, np.uint16):
-            raise ValueError(f"prediction {prediction.shape} {prediction.dtype} and reference {reference.shape} {reference.dtype} must be alike and uint8 or uint16")
+        if (
+            prediction.shape != reference.shape
+            or prediction.dtype != reference.dtype
+            or reference.dtype not in (np.uint8, np.uint16)
+        ):
+            raise ValueError(
+                f"prediction {prediction.shape} {prediction.dtype} and reference {reference.shape} {reference.dtype} must be alike and uint8 or uint16"
+            )
         self.n_labels, self.shape, self._dtype = n_labels, reference.shape, reference.dtype
         self._lanes = 8 // reference.itemsize  # voxels per word
         self._pair_type = np.min_scalar_type(n_labels**2 - 1)
@@ -69,9 +75,15 @@ class LabelScan:
         even = self._is_even(prediction) & self._is_even(reference)
         if self.shape[2] % self._lanes:
             even &= first % self.shape[2] <= self.shape[2] - self._lanes  # the word lies in one row
-        self._add_even(first[even], prediction[even].view(self._dtype)[:: self._lanes], reference[even].view(self._dtype)[:: self._lanes])
+        self._add_even(
+            first[even],
+            prediction[even].view(self._dtype)[:: self._lanes],
+            reference[even].view(self._dtype)[:: self._lanes],
+        )
         mixed = np.flatnonzero(~even)
-        self._add_voxels(first[mixed], prediction[mixed].view(self._dtype), reference[mixed].view(self._dtype), self._lanes)
+        self._add_voxels(
+            first[mixed], prediction[mixed].view(self._dtype), reference[mixed].view(self._dtype), self._lanes
+        )
 
     def _is_even(self, words: np.ndarray) -> np.ndarray:
         """Whether all voxels of a word hold one label: turning it by one voxel changes nothing."""
@@ -81,14 +93,22 @@ class LabelScan:
     def _add_even(self, first: np.ndarray, prediction: np.ndarray, reference: np.ndarray) -> None:
         """Words of one label in each map, given by one voxel each."""
         self._count(prediction, reference, self._lanes)
-        for labels, chosen in ((reference, np.flatnonzero(reference)), (prediction, np.flatnonzero(prediction != reference))):
+        for labels, chosen in (
+            (reference, np.flatnonzero(reference)),
+            (prediction, np.flatnonzero(prediction != reference)),
+        ):
             self._mark(labels[chosen], first[chosen], self._lanes - 1)
 
-    def _add_voxels(self, first: np.ndarray, prediction: np.ndarray, reference: np.ndarray, lanes: int) -> None:
+    def _add_voxels(
+        self, first: np.ndarray, prediction: np.ndarray, reference: np.ndarray, lanes: int
+    ) -> None:
         """Runs of `lanes` voxels each, a power of 2; first: flat position of each run's first voxel."""
         self._count(prediction, reference, 1)
         shift = lanes.bit_length() - 1
-        for labels, chosen in ((reference, np.flatnonzero(reference)), (prediction, np.flatnonzero(prediction != reference))):
+        for labels, chosen in (
+            (reference, np.flatnonzero(reference)),
+            (prediction, np.flatnonzero(prediction != reference)),
+        ):
             positions = first[chosen >> shift]
             positions += chosen & (lanes - 1)
             self._mark(labels[chosen], positions, 0)

@@ -51,7 +51,10 @@ class Counts:
     @classmethod
     def of(cls, *, prediction: np.ndarray, reference: np.ndarray) -> Counts:
         """Counts of two masks of one shape."""
-        prediction, reference = np.asarray(prediction).astype(bool, copy=False), np.asarray(reference).astype(bool, copy=False)
+        prediction, reference = (
+            np.asarray(prediction).astype(bool, copy=False),
+            np.asarray(reference).astype(bool, copy=False),
+        )
         if prediction.shape != reference.shape:
             raise ValueError(f"prediction {prediction.shape} and reference {reference.shape} differ in shape")
         tp = int(np.count_nonzero(prediction & reference))
@@ -99,8 +102,13 @@ def image_diagonal_mm(shape: Sequence[int], spacing_mm: Sequence[float]) -> floa
 
 
 def mask_metrics(
-    *, prediction: np.ndarray, reference: np.ndarray, spacing_mm: tuple[float, float, float],
-    tolerances_mm: Sequence[float] = tolerances.DEFAULT_MM, boundary_mode: str = "surfel", engine: str = "auto",
+    *,
+    prediction: np.ndarray,
+    reference: np.ndarray,
+    spacing_mm: tuple[float, float, float],
+    tolerances_mm: Sequence[float] = tolerances.DEFAULT_MM,
+    boundary_mode: str = "surfel",
+    engine: str = "auto",
 ) -> dict[str, float | None]:
     """Every metric of one pair of masks by its plain formula (Dice of a hallucination is 0; both empty: None).
 
@@ -110,7 +118,12 @@ def mask_metrics(
     prediction, reference, spacing_mm = surfaces.check_masks(prediction, reference, spacing_mm)
     counts = Counts.of(prediction=prediction, reference=reference)
     pair = surfaces.surface_distances(
-        prediction=prediction, reference=reference, spacing_mm=spacing_mm, boundary_mode=boundary_mode, engine=engine)
+        prediction=prediction,
+        reference=reference,
+        spacing_mm=spacing_mm,
+        boundary_mode=boundary_mode,
+        engine=engine,
+    )
     if pair is None:
         one_sided = 0.0 if counts.tp + counts.fp + counts.fn else None
         surface: dict[str, float | None] = {"hd_mm": None, "hd95_mm": None, "assd_mm": None, "masd_mm": None}
@@ -118,22 +131,37 @@ def mask_metrics(
     else:
         surface = _surface_metrics(pair, tolerances_mm)
     names = ("dice", "iou", "precision", "recall", "specificity", "volume_error")
-    return {**{name: getattr(counts, name) for name in names},
-            "volume_error_ml": (counts.fp - counts.fn) * math.prod(spacing_mm) / 1000.0, **surface}
+    return {
+        **{name: getattr(counts, name) for name in names},
+        "volume_error_ml": (counts.fp - counts.fn) * math.prod(spacing_mm) / 1000.0,
+        **surface,
+    }
 
 
-def _surface_metrics(pair: surfaces.SurfaceDistances, tolerances_mm: Sequence[float]) -> dict[str, float | None]:
-    return {"hd_mm": surfaces.hausdorff_mm(pair), "hd95_mm": surfaces.percentile_hausdorff_mm(pair),
-            "assd_mm": surfaces.average_symmetric_mm(pair), "masd_mm": surfaces.mean_average_mm(pair),
-            **{tolerances.key(t): surfaces.surface_dice(pair, t) for t in tolerances_mm}}
+def _surface_metrics(
+    pair: surfaces.SurfaceDistances, tolerances_mm: Sequence[float]
+) -> dict[str, float | None]:
+    return {
+        "hd_mm": surfaces.hausdorff_mm(pair),
+        "hd95_mm": surfaces.percentile_hausdorff_mm(pair),
+        "assd_mm": surfaces.average_symmetric_mm(pair),
+        "masd_mm": surfaces.mean_average_mm(pair),
+        **{tolerances.key(t): surfaces.surface_dice(pair, t) for t in tolerances_mm},
+    }
 
 
 # ---- all structures of one case ---------------------------------------------------------------------------
 
 
 def score_case(
-    *, prediction: np.ndarray, reference: np.ndarray, spacing_mm: tuple[float, float, float], structures: Sequence[Structure],
-    tolerances_mm: Mapping[str, tuple[float, ...]], annotation: Mapping[str, str] | None = None, boundary_mode: str = "surfel",
+    *,
+    prediction: np.ndarray,
+    reference: np.ndarray,
+    spacing_mm: tuple[float, float, float],
+    structures: Sequence[Structure],
+    tolerances_mm: Mapping[str, tuple[float, ...]],
+    annotation: Mapping[str, str] | None = None,
+    boundary_mode: str = "surfel",
     ignore_label: int | None = None,
 ) -> list[Row]:
     """One row per structure, in their order, from two label maps (D, H, W) of integers on one grid.
@@ -145,7 +173,9 @@ def score_case(
     nsd_by_tolerance ({"nsd_2mm": value}).
     """
     if prediction.ndim != 3 or prediction.shape != reference.shape:
-        raise ValueError(f"prediction {prediction.shape} and reference {reference.shape} must be 3D and of one shape")
+        raise ValueError(
+            f"prediction {prediction.shape} and reference {reference.shape} must be 3D and of one shape"
+        )
     prediction, reference, index_of, ignored = _compact(prediction, reference, structures, ignore_label)
     n_labels = int(max(prediction.max(initial=0), reference.max(initial=0), *index_of.values())) + 1
     scan = LabelScan(prediction=prediction, reference=reference, n_labels=n_labels)
@@ -162,14 +192,28 @@ def score_case(
         if state == PRESENT:
             box = _union([boxes[i] for i in member if i in boxes])
             pair = surfaces.distances_in_box(
-                prediction=_crop(prediction, box, member), reference=_crop(reference, box, member), spacing_mm=spacing_mm, boundary_mode=boundary_mode)
+                prediction=_crop(prediction, box, member),
+                reference=_crop(reference, box, member),
+                spacing_mm=spacing_mm,
+                boundary_mode=boundary_mode,
+            )
             surface = _surface_metrics(pair, tolerances_mm[structure.name])
-        rows.append({
-            "structure": structure.name, "label": structure.key, "state": state, "boundary_mode": boundary_mode,
-            **_overlap_columns(count, state, spacing_mm),
-            **_surface_columns(surface, state, tolerances_mm[structure.name], image_diagonal_mm(reference.shape, spacing_mm)),
-            **{f"spacing_{axis}_mm": float(s) for axis, s in zip("dhw", spacing_mm)},
-        })
+        rows.append(
+            {
+                "structure": structure.name,
+                "label": structure.key,
+                "state": state,
+                "boundary_mode": boundary_mode,
+                **_overlap_columns(count, state, spacing_mm),
+                **_surface_columns(
+                    surface,
+                    state,
+                    tolerances_mm[structure.name],
+                    image_diagonal_mm(reference.shape, spacing_mm),
+                ),
+                **{f"spacing_{axis}_mm": float(s) for axis, s in zip("dhw", spacing_mm)},
+            }
+        )
     return rows
 
 
@@ -236,10 +280,16 @@ def _overlap_columns(counts: Counts, state: str, spacing_mm: tuple[float, float,
     if state == HALLUCINATED:  # by the plain formula they are 0, but there is no reference to overlap with
         columns |= {"dice": None, "iou": None}
     voxel_ml = math.prod(spacing_mm) / 1000.0
-    return {**columns, "reference_ml": (counts.tp + counts.fn) * voxel_ml, "prediction_ml": (counts.tp + counts.fp) * voxel_ml}
+    return {
+        **columns,
+        "reference_ml": (counts.tp + counts.fn) * voxel_ml,
+        "prediction_ml": (counts.tp + counts.fp) * voxel_ml,
+    }
 
 
-def _surface_columns(surface: dict[str, float | None], state: str, tolerances_mm: tuple[float, ...], diagonal_mm: float) -> Row:
+def _surface_columns(
+    surface: dict[str, float | None], state: str, tolerances_mm: tuple[float, ...], diagonal_mm: float
+) -> Row:
     """The columns of the surface metrics. A missed structure is charged the image diagonal in the imputed ones."""
     keys = [tolerances.key(t) for t in tolerances_mm]
     by_tolerance = {key: (0.0 if state == MISSED else surface.get(key)) for key in keys}
@@ -248,12 +298,20 @@ def _surface_columns(surface: dict[str, float | None], state: str, tolerances_mm
         value = surface.get(f"{name}_mm")
         columns[f"{name}_mm"] = value
         columns[f"{name}_imputed_mm"] = diagonal_mm if state == MISSED else value
-    return {**columns, "masd_mm": surface.get("masd_mm"),
-            "nsd": by_tolerance[keys[0]], "nsd_tau_mm": tolerances_mm[0], "nsd2": by_tolerance[keys[1]], "nsd2_tau_mm": tolerances_mm[1],
-            "nsd_by_tolerance": by_tolerance, "image_diagonal_mm": diagonal_mm}
+    return {
+        **columns,
+        "masd_mm": surface.get("masd_mm"),
+        "nsd": by_tolerance[keys[0]],
+        "nsd_tau_mm": tolerances_mm[0],
+        "nsd2": by_tolerance[keys[1]],
+        "nsd2_tau_mm": tolerances_mm[1],
+        "nsd_by_tolerance": by_tolerance,
+        "image_diagonal_mm": diagonal_mm,
+    }
 
 
 # ---- boxes ------------------------------------------------------------------------------------------------
+
 
 def few_boxes(volume: np.ndarray, wanted: list[int]) -> dict[int, Box]:
     """Boxes of a few labels, faster than `find_objects`, which looks for all of them: slabs of 16 slices."""
@@ -268,7 +326,11 @@ def few_boxes(volume: np.ndarray, wanted: list[int]) -> dict[int, Box]:
                 plane |= hit[filled[0] : filled[-1] + 1].any(axis=0)
         if slices:
             rows, columns = np.flatnonzero(plane.any(axis=1)), np.flatnonzero(plane.any(axis=0))
-            boxes[label] = (slice(slices[0], slices[-1] + 1), slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1))
+            boxes[label] = (
+                slice(slices[0], slices[-1] + 1),
+                slice(int(rows[0]), int(rows[-1]) + 1),
+                slice(int(columns[0]), int(columns[-1]) + 1),
+            )
     return boxes
 
 

@@ -98,7 +98,11 @@ def wilcoxon_p(differences: np.ndarray) -> float:
 def holm(p: Sequence[float]) -> list[float]:
     """The p-values corrected by Holm (1979), in their order."""
     order = np.argsort(p, kind="stable")
-    stepped = np.maximum.accumulate([(len(p) - i) * p[index] for i, index in enumerate(order)]) if len(p) else np.zeros(0)
+    stepped = (
+        np.maximum.accumulate([(len(p) - i) * p[index] for i, index in enumerate(order)])
+        if len(p)
+        else np.zeros(0)
+    )
     corrected = np.empty(len(p))
     corrected[order] = np.minimum(stepped, 1.0)
     return [float(value) for value in corrected]
@@ -117,7 +121,9 @@ class Rank:
     wins: float
 
 
-def rank(matrices: np.ndarray, names: Sequence[str], resamples: int = RANKINGS) -> tuple[list[Rank], float | None]:
+def rank(
+    matrices: np.ndarray, names: Sequence[str], resamples: int = RANKINGS
+) -> tuple[list[Rank], float | None]:
     """Ranks by macro mean (higher is better) over bootstraps of patients, and the mean Kendall tau-b to the ranking
     on all patients. matrices: (methods, patients, structures). Equal methods share the mean rank and the win.
 
@@ -133,7 +139,15 @@ def rank(matrices: np.ndarray, names: Sequence[str], resamples: int = RANKINGS) 
     wins = (first / first.sum(axis=0)).mean(axis=1)
     place = rankdata(-np.round(whole, 12))
     limits = np.quantile(ranks, [0.025, 0.975], axis=1) if n >= SMALLEST_N else None
-    result = [Rank(name, float(place[i]), None if limits is None else [float(limits[0, i]), float(limits[1, i])], float(wins[i])) for i, name in enumerate(names)]
+    result = [
+        Rank(
+            name,
+            float(place[i]),
+            None if limits is None else [float(limits[0, i]), float(limits[1, i])],
+            float(wins[i]),
+        )
+        for i, name in enumerate(names)
+    ]
     return result, _kendall(place, ranks)
 
 

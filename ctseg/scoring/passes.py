@@ -21,8 +21,17 @@ def pass_lines(rows_by_pass: Sequence[Sequence[Row]]) -> list[dict[str, Any]]:
         for row in rows:
             voxel_ml = row["spacing_d_mm"] * row["spacing_h_mm"] * row["spacing_w_mm"] / 1000
             outside = None if row["fp"] is None else row["fp"] * voxel_ml
-            lines.append({"case_id": row["case_id"], "patient_id": row["patient_id"], "structure": row["structure"], "state": row["state"], "pass": number,
-                          **{key: row[key] for key in ("dice", "hd95_mm", "assd_mm")}, "fp_volume_ml": outside})
+            lines.append(
+                {
+                    "case_id": row["case_id"],
+                    "patient_id": row["patient_id"],
+                    "structure": row["structure"],
+                    "state": row["state"],
+                    "pass": number,
+                    **{key: row[key] for key in ("dice", "hd95_mm", "assd_mm")},
+                    "fp_volume_ml": outside,
+                }
+            )
     return sorted(lines, key=lambda line: (line["case_id"], line["structure"], line["pass"]))
 
 
@@ -51,8 +60,14 @@ def pass_gain(rows_by_pass: Sequence[Sequence[Row]]) -> PassGain | None:
         return None
     patients = sorted(first)
     differences = np.array([last[patient] - first[patient] for patient in patients])
-    return PassGain(len(patients), float(np.mean(list(first.values()))), float(np.mean(list(last.values()))), float(np.median(differences)),
-                    median_interval(differences)[0], wilcoxon_p(differences) if len(patients) >= SMALLEST_TEST_N else None)
+    return PassGain(
+        len(patients),
+        float(np.mean(list(first.values()))),
+        float(np.mean(list(last.values()))),
+        float(np.median(differences)),
+        median_interval(differences)[0],
+        wilcoxon_p(differences) if len(patients) >= SMALLEST_TEST_N else None,
+    )
 
 
 def _per_patient(rows: Sequence[Row]) -> dict[str, float]:

@@ -13,7 +13,9 @@ import numpy as np
 
 MAX_OFFSETS = 700  # of the table; a ball of 5.5 voxels at equal spacing
 _TOGETHER = 1 << 15  # look-ups in one step: below it the calls cost more than the work
-Shells = list[tuple[float, np.ndarray]]  # distance in mm and the offsets (m, 3) at that distance, nearest first
+Shells = list[
+    tuple[float, np.ndarray]
+]  # distance in mm and the offsets (m, 3) at that distance, nearest first
 
 
 @functools.lru_cache(maxsize=64)
@@ -22,7 +24,9 @@ def shells_of(spacing_mm: tuple[float, float, float]) -> Shells:
     radius = (0.75 * MAX_OFFSETS * math.prod(spacing_mm) / math.pi) ** (1 / 3)
     radius = max(radius, min(spacing_mm))
     reach = [int(radius / s) for s in spacing_mm]
-    grid = np.stack(np.meshgrid(*[np.arange(-n, n + 1) for n in reach], indexing="ij"), axis=-1).reshape(-1, 3)
+    grid = np.stack(np.meshgrid(*[np.arange(-n, n + 1) for n in reach], indexing="ij"), axis=-1).reshape(
+        -1, 3
+    )
     away = np.sqrt(((grid * np.array(spacing_mm)) ** 2).sum(axis=1))
     inside = np.flatnonzero((away > 0) & (away <= radius))
     inside = inside[np.argsort(away[inside], kind="stable")]

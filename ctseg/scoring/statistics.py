@@ -15,7 +15,9 @@ SMALLEST_N = 5  # below it no interval is given
 RELIABLE_N = 50  # below it the true coverage of a nominal 95 % interval is some 73 to 91 %
 
 
-def describe(values: Sequence[float | None], patients: Sequence[Hashable], *, interval: bool = True) -> dict[str, Any]:
+def describe(
+    values: Sequence[float | None], patients: Sequence[Hashable], *, interval: bool = True
+) -> dict[str, Any]:
     """Mean, std (ddof 1), min, max, median, p05, n, n_undefined, ci95, ci_method and flags of the values.
 
     None is undefined: it is counted and takes no part. The mean of nothing is None, the std of one value too.
@@ -25,11 +27,22 @@ def describe(values: Sequence[float | None], patients: Sequence[Hashable], *, in
     defined = np.array([value for value, _ in pairs], dtype=np.float64)
     result: dict[str, Any] = dict.fromkeys(("mean", "std", "min", "max", "median", "p05"))
     if defined.size:
-        result |= {"mean": float(defined.mean()), "min": float(defined.min()), "max": float(defined.max()),
-                   "median": float(np.median(defined)), "p05": float(np.percentile(defined, 5))}
+        result |= {
+            "mean": float(defined.mean()),
+            "min": float(defined.min()),
+            "max": float(defined.max()),
+            "median": float(np.median(defined)),
+            "p05": float(np.percentile(defined, 5)),
+        }
     if defined.size > 1:
         result["std"] = float(defined.std(ddof=1))
-    result |= {"n": int(defined.size), "n_undefined": len(values) - int(defined.size), "ci95": None, "ci_method": None, "flags": []}
+    result |= {
+        "n": int(defined.size),
+        "n_undefined": len(values) - int(defined.size),
+        "ci95": None,
+        "ci_method": None,
+        "flags": [],
+    }
     if interval:
         result["ci95"], result["flags"] = bca_interval(defined, [patient for _, patient in pairs])
         result["ci_method"] = "bca" if result["ci95"] else None

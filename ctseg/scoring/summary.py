@@ -18,9 +18,21 @@ HEADLINE_STATES = (PRESENT, MISSED)
 ALL_STATES = (PRESENT, MISSED, HALLUCINATED)
 # Key in summary_statistics.json and detailed_results.json -> column of a row.
 METRICS = {
-    "dice": "dice", "iou": "iou", "precision": "precision", "sensitivity": "recall", "specificity": "specificity", "f1": "dice",
-    "hd": "hd_mm", "hd_imputed": "hd_imputed_mm", "hd95": "hd95_mm", "hd95_imputed": "hd95_imputed_mm", "assd": "assd_mm",
-    "assd_imputed": "assd_imputed_mm", "masd": "masd_mm", "nsd": "nsd", "volume_error": "volume_error",
+    "dice": "dice",
+    "iou": "iou",
+    "precision": "precision",
+    "sensitivity": "recall",
+    "specificity": "specificity",
+    "f1": "dice",
+    "hd": "hd_mm",
+    "hd_imputed": "hd_imputed_mm",
+    "hd95": "hd95_mm",
+    "hd95_imputed": "hd95_imputed_mm",
+    "assd": "assd_mm",
+    "assd_imputed": "assd_imputed_mm",
+    "masd": "masd_mm",
+    "nsd": "nsd",
+    "volume_error": "volume_error",
 }
 # Metrics of the baseline row and of the "all" table.
 BASELINE_METRICS = ("dice", "iou", "nsd", "sensitivity", "precision", "hd95", "hd95_imputed", "volume_error")
@@ -28,10 +40,23 @@ ALL_METRICS = ("dice", "iou", "nsd", "hd_imputed", "hd95_imputed")
 CASE_MEANS = ("dice", "iou", "hd", "hd95", "hd95_imputed")
 WORST = 5
 # Top-level keys of the summary, which a structure therefore cannot be called ("mean" makes mean_dice).
-RESERVED_NAMES = frozenset((
-    "schema_version", "settings", "presence", "all_cases", "baselines", "headline", "worst_cases", "topology",
-    "calibration", "failure_detection", "comparisons", "warnings", "mean",
-))
+RESERVED_NAMES = frozenset(
+    (
+        "schema_version",
+        "settings",
+        "presence",
+        "all_cases",
+        "baselines",
+        "headline",
+        "worst_cases",
+        "topology",
+        "calibration",
+        "failure_detection",
+        "comparisons",
+        "warnings",
+        "mean",
+    )
+)
 
 
 def summarise(rows: Sequence[Row], baseline_rows: Sequence[Row], settings: Mapping[str, Any]) -> Summary:
@@ -50,13 +75,23 @@ def summarise(rows: Sequence[Row], baseline_rows: Sequence[Row], settings: Mappi
     cases = case_records(rows)
     for metric in CASE_MEANS:
         values = [case[f"mean_{metric}"] for case in cases if case["n_reference"]]
-        summary[f"mean_{metric}"] = statistics.describe(values, [case["patient_id"] for case in cases if case["n_reference"]])
+        summary[f"mean_{metric}"] = statistics.describe(
+            values, [case["patient_id"] for case in cases if case["n_reference"]]
+        )
     summary["presence"] = {name: presence(by_name[name]) for name in names}
-    summary["all_cases"] = {f"{name}_{metric}": _mean_of_all(by_name[name], metric) for name in names for metric in ALL_METRICS}
+    summary["all_cases"] = {
+        f"{name}_{metric}": _mean_of_all(by_name[name], metric) for name in names for metric in ALL_METRICS
+    }
     summary["headline"] = headline_of(rows)
     summary["baselines"] = {"all_background": _baseline(baseline_rows, summary["headline"])}
     summary["worst_cases"] = {name: worst_cases(by_name[name]) for name in names}
-    summary |= {"topology": {}, "airway": {}, "calibration": {}, "failure_detection": {"aurc": None, "spearman": None}, "comparisons": []}
+    summary |= {
+        "topology": {},
+        "airway": {},
+        "calibration": {},
+        "failure_detection": {"aurc": None, "spearman": None},
+        "comparisons": [],
+    }
     summary["warnings"] = _warnings(by_name, summary)
     return summary
 
@@ -84,11 +119,22 @@ def mean(values: Sequence[float | None]) -> float | None:
 def headline_of(rows: Sequence[Row]) -> dict[str, Any]:
     """Means over the structures' own headlines, each structure counting once, and who takes part."""
     names = list(dict.fromkeys(row["structure"] for row in rows))
-    headline = {name: [row for row in rows if row["structure"] == name and row["state"] in HEADLINE_STATES] for name in names}
+    headline = {
+        name: [row for row in rows if row["structure"] == name and row["state"] in HEADLINE_STATES]
+        for name in names
+    }
     with_reference = [name for name in names if headline[name]]
-    macro = {f"macro_{metric}": mean([mean([row[METRICS[metric]] for row in headline[name]]) for name in with_reference])
-             for metric in ("dice", "iou", "nsd", "hd95_imputed")}
-    return {**macro, "structures": with_reference, "structures_without_reference": [name for name in names if not headline[name]]}
+    macro = {
+        f"macro_{metric}": mean(
+            [mean([row[METRICS[metric]] for row in headline[name]]) for name in with_reference]
+        )
+        for metric in ("dice", "iou", "nsd", "hd95_imputed")
+    }
+    return {
+        **macro,
+        "structures": with_reference,
+        "structures_without_reference": [name for name in names if not headline[name]],
+    }
 
 
 def presence(rows: Sequence[Row]) -> dict[str, Any]:
@@ -107,7 +153,10 @@ def _mean_of_all(rows: Sequence[Row], metric: str) -> dict[str, Any]:
     """Mean over present, missed and hallucinated cases; a hallucination overlaps 0 and is the image diagonal off."""
     scored = [row for row in rows if row["state"] in ALL_STATES]
     charged = "image_diagonal_mm" if metric.endswith("_imputed") else None
-    values = [(row[charged] if charged else 0.0) if row["state"] == HALLUCINATED else row[METRICS[metric]] for row in scored]
+    values = [
+        (row[charged] if charged else 0.0) if row["state"] == HALLUCINATED else row[METRICS[metric]]
+        for row in scored
+    ]
     return {"mean": mean(values), "n": len(values)}
 
 
@@ -117,7 +166,9 @@ def _baseline(rows: Sequence[Row], headline: Mapping[str, Any]) -> dict[str, Any
     for name in dict.fromkeys(row["structure"] for row in rows):
         own = [row for row in rows if row["structure"] == name]
         scored = [row for row in own if row["state"] in HEADLINE_STATES]
-        result |= {f"{name}_{metric}": mean([row[METRICS[metric]] for row in scored]) for metric in BASELINE_METRICS}
+        result |= {
+            f"{name}_{metric}": mean([row[METRICS[metric]] for row in scored]) for metric in BASELINE_METRICS
+        }
         found = presence(own)
         result |= {f"{name}_presence_{key}": found[key] for key in ("sensitivity", "specificity")}
     own_headline = headline_of(rows)
@@ -159,18 +210,26 @@ def case_records(rows: Sequence[Row]) -> list[dict[str, Any]]:
 def _warnings(by_name: Mapping[str, Sequence[Row]], summary: Summary) -> list[str]:
     found = []
     if summary["baselines"]["all_background"]["better_than_baseline"] is False:
-        found.append("NOT BETTER THAN PREDICTING NOTHING: the headline is not above that of the all-background predictor")
+        found.append(
+            "NOT BETTER THAN PREDICTING NOTHING: the headline is not above that of the all-background predictor"
+        )
     without = summary["headline"]["structures_without_reference"]
     if without:
-        found.append(f"no case holds it in the reference, so it has no score and is left out of the headline: {', '.join(without)}")
+        found.append(
+            f"no case holds it in the reference, so it has no score and is left out of the headline: {', '.join(without)}"
+        )
     fine: dict[tuple[float, float], list[str]] = {}
     for name, rows in by_name.items():
         coarsest = max(max(row[f"spacing_{axis}_mm"] for axis in "dhw") for row in rows)
         for tau in (rows[0]["nsd_tau_mm"], rows[0]["nsd2_tau_mm"]):
             if tau < coarsest:
                 fine.setdefault((tau, coarsest), []).append(name)
-    found += [f"NSD at {tau:g} mm is finer than the largest voxel spacing ({coarsest:g} mm) and therefore quantised: {', '.join(names)}"
-              for (tau, coarsest), names in sorted(fine.items())]
+    found += [
+        f"NSD at {tau:g} mm is finer than the largest voxel spacing ({coarsest:g} mm) and therefore quantised: {', '.join(names)}"
+        for (tau, coarsest), names in sorted(fine.items())
+    ]
     if any("optimistic_ci" in summary[f"{name}_dice"]["flags"] for name in by_name):
-        found.append("confidence intervals marked * come from fewer than 50 patients and are narrower than they should be")
+        found.append(
+            "confidence intervals marked * come from fewer than 50 patients and are narrower than they should be"
+        )
     return found

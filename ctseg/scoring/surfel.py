@@ -101,7 +101,11 @@ def _segments(foreground: frozenset[int]) -> list[tuple[Edge, Edge]]:
     segments = []
     for axis, side in itertools.product(range(3), (0, 1)):
         face = [i for i, corner in enumerate(_CORNERS) if corner[axis] == side]
-        cut = [(a, b) for a, b in itertools.combinations(face, 2) if _adjacent(a, b) and (a in foreground) != (b in foreground)]
+        cut = [
+            (a, b)
+            for a, b in itertools.combinations(face, 2)
+            if _adjacent(a, b) and (a in foreground) != (b in foreground)
+        ]
         if len(cut) == 2:
             segments.append((cut[0], cut[1]))
         elif len(cut) == 4:
@@ -130,7 +134,9 @@ def _triangulate(loop: np.ndarray) -> list[np.ndarray]:
         for middle in range(first + 1, last):
             normal = 0.5 * np.cross(loop[middle] - loop[first], loop[last] - loop[first])
             left, right = best(first, middle), best(middle, last)
-            options.append((left[0] + right[0] + math.hypot(*normal), (*left[1], *right[1], tuple(normal.tolist()))))
+            options.append(
+                (left[0] + right[0] + math.hypot(*normal), (*left[1], *right[1], tuple(normal.tolist())))
+            )
         return max(options, key=lambda option: option[0])
 
     return [np.array(normal) for normal in best(0, len(loop) - 1)[1]]

@@ -26,12 +26,16 @@ _TABLE: tuple[tuple[tuple[str, ...], tuple[float, ...]], ...] = (
 )
 
 
-def tolerances_for(names: Iterable[str], overrides: Mapping[str, Iterable[float]] | None = None) -> Tolerances:
+def tolerances_for(
+    names: Iterable[str], overrides: Mapping[str, Iterable[float]] | None = None
+) -> Tolerances:
     """At least two tolerances per name; an override of a single one gets its half as the second."""
     result = {}
     for name in names:
         plain = re.sub(r"[^a-z]", "", name.lower())
-        chosen = next((values for words, values in _TABLE if any(word in plain for word in words)), DEFAULT_MM)
+        chosen = next(
+            (values for words, values in _TABLE if any(word in plain for word in words)), DEFAULT_MM
+        )
         if overrides and name in overrides:
             chosen = tuple(float(value) for value in overrides[name])
             if not chosen or not all(0 <= value < float("inf") for value in chosen):

@@ -44,8 +44,14 @@ def test_a_seed_and_a_number_give_one_patient(pictures: dict[int, Picture]) -> N
     again = abdomen_task.draw(0, 1, "tiny")
     assert time.process_time() - begin < 3  # about half a second where the machine is idle
     assert again.image.array.tobytes() == pictures[1].image.array.tobytes()
-    assert again.label.array.tobytes() == pictures[1].label.array.tobytes() and again.facts == pictures[1].facts
-    assert again.image.array.dtype == np.float32 and again.label.array.dtype == np.uint8 and again.image.grid.matches(again.label.grid)
+    assert (
+        again.label.array.tobytes() == pictures[1].label.array.tobytes() and again.facts == pictures[1].facts
+    )
+    assert (
+        again.image.array.dtype == np.float32
+        and again.label.array.dtype == np.uint8
+        and again.image.grid.matches(again.label.grid)
+    )
     people = [plan(seed, index)[0] for seed, index in ((0, 0), (0, 1), (1, 0))]
     assert len({person.fat_mm for person in people}) == 3
 
@@ -64,7 +70,10 @@ def test_left_is_left_and_right_is_right(pictures: dict[int, Picture]) -> None:
         if {"kidney_left", "kidney_right"} <= set(here):
             higher.append(here["kidney_left"][2] - here["kidney_right"][2])
         canonical = to_canonical(label).array  # W grows to the left
-        assert np.argwhere(canonical == IDS["stomach"])[:, 2].mean() > np.argwhere(canonical == IDS["liver"])[:, 2].mean()
+        assert (
+            np.argwhere(canonical == IDS["stomach"])[:, 2].mean()
+            > np.argwhere(canonical == IDS["liver"])[:, 2].mean()
+        )
     assert np.mean(higher) > 5  # the liver pushes the right kidney down
 
 
@@ -77,7 +86,12 @@ def test_a_removed_organ_is_absent_and_nothing_else(pictures: dict[int, Picture]
 
 
 def test_organs_have_adult_volumes(pictures: dict[int, Picture]) -> None:
-    limits_ml = {"liver": (750, 2300), "kidney_right": (70, 280), "kidney_left": (70, 280), "spleen": (70, 420)}
+    limits_ml = {
+        "liver": (750, 2300),
+        "kidney_right": (70, 280),
+        "kidney_left": (70, 280),
+        "spleen": (70, 420),
+    }
     for index, picture in pictures.items():
         for name, (low, high) in limits_ml.items():
             if name != REMOVED.get(index):
@@ -123,12 +137,17 @@ def test_contrast_medium_orders_the_organs() -> None:
 
 def test_neighbours_touch_in_many_patients(pictures: dict[int, Picture]) -> None:
     """Voxels of other organs right beside the spleen and the liver: their edges cannot be found by fat alone."""
-    for name, neighbours in (("liver", ("kidney_right", "stomach", "gall_bladder", "colon", "duodenum")), ("spleen", ("stomach", "kidney_left", "colon"))):
+    for name, neighbours in (
+        ("liver", ("kidney_right", "stomach", "gall_bladder", "colon", "duodenum")),
+        ("spleen", ("stomach", "kidney_left", "colon")),
+    ):
         touching = 0
         for picture in pictures.values():
             mask = picture.label.array == IDS[name]
             rim = binary_dilation(mask) & ~mask
-            touching += bool(np.isin(picture.label.array[rim], [IDS[other] for other in neighbours]).sum() > 5)
+            touching += bool(
+                np.isin(picture.label.array[rim], [IDS[other] for other in neighbours]).sum() > 5
+            )
         assert touching >= 0.6 * len(pictures), name
 
 
@@ -165,9 +184,19 @@ def test_scans_vary_as_scans_do() -> None:
 def test_the_pipeline_reads_the_cohort(tmp_path: Path) -> None:
     write_cohort(tmp_path, task="abdomen", patients=5, size="tiny")
     data = open_data_set(tmp_path, None)
-    assert data.synthetic and data.layout == "synthetic" and len(data.cases) == 5 and set(data.structures) == set(IDS)
+    assert (
+        data.synthetic
+        and data.layout == "synthetic"
+        and len(data.cases) == 5
+        and set(data.structures) == set(IDS)
+    )
     last = load_case(data.cases[4], TARGETS, root=tmp_path)
-    assert last.states == {"liver": PRESENT, "kidney_right": PRESENT, "kidney_left": ABSENT, "spleen": PRESENT}
+    assert last.states == {
+        "liver": PRESENT,
+        "kidney_right": PRESENT,
+        "kidney_left": ABSENT,
+        "spleen": PRESENT,
+    }
     drawn, read = to_canonical(abdomen_task.draw(0, 4, "tiny").label).array, to_canonical(last.label).array
     for number, name in enumerate(TARGETS, start=1):
         assert np.array_equal(read == number, drawn == IDS[name]), name

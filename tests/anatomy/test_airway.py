@@ -54,7 +54,9 @@ def branches_of_mask(mask: np.ndarray) -> int:
     for a, b in links:
         children.setdefault(a, set()).add(b)
     leaves = {p for p in range(piece.max() + 1) if p not in children}
-    kept = {a: {b for b in below if b not in leaves} for a, below in children.items()}  # drop dead ends of one front
+    kept = {
+        a: {b for b in below if b not in leaves} for a, below in children.items()
+    }  # drop dead ends of one front
     tips = sum(not below for below in kept.values())
     return 2 * tips - 1  # every joint has two children
 
@@ -63,8 +65,15 @@ def branches_of_mask(mask: np.ndarray) -> int:
 
 
 def test_a_seed_and_a_number_give_one_patient() -> None:
-    first, again, other = airway_task.draw(0, 3, "tiny"), airway_task.draw(0, 3, "tiny"), airway_task.draw(1, 3, "tiny")
-    assert first.image.array.tobytes() == again.image.array.tobytes() and first.label.array.tobytes() == again.label.array.tobytes()
+    first, again, other = (
+        airway_task.draw(0, 3, "tiny"),
+        airway_task.draw(0, 3, "tiny"),
+        airway_task.draw(1, 3, "tiny"),
+    )
+    assert (
+        first.image.array.tobytes() == again.image.array.tobytes()
+        and first.label.array.tobytes() == again.label.array.tobytes()
+    )
     assert np.array_equal(first.image.affine, again.image.affine) and first.facts == again.facts
     assert first.facts != other.facts
     assert first.image.array.dtype == np.float32 and first.label.array.dtype == np.uint8
@@ -81,12 +90,17 @@ def test_tiny_patients_are_small_whole_and_different() -> None:
 
 
 def test_patients_vary_as_people_and_scanners_do() -> None:
-    people = [airway_task.sample_patient(np.random.default_rng([0, index, 31]), index, "full") for index in range(airway_task.PATIENTS)]
+    people = [
+        airway_task.sample_patient(np.random.default_rng([0, index, 31]), index, "full")
+        for index in range(airway_task.PATIENTS)
+    ]
     assert 15 <= min(p.noise_hu for p in people) < 20 and 28 < max(p.noise_hu for p in people) <= 40
     assert sum(p.order != (0, 1, 2) or any(p.flips) for p in people) >= 3
     assert {p.emphysema > 0 for p in people} == {True, False}
     assert all(1.25 <= side <= 1.6 for p in people for side in p.spacing_mm)
-    assert max(p.wall for p in people) - min(p.wall for p in people) > 0.04 and all(0.1 <= p.wall <= 0.2 for p in people)
+    assert max(p.wall for p in people) - min(p.wall for p in people) > 0.04 and all(
+        0.1 <= p.wall <= 0.2 for p in people
+    )
 
 
 # ---- the tree -----------------------------------------------------------------------------------------------
@@ -99,7 +113,9 @@ def test_the_airway_is_one_piece_without_holes(label: np.ndarray) -> None:
     assert (ndimage.binary_fill_holes(lumen) & ~lumen).sum() < 0.001 * lumen.sum()
 
 
-def test_there_are_more_than_a_hundred_branches_in_the_tree_and_in_the_label(patient: Drawing, label: np.ndarray) -> None:
+def test_there_are_more_than_a_hundred_branches_in_the_tree_and_in_the_label(
+    patient: Drawing, label: np.ndarray
+) -> None:
     drawn = airway_task.count_branches(patient.tree)
     assert patient.picture.facts["branches"] == drawn >= 100
     seen = branches_of_mask(label == IDS["airway"])
@@ -108,8 +124,13 @@ def test_there_are_more_than_a_hundred_branches_in_the_tree_and_in_the_label(pat
 
 def test_counting_by_a_wave_is_right_for_a_known_tree() -> None:
     mask = np.zeros((60, 50, 40), dtype=bool)
-    for start, stop in (((59, 25, 20), (40, 25, 20)), ((40, 25, 20), (25, 40, 20)), ((40, 25, 20), (25, 10, 20)),
-                        ((25, 10, 20), (8, 3, 30)), ((25, 10, 20), (8, 12, 8))):
+    for start, stop in (
+        ((59, 25, 20), (40, 25, 20)),
+        ((40, 25, 20), (25, 40, 20)),
+        ((40, 25, 20), (25, 10, 20)),
+        ((25, 10, 20), (8, 3, 30)),
+        ((25, 10, 20), (8, 12, 8)),
+    ):
         mask[tuple(axis_voxels(np.array([start, stop], dtype=float), mask.shape).T)] = True
     assert branches_of_mask(mask) == 5
 
@@ -122,12 +143,19 @@ def test_the_trachea_and_the_main_bronchi_are_those_of_an_adult(patient: Drawing
     trunks = {branch.name: branch for branch in patient.tree[:12]}
     right, left = trunks["right_main"], trunks["left_main"]
     assert right.diameter > left.diameter and right.length < left.length
-    steep = [(branch.end - branch.points[0]) / np.linalg.norm(branch.end - branch.points[0]) for branch in (right, left)]
+    steep = [
+        (branch.end - branch.points[0]) / np.linalg.norm(branch.end - branch.points[0])
+        for branch in (right, left)
+    ]
     assert steep[0][2] < steep[1][2] < 0 and steep[0][0] < 0 < steep[1][0]
 
 
 def test_branches_divide_as_bronchi_do(patient: Drawing) -> None:
-    ratios = [branch.diameter / patient.tree[branch.parent].diameter for branch in patient.tree if branch.generation > 4]
+    ratios = [
+        branch.diameter / patient.tree[branch.parent].diameter
+        for branch in patient.tree
+        if branch.generation > 4
+    ]
     assert min(ratios) >= 0.6 and max(ratios) <= 0.86
     assert 1.5 < min(branch.diameter for branch in patient.tree) < 2.3
     lengths = np.array([branch.length / branch.diameter for branch in patient.tree if branch.generation > 4])
@@ -146,15 +174,21 @@ def test_branches_meet_only_at_joints(patient: Drawing) -> None:
     for number, branch in enumerate(tree):
         if branch.generation < 4:
             continue
-        kin = {number, branch.parent, tree[branch.parent].parent} | {k for k, other in enumerate(tree) if other.parent in (number, branch.parent)}
+        kin = {number, branch.parent, tree[branch.parent].parent} | {
+            k for k, other in enumerate(tree) if other.parent in (number, branch.parent)
+        }
         reach = 0.5 * branch.diameter + 3.0
-        near = {int(owner[k]) for found in search.query_ball_point(points[number], reach) for k in found} - kin
+        near = {
+            int(owner[k]) for found in search.query_ball_point(points[number], reach) for k in found
+        } - kin
         for other in near:
             gap = np.linalg.norm(points[number][:, None] - points[other][None], axis=2).min()
             assert gap > 0.5 * (branch.diameter + tree[other].diameter), (number, other)
 
 
-def test_airways_stay_inside_lungs_and_mediastinum(patient: Drawing, image: np.ndarray, label: np.ndarray) -> None:
+def test_airways_stay_inside_lungs_and_mediastinum(
+    patient: Drawing, image: np.ndarray, label: np.ndarray
+) -> None:
     lumen, lungs = label == IDS["airway"], label >= 2
     share = lumen.sum() / (lumen.sum() + lungs.sum())
     assert 0.005 <= share <= 0.03
@@ -176,10 +210,15 @@ def test_airways_stay_inside_lungs_and_mediastinum(patient: Drawing, image: np.n
 
 def test_left_is_left(patient: Drawing) -> None:
     label = patient.picture.label
-    places = {name: (label.affine @ [*np.argwhere(label.array == number).mean(axis=0), 1.0])[:3] for name, number in IDS.items()}
+    places = {
+        name: (label.affine @ [*np.argwhere(label.array == number).mean(axis=0), 1.0])[:3]
+        for name, number in IDS.items()
+    }
     assert places["lung_left"][0] > places["airway"][0] > places["lung_right"][0]
     top = np.argwhere(to_canonical(label).array == 1)
-    assert top[:, 0].max() == label.array.shape[patient.patient.order.index(0)] - 1  # the trachea leaves at the head
+    assert (
+        top[:, 0].max() == label.array.shape[patient.patient.order.index(0)] - 1
+    )  # the trachea leaves at the head
 
 
 # ---- the picture --------------------------------------------------------------------------------------------
@@ -214,13 +253,19 @@ def test_thin_lumens_are_shallow(patient: Drawing, image: np.ndarray) -> None:
     assert depth(1.5, 2.2) < patient.patient.lung_hu - 10
 
 
-def test_the_label_goes_on_through_gaps_in_the_contrast(patient: Drawing, image: np.ndarray, label: np.ndarray) -> None:
+def test_the_label_goes_on_through_gaps_in_the_contrast(
+    patient: Drawing, image: np.ndarray, label: np.ndarray
+) -> None:
     assert patient.picture.facts["gaps"] == len(patient.gaps) == len(patient.gap_axes) >= 8
     closed = np.concatenate(patient.gap_axes)
     assert (label[tuple(closed.T)] == IDS["airway"]).all()
     widths = [patient.tree[gap.branch].diameter for gap in patient.gaps]
     hidden = {tuple(v) for v in closed}
-    alike = [axis for branch, axis in zip(patient.tree, patient.axes) if min(widths) <= branch.diameter <= max(widths)]
+    alike = [
+        axis
+        for branch, axis in zip(patient.tree, patient.axes)
+        if min(widths) <= branch.diameter <= max(widths)
+    ]
     open_axis = np.array([v for axis in alike for v in axis if tuple(v) not in hidden])
     assert image[tuple(closed.T)].mean() > image[tuple(open_axis.T)].mean() + 40
     assert max(widths) < 4.1 and len(closed) < 0.2 * sum(len(axis) for axis in alike)
@@ -251,7 +296,9 @@ def small_scene(warp_mm: float = 0.0) -> Scene:
 @pytest.mark.parametrize("radius", [0.4, 1.0, 3.0])
 def test_a_tube_fills_its_own_volume(radius: float) -> None:
     """Also one much narrower than a voxel, wherever it runs between the voxel centres."""
-    layer = TubeLayer(Scene((30, 32, 34), np.diag([1.5, 1.5, 1.5, 1.0]), np.eye(4), np.random.default_rng(0), 0.0))
+    layer = TubeLayer(
+        Scene((30, 32, 34), np.diag([1.5, 1.5, 1.5, 1.0]), np.eye(4), np.random.default_rng(0), 0.0)
+    )
     for offset in (0.0, 0.3, 0.5):
         layer.share[:] = 0
         layer.add(np.array([[-5.0, 16 + offset, 16.2], [40.0, 16 + offset, 16.2]]), radius)
@@ -262,7 +309,9 @@ def test_a_tube_fills_its_own_volume(radius: float) -> None:
 def test_overlap_of_disks() -> None:
     inside, partly, outside = disk_overlap(np.array([0.0, 1.0, 2.0]), 1.0, 0.5)
     assert inside == pytest.approx(1) and 0.3 < partly < 0.5 and outside == 0
-    assert disk_overlap(np.array([0.1]), 0.25, 0.5)[0] == pytest.approx(0.25)  # a thin tube in the middle of a voxel
+    assert disk_overlap(np.array([0.1]), 0.25, 0.5)[0] == pytest.approx(
+        0.25
+    )  # a thin tube in the middle of a voxel
 
 
 def test_axis_voxels_share_faces() -> None:

@@ -39,7 +39,11 @@ def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def all_hashes(folder: Path) -> dict[str, str]:
-    return {path.relative_to(folder).as_posix(): file_hash(path) for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        path.relative_to(folder).as_posix(): file_hash(path)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
 
 
 def center_mm(volume: Volume, name: str) -> np.ndarray:
@@ -54,7 +58,10 @@ def center_mm(volume: Volume, name: str) -> np.ndarray:
 def test_a_seed_and_a_number_give_one_patient() -> None:
     image, label, names = draw_patient(5, 1, "tiny")
     again, label_again, _ = draw_patient(5, 1, "tiny")
-    assert image.array.tobytes() == again.array.tobytes() and label.array.tobytes() == label_again.array.tobytes()
+    assert (
+        image.array.tobytes() == again.array.tobytes()
+        and label.array.tobytes() == label_again.array.tobytes()
+    )
     assert np.array_equal(image.affine, again.affine) and image.grid.matches(label.grid)
     assert image.array.dtype == np.float32 and label.array.dtype == np.uint8
     assert names == {number: name for name, number in IDS.items()}
@@ -100,13 +107,17 @@ def test_the_pipeline_reads_what_was_drawn(cohort: Path) -> None:
     structures = ["prostate", "bladder", "rectum", "hip_left", "hip_right", "uterus"]
     by_folder = {record.image.path: record for record in data.cases}
     for index in range(6):
-        [case] = [record for path, record in by_folder.items() if case_name(index).split("/")[1] in path.as_posix()]
+        [case] = [
+            record for path, record in by_folder.items() if case_name(index).split("/")[1] in path.as_posix()
+        ]
         loaded = load_case(case, structures, root=cohort)
         drawn = draw(3, index, "tiny")
         image, expected = to_canonical(drawn.image), to_canonical(drawn.label)
         read, label = to_canonical(loaded.image), to_canonical(loaded.label)
         assert read.grid.matches(image.grid, 1e-2)
-        assert np.array_equal(read.array, np.maximum(image.array, -1024))  # what lies outside the field of view is read as air
+        assert np.array_equal(
+            read.array, np.maximum(image.array, -1024)
+        )  # what lies outside the field of view is read as air
         for number, name in enumerate(structures, start=1):
             assert np.array_equal(label.array == number, expected.array == IDS[name]), name
         for name in ("prostate", "uterus"):
@@ -116,10 +127,14 @@ def test_the_pipeline_reads_what_was_drawn(cohort: Path) -> None:
 
 def test_a_complete_cohort_is_left_alone_and_an_unfinished_one_drawn_again(tmp_path: Path) -> None:
     calls: list[tuple[int, int]] = []
-    write_cohort(tmp_path, patients=2, seed=1, size="tiny", progress=lambda done, total: calls.append((done, total)))
+    write_cohort(
+        tmp_path, patients=2, seed=1, size="tiny", progress=lambda done, total: calls.append((done, total))
+    )
     assert calls == [(0, 2), (1, 2), (2, 2)]
     before = all_hashes(tmp_path)
-    write_cohort(tmp_path, patients=2, seed=1, size="tiny", progress=lambda *_: pytest.fail("nothing is to be drawn"))
+    write_cohort(
+        tmp_path, patients=2, seed=1, size="tiny", progress=lambda *_: pytest.fail("nothing is to be drawn")
+    )
     (tmp_path / "synthetic.json").unlink()
     (tmp_path / case_name(1) / "ct.nii.gz").write_bytes(b"half")
     write_cohort(tmp_path, patients=2, seed=1, size="tiny")
@@ -139,11 +154,16 @@ def test_foreign_files_are_never_removed(tmp_path: Path) -> None:
 
 def test_a_cohort_of_another_task_is_replaced(tmp_path: Path) -> None:
     write_cohort(tmp_path, task="pelvic_bones", patients=3, size="tiny")
-    assert cohort_task(tmp_path) == "pelvic_bones" and (tmp_path / case_name(2, "pelvic_bones") / "im_1").is_dir()
+    assert (
+        cohort_task(tmp_path) == "pelvic_bones"
+        and (tmp_path / case_name(2, "pelvic_bones") / "im_1").is_dir()
+    )
     assert set(open_data_set(tmp_path, None).structures) == set(load_task("pelvic_bones").IDS)
     write_cohort(tmp_path, task="abdomen", patients=3, size="tiny")
     marker = json.loads((tmp_path / "synthetic.json").read_text(encoding="utf-8"))
-    assert marker["task"] == "abdomen" == cohort_task(tmp_path) and marker["structures"] == list(load_task("abdomen").TARGETS)
+    assert marker["task"] == "abdomen" == cohort_task(tmp_path) and marker["structures"] == list(
+        load_task("abdomen").TARGETS
+    )
     assert not (tmp_path / "dicom").exists()
     assert set(open_data_set(tmp_path, None).structures) == set(load_task("abdomen").IDS)
     (tmp_path / "notes.txt").write_text("mine", encoding="utf-8")
@@ -158,14 +178,20 @@ def test_a_cohort_from_before_there_were_tasks_is_the_pelvis(cohort: Path, tmp_p
     assert old.pop("task") == "pelvis"
     write_json(tmp_path / "synthetic.json", old)
     assert cohort_task(tmp_path) == "pelvis" and cohort_task(tmp_path / "nowhere") is None
-    write_cohort(tmp_path, patients=6, seed=3, size="tiny", progress=lambda *_: pytest.fail("nothing is to be drawn"))
+    write_cohort(
+        tmp_path, patients=6, seed=3, size="tiny", progress=lambda *_: pytest.fail("nothing is to be drawn")
+    )
 
 
 def test_every_task_has_the_same_few_names() -> None:
     assert set(TASKS) == {"pelvis", "pelvic_bones", "abdomen", "airway", "heart_like"}
     for name in ("pelvis", "pelvic_bones", "abdomen"):
         task = load_task(name)
-        assert sorted(task.IDS.values()) == list(range(1, len(task.IDS) + 1)) and set(task.TARGETS) <= set(task.IDS) and task.PATIENTS >= 10
+        assert (
+            sorted(task.IDS.values()) == list(range(1, len(task.IDS) + 1))
+            and set(task.TARGETS) <= set(task.IDS)
+            and task.PATIENTS >= 10
+        )
     with pytest.raises(UsageError, match="UNKNOWN_TASK"):
         load_task("pelvis_bones")
 
@@ -291,7 +317,9 @@ def window_scores(image: np.ndarray, mask: np.ndarray, edges: np.ndarray) -> np.
 @pytest.mark.slow
 def test_no_window_of_attenuation_finds_the_organs() -> None:
     """The best of all HU windows, inside the reference's own bounding box, must fail: the cohort is not a toy."""
-    edges = np.concatenate([[-3000], np.arange(-1000, -200, 25), np.arange(-200, 300, 5), np.arange(300, 1500, 50), [9999]])
+    edges = np.concatenate(
+        [[-3000], np.arange(-1000, -200, 25), np.arange(-200, 300, 5), np.arange(300, 1500, 50), [9999]]
+    )
     scores: dict[str, list[np.ndarray]] = {name: [] for name in TARGETS}
     for index in WINDOW_PATIENTS:
         drawing = draw(0, index)
@@ -308,7 +336,9 @@ def test_no_window_of_attenuation_finds_the_organs() -> None:
 # ---- shapes on voxels ---------------------------------------------------------------------------------------
 
 
-def small_scene(shape: tuple[int, int, int] = (20, 28, 56), spacing: tuple[float, float, float] = (3, 2, 1)) -> Scene:
+def small_scene(
+    shape: tuple[int, int, int] = (20, 28, 56), spacing: tuple[float, float, float] = (3, 2, 1)
+) -> Scene:
     """A grid with its centre at the origin, not warped."""
     affine = np.eye(4)
     affine[:3, :3] = CANONICAL_DIRECTIONS.T * np.array(spacing)
@@ -327,7 +357,9 @@ def test_partial_volume_keeps_the_volume(radius: float) -> None:
 
 def test_an_edge_through_a_voxel_gives_a_mixed_value() -> None:
     scene = small_scene((10, 12, 14))
-    plane = scene.whole((scene.z - np.float32(0.0)).astype(np.float32))  # between two slices of 3 mm at -1.5 and 1.5
+    plane = scene.whole(
+        (scene.z - np.float32(0.0)).astype(np.float32)
+    )  # between two slices of 3 mm at -1.5 and 1.5
     scene.paint(plane, 0.0, 7)
     assert np.allclose(scene.hu[:5], 0.0, atol=0.01) and np.allclose(scene.hu[5:], -1000.0, atol=0.01)
     scene.paint(scene.whole((scene.z - np.float32(1.5)).astype(np.float32)), 0.0)
@@ -338,7 +370,9 @@ def test_an_edge_through_a_voxel_gives_a_mixed_value() -> None:
 def test_a_tube_and_its_mirror_image_are_symmetric() -> None:
     scene = small_scene()
     points = [(4.0, -8.0, -12.0), (12.0, 3.0, 6.0), (8.0, 10.0, 14.0)]
-    left, right = (scene.spread(scene.tube(points, [3.0, 5.0, 4.0], side=side, blend_mm=2)) for side in (1, -1))
+    left, right = (
+        scene.spread(scene.tube(points, [3.0, 5.0, 4.0], side=side, blend_mm=2)) for side in (1, -1)
+    )
     near = (left < 4) | (right[:, :, ::-1] < 4)
     assert np.allclose(left[near], right[:, :, ::-1][near], atol=1e-3) and (left < 0).sum() > 50
 
@@ -351,7 +385,11 @@ def test_a_loft_of_equal_sections_is_a_cylinder() -> None:
 
 def test_shapes_outside_the_scan_paint_nothing() -> None:
     scene = small_scene()
-    for shape in (scene.ellipsoid((500, 0, 0), (9, 9, 9)), scene.tube([(0, 0, 400), (0, 0, 420)], 5), scene.loft([(900, [(0, 0, 5)]), (950, [(0, 0, 5)])])):
+    for shape in (
+        scene.ellipsoid((500, 0, 0), (9, 9, 9)),
+        scene.tube([(0, 0, 400), (0, 0, 420)], 5),
+        scene.loft([(900, [(0, 0, 5)]), (950, [(0, 0, 5)])]),
+    ):
         scene.paint(shape, 100.0, 3)
     assert not scene.label.any() and (scene.hu == -1000).all()
     assert (scene.spread(scene.ellipsoid((500, 0, 0), (9, 9, 9))) == FAR_MM).all()
@@ -367,4 +405,6 @@ def test_smooth_fields_are_smooth_and_of_unit_deviation() -> None:
 def test_a_smooth_union_is_never_smaller_than_a_sharp_one() -> None:
     a, b = np.linspace(-3, 3, 41, dtype=np.float32), np.linspace(2, -4, 41, dtype=np.float32)
     blended = smooth_minimum(a, b, 2.0)
-    assert (blended <= np.minimum(a, b) + 1e-6).all() and (np.minimum(a, b) - blended).max() == pytest.approx(0.5, abs=0.05)
+    assert (blended <= np.minimum(a, b) + 1e-6).all() and (np.minimum(a, b) - blended).max() == pytest.approx(
+        0.5, abs=0.05
+    )

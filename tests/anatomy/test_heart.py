@@ -35,15 +35,34 @@ def shaped() -> SurfaceMap:
 
 def test_task_has_what_every_task_has() -> None:
     task = load_task("heart_like")
-    assert sorted(task.IDS.values()) == list(range(1, 9)) and task.TARGETS == ("coronary_artery",) and task.PATIENTS == 20
+    assert (
+        sorted(task.IDS.values()) == list(range(1, 9))
+        and task.TARGETS == ("coronary_artery",)
+        and task.PATIENTS == 20
+    )
     guides = [name for name in task.IDS if name not in task.TARGETS]
-    assert {"heart_myocardium", "heart_atrium_left", "heart_ventricle_left", "heart_atrium_right", "heart_ventricle_right", "aorta", "pulmonary_artery"} == set(guides)
+    assert {
+        "heart_myocardium",
+        "heart_atrium_left",
+        "heart_ventricle_left",
+        "heart_atrium_right",
+        "heart_ventricle_right",
+        "aorta",
+        "pulmonary_artery",
+    } == set(guides)
     assert mirror_pairs(guides) == []  # chambers are no mirror images of each other
 
 
 def test_same_seed_same_picture_other_index_another() -> None:
-    one, same, other = heart_like_task.draw(5, 2, "tiny"), heart_like_task.draw(5, 2, "tiny"), heart_like_task.draw(5, 3, "tiny")
-    assert one.image.array.tobytes() == same.image.array.tobytes() and one.label.array.tobytes() == same.label.array.tobytes()
+    one, same, other = (
+        heart_like_task.draw(5, 2, "tiny"),
+        heart_like_task.draw(5, 2, "tiny"),
+        heart_like_task.draw(5, 3, "tiny"),
+    )
+    assert (
+        one.image.array.tobytes() == same.image.array.tobytes()
+        and one.label.array.tobytes() == same.label.array.tobytes()
+    )
     assert one.facts == same.facts and one.facts != other.facts
 
 
@@ -52,9 +71,15 @@ def test_tiny_is_quick_and_complete() -> None:
     picture = heart_like_task.draw(0, 0, "tiny")
     assert time.process_time() - begin < 2.0
     assert picture.image.array.dtype == np.float32 and picture.label.array.dtype == np.uint8
-    assert picture.image.array.shape == picture.label.array.shape and np.array_equal(picture.image.affine, picture.label.affine)
+    assert picture.image.array.shape == picture.label.array.shape and np.array_equal(
+        picture.image.affine, picture.label.affine
+    )
     assert set(np.unique(picture.label.array)) == set(range(9)) and max(picture.image.array.shape) < 60
-    assert np.array_equal(picture.image.array, np.rint(picture.image.array)) and picture.image.array.min() >= -1024 and picture.image.array.max() <= 3071
+    assert (
+        np.array_equal(picture.image.array, np.rint(picture.image.array))
+        and picture.image.array.min() >= -1024
+        and picture.image.array.max() <= 3071
+    )
 
 
 def test_full_size_fits_the_tensor(patients: list[heart_like_task.Drawing]) -> None:
@@ -78,14 +103,23 @@ def test_target_is_a_left_and_a_right_tree(patients: list[heart_like_task.Drawin
 def test_vessels_are_as_thick_as_coronaries(patients: list[heart_like_task.Drawing]) -> None:
     for drawing in patients:
         for vessel in [*drawing.arteries[0], *drawing.arteries[1], *drawing.veins]:
-            assert vessel.radii.min() >= 0.7 and vessel.radii.max() <= 2.05, vessel.name  # diameter 1.4 to 4.1 mm
+            assert vessel.radii.min() >= 0.7 and vessel.radii.max() <= 2.05, (
+                vessel.name
+            )  # diameter 1.4 to 4.1 mm
         ml = drawing.picture.facts["artery_ml"], drawing.picture.facts["vein_ml"]
         assert 1.2 < ml[0] < 4.5 and 0.4 < ml[1] / ml[0] < 1.3
 
 
 def test_guides_have_the_sizes_of_organs(patients: list[heart_like_task.Drawing]) -> None:
-    limits = {"heart_myocardium": (60, 180), "heart_atrium_left": (25, 90), "heart_ventricle_left": (25, 90), "heart_atrium_right": (30, 110),
-              "heart_ventricle_right": (45, 160), "aorta": (45, 160), "pulmonary_artery": (20, 110)}
+    limits = {
+        "heart_myocardium": (60, 180),
+        "heart_atrium_left": (25, 90),
+        "heart_ventricle_left": (25, 90),
+        "heart_atrium_right": (30, 110),
+        "heart_ventricle_right": (45, 160),
+        "aorta": (45, 160),
+        "pulmonary_artery": (20, 110),
+    }
     for drawing in patients:
         label = drawing.picture.label
         voxel_ml = float(np.prod(label.spacing_mm)) / 1000
@@ -100,14 +134,20 @@ def test_heart_lies_as_in_a_person(patients: list[heart_like_task.Drawing]) -> N
     """Canonical axes: superior, posterior, left."""
     for drawing in patients:
         label = to_canonical(drawing.picture.label).array
-        place = {name: np.array(ndimage.center_of_mass(label == number)) for name, number in heart_like_task.IDS.items()}
+        place = {
+            name: np.array(ndimage.center_of_mass(label == number))
+            for name, number in heart_like_task.IDS.items()
+        }
         assert place["heart_ventricle_left"][2] > place["heart_atrium_right"][2] + 20  # to the left of it
         assert place["heart_atrium_left"][1] > place["heart_ventricle_right"][1] + 20  # behind it
         assert place["pulmonary_artery"][0] > place["heart_ventricle_left"][0] + 20  # above it
 
 
 def test_blood_is_bright_and_the_right_heart_may_be_washed_out() -> None:
-    seen = {heart_like_task.sample_patient(np.random.default_rng([0, i, 47]), "full").hu["blood_right"] < 140 for i in range(20)}
+    seen = {
+        heart_like_task.sample_patient(np.random.default_rng([0, i, 47]), "full").hu["blood_right"] < 140
+        for i in range(20)
+    }
     assert seen == {True, False}
     picture = heart_like_task.draw(0, 1, "tiny")
     inside = ndimage.binary_erosion(picture.label.array == heart_like_task.IDS["heart_ventricle_left"])
@@ -125,7 +165,9 @@ def test_veins_look_like_arteries(patients: list[heart_like_task.Drawing]) -> No
         image, level = drawing.picture.image.array, drawing.patient.hu["vessel"]
         for name, mask in (("artery", drawing.picture.label.array == 1), ("vein", drawing.vein)):
             means[name].append(image[mask].mean() / level)
-            cores[name].append(np.median(image[mask & (ndimage.uniform_filter(mask.astype(np.float32), 3) > 0.4)]) / level)
+            cores[name].append(
+                np.median(image[mask & (ndimage.uniform_filter(mask.astype(np.float32), 3) > 0.4)]) / level
+            )
     assert np.mean(means["artery"]) == pytest.approx(np.mean(means["vein"]), abs=0.06)
     assert np.mean(cores["artery"]) == pytest.approx(np.mean(cores["vein"]), abs=0.10)
 
@@ -144,10 +186,17 @@ def test_every_chamber_has_arteries_and_veins_nearby(patients: list[heart_like_t
     wall = ("heart_myocardium", "heart_ventricle_right", "heart_atrium_left", "heart_atrium_right")
     for drawing in patients:
         label, spacing = drawing.picture.label.array, drawing.picture.label.spacing_mm
-        distance = np.stack([ndimage.distance_transform_edt(label != heart_like_task.IDS[name], sampling=spacing) for name in wall])
+        distance = np.stack(
+            [
+                ndimage.distance_transform_edt(label != heart_like_task.IDS[name], sampling=spacing)
+                for name in wall
+            ]
+        )
         nearest = np.where(distance.min(axis=0) < 12, distance.argmin(axis=0), -1)
         for i, name in enumerate(wall):
-            assert ((label == 1) & (nearest == i)).sum() > 30 and (drawing.vein & (nearest == i)).sum() > 30, name
+            assert ((label == 1) & (nearest == i)).sum() > 30 and (
+                drawing.vein & (nearest == i)
+            ).sum() > 30, name
 
 
 def test_place_among_the_chambers_tells_artery_from_vein() -> None:
@@ -160,11 +209,25 @@ def test_place_among_the_chambers_tells_artery_from_vein() -> None:
         where = np.concatenate([np.argwhere(label.array == 1), np.argwhere(vein)])[::4]
         step = np.array(label.spacing_mm)
         coarse = label.array[::2, ::2, ::2]
-        maps = [ndimage.distance_transform_edt(coarse != i, sampling=2 * step) - ndimage.distance_transform_edt(coarse == i, sampling=2 * step) for i in range(2, 9)]
-        found.append((np.stack([ndimage.map_coordinates(m, where.T / 2, order=1, mode="nearest") for m in maps], axis=1), ~vein[tuple(where.T)]))
+        maps = [
+            ndimage.distance_transform_edt(coarse != i, sampling=2 * step)
+            - ndimage.distance_transform_edt(coarse == i, sampling=2 * step)
+            for i in range(2, 9)
+        ]
+        found.append(
+            (
+                np.stack(
+                    [ndimage.map_coordinates(m, where.T / 2, order=1, mode="nearest") for m in maps], axis=1
+                ),
+                ~vein[tuple(where.T)],
+            )
+        )
     known = cKDTree(np.concatenate([features for features, _ in found[:6]]))
     truth = np.concatenate([is_artery for _, is_artery in found[:6]])
-    right = [(truth[known.query(features, 9)[1]].mean(axis=1) > 0.5) == is_artery for features, is_artery in found[6:]]
+    right = [
+        (truth[known.query(features, 9)[1]].mean(axis=1) > 0.5) == is_artery
+        for features, is_artery in found[6:]
+    ]
     assert np.concatenate(right).mean() > 0.9
 
 
@@ -175,7 +238,9 @@ def test_surface_points_lie_where_they_should(shaped: SurfaceMap) -> None:
     rng = np.random.default_rng(0)
     angle, u, distance = rng.uniform(0, 360, 60), rng.uniform(-30, 55, 60), rng.uniform(1, 4, 60)
     points = shaped.points(angle, u, distance)
-    f = shaped.heart.bed((points[:, 0].astype(np.float32), points[:, 1].astype(np.float32), points[:, 2].astype(np.float32)))
+    f = shaped.heart.bed(
+        (points[:, 0].astype(np.float32), points[:, 1].astype(np.float32), points[:, 2].astype(np.float32))
+    )
     assert np.abs(f - distance).max() < 0.6
 
 

@@ -35,7 +35,9 @@ def render_with(wear: Wear) -> Drawing:
     """One patient, always the same, with the bones in some state: hips and sacrum alone, small enough to be quick."""
     patient, protocol, rng = plan(0, INDEX)
     height, width = (int(n * s / 2.6) for n, s in zip(protocol.shape[1:], protocol.spacing_mm[1:]))
-    protocol = dataclasses.replace(protocol, spacing_mm=(4.0, 2.6, 2.6), shape=(36, height, width), bottom_mm=-30.0, noise_hu=2.0)
+    protocol = dataclasses.replace(
+        protocol, spacing_mm=(4.0, 2.6, 2.6), shape=(36, height, width), bottom_mm=-30.0, noise_hu=2.0
+    )
     return render(patient, protocol, rng, wear)
 
 
@@ -54,7 +56,10 @@ def test_a_seed_and_a_number_give_one_patient(pictures: list[Picture]) -> None:
     begin = time.process_time()
     again = pelvic_bones_task.draw(0, 5, "tiny")
     assert time.process_time() - begin < 3  # about a third of a second where the machine is idle
-    assert again.image.array.tobytes() == pictures[5].image.array.tobytes() and again.label.array.tobytes() == pictures[5].label.array.tobytes()
+    assert (
+        again.image.array.tobytes() == pictures[5].image.array.tobytes()
+        and again.label.array.tobytes() == pictures[5].label.array.tobytes()
+    )
     assert again.facts == pictures[5].facts and again.label.array.dtype == np.uint8
 
 
@@ -67,7 +72,9 @@ def test_every_patient_has_all_five_bones_on_their_sides(pictures: list[Picture]
             index = np.argwhere(picture.label.array == IDS[name])
             assert len(index) * np.prod(picture.label.spacing_mm) / 1000 > 60, name
             found, _ = components(picture.label.array == IDS[name], structure=np.ones((3, 3, 3)))
-            assert np.bincount(found.ravel())[1:].max() >= 0.97 * len(index), name  # spurs have grown on, not apart
+            assert np.bincount(found.ravel())[1:].max() >= 0.97 * len(index), (
+                name
+            )  # spurs have grown on, not apart
             x_mm[name] = (picture.label.affine @ np.array([*index.mean(axis=0), 1.0]))[0]
         assert x_mm["hip_left"] > x_mm["sacrum"] + 40 > x_mm["hip_right"] + 80
         assert x_mm["femur_left"] > x_mm["femur_right"] + 100
@@ -99,7 +106,9 @@ def test_narrow_joints_bring_the_bones_together(healthy: Drawing) -> None:
 def test_a_sacroiliac_gap_parts_the_bones_and_a_fused_joint_hides_the_edge(healthy: Drawing) -> None:
     apart, fused = render_with(Wear(sacroiliac_gap_mm=(2.8, 2.8))), render_with(Wear(fused=(True, True)))
     assert contacts(apart, "hip_left", "sacrum") < 0.6 * contacts(healthy, "hip_left", "sacrum")
-    assert np.array_equal(fused.label.array, healthy.label.array)  # what it is does not change, only what is seen
+    assert np.array_equal(
+        fused.label.array, healthy.label.array
+    )  # what it is does not change, only what is seen
     changed = np.abs(fused.image.array - healthy.image.array) > 40
     assert 20 < changed.sum() < 0.2 * (healthy.label.array == labels.IDS["sacrum"]).sum()
     assert fused.image.array[changed].mean() < healthy.image.array[changed].mean()  # the dense line is gone
@@ -110,16 +119,25 @@ def test_dense_rims_and_spurs_grow_on_the_worn_side_alone(healthy: Drawing) -> N
     rise = {}
     for side in ("left", "right"):
         bone = [drawing.label.array == labels.IDS[f"hip_{side}"] for drawing in (worn, healthy)]
-        beside = binary_dilation(healthy.label.array == labels.IDS[f"femur_{side}"], iterations=2) & bone[0] & bone[1]
+        beside = (
+            binary_dilation(healthy.label.array == labels.IDS[f"femur_{side}"], iterations=2)
+            & bone[0]
+            & bone[1]
+        )
         rise[side] = float((worn.image.array - healthy.image.array)[beside].mean())
     assert rise["left"] > 40 and abs(rise["right"]) < 5
-    assert (worn.label.array == labels.IDS["femur_left"]).sum() > (healthy.label.array == labels.IDS["femur_left"]).sum()
+    assert (worn.label.array == labels.IDS["femur_left"]).sum() > (
+        healthy.label.array == labels.IDS["femur_left"]
+    ).sum()
 
 
 def test_wear_varies_and_keeps_to_its_side() -> None:
     states = [sample_wear(np.random.default_rng(number)) for number in range(60)]
     assert any(any(state.fused) for state in states) and any(min(state.hip_gap_mm) < 0.6 for state in states)
-    assert any(state.sclerosis_hu == (0.0, 0.0) for state in states) and min(state.cortex for state in states) < 0.6
+    assert (
+        any(state.sclerosis_hu == (0.0, 0.0) for state in states)
+        and min(state.cortex for state in states) < 0.6
+    )
     for state in states:
         assert all((center[0] > 0) == bone.endswith("left") for bone, center, _ in state.spurs)
         assert all(gap == 0 for gap, joined in zip(state.sacroiliac_gap_mm, state.fused) if joined)

@@ -25,7 +25,13 @@ from ctseg.scans.formats import nifti
 
 SHAPE, SPACING = (10, 12, 14), (3.0, 2.0, 1.0)
 NAMES = ("bladder", "rectum", "prostate")
-TEXT_FILES = ("detailed_results.json", "summary_statistics.json", "summary.json", "per_case.csv", "evaluation_report.txt")
+TEXT_FILES = (
+    "detailed_results.json",
+    "summary_statistics.json",
+    "summary.json",
+    "per_case.csv",
+    "evaluation_report.txt",
+)
 PLOTS = ("dice_boxplots.png", "dice_vs_hausdorff.png", "metrics_heatmap.png")
 
 
@@ -48,14 +54,31 @@ def save(folder: Path, case_id: str, array: np.ndarray, matrix: np.ndarray | Non
     nifti.write_label(folder / f"{case_id}.nii.gz", Volume(array, affine() if matrix is None else matrix))
 
 
-def folders(root: Path, references: dict[str, np.ndarray], predictions: dict[str, np.ndarray], names: tuple[str, ...] = NAMES) -> list[str]:
+def folders(
+    root: Path,
+    references: dict[str, np.ndarray],
+    predictions: dict[str, np.ndarray],
+    names: tuple[str, ...] = NAMES,
+) -> list[str]:
     """The arguments that score the given maps, written below `root`."""
     for name, maps in (("reference", references), ("prediction", predictions)):
         (root / name).mkdir(parents=True, exist_ok=True)
         for case_id, array in maps.items():
             save(root / name, case_id, array)
-    artifacts.write_json(root / "reference" / "labels.json", {str(i): name for i, name in enumerate(names, start=1)})
-    return ["--reference", str(root / "reference"), "--prediction", str(root / "prediction"), "--output", str(root / "scores"), "--no-plots", "--workers", "1"]
+    artifacts.write_json(
+        root / "reference" / "labels.json", {str(i): name for i, name in enumerate(names, start=1)}
+    )
+    return [
+        "--reference",
+        str(root / "reference"),
+        "--prediction",
+        str(root / "prediction"),
+        "--output",
+        str(root / "scores"),
+        "--no-plots",
+        "--workers",
+        "1",
+    ]
 
 
 REFERENCES = {"a": mask(1, 2), "b": mask(1, 2), "c": mask(1), "d": mask()}
@@ -91,12 +114,32 @@ def test_detailed_results(scored: Path) -> None:
     cases = strict(scored / "detailed_results.json")
     assert [case["patient_id"] for case in cases] == ["a", "b", "c", "d"]
     for organ in NAMES:
-        for metric in ("dice", "iou", "sensitivity", "specificity", "precision", "f1", "hd", "hd95", "state", "nsd", "assd", "masd", "hd95_imputed", "volume_error",
-                       "reference_ml", "prediction_ml"):
+        for metric in (
+            "dice",
+            "iou",
+            "sensitivity",
+            "specificity",
+            "precision",
+            "f1",
+            "hd",
+            "hd95",
+            "state",
+            "nsd",
+            "assd",
+            "masd",
+            "hd95_imputed",
+            "volume_error",
+            "reference_ml",
+            "prediction_ml",
+        ):
             assert all(f"{organ}_{metric}" in case for case in cases)
     by_id = {case["patient_id"]: case for case in cases}
     assert by_id["b"]["bladder_dice"] == by_id["b"]["bladder_f1"] == 0.75 and by_id["b"]["bladder_hd"] == 3
-    assert by_id["b"]["rectum_state"] == "missed" and by_id["b"]["rectum_dice"] == 0 and by_id["b"]["rectum_hd95"] is None
+    assert (
+        by_id["b"]["rectum_state"] == "missed"
+        and by_id["b"]["rectum_dice"] == 0
+        and by_id["b"]["rectum_hd95"] is None
+    )
     assert by_id["b"]["mean_dice"] == 0.375 and by_id["b"]["mean_hd"] == 3
     assert by_id["c"]["rectum_state"] == "hallucinated" and by_id["c"]["mean_dice"] == 0.5
     assert by_id["d"]["mean_dice"] is None and by_id["d"]["bladder_state"] == "absent"
@@ -106,22 +149,76 @@ def test_summary_statistics(scored: Path) -> None:
     summary = strict(scored / "summary_statistics.json")
     assert summary["schema_version"] == 1
     assert summary["settings"] | {"tolerances_mm": None} == {
-        "boundary_mode": "surfel", "hd95": "max_of_directed_percentiles", "tolerance_epsilon": 1e-6, "empty_policy": "present_only", "tolerances_mm": None,
-        "distance_unit": "mm", "bootstrap": {"method": "bca", "resamples": 10000, "seed": 0}, "split_hash": None, "n_patients": 4, "n_cases": 4,
-        "n_missing_predictions": 0, "synthetic": False}
+        "boundary_mode": "surfel",
+        "hd95": "max_of_directed_percentiles",
+        "tolerance_epsilon": 1e-6,
+        "empty_policy": "present_only",
+        "tolerances_mm": None,
+        "distance_unit": "mm",
+        "bootstrap": {"method": "bca", "resamples": 10000, "seed": 0},
+        "split_hash": None,
+        "n_patients": 4,
+        "n_cases": 4,
+        "n_missing_predictions": 0,
+        "synthetic": False,
+    }
     assert summary["settings"]["tolerances_mm"]["bladder"] == [3.0, 2.0, 5.0]
-    for metric in ("dice", "iou", "precision", "sensitivity", "specificity", "f1", "hd", "hd95", "hd95_imputed", "assd", "masd", "nsd", "nsd_3mm", "nsd_2mm", "nsd_5mm", "volume_error"):
-        assert set(summary[f"bladder_{metric}"]) == {"mean", "std", "min", "max", "median", "p05", "n", "n_undefined", "ci95", "ci_method", "flags"}
+    for metric in (
+        "dice",
+        "iou",
+        "precision",
+        "sensitivity",
+        "specificity",
+        "f1",
+        "hd",
+        "hd95",
+        "hd95_imputed",
+        "assd",
+        "masd",
+        "nsd",
+        "nsd_3mm",
+        "nsd_2mm",
+        "nsd_5mm",
+        "volume_error",
+    ):
+        assert set(summary[f"bladder_{metric}"]) == {
+            "mean",
+            "std",
+            "min",
+            "max",
+            "median",
+            "p05",
+            "n",
+            "n_undefined",
+            "ci95",
+            "ci_method",
+            "flags",
+        }
     assert (summary["bladder_dice"]["mean"], summary["bladder_dice"]["n"]) == (0.75, 3)
     assert (summary["rectum_dice"]["mean"], summary["rectum_dice"]["n"]) == (0.5, 2)
-    assert (summary["rectum_hd95"]["n"], summary["rectum_hd95"]["n_undefined"], summary["rectum_hd95"]["mean"]) == (1, 1, 0)
+    assert (
+        summary["rectum_hd95"]["n"],
+        summary["rectum_hd95"]["n_undefined"],
+        summary["rectum_hd95"]["mean"],
+    ) == (1, 1, 0)
     assert summary["rectum_hd95_imputed"]["mean"] == pytest.approx(math.sqrt(30**2 + 24**2 + 14**2) / 2)
     assert summary["all_cases"]["rectum_dice"] == {"mean": pytest.approx(1 / 3), "n": 3}
     assert summary["headline"]["macro_dice"] == 0.625
-    assert (summary["headline"]["structures"], summary["headline"]["structures_without_reference"]) == (["bladder", "rectum"], ["prostate"])
+    assert (summary["headline"]["structures"], summary["headline"]["structures_without_reference"]) == (
+        ["bladder", "rectum"],
+        ["prostate"],
+    )
     assert summary["prostate_dice"]["mean"] is None and summary["presence"]["prostate"]["n_absent"] == 4
-    assert summary["baselines"]["all_background"] | {"macro_dice": 0, "better_than_baseline": True} == summary["baselines"]["all_background"]
-    assert summary["worst_cases"]["rectum"][0] == {"case_id": "b", "dice": 0, "state": "missed", "hd95_mm": None}
+    assert (
+        summary["baselines"]["all_background"] | {"macro_dice": 0, "better_than_baseline": True}
+        == summary["baselines"]["all_background"]
+    )
+    assert summary["worst_cases"]["rectum"][0] == {
+        "case_id": "b",
+        "dice": 0,
+        "state": "missed",
+        "hd95_mm": None,
+    }
 
 
 def test_nnunet_summary(scored: Path) -> None:
@@ -129,15 +226,25 @@ def test_nnunet_summary(scored: Path) -> None:
     content = json.loads(text)
     assert text == json.dumps(content, indent=4, sort_keys=True) + "\n"
     keys = {"Dice", "FN", "FP", "IoU", "TN", "TP", "n_pred", "n_ref"}
-    assert set(content) == {"foreground_mean", "mean", "metric_per_case"} and set(content["foreground_mean"]) == keys
-    assert set(content["mean"]) == {"1", "2", "3"} and all(set(values) == keys for values in content["mean"].values())
+    assert (
+        set(content) == {"foreground_mean", "mean", "metric_per_case"}
+        and set(content["foreground_mean"]) == keys
+    )
+    assert set(content["mean"]) == {"1", "2", "3"} and all(
+        set(values) == keys for values in content["mean"].values()
+    )
     # nnU-Net's rules: the hallucinated rectum of c is 0, the absent one of d is left out
     assert content["mean"]["2"]["Dice"] == pytest.approx(1 / 3)
     assert content["mean"]["1"]["TP"] == np.mean([32, 24, 16, 0])
     assert math.isnan(content["mean"]["3"]["Dice"]) and math.isnan(content["foreground_mean"]["Dice"])
     first = content["metric_per_case"][0]
-    assert (first["prediction_file"], first["reference_file"]) == ("a.nii.gz", "a.nii.gz") and set(first["metrics"]["1"]) == keys
-    assert first["metrics"]["1"]["n_ref"] == 32 and first["extra"]["1"] == {"name": "bladder", "state": "present"}
+    assert (first["prediction_file"], first["reference_file"]) == ("a.nii.gz", "a.nii.gz") and set(
+        first["metrics"]["1"]
+    ) == keys
+    assert first["metrics"]["1"]["n_ref"] == 32 and first["extra"]["1"] == {
+        "name": "bladder",
+        "state": "present",
+    }
 
 
 def test_per_case_table(scored: Path) -> None:
@@ -145,17 +252,40 @@ def test_per_case_table(scored: Path) -> None:
         rows = list(csv.DictReader(stream))
     assert tuple(rows[0]) == result_files.COLUMNS and len(rows) == 12
     missed = next(row for row in rows if row["state"] == "missed")
-    assert (missed["case_id"], missed["structure"], missed["dice"], missed["hd95_mm"], missed["precision"]) == ("b", "rectum", "0.0", "", "")
+    assert (
+        missed["case_id"],
+        missed["structure"],
+        missed["dice"],
+        missed["hd95_mm"],
+        missed["precision"],
+    ) == ("b", "rectum", "0.0", "", "")
     assert float(missed["hd95_imputed_mm"]) == math.sqrt(30**2 + 24**2 + 14**2)
     assert all(row["boundary_mode"] == "surfel" and row["spacing_d_mm"] == "3.0" for row in rows)
 
 
 def test_report(scored: Path) -> None:
     text = (scored / "evaluation_report.txt").read_text(encoding="utf-8")
-    places = [text.index(part) for part in ("boundary mode surfel", "NSD tolerances", "Counts of cases", "Headline", "all background", "All: present", "Surface distances", "Worst 5", "Warnings")]
+    places = [
+        text.index(part)
+        for part in (
+            "boundary mode surfel",
+            "NSD tolerances",
+            "Counts of cases",
+            "Headline",
+            "all background",
+            "All: present",
+            "Surface distances",
+            "Worst 5",
+            "Warnings",
+        )
+    ]
     assert places == sorted(places)
     assert "synthetic" not in text and "NOT BETTER" not in text
-    assert re.search(r"^MACRO MEAN\s+2\s+0\.625", text, re.MULTILINE) and "no case holds it in the reference, so it has no score and is left out of the headline: prostate" in text
+    assert (
+        re.search(r"^MACRO MEAN\s+2\s+0\.625", text, re.MULTILINE)
+        and "no case holds it in the reference, so it has no score and is left out of the headline: prostate"
+        in text
+    )
     assert re.search(r"^rectum\s+20\.\d\d \(n=2\)\s+0\.00 \(n=1\)", text, re.MULTILINE)
 
 
@@ -171,19 +301,34 @@ def test_synthetic_data_say_so(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("mode", ["surfel", "voxel"])
 def test_mode_is_written_everywhere(tmp_path: Path, mode: str) -> None:
-    assert evaluate.main([*folders(tmp_path, {"a": mask(1)}, {"a": mask(1, shift=1)}), "--boundary-mode", mode]) == 0
+    assert (
+        evaluate.main([*folders(tmp_path, {"a": mask(1)}, {"a": mask(1, shift=1)}), "--boundary-mode", mode])
+        == 0
+    )
     scores = tmp_path / "scores"
     assert strict(scores / "summary_statistics.json")["settings"]["boundary_mode"] == mode
-    assert f"boundary mode {mode}" in (scores / "evaluation_report.txt").read_text(encoding="utf-8").splitlines()[0]
-    assert {row["boundary_mode"] for row in csv.DictReader((scores / "per_case.csv").read_text(encoding="utf-8").splitlines())} == {mode}
+    assert (
+        f"boundary mode {mode}"
+        in (scores / "evaluation_report.txt").read_text(encoding="utf-8").splitlines()[0]
+    )
+    assert {
+        row["boundary_mode"]
+        for row in csv.DictReader((scores / "per_case.csv").read_text(encoding="utf-8").splitlines())
+    } == {mode}
 
 
 def test_workers_and_file_order_change_nothing(tmp_path: Path) -> None:
     first = folders(tmp_path / "one", REFERENCES, PREDICTIONS)
-    second = folders(tmp_path / "two", dict(reversed(REFERENCES.items())), dict(reversed(PREDICTIONS.items())))
+    second = folders(
+        tmp_path / "two", dict(reversed(REFERENCES.items())), dict(reversed(PREDICTIONS.items()))
+    )
     second[-1] = "2"
     assert evaluate.main(first) == evaluate.main(second) == 0
-    assert filecmp.cmpfiles(tmp_path / "one/scores", tmp_path / "two/scores", TEXT_FILES, shallow=False) == (list(TEXT_FILES), [], [])
+    assert filecmp.cmpfiles(tmp_path / "one/scores", tmp_path / "two/scores", TEXT_FILES, shallow=False) == (
+        list(TEXT_FILES),
+        [],
+        [],
+    )
 
 
 def test_order_of_pairs_changes_nothing(tmp_path: Path) -> None:
@@ -191,7 +336,9 @@ def test_order_of_pairs_changes_nothing(tmp_path: Path) -> None:
     reference, prediction = tmp_path / "reference", tmp_path / "prediction"
     names = find_label_names(reference, prediction, None)
     pairs, how = pair_folders(reference, prediction, names), ScoreSettings(dict.fromkeys(NAMES, (2.0, 1.0)))
-    assert evaluate.score_pairs(pairs, names.structures, how) == evaluate.score_pairs(pairs[::-1], names.structures, how)
+    assert evaluate.score_pairs(pairs, names.structures, how) == evaluate.score_pairs(
+        pairs[::-1], names.structures, how
+    )
 
 
 # ---- honesty ----------------------------------------------------------------------------------------------
@@ -199,11 +346,17 @@ def test_order_of_pairs_changes_nothing(tmp_path: Path) -> None:
 
 def test_predicting_nothing_on_39_mostly_absent_cases(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     """With "absent counts as 1" this predictor would score (31 + 35 + 37) / 39 / 3 = .8803."""
-    references = {f"case_{i:02d}": mask(*[label for label, n in ((1, 8), (2, 4), (3, 2)) if i < n]) for i in range(39)}
+    references = {
+        f"case_{i:02d}": mask(*[label for label, n in ((1, 8), (2, 4), (3, 2)) if i < n]) for i in range(39)
+    }
     assert evaluate.main(folders(tmp_path, references, dict.fromkeys(references, mask()))) == 0
     scores = tmp_path / "scores"
     summary = strict(scores / "summary_statistics.json")
-    assert summary["headline"]["macro_dice"] == 0 and [summary[f"{name}_dice"]["mean"] for name in NAMES] == [0, 0, 0]
+    assert summary["headline"]["macro_dice"] == 0 and [summary[f"{name}_dice"]["mean"] for name in NAMES] == [
+        0,
+        0,
+        0,
+    ]
     assert [summary[f"{name}_dice"]["n"] for name in NAMES] == [8, 4, 2]
     assert [summary["presence"][name]["n_absent"] for name in NAMES] == [31, 35, 37]
     assert summary["baselines"]["all_background"]["better_than_baseline"] is False
@@ -215,23 +368,39 @@ def test_predicting_nothing_on_39_mostly_absent_cases(tmp_path: Path, capsys: py
         assert not re.search(r"\.880[34]", (scores / name).read_text(encoding="utf-8")), name
 
 
-@pytest.mark.parametrize("content", [
-    {"1": "bladder", "2": "rectum", "annotated": {"a": ["bladder"]}},
-    {"labels": {"bladder": 1, "rectum": 2}, "cases": [{"case": "a", "annotated": ["bladder"]}, {"case": "b"}]},
-])
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"1": "bladder", "2": "rectum", "annotated": {"a": ["bladder"]}},
+        {
+            "labels": {"bladder": 1, "rectum": 2},
+            "cases": [{"case": "a", "annotated": ["bladder"]}, {"case": "b"}],
+        },
+    ],
+)
 def test_structures_nobody_looked_for_are_not_scored(tmp_path: Path, content: dict) -> None:
-    arguments = folders(tmp_path, {"a": mask(1), "b": mask(1, 2)}, {"a": mask(1, 2), "b": mask(1, 2)}, ("bladder", "rectum"))
+    arguments = folders(
+        tmp_path, {"a": mask(1), "b": mask(1, 2)}, {"a": mask(1, 2), "b": mask(1, 2)}, ("bladder", "rectum")
+    )
     artifacts.write_json(tmp_path / "reference" / "labels.json", content)
     assert evaluate.main(arguments) == 0
     summary = strict(tmp_path / "scores" / "summary_statistics.json")
-    assert summary["presence"]["rectum"] | {"n_unannotated": 1, "n_hallucinated": 0, "n_present": 1} == summary["presence"]["rectum"]
+    assert (
+        summary["presence"]["rectum"] | {"n_unannotated": 1, "n_hallucinated": 0, "n_present": 1}
+        == summary["presence"]["rectum"]
+    )
     per_case = json.loads((tmp_path / "scores" / "summary.json").read_text(encoding="utf-8"))
-    assert math.isnan(per_case["metric_per_case"][0]["metrics"]["2"]["TP"]) and per_case["mean"]["2"]["Dice"] == 1
+    assert (
+        math.isnan(per_case["metric_per_case"][0]["metrics"]["2"]["TP"])
+        and per_case["mean"]["2"]["Dice"] == 1
+    )
 
 
 def test_annotation_of_unknown_cases(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     arguments = folders(tmp_path, {"a": mask(1)}, {"a": mask(1)}, ("bladder",))
-    artifacts.write_json(tmp_path / "reference" / "labels.json", {"1": "bladder", "annotated": {"A": ["bladder"]}})
+    artifacts.write_json(
+        tmp_path / "reference" / "labels.json", {"1": "bladder", "annotated": {"A": ["bladder"]}}
+    )
     code, error = refused(arguments, capsys)
     assert code == 2 and "A without a reference" in error
 
@@ -241,7 +410,10 @@ def test_missing_prediction_counts_as_missed_when_allowed(tmp_path: Path) -> Non
     assert evaluate.main([*arguments, "--allow-missing"]) == 0
     summary = strict(tmp_path / "scores" / "summary_statistics.json")
     assert summary["bladder_dice"]["mean"] == 0.5 and summary["presence"]["bladder"]["n_missed"] == 1
-    assert summary["settings"]["n_missing_predictions"] == 1 and "1 predictions are missing" in summary["warnings"][0]
+    assert (
+        summary["settings"]["n_missing_predictions"] == 1
+        and "1 predictions are missing" in summary["warnings"][0]
+    )
 
 
 # ---- refusals ---------------------------------------------------------------------------------------------
@@ -261,7 +433,9 @@ def test_missing_prediction(tmp_path: Path, capsys: pytest.CaptureFixture) -> No
 
 
 def test_extra_prediction(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    code, error = refused([*folders(tmp_path, {"a": mask(1)}, {"a": mask(1), "b": mask(1)}), "--allow-missing"], capsys)
+    code, error = refused(
+        [*folders(tmp_path, {"a": mask(1)}, {"a": mask(1), "b": mask(1)}), "--allow-missing"], capsys
+    )
     assert code == 4 and "EXTRA_PREDICTION case=b" in error
 
 
@@ -270,8 +444,13 @@ def test_other_shape(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert code == 5 and "GRID_MISMATCH case=a file=a.nii.gz" in error and "(9, 12, 14)" in error
 
 
-@pytest.mark.parametrize("change, fits", [((2, 3, 0.5), False), ((2, 0, 0.02), False), ((0, 2, -2.0), False), ((2, 3, 0.0004), True)])
-def test_other_affine(tmp_path: Path, capsys: pytest.CaptureFixture, change: tuple[int, int, float], fits: bool) -> None:
+@pytest.mark.parametrize(
+    "change, fits",
+    [((2, 3, 0.5), False), ((2, 0, 0.02), False), ((0, 2, -2.0), False), ((2, 3, 0.0004), True)],
+)
+def test_other_affine(
+    tmp_path: Path, capsys: pytest.CaptureFixture, change: tuple[int, int, float], fits: bool
+) -> None:
     arguments = folders(tmp_path, {"a": mask(1)}, {})
     moved = affine()
     moved[change[:2]] += change[2]
@@ -292,7 +471,9 @@ def test_label_without_a_name(tmp_path: Path, capsys: pytest.CaptureFixture, sid
 
 
 @pytest.mark.parametrize("value, reason", [(0.5, "LABEL_NOT_INTEGER"), (np.nan, "NONFINITE")])
-def test_label_that_is_no_integer(tmp_path: Path, capsys: pytest.CaptureFixture, value: float, reason: str) -> None:
+def test_label_that_is_no_integer(
+    tmp_path: Path, capsys: pytest.CaptureFixture, value: float, reason: str
+) -> None:
     arguments = folders(tmp_path, {"a": mask(1)}, {"a": mask(1)})
     array = mask(1).astype(np.float32)
     array[0, 0, 0] = value
@@ -321,8 +502,12 @@ def test_folders_that_name_their_labels_differently(tmp_path: Path, capsys: pyte
     other.parent.mkdir()
     (tmp_path / "prediction" / "labels.json").unlink()
     (tmp_path / "prediction").rename(other)
-    artifacts.write_json(other.parent / "dataset.json", {"labels": {"background": 0, "rectum": 1, "bladder": 2}})
-    code, error = refused([str(other) if word == str(tmp_path / "prediction") else word for word in arguments], capsys)
+    artifacts.write_json(
+        other.parent / "dataset.json", {"labels": {"background": 0, "rectum": 1, "bladder": 2}}
+    )
+    code, error = refused(
+        [str(other) if word == str(tmp_path / "prediction") else word for word in arguments], capsys
+    )
     assert code == 5 and "Dataset002_other/dataset.json" in error
 
 
@@ -351,7 +536,9 @@ def test_tolerances_from_a_file(tmp_path: Path, capsys: pytest.CaptureFixture) -
     artifacts.write_json(tmp_path / "t.json", {"bladder": [4, 1]})
     assert evaluate.main(arguments) == 0
     summary = strict(tmp_path / "scores" / "summary_statistics.json")
-    assert summary["settings"]["tolerances_mm"]["bladder"] == [4, 1] and summary["bladder_nsd_4mm"]["mean"] == 1
+    assert (
+        summary["settings"]["tolerances_mm"]["bladder"] == [4, 1] and summary["bladder_nsd_4mm"]["mean"] == 1
+    )
 
 
 # ---- label names ------------------------------------------------------------------------------------------
@@ -359,21 +546,47 @@ def test_tolerances_from_a_file(tmp_path: Path, capsys: pytest.CaptureFixture) -
 
 def names_in(tmp_path: Path, content: object) -> list[tuple[str, tuple[int, ...]]]:
     artifacts.write_json(tmp_path / "n.json", content)
-    return [(structure.name, structure.labels) for structure in read_label_names(tmp_path / "n.json").structures]
+    return [
+        (structure.name, structure.labels) for structure in read_label_names(tmp_path / "n.json").structures
+    ]
 
 
 def test_forms_of_label_names(tmp_path: Path) -> None:
     expected = [("liver", (1,)), ("spleen", (2,))]
     assert names_in(tmp_path, {"2": "spleen", "1": "liver"}) == expected
     assert names_in(tmp_path, {"liver": 1, "spleen": 2}) == expected
-    assert names_in(tmp_path, {"labels": {"background": 0, "liver": 1, "spleen": 2, "ignore": 3}, "channel_names": {}}) == expected
+    assert (
+        names_in(
+            tmp_path, {"labels": {"background": 0, "liver": 1, "spleen": 2, "ignore": 3}, "channel_names": {}}
+        )
+        == expected
+    )
     assert read_label_names(tmp_path / "n.json").ignore_label == 3
     assert names_in(tmp_path, {"labels": {"0": "background", "1": "liver", "2": "spleen"}}) == expected
-    assert names_in(tmp_path, {"labels": {"background": 0, "whole": [1, 2], "core": 2}}) == [("whole", (1, 2)), ("core", (2,))]
+    assert names_in(tmp_path, {"labels": {"background": 0, "whole": [1, 2], "core": 2}}) == [
+        ("whole", (1, 2)),
+        ("core", (2,)),
+    ]
 
 
-@pytest.mark.parametrize("content", [{}, [], {"1": "mean"}, {"1": "liver", "2": "liver"}, {"liver": -1}, {"liver": 1.5}, {"liver": None}, {"liver": True}, {"x": "liver"}, {"1": ""},
-                                     {"0": "background"}, {"1": "liver", "annotated": {"a": ["lung"]}}, {"1": "liver", "annotated": ["a"]}])
+@pytest.mark.parametrize(
+    "content",
+    [
+        {},
+        [],
+        {"1": "mean"},
+        {"1": "liver", "2": "liver"},
+        {"liver": -1},
+        {"liver": 1.5},
+        {"liver": None},
+        {"liver": True},
+        {"x": "liver"},
+        {"1": ""},
+        {"0": "background"},
+        {"1": "liver", "annotated": {"a": ["lung"]}},
+        {"1": "liver", "annotated": ["a"]},
+    ],
+)
 def test_wrong_label_names(tmp_path: Path, content: object) -> None:
     with pytest.raises(UsageError):
         names_in(tmp_path, content)
@@ -381,7 +594,9 @@ def test_wrong_label_names(tmp_path: Path, content: object) -> None:
 
 def test_regions_as_nnunet_writes_them(tmp_path: Path) -> None:
     arguments = folders(tmp_path, {"a": mask(1, 2)}, {"a": mask(1)})
-    artifacts.write_json(tmp_path / "reference" / "labels.json", {"labels": {"background": 0, "whole": [1, 2], "core": 2}})
+    artifacts.write_json(
+        tmp_path / "reference" / "labels.json", {"labels": {"background": 0, "whole": [1, 2], "core": 2}}
+    )
     assert evaluate.main(arguments) == 0
     content = json.loads((tmp_path / "scores" / "summary.json").read_text(encoding="utf-8"))
     assert content["mean"]["(1, 2)"]["Dice"] == pytest.approx(2 / 3) and content["mean"]["2"]["Dice"] == 0
@@ -397,14 +612,41 @@ def workspace_with_predictions(root: Path) -> artifacts.Workspace:
     cases, run = [], []
     for i, split in enumerate(("train", "test", "test")):
         save(workspace.references, f"c{i}", mask(1, 2) if i < 2 else mask(1))
-        cases.append({"case_id": f"c{i}", "patient_id": f"p{i}", "split": split, "states": {"bladder": "present", "rectum": "unlabelled" if i == 2 else "present"}})
+        cases.append(
+            {
+                "case_id": f"c{i}",
+                "patient_id": f"p{i}",
+                "split": split,
+                "states": {"bladder": "present", "rectum": "unlabelled" if i == 2 else "present"},
+            }
+        )
         if split == "test":
             save(workspace.predictions, f"c{i}", mask(1, 2))
-            run.append({"case_id": f"c{i}", "patient_id": f"p{i}", "seconds": 1.0, "prediction": f"predictions/c{i}.nii.gz", "reference": f"references/c{i}.nii.gz"})
+            run.append(
+                {
+                    "case_id": f"c{i}",
+                    "patient_id": f"p{i}",
+                    "seconds": 1.0,
+                    "prediction": f"predictions/c{i}.nii.gz",
+                    "reference": f"references/c{i}.nii.gz",
+                }
+            )
     artifacts.write_json(workspace.splits, splits)
-    artifacts.write_json(workspace.manifest, {"format": "ctseg-manifest", "version": 1, "synthetic": True, "structures": ["bladder", "rectum"],
-                                              "splits_hash": artifacts.canonical_hash(splits), "cases": cases})
-    artifacts.write_json(workspace.run_record, {"version": 1, "synthetic": True, "structures": ["bladder", "rectum"], "cases": run})
+    artifacts.write_json(
+        workspace.manifest,
+        {
+            "format": "ctseg-manifest",
+            "version": 1,
+            "synthetic": True,
+            "structures": ["bladder", "rectum"],
+            "splits_hash": artifacts.canonical_hash(splits),
+            "cases": cases,
+        },
+    )
+    artifacts.write_json(
+        workspace.run_record,
+        {"version": 1, "synthetic": True, "structures": ["bladder", "rectum"], "cases": run},
+    )
     return workspace
 
 
@@ -413,8 +655,14 @@ def test_workspace_is_scored_on_its_test_cases(tmp_path: Path) -> None:
     assert evaluate.score_run(workspace, config.Settings()) == 0
     summary = strict(workspace.evaluation / "summary_statistics.json")
     assert summary["headline"]["macro_dice"] == 1 and summary["presence"]["rectum"]["n_unannotated"] == 1
-    assert summary["settings"]["split_hash"] == artifacts.read_json(workspace.manifest)["splits_hash"] and summary["settings"]["n_patients"] == 2
-    assert "synthetic" in (workspace.evaluation / "evaluation_report.txt").read_text(encoding="utf-8").splitlines()[0]
+    assert (
+        summary["settings"]["split_hash"] == artifacts.read_json(workspace.manifest)["splits_hash"]
+        and summary["settings"]["n_patients"] == 2
+    )
+    assert (
+        "synthetic"
+        in (workspace.evaluation / "evaluation_report.txt").read_text(encoding="utf-8").splitlines()[0]
+    )
     assert all((workspace.evaluation / name).exists() for name in (*TEXT_FILES, *PLOTS))
 
 
@@ -427,14 +675,25 @@ def test_workspace_with_a_test_case_that_was_not_predicted(tmp_path: Path) -> No
 
 
 def test_help_is_instant_and_names_both_uses() -> None:
-    done = subprocess.run([sys.executable, "evaluate.py", "--help"], cwd=Path(evaluate.__file__).parent, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "evaluate.py", "--help"],
+        cwd=Path(evaluate.__file__).parent,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
     assert done.returncode == 0 and "--reference" in done.stdout and "--model" in done.stdout
 
 
 @pytest.mark.parametrize("missing", ["--reference", "--prediction"])
-def test_a_folder_that_is_not_there_is_named(tmp_path: Path, capsys: pytest.CaptureFixture, missing: str) -> None:
+def test_a_folder_that_is_not_there_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture, missing: str
+) -> None:
     (tmp_path / "there").mkdir()
     folders = {"--reference": "there", "--prediction": "there", "--output": "out"} | {missing: "nowhere"}
-    assert evaluate.main([word for option, name in folders.items() for word in (option, str(tmp_path / name))]) == 4
+    assert (
+        evaluate.main([word for option, name in folders.items() for word in (option, str(tmp_path / name))])
+        == 4
+    )
     message = capsys.readouterr().err
     assert "NO_DATA" in message and missing in message and "nowhere" in message

@@ -22,7 +22,11 @@ def probabilities(shape: tuple[int, int, int], count: int, seed: int) -> np.ndar
 
 def test_windows_add_up_to_the_whole_array():
     shape, rng = (12, 10, 14), np.random.default_rng(0)
-    windows = [(slice(0, 8), slice(0, 10), slice(0, 9)), (slice(4, 12), slice(0, 10), slice(5, 14)), (slice(2, 9), slice(1, 7), slice(3, 11))]
+    windows = [
+        (slice(0, 8), slice(0, 10), slice(0, 9)),
+        (slice(4, 12), slice(0, 10), slice(5, 14)),
+        (slice(2, 9), slice(1, 7), slice(3, 11)),
+    ]
     total, exact, loose = np.zeros((4, *shape)), Shares(4, shape, least=0.0), Shares(4, shape, least=0.01)
     for place in windows:
         size = [part.stop - part.start for part in place]
@@ -42,18 +46,29 @@ def test_a_stray_voxel_costs_a_block_and_not_the_way_to_it():
     values = np.zeros((2, 64, 64, 64), np.float32)
     values[1, 2:8, 2:8, 2:8], values[1, 60, 60, 60] = 1.0, 0.01
     shares = Shares.of(values)
-    assert shares.stored < 2000 and shares.part(1)[1].shape == (64, 64, 64) and np.array_equal(shares.whole(1), values[1])
+    assert (
+        shares.stored < 2000
+        and shares.part(1)[1].shape == (64, 64, 64)
+        and np.array_equal(shares.whole(1), values[1])
+    )
 
 
 def test_many_structures_take_no_more_room_than_few():
     quarter = np.arange(40) // 10
-    few, many = quarter[:, None, None], 16 * quarter[:, None, None] + 4 * quarter[:, None] + quarter  # 4 slabs, 64 cubes of one scan
+    few, many = (
+        quarter[:, None, None],
+        16 * quarter[:, None, None] + 4 * quarter[:, None] + quarter,
+    )  # 4 slabs, 64 cubes of one scan
     for label, count in ((few, 4), (many, 64)):
-        values = (np.broadcast_to(label, (40, 40, 40)) == np.arange(-1, count)[:, None, None, None]).astype(np.float32)
+        values = (np.broadcast_to(label, (40, 40, 40)) == np.arange(-1, count)[:, None, None, None]).astype(
+            np.float32
+        )
         shares = Shares(count + 1, (40, 40, 40))
         for start in range(0, 40, 5):
-            shares.add((slice(start, start + 5), slice(0, 40), slice(0, 40)), values[:, start:start + 5])
-        assert shares.stored == {4: 48 * 40 * 40, 64: 48**3}[count]  # a side of 10 voxels needs three blocks of 4
+            shares.add((slice(start, start + 5), slice(0, 40), slice(0, 40)), values[:, start : start + 5])
+        assert (
+            shares.stored == {4: 48 * 40 * 40, 64: 48**3}[count]
+        )  # a side of 10 voxels needs three blocks of 4
         assert shares.part(0) is None
         assert all(np.array_equal(shares.whole(number), values[number]) for number in (1, 3, count))
 
@@ -71,7 +86,14 @@ def test_the_election_is_that_of_every_class_interpolated_everywhere(axes, flip)
         affine[:3, 1] *= -1
     scan = Grid(shape, affine)
     found = label_on_scan(Shares.of(values), canvas, scan)
-    everywhere = np.stack([resample(Volume(share, canvas.affine), scan, order="cubic", fill=1.0 if number == 0 else 0.0).array for number, share in enumerate(values)])
+    everywhere = np.stack(
+        [
+            resample(
+                Volume(share, canvas.affine), scan, order="cubic", fill=1.0 if number == 0 else 0.0
+            ).array
+            for number, share in enumerate(values)
+        ]
+    )
     ranked = np.sort(everywhere, axis=0)
     clear = ranked[-1] - ranked[-2] > 2e-3  # a spline cut into blocks differs by less
     assert clear.mean() > 0.98
@@ -83,7 +105,10 @@ def test_a_thin_sheet_inside_a_certain_organ_is_not_overlooked():
     values = np.zeros((3, 40, 40, 40), np.float32)
     values[1] = 1.0
     values[2, :, :, 20], values[1, :, :, 20] = 0.95, 0.05
-    canvas, scan = Grid((40, 40, 40), np.diag([2.0, 2.0, 2.0, 1.0])), Grid((80, 80, 80), np.diag([1.0, 1.0, 1.0, 1.0]))
+    canvas, scan = (
+        Grid((40, 40, 40), np.diag([2.0, 2.0, 2.0, 1.0])),
+        Grid((80, 80, 80), np.diag([1.0, 1.0, 1.0, 1.0])),
+    )
     found = label_on_scan(Shares.of(values), canvas, scan)
     assert (found[10:70, 10:70, 40] == 2).all() and (found[10:70, 10:70, 44] == 1).all()
 

@@ -29,9 +29,13 @@ def grid_of(shape: tuple[int, int, int] = SHAPE, spacing_mm: tuple[float, float,
     return Grid(shape, affine)
 
 
-def ball(shape: tuple[int, int, int], spacing_mm: tuple[float, float, float], radius_mm: float) -> tuple[np.ndarray, np.ndarray]:
+def ball(
+    shape: tuple[int, int, int], spacing_mm: tuple[float, float, float], radius_mm: float
+) -> tuple[np.ndarray, np.ndarray]:
     """(uint8 ball in the middle, true signed distance in mm of every voxel centre)."""
-    places = np.stack(np.meshgrid(*[(np.arange(n) - (n - 1) / 2) * s for n, s in zip(shape, spacing_mm)], indexing="ij"))
+    places = np.stack(
+        np.meshgrid(*[(np.arange(n) - (n - 1) / 2) * s for n, s in zip(shape, spacing_mm)], indexing="ij")
+    )
     distance = np.sqrt((places**2).sum(axis=0)) - radius_mm
     return (distance < 0).astype(np.uint8), distance
 
@@ -52,7 +56,9 @@ def brute_force(mask: np.ndarray, spacing_mm: tuple[float, float, float]) -> np.
 @pytest.mark.parametrize("spacing_mm", [SPACING_MM, (2.0, 2.0, 2.0)])
 def test_a_box_as_by_brute_force(spacing_mm):
     label = np.zeros(SHAPE, dtype=np.uint8)
-    label[3:7, 4:8, 5:9] = 5  # faces: every voxel has one nearest direction, so brute force has no ties to break
+    label[3:7, 4:8, 5:9] = (
+        5  # faces: every voxel has one nearest direction, so brute force has no ties to break
+    )
     label[0, 0, 0] = 3
     maps, presence = signed_distance_maps(label, [5], spacing_mm)
     assert presence.tolist() == [True] and maps.dtype == np.float32
@@ -62,7 +68,9 @@ def test_a_box_as_by_brute_force(spacing_mm):
     assert (np.sign(maps[0]) == np.sign(expected)).all()
     assert unique.mean() > 0.98  # inside, two faces can be equally near with different half voxels
     # straight on: half a voxel of that axis off
-    assert maps[0][2, 5, 6] == pytest.approx(spacing_mm[0] / 2) and maps[0][5, 5, 9] == pytest.approx(spacing_mm[2] / 2)
+    assert maps[0][2, 5, 6] == pytest.approx(spacing_mm[0] / 2) and maps[0][5, 5, 9] == pytest.approx(
+        spacing_mm[2] / 2
+    )
     assert maps[0][6, 5, 6] < 0 < maps[0][7, 5, 6]
 
 
@@ -79,7 +87,9 @@ def test_a_ball_against_the_formula(spacing_mm):
         near, far = np.moveaxis(found, axis, 0)[:-1], np.moveaxis(found, axis, 0)[1:]
         true_near, true_far = np.moveaxis(truth, axis, 0)[:-1], np.moveaxis(truth, axis, 0)[1:]
         crossing = (near < 0) != (far < 0)
-        share, true_share = (a[crossing] / (a[crossing] - b[crossing]) for a, b in ((near, far), (true_near, true_far)))
+        share, true_share = (
+            a[crossing] / (a[crossing] - b[crossing]) for a, b in ((near, far), (true_near, true_far))
+        )
         assert np.abs(share - true_share).max() <= 0.5, spacing
     # the map grows by 1 mm per mm, away from the surface and from the middle
     slope = np.sqrt(sum(g**2 for g in np.gradient(found, *spacing_mm)))
@@ -127,7 +137,9 @@ def test_a_guide_voxel_is_a_block_of_canvas_voxels():
     canvas = grid_of((11, 12, 13))
     grid = guide_grid(canvas, (2, 3, 5))
     assert grid.shape == (6, 4, 3) and grid.spacing_mm == pytest.approx((6.0, 6.0, 5.0))
-    block = np.array(list(itertools.product(range(4, 6), range(3, 6), range(10, 15)))).T  # reaches beyond the canvas
+    block = np.array(
+        list(itertools.product(range(4, 6), range(3, 6), range(10, 15)))
+    ).T  # reaches beyond the canvas
     middle = (canvas.affine @ np.vstack([block, np.ones(block.shape[1])])).mean(axis=1)
     assert np.allclose(grid.affine @ [2, 1, 2, 1], middle)
 
@@ -218,7 +230,9 @@ def test_an_organ_between_the_guide_voxels_is_kept():
     label.array[9, 9, 9] = 1
     canvas = scan.crop((0, 0, 0), (24, 24, 24))
     coarse = guide_grid(canvas, (4, 4, 4))
-    assert not resample(label, coarse, order="nearest", fill=0).array.any()  # nearest neighbour alone loses it
+    assert not resample(
+        label, coarse, order="nearest", fill=0
+    ).array.any()  # nearest neighbour alone loses it
     maps = coarse_maps(organ_masks(label, [1]), canvas, target_mm=4.0)
     assert maps.presence.all() and np.argwhere(maps.distance_mm[0] < 0).tolist() == [[2, 2, 2]]
 
@@ -236,5 +250,7 @@ def test_deep_inside_an_organ_that_ends_beyond_the_range():
     everywhere = Volume(np.ones(scan.shape, dtype=np.uint8), scan.affine)
     middle = coarse_maps([everywhere], scan.crop((17, 18, 18), (6, 4, 4)))
     assert (middle.distance_mm == -GUIDE_RANGE_MM).all()
-    corner = coarse_maps([everywhere], scan.crop((-1, -1, -1), (8, 8, 8)))  # what lies beyond the scan is not the organ
+    corner = coarse_maps(
+        [everywhere], scan.crop((-1, -1, -1), (8, 8, 8))
+    )  # what lies beyond the scan is not the organ
     assert corner.distance_mm[0, 1, 4, 5] == -10 and corner.distance_mm[0, 0, 4, 5] == 10

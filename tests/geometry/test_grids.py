@@ -16,7 +16,11 @@ from ctseg.geometry.volume import AIR_HU, Grid, Volume, resample
 
 # Ellipsoids in LPS mm: centre (x, y, z) and half axes. "left" lies on the patient's left (greater x).
 BODY = ((0.0, 0.0, 0.0), (62.0, 48.0, 90.0))
-ORGANS = {"left": ((30.0, 5.0, 20.0), (17.0, 15.0, 24.0)), "right": ((-32.0, 5.0, 10.0), (15.0, 17.0, 21.0)), "front": ((0.0, -24.0, -35.0), (20.0, 13.0, 16.0))}
+ORGANS = {
+    "left": ((30.0, 5.0, 20.0), (17.0, 15.0, 24.0)),
+    "right": ((-32.0, 5.0, 10.0), (15.0, 17.0, 21.0)),
+    "front": ((0.0, -24.0, -35.0), (20.0, 13.0, 16.0)),
+}
 
 
 def rotation(x_degrees: float, z_degrees: float) -> np.ndarray:
@@ -71,7 +75,11 @@ def canvases(image: Volume, label: Volume) -> dict[str, Grid]:
     box = grids.extend_box(grids.body_box(image, 10.0), label)
     own = grids.canonical_grid(image.grid).spacing_mm
     finer = (own[0] * 0.8, own[1] * 0.9, own[2] * 0.9)
-    return {"whole": grids.whole_grid(image.grid, box), "own": grids.window_grid(image.grid, box, own), "finer": grids.window_grid(image.grid, box, finer)}
+    return {
+        "whole": grids.whole_grid(image.grid, box),
+        "own": grids.window_grid(image.grid, box, own),
+        "finer": grids.window_grid(image.grid, box, finer),
+    }
 
 
 def through_tensors(label: Volume, canvas: Grid) -> np.ndarray:
@@ -114,7 +122,9 @@ def test_aligned_canvas_changes_no_voxel_value(name: str) -> None:
     # One percent off still counts as the same spacing, two percent do not.
     own = grids.canonical_grid(image.grid).spacing_mm
     box = grids.body_box(image, 10.0)
-    near, far = (grids.window_grid(image.grid, box, (own[0] * f, own[1] * f, own[2] * f)) for f in (1.009, 1.02))
+    near, far = (
+        grids.window_grid(image.grid, box, (own[0] * f, own[1] * f, own[2] * f)) for f in (1.009, 1.02)
+    )
     assert grids.find_placement(image.grid, near) is not None
     assert grids.find_placement(image.grid, far) is None
 
@@ -192,7 +202,15 @@ def test_box_grows_to_hold_labels_outside_the_body() -> None:
     box = grids.body_box(image, 0.0)
     canvas = grids.whole_grid(image.grid, grids.extend_box(box, label))
     assert grids.lost_fractions(label, canvas)[2] == 0.0
-    assert grids.lost_fractions(label, grids.whole_grid(image.grid, dataclasses.replace(box, low_mm=(-20, -20, -20), high_mm=(20, 20, 20))))[2] > 0.1
+    assert (
+        grids.lost_fractions(
+            label,
+            grids.whole_grid(
+                image.grid, dataclasses.replace(box, low_mm=(-20, -20, -20), high_mm=(20, 20, 20))
+            ),
+        )[2]
+        > 0.1
+    )
 
 
 def test_lost_fraction_by_hand() -> None:
@@ -214,10 +232,15 @@ def test_back_to_the_scan_equals_interpolating_everything(name: str) -> None:
     logits = generator.normal(0, 2, (5, *canvas.shape))
     logits[0] += 2
     probabilities = (np.exp(logits) / np.exp(logits).sum(axis=0)).astype(np.float32)
-    everything = [resample(Volume(p, canvas.affine), scan, order="cubic", fill=float(k == 0)).array for k, p in enumerate(probabilities)]
+    everything = [
+        resample(Volume(p, canvas.affine), scan, order="cubic", fill=float(k == 0)).array
+        for k, p in enumerate(probabilities)
+    ]
     result = label_on_scan(Shares.of(probabilities), canvas, scan)
     assert len(np.unique(result)) == 5
-    assert (result == np.argmax(everything, axis=0)).mean() > 0.9995  # at the edge of a region the spline sees its end
+    assert (
+        result == np.argmax(everything, axis=0)
+    ).mean() > 0.9995  # at the edge of a region the spline sees its end
 
 
 def test_a_vessel_thinner_than_two_voxels_keeps_its_volume() -> None:
@@ -279,7 +302,9 @@ def test_sheared_scan_gets_an_upright_canvas() -> None:
         np.testing.assert_allclose(directions.T @ directions, np.eye(3), atol=1e-9)
         on_canvas = grids.label_on_canvas(label, canvas)
         for number, (centre, _) in enumerate(ORGANS.values(), start=1):
-            np.testing.assert_allclose(positions(canvas)[on_canvas.array == number].mean(axis=0), centre, atol=1.0)
+            np.testing.assert_allclose(
+                positions(canvas)[on_canvas.array == number].mean(axis=0), centre, atol=1.0
+            )
         assert min(dice(through_tensors(label, canvas), label.array, number) for number in (1, 2, 3)) >= 0.95
 
 
@@ -290,7 +315,9 @@ def test_downsampling_does_not_alias() -> None:
     canvas = make_grid((10, 15, 20), (4.7, 4.7, 4.7), AXIAL)
     values = grids.image_on_canvas(Volume(checker, grid.affine), canvas).array
     assert np.abs(values).max() < 60
-    ramp = np.broadcast_to(np.arange(128, dtype=np.float32), grid.shape).copy()  # averaging must not shift anything
+    ramp = np.broadcast_to(
+        np.arange(128, dtype=np.float32), grid.shape
+    ).copy()  # averaging must not shift anything
     values = grids.image_on_canvas(Volume(ramp, grid.affine), canvas).array
     expected = positions(canvas)[..., 0] - grid.affine[0, 3]
     np.testing.assert_allclose(values, expected, atol=0.05)
@@ -310,12 +337,26 @@ def test_real_organs_come_back_through_both_grids(real_data: Path) -> None:
     folder = real_data / "totalseg/tests/reference_files"
     image, _ = nifti.read_image(folder / "example_ct.nii.gz")
     stored, _ = nifti.read_integers(folder / "example_seg_fast_force_split.nii.gz")
-    ids = {"spleen": 1, "kidney_right": 2, "kidney_left": 3, "liver": 5, "urinary_bladder": 21, "prostate": 22, "sacrum": 25, "hip_left": 77, "hip_right": 78}
+    ids = {
+        "spleen": 1,
+        "kidney_right": 2,
+        "kidney_left": 3,
+        "liver": 5,
+        "urinary_bladder": 21,
+        "prostate": 22,
+        "sacrum": 25,
+        "hip_left": 77,
+        "hip_right": 78,
+    }
     label = Volume(np.zeros(stored.array.shape, np.uint8), stored.affine)
     for number, value in enumerate(ids.values(), start=1):
         label.array[stored.array == value] = number
     box = grids.extend_box(grids.body_box(image, 10.0), label)
-    for canvas, least in ((grids.whole_grid(image.grid, box), 0.97), (grids.window_grid(image.grid, box, (3, 3, 3)), 1.0), (grids.window_grid(image.grid, box, (2.5, 2.5, 2.5)), 0.97)):
+    for canvas, least in (
+        (grids.whole_grid(image.grid, box), 0.97),
+        (grids.window_grid(image.grid, box, (3, 3, 3)), 1.0),
+        (grids.window_grid(image.grid, box, (2.5, 2.5, 2.5)), 0.97),
+    ):
         on_canvas = grids.label_on_canvas(label, canvas).array
         one_hot = np.stack([on_canvas == number for number in range(len(ids) + 1)]).astype(np.float32)
         back = label_on_scan(Shares.of(one_hot), canvas, image.grid)
@@ -323,25 +364,39 @@ def test_real_organs_come_back_through_both_grids(real_data: Path) -> None:
         assert min(scores.values()) >= least, scores
 
 
-@pytest.mark.parametrize("tilt", [0.0, 1e-5])  # parallel axes are interpolated one by one, others voxel by voxel
+@pytest.mark.parametrize(
+    "tilt", [0.0, 1e-5]
+)  # parallel axes are interpolated one by one, others voxel by voxel
 def test_cubic_interpolation_is_exact_for_what_is_cubic(tilt: float) -> None:
     """A smooth function of the place, on a grid with other axes, spacing and direction; air beyond the outer faces of the voxels."""
     source = make_grid((30, 34, 38), (3, 2, 1), AXIAL)
 
     def wave(grid: Grid) -> np.ndarray:
-        place = np.einsum("ij,jdhw->idhw", grid.affine[:3, :3], np.indices(grid.shape)) + grid.affine[:3, 3, None, None, None]
+        place = (
+            np.einsum("ij,jdhw->idhw", grid.affine[:3, :3], np.indices(grid.shape))
+            + grid.affine[:3, 3, None, None, None]
+        )
         x, y, z = place / 20
         return (np.sin(x) * np.cos(y) + 0.5 * np.sin(z + x)).astype(np.float32)
 
     affine = np.eye(4)
-    affine[:3, :3] = np.array([[0, 0, -2.1], [1.3, 0, 0], [0, 0.9, tilt]])  # D along y, H along z, W against x
-    affine[:3, 3] = source.affine[:3, :3] @ [15, 17, 19] + source.affine[:3, 3] - affine[:3, :3] @ [14, 30, 12]
+    affine[:3, :3] = np.array(
+        [[0, 0, -2.1], [1.3, 0, 0], [0, 0.9, tilt]]
+    )  # D along y, H along z, W against x
+    affine[:3, 3] = (
+        source.affine[:3, :3] @ [15, 17, 19] + source.affine[:3, 3] - affine[:3, :3] @ [14, 30, 12]
+    )
     target = Grid((28, 60, 24), affine)
     found = resample(Volume(wave(source), source.affine), target, order="cubic", fill=9.0).array
-    index = np.einsum("ij,jdhw->idhw", np.linalg.inv(source.affine)[:3, :3] @ affine[:3, :3], np.indices(target.shape))
+    index = np.einsum(
+        "ij,jdhw->idhw", np.linalg.inv(source.affine)[:3, :3] @ affine[:3, :3], np.indices(target.shape)
+    )
     index += (np.linalg.inv(source.affine) @ affine)[:3, 3, None, None, None]
     size = np.array(source.shape)[:, None, None, None]
-    outside, inner = ((index < -0.5) | (index > size - 0.5)).any(axis=0), ((index > 4) & (index < size - 5)).all(axis=0)
+    outside, inner = (
+        ((index < -0.5) | (index > size - 0.5)).any(axis=0),
+        ((index > 4) & (index < size - 5)).all(axis=0),
+    )
     assert inner.sum() > 1000 and outside.sum() > 1000
     assert np.array_equal(found == 9.0, outside)
     assert np.abs(found - wave(target))[inner].max() < 2e-3

@@ -35,7 +35,9 @@ def test_what_was_added_is_there_in_every_box(shape):
         place, _ = random_part(rng, shape)
         np.testing.assert_allclose(sparse.dense(place), dense[place], rtol=1e-6)
         stored, values = sparse.blocks()
-        assert np.array_equal(values, in_blocks(sparse.dense())[stored]) and not in_blocks(dense)[~stored].any()
+        assert (
+            np.array_equal(values, in_blocks(sparse.dense())[stored]) and not in_blocks(dense)[~stored].any()
+        )
         box = sparse.box
         assert box is not None
         dense[box] = 0
@@ -45,7 +47,11 @@ def test_what_was_added_is_there_in_every_box(shape):
 def test_the_ends_of_a_volume_need_no_whole_blocks():
     array = np.arange(5 * 6 * 7, dtype=np.float32).reshape(5, 6, 7)
     parts = in_blocks(array)
-    assert parts.shape == (2, 2, 2, EDGE, EDGE, EDGE) and parts[1, 1, 1, 1, 2, 3] == 0 and parts.sum() == array.sum()
+    assert (
+        parts.shape == (2, 2, 2, EDGE, EDGE, EDGE)
+        and parts[1, 1, 1, 1, 2, 3] == 0
+        and parts.sum() == array.sum()
+    )
     assert np.array_equal(from_blocks(parts, array.shape), array)
 
 

@@ -69,16 +69,35 @@ def count(network: nn.Module) -> int:
 
 # ---------------------------------------------------------------- every setting
 
-DEFAULTS = {"decoders": "per_structure", "attention_levels": 1, "output": "softmax", "context_grad": "detach", "context_corruption": 0.3,
-            "pass_embedding": True, "shared_passes": True, "guide_levels": "all", "film_init": "zero", "guide_tau_mm": (20.0, 100.0),
-            "guide_presence": True, "norm": "instance", "residual": True, "deep_supervision": True}
+DEFAULTS = {
+    "decoders": "per_structure",
+    "attention_levels": 1,
+    "output": "softmax",
+    "context_grad": "detach",
+    "context_corruption": 0.3,
+    "pass_embedding": True,
+    "shared_passes": True,
+    "guide_levels": "all",
+    "film_init": "zero",
+    "guide_tau_mm": (20.0, 100.0),
+    "guide_presence": True,
+    "norm": "instance",
+    "residual": True,
+    "deep_supervision": True,
+}
 CHANGES = [
     ("multi_decoder", {"decoders": "shared"}),
-    ("multi_decoder", {"decoders": "shared", "passes": 2, "guidance": "sdm", "connectivity": "multitask", "remap": "lut"}),
+    (
+        "multi_decoder",
+        {"decoders": "shared", "passes": 2, "guidance": "sdm", "connectivity": "multitask", "remap": "lut"},
+    ),
     ("multi_decoder", {"attention_levels": 2}),
     ("multi_decoder", {"attention_levels": 2, "passes": 2, "guidance": "sdm"}),
     ("multi_decoder", {"output": "sigmoid"}),
-    ("multi_decoder", {"output": "sigmoid", "decoders": "shared", "passes": 2, "guidance": "sdm", "remap": "lut"}),
+    (
+        "multi_decoder",
+        {"output": "sigmoid", "decoders": "shared", "passes": 2, "guidance": "sdm", "remap": "lut"},
+    ),
     ("unet", {"activation": "prelu"}),
     ("multi_decoder", {"activation": "prelu"}),
     ("multipass_unet", {"context": "sdm"}),
@@ -98,11 +117,18 @@ CHANGES = [
     ("anatomy_guided_unet", {"film_init": "default"}),
     ("anatomy_guided_unet", {"guide_tau_mm": "60"}),
     ("anatomy_guided_unet", {"guide_presence": "no"}),
-    ("anatomy_guided_unet", {"guidance": "concat_input", "guide_tau_mm": "10,30,100", "guide_presence": "no"}),
+    (
+        "anatomy_guided_unet",
+        {"guidance": "concat_input", "guide_tau_mm": "10,30,100", "guide_presence": "no"},
+    ),
 ]
 
 
-@pytest.mark.parametrize(("model", "changes"), CHANGES, ids=lambda value: value if isinstance(value, str) else "+".join(f"{k}={v}" for k, v in value.items()))
+@pytest.mark.parametrize(
+    ("model", "changes"),
+    CHANGES,
+    ids=lambda value: value if isinstance(value, str) else "+".join(f"{k}={v}" for k, v in value.items()),
+)
 def test_it_trains_a_step_and_comes_back_from_its_weights(model, changes):
     network = network_of(model, **changes).train()
     inputs = inputs_of(network)
@@ -112,7 +138,9 @@ def test_it_trains_a_step_and_comes_back_from_its_weights(model, changes):
     label[:, 2:9, 3:12, 4:9], label[:, 9:14, 8:14, 7:15] = 1, 2
     outputs = network(*inputs)
     loss, dice = passes_loss(outputs, label=label, labelled=torch.ones(1, 2, dtype=torch.bool))
-    sum((loss, *(outputs[key].square().mean() for key in ("centreline", "radius") if key in outputs))).backward()
+    sum(
+        (loss, *(outputs[key].square().mean() for key in ("centreline", "radius") if key in outputs))
+    ).backward()
     optimizer.step()
     assert loss.isfinite() and dice.isfinite().all()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
@@ -141,11 +169,23 @@ def test_defaults_of_settings_and_networks_are_the_same():
         assert not [key for key in same if key.startswith(("later", "attention_before"))]
 
 
-@pytest.mark.parametrize(("key", "value", "hint"), [
-    ("decoders", "share", "shared"), ("attention_levels", "3", "1 to 2"), ("output", "sigmoids", "sigmoid"), ("context", "sdf", "sdm"),
-    ("context_grad", "trough", "through"), ("context_corruption", "2", "0.0 to 1.0"), ("norm", "instant", "instance"), ("guidance", "segmaps", "segmap"),
-    ("guide_levels", "tops", "top"), ("film_init", "zeros", "zero"), ("guide_tau_mm", "", "20,100"), ("guide_tau_mm", "20,nan", "20,100"),
-])
+@pytest.mark.parametrize(
+    ("key", "value", "hint"),
+    [
+        ("decoders", "share", "shared"),
+        ("attention_levels", "3", "1 to 2"),
+        ("output", "sigmoids", "sigmoid"),
+        ("context", "sdf", "sdm"),
+        ("context_grad", "trough", "through"),
+        ("context_corruption", "2", "0.0 to 1.0"),
+        ("norm", "instant", "instance"),
+        ("guidance", "segmaps", "segmap"),
+        ("guide_levels", "tops", "top"),
+        ("film_init", "zeros", "zero"),
+        ("guide_tau_mm", "", "20,100"),
+        ("guide_tau_mm", "20,nan", "20,100"),
+    ],
+)
 def test_wrong_values_are_refused_with_a_remedy(key, value, hint):
     with pytest.raises(UsageError) as caught:
         config.resolve(None, {f"model.{key}": value})
@@ -155,11 +195,16 @@ def test_wrong_values_are_refused_with_a_remedy(key, value, hint):
 # ---------------------------------------------------------------- multi_decoder
 
 
-@pytest.mark.parametrize(("n_structures", "width", "levels"), [(3, 16, 5), (3, 8, 5), (2, 4, 3), (10, 8, 4), (1, 8, 3), (4, 4, 2)])
+@pytest.mark.parametrize(
+    ("n_structures", "width", "levels"), [(3, 16, 5), (3, 8, 5), (2, 4, 3), (10, 8, 4), (1, 8, 3), (4, 4, 2)]
+)
 def test_shared_decoder_has_the_parameters_of_all(n_structures, width, levels):
     with torch.device("meta"):
         each, shared = (
-            build_network("multi_decoder", n_structures=n_structures, width=width, levels=levels, decoders=form) for form in ("per_structure", "shared")
+            build_network(
+                "multi_decoder", n_structures=n_structures, width=width, levels=levels, decoders=form
+            )
+            for form in ("per_structure", "shared")
         )
     assert abs(count(shared) / count(each) - 1) < 0.1
     assert shared.n_decoders == 1 and len(shared.decoders) == 1 and shared.attention is None
@@ -170,9 +215,14 @@ def test_all_heads_read_the_shared_decoder():
     network = network_of("multi_decoder", decoders="shared").eval()
     image = noise(1, 1, 8, 8, 16)
     features = network.features(image)
-    assert [tuple(x.shape[1:3]) for x in features] == [(network.decoder_channels[0], 4), (network.decoder_channels[1], 8)]
+    assert [tuple(x.shape[1:3]) for x in features] == [
+        (network.decoder_channels[0], 4),
+        (network.decoder_channels[1], 8),
+    ]
     head, logits = network.heads[-1], network(image)["logits"]
-    torch.testing.assert_close(logits, torch.cat([conv(features[-1]) for conv in (head.background, *head.structures)], dim=1))
+    torch.testing.assert_close(
+        logits, torch.cat([conv(features[-1]) for conv in (head.background, *head.structures)], dim=1)
+    )
     features[-1][:, 0] += 1
     moved = (network.predict(features)["logits"] - logits).abs().amax((0, 2, 3, 4))
     assert (moved > 1e-4).all()
@@ -180,7 +230,9 @@ def test_all_heads_read_the_shared_decoder():
 
 def test_second_level_of_attention_starts_as_nothing_and_then_carries_on():
     both, one = network_of("multi_decoder", attention_levels=2).train(), network_of("multi_decoder").train()
-    one.load_state_dict({key: value for key, value in both.state_dict().items() if not key.startswith("attention_before")})
+    one.load_state_dict(
+        {key: value for key, value in both.state_dict().items() if not key.startswith("attention_before")}
+    )
     image = noise(1, 1, 8, 8, 16)
     ours, theirs = both(image), one(image)
     assert torch.equal(ours["logits"], theirs["logits"]) and len(ours["deep"]) == len(theirs["deep"])
@@ -209,22 +261,36 @@ def test_sigmoid_output_says_so_and_decides_as_sigmoids_do():
         assert not logits[:, 0].any() and logits[:, 1:].any()
     probability, winner = output["logits"][:, 1:].sigmoid().max(1)
     decided = torch.where(probability > 0.5, winner + 1, 0)
-    assert torch.equal(output["logits"].softmax(1).argmax(1), decided) and set(decided.unique().tolist()) == {0, 1, 2}
+    assert torch.equal(output["logits"].softmax(1).argmax(1), decided) and set(decided.unique().tolist()) == {
+        0,
+        1,
+        2,
+    }
 
 
 def a_batch() -> dict[str, Tensor]:
     """Synthetic logits (2, 3, 4, 5, 6), their labels, and a case whose second structure was not annotated."""
     label = (3 * noise(2, 4, 5, 6, seed=1)).long()
     label[1][label[1] == 2] = 0
-    return {"logits": 4 * noise(2, 3, 4, 5, 6) - 2, "label": label, "labelled": torch.tensor([[True, True], [True, False]])}
+    return {
+        "logits": 4 * noise(2, 3, 4, 5, 6) - 2,
+        "label": label,
+        "labelled": torch.tensor([[True, True], [True, False]]),
+    }
 
 
 def test_independent_loss_is_the_formula():
     batch = a_batch()
-    p, truth = batch["logits"][:, 1:].sigmoid().double(), functional.one_hot(batch["label"], 3).movedim(-1, 1)[:, 1:].double()
+    p, truth = (
+        batch["logits"][:, 1:].sigmoid().double(),
+        functional.one_hot(batch["label"], 3).movedim(-1, 1)[:, 1:].double(),
+    )
     entropy = -(truth * p.log() + (1 - truth) * (1 - p).log())
     entropy[1, 1] = 0
-    dices = [2 * (p[:, 0] * truth[:, 0]).sum() / (p[:, 0] + truth[:, 0]).sum(), 2 * (p[0, 1] * truth[0, 1]).sum() / (p[0, 1] + truth[0, 1]).sum()]
+    dices = [
+        2 * (p[:, 0] * truth[:, 0]).sum() / (p[:, 0] + truth[:, 0]).sum(),
+        2 * (p[0, 1] * truth[0, 1]).sum() / (p[0, 1] + truth[0, 1]).sum(),
+    ]
     wanted = {"ce": entropy.sum(1).mean(), "dice": 1 - sum(dices) / 2}
     wanted["dice_ce"] = wanted["ce"] + wanted["dice"]
     wanted["dice_focal"] = wanted["dice"] + (entropy * (1 - (-entropy).exp()) ** 2).sum(1).mean()
@@ -245,8 +311,12 @@ def test_structures_learn_independently_of_each_other_only_with_sigmoids():
             segmentation_loss(**{**batch, "logits": logits}, independent=independent)[0].backward()
             gradients.append(logits.grad)
         assert torch.equal(gradients[0][:, 1], gradients[1][:, 1]) == independent
-        assert bool(gradients[0][:, 0].any()) != independent  # the background has no logit of its own to learn
-        assert bool(gradients[0][1, 2].any()) != independent  # not annotated: nothing to learn, or to merge with the background
+        assert (
+            bool(gradients[0][:, 0].any()) != independent
+        )  # the background has no logit of its own to learn
+        assert (
+            bool(gradients[0][1, 2].any()) != independent
+        )  # not annotated: nothing to learn, or to merge with the background
 
 
 def test_deep_and_earlier_outputs_are_learned_independently_too():
@@ -260,7 +330,9 @@ def test_deep_and_earlier_outputs_are_learned_independently_too():
     def of(x: Tensor, reference: Tensor = label) -> Tensor:
         return segmentation_loss(logits=x, label=reference, labelled=labelled, independent=True)[0]
 
-    torch.testing.assert_close(loss, 1 / 3 * of(logits + 1) + 2 / 3 * (of(logits) + of(small, coarse) / 2) / 1.5)
+    torch.testing.assert_close(
+        loss, 1 / 3 * of(logits + 1) + 2 / 3 * (of(logits) + of(small, coarse) / 2) / 1.5
+    )
 
 
 def test_sigmoid_network_overfits_one_tiny_phantom_under_softmax_prediction():
@@ -289,9 +361,13 @@ def ball(size: tuple[int, int, int], centre: tuple[int, int, int], radius: float
 
 def test_signed_distances_are_euclidean_negative_inside_and_clipped():
     size = (30, 50, 40)
-    masks = torch.stack((ball(size, (14, 20, 18), 9), ball(size, (3, 40, 5), 4), torch.zeros(size) > 0, torch.ones(size) > 0))[None]
+    masks = torch.stack(
+        (ball(size, (14, 20, 18), 9), ball(size, (3, 40, 5), 4), torch.zeros(size) > 0, torch.ones(size) > 0)
+    )[None]
     found = signed_distances(masks)
-    assert found.shape == masks.shape and found.dtype == torch.float32 and found.min() == -1 and found.max() == 1
+    assert (
+        found.shape == masks.shape and found.dtype == torch.float32 and found.min() == -1 and found.max() == 1
+    )
     assert (found[0, 2] == 1).all() and (found[0, 3] == -1).all()  # nothing there, nothing else there
     for mask, values in zip(masks[0, :2].numpy(), found[0, :2].numpy()):
         signed = ndimage.distance_transform_edt(~mask) - ndimage.distance_transform_edt(mask)
@@ -304,7 +380,9 @@ def test_surface_lies_between_the_voxels():
     mask = (torch.arange(40) >= 20).expand(1, 1, 2, 3, 40)
     line = signed_distances(mask)[0, 0, 1, 2] * (REACH - 0.5)
     assert line[17:23].tolist() == pytest.approx([2.5, 1.5, 0.5, -0.5, -1.5, -2.5])
-    assert signed_distances(mask, reach=2)[0, 0, 1, 2].tolist() == pytest.approx([1.0] * 19 + [1 / 3, -1 / 3] + [-1.0] * 19)
+    assert signed_distances(mask, reach=2)[0, 0, 1, 2].tolist() == pytest.approx(
+        [1.0] * 19 + [1 / 3, -1 / 3] + [-1.0] * 19
+    )
 
 
 def test_a_pass_reads_the_shape_of_the_one_before():
@@ -314,15 +392,27 @@ def test_a_pass_reads_the_shape_of_the_one_before():
     network.network.features = lambda ct, **more: (read.append(ct[:, 1:]), inside(ct, **more))[1]
     shape = ball((8, 8, 16), (4, 4, 6), 3)
     context = torch.stack((0.8 * shape, 0.1 * shape))[None]
-    results = [network(image, context=given, pass_number=1)["logits"] for given in (context, torch.zeros_like(context), None)]
+    results = [
+        network(image, context=given, pass_number=1)["logits"]
+        for given in (context, torch.zeros_like(context), None)
+    ]
     torch.testing.assert_close(read[0], signed_distances(torch.stack((shape, shape & False))[None]))
-    assert torch.equal(read[1], torch.ones_like(context)) and torch.equal(read[2], read[1])  # blank: as after an empty prediction
+    assert torch.equal(read[1], torch.ones_like(context)) and torch.equal(
+        read[2], read[1]
+    )  # blank: as after an empty prediction
     assert torch.equal(results[1], results[2]) and not torch.equal(results[0], results[1])
 
 
 @pytest.mark.parametrize("remap", ["none", "lut"])
 def test_each_pass_has_its_own_network_when_asked(remap):
-    network = network_of("multipass_unet", passes=3, shared_passes=False, pass_embedding=False, context_corruption=0, remap=remap)
+    network = network_of(
+        "multipass_unet",
+        passes=3,
+        shared_passes=False,
+        pass_embedding=False,
+        context_corruption=0,
+        remap=remap,
+    )
     together = network_of("multipass_unet", passes=3, pass_embedding=False)
     assert count(network) == 3 * count(together)
     passes = network if isinstance(network, MultiPass) else network.network
@@ -330,17 +420,33 @@ def test_each_pass_has_its_own_network_when_asked(remap):
     parts = [passes.network, *passes.later]
     with torch.no_grad():
         plain = [network.eval()(image, context=context, pass_number=number)["logits"] for number in range(5)]
-        assert [torch.equal(a, b) for a, b in itertools.pairwise(plain)] == [False, False, True, True]  # the last serves what follows
+        assert [torch.equal(a, b) for a, b in itertools.pairwise(plain)] == [
+            False,
+            False,
+            True,
+            True,
+        ]  # the last serves what follows
         for logits, part in zip(plain, parts):  # a remap that changes nothing still rounds
-            torch.testing.assert_close(logits, part(torch.cat((image, context), dim=1))["logits"], atol=1e-3, rtol=1e-3)
+            torch.testing.assert_close(
+                logits, part(torch.cat((image, context), dim=1))["logits"], atol=1e-3, rtol=1e-3
+            )
         chain = network.train()(image)["passes"]
         assert len(chain) == 3
-        torch.testing.assert_close(chain[0], parts[0](torch.cat((image, torch.zeros_like(context)), 1))["logits"], atol=1e-3, rtol=1e-3)
+        torch.testing.assert_close(
+            chain[0],
+            parts[0](torch.cat((image, torch.zeros_like(context)), 1))["logits"],
+            atol=1e-3,
+            rtol=1e-3,
+        )
     for drawn in (1, 2, 3):
         network.zero_grad()
         network.draw_passes = drawn
-        passes_loss(network(image), label=(3 * noise(1, 8, 8, 16)).long(), labelled=torch.ones(1, 2, dtype=torch.bool))[0].backward()
-        assert [any(p.grad is not None for p in part.parameters()) for part in parts] == [number < drawn for number in range(3)]
+        passes_loss(
+            network(image), label=(3 * noise(1, 8, 8, 16)).long(), labelled=torch.ones(1, 2, dtype=torch.bool)
+        )[0].backward()
+        assert [any(p.grad is not None for p in part.parameters()) for part in parts] == [
+            number < drawn for number in range(3)
+        ]
 
 
 def test_networks_for_other_numbers_of_passes_are_refused():
@@ -363,14 +469,22 @@ def test_settings_of_the_vnet_reach_it():
     def kinds(network: nn.Module) -> set[str]:
         return {type(module).__name__ for module in network.modules() if "Norm" in type(module).__name__}
 
-    assert [kinds(network_of("vnet", norm=norm)) for norm in ("instance", "group", "batch")] == [{"InstanceNorm"}, {"GroupNorm"}, {"BatchNorm3d"}]
+    assert [kinds(network_of("vnet", norm=norm)) for norm in ("instance", "group", "batch")] == [
+        {"InstanceNorm"},
+        {"GroupNorm"},
+        {"BatchNorm3d"},
+    ]
     image = noise(1, 1, 16, 16, 16)
-    deep, finest = (network_of("vnet", levels=4, blocks="1,1,1,1", deep_supervision=on).train() for on in (True, False))
+    deep, finest = (
+        network_of("vnet", levels=4, blocks="1,1,1,1", deep_supervision=on).train() for on in (True, False)
+    )
     assert len(deep(image)["deep"]) == 1 and finest(image)["deep"] == []
     plain, usual = network_of("vnet", residual=False).eval(), network_of("vnet").eval()
     plain.load_state_dict(usual.state_dict())
     assert not torch.allclose(plain(image)["logits"], usual(image)["logits"], atol=1e-3)
-    assert count(network_of("unet", norm="batch", residual=False, deep_supervision=False)) == count(network_of("unet"))  # of vnet alone
+    assert count(network_of("unet", norm="batch", residual=False, deep_supervision=False)) == count(
+        network_of("unet")
+    )  # of vnet alone
 
 
 # ---------------------------------------------------------------- guides
@@ -378,7 +492,9 @@ def test_settings_of_the_vnet_reach_it():
 
 def test_networks_know_the_channels_that_the_data_layer_makes():
     assert DELIVERED_TAU_MM == guide_input.TAUS_MM
-    distance_mm = torch.tensor([-120.0, -8.0, 0.0, 3.0, 55.0, 299.0, 12.0]).view(1, 1, 1, 7).repeat(2, 2, 3, 1)
+    distance_mm = (
+        torch.tensor([-120.0, -8.0, 0.0, 3.0, 55.0, 299.0, 12.0]).view(1, 1, 1, 7).repeat(2, 2, 3, 1)
+    )
     presence = torch.tensor([True, False])
     guide = guide_input.guide_channels(distance_mm, presence, scale=1.25)[None]
     for taus in ((20.0,), (100.0,), (60.0,), (10.0, 30.0, 100.0)):
@@ -403,21 +519,33 @@ def test_smoothed_masks_are_what_a_gaussian_makes_of_the_organ():
     organ = (np.arange(24) >= 10).astype(float)
     voxel_mm = 2.0
     expected = ndimage.gaussian_filter1d(organ, SMOOTHING_MM / voxel_mm, mode="nearest", truncate=8)
-    np.testing.assert_allclose(masks[0, 0, 3, 4].numpy(), expected, atol=0.02)  # the filter sums, where the network integrates
+    np.testing.assert_allclose(
+        masks[0, 0, 3, 4].numpy(), expected, atol=0.02
+    )  # the filter sums, where the network integrates
     assert not masks[0, 1].any()  # not there
     assert masks[0, 2:, 0, 0, 0].tolist() == [1, 0]
     assert GuideForm(N_GUIDE, masks=True, presence=False).channels == N_ORGANS
-    assert 0.5 * math.erfc(1 / math.sqrt(2)) == pytest.approx(form(flat_guide())[0, 0, 0, 0, 9].item() - 0.15, abs=0.01)  # half a voxel outside: 0.309
+    assert 0.5 * math.erfc(1 / math.sqrt(2)) == pytest.approx(
+        form(flat_guide())[0, 0, 0, 0, 9].item() - 0.15, abs=0.01
+    )  # half a voxel outside: 0.309
 
 
 @pytest.mark.parametrize("backbone", ["unet", "vnet", "multi_decoder"])
 def test_smoothed_masks_begin_as_nothing_and_differ_from_distances(backbone):
-    segmap, film = (network_of("anatomy_guided_unet", backbone=backbone, guidance=form) for form in ("segmap", "film_spatial"))
+    segmap, film = (
+        network_of("anatomy_guided_unet", backbone=backbone, guidance=form)
+        for form in ("segmap", "film_spatial")
+    )
     inputs = inputs_of(segmap)
     assert torch.equal(segmap.eval()(*inputs)["logits"], segmap.network(inputs[0])["logits"])
     assert segmap.guide_channels == film.guide_channels == N_GUIDE
-    assert segmap.levels["0"].shared.in_channels == 2 * N_ORGANS and film.levels["0"].shared.in_channels == N_GUIDE
-    open_film = network_of("anatomy_guided_unet", backbone=backbone, guidance="segmap", film_init="default").eval()
+    assert (
+        segmap.levels["0"].shared.in_channels == 2 * N_ORGANS
+        and film.levels["0"].shared.in_channels == N_GUIDE
+    )
+    open_film = network_of(
+        "anatomy_guided_unet", backbone=backbone, guidance="segmap", film_init="default"
+    ).eval()
     plain, guided = open_film.network(inputs[0])["logits"], open_film(*inputs)["logits"]
     assert not torch.allclose(plain, guided, atol=1e-3)
     # far from any surface masks are constant and distances are not
@@ -441,19 +569,40 @@ def test_lengths_and_presence_change_what_the_network_reads():
     assert not torch.equal(usual(inputs[0], inputs[1])["logits"], usual(inputs[0], other)["logits"])
 
 
-@pytest.mark.parametrize("changes", [{"guide_tau_mm": "10,60", "guide_presence": "no"}, {"guidance": "segmap"}])
+@pytest.mark.parametrize(
+    "changes", [{"guide_tau_mm": "10,60", "guide_presence": "no"}, {"guidance": "segmap"}]
+)
 def test_what_of_the_guide_is_read_travels_in_the_checkpoint(tmp_path, changes):
     """Whoever predicts makes the usual channels; the network of the checkpoint reads them as it was trained to."""
-    settings = config.resolve("cpu", {"train.patch_size": "16,16,24", "model.levels": 3, "train.precision": "fp32"})
+    settings = config.resolve(
+        "cpu", {"train.patch_size": "16,16,24", "model.levels": 3, "train.precision": "fp32"}
+    )
     chosen = arch("anatomy_guided_unet", film_init="default", **changes)
     torch.manual_seed(0)
     network = build_network(**chosen).eval()
-    checkpoints.save(tmp_path / "best_model.pth", {
-        "arch": chosen, "structures": ["a", "b"], "manifest_hash": "0", "splits_hash": "0", "synthetic": True,
-        "preprocess": {"grid": "whole", "spacing_mm": None, "window_hu": [-250.0, 750.0], "settings": {}},
-        "settings": {"model": {"levels": 3}, "train": settings.record()["train"]}, "guide": {"organs": ["c", "d"]}, "epoch": 1,
-        "model": network.state_dict(), "largest_component": []})
-    predictor = load_predictor(tmp_path / "best_model.pth", settings.evaluate, device="cpu", build_network=build_network, file="best_model.pth")
+    checkpoints.save(
+        tmp_path / "best_model.pth",
+        {
+            "arch": chosen,
+            "structures": ["a", "b"],
+            "manifest_hash": "0",
+            "splits_hash": "0",
+            "synthetic": True,
+            "preprocess": {"grid": "whole", "spacing_mm": None, "window_hu": [-250.0, 750.0], "settings": {}},
+            "settings": {"model": {"levels": 3}, "train": settings.record()["train"]},
+            "guide": {"organs": ["c", "d"]},
+            "epoch": 1,
+            "model": network.state_dict(),
+            "largest_component": [],
+        },
+    )
+    predictor = load_predictor(
+        tmp_path / "best_model.pth",
+        settings.evaluate,
+        device="cpu",
+        build_network=build_network,
+        file="best_model.pth",
+    )
     inputs, network = inputs_of(network), predictor.machine.place(network)
     with torch.inference_mode():
         assert torch.equal(predictor.network(*inputs)["logits"], network(*inputs)["logits"])

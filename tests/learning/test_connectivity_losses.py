@@ -35,7 +35,10 @@ def targets(*labels: np.ndarray) -> dict[str, torch.Tensor]:
 
 def logits_of(label: np.ndarray, n_structures: int = 2, sharpness: float = 6.0) -> torch.Tensor:
     """(1, S+1, D, H, W) logits that predict a label with near certainty."""
-    return sharpness * F.one_hot(torch.from_numpy(label).long(), n_structures + 1).permute(3, 0, 1, 2)[None].float()
+    return (
+        sharpness
+        * F.one_hot(torch.from_numpy(label).long(), n_structures + 1).permute(3, 0, 1, 2)[None].float()
+    )
 
 
 def only(**weights: float) -> ConnectivityWeights:
@@ -50,12 +53,20 @@ def all_labelled(n_cases: int = 1) -> torch.Tensor:
 @pytest.mark.parametrize("structure", [1, 2])
 def test_a_break_costs_and_the_gradient_mends_it(term, structure):
     whole = two_tubes()
-    broken = np.where((whole == structure) & (np.arange(SHAPE[2]) >= 10) & (np.arange(SHAPE[2]) < 13), 0, whole).astype(np.uint8)
+    broken = np.where(
+        (whole == structure) & (np.arange(SHAPE[2]) >= 10) & (np.arange(SHAPE[2]) < 13), 0, whole
+    ).astype(np.uint8)
     half = np.where((whole == structure) & (np.arange(SHAPE[2]) == 10), 0, whole).astype(np.uint8)
     values = []
     for prediction in (whole, half, broken):
         logits = logits_of(prediction).requires_grad_()
-        loss, parts = connectivity_loss({"logits": logits}, **targets(whole), labelled=all_labelled(), weights=only(**{term: 1.0}), progress=0.5)
+        loss, parts = connectivity_loss(
+            {"logits": logits},
+            **targets(whole),
+            labelled=all_labelled(),
+            weights=only(**{term: 1.0}),
+            progress=0.5,
+        )
         loss.backward()
         values.append(loss.item())
         assert set(parts) == {term} and parts[term].item() == pytest.approx(loss.item())
@@ -63,7 +74,9 @@ def test_a_break_costs_and_the_gradient_mends_it(term, structure):
     assert logits.grad is not None and bool(torch.isfinite(logits.grad).all())
     link = logits.grad[0, :, 3:6, 4:7, 10:13] if structure == 1 else logits.grad[0, :, 8, 9, 10:13]
     axis = link[:, 1, 1] if structure == 1 else link
-    assert bool((axis[structure] < 0).all()) and bool((axis[0] > 0).all())  # a step against it links the two parts
+    assert bool((axis[structure] < 0).all()) and bool(
+        (axis[0] > 0).all()
+    )  # a step against it links the two parts
 
 
 def test_a_break_costs_more_of_connectivity_than_of_dice():
@@ -79,12 +92,22 @@ def test_a_break_costs_more_of_connectivity_than_of_dice():
 
 def test_the_link_of_a_centreline_is_learned_too():
     given = targets(two_tubes())
-    whole = torch.where(given["centreline"][:, None] == torch.tensor([1, 2])[:, None, None, None], 12.0, -12.0)
+    whole = torch.where(
+        given["centreline"][:, None] == torch.tensor([1, 2])[:, None, None, None], 12.0, -12.0
+    )
     broken = whole.clone()
     broken[:, 1, :, :, 10:13] = -12.0
     broken.requires_grad_()
-    loss, less = (connectivity_loss({"logits": logits_of(two_tubes()), "centreline": line}, **given, labelled=all_labelled(), weights=only(centreline=1.0), progress=0.5)[0]
-                  for line in (broken, whole))
+    loss, less = (
+        connectivity_loss(
+            {"logits": logits_of(two_tubes()), "centreline": line},
+            **given,
+            labelled=all_labelled(),
+            weights=only(centreline=1.0),
+            progress=0.5,
+        )[0]
+        for line in (broken, whole)
+    )
     loss.backward()
     assert broken.grad is not None and float(broken.grad[0, 1, 8, 9, 10:13].max()) < 0
     assert less.item() < 0.01 < loss.item()
@@ -100,7 +123,12 @@ def test_general_union_equals_its_definition():
     assert losses.imbalance_weight(torch.from_numpy(mask)).numpy() == pytest.approx(weight, rel=1e-4)
     expected = []
     for items in ([0], [1]), ([0, 1],):
-        values = [1 - ((weight * (p + 1e-4) ** 0.7 * mask)[i].sum() + 1) / ((weight * (0.2 * p + 0.8 * mask))[i].sum() + 1) for i in items]
+        values = [
+            1
+            - ((weight * (p + 1e-4) ** 0.7 * mask)[i].sum() + 1)
+            / ((weight * (0.2 * p + 0.8 * mask))[i].sum() + 1)
+            for i in items
+        ]
         expected.append(np.mean(values))
     for owner, value in zip(([0, 1], [0, 0]), expected):
         sums = losses._Sums(torch.tensor(owner), max(owner) + 1)
@@ -143,18 +171,35 @@ def test_cldice_of_lines_is_the_hard_one():
 
 def outputs_like(n_cases: int, seed: int = 0) -> dict[str, torch.Tensor]:
     torch.manual_seed(seed)
-    return {"logits": torch.randn(n_cases, 3, *SHAPE, requires_grad=True), "centreline": torch.randn(n_cases, 2, *SHAPE, requires_grad=True),
-            "radius": torch.rand(n_cases, 2, *SHAPE, requires_grad=True)}
+    return {
+        "logits": torch.randn(n_cases, 3, *SHAPE, requires_grad=True),
+        "centreline": torch.randn(n_cases, 2, *SHAPE, requires_grad=True),
+        "radius": torch.rand(n_cases, 2, *SHAPE, requires_grad=True),
+    }
 
 
-@pytest.mark.parametrize("labels", [[two_tubes() * 0], [two_tubes()], [two_tubes(), two_tubes() * 0], [np.where(two_tubes() == 2, 2, 0).astype(np.uint8)]])
+@pytest.mark.parametrize(
+    "labels",
+    [
+        [two_tubes() * 0],
+        [two_tubes()],
+        [two_tubes(), two_tubes() * 0],
+        [np.where(two_tubes() == 2, 2, 0).astype(np.uint8)],
+    ],
+)
 def test_every_term_is_finite_with_and_without_structures(labels):
     outputs = outputs_like(len(labels))
     weights = dataclasses.replace(ConnectivityWeights(), tversky=0.5)
-    loss, parts = connectivity_loss(outputs, **targets(*labels), labelled=all_labelled(len(labels)), weights=weights, progress=0.9)
+    loss, parts = connectivity_loss(
+        outputs, **targets(*labels), labelled=all_labelled(len(labels)), weights=weights, progress=0.9
+    )
     loss.backward()
-    assert set(parts) == set(TERMS) and all(bool(torch.isfinite(part)) and not part.requires_grad for part in parts.values())
-    assert loss.item() == pytest.approx(sum(getattr(weights, name) * part.item() for name, part in parts.items()), rel=1e-5)
+    assert set(parts) == set(TERMS) and all(
+        bool(torch.isfinite(part)) and not part.requires_grad for part in parts.values()
+    )
+    assert loss.item() == pytest.approx(
+        sum(getattr(weights, name) * part.item() for name, part in parts.items()), rel=1e-5
+    )
     for value in outputs.values():
         assert value.grad is not None and bool(torch.isfinite(value.grad).all())
     if not any(label.any() for label in labels):
@@ -164,8 +209,17 @@ def test_every_term_is_finite_with_and_without_structures(labels):
 def test_an_absent_structure_does_not_dilute_the_others():
     label = np.where(two_tubes() == 2, 2, 0).astype(np.uint8)
     outputs = outputs_like(1)
-    together, _ = connectivity_loss(outputs, **targets(label), labelled=all_labelled(), weights=only(union=1.0, cldice=1.0), progress=0.5)
-    alone, _ = connectivity_loss(outputs, **targets(label), labelled=all_labelled(), weights=only(union=1.0, cldice=1.0), progress=0.5, structures=[2])
+    together, _ = connectivity_loss(
+        outputs, **targets(label), labelled=all_labelled(), weights=only(union=1.0, cldice=1.0), progress=0.5
+    )
+    alone, _ = connectivity_loss(
+        outputs,
+        **targets(label),
+        labelled=all_labelled(),
+        weights=only(union=1.0, cldice=1.0),
+        progress=0.5,
+        structures=[2],
+    )
     assert together.item() == pytest.approx(alone.item())
 
 
@@ -174,7 +228,9 @@ def test_what_was_not_annotated_has_no_part():
     weights = dataclasses.replace(ConnectivityWeights(), tversky=1.0)
     labelled = torch.tensor([[True, False], [True, False]])
     loss, _ = connectivity_loss(outputs, **given, labelled=labelled, weights=weights, progress=0.5)
-    alone, _ = connectivity_loss(outputs, **given, labelled=all_labelled(2), weights=weights, progress=0.5, structures=[1])
+    alone, _ = connectivity_loss(
+        outputs, **given, labelled=all_labelled(2), weights=weights, progress=0.5, structures=[1]
+    )
     assert loss.item() == pytest.approx(alone.item())
     loss.backward()
     assert not outputs["centreline"].grad[:, 1].any() and not outputs["radius"].grad[:, 1].any()
@@ -185,7 +241,9 @@ def test_what_was_not_annotated_has_no_part():
 
 def test_a_batch_without_annotation_gives_nothing():
     outputs = outputs_like(1)
-    loss, parts = connectivity_loss(outputs, **targets(two_tubes()), labelled=~all_labelled(), weights=ConnectivityWeights(), progress=0.5)
+    loss, parts = connectivity_loss(
+        outputs, **targets(two_tubes()), labelled=~all_labelled(), weights=ConnectivityWeights(), progress=0.5
+    )
     loss.backward()
     assert loss.item() == 0 and parts == {}
 
@@ -193,18 +251,40 @@ def test_a_batch_without_annotation_gives_nothing():
 def test_a_weight_of_zero_skips_the_term_and_a_missing_head_its_terms():
     outputs = outputs_like(1)
     nan = {**outputs, "radius": torch.full_like(outputs["radius"], torch.nan)}
-    loss, parts = connectivity_loss(nan, **targets(two_tubes()), labelled=all_labelled(), weights=only(union=1.0, centreline=1.0), progress=0.5)
+    loss, parts = connectivity_loss(
+        nan,
+        **targets(two_tubes()),
+        labelled=all_labelled(),
+        weights=only(union=1.0, centreline=1.0),
+        progress=0.5,
+    )
     assert bool(torch.isfinite(loss)) and set(parts) == {"union", "centreline"}
-    _, parts = connectivity_loss({"logits": outputs["logits"]}, **targets(two_tubes()), labelled=all_labelled(), weights=ConnectivityWeights(), progress=0.5)
+    _, parts = connectivity_loss(
+        {"logits": outputs["logits"]},
+        **targets(two_tubes()),
+        labelled=all_labelled(),
+        weights=ConnectivityWeights(),
+        progress=0.5,
+    )
     assert set(parts) == {"union", "cldice"}
-    _, parts = connectivity_loss({key: outputs[key] for key in ("logits", "centreline")}, **targets(two_tubes()), labelled=all_labelled(), weights=ConnectivityWeights(), progress=0.5)
+    _, parts = connectivity_loss(
+        {key: outputs[key] for key in ("logits", "centreline")},
+        **targets(two_tubes()),
+        labelled=all_labelled(),
+        weights=ConnectivityWeights(),
+        progress=0.5,
+    )
     assert set(parts) == {"union", "cldice", "centreline", "consistency"}
 
 
 def test_training_progress_starts_the_consistency_and_moves_the_union():
     outputs, given = outputs_like(1), targets(two_tubes())
-    seen = {progress: connectivity_loss(outputs, **given, labelled=all_labelled(), weights=ConnectivityWeights(), progress=progress)[1]
-            for progress in (0.0, 0.09, 0.1, 0.49, 0.5, 1.0)}
+    seen = {
+        progress: connectivity_loss(
+            outputs, **given, labelled=all_labelled(), weights=ConnectivityWeights(), progress=progress
+        )[1]
+        for progress in (0.0, 0.09, 0.1, 0.49, 0.5, 1.0)
+    }
     assert ["consistency" in parts for parts in seen.values()] == [False, False, True, True, True, True]
     union = [round(parts["union"].item(), 6) for parts in seen.values()]
     assert union[0] == union[3] != union[4] == union[5]
@@ -212,7 +292,9 @@ def test_training_progress_starts_the_consistency_and_moves_the_union():
 
 def test_half_precision_outputs_are_scored_in_full_precision():
     outputs = {name: value.detach().bfloat16() for name, value in outputs_like(1).items()}
-    loss, parts = connectivity_loss(outputs, **targets(two_tubes()), labelled=all_labelled(), weights=ConnectivityWeights(), progress=0.5)
+    loss, parts = connectivity_loss(
+        outputs, **targets(two_tubes()), labelled=all_labelled(), weights=ConnectivityWeights(), progress=0.5
+    )
     assert loss.dtype == torch.float32 and all(part.dtype == torch.float32 for part in parts.values())
 
 
@@ -221,10 +303,22 @@ def test_the_radius_counts_inside_the_structure_only_and_is_capped():
     given["radius_mm"] = torch.where(given["label"] == 1, 25.0, given["radius_mm"].float())
     radius = torch.stack([torch.ones(1, *SHAPE), given["radius_mm"].float() / 10], 1)
     radius[given["label"][:, None].expand(-1, 2, -1, -1, -1) == 0] = 7.0  # outside anything goes
-    loss, _ = connectivity_loss({"logits": logits_of(two_tubes()), "radius": radius}, **given, labelled=all_labelled(), weights=only(radius=1.0), progress=0.5)
+    loss, _ = connectivity_loss(
+        {"logits": logits_of(two_tubes()), "radius": radius},
+        **given,
+        labelled=all_labelled(),
+        weights=only(radius=1.0),
+        progress=0.5,
+    )
     assert loss.item() == pytest.approx(0, abs=1e-6)
     radius[0, 1, 8, 9, 10] += 0.25  # one voxel of twenty, in the linear part: 0.25 - beta / 2
-    loss, _ = connectivity_loss({"logits": logits_of(two_tubes()), "radius": radius}, **given, labelled=all_labelled(), weights=only(radius=1.0), progress=0.5)
+    loss, _ = connectivity_loss(
+        {"logits": logits_of(two_tubes()), "radius": radius},
+        **given,
+        labelled=all_labelled(),
+        weights=only(radius=1.0),
+        progress=0.5,
+    )
     assert loss.item() == pytest.approx(0.2 / 20 / 2, rel=1e-4)
 
 
@@ -240,4 +334,6 @@ def test_inconsistent_partners_move_towards_each_other():
     assert q.grad is not None and radius.grad is not None
     assert float(q.grad.min()) > 0 > float(radius.grad.max())  # no radius inside: mask down, radius up
     expected = (torch.sigmoid(torch.tensor((0.02 - 0.05) / 0.02)) - 0.9).abs()
-    assert losses.consistency_loss(q, None, radius, offset=0.05, slope=0.02).item() == pytest.approx(float(expected), rel=1e-5)
+    assert losses.consistency_loss(q, None, radius, offset=0.05, slope=0.02).item() == pytest.approx(
+        float(expected), rel=1e-5
+    )

@@ -27,7 +27,9 @@ from models import build_network
 
 def sampler_of(cases: list[dataset.TrainingCase], **train) -> dataset.PatchSampler:
     """A sampler of patches with these training settings."""
-    return dataset.PatchSampler(cases, tiny_workspace.STRUCTURES, dataclasses.replace(config.TrainSettings(), **train))
+    return dataset.PatchSampler(
+        cases, tiny_workspace.STRUCTURES, dataclasses.replace(config.TrainSettings(), **train)
+    )
 
 
 CPU = Machine(torch.device("cpu"), "fp32", False, "test")
@@ -44,7 +46,11 @@ def brute_force_loss(logits: torch.Tensor, label: torch.Tensor, labelled: torch.
                 merged[0] += merged[s + 1]
         entropy.append(-torch.log(merged.gather(0, label[b].long()[None])[0]))
     for s in range(labelled.shape[1]):
-        target = torch.stack([(label[b] == s + 1) for b in range(len(label)) if labelled[b, s]]).double() if labelled[:, s].any() else torch.zeros(1)
+        target = (
+            torch.stack([(label[b] == s + 1) for b in range(len(label)) if labelled[b, s]]).double()
+            if labelled[:, s].any()
+            else torch.zeros(1)
+        )
         if target.sum() > 0:
             own = torch.stack([probabilities[b, s + 1] for b in range(len(label)) if labelled[b, s]])
             dices.append(2 * (own * target).sum() / (own.sum() + target.sum()))
@@ -79,7 +85,9 @@ def test_an_unlabelled_structure_gets_no_gradient_for_being_predicted_on_backgro
 
 def test_an_absent_structure_stays_in_the_cross_entropy():
     logits = torch.zeros(1, 3, 4, 4, 4, requires_grad=True)
-    loss, dice = losses.segmentation_loss(logits=logits, label=torch.zeros(1, 4, 4, 4), labelled=torch.ones(1, 2).bool())
+    loss, dice = losses.segmentation_loss(
+        logits=logits, label=torch.zeros(1, 4, 4, 4), labelled=torch.ones(1, 2).bool()
+    )
     loss.backward()
     assert bool(torch.isfinite(loss)) and bool(torch.isnan(dice).all())
     assert logits.grad is not None and float(logits.grad[0, 2].min()) > 0  # predicting it costs
@@ -87,16 +95,30 @@ def test_an_absent_structure_stays_in_the_cross_entropy():
 
 def test_kinds_of_loss_are_its_parts():
     torch.manual_seed(1)
-    arguments = {"logits": torch.randn(2, 3, 5, 6, 7), "label": torch.randint(0, 3, (2, 5, 6, 7)), "labelled": torch.ones(2, 2).bool()}
-    both, dice, entropy, focal = (float(losses.segmentation_loss(**arguments, kind=kind)[0]) for kind in ("dice_ce", "dice", "ce", "dice_focal"))
+    arguments = {
+        "logits": torch.randn(2, 3, 5, 6, 7),
+        "label": torch.randint(0, 3, (2, 5, 6, 7)),
+        "labelled": torch.ones(2, 2).bool(),
+    }
+    both, dice, entropy, focal = (
+        float(losses.segmentation_loss(**arguments, kind=kind)[0])
+        for kind in ("dice_ce", "dice", "ce", "dice_focal")
+    )
     assert both == pytest.approx(dice + entropy, rel=1e-6)
     assert dice < focal < both  # easy voxels count less, none counts more
 
 
 def test_every_pass_is_supervised_and_the_last_one_counts_most():
-    assert losses.pass_weights(1) == [1.0] and losses.pass_weights(2) == pytest.approx([1 / 3, 2 / 3]) and losses.pass_weights(3) == pytest.approx([2 / 9, 3 / 9, 4 / 9])
+    assert (
+        losses.pass_weights(1) == [1.0]
+        and losses.pass_weights(2) == pytest.approx([1 / 3, 2 / 3])
+        and losses.pass_weights(3) == pytest.approx([2 / 9, 3 / 9, 4 / 9])
+    )
     torch.manual_seed(2)
-    first, last = torch.randn(1, 3, 4, 4, 4, requires_grad=True), torch.randn(1, 3, 4, 4, 4, requires_grad=True)
+    first, last = (
+        torch.randn(1, 3, 4, 4, 4, requires_grad=True),
+        torch.randn(1, 3, 4, 4, 4, requires_grad=True),
+    )
     arguments = {"label": torch.randint(0, 3, (1, 4, 4, 4)), "labelled": torch.ones(1, 2).bool()}
     total, _ = losses.passes_loss({"logits": last, "passes": [first, last]}, **arguments)
     alone = [losses.segmentation_loss(logits=logits, **arguments)[0] for logits in (first, last)]
@@ -108,15 +130,24 @@ def test_every_pass_is_supervised_and_the_last_one_counts_most():
 def test_image_label_and_targets_of_a_patch_move_together(tmp_path):
     workspace = tiny_workspace.make(tmp_path, cases=3)
     (case,) = dataset.load_cases(workspace, artifacts.load_manifest(workspace), "train", with_tubes=True)
-    case.image, strength = case.label.half() / 3, "standard"  # the picture is the label, so that a shift between them would show
-    sampler = sampler_of([case], batch_size=1, patch_size=(32, 32, 32), augmentation=strength, sampling="tubes", seed=3)
+    case.image, strength = (
+        case.label.half() / 3,
+        "standard",
+    )  # the picture is the label, so that a shift between them would show
+    sampler = sampler_of(
+        [case], batch_size=1, patch_size=(32, 32, 32), augmentation=strength, sampling="tubes", seed=3
+    )
     for step in range(12):
         batch = sampler.batch(0, step)
         assert batch.inputs == {} and set(batch.targets) == {"centreline", "skeleton", "radius_mm"}
         inside = batch.label[0] > 0
-        assert float((batch.targets["radius_mm"][0][inside] > 0).float().mean()) > 0.9  # the distance to the surface is positive where the label is
+        assert (
+            float((batch.targets["radius_mm"][0][inside] > 0).float().mean()) > 0.9
+        )  # the distance to the surface is positive where the label is
         seen = batch.targets["centreline"][0] > 0
-        assert bool((batch.label[0][seen] == batch.targets["centreline"][0][seen]).float().mean() > 0.7)  # names are swapped alike
+        assert bool(
+            (batch.label[0][seen] == batch.targets["centreline"][0][seen]).float().mean() > 0.7
+        )  # names are swapped alike
 
 
 def test_mirror_swaps_pairs_and_twice_is_the_identity():
@@ -130,7 +161,9 @@ def test_mirror_swaps_pairs_and_twice_is_the_identity():
 def test_after_augmentation_left_is_still_left(strength, tmp_path):
     workspace = tiny_workspace.make(tmp_path)
     cases = dataset.load_cases(workspace, artifacts.load_manifest(workspace), "train")
-    sampler = sampler_of(cases, batch_size=1, patch_size=(32, 32, 32), foreground_fraction=1, augmentation=strength, seed=1)
+    sampler = sampler_of(
+        cases, batch_size=1, patch_size=(32, 32, 32), foreground_fraction=1, augmentation=strength, seed=1
+    )
     for step in range(20):
         label = sampler.batch(0, step).label[0].numpy()
         left, right = (np.argwhere(label == value)[:, 2].mean() for value in (1, 2))
@@ -140,7 +173,9 @@ def test_after_augmentation_left_is_still_left(strength, tmp_path):
 def test_a_mirrored_patch_swaps_which_side_was_annotated(tmp_path):
     workspace = tiny_workspace.make(tmp_path, cases=3, unlabelled={0: ["right_blob"]})
     cases = dataset.load_cases(workspace, artifacts.load_manifest(workspace), "train")
-    sampler = sampler_of(cases, batch_size=1, patch_size=(32, 32, 32), foreground_fraction=1, augmentation="light", seed=1)
+    sampler = sampler_of(
+        cases, batch_size=1, patch_size=(32, 32, 32), foreground_fraction=1, augmentation="light", seed=1
+    )
     seen = set()
     for step in range(20):
         batch = sampler.batch(0, step)
@@ -155,7 +190,9 @@ def test_foreground_is_forced_with_its_probability_also_at_batch_size_1(tmp_path
     cases = dataset.load_cases(workspace, artifacts.load_manifest(workspace), "train")
     for case in cases:  # body voxels in a corner, so that a patch shows how it was drawn
         case.body = np.array([[1, 1, 1]])
-    sampler = sampler_of(cases, batch_size=1, patch_size=(8, 8, 8), foreground_fraction=0.4, augmentation="none", seed=0)
+    sampler = sampler_of(
+        cases, batch_size=1, patch_size=(8, 8, 8), foreground_fraction=0.4, augmentation="none", seed=0
+    )
     forced = [bool((sampler.batch(0, step).label > 0).any()) for step in range(1000)]
     assert np.mean(forced) == pytest.approx(0.4, abs=0.05)
 
@@ -163,11 +200,15 @@ def test_foreground_is_forced_with_its_probability_also_at_batch_size_1(tmp_path
 def test_threads_draw_the_same_batches(tmp_path):
     workspace = tiny_workspace.make(tmp_path)
     cases = dataset.load_cases(workspace, artifacts.load_manifest(workspace), "train")
-    sampler = sampler_of(cases, batch_size=2, patch_size=(16, 16, 16), foreground_fraction=0.5, augmentation="standard", seed=0)
+    sampler = sampler_of(
+        cases, batch_size=2, patch_size=(16, 16, 16), foreground_fraction=0.5, augmentation="standard", seed=0
+    )
     alone = list(sampler.batches(3, 0, 6, threads=0))
     together = list(sampler.batches(3, 0, 6, threads=3))
     assert len(alone) == len(together) == 6
-    assert all(torch.equal(a.image, b.image) and torch.equal(a.label, b.label) for a, b in zip(alone, together))
+    assert all(
+        torch.equal(a.image, b.image) and torch.equal(a.label, b.label) for a, b in zip(alone, together)
+    )
     assert not torch.equal(alone[0].image, alone[1].image)
 
 
@@ -181,7 +222,9 @@ class Echo(torch.nn.Module):
 def test_sliding_windows_put_every_voxel_back_in_its_place():
     image = torch.rand(32, 32, 64) * 0.9 + 0.1
     image[:, :, :32] = 0  # air: windows that see nothing else are not computed
-    result = sliding_windows.predict_canvas(Echo(), sliding_windows.Sight(image), sliding_windows.Windows(2, (16, 16, 24), 0.5), CPU)
+    result = sliding_windows.predict_canvas(
+        Echo(), sliding_windows.Sight(image), sliding_windows.Windows(2, (16, 16, 24), 0.5), CPU
+    )
     expected = torch.sigmoid(4 * image - 2)
     assert torch.allclose(result[1, :, :, 32:], expected[:, :, 32:], atol=1e-5)
     assert float(result[1, :, :, :8].max()) == 0 and float(result[0, :, :, :8].min()) == 1
@@ -189,7 +232,13 @@ def test_sliding_windows_put_every_voxel_back_in_its_place():
 
 
 def test_windows_cover_with_the_overlap_asked_for():
-    for length, size, overlap in [(128, 64, 0.5), (128, 48, 0.25), (100, 64, 0.5), (64, 64, 0.5), (50, 64, 0.5)]:
+    for length, size, overlap in [
+        (128, 64, 0.5),
+        (128, 48, 0.25),
+        (100, 64, 0.5),
+        (64, 64, 0.5),
+        (50, 64, 0.5),
+    ]:
         starts = sliding_windows.window_starts(length, size, overlap)
         assert starts[0] == 0 and starts[-1] == max(0, length - size)
         assert all(b - a <= size * (1 - overlap) + 1 for a, b in itertools.pairwise(starts))
@@ -209,8 +258,12 @@ class Sided(torch.nn.Module):
 def test_mirrored_prediction_swaps_the_sides_back():
     image = torch.ones(16, 16, 16)
     table = augment.mirror_table([(0, 1)], 2)
-    plain = sliding_windows.predict_canvas(Sided(), sliding_windows.Sight(image), sliding_windows.Windows(3, (16, 16, 16), 0), CPU)
-    both = sliding_windows.predict_canvas(Sided(), sliding_windows.Sight(image), sliding_windows.Windows(3, (16, 16, 16), 0, table), CPU)
+    plain = sliding_windows.predict_canvas(
+        Sided(), sliding_windows.Sight(image), sliding_windows.Windows(3, (16, 16, 16), 0), CPU
+    )
+    both = sliding_windows.predict_canvas(
+        Sided(), sliding_windows.Sight(image), sliding_windows.Windows(3, (16, 16, 16), 0, table), CPU
+    )
     assert torch.equal(plain, both)
 
 
@@ -224,15 +277,24 @@ def test_dice_of_an_absent_structure_is_undefined_not_one():
 
 @pytest.mark.parametrize("name", ["cosine", "poly"])
 def test_learning_rate_warms_up_and_ends_at_zero(name):
-    rates = [schedule.learning_rate_factor(name, progress, 0.1) for progress in (0.0, 0.05, 0.1, 0.5, 0.99, 1.0)]
+    rates = [
+        schedule.learning_rate_factor(name, progress, 0.1) for progress in (0.0, 0.05, 0.1, 0.5, 0.99, 1.0)
+    ]
     assert rates[0] < rates[1] < rates[2] == 1 and rates[3] < 1 and rates[4] < 0.02 and rates[5] == 0
 
 
-CONTENT = {"arch": {"name": "unet", "n_structures": 1}, "structures": ["a"],
-           "preprocess": {"grid": "whole", "spacing_mm": None, "window_hu": [-250.0, 750.0], "settings": {}},
-           "settings": {"train": {"patch_size": [32, 32, 32]}}, "manifest_hash": "", "splits_hash": "",
-           "synthetic": True, "epoch": 1, "largest_component": [],
-           "model": {"w": torch.arange(64.0)}}
+CONTENT = {
+    "arch": {"name": "unet", "n_structures": 1},
+    "structures": ["a"],
+    "preprocess": {"grid": "whole", "spacing_mm": None, "window_hu": [-250.0, 750.0], "settings": {}},
+    "settings": {"train": {"patch_size": [32, 32, 32]}},
+    "manifest_hash": "",
+    "splits_hash": "",
+    "synthetic": True,
+    "epoch": 1,
+    "largest_component": [],
+    "model": {"w": torch.arange(64.0)},
+}
 
 
 def test_checkpoint_round_trip_and_every_damage_is_refused(tmp_path):
@@ -240,7 +302,13 @@ def test_checkpoint_round_trip_and_every_damage_is_refused(tmp_path):
     checkpoints.save(path, CONTENT)
     assert torch.equal(checkpoints.load(path)["model"]["w"], CONTENT["model"]["w"])
     good = path.read_bytes()
-    for damaged in (good[:len(good) // 3], good[:-3], good[:200] + bytes([good[200] ^ 4]) + good[201:], b"version https://git-lfs.github.com/spec/v1\n", b""):
+    for damaged in (
+        good[: len(good) // 3],
+        good[:-3],
+        good[:200] + bytes([good[200] ^ 4]) + good[201:],
+        b"version https://git-lfs.github.com/spec/v1\n",
+        b"",
+    ):
         path.write_bytes(damaged)
         for sidecar in (True, False):
             if not sidecar:
@@ -252,9 +320,13 @@ def test_checkpoint_round_trip_and_every_damage_is_refused(tmp_path):
 
 def test_a_checkpoint_from_before_residual_decoders_builds_a_plain_one(tmp_path):
     path = tmp_path / "a.pth"
-    checkpoints.save(path,
-                     {**CONTENT, "locator": {"arch": CONTENT["arch"], "model": CONTENT["model"],
-                                             "patch_size": [32, 32, 32]}})
+    checkpoints.save(
+        path,
+        {
+            **CONTENT,
+            "locator": {"arch": CONTENT["arch"], "model": CONTENT["model"], "patch_size": [32, 32, 32]},
+        },
+    )
     old = checkpoints.load(path)
     assert old["arch"]["decoder_unit"] == old["locator"]["arch"]["decoder_unit"] == "plain"
     checkpoints.save(path, {**CONTENT, "arch": {**CONTENT["arch"], "decoder_unit": "residual"}})
@@ -284,7 +356,10 @@ def test_weights_that_are_not_finite_are_neither_saved_nor_loaded(tmp_path):
 
 
 def test_an_expanded_tensor_is_refused(tmp_path):
-    torch.save({"format": "ctseg-checkpoint", "version": 1, **CONTENT, "model": {"w": torch.zeros(1).expand(10**9)}}, tmp_path / "a.pth")
+    torch.save(
+        {"format": "ctseg-checkpoint", "version": 1, **CONTENT, "model": {"w": torch.zeros(1).expand(10**9)}},
+        tmp_path / "a.pth",
+    )
     with pytest.raises(IntegrityError, match="CHECKPOINT_SIZE"):
         checkpoints.load(tmp_path / "a.pth")
 
@@ -314,10 +389,16 @@ def test_the_device_that_is_not_there_is_refused():
     assert hardware.choose_device("cpu").type == "cpu"
 
 
-@pytest.mark.parametrize(("extent", "budget", "expected"), [
-    ((94, 41, 36), 64**3, (112, 48, 48)), ((40, 40, 40), 64**3, (48, 48, 48)), ((128, 128, 128), 64**3, (64, 64, 64)), ((10, 10, 10), 64**3, (32, 32, 32)),
-    ((200, 20, 20), 128**3, (128, 32, 32)),
-])
+@pytest.mark.parametrize(
+    ("extent", "budget", "expected"),
+    [
+        ((94, 41, 36), 64**3, (112, 48, 48)),
+        ((40, 40, 40), 64**3, (48, 48, 48)),
+        ((128, 128, 128), 64**3, (64, 64, 64)),
+        ((10, 10, 10), 64**3, (32, 32, 32)),
+        ((200, 20, 20), 128**3, (128, 32, 32)),
+    ],
+)
 def test_planned_patches_hold_the_structures_or_what_the_budget_allows(extent, budget, expected):
     assert planning.fit_patch(extent, budget, multiple=16) == expected
 
@@ -359,13 +440,21 @@ def test_one_piece_is_what_every_reference_shows_so_but_for_crumbs():
     label[7, 1, 1:4], label[7, 1, 6:9] = 2, 2  # two pieces
     label[9, 9:11, 9:11], label[8, 8, 9] = 3, 3  # joined by a corner
     other[2:4, 2:4, 2:4], other[5, 5, 5:9] = 1, 2
-    assert largest_component.in_one_piece([label, other], 4) == [True, False, True, False]  # 4 is shown nowhere
+    assert largest_component.in_one_piece([label, other], 4) == [
+        True,
+        False,
+        True,
+        False,
+    ]  # 4 is shown nowhere
     assert largest_component.in_one_piece([other], 2) == [True, True]
 
 
 def test_the_largest_component_alone_stays_where_validation_gains_or_loses_nothing_of_one_piece():
     scores = Validation("abcde")
-    scores.dice[:], scores.dice_of_largest[:] = [[0.8, 0.7], [0.8], [0.8], [0.8], []], [[0.9, 0.7], [0.8], [0.8], [0.7], []]
+    scores.dice[:], scores.dice_of_largest[:] = (
+        [[0.8, 0.7], [0.8], [0.8], [0.8], []],
+        [[0.9, 0.7], [0.8], [0.8], [0.7], []],
+    )
     assert scores.keeps_largest([False, True, False, True, True]) == [True, True, False, False, True]
 
 
@@ -375,7 +464,11 @@ def test_small_single_images_go_the_fast_way_through_convolutions_and_give_the_s
     placed = CPU.place(CPU.place(copy.deepcopy(network)))  # twice, as a network that is used again
     batches = []
     forward = torch.nn.Conv3d.forward
-    monkeypatch.setattr(torch.nn.Conv3d, "forward", lambda layer, image: batches.append((len(image), max(layer.kernel_size))) or forward(layer, image))
+    monkeypatch.setattr(
+        torch.nn.Conv3d,
+        "forward",
+        lambda layer, image: batches.append((len(image), max(layer.kernel_size))) or forward(layer, image),
+    )
     for count, expected in ((1, 2), (2, 2), (3, 3)):
         image = torch.rand(count, 1, 16, 16, 16)
         results = []
@@ -397,7 +490,15 @@ def test_peak_memory_is_that_of_this_process_and_not_of_the_one_that_started_it(
     """getrusage tells of the larger of both on Linux."""
     heavy = np.ones(400_000_000, np.uint8)
     code = "import torch; from ctseg.runtime.hardware import peak_memory_gb; print(peak_memory_gb(torch.device('cpu')))"
-    child = float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2]).stdout)
+    child = float(
+        subprocess.run(
+            [sys.executable, "-c", code],
+            capture_output=True,
+            text=True,
+            check=True,
+            cwd=Path(__file__).parents[2],
+        ).stdout
+    )
     mine = hardware.peak_memory_gb(torch.device("cpu"))
     assert heavy.nbytes / 2**30 < mine < 64
     assert 0.05 < child < mine - 0.3

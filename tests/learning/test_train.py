@@ -35,10 +35,23 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 
 def test_it_learns_and_leaves_its_artifacts(tmp_path):
     workspace = tiny_workspace.make(tmp_path)
-    arguments = tiny_workspace.arguments(workspace, **{"train.epochs": 8, "train.steps_per_epoch": 12, "train.ema_decay": 0.9, "train.learning_rate": 0.01, "model.width": 8})
+    arguments = tiny_workspace.arguments(
+        workspace,
+        **{
+            "train.epochs": 8,
+            "train.steps_per_epoch": 12,
+            "train.ema_decay": 0.9,
+            "train.learning_rate": 0.01,
+            "model.width": 8,
+        },
+    )
     assert train.main(arguments) == 0
     history = artifacts.read_json(workspace.history)
-    assert history["synthetic"] is True and history["stopped"] == "epochs" and history["epochs"] == list(range(1, 9))
+    assert (
+        history["synthetic"] is True
+        and history["stopped"] == "epochs"
+        and history["epochs"] == list(range(1, 9))
+    )
     assert history["best_val_dice"] > 0.7
     assert history["train_loss"][-1] < history["train_loss"][0]
     assert history["learning_rate"][-1] < 0.05 * max(history["learning_rate"])
@@ -55,7 +68,11 @@ def test_the_test_split_is_never_opened(tmp_path, model):
     assert train.main([*tiny_workspace.arguments(workspace, **{"train.epochs": 1}), "--model", model]) == 0
 
 
-@pytest.mark.parametrize("parts", [{}, {"model.passes": 2, "model.connectivity": "multitask", "model.remap": "lut"}], ids=["plain", "passes and tubes"])
+@pytest.mark.parametrize(
+    "parts",
+    [{}, {"model.passes": 2, "model.connectivity": "multitask", "model.remap": "lut"}],
+    ids=["plain", "passes and tubes"],
+)
 def test_killed_and_resumed_equals_undisturbed(tmp_path, parts):
     whole, broken = tiny_workspace.make(tmp_path / "whole"), tiny_workspace.make(tmp_path / "broken")
     values = {"train.epochs": 6, "train.steps_per_epoch": 6, "train.validations": 3, **parts}
@@ -82,12 +99,17 @@ def test_killed_and_resumed_equals_undisturbed(tmp_path, parts):
     assert not list(broken.root.rglob(".tmp-*"))
 
 
-@pytest.mark.parametrize(("parts", "number"),
-                         [({}, signal.SIGINT),
-                          ({"model.passes": 2, "model.connectivity": "multitask", "model.remap": "lut"},
-                           signal.SIGTERM)], ids=["Ctrl-C", "SIGTERM"])
-def test_stopped_in_the_middle_of_an_epoch_and_gone_on_with_equals_undisturbed(tmp_path, parts, number,
-                                                                               monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("parts", "number"),
+    [
+        ({}, signal.SIGINT),
+        ({"model.passes": 2, "model.connectivity": "multitask", "model.remap": "lut"}, signal.SIGTERM),
+    ],
+    ids=["Ctrl-C", "SIGTERM"],
+)
+def test_stopped_in_the_middle_of_an_epoch_and_gone_on_with_equals_undisturbed(
+    tmp_path, parts, number, monkeypatch, capsys
+):
     whole, broken = tiny_workspace.make(tmp_path / "whole"), tiny_workspace.make(tmp_path / "broken")
     values = {"train.epochs": 3, "train.steps_per_epoch": 4, "train.validations": 2, **parts}
     assert train.main(tiny_workspace.arguments(whole, **values)) == 0
@@ -100,10 +122,15 @@ def test_stopped_in_the_middle_of_an_epoch_and_gone_on_with_equals_undisturbed(t
             if len(done) in stop_after:
                 signal.raise_signal(number)
             return result
+
         return call
 
-    stop_after = {2, 5, 7,
-                  9}  # of the steps and validated scans of all runs: in the first epoch and in validations
+    stop_after = {
+        2,
+        5,
+        7,
+        9,
+    }  # of the steps and validated scans of all runs: in the first epoch and in validations
     monkeypatch.setattr(trainer.Trainer, "_step", then_stop(real_step))
     monkeypatch.setattr(trainer.Validation, "add", then_stop(real_score))
     codes = [train.main(tiny_workspace.arguments(broken, **values))]
@@ -112,19 +139,35 @@ def test_stopped_in_the_middle_of_an_epoch_and_gone_on_with_equals_undisturbed(t
         codes.append(train.main(tiny_workspace.arguments(broken, **values)))
     assert codes == [128 + number] * 4 + [0]
     output = capsys.readouterr()
-    assert output.out.count("The same command goes on from there") == 4 and "run the same command again to go on" in output.err
-    assert same(weights(whole), weights(broken)) and same(checkpoints.load(whole.best_model)["model"],
-                                                          checkpoints.load(broken.best_model)["model"])
+    assert (
+        output.out.count("The same command goes on from there") == 4
+        and "run the same command again to go on" in output.err
+    )
+    assert same(weights(whole), weights(broken)) and same(
+        checkpoints.load(whole.best_model)["model"], checkpoints.load(broken.best_model)["model"]
+    )
     one, two = (artifacts.read_json(w.history) for w in (whole, broken))
-    for key in ("train_loss", "val_loss", "val_dice", "val_mean_dice", "learning_rate", "train_dice",
-                "best_epoch", "stopped"):
+    for key in (
+        "train_loss",
+        "val_loss",
+        "val_dice",
+        "val_mean_dice",
+        "learning_rate",
+        "train_dice",
+        "best_epoch",
+        "stopped",
+    ):
         assert one[key] == two[key], key
 
 
 def test_ctrl_c_in_a_training_shorter_than_an_epoch_loses_nothing(tmp_path):
     workspace = tiny_workspace.make(tmp_path)
-    command = [sys.executable, "-u", "train.py",
-               *tiny_workspace.arguments(workspace, **{"train.steps_per_epoch": 100_000})]
+    command = [
+        sys.executable,
+        "-u",
+        "train.py",
+        *tiny_workspace.arguments(workspace, **{"train.steps_per_epoch": 100_000}),
+    ]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
     while not workspace.history.exists() and time.monotonic() < deadline:
@@ -132,15 +175,20 @@ def test_ctrl_c_in_a_training_shorter_than_an_epoch_loses_nothing(tmp_path):
     time.sleep(2)
     process.send_signal(signal.SIGINT)
     output, error = process.communicate(timeout=60)
-    assert process.returncode == 130 and "Traceback" not in error and "run the same command again to go on" in error
+    assert (
+        process.returncode == 130
+        and "Traceback" not in error
+        and "run the same command again to go on" in error
+    )
     steps = checkpoints.load(workspace.last_model)["steps"]
     assert steps >= 1 and f"in epoch 1 after {steps} of its steps" in output
     assert "Going on after epoch 0 and" in _going_on(workspace, command)
 
 
 def _going_on(workspace: artifacts.Workspace, command: list[str]) -> str:
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-                               text=True)
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
     line = next((line for line in process.stdout or [] if "Going on" in line), "")
     process.kill()
     process.communicate()
@@ -154,21 +202,25 @@ def test_a_finished_model_is_lost_to_no_other_training(tmp_path, capsys):
     workspace = tiny_workspace.make(tmp_path)
     assert train.main(tiny_workspace.arguments(workspace)) == 0
     files = {path: path.read_bytes() for path in workspace.checkpoints.iterdir()}
-    for change, named in (({"train.epochs": 1}, "train.epochs was 3, is 1"),
-                          ({"train.epochs": 5}, "train.epochs was 3, is 5"),
-                          ({"train.minutes": 0.01}, "train.minutes was 0.0, is 0.01"),
-                          ({"train.seed": 1}, "train.seed was 0, is 1"),
-                          ({"model.width": 2}, "model.width was 4, is 2"),
-                          ({"model.name": "vnet"}, "model.name was unet, is vnet")):
+    for change, named in (
+        ({"train.epochs": 1}, "train.epochs was 3, is 1"),
+        ({"train.epochs": 5}, "train.epochs was 3, is 5"),
+        ({"train.minutes": 0.01}, "train.minutes was 0.0, is 0.01"),
+        ({"train.seed": 1}, "train.seed was 0, is 1"),
+        ({"model.width": 2}, "model.width was 4, is 2"),
+        ({"model.name": "vnet"}, "model.name was unet, is vnet"),
+    ):
         assert train.main(tiny_workspace.arguments(workspace, **change)) == 2
         message = capsys.readouterr().err
         assert "RESUME_CONFLICT" in message and named in message and "--restart" in message
         assert {path: path.read_bytes() for path in workspace.checkpoints.iterdir()} == files
-    assert train.main([*tiny_workspace.arguments(workspace), "--set",
-                       "data.window_hu=0,100"]) == 0  # of the tensors, not of training
+    assert (
+        train.main([*tiny_workspace.arguments(workspace), "--set", "data.window_hu=0,100"]) == 0
+    )  # of the tensors, not of training
     assert train.main([*tiny_workspace.arguments(workspace, **{"train.epochs": 1}), "--restart"]) == 0
-    assert files[workspace.best_model] in [path.read_bytes()
-                                           for path in workspace.checkpoints.glob("best_model.*.pth")]
+    assert files[workspace.best_model] in [
+        path.read_bytes() for path in workspace.checkpoints.glob("best_model.*.pth")
+    ]
     assert "is kept as checkpoints/best_model." in capsys.readouterr().out
     for kept in workspace.checkpoints.glob("best_model*.pth"):
         assert checkpoints.load(kept)["structures"] == tiny_workspace.STRUCTURES
@@ -181,8 +233,9 @@ def test_a_model_of_other_data_is_kept(tmp_path, capsys):
     tiny_workspace.make(tmp_path, cases=7)
     assert train.main(tiny_workspace.arguments(workspace, **{"train.epochs": 1})) == 0
     assert "other data (other tensors)" in capsys.readouterr().out
-    assert workspace.best_model.read_bytes() != old and old in [path.read_bytes()
-                                                                for path in workspace.checkpoints.glob("best_model.*.pth")]
+    assert workspace.best_model.read_bytes() != old and old in [
+        path.read_bytes() for path in workspace.checkpoints.glob("best_model.*.pth")
+    ]
 
 
 def test_a_lost_best_model_is_replaced_and_said(tmp_path, capsys):
@@ -193,8 +246,10 @@ def test_a_lost_best_model_is_replaced_and_said(tmp_path, capsys):
     workspace.best_model.unlink()
     assert train.main(command) == 0 and "BEST_MISMATCH" in capsys.readouterr().out
     assert checkpoints.load(workspace.best_model)["epoch"] == 3
-    assert all(artifacts.read_json(workspace.history)[key] == history[key]
-               for key in ("stopped", "epochs", "train_loss", "val_dice"))
+    assert all(
+        artifacts.read_json(workspace.history)[key] == history[key]
+        for key in ("stopped", "epochs", "train_loss", "val_dice")
+    )
     workspace.best_model.write_bytes(b"")
     assert train.main(command) == 0 and "BEST_MISMATCH" in capsys.readouterr().out
     assert train.main(command) == 0 and "Already trained" in capsys.readouterr().out
@@ -206,8 +261,9 @@ def test_a_budget_cut_to_less_than_is_trained_ends_with_a_model(tmp_path):
     last = torch.load(workspace.last_model, weights_only=True)
     history = json.loads(last["history"])
     checkpoints.remove(workspace.last_model)
-    checkpoints.save(workspace.last_model,
-                     last | {"best": None, "best_epoch": 0, "history": json.dumps(history)})
+    checkpoints.save(
+        workspace.last_model, last | {"best": None, "best_epoch": 0, "history": json.dumps(history)}
+    )
     artifacts.write_json(workspace.history, history | {"stopped": "interrupted"})
     workspace.best_model.unlink()
     assert train.main(tiny_workspace.arguments(workspace, **{"train.epochs": 2, "train.validations": 1})) == 0
@@ -229,27 +285,41 @@ def test_an_interrupted_run_with_other_settings_is_not_mixed(tmp_path, capsys):
     assert train.main(tiny_workspace.arguments(workspace, **{"train.learning_rate": 0.5})) == 2
     message = capsys.readouterr().err
     assert "RESUME_CONFLICT" in message and "train.learning_rate" in message and "--restart" in message
-    assert train.main([*tiny_workspace.arguments(workspace, **{"train.learning_rate": 0.005}), "--restart"]) == 0
+    assert (
+        train.main([*tiny_workspace.arguments(workspace, **{"train.learning_rate": 0.005}), "--restart"]) == 0
+    )
 
 
 def test_minutes_end_in_time_with_the_rate_near_zero(tmp_path):
     workspace = tiny_workspace.make(tmp_path)
     started = time.monotonic()
-    assert train.main([*tiny_workspace.arguments(workspace, **{"train.steps_per_epoch": 5}), "--minutes", "0.2"]) == 0
+    assert (
+        train.main([*tiny_workspace.arguments(workspace, **{"train.steps_per_epoch": 5}), "--minutes", "0.2"])
+        == 0
+    )
     assert time.monotonic() - started < 12 * 1.2 + 6
     history = artifacts.read_json(workspace.history)
-    assert history["stopped"] == "minutes" and history["learning_rate"][-1] < 0.03 * max(history["learning_rate"])
+    assert history["stopped"] == "minutes" and history["learning_rate"][-1] < 0.03 * max(
+        history["learning_rate"]
+    )
 
 
 def test_the_last_epoch_is_validated_even_if_the_clock_runs_out_right_after_it(tmp_path, monkeypatch):
     """The time may end between the question whether to validate and the one whether to go on; the model of that epoch must not be lost."""
     workspace = tiny_workspace.make(tmp_path)
-    asked = iter([0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 0.99])  # before the first epoch, at its steps; 0.99 after it, and 1 from then on
+    asked = iter(
+        [0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 0.99]
+    )  # before the first epoch, at its steps; 0.99 after it, and 1 from then on
     monkeypatch.setattr(Budget, "progress", lambda self, epoch, step: next(asked, 1.0))
     monkeypatch.setattr(Budget, "validation_due", lambda self, epoch, progress: progress >= 1)
-    assert train.main([*tiny_workspace.arguments(workspace, **{"train.steps_per_epoch": 5}), "--minutes", "9"]) == 0
+    assert (
+        train.main([*tiny_workspace.arguments(workspace, **{"train.steps_per_epoch": 5}), "--minutes", "9"])
+        == 0
+    )
     history = artifacts.read_json(workspace.history)
-    assert history["val_mean_dice"][-1] is not None and history["steps"] == 6  # a last epoch has at least one step
+    assert (
+        history["val_mean_dice"][-1] is not None and history["steps"] == 6
+    )  # a last epoch has at least one step
 
 
 def test_divergence_stops_with_the_cases_named(tmp_path, capsys, monkeypatch):
@@ -297,11 +367,18 @@ def test_unknown_model_is_refused_with_a_hint(tmp_path, capsys):
     assert "did you mean 'unet'" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("structures", "sides", "mirrors"), [
-    (["Niere_links", "other", "middle"], None, False), (["one", "other", "middle"], {"pairs": [["one", "third"]], "lone": []}, False),
-    (["one", "other", "middle"], {"pairs": [["one", "other"]], "lone": []}, True), (["one", "other", "middle"], None, True),
-])
-def test_one_side_alone_is_not_mirrored_in_training_and_prediction(tmp_path, capsys, structures, sides, mirrors):
+@pytest.mark.parametrize(
+    ("structures", "sides", "mirrors"),
+    [
+        (["Niere_links", "other", "middle"], None, False),
+        (["one", "other", "middle"], {"pairs": [["one", "third"]], "lone": []}, False),
+        (["one", "other", "middle"], {"pairs": [["one", "other"]], "lone": []}, True),
+        (["one", "other", "middle"], None, True),
+    ],
+)
+def test_one_side_alone_is_not_mirrored_in_training_and_prediction(
+    tmp_path, capsys, structures, sides, mirrors
+):
     workspace = tiny_workspace.make(tmp_path, cases=3)
     manifest = artifacts.read_json(workspace.manifest)
     for case in manifest["cases"]:
@@ -310,14 +387,29 @@ def test_one_side_alone_is_not_mirrored_in_training_and_prediction(tmp_path, cap
 
     def fit(**settings: object) -> tuple[bool, torch.Tensor | None]:
         """(whether patches were mirrored, label ids after a mirror in prediction) of a training run."""
-        assert train.main([*tiny_workspace.arguments(workspace, **{"train.epochs": 1, **settings}), "--restart"]) == 0
-        trained = predictor.load_predictor(workspace.best_model, EvaluateSettings(), device="cpu", build_network=build_network, file="-")
+        assert (
+            train.main([*tiny_workspace.arguments(workspace, **{"train.epochs": 1, **settings}), "--restart"])
+            == 0
+        )
+        trained = predictor.load_predictor(
+            workspace.best_model, EvaluateSettings(), device="cpu", build_network=build_network, file="-"
+        )
         assert (trained.why_not_mirrored is None) == mirrors
         return trained.checkpoint["settings"]["train"]["mirror"], trained.windows.swaps
 
     mirrored, swaps = fit()
     told = capsys.readouterr().out
-    assert mirrored == mirrors and ("NOTE ONE_SIDED" in told) == (not mirrors) and (mirrors or structures[0] in told)
+    assert (
+        mirrored == mirrors
+        and ("NOTE ONE_SIDED" in told) == (not mirrors)
+        and (mirrors or structures[0] in told)
+    )
     assert (swaps is None) if not mirrors else swaps.tolist() == ([0, 2, 1, 3] if sides else [0, 1, 2, 3])
-    mirrored, swaps = fit(**{"train.mirror": True})  # asked for by name: done, with a warning, and never in prediction
-    assert mirrored and (swaps is not None) == mirrors and ("WARN ONE_SIDED" in capsys.readouterr().out) == (not mirrors)
+    mirrored, swaps = fit(
+        **{"train.mirror": True}
+    )  # asked for by name: done, with a warning, and never in prediction
+    assert (
+        mirrored
+        and (swaps is not None) == mirrors
+        and ("WARN ONE_SIDED" in capsys.readouterr().out) == (not mirrors)
+    )

@@ -38,7 +38,9 @@ def test_a_straight_tube_has_its_axis_as_centreline_and_its_radius_there(axis, r
 
 def test_the_depth_is_the_distance_transform():
     mask = ndimage.binary_dilation(np.random.default_rng(0).random((10, 12, 14)) > 0.97, iterations=2)
-    assert tubes.depth_mm(mask, SPACING_MM) == pytest.approx(ndimage.distance_transform_edt(mask, sampling=SPACING_MM), abs=1e-5)
+    assert tubes.depth_mm(mask, SPACING_MM) == pytest.approx(
+        ndimage.distance_transform_edt(mask, sampling=SPACING_MM), abs=1e-5
+    )
 
 
 def test_a_structure_that_fills_everything_ends_at_the_edge():
@@ -103,7 +105,9 @@ def test_missed_points_put_gaps_before_lost_ends():
     prediction[5, 5:8, 14:25] = 3  # 10 to 13 is a gap, 25 to 37 a lost end
     prediction[5, 6, 30] = 1  # another structure there is a miss as well
     everything = tubes.missed_points(skeleton, prediction, rng=np.random.default_rng(0))
-    assert sorted(everything[:, 2]) == [10, 11, 12, 13, *range(25, 38)] and (everything[:, :2] == (5, 6)).all()
+    assert (
+        sorted(everything[:, 2]) == [10, 11, 12, 13, *range(25, 38)] and (everything[:, :2] == (5, 6)).all()
+    )
     few = tubes.missed_points(skeleton, prediction, rng=np.random.default_rng(0), limit=8)
     assert sorted(few[:4, 2]) == [10, 11, 12, 13] and (few[4:, 2] >= 25).all() and len(few) == 8
     skeleton[5, 6, 10:14] = 0  # without gaps the ends take all places

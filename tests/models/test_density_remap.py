@@ -44,16 +44,31 @@ def thorax(*, merged: bool = False, seed: int = 0) -> dict[str, np.ndarray]:
     bowel = ellipse((4, 40, 100), (9, 12, 12)) & body
     hu[bowel] = -900
     wall, lumen = np.zeros(SHAPE, bool), np.zeros(SHAPE, bool)
-    for w in (50, 75, 120, 145):  # thin airways: walls and lumen far from tissue and air, for they share voxels with lung
+    for w in (
+        50,
+        75,
+        120,
+        145,
+    ):  # thin airways: walls and lumen far from tissue and air, for they share voxels with lung
         wall[8:28, 30:34, w : w + 5], lumen[8:28, 31:33, w + 1 : w + 4] = True, True
     hu[wall], hu[lumen] = -600, -930
-    masks = {"body": body, "lungs": lungs, "vessel": vessel, "trachea": trachea, "bowel": bowel, "lumen": lumen, "wall": wall & ~lumen}
+    masks = {
+        "body": body,
+        "lungs": lungs,
+        "vessel": vessel,
+        "trachea": trachea,
+        "bowel": bowel,
+        "lumen": lumen,
+        "wall": wall & ~lumen,
+    }
     return {"image": window(hu + noise * body, WINDOW_HU).astype(np.float16), **masks}
 
 
 def case(split: str = "train", seed: int = 0) -> LookupCase:
     drawn = thorax(seed=seed)
-    return LookupCase(f"synthetic_{seed}", split, drawn["image"], drawn["lumen"] | drawn["trachea"], SPACING_MM)
+    return LookupCase(
+        f"synthetic_{seed}", split, drawn["image"], drawn["lumen"] | drawn["trachea"], SPACING_MM
+    )
 
 
 @pytest.mark.parametrize("merged", [False, True])
@@ -95,7 +110,9 @@ def test_the_table_rises_strictly_from_0_to_1_and_spreads_lumen_and_wall():
     lumen, wall = (np.median(drawn["image"][drawn[name]].astype(np.float32)) for name in ("lumen", "wall"))
     new_lumen, new_wall = np.interp([lumen, wall], np.linspace(0, 1, 90), table)
     assert new_wall - new_lumen > wall - lumen  # the same interval gets more of the range
-    DensityRemap(build_network("unet", n_structures=1, width=2, levels=2), table)  # which refuses what does not rise strictly
+    DensityRemap(
+        build_network("unet", n_structures=1, width=2, levels=2), table
+    )  # which refuses what does not rise strictly
 
 
 def test_the_table_gives_the_three_classes_equal_shares():
@@ -105,7 +122,11 @@ def test_the_table_gives_the_three_classes_equal_shares():
     tube[9:11, 9:11, 4:24] = True
     image[ndimage.binary_dilation(tube, np.ones((3, 3, 3)), iterations=2)] = -300
     image[tube] = -980
-    table = fit_lookup([LookupCase("synthetic", "train", window(image, WINDOW_HU), tube, (1.0, 1.0, 1.0))], WINDOW_HU, mix=0.3)
+    table = fit_lookup(
+        [LookupCase("synthetic", "train", window(image, WINDOW_HU), tube, (1.0, 1.0, 1.0))],
+        WINDOW_HU,
+        mix=0.3,
+    )
     steps = np.diff(table)
     bins = [int((hu + 1024) // 16) for hu in (-980, -300, 40)]
     assert steps[bins] == pytest.approx([0.7 / 3 + 0.3 / 89] * 3, rel=1e-4)

@@ -78,7 +78,9 @@ def test_evaluation_is_deterministic_and_independent_of_the_batch(name):
     with torch.inference_mode():
         first = network(one)["logits"]
         assert torch.equal(first, network(one)["logits"])
-        torch.testing.assert_close(network(torch.cat((one, other)))["logits"][:1], first, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            network(torch.cat((one, other)))["logits"][:1], first, rtol=1e-4, atol=1e-5
+        )
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -124,7 +126,9 @@ def test_overfits_one_tiny_phantom(name):
     for _ in range(60):
         optimizer.zero_grad()
         logits = network(image)["logits"]
-        loss = functional.cross_entropy(logits, label) + 1 - soft_dice(logits.softmax(1), reference)[1:].mean()
+        loss = (
+            functional.cross_entropy(logits, label) + 1 - soft_dice(logits.softmax(1), reference)[1:].mean()
+        )
         loss.backward()
         optimizer.step()
     prediction = network.eval()(image)["logits"].argmax(1)
@@ -143,7 +147,9 @@ def test_interface_that_techniques_rely_on(name):
     of_decoders = [level if isinstance(level, list) else [level] for level in features]
     assert [len(level) for level in of_decoders] == [network.n_decoders] * 3
     for i, (level, channels) in enumerate(zip(of_decoders, network.decoder_channels)):
-        assert {tuple(x.shape) for x in level} == {(2, channels, 8 // 2 ** (2 - i), 24 // 2 ** (2 - i), 16 // 2 ** (2 - i))}
+        assert {tuple(x.shape) for x in level} == {
+            (2, channels, 8 // 2 ** (2 - i), 24 // 2 ** (2 - i), 16 // 2 ** (2 - i))
+        }
     assert torch.equal(network.predict(features)["logits"], network(image)["logits"])
 
 
@@ -252,7 +258,9 @@ def test_unknown_names_are_refused_with_the_nearest_known_one():
         tiny(attention="voxels")
 
 
-@pytest.mark.parametrize("bad", [{"n_structures": 0}, {"levels": 1}, {"width": 0}, {"attention_stride": 0}, {"blocks": (1, 2)}])
+@pytest.mark.parametrize(
+    "bad", [{"n_structures": 0}, {"levels": 1}, {"width": 0}, {"attention_stride": 0}, {"blocks": (1, 2)}]
+)
 def test_impossible_numbers_are_refused(bad):
     with pytest.raises(ValueError, match=next(iter(bad))):
         tiny(**bad)
@@ -350,7 +358,9 @@ def test_plain_parity_unet_pools_and_has_one_logit_beside_a_zero_background():
 @pytest.mark.parametrize(("width", "parameters"), [(8, 2_765_067), (32, 44_181_027)])
 def test_parity_mode_counts_the_published_parameters(width, parameters):
     with torch.device("meta"):
-        network = build_network("multi_decoder", n_structures=3, width=width, levels=5, attention="published", parity=True)
+        network = build_network(
+            "multi_decoder", n_structures=3, width=width, levels=5, attention="published", parity=True
+        )
     assert sum(p.numel() for p in network.parameters()) == parameters
 
 
@@ -367,7 +377,9 @@ def test_parity_mode_runs_with_batch_normalisation_and_a_zero_background():
 def test_attention_starts_as_nothing_bit_for_bit(form, stride):
     attending = tiny(attention=form, attention_stride=stride).train()
     without = tiny(attention="none").train()
-    without.load_state_dict({key: value for key, value in attending.state_dict().items() if not key.startswith("attention.")})
+    without.load_state_dict(
+        {key: value for key, value in attending.state_dict().items() if not key.startswith("attention.")}
+    )
     image = scan(2, 1, 8, 16, 8)
     ours, theirs = attending(image), without(image)
     assert torch.equal(ours["logits"], theirs["logits"])
@@ -377,7 +389,10 @@ def test_attention_starts_as_nothing_bit_for_bit(form, stride):
 
 def features_of(size: int, *, n_decoders: int, channels: int) -> list[Tensor]:
     generator = torch.Generator().manual_seed(0)
-    return [functional.leaky_relu(torch.randn(1, channels, size, size, size, generator=generator), 0.01) for _ in range(n_decoders)]
+    return [
+        functional.leaky_relu(torch.randn(1, channels, size, size, size, generator=generator), 0.01)
+        for _ in range(n_decoders)
+    ]
 
 
 @pytest.mark.parametrize("form", ["voxel", "global_gate"])
@@ -464,7 +479,9 @@ def test_permuting_the_structures_permutes_the_outputs(form):
     permuted.load_state_dict(renamed)
     image = scan(1, 1, 8, 16, 8)
     channels = [0, *(old + 1 for old in order)]
-    torch.testing.assert_close(permuted(image)["logits"], network(image)["logits"][:, channels], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        permuted(image)["logits"], network(image)["logits"][:, channels], rtol=1e-4, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("form", [*FORMS, "none"])
@@ -473,7 +490,9 @@ def test_decoders_hear_each_other_only_through_attention(form):
     if form in ("voxel", "global_gate"):
         open_gate(network)
     *_, finest = network.features(scan(1, 1, 16, 16, 16))
-    if form == "published":  # unscaled: with features of usual size each decoder reads one other alone, and that need not be the one below
+    if (
+        form == "published"
+    ):  # unscaled: with features of usual size each decoder reads one other alone, and that need not be the one below
         finest = [0.1 * features for features in finest]
     before = network.predict([finest])["logits"]
     after = network.predict([[finest[0], torch.zeros_like(finest[1]), finest[2]]])["logits"]
@@ -515,13 +534,19 @@ def dice_of_b(attention: str, seed: int) -> float:
     """
     network = tiny(n_structures=2, levels=2, seed=seed, attention=attention).train()
     for block in network.decoders[1].blocks:
-        block.register_forward_pre_hook(lambda module, inputs: (torch.zeros_like(inputs[0]), torch.zeros_like(inputs[1]), *inputs[2:]))
+        block.register_forward_pre_hook(
+            lambda module, inputs: (torch.zeros_like(inputs[0]), torch.zeros_like(inputs[1]), *inputs[2:])
+        )
     optimizer = torch.optim.AdamW(network.parameters(), lr=0.02)
     generator = torch.Generator().manual_seed(seed)
     for _ in range(80):
         image, masks = coupled_scans(4, generator)
         logits = network(image)["logits"][:, 1:]
-        loss = functional.binary_cross_entropy_with_logits(logits, masks) + 1 - soft_dice(logits.sigmoid(), masks).mean()
+        loss = (
+            functional.binary_cross_entropy_with_logits(logits, masks)
+            + 1
+            - soft_dice(logits.sigmoid(), masks).mean()
+        )
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -550,5 +575,8 @@ def test_a_residual_decoder_level_adds_what_it_reads(name):
         torch.nn.init.zeros_(block.conv.conv.weight)
         below, skip = torch.rand(1, network.decoder_channels[-2], 4, 6, 8), torch.rand(1, 4, 8, 12, 16)
         with torch.inference_mode():
-            passed[unit] = [float((block(below + shift, skip + other) - block(below, skip)).abs().max()) for shift, other in ((1, 0), (0, 1))]
+            passed[unit] = [
+                float((block(below + shift, skip + other) - block(below, skip)).abs().max())
+                for shift, other in ((1, 0), (0, 1))
+            ]
     assert min(passed["residual"]) > 0.1 and max(passed["plain"]) == 0

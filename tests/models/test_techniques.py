@@ -54,7 +54,12 @@ class Shell(Backbone):
 
     def __init__(self, decoder_channels: list[int], *, n_decoders: int = 1):
         super().__init__()
-        self.in_channels, self.size_multiple, self.decoder_channels, self.n_decoders = 1, 1, decoder_channels, n_decoders
+        self.in_channels, self.size_multiple, self.decoder_channels, self.n_decoders = (
+            1,
+            1,
+            decoder_channels,
+            n_decoders,
+        )
 
 
 class Growing(Backbone):
@@ -104,7 +109,9 @@ def test_a_smaller_number_of_passes_stays_with_the_weights():
     again = multipass(passes=3, infer_passes=4).eval()
     again.load_state_dict(network.state_dict())
     assert again.passes == 2 and len(again(noise(1, 1, 8, 12, 16))["passes"]) == 2
-    again.load_state_dict({key: value for key, value in network.state_dict().items() if key != "pass_limit"})  # from before it was there
+    again.load_state_dict(
+        {key: value for key, value in network.state_dict().items() if key != "pass_limit"}
+    )  # from before it was there
     assert again.passes == 4
 
 
@@ -173,7 +180,9 @@ def test_result_of_a_sample_does_not_depend_on_the_others_in_its_batch():
     network = MultiPass(Growing(), 1, n_infer=6, pass_embedding=False).eval()
     image = torch.zeros(2, 1, 10, 12, 16)
     image[0] = 1
-    image[0, 0, 0, 0, 1:] = 0  # grows by 1 voxel of 1905 per pass: agrees at once, though it would change again
+    image[0, 0, 0, 0, 1:] = (
+        0  # grows by 1 voxel of 1905 per pass: agrees at once, though it would change again
+    )
     image[1, 0, :, :, 3] = 1
     alone, together = network(image[:1]), network(image)
     assert (len(alone["passes"]), len(together["passes"])) == (2, 6)
@@ -188,7 +197,9 @@ def test_passes_agree_when_every_structure_has_almost_the_same_voxels():
     after = label.clone()
     after[0, 0, 0, :2] = 0  # Dice 4998/5000... of structure 1: 0.9996
     after[1, 0, 0, 29] = 0  # Dice of structure 2: 198/199 = 0.995
-    before, after = (functional.one_hot(x, 4).movedim(-1, 1).float() for x in (label, after))  # structure 3 is in neither
+    before, after = (
+        functional.one_hot(x, 4).movedim(-1, 1).float() for x in (label, after)
+    )  # structure 3 is in neither
     assert agree(before, before).tolist() == [True, True]
     assert agree(before, after).tolist() == [True, False]
     nothing, something = before[:1, :, :, :, 25:26], before[:1, :, :, :, 29:]
@@ -239,7 +250,9 @@ def test_training_contexts_are_corrupted_by_chance_and_others_never():
 def test_passes_refuse_what_does_not_fit():
     image = noise(1, 1, 8, 8, 8)
     network = multipass()
-    with pytest.raises(ValueError, match=r"context has shape \(1, 3, 8, 8, 8\); expected .* = \(1, 2, 8, 8, 8\)"):
+    with pytest.raises(
+        ValueError, match=r"context has shape \(1, 3, 8, 8, 8\); expected .* = \(1, 2, 8, 8, 8\)"
+    ):
         network(image, context=noise(1, 3, 8, 8, 8))
     with pytest.raises(ValueError, match="pass_number=-1"):
         network(image, pass_number=-1)
@@ -253,7 +266,15 @@ def test_passes_refuse_what_does_not_fit():
 
 def test_parity_mode_counts_the_published_parameters():
     with torch.device("meta"):
-        network = build_network("multipass_unet", n_structures=1, width=32, levels=3, context="hard", pass_embedding=False, parity=True)
+        network = build_network(
+            "multipass_unet",
+            n_structures=1,
+            width=32,
+            levels=3,
+            context="hard",
+            pass_embedding=False,
+            parity=True,
+        )
     assert count(network) == 1_357_505
 
 
@@ -282,7 +303,9 @@ def bars(n: int, seed: int) -> tuple[Tensor, Tensor]:
 def dice_per_case(logits: Tensor, label: Tensor) -> Tensor:
     """(n,) for the only structure."""
     prediction, reference = logits.argmax(1) > 0, label > 0
-    return 2 * (prediction & reference).sum((1, 2, 3)) / (prediction.sum((1, 2, 3)) + reference.sum((1, 2, 3)))
+    return (
+        2 * (prediction & reference).sum((1, 2, 3)) / (prediction.sum((1, 2, 3)) + reference.sum((1, 2, 3)))
+    )
 
 
 @pytest.fixture(scope="module")
@@ -346,7 +369,9 @@ def two_boxes() -> Tensor:
     return context
 
 
-@pytest.mark.parametrize("mistake", [corruption.erased, corruption.resized, corruption.shifted, corruption.with_blob])
+@pytest.mark.parametrize(
+    "mistake", [corruption.erased, corruption.resized, corruption.shifted, corruption.with_blob]
+)
 def test_a_corrupted_context_differs_and_holds_probabilities(mistake):
     context = two_boxes()
     for seed in range(20):
@@ -385,12 +410,18 @@ def test_each_mistake_does_what_its_name_says():
 
 
 @pytest.mark.parametrize("backbone", ALL)
-@pytest.mark.parametrize(("form", "stride"), [("film_spatial", 1), ("film_spatial", 2), ("film_global", 1), ("spade", 1)])
+@pytest.mark.parametrize(
+    ("form", "stride"), [("film_spatial", 1), ("film_spatial", 2), ("film_global", 1), ("spade", 1)]
+)
 def test_guidance_starts_as_nothing_bit_for_bit(backbone, form, stride):
     network = guided(backbone, guidance=form, guide_stride=stride).train()
     image = noise(2, 1, 8, 12, 16)
     plain = network.network(image)
-    for guide in (torch.zeros(2, N_GUIDE, 8, 12, 16), 2 * noise(2, N_GUIDE, 8, 12, 16) - 1, torch.full((2, N_GUIDE, 8, 12, 16), 1000.0)):
+    for guide in (
+        torch.zeros(2, N_GUIDE, 8, 12, 16),
+        2 * noise(2, N_GUIDE, 8, 12, 16) - 1,
+        torch.full((2, N_GUIDE, 8, 12, 16), 1000.0),
+    ):
         output = network(image, guide)
         assert torch.equal(output["logits"], plain["logits"])
         assert all(torch.equal(a, b) for a, b in zip(output["deep"], plain["deep"]))
@@ -415,7 +446,9 @@ def test_every_level_learns_after_one_step_and_what_is_shared_after_two(backbone
             assert all(bool(p.abs().sum() > 0) for p in (*level.gamma.parameters(), *level.beta.parameters()))
 
 
-@pytest.mark.parametrize(("channels", "added"), [([256, 128, 64, 32], 104_384), ([320, 256, 128, 64, 32], 143_680)])
+@pytest.mark.parametrize(
+    ("channels", "added"), [([256, 128, 64, 32], 104_384), ([320, 256, 128, 64, 32], 143_680)]
+)
 def test_guidance_adds_as_many_parameters_as_its_formula(channels, added):
     assert count(AnatomyGuidance(Shell(channels), 21, 32)) == added
     assert added == sum(27 * 21 * 32 + 32 + 2 * (32 * c + c) for c in channels)
@@ -456,16 +489,24 @@ def test_computing_at_half_the_size_changes_little_for_a_smooth_guide():
     ramp = torch.linspace(-1, 1, 32).view(1, 1, 1, 1, -1).expand(1, N_GUIDE, 16, 16, 32)
     image = noise(1, 1, 16, 16, 32)
     with torch.no_grad():
-        a, b, without = exact(image, ramp)["logits"], cheap(image, ramp)["logits"], exact.network(image)["logits"]
+        a, b, without = (
+            exact(image, ramp)["logits"],
+            cheap(image, ramp)["logits"],
+            exact.network(image)["logits"],
+        )
     inner = (..., slice(4, -4), slice(4, -4), slice(4, -4))  # at the edge the padding reaches twice as far
     assert (a - b)[inner].norm() < 0.1 * (a - without)[inner].norm()
 
 
-@pytest.mark.parametrize(("levels", "changed"), [("all", [True, True]), ("top", [False, True]), ("bottom", [True, True])])
+@pytest.mark.parametrize(
+    ("levels", "changed"), [("all", [True, True]), ("top", [False, True]), ("bottom", [True, True])]
+)
 def test_only_the_chosen_levels_are_guided(levels, changed):
     network = guided(guide_levels=levels, film_init="default").eval()
     image, guide = noise(1, 1, 8, 8, 8), noise(1, N_GUIDE, 8, 8, 8)
-    differs = [not torch.equal(a, b) for a, b in zip(network.features(image, guide), network.network.features(image))]
+    differs = [
+        not torch.equal(a, b) for a, b in zip(network.features(image, guide), network.network.features(image))
+    ]
     assert differs == changed  # the finest level reads what is below it
     assert sorted(network.levels) == {"all": ["0", "1"], "top": ["1"], "bottom": ["0"]}[levels]
 
@@ -486,7 +527,9 @@ def test_concatenated_guide_is_input_of_the_first_convolution():
     assert (network.in_channels, network.network.in_channels) == (1, 1 + N_GUIDE)
     assert len(network.levels) == 0
     image, guide = noise(1, 1, 8, 8, 8), noise(1, N_GUIDE, 8, 8, 8)
-    assert torch.equal(network(image, guide)["logits"], network.network(torch.cat((image, guide), 1))["logits"])
+    assert torch.equal(
+        network(image, guide)["logits"], network.network(torch.cat((image, guide), 1))["logits"]
+    )
     assert not torch.equal(network(image, guide)["logits"], network(image, 1 - guide)["logits"])
 
 
@@ -503,7 +546,9 @@ def test_guides_of_any_float_type_and_under_autocast():
 
 def test_guidance_refuses_what_does_not_fit():
     network, image = guided(), noise(1, 1, 8, 8, 8)
-    with pytest.raises(ValueError, match=r"guide has shape \(1, 2, 8, 8, 8\); expected .* = \(1, 3, 8, 8, 8\)"):
+    with pytest.raises(
+        ValueError, match=r"guide has shape \(1, 2, 8, 8, 8\); expected .* = \(1, 3, 8, 8, 8\)"
+    ):
         network(image, noise(1, 2, 8, 8, 8))
     with pytest.raises(ValueError, match=r"guide has shape \(1, 3, 4, 4, 4\)"):
         network(image, noise(1, 3, 4, 4, 4))
@@ -512,7 +557,10 @@ def test_guidance_refuses_what_does_not_fit():
     with pytest.raises(ValueError, match="needs a guide, but there is none: guide_channels=0"):
         tiny("anatomy_guided_unet")
     for bad in ({"guide_stride": 3}, {"guide_levels": "some"}, {"film_init": "ones"}, {"guidance": "film"}):
-        with pytest.raises(ValueError, match=next(iter(bad.values())) if isinstance(next(iter(bad.values())), str) else "stride=3"):
+        with pytest.raises(
+            ValueError,
+            match=next(iter(bad.values())) if isinstance(next(iter(bad.values())), str) else "stride=3",
+        ):
             guided(**bad)
 
 
@@ -526,11 +574,17 @@ def blob_patches(n: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
     that is. The guide is tanh of the distance along W to each, over 20 voxels.
     """
     generator = torch.Generator().manual_seed(seed)
-    image, label = 0.2 * torch.randn(n, 1, 8, 8, 16, generator=generator), torch.zeros(n, 8, 8, 16, dtype=torch.long)
+    image, label = (
+        0.2 * torch.randn(n, 1, 8, 8, 16, generator=generator),
+        torch.zeros(n, 8, 8, 16, dtype=torch.long),
+    )
     guide = torch.zeros(n, 2, 8, 8, 16)
     for case in range(n):
         left = bool(torch.randint(0, 2, (), generator=generator))
-        centre, far = int(torch.randint(5, 11, (), generator=generator)), float(14 + 10 * torch.rand((), generator=generator))
+        centre, far = (
+            int(torch.randint(5, 11, (), generator=generator)),
+            float(14 + 10 * torch.rand((), generator=generator)),
+        )
         organ = centre - far if left else centre + far  # W grows towards the patient's left
         for channel, place in enumerate((organ, organ - 28)):
             guide[case, channel] = torch.tanh(((torch.arange(16) - place).abs() - 4) / 20)
@@ -556,7 +610,9 @@ def blobs_told_apart(guidance: str) -> tuple[float, float]:
     network.eval()
     image, guide, label = blob_patches(40, 10**6)
     with torch.inference_mode():
-        taken = [logits_of(image, g).argmax(1).flatten(1).sum(1) > 32 for g in (guide, guide.roll(1, 0))]  # half of a blob
+        taken = [
+            logits_of(image, g).argmax(1).flatten(1).sum(1) > 32 for g in (guide, guide.roll(1, 0))
+        ]  # half of a blob
     own, foreign = ((t == label.flatten(1).any(1)).float().mean().item() for t in taken)
     return own, foreign
 
@@ -640,15 +696,18 @@ def test_remap_keeps_type_layout_and_rising_order():
     assert (network.remap(torch.linspace(0, 1, 5000).view(1, 1, 1, 1, -1))[0, 0].diff() >= 0).all()
 
 
-@pytest.mark.parametrize(("values", "complaint"), [
-    ([0.0, 0.5, 0.5, 1.0], "does not, after entry 1"),
-    ([0.0, 0.6, 0.5, 1.0], "does not, after entry 1"),
-    ([0.1, 0.5, 1.0], "from 0.1 to 1"),
-    ([0.0, 0.5, 0.9], "from 0 to 0.9"),
-    ([0.0, float("nan"), 1.0], "NaN"),
-    ([0.0], "from 0 to 0"),
-    ([[0.0, 1.0]], r"shape \(1, 2\)"),
-])
+@pytest.mark.parametrize(
+    ("values", "complaint"),
+    [
+        ([0.0, 0.5, 0.5, 1.0], "does not, after entry 1"),
+        ([0.0, 0.6, 0.5, 1.0], "does not, after entry 1"),
+        ([0.1, 0.5, 1.0], "from 0.1 to 1"),
+        ([0.0, 0.5, 0.9], "from 0 to 0.9"),
+        ([0.0, float("nan"), 1.0], "NaN"),
+        ([0.0], "from 0 to 0"),
+        ([[0.0, 1.0]], r"shape \(1, 2\)"),
+    ],
+)
 def test_tables_that_do_not_rise_from_0_to_1_are_refused(values, complaint):
     network = remapping()
     before = network.lookup.clone()
@@ -679,56 +738,85 @@ def chain(network: nn.Module) -> list[str]:
     return names
 
 
-@pytest.mark.parametrize(("name", "expected"), [
-    ("unet", ["UNet"]),
-    ("vnet", ["VNet"]),
-    ("multi_decoder", ["MultiDecoder"]),
-    ("multipass_unet", ["MultiPass", "UNet"]),
-    ("anatomy_guided_unet", ["AnatomyGuidance", "UNet"]),
-    ("airway_multitask_unet", ["DensityRemap", "ConnectivityMultitask", "UNet"]),
-])
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("unet", ["UNet"]),
+        ("vnet", ["VNet"]),
+        ("multi_decoder", ["MultiDecoder"]),
+        ("multipass_unet", ["MultiPass", "UNet"]),
+        ("anatomy_guided_unet", ["AnatomyGuidance", "UNet"]),
+        ("airway_multitask_unet", ["DensityRemap", "ConnectivityMultitask", "UNet"]),
+    ],
+)
 def test_presets_are_what_they_are_called(name, expected):
     assert chain(tiny(name, guide_channels=N_GUIDE)) == expected
     assert set(PRESETS[name].techniques) <= set(TECHNIQUES) and PRESETS[name].backbone in BACKBONES
 
 
 def test_every_preset_is_tested():
-    names = {"unet", "vnet", "multi_decoder", "multipass_unet", "anatomy_guided_unet", "airway_multitask_unet"}
+    names = {
+        "unet",
+        "vnet",
+        "multi_decoder",
+        "multipass_unet",
+        "anatomy_guided_unet",
+        "airway_multitask_unet",
+    }
     assert set(PRESETS) == names
 
 
-@pytest.mark.parametrize(("name", "options", "expected"), [
-    ("multipass_unet", {"passes": 1}, ["UNet"]),
-    ("unet", {"passes": 3}, ["MultiPass", "UNet"]),
-    ("anatomy_guided_unet", {"guidance": "none"}, ["UNet"]),
-    ("anatomy_guided_unet", {"backbone": "multi_decoder"}, ["AnatomyGuidance", "MultiDecoder"]),
-    ("vnet", {"guidance": "sdm"}, ["AnatomyGuidance", "VNet"]),
-    ("airway_multitask_unet", {"connectivity": "none"}, ["DensityRemap", "UNet"]),
-    ("airway_multitask_unet", {"remap": "none", "backbone": "vnet"}, ["ConnectivityMultitask", "VNet"]),
-    ("multipass_unet", {"guidance": "spade", "connectivity": "multitask", "remap": "lut_linear"},
-     ["DensityRemap", "MultiPass", "AnatomyGuidance", "ConnectivityMultitask", "UNet"]),
-])
+@pytest.mark.parametrize(
+    ("name", "options", "expected"),
+    [
+        ("multipass_unet", {"passes": 1}, ["UNet"]),
+        ("unet", {"passes": 3}, ["MultiPass", "UNet"]),
+        ("anatomy_guided_unet", {"guidance": "none"}, ["UNet"]),
+        ("anatomy_guided_unet", {"backbone": "multi_decoder"}, ["AnatomyGuidance", "MultiDecoder"]),
+        ("vnet", {"guidance": "sdm"}, ["AnatomyGuidance", "VNet"]),
+        ("airway_multitask_unet", {"connectivity": "none"}, ["DensityRemap", "UNet"]),
+        ("airway_multitask_unet", {"remap": "none", "backbone": "vnet"}, ["ConnectivityMultitask", "VNet"]),
+        (
+            "multipass_unet",
+            {"guidance": "spade", "connectivity": "multitask", "remap": "lut_linear"},
+            ["DensityRemap", "MultiPass", "AnatomyGuidance", "ConnectivityMultitask", "UNet"],
+        ),
+    ],
+)
 def test_settings_overrule_the_preset(name, options, expected):
     assert chain(tiny(name, guide_channels=N_GUIDE, **options)) == expected
 
 
-@pytest.mark.parametrize(("options", "complaint"), [
-    ({"backbone": "unett"}, r"no backbone 'unett'.*did you mean 'unet'"),
-    ({"guidance": "flim_spatial", "guide_channels": 3}, r"no guidance 'flim_spatial'.*did you mean 'film_spatial'"),
-    ({"connectivity": "multi"}, r"no connectivity 'multi'.*did you mean 'multitask'"),
-    ({"remap": "luts"}, r"no remap 'luts'.*did you mean 'lut'"),
-    ({"passes": 4}, "passes=4"),
-    ({"infer_passes": -1}, "infer_passes=-1"),
-    ({"passes": 2, "context_corruption": 2.0}, "corruption=2.0"),
-    ({"passes": 2, "context_grad": "both"}, "no context_grad 'both'"),
-])
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ({"backbone": "unett"}, r"no backbone 'unett'.*did you mean 'unet'"),
+        (
+            {"guidance": "flim_spatial", "guide_channels": 3},
+            r"no guidance 'flim_spatial'.*did you mean 'film_spatial'",
+        ),
+        ({"connectivity": "multi"}, r"no connectivity 'multi'.*did you mean 'multitask'"),
+        ({"remap": "luts"}, r"no remap 'luts'.*did you mean 'lut'"),
+        ({"passes": 4}, "passes=4"),
+        ({"infer_passes": -1}, "infer_passes=-1"),
+        ({"passes": 2, "context_corruption": 2.0}, "corruption=2.0"),
+        ({"passes": 2, "context_grad": "both"}, "no context_grad 'both'"),
+    ],
+)
 def test_unknown_options_are_refused(options, complaint):
     with pytest.raises(ValueError, match=complaint):
         tiny(**options)
 
 
 def test_techniques_keep_the_interface_of_the_network_inside():
-    everything = {"passes": 2, "infer_passes": 5, "guidance": "concat_input", "guide_channels": N_GUIDE, "connectivity": "multitask", "remap": "lut_linear"}
+    everything = {
+        "passes": 2,
+        "infer_passes": 5,
+        "guidance": "concat_input",
+        "guide_channels": N_GUIDE,
+        "connectivity": "multitask",
+        "remap": "lut_linear",
+    }
     for backbone in ALL:
         plain, network = tiny(backbone=backbone), tiny(backbone=backbone, **everything)
         for name in ("in_channels", "size_multiple", "decoder_channels", "n_decoders"):
@@ -741,7 +829,14 @@ def test_techniques_keep_the_interface_of_the_network_inside():
 
 
 def test_hooks_from_outside_reach_the_decoders_through_all_techniques():
-    network = tiny("multi_decoder", passes=2, guidance="sdm", guide_channels=N_GUIDE, connectivity="multitask", remap="lut").eval()
+    network = tiny(
+        "multi_decoder",
+        passes=2,
+        guidance="sdm",
+        guide_channels=N_GUIDE,
+        connectivity="multitask",
+        remap="lut",
+    ).eval()
     seen = []
 
     def watch(x: Tensor) -> Tensor:
@@ -768,7 +863,9 @@ SUBSETS = [subset for size in range(5) for subset in itertools.combinations(SWIT
 @pytest.mark.parametrize("backbone", ALL)
 @pytest.mark.parametrize("subset", SUBSETS, ids=lambda subset: "+".join(subset) or "plain")
 def test_every_combination_trains_a_step_predicts_and_reloads(backbone, subset):
-    options = {"backbone": backbone} | {key: value for name in subset for key, value in SWITCHES[name].items()}
+    options = {"backbone": backbone} | {
+        key: value for name in subset for key, value in SWITCHES[name].items()
+    }
     network = tiny(**options).train()
     assert network.inputs == (("image", "guide") if "anatomy_guidance" in subset else ("image",))
     shapes = {"image": (1, 1, 32, 32, 32), "guide": (1, N_GUIDE, 32, 32, 32)}
@@ -777,7 +874,11 @@ def test_every_combination_trains_a_step_predicts_and_reloads(backbone, subset):
     assert output["logits"].shape == (1, 3, 32, 32, 32)
     assert len(output.get("passes", [0])) == (2 if "multipass" in subset else 1)
     assert ("centreline" in output) == ("connectivity_multitask" in subset)
-    sum(x.square().mean() for value in output.values() for x in (value if isinstance(value, list) else [value])).backward()
+    sum(
+        x.square().mean()
+        for value in output.values()
+        for x in (value if isinstance(value, list) else [value])
+    ).backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
 
     small = [x[..., :8, :8, :8].contiguous() for x in inputs]

@@ -51,7 +51,9 @@ def test_parameters_of_each_variant_within_one_percent_of_the_known_size(stage_c
     """All four known sizes are met, with 1 structure as with 4: the output layer is too small to matter."""
     for n_structures in (1, 4):
         with torch.device("meta"):
-            network = VNet(n_structures=n_structures, width=16, levels=5, kernel=kernel, stage_convs=stage_convs, **form)
+            network = VNet(
+                n_structures=n_structures, width=16, levels=5, kernel=kernel, stage_convs=stage_convs, **form
+            )
         assert sum(p.numel() for p in network.parameters()) / 1e6 == pytest.approx(millions, rel=0.01)
 
 
@@ -61,14 +63,23 @@ def test_channels_and_convolutions_of_the_published_size():
     assert networks["paper"].decoder_channels == [256, 128, 64, 32]
     assert unit_counts(networks["paper"]) == ([1, 2, 3, 3, 3], [1, 2, 3, 3])
     assert unit_counts(networks["reference"]) == ([1, 1, 2, 3, 2], [1, 1, 2, 2])
-    downs = [m for m in networks["paper"].encoder.modules() if isinstance(m, nn.Conv3d) and m.stride == (2, 2, 2)]
-    assert [(m.in_channels, m.out_channels, m.kernel_size) for m in downs] == [(16 * 2**i, 32 * 2**i, (2, 2, 2)) for i in range(4)]
+    downs = [
+        m for m in networks["paper"].encoder.modules() if isinstance(m, nn.Conv3d) and m.stride == (2, 2, 2)
+    ]
+    assert [(m.in_channels, m.out_channels, m.kernel_size) for m in downs] == [
+        (16 * 2**i, 32 * 2**i, (2, 2, 2)) for i in range(4)
+    ]
 
 
-@pytest.mark.parametrize(("levels", "encoder", "decoder"), [(2, [1, 2], [1]), (7, [1, 2, 3, 3, 3, 3, 3], [1, 2, 3, 3, 3, 3])])
+@pytest.mark.parametrize(
+    ("levels", "encoder", "decoder"), [(2, [1, 2], [1]), (7, [1, 2, 3, 3, 3, 3, 3], [1, 2, 3, 3, 3, 3])]
+)
 def test_other_numbers_of_levels_take_the_same_counts_from_the_finest_on(levels, encoder, decoder):
     with torch.device("meta"):
-        assert unit_counts(VNet(n_structures=1, width=4, levels=levels, stage_convs="paper")) == (encoder, decoder)
+        assert unit_counts(VNet(n_structures=1, width=4, levels=levels, stage_convs="paper")) == (
+            encoder,
+            decoder,
+        )
 
 
 def test_no_stage_has_more_than_the_largest_number_of_channels():
@@ -121,7 +132,10 @@ def test_without_residuals_a_silent_stage_returns_nothing():
     assert not stage(scan(1, 4, 4, 4, 4)).any()
 
 
-@pytest.mark.parametrize(("available", "wanted", "order"), [(1, 3, [0, 0, 0]), (2, 5, [0, 1, 0, 1, 0]), (3, 3, [0, 1, 2]), (5, 2, [0, 1])])
+@pytest.mark.parametrize(
+    ("available", "wanted", "order"),
+    [(1, 3, [0, 0, 0]), (2, 5, [0, 1, 0, 1, 0]), (3, 3, [0, 1, 2]), (5, 2, [0, 1])],
+)
 def test_tiled_channels_repeat_in_order(available, wanted, order):
     x = scan(2, available, 2, 3, 4)
     assert torch.equal(tile_channels(x, wanted), x[:, order])
@@ -148,7 +162,9 @@ def test_every_option_trains_every_parameter(options):
     network = tiny(levels=4, **options).train()
     output = network(scan(2, 1, 8, 16, 8))
     sum(x.log_softmax(1)[:, 1:].square().mean() for x in [output["logits"], *output["deep"]]).backward()
-    assert [key for key, p in network.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0] == []
+    assert [
+        key for key, p in network.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0
+    ] == []
     kind = {"batch": nn.BatchNorm3d, "group": nn.GroupNorm}.get(options.get("norm", "instance"), InstanceNorm)
     assert isinstance(network.encoder.levels[0].units[0].norm, kind)
 

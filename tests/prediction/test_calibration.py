@@ -37,9 +37,17 @@ def direct(p: np.ndarray, y: np.ndarray) -> dict[str, float]:
     """The formulas of the specification, voxel by voxel and bin by bin."""
     p, y = p.astype(np.float64).ravel(), y.ravel().astype(np.float64)
     index = np.minimum(np.floor(15 * p), 14)
-    ece = sum((index == b).sum() / len(p) * abs(p[index == b].mean() - y[index == b].mean()) for b in range(15) if (index == b).any())
+    ece = sum(
+        (index == b).sum() / len(p) * abs(p[index == b].mean() - y[index == b].mean())
+        for b in range(15)
+        if (index == b).any()
+    )
     clipped = np.clip(p, 1e-7, 1 - 1e-7)
-    return {"ece": float(ece), "brier": float(((p - y) ** 2).mean()), "nll": float(-(y * np.log(clipped) + (1 - y) * np.log(1 - clipped)).mean())}
+    return {
+        "ece": float(ece),
+        "brier": float(((p - y) ** 2).mean()),
+        "nll": float(-(y * np.log(clipped) + (1 - y) * np.log(1 - clipped)).mean()),
+    }
 
 
 def manhattan_band(reference: np.ndarray, prediction: np.ndarray) -> np.ndarray:
@@ -102,18 +110,26 @@ def test_random_voxels_against_the_formulas_and_in_parts():
 
 def test_voxels_outside_the_box_are_counted_without_being_seen():
     rng = np.random.default_rng(1)
-    p, reference, prediction = np.zeros((30, 28, 32), np.float32), np.zeros((30, 28, 32), bool), np.zeros((30, 28, 32), bool)
+    p, reference, prediction = (
+        np.zeros((30, 28, 32), np.float32),
+        np.zeros((30, 28, 32), bool),
+        np.zeros((30, 28, 32), bool),
+    )
     reference[10:18, 9:17, 12:18], prediction[11:18, 9:18, 12:17] = True, True
     p[9:19, 8:19, 11:19] = rng.random((10, 11, 8))
     box = (slice(4, 24), slice(2, 24), slice(5, 25))  # both masks and six voxels more
-    small = structure_sums(probability=p[box], reference=reference[box], prediction=prediction[box], voxels=p.size)
+    small = structure_sums(
+        probability=p[box], reference=reference[box], prediction=prediction[box], voxels=p.size
+    )
     full = structure_sums(probability=p, reference=reference, prediction=prediction, voxels=p.size)
     band = manhattan_band(reference, prediction)
     for sums in (small, full):
         for region, chosen in (("whole", np.ones_like(band)), ("band", band)):
             expected = direct(p[chosen], reference[chosen])
             assert sums[region].voxels == chosen.sum()
-            assert {key: sums[region].describe()[key] for key in expected} == pytest.approx(expected, rel=1e-9)
+            assert {key: sums[region].describe()[key] for key in expected} == pytest.approx(
+                expected, rel=1e-9
+            )
 
 
 def test_the_band_at_the_edge_of_the_scan_and_of_empty_masks():
@@ -121,7 +137,10 @@ def test_the_band_at_the_edge_of_the_scan_and_of_empty_masks():
     reference, prediction = np.zeros((2, 14, 15, 13), bool)
     reference[0:14, 0:13, 3:13], prediction[0:13, 1:13, 2:13] = True, True
     reference &= rng.random(reference.shape) < 0.999
-    assert np.array_equal(calibration.boundary_band(reference=reference, prediction=prediction), manhattan_band(reference, prediction))
+    assert np.array_equal(
+        calibration.boundary_band(reference=reference, prediction=prediction),
+        manhattan_band(reference, prediction),
+    )
     nothing = np.zeros((6, 6, 6), bool)
     sums = structure_sums(probability=np.zeros((6, 6, 6)), reference=nothing, prediction=nothing, voxels=1000)
     assert sums["band"].ece is None and sums["whole"].voxels == 1000 and sums["whole"].ece == 0
@@ -134,7 +153,10 @@ def test_an_overconfident_map_looks_well_on_the_whole_scan_and_bad_in_the_band()
     distance = np.sqrt(((np.indices((96, 96, 96)) - 48) ** 2).sum(axis=0))
     rng = np.random.default_rng(3)
     reference = distance + rng.normal(0, 2.5, distance.shape) < 20  # nobody can know this edge
-    sure, fair = ndtr((20 - distance) / 0.1).astype(np.float32), ndtr((20 - distance) / 2.5).astype(np.float32)
+    sure, fair = (
+        ndtr((20 - distance) / 0.1).astype(np.float32),
+        ndtr((20 - distance) / 2.5).astype(np.float32),
+    )
     over = structure_sums(probability=sure, reference=reference, prediction=sure > 0.5, voxels=distance.size)
     good = structure_sums(probability=fair, reference=reference, prediction=fair > 0.5, voxels=distance.size)
     assert over["whole"].ece < 0.02 < 0.08 < over["band"].ece  # type: ignore[operator]
@@ -165,11 +187,19 @@ def test_a_structure_on_the_scan_is_that_of_the_whole_canvas(kind):
         affine[:3, :3] *= [0.7, 1.3, 0.6]
         affine[:3, 3] = [-1.5, 0.3, -2.2]
     if kind == "turned":
-        affine[:3, :3] = np.array([[np.cos(0.3), -np.sin(0.3), 0], [np.sin(0.3), np.cos(0.3), 0], [0, 0, 1]]) @ affine[:3, :3]
-    scan = {"part": canvas.crop((2, 3, 4), (10, 12, 14)), "larger": canvas.crop((-2, -3, -1), (30, 30, 30))}.get(kind, Grid((30, 24, 50) if kind in ("finer", "turned") else canvas.shape, affine))
+        affine[:3, :3] = (
+            np.array([[np.cos(0.3), -np.sin(0.3), 0], [np.sin(0.3), np.cos(0.3), 0], [0, 0, 1]])
+            @ affine[:3, :3]
+        )
+    scan = {
+        "part": canvas.crop((2, 3, 4), (10, 12, 14)),
+        "larger": canvas.crop((-2, -3, -1), (30, 30, 30)),
+    }.get(kind, Grid((30, 24, 50) if kind in ("finer", "turned") else canvas.shape, affine))
     given = shares(full)
     for number in (1, 2):
-        expected = np.clip(resample(Volume(given.whole(number), canvas.affine), scan, order="linear", fill=0.0).array, 0, 1)
+        expected = np.clip(
+            resample(Volume(given.whole(number), canvas.affine), scan, order="linear", fill=0.0).array, 0, 1
+        )
         found = probability_on_scan(given, number, canvas, scan)
         result = np.zeros(scan.shape, np.float32)
         if found is not None:
@@ -182,7 +212,9 @@ def test_a_structure_on_the_scan_is_that_of_the_whole_canvas(kind):
 def softmax_of(index: int) -> np.ndarray:
     """(4, D, H, W) made-up probabilities of a case of the tiny workspace, overconfident and a little beside it."""
     label = draw(index)[1]
-    logits = np.stack([2.0 * (np.roll(label, 1, 0) == value) for value in range(4)]) + np.random.default_rng(index).normal(0, 0.5, (4, *label.shape))
+    logits = np.stack([2.0 * (np.roll(label, 1, 0) == value) for value in range(4)]) + np.random.default_rng(
+        index
+    ).normal(0, 0.5, (4, *label.shape))
     weights = np.exp(3 * logits)
     return (weights / weights.sum(axis=0)).astype(np.float32)
 
@@ -197,21 +229,34 @@ def test_a_case_counts_only_what_it_is_annotated_for_and_cases_add_up(tmp_path):
         reference, prediction = draw(index)[1], soft.argmax(0).astype(np.uint8)
         if index == 5:
             reference[reference == 3] = 0
-        nifti.write_label(workspace.processed / entry["reference"]["file"], Volume(reference, grid.affine), names=None)
+        nifti.write_label(
+            workspace.processed / entry["reference"]["file"], Volume(reference, grid.affine), names=None
+        )
         found.add(entry, shares(soft), grid, prediction, workspace)
         for number, name in enumerate(STRUCTURES, start=1):
             if (index, name) != (5, "middle"):
-                band = calibration.boundary_band(reference=reference == number, prediction=prediction == number)
+                band = calibration.boundary_band(
+                    reference=reference == number, prediction=prediction == number
+                )
                 for region, chosen in (("whole", np.ones_like(band)), ("band", band)):
-                    expected.setdefault((name, region), []).append((soft[number][chosen], (reference == number)[chosen]))
-    assert set(found.cases["case_4"]) == set(STRUCTURES) and set(found.cases["case_5"]) == {"left_blob", "right_blob"}
+                    expected.setdefault((name, region), []).append(
+                        (soft[number][chosen], (reference == number)[chosen])
+                    )
+    assert set(found.cases["case_4"]) == set(STRUCTURES) and set(found.cases["case_5"]) == {
+        "left_blob",
+        "right_blob",
+    }
     for (name, region), parts in expected.items():
         p, y = (np.concatenate(column) for column in zip(*parts))
         described = found.sums[name][region].describe()
         # a voxel of less than 0.0001 with no higher one near counts as 0
-        assert {key: described[key] for key in ("ece", "brier", "nll")} == pytest.approx(direct(p, y), abs=1e-3)
+        assert {key: described[key] for key in ("ece", "brier", "nll")} == pytest.approx(
+            direct(p, y), abs=1e-3
+        )
         assert sum(item["n"] for item in described["bins"]) == len(p)
-        assert found.cases["case_4"][name][f"ece_{region}"] == pytest.approx(direct(*parts[0])["ece"], abs=1e-3)
+        assert found.cases["case_4"][name][f"ece_{region}"] == pytest.approx(
+            direct(*parts[0])["ece"], abs=1e-3
+        )
 
 
 # ---- a run ------------------------------------------------------------------------------------------------
@@ -222,7 +267,17 @@ class Mirrored(torch.nn.Module):
 
     def forward(self, ct: torch.Tensor) -> dict[str, torch.Tensor]:
         place = torch.linspace(-1, 1, ct.shape[4]).expand(ct.shape)
-        return {"logits": torch.cat([torch.zeros_like(ct) + 2, 14 * ct - 6 + 3 * place, 14 * ct - 6 - 3 * place + 0.4, torch.full_like(ct, -9)], 1)}
+        return {
+            "logits": torch.cat(
+                [
+                    torch.zeros_like(ct) + 2,
+                    14 * ct - 6 + 3 * place,
+                    14 * ct - 6 - 3 * place + 0.4,
+                    torch.full_like(ct, -9),
+                ],
+                1,
+            )
+        }
 
 
 @pytest.mark.parametrize("mirror", [True, False])
@@ -233,12 +288,23 @@ def test_views_are_told_and_their_mean_is_the_result(mirror):
     labels: list[np.ndarray] = []
     mean = sliding_windows.predict_shares(Mirrored(), sight, windows, CPU, on_view=labels.append)
     canvas = sliding_windows.predict_canvas(Mirrored(), sight, windows, CPU).numpy()
-    assert np.abs(np.stack([mean.whole(number) for number in range(4)]) - canvas).max() < 1e-3  # what blocks leave out
-    assert np.array_equal(mean.label(), canvas.argmax(0)) and len(labels) == sliding_windows.count_views(Mirrored(), windows) == (2 if mirror else 1)
-    plain = sliding_windows.predict_canvas(Mirrored(), sight, sliding_windows.Windows(4, (20, 20, 24), 0.5), CPU).numpy()
+    assert (
+        np.abs(np.stack([mean.whole(number) for number in range(4)]) - canvas).max() < 1e-3
+    )  # what blocks leave out
+    assert np.array_equal(mean.label(), canvas.argmax(0)) and len(labels) == sliding_windows.count_views(
+        Mirrored(), windows
+    ) == (2 if mirror else 1)
+    plain = sliding_windows.predict_canvas(
+        Mirrored(), sight, sliding_windows.Windows(4, (20, 20, 24), 0.5), CPU
+    ).numpy()
     assert np.array_equal(labels[0], plain.argmax(0))
     if mirror:
-        flipped = sliding_windows.predict_canvas(Mirrored(), sliding_windows.Sight(image.flip(2)), sliding_windows.Windows(4, (20, 20, 24), 0.5), CPU).numpy()[:, :, :, ::-1][[0, 2, 1, 3]]
+        flipped = sliding_windows.predict_canvas(
+            Mirrored(),
+            sliding_windows.Sight(image.flip(2)),
+            sliding_windows.Windows(4, (20, 20, 24), 0.5),
+            CPU,
+        ).numpy()[:, :, :, ::-1][[0, 2, 1, 3]]
         assert np.array_equal(labels[1], flipped.argmax(0)) and not np.array_equal(labels[0], labels[1])
 
 
@@ -254,8 +320,20 @@ def run(tmp_path_factory) -> tuple[artifacts.Workspace, dict]:
     for index, entry in enumerate(manifest["cases"]):
         label = draw(index)[1]
         label[label == (3 if index == 5 else 9)] = 0
-        nifti.write_label(workspace.processed / entry["reference"]["file"], Volume(label, Grid.from_record(entry["scan"]).affine), names=None)
-    words = arguments(workspace, **{"train.epochs": 6, "train.learning_rate": 0.01, "train.steps_per_epoch": 8, "train.validations": 1})
+        nifti.write_label(
+            workspace.processed / entry["reference"]["file"],
+            Volume(label, Grid.from_record(entry["scan"]).affine),
+            names=None,
+        )
+    words = arguments(
+        workspace,
+        **{
+            "train.epochs": 6,
+            "train.learning_rate": 0.01,
+            "train.steps_per_epoch": 8,
+            "train.validations": 1,
+        },
+    )
     assert train.main(words) == 0 and evaluate.main(words) == 0
     return workspace, manifest
 
@@ -268,20 +346,36 @@ def test_the_files_hold_what_a_direct_computation_gives(run):
 
     workspace, manifest = run
     entry = manifest["cases"][5]
-    predictor = load_predictor(workspace.best_model, config.EvaluateSettings(), device="cpu", build_network=build_network, file="best_model.pth")
+    predictor = load_predictor(
+        workspace.best_model,
+        config.EvaluateSettings(),
+        device="cpu",
+        build_network=build_network,
+        file="best_model.pth",
+    )
     image, label, _ = assemble(workspace, entry)
     members: list[np.ndarray] = []
     soft = predictor.probabilities(sliding_windows.Sight(image), on_member=members.append)
     prediction = nifti.read_integers(workspace.evaluation / "predictions" / "case_5.nii.gz")[0].array
-    summary, record = artifacts.read_json(workspace.evaluation / "summary_statistics.json"), artifacts.read_json(workspace.run_record)
+    summary, record = (
+        artifacts.read_json(workspace.evaluation / "summary_statistics.json"),
+        artifacts.read_json(workspace.run_record),
+    )
     with (workspace.evaluation / "per_case.csv").open() as stream:
         rows = {row["structure"]: row for row in csv.DictReader(stream)}
     agreed = dict(zip(STRUCTURES, agreement(members, 3)))
-    assert predictor.members == record["members"] == 2 and record["why_no_confidence"] is None and record["cases"][0]["confidence"] == agreed
+    assert (
+        predictor.members == record["members"] == 2
+        and record["why_no_confidence"] is None
+        and record["cases"][0]["confidence"] == agreed
+    )
     assert any(value is not None for value in agreed.values())  # else there is nothing to compare
     for number, name in enumerate(STRUCTURES, start=1):
         if name == "middle":  # nobody looked for it
-            assert name not in summary["calibration"] and rows[name]["ece_band"] == rows[name]["ece_whole"] == rows[name]["confidence"] == ""
+            assert (
+                name not in summary["calibration"]
+                and rows[name]["ece_band"] == rows[name]["ece_whole"] == rows[name]["confidence"] == ""
+            )
             continue
         truth = (np.asarray(label) == number).reshape(SIZE, SIZE, SIZE)
         band = calibration.boundary_band(reference=truth, prediction=prediction == number)
@@ -293,16 +387,28 @@ def test_the_files_hold_what_a_direct_computation_gives(run):
             assert sum(item["n"] for item in block["bins"]) == chosen.sum()
         assert rows[name]["confidence"] == ("" if agreed[name] is None else str(agreed[name]))
     content = artifacts.read_json(workspace.calibration)
-    assert content["format"] == "ctseg-calibration" and content["version"] == 1 and content["checkpoint_sha256"] == record["checkpoint_sha256"]
-    assert Sums.from_record(content["structures"]["left_blob"]["band"]).ece == summary["calibration"]["left_blob"]["band"]["ece"]
+    assert (
+        content["format"] == "ctseg-calibration"
+        and content["version"] == 1
+        and content["checkpoint_sha256"] == record["checkpoint_sha256"]
+    )
+    assert (
+        Sums.from_record(content["structures"]["left_blob"]["band"]).ece
+        == summary["calibration"]["left_blob"]["band"]["ece"]
+    )
 
 
 def test_the_report_shows_the_band_before_the_whole(run):
     workspace, _ = run
     report = (workspace.evaluation / "evaluation_report.txt").read_text()
-    table = report[report.index("Calibration of the probabilities"):]
+    table = report[report.index("Calibration of the probabilities") :]
     assert table.index("ECE band") < table.index("ECE whole") and "synthetic" in table.splitlines()[0]
-    assert report.index("Worst 5") < report.index("Calibration of") < report.index("Failure detection") < report.index("Warnings")
+    assert (
+        report.index("Worst 5")
+        < report.index("Calibration of")
+        < report.index("Failure detection")
+        < report.index("Warnings")
+    )
     assert (workspace.evaluation / "reliability.png").stat().st_size > 5000
 
 
@@ -327,8 +433,15 @@ def test_pictures_of_few_many_and_no_structures(tmp_path: Path):
         sums = {}
         for number in range(count):
             p = rng.random((12, 12, 12), dtype=np.float32)
-            sums[f"s{number}"] = structure_sums(probability=p, reference=rng.random(p.shape) < p, prediction=p > 0.5, voxels=4000)
+            sums[f"s{number}"] = structure_sums(
+                probability=p, reference=rng.random(p.shape) < p, prediction=p > 0.5, voxels=4000
+            )
         pooled = calibration.pooled(sums)
         assert pooled["whole"].voxels == 4000 * count
-        reliability.diagram(calibration.describe(sums), calibration.describe({"all": pooled})["all"], tmp_path / f"{count}.png", True)
+        reliability.diagram(
+            calibration.describe(sums),
+            calibration.describe({"all": pooled})["all"],
+            tmp_path / f"{count}.png",
+            True,
+        )
         assert (tmp_path / f"{count}.png").stat().st_size > 5000

@@ -21,8 +21,28 @@ from ctseg.scans.datasets.find_scans import find_scans
 from ctseg.scans.formats import nifti
 from ctseg.scans.masks import open_masks
 
-TINY = ["--workers", "1", "--epochs", "2", "--profile", "cpu", "--model", "unet", "--set", "train.steps_per_epoch=4", "--set", "train.patch_size=32,32,32", "--set", "model.levels=3",
-        "--set", "model.width=4", "--set", "train.validations=1", "--set", "evaluate.overlap=0"]
+TINY = [
+    "--workers",
+    "1",
+    "--epochs",
+    "2",
+    "--profile",
+    "cpu",
+    "--model",
+    "unet",
+    "--set",
+    "train.steps_per_epoch=4",
+    "--set",
+    "train.patch_size=32,32,32",
+    "--set",
+    "model.levels=3",
+    "--set",
+    "model.width=4",
+    "--set",
+    "train.validations=1",
+    "--set",
+    "evaluate.overlap=0",
+]
 
 
 @pytest.fixture(scope="module")
@@ -33,13 +53,41 @@ def trained(tmp_path_factory) -> tuple[Path, list[Path]]:
     data = root / "cohort" / "nifti"
     checkpoints = []
     for name, words in (("a", []), ("b", ["--set", "train.seed=1"]), ("c", ["--structures", "bladder"])):
-        assert run_pipeline.main(["--preprocess", "--train", "--data", str(data), "--workspace", str(root / name), *TINY, *words]) == 0
+        assert (
+            run_pipeline.main(
+                [
+                    "--preprocess",
+                    "--train",
+                    "--data",
+                    str(data),
+                    "--workspace",
+                    str(root / name),
+                    *TINY,
+                    *words,
+                ]
+            )
+            == 0
+        )
         checkpoints.append(artifacts.Workspace(root / name).best_model)
     return next(data.rglob("ct.nii.gz")), checkpoints
 
 
 def predict(scan: Path, output: Path, checkpoints: list[Path], *words: str) -> int:
-    return infer.main(["--input", str(scan), "--output", str(output), "--checkpoint", *map(str, checkpoints), "--device", "cpu", "--set", "evaluate.overlap=0", *words])
+    return infer.main(
+        [
+            "--input",
+            str(scan),
+            "--output",
+            str(output),
+            "--checkpoint",
+            *map(str, checkpoints),
+            "--device",
+            "cpu",
+            "--set",
+            "evaluate.overlap=0",
+            *words,
+        ]
+    )
 
 
 def array(path: Path) -> np.ndarray:
@@ -48,23 +96,55 @@ def array(path: Path) -> np.ndarray:
 
 def test_a_file_per_structure_probabilities_and_uncertainty_agree_with_the_label_map(tmp_path, trained):
     scan, checkpoints = trained
-    assert predict(scan, tmp_path, checkpoints[:1], "--format", "nifti,organs", "--probabilities", "--save-uncertainty", "--keep-largest", "none") == 0
-    label, names = nifti.read_integers(tmp_path / "ct.nii.gz")[0].array, artifacts.read_json(tmp_path / "labels.json")
+    assert (
+        predict(
+            scan,
+            tmp_path,
+            checkpoints[:1],
+            "--format",
+            "nifti,organs",
+            "--probabilities",
+            "--save-uncertainty",
+            "--keep-largest",
+            "none",
+        )
+        == 0
+    )
+    label, names = (
+        nifti.read_integers(tmp_path / "ct.nii.gz")[0].array,
+        artifacts.read_json(tmp_path / "labels.json"),
+    )
     organs = open_masks(tmp_path / "ct")
     assert set(organs.names) == set(names.values()) and label.any()
-    probabilities = {name: array(tmp_path / "ct_probabilities" / f"{name}.nii.gz").T for name in names.values()}
+    probabilities = {
+        name: array(tmp_path / "ct_probabilities" / f"{name}.nii.gz").T for name in names.values()
+    }
     background = 1 - sum(probabilities.values())
     for value, name in names.items():
         assert np.array_equal(organs.read(name).array, label == int(value))
-        assert probabilities[name].dtype == np.float32 and probabilities[name].min() >= 0 and probabilities[name].max() <= 1
-        clear = probabilities[name] > np.maximum(background, np.max([other for key, other in probabilities.items() if key != name], axis=0)) + 0.05
+        assert (
+            probabilities[name].dtype == np.float32
+            and probabilities[name].min() >= 0
+            and probabilities[name].max() <= 1
+        )
+        clear = (
+            probabilities[name]
+            > np.maximum(
+                background, np.max([other for key, other in probabilities.items() if key != name], axis=0)
+            )
+            + 0.05
+        )
         assert np.count_nonzero(label[clear] != int(value)) <= 0.01 * np.count_nonzero(clear)
     uncertainty = array(tmp_path / "ct_uncertainty.nii.gz").T
     assert uncertainty.min() >= 0 and uncertainty.max() <= 1
     certain = np.maximum(background, np.max(list(probabilities.values()), axis=0))
     assert uncertainty[certain > 0.9].mean() < uncertainty[certain < 0.6].mean()
     record = artifacts.read_json(tmp_path / "inference.json")
-    assert record["versions"]["numpy"] == np.__version__ and record["peak_memory_gb"] > 0 and record["scans"][0]["files"]["uncertainty"] == "ct_uncertainty.nii.gz"
+    assert (
+        record["versions"]["numpy"] == np.__version__
+        and record["peak_memory_gb"] > 0
+        and record["scans"][0]["files"]["uncertainty"] == "ct_uncertainty.nii.gz"
+    )
 
 
 def test_an_ensemble_gives_the_mean_of_its_probabilities(tmp_path, trained, capsys):
@@ -74,7 +154,10 @@ def test_an_ensemble_gives_the_mean_of_its_probabilities(tmp_path, trained, caps
     a, b, both = (array(tmp_path / name / "ct_probabilities" / "bladder.nii.gz") for name in ("a", "b", "ab"))
     assert np.abs(a - b).max() > 0.01 and np.allclose(both, (a + b) / 2, atol=2e-3)
     assert len(artifacts.read_json(tmp_path / "ab" / "inference.json")["checkpoints_sha256"]) == 2
-    assert predict(scan, tmp_path / "wrong", [first, foreign]) == 2 and "other structures" in capsys.readouterr().err
+    assert (
+        predict(scan, tmp_path / "wrong", [first, foreign]) == 2
+        and "other structures" in capsys.readouterr().err
+    )
 
 
 def test_mirrored_views_can_be_left_out(tmp_path, trained):
@@ -87,8 +170,15 @@ def test_mirrored_views_can_be_left_out(tmp_path, trained):
         records.append(artifacts.read_json(output / "inference.json"))
     assert np.array_equal(results[0], results[1]) and not np.array_equal(results[0], results[2])
     (both,), (alone,) = records[0]["scans"], records[2]["scans"]
-    assert both["members"] == 2 and records[0]["why_no_confidence"] is None and alone["members"] == 1 and "single prediction" in records[2]["why_no_confidence"]
-    assert set(both["confidence"]) == set(records[0]["structures"]) == set(alone["confidence"]) and set(alone["confidence"].values()) == {None}
+    assert (
+        both["members"] == 2
+        and records[0]["why_no_confidence"] is None
+        and alone["members"] == 1
+        and "single prediction" in records[2]["why_no_confidence"]
+    )
+    assert set(both["confidence"]) == set(records[0]["structures"]) == set(alone["confidence"]) and set(
+        alone["confidence"].values()
+    ) == {None}
     known = [value for value in both["confidence"].values() if value is not None]
     assert known and all(0 <= value <= 1 for value in known)
 
@@ -105,12 +195,22 @@ def test_doubtful_scans_are_named(tmp_path, trained, capsys):
     assert "LOW_CONFIDENCE" not in capsys.readouterr().out
 
 
-def stored(image: nib.Nifti1Image, path: Path, *, affine: np.ndarray | None = None, data: np.ndarray | None = None, dtype: str = "<i2", slope: float = 1.0) -> None:
+def stored(
+    image: nib.Nifti1Image,
+    path: Path,
+    *,
+    affine: np.ndarray | None = None,
+    data: np.ndarray | None = None,
+    dtype: str = "<i2",
+    slope: float = 1.0,
+) -> None:
     """Write voxels of a scan in another form."""
     values = np.asarray(image.dataobj) if data is None else data
     header = nib.Nifti1Header(endianness=dtype[0])
     header.set_data_dtype(np.dtype(dtype))
-    written = nib.Nifti1Image(np.rint(values / slope).astype(dtype), image.affine if affine is None else affine, header)  # nibabel keeps integers as they are
+    written = nib.Nifti1Image(
+        np.rint(values / slope).astype(dtype), image.affine if affine is None else affine, header
+    )  # nibabel keeps integers as they are
     written.set_sform(written.affine, code=1)
     written.set_qform(None, code=0)
     nib.save(written, path)
@@ -143,7 +243,13 @@ def test_masks_lie_exactly_on_the_scan_whatever_its_form(tmp_path, trained):
     assert predict(scans, tmp_path / "masks", checkpoints[:1]) == 0
     plain = array(tmp_path / "masks" / "plain.nii.gz")
     assert plain.any()
-    same = {"left_handed": lambda a: a[::-1], "other_axes": lambda a: a.transpose(1, 2, 0), "one_more_axis": lambda a: a, "big_endian": lambda a: a, "scaled": lambda a: a}
+    same = {
+        "left_handed": lambda a: a[::-1],
+        "other_axes": lambda a: a.transpose(1, 2, 0),
+        "one_more_axis": lambda a: a,
+        "big_endian": lambda a: a,
+        "scaled": lambda a: a,
+    }
     for path in scans.iterdir():
         name, mask = path.name, nib.load(tmp_path / "masks" / path.name)
         assert np.array_equal(mask.affine, nib.load(path).affine), name  # to the last bit
@@ -152,7 +258,9 @@ def test_masks_lie_exactly_on_the_scan_whatever_its_form(tmp_path, trained):
             assert np.array_equal(back(np.asarray(mask.dataobj)), plain), name
 
 
-def test_scans_in_nrrd_and_metaimage_get_the_mask_of_the_same_nifti_on_exactly_that_grid(tmp_path, trained, capsys):
+def test_scans_in_nrrd_and_metaimage_get_the_mask_of_the_same_nifti_on_exactly_that_grid(
+    tmp_path, trained, capsys
+):
     """NIfTI out, whatever came in; a detached header is refused by name and the others are still done."""
     scan, checkpoints = trained
     image = sitk.ReadImage(str(scan))
@@ -171,7 +279,9 @@ def test_scans_in_nrrd_and_metaimage_get_the_mask_of_the_same_nifti_on_exactly_t
         assert np.array_equal(mask.array, plain.array) and mask.grid.corner_distance_mm(plain.grid) < 1e-3
 
 
-def test_a_scan_that_breaks_in_an_unforeseen_way_does_not_end_the_others(tmp_path, trained, monkeypatch, capsys):
+def test_a_scan_that_breaks_in_an_unforeseen_way_does_not_end_the_others(
+    tmp_path, trained, monkeypatch, capsys
+):
     scan, checkpoints = trained
     for name in ("first", "second", "third", "fourth"):
         shutil.copy(scan, tmp_path / f"{name}.nii.gz")
@@ -189,10 +299,19 @@ def test_a_scan_that_breaks_in_an_unforeseen_way_does_not_end_the_others(tmp_pat
     monkeypatch.setattr(load_case, "load_image", breaking)
     assert predict(tmp_path, tmp_path / "out", checkpoints[:1]) == 3
     said = capsys.readouterr().out
-    assert "ERROR PREDICT_FAILED case=second" in said and "ZeroDivisionError in test_infer.py, line" in said and "Mustermann" not in said
+    assert (
+        "ERROR PREDICT_FAILED case=second" in said
+        and "ZeroDivisionError in test_infer.py, line" in said
+        and "Mustermann" not in said
+    )
     assert "ERROR OUT_OF_MEMORY case=third" in said
     record = artifacts.read_json(tmp_path / "out" / "inference.json")
-    assert record["finished"] and [item.get("error") for item in record["scans"]] == [None, None, "PREDICT_FAILED", "OUT_OF_MEMORY"]  # in the order of names
+    assert record["finished"] and [item.get("error") for item in record["scans"]] == [
+        None,
+        None,
+        "PREDICT_FAILED",
+        "OUT_OF_MEMORY",
+    ]  # in the order of names
     assert {path.name for path in (tmp_path / "out").glob("*.nii.gz")} == {"first.nii.gz", "fourth.nii.gz"}
 
 
@@ -274,7 +393,9 @@ def test_a_full_disk_ends_the_run_and_an_unreadable_scan_only_itself(tmp_path, t
     assert "ERROR DISK_FULL" in said and "a.nii.gz" in said and not list((tmp_path / "full").glob(".tmp-*"))
 
 
-def test_the_same_command_goes_on_after_an_interruption_and_begins_anew_where_something_changed(tmp_path, trained, monkeypatch):
+def test_the_same_command_goes_on_after_an_interruption_and_begins_anew_where_something_changed(
+    tmp_path, trained, monkeypatch
+):
     scan, checkpoints = trained
     for name in ("a", "b", "c"):
         shutil.copy(scan, tmp_path / f"{name}.nii.gz")
@@ -309,6 +430,14 @@ def test_scouts_of_an_export_are_passed_over(tmp_path):
 
     volume = Volume(np.zeros((8, 16, 16), np.float32), np.diag([3.0, 2.0, 2.0, 1.0])[:, [2, 1, 0, 3]])
     for folder, count in (("one/scout", 2), ("one/axial", 8), ("two", 2)):
-        dicom_series.write_series(tmp_path / folder, Volume(volume.array[:count], volume.affine), patient_id=folder[:3], series_number=count, seed=1)
+        dicom_series.write_series(
+            tmp_path / folder,
+            Volume(volume.array[:count], volume.affine),
+            patient_id=folder[:3],
+            series_number=count,
+            seed=1,
+        )
     found = find_scans(tmp_path)
-    assert set(found) == {"one", "two"} and found["one"].path.name == "axial"  # what has nothing better is refused by name later
+    assert (
+        set(found) == {"one", "two"} and found["one"].path.name == "axial"
+    )  # what has nothing better is refused by name later

@@ -30,7 +30,9 @@ from ctseg.reporting.pictures import curves, plots, slices, style
 ROOT = Path(__file__).resolve().parents[2]
 NASTY = "<script>alert('x')</script>\"&$x^2$"
 NAMES = list(fake_results.STRUCTURES)
-NO_PLOTS = dict.fromkeys([*curves.PICTURES, "dice_boxplots.png", "dice_vs_hausdorff.png", "metrics_heatmap.png"], b"")
+NO_PLOTS = dict.fromkeys(
+    [*curves.PICTURES, "dice_boxplots.png", "dice_vs_hausdorff.png", "metrics_heatmap.png"], b""
+)
 
 
 @pytest.fixture(scope="module")
@@ -68,27 +70,46 @@ def row(structure: str, state: str, dice: float | None, case: str = "a", **more:
 
 
 def test_stage_writes_every_named_file(built: Workspace, page: str) -> None:
-    for name in ("loss_curves", "dice_scores", "hausdorff_distances", "learning_rate", "resource_usage", "combined_metrics"):
+    for name in (
+        "loss_curves",
+        "dice_scores",
+        "hausdorff_distances",
+        "learning_rate",
+        "resource_usage",
+        "combined_metrics",
+    ):
         with Image.open(built.analysis / f"{name}.png") as image:
             assert image.width >= 600 and image.height >= 300
     text = (built.analysis / "training_summary.txt").read_text(encoding="utf-8")
-    assert "multi_decoder" in text and "synthetic" in text and "predicting nothing" in text and "not a medical device" in text
+    assert (
+        "multi_decoder" in text
+        and "synthetic" in text
+        and "predicting nothing" in text
+        and "not a medical device" in text
+    )
     assert not list(built.analysis.glob(".tmp-*"))
 
 
 def test_imports_no_torch_and_help_is_instant() -> None:
-    code = ("import sys, io, contextlib, analyze\n"
-            "with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit): analyze.main(['--help'])\n"
-            "assert 'torch' not in sys.modules and 'matplotlib' not in sys.modules, 'help is slow'\n"
-            "import ctseg.reporting.report, ctseg.reporting.pictures.curves, ctseg.reporting.pictures.plots, ctseg.reporting.gallery\n"
-            "assert 'torch' not in sys.modules and 'matplotlib.pyplot' not in sys.modules, 'torch or pyplot'")
+    code = (
+        "import sys, io, contextlib, analyze\n"
+        "with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit): analyze.main(['--help'])\n"
+        "assert 'torch' not in sys.modules and 'matplotlib' not in sys.modules, 'help is slow'\n"
+        "import ctseg.reporting.report, ctseg.reporting.pictures.curves, ctseg.reporting.pictures.plots, ctseg.reporting.gallery\n"
+        "assert 'torch' not in sys.modules and 'matplotlib.pyplot' not in sys.modules, 'torch or pyplot'"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
 
 
 def test_command_line_writes_the_page_without_a_traceback(tmp_path: Path) -> None:
     small = fake_results.build(tmp_path, cases=1)
-    done = subprocess.run([sys.executable, str(ROOT / "analyze.py"), "--workspace", str(small.root)], capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "analyze.py"), "--workspace", str(small.root)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert done.returncode == 0, done.stderr
     assert "analysis/report.html" in done.stdout and "Traceback" not in done.stdout + done.stderr
 
@@ -96,11 +117,18 @@ def test_command_line_writes_the_page_without_a_traceback(tmp_path: Path) -> Non
 def test_missing_history_names_the_command(tmp_path: Path) -> None:
     with pytest.raises(PreconditionError, match="--train"):
         analyze.run(Workspace(tmp_path), Settings(), Options())
-    done = subprocess.run([sys.executable, str(ROOT / "analyze.py"), "--workspace", str(tmp_path)], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "analyze.py"), "--workspace", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
     assert done.returncode == 4 and "MISSING_ARTIFACT" in done.stderr and "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("content", ["{", "[1, 2]", '{"train_loss": [NaN]}'], ids=["truncated", "list", "NaN"])
+@pytest.mark.parametrize(
+    "content", ["{", "[1, 2]", '{"train_loss": [NaN]}'], ids=["truncated", "list", "NaN"]
+)
 def test_damaged_history_is_refused(workspace: Workspace, content: str) -> None:
     workspace.history.write_text(content)
     with pytest.raises(IntegrityError, match="ARTIFACT_CORRUPT"):
@@ -116,7 +144,9 @@ def test_page_is_one_file_without_outside_references(page: str) -> None:
         assert tag not in ("script", "link", "iframe", "object", "base")
         for key in ("src", "href"):
             if key in attributes:
-                assert str(attributes[key]).startswith(("data:image/", "#")) or attributes[key] == "viewer.html", attributes[key]
+                assert (
+                    str(attributes[key]).startswith(("data:image/", "#")) or attributes[key] == "viewer.html"
+                ), attributes[key]
         assert not any(name.startswith("on") for name in attributes)
     style_text = page.split("<style>")[1].split("</style>")[0]
     assert "url(" not in style_text and "@import" not in style_text
@@ -136,9 +166,20 @@ def test_page_says_what_was_run_and_how_good_it_is(built: Workspace, page: str) 
     summary = artifacts.read_json(built.evaluation / "summary_statistics.json")
     assert f"{summary['headline']['macro_dice']:.3f}" in text
     for name in NAMES:
-        assert f"{summary[f'{name}_dice']['mean']:.3f}" in text and f"{summary[f'{name}_hd95_imputed']['mean']:.1f}" in text
-    for words in ("SYNTHETIC DATA", "2,765,067", "11 training, 3 validation, 7 test", "layout plain", "not a medical device", "not annotated", "seed".title(),
-                  artifacts.read_json(built.manifest)["splits_hash"][:12]):
+        assert (
+            f"{summary[f'{name}_dice']['mean']:.3f}" in text
+            and f"{summary[f'{name}_hd95_imputed']['mean']:.1f}" in text
+        )
+    for words in (
+        "SYNTHETIC DATA",
+        "2,765,067",
+        "11 training, 3 validation, 7 test",
+        "layout plain",
+        "not a medical device",
+        "not annotated",
+        "seed".title(),
+        artifacts.read_json(built.manifest)["splits_hash"][:12],
+    ):
         assert words in text, words
 
 
@@ -165,7 +206,9 @@ def test_without_evaluation_the_page_says_so(tmp_path: Path) -> None:
 
 
 def test_evaluation_of_other_data_is_left_out(workspace: Workspace) -> None:
-    artifacts.write_json(workspace.run_record, artifacts.read_json(workspace.run_record) | {"manifest_hash": "other"})
+    artifacts.write_json(
+        workspace.run_record, artifacts.read_json(workspace.run_record) | {"manifest_hash": "other"}
+    )
     found = results.read(workspace)
     assert not found.evaluated and any("left out" in notice for notice in found.notices)
 
@@ -176,16 +219,19 @@ def test_evaluation_of_other_weights_is_said(workspace: Workspace) -> None:
     assert found.evaluated and any("other weights" in notice for notice in found.notices)
 
 
-@pytest.mark.parametrize(("stopped", "said"), [("running", "not finished"), ("interrupted", "interrupted"),
-                                               ("diverged", "--restart")])
+@pytest.mark.parametrize(
+    ("stopped", "said"),
+    [("running", "not finished"), ("interrupted", "interrupted"), ("diverged", "--restart")],
+)
 def test_a_training_that_did_not_finish_is_said(workspace: Workspace, stopped: str, said: str) -> None:
     artifacts.write_json(workspace.history, artifacts.read_json(workspace.history) | {"stopped": stopped})
     assert any("Training:" in notice and said in notice for notice in results.read(workspace).notices)
 
 
 def test_evaluation_of_weights_that_are_gone_is_said(workspace: Workspace) -> None:
-    artifacts.write_json(workspace.run_record,
-                         artifacts.read_json(workspace.run_record) | {"checkpoint_sha256": "w" * 64})
+    artifacts.write_json(
+        workspace.run_record, artifacts.read_json(workspace.run_record) | {"checkpoint_sha256": "w" * 64}
+    )
     workspace.best_model.unlink(missing_ok=True)
     assert any("other weights" in notice for notice in results.read(workspace).notices)
 
@@ -212,8 +258,14 @@ def test_absolute_data_folder_shows_its_name_only(built: Workspace) -> None:
 
 
 def test_warnings_of_one_kind_share_a_line() -> None:
-    items = [{"severity": "NOTE", "code": "REORIENTED", "case": f"c{i}", "cause": "x", "fix": "y"} for i in range(30)]
-    items += [{"severity": "ERROR", "code": "TRUNCATED", "case": f"e{i}", "cause": "x", "fix": "y"} for i in range(2)]
+    items = [
+        {"severity": "NOTE", "code": "REORIENTED", "case": f"c{i}", "cause": "x", "fix": "y"}
+        for i in range(30)
+    ]
+    items += [
+        {"severity": "ERROR", "code": "TRUNCATED", "case": f"e{i}", "cause": "x", "fix": "y"}
+        for i in range(2)
+    ]
     lines = report.findings({"findings": items})["lines"]
     assert [(line["severity"], line["n"]) for line in lines] == [("skipped", 1), ("skipped", 1), ("note", 30)]
     assert lines[2]["cases"].endswith("and 24 more")
@@ -222,12 +274,18 @@ def test_warnings_of_one_kind_share_a_line() -> None:
 def test_rows_keep_undefined_apart_from_zero(built: Workspace) -> None:
     rows = results.read_rows(built.evaluation / "per_case.csv")
     missed = next(r for r in rows if r["state"] == "missed")
-    assert missed["dice"] == 0.0 and missed["hd95_mm"] is None and isinstance(missed["hd95_imputed_mm"], float)
+    assert (
+        missed["dice"] == 0.0 and missed["hd95_mm"] is None and isinstance(missed["hd95_imputed_mm"], float)
+    )
     unannotated = next(r for r in rows if r["state"] == "unannotated")
     assert unannotated["dice"] is None and unannotated["structure"] == "Rectum"
 
 
-@pytest.mark.parametrize("content", ["case_id,structure,state,dice\na,b,present,high\n", "structure,dice\nb,0.5\n"], ids=["word instead of a number", "no case_id"])
+@pytest.mark.parametrize(
+    "content",
+    ["case_id,structure,state,dice\na,b,present,high\n", "structure,dice\nb,0.5\n"],
+    ids=["word instead of a number", "no case_id"],
+)
 def test_damaged_table_is_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / "per_case.csv").write_text(content)
     with pytest.raises(IntegrityError, match="ARTIFACT_CORRUPT"):
@@ -249,9 +307,26 @@ def test_null_is_a_gap_and_not_zero() -> None:
 
 
 @pytest.mark.parametrize("name", list(curves.PICTURES))
-@pytest.mark.parametrize("history", [{}, {"epochs": [1, 2], "train_loss": [None, None], "val_dice": {"A": [None, None]}, "resource_usage": [{}, {}]},
-                                     {"epochs": [1], "train_loss": [0.5], "val_dice": {"A": [0.5]}, "train_dice": {"A": [0.4]}, "best_epoch": 1}],
-                         ids=["empty", "only nulls", "one epoch"])
+@pytest.mark.parametrize(
+    "history",
+    [
+        {},
+        {
+            "epochs": [1, 2],
+            "train_loss": [None, None],
+            "val_dice": {"A": [None, None]},
+            "resource_usage": [{}, {}],
+        },
+        {
+            "epochs": [1],
+            "train_loss": [0.5],
+            "val_dice": {"A": [0.5]},
+            "train_dice": {"A": [0.4]},
+            "best_epoch": 1,
+        },
+    ],
+    ids=["empty", "only nulls", "one epoch"],
+)
 def test_missing_series_still_gives_a_file(tmp_path: Path, name: str, history: dict[str, Any]) -> None:
     curves.PICTURES[name](history, tmp_path / name, False)
     assert Image.open(tmp_path / name).width >= 600
@@ -276,7 +351,14 @@ def test_sixty_structures_become_a_map_with_every_name() -> None:
 
 
 def test_headline_rows_are_present_only() -> None:
-    rows = [row("A", "present", 0.8), row("A", "missed", 0.0), row("A", "absent", None), row("A", "hallucinated", None), row("A", "unannotated", None), row("B", "present", 1.0)]
+    rows = [
+        row("A", "present", 0.8),
+        row("A", "missed", 0.0),
+        row("A", "absent", None),
+        row("A", "hallucinated", None),
+        row("A", "unannotated", None),
+        row("B", "present", 1.0),
+    ]
     assert [r["dice"] for r in plots.with_reference(rows, "A")] == [0.8, 0.0]
     assert plots.label_of("A", rows) == "A (n=2, 1 missed)" and plots.label_of("B", rows) == "B (n=1)"
     assert plots.dice_of({"state": "missed", "dice": None}) == 0.0
@@ -289,7 +371,10 @@ def test_missed_structures_are_drawn_at_zero_and_marked() -> None:
     def count(pixels: np.ndarray) -> int:
         return int((np.abs(pixels.astype(int) - marked).max(-1) < 12).sum())
 
-    without, with_one = png_of(plots.dice_boxplots, rows, ["A"]), png_of(plots.dice_boxplots, [*rows, row("A", "missed", 0.0, case="m")], ["A"])
+    without, with_one = (
+        png_of(plots.dice_boxplots, rows, ["A"]),
+        png_of(plots.dice_boxplots, [*rows, row("A", "missed", 0.0, case="m")], ["A"]),
+    )
     assert count(with_one) > count(without) + 20  # the legend's mark is in both
 
 
@@ -310,7 +395,11 @@ def test_sixty_structures_get_a_line_each(draw: Any) -> None:
 def test_synthetic_stands_in_the_title(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[str] = []
     original = style.Figure.suptitle
-    monkeypatch.setattr(style.Figure, "suptitle", lambda self, text, **more: (seen.append(text), original(self, text, **more))[1])
+    monkeypatch.setattr(
+        style.Figure,
+        "suptitle",
+        lambda self, text, **more: (seen.append(text), original(self, text, **more))[1],
+    )
     history, rows = fake_results.history(epochs=3), [row("A", "present", 0.5)]
     for draw in curves.PICTURES.values():
         draw(history, io.BytesIO(), True)
@@ -332,10 +421,21 @@ def test_same_input_gives_the_same_bytes() -> None:
 
 def test_best_median_worst_and_worst_per_structure() -> None:
     rows = [row("A", "present", dice, case=case) for case, dice in (("p", 0.9), ("q", 0.5), ("r", 0.7))]
-    rows += [row("B", "present", 0.9, case="p"), row("B", "missed", 0.0, case="r"), row("B", "unannotated", None, case="q"), row("C", "absent", None, case="p")]
+    rows += [
+        row("B", "present", 0.9, case="p"),
+        row("B", "missed", 0.0, case="r"),
+        row("B", "unannotated", None, case="q"),
+        row("C", "absent", None, case="p"),
+    ]
     chosen = [(c.case_id, c.structure, c.reason.split()[0]) for c in slices.choose(rows, ["A", "B", "C"])]
     # r: (0.7 + 0) / 2 = 0.35 is the worst, q: 0.5 (B was not annotated) the median
-    assert chosen == [("p", None, "best"), ("q", None, "median"), ("r", None, "worst"), ("q", "A", "worst"), ("r", "B", "worst")]
+    assert chosen == [
+        ("p", None, "best"),
+        ("q", None, "median"),
+        ("r", None, "worst"),
+        ("q", "A", "worst"),
+        ("r", "B", "worst"),
+    ]
     assert slices.choose([row("A", "absent", None)], ["A"]) == []
     assert slices.choose(rows[:1], ["A"])[0].reason == "best and median and worst of 1 cases"
 
@@ -354,18 +454,31 @@ def test_planes_follow_the_radiological_convention() -> None:
     assert np.argwhere(axial).tolist() == [[0, 13]]  # anterior on top, the patient's left at the right
     assert np.argwhere(coronal).tolist() == [[0, 13]]  # superior on top, left at the right
     assert np.argwhere(sagittal).tolist() == [[0, 0]]  # superior on top, anterior at the left
-    assert [(p.left, p.right, p.top, p.bottom) for p in slices.PLANES] == [("R", "L", "A", "P"), ("R", "L", "S", "I"), ("A", "P", "S", "I")]
+    assert [(p.left, p.right, p.top, p.bottom) for p in slices.PLANES] == [
+        ("R", "L", "A", "P"),
+        ("R", "L", "S", "I"),
+        ("A", "P", "S", "I"),
+    ]
     assert [p.pixel_mm((3, 2, 1)) for p in slices.PLANES] == [(2, 1), (3, 1), (3, 2)]
 
 
-@pytest.mark.parametrize(("order", "flips"), [((0, 1, 2), (False, False, False)), ((2, 0, 1), (True, False, True)), ((1, 2, 0), (False, True, True))])
-def test_picture_does_not_depend_on_how_the_file_is_stored(order: tuple[int, int, int], flips: tuple[bool, bool, bool]) -> None:
+@pytest.mark.parametrize(
+    ("order", "flips"),
+    [((0, 1, 2), (False, False, False)), ((2, 0, 1), (True, False, True)), ((1, 2, 0), (False, True, True))],
+)
+def test_picture_does_not_depend_on_how_the_file_is_stored(
+    order: tuple[int, int, int], flips: tuple[bool, bool, bool]
+) -> None:
     image, reference, prediction = fake_results.draw((10, 12, 14), np.random.default_rng(0))
     affine = np.array([[0, 0, 1.0, -5], [0, 2.0, 0, 7], [3.0, 0, 0, 9], [0, 0, 0, 1]])
     drawn = []
     for how in (((0, 1, 2), (False, False, False)), (order, flips)):
         stream = io.BytesIO()
-        slices.draw_case(*(reorient(Volume(array, affine), *how) for array in (image, reference, prediction)), NAMES, stream)
+        slices.draw_case(
+            *(reorient(Volume(array, affine), *how) for array in (image, reference, prediction)),
+            NAMES,
+            stream,
+        )
         drawn.append(stream.getvalue())
     assert drawn[0] == drawn[1]
 
@@ -375,7 +488,13 @@ def test_label_on_another_grid_is_refused() -> None:
     shifted = np.eye(4)
     shifted[0, 3] = 5
     with pytest.raises(CaseError, match="LABEL_GRID"):
-        slices.draw_case(Volume(image, np.eye(4)), Volume(reference, shifted), Volume(reference, np.eye(4)), NAMES, io.BytesIO())
+        slices.draw_case(
+            Volume(image, np.eye(4)),
+            Volume(reference, shifted),
+            Volume(reference, np.eye(4)),
+            NAMES,
+            io.BytesIO(),
+        )
 
 
 def test_slices_go_through_the_structure() -> None:
@@ -387,7 +506,9 @@ def test_slices_go_through_the_structure() -> None:
     label[2, 3:9, 3:9] = 1
     label[7, 3, 3], label[7, 4, 4] = 1, 2
     label[8, 4:6, 4:8] = 2
-    assert slices.busiest_slices(label)[0] in (2, 8) and slices.busiest_slices(np.zeros((4, 6, 8), np.uint8)) == (2, 3, 4)
+    assert slices.busiest_slices(label)[0] in (2, 8) and slices.busiest_slices(
+        np.zeros((4, 6, 8), np.uint8)
+    ) == (2, 3, 4)
 
 
 def test_view_has_its_margin_in_mm_and_stays_inside() -> None:
@@ -395,7 +516,12 @@ def test_view_has_its_margin_in_mm_and_stays_inside() -> None:
     mask[50:60, 50:60, 0:10] = True
     box = slices.view_box(mask, (2.0, 1.0, 1.0), margin_mm=10.0, smallest_mm=0.0)
     assert [(s.start, s.stop) for s in box][2][0] == 0
-    assert box[0].start in (44, 45) and box[0].stop in (65, 66) and box[1].start in (39, 40) and box[1].stop in (70, 71)
+    assert (
+        box[0].start in (44, 45)
+        and box[0].stop in (65, 66)
+        and box[1].start in (39, 40)
+        and box[1].stop in (70, 71)
+    )
     wide = slices.view_box(mask, (1.0, 1.0, 1.0), margin_mm=0.0, smallest_mm=60.0)
     assert all(s.stop - s.start >= 35 for s in wide) and wide[0].stop - wide[0].start >= 60
 
@@ -403,7 +529,9 @@ def test_view_has_its_margin_in_mm_and_stays_inside() -> None:
 def test_raw_scan_that_is_gone_is_said(workspace: Workspace) -> None:
     shutil.rmtree(workspace.root / "raw")
     pictures = gallery.make(workspace, results.read(workspace))
-    assert pictures and all(picture.jpeg is None and "raw scan not found" in str(picture.missing) for picture in pictures)
+    assert pictures and all(
+        picture.jpeg is None and "raw scan not found" in str(picture.missing) for picture in pictures
+    )
     assert "raw scan not found" in report.render(results.read(workspace), NO_PLOTS, pictures)
 
 
@@ -418,10 +546,20 @@ def test_unannotated_outline_is_named_in_the_legend(monkeypatch: pytest.MonkeyPa
     reference[reference == 2] = 0
     labels: list[str] = []
     original = style.Figure.legend
-    monkeypatch.setattr(style.Figure, "legend", lambda self, **more: (labels.extend(h.get_label() for h in more["handles"]), original(self, **more))[1])
+    monkeypatch.setattr(
+        style.Figure,
+        "legend",
+        lambda self, **more: (labels.extend(h.get_label() for h in more["handles"]), original(self, **more))[
+            1
+        ],
+    )
     volumes = [Volume(array, np.diag([3.0, 2.0, 1.0, 1.0])) for array in (image, reference, prediction)]
     slices.draw_case(*volumes, NAMES, io.BytesIO(), remarks={"Rectum": "not annotated"}, synthetic=True)
-    assert "Rectum (not annotated)" in labels and "synthetic data" in labels and {"reference", "prediction"} <= set(labels)
+    assert (
+        "Rectum (not annotated)" in labels
+        and "synthetic data" in labels
+        and {"reference", "prediction"} <= set(labels)
+    )
 
 
 @pytest.mark.real
@@ -433,10 +571,23 @@ def test_left_parotid_of_a_real_scan_is_shown_on_the_right(real_data: Path) -> N
     label, _ = nifti.read_integers(sorted((real_data / "openkbp" / "test").glob("*/labels.nii.gz"))[0])
     canonical = to_canonical(label).array
     for plane in slices.PLANES[:2]:
-        columns = {name: np.mean([np.argwhere(plane.cut(canonical == values[name], i))[:, 1].mean() for i in np.unique(np.argwhere(canonical == values[name])[:, plane.axis])])
-                   for name in ("LeftParotid", "RightParotid")}
+        columns = {
+            name: np.mean(
+                [
+                    np.argwhere(plane.cut(canonical == values[name], i))[:, 1].mean()
+                    for i in np.unique(np.argwhere(canonical == values[name])[:, plane.axis])
+                ]
+            )
+            for name in ("LeftParotid", "RightParotid")
+        }
         assert columns["LeftParotid"] > columns["RightParotid"] + 10
 
 
 def test_names_in_letters_that_the_font_lacks_stay_apart_in_pictures():
-    assert [style.short(name) for name in ("肝臓", "脾臓", "left 肾", "Größe", "печень")] == ["[809D 81D3]", "[813E 81D3]", "left [80BE]", "Größe", "печень"]
+    assert [style.short(name) for name in ("肝臓", "脾臓", "left 肾", "Größe", "печень")] == [
+        "[809D 81D3]",
+        "[813E 81D3]",
+        "left [80BE]",
+        "Größe",
+        "печень",
+    ]

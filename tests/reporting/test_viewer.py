@@ -19,7 +19,9 @@ from ctseg.geometry.volume import Volume
 from ctseg.reporting import viewer
 from ctseg.reporting.results import Results
 
-BROWSER = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
+BROWSER = next(
+    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
+)
 SHAPE = (24, 40, 48)
 NAMES = ("liver", "</script><b>spleen")
 
@@ -37,30 +39,57 @@ def volumes(shape=SHAPE, spacing=(3.0, 2.0, 2.0)) -> tuple[Volume, Volume, Volum
 
 
 def page() -> str:
-    found = Results({"model": "unet", "structures": list(NAMES)}, {"window_hu": [-160, 240], "synthetic": True})
-    return viewer.render(found, [viewer.view_case(title, *volumes(), (-160.0, 240.0)) for title in ("case a", "case b")])
+    found = Results(
+        {"model": "unet", "structures": list(NAMES)}, {"window_hu": [-160, 240], "synthetic": True}
+    )
+    return viewer.render(
+        found, [viewer.view_case(title, *volumes(), (-160.0, 240.0)) for title in ("case a", "case b")]
+    )
 
 
 def test_the_page_carries_the_volumes_and_nothing_else():
     text = page()
     elements = Elements(text)
-    policy = next(dict(attributes)["content"] for tag, attributes in elements.tags if tag == "meta" and "content-security" in str(attributes).lower())
+    policy = next(
+        dict(attributes)["content"]
+        for tag, attributes in elements.tags
+        if tag == "meta" and "content-security" in str(attributes).lower()
+    )
     scripts = re.findall(r"<script>(.*?)</script>", text, re.DOTALL)
-    assert len(scripts) == 1 and f"'sha256-{base64.b64encode(hashlib.sha256(scripts[0].encode()).digest()).decode()}'" in policy and "default-src 'none'" in policy
-    assert not re.search(r"https?://", text) and all("src" not in attributes for _, attributes in elements.tags)
-    content = json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL).group(1))
+    assert (
+        len(scripts) == 1
+        and f"'sha256-{base64.b64encode(hashlib.sha256(scripts[0].encode()).digest()).decode()}'" in policy
+        and "default-src 'none'" in policy
+    )
+    assert not re.search(r"https?://", text) and all(
+        "src" not in attributes for _, attributes in elements.tags
+    )
+    content = json.loads(
+        re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL).group(1)
+    )
     assert content["structures"] == list(NAMES) and len(content["cases"]) == 2
     case = content["cases"][0]
-    image, reference, prediction = (np.frombuffer(gzip.decompress(base64.b64decode(case[name])), np.uint8).reshape(case["shape"]) for name in ("image", "reference", "prediction"))
-    assert set(np.unique(reference)) == {0, 1, 2} and np.array_equal(np.roll(reference, 2, axis=0), prediction)
-    assert (np.diff(image.astype(int), axis=2) >= 0).all() and case["spacing"] == [3.0, 2.0, 2.0]  # brighter to the left: to the right of the picture
+    image, reference, prediction = (
+        np.frombuffer(gzip.decompress(base64.b64decode(case[name])), np.uint8).reshape(case["shape"])
+        for name in ("image", "reference", "prediction")
+    )
+    assert set(np.unique(reference)) == {0, 1, 2} and np.array_equal(
+        np.roll(reference, 2, axis=0), prediction
+    )
+    assert (np.diff(image.astype(int), axis=2) >= 0).all() and case["spacing"] == [
+        3.0,
+        2.0,
+        2.0,
+    ]  # brighter to the left: to the right of the picture
 
 
 def test_large_scans_are_thinned_and_other_grids_refused():
     image, reference, prediction = volumes((40, 200, 380), (2.0, 1.0, 1.0))
     label = np.zeros(image.array.shape, dtype=np.uint8)
     label[5:35, 5:195, 5:370] = 1
-    case = viewer.view_case("big", image, Volume(label, image.affine), Volume(label, image.affine), (-160.0, 240.0))
+    case = viewer.view_case(
+        "big", image, Volume(label, image.affine), Volume(label, image.affine), (-160.0, 240.0)
+    )
     assert max(case.image.shape) <= viewer.LARGEST and case.spacing_mm == (2.0, 2.0, 3.0)
     moved = prediction.affine.copy()
     moved[0, 3] += 5
@@ -71,8 +100,21 @@ def test_large_scans_are_thinned_and_other_grids_refused():
 def browse(folder, text: str) -> str:
     """The page after the browser has run it."""
     (folder / "page.html").write_text(text, encoding="utf-8")
-    command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync",
-               f"--user-data-dir={folder / 'profile'}", "--virtual-time-budget=8000", "--dump-dom", (folder / "page.html").as_uri()]
+    command = [
+        BROWSER,
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-quic",
+        "--no-first-run",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
+        f"--user-data-dir={folder / 'profile'}",
+        "--virtual-time-budget=8000",
+        "--dump-dom",
+        (folder / "page.html").as_uri(),
+    ]
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
 
 
@@ -113,17 +155,41 @@ const wait = setInterval(() => {
 
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine")
 def test_scrolling_toggling_and_pointing_in_a_browser(tmp_path):
-    text = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", page())  # so that the driver may run
+    text = re.sub(
+        r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", page()
+    )  # so that the driver may run
     text = text.replace("</body>", DRIVER.replace("POINT_X", "0.25") + "</body>")
-    seen = {one["what"]: one for one in json.loads(re.search(r'<pre id="seen">(.*?)</pre>', browse(tmp_path, text), re.DOTALL).group(1).replace("&gt;", ">").replace("&lt;", "<"))}
+    seen = {
+        one["what"]: one
+        for one in json.loads(
+            re.search(r'<pre id="seen">(.*?)</pre>', browse(tmp_path, text), re.DOTALL)
+            .group(1)
+            .replace("&gt;", ">")
+            .replace("&lt;", "<")
+        )
+    }
     number = {what: int(re.search(r"slice (\d+) of", one["place"]).group(1)) for what, one in seen.items()}
     depth = int(seen["start"]["place"].split()[-1])
-    assert number["wheel"] == number["start"] + 1 and number["end"] == depth and number["slider"] == 5 and number["key"] == 15
+    assert (
+        number["wheel"] == number["start"] + 1
+        and number["end"] == depth
+        and number["slider"] == 5
+        and number["key"] == 15
+    )
     sums = [seen[what]["sum"] for what in ("key", "no prediction", "neither", "no reference")]
     assert len(set(sums)) == 4  # every switch changes the picture
-    assert [seen[what]["place"].split(",")[0] for what in ("coronal", "sagittal", "pointed")] == ["coronal", "sagittal", "axial"]
-    assert np.mean(seen["neither"]["right"]) > np.mean(seen["neither"]["left"]) + 20  # the patient's left, brighter here, on the right
+    assert [seen[what]["place"].split(",")[0] for what in ("coronal", "sagittal", "pointed")] == [
+        "coronal",
+        "sagittal",
+        "axial",
+    ]
+    assert (
+        np.mean(seen["neither"]["right"]) > np.mean(seen["neither"]["left"]) + 20
+    )  # the patient's left, brighter here, on the right
     case = viewer.view_case("case", *volumes(), (-160.0, 240.0))
     d, h, w = case.image.shape
-    assert abs(seen["start"]["wide"] / seen["start"]["tall"] - w / h) < 0.05 and abs(seen["coronal"]["wide"] / seen["coronal"]["tall"] - (2 * w) / (3 * d)) < 0.05
+    assert (
+        abs(seen["start"]["wide"] / seen["start"]["tall"] - w / h) < 0.05
+        and abs(seen["coronal"]["wide"] / seen["coronal"]["tall"] - (2 * w) / (3 * d)) < 0.05
+    )
     assert seen["pointed"]["under"] == "reference: liver, prediction: liver"

@@ -34,18 +34,30 @@ def worst_error(layer: nn.Module, size: tuple[int, ...]) -> float:
         seen = BF16.image(image).clone(memory_format=torch.preserve_format).requires_grad_()
         with torch.autocast("cpu", torch.bfloat16, enabled=rough):
             output = layer(seen)
-        (output.float() * torch.linspace(-1, 1, output.numel()).view_as(output).bfloat16().float()).sum().backward()
+        (
+            output.float() * torch.linspace(-1, 1, output.numel()).view_as(output).bfloat16().float()
+        ).sum().backward()
         results.append((output.detach().float(), seen.grad.clone(), layer.weight.grad.clone()))
-    return max(float(((a - b).abs().max() / b.abs().max()).nan_to_num(9e9)) for a, b in zip(results[1], results[0]))
+    return max(
+        float(((a - b).abs().max() / b.abs().max()).nan_to_num(9e9)) for a, b in zip(results[1], results[0])
+    )
 
 
-@pytest.mark.parametrize("size", [(2, 2, 2), (2, 4, 6), (1, 2, 3), (4, 4, 4), (3, 3, 1), (6, 6, 2), (4, 1, 4)], ids=str)
+@pytest.mark.parametrize(
+    "size", [(2, 2, 2), (2, 4, 6), (1, 2, 3), (4, 4, 4), (3, 3, 1), (6, 6, 2), (4, 1, 4)], ids=str
+)
 @pytest.mark.parametrize("kind", ["3", "5", "3 strided", "2 strided", "1", "odd", "transposed"])
 def test_gradients_in_bfloat16_are_those_of_float32_at_every_small_size(kind, size):
     torch.manual_seed(0)
-    layers = {"3": lambda: nn.Conv3d(32, 32, 3, padding=1, bias=False), "5": lambda: nn.Conv3d(16, 16, 5, padding=2),
-              "3 strided": lambda: nn.Conv3d(16, 32, 3, 2, padding=1), "2 strided": lambda: nn.Conv3d(20, 5, 2, 2), "1": lambda: nn.Conv3d(16, 8, 1),
-              "odd": lambda: nn.Conv3d(7, 9, 3, padding=1), "transposed": lambda: nn.ConvTranspose3d(7, 5, 2, 2, bias=False)}
+    layers = {
+        "3": lambda: nn.Conv3d(32, 32, 3, padding=1, bias=False),
+        "5": lambda: nn.Conv3d(16, 16, 5, padding=2),
+        "3 strided": lambda: nn.Conv3d(16, 32, 3, 2, padding=1),
+        "2 strided": lambda: nn.Conv3d(20, 5, 2, 2),
+        "1": lambda: nn.Conv3d(16, 8, 1),
+        "odd": lambda: nn.Conv3d(7, 9, 3, padding=1),
+        "transposed": lambda: nn.ConvTranspose3d(7, 5, 2, 2, bias=False),
+    }
     if "strided" in kind and any(n % 2 for n in size):
         pytest.skip("levels are halved where they are even")
     layer = BF16.place(nn.Sequential(layers[kind]()))[0]
@@ -77,12 +89,28 @@ def test_training_at_depth_32_in_bfloat16_repeats_itself_whatever_memory_holds(t
     histories = []
     for number in (0, 127):
         workspace = tiny_workspace.make(tmp_path / str(number))
-        settings = {"train.precision": "bf16", "model.levels": 5, "model.width": 8, "train.epochs": 1, "train.steps_per_epoch": 8}
+        settings = {
+            "train.precision": "bf16",
+            "model.levels": 5,
+            "model.width": 8,
+            "train.epochs": 1,
+            "train.steps_per_epoch": 8,
+        }
         result = subprocess.run(
-            [sys.executable, "train.py", *tiny_workspace.arguments(workspace, **settings)], cwd=Path(__file__).parents[2],
-            env=os.environ | more | {"MALLOC_PERTURB_": str(number), "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False)
+            [sys.executable, "train.py", *tiny_workspace.arguments(workspace, **settings)],
+            cwd=Path(__file__).parents[2],
+            env=os.environ | more | {"MALLOC_PERTURB_": str(number), "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         assert result.returncode == 0, result.stderr
-        histories.append((artifacts.read_json(workspace.history)["train_loss"], checkpoints.load(workspace.last_model)["model"]))
+        histories.append(
+            (
+                artifacts.read_json(workspace.history)["train_loss"],
+                checkpoints.load(workspace.last_model)["model"],
+            )
+        )
     (loss, weights), (again, others) = histories
     assert loss == again and all(torch.equal(weights[key], others[key]) for key in weights)
 
@@ -106,7 +134,9 @@ def test_a_step_whose_gradient_is_not_finite_is_left_out_and_counted(tmp_path, m
     assert train.main(tiny_workspace.arguments(workspace)) == 0
     history, last = artifacts.read_json(workspace.history), checkpoints.load(workspace.last_model)
     assert (history["steps"], history["skipped_steps"], last["skipped_in_a_row"]) == (9, 3, 0)
-    assert all(bool(torch.isfinite(value).all()) for value in (*last["model"].values(), *last["averaged"].values()))
+    assert all(
+        bool(torch.isfinite(value).all()) for value in (*last["model"].values(), *last["averaged"].values())
+    )
     assert "STEPS_SKIPPED: 3" in "".join(capfd.readouterr()) + caplog.text
 
 
@@ -116,24 +146,45 @@ def test_a_step_left_out_changes_nothing(tmp_path, monkeypatch):
         workspace = tiny_workspace.make(tmp_path / place)
         with monkeypatch.context() as patch:
             spoil(patch, spoilt)
-            settings = {"train.epochs": 1, "train.steps_per_epoch": 1 + len(spoilt), "train.schedule": "plateau", "train.warmup_fraction": 0}
+            settings = {
+                "train.epochs": 1,
+                "train.steps_per_epoch": 1 + len(spoilt),
+                "train.schedule": "plateau",
+                "train.warmup_fraction": 0,
+            }
             assert train.main(tiny_workspace.arguments(workspace, **settings)) == 0
         weights.append(checkpoints.load(workspace.last_model))
     for part in ("model", "averaged"):
         assert all(torch.equal(weights[0][part][key], weights[1][part][key]) for key in weights[0][part])
 
 
-def test_many_in_a_row_stop_the_run_with_shape_and_precision_and_a_remedy_that_works(tmp_path, monkeypatch, capsys):
+def test_many_in_a_row_stop_the_run_with_shape_and_precision_and_a_remedy_that_works(
+    tmp_path, monkeypatch, capsys
+):
     workspace = tiny_workspace.make(tmp_path)
     settings = {"train.precision": "bf16", "train.steps_per_epoch": 6}
     with monkeypatch.context() as patch:
         spoil(patch, set(range(4, 99)))  # the count goes on from one epoch to the next
         assert train.main(tiny_workspace.arguments(workspace, **settings)) == 1
     message = capsys.readouterr().err
-    assert "DIVERGED" in message and "32 x 32 x 32 voxels, bf16" in message and "after step 3" in message and "case_" in message
-    assert message.index("--restart") < message.index("train.precision=fp32") < message.index("train.learning_rate")
+    assert (
+        "DIVERGED" in message
+        and "32 x 32 x 32 voxels, bf16" in message
+        and "after step 3" in message
+        and "case_" in message
+    )
+    assert (
+        message.index("--restart")
+        < message.index("train.precision=fp32")
+        < message.index("train.learning_rate")
+    )
     assert checkpoints.load(workspace.last_model)["skipped_in_a_row"] == 3  # survives the resume
-    assert train.main([*tiny_workspace.arguments(workspace, **settings | {"train.precision": "fp32"}), "--restart"]) == 0
+    assert (
+        train.main(
+            [*tiny_workspace.arguments(workspace, **settings | {"train.precision": "fp32"}), "--restart"]
+        )
+        == 0
+    )
 
 
 def test_a_float16_scale_that_is_still_falling_does_not_count_as_divergence(monkeypatch):
@@ -148,7 +199,13 @@ def test_a_float16_scale_that_is_still_falling_does_not_count_as_divergence(monk
             return self.scale
 
     job = trainer.Trainer.__new__(trainer.Trainer)
-    job.network, job.scaler, job.history, job.steps, job.skipped_in_a_row = nn.Linear(2, 2), Scaler(), {"skipped_steps": 0}, 0, 0
+    job.network, job.scaler, job.history, job.steps, job.skipped_in_a_row = (
+        nn.Linear(2, 2),
+        Scaler(),
+        {"skipped_steps": 0},
+        0,
+        0,
+    )
     job.settings, job.optimizer, job.patch_size, job.machine = trainer.Settings(), None, (32, 32, 32), BF16
     job.network(torch.ones(1, 2)).sum().mul(float("inf")).backward()
     for _ in range(15):
@@ -162,5 +219,7 @@ def test_a_float16_scale_that_is_still_falling_does_not_count_as_divergence(monk
 def test_a_gpu_that_only_emulates_bfloat16_gets_float16(monkeypatch, native, expected):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "T4")
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: native or including_emulation)
+    monkeypatch.setattr(
+        torch.cuda, "is_bf16_supported", lambda including_emulation=True: native or including_emulation
+    )
     assert hardware.choose_machine("cuda", "auto").precision == expected

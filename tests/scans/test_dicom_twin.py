@@ -15,8 +15,32 @@ from ctseg.scans.datasets.layouts import open_data_set
 from ctseg.scans.datasets.splits import splits_record
 from ctseg.scans.formats import nifti
 
-TINY = ["--workers", "1", "--epochs", "3", "--profile", "cpu", "--model", "unet", "--set", "train.steps_per_epoch=80", "--set", "train.patch_size=32,32,32", "--set", "model.levels=3",
-        "--set", "model.width=4", "--set", "train.validations=1", "--set", "evaluate.overlap=0", "--set", "data.grid=whole", "--device", "cpu"]
+TINY = [
+    "--workers",
+    "1",
+    "--epochs",
+    "3",
+    "--profile",
+    "cpu",
+    "--model",
+    "unet",
+    "--set",
+    "train.steps_per_epoch=80",
+    "--set",
+    "train.patch_size=32,32,32",
+    "--set",
+    "model.levels=3",
+    "--set",
+    "model.width=4",
+    "--set",
+    "train.validations=1",
+    "--set",
+    "evaluate.overlap=0",
+    "--set",
+    "data.grid=whole",
+    "--device",
+    "cpu",
+]
 REAL = {5: "liver", 21: "urinary_bladder"}  # ids of TotalSegmentator's `total`
 
 
@@ -32,7 +56,9 @@ def real_patients(folder: Path) -> dict[str, Phantom]:
     for number in range(6):
         part = slice(number * 6, number * 6 + 76)
         affine = image.grid.crop((part.start, 0, 0), image.grid.shape).affine
-        patients[f"part_{number}"] = Phantom(Volume(np.rint(image.array[part]), affine), Volume(kept[part], affine), names)
+        patients[f"part_{number}"] = Phantom(
+            Volume(np.rint(image.array[part]), affine), Volume(kept[part], affine), names
+        )
     return patients
 
 
@@ -40,21 +66,38 @@ def compare(root: Path, patients: dict[str, Phantom]) -> None:
     write_abdomenatlas(root / "nifti", patients, combined=True)
     write_dicom_seg(root / "dicom", patients)
     first, second = artifacts.Workspace(root / "a"), artifacts.Workspace(root / "b")
-    assert run_pipeline.main(["--all", "--data", str(root / "nifti"), "--workspace", str(first.root), *TINY]) == 0
+    assert (
+        run_pipeline.main(["--all", "--data", str(root / "nifti"), "--workspace", str(first.root), *TINY])
+        == 0
+    )
     patient = {case["case_id"]: case["patient_id"] for case in artifacts.load_manifest(first)["cases"]}
-    splits = artifacts.read_json(first.processed / "splits.json")  # patients are called otherwise in DICOM: give them the same split
+    splits = artifacts.read_json(
+        first.processed / "splits.json"
+    )  # patients are called otherwise in DICOM: give them the same split
     other = {case.case_id: case.patient_id for case in open_data_set(root / "dicom", None).cases}
     assignment = {other[case]: splits["assignment"][patient[case]] for case in patient}
     artifacts.write_json(second.processed / "splits.json", splits_record(assignment, splits["seed"]))
-    assert run_pipeline.main(["--all", "--data", str(root / "dicom"), "--workspace", str(second.root), *TINY]) == 0
+    assert (
+        run_pipeline.main(["--all", "--data", str(root / "dicom"), "--workspace", str(second.root), *TINY])
+        == 0
+    )
 
     for one, twin in zip(*(artifacts.load_manifest(workspace)["cases"] for workspace in (first, second))):
-        assert one["case_id"] == twin["case_id"] and one["split"] == twin["split"] and one["states"] == twin["states"]
+        assert (
+            one["case_id"] == twin["case_id"]
+            and one["split"] == twin["split"]
+            and one["states"] == twin["states"]
+        )
         for mine, theirs in zip(one["tensors"], twin["tensors"]):
             image, label = artifacts.read_tensor(first.processed / mine["file"])
             image_twin, label_twin = artifacts.read_tensor(second.processed / theirs["file"])
-            assert np.array_equal(label, label_twin) and np.abs(image.astype(float) - image_twin.astype(float)).max() <= 2e-3, one["case_id"]
-    scores = [artifacts.read_json(workspace.evaluation / "summary_statistics.json") for workspace in (first, second)]
+            assert (
+                np.array_equal(label, label_twin)
+                and np.abs(image.astype(float) - image_twin.astype(float)).max() <= 2e-3
+            ), one["case_id"]
+    scores = [
+        artifacts.read_json(workspace.evaluation / "summary_statistics.json") for workspace in (first, second)
+    ]
     assert scores[0]["headline"]["macro_dice"] > 0.05  # else equality says nothing
     assert scores[1]["headline"]["macro_dice"] == pytest.approx(scores[0]["headline"]["macro_dice"], abs=5e-3)
     assert scores[1]["headline"]["macro_nsd"] == pytest.approx(scores[0]["headline"]["macro_nsd"], abs=1e-2)

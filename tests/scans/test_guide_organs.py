@@ -48,7 +48,9 @@ def scan_and_label() -> tuple[Volume, Volume]:
 
 def write_masks(folder: Path, label: Volume, names: dict[int, str]) -> None:
     for number, name in names.items():
-        nifti.write_label(folder / f"{name}.nii.gz", Volume((label.array == number).astype(np.uint8), label.affine))
+        nifti.write_label(
+            folder / f"{name}.nii.gz", Volume((label.array == number).astype(np.uint8), label.affine)
+        )
 
 
 # ---- sources ------------------------------------------------------------------------------------------------
@@ -56,7 +58,9 @@ def write_masks(folder: Path, label: Volume, names: dict[int, str]) -> None:
 
 def test_other_structures_of_the_same_labels():
     scan, label = scan_and_label()
-    guide, findings = load_guide(GuideSource("labels", ORGANS), "case_1", scan, label, STRUCTURES, ["prostate"])
+    guide, findings = load_guide(
+        GuideSource("labels", ORGANS), "case_1", scan, label, STRUCTURES, ["prostate"]
+    )
     assert guide.organs == ORGANS and guide.source == "ground_truth" and guide.presence.all() and not findings
     for mask, number in zip(guide.masks, (2, 3, 4)):
         back = np.zeros(SHAPE, dtype=np.uint8)
@@ -71,8 +75,17 @@ def test_a_target_is_no_guide():
     assert caught.value.code == "GUIDE_LEAK" and "prostate" in caught.value.cause
 
 
-@pytest.mark.parametrize("source", [GuideSource("labels", ("rectum",)), GuideSource("labels", ()), GuideSource("labels", ("bladder", "bladder")), GuideSource("folder", ("bladder",)),
-                                    GuideSource("folder", ("../bladder",), Path("masks")), GuideSource("oracle", ("bladder",))])
+@pytest.mark.parametrize(
+    "source",
+    [
+        GuideSource("labels", ("rectum",)),
+        GuideSource("labels", ()),
+        GuideSource("labels", ("bladder", "bladder")),
+        GuideSource("folder", ("bladder",)),
+        GuideSource("folder", ("../bladder",), Path("masks")),
+        GuideSource("oracle", ("bladder",)),
+    ],
+)
 def test_settings_that_cannot_work(source):
     with pytest.raises(UsageError, match="BAD_VALUE"):
         check_source(source, STRUCTURES, ["prostate"])
@@ -91,8 +104,13 @@ def test_a_folder_of_masks(tmp_path, below):
     source = GuideSource("folder", ("colon", "bladder", "hip_left", "hip_right"), tmp_path)
     guide, findings = load_guide(source, "case_1", scan, label, STRUCTURES, ["prostate"])
     assert guide.source == "predicted" and guide.presence.tolist() == [False, True, False, True]
-    assert [(f.severity, f.code, f.case) for f in findings] == [("WARN", "GUIDE_MISSING", "case_1"), ("NOTE", "GUIDE_ABSENT", "case_1")]
-    assert "hip_left" in findings[0].cause and "colon" not in findings[0].cause and "colon" in findings[1].cause
+    assert [(f.severity, f.code, f.case) for f in findings] == [
+        ("WARN", "GUIDE_MISSING", "case_1"),
+        ("NOTE", "GUIDE_ABSENT", "case_1"),
+    ]
+    assert (
+        "hip_left" in findings[0].cause and "colon" not in findings[0].cause and "colon" in findings[1].cause
+    )
     assert guide.masks[1].array.sum() == (label.array == 2).sum()
 
 
@@ -102,9 +120,15 @@ def test_masks_with_other_axes_are_reordered(tmp_path):
     flipped[:3, 3] += flipped[:3, 0] * (SHAPE[0] - 1)
     flipped[:3, 0] *= -1
     write_masks(tmp_path / "case_1", Volume(label.array[::-1], flipped), {2: "bladder"})
-    guide, _ = load_guide(GuideSource("folder", ("bladder",), tmp_path), "case_1", scan, None, STRUCTURES, ["prostate"])
-    straight, _ = load_guide(GuideSource("labels", ("bladder",)), "case_1", scan, label, STRUCTURES, ["prostate"])
-    assert guide.masks[0].grid.matches(straight.masks[0].grid) and np.array_equal(guide.masks[0].array, straight.masks[0].array)
+    guide, _ = load_guide(
+        GuideSource("folder", ("bladder",), tmp_path), "case_1", scan, None, STRUCTURES, ["prostate"]
+    )
+    straight, _ = load_guide(
+        GuideSource("labels", ("bladder",)), "case_1", scan, label, STRUCTURES, ["prostate"]
+    )
+    assert guide.masks[0].grid.matches(straight.masks[0].grid) and np.array_equal(
+        guide.masks[0].array, straight.masks[0].array
+    )
 
 
 def test_one_map_with_names(tmp_path):
@@ -113,9 +137,14 @@ def test_one_map_with_names(tmp_path):
     source = GuideSource("folder", ORGANS, tmp_path)
     with pytest.raises(PreconditionError, match="LABEL_NAMES_MISSING"):
         load_guide(source, "case_1", scan, label, STRUCTURES, [])
-    write_json(tmp_path / "labels.json", {"labels": {"background": 0, **{name: number for number, name in enumerate(STRUCTURES, 1)}}})
+    write_json(
+        tmp_path / "labels.json",
+        {"labels": {"background": 0, **{name: number for number, name in enumerate(STRUCTURES, 1)}}},
+    )
     guide, findings = load_guide(source, "case_1", scan, label, STRUCTURES, [])
-    assert [int(mask.array.sum()) for mask in guide.masks] == [int((label.array == number).sum()) for number in (2, 3, 4)] and not findings
+    assert [int(mask.array.sum()) for mask in guide.masks] == [
+        int((label.array == number).sum()) for number in (2, 3, 4)
+    ] and not findings
     with pytest.raises(PreconditionError, match="GUIDE_MISSING"):
         load_guide(GuideSource("folder", ("liver",), tmp_path), "case_1", scan, label, STRUCTURES, [])
     write_json(tmp_path / "labels.json", {"bladder": 2, "hip_left": 3, "hip_right": 4})
@@ -128,14 +157,18 @@ def test_a_case_without_masks(tmp_path):
     write_masks(tmp_path / "case_2", label, {2: "bladder"})
     for case_id, organ in (("case_1", "bladder"), ("case_2", "liver"), ("../case_2", "bladder")):
         with pytest.raises(CaseError) as caught:
-            load_guide(GuideSource("folder", (organ,), tmp_path), case_id, scan, label, STRUCTURES, ["prostate"])
+            load_guide(
+                GuideSource("folder", (organ,), tmp_path), case_id, scan, label, STRUCTURES, ["prostate"]
+            )
         assert caught.value.code == "GUIDE_MISSING" and caught.value.case == case_id
 
 
 def test_a_case_whose_name_is_no_file_name(tmp_path):
     scan, label = scan_and_label()
     write_masks(tmp_path / safe_name("a/b"), label, {2: "bladder"})
-    guide, _ = load_guide(GuideSource("folder", ("bladder",), tmp_path), "a/b", scan, label, STRUCTURES, ["prostate"])
+    guide, _ = load_guide(
+        GuideSource("folder", ("bladder",), tmp_path), "a/b", scan, label, STRUCTURES, ["prostate"]
+    )
     assert guide.presence.all()
 
 
@@ -147,7 +180,9 @@ def test_masks_of_another_grid_or_with_other_values(tmp_path):
     nifti.write_label(tmp_path / "case_2" / "bladder.nii.gz", label)
     for case_id, code in (("case_1", "GRID_MISMATCH"), ("case_2", "LABEL_VALUES")):
         with pytest.raises(CaseError) as caught:
-            load_guide(GuideSource("folder", ("bladder",), tmp_path), case_id, scan, label, STRUCTURES, ["prostate"])
+            load_guide(
+                GuideSource("folder", ("bladder",), tmp_path), case_id, scan, label, STRUCTURES, ["prostate"]
+            )
         assert (caught.value.code, caught.value.case) == (code, case_id)
 
 
@@ -165,10 +200,17 @@ def test_the_answer_as_guide_is_refused(tmp_path):
     for case_id in ("same", "almost"):
         with pytest.raises(PreconditionError) as caught:
             load_guide(source, case_id, scan, label, STRUCTURES, ["prostate"])
-        assert caught.value.code == "GUIDE_LEAK" and caught.value.case == case_id and "pelvic_organ" in caught.value.cause and "prostate" in caught.value.cause
+        assert (
+            caught.value.code == "GUIDE_LEAK"
+            and caught.value.case == case_id
+            and "pelvic_organ" in caught.value.cause
+            and "prostate" in caught.value.cause
+        )
     guide, _ = load_guide(source, "predicted", scan, label, STRUCTURES, ["prostate"])
     assert guide.presence.all()
-    guide, _ = load_guide(source, "same", scan, label, STRUCTURES, [])  # its reference, but nothing to be learned
+    guide, _ = load_guide(
+        source, "same", scan, label, STRUCTURES, []
+    )  # its reference, but nothing to be learned
     assert guide.presence.all()
 
 
@@ -228,9 +270,15 @@ def test_the_program_is_called_once_per_scan(tmp_path, fake_program):
     assert guide_organs.available()
     first, _ = load_guide(source, "case_1", scan, label, STRUCTURES, ["prostate"])
     again, _ = load_guide(source, "case_1", scan, label, STRUCTURES, ["prostate"])
-    assert fake_program.read_text().splitlines() == ["--device --fast --roi_subset bladder hip_left hip_right"]
+    assert fake_program.read_text().splitlines() == [
+        "--device --fast --roi_subset bladder hip_left hip_right"
+    ]
     assert first.source == "predicted" and first.presence.all()
-    assert [int(m.array.sum()) for m in first.masks] == [int(m.array.sum()) for m in again.masks] == [int((label.array == n).sum()) for n in (2, 3, 4)]
+    assert (
+        [int(m.array.sum()) for m in first.masks]
+        == [int(m.array.sum()) for m in again.masks]
+        == [int((label.array == n).sum()) for n in (2, 3, 4)]
+    )
     load_guide(source, "case_1", Volume(scan.array + 1, scan.affine), label, STRUCTURES, ["prostate"])
     assert len(fake_program.read_text().splitlines()) == 2  # another scan of the same name
     assert not list((tmp_path / "cache").glob(".*"))
@@ -239,7 +287,14 @@ def test_the_program_is_called_once_per_scan(tmp_path, fake_program):
 def test_a_failing_program_leaves_no_masks(tmp_path, fake_program):
     scan, label = scan_and_label()
     with pytest.raises(CaseError) as caught:
-        load_guide(GuideSource("totalsegmentator", ("bladder", "unicorn"), tmp_path / "cache"), "case_1", scan, label, STRUCTURES, ["prostate"])
+        load_guide(
+            GuideSource("totalsegmentator", ("bladder", "unicorn"), tmp_path / "cache"),
+            "case_1",
+            scan,
+            label,
+            STRUCTURES,
+            ["prostate"],
+        )
     assert caught.value.code == "GUIDE_FAILED" and "code 2" in caught.value.cause
     kept = list((tmp_path / "cache").iterdir())
     assert [path.suffix for path in kept] == [".log"] and kept[0].read_text() == "no class unicorn\n"
@@ -251,7 +306,14 @@ def test_a_missing_program_is_named_with_its_remedy(tmp_path, monkeypatch):
     scan, label = scan_and_label()
     assert not guide_organs.available()
     with pytest.raises(PreconditionError) as caught:
-        load_guide(GuideSource("totalsegmentator", ("bladder",), tmp_path / "cache"), "case_1", scan, label, STRUCTURES, ["prostate"])
+        load_guide(
+            GuideSource("totalsegmentator", ("bladder",), tmp_path / "cache"),
+            "case_1",
+            scan,
+            label,
+            STRUCTURES,
+            ["prostate"],
+        )
     assert caught.value.code == "GUIDE_TOOL_MISSING" and "pip install TotalSegmentator" in caught.value.fix
 
 
@@ -275,10 +337,21 @@ def test_a_guide_file_and_its_damage(tmp_path):
             read_guide(tmp_path / "b.npz", **arguments)
 
 
-@pytest.mark.parametrize("change", [{"distance_mm": np.zeros((3, 4, 5, 6), np.float32)}, {"presence": np.ones(2, bool)}, {"stride": (0, 1, 1)},
-                                    {"distance_mm": np.full((3, 4, 5, 6), np.inf, np.float16)}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"distance_mm": np.zeros((3, 4, 5, 6), np.float32)},
+        {"presence": np.ones(2, bool)},
+        {"stride": (0, 1, 1)},
+        {"distance_mm": np.full((3, 4, 5, 6), np.inf, np.float16)},
+    ],
+)
 def test_what_is_no_guide_is_not_written(tmp_path, change):
-    content = {"distance_mm": np.zeros((3, 4, 5, 6), np.float16), "presence": np.ones(3, bool), "stride": (1, 1, 1)} | change
+    content = {
+        "distance_mm": np.zeros((3, 4, 5, 6), np.float16),
+        "presence": np.ones(3, bool),
+        "stride": (1, 1, 1),
+    } | change
     with pytest.raises(ValueError):
         write_guide(tmp_path / "a.npz", **content)
     assert not (tmp_path / "a.npz").exists()
@@ -287,16 +360,25 @@ def test_what_is_no_guide_is_not_written(tmp_path, change):
 # ---- channels of a patch ------------------------------------------------------------------------------------
 
 
-def ramp_guide(canvas_shape: tuple[int, int, int], stride: tuple[int, int, int]) -> tuple[Guide, torch.Tensor]:
+def ramp_guide(
+    canvas_shape: tuple[int, int, int], stride: tuple[int, int, int]
+) -> tuple[Guide, torch.Tensor]:
     """A guide whose two maps grow linearly over the canvas, and the value (2, D, H, W) each canvas voxel should have."""
     slopes = torch.tensor([[0.5, -0.25, 0.125], [-0.125, 0.5, 0.25]])
 
     def values(axes: list[torch.Tensor]) -> torch.Tensor:
-        return torch.stack([s[0] * axes[0][:, None, None] + s[1] * axes[1][None, :, None] + s[2] * axes[2][None, None, :] for s in slopes])
+        return torch.stack(
+            [
+                s[0] * axes[0][:, None, None] + s[1] * axes[1][None, :, None] + s[2] * axes[2][None, None, :]
+                for s in slopes
+            ]
+        )
 
     centres = [torch.arange(-(-n // s)) * s + (s - 1) / 2 for n, s in zip(canvas_shape, stride)]
     coarse = values(centres).numpy().astype(np.float16)
-    return make_guide(coarse, np.array([True, True]), stride, ["bladder", "rectum"]), values([torch.arange(n).float() for n in canvas_shape])
+    return make_guide(coarse, np.array([True, True]), stride, ["bladder", "rectum"]), values(
+        [torch.arange(n).float() for n in canvas_shape]
+    )
 
 
 def distances(channels: torch.Tensor, n_organs: int) -> torch.Tensor:
@@ -310,7 +392,9 @@ def test_trilinear_between_the_centres_of_blocks(stride):
     guide, truth = ramp_guide((11, 13, 17), stride)
     whole = guide_patch(guide, (0, 0, 0), (11, 13, 17))
     assert whole.shape == (6, 11, 13, 17) and whole.dtype == torch.float32
-    inner = tuple(slice((s - 1) // 2 + 1, -s) for s in stride)  # before the first and behind the last centre the edge goes on
+    inner = tuple(
+        slice((s - 1) // 2 + 1, -s) for s in stride
+    )  # before the first and behind the last centre the edge goes on
     assert torch.allclose(distances(whole, 2)[(slice(None), *inner)], truth[(slice(None), *inner)], atol=0.02)
     assert (whole[4:] == 1).all()
 
@@ -326,27 +410,38 @@ def test_a_patch_is_the_crop_of_the_whole(stride):
         part = guide_patch(guide, start, size)
         box = tuple(slice(s, s + n) for s, n in zip(start, size))
         assert torch.equal(part, whole[(slice(None), *box)])
-        at = torch.stack(torch.meshgrid(*[torch.arange(s, s + n).float() for s, n in zip(start, size)], indexing="ij"))
+        at = torch.stack(
+            torch.meshgrid(*[torch.arange(s, s + n).float() for s, n in zip(start, size)], indexing="ij")
+        )
         assert torch.allclose(guide_patch(guide, (0, 0, 0), size, positions=at), part, atol=2e-4)
     beyond = guide_patch(guide, (-4, 18, 20), (8, 8, 8))
-    assert torch.equal(beyond[:, 4:, :4, :5], whole[:, :4, 18:, 20:]) and torch.equal(beyond[:, 0], beyond[:, 4])
+    assert torch.equal(beyond[:, 4:, :4, :5], whole[:, :4, 18:, 20:]) and torch.equal(
+        beyond[:, 0], beyond[:, 4]
+    )
 
 
 def test_turned_positions_read_the_map_there():
     guide, _ = ramp_guide((30, 30, 30), (2, 2, 2))
     angle = np.radians(20)
-    turn = torch.tensor([[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1.1]], dtype=torch.float32)
+    turn = torch.tensor(
+        [[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1.1]],
+        dtype=torch.float32,
+    )
     offsets = torch.stack(torch.meshgrid(*[torch.arange(9.0) - 4] * 3, indexing="ij"))
     positions = torch.einsum("ij,jdhw->idhw", turn, offsets) + 14.7
     before = positions.clone()
     found = distances(guide_patch(guide, (0, 0, 0), (9, 9, 9), positions=positions), 2)
-    expected = torch.einsum("ki,idhw->kdhw", torch.tensor([[0.5, -0.25, 0.125], [-0.125, 0.5, 0.25]]), positions)
+    expected = torch.einsum(
+        "ki,idhw->kdhw", torch.tensor([[0.5, -0.25, 0.125], [-0.125, 0.5, 0.25]]), positions
+    )
     assert torch.allclose(found, expected, atol=0.02) and torch.equal(positions, before)
 
 
 def test_zoom_scales_the_distances():
     guide, _ = ramp_guide((12, 12, 12), (1, 1, 1))
-    plain, larger = (distances(guide_patch(guide, (0, 0, 0), (12, 12, 12), scale=scale), 2) for scale in (1.0, 1.25))
+    plain, larger = (
+        distances(guide_patch(guide, (0, 0, 0), (12, 12, 12), scale=scale), 2) for scale in (1.0, 1.25)
+    )
     assert torch.allclose(larger, 1.25 * plain, atol=1e-3)
 
 
@@ -355,7 +450,13 @@ def test_channels_for_every_length_scale_and_absent_organs():
     channels = guide_channels(distance, torch.tensor([True, True, False, True]))
     assert channels.shape == (12, 2, 3, 4)
     for row, tau in enumerate(TAUS_MM):
-        assert torch.allclose(channels[row * 4 : row * 4 + 4, 0, 0, 0], torch.tensor([np.tanh(-5 / tau), np.tanh(40 / tau), 1.0, np.tanh(300 / tau)], dtype=torch.float32), atol=1e-6)
+        assert torch.allclose(
+            channels[row * 4 : row * 4 + 4, 0, 0, 0],
+            torch.tensor(
+                [np.tanh(-5 / tau), np.tanh(40 / tau), 1.0, np.tanh(300 / tau)], dtype=torch.float32
+            ),
+            atol=1e-6,
+        )
     assert channels[8:, 1, 2, 3].tolist() == [1, 1, 0, 1]
 
 
@@ -376,7 +477,9 @@ def test_a_mirror_image_is_the_mirrored_patient():
     """Guides of the label mirrored with its sides renamed are the mirrored guides."""
     _, label = scan_and_label()
     affine = label.affine.copy()
-    affine[:3, :3] *= 2.0 / np.array(SPACING_MM)  # isotropic: no two nearest voxels with different half voxels
+    affine[:3, :3] *= 2.0 / np.array(
+        SPACING_MM
+    )  # isotropic: no two nearest voxels with different half voxels
     renamed = np.array([0, 1, 2, 4, 3], dtype=np.uint8)[label.array[:, :, ::-1]]
     both = []
     for array in (label.array, np.ascontiguousarray(renamed)):
@@ -384,14 +487,23 @@ def test_a_mirror_image_is_the_mirrored_patient():
         both.append(make_guide(maps.distance_mm, maps.presence, maps.stride, ORGANS))
     plain, other = (guide_patch(guide, (0, 0, 0), SHAPE) for guide in both)
     assert torch.allclose(guide_patch(both[0], (0, 0, 0), SHAPE, mirrored=True), other, atol=1e-6)
-    assert torch.allclose(guide_patch(both[1], (0, 0, 0), SHAPE, mirrored=True), plain, atol=1e-6)  # an involution
+    assert torch.allclose(
+        guide_patch(both[1], (0, 0, 0), SHAPE, mirrored=True), plain, atol=1e-6
+    )  # an involution
     assert (plain.flip(3) - other).abs().max() > 0.3  # without the swap the sides are wrong
 
 
 def test_presence_changes_sides_too():
-    guide = make_guide(np.zeros((3, 4, 4, 4), np.float16), np.array([True, False, True]), (1, 1, 1), ["kidney_left", "kidney_right", "liver"])
+    guide = make_guide(
+        np.zeros((3, 4, 4, 4), np.float16),
+        np.array([True, False, True]),
+        (1, 1, 1),
+        ["kidney_left", "kidney_right", "liver"],
+    )
     mirrored = guide_patch(guide, (0, 0, 0), (4, 4, 4), mirrored=True)
-    assert mirrored[6:, 0, 0, 0].tolist() == [0, 1, 1] and (mirrored[0] == 1).all() and (mirrored[1] == 0).all()
+    assert (
+        mirrored[6:, 0, 0, 0].tolist() == [0, 1, 1] and (mirrored[0] == 1).all() and (mirrored[1] == 0).all()
+    )
 
 
 def test_swaps_are_an_involution_and_leave_the_heart_alone():
@@ -403,7 +515,9 @@ def test_swaps_are_an_involution_and_leave_the_heart_alone():
 def test_dropping_is_drawn_per_organ():
     drawn = torch.stack([drop_organs(np.random.default_rng(i), 8) for i in range(2000)])
     assert drawn.dtype == torch.bool and torch.equal(drawn[3], drop_organs(np.random.default_rng(3), 8))
-    assert ((drawn.float().mean(0) - 0.15).abs() < 0.04).all() and not drop_organs(np.random.default_rng(0), 8, 0.0).any()
+    assert ((drawn.float().mean(0) - 0.15).abs() < 0.04).all() and not drop_organs(
+        np.random.default_rng(0), 8, 0.0
+    ).any()
 
 
 # ---- real masks ---------------------------------------------------------------------------------------------
@@ -414,15 +528,21 @@ def test_real_totalsegmentator_masks(real_data, tmp_path):
     folder = real_data / "totalseg" / "tests" / "reference_files"
     scan, _ = nifti.read_image(folder / "example_ct_sm.nii.gz")
     (tmp_path / "example").symlink_to(folder / "example_seg_fast", target_is_directory=True)
-    organs = tuple(sorted(path.name.removesuffix(".nii.gz") for path in (folder / "example_seg_fast").glob("*.nii.gz")))[:40]
+    organs = tuple(
+        sorted(path.name.removesuffix(".nii.gz") for path in (folder / "example_seg_fast").glob("*.nii.gz"))
+    )[:40]
     guide, findings = load_guide(GuideSource("folder", organs, tmp_path), "example", scan, None, (), ())
     reference, _ = nifti.read_integers(folder / "example_seg_fast.nii.gz")
     multilabel = match_grid(reference, scan.grid, 1e-2)
     assert multilabel is not None
     assert 0 < guide.presence.sum() < len(organs) and [f.code for f in findings] == ["GUIDE_ABSENT"]
     sizes = np.bincount(multilabel.array.ravel())
-    assert all(int(mask.array.sum()) in sizes for mask in guide.masks if mask is not None)  # the same masks in one map
+    assert all(
+        int(mask.array.sum()) in sizes for mask in guide.masks if mask is not None
+    )  # the same masks in one map
     maps = coarse_maps(guide.masks, scan.grid)
     assert np.array_equal(maps.presence, guide.presence) and np.isfinite(maps.distance_mm).all()
     present = maps.distance_mm[maps.presence]
-    assert (present.min(axis=(1, 2, 3)) < 0).all() and (maps.distance_mm[~maps.presence] == GUIDE_RANGE_MM).all()
+    assert (present.min(axis=(1, 2, 3)) < 0).all() and (
+        maps.distance_mm[~maps.presence] == GUIDE_RANGE_MM
+    ).all()

@@ -17,11 +17,21 @@ def test_oracle(oracle: Callable[[], None]) -> None:
     oracle()
 
 
-@pytest.mark.parametrize("name", ["cubes_across_and_within_thick_slices", "balls_one_in_the_other", "far_blob_is_seen_by_the_larger_directed_percentile",
-                                  "cavity", "tolerance_of_whole_voxels_is_reached"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "cubes_across_and_within_thick_slices",
+        "balls_one_in_the_other",
+        "far_blob_is_seen_by_the_larger_directed_percentile",
+        "cavity",
+        "tolerance_of_whole_voxels_is_reached",
+    ],
+)
 def test_oracle_with_scipy_only(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(distances, "_edt", None)
-    monkeypatch.setattr(metric_oracles, "ENGINES", tuple(engine for engine in metric_oracles.ENGINES if engine != "edt"))
+    monkeypatch.setattr(
+        metric_oracles, "ENGINES", tuple(engine for engine in metric_oracles.ENGINES if engine != "edt")
+    )
     getattr(metric_oracles, name)()
 
 
@@ -32,12 +42,20 @@ def test_percentile_of_a_far_false_blob(mode: str, engine: str) -> None:
     reference = ball((20, 20, 20), 12, (40, 40, 240))
     prediction = reference | ball((20, 20, 206), 5, (40, 40, 240))
     found = scores(prediction, reference, mode=mode, engine=engine)
-    pair = distances.surface_distances(prediction=prediction, reference=reference, spacing_mm=UNIT, boundary_mode=mode)
-    assert pair is not None and found["hd95_mm"] == pytest.approx(found["hd_mm"], abs=15) and found["hd_mm"] > 170
+    pair = distances.surface_distances(
+        prediction=prediction, reference=reference, spacing_mm=UNIT, boundary_mode=mode
+    )
+    assert (
+        pair is not None
+        and found["hd95_mm"] == pytest.approx(found["hd_mm"], abs=15)
+        and found["hd_mm"] > 170
+    )
     assert np.percentile(np.concatenate([pair.from_reference_mm, pair.from_prediction_mm]), 90) == 0
 
 
-@pytest.mark.parametrize(("spacing", "assd"), [(UNIT, {"surfel": 3.50, "voxel": 3.82}), (THICK, {"surfel": 3.02, "voxel": 3.45})])
+@pytest.mark.parametrize(
+    ("spacing", "assd"), [(UNIT, {"surfel": 3.50, "voxel": 3.82}), (THICK, {"surfel": 3.02, "voxel": 3.45})]
+)
 def test_spheres_of_24_and_20_mm(spacing: tuple[float, float, float], assd: dict[str, float]) -> None:
     """The truth is 4 mm. How far off a mode is depends on where the centre lies between the voxels: within 0.3 mm."""
     shape = tuple(int(60 / s) for s in spacing)
@@ -52,7 +70,9 @@ def test_spheres_of_24_and_20_mm(spacing: tuple[float, float, float], assd: dict
 
 
 @pytest.mark.parametrize("mode", metric_oracles.MODES)
-def test_without_the_float_rule_a_shift_by_the_tolerance_is_far(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_float_rule_a_shift_by_the_tolerance_is_far(
+    mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     prediction, reference = cube(20, 5, 12, 0, 3), cube(20, 5, 12)
     assert scores(prediction, reference, (0.6,) * 3, (1.8, 1), mode)["nsd_1.8mm"] == 1
     monkeypatch.setattr(distances, "TOLERANCE_EPSILON", 0.0)
@@ -60,9 +80,31 @@ def test_without_the_float_rule_a_shift_by_the_tolerance_is_far(mode: str, monke
 
 
 def test_tolerance_of_every_named_structure() -> None:
-    expected = {"liver": 5, "kidney_left": 3, "spleen": 3, "pancreas": 5, "aorta": 2, "inferior_vena_cava": 2, "adrenal_gland_right": 2, "gallbladder": 2,
-                "esophagus": 3, "oesophagus": 3, "stomach": 5, "duodenum": 7, "liver_lesion": 2, "bladder": 3, "prostate": 3, "rectum": 3, "sacrum": 2,
-                "airway": 1, "vertebra": 2}
+    expected = {
+        "liver": 5,
+        "kidney_left": 3,
+        "spleen": 3,
+        "pancreas": 5,
+        "aorta": 2,
+        "inferior_vena_cava": 2,
+        "adrenal_gland_right": 2,
+        "gallbladder": 2,
+        "esophagus": 3,
+        "oesophagus": 3,
+        "stomach": 5,
+        "duodenum": 7,
+        "liver_lesion": 2,
+        "bladder": 3,
+        "prostate": 3,
+        "rectum": 3,
+        "sacrum": 2,
+        "airway": 1,
+        "vertebra": 2,
+    }
     table = tolerances.tolerances_for(expected)
     assert {name: values[0] for name, values in table.items()} == expected
-    assert all(len(values) >= 2 for values in table.values()) and table["airway"] == (1, 2) and table["bladder"] == (3, 2, 5)
+    assert (
+        all(len(values) >= 2 for values in table.values())
+        and table["airway"] == (1, 2)
+        and table["bladder"] == (3, 2, 5)
+    )

@@ -18,7 +18,9 @@ from ctseg.scoring import tolerances
 from ctseg.scoring.summary import mean
 
 SPACINGS = [(1.0, 1.0, 1.0), (3.0, 2.0, 1.0), (0.7, 0.9, 2.5)]
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning", "ignore::RuntimeWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning", "ignore::RuntimeWarning"
+)
 
 
 def blobs(seed: int, shape: tuple[int, int, int] = (10, 12, 14)) -> tuple[np.ndarray, np.ndarray]:
@@ -49,7 +51,10 @@ def monai_metrics():
 def tensors(prediction: np.ndarray, reference: np.ndarray) -> dict:
     import torch
 
-    return {"y_pred": torch.from_numpy(prediction)[None, None].float(), "y": torch.from_numpy(reference)[None, None].float()}
+    return {
+        "y_pred": torch.from_numpy(prediction)[None, None].float(),
+        "y": torch.from_numpy(reference)[None, None].float(),
+    }
 
 
 @pytest.mark.parametrize("spacing", SPACINGS)
@@ -57,8 +62,12 @@ def test_voxel_nsd_agrees_with_monai(monai_metrics, spacing: tuple[float, float,
     for seed in range(4):
         pair = blobs(seed)
         for tau in (1.3, 2.2):
-            theirs = monai_metrics.compute_surface_dice(class_thresholds=[tau], include_background=True, spacing=list(spacing), **tensors(*pair))
-            assert scores(*pair, spacing, (tau, 1.0), "voxel")[tolerances.key(tau)] == pytest.approx(float(theirs), abs=1e-6)
+            theirs = monai_metrics.compute_surface_dice(
+                class_thresholds=[tau], include_background=True, spacing=list(spacing), **tensors(*pair)
+            )
+            assert scores(*pair, spacing, (tau, 1.0), "voxel")[tolerances.key(tau)] == pytest.approx(
+                float(theirs), abs=1e-6
+            )
 
 
 def test_monai_drops_missed_organs_from_hd95_and_gives_0_for_nothing_found(monai_metrics) -> None:
@@ -102,13 +111,19 @@ def deepmind():
 
 
 @pytest.mark.parametrize("spacing", SPACINGS)
-def test_surfel_nsd_and_directed_means_agree_with_surface_distance(deepmind, spacing: tuple[float, float, float]) -> None:
+def test_surfel_nsd_and_directed_means_agree_with_surface_distance(
+    deepmind, spacing: tuple[float, float, float]
+) -> None:
     for prediction, reference in (blobs(1), blobs(2), far_blob()):
         theirs = deepmind.compute_surface_distances(reference, prediction, spacing)
         ours = scores(prediction, reference, spacing, (1.3, 2.2))
         for tau in (1.3, 2.2):
-            assert ours[tolerances.key(tau)] == pytest.approx(deepmind.compute_surface_dice_at_tolerance(theirs, tau * (1 + 1e-6)), abs=1e-9)
-        assert ours["masd_mm"] == pytest.approx(sum(deepmind.compute_average_surface_distance(theirs)) / 2, abs=1e-5)
+            assert ours[tolerances.key(tau)] == pytest.approx(
+                deepmind.compute_surface_dice_at_tolerance(theirs, tau * (1 + 1e-6)), abs=1e-9
+            )
+        assert ours["masd_mm"] == pytest.approx(
+            sum(deepmind.compute_average_surface_distance(theirs)) / 2, abs=1e-5
+        )
         for percent, key in ((95, "hd95_mm"), (100, "hd_mm")):
             assert ours[key] == pytest.approx(deepmind.compute_robust_hausdorff(theirs, percent), abs=1e-4)
 
@@ -117,7 +132,11 @@ def test_surface_distance_has_no_null_for_empty_masks(deepmind) -> None:
     """It crashes or says infinite; ours is None."""
     nothing = np.zeros((6, 6, 6), bool)
     try:
-        value = float(deepmind.compute_robust_hausdorff(deepmind.compute_surface_distances(nothing, nothing, (1, 1, 1)), 95))
+        value = float(
+            deepmind.compute_robust_hausdorff(
+                deepmind.compute_surface_distances(nothing, nothing, (1, 1, 1)), 95
+            )
+        )
     except Exception:
         value = math.inf
     assert math.isinf(value) or math.isnan(value)

@@ -54,18 +54,31 @@ def within(engine: str) -> float:
 @pytest.mark.parametrize(("mode", "engine"), list(itertools.product(MODES, ENGINES)))
 @FAST
 @given(pairs(), st.permutations(range(3)), st.integers(0, 2), st.tuples(*[st.integers(0, 5)] * 3))
-def test_place_and_direction_do_not_matter(mode: str, engine: str, pair, order, axis: int, shift: tuple[int, int, int]) -> None:
+def test_place_and_direction_do_not_matter(
+    mode: str, engine: str, pair, order, axis: int, shift: tuple[int, int, int]
+) -> None:
     prediction, reference, spacing = pair
 
     def scored(one: np.ndarray, other: np.ndarray, spacing_mm=spacing) -> dict:
         return scores(one, other, spacing_mm, mode=mode, engine=engine)
 
     result, close = scored(prediction, reference), within(engine)
-    same(result, scored(prediction.transpose(order), reference.transpose(order), tuple(spacing[i] for i in order)), close)
+    same(
+        result,
+        scored(prediction.transpose(order), reference.transpose(order), tuple(spacing[i] for i in order)),
+        close,
+    )
     same(result, scored(np.flip(prediction, axis), np.flip(reference, axis)), close)
     wider = [(a, 5 - a) for a in shift]  # the same masks anywhere in a larger grid
     same(result, scored(np.pad(prediction, wider), np.pad(reference, wider)), close, skip=("specificity",))
-    same(result, scored(np.asfortranarray(prediction).astype(np.uint8), np.ascontiguousarray(reference[::-1, :, ::-1])[::-1, :, ::-1]), 0)
+    same(
+        result,
+        scored(
+            np.asfortranarray(prediction).astype(np.uint8),
+            np.ascontiguousarray(reference[::-1, :, ::-1])[::-1, :, ::-1],
+        ),
+        0,
+    )
 
 
 @pytest.mark.parametrize(("mode", "engine"), list(itertools.product(MODES, ENGINES)))
@@ -75,14 +88,28 @@ def test_swap_identity_and_scale(mode: str, engine: str, pair, scale: float) -> 
     prediction, reference, spacing = pair
     result = scores(prediction, reference, spacing, mode=mode, engine=engine)
     swapped = scores(reference, prediction, spacing, mode=mode, engine=engine)
-    same(result, swapped, within(engine), skip=("precision", "recall", "specificity", "volume_error", "volume_error_ml"))
+    same(
+        result,
+        swapped,
+        within(engine),
+        skip=("precision", "recall", "specificity", "volume_error", "volume_error_ml"),
+    )
     assert (result["precision"], result["recall"]) == (swapped["recall"], swapped["precision"])
     itself = scores(reference, reference, spacing, mode=mode, engine=engine)
     assert [itself[key] for key in (*SHARES, *DISTANCES)] == [1.0] * 6 + [0.0] * 4
-    scaled = mask_metrics(prediction=prediction, reference=reference, spacing_mm=tuple(scale * s for s in spacing), tolerances_mm=(scale, 2 * scale), boundary_mode=mode, engine=engine)
+    scaled = mask_metrics(
+        prediction=prediction,
+        reference=reference,
+        spacing_mm=tuple(scale * s for s in spacing),
+        tolerances_mm=(scale, 2 * scale),
+        boundary_mode=mode,
+        engine=engine,
+    )
     for key in DISTANCES:
         assert scaled[key] == pytest.approx(scale * result[key], abs=scale * max(1e-9, within(engine)))
-    assert [scaled[tolerances.key(t * scale)] for t in (1, 2)] == pytest.approx([result["nsd_1mm"], result["nsd_2mm"]], abs=1e-9)
+    assert [scaled[tolerances.key(t * scale)] for t in (1, 2)] == pytest.approx(
+        [result["nsd_1mm"], result["nsd_2mm"]], abs=1e-9
+    )
 
 
 @pytest.mark.parametrize(("mode", "engine"), list(itertools.product(MODES, ENGINES)))
@@ -99,7 +126,9 @@ def test_ranges(mode: str, engine: str, pair) -> None:
     nsd = [result[tolerances.key(t)] for t in taus]
     assert nsd == sorted(nsd) and nsd[0] >= 0 and nsd[-1] <= 1 + 1e-12
     farthest = result["hd_mm"]
-    assert scores(prediction, reference, spacing, (farthest, 1), mode, engine)[tolerances.key(farthest)] == pytest.approx(1, abs=1e-12)
+    assert scores(prediction, reference, spacing, (farthest, 1), mode, engine)[
+        tolerances.key(farthest)
+    ] == pytest.approx(1, abs=1e-12)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -113,28 +142,46 @@ def test_every_engine_agrees_with_all_pairs_of_points(mode: str, pair) -> None:
     there, back = table.min(axis=1), table.min(axis=0)
     pooled, weight = np.concatenate([there, back]), np.concatenate(weights)
     for engine in ENGINES:
-        found = distances.surface_distances(prediction=prediction, reference=reference, spacing_mm=spacing, boundary_mode=mode, engine=engine)
+        found = distances.surface_distances(
+            prediction=prediction, reference=reference, spacing_mm=spacing, boundary_mode=mode, engine=engine
+        )
         assert found is not None
         np.testing.assert_allclose(found.from_reference_mm, np.sort(there), atol=1e-5)
         np.testing.assert_allclose(found.from_prediction_mm, np.sort(back), atol=1e-5)
         assert distances.hausdorff_mm(found) == pytest.approx(pooled.max(), abs=1e-5)
-        assert distances.average_symmetric_mm(found) == pytest.approx((pooled * weight).sum() / weight.sum(), abs=1e-5)
-        assert distances.surface_dice(found, 1.0) == pytest.approx(weight[pooled <= 1 + 1e-6].sum() / weight.sum(), abs=1e-9)
+        assert distances.average_symmetric_mm(found) == pytest.approx(
+            (pooled * weight).sum() / weight.sum(), abs=1e-5
+        )
+        assert distances.surface_dice(found, 1.0) == pytest.approx(
+            weight[pooled <= 1 + 1e-6].sum() / weight.sum(), abs=1e-9
+        )
         if mode == "voxel":
-            assert distances.percentile_hausdorff_mm(found) == pytest.approx(max(np.percentile(there, 95), np.percentile(back, 95)), abs=1e-5)
+            assert distances.percentile_hausdorff_mm(found) == pytest.approx(
+                max(np.percentile(there, 95), np.percentile(back, 95)), abs=1e-5
+            )
 
 
-def boundary(mask: np.ndarray, spacing: tuple[float, float, float], mode: str) -> tuple[np.ndarray, np.ndarray]:
+def boundary(
+    mask: np.ndarray, spacing: tuple[float, float, float], mode: str
+) -> tuple[np.ndarray, np.ndarray]:
     """Points in mm and weights, voxel by voxel."""
     padded = np.pad(mask, 1)
     if mode == "surfel":
         from ctseg.scoring.surfel import area_table
 
-        codes = {cell: sum(128 >> i for i, on in enumerate(padded[tuple(slice(c, c + 2) for c in cell)].reshape(-1)) if on)
-                 for cell in np.ndindex(*(n + 1 for n in mask.shape))}
+        codes = {
+            cell: sum(
+                128 >> i
+                for i, on in enumerate(padded[tuple(slice(c, c + 2) for c in cell)].reshape(-1))
+                if on
+            )
+            for cell in np.ndindex(*(n + 1 for n in mask.shape))
+        }
         cells = [cell for cell, code in codes.items() if code not in (0, 255)]
         return np.array(cells) * spacing, area_table(spacing)[[codes[cell] for cell in cells]]
-    neighbours = [np.array(step) for step in ((1, 0, 0), (-1, 0, 0), (0, 1, 0), (0, -1, 0), (0, 0, 1), (0, 0, -1))]
+    neighbours = [
+        np.array(step) for step in ((1, 0, 0), (-1, 0, 0), (0, 1, 0), (0, -1, 0), (0, 0, 1), (0, 0, -1))
+    ]
     voxels = [p for p in np.argwhere(mask) if any(not padded[tuple(p + 1 + step)] for step in neighbours)]
     return np.array(voxels) * spacing, np.ones(len(voxels))
 
@@ -145,7 +192,12 @@ def boundary(mask: np.ndarray, spacing: tuple[float, float, float], mode: str) -
 def test_the_automatic_choice_changes_no_value(mode: str, pair) -> None:
     prediction, reference, spacing = pair
     expected = scores(prediction, reference, spacing, mode=mode, engine="scipy")
-    for near, per_voxel in ((2.5, 8.0), (99.0, 0.01), (99.0, 0.3), (0.0, 8.0)):  # look around, hardly, a little, not at all
+    for near, per_voxel in (
+        (2.5, 8.0),
+        (99.0, 0.01),
+        (99.0, 0.3),
+        (0.0, 8.0),
+    ):  # look around, hardly, a little, not at all
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(distances, "_NEAR_VOXELS", near)
             patch.setattr(distances, "_TRANSFORM_PER_VOXEL", {"edt": per_voxel, "scipy": per_voxel})
@@ -165,7 +217,9 @@ def test_shells_hold_every_offset_once_in_order() -> None:
         farthest = table[-1][0]
         wide = [np.arange(-int(farthest / s) - 1, int(farthest / s) + 2) * s for s in spacing]
         away = np.sqrt(sum(np.square(axis) for axis in np.meshgrid(*wide, indexing="ij", sparse=True)))
-        assert np.count_nonzero((away > 0) & (away < farthest * (1 - 1e-9))) == sum(len(part) for _, part in table[:-1])
+        assert np.count_nonzero((away > 0) & (away < farthest * (1 - 1e-9))) == sum(
+            len(part) for _, part in table[:-1]
+        )
 
 
 @FAST
@@ -180,20 +234,37 @@ def test_a_false_voxel_or_a_deleted_organ_never_helps(pair) -> None:
             more.flat[wrong[len(wrong) // 2]] = True
             worse = scores(more, reference, spacing, mode=mode)
             assert worse["dice"] <= result["dice"] and worse["precision"] <= result["precision"]
-        rows, nothing = (rows_of(mask, reference, spacing, mode) for mask in (prediction, np.zeros_like(prediction)))
+        rows, nothing = (
+            rows_of(mask, reference, spacing, mode) for mask in (prediction, np.zeros_like(prediction))
+        )
         for key in ("dice", "iou", "nsd", "nsd2", "recall"):
             assert nothing[0][key] <= rows[0][key]
         for key in ("hd_imputed_mm", "hd95_imputed_mm", "assd_imputed_mm"):
             assert nothing[0][key] >= rows[0][key]
         ids = {"case_id": "c", "patient_id": "p"}
         ranked = [summarise([ids | row[0]], [ids | nothing[0]], {})["headline"] for row in (rows, nothing)]
-        assert ranked[1]["macro_dice"] == 0 <= ranked[0]["macro_dice"] and ranked[1]["macro_hd95_imputed"] >= ranked[0]["macro_hd95_imputed"]
+        assert (
+            ranked[1]["macro_dice"] == 0 <= ranked[0]["macro_dice"]
+            and ranked[1]["macro_hd95_imputed"] >= ranked[0]["macro_hd95_imputed"]
+        )
 
 
-def rows_of(prediction: np.ndarray, reference: np.ndarray, spacing: tuple[float, float, float], mode: str, ids: tuple[int, ...] = (1,)) -> list[dict]:
+def rows_of(
+    prediction: np.ndarray,
+    reference: np.ndarray,
+    spacing: tuple[float, float, float],
+    mode: str,
+    ids: tuple[int, ...] = (1,),
+) -> list[dict]:
     structures = [Structure(f"s{label}", (label,)) for label in ids]
-    return score_case(prediction=prediction.astype(np.uint8), reference=reference.astype(np.uint8), spacing_mm=spacing, structures=structures,
-                      tolerances_mm={s.name: (1.0, 2.0) for s in structures}, boundary_mode=mode)
+    return score_case(
+        prediction=prediction.astype(np.uint8),
+        reference=reference.astype(np.uint8),
+        spacing_mm=spacing,
+        structures=structures,
+        tolerances_mm={s.name: (1.0, 2.0) for s in structures},
+        boundary_mode=mode,
+    )
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -203,28 +274,50 @@ def test_names_of_labels_do_not_matter(mode: str, seed: int, order: list[int]) -
     """Permuted labels permute the rows, and every row is what its mask alone scores."""
     rng = np.random.default_rng(seed)
     shape = tuple(rng.integers(5, 20, 3))
-    maps = [np.kron(rng.integers(0, 5, [-(-n // 4) for n in shape]), np.ones((4, 4, 4), int))[tuple(slice(0, n) for n in shape)] for _ in range(2)]
+    maps = [
+        np.kron(rng.integers(0, 5, [-(-n // 4) for n in shape]), np.ones((4, 4, 4), int))[
+            tuple(slice(0, n) for n in shape)
+        ]
+        for _ in range(2)
+    ]
     spacing = tuple(rng.choice(SPACINGS, 3).tolist())
     plain = rows_of(*maps, spacing, mode, (1, 2, 3, 4))
     table = np.array([0, *order[:4]])
     renamed = rows_of(table[maps[0]], table[maps[1]], spacing, mode, tuple(order[:4]))
     for label, one, other in zip((1, 2, 3, 4), plain, renamed):
-        assert {key: one[key] for key in one if key not in ("structure", "label")} == {key: other[key] for key in other if key not in ("structure", "label")}
+        assert {key: one[key] for key in one if key not in ("structure", "label")} == {
+            key: other[key] for key in other if key not in ("structure", "label")
+        }
         if one["state"] == "present":
             alone = scores(maps[0] == label, maps[1] == label, spacing, mode=mode)
-            for column, key in (("dice", "dice"), ("iou", "iou"), ("precision", "precision"), ("recall", "recall"), ("specificity", "specificity"), ("nsd", "nsd_1mm"), *zip(DISTANCES, DISTANCES)):
+            for column, key in (
+                ("dice", "dice"),
+                ("iou", "iou"),
+                ("precision", "precision"),
+                ("recall", "recall"),
+                ("specificity", "specificity"),
+                ("nsd", "nsd_1mm"),
+                *zip(DISTANCES, DISTANCES),
+            ):
                 assert one[column] == pytest.approx(alone[key], abs=1e-6), column
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
-@given(st.integers(0, 100_000), st.sampled_from([np.uint8, np.uint16]), st.sampled_from([1, 2, 7, 256, 300]), st.sampled_from(["C", "F"]))
+@given(
+    st.integers(0, 100_000),
+    st.sampled_from([np.uint8, np.uint16]),
+    st.sampled_from([1, 2, 7, 256, 300]),
+    st.sampled_from(["C", "F"]),
+)
 def test_one_sweep_counts_and_boxes_as_numpy_does(seed: int, dtype: type, n_labels: int, order: str) -> None:
     rng = np.random.default_rng(seed)
     n_labels = min(n_labels, np.iinfo(dtype).max + 1)
     shape = tuple(rng.integers(1, 30, 3))
     maps = []
     for _ in range(2):
-        blocks = np.kron(rng.integers(0, n_labels, [-(-n // 5) for n in shape]), np.ones((5, 5, 5), int))[tuple(slice(0, n) for n in shape)]
+        blocks = np.kron(rng.integers(0, n_labels, [-(-n // 5) for n in shape]), np.ones((5, 5, 5), int))[
+            tuple(slice(0, n) for n in shape)
+        ]
         noisy = np.where(rng.random(shape) < rng.choice([0, 0.1]), rng.integers(0, n_labels, shape), blocks)
         noisy[:, rng.integers(0, shape[1]) :] = 0
         maps.append(np.asarray(noisy, dtype, order=order))  # type: ignore[call-overload]
@@ -238,12 +331,20 @@ def test_one_sweep_counts_and_boxes_as_numpy_does(seed: int, dtype: type, n_labe
     boxes = scan.boxes(list(range(1, n_labels)))
     for label in range(1, n_labels):
         either = np.argwhere((maps[0] == label) | (maps[1] == label))
-        box = tuple(slice(int(a), int(b) + 1) for a, b in zip(either.min(axis=0), either.max(axis=0))) if len(either) else None
+        box = (
+            tuple(slice(int(a), int(b) + 1) for a, b in zip(either.min(axis=0), either.max(axis=0)))
+            if len(either)
+            else None
+        )
         assert boxes.get(label) == box
 
 
 def test_maps_that_do_not_fit_are_refused() -> None:
     small, wide = np.zeros((2, 2, 2), np.uint8), np.zeros((2, 2, 2), np.uint16)
-    for prediction, reference in ((small, wide), (small, small[:1]), (small.astype(np.int64), small.astype(np.int64))):
+    for prediction, reference in (
+        (small, wide),
+        (small, small[:1]),
+        (small.astype(np.int64), small.astype(np.int64)),
+    ):
         with pytest.raises(ValueError, match="alike"):
             LabelScan(prediction=prediction, reference=reference, n_labels=1)

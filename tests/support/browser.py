@@ -12,10 +12,24 @@ import time
 from pathlib import Path
 from typing import Any
 
-BROWSER = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
-MISSING = "no Chromium on this machine: the page was not opened in a browser (Debian: apt-get install chromium)"
-FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync",
-         "--disable-dev-shm-usage", "--remote-debugging-pipe")
+BROWSER = next(
+    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
+)
+MISSING = (
+    "no Chromium on this machine: the page was not opened in a browser (Debian: apt-get install chromium)"
+)
+FLAGS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-dev-shm-usage",
+    "--remote-debugging-pipe",
+)
 
 
 class Browser:
@@ -34,12 +48,22 @@ class Browser:
             os.dup2(high[0], 3)
             os.dup2(high[1], 4)
 
-        self._process = subprocess.Popen([str(BROWSER), *FLAGS, f"--user-data-dir={self.profile}", "about:blank"], preexec_fn=hand_over, close_fds=False,
-                                         stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        self._process = subprocess.Popen(
+            [str(BROWSER), *FLAGS, f"--user-data-dir={self.profile}", "about:blank"],
+            preexec_fn=hand_over,
+            close_fds=False,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
         os.close(commands)
         os.close(answers)
-        page = next(target for target in self.call("Target.getTargets")["targetInfos"] if target["type"] == "page")
-        self._session = self.call("Target.attachToTarget", targetId=page["targetId"], flatten=True)["sessionId"]
+        page = next(
+            target for target in self.call("Target.getTargets")["targetInfos"] if target["type"] == "page"
+        )
+        self._session = self.call("Target.attachToTarget", targetId=page["targetId"], flatten=True)[
+            "sessionId"
+        ]
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.call(f"{domain}.enable")
         return self
@@ -56,10 +80,12 @@ class Browser:
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
         """The result of one command. AssertionError when the browser refuses it or does not answer within a minute."""
         self._number += 1
-        message = {"id": self._number, "method": method, "params": parameters} | ({"sessionId": self._session} if self._session else {})
+        message = {"id": self._number, "method": method, "params": parameters} | (
+            {"sessionId": self._session} if self._session else {}
+        )
         data = json.dumps(message).encode() + b"\0"
         while data:
-            data = data[os.write(self._to, data):]
+            data = data[os.write(self._to, data) :]
         while True:
             answer = self._next()
             if answer.get("id") == self._number:
@@ -82,14 +108,22 @@ class Browser:
         about = message.get("params", {})
         if message.get("method") == "Log.entryAdded" and about["entry"]["level"] in ("warning", "error"):
             self.complaints.append(about["entry"]["text"])
-        elif message.get("method") in ("Runtime.exceptionThrown", "Network.loadingFailed") or (message.get("method") == "Runtime.consoleAPICalled" and about["type"] in ("warning", "error")):
+        elif message.get("method") in ("Runtime.exceptionThrown", "Network.loadingFailed") or (
+            message.get("method") == "Runtime.consoleAPICalled" and about["type"] in ("warning", "error")
+        ):
             self.complaints.append(json.dumps(about)[:500])
         elif message.get("method") == "Network.requestWillBeSent":
             self.requests.append(about["request"]["url"])
 
     def size(self, width: int, height: int) -> None:
         """Set the window's size in pixels."""
-        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600)
+        self.call(
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=height,
+            deviceScaleFactor=1,
+            mobile=width < 600,
+        )
 
     def open(self, uri: str) -> None:
         """Load a page and wait until all of it is there."""
@@ -105,8 +139,18 @@ class Browser:
 
     def screenshot(self, *, whole: bool = False) -> bytes:
         """PNG of the window, or of the whole page."""
-        return base64.b64decode(self.call("Page.captureScreenshot", format="png", captureBeyondViewport=whole)["data"])
+        return base64.b64decode(
+            self.call("Page.captureScreenshot", format="png", captureBeyondViewport=whole)["data"]
+        )
 
     def pdf(self) -> bytes:
         """The page as it prints on A4."""
-        return base64.b64decode(self.call("Page.printToPDF", paperWidth=8.27, paperHeight=11.69, printBackground=False, preferCSSPageSize=True)["data"])
+        return base64.b64decode(
+            self.call(
+                "Page.printToPDF",
+                paperWidth=8.27,
+                paperHeight=11.69,
+                printBackground=False,
+                preferCSSPageSize=True,
+            )["data"]
+        )

@@ -43,7 +43,11 @@ Phantoms = dict[str, Phantom]
 
 
 def small_phantom(
-    names: Sequence[str] = SIDES, *, seed: int = 0, absent: Iterable[str] = (), shape: tuple[int, int, int] = SHAPE,
+    names: Sequence[str] = SIDES,
+    *,
+    seed: int = 0,
+    absent: Iterable[str] = (),
+    shape: tuple[int, int, int] = SHAPE,
     spacing_mm: tuple[float, float, float] = SPACING_MM,
 ) -> Phantom:
     """A body in air with up to three structures (on its left, on its right, in the middle); canonical axes.
@@ -100,7 +104,9 @@ def write_plain(root: Path, phantoms: Phantoms, splits: dict[str, str] | None = 
         nifti.write_image(root / split / case_id / "ct.nii.gz", phantom.image)
         nifti.write_label(root / split / case_id / "labels.nii.gz", _map(phantom, values))
         cases.append({"split": split, "case": case_id, "annotated": list(phantom.names.values())})
-    write_json(root / "manifest.json", {"labels": {name: value for value, name in values.items()}, "cases": cases})
+    write_json(
+        root / "manifest.json", {"labels": {name: value for value, name in values.items()}, "cases": cases}
+    )
 
 
 def write_abdomenatlas(root: Path, phantoms: Phantoms, *, combined: bool = False) -> None:
@@ -121,10 +127,15 @@ def write_totalsegmentator(root: Path, phantoms: Phantoms, splits: dict[str, str
     """The same with meta.csv."""
     write_abdomenatlas(root, phantoms)
     if splits is not None:
-        write_text(root / "meta.csv", "image_id;age;split\n" + "".join(f"{case};50;{split}\n" for case, split in splits.items()))
+        write_text(
+            root / "meta.csv",
+            "image_id;age;split\n" + "".join(f"{case};50;{split}\n" for case, split in splits.items()),
+        )
 
 
-def write_nnunet(root: Path, phantoms: Phantoms, *, version: int = 2, dataset: str = "Dataset001_Synthetic") -> None:
+def write_nnunet(
+    root: Path, phantoms: Phantoms, *, version: int = 2, dataset: str = "Dataset001_Synthetic"
+) -> None:
     """nnUNet_raw with one data set; version 1 has the names the other way round."""
     values, folder = all_names(phantoms), root / dataset
     for case_id, phantom in phantoms.items():
@@ -132,17 +143,33 @@ def write_nnunet(root: Path, phantoms: Phantoms, *, version: int = 2, dataset: s
         nifti.write_label(folder / "labelsTr" / f"{case_id}.nii.gz", _map(phantom, values))
     if version == 2:
         labels = {"background": 0} | {name: value for value, name in values.items()}
-        content = {"channel_names": {"0": "CT"}, "labels": labels, "numTraining": len(phantoms), "file_ending": ".nii.gz"}
+        content = {
+            "channel_names": {"0": "CT"},
+            "labels": labels,
+            "numTraining": len(phantoms),
+            "file_ending": ".nii.gz",
+        }
     else:
         content = _decathlon_json(phantoms, values)
     write_json(folder / "dataset.json", content)
 
 
 def _decathlon_json(phantoms: Phantoms, values: dict[int, str]) -> dict:
-    training = [{"image": f"./imagesTr/{case_id}.nii.gz", "label": f"./labelsTr/{case_id}.nii.gz"} for case_id in phantoms]
+    training = [
+        {"image": f"./imagesTr/{case_id}.nii.gz", "label": f"./labelsTr/{case_id}.nii.gz"}
+        for case_id in phantoms
+    ]
     labels = {"0": "background"} | {str(value): name for value, name in values.items()}
-    return {"name": "Synthetic", "tensorImageSize": "3D", "modality": {"0": "CT"}, "labels": labels, "numTraining": len(training),
-            "numTest": 0, "training": training, "test": []}
+    return {
+        "name": "Synthetic",
+        "tensorImageSize": "3D",
+        "modality": {"0": "CT"},
+        "labels": labels,
+        "numTraining": len(training),
+        "numTest": 0,
+        "training": training,
+        "test": [],
+    }
 
 
 def write_msd(root: Path, phantoms: Phantoms) -> None:
@@ -160,8 +187,13 @@ def write_monai(root: Path, phantoms: Phantoms) -> None:
     for case_id, phantom in phantoms.items():
         nifti.write_image(root / "scans" / f"{case_id}.nii.gz", phantom.image)
         nifti.write_label(root / "maps" / f"{case_id}_seg.nii.gz", _map(phantom, values))
-        training.append({"image": f"scans/{case_id}.nii.gz", "label": f"maps/{case_id}_seg.nii.gz", "fold": 0})
-    write_json(root / "datalist.json", {"labels": {name: value for value, name in values.items()}, "training": training})
+        training.append(
+            {"image": f"scans/{case_id}.nii.gz", "label": f"maps/{case_id}_seg.nii.gz", "fold": 0}
+        )
+    write_json(
+        root / "datalist.json",
+        {"labels": {name: value for value, name in values.items()}, "training": training},
+    )
 
 
 FLARE_VALUES = {"liver": 1, "kidney_right": 2, "spleen": 3, "kidney_left": 13}  # those the phantoms use
@@ -172,7 +204,10 @@ def write_flare22(root: Path, phantoms: Phantoms) -> None:
     """images/<case>_0000.nii.gz + labels/<case>.nii.gz; case ids and names must be FLARE's."""
     for case_id, phantom in phantoms.items():
         nifti.write_image(root / "images" / f"{case_id}_0000.nii.gz", phantom.image)
-        nifti.write_label(root / "labels" / f"{case_id}.nii.gz", _map(phantom, {value: name for name, value in FLARE_VALUES.items()}))
+        nifti.write_label(
+            root / "labels" / f"{case_id}.nii.gz",
+            _map(phantom, {value: name for name, value in FLARE_VALUES.items()}),
+        )
 
 
 def write_ctpelvic1k(root: Path, phantoms: Phantoms) -> None:
@@ -220,7 +255,9 @@ def write_dicom_seg(root: Path, phantoms: Phantoms) -> None:
 
     for number, (case_id, phantom) in enumerate(phantoms.items(), start=1):
         series, folder = root / case_id / "im_1", root / case_id / "im_3"
-        dicom_series.write_series(series, phantom.image, patient_id=f"SYNTHETIC-{case_id}", series_number=1, seed=number)
+        dicom_series.write_series(
+            series, phantom.image, patient_id=f"SYNTHETIC-{case_id}", series_number=1, seed=number
+        )
         folder.mkdir(parents=True, exist_ok=True)
         dicom_seg.write_segments(folder / "seg.dcm", phantom.label, phantom.names, series)
 
@@ -241,12 +278,18 @@ def slanted(affine: np.ndarray, kind: str) -> np.ndarray:
     if kind == "tilted":
         result[1, 0] = 0.8
     if kind != "straight":
-        result[:3, :3] = np.array([[c, -s, 0], [s, c, 0], [0, 0, 1.0]]) @ np.array([[1, 0, 0], [0, c, -s], [0, s, c]]) @ result[:3, :3]
+        result[:3, :3] = (
+            np.array([[c, -s, 0], [s, c, 0], [0, 0, 1.0]])
+            @ np.array([[1, 0, 0], [0, c, -s], [0, s, c]])
+            @ result[:3, :3]
+        )
     result[:3, 3] = -101.3, 57.7, 1203.1
     return result
 
 
-def with_itk(path: Path, array: np.ndarray, affine: np.ndarray, *, compress: bool = True, **metadata: str) -> Path:
+def with_itk(
+    path: Path, array: np.ndarray, affine: np.ndarray, *, compress: bool = True, **metadata: str
+) -> Path:
     """The file as SimpleITK writes it."""
     image = sitk.GetImageFromArray(array)
     spacing = np.linalg.norm(affine[:3, :3], axis=0)

@@ -16,13 +16,22 @@ from ctseg.geometry.volume import Volume
 def in_order(folder: Path, label: Volume) -> list[Any]:
     """The slices of a series as pydicom reads them, in the order of the label's first axis."""
     slices = [pydicom.dcmread(path) for path in folder.iterdir()]
-    return sorted(slices, key=lambda item: float(np.linalg.inv(label.affine)[0] @ [*map(float, item.ImagePositionPatient), 1.0]))
+    return sorted(
+        slices,
+        key=lambda item: float(
+            np.linalg.inv(label.affine)[0] @ [*map(float, item.ImagePositionPatient), 1.0]
+        ),
+    )
 
 
 def seg_masks(path: Path, slices: list[Any]) -> dict[str, np.ndarray]:
     """Segment label -> bool (D, H, W) on the slices."""
     seg = highdicom.seg.segread(path)
-    pixels = seg.get_pixels_by_source_instance([item.SOPInstanceUID for item in slices], ignore_spatial_locations=True, assert_missing_frames_are_empty=True)
+    pixels = seg.get_pixels_by_source_instance(
+        [item.SOPInstanceUID for item in slices],
+        ignore_spatial_locations=True,
+        assert_missing_frames_are_empty=True,
+    )
     return {item.SegmentLabel: pixels[..., int(item.SegmentNumber) - 1] > 0 for item in seg.SegmentSequence}
 
 
@@ -47,7 +56,9 @@ def structure_masks(path: Path, slices: list[Any]) -> dict[str, np.ndarray]:
             left, top = np.maximum(np.floor(polygon.min(axis=0)).astype(int), 0)
             right_end, bottom = np.ceil(polygon.max(axis=0)).astype(int) + 1
             h, w = np.mgrid[top:bottom, left:right_end]
-            inside = Outline(polygon).contains_points(np.column_stack([w.ravel(), h.ravel()])).reshape(h.shape)
+            inside = (
+                Outline(polygon).contains_points(np.column_stack([w.ravel(), h.ravel()])).reshape(h.shape)
+            )
             parity[d, top:bottom, left:right_end] += inside[: shape[1] - top, : shape[2] - left]
         masks[names[int(item.ReferencedROINumber)]] = parity % 2 == 1
     return masks

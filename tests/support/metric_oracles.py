@@ -36,15 +36,33 @@ def cube(size: int, low: int, high: int, axis: int = 0, shift: int = 0) -> np.nd
     return mask
 
 
-def ball(centre: tuple[float, ...], radius: float, shape: tuple[int, ...] = (64, 64, 64), spacing: tuple[float, ...] = UNIT) -> np.ndarray:
+def ball(
+    centre: tuple[float, ...],
+    radius: float,
+    shape: tuple[int, ...] = (64, 64, 64),
+    spacing: tuple[float, ...] = UNIT,
+) -> np.ndarray:
     """A ball; centre and radius in mm."""
     axes = np.ogrid[tuple(slice(0, n) for n in shape)]
     return sum((axis * s - c) ** 2 for axis, s, c in zip(axes, spacing, centre)) <= radius**2
 
 
-def scores(prediction: np.ndarray, reference: np.ndarray, spacing: tuple[float, ...] = UNIT, taus: tuple[float, ...] = (1.0, 2.0), mode: str = "surfel",
-           engine: str = "auto") -> dict[str, float | None]:
-    return mask_metrics(prediction=prediction, reference=reference, spacing_mm=spacing, tolerances_mm=taus, boundary_mode=mode, engine=engine)
+def scores(
+    prediction: np.ndarray,
+    reference: np.ndarray,
+    spacing: tuple[float, ...] = UNIT,
+    taus: tuple[float, ...] = (1.0, 2.0),
+    mode: str = "surfel",
+    engine: str = "auto",
+) -> dict[str, float | None]:
+    return mask_metrics(
+        prediction=prediction,
+        reference=reference,
+        spacing_mm=spacing,
+        tolerances_mm=taus,
+        boundary_mode=mode,
+        engine=engine,
+    )
 
 
 def check(found: dict[str, float | None], within: float = 1e-6, **expected: float | None) -> None:
@@ -62,7 +80,15 @@ def counts_of_partly_overlapping_boxes() -> None:
     reference = cube(24, 10, 20)
     prediction = np.zeros_like(reference)
     prediction[12:22, 10:20, 10:15] = True
-    check(scores(prediction, reference), dice=8 / 15, iou=4 / 11, precision=0.8, recall=0.4, volume_error=-0.5, volume_error_ml=-0.5)
+    check(
+        scores(prediction, reference),
+        dice=8 / 15,
+        iou=4 / 11,
+        precision=0.8,
+        recall=0.4,
+        volume_error=-0.5,
+        volume_error_ml=-0.5,
+    )
     check(scores(reference, prediction), precision=0.4, recall=0.8, volume_error=1.0)
 
 
@@ -73,10 +99,20 @@ def counts_of_partly_overlapping_boxes() -> None:
 def cubes_shifted_by_one() -> None:
     for engine in ENGINES:
         for mode in MODES:
-            found = scores(cube(32, 10, 20, 0, 1), cube(32, 10, 20), taus=(0, 0.5, 1), mode=mode, engine=engine)
+            found = scores(
+                cube(32, 10, 20, 0, 1), cube(32, 10, 20), taus=(0, 0.5, 1), mode=mode, engine=engine
+            )
             check(found, dice=0.9, iou=9 / 11, hd_mm=1, hd95_mm=1, nsd_1mm=1)
             if mode == "voxel":
-                check(found, **{"assd_mm": 164 / 488, "masd_mm": 164 / 488, "nsd_0mm": 81 / 122, "nsd_0.5mm": 81 / 122})
+                check(
+                    found,
+                    **{
+                        "assd_mm": 164 / 488,
+                        "masd_mm": 164 / 488,
+                        "nsd_0mm": 81 / 122,
+                        "nsd_0.5mm": 81 / 122,
+                    },
+                )
             else:
                 check(found, **{"assd_mm": 0.333845, "nsd_0.5mm": 0.666155})
 
@@ -84,10 +120,16 @@ def cubes_shifted_by_one() -> None:
 @oracle
 def cubes_across_and_within_thick_slices() -> None:
     for engine in ENGINES:
-        across = {mode: scores(cube(32, 10, 20, 2, 2), cube(32, 10, 20), THICK, (0, 1, 2), mode, engine) for mode in MODES}
+        across = {
+            mode: scores(cube(32, 10, 20, 2, 2), cube(32, 10, 20), THICK, (0, 1, 2), mode, engine)
+            for mode in MODES
+        }
         check(across["voxel"], hd_mm=10, hd95_mm=10, assd_mm=1300 / 488, nsd_0mm=36 / 61, nsd_2mm=0.688525)
         check(across["surfel"], hd_mm=10, hd95_mm=10, assd_mm=1.380601, nsd_1mm=0.800239, nsd_2mm=0.811668)
-        within = {mode: scores(cube(32, 10, 20, 0, 3), cube(32, 10, 20), THICK, (0, 2), mode, engine) for mode in MODES}
+        within = {
+            mode: scores(cube(32, 10, 20, 0, 3), cube(32, 10, 20), THICK, (0, 2), mode, engine)
+            for mode in MODES
+        }
         check(within["voxel"], hd_mm=3, assd_mm=552 / 488, nsd_0mm=63 / 122, nsd_2mm=0.729508)
         check(within["surfel"], hd_mm=3, assd_mm=1.359009, nsd_2mm=0.646140)
 
@@ -97,7 +139,12 @@ def cubes_that_do_not_overlap() -> None:
     for engine in ENGINES:
         for shift, assd in ((10, {"voxel": 5.5, "surfel": 5.0}), (15, {"voxel": 10.5, "surfel": 10.0})):
             for mode in MODES:
-                check(scores(cube(36, 10, 20, 0, shift), cube(36, 10, 20), mode=mode, engine=engine), dice=0, hd_mm=shift, assd_mm=assd[mode])
+                check(
+                    scores(cube(36, 10, 20, 0, shift), cube(36, 10, 20), mode=mode, engine=engine),
+                    dice=0,
+                    hd_mm=shift,
+                    assd_mm=assd[mode],
+                )
     check(scores(cube(36, 10, 20, 0, 10), cube(36, 10, 20), mode="voxel"), nsd_1mm=0.204918)
     check(scores(cube(36, 10, 20, 0, 10), cube(36, 10, 20), mode="surfel"), nsd_1mm=0.259086)
 
@@ -124,8 +171,20 @@ def single_voxels() -> None:
 def balls_one_in_the_other() -> None:
     small, large = ball((32, 32, 32), 12), ball((32, 32, 32), 15)
     for engine in ENGINES:
-        check(scores(small, large, mode="voxel", engine=engine), hd95_mm=3.605551, assd_mm=2.923060, masd_mm=2.914610, nsd_2mm=0)
-        check(scores(small, large, mode="surfel", engine=engine), hd95_mm=3.162278, assd_mm=2.613360, masd_mm=2.604475, nsd_2mm=0.041765)
+        check(
+            scores(small, large, mode="voxel", engine=engine),
+            hd95_mm=3.605551,
+            assd_mm=2.923060,
+            masd_mm=2.914610,
+            nsd_2mm=0,
+        )
+        check(
+            scores(small, large, mode="surfel", engine=engine),
+            hd95_mm=3.162278,
+            assd_mm=2.613360,
+            masd_mm=2.604475,
+            nsd_2mm=0.041765,
+        )
 
 
 @oracle
@@ -161,8 +220,15 @@ def single_slice() -> None:
     flat[10:30, 10:30, 1] = True
     moved = np.roll(flat, 1, axis=0)
     for cut in (slice(None), slice(1, 2)):  # the mask fills the axis: outside the image is background
-        check(scores(moved[..., cut], flat[..., cut], THICK, mode="voxel"), hd_mm=1, hd95_mm=0.05, assd_mm=0.05)
-        check(scores(moved[..., cut], flat[..., cut], THICK, mode="surfel"), hd_mm=1, hd95_mm=1, assd_mm=0.089957)
+        check(
+            scores(moved[..., cut], flat[..., cut], THICK, mode="voxel"), hd_mm=1, hd95_mm=0.05, assd_mm=0.05
+        )
+        check(
+            scores(moved[..., cut], flat[..., cut], THICK, mode="surfel"),
+            hd_mm=1,
+            hd95_mm=1,
+            assd_mm=0.089957,
+        )
 
 
 @oracle
@@ -170,8 +236,18 @@ def mask_at_the_border_is_its_padded_copy() -> None:
     reference, prediction = np.zeros((6, 7, 8), bool), np.zeros((6, 7, 8), bool)
     reference[:4, :5, :6], prediction[:3, 2:, 1:] = True, True
     for mode in MODES:
-        border, padded = (scores(*(np.pad(mask, width) for mask in (prediction, reference)), (1, 2, 3), mode=mode) for width in (0, 2))
-        check(border, 1e-9, **{name: padded[name] for name in ("dice", "hd_mm", "hd95_mm", "assd_mm", "masd_mm", "nsd_1mm", "nsd_2mm")})
+        border, padded = (
+            scores(*(np.pad(mask, width) for mask in (prediction, reference)), (1, 2, 3), mode=mode)
+            for width in (0, 2)
+        )
+        check(
+            border,
+            1e-9,
+            **{
+                name: padded[name]
+                for name in ("dice", "hd_mm", "hd95_mm", "assd_mm", "masd_mm", "nsd_1mm", "nsd_2mm")
+            },
+        )
 
 
 @oracle
@@ -191,7 +267,11 @@ def areas_of_the_cells() -> None:
     assert np.allclose(table[[128, 192, 240, 224]], [0.216506, 0.707107, 1, 1.149519], atol=1e-6)
     for spacing, total in ((UNIT, 241.343140), (THICK, 971.885342), ((1, 2, 3), 950.489590)):
         assert abs(surfel.area_table(spacing).sum() - total) < 1e-6
-    for mask, area, within in ((cube(32, 10, 20), 564.1, 0.1), (cube(5, 2, 3), 1.732051, 1e-6), (ball((31.5, 31.5, 31.5), 24), 7852.05, 0.01)):
+    for mask, area, within in (
+        (cube(32, 10, 20), 564.1, 0.1),
+        (cube(5, 2, 3), 1.732051, 1e-6),
+        (ball((31.5, 31.5, 31.5), 24), 7852.05, 0.01),
+    ):
         assert abs(table[surfel.cell_codes(mask)].sum() - area) <= within
 
 
@@ -209,9 +289,17 @@ def organ(shift: int = 0, label: int = 1) -> np.ndarray:
 
 
 def rows(prediction: np.ndarray, reference: np.ndarray, case: int = 0, **more) -> list[dict]:
-    return [{"case_id": f"c{case:02d}", "patient_id": f"p{case:02d}"} | row for row in score_case(
-        prediction=prediction, reference=reference, spacing_mm=GRID_SPACING, structures=[Structure("liver", (1,))],
-        tolerances_mm={"liver": (5.0, 2.0)}, **more)]
+    return [
+        {"case_id": f"c{case:02d}", "patient_id": f"p{case:02d}"} | row
+        for row in score_case(
+            prediction=prediction,
+            reference=reference,
+            spacing_mm=GRID_SPACING,
+            structures=[Structure("liver", (1,))],
+            tolerances_mm={"liver": (5.0, 2.0)},
+            **more,
+        )
+    ]
 
 
 def summary(predictions: list[np.ndarray], references: list[np.ndarray]) -> dict:
@@ -220,30 +308,89 @@ def summary(predictions: list[np.ndarray], references: list[np.ndarray]) -> dict
     return summarise(found, nothing, {})
 
 
-OVERLAP, DISTANCE, IMPUTED = ("dice", "iou", "nsd", "nsd2"), ("hd_mm", "hd95_mm", "assd_mm", "masd_mm"), ("hd_imputed_mm", "hd95_imputed_mm", "assd_imputed_mm")
+OVERLAP, DISTANCE, IMPUTED = (
+    ("dice", "iou", "nsd", "nsd2"),
+    ("hd_mm", "hd95_mm", "assd_mm", "masd_mm"),
+    ("hd_imputed_mm", "hd95_imputed_mm", "assd_imputed_mm"),
+)
 
 
 @oracle
 def every_cell_of_the_table_of_states() -> None:
     for mode in MODES:
-        (present,), (missed,), (invented,), (absent,) = (rows(p, r, boundary_mode=mode) for p, r in (
-            (organ(1), organ()), (NOTHING, organ()), (organ(), NOTHING), (NOTHING, NOTHING)))
-        assert [row["state"] for row in (present, missed, invented, absent)] == ["present", "missed", "hallucinated", "absent"]
-        check(present, dice=0.75, iou=0.6, precision=0.75, recall=0.75, volume_error=0, hd_mm=3, hd_imputed_mm=3, hd95_mm=3, hd95_imputed_mm=3, assd_imputed_mm=present["assd_mm"], nsd=1)
-        check(missed, **dict.fromkeys(OVERLAP, 0.0), **dict.fromkeys(DISTANCE), **dict.fromkeys(IMPUTED, DIAGONAL_MM), precision=None, recall=0, volume_error=-1)
-        check(invented, **dict.fromkeys((*OVERLAP, *DISTANCE, *IMPUTED)), precision=0, recall=None, volume_error=None, prediction_ml=64 * 6 / 1000, reference_ml=0)
-        check(absent, **dict.fromkeys((*OVERLAP, *DISTANCE, *IMPUTED)), precision=None, recall=None, volume_error=None, prediction_ml=0, reference_ml=0)
+        (present,), (missed,), (invented,), (absent,) = (
+            rows(p, r, boundary_mode=mode)
+            for p, r in ((organ(1), organ()), (NOTHING, organ()), (organ(), NOTHING), (NOTHING, NOTHING))
+        )
+        assert [row["state"] for row in (present, missed, invented, absent)] == [
+            "present",
+            "missed",
+            "hallucinated",
+            "absent",
+        ]
+        check(
+            present,
+            dice=0.75,
+            iou=0.6,
+            precision=0.75,
+            recall=0.75,
+            volume_error=0,
+            hd_mm=3,
+            hd_imputed_mm=3,
+            hd95_mm=3,
+            hd95_imputed_mm=3,
+            assd_imputed_mm=present["assd_mm"],
+            nsd=1,
+        )
+        check(
+            missed,
+            **dict.fromkeys(OVERLAP, 0.0),
+            **dict.fromkeys(DISTANCE),
+            **dict.fromkeys(IMPUTED, DIAGONAL_MM),
+            precision=None,
+            recall=0,
+            volume_error=-1,
+        )
+        check(
+            invented,
+            **dict.fromkeys((*OVERLAP, *DISTANCE, *IMPUTED)),
+            precision=0,
+            recall=None,
+            volume_error=None,
+            prediction_ml=64 * 6 / 1000,
+            reference_ml=0,
+        )
+        check(
+            absent,
+            **dict.fromkeys((*OVERLAP, *DISTANCE, *IMPUTED)),
+            precision=None,
+            recall=None,
+            volume_error=None,
+            prediction_ml=0,
+            reference_ml=0,
+        )
         for said in ("unannotated", "unevaluable"):
             (row,) = rows(organ(), organ(), boundary_mode=mode, annotation={"liver": said})
             assert row["state"] == said
-            check(row, **dict.fromkeys((*OVERLAP, *DISTANCE, *IMPUTED, "precision", "recall", "volume_error", "prediction_ml")))
+            check(
+                row,
+                **dict.fromkeys(
+                    (*OVERLAP, *DISTANCE, *IMPUTED, "precision", "recall", "volume_error", "prediction_ml")
+                ),
+            )
 
 
 @oracle
 def plain_formulas_of_empty_masks() -> None:
     some, none = organ() > 0, NOTHING > 0
-    check(scores(none, none), **dict.fromkeys(("dice", "iou", "precision", "recall", "volume_error", "nsd_1mm", *DISTANCE)), volume_error_ml=0)
-    check(scores(some, none), dice=0, iou=0, precision=0, recall=None, volume_error=None, nsd_1mm=0, hd_mm=None)
+    check(
+        scores(none, none),
+        **dict.fromkeys(("dice", "iou", "precision", "recall", "volume_error", "nsd_1mm", *DISTANCE)),
+        volume_error_ml=0,
+    )
+    check(
+        scores(some, none), dice=0, iou=0, precision=0, recall=None, volume_error=None, nsd_1mm=0, hd_mm=None
+    )
     check(scores(none, some), dice=0, iou=0, precision=None, recall=0, volume_error=-1, nsd_1mm=0, hd_mm=None)
 
 
@@ -252,7 +399,10 @@ def a_case_is_scored_with_its_spacing() -> None:
     moved = NOTHING.copy()
     moved[2:6, 2:6, 4:8] = 1
     check(rows(moved, organ())[0], hd_mm=2, hd95_mm=2, reference_ml=64 * 6 / 1000)
-    assert (rows(organ(1)[:, :, :4], organ()[:, :, :4])[0]["precision"], rows(organ(1) | organ(), organ())[0]["recall"]) == (0.75, 1.0)
+    assert (
+        rows(organ(1)[:, :, :4], organ()[:, :, :4])[0]["precision"],
+        rows(organ(1) | organ(), organ())[0]["recall"],
+    ) == (0.75, 1.0)
     check(rows(organ(1) | organ(), organ())[0], precision=0.8, volume_error=0.25)
 
 
@@ -263,9 +413,16 @@ def thirty_nine_cases_mostly_without_the_organ() -> None:
     for with_organ in (8, 4, 2):
         result = summary([NOTHING] * 39, [organ()] * with_organ + [NOTHING] * (39 - with_organ))
         check(result["liver_dice"], mean=0, n=with_organ)
-        assert result["headline"]["macro_dice"] == 0 and result["baselines"]["all_background"]["better_than_baseline"] is False
+        assert (
+            result["headline"]["macro_dice"] == 0
+            and result["baselines"]["all_background"]["better_than_baseline"] is False
+        )
         wrong.append((39 - with_organ) / 39)
-        assert all(abs(value - wrong[-1]) > 1e-3 for key, value in numbers(result) if not key.endswith("_specificity"))
+        assert all(
+            abs(value - wrong[-1]) > 1e-3
+            for key, value in numbers(result)
+            if not key.endswith("_specificity")
+        )
     assert abs(sum(wrong) / 3 - 0.880342) < 1e-6
 
 
@@ -301,7 +458,15 @@ def an_invented_organ_is_counted_and_enters_the_second_table() -> None:
     check(result["liver_dice"], mean=1, n=1)
     check(result["all_cases"]["liver_dice"], mean=0.5, n=2)
     check(result["all_cases"]["liver_hd95_imputed"], mean=DIAGONAL_MM / 2)
-    check(result["presence"]["liver"], n_present=1, n_hallucinated=1, n_absent=1, sensitivity=1, specificity=0.5, false_volume_ml_mean=0.384)
+    check(
+        result["presence"]["liver"],
+        n_present=1,
+        n_hallucinated=1,
+        n_absent=1,
+        sensitivity=1,
+        specificity=0.5,
+        false_volume_ml_mean=0.384,
+    )
 
 
 @oracle
@@ -310,7 +475,11 @@ def means_of_little() -> None:
     check(describe([0.5, None], ["a", "b"]), mean=0.5, std=None, n=1, n_undefined=1, ci95=None)
     values = np.array([0.91, 0.88, 0, 0.93, 0.90, 0.86, 0.92, 0.89, 0.84, 0.95])
     interval, flags = bca_interval(values, list(range(10)))
-    assert interval is not None and np.allclose(interval, (0.448, 0.905), atol=0.02) and flags == ["optimistic_ci"]
+    assert (
+        interval is not None
+        and np.allclose(interval, (0.448, 0.905), atol=0.02)
+        and flags == ["optimistic_ci"]
+    )
     assert bca_interval(np.full(6, 0.7), list(range(6))) == ([0.7, 0.7], ["optimistic_ci", "degenerate"])
 
 

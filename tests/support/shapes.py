@@ -58,7 +58,11 @@ def tube(start: tuple[int, int, int], end: tuple[int, int, int], radius: float) 
     return np.linalg.norm(grid - start - share[..., None] * along, axis=-1) <= radius
 
 
-STEM, LEFT, RIGHT = tube((40, 40, 70), (40, 40, 40), 3), tube((40, 40, 40), (20, 40, 15), 2.5), tube((40, 40, 40), (60, 40, 15), 2.5)
+STEM, LEFT, RIGHT = (
+    tube((40, 40, 70), (40, 40, 40), 3),
+    tube((40, 40, 40), (20, 40, 15), 2.5),
+    tube((40, 40, 40), (60, 40, 15), 2.5),
+)
 THICK_Y = STEM | LEFT | RIGHT
 THICK_TREE = parse_tree(reference=THICK_Y, spacing_mm=UNIT)
 
@@ -69,12 +73,18 @@ def found_in(prediction: np.ndarray) -> dict[str, float]:
 
 def grown_tree() -> np.ndarray:
     """A stem, two arms and four twigs: 7 branches."""
-    ends = [((40, 40, 78), (40, 40, 55), 3.0), ((40, 40, 55), (22, 40, 38), 2.3), ((40, 40, 55), (58, 40, 38), 2.3)]
+    ends = [
+        ((40, 40, 78), (40, 40, 55), 3.0),
+        ((40, 40, 55), (22, 40, 38), 2.3),
+        ((40, 40, 55), (58, 40, 38), 2.3),
+    ]
     ends += [((h, 40, 38), (h, 40 + s, 12), 1.8) for h in (22, 58) for s in (-14, 14)]
     return np.logical_or.reduce([tube(*end) for end in ends])
 
 
-def label_map(*, airway: bool = True, aorta: bool = True, gap: bool = False, extra: bool = False) -> np.ndarray:
+def label_map(
+    *, airway: bool = True, aorta: bool = True, gap: bool = False, extra: bool = False
+) -> np.ndarray:
     """A small synthetic label map: 1 liver, 2 airway (stem and two arms, 3 x 3 thick), 3 aorta."""
     array = np.zeros((26, 22, 34), np.uint8)
     if airway:

@@ -22,7 +22,20 @@ from ctseg.anatomy.picture import Picture
 from ctseg.anatomy.texture import Texture, add_noise, fields, finish, paint_table
 from ctseg.geometry.volume import Volume, reorient
 
-STRUCTURES = ("liver", "kidney_right", "kidney_left", "spleen", "pancreas", "aorta", "postcava", "gall_bladder", "stomach", "duodenum", "colon", "intestine")
+STRUCTURES = (
+    "liver",
+    "kidney_right",
+    "kidney_left",
+    "spleen",
+    "pancreas",
+    "aorta",
+    "postcava",
+    "gall_bladder",
+    "stomach",
+    "duodenum",
+    "colon",
+    "intestine",
+)
 IDS = {name: number for number, name in enumerate(STRUCTURES, start=1)}
 TARGETS = ("liver", "kidney_right", "kidney_left", "spleen")
 PATIENTS = 24
@@ -57,7 +70,9 @@ def plan(seed: int, index: int, size: str = "full") -> tuple[Person, Protocol, n
     return person, coarse(protocol, TINY_SPACING_MM) if size == "tiny" else protocol, rng
 
 
-def _paint_body(scene: Scene, trunk: Trunk, person: Person, rng: np.random.Generator, texture: Texture) -> None:
+def _paint_body(
+    scene: Scene, trunk: Trunk, person: Person, rng: np.random.Generator, texture: Texture
+) -> None:
     """Everything inside the skin, from the frame to the solid organs."""
     spine = paint_trunk(scene, trunk, person, texture)
     paint_twigs(scene, person, rng)
@@ -72,5 +87,11 @@ def _paint_body(scene: Scene, trunk: Trunk, person: Person, rng: np.random.Gener
 
 def _facts(person: Person, protocol: Protocol) -> dict[str, object]:
     """What the cohort's record says of the patient."""
-    return {"phase": person.phase, "removed": person.removed, "stomach": person.stomach_content, "liver_hu": round(person.hu["liver"]),
-            "spleen_hu": round(person.hu["spleen"]), "noise_hu": round(protocol.noise_hu, 1)}
+    return {
+        "phase": person.phase,
+        "removed": person.removed,
+        "stomach": person.stomach_content,
+        "liver_hu": round(person.hu["liver"]),
+        "spleen_hu": round(person.hu["spleen"]),
+        "noise_hu": round(protocol.noise_hu, 1),
+    }

@@ -11,20 +11,77 @@ from ctseg.anatomy.pelvis.organs import paint_gas, stool
 from ctseg.anatomy.texture import Texture
 
 # x, y, z, radius from the fundus to the pylorus
-STOMACH = np.array([(56, 8, 88, 28), (60, -10, 74, 32), (60, -34, 52, 31), (50, -56, 26, 28), (28, -70, 0, 24), (2, -68, -14, 18), (-16, -58, -8, 13), (-24, -52, -2, 9)], dtype=float)
-DUODENUM = np.array([(-24, -52, -2, 10), (-40, -46, -2, 13), (-54, -36, -16, 13), (-56, -26, -40, 13), (-44, -24, -60, 13), (-14, -44, -68, 12), (20, -46, -58, 12), (38, -44, -40, 12)], dtype=float)
-COLON = np.array([
-    (-100, 8, -190, 24), (-100, 6, -130, 24), (-98, 0, -92, 23), (-84, -22, -72, 20), (-68, -60, -76, 19), (-30, -80, -90, 19), (18, -84, -86, 18), (60, -80, -56, 17),
-    (90, -56, -16, 17), (104, -26, 8, 16), (108, 4, -8, 14), (106, 20, -48, 13), (104, 20, -110, 13), (102, 18, -190, 13)], dtype=float)
+STOMACH = np.array(
+    [
+        (56, 8, 88, 28),
+        (60, -10, 74, 32),
+        (60, -34, 52, 31),
+        (50, -56, 26, 28),
+        (28, -70, 0, 24),
+        (2, -68, -14, 18),
+        (-16, -58, -8, 13),
+        (-24, -52, -2, 9),
+    ],
+    dtype=float,
+)
+DUODENUM = np.array(
+    [
+        (-24, -52, -2, 10),
+        (-40, -46, -2, 13),
+        (-54, -36, -16, 13),
+        (-56, -26, -40, 13),
+        (-44, -24, -60, 13),
+        (-14, -44, -68, 12),
+        (20, -46, -58, 12),
+        (38, -44, -40, 12),
+    ],
+    dtype=float,
+)
+COLON = np.array(
+    [
+        (-100, 8, -190, 24),
+        (-100, 6, -130, 24),
+        (-98, 0, -92, 23),
+        (-84, -22, -72, 20),
+        (-68, -60, -76, 19),
+        (-30, -80, -90, 19),
+        (18, -84, -86, 18),
+        (60, -80, -56, 17),
+        (90, -56, -16, 17),
+        (104, -26, 8, 16),
+        (108, 4, -8, 14),
+        (106, 20, -48, 13),
+        (104, 20, -110, 13),
+        (102, 18, -190, 13),
+    ],
+    dtype=float,
+)
 
 
-def paint_gut(scene: Scene, person: Person, rng: np.random.Generator, keep_out: np.ndarray, ids: dict[str, int], texture: Texture) -> None:
+def paint_gut(
+    scene: Scene,
+    person: Person,
+    rng: np.random.Generator,
+    keep_out: np.ndarray,
+    ids: dict[str, int],
+    texture: Texture,
+) -> None:
     """Draw small bowel, colon, duodenum and stomach. keep_out: function of everything they must not enter."""
     shift = rng.normal(0, 5, COLON.shape) * (1, 1, 1, 0.25)
     colon, duodenum = along_line(COLON + shift, 0.09), along_line(DUODENUM, 0.05)
-    stomach = along_line(STOMACH * (1, 1, 1, person.stomach) + rng.normal(0, 3, STOMACH.shape) * (1, 1, 1, 0), 0.02)
+    stomach = along_line(
+        STOMACH * (1, 1, 1, person.stomach) + rng.normal(0, 3, STOMACH.shape) * (1, 1, 1, 0), 0.02
+    )
     taken = np.concatenate([colon, duodenum, stomach])
-    _paint_loops(scene, person, rng, fill_cavity(scene, rng, taken, keep_out, (-95, -100, -175), (95, 0, -12)), keep_out, ids["intestine"], texture)
+    _paint_loops(
+        scene,
+        person,
+        rng,
+        fill_cavity(scene, rng, taken, keep_out, (-95, -100, -175), (95, 0, -12)),
+        keep_out,
+        ids["intestine"],
+        texture,
+    )
     _paint_colon(scene, person, rng, colon, keep_out, ids["colon"], texture)
     tube = scene.tube(duodenum[:, :3], duodenum[:, 3], blend_mm=2, with_axis=True).cut(keep_out, 1.2)
     tube.f += 1.0 * texture.blotch[tube.box]
@@ -34,7 +91,9 @@ def paint_gut(scene: Scene, person: Person, rng: np.random.Generator, keep_out: 
     _paint_stomach(scene, person, stomach, keep_out, ids["stomach"], texture)
 
 
-def _paint_stomach(scene: Scene, person: Person, line: np.ndarray, keep_out: np.ndarray, label: int, texture: Texture) -> None:
+def _paint_stomach(
+    scene: Scene, person: Person, line: np.ndarray, keep_out: np.ndarray, label: int, texture: Texture
+) -> None:
     """A wall with folds, food or fluid, and gas in front."""
     stomach = scene.tube(line[:, :3], line[:, 3], blend_mm=6, with_axis=True)
     if not stomach.f.size:
@@ -44,10 +103,16 @@ def _paint_stomach(scene: Scene, person: Person, line: np.ndarray, keep_out: np.
     scene.paint(stomach, person.hu["stomach_wall"], label)
     folds = 4.2 + 1.3 * texture.blotch[stomach.box] + 0.4 * texture.grain[stomach.box]
     lumen = stomach.inset(folds)
-    mean, uneven = {"food": (person.hu["food"], 12.0), "fluid": (person.hu["fluid"], 3.0), "contrast": (person.hu["gastric_contrast"], 10.0)}[person.stomach_content]
+    mean, uneven = {
+        "food": (person.hu["food"], 12.0),
+        "fluid": (person.hu["fluid"], 3.0),
+        "contrast": (person.hu["gastric_contrast"], 10.0),
+    }[person.stomach_content]
     content = mean + uneven * (texture.blotch[stomach.box] + 0.5 * texture.grain[stomach.box])
     if person.stomach_content == "food":  # crumbs with air in them
-        content = content - 120 * np.clip(texture.grain[stomach.box] + 0.6 * texture.blotch[stomach.box] - 1.9, 0, 2)
+        content = content - 120 * np.clip(
+            texture.grain[stomach.box] + 0.6 * texture.blotch[stomach.box] - 1.9, 0, 2
+        )
     scene.paint(lumen, content)
     _paint_level_gas(scene, lumen, person.stomach_gas)
 
@@ -57,10 +122,24 @@ def _paint_level_gas(scene: Scene, lumen: Shape, share: float) -> None:
     inside = lumen.f < -1
     if inside.any():
         level = np.quantile(scene.y[lumen.box][inside], share * 0.7)
-        scene.paint(Shape(lumen.box, np.maximum(lumen.f + 0.4, scene.y[lumen.box] - np.float32(level)).astype(np.float32)), -960.0)
+        scene.paint(
+            Shape(
+                lumen.box,
+                np.maximum(lumen.f + 0.4, scene.y[lumen.box] - np.float32(level)).astype(np.float32),
+            ),
+            -960.0,
+        )
 
 
-def _paint_colon(scene: Scene, person: Person, rng: np.random.Generator, line: np.ndarray, keep_out: np.ndarray, label: int, texture: Texture) -> None:
+def _paint_colon(
+    scene: Scene,
+    person: Person,
+    rng: np.random.Generator,
+    line: np.ndarray,
+    keep_out: np.ndarray,
+    label: int,
+    texture: Texture,
+) -> None:
     tube = scene.tube(line[:, :3], line[:, 3], blend_mm=2, with_axis=True)
     if not tube.f.size:
         return
@@ -72,7 +151,15 @@ def _paint_colon(scene: Scene, person: Person, rng: np.random.Generator, line: n
     paint_gas(scene, lumen.inset(0.5), float(rng.uniform(0.15, 0.6)))
 
 
-def _paint_loops(scene: Scene, person: Person, rng: np.random.Generator, loops: list[np.ndarray], keep_out: np.ndarray, label: int, texture: Texture) -> None:
+def _paint_loops(
+    scene: Scene,
+    person: Person,
+    rng: np.random.Generator,
+    loops: list[np.ndarray],
+    keep_out: np.ndarray,
+    label: int,
+    texture: Texture,
+) -> None:
     drawn = scene.empty()
     for line in loops:
         content, density = rng.uniform(0, 1), rng.uniform(18, 46)

@@ -15,10 +15,22 @@ from ctseg.anatomy.patients import Protocol, sample_protocol
 PHASES = ("none", "arterial", "portal", "late")
 # Mean attenuation without contrast medium, in the arterial, the portal and the late phase.
 _TISSUES: dict[str, tuple[float, float, float, float]] = {
-    "artery": (42, 300, 160, 115), "vein": (42, 75, 145, 115), "portal": (42, 105, 172, 118), "hepatic": (42, 55, 160, 116),
-    "liver": (56, 66, 106, 86), "spleen": (48, 122, 116, 90), "cortex_kidney": (33, 185, 182, 130), "medulla": (30, 75, 150, 135),
-    "pelvis_kidney": (6, 6, 10, 480), "pancreas": (40, 100, 94, 72), "stomach_wall": (40, 88, 84, 70), "bowel_wall": (38, 80, 84, 68),
-    "adrenal": (32, 72, 70, 60), "muscle": (50, 56, 60, 60), "myocardium": (44, 105, 108, 85), "chambers": (42, 260, 150, 112),
+    "artery": (42, 300, 160, 115),
+    "vein": (42, 75, 145, 115),
+    "portal": (42, 105, 172, 118),
+    "hepatic": (42, 55, 160, 116),
+    "liver": (56, 66, 106, 86),
+    "spleen": (48, 122, 116, 90),
+    "cortex_kidney": (33, 185, 182, 130),
+    "medulla": (30, 75, 150, 135),
+    "pelvis_kidney": (6, 6, 10, 480),
+    "pancreas": (40, 100, 94, 72),
+    "stomach_wall": (40, 88, 84, 70),
+    "bowel_wall": (38, 80, 84, 68),
+    "adrenal": (32, 72, 70, 60),
+    "muscle": (50, 56, 60, 60),
+    "myocardium": (44, 105, 108, 85),
+    "chambers": (42, 260, 150, 112),
 }
 # Patients of a cohort of 24 without an organ: one kidney or the spleen was removed.
 _REMOVED = {4: "kidney_left", 11: "spleen", 18: "kidney_right"}
@@ -59,15 +71,26 @@ def sample_person(rng: np.random.Generator, index: int) -> Person:
     if removed is not None and removed.startswith("kidney"):
         right, left = 1.14 * right, 1.14 * left  # the one that is left does the work of both
     return Person(
-        size=(width, depth, height), fat_mm=float(rng.uniform(8, 32)), warp_mm=float(rng.uniform(1.8, 3.0)), removed=removed,
+        size=(width, depth, height),
+        fat_mm=float(rng.uniform(8, 32)),
+        warp_mm=float(rng.uniform(1.8, 3.0)),
+        removed=removed,
         gallbladder=0.0 if rng.random() < 0.15 else float(rng.uniform(0.75, 1.3)),
-        liver_left=float(rng.uniform(0.55, 1.25)), liver_tip_mm=float(rng.uniform(-22, 18)), spleen=float(rng.uniform(0.82, 1.18)),
-        kidneys=(right, left), kidney_shift_mm=(float(rng.normal(0, 6)), float(rng.normal(0, 6))),
-        gap_mm=float(np.clip(rng.uniform(-0.6, 2.6), 0, 3)), diaphragm_mm=float(rng.uniform(-10, 12)), stomach=float(rng.uniform(0.7, 1.08)),
-        stomach_content=str(rng.choice(["food", "fluid", "contrast"], p=[0.5, 0.35, 0.15])), stomach_gas=float(rng.uniform(0.1, 0.6)),
+        liver_left=float(rng.uniform(0.55, 1.25)),
+        liver_tip_mm=float(rng.uniform(-22, 18)),
+        spleen=float(rng.uniform(0.82, 1.18)),
+        kidneys=(right, left),
+        kidney_shift_mm=(float(rng.normal(0, 6)), float(rng.normal(0, 6))),
+        gap_mm=float(np.clip(rng.uniform(-0.6, 2.6), 0, 3)),
+        diaphragm_mm=float(rng.uniform(-10, 12)),
+        stomach=float(rng.uniform(0.7, 1.08)),
+        stomach_content=str(rng.choice(["food", "fluid", "contrast"], p=[0.5, 0.35, 0.15])),
+        stomach_gas=float(rng.uniform(0.1, 0.6)),
         cysts=(int(rng.poisson(0.6)), int(rng.poisson(0.5)), int(rng.poisson(0.5))),
-        metastases=int(rng.choice([0, 0, 0, 2, 4])), effusion=float(rng.choice([0.0, 0.0, 0.0, 0.0, 0.0, rng.uniform(0.3, 0.8)])),
-        phase=phase, hu=_attenuation(rng, phase),
+        metastases=int(rng.choice([0, 0, 0, 2, 4])),
+        effusion=float(rng.choice([0.0, 0.0, 0.0, 0.0, 0.0, rng.uniform(0.3, 0.8)])),
+        phase=phase,
+        hu=_attenuation(rng, phase),
     )
 
 
@@ -75,14 +98,25 @@ def _attenuation(rng: np.random.Generator, phase: str) -> dict[str, float]:
     """Mean attenuation of each tissue in one patient."""
     gain = float(rng.uniform(0.82, 1.15))  # dose and timing of the contrast medium
     column = PHASES.index(phase)
-    hu = {name: values[0] + (values[column] - values[0]) * gain + float(rng.normal(0, 3)) for name, values in _TISSUES.items()}
+    hu = {
+        name: values[0] + (values[column] - values[0]) * gain + float(rng.normal(0, 3))
+        for name, values in _TISSUES.items()
+    }
     if rng.random() < 0.25:
         hu["liver"] -= float(rng.uniform(14, 34))  # fatty liver
     hu["spleen"] += float(rng.normal(0, 4))
     hu |= {
-        "fat": float(rng.uniform(-112, -98)), "skin": 30.0, "cartilage": 72.0, "bile": float(rng.uniform(4, 18)), "lung": float(rng.uniform(-880, -800)),
-        "marrow": float(rng.uniform(110, 215)), "cortex": float(rng.uniform(520, 850)), "stool": float(rng.uniform(-40, 35)),
-        "food": hu["liver"] - float(rng.uniform(5, 45)), "fluid": float(rng.uniform(5, 30)), "gastric_contrast": float(rng.uniform(150, 350)),
+        "fat": float(rng.uniform(-112, -98)),
+        "skin": 30.0,
+        "cartilage": 72.0,
+        "bile": float(rng.uniform(4, 18)),
+        "lung": float(rng.uniform(-880, -800)),
+        "marrow": float(rng.uniform(110, 215)),
+        "cortex": float(rng.uniform(520, 850)),
+        "stool": float(rng.uniform(-40, 35)),
+        "food": hu["liver"] - float(rng.uniform(5, 45)),
+        "fluid": float(rng.uniform(5, 30)),
+        "gastric_contrast": float(rng.uniform(150, 350)),
     }
     return hu
 
@@ -97,5 +131,10 @@ def sample_scan(rng: np.random.Generator, index: int, person: Person) -> Protoco
         slice_mm = 1.4
         bottom, top = bottom + 8, 134.0
     depth = int(np.clip(round((top - bottom) / slice_mm), 45, 200))
-    return dataclasses.replace(protocol, spacing_mm=(slice_mm, *protocol.spacing_mm[1:]), bottom_mm=bottom, shape=(depth, *protocol.shape[1:]),
-                               noise_hu=float(rng.uniform(10, 20)))
+    return dataclasses.replace(
+        protocol,
+        spacing_mm=(slice_mm, *protocol.spacing_mm[1:]),
+        bottom_mm=bottom,
+        shape=(depth, *protocol.shape[1:]),
+        noise_hu=float(rng.uniform(10, 20)),
+    )

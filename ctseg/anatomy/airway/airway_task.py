@@ -96,8 +96,14 @@ def draw_with_tree(seed: int, index: int, size: str = "full") -> Drawing:
     chest = Chest(patient.build)
     cloud = chest.cloud(6.0, rng)
     fine = 1.0 if size == "full" else 2.6  # narrower vessels are not drawn
-    paths = grow_tree(rng, cloud, chest.depth, airway_mm=patient.finest_mm, finest_mm=min(fine, patient.finest_mm),
-                      width=patient.airway_width)
+    paths = grow_tree(
+        rng,
+        cloud,
+        chest.depth,
+        airway_mm=patient.finest_mm,
+        finest_mm=min(fine, patient.finest_mm),
+        width=patient.airway_width,
+    )
     tree = airways(paths, patient.finest_mm)
     gaps = choose_gaps(rng, tree, patient)
     vessels = arteries(paths) + veins(rng, cloud, chest.depth, tree, finest_mm=1.3 * fine)
@@ -110,8 +116,13 @@ def draw_with_tree(seed: int, index: int, size: str = "full") -> Drawing:
     scene.label[lungs[1] <= 0] = IDS["lung_left"]
     scene.label[lungs[-1] <= 0] = IDS["lung_right"]
     scene.label[lumen] = IDS["airway"]
-    image, label = (reorient(Volume(array, scene.affine), patient.order, patient.flips) for array in (scene.hu, scene.label))
-    return Drawing(patient, Picture(image, label, _facts(scene, tree, gaps, patient)), tree, gaps, axes, gap_axes)
+    image, label = (
+        reorient(Volume(array, scene.affine), patient.order, patient.flips)
+        for array in (scene.hu, scene.label)
+    )
+    return Drawing(
+        patient, Picture(image, label, _facts(scene, tree, gaps, patient)), tree, gaps, axes, gap_axes
+    )
 
 
 def _facts(scene: Scene, tree: list[Branch], gaps: list[Gap], patient: Patient) -> dict[str, Any]:
@@ -119,9 +130,14 @@ def _facts(scene: Scene, tree: list[Branch], gaps: list[Gap], patient: Patient) 
     voxel_ml = float(np.prod(scene.spacing_mm)) / 1000
     airway, *lungs = (int((scene.label == number).sum()) for number in IDS.values())
     return {
-        "branches": count_branches(tree), "generations": max(branch.generation for branch in tree), "gaps": len(gaps),
-        "lung_ml": round(sum(lungs) * voxel_ml, 1), "airway_ml": round(airway * voxel_ml, 1), "emphysema_spots": patient.emphysema,
-        "trachea_mm": round(tree[0].diameter, 1), "noise_hu": round(patient.noise_hu, 1),
+        "branches": count_branches(tree),
+        "generations": max(branch.generation for branch in tree),
+        "gaps": len(gaps),
+        "lung_ml": round(sum(lungs) * voxel_ml, 1),
+        "airway_ml": round(airway * voxel_ml, 1),
+        "emphysema_spots": patient.emphysema,
+        "trachea_mm": round(tree[0].diameter, 1),
+        "noise_hu": round(patient.noise_hu, 1),
         "spacing_mm": [round(float(v), 4) for v in patient.spacing_mm],
     }
 
@@ -136,7 +152,12 @@ def sample_patient(rng: np.random.Generator, index: int, size: str) -> Patient:
         order, flips = (0, 1, 2), (False, False, False)
     high = float(rng.uniform(-112, -98))
     return Patient(
-        build=Build(float(rng.uniform(7, 16)), float(rng.uniform(0.92, 1.06)), (high, high - float(rng.uniform(6, 16))), float(rng.uniform(0.8, 1.2))),
+        build=Build(
+            float(rng.uniform(7, 16)),
+            float(rng.uniform(0.92, 1.06)),
+            (high, high - float(rng.uniform(6, 16))),
+            float(rng.uniform(0.8, 1.2)),
+        ),
         size=tuple(float(v) for v in rng.uniform((0.90, 0.90, 0.90), (1.0, 1.0, 1.0))),  # type: ignore[arg-type]
         warp_mm=float(rng.uniform(1.2, 2.2)),
         airway_width=float(rng.uniform(0.95, 1.06)),
@@ -149,10 +170,18 @@ def sample_patient(rng: np.random.Generator, index: int, size: str) -> Patient:
         spacing_mm=spacing,
         noise_hu=15 + 25 * float(rng.random()) ** 3,
         blur_mm=float(rng.uniform(0.55, 0.75)),
-        hu={"fat": float(rng.uniform(-112, -98)), "muscle": float(rng.uniform(45, 58)), "blood": float(rng.uniform(34, 46)),
-            "liver": float(rng.uniform(50, 66)), "spleen": float(rng.uniform(42, 52)), "cortex": float(rng.uniform(480, 720)),
-            "marrow": float(rng.uniform(110, 200))},
-        order=order, flips=flips)  # type: ignore[arg-type]
+        hu={
+            "fat": float(rng.uniform(-112, -98)),
+            "muscle": float(rng.uniform(45, 58)),
+            "blood": float(rng.uniform(34, 46)),
+            "liver": float(rng.uniform(50, 66)),
+            "spleen": float(rng.uniform(42, 52)),
+            "cortex": float(rng.uniform(480, 720)),
+            "marrow": float(rng.uniform(110, 200)),
+        },
+        order=order,  # type: ignore[arg-type]
+        flips=flips,  # type: ignore[arg-type]
+    )
 
 
 def count_branches(tree: list[Branch]) -> int:
@@ -169,7 +198,11 @@ def choose_gaps(rng: np.random.Generator, tree: list[Branch], patient: Patient) 
             continue
         width = float(rng.uniform(3.0, 6.0)) + branch.diameter
         middle, half = float(rng.uniform(0.4, 0.65)), min(0.5 * width / branch.length, 0.36)
-        hu = patient.lung_hu - float(rng.uniform(0, 35)) if rng.random() < 0.7 else float(rng.uniform(-780, -450))
+        hu = (
+            patient.lung_hu - float(rng.uniform(0, 35))
+            if rng.random() < 0.7
+            else float(rng.uniform(-780, -450))
+        )
         gaps.append(Gap(number, (middle - half, middle + half), hu))
     return gaps
 
@@ -177,7 +210,9 @@ def choose_gaps(rng: np.random.Generator, tree: list[Branch], patient: Patient) 
 def _scene(patient: Patient, rng: np.random.Generator) -> Scene:
     """The grid around the chest, and the pose of the patient in it."""
     fat = patient.build.fat_mm
-    low = np.array([-200 * patient.size[2], -(106 + fat) * patient.size[1] - 4, -(154 + fat) * patient.size[0]])
+    low = np.array(
+        [-200 * patient.size[2], -(106 + fat) * patient.size[1] - 4, -(154 + fat) * patient.size[0]]
+    )
     high = np.array([112 * patient.size[2], (140 + fat) * patient.size[1] + 6, (154 + fat) * patient.size[0]])
     shape = tuple(int(n) for n in np.round((high - low) / patient.spacing_mm))
     affine = np.eye(4)
@@ -189,7 +224,9 @@ def _scene(patient: Patient, rng: np.random.Generator) -> Scene:
     return Scene(shape, affine, pose, rng, patient.warp_mm)  # type: ignore[arg-type]
 
 
-def _paint_chest(scene: Scene, chest: Chest, patient: Patient, rng: np.random.Generator) -> dict[int, np.ndarray]:
+def _paint_chest(
+    scene: Scene, chest: Chest, patient: Patient, rng: np.random.Generator
+) -> dict[int, np.ndarray]:
     """Everything but vessels and airways of the lungs. Returns the lungs' functions by side (1 left, -1 right)."""
     blotch = scene.smooth_field(rng, 9.0)
     cavity = chest.cavity(scene.x, scene.y, scene.z)
@@ -203,13 +240,17 @@ def _paint_chest(scene: Scene, chest: Chest, patient: Patient, rng: np.random.Ge
     return lungs
 
 
-def _paint_lungs(scene: Scene, patient: Patient, inside: np.ndarray, blotch: np.ndarray, rng: np.random.Generator) -> None:
+def _paint_lungs(
+    scene: Scene, patient: Patient, inside: np.ndarray, blotch: np.ndarray, rng: np.random.Generator
+) -> None:
     """Parenchyma: denser towards the back, clouded, grainy, with thin bright fissures."""
     voxel = float(scene.spacing_mm.mean())
     share = soft(inside, voxel)
     where = np.flatnonzero(share.ravel() > 0)
     x, y, z = (axis.ravel()[where] for axis in (scene.x, scene.y, scene.z))
-    grain = gaussian_filter(rng.standard_normal(scene.shape, dtype=np.float32), 1.6 / voxel, truncate=2.5).ravel()[where]
+    grain = gaussian_filter(
+        rng.standard_normal(scene.shape, dtype=np.float32), 1.6 / voxel, truncate=2.5
+    ).ravel()[where]
     hu = patient.lung_hu + patient.gravity_hu * y / 180 + 9 * blotch.ravel()[where] + 14 * grain / grain.std()
     points = np.stack([x, y, z], axis=1)
     bump = 7 * scene.smooth_field(rng, 45.0).ravel()[where]
@@ -228,7 +269,9 @@ def _paint_vessels(scene: Scene, vessels: list[Vessel], blood: float) -> None:
     blend(scene.hu, layer.share, blood)
 
 
-def _paint_emphysema(scene: Scene, chest: Chest, tree: list[Branch], patient: Patient, rng: np.random.Generator) -> None:
+def _paint_emphysema(
+    scene: Scene, chest: Chest, tree: list[Branch], patient: Patient, rng: np.random.Generator
+) -> None:
     """Dark spots of destroyed lung, mostly in the upper lobes: what looks like an airway and is none."""
     if not patient.emphysema:
         return
@@ -244,12 +287,15 @@ def _paint_emphysema(scene: Scene, chest: Chest, tree: list[Branch], patient: Pa
     blend(scene.hu, layer.share, -970.0)
 
 
-def _paint_airways(scene: Scene, tree: list[Branch], gaps: list[Gap], patient: Patient
-                   ) -> tuple[np.ndarray, list[np.ndarray], list[np.ndarray]]:
+def _paint_airways(
+    scene: Scene, tree: list[Branch], gaps: list[Gap], patient: Patient
+) -> tuple[np.ndarray, list[np.ndarray], list[np.ndarray]]:
     """Walls and lumens, over everything else. Returns the lumen's mask and the voxels of all axes and of the gaps."""
     layer = AirwayLayer(scene)
     by_branch = {gap.branch: gap for gap in gaps}
-    fine = np.linspace(0, 1, 13)  # branches with a gap in twelve pieces, to open and close the lumen between them
+    fine = np.linspace(
+        0, 1, 13
+    )  # branches with a gap in twelve pieces, to open and close the lumen between them
     lines = [along(b.points, fine) if number in by_branch else b.points for number, b in enumerate(tree)]
     axes, gap_axes = [], []
     for number, (branch, index) in enumerate(zip(tree, lines_to_index(scene, lines))):
@@ -260,7 +306,13 @@ def _paint_airways(scene: Scene, tree: list[Branch], gaps: list[Gap], patient: P
             closed = np.flatnonzero((middle > gap.share[0]) & (middle < gap.share[1]))
             lumen[closed], wall[closed] = gap.lumen_hu, max(gap.lumen_hu, patient.lung_hu)
             gap_axes.append(axis_voxels(index[closed[0] : closed[-1] + 2], scene.shape))
-        layer.add_airway(index, np.full(len(index), 0.5 * branch.diameter), min(patient.wall * branch.diameter, 1.7), lumen, wall)
+        layer.add_airway(
+            index,
+            np.full(len(index), 0.5 * branch.diameter),
+            min(patient.wall * branch.diameter, 1.7),
+            lumen,
+            wall,
+        )
         axes.append(axis_voxels(index, scene.shape))
     rim = np.maximum(layer.outer - layer.share, 0)
     scene.hu += rim * (layer.wall_hu - scene.hu) + layer.share * (layer.lumen_hu - scene.hu)
@@ -281,6 +333,8 @@ def _wall_hu(diameter: float) -> float:
 def _scan(scene: Scene, patient: Patient, rng: np.random.Generator) -> None:
     """The scanner: blur, noise with the grain of a reconstruction kernel, whole HU within 12 bit."""
     scene.hu = gaussian_filter(scene.hu, patient.blur_mm / scene.spacing_mm, truncate=3.0)
-    noise = gaussian_filter(rng.standard_normal(scene.shape, dtype=np.float32), (0.3, 0.55, 0.55), truncate=3.0)
+    noise = gaussian_filter(
+        rng.standard_normal(scene.shape, dtype=np.float32), (0.3, 0.55, 0.55), truncate=3.0
+    )
     scene.hu += noise * np.float32(patient.noise_hu / noise.std())
     np.clip(np.rint(scene.hu, out=scene.hu), -1024, 3071, out=scene.hu)

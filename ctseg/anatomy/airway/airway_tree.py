@@ -76,7 +76,16 @@ _TRUNKS: tuple[tuple[str, str, list[tuple[float, float, float]], float, tuple[fl
     ("left_superior", "left_lower", [(51, 44, -57), (56, 53, -54)], 5.4, (0.2, 0.1, 0.95)),
     ("left_basal", "left_lower", [(51, 37, -67), (56, 38, -78)], 7.6, (0.95, -0.3, 0)),
 )
-REGIONS = ("right_upper", "right_middle", "right_superior", "right_basal", "left_division", "lingula", "left_superior", "left_basal")
+REGIONS = (
+    "right_upper",
+    "right_middle",
+    "right_superior",
+    "right_basal",
+    "left_division",
+    "lingula",
+    "left_superior",
+    "left_basal",
+)
 
 
 def oblique(points: np.ndarray) -> np.ndarray:
@@ -96,10 +105,14 @@ def regions(points: np.ndarray) -> dict[str, np.ndarray]:
     caudal = horizontal(points) < 0
     basal = points[:, 2] < -66
     pick = {
-        "right_upper": ~left & ~lower & ~caudal, "right_middle": ~left & ~lower & caudal,
-        "right_superior": ~left & lower & ~basal, "right_basal": ~left & lower & basal,
-        "left_division": left & ~lower & ~caudal, "lingula": left & ~lower & caudal,
-        "left_superior": left & lower & ~basal, "left_basal": left & lower & basal,
+        "right_upper": ~left & ~lower & ~caudal,
+        "right_middle": ~left & ~lower & caudal,
+        "right_superior": ~left & lower & ~basal,
+        "right_basal": ~left & lower & basal,
+        "left_division": left & ~lower & ~caudal,
+        "lingula": left & ~lower & caudal,
+        "left_superior": left & lower & ~basal,
+        "left_basal": left & lower & basal,
     }
     return {name: points[chosen] for name, chosen in pick.items()}
 
@@ -116,8 +129,15 @@ def unit(vector: np.ndarray) -> np.ndarray:
     return vector / max(float(np.linalg.norm(vector)), 1e-9)
 
 
-def grow_tree(rng: np.random.Generator, cloud: np.ndarray, depth: Depth, *, airway_mm: float, finest_mm: float,
-              width: float) -> list[Branch]:
+def grow_tree(
+    rng: np.random.Generator,
+    cloud: np.ndarray,
+    depth: Depth,
+    *,
+    airway_mm: float,
+    finest_mm: float,
+    width: float,
+) -> list[Branch]:
     """The whole tree, parents before children. cloud: points (n, 3) spread evenly over both lungs.
 
     airway_mm: from this lumen on, branches keep clear of each other; narrower ones only guide vessels.
@@ -130,7 +150,9 @@ def grow_tree(rng: np.random.Generator, cloud: np.ndarray, depth: Depth, *, airw
     return _grow(rng, tree, depth, finest_mm, airway_mm)
 
 
-def _grow(rng: np.random.Generator, tree: list[Branch], depth: Depth, finest_mm: float, clear_mm: float) -> list[Branch]:
+def _grow(
+    rng: np.random.Generator, tree: list[Branch], depth: Depth, finest_mm: float, clear_mm: float
+) -> list[Branch]:
     """Divide every branch that has a region, again and again. clear_mm: narrower branches may touch others."""
     taken = _Taken(tree, clear_mm)
     order = [(-branch.diameter, number) for number, branch in enumerate(tree) if branch.cloud is not None]
@@ -157,8 +179,16 @@ def _trunks(rng: np.random.Generator, width: float) -> list[Branch]:
         shifts[name] = shift
         number[name] = len(tree)
         up = number.get(parent, -1)
-        tree.append(Branch(name, smooth_line(points), diameter * width * float(rng.uniform(0.96, 1.04)), up,
-                           tree[up].generation + 1 if up >= 0 else 0, unit(np.array(side, dtype=np.float64))))
+        tree.append(
+            Branch(
+                name,
+                smooth_line(points),
+                diameter * width * float(rng.uniform(0.96, 1.04)),
+                up,
+                tree[up].generation + 1 if up >= 0 else 0,
+                unit(np.array(side, dtype=np.float64)),
+            )
+        )
     return tree
 
 
@@ -168,8 +198,10 @@ def smooth_line(points: np.ndarray, per_piece: int = 3) -> np.ndarray:
         return points
     padded = np.concatenate([2 * points[:1] - points[1:2], points, 2 * points[-1:] - points[-2:-1]])
     t = np.arange(per_piece)[:, None] / per_piece
-    parts = [0.5 * (2 * b + (c - a) * t + (2 * a - 5 * b + 4 * c - d) * t**2 + (3 * b - a - 3 * c + d) * t**3)
-             for a, b, c, d in zip(padded, padded[1:], padded[2:], padded[3:])]
+    parts = [
+        0.5 * (2 * b + (c - a) * t + (2 * a - 5 * b + 4 * c - d) * t**2 + (3 * b - a - 3 * c + d) * t**3)
+        for a, b, c, d in zip(padded, padded[1:], padded[2:], padded[3:])
+    ]
     return np.concatenate([*parts, points[-1:]])
 
 
@@ -187,7 +219,11 @@ class _Taken:
             return
         length = max(2, int(branch.length / 2))
         points = along(branch.points, np.linspace(0, 1, length))
-        self._parts.append(np.column_stack([points, np.full(len(points), 0.65 * branch.diameter), np.full(len(points), number)]))
+        self._parts.append(
+            np.column_stack(
+                [points, np.full(len(points), 0.65 * branch.diameter), np.full(len(points), number)]
+            )
+        )
         if len(self._parts) > 64:
             self._parts = [np.concatenate(self._parts)]
 
@@ -212,7 +248,9 @@ def along(points: np.ndarray, share: np.ndarray) -> np.ndarray:
     return np.stack([np.interp(share, way, points[:, k]) for k in range(3)], axis=1)
 
 
-def _divide(rng: np.random.Generator, tree: list[Branch], number: int, depth: Depth, taken: _Taken, finest_mm: float) -> list[Branch]:
+def _divide(
+    rng: np.random.Generator, tree: list[Branch], number: int, depth: Depth, taken: _Taken, finest_mm: float
+) -> list[Branch]:
     """The two children of a branch, or none where space or width do not allow them."""
     parent = tree[number]
     cloud = parent.cloud
@@ -220,8 +258,12 @@ def _divide(rng: np.random.Generator, tree: list[Branch], number: int, depth: De
         return []
     for attempt in range(_TRIES):
         halves = _halves(rng, cloud, parent.end)
-        children = [_child(rng, parent, number, half, len(half) / len(cloud), depth, attempt) for half in halves]
-        if all(_fits(child, depth, taken, (number, parent.parent), 3.0 - 0.4 * attempt) for child in children):
+        children = [
+            _child(rng, parent, number, half, len(half) / len(cloud), depth, attempt) for half in halves
+        ]
+        if all(
+            _fits(child, depth, taken, (number, parent.parent), 3.0 - 0.4 * attempt) for child in children
+        ):
             plane = unit(np.cross(children[0].direction, children[1].direction))
             parent.joint = plane if plane @ parent.joint >= 0 else -plane
             for child in children:
@@ -243,17 +285,30 @@ def _halves(rng: np.random.Generator, cloud: np.ndarray, start: np.ndarray) -> l
     return [cloud[place <= cut], cloud[place > cut]]
 
 
-def _child(rng: np.random.Generator, parent: Branch, number: int, cloud: np.ndarray, share: float, depth: Depth,
-           attempt: int) -> Branch:
+def _child(
+    rng: np.random.Generator,
+    parent: Branch,
+    number: int,
+    cloud: np.ndarray,
+    share: float,
+    depth: Depth,
+    attempt: int,
+) -> Branch:
     """A branch towards the middle of its region, leaving its parent in a soft bend."""
     ratio = float(np.clip(share ** (1 / _FLOW_EXPONENT) * rng.uniform(0.95, 1.05), *_RATIO))
     diameter = parent.diameter * ratio
     way = cloud.mean(axis=0) - parent.end
     distance = float(np.linalg.norm(way))
     ahead = _within(unit(way), parent.direction, _MAX_ANGLE if parent.generation > 4 else 1.4 * _MAX_ANGLE)
-    length = float(np.clip(distance * rng.uniform(*_REACH), 2.2 * diameter, 8.5 * diameter)) * float(rng.uniform(1 - 0.06 * attempt, 1))
+    length = float(np.clip(distance * rng.uniform(*_REACH), 2.2 * diameter, 8.5 * diameter)) * float(
+        rng.uniform(1 - 0.06 * attempt, 1)
+    )
     end = _inward(parent.end + length * ahead, depth, 0.65 * diameter + 4.0)
-    bend = parent.end + 0.4 * length * unit(0.35 * parent.direction + 0.65 * ahead) + rng.normal(0, 0.05 * length, 3)
+    bend = (
+        parent.end
+        + 0.4 * length * unit(0.35 * parent.direction + 0.65 * ahead)
+        + rng.normal(0, 0.05 * length, 3)
+    )
     if attempt:
         bend = _inward(bend, depth, 0.65 * diameter + 4.0)
     t = np.linspace(0, 1, 5)[:, None]
@@ -282,7 +337,9 @@ def _within(direction: np.ndarray, axis: np.ndarray, angle: float) -> np.ndarray
 
 def _fits(child: Branch, depth: Depth, taken: _Taken, kin: tuple[int, ...], margin_mm: float) -> bool:
     """Whether a new branch stays inside the lung, `margin_mm` from its surface, and clear of others."""
-    first = 2 if child.generation > 4 else 3  # lobar bronchi end at the root of the lung: their children begin there
+    first = (
+        2 if child.generation > 4 else 3
+    )  # lobar bronchi end at the root of the lung: their children begin there
     if depth(child.points[first:]).min() < 0.65 * child.diameter + margin_mm:
         return False
     return taken.free(child, kin)
@@ -299,8 +356,14 @@ class Vessel:
     radii: np.ndarray
 
 
-PULMONARY_ENDS = {"right": (-32.0, 12.0, -28.0), "left": (42.0, 20.0, -22.0)}  # where the main arteries enter the lungs
-VENOUS_ROOTS = {"right": (-24.0, 4.0, -52.0), "left": (32.0, 6.0, -50.0)}  # where the veins enter the left atrium
+PULMONARY_ENDS = {
+    "right": (-32.0, 12.0, -28.0),
+    "left": (42.0, 20.0, -22.0),
+}  # where the main arteries enter the lungs
+VENOUS_ROOTS = {
+    "right": (-24.0, 4.0, -52.0),
+    "left": (32.0, 6.0, -50.0),
+}  # where the veins enter the left atrium
 
 
 def arteries(tree: list[Branch]) -> list[Vessel]:
@@ -326,7 +389,9 @@ def arteries(tree: list[Branch]) -> list[Vessel]:
     return found
 
 
-def veins(rng: np.random.Generator, cloud: np.ndarray, depth: Depth, tree: list[Branch], *, finest_mm: float) -> list[Vessel]:
+def veins(
+    rng: np.random.Generator, cloud: np.ndarray, depth: Depth, tree: list[Branch], *, finest_mm: float
+) -> list[Vessel]:
     """Veins between the bronchi: trees of their own towards the left atrium, pushed off the bronchi they meet."""
     roots: list[Branch] = []
     for name, part in regions(cloud).items():

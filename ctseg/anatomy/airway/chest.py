@@ -17,10 +17,37 @@ from ctseg.anatomy.implicit import Scene, Shape, level_table, table_row
 from ctseg.anatomy.thin_tubes import TubeLayer, lines_to_index
 
 # z; half width, half depth, centre y
-_CAVITY = ((112, 16, 12, 12), (104, 30, 22, 13), (94, 54, 36, 12), (84, 69, 46, 10), (68, 85, 57, 8), (45, 102, 70, 5), (10, 116, 82, 3),
-           (-40, 126, 92, 1), (-90, 131, 97, 1), (-140, 132, 97, 3), (-200, 128, 92, 6))
-_SKIN = ((112, 156, 70, 16), (80, 160, 84, 12), (50, 160, 96, 8), (10, 154, 104, 7), (-40, 152, 110, 7), (-90, 152, 113, 7), (-200, 147, 112, 8))
-_SPINE = ((112, 30), (95, 36), (60, 46), (0, 57), (-60, 62), (-110, 62), (-200, 56))  # z, y of the middle of the vertebral bodies
+_CAVITY = (
+    (112, 16, 12, 12),
+    (104, 30, 22, 13),
+    (94, 54, 36, 12),
+    (84, 69, 46, 10),
+    (68, 85, 57, 8),
+    (45, 102, 70, 5),
+    (10, 116, 82, 3),
+    (-40, 126, 92, 1),
+    (-90, 131, 97, 1),
+    (-140, 132, 97, 3),
+    (-200, 128, 92, 6),
+)
+_SKIN = (
+    (112, 156, 70, 16),
+    (80, 160, 84, 12),
+    (50, 160, 96, 8),
+    (10, 154, 104, 7),
+    (-40, 152, 110, 7),
+    (-90, 152, 113, 7),
+    (-200, 147, 112, 8),
+)
+_SPINE = (
+    (112, 30),
+    (95, 36),
+    (60, 46),
+    (0, 57),
+    (-60, 62),
+    (-110, 62),
+    (-200, 56),
+)  # z, y of the middle of the vertebral bodies
 _LOWEST_MM = -200.0  # z of the tables' lowest level
 _CORNERS = 0.58  # 0 an ellipse, 1 a rectangle
 
@@ -29,23 +56,53 @@ _TABLE_Y, _TABLE_Z = (-125.0, 125.0), (-215.0, 125.0)  # extent of the mediastin
 
 Line = tuple[list[tuple[float, float, float]], list[float]]
 VESSELS: dict[str, Line] = {
-    "cava": ([(-22, -12, 84), (-26, -15, 60), (-28, -20, 20), (-30, -22, -20), (-30, -22, -45)], [7, 9, 9.5, 10, 12]),
+    "cava": (
+        [(-22, -12, 84), (-26, -15, 60), (-28, -20, 20), (-30, -22, -20), (-30, -22, -45)],
+        [7, 9, 9.5, 10, 12],
+    ),
     "left_vein": ([(34, -18, 82), (14, -24, 60), (-24, -18, 48)], [6.5, 6.5, 7]),
     "brachiocephalic": ([(-4, -22, 42), (-14, -12, 66), (-24, -6, 100)], [6.5, 6, 5]),
     "carotid": ([(5, -16, 42), (12, -9, 70), (16, -9, 115)], [4.5, 4, 4]),
     "subclavian": ([(14, -2, 42), (20, 4, 70), (30, 4, 92), (58, 0, 100)], [5.5, 5, 5, 4.5]),
-    "aorta": ([(-4, -30, -50), (-12, -36, -20), (-12, -36, 5), (-5, -26, 30), (7, -9, 40), (18, 12, 37), (24, 34, 22), (24, 42, 0), (22, 45, -60),
-               (14, 46, -110), (5, 38, -150), (3, 32, -205)], [14, 16, 16, 15, 14, 13, 12.5, 12, 11.5, 11, 10.5, 10]),
-    "pulmonary_trunk": ([(14, -56, -48), (20, -46, -22), (20, -30, -6), (24, -8, -6), (34, 12, -10), (42, 20, -22)], [13, 14, 14, 12, 11, 9.5]),
+    "aorta": (
+        [
+            (-4, -30, -50),
+            (-12, -36, -20),
+            (-12, -36, 5),
+            (-5, -26, 30),
+            (7, -9, 40),
+            (18, 12, 37),
+            (24, 34, 22),
+            (24, 42, 0),
+            (22, 45, -60),
+            (14, 46, -110),
+            (5, 38, -150),
+            (3, 32, -205),
+        ],
+        [14, 16, 16, 15, 14, 13, 12.5, 12, 11.5, 11, 10.5, 10],
+    ),
+    "pulmonary_trunk": (
+        [(14, -56, -48), (20, -46, -22), (20, -30, -6), (24, -8, -6), (34, 12, -10), (42, 20, -22)],
+        [13, 14, 14, 12, 11, 9.5],
+    ),
     "pulmonary_right": ([(20, -28, -8), (4, -14, -16), (-16, -2, -22), (-32, 12, -28)], [12, 11.5, 11, 9]),
     "cava_inferior": ([(-22, -6, -72), (-24, 8, -110), (-22, 10, -150), (-18, 8, -200)], [13, 12, 12, 12]),
 }
-OESOPHAGUS: Line = ([(3, 10, 112), (4, 20, 60), (6, 32, 20), (6, 37, 0), (8, 40, -50), (14, 28, -100), (24, 10, -125)], [6, 6, 6, 6.5, 7, 7, 8])
-_HILA: list[Line] = [([(0, 18, 0), (-16, 22, -21), (-26, 20, -32), (-28, 22, -54)], [10, 11, 13, 12]),
-                     ([(0, 18, 0), (22, 22, -20), (40, 24, -30), (44, 26, -50)], [10, 10, 13, 11])]
+OESOPHAGUS: Line = (
+    [(3, 10, 112), (4, 20, 60), (6, 32, 20), (6, 37, 0), (8, 40, -50), (14, 28, -100), (24, 10, -125)],
+    [6, 6, 6, 6.5, 7, 7, 8],
+)
+_HILA: list[Line] = [
+    ([(0, 18, 0), (-16, 22, -21), (-26, 20, -32), (-28, 22, -54)], [10, 11, 13, 12]),
+    ([(0, 18, 0), (22, 22, -20), (40, 24, -30), (44, 26, -50)], [10, 10, 13, 11]),
+]
 _TRACHEA: Line = ([(0, -8, 128), (-1, -3, 100), (-2, 4, 66), (-2, 11, 32), (0, 18, 0)], [12, 12, 12, 12, 12])
 HEART: tuple[tuple[tuple[float, float, float], tuple[float, float, float]], ...] = (  # centre, radii
-    ((42, -34, -86), (47, 38, 42)), ((12, -58, -82), (46, 28, 42)), ((-24, -28, -74), (27, 32, 36)), ((6, 3, -54), (38, 19, 21)))
+    ((42, -34, -86), (47, 38, 42)),
+    ((12, -58, -82), (46, 28, 42)),
+    ((-24, -28, -74), (27, 32, 36)),
+    ((6, 3, -54), (38, 19, 21)),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,7 +178,9 @@ class Chest:
         px, py = x / (a + np.float32(extra)), (y - middle) / (b + np.float32(extra))
         u, v = np.minimum(px * px, 4), np.minimum(py * py, 4)
         corner = np.float32(_CORNERS**2)
-        slope = 2 * np.hypot(px * (1 - corner * np.minimum(v, 1)) / a, py * (1 - corner * np.minimum(u, 1)) / b)
+        slope = 2 * np.hypot(
+            px * (1 - corner * np.minimum(v, 1)) / a, py * (1 - corner * np.minimum(u, 1)) / b
+        )
         return (u + v - corner * u * v - 1) / np.maximum(slope, np.float32(0.012))
 
 
@@ -149,12 +208,25 @@ def _mediastinum(build: Build, side: int) -> tuple[np.ndarray, np.ndarray]:
     width = np.full((all_z.size, all_y.size), 2.5)
     balls = [ball for line in (*VESSELS.values(), OESOPHAGUS, _TRACHEA, *_HILA) for ball in _balls(line)]
     levels = np.arange(-210.0, 125.0, 5.0)
-    balls += [((0.0, y0 + back, z0), (r,) * 3) for y0, z0 in zip(spine_y(build, levels), levels) for back, r in ((0.0, 18.0), (16.0, 17.0), (32.0, 20.0), (50.0, 24.0))]
+    balls += [
+        ((0.0, y0 + back, z0), (r,) * 3)
+        for y0, z0 in zip(spine_y(build, levels), levels)
+        for back, r in ((0.0, 18.0), (16.0, 17.0), (32.0, 20.0), (50.0, 24.0))
+    ]
     balls += [(center, tuple(r * build.heart for r in radii)) for center, radii in HEART]
     for (x0, y0, z0), (rx, ry, rz) in balls:
-        part = (slice(*np.searchsorted(all_z, (z0 - rz - 3, z0 + rz + 3))), slice(*np.searchsorted(all_y, (y0 - ry - 3, y0 + ry + 3))))
-        rest = 1 - ((all_y[None, part[1]] - y0) / (ry + 3)) ** 2 - ((all_z[part[0], None] - z0) / (rz + 3)) ** 2
-        np.maximum(width[part], np.where(rest > 0, side * x0 + (rx + 3) * np.sqrt(np.maximum(rest, 0)), 0), out=width[part])
+        part = (
+            slice(*np.searchsorted(all_z, (z0 - rz - 3, z0 + rz + 3))),
+            slice(*np.searchsorted(all_y, (y0 - ry - 3, y0 + ry + 3))),
+        )
+        rest = (
+            1 - ((all_y[None, part[1]] - y0) / (ry + 3)) ** 2 - ((all_z[part[0], None] - z0) / (rz + 3)) ** 2
+        )
+        np.maximum(
+            width[part],
+            np.where(rest > 0, side * x0 + (rx + 3) * np.sqrt(np.maximum(rest, 0)), 0),
+            out=width[part],
+        )
     width = gaussian_filter(width, 3.5)
     steep = np.hypot(*np.gradient(width))
     return width.astype(np.float32), (1 / np.hypot(1, steep)).astype(np.float32)
@@ -183,7 +255,14 @@ def blend(picture: np.ndarray, share: np.ndarray, hu: float | np.ndarray) -> Non
     picture += share * (hu - picture)
 
 
-def paint_body(scene: Scene, chest: Chest, cavity: np.ndarray, diaphragm: np.ndarray, hu: dict[str, float], blotch: np.ndarray) -> None:
+def paint_body(
+    scene: Scene,
+    chest: Chest,
+    cavity: np.ndarray,
+    diaphragm: np.ndarray,
+    hu: dict[str, float],
+    blotch: np.ndarray,
+) -> None:
     """Table, skin, fat, muscle, mediastinal fat and the upper abdomen. blotch: a smooth random field, deviation 1."""
     voxel = float(scene.spacing_mm.mean())
     skin = chest.skin(scene.x, scene.y, scene.z)
@@ -201,10 +280,14 @@ def paint_body(scene: Scene, chest: Chest, cavity: np.ndarray, diaphragm: np.nda
     blend(scene.hu, soft(below, voxel), organ)
 
 
-def paint_mediastinum(scene: Scene, chest: Chest, cavity: np.ndarray, diaphragm: np.ndarray, hu: dict[str, float]) -> None:
+def paint_mediastinum(
+    scene: Scene, chest: Chest, cavity: np.ndarray, diaphragm: np.ndarray, hu: dict[str, float]
+) -> None:
     """Heart, great vessels and gullet, and below the diaphragm the liver's dome and the stomach with its gas."""
     size = chest.build.heart
-    heart = scene.join([scene.ellipsoid(center, tuple(r * size for r in radii)) for center, radii in HEART], 8.0)
+    heart = scene.join(
+        [scene.ellipsoid(center, tuple(r * size for r in radii)) for center, radii in HEART], 8.0
+    )
     scene.paint(heart, hu["muscle"] - 4)
     for center, radii in HEART:
         scene.paint(scene.ellipsoid(center, tuple(r * size - 9 for r in radii)), hu["blood"])
@@ -218,7 +301,9 @@ def paint_mediastinum(scene: Scene, chest: Chest, cavity: np.ndarray, diaphragm:
     middle = chest.build.dome_mm[1] - 38
     scene.paint(scene.ellipsoid((52, -22, middle), (38, 40, 30)), hu["muscle"] - 15)
     bubble = scene.ellipsoid((52, -24, middle), (34, 36, 26))
-    scene.paint(Shape(bubble.box, np.maximum(bubble.f, scene.y[bubble.box] + 30)), -985.0)  # gas rises to the front
+    scene.paint(
+        Shape(bubble.box, np.maximum(bubble.f, scene.y[bubble.box] + 30)), -985.0
+    )  # gas rises to the front
 
 
 def paint_bones(scene: Scene, chest: Chest, hu: dict[str, float], blotch: np.ndarray) -> None:
@@ -240,7 +325,9 @@ def _paint_spine(scene: Scene, chest: Chest, hu: dict[str, float], blotch: np.nd
     levels = np.arange(110.0, -200.0, -23.0)
     for level, y in zip(levels, spine_y(chest.build, levels)):
         parts.append(scene.tube([(0, y + 38, level), (0, y + 54, level - 14)], [4, 4]))
-        parts += [scene.tube([(12, y + 24, level), (32, y + 30, level + 3)], [6, 4], side=side) for side in (1, -1)]
+        parts += [
+            scene.tube([(12, y + 24, level), (32, y + 30, level + 3)], [6, 4], side=side) for side in (1, -1)
+        ]
     for part in parts:
         scene.paint(part, hu["cortex"] * 0.7)
         scene.paint(part, hu["marrow"] + 40, inset_mm=2.0)
@@ -265,7 +352,11 @@ def _ribs(chest: Chest) -> list[tuple[np.ndarray, float]]:
         wide, deep, middle = chest.rib_cage(z)
         p, q = (np.sin(turn) / (wide + 6)) ** 2, (np.cos(turn) / (deep + 6)) ** 2
         corner = _CORNERS**2 * p * q
-        square = np.where(corner > 1e-14, (p + q - np.sqrt(np.maximum((p + q) ** 2 - 4 * corner, 0))) / np.maximum(2 * corner, 1e-14), 1 / (p + q))
+        square = np.where(
+            corner > 1e-14,
+            (p + q - np.sqrt(np.maximum((p + q) ** 2 - 4 * corner, 0))) / np.maximum(2 * corner, 1e-14),
+            1 / (p + q),
+        )
         reach = np.sqrt(square)
         x, y = reach * np.sin(turn), middle + reach * np.cos(turn)
         found += [(np.column_stack([side * x, y, z]), 4.6) for side in (1, -1)]
@@ -276,9 +367,13 @@ def _plates(chest: Chest) -> list[tuple[np.ndarray, float]]:
     """Breast bone, collar bones and shoulder blades as bundles of rods."""
     levels = np.linspace(58, -88, 10)
     _, deep, middle = chest.rib_cage(levels)
-    found = [(np.column_stack([np.full(10, x), middle - deep - 7, levels]), 5.0) for x in np.linspace(-10, 10, 8)]
+    found = [
+        (np.column_stack([np.full(10, x), middle - deep - 7, levels]), 5.0) for x in np.linspace(-10, 10, 8)
+    ]
     for side in (1, -1):
-        found.append((np.array([(10, -66, 62), (40, -62, 78), (80, -34, 92), (125, -8, 98)]) * (side, 1, 1), 5.5))
+        found.append(
+            (np.array([(10, -66, 62), (40, -62, 78), (80, -34, 92), (125, -8, 98)]) * (side, 1, 1), 5.5)
+        )
         for t in np.linspace(0, 1, 9):
             top = np.array([92 + 40 * t, 84 - 24 * t, 74 - 4 * t])
             tip = np.array([104 + 8 * t, 92 - 6 * t, -44 + 14 * t])
@@ -294,4 +389,3 @@ def _paint_table(scene: Scene, chest: Chest) -> None:
     blend(scene.hu, np.clip(below + 9, 0, 1) * np.clip(-below, 0, 1), -940.0)
     for depth in (1.0, 20.0):
         blend(scene.hu, np.clip(1.2 - np.abs(below - depth), 0, 1), -150.0)
-

@@ -33,8 +33,16 @@ from ctseg.anatomy.picture import Picture
 from ctseg.anatomy.thin_tubes import TubeLayer, axis_voxels, to_index
 from ctseg.geometry.volume import CANONICAL_DIRECTIONS, Volume, reorient
 
-IDS = {"coronary_artery": 1, "heart_myocardium": 2, "heart_atrium_left": 3, "heart_ventricle_left": 4, "heart_atrium_right": 5,
-       "heart_ventricle_right": 6, "aorta": 7, "pulmonary_artery": 8}
+IDS = {
+    "coronary_artery": 1,
+    "heart_myocardium": 2,
+    "heart_atrium_left": 3,
+    "heart_ventricle_left": 4,
+    "heart_atrium_right": 5,
+    "heart_ventricle_right": 6,
+    "aorta": 7,
+    "pulmonary_artery": 8,
+}
 TARGETS = ("coronary_artery",)
 PATIENTS = 20
 TINY_SPACING_MM = 3.0
@@ -87,7 +95,11 @@ def draw_with_vessels(seed: int, index: int, size: str = "full") -> Drawing:
     scene = _scene(patient, rng)
     blotch = scene.smooth_field(rng, 9.0)
     at = heart.coordinates(scene.x, scene.y, scene.z)
-    sac = heart.bed(at, blend_mm=16.0) - np.float32(patient.sac_mm) - np.float32(0.8) * scene.smooth_field(rng, 18.0)
+    sac = (
+        heart.bed(at, blend_mm=16.0)
+        - np.float32(patient.sac_mm)
+        - np.float32(0.8) * scene.smooth_field(rng, 18.0)
+    )
     paint_chest(scene, patient.hu, blotch, sac, rng)
     scene.paint(scene.whole(sac), patient.hu["muscle"])
     scene.paint(scene.whole(sac + np.float32(1.2)), patient.hu["fat"] + 5 * blotch)
@@ -115,7 +127,9 @@ def sample_patient(rng: np.random.Generator, size: str) -> Patient:
     order = tuple(int(v) for v in rng.permutation(3)) if turned else (0, 1, 2)
     flips = tuple(bool(v) for v in rng.integers(0, 2, 3)) if turned else (False, False, False)
     left = float(rng.uniform(320, 460))
-    right = float(rng.uniform(85, 135) if rng.random() < 0.6 else rng.uniform(150, 430))  # mostly washed out by saline
+    right = float(
+        rng.uniform(85, 135) if rng.random() < 0.6 else rng.uniform(150, 430)
+    )  # mostly washed out by saline
     return Patient(
         scale=scale,
         pose=rotation(rng.normal(0, 0.05, 3)),
@@ -127,10 +141,22 @@ def sample_patient(rng: np.random.Generator, size: str) -> Patient:
         spacing_mm=spacing,
         noise_hu=float(rng.uniform(15, 28)),
         blur_mm=float(rng.uniform(0.5, 0.65)),
-        hu={"fat": float(rng.uniform(-108, -88)), "muscle": float(rng.uniform(45, 60)), "myocardium": float(rng.uniform(90, 130)), "lung": float(rng.uniform(-870, -820)),
-            "blood_left": left, "blood_right": right, "vessel": left - float(rng.uniform(0, 25)), "liver": float(rng.uniform(60, 85)),
-            "spleen": float(rng.uniform(80, 120)), "cortex": float(rng.uniform(420, 600)), "marrow": float(rng.uniform(130, 210))},
-        order=order, flips=flips)  # type: ignore[arg-type]
+        hu={
+            "fat": float(rng.uniform(-108, -88)),
+            "muscle": float(rng.uniform(45, 60)),
+            "myocardium": float(rng.uniform(90, 130)),
+            "lung": float(rng.uniform(-870, -820)),
+            "blood_left": left,
+            "blood_right": right,
+            "vessel": left - float(rng.uniform(0, 25)),
+            "liver": float(rng.uniform(60, 85)),
+            "spleen": float(rng.uniform(80, 120)),
+            "cortex": float(rng.uniform(420, 600)),
+            "marrow": float(rng.uniform(130, 210)),
+        },
+        order=order,  # type: ignore[arg-type]
+        flips=flips,  # type: ignore[arg-type]
+    )
 
 
 def _scene(patient: Patient, rng: np.random.Generator) -> Scene:
@@ -148,7 +174,9 @@ def _scene(patient: Patient, rng: np.random.Generator) -> Scene:
 # ---- heart ------------------------------------------------------------------------------------------------
 
 
-def _paint_heart(scene: Scene, heart: Heart, patient: Patient, at: tuple[np.ndarray, ...], blotch: np.ndarray) -> None:
+def _paint_heart(
+    scene: Scene, heart: Heart, patient: Patient, at: tuple[np.ndarray, ...], blotch: np.ndarray
+) -> None:
     """Walls, chambers and great vessels, each kept clear of the next."""
     hu, coordinates = patient.hu, (at[0], at[1], at[2])
     aorta = great_tube(scene, heart, AORTA)
@@ -161,14 +189,26 @@ def _paint_heart(scene: Scene, heart: Heart, patient: Patient, at: tuple[np.ndar
     for nodes in CAVA:
         scene.paint(great_tube(scene, heart, nodes), 0.5 * (hu["blood_right"] + 110))
     for name, f, tissue in (
-            ("heart_atrium_right", heart.wall("ra", coordinates, 2.2), "blood_right"),
-            ("heart_atrium_left", heart.wall("la", coordinates, 2.2), "blood_left"),
-            ("heart_ventricle_right", np.maximum(heart.wall("rv", coordinates, 3.2), np.float32(0.5) - left), "blood_right")):
+        ("heart_atrium_right", heart.wall("ra", coordinates, 2.2), "blood_right"),
+        ("heart_atrium_left", heart.wall("la", coordinates, 2.2), "blood_left"),
+        (
+            "heart_ventricle_right",
+            np.maximum(heart.wall("rv", coordinates, 3.2), np.float32(0.5) - left),
+            "blood_right",
+        ),
+    ):
         scene.paint(scene.whole(np.maximum(f, np.float32(1.5) - great)), hu[tissue] + 6 * blotch, IDS[name])
     muscle = np.maximum(left, np.float32(1.5) - great)
     scene.paint(scene.whole(muscle), hu["myocardium"] + 4 * blotch, IDS["heart_myocardium"])
-    scene.paint(scene.whole(np.maximum(ventricle, np.float32(1.5) - great)), hu["blood_left"] + 6 * blotch, IDS["heart_ventricle_left"])
-    for shape, tissue, name in ((lung_artery, "blood_right", "pulmonary_artery"), (aorta, "blood_left", "aorta")):
+    scene.paint(
+        scene.whole(np.maximum(ventricle, np.float32(1.5) - great)),
+        hu["blood_left"] + 6 * blotch,
+        IDS["heart_ventricle_left"],
+    )
+    for shape, tissue, name in (
+        (lung_artery, "blood_right", "pulmonary_artery"),
+        (aorta, "blood_left", "aorta"),
+    ):
         scene.paint(shape.inset(-1.5), hu["muscle"] + 20)
         scene.paint(shape, hu[tissue], IDS[name])
 
@@ -185,11 +225,21 @@ def _ostia(heart: Heart, chart: SurfaceMap) -> tuple[np.ndarray, np.ndarray]:
     return found[0], found[1]
 
 
-def _paint_vessels(scene: Scene, heart: Heart, patient: Patient, arteries: list[Vessel], veins: list[Vessel], rng: np.random.Generator) -> np.ndarray:
+def _paint_vessels(
+    scene: Scene,
+    heart: Heart,
+    patient: Patient,
+    arteries: list[Vessel],
+    veins: list[Vessel],
+    rng: np.random.Generator,
+) -> np.ndarray:
     """Arteries and veins in their fat, by one and the same rule. Returns the mask of the veins."""
     aorta = scene.label == IDS["aorta"]
     sleeve, other, calcium = TubeLayer(scene), TubeLayer(scene), TubeLayer(scene)
-    layers, axes = (TubeLayer(scene), TubeLayer(scene)), (np.zeros(scene.shape, dtype=bool), np.zeros(scene.shape, dtype=bool))
+    layers, axes = (
+        (TubeLayer(scene), TubeLayer(scene)),
+        (np.zeros(scene.shape, dtype=bool), np.zeros(scene.shape, dtype=bool)),
+    )
     for kind, vessels in enumerate((arteries, veins)):
         for vessel in vessels:
             nodes = to_index(scene, heart.template(vessel.points))
@@ -197,7 +247,11 @@ def _paint_vessels(scene: Scene, heart: Heart, patient: Patient, arteries: list[
             layers[kind].add(nodes, vessel.radii)
             axes[kind][tuple(axis_voxels(nodes, scene.shape).T)] = True
             for place in np.flatnonzero(rng.random(len(nodes)) < patient.calcium * 0.015):
-                _add_ball(calcium, nodes[place] + rng.normal(0, 0.5, 3) * vessel.radii[place] / scene.spacing_mm, rng.uniform(0.6, 1.2))
+                _add_ball(
+                    calcium,
+                    nodes[place] + rng.normal(0, 0.5, 3) * vessel.radii[place] / scene.spacing_mm,
+                    rng.uniform(0.6, 1.2),
+                )
     for points, radii in mammary_arteries(rng):
         other.add(to_index(scene, points), radii)
     for turn in rng.uniform(0, 2 * np.pi, int(rng.integers(0, 7))):  # in the ring of the mitral valve
@@ -225,11 +279,25 @@ def _scan(scene: Scene, patient: Patient, rng: np.random.Generator) -> None:
     np.clip(np.rint(scene.hu, out=scene.hu), -1024, 3071, out=scene.hu)
 
 
-def _facts(patient: Patient, scene: Scene, trees: tuple[list[Vessel], list[Vessel]], veins: list[Vessel], vein: np.ndarray) -> dict[str, Any]:
+def _facts(
+    patient: Patient,
+    scene: Scene,
+    trees: tuple[list[Vessel], list[Vessel]],
+    veins: list[Vessel],
+    vein: np.ndarray,
+) -> dict[str, Any]:
     voxel_ml = float(np.prod(scene.spacing_mm)) / 1000
     arteries = [*trees[0], *trees[1]]
     return {
-        "arteries": len(arteries), "veins": len(veins), "artery_mm": round(sum(v.length for v in arteries), 1), "vein_mm": round(sum(v.length for v in veins), 1),
-        "artery_ml": round(int((scene.label == IDS["coronary_artery"]).sum()) * voxel_ml, 2), "vein_ml": round(int(vein.sum()) * voxel_ml, 2),
-        "dominance": "left" if patient.left_dominant else "right", "calcium": patient.calcium, "vessel_hu": round(patient.hu["vessel"], 1),
-        "noise_hu": round(patient.noise_hu, 1), "spacing_mm": [round(s, 3) for s in patient.spacing_mm]}
+        "arteries": len(arteries),
+        "veins": len(veins),
+        "artery_mm": round(sum(v.length for v in arteries), 1),
+        "vein_mm": round(sum(v.length for v in veins), 1),
+        "artery_ml": round(int((scene.label == IDS["coronary_artery"]).sum()) * voxel_ml, 2),
+        "vein_ml": round(int(vein.sum()) * voxel_ml, 2),
+        "dominance": "left" if patient.left_dominant else "right",
+        "calcium": patient.calcium,
+        "vessel_hu": round(patient.hu["vessel"], 1),
+        "noise_hu": round(patient.noise_hu, 1),
+        "spacing_mm": [round(s, 3) for s in patient.spacing_mm],
+    }

@@ -61,8 +61,12 @@ class Heart:
     def wall(self, name: str, at: Coordinates, inset_mm: float = 0.0) -> np.ndarray:
         """f of one outer wall, or of the cavity `inset_mm` inside it; ventricles stop at the valve plane."""
         center, radii = OUTER[name]
-        f = ellipsoid_distance(at[0] - np.float32(center[0]), at[1] - np.float32(center[1]), at[2] - np.float32(center[2]),
-                               [r * self.size[name] - inset_mm for r in radii])
+        f = ellipsoid_distance(
+            at[0] - np.float32(center[0]),
+            at[1] - np.float32(center[1]),
+            at[2] - np.float32(center[2]),
+            [r * self.size[name] - inset_mm for r in radii],
+        )
         return np.maximum(f, np.float32(BASE_U) - at[0]) if name in ("lv", "rv") else f
 
     def surface(self, at: Coordinates) -> np.ndarray:
@@ -85,7 +89,10 @@ class Heart:
         points = points.astype(np.float64)
         for _ in range(4):
             here = self.bed(_columns(points))
-            steps = [self.bed(_columns(points + 0.5 * axis)) - self.bed(_columns(points - 0.5 * axis)) for axis in np.eye(3)]
+            steps = [
+                self.bed(_columns(points + 0.5 * axis)) - self.bed(_columns(points - 0.5 * axis))
+                for axis in np.eye(3)
+            ]
             slope = np.stack(steps, axis=1)
             length = np.maximum((slope**2).sum(axis=1), 0.05)
             points = points + ((distance_mm - here) / length)[:, None] * slope
@@ -99,7 +106,9 @@ def _columns(points: np.ndarray) -> Coordinates:
 
 def make_heart(rng: np.random.Generator, wall_mm: float) -> Heart:
     """A heart rolled about its long axis by up to 23 degrees and tilted by up to 11, with chambers of their own size."""
-    roll = rotation(np.array([rng.uniform(-0.4, 0.4), 0.0, 0.0]))  # the first axis of the frame is the long one
+    roll = rotation(
+        np.array([rng.uniform(-0.4, 0.4), 0.0, 0.0])
+    )  # the first axis of the frame is the long one
     basis = roll @ FRAME @ rotation(rng.uniform(-0.2, 0.2, 3))
     return Heart(basis, {name: float(rng.uniform(0.95, 1.05)) for name in OUTER}, wall_mm)
 
@@ -129,7 +138,9 @@ class SurfaceMap:
         r = np.arange(0.0, 75.0, 1.0)
         f = heart.bed(_ray(angle[..., None], u[..., None], r))
         last = (f.shape[-1] - 1) - np.argmax((f <= 0)[..., ::-1], axis=-1)
-        self._radius = np.where((f <= 0).any(axis=-1), r[last] - np.take_along_axis(f, last[..., None], -1)[..., 0], 1.0)
+        self._radius = np.where(
+            (f <= 0).any(axis=-1), r[last] - np.take_along_axis(f, last[..., None], -1)[..., 0], 1.0
+        )
         at = _ray(angle, u, self._radius)
         walls = {name: heart.wall(name, at) for name in OUTER}
         self._find_grooves(walls)
@@ -143,7 +154,9 @@ class SurfaceMap:
             setattr(self, f"_{name}", np.polyfit(_U_NODES[used], best[used], 2))
         level = np.abs(np.minimum(walls["lv"], walls["rv"]) - np.minimum(walls["la"], walls["ra"]))
         inside = (_U_NODES > -22) & (_U_NODES < 16)
-        self._ring = gaussian_filter1d(_U_NODES[inside][np.argmin(level[:, inside], axis=1)], 3.0, mode="wrap")
+        self._ring = gaussian_filter1d(
+            _U_NODES[inside][np.argmin(level[:, inside], axis=1)], 3.0, mode="wrap"
+        )
 
     def front(self, u: np.ndarray) -> np.ndarray:
         """Angle of the groove between the ventricles on the front."""
@@ -163,7 +176,9 @@ class SurfaceMap:
         table = np.concatenate([self._radius, self._radius[:1]])
         i, j = row.astype(int), np.minimum(column.astype(int), len(_U_NODES) - 2)
         p, q = row - i, column - j
-        radius = (1 - p) * ((1 - q) * table[i, j] + q * table[i, j + 1]) + p * ((1 - q) * table[i + 1, j] + q * table[i + 1, j + 1])
+        radius = (1 - p) * ((1 - q) * table[i, j] + q * table[i, j + 1]) + p * (
+            (1 - q) * table[i + 1, j] + q * table[i + 1, j + 1]
+        )
         return self.heart.outside(np.stack(_ray(np.radians(angle), u, radius), axis=1), distance_mm)
 
 

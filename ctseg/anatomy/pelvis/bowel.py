@@ -24,12 +24,31 @@ def colon_lines(patient: Patient, rng: np.random.Generator, rectum_top: np.ndarr
     x, y, z, radius = rectum_top
     full = float(np.clip((patient.bladder_ml - 60) / 420, 0, 1))
     over = 38 + 34 * full  # the sigmoid loop lies on top of the bladder
-    sigmoid = np.array([
-        (x, y, z, min(radius - 2, 12.5)), (x + 8, y - 22, z + 10, 10.5), (-16 + j[0, 0], 0 + j[0, 1], over + 14, 12), (-32 + j[1, 0], -34 + j[1, 1], over + 10, 12.5),
-        (2 + j[2, 0], -56 + j[2, 1], over + 8, 12.5), (42 + j[3, 0], -52, over + 12, 12), (72, -50 + j[4, 1], 82, 12),
-        (94, -46 + j[5, 1], 108, 13), (108, -18, 145, 14), (108, -4, 190, 14), (106, 0, 235, 15)])
-    caecum = np.array([
-        (-66 + j[6, 0], -58 + j[6, 1], 58 + 10 * full, 20), (-80 + j[7, 0], -52, 84, 26), (-98, -34, 118, 25), (-106, -20, 155, 24), (-106, -14, 195, 24), (-104, -10, 235, 24)])
+    sigmoid = np.array(
+        [
+            (x, y, z, min(radius - 2, 12.5)),
+            (x + 8, y - 22, z + 10, 10.5),
+            (-16 + j[0, 0], 0 + j[0, 1], over + 14, 12),
+            (-32 + j[1, 0], -34 + j[1, 1], over + 10, 12.5),
+            (2 + j[2, 0], -56 + j[2, 1], over + 8, 12.5),
+            (42 + j[3, 0], -52, over + 12, 12),
+            (72, -50 + j[4, 1], 82, 12),
+            (94, -46 + j[5, 1], 108, 13),
+            (108, -18, 145, 14),
+            (108, -4, 190, 14),
+            (106, 0, 235, 15),
+        ]
+    )
+    caecum = np.array(
+        [
+            (-66 + j[6, 0], -58 + j[6, 1], 58 + 10 * full, 20),
+            (-80 + j[7, 0], -52, 84, 26),
+            (-98, -34, 118, 25),
+            (-106, -20, 155, 24),
+            (-106, -14, 195, 24),
+            (-104, -10, 235, 24),
+        ]
+    )
     caecum[:, 3] *= rng.uniform(0.8, 1.05)
     sigmoid[1:, 3] *= rng.uniform(0.95, 1.2)
     return [along_line(line, wobble) for line, wobble in ((sigmoid, 0.06), (caecum, 0.12))]
@@ -44,15 +63,29 @@ def along_line(line: np.ndarray, wobble: float) -> np.ndarray:
     return out
 
 
-def bowel_walk(patient: Patient, rng: np.random.Generator, colon: list[np.ndarray], top_mm: float) -> list[np.ndarray]:
+def bowel_walk(
+    patient: Patient, rng: np.random.Generator, colon: list[np.ndarray], top_mm: float
+) -> list[np.ndarray]:
     """Centre lines of small-bowel loops: random walks that turn away from the wall, the colon and each other."""
     taken = np.concatenate(colon)
     floor = -8 + 58 * float(np.clip((patient.bladder_ml - 60) / 420, 0, 1))
-    return _fill(rng, taken, (-105, -105, floor), (105, 20, top_mm), lambda points, radius, tubes: _room(points, radius, tubes, floor))
+    return _fill(
+        rng,
+        taken,
+        (-105, -105, floor),
+        (105, 20, top_mm),
+        lambda points, radius, tubes: _room(points, radius, tubes, floor),
+    )
 
 
-def fill_cavity(scene: Scene, rng: np.random.Generator, taken: np.ndarray, keep_out: np.ndarray, low: tuple[float, float, float],
-                high: tuple[float, float, float]) -> list[np.ndarray]:
+def fill_cavity(
+    scene: Scene,
+    rng: np.random.Generator,
+    taken: np.ndarray,
+    keep_out: np.ndarray,
+    low: tuple[float, float, float],
+    high: tuple[float, float, float],
+) -> list[np.ndarray]:
     """Loops as in `bowel_walk` between two corners, wherever keep_out (a function on the whole grid) leaves room."""
     to_index = np.linalg.inv(scene.to_template)
 
@@ -65,7 +98,13 @@ def fill_cavity(scene: Scene, rng: np.random.Generator, taken: np.ndarray, keep_
     return _fill(rng, taken, low, high, room)
 
 
-def _fill(rng: np.random.Generator, taken: np.ndarray, low: tuple[float, float, float], high: tuple[float, float, float], room: Room) -> list[np.ndarray]:
+def _fill(
+    rng: np.random.Generator,
+    taken: np.ndarray,
+    low: tuple[float, float, float],
+    high: tuple[float, float, float],
+    room: Room,
+) -> list[np.ndarray]:
     """Random walks from free places in the box between two corners."""
     loops: list[np.ndarray] = []
     for _ in range(90):
@@ -81,7 +120,9 @@ def _fill(rng: np.random.Generator, taken: np.ndarray, low: tuple[float, float, 
     return loops
 
 
-def _walk(rng: np.random.Generator, start: np.ndarray, radius: float, taken: np.ndarray, room: Room) -> np.ndarray:
+def _walk(
+    rng: np.random.Generator, start: np.ndarray, radius: float, taken: np.ndarray, room: Room
+) -> np.ndarray:
     """One loop: at each step the best of some directions near the last one."""
     points = [start]
     heading = rng.normal(size=3)
@@ -98,7 +139,9 @@ def _walk(rng: np.random.Generator, start: np.ndarray, radius: float, taken: np.
             break
         points.append(candidates[best])
         heading = directions[best]
-    return np.column_stack([np.array(points), radius * (1 + 0.10 * rng.standard_normal(len(points)).clip(-2, 2))])
+    return np.column_stack(
+        [np.array(points), radius * (1 + 0.10 * rng.standard_normal(len(points)).clip(-2, 2))]
+    )
 
 
 def _room(points: np.ndarray, radius: float, taken: np.ndarray, floor: float) -> np.ndarray:
@@ -107,7 +150,10 @@ def _room(points: np.ndarray, radius: float, taken: np.ndarray, floor: float) ->
     half = np.interp(z, [20, 60, 100, 140, 220], [52, 68, 100, 112, 112])
     front = np.interp(z, [20, 60, 90, 130, 220], [-76, -86, -92, -98, -100])
     back = np.interp(x, [0, 40, 62, 80, 120], [-28, -30, -24, 4, 6]) + np.clip(84 - z, 0, 60) * 0.9
-    room = np.minimum.reduce([half - x, y - front, back - y, z - floor - 0.15 * np.clip(-y - 20, 0, 60)]) - radius
+    room = (
+        np.minimum.reduce([half - x, y - front, back - y, z - floor - 0.15 * np.clip(-y - 20, 0, 60)])
+        - radius
+    )
     return np.minimum(room, _apart(points, taken) - radius - 1.0)
 
 
@@ -118,8 +164,14 @@ def _apart(points: np.ndarray, tubes: np.ndarray) -> np.ndarray:
     return nearest
 
 
-def paint_bowel(scene: Scene, patient: Patient, rng: np.random.Generator, colon: list[np.ndarray], keep_out: np.ndarray,
-                texture: Texture) -> None:
+def paint_bowel(
+    scene: Scene,
+    patient: Patient,
+    rng: np.random.Generator,
+    colon: list[np.ndarray],
+    keep_out: np.ndarray,
+    texture: Texture,
+) -> None:
     """Draw small bowel, then colon. keep_out: function of everything they must not enter, on the whole grid."""
     small = bowel_walk(patient, rng, colon, min(225.0, float(scene.z.max())))
     grain, blotch, lumps = texture.grain, texture.blotch, texture.lumps

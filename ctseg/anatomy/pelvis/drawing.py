@@ -86,7 +86,9 @@ def render(patient: Patient, protocol: Protocol, rng: np.random.Generator, wear:
     return Drawing(patient, protocol, reorient(image, order, flips), reorient(label, order, flips))
 
 
-def _draw_body(scene: Scene, patient: Patient, rng: np.random.Generator, texture: Texture) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _draw_body(
+    scene: Scene, patient: Patient, rng: np.random.Generator, texture: Texture
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Table, skin, fat and muscles. Returns the functions of the skin, the muscles, and the outline below the fat."""
     skin, inner = outlines(scene, patient, scene.smooth_field(rng, 40.0))
     genitals = genital_outline(scene, patient)
@@ -100,13 +102,22 @@ def _draw_body(scene: Scene, patient: Patient, rng: np.random.Generator, texture
     return skin, muscle, inner
 
 
-def _draw_inside(scene: Scene, patient: Patient, rng: np.random.Generator, texture: Texture, wall: np.ndarray, wear: Wear) -> Shape | None:
+def _draw_inside(
+    scene: Scene, patient: Patient, rng: np.random.Generator, texture: Texture, wall: np.ndarray, wear: Wear
+) -> Shape | None:
     """Bowel, vessels, bones and organs. wall: where the bowel cannot be, f on the whole grid. Returns the metal."""
     bones = build_skeleton(scene, patient, wear)
     organs = build_organs(scene, patient, texture.lumps)
     vessels = vessel_shapes(scene)
     solid = [bones.sacrum, *bones.hips.values(), *(v for v, _ in bones.spine), *(s for s, _, _ in vessels)]
-    solid += [*organs.ovaries, *(s for s in (organs.bladder, organs.rectum, organs.prostate, organs.seminal, organs.uterus) if s is not None)]
+    solid += [
+        *organs.ovaries,
+        *(
+            s
+            for s in (organs.bladder, organs.rectum, organs.prostate, organs.seminal, organs.uterus)
+            if s is not None
+        ),
+    ]
     keep_out = np.minimum(scene.spread(*solid), wall)
     colon = colon_lines(patient, rng, organs.rectum_line[0])
     paint_bowel(scene, patient, rng, colon, keep_out, texture)
@@ -122,7 +133,9 @@ def scan_geometry(patient: Body, protocol: Protocol) -> tuple[Grid, np.ndarray]:
     affine = np.eye(4)
     spacing, shape = np.array(protocol.spacing_mm), np.array(protocol.shape)
     affine[:3, :3] = _rotation(protocol.tilt) @ CANONICAL_DIRECTIONS.T * spacing
-    middle_mm = np.array([protocol.shift_mm[0], 5.0 + protocol.shift_mm[1], protocol.bottom_mm + 0.5 * shape[0] * spacing[0]])
+    middle_mm = np.array(
+        [protocol.shift_mm[0], 5.0 + protocol.shift_mm[1], protocol.bottom_mm + 0.5 * shape[0] * spacing[0]]
+    )
     affine[:3, 3] = middle_mm - affine[:3, :3] @ ((shape - 1) / 2)
     pose = np.eye(4)
     pose[:3, :3] = np.diag(1 / np.array(patient.size)) @ _rotation(protocol.turn)

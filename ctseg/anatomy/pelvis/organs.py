@@ -50,13 +50,17 @@ def build_organs(scene: Scene, patient: Patient, lumps: np.ndarray) -> Organs:
             rectum = rectum.cut(scene.spread(organ), 2.2)
     bladder = bladder.cut(scene.spread(rectum), 5.0)
     end = line[-1]
-    anal = scene.tube([end[:3] + (0, 1, 4), end[:3] + (0, 10, -9), end[:3] + (0, 20, -26)], [11.5, 12, 13], blend_mm=2)
+    anal = scene.tube(
+        [end[:3] + (0, 1, 4), end[:3] + (0, 10, -9), end[:3] + (0, 20, -26)], [11.5, 12, 13], blend_mm=2
+    )
     volume = patient.bladder_ml
     wall = float(np.interp(volume, [60, 150, 300, 500], [4.6, 3.6, 2.8, 2.2]))
     return Organs(bladder, wall, prostate, seminal, uterus, ovaries, vagina, rectum, line, anal)
 
 
-def paint_organs(scene: Scene, organs: Organs, patient: Patient, grain: np.ndarray, blotch: np.ndarray) -> None:
+def paint_organs(
+    scene: Scene, organs: Organs, patient: Patient, grain: np.ndarray, blotch: np.ndarray
+) -> None:
     """Draw the organs, those that yield first."""
     hu = patient.hu
     scene.paint(organs.anal_canal, hu["muscle"] - 4)
@@ -137,7 +141,9 @@ def prostate_center(patient: Patient) -> np.ndarray:
     return np.array([0.0, 21.0 - 0.5 * depth, BLADDER_NECK[2] + 4.0 - 0.46 * height])
 
 
-def _paint_prostate(scene: Scene, prostate: Shape, patient: Patient, grain: np.ndarray, blotch: np.ndarray) -> None:
+def _paint_prostate(
+    scene: Scene, prostate: Shape, patient: Patient, grain: np.ndarray, blotch: np.ndarray
+) -> None:
     """Central gland a little darker than the rim, a few specks of calcium, the urethra leaving below."""
     if not prostate.f.size:
         return
@@ -169,8 +175,15 @@ def _seminal(scene: Scene, patient: Patient) -> Shape:
     top = center[2] + 0.40 * patient.prostate_mm[2]
     back = center[1] + 0.30 * patient.prostate_mm[1]
     half = 0.5 * patient.prostate_mm[0]
-    parts = [scene.tube([(1, back, top), (0.55 * half, back + 4, top + 7), (half + 7, back + 9, top + 13)], [6.5, 6.2, 5.0], side=side, blend_mm=2)
-             for side in SIDES]
+    parts = [
+        scene.tube(
+            [(1, back, top), (0.55 * half, back + 4, top + 7), (half + 7, back + 9, top + 13)],
+            [6.5, 6.2, 5.0],
+            side=side,
+            blend_mm=2,
+        )
+        for side in SIDES
+    ]
     return scene.join(parts, 0.0)
 
 
@@ -181,7 +194,11 @@ def _uterus(scene: Scene, patient: Patient, lumps: np.ndarray) -> tuple[Shape, S
     c *= 0.9
     lean = patient.uterus_pitch
     lift = min(1.0, patient.bladder_ml / 450)
-    center = cervix + (patient.bladder_shift_mm[0], -np.sin(lean * (1 - 0.55 * lift)) * c * 0.8 + 8, np.cos(lean * (1 - 0.55 * lift)) * c * 0.8 + 8 + 12 * lift)
+    center = cervix + (
+        patient.bladder_shift_mm[0],
+        -np.sin(lean * (1 - 0.55 * lift)) * c * 0.8 + 8,
+        np.cos(lean * (1 - 0.55 * lift)) * c * 0.8 + 8 + 12 * lift,
+    )
     body = scene.ellipsoid(center, (a, b, c), pitch=lean * (1 - 0.55 * lift))
     body.f += 1.6 * lumps[body.box]
     neck = scene.tube([cervix + (0, 0, -6), cervix + (0, 2, 8), center], [11, 11, 13], blend_mm=3)
@@ -198,19 +215,23 @@ def rectum_line(patient: Patient) -> np.ndarray:
     top, ampulla, low = patient.rectum_radius_mm
     upper_bend, lower_bend = patient.rectum_bend_mm
     back = 22.0 + 1.8  # front of the rectum behind the prostate
-    nodes = np.array([
-        (2.0, 60.0 - top, SACRAL_TURN_MM, top),
-        (0.7 * upper_bend, 73.0 - top, 44.0, top + 1),
-        (upper_bend, 79.0 - 0.9 * ampulla, 26.0, 0.5 * (top + ampulla) + 1),
-        (0.2 * upper_bend + 0.6 * lower_bend, 76.0 - ampulla, 6.0, ampulla),
-        (lower_bend, max(back + ampulla, 68.0 - ampulla), -14.0, ampulla),
-        (0.3 * lower_bend, back + 0.9 * low + 3, -32.0, 0.55 * low + 0.45 * ampulla),
-        (0.0, back + low, -46.0, low - 1.5),
-    ])
+    nodes = np.array(
+        [
+            (2.0, 60.0 - top, SACRAL_TURN_MM, top),
+            (0.7 * upper_bend, 73.0 - top, 44.0, top + 1),
+            (upper_bend, 79.0 - 0.9 * ampulla, 26.0, 0.5 * (top + ampulla) + 1),
+            (0.2 * upper_bend + 0.6 * lower_bend, 76.0 - ampulla, 6.0, ampulla),
+            (lower_bend, max(back + ampulla, 68.0 - ampulla), -14.0, ampulla),
+            (0.3 * lower_bend, back + 0.9 * low + 3, -32.0, 0.55 * low + 0.45 * ampulla),
+            (0.0, back + low, -46.0, low - 1.5),
+        ]
+    )
     return np.asarray(CubicSpline(np.arange(len(nodes)), nodes)(np.linspace(0, len(nodes) - 1, 25)))
 
 
-def _paint_rectum(scene: Scene, organs: Organs, patient: Patient, grain: np.ndarray, blotch: np.ndarray) -> None:
+def _paint_rectum(
+    scene: Scene, organs: Organs, patient: Patient, grain: np.ndarray, blotch: np.ndarray
+) -> None:
     """Wall, then what it holds: gas in front of stool, mottled stool, or folded mucosa."""
     rectum = organs.rectum
     if not rectum.f.size:

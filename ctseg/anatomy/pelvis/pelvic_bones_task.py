@@ -34,7 +34,11 @@ def draw(seed: int, index: int, size: str = "full") -> Picture:
     table = np.zeros(max(labels.IDS.values()) + 1, dtype=np.uint8)
     for name, number in IDS.items():
         table[labels.IDS[name]] = number
-    return Picture(drawing.image, Volume(table[drawing.label.array], drawing.label.affine), _facts(patient, protocol, wear))
+    return Picture(
+        drawing.image,
+        Volume(table[drawing.label.array], drawing.label.affine),
+        _facts(patient, protocol, wear),
+    )
 
 
 def _aged(patient: Patient, protocol: Protocol, rng: np.random.Generator) -> tuple[Patient, Protocol, Wear]:
@@ -44,14 +48,23 @@ def _aged(patient: Patient, protocol: Protocol, rng: np.random.Generator) -> tup
     hu["cortex"] *= 1 - 0.62 * porous
     hu["marrow"] = hu["marrow"] * (1 - 0.75 * porous) - 25 * porous
     noise = protocol.noise_hu * float(rng.choice([1.0, rng.uniform(1.6, 2.6)]))
-    return dataclasses.replace(patient, hu=hu), dataclasses.replace(protocol, noise_hu=noise), sample_wear(rng)
+    return (
+        dataclasses.replace(patient, hu=hu),
+        dataclasses.replace(protocol, noise_hu=noise),
+        sample_wear(rng),
+    )
 
 
 def _facts(patient: Patient, protocol: Protocol, wear: Wear) -> dict[str, object]:
     """What the cohort's record says of the patient; pairs are right, left."""
     return {
-        "sex": patient.sex, "metal": patient.metal_side != 0, "contrast": patient.contrast,
-        "cortex_hu": round(patient.hu["cortex"]), "marrow_hu": round(patient.hu["marrow"]), "noise_hu": round(protocol.noise_hu, 1),
+        "sex": patient.sex,
+        "metal": patient.metal_side != 0,
+        "contrast": patient.contrast,
+        "cortex_hu": round(patient.hu["cortex"]),
+        "marrow_hu": round(patient.hu["marrow"]),
+        "noise_hu": round(protocol.noise_hu, 1),
         "hip_gap_mm": [round(gap, 1) for gap in wear.hip_gap_mm],
-        "sacroiliac_gap_mm": [round(gap, 1) for gap in wear.sacroiliac_gap_mm], "sacroiliac_fused": list(wear.fused),
+        "sacroiliac_gap_mm": [round(gap, 1) for gap in wear.sacroiliac_gap_mm],
+        "sacroiliac_fused": list(wear.fused),
     }

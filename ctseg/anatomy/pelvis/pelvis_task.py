@@ -25,4 +25,9 @@ def draw(seed: int, index: int, size: str = "full") -> Picture:
 def facts(drawing: Drawing) -> dict[str, object]:
     """What the cohort's record says of a pelvic patient."""
     patient = drawing.patient
-    return {"sex": patient.sex, "metal": patient.metal_side != 0, "contrast": patient.contrast, "rectum": patient.rectum_content}
+    return {
+        "sex": patient.sex,
+        "metal": patient.metal_side != 0,
+        "contrast": patient.contrast,
+        "rectum": patient.rectum_content,
+    }

@@ -78,9 +78,19 @@ SACRUM_BACK: list[Level] = [
     (30, [(0, 95, 2), (6, 93, 2), (9, 92, 2)]),
 ]
 DISCS: list[Level] = [
-    (98, [(-10, 32, 13), (10, 32, 13)]), (108, [(-10, 20, 14), (10, 20, 14)]), (124, [(-9, 6, 14), (9, 6, 14)]), (158, [(-8, -2, 14), (8, -2, 14)]),
-    (193, [(-8, -3, 14), (8, -3, 14)]), (240, [(-8, 2, 14), (8, 2, 14)])]
-VERTEBRAE = ((124.0, 6.0, -0.42), (158.0, -2.0, -0.12), (193.0, -3.0, 0.0), (228.0, 1.0, 0.1))  # z, y, pitch: L5 to L2
+    (98, [(-10, 32, 13), (10, 32, 13)]),
+    (108, [(-10, 20, 14), (10, 20, 14)]),
+    (124, [(-9, 6, 14), (9, 6, 14)]),
+    (158, [(-8, -2, 14), (8, -2, 14)]),
+    (193, [(-8, -3, 14), (8, -3, 14)]),
+    (240, [(-8, 2, 14), (8, 2, 14)]),
+]
+VERTEBRAE = (
+    (124.0, 6.0, -0.42),
+    (158.0, -2.0, -0.12),
+    (193.0, -3.0, 0.0),
+    (228.0, 1.0, 0.1),
+)  # z, y, pitch: L5 to L2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,12 +117,27 @@ def build_skeleton(scene: Scene, patient: Patient, wear: Wear = HEALTHY) -> Skel
     )
 
 
-def paint_skeleton(scene: Scene, bones: Skeleton, patient: Patient, grain: np.ndarray, blotch: np.ndarray, wear: Wear = HEALTHY) -> None:
+def paint_skeleton(
+    scene: Scene,
+    bones: Skeleton,
+    patient: Patient,
+    grain: np.ndarray,
+    blotch: np.ndarray,
+    wear: Wear = HEALTHY,
+) -> None:
     """Draw the bones. grain, blotch: fine and coarse random fields of the whole grid, for the spongy bone."""
     symphysis = scene.tube([(0, -52, -10), (0, -50, -24), (0, -42, -42)], [6, 7, 5])
     scene.paint(symphysis, patient.hu["cartilage"])
     for side in SIDES:
-        paint_bone(scene, bones.hips[side], patient, grain, blotch, IDS[f"hip_{SIDES[side]}"], cortex_mm=1.6 * wear.cortex)
+        paint_bone(
+            scene,
+            bones.hips[side],
+            patient,
+            grain,
+            blotch,
+            IDS[f"hip_{SIDES[side]}"],
+            cortex_mm=1.6 * wear.cortex,
+        )
     for side in SIDES:
         joint = scene.ellipsoid(HEAD, (HEAD_RADIUS_MM + at_side(wear.hip_gap_mm, side),) * 3, side=side)
         scene.label[joint.box][joint.f <= 0] = 0
@@ -123,7 +148,9 @@ def paint_skeleton(scene: Scene, bones: Skeleton, patient: Patient, grain: np.nd
     scene.paint(bones.discs, patient.hu["cartilage"] + 8)
     part_sacroiliac(scene, bones.sacrum, bones.hips, wear, patient.hu["cartilage"])
     paint_bone(scene, bones.sacrum, patient, grain, blotch, IDS["sacrum"], cortex_mm=1.4 * wear.cortex)
-    bridge_sacroiliac(scene, bones.sacrum, bones.hips, wear, patient.hu["marrow"] + 45 * grain + 55 * blotch, blotch)
+    bridge_sacroiliac(
+        scene, bones.sacrum, bones.hips, wear, patient.hu["marrow"] + 45 * grain + 55 * blotch, blotch
+    )
     _paint_sacral_canal(scene, patient)
     for bone, canal in bones.spine:
         paint_bone(scene, bone, patient, grain, blotch, IDS["lumbar_vertebrae"], cortex_mm=1.2 * wear.cortex)
@@ -133,8 +160,16 @@ def paint_skeleton(scene: Scene, bones: Skeleton, patient: Patient, grain: np.nd
         scene.paint(bones.metal, 6500.0)
 
 
-def paint_bone(scene: Scene, bone: Shape, patient: Body, grain: np.ndarray, blotch: np.ndarray, label: int | None,
-               *, cortex_mm: float) -> None:
+def paint_bone(
+    scene: Scene,
+    bone: Shape,
+    patient: Body,
+    grain: np.ndarray,
+    blotch: np.ndarray,
+    label: int | None,
+    *,
+    cortex_mm: float,
+) -> None:
     """A bone: dense shell, spongy inside whose density varies."""
     if not bone.f.size:
         return
@@ -184,14 +219,22 @@ def _femur(scene: Scene, side: int, wear: Wear) -> Shape:
     return scene.join(parts, 6.0)
 
 
-def _paint_femur(scene: Scene, femur: Shape, side: int, patient: Patient, grain: np.ndarray, blotch: np.ndarray, cortex: float) -> None:
+def _paint_femur(
+    scene: Scene,
+    femur: Shape,
+    side: int,
+    patient: Patient,
+    grain: np.ndarray,
+    blotch: np.ndarray,
+    cortex: float,
+) -> None:
     """A thigh bone: thin shell and dense spongy bone in the head, thick shell and fatty marrow in the shaft."""
     if not femur.f.size:
         return
     x, y, z = scene.at(femur.box)
     depth = np.clip((np.float32(-15.0) - z) / 55, 0, 1)  # 0 at the neck, 1 in the shaft
     from_head = np.sqrt((x * side - HEAD[0]) ** 2 + y**2 + z**2)
-    density = patient.hu["marrow"] * (0.55 + 0.9 * np.exp(-(from_head / 20) ** 2)) - 20
+    density = patient.hu["marrow"] * (0.55 + 0.9 * np.exp(-((from_head / 20) ** 2))) - 20
     density = density * (1 - depth) + depth * -30
     spongy = density + (1 - 0.7 * depth) * (40 * grain[femur.box] + 50 * blotch[femur.box])
     shell = (1.3 + 5.0 * depth * depth) * np.float32(cortex)
@@ -201,10 +244,15 @@ def _paint_femur(scene: Scene, femur: Shape, side: int, patient: Patient, grain:
 
 def _sacrum(scene: Scene) -> Shape:
     """The sacrum with the upper tail bone, and its canal and nerve holes left out."""
-    sides = [scene.loft(SACRUM, side=side) for side in SIDES] + [scene.loft(SACRUM_BACK, side=side) for side in SIDES]
+    sides = [scene.loft(SACRUM, side=side) for side in SIDES] + [
+        scene.loft(SACRUM_BACK, side=side) for side in SIDES
+    ]
     bone = scene.join(sides, 3.0)
-    holes = [scene.tube([(19, 40 + 16 * k, 86 - 16 * k), (23, 76 + 9 * k, 88 - 16 * k)], [4.5, 3.0], side=side)
-             for side in SIDES for k in range(3)]
+    holes = [
+        scene.tube([(19, 40 + 16 * k, 86 - 16 * k), (23, 76 + 9 * k, 88 - 16 * k)], [4.5, 3.0], side=side)
+        for side in SIDES
+        for k in range(3)
+    ]
     for hole in holes:
         scene.carve(bone, hole)
     return bone
@@ -221,14 +269,24 @@ def vertebra(scene: Scene, z: float, y: float, pitch: float, size: float = 1.0) 
 
     size: relative to a lumbar one.
     """
+
     def place(points: list[tuple[float, float, float]]) -> list[tuple[float, float, float]]:
         c, s = np.cos(pitch), np.sin(pitch)
-        return [(size * px, y + size * (c * py - s * pz), z + size * (s * py + c * pz)) for px, py, pz in points]
+        return [
+            (size * px, y + size * (c * py - s * pz), z + size * (s * py + c * pz)) for px, py, pz in points
+        ]
 
     body = _vertebral_body(scene, np.array([0.0, y, z]), pitch, size)
     parts = [body]
     for side in SIDES:
-        parts.append(scene.tube(place([(14, 14, 5), (17, 30, 4), (18, 42, 0), (17, 47, -10)]), [5, 5, 6.5, 5.5], side=side, blend_mm=2))
+        parts.append(
+            scene.tube(
+                place([(14, 14, 5), (17, 30, 4), (18, 42, 0), (17, 47, -10)]),
+                [5, 5, 6.5, 5.5],
+                side=side,
+                blend_mm=2,
+            )
+        )
         parts.append(scene.tube(place([(17, 32, 4), (42, 36, 6)]), [4.5, 2.8], side=side))
         parts.append(scene.tube(place([(17, 42, -2), (3, 55, -4)]), [4.0, 3.5], side=side))
     parts.append(scene.tube(place([(0, 54, -3), (0, 78, -9)]), [3.2, 4.2]))
@@ -247,7 +305,9 @@ def _vertebral_body(scene: Scene, center: np.ndarray, pitch: float, size: float)
     if size != 1.0:
         px, py, pz = px / np.float32(size), py / np.float32(size), pz / np.float32(size)
     waist = 2.0 - 0.011 * pz * pz
-    level = ((px / (24.5 - waist)) ** 2.4 + np.abs((py + 0.004 * px * px) / (17.5 - waist)) ** 2.4) ** (1 / 2.4)
+    level = ((px / (24.5 - waist)) ** 2.4 + np.abs((py + 0.004 * px * px) / (17.5 - waist)) ** 2.4) ** (
+        1 / 2.4
+    )
     return Shape(box, np.maximum((level - 1) * 19.0, np.abs(pz) - 13.5).astype(np.float32))
 
 
@@ -255,6 +315,10 @@ def _prosthesis(scene: Scene, side: int) -> Shape:
     """A total hip: cup, ball, neck and stem."""
     parts = [
         scene.ellipsoid(HEAD, (HEAD_RADIUS_MM + 1.0,) * 3, side=side),
-        scene.tube([(84, 0, 0), (104, 5, -18), (116, 9, -36), (116, 8, -60), (112, 4, -125)], [8, 6, 8, 8, 6.5], side=side),
+        scene.tube(
+            [(84, 0, 0), (104, 5, -18), (116, 9, -36), (116, 8, -60), (112, 4, -125)],
+            [8, 6, 8, 8, 6.5],
+            side=side,
+        ),
     ]
     return scene.join(parts, 2.0)

@@ -30,13 +30,20 @@ FINE = 2  # picture elements per pixel and axis
 FILL, FILL_WITH_REFERENCE = 0.22, 0.45  # opacity
 SUFFIXES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
 JPEG_QUALITY = 85
-ALIGNED = 0.01  # voxels by which the voxels of masks may lie beside those of the scan and still count as the same
+ALIGNED = (
+    0.01  # voxels by which the voxels of masks may lie beside those of the scan and still count as the same
+)
 
 
 def sheet_format(path: Path) -> str:
     """PNG or JPEG, by the suffix. UsageError for another one."""
     if path.suffix.lower() not in SUFFIXES:
-        raise UsageError("BAD_OPTION", f"'{path.name}' after --sheet is no picture", "end it in .png or .jpg", file=path.name)
+        raise UsageError(
+            "BAD_OPTION",
+            f"'{path.name}' after --sheet is no picture",
+            "end it in .png or .jpg",
+            file=path.name,
+        )
     return SUFFIXES[path.suffix.lower()]
 
 
@@ -66,20 +73,35 @@ def piece_of(part: Volume | None, grid: Grid) -> tuple[Piece | None, bool]:
         return None, False
     part = to_canonical(part)
     to_grid = np.linalg.inv(grid.affine) @ part.affine
-    moved = np.abs(to_grid[:3, :3] - np.eye(3)).max() * max(part.array.shape) > ALIGNED or np.abs(to_grid[:3, 3] - np.rint(to_grid[:3, 3])).max() > ALIGNED
+    moved = (
+        np.abs(to_grid[:3, :3] - np.eye(3)).max() * max(part.array.shape) > ALIGNED
+        or np.abs(to_grid[:3, 3] - np.rint(to_grid[:3, 3])).max() > ALIGNED
+    )
     if moved:
-        ends = np.array(np.meshgrid(*[[-0.5, n - 0.5] for n in part.array.shape], indexing="ij")).reshape(3, -1)
+        ends = np.array(np.meshgrid(*[[-0.5, n - 0.5] for n in part.array.shape], indexing="ij")).reshape(
+            3, -1
+        )
         reach = to_grid[:3, :3] @ ends + to_grid[:3, 3:]
         low = np.maximum(np.floor(reach.min(axis=1)).astype(int), 0)
         high = np.minimum(np.ceil(reach.max(axis=1)).astype(int) + 1, grid.shape)
         if (high <= low).any():
             return None, True
-        part = tight(resample(Volume(part.array.astype(np.uint8), part.affine), grid.crop(tuple(low), tuple(high - low)), order="nearest", fill=0))
+        part = tight(
+            resample(
+                Volume(part.array.astype(np.uint8), part.affine),
+                grid.crop(tuple(low), tuple(high - low)),
+                order="nearest",
+                fill=0,
+            )
+        )
         if part is None:
             return None, True
         to_grid = np.linalg.inv(grid.affine) @ part.affine
     start = np.rint(to_grid[:3, 3]).astype(int)
-    low, high = np.maximum(start, 0), np.minimum(start + part.array.shape, grid.shape)  # what lies beside the scan has no picture
+    low, high = (
+        np.maximum(start, 0),
+        np.minimum(start + part.array.shape, grid.shape),
+    )  # what lies beside the scan has no picture
     if (high <= low).any():
         return None, moved
     array = part.array[tuple(slice(a - s, b - s) for a, b, s in zip(low, high, start))]
@@ -116,12 +138,25 @@ class Sheet:
     @functools.cached_property
     def ends(self) -> list[tuple[int, int]]:
         """First and last index of the masks along each axis of the scan (of the reference too)."""
-        pieces = [piece for piece in [*self.found.values(), *(self.truth or {}).values()] if piece is not None]
-        return [(min(p.start[axis] for p in pieces), max(p.start[axis] + p.shape[axis] for p in pieces) - 1) for axis in range(3)]
+        pieces = [
+            piece for piece in [*self.found.values(), *(self.truth or {}).values()] if piece is not None
+        ]
+        return [
+            (min(p.start[axis] for p in pieces), max(p.start[axis] + p.shape[axis] for p in pieces) - 1)
+            for axis in range(3)
+        ]
 
 
-def build_sheet(ct: Volume, masks: Masks, chosen: Sequence[str], *, reference: Masks | None = None, window_hu: tuple[float, float] | None = None, synthetic: bool = False,
-                progress: Callable[..., Any] = iter) -> Sheet:
+def build_sheet(
+    ct: Volume,
+    masks: Masks,
+    chosen: Sequence[str],
+    *,
+    reference: Masks | None = None,
+    window_hu: tuple[float, float] | None = None,
+    synthetic: bool = False,
+    progress: Callable[..., Any] = iter,
+) -> Sheet:
     """The scan and the chosen masks, each read once. window_hu: by default chosen by the structures' names. ValueError when there is no voxel to show."""
     scan = to_canonical(ct)
     found: dict[str, Piece | None] = {}
@@ -136,7 +171,16 @@ def build_sheet(ct: Volume, masks: Masks, chosen: Sequence[str], *, reference: M
         if reference is not None and name in reference.names:
             truth[name], other = piece_of(_read(reference, name)[0], scan.grid)
             moved |= other
-    sheet = Sheet(scan, window_hu or slices.window_for(chosen), found, None if reference is None else truth, tuple(probabilities), masks.level, synthetic, moved)
+    sheet = Sheet(
+        scan,
+        window_hu or slices.window_for(chosen),
+        found,
+        None if reference is None else truth,
+        tuple(probabilities),
+        masks.level,
+        synthetic,
+        moved,
+    )
     if not any(piece is not None for piece in [*found.values(), *truth.values()]):
         raise ValueError("none of the structures has a voxel in the scan")
     return sheet
@@ -162,7 +206,13 @@ def spread(first: int, last: int, count: int) -> list[int]:
 
 def draw(sheet: Sheet) -> Image.Image:
     """The sheet as a picture: panels, legend, scale and what it shows."""
-    box = slices.box_around(sheet.ends, sheet.scan.array.shape, sheet.scan.spacing_mm, margin_mm=slices.WHOLE_MARGIN_MM, smallest_mm=slices.SMALLEST_VIEW_MM)
+    box = slices.box_around(
+        sheet.ends,
+        sheet.scan.array.shape,
+        sheet.scan.spacing_mm,
+        margin_mm=slices.WHOLE_MARGIN_MM,
+        smallest_mm=slices.SMALLEST_VIEW_MM,
+    )
     sizes_mm = {plane.name: _size_mm(plane, box, sheet.scan.spacing_mm) for plane in PLANES}
     cell = (WIDTH - 2 * TEXT - (COLUMNS - 1) * GAP) // COLUMNS
     mm_per_pixel = max(width for _, width in sizes_mm.values()) / cell
@@ -174,7 +224,9 @@ def draw(sheet: Sheet) -> Image.Image:
     legend, legend_height = _legend(sheet)
     heights = [round(sizes_mm[plane.name][0] / mm_per_pixel) for plane, _ in rows]
     top = round(4.6 * TEXT)
-    picture = Image.new("RGB", (WIDTH, top + sum(heights) + len(rows) * round(2 * TEXT) + legend_height + TEXT), "white")
+    picture = Image.new(
+        "RGB", (WIDTH, top + sum(heights) + len(rows) * round(2 * TEXT) + legend_height + TEXT), "white"
+    )
     pen = ImageDraw.Draw(picture)
     _head(pen, sheet, mm_per_pixel)
     for (plane, numbers), height in zip(rows, heights):
@@ -183,7 +235,13 @@ def draw(sheet: Sheet) -> Image.Image:
             left = TEXT + column * (cell + GAP) + (cell - width) // 2
             picture.paste(_panel(sheet, plane, number, box, (height, width)), (left, top))
             _letters(pen, plane, left, top, width, height)
-            pen.text((left + width / 2, top + height + 0.25 * TEXT), _place(sheet, plane, number), font=style.font(TEXT), fill=style.INK, anchor="mt")
+            pen.text(
+                (left + width / 2, top + height + 0.25 * TEXT),
+                _place(sheet, plane, number),
+                font=style.font(TEXT),
+                fill=style.INK,
+                anchor="mt",
+            )
         top += height + round(2 * TEXT)
     for place, text, colour in legend:
         _entry(pen, place[0], top + place[1], text, colour, outlined=sheet.truth is not None)
@@ -194,16 +252,22 @@ def write(path: Path, picture: Image.Image) -> None:
     """Write the sheet, atomically, as PNG or JPEG by the suffix."""
     kind = sheet_format(path)
     stream = io.BytesIO()
-    picture.save(stream, format=kind, **({"quality": JPEG_QUALITY, "optimize": True} if kind == "JPEG" else {}))
+    picture.save(
+        stream, format=kind, **({"quality": JPEG_QUALITY, "optimize": True} if kind == "JPEG" else {})
+    )
     atomic_write(path, lambda target: target.write(stream.getvalue()))
 
 
 def _size_mm(plane: Plane, box: Sequence[slice], spacing_mm: Sequence[float]) -> tuple[float, float]:
     rows, columns = (axis for axis in range(3) if axis != plane.axis)
-    return (box[rows].stop - box[rows].start) * spacing_mm[rows], (box[columns].stop - box[columns].start) * spacing_mm[columns]
+    return (box[rows].stop - box[rows].start) * spacing_mm[rows], (
+        box[columns].stop - box[columns].start
+    ) * spacing_mm[columns]
 
 
-def _panel(sheet: Sheet, plane: Plane, number: int, box: Sequence[slice], size: tuple[int, int]) -> Image.Image:
+def _panel(
+    sheet: Sheet, plane: Plane, number: int, box: Sequence[slice], size: tuple[int, int]
+) -> Image.Image:
     """One slice (size: height and width in pixels) with its masks."""
     fine = (size[1] * FINE, size[0] * FINE)
     low, high = sheet.window_hu
@@ -223,7 +287,9 @@ def _panel(sheet: Sheet, plane: Plane, number: int, box: Sequence[slice], size: 
             if piece is not None and mask is not None:
                 start = [piece.start[axis] - box[axis].start for axis in axes]
                 start[0] = start[0] if not plane.flip_rows else grey.shape[0] - start[0] - mask.shape[0]
-                _paint(canvas, _upright(mask, plane), start, grey.shape, sheet.colours[name] * 255, opacity, line)
+                _paint(
+                    canvas, _upright(mask, plane), start, grey.shape, sheet.colours[name] * 255, opacity, line
+                )
     return Image.fromarray((canvas + 0.5).clip(0, 255).astype(np.uint8)).reduce(FINE)
 
 
@@ -231,21 +297,42 @@ def _upright(picture: np.ndarray, plane: Plane) -> np.ndarray:
     return np.ascontiguousarray(picture[::-1] if plane.flip_rows else picture)
 
 
-def _paint(canvas: np.ndarray, mask: np.ndarray, start: Sequence[int], shape: Sequence[int], colour: np.ndarray, opacity: float, line: int) -> None:
+def _paint(
+    canvas: np.ndarray,
+    mask: np.ndarray,
+    start: Sequence[int],
+    shape: Sequence[int],
+    colour: np.ndarray,
+    opacity: float,
+    line: int,
+) -> None:
     """A mask on a picture, (h, w, 3) of 0 to 255: filled, and with a line along the inside of its border, in picture elements.
 
     start: row and column of the mask in the slice, which has this shape and fills the picture.
     """
-    room = [1 + -(-whole // wanted) for whole, wanted in zip(shape, canvas.shape)]  # at least an element around it
+    room = [
+        1 + -(-whole // wanted) for whole, wanted in zip(shape, canvas.shape)
+    ]  # at least an element around it
     sides = []
     for first, length, around, whole, wanted in zip(start, mask.shape, room, shape, canvas.shape):
         fine, begin = wanted / whole, first - around
-        low, high = max(0, int(np.ceil(begin * fine))), min(wanted, int(np.floor((first + length + around) * fine)))
+        low, high = (
+            max(0, int(np.ceil(begin * fine))),
+            min(wanted, int(np.floor((first + length + around) * fine))),
+        )
         sides.append((low, high, max(0.0, low / fine - begin), min(high / fine - begin, length + 2 * around)))
     (top, bottom, *rows), (left, right, *columns) = sides
     padded = np.pad(mask.astype(np.uint8) * 255, [(around, around) for around in room])
-    share = np.asarray(Image.fromarray(padded).resize((right - left, bottom - top), Image.Resampling.BILINEAR, box=(columns[0], rows[0], columns[1], rows[1])))
-    covered = share >= max(1, min(128, int(share.max()) // 2))  # so what is thinner than an element is still seen
+    share = np.asarray(
+        Image.fromarray(padded).resize(
+            (right - left, bottom - top),
+            Image.Resampling.BILINEAR,
+            box=(columns[0], rows[0], columns[1], rows[1]),
+        )
+    )
+    covered = share >= max(
+        1, min(128, int(share.max()) // 2)
+    )  # so what is thinner than an element is still seen
     under = canvas[top:bottom, left:right]
     under[covered] = under[covered] * (1 - opacity) + colour * opacity
     if line:
@@ -257,30 +344,58 @@ def _place(sheet: Sheet, plane: Plane, number: int) -> str:
     index = [(n - 1) / 2 for n in sheet.scan.array.shape]
     index[plane.axis] = number
     position = (sheet.scan.affine @ [*index, 1.0])[2 - plane.axis]
-    return f"{plane.name} {number + 1}/{sheet.scan.array.shape[plane.axis]}, {'zyx'[plane.axis]} {position:.0f} mm".replace("-", "−")
+    return f"{plane.name} {number + 1}/{sheet.scan.array.shape[plane.axis]}, {'zyx'[plane.axis]} {position:.0f} mm".replace(
+        "-", "−"
+    )
 
 
 def _letters(pen: Any, plane: Plane, left: int, top: int, width: int, height: int) -> None:
     edge = 0.8 * TEXT
-    for text, x, y in ((plane.left, left + edge, top + height / 2), (plane.right, left + width - edge, top + height / 2), (plane.top, left + width / 2, top + edge),
-                       (plane.bottom, left + width / 2, top + height - edge)):
-        pen.text((x, y), text, font=style.font(TEXT, bold=True), fill="white", stroke_width=2, stroke_fill="black", anchor="mm")
+    for text, x, y in (
+        (plane.left, left + edge, top + height / 2),
+        (plane.right, left + width - edge, top + height / 2),
+        (plane.top, left + width / 2, top + edge),
+        (plane.bottom, left + width / 2, top + height - edge),
+    ):
+        pen.text(
+            (x, y),
+            text,
+            font=style.font(TEXT, bold=True),
+            fill="white",
+            stroke_width=2,
+            stroke_fill="black",
+            anchor="mm",
+        )
 
 
 def _head(pen: Any, sheet: Sheet, mm_per_pixel: float) -> None:
     low, high = sheet.window_hu
-    title = "Masks on the CT" + (", against a reference" if sheet.truth is not None else "") + (" (synthetic data)" if sheet.synthetic else "")
+    title = (
+        "Masks on the CT"
+        + (", against a reference" if sheet.truth is not None else "")
+        + (" (synthetic data)" if sheet.synthetic else "")
+    )
     said = [f"window {low:g} to {high:g} HU".replace("-", "−")]
     said += ["filled: masks, line: reference"] if sheet.truth is not None else []
     said += [f"probability from {sheet.level:g}"] if sheet.probabilities else []
     said += ["masks moved to the nearest voxel of the scan"] if sheet.resampled else []
     said += ["x to the left, y to the back, z upwards (LPS)"]
-    pen.text((TEXT, 0.8 * TEXT), title, font=style.font(round(TEXT * 1.4), bold=True), fill=style.INK, anchor="lt")
+    pen.text(
+        (TEXT, 0.8 * TEXT), title, font=style.font(round(TEXT * 1.4), bold=True), fill=style.INK, anchor="lt"
+    )
     pen.text((TEXT, 2.9 * TEXT), " · ".join(said), font=style.font(TEXT), fill=style.GREY, anchor="lt")
-    bar = max((length for length in (5, 10, 20, 50, 100, 200) if length / mm_per_pixel <= WIDTH / 10), default=5)
+    bar = max(
+        (length for length in (5, 10, 20, 50, 100, 200) if length / mm_per_pixel <= WIDTH / 10), default=5
+    )
     right, bottom = WIDTH - TEXT, 3.6 * TEXT
     pen.line([(right - bar / mm_per_pixel, bottom), (right, bottom)], fill=style.INK, width=3)
-    pen.text((right - bar / mm_per_pixel / 2, bottom - 0.4 * TEXT), f"{bar / 10:g} cm", font=style.font(TEXT), fill=style.INK, anchor="mb")
+    pen.text(
+        (right - bar / mm_per_pixel / 2, bottom - 0.4 * TEXT),
+        f"{bar / 10:g} cm",
+        font=style.font(TEXT),
+        fill=style.INK,
+        anchor="mb",
+    )
 
 
 Entry = tuple[tuple[float, float], str, np.ndarray | None]
@@ -291,17 +406,42 @@ def _legend(sheet: Sheet) -> tuple[list[Entry], int]:
     entries: list[tuple[str, np.ndarray | None]] = []
     for name, piece in sheet.found.items():
         truth = None if sheet.truth is None else sheet.truth.get(name)
-        remark = " (not found)" if piece is None else " (no reference)" if sheet.truth is not None and truth is None else ""
-        entries.append((style.short(name).strip() + remark, sheet.colours[name] if piece is not None or truth is not None else None))
+        remark = (
+            " (not found)"
+            if piece is None
+            else " (no reference)"
+            if sheet.truth is not None and truth is None
+            else ""
+        )
+        entries.append(
+            (
+                style.short(name).strip() + remark,
+                sheet.colours[name] if piece is not None or truth is not None else None,
+            )
+        )
     wide = max(style.font(TEXT).getlength(text) for text, _ in entries) + 3 * TEXT
     columns = max(1, min(len(entries), int((WIDTH - 2 * TEXT) / wide)))
     rows = -(-len(entries) // columns)
-    return [((TEXT + number // rows * wide, (number % rows) * 1.5 * TEXT), text, colour) for number, (text, colour) in enumerate(entries)], round(rows * 1.5 * TEXT)
+    return [
+        ((TEXT + number // rows * wide, (number % rows) * 1.5 * TEXT), text, colour)
+        for number, (text, colour) in enumerate(entries)
+    ], round(rows * 1.5 * TEXT)
 
 
 def _entry(pen: Any, x: float, y: float, text: str, colour: np.ndarray | None, *, outlined: bool) -> None:
     if colour is not None:
         strong = tuple(int(c) for c in colour * 255)
         pale = tuple(int(c) for c in (colour * 0.5 + 0.5) * 255)
-        pen.rectangle([x, y + 0.1 * TEXT, x + 0.9 * TEXT, y + TEXT], fill=pale if outlined else strong, outline=strong, width=2)
-    pen.text((x + 1.4 * TEXT, y + 0.55 * TEXT), text, font=style.font(TEXT), fill=style.INK if colour is not None else style.GREY, anchor="lm")
+        pen.rectangle(
+            [x, y + 0.1 * TEXT, x + 0.9 * TEXT, y + TEXT],
+            fill=pale if outlined else strong,
+            outline=strong,
+            width=2,
+        )
+    pen.text(
+        (x + 1.4 * TEXT, y + 0.55 * TEXT),
+        text,
+        font=style.font(TEXT),
+        fill=style.INK if colour is not None else style.GREY,
+        anchor="lm",
+    )

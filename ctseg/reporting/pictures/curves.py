@@ -56,19 +56,37 @@ def resources(history: History, key: str) -> np.ndarray:
     """(n,) one entry of `resource_usage` over the epochs."""
     recorded = history.get("resource_usage")
     usage = recorded if isinstance(recorded, list) else []
-    return series([item.get(key) if isinstance(item, Mapping) else None for item in usage], len(epochs_of(history)))
+    return series(
+        [item.get(key) if isinstance(item, Mapping) else None for item in usage], len(epochs_of(history))
+    )
 
 
-def draw_series(axes: Axes, epochs: np.ndarray, values: np.ndarray, *, colour: str, label: str, width: float = 1.8,
-                line: str = "-") -> bool:
+def draw_series(
+    axes: Axes,
+    epochs: np.ndarray,
+    values: np.ndarray,
+    *,
+    colour: str,
+    label: str,
+    width: float = 1.8,
+    line: str = "-",
+) -> bool:
     """Draw one series; False when it holds no value. Measured points stand out where neighbours were not measured;
     a thin dotted line leads over the gap, so nobody takes it for a measurement."""
     measured = np.isfinite(values)
     if not measured.any():
         return False
     sparse = measured.sum() < 0.7 * len(values) or measured.sum() < 3
-    axes.plot(epochs, values, color=colour, label=style.short(label), linewidth=width, linestyle=line,
-              marker="o" if sparse else None, markersize=4)
+    axes.plot(
+        epochs,
+        values,
+        color=colour,
+        label=style.short(label),
+        linewidth=width,
+        linestyle=line,
+        marker="o" if sparse else None,
+        markersize=4,
+    )
     if not measured.all():
         axes.plot(epochs[measured], values[measured], color=colour, linewidth=0.9, linestyle=":", alpha=0.7)
     return True
@@ -88,8 +106,16 @@ def _epoch_axis(axes: Axes, history: History, *, best: bool = True) -> None:
     if best and isinstance(best_epoch, (int, float)):
         axes.axvline(best_epoch, color=style.GREY, linewidth=1, linestyle=(0, (5, 3)), zorder=1)
         late = len(epochs) and best_epoch > epochs.mean()
-        axes.annotate(f"best model: epoch {best_epoch:g}", (best_epoch, 1.0), xycoords=("data", "axes fraction"), ha="right" if late else "left",
-                      xytext=(-4 if late else 4, 2), textcoords="offset points", fontsize=8, color=style.GREY)
+        axes.annotate(
+            f"best model: epoch {best_epoch:g}",
+            (best_epoch, 1.0),
+            xycoords=("data", "axes fraction"),
+            ha="right" if late else "left",
+            xytext=(-4 if late else 4, 2),
+            textcoords="offset points",
+            fontsize=8,
+            color=style.GREY,
+        )
 
 
 def _legend(axes: Axes, **options: Any) -> None:
@@ -102,8 +128,13 @@ def draw_loss(axes: Axes, history: History) -> None:
     """Training and validation loss over the epochs."""
     axes.set_title("Loss", pad=14)
     epochs = epochs_of(history)
-    drawn = [draw_series(axes, epochs, series(history.get(key), len(epochs)), colour=colour, label=label)
-             for key, label, colour in (("train_loss", "training", style.PALETTE[0]), ("val_loss", "validation", style.PALETTE[1]))]
+    drawn = [
+        draw_series(axes, epochs, series(history.get(key), len(epochs)), colour=colour, label=label)
+        for key, label, colour in (
+            ("train_loss", "training", style.PALETTE[0]),
+            ("val_loss", "validation", style.PALETTE[1]),
+        )
+    ]
     if not any(drawn):
         return style.say(axes, NOT_RECORDED)
     if not drawn[1]:
@@ -121,11 +152,17 @@ def draw_dice(axes: Axes, history: History, key: str, title: str, *, small: bool
     """
     axes.set_title(title, pad=14)
     found, epochs = by_structure(history, key), epochs_of(history)
-    mean = series(history.get("val_mean_dice"), len(epochs)) if key == "val_dice" else np.full(len(epochs), np.nan)
+    mean = (
+        series(history.get("val_mean_dice"), len(epochs))
+        if key == "val_dice"
+        else np.full(len(epochs), np.nan)
+    )
     if not found and not np.isfinite(mean).any():
         return style.say(axes, NOT_RECORDED)
     if len(found) > len(style.PALETTE) and not small:
-        return _structure_map(axes, history, found, label="Dice", limits=(0.0, 1.0), colour_map=style.SCORE_MAP)
+        return _structure_map(
+            axes, history, found, label="Dice", limits=(0.0, 1.0), colour_map=style.SCORE_MAP
+        )
     _draw_structures(axes, epochs, found)
     draw_series(axes, epochs, mean, colour=style.INK, label="mean", width=2.8)
     axes.set_ylim(-0.02, 1.02)
@@ -142,8 +179,15 @@ def _draw_structures(axes: Axes, epochs: np.ndarray, found: Mapping[str, np.ndar
         return
     values = np.stack(list(found.values()))
     measured = np.isfinite(values).any(0)
-    axes.fill_between(epochs[measured], np.nanmin(values[:, measured], 0), np.nanmax(values[:, measured], 0), color=style.PALETTE[0], alpha=0.18,
-                      linewidth=0, label=f"lowest to highest of {len(found)} structures")
+    axes.fill_between(
+        epochs[measured],
+        np.nanmin(values[:, measured], 0),
+        np.nanmax(values[:, measured], 0),
+        color=style.PALETTE[0],
+        alpha=0.18,
+        linewidth=0,
+        label=f"lowest to highest of {len(found)} structures",
+    )
     median = np.full(len(epochs), np.nan)
     median[measured] = np.nanmedian(values[:, measured], 0)
     draw_series(axes, epochs, median, colour=style.PALETTE[0], label="median of the structures")
@@ -156,7 +200,9 @@ def draw_hausdorff(axes: Axes, history: History, *, small: bool = False) -> None
     if not found:
         return style.say(axes, f"{NOT_RECORDED} during training")
     if len(found) > len(style.PALETTE) and not small:
-        return _structure_map(axes, history, found, label="HD95 (mm)", limits=None, colour_map=style.SCORE_MAP + "_r")
+        return _structure_map(
+            axes, history, found, label="HD95 (mm)", limits=None, colour_map=style.SCORE_MAP + "_r"
+        )
     _draw_structures(axes, epochs, found)
     axes.set_ylim(bottom=0)
     axes.set_ylabel("HD95 (mm), where found")
@@ -164,8 +210,15 @@ def draw_hausdorff(axes: Axes, history: History, *, small: bool = False) -> None
     _legend(axes)
 
 
-def _structure_map(axes: Axes, history: History, found: Mapping[str, np.ndarray], *, label: str, colour_map: str,
-                   limits: tuple[float, float] | None) -> None:
+def _structure_map(
+    axes: Axes,
+    history: History,
+    found: Mapping[str, np.ndarray],
+    *,
+    label: str,
+    colour_map: str,
+    limits: tuple[float, float] | None,
+) -> None:
     """Structures (rows) over the measured epochs (columns); grey = not measured."""
     epochs = epochs_of(history)
     values = np.stack(list(found.values()))
@@ -173,8 +226,12 @@ def _structure_map(axes: Axes, history: History, found: Mapping[str, np.ndarray]
     axes.set_facecolor(style.PALE)
     axes.grid(False)
     low, high = limits or (0.0, float(np.nanmax(values)))
-    image = axes.imshow(values[:, columns], aspect="auto", cmap=colour_map, vmin=low, vmax=high, interpolation="nearest")
-    axes.set_yticks(range(len(found)), [style.short(name) for name in found], fontsize=10 if len(found) <= 20 else 8)
+    image = axes.imshow(
+        values[:, columns], aspect="auto", cmap=colour_map, vmin=low, vmax=high, interpolation="nearest"
+    )
+    axes.set_yticks(
+        range(len(found)), [style.short(name) for name in found], fontsize=10 if len(found) <= 20 else 8
+    )
     shown = np.flatnonzero(columns)
     ticks = np.unique(np.linspace(0, len(shown) - 1, min(len(shown), 8)).astype(int))
     axes.set_xticks(ticks, [f"{epochs[shown[tick]]:g}" for tick in ticks])
@@ -186,7 +243,13 @@ def draw_rate(axes: Axes, history: History) -> None:
     """Learning rate over the epochs."""
     axes.set_title("Learning rate", pad=14)
     epochs = epochs_of(history)
-    if not draw_series(axes, epochs, series(history.get("learning_rate"), len(epochs)), colour=style.PALETTE[0], label="learning rate"):
+    if not draw_series(
+        axes,
+        epochs,
+        series(history.get("learning_rate"), len(epochs)),
+        colour=style.PALETTE[0],
+        label="learning rate",
+    ):
         return style.say(axes, NOT_RECORDED)
     axes.set_ylabel("learning rate (per step)")
     axes.yaxis.set_major_formatter("{x:g}")
@@ -208,7 +271,9 @@ def draw_time(axes: Axes, history: History) -> None:
     _epoch_axis(axes, history, best=False)
 
 
-def _draw_usage(axes: Axes, history: History, key: str, title: str, unit: str, missing: str, total: str | None = None) -> None:
+def _draw_usage(
+    axes: Axes, history: History, key: str, title: str, unit: str, missing: str, total: str | None = None
+) -> None:
     axes.set_title(title, pad=14)
     epochs, values = epochs_of(history), resources(history, key)
     if not draw_series(axes, epochs, values, colour=style.PALETTE[0], label="used"):
@@ -236,7 +301,15 @@ def loss_curves(history: History, path: Target, synthetic: bool) -> None:
     _one_panel(draw_loss, history, path, synthetic, size=(6.6, 4.2), title="Training: loss")
 
 
-def _one_panel(draw: Callable[[Axes, History], None], history: History, path: Target, synthetic: bool, *, size: tuple[float, float], title: str) -> None:
+def _one_panel(
+    draw: Callable[[Axes, History], None],
+    history: History,
+    path: Target,
+    synthetic: bool,
+    *,
+    size: tuple[float, float],
+    title: str,
+) -> None:
     """A picture of one panel: the figure's title stands for the panel's."""
     with style.picture(path, size, title=title, synthetic=synthetic) as figure:
         axes = figure.subplots()
@@ -256,7 +329,9 @@ def dice_scores(history: History, path: Target, synthetic: bool) -> None:
 def hausdorff_distances(history: History, path: Target, synthetic: bool) -> None:
     """`hausdorff_distances.png`."""
     size = (8.0, _height(history, ("val_hausdorff",), 4.4))
-    _one_panel(draw_hausdorff, history, path, synthetic, size=size, title="Training: HD95 of the validation scans")
+    _one_panel(
+        draw_hausdorff, history, path, synthetic, size=size, title="Training: HD95 of the validation scans"
+    )
 
 
 def learning_rate(history: History, path: Target, synthetic: bool) -> None:

@@ -14,18 +14,37 @@ from ctseg.reporting.pictures.surfaces import Surface
 OUTLINE_HU = -300.0  # what is below and connected to the border is air around the patient
 
 
-def slice_planes(ct: Volume, centre_mm: Sequence[float], window_hu: tuple[float, float], *, step_mm: float) -> list[Surface]:
+def slice_planes(
+    ct: Volume, centre_mm: Sequence[float], window_hu: tuple[float, float], *, step_mm: float
+) -> list[Surface]:
     """The three slices of a CT (HU) nearest to a place (LPS mm), in grey, a point every `step_mm`, along the scan's own axes."""
     scan = to_canonical(ct)
     index = np.linalg.inv(scan.affine) @ [*centre_mm, 1.0]
-    return [_plane(scan, axis, int(np.clip(round(float(index[axis])), 0, scan.array.shape[axis] - 1)), window_hu, step_mm, plane.name) for axis, plane in enumerate(PLANES)]
+    return [
+        _plane(
+            scan,
+            axis,
+            int(np.clip(round(float(index[axis])), 0, scan.array.shape[axis] - 1)),
+            window_hu,
+            step_mm,
+            plane.name,
+        )
+        for axis, plane in enumerate(PLANES)
+    ]
 
 
-def _plane(scan: Volume, axis: int, number: int, window_hu: tuple[float, float], step_mm: float, name: str) -> Surface:
+def _plane(
+    scan: Volume, axis: int, number: int, window_hu: tuple[float, float], step_mm: float, name: str
+) -> Surface:
     picture = np.take(scan.array, number, axis=axis).astype(np.float32)
     rows, columns = (other for other in range(3) if other != axis)
-    counts = [max(2, round((scan.array.shape[other] - 1) * scan.spacing_mm[other] / step_mm) + 1) for other in (rows, columns)]
-    places = np.meshgrid(*[np.linspace(0, length - 1, count) for length, count in zip(picture.shape, counts)], indexing="ij")
+    counts = [
+        max(2, round((scan.array.shape[other] - 1) * scan.spacing_mm[other] / step_mm) + 1)
+        for other in (rows, columns)
+    ]
+    places = np.meshgrid(
+        *[np.linspace(0, length - 1, count) for length, count in zip(picture.shape, counts)], indexing="ij"
+    )
     low, high = window_hu
     grey = np.clip((ndimage.map_coordinates(picture, places, order=1) - low) / (high - low), 0, 1)
     patient = ndimage.map_coordinates(_outline(picture), places, order=1) > 0.5
@@ -50,5 +69,7 @@ def _triangles(kept: np.ndarray) -> np.ndarray:
     """(M, 3) numbers of the kept points of a grid (bool (R, C)): two triangles for each square whose corners all remain."""
     number = np.cumsum(kept.ravel()).reshape(kept.shape) - 1
     whole = kept[:-1, :-1] & kept[1:, :-1] & kept[:-1, 1:] & kept[1:, 1:]
-    a, b, c, d = (corner[whole] for corner in (number[:-1, :-1], number[:-1, 1:], number[1:, :-1], number[1:, 1:]))
+    a, b, c, d = (
+        corner[whole] for corner in (number[:-1, :-1], number[:-1, 1:], number[1:, :-1], number[1:, 1:])
+    )
     return np.concatenate([np.stack([a, b, c], axis=1), np.stack([b, d, c], axis=1)])

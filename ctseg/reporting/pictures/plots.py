@@ -31,7 +31,11 @@ def number(row: Row, key: str) -> float | None:
 
 def with_reference(rows: Sequence[Row], structure: str | None = None) -> list[Row]:
     """The rows that enter the headline: the structure is in the reference, found (`present`) or not (`missed`)."""
-    return [row for row in rows if row.get("state") in ("present", "missed") and structure in (None, row.get("structure"))]
+    return [
+        row
+        for row in rows
+        if row.get("state") in ("present", "missed") and structure in (None, row.get("structure"))
+    ]
 
 
 def dice_of(row: Row) -> float:
@@ -46,7 +50,7 @@ def mean_of(rows: Sequence[Row], key: str) -> tuple[float | None, int]:
 
 
 def label_of(structure: str, rows: Sequence[Row]) -> str:
-    """"Bladder (n=12, 1 missed)"; the name is shortened, the counts are not."""
+    """ "Bladder (n=12, 1 missed)"; the name is shortened, the counts are not."""
     chosen = with_reference(rows, structure)
     missed = sum(row["state"] == "missed" for row in chosen)
     return f"{style.short(structure)} (n={len(chosen)}{f', {missed} missed' if missed else ''})"
@@ -73,28 +77,72 @@ def dice_boxplots(rows: Sequence[Row], structures: Sequence[str], path: Target, 
         _structure_axis(axes, structures, rows)
         axes.set_xlim(-0.03, 1.03)
         axes.set_xticks(np.arange(0, 1.01, 0.1))
-        axes.set_xlabel("Dice (0 = no overlap, 1 = perfect); cases with the structure only, a missed one counts as 0")
+        axes.set_xlabel(
+            "Dice (0 = no overlap, 1 = perfect); cases with the structure only, a missed one counts as 0"
+        )
         axes.plot([], [], "o", color=style.PALETTE[0], markersize=4.5, label="one case")
         axes.plot([], [], "-", color=style.INK, linewidth=2.4, label="median")
-        axes.plot([], [], "X", color=style.MISSED, markersize=8, markeredgecolor="white", label="missed: nothing predicted")
-        axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=3, borderaxespad=2.2 if len(structures) > 15 else 0.1)
+        axes.plot(
+            [],
+            [],
+            "X",
+            color=style.MISSED,
+            markersize=8,
+            markeredgecolor="white",
+            label="missed: nothing predicted",
+        )
+        axes.legend(
+            loc="lower right",
+            bbox_to_anchor=(1.0, 1.0),
+            ncols=3,
+            borderaxespad=2.2 if len(structures) > 15 else 0.1,
+        )
 
 
 def _draw_distribution(axes: Axes, index: int, rows: Sequence[Row]) -> None:
     if not rows:
-        axes.text(0.5, index, "not in any test reference", ha="center", va="center", fontsize=8.5, color=style.GREY)
+        axes.text(
+            0.5, index, "not in any test reference", ha="center", va="center", fontsize=8.5, color=style.GREY
+        )
         return
     values = np.array([dice_of(row) for row in rows])
     missed = np.array([row["state"] == "missed" for row in rows])
     if len(values) >= 5:
-        axes.boxplot(values, positions=[index], orientation="horizontal", widths=0.62, showfliers=False, patch_artist=True, manage_ticks=False,
-                     boxprops={"facecolor": "#dbe9f4", "edgecolor": style.PALETTE[0]}, medianprops={"color": style.INK, "linewidth": 2.4},
-                     whiskerprops={"color": style.PALETTE[0]}, capprops={"color": style.PALETTE[0]})
+        axes.boxplot(
+            values,
+            positions=[index],
+            orientation="horizontal",
+            widths=0.62,
+            showfliers=False,
+            patch_artist=True,
+            manage_ticks=False,
+            boxprops={"facecolor": "#dbe9f4", "edgecolor": style.PALETTE[0]},
+            medianprops={"color": style.INK, "linewidth": 2.4},
+            whiskerprops={"color": style.PALETTE[0]},
+            capprops={"color": style.PALETTE[0]},
+        )
     else:
         axes.plot([np.median(values)] * 2, [index - 0.3, index + 0.3], color=style.INK, linewidth=2.4)
     heights = index + _spread(len(values), index)
-    axes.plot(values[~missed], heights[~missed], "o", color=style.PALETTE[0], markersize=4.5, alpha=0.75, markeredgewidth=0, zorder=3)
-    axes.plot(values[missed], heights[missed], "X", color=style.MISSED, markersize=8, markeredgecolor="white", zorder=4)
+    axes.plot(
+        values[~missed],
+        heights[~missed],
+        "o",
+        color=style.PALETTE[0],
+        markersize=4.5,
+        alpha=0.75,
+        markeredgewidth=0,
+        zorder=3,
+    )
+    axes.plot(
+        values[missed],
+        heights[missed],
+        "X",
+        color=style.MISSED,
+        markersize=8,
+        markeredgecolor="white",
+        zorder=4,
+    )
 
 
 def _structure_axis(axes: Axes, structures: Sequence[str], rows: Sequence[Row]) -> None:
@@ -117,7 +165,9 @@ def dice_vs_hausdorff(rows: Sequence[Row], structures: Sequence[str], path: Targ
     A missed structure has no distance: it stands at Dice 0 in a strip of its own at the right. With more
     structures than colours the ones with the lowest mean Dice are coloured and the others are grey.
     """
-    with style.picture(path, (10, 6.2), title="Test Dice against Hausdorff distance", synthetic=synthetic) as figure:
+    with style.picture(
+        path, (10, 6.2), title="Test Dice against Hausdorff distance", synthetic=synthetic
+    ) as figure:
         axes = figure.subplots()
         chosen = with_reference(rows)
         if not chosen:
@@ -130,8 +180,26 @@ def dice_vs_hausdorff(rows: Sequence[Row], structures: Sequence[str], path: Targ
         if missed:
             axes.axvspan(limit, limit * 1.5, color="#fbeee6", zorder=0)
             places = limit * (1.24 + 0.7 * _spread(len(missed), 0))
-            axes.plot(places, np.zeros(len(missed)), "X", color=style.MISSED, markersize=9, markeredgecolor="white", clip_on=False, zorder=4)
-            axes.text(limit * 1.22, 0.5, f"missed: Dice 0, no distance (n={len(missed)})", rotation=90, ha="center", va="center", fontsize=9, color=style.MISSED)
+            axes.plot(
+                places,
+                np.zeros(len(missed)),
+                "X",
+                color=style.MISSED,
+                markersize=9,
+                markeredgecolor="white",
+                clip_on=False,
+                zorder=4,
+            )
+            axes.text(
+                limit * 1.22,
+                0.5,
+                f"missed: Dice 0, no distance (n={len(missed)})",
+                rotation=90,
+                ha="center",
+                va="center",
+                fontsize=9,
+                color=style.MISSED,
+            )
         axes.set_xlim(-0.08, limit * (1.5 if missed else 1.0))
         ticks = [tick for tick in (0, 1, 2, 5, 10, 20, 50, 100, 200, 500) if tick <= limit]
         axes.set_xticks(ticks, [str(tick) for tick in ticks])
@@ -145,18 +213,40 @@ def dice_vs_hausdorff(rows: Sequence[Row], structures: Sequence[str], path: Targ
 def _draw_points(axes: Axes, rows: Sequence[Row], structures: Sequence[str]) -> None:
     markers = "osD^vP*"
     used = [structure for structure in structures if with_reference(rows, structure)]
-    lowest = sorted(used, key=lambda name: float(np.mean([dice_of(row) for row in with_reference(rows, name)])))
+    lowest = sorted(
+        used, key=lambda name: float(np.mean([dice_of(row) for row in with_reference(rows, name)]))
+    )
     coloured = [name for name in used if name in lowest[: len(style.PALETTE)]]
     if len(used) > len(coloured):
-        coloured = [name for name in used if name in lowest[: len(style.PALETTE) - 1]]  # grey is taken by the others
+        coloured = [
+            name for name in used if name in lowest[: len(style.PALETTE) - 1]
+        ]  # grey is taken by the others
         others = [row for name in used if name not in coloured for row in with_reference(rows, name)]
         x, y = _points(others)
-        axes.plot(x, y, "o", color=style.PALETTE[-1], alpha=0.35, markersize=4, markeredgewidth=0, zorder=1.5,
-                  label=f"{len(used) - len(coloured)} others (n={len(x)})")
+        axes.plot(
+            x,
+            y,
+            "o",
+            color=style.PALETTE[-1],
+            alpha=0.35,
+            markersize=4,
+            markeredgewidth=0,
+            zorder=1.5,
+            label=f"{len(used) - len(coloured)} others (n={len(x)})",
+        )
     for index, name in enumerate(coloured):
         x, y = _points(with_reference(rows, name))
-        axes.plot(x, y, markers[index], color=style.colour(index), alpha=0.8, markersize=6, markeredgecolor="white", markeredgewidth=0.5,
-                  label=f"{style.short(name)} (n={len(x)})")
+        axes.plot(
+            x,
+            y,
+            markers[index],
+            color=style.colour(index),
+            alpha=0.8,
+            markersize=6,
+            markeredgecolor="white",
+            markeredgewidth=0.5,
+            label=f"{style.short(name)} (n={len(x)})",
+        )
 
 
 def _points(rows: Sequence[Row]) -> tuple[list[float], list[float]]:
@@ -168,7 +258,12 @@ def _points(rows: Sequence[Row]) -> tuple[list[float], list[float]]:
 # ---- all metrics ------------------------------------------------------------------------------------------
 
 _SCORES = (("dice", "Dice"), ("iou", "IoU"), ("precision", "precision"), ("recall", "recall"), ("nsd", "NSD"))
-_DISTANCES = (("hd95_imputed_mm", "HD95\nimputed"), ("hd95_mm", "HD95\ndefined"), ("hd_mm", "HD\ndefined"), ("assd_mm", "ASSD\ndefined"))
+_DISTANCES = (
+    ("hd95_imputed_mm", "HD95\nimputed"),
+    ("hd95_mm", "HD95\ndefined"),
+    ("hd_mm", "HD\ndefined"),
+    ("assd_mm", "ASSD\ndefined"),
+)
 
 
 def metrics_heatmap(rows: Sequence[Row], structures: Sequence[str], path: Target, synthetic: bool) -> None:
@@ -180,18 +275,40 @@ def metrics_heatmap(rows: Sequence[Row], structures: Sequence[str], path: Target
             style.say(left, NO_REFERENCE)
             return style.say(right, NO_REFERENCE)
         tables = [_means(rows, structures, [key for key, _ in columns]) for columns in (_SCORES, _DISTANCES)]
-        _draw_table(left, *tables[0], columns=[name for _, name in _SCORES], colour_map=style.SCORE_MAP, norm=Normalize(0.0, 1.0), form="{:.2f}")
+        _draw_table(
+            left,
+            *tables[0],
+            columns=[name for _, name in _SCORES],
+            colour_map=style.SCORE_MAP,
+            norm=Normalize(0.0, 1.0),
+            form="{:.2f}",
+        )
         worst = float(np.nanmax(tables[1][0])) if np.isfinite(tables[1][0]).any() else 1.0
-        _draw_table(right, *tables[1], columns=[name for _, name in _DISTANCES], colour_map=f"{style.SCORE_MAP}_r", norm=PowerNorm(0.5, 0.0, max(worst, 1.0)), form="{:.1f}")
+        _draw_table(
+            right,
+            *tables[1],
+            columns=[name for _, name in _DISTANCES],
+            colour_map=f"{style.SCORE_MAP}_r",
+            norm=PowerNorm(0.5, 0.0, max(worst, 1.0)),
+            form="{:.1f}",
+        )
         left.set_yticks(range(len(structures)), [label_of(structure, rows) for structure in structures])
         right.set_yticks([])
         left.set_title("0 to 1, higher is better")
         right.set_title("mm, lower is better")
-        figure.supxlabel("dark is worse; a dash is undefined; (n) follows where fewer cases are defined than the structure has; "
-                         "imputed: a missed structure counts as the image diagonal", fontsize=8.5, color=style.GREY, x=0.012, ha="left")
+        figure.supxlabel(
+            "dark is worse; a dash is undefined; (n) follows where fewer cases are defined than the structure has; "
+            "imputed: a missed structure counts as the image diagonal",
+            fontsize=8.5,
+            color=style.GREY,
+            x=0.012,
+            ha="left",
+        )
 
 
-def _means(rows: Sequence[Row], structures: Sequence[str], keys: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _means(
+    rows: Sequence[Row], structures: Sequence[str], keys: Sequence[str]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(structures, keys) means over reference-present cases, (structures, keys) their n, (structures,) all n."""
     means = np.full((len(structures), len(keys)), np.nan)
     counts = np.zeros((len(structures), len(keys)), dtype=int)
@@ -205,8 +322,17 @@ def _means(rows: Sequence[Row], structures: Sequence[str], keys: Sequence[str]) 
     return means, counts, totals
 
 
-def _draw_table(axes: Axes, means: np.ndarray, counts: np.ndarray, totals: np.ndarray, *, columns: Sequence[str], colour_map: str,
-                norm: Normalize, form: str) -> None:
+def _draw_table(
+    axes: Axes,
+    means: np.ndarray,
+    counts: np.ndarray,
+    totals: np.ndarray,
+    *,
+    columns: Sequence[str],
+    colour_map: str,
+    norm: Normalize,
+    form: str,
+) -> None:
     image = axes.imshow(means, aspect="auto", cmap=colour_map, norm=norm, interpolation="nearest")
     axes.grid(False)
     axes.set_facecolor("#f1f3f5")
@@ -227,19 +353,32 @@ def _draw_table(axes: Axes, means: np.ndarray, counts: np.ndarray, totals: np.nd
 # ---- passes -----------------------------------------------------------------------------------------------
 
 
-def passes(rows_by_pass: Sequence[Sequence[Row]], structures: Sequence[str], path: Target, synthetic: bool) -> None:
+def passes(
+    rows_by_pass: Sequence[Sequence[Row]], structures: Sequence[str], path: Target, synthetic: bool
+) -> None:
     """`per_pass.png`: Dice after each pass, a thin line per case and a thick one for the mean of each structure."""
     numbers = np.arange(1, len(rows_by_pass) + 1)
     with style.picture(path, (8.0, 4.5), title="Dice after each pass", synthetic=synthetic) as figure:
         axes = figure.subplots()
         for index, structure in enumerate(structures):
-            chosen = [{row["case_id"]: dice_of(row) for row in with_reference(rows, structure)} for rows in rows_by_pass]
+            chosen = [
+                {row["case_id"]: dice_of(row) for row in with_reference(rows, structure)}
+                for rows in rows_by_pass
+            ]
             if not chosen[0]:
                 continue
             colour = style.PALETTE[index % len(style.PALETTE)]
             curves = np.array([[of_pass[case] for of_pass in chosen] for case in sorted(chosen[0])])
             axes.plot(numbers, curves.T, "-", color=colour, linewidth=0.6, alpha=0.35)
-            axes.plot(numbers, curves.mean(axis=0), "o-", color=colour, linewidth=2.2, markersize=4, label=label_of(structure, rows_by_pass[0]))
+            axes.plot(
+                numbers,
+                curves.mean(axis=0),
+                "o-",
+                color=colour,
+                linewidth=2.2,
+                markersize=4,
+                label=label_of(structure, rows_by_pass[0]),
+            )
         axes.set_xticks(numbers)
         axes.set_xlabel("pass")
         axes.set_ylabel("Dice (cases with the structure only)")

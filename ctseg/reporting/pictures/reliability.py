@@ -18,7 +18,10 @@ from ctseg.reporting.pictures.plots import Row, dice_of, number, with_reference
 from ctseg.reporting.pictures.style import Target
 from ctseg.scoring import failure
 
-PANELS = (("band", "Boundary band: within 5 voxels of an outline"), ("whole", "Whole scan: nearly all voxels are easy"))
+PANELS = (
+    ("band", "Boundary band: within 5 voxels of an outline"),
+    ("whole", "Whole scan: nearly all voxels are easy"),
+)
 MARKED = 3  # cases of lowest Dice that are named
 MARKERS = "osD^vP*"
 
@@ -28,11 +31,15 @@ MARKERS = "osD^vP*"
 
 def diagram(blocks: Mapping[str, Any], pooled: Mapping[str, Any], path: Target, synthetic: bool) -> None:
     """`reliability.png`: frequency against probability in each bin, below it how many voxels the bins hold. pooled: region -> the same of all structures."""
-    with style.picture(path, (11.5, 6.4), title="Calibration of the test probabilities", synthetic=synthetic) as figure:
+    with style.picture(
+        path, (11.5, 6.4), title="Calibration of the test probabilities", synthetic=synthetic
+    ) as figure:
         panels = figure.subplots(2, 2, sharex=True, gridspec_kw={"height_ratios": [3.2, 1]})
         for column, (region, title) in enumerate(PANELS):
             panels[0, column].set_title(title)
-            draw_reliability(panels[0, column], {name: block[region] for name, block in blocks.items()}, pooled[region])
+            draw_reliability(
+                panels[0, column], {name: block[region] for name, block in blocks.items()}, pooled[region]
+            )
             draw_counts(panels[1, column], pooled[region])
         panels[0, 0].set_ylabel("frequency: share that is the structure")
         panels[1, 0].set_ylabel("voxels")
@@ -48,9 +55,26 @@ def draw_reliability(axes: Axes, blocks: Mapping[str, Any], pooled: Mapping[str,
     axes.plot([0, 1], [0, 1], "--", color=style.GREY, linewidth=1.2)
     for index, (name, block) in enumerate(shown.items()):
         points = np.array([(item["p"], item["y"]) for item in block["bins"] if item["n"]])
-        axes.plot(points[:, 0], points[:, 1], f"{MARKERS[index % len(MARKERS)]}-", color=style.colour(index), markersize=5, markeredgecolor="white", markeredgewidth=0.5, linewidth=1.5,
-                  label=f"{style.short(name)} (ECE {block['ece']:.3f})")
-    axes.text(0.98, 0.04, "below the dashed line: probabilities too high", transform=axes.transAxes, ha="right", fontsize=8.5, color=style.GREY)
+        axes.plot(
+            points[:, 0],
+            points[:, 1],
+            f"{MARKERS[index % len(MARKERS)]}-",
+            color=style.colour(index),
+            markersize=5,
+            markeredgecolor="white",
+            markeredgewidth=0.5,
+            linewidth=1.5,
+            label=f"{style.short(name)} (ECE {block['ece']:.3f})",
+        )
+    axes.text(
+        0.98,
+        0.04,
+        "below the dashed line: probabilities too high",
+        transform=axes.transAxes,
+        ha="right",
+        fontsize=8.5,
+        color=style.GREY,
+    )
     axes.set_xlim(-0.02, 1.02)
     axes.set_ylim(-0.02, 1.02)
     axes.legend(loc="upper left")
@@ -65,7 +89,9 @@ def draw_counts(axes: Axes, pooled: Mapping[str, Any]) -> None:
         axes.set_yscale("log")
         axes.set_ylim(bottom=0.7)
         axes.yaxis.set_major_locator(LogLocator(10, numticks=5))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}".replace(",", "\u2009")))  # no formula: text is not parsed
+        axes.yaxis.set_major_formatter(
+            FuncFormatter(lambda value, _: f"{value:,.0f}".replace(",", "\u2009"))
+        )  # no formula: text is not parsed
     axes.set_xlabel("predicted probability")
 
 
@@ -74,7 +100,9 @@ def draw_counts(axes: Axes, pooled: Mapping[str, Any]) -> None:
 
 def confidence(rows: Sequence[Row], structures: Sequence[str], path: Target, synthetic: bool) -> None:
     """`confidence.png`: left confidence against Dice of every case and structure, right the mean risk of the most confident cases."""
-    with style.picture(path, (12.0, 5.4), title="Does agreement between predictions foretell the Dice?", synthetic=synthetic) as figure:
+    with style.picture(
+        path, (12.0, 5.4), title="Does agreement between predictions foretell the Dice?", synthetic=synthetic
+    ) as figure:
         left, right = figure.subplots(1, 2, gridspec_kw={"width_ratios": [1.35, 1]})
         draw_confidence(left, rows, structures)
         draw_risk(right, rows)
@@ -95,26 +123,80 @@ def draw_confidence(axes: Axes, rows: Sequence[Row], structures: Sequence[str]) 
             continue
         sure, dice = [number(row, "confidence") or 0.0 for row in own], [dice_of(row) for row in own]
         rank = failure.spearman(sure, dice)
-        axes.plot(sure, dice, MARKERS[index % len(MARKERS)], color=style.colour(index), alpha=0.8, markersize=6, markeredgecolor="white", markeredgewidth=0.5,
-                  label=f"{style.short(name)} (n={len(own)}{'' if rank is None else f', Spearman {rank:.2f}'})")
+        axes.plot(
+            sure,
+            dice,
+            MARKERS[index % len(MARKERS)],
+            color=style.colour(index),
+            alpha=0.8,
+            markersize=6,
+            markeredgecolor="white",
+            markeredgewidth=0.5,
+            label=f"{style.short(name)} (n={len(own)}{'' if rank is None else f', Spearman {rank:.2f}'})",
+        )
     low = min([number(row, "confidence") or 0.0 for row in known])
     left = shown_from = max(-0.02, low - 0.04)
     if silent:
         strip = 0.16 * (1.0 - left)
         axes.axvspan(left - strip, left, color="#fbeee6", zorder=0)
         places = left - strip * (0.5 + np.linspace(-0.3, 0.3, len(silent)) * (len(silent) > 1))
-        axes.plot(places, [dice_of(row) for row in silent], "X", color=style.MISSED, markersize=8, markeredgecolor="white", clip_on=False)
-        axes.text(left - strip / 2, 0.5, f"predicted by no member (n={len(silent)})", rotation=90, ha="center", va="center", fontsize=9, color=style.MISSED)
+        axes.plot(
+            places,
+            [dice_of(row) for row in silent],
+            "X",
+            color=style.MISSED,
+            markersize=8,
+            markeredgecolor="white",
+            clip_on=False,
+        )
+        axes.text(
+            left - strip / 2,
+            0.5,
+            f"predicted by no member (n={len(silent)})",
+            rotation=90,
+            ha="center",
+            va="center",
+            fontsize=9,
+            color=style.MISSED,
+        )
         left -= strip
     right = 1.0 + 0.02 * (1.0 - left)
     marked = sorted(known, key=lambda row: (dice_of(row), row["case_id"]))[:MARKED]
     for rank, row in enumerate(marked, start=1):
         at = number(row, "confidence") or 0.0
-        axes.plot([at], [dice_of(row)], "o", markersize=11, markerfacecolor="none", markeredgecolor=style.MISSED, markeredgewidth=1.2)
-        axes.annotate(str(rank), (at, dice_of(row)), xytext=(8, -10), textcoords="offset points", fontsize=8, color=style.MISSED)
-    named = "\n".join(f"{rank}  {style.short(str(row['case_id']), 18)}, {style.short(str(row['structure']), 18)}" for rank, row in enumerate(marked, start=1))
-    axes.text(shown_from + 0.02 * (right - shown_from), 0.02, f"lowest Dice:\n{named}", ha="left", va="bottom", fontsize=8, color=style.MISSED)
-    axes.set_xticks([tick for tick in MaxNLocator(6).tick_values(shown_from, 1.0) if shown_from <= tick <= 1.0])
+        axes.plot(
+            [at],
+            [dice_of(row)],
+            "o",
+            markersize=11,
+            markerfacecolor="none",
+            markeredgecolor=style.MISSED,
+            markeredgewidth=1.2,
+        )
+        axes.annotate(
+            str(rank),
+            (at, dice_of(row)),
+            xytext=(8, -10),
+            textcoords="offset points",
+            fontsize=8,
+            color=style.MISSED,
+        )
+    named = "\n".join(
+        f"{rank}  {style.short(str(row['case_id']), 18)}, {style.short(str(row['structure']), 18)}"
+        for rank, row in enumerate(marked, start=1)
+    )
+    axes.text(
+        shown_from + 0.02 * (right - shown_from),
+        0.02,
+        f"lowest Dice:\n{named}",
+        ha="left",
+        va="bottom",
+        fontsize=8,
+        color=style.MISSED,
+    )
+    axes.set_xticks(
+        [tick for tick in MaxNLocator(6).tick_values(shown_from, 1.0) if shown_from <= tick <= 1.0]
+    )
     axes.set_xlim(left, right)
     axes.set_ylim(-0.03, 1.03)
     axes.set_xlabel("confidence: mean pairwise Dice of the members")
@@ -125,14 +207,26 @@ def draw_confidence(axes: Axes, rows: Sequence[Row], structures: Sequence[str]) 
 def draw_risk(axes: Axes, rows: Sequence[Row]) -> None:
     """Mean risk of the k most confident cases over their share; in any order it would be the mean of all, in the best order the curve below."""
     axes.set_title("If only the most confident cases were kept")
-    points = failure.case_points([{**row, "dice": dice_of(row) if row.get("state") in ("present", "missed") else None} for row in rows])
+    points = failure.case_points(
+        [{**row, "dice": dice_of(row) if row.get("state") in ("present", "missed") else None} for row in rows]
+    )
     if len(points) < 2:
         return style.say(axes, "too few cases")
     risk = [1.0 - point["dice"] for point in points]
     share = np.arange(1, len(points) + 1) / len(points)
-    orders = (("by confidence", [point["confidence"] for point in points], "o-", style.PALETTE[0]), ("best order, by Dice", [point["dice"] for point in points], "s:", style.PALETTE[2]))
+    orders = (
+        ("by confidence", [point["confidence"] for point in points], "o-", style.PALETTE[0]),
+        ("best order, by Dice", [point["dice"] for point in points], "s:", style.PALETTE[2]),
+    )
     for label, order, line, colour in reversed(orders):
-        axes.plot(share, failure.coverage_risk(order, risk), line, color=colour, markersize=4, label=f"{label} (AURC {failure.aurc(order, risk):.3f})")
+        axes.plot(
+            share,
+            failure.coverage_risk(order, risk),
+            line,
+            color=colour,
+            markersize=4,
+            label=f"{label} (AURC {failure.aurc(order, risk):.3f})",
+        )
     mean = float(np.mean(risk))
     axes.axhline(mean, linestyle="--", color=style.GREY, linewidth=1.2, label=f"any order ({mean:.3f})")
     axes.set_xlim(0, 1.03)

@@ -16,7 +16,9 @@ from scipy import ndimage
 from ctseg.reporting.pictures.surfaces import Surface
 
 SUPERSAMPLING = 2  # picture elements per pixel and axis
-LIGHT = np.array([-0.35, -0.80, 0.50]) / np.linalg.norm([-0.35, -0.80, 0.50])  # towards the light: from the viewer's upper left
+LIGHT = np.array([-0.35, -0.80, 0.50]) / np.linalg.norm(
+    [-0.35, -0.80, 0.50]
+)  # towards the light: from the viewer's upper left
 AMBIENT, HOLLOW_MM, HOLLOW_SHADE = 0.38, 25.0, 0.55
 EDGE_ON = 0.06  # cosine below which a flat picture is seen from its edge: it would be a line, and is left out
 _NOTHING = np.iinfo(np.uint64).max
@@ -56,7 +58,15 @@ class View:
         return np.stack([columns, rows, -(seen @ towards)], axis=1)
 
 
-def fit_view(surfaces: Sequence[Surface], *, width: int, height: int, left: int = 0, tilt: float = 0.0, margin: float = 0.06) -> View:
+def fit_view(
+    surfaces: Sequence[Surface],
+    *,
+    width: int,
+    height: int,
+    left: int = 0,
+    tilt: float = 0.0,
+    margin: float = 0.06,
+) -> View:
     """A view in which everything stays inside the picture all the way round. ValueError when there is nothing to see."""
     points = [surface.points_mm for surface in surfaces if len(surface.points_mm)]
     if not points:
@@ -66,14 +76,21 @@ def fit_view(surfaces: Sequence[Surface], *, width: int, height: int, left: int 
     aside = [np.linalg.norm((p - centre)[:, :2], axis=1) for p in points]
     radius = max(float(distances.max()) for distances in aside)
     sine, cosine = float(np.sin(np.deg2rad(tilt))), float(np.cos(np.deg2rad(tilt)))
-    half = max(float((np.abs(p[:, 2] - centre[2]) * cosine + distances * sine).max()) for p, distances in zip(points, aside))
+    half = max(
+        float((np.abs(p[:, 2] - centre[2]) * cosine + distances * sine).max())
+        for p, distances in zip(points, aside)
+    )
     room = 1 - 2 * margin
     scale = max(2 * radius / ((width - left) * room), 2 * half / (height * room), 1e-3)
     reach = float(np.hypot(radius, (high[2] - low[2]) / 2)) + 1.0
-    return View((float(centre[0]), float(centre[1]), float(centre[2])), scale, reach, width, height, left, tilt)
+    return View(
+        (float(centre[0]), float(centre[1]), float(centre[2])), scale, reach, width, height, left, tilt
+    )
 
 
-def draw(surfaces: Sequence[Surface], view: View, degrees: float, background: Sequence[float] = (1.0, 1.0, 1.0)) -> np.ndarray:
+def draw(
+    surfaces: Sequence[Surface], view: View, degrees: float, background: Sequence[float] = (1.0, 1.0, 1.0)
+) -> np.ndarray:
     """One picture, (height, width, 3) uint8, of the surfaces after the patient has turned by so many degrees."""
     view = finer(view)
     right, towards, up = view.axes(degrees)
@@ -99,10 +116,22 @@ class Layer:
 
 def finer(view: View) -> View:
     """The view with several picture elements for each pixel."""
-    return dataclasses.replace(view, mm_per_pixel=view.mm_per_pixel / SUPERSAMPLING, width=view.width * SUPERSAMPLING, height=view.height * SUPERSAMPLING, left=view.left * SUPERSAMPLING)
+    return dataclasses.replace(
+        view,
+        mm_per_pixel=view.mm_per_pixel / SUPERSAMPLING,
+        width=view.width * SUPERSAMPLING,
+        height=view.height * SUPERSAMPLING,
+        left=view.left * SUPERSAMPLING,
+    )
 
 
-def blend(surfaces: Sequence[Surface], layer: Callable[[Sequence[Surface]], Layer], view: View, degrees: float, background: Sequence[float] = (1.0, 1.0, 1.0)) -> np.ndarray:
+def blend(
+    surfaces: Sequence[Surface],
+    layer: Callable[[Sequence[Surface]], Layer],
+    view: View,
+    degrees: float,
+    background: Sequence[float] = (1.0, 1.0, 1.0),
+) -> np.ndarray:
     """The picture, (h, w, 3) uint8, from layers: what is solid, flat pictures between, and translucent surfaces over both. view: already finer."""
     _, towards, _ = view.axes(degrees)
     picture = np.broadcast_to(np.asarray(background, dtype=np.float32), (view.height, view.width, 3)).copy()
@@ -113,7 +142,9 @@ def blend(surfaces: Sequence[Surface], layer: Callable[[Sequence[Surface]], Laye
         front = layer(solid)
         depth = front.depth
         picture[front.hit] = front.colours * _hollows(depth, front.hit)[:, None]
-    if flat := [surface for surface in drawn if surface.flat and abs(float(surface.normals[0] @ towards)) > EDGE_ON]:
+    if flat := [
+        surface for surface in drawn if surface.flat and abs(float(surface.normals[0] @ towards)) > EDGE_ON
+    ]:
         front = layer(flat)
         nearer = front.depth < depth
         picture[nearer] = front.colours[nearer[front.hit]]
@@ -122,13 +153,24 @@ def blend(surfaces: Sequence[Surface], layer: Callable[[Sequence[Surface]], Laye
         if surface.opacity < 1:
             front = layer([surface])
             visible = front.depth[front.hit] < depth[front.hit]
-            alpha = np.where(visible, surface.opacity * (0.35 + 0.65 * (1 - np.clip(front.facing, 0, 1)) ** 1.5), 0).astype(np.float32)[:, None]  # denser at the rim, like glass
+            alpha = np.where(
+                visible, surface.opacity * (0.35 + 0.65 * (1 - np.clip(front.facing, 0, 1)) ** 1.5), 0
+            ).astype(np.float32)[:, None]  # denser at the rim, like glass
             picture[front.hit] = picture[front.hit] * (1 - alpha) + front.colours * alpha
-    blocks = sum(picture[row::SUPERSAMPLING, column::SUPERSAMPLING] for row in range(SUPERSAMPLING) for column in range(SUPERSAMPLING)) / SUPERSAMPLING**2
+    blocks = (
+        sum(
+            picture[row::SUPERSAMPLING, column::SUPERSAMPLING]
+            for row in range(SUPERSAMPLING)
+            for column in range(SUPERSAMPLING)
+        )
+        / SUPERSAMPLING**2
+    )
     return (np.clip(blocks, 0, 1) * 255 + 0.5).astype(np.uint8)
 
 
-def _nearest(surfaces: Sequence[Surface], view: View, degrees: float) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def _nearest(
+    surfaces: Sequence[Surface], view: View, degrees: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """(bool (h, w) where something is, colours (n, 3) and normals (n, 3) of those elements, depth (h, w) in mm, inf elsewhere)."""
     _, towards, _ = view.axes(degrees)
     points, normals, colours = [], [], []
@@ -171,10 +213,14 @@ def _hollows(depth: np.ndarray, hit: np.ndarray) -> np.ndarray:
     sigma = max(2.0, depth.shape[0] / 60)
     part = max(1, int(sigma / 3))  # so blurred that it is done on fewer elements
     weight = ndimage.gaussian_filter(_shrunk(hit.astype(np.float32), part), sigma / part)
-    around = ndimage.gaussian_filter(_shrunk(np.where(hit, depth, 0), part), sigma / part) / np.maximum(weight, 1e-6)
+    around = ndimage.gaussian_filter(_shrunk(np.where(hit, depth, 0), part), sigma / part) / np.maximum(
+        weight, 1e-6
+    )
     rows, columns = np.nonzero(hit)
     places = (np.stack([rows, columns]) + 0.5) / part - 0.5
-    return 1 - HOLLOW_SHADE * np.clip((depth[hit] - ndimage.map_coordinates(around, places, order=1, mode="nearest")) / HOLLOW_MM, 0, 1)
+    return 1 - HOLLOW_SHADE * np.clip(
+        (depth[hit] - ndimage.map_coordinates(around, places, order=1, mode="nearest")) / HOLLOW_MM, 0, 1
+    )
 
 
 def _shrunk(picture: np.ndarray, part: int) -> np.ndarray:

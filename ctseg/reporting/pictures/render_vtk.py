@@ -33,7 +33,13 @@ def unusable(command: tuple[str, ...] = PROBE, seconds: float = PROBE_SECONDS) -
     if importlib.util.find_spec("vtkmodules") is None:
         return "VTK is not installed"
     try:
-        done = subprocess.run(command, cwd=Path(__file__).parents[2], stdin=subprocess.DEVNULL, capture_output=True, timeout=seconds)
+        done = subprocess.run(
+            command,
+            cwd=Path(__file__).parents[2],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=seconds,
+        )
     except subprocess.TimeoutExpired:
         return f"VTK drew no picture within {seconds:g} seconds"
     except OSError as error:
@@ -45,7 +51,9 @@ def unusable(command: tuple[str, ...] = PROBE, seconds: float = PROBE_SECONDS) -
     return f"VTK draws no picture here (exit code {done.returncode})"
 
 
-def triangulate(field: np.ndarray, level: float, parts: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def triangulate(
+    field: np.ndarray, level: float, parts: Sequence[int]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """A Finder: the surface where the field (D, H, W) crosses the level, as triangles of about a voxel; `parts` are not needed."""
     from vtkmodules.util.numpy_support import vtk_to_numpy
     from vtkmodules.vtkFiltersCore import vtkFlyingEdges3D
@@ -61,7 +69,10 @@ def triangulate(field: np.ndarray, level: float, parts: Sequence[int]) -> tuple[
         return np.zeros((0, 3)), np.zeros((0, 3)), np.zeros((0, 3), dtype=np.int64)
     index = vtk_to_numpy(found.GetPoints().GetData())[:, ::-1].astype(np.float64)
     triangles = vtk_to_numpy(found.GetPolys().GetConnectivityArray()).reshape(-1, 3).astype(np.int64)
-    slope = np.stack([ndimage.map_coordinates(np.gradient(field, axis=axis), index.T, order=1) for axis in range(3)], axis=1)
+    slope = np.stack(
+        [ndimage.map_coordinates(np.gradient(field, axis=axis), index.T, order=1) for axis in range(3)],
+        axis=1,
+    )
     return index, slope, triangles
 
 
@@ -72,7 +83,9 @@ def _image(field: np.ndarray) -> Any:
 
     image = vtkImageData()
     image.SetDimensions(*field.shape[::-1])
-    image.GetPointData().SetScalars(numpy_to_vtk(np.ascontiguousarray(field, dtype=np.float32).ravel(), deep=True))
+    image.GetPointData().SetScalars(
+        numpy_to_vtk(np.ascontiguousarray(field, dtype=np.float32).ravel(), deep=True)
+    )
     return image
 
 
@@ -98,14 +111,22 @@ class Renderer:
         vtkLogger.SetStderrVerbosity(vtkLogger.VERBOSITY_ERROR)  # that there is no window system is no news
         fine = render.finer(view)
         self.scene = (surfaces, view)
-        self.renderer, self.window, self.light, self.lamp = vtkRenderer(), vtkRenderWindow(), vtkLight(), vtkLight()
+        self.renderer, self.window, self.light, self.lamp = (
+            vtkRenderer(),
+            vtkRenderWindow(),
+            vtkLight(),
+            vtkLight(),
+        )
         self.window.SetOffScreenRendering(1)
         self.window.SetMultiSamples(0)  # as `render`: several elements for each pixel
         self.window.SetSize(fine.width, fine.height)
         self.window.AddRenderer(self.renderer)
         self.renderer.SetBackground(1, 1, 1)
         self.renderer.SetAutomaticLightCreation(False)
-        for lamp, place in ((self.light, (LIGHT[0], LIGHT[2], -LIGHT[1])), (self.lamp, (0, 0, 1))):  # to the right, up, towards the viewer
+        for lamp, place in (
+            (self.light, (LIGHT[0], LIGHT[2], -LIGHT[1])),
+            (self.lamp, (0, 0, 1)),
+        ):  # to the right, up, towards the viewer
             lamp.SetLightTypeToCameraLight()
             lamp.SetPosition(*place)
             lamp.SetFocalPoint(0, 0, 0)
@@ -117,7 +138,9 @@ class Renderer:
 
     def _aim(self, view: View, degrees: float) -> None:
         right, towards, up = (axis.astype(float) for axis in view.axes(degrees))
-        focus = np.asarray(view.centre_mm) - right * view.left / 2 * view.mm_per_pixel  # the middle of the picture, legend included
+        focus = (
+            np.asarray(view.centre_mm) - right * view.left / 2 * view.mm_per_pixel
+        )  # the middle of the picture, legend included
         camera = self.renderer.GetActiveCamera()
         camera.ParallelProjectionOn()
         camera.SetParallelScale(view.height / 2 * view.mm_per_pixel)
@@ -140,7 +163,12 @@ class Renderer:
         seen = colours[hit]
         if not glass:
             return Layer(hit, seen, np.ones(len(seen), dtype=np.float32), depth)
-        return Layer(hit, np.asarray(chosen[0].colour, dtype=np.float32) * (AMBIENT + (1 - AMBIENT) * seen[:, :1]), seen[:, 1], depth)
+        return Layer(
+            hit,
+            np.asarray(chosen[0].colour, dtype=np.float32) * (AMBIENT + (1 - AMBIENT) * seen[:, :1]),
+            seen[:, 1],
+            depth,
+        )
 
     def _picture(self, view: View) -> tuple[np.ndarray, np.ndarray]:
         """(colours (h, w, 3) float32, 0 to 1; depth (h, w) in mm, inf where nothing is) of what is visible."""
@@ -151,10 +179,14 @@ class Renderer:
         pixels, distances = vtkUnsignedCharArray(), vtkFloatArray()
         box = (0, 0, view.width - 1, view.height - 1)
         self.window.GetRGBACharPixelData(*box, 0, pixels)
-        colours = vtk_to_numpy(pixels).reshape(view.height, view.width, 4)[::-1, :, :3].astype(np.float32) / 255
+        colours = (
+            vtk_to_numpy(pixels).reshape(view.height, view.width, 4)[::-1, :, :3].astype(np.float32) / 255
+        )
         self.window.GetZbufferData(*box, distances)
         share = vtk_to_numpy(distances).reshape(view.height, view.width)[::-1]
-        return colours, np.where(share < 1, (share * 4 - 2) * view.radius_mm, np.inf).astype(np.float32)  # the clipping range is 4 radii, centred
+        return colours, np.where(share < 1, (share * 4 - 2) * view.radius_mm, np.inf).astype(
+            np.float32
+        )  # the clipping range is 4 radii, centred
 
 
 def _actor(surface: Surface) -> Any:
@@ -168,7 +200,10 @@ def _actor(surface: Surface) -> Any:
     data, points, cells = vtkPolyData(), vtkPoints(), vtkCellArray()
     points.SetData(numpy_to_vtk(np.ascontiguousarray(surface.points_mm), deep=True))
     offsets = np.arange(0, 3 * len(triangles) + 1, 3, dtype=np.int64)
-    cells.SetData(numpy_to_vtkIdTypeArray(offsets, deep=True), numpy_to_vtkIdTypeArray(np.ascontiguousarray(triangles.ravel(), dtype=np.int64), deep=True))
+    cells.SetData(
+        numpy_to_vtkIdTypeArray(offsets, deep=True),
+        numpy_to_vtkIdTypeArray(np.ascontiguousarray(triangles.ravel(), dtype=np.int64), deep=True),
+    )
     data.SetPoints(points)
     data.SetPolys(cells)
     data.GetPointData().SetNormals(numpy_to_vtk(np.ascontiguousarray(surface.normals), deep=True))
@@ -208,9 +243,17 @@ def _outwards(surface: Surface) -> np.ndarray:
 def draw_sphere() -> int:
     """Draw one sphere: 0 when it is in the picture, 1 when the picture is empty. May end the process."""
     grid = np.indices((24, 24, 24)) - 11.5
-    index, slope, triangles = triangulate((10 - np.linalg.norm(grid, axis=0)).astype(np.float32), 0.0, (1, 1, 1))
+    index, slope, triangles = triangulate(
+        (10 - np.linalg.norm(grid, axis=0)).astype(np.float32), 0.0, (1, 1, 1)
+    )
     normals = -slope / np.linalg.norm(slope, axis=1, keepdims=True)
-    sphere = Surface("sphere", index.astype(np.float32), normals.astype(np.float32), np.array([1.0, 0.2, 0.2]), triangles=triangles)
+    sphere = Surface(
+        "sphere",
+        index.astype(np.float32),
+        normals.astype(np.float32),
+        np.array([1.0, 0.2, 0.2]),
+        triangles=triangles,
+    )
     view = dataclasses.replace(render.fit_view([sphere], width=64, height=48), tilt=0.0)
     picture = Renderer()((sphere,), view, 0.0).astype(int)
     middle, corner = picture[20:28, 28:36], picture[:4, :4]

@@ -25,7 +25,15 @@ from ctseg.reporting.pictures.style import Target
 SOFT_TISSUE_HU = (-160.0, 240.0)  # the usual abdomen window: centre 40, width 400
 LUNG_HU = (-1350.0, 150.0)  # the usual lung window: centre -600, width 1500
 LUNG_WORDS = {"lung", "airway", "trachea", "bronchu", "bronchi", "bronchial"}
-ON_CT = ("#56B4E9", "#E69F00", "#2fd6a3", "#F0E442", "#ff86c8", "#ff7f41", "#b9a6ff")  # the fixed palette, brighter for a grey ground
+ON_CT = (
+    "#56B4E9",
+    "#E69F00",
+    "#2fd6a3",
+    "#F0E442",
+    "#ff86c8",
+    "#ff7f41",
+    "#b9a6ff",
+)  # the fixed palette, brighter for a grey ground
 REFERENCE_COLOUR, PREDICTION_COLOUR = ON_CT[0], ON_CT[1]  # when colours do not stand for structures
 WHOLE_MARGIN_MM, ZOOM_MARGIN_MM, SMALLEST_VIEW_MM = 20.0, 25.0, 80.0
 STRUCTURE_PICTURES = 24  # worst cases of at most so many structures
@@ -64,15 +72,30 @@ def choose(rows: Sequence[Row], structures: Sequence[str]) -> list[Choice]:
     if not ranked:
         return []
     reasons: dict[str, list[str]] = {}
-    for reason, case in (("best", ranked[-1]), ("median", ranked[(len(ranked) - 1) // 2]), ("worst", ranked[0])):
+    for reason, case in (
+        ("best", ranked[-1]),
+        ("median", ranked[(len(ranked) - 1) // 2]),
+        ("worst", ranked[0]),
+    ):
         reasons.setdefault(case, []).append(reason)
-    chosen = [Choice(case, None, f"{' and '.join(words)} of {len(ranked)} cases", means[case]) for case, words in reasons.items()]
+    chosen = [
+        Choice(case, None, f"{' and '.join(words)} of {len(ranked)} cases", means[case])
+        for case, words in reasons.items()
+    ]
     worst = []
     for structure in structures:
         mine = with_reference(rows, structure)
         if mine:
             row = min(mine, key=lambda r: (dice_of(r), str(r["case_id"])))
-            worst.append(Choice(str(row["case_id"]), structure, f"worst of n={len(mine)}", dice_of(row), row["state"] == "missed"))
+            worst.append(
+                Choice(
+                    str(row["case_id"]),
+                    structure,
+                    f"worst of n={len(mine)}",
+                    dice_of(row),
+                    row["state"] == "missed",
+                )
+            )
     if len(worst) > STRUCTURE_PICTURES:
         worst = sorted(worst, key=lambda choice: choice.dice)[:STRUCTURE_PICTURES]
     return chosen + worst
@@ -104,21 +127,41 @@ def centre_voxel(mask: np.ndarray) -> tuple[int, int, int]:
     return int(d), int(h), int(w)
 
 
-def view_box(mask: np.ndarray, spacing_mm: Sequence[float], *, margin_mm: float, smallest_mm: float) -> tuple[slice, slice, slice]:
+def view_box(
+    mask: np.ndarray, spacing_mm: Sequence[float], *, margin_mm: float, smallest_mm: float
+) -> tuple[slice, slice, slice]:
     """The part of the scan to show: the mask's box and a margin, at least `smallest_mm` wide where the scan allows."""
     if not mask.any():
         return slice(0, mask.shape[0]), slice(0, mask.shape[1]), slice(0, mask.shape[2])
-    hits = [np.flatnonzero(mask.any(axis=tuple(other for other in range(3) if other != axis))) for axis in range(3)]
-    return box_around([(int(found[0]), int(found[-1])) for found in hits], mask.shape, spacing_mm, margin_mm=margin_mm, smallest_mm=smallest_mm)
+    hits = [
+        np.flatnonzero(mask.any(axis=tuple(other for other in range(3) if other != axis)))
+        for axis in range(3)
+    ]
+    return box_around(
+        [(int(found[0]), int(found[-1])) for found in hits],
+        mask.shape,
+        spacing_mm,
+        margin_mm=margin_mm,
+        smallest_mm=smallest_mm,
+    )
 
 
-def box_around(ends: Sequence[tuple[int, int]], shape: Sequence[int], spacing_mm: Sequence[float], *, margin_mm: float, smallest_mm: float) -> tuple[slice, slice, slice]:
+def box_around(
+    ends: Sequence[tuple[int, int]],
+    shape: Sequence[int],
+    spacing_mm: Sequence[float],
+    *,
+    margin_mm: float,
+    smallest_mm: float,
+) -> tuple[slice, slice, slice]:
     """The part of a scan of this shape around what reaches from a first to a last index along each axis; margins as for `view_box`."""
     parts = []
     for (first, last), length, spacing in zip(ends, shape, spacing_mm):
         centre, half = (first + last) / 2, (last - first + 1) / 2 + margin_mm / spacing
         half = max(half, smallest_mm / spacing / 2)
-        parts.append(slice(max(0, int(np.floor(centre - half))), min(length, int(np.ceil(centre + half)) + 1)))
+        parts.append(
+            slice(max(0, int(np.floor(centre - half))), min(length, int(np.ceil(centre + half)) + 1))
+        )
     return parts[0], parts[1], parts[2]
 
 
@@ -159,7 +202,11 @@ def on_grid_of(image: Volume, label: Volume, what: str) -> Volume:
     """The label map on the image's grid, axes permuted where needed; CaseError when it is another grid."""
     matched = match_grid(label, image.grid)
     if matched is None:
-        raise CaseError("LABEL_GRID", f"the {what} does not lie on the scan's grid", "run `python run_pipeline.py --preprocess --train --eval` again")
+        raise CaseError(
+            "LABEL_GRID",
+            f"the {what} does not lie on the scan's grid",
+            "run `python run_pipeline.py --preprocess --train --eval` again",
+        )
     return matched
 
 
@@ -174,15 +221,28 @@ def window_for(names: Sequence[str]) -> tuple[float, float]:
     return LUNG_HU if words and all(found & LUNG_WORDS for found in words) else SOFT_TISSUE_HU
 
 
-def draw_case(image: Volume, reference: Volume, prediction: Volume, structures: Sequence[str], target: Target, *,
-              only: str | None = None, remarks: Mapping[str, str] | None = None, synthetic: bool = False, display_hu: tuple[float, float] = SOFT_TISSUE_HU) -> None:
+def draw_case(
+    image: Volume,
+    reference: Volume,
+    prediction: Volume,
+    structures: Sequence[str],
+    target: Target,
+    *,
+    only: str | None = None,
+    remarks: Mapping[str, str] | None = None,
+    synthetic: bool = False,
+    display_hu: tuple[float, float] = SOFT_TISSUE_HU,
+) -> None:
     """Three slices as one JPEG. image: HU; reference, prediction: label maps, i + 1 = structures[i], same grid.
 
     only: one structure, shown enlarged through the centre of its reference (of the prediction if there is none);
     else the planes that show most structures. remarks: structure -> words for the legend, such as "not annotated",
     without which an outline that stands alone would be read as an error.
     """
-    reference, prediction = on_grid_of(image, reference, "reference"), on_grid_of(image, prediction, "prediction")
+    reference, prediction = (
+        on_grid_of(image, reference, "reference"),
+        on_grid_of(image, prediction, "prediction"),
+    )
     low, high = display_hu
     scan, truth, found = (to_canonical(volume) for volume in (image, reference, prediction))
     spacing_mm = scan.spacing_mm
@@ -204,11 +264,30 @@ def draw_case(image: Volume, reference: Volume, prediction: Volume, structures: 
         for axes, plane in zip(panels, PLANES):
             index = centre[plane.axis] - (box[plane.axis].start or 0)
             _draw_plane(axes, plane, [plane.cut(array, index) for array in arrays], spacing_mm, colours)
-            axes.set_title(f"{plane.name}, slice {centre[plane.axis] + 1}/{scan.array.shape[plane.axis]}", fontsize=9, fontweight="normal", color=style.GREY)
-        handles = _handles(colours, [f"{style.short(name)} ({(remarks or {})[name]})" if name in (remarks or {}) else style.short(name) for name in structures],
-                           arrays[1:], by_structure=only is None)
+            axes.set_title(
+                f"{plane.name}, slice {centre[plane.axis] + 1}/{scan.array.shape[plane.axis]}",
+                fontsize=9,
+                fontweight="normal",
+                color=style.GREY,
+            )
+        handles = _handles(
+            colours,
+            [
+                f"{style.short(name)} ({(remarks or {})[name]})"
+                if name in (remarks or {})
+                else style.short(name)
+                for name in structures
+            ],
+            arrays[1:],
+            by_structure=only is None,
+        )
         handles += [Line2D([], [], linestyle="", label="synthetic data")] if synthetic else []
-        figure.legend(handles=handles, loc="outside lower left", ncols=min(len(handles), int(figure.get_figwidth() / 1.5)), fontsize=9)
+        figure.legend(
+            handles=handles,
+            loc="outside lower left",
+            ncols=min(len(handles), int(figure.get_figwidth() / 1.5)),
+            fontsize=9,
+        )
 
 
 def _figure_inches(sizes_mm: Sequence[tuple[float, float]]) -> tuple[float, float]:
@@ -223,14 +302,22 @@ def _size_mm(plane: Plane, shape: tuple[int, ...], spacing_mm: Sequence[float]) 
     return shape[rows] * spacing_mm[rows], shape[columns] * spacing_mm[columns]
 
 
-def _colours(values: Sequence[int], structures: Sequence[str], *, by_structure: bool) -> Mapping[int, tuple[str, str]]:
+def _colours(
+    values: Sequence[int], structures: Sequence[str], *, by_structure: bool
+) -> Mapping[int, tuple[str, str]]:
     """Label value -> colour of the reference and of the prediction."""
     if by_structure and len(structures) <= len(ON_CT):
         return {value: (ON_CT[value - 1], ON_CT[value - 1]) for value in values}
     return dict.fromkeys(values, (REFERENCE_COLOUR, PREDICTION_COLOUR))
 
 
-def _draw_plane(axes: Axes, plane: Plane, cuts: Sequence[np.ndarray], spacing_mm: Sequence[float], colours: Mapping[int, tuple[str, str]]) -> None:
+def _draw_plane(
+    axes: Axes,
+    plane: Plane,
+    cuts: Sequence[np.ndarray],
+    spacing_mm: Sequence[float],
+    colours: Mapping[int, tuple[str, str]],
+) -> None:
     image, truth, found = cuts
     height, width = plane.pixel_mm(spacing_mm)
     extent = (0, image.shape[1] * width, image.shape[0] * height, 0)
@@ -243,14 +330,31 @@ def _draw_plane(axes: Axes, plane: Plane, cuts: Sequence[np.ndarray], spacing_mm
         _outline(axes, truth == value, height, width, reference_colour, "solid", 1.5)
         _outline(axes, found == value, height, width, prediction_colour, (0, (3.2, 2.0)), 1.5)
     halo: list[Any] = [withStroke(linewidth=2, foreground="black")]
-    for text, x, y in ((plane.left, 0.02, 0.5), (plane.right, 0.98, 0.5), (plane.top, 0.5, 0.97), (plane.bottom, 0.5, 0.03)):
-        axes.text(x, y, text, transform=axes.transAxes, color="white", fontsize=10, fontweight="bold", path_effects=halo,
-                  ha={0.02: "left", 0.98: "right"}.get(x, "center"), va={0.97: "top", 0.03: "bottom"}.get(y, "center"))
+    for text, x, y in (
+        (plane.left, 0.02, 0.5),
+        (plane.right, 0.98, 0.5),
+        (plane.top, 0.5, 0.97),
+        (plane.bottom, 0.5, 0.03),
+    ):
+        axes.text(
+            x,
+            y,
+            text,
+            transform=axes.transAxes,
+            color="white",
+            fontsize=10,
+            fontweight="bold",
+            path_effects=halo,
+            ha={0.02: "left", 0.98: "right"}.get(x, "center"),
+            va={0.97: "top", 0.03: "bottom"}.get(y, "center"),
+        )
     axes.set_xlim(extent[0], extent[1])
     axes.set_ylim(extent[2], extent[3])
 
 
-def _outline(axes: Axes, mask: np.ndarray, height_mm: float, width_mm: float, colour: str, line: Any, width: float) -> None:
+def _outline(
+    axes: Axes, mask: np.ndarray, height_mm: float, width_mm: float, colour: str, line: Any, width: float
+) -> None:
     """The border of a 2D mask; padded so that one at the edge of the view is closed too."""
     if not mask.any():
         return
@@ -260,11 +364,25 @@ def _outline(axes: Axes, mask: np.ndarray, height_mm: float, width_mm: float, co
     axes.contour(x, y, padded, levels=[0.5], colors=[colour], linewidths=width, linestyles=[line])
 
 
-def _handles(colours: Mapping[int, tuple[str, str]], names: Sequence[str], labels: Sequence[np.ndarray], *, by_structure: bool) -> list[Line2D]:
+def _handles(
+    colours: Mapping[int, tuple[str, str]],
+    names: Sequence[str],
+    labels: Sequence[np.ndarray],
+    *,
+    by_structure: bool,
+) -> list[Line2D]:
     """Legend: solid = reference, dashed = prediction, and the colours of the structures that are in view."""
     if by_structure and len(names) <= len(ON_CT):
         visible = [value for value in colours if any((label == value).any() for label in labels)]
-        patches = [Line2D([], [], color=colours[value][0], linewidth=5, label=names[value - 1]) for value in visible]
-        return [Line2D([], [], color=style.INK, label="reference"), Line2D([], [], color=style.INK, linestyle=(0, (3.2, 2.0)), label="prediction"), *patches]
-    return [Line2D([], [], color=REFERENCE_COLOUR, linewidth=2.2, label="reference"),
-            Line2D([], [], color=PREDICTION_COLOUR, linewidth=2.2, linestyle=(0, (3.2, 2.0)), label="prediction")]
+        patches = [
+            Line2D([], [], color=colours[value][0], linewidth=5, label=names[value - 1]) for value in visible
+        ]
+        return [
+            Line2D([], [], color=style.INK, label="reference"),
+            Line2D([], [], color=style.INK, linestyle=(0, (3.2, 2.0)), label="prediction"),
+            *patches,
+        ]
+    return [
+        Line2D([], [], color=REFERENCE_COLOUR, linewidth=2.2, label="reference"),
+        Line2D([], [], color=PREDICTION_COLOUR, linewidth=2.2, linestyle=(0, (3.2, 2.0)), label="prediction"),
+    ]

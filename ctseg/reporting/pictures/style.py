@@ -35,29 +35,63 @@ SCORE_MAP = "cividis"  # readable in grey and with every common colour vision
 DPI = 120
 
 _SHEET: Any = {
-    "font.family": "sans-serif", "font.size": 10, "axes.titlesize": 11, "axes.titleweight": "bold", "axes.labelsize": 10,
-    "axes.titlelocation": "left", "axes.edgecolor": GREY, "axes.labelcolor": INK, "text.color": INK,
-    "xtick.color": GREY, "ytick.color": GREY, "xtick.labelcolor": INK, "ytick.labelcolor": INK,
-    "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "axes.axisbelow": True,
-    "grid.color": GRID, "grid.linewidth": 0.8, "legend.frameon": False, "legend.fontsize": 9, "lines.linewidth": 1.8,
+    "font.family": "sans-serif",
+    "font.size": 10,
+    "axes.titlesize": 11,
+    "axes.titleweight": "bold",
+    "axes.labelsize": 10,
+    "axes.titlelocation": "left",
+    "axes.edgecolor": GREY,
+    "axes.labelcolor": INK,
+    "text.color": INK,
+    "xtick.color": GREY,
+    "ytick.color": GREY,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": GRID,
+    "grid.linewidth": 0.8,
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+    "lines.linewidth": 1.8,
     "text.parse_math": False,  # a '$' in a name is a character, not a formula
-    "svg.fonttype": "none", "figure.facecolor": "white", "savefig.facecolor": "white",
+    "svg.fonttype": "none",
+    "figure.facecolor": "white",
+    "savefig.facecolor": "white",
 }
 
 
 @contextlib.contextmanager
-def picture(target: Target, size_in: tuple[float, float], *, title: str | None = None, synthetic: bool = False,
-            dpi: int = DPI, quality: int | None = None) -> Iterator[Figure]:
+def picture(
+    target: Target,
+    size_in: tuple[float, float],
+    *,
+    title: str | None = None,
+    synthetic: bool = False,
+    dpi: int = DPI,
+    quality: int | None = None,
+) -> Iterator[Figure]:
     """A figure of `size_in` inches that is written to `target` at the end of the block.
 
     title: bold, top left; the words "synthetic data" follow when `synthetic`. quality: JPEG instead of PNG.
     """
     with matplotlib.rc_context(_SHEET), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from")  # a box instead of a rare letter is enough
+        warnings.filterwarnings(
+            "ignore", message="Glyph .* missing from"
+        )  # a box instead of a rare letter is enough
         figure = Figure(figsize=size_in, layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.09))
         FigureCanvasAgg(figure)
         if title is not None:
-            figure.suptitle(f"{title} (synthetic data)" if synthetic else title, x=0.012, ha="left", fontsize=13, fontweight="bold")
+            figure.suptitle(
+                f"{title} (synthetic data)" if synthetic else title,
+                x=0.012,
+                ha="left",
+                fontsize=13,
+                fontweight="bold",
+            )
         yield figure
         stream = io.BytesIO()
         if quality is None:
@@ -89,7 +123,10 @@ def say(axes: Axes, message: str) -> None:
 def short(name: str, limit: int = 26) -> str:
     """The name, its middle replaced by an ellipsis when it is longer than `limit`; letters that the font lacks by their code, as boxes all look alike."""
     name = " ".join(str(name).split())
-    name = "".join("".join(run) if shown else "[" + " ".join(f"{ord(c):X}" for c in run) + "]" for shown, run in itertools.groupby(name, lambda c: ord(c) in _glyphs()))
+    name = "".join(
+        "".join(run) if shown else "[" + " ".join(f"{ord(c):X}" for c in run) + "]"
+        for shown, run in itertools.groupby(name, lambda c: ord(c) in _glyphs())
+    )
     if len(name) > limit:
         keep = limit - 1
         name = f"{name[: keep - keep // 3]}…{name[len(name) - keep // 3 :]}"

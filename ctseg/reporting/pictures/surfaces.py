@@ -46,7 +46,16 @@ def crossings(field: np.ndarray, level: float, parts: Sequence[int]) -> tuple[np
     return (*_crossings(field, level, parts), None)
 
 
-def surface_of(mask: Volume, name: str, colour: np.ndarray, *, step_mm: float, opacity: float = 1.0, smooth_voxels: float = SMOOTH_VOXELS, find: Finder = crossings) -> Surface:
+def surface_of(
+    mask: Volume,
+    name: str,
+    colour: np.ndarray,
+    *,
+    step_mm: float,
+    opacity: float = 1.0,
+    smooth_voxels: float = SMOOTH_VOXELS,
+    find: Finder = crossings,
+) -> Surface:
     """The surface of a mask (bool (D, H, W)), closed where it meets the scan's border; no points for an empty one.
 
     step_mm: distance of the points. The level is the one that keeps the mask's volume, so a thin vessel does not vanish
@@ -63,7 +72,16 @@ def surface_of(mask: Volume, name: str, colour: np.ndarray, *, step_mm: float, o
     return _surface(placed, level, Surface(name, _NONE, _NONE, colour, opacity), step_mm, find)
 
 
-def surface_at(values: Volume, level: float, name: str, colour: np.ndarray, *, step_mm: float, opacity: float = 1.0, find: Finder = crossings) -> Surface:
+def surface_at(
+    values: Volume,
+    level: float,
+    name: str,
+    colour: np.ndarray,
+    *,
+    step_mm: float,
+    opacity: float = 1.0,
+    find: Finder = crossings,
+) -> Surface:
     """Where probabilities (float32 (D, H, W), 0 to 1) cross a level, between the voxels and not smoothed; 0 beyond the scan's border."""
     boxes = ndimage.find_objects((values.array >= level).view(np.uint8))
     if not boxes:
@@ -94,11 +112,18 @@ def _nowhere(name: str, colour: np.ndarray, opacity: float) -> Surface:
 def _surface(placed: _Placed, level: float, surface: Surface, step_mm: float, find: Finder) -> Surface:
     """The surface with its points: where the field crosses the level."""
     affine = placed.whole.affine
-    index, slope, triangles = find(placed.field, level, [max(1, round(spacing / step_mm)) for spacing in placed.whole.spacing_mm])
+    index, slope, triangles = find(
+        placed.field, level, [max(1, round(spacing / step_mm)) for spacing in placed.whole.spacing_mm]
+    )
     points_mm = (index + np.asarray(placed.start)) @ affine[:3, :3].T + affine[:3, 3]
     normals = -slope @ np.linalg.inv(affine[:3, :3])  # a gradient goes by the inverse transpose
     normals /= np.linalg.norm(normals, axis=1, keepdims=True) + 1e-12
-    return dataclasses.replace(surface, points_mm=points_mm.astype(np.float32), normals=normals.astype(np.float32), triangles=triangles)
+    return dataclasses.replace(
+        surface,
+        points_mm=points_mm.astype(np.float32),
+        normals=normals.astype(np.float32),
+        triangles=triangles,
+    )
 
 
 def _crossings(field: np.ndarray, level: float, parts: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
@@ -114,7 +139,9 @@ def _crossings(field: np.ndarray, level: float, parts: Sequence[int]) -> tuple[n
         near[lower] |= differs
         near[upper] |= differs
     voxels = np.argwhere(near).astype(np.float32)
-    offsets = np.stack(np.meshgrid(*[(np.arange(n) + 0.5) / n - 0.5 for n in parts], indexing="ij"), axis=-1).reshape(-1, 3)
+    offsets = np.stack(
+        np.meshgrid(*[(np.arange(n) + 0.5) / n - 0.5 for n in parts], indexing="ij"), axis=-1
+    ).reshape(-1, 3)
     slopes = [np.gradient(field, axis=axis) for axis in range(3)]
     points, directions = [], []
     for offset in offsets.astype(np.float32):
@@ -123,7 +150,9 @@ def _crossings(field: np.ndarray, level: float, parts: Sequence[int]) -> tuple[n
         steepness = np.linalg.norm(slope, axis=1) + 1e-6
         height = ndimage.map_coordinates(field, places, order=1) - level
         away = height / steepness  # in voxels, along the slope
-        reach = (np.abs(slope) / np.asarray(parts)).sum(axis=1) / steepness  # half the part's extent along the slope, doubled
+        reach = (np.abs(slope) / np.asarray(parts)).sum(
+            axis=1
+        ) / steepness  # half the part's extent along the slope, doubled
         hit = np.abs(away) <= reach
         points.append(places.T[hit] - slope[hit] * (away / steepness)[hit, None])
         directions.append(slope[hit])

@@ -38,7 +38,9 @@ def encoder() -> str | None:
 def film_path(path: Path) -> tuple[Path, bool]:
     """(where the film goes, whether that differs from what was asked): .mp4 becomes .gif without an encoder. UsageError for other suffixes."""
     if path.suffix.lower() not in (".mp4", ".gif"):
-        raise UsageError("BAD_OPTION", f"'{path.name}' after --output is no film", "end it in .mp4 or .gif", file=path.name)
+        raise UsageError(
+            "BAD_OPTION", f"'{path.name}' after --output is no film", "end it in .mp4 or .gif", file=path.name
+        )
     if path.suffix.lower() == ".mp4" and encoder() is None:
         return path.with_suffix(".gif"), True
     return path, False
@@ -60,7 +62,15 @@ def _gif(frames: Iterable[np.ndarray], fps: int, stream: BinaryIO) -> None:
     pictures = [Image.fromarray(frame) for frame in frames]
     palette = pictures[0].quantize(GIF_COLOURS)  # one palette: colours do not flicker
     first, *rest = [picture.quantize(palette=palette, dither=Image.Dither.NONE) for picture in pictures]
-    first.save(stream, format="GIF", save_all=True, append_images=rest, duration=round(1000 / fps), loop=0, optimize=True)
+    first.save(
+        stream,
+        format="GIF",
+        save_all=True,
+        append_images=rest,
+        duration=round(1000 / fps),
+        loop=0,
+        optimize=True,
+    )
 
 
 def _mp4(path: Path, frames: Iterator[np.ndarray], fps: int) -> None:
@@ -69,8 +79,36 @@ def _mp4(path: Path, frames: Iterator[np.ndarray], fps: int) -> None:
     first = next(frames)
     height, width = first.shape[:2]
     temporary = path.with_name(f".tmp-{os.getpid()}-{os.urandom(4).hex()}")
-    command = [program, "-y", "-loglevel", "error", "-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", str(fps), "-i", "-",
-               "-an", "-c:v", "libx264", "-pix_fmt", "yuv420p", "-crf", "20", "-preset", "medium", "-movflags", "+faststart", "-f", "mp4", str(temporary)]
+    command = [
+        program,
+        "-y",
+        "-loglevel",
+        "error",
+        "-f",
+        "rawvideo",
+        "-pix_fmt",
+        "rgb24",
+        "-s",
+        f"{width}x{height}",
+        "-r",
+        str(fps),
+        "-i",
+        "-",
+        "-an",
+        "-c:v",
+        "libx264",
+        "-pix_fmt",
+        "yuv420p",
+        "-crf",
+        "20",
+        "-preset",
+        "medium",
+        "-movflags",
+        "+faststart",
+        "-f",
+        "mp4",
+        str(temporary),
+    ]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdin is not None and process.stderr is not None
     try:
@@ -83,7 +121,12 @@ def _mp4(path: Path, frames: Iterator[np.ndarray], fps: int) -> None:
         if process.wait() != 0 or not temporary.is_file():
             if said and os.strerror(errno.ENOSPC) in said[-1]:
                 raise ResourceError.from_os(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), path)
-            raise ResourceError("ENCODER_FAILED", f"the video encoder ended with an error ({said[-1] if said else 'no message'})", "write a .gif instead, or " + INSTALL, file=path.name)
+            raise ResourceError(
+                "ENCODER_FAILED",
+                f"the video encoder ended with an error ({said[-1] if said else 'no message'})",
+                "write a .gif instead, or " + INSTALL,
+                file=path.name,
+            )
         temporary.replace(path)
     finally:
         if process.poll() is None:

@@ -20,7 +20,17 @@ from ctseg.scans.formats import folder_walk, volume_files
 if TYPE_CHECKING:
     from ctseg.scans.dicom.dicom_files import Found, SeriesInfo
 
-NO_SCANS = ("SEG", "RTSTRUCT", "RTDOSE", "RTPLAN", "REG", "SR", "PR", "KO", "DOC")  # modalities that stand for no scan
+NO_SCANS = (
+    "SEG",
+    "RTSTRUCT",
+    "RTDOSE",
+    "RTPLAN",
+    "REG",
+    "SR",
+    "PR",
+    "KO",
+    "DOC",
+)  # modalities that stand for no scan
 RESULTS = "inference.json"  # a folder that holds it was written by infer.py: its masks are no scans
 _MASK_FOLDER = re.compile(r"(labels?|masks?|segmentations?)(tr|ts|val)?", re.IGNORECASE)
 _DICOM_NAME = re.compile(r"\.(dcm|ima|dicom)$", re.IGNORECASE)
@@ -37,7 +47,12 @@ def find_one(path: Path, *, option: str) -> ImageSource:
     found = find_scans(path, option=option)
     if len(found) > 1:
         names = ", ".join(sorted(found)[:5])
-        raise UsageError("BAD_OPTION", f"there are {len(found)} scans at '{path}' after {option} ({names})", "give the file or the folder of one of them", file=path.name)
+        raise UsageError(
+            "BAD_OPTION",
+            f"there are {len(found)} scans at '{path}' after {option} ({names})",
+            "give the file or the folder of one of them",
+            file=path.name,
+        )
     return next(iter(found.values()))
 
 
@@ -51,10 +66,17 @@ def search(path: Path, *, option: str = "--input") -> tuple[dict[str, ImageSourc
 
     if path.is_file():
         if dicom_files.is_dicom(path):
-            raise UsageError("BAD_OPTION", f"'{path.name}' after {option} is a single DICOM file", "give the folder that holds the series", file=path.name)
+            raise UsageError(
+                "BAD_OPTION",
+                f"'{path.name}' after {option} is a single DICOM file",
+                "give the folder that holds the series",
+                file=path.name,
+            )
         return {volume_files.stem_of(path, detached=True) or path.stem: gathering.image_source(path)}, []
     if not path.is_dir():
-        raise PreconditionError("NO_DATA", f"'{path}' after {option} does not exist", "check the path", file=path.name)
+        raise PreconditionError(
+            "NO_DATA", f"'{path}' after {option} does not exist", "check the path", file=path.name
+        )
     found = dicom_files.find(path)
     out = _LeftOut(path)
     series = _series_scans(path, found, out)
@@ -64,9 +86,15 @@ def search(path: Path, *, option: str = "--input") -> tuple[dict[str, ImageSourc
     _empty_folders(path, found, out)
     findings = out.findings(found.not_entered)
     if not scans:
-        lost = next((f"; {finding.case}: {finding.cause}" for finding in findings if finding.severity == "ERROR"), "")
-        raise PreconditionError("NO_DATA", f"there is neither a NIfTI, NRRD or MetaImage file nor a DICOM CT series{lost}",
-                                "give a scan, a folder of scans, or a folder with a DICOM series", file=path.name)
+        lost = next(
+            (f"; {finding.case}: {finding.cause}" for finding in findings if finding.severity == "ERROR"), ""
+        )
+        raise PreconditionError(
+            "NO_DATA",
+            f"there is neither a NIfTI, NRRD or MetaImage file nor a DICOM CT series{lost}",
+            "give a scan, a folder of scans, or a folder with a DICOM series",
+            file=path.name,
+        )
     return scans, findings
 
 
@@ -101,8 +129,15 @@ class _LeftOut:
                 self.count(place, "LINK_TWICE", why)
             else:
                 self.lose(place, "PERMISSION", why, "change the permissions of the folder")
-        notes = [Finding("NOTE", code, f"left out: {kind}" + (f" (and {number - 1} more)" if number > 1 else ""), file=self.first[code, kind])
-                 for (code, kind), number in sorted(self.counts.items())]
+        notes = [
+            Finding(
+                "NOTE",
+                code,
+                f"left out: {kind}" + (f" (and {number - 1} more)" if number > 1 else ""),
+                file=self.first[code, kind],
+            )
+            for (code, kind), number in sorted(self.counts.items())
+        ]
         return [*notes, *self.lost.values()]
 
 
@@ -123,7 +158,9 @@ def _series_scans(root: Path, found: Found, out: _LeftOut) -> dict[str, list[Ser
     for top, infos in groups.items():
         groups[top] = [info for info in infos if info.n_slices >= dicom_files.SMALLEST_SLICES] or infos
         for info in (info for info in infos if info not in groups[top]):
-            out.count(info.folder, "EXTRA_SERIES", f"a CT series of fewer than {dicom_files.SMALLEST_SLICES} slices")
+            out.count(
+                info.folder, "EXTRA_SERIES", f"a CT series of fewer than {dicom_files.SMALLEST_SLICES} slices"
+            )
     studies = {info.study for infos in groups.values() for info in infos} - {""}
     for info in found.series:
         if info.modality == "CT":
@@ -154,7 +191,9 @@ def _volume_scans(root: Path, others: Iterable[Path], out: _LeftOut) -> tuple[li
             out.count(path, "OTHER_FILES", "a hidden file")
         elif any(folder in results for folder in path.parents):
             out.count(path, "LABELS", "a mask that infer.py wrote")
-        elif path.name.casefold().endswith(volume_files.SEGMENTATION) or any(_MASK_FOLDER.fullmatch(part) for part in inner):
+        elif path.name.casefold().endswith(volume_files.SEGMENTATION) or any(
+            _MASK_FOLDER.fullmatch(part) for part in inner
+        ):
             out.count(path, "LABELS", "a mask, by its name or folder")
         elif path.parent in named_ct and str(volume_files.stem_of(path, detached=True)).casefold() != "ct":
             out.count(path, "LABELS", "a file beside the ct of its folder")
@@ -170,8 +209,16 @@ def _named(root: Path, files: list[Path], series: dict[str, list[SeriesInfo]]) -
 
     def add(name: str, source: ImageSource) -> None:
         if name in scans:
-            both = " and ".join(str(one.path.relative_to(root)) if one.path != root else "a DICOM series" for one in (scans[name], source))
-            raise UsageError("BAD_OPTION", f"{both} are both called '{name}', and so would be their masks", "rename one of them", file=root.name)
+            both = " and ".join(
+                str(one.path.relative_to(root)) if one.path != root else "a DICOM series"
+                for one in (scans[name], source)
+            )
+            raise UsageError(
+                "BAD_OPTION",
+                f"{both} are both called '{name}', and so would be their masks",
+                "rename one of them",
+                file=root.name,
+            )
         scans[name] = source
 
     for top, found in sorted(series.items()):
@@ -182,7 +229,10 @@ def _named(root: Path, files: list[Path], series: dict[str, list[SeriesInfo]]) -
         stem = str(volume_files.stem_of(path, detached=True))
         parts = [*path.relative_to(root).parts[:-1], stem]
         short = "_".join(parts[:-1])
-        add(short if short and stem.casefold() == "ct" and short not in scans else "_".join(parts), gathering.image_source(path))
+        add(
+            short if short and stem.casefold() == "ct" and short not in scans else "_".join(parts),
+            gathering.image_source(path),
+        )
     return scans
 
 
@@ -190,30 +240,60 @@ def _lost_files(found: Found, rest: Iterable[Path], scans: list[Path], out: _Lef
     """Files that may have been a scan: damaged DICOM, links that lead nowhere, archives. Below the folder of a series its reader refuses or counts them."""
     lost: dict[Path, list[tuple[str, str, str]]] = {}
     for path in rest:
-        archive = next((suffix for suffix in gathering.ARCHIVE_SUFFIXES if path.name.casefold().endswith(suffix)), None)
-        if path.is_symlink() and not path.exists():  # in the root each may be a patient, further down they are slices
-            lost.setdefault(path if path.parent == out.root else path.parent, []).append(("FILE_MISSING", "a link leads nowhere", "put the file there, or take the link away"))
+        archive = next(
+            (suffix for suffix in gathering.ARCHIVE_SUFFIXES if path.name.casefold().endswith(suffix)), None
+        )
+        if (
+            path.is_symlink() and not path.exists()
+        ):  # in the root each may be a patient, further down they are slices
+            lost.setdefault(path if path.parent == out.root else path.parent, []).append(
+                ("FILE_MISSING", "a link leads nowhere", "put the file there, or take the link away")
+            )
         elif archive and not path.with_name(path.name[: -len(archive)]).exists():
             out.lose(path, "ARCHIVE_INPUT", "an archive is not opened", "unpack it first, or take it away")
         elif _DICOM_NAME.search(path.name) and not folder_walk.hidden(path.name):
-            lost.setdefault(path.parent, []).append(("DICOM_CORRUPT", "the DICOM mark at the beginning of a file is missing", "save it again as a DICOM file with its file header (PS3.10)"))
+            lost.setdefault(path.parent, []).append(
+                (
+                    "DICOM_CORRUPT",
+                    "the DICOM mark at the beginning of a file is missing",
+                    "save it again as a DICOM file with its file header (PS3.10)",
+                )
+            )
         elif not folder_walk.hidden(path.name) and path.name != RESULTS:
-            out.count(path, "OTHER_FILES", f"a file with the suffix {path.suffix.casefold()}" if path.suffix else "a file without suffix")
+            out.count(
+                path,
+                "OTHER_FILES",
+                f"a file with the suffix {path.suffix.casefold()}"
+                if path.suffix
+                else "a file without suffix",
+            )
     for path, error in found.damaged.items():
         lost.setdefault(path.parent, []).append((error.code, error.cause, error.fix))
     for folder, problems in lost.items():
         if not any(folder == scan or scan in folder.parents for scan in scans):
             code, cause, fix = problems[0]
-            out.lose(folder, code, cause if len(problems) == 1 else f"{cause} ({len(problems)} such files)", fix)
+            out.lose(
+                folder, code, cause if len(problems) == 1 else f"{cause} ({len(problems)} such files)", fix
+            )
 
 
 def _empty_folders(root: Path, found: Found, out: _LeftOut) -> None:
     """Folders in which nothing lies that could be told otherwise; one that is named like a volume is refused."""
-    used = {_top(root, path) for path in (*found.others, *found.damaged, *found.not_entered, *(info.files[0] for info in found.series))}
+    used = {
+        _top(root, path)
+        for path in (
+            *found.others,
+            *found.damaged,
+            *found.not_entered,
+            *(info.files[0] for info in found.series),
+        )
+    }
     for folder in gathering.folders(root):
         if folder.name in used:
             continue
         if volume_files.stem_of(folder, detached=True) is not None:
-            out.lose(folder, "NOT_REGULAR", "it is a folder, not a regular file", "put the data file itself there")
+            out.lose(
+                folder, "NOT_REGULAR", "it is a folder, not a regular file", "put the data file itself there"
+            )
         else:
             out.count(folder, "OTHER_FILES", "an empty folder")

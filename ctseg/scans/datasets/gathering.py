@@ -24,7 +24,13 @@ CLOSED = ("PERMISSION", "the folder may not be listed or entered", "change its p
 FOLLOW = "copy the file into the data folder, or trust its links: --set data.follow_links=true"
 SHOWN = 20  # files reported one by one; the rest are counted in one finding
 SPLITS = {
-    "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test", "testing": "test",
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+    "testing": "test",
 }
 
 
@@ -40,11 +46,19 @@ def natural_key(text: str) -> tuple:
 def entries(folder: Path) -> list[Path]:
     """Everything in a folder in natural order, without hidden names; empty when there is no such folder."""
     try:
-        return sorted((path for path in folder.iterdir() if not hidden(path.name)), key=lambda path: natural_key(path.name))
+        return sorted(
+            (path for path in folder.iterdir() if not hidden(path.name)),
+            key=lambda path: natural_key(path.name),
+        )
     except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:
-        raise PreconditionError("NO_DATA", f"the folder cannot be listed ({error.strerror})", "check its permissions", file=folder.name) from error
+        raise PreconditionError(
+            "NO_DATA",
+            f"the folder cannot be listed ({error.strerror})",
+            "check its permissions",
+            file=folder.name,
+        ) from error
 
 
 def folders(folder: Path) -> list[Path]:
@@ -125,7 +139,11 @@ def unsafe_name(text: str) -> str | None:
 
 def duplicate_error(what: str) -> PreconditionError:
     """The same case or file twice: nothing may be overwritten, so the run stops."""
-    return PreconditionError("DUPLICATE_ID", f"the same name stands twice: {what}", "remove or rename one of them (upper and lower case count as the same)")
+    return PreconditionError(
+        "DUPLICATE_ID",
+        f"the same name stands twice: {what}",
+        "remove or rename one of them (upper and lower case count as the same)",
+    )
 
 
 def file_problem(path: Path, real_root: Path, *, folder: bool = False) -> tuple[str, str, str] | None:
@@ -139,7 +157,11 @@ def file_problem(path: Path, real_root: Path, *, folder: bool = False) -> tuple[
     except PermissionError:
         return "PERMISSION", "the file may not be read", "change its permissions"
     except FileNotFoundError:
-        return "FILE_MISSING", "a link that leads nowhere" if path.is_symlink() else "the file does not exist", "put the file there"
+        return (
+            "FILE_MISSING",
+            "a link that leads nowhere" if path.is_symlink() else "the file does not exist",
+            "put the file there",
+        )
     except (RuntimeError, OSError):  # 3.13 raises OSError for a loop, earlier versions RuntimeError
         return "FILE_MISSING", "a link loop, or a path that cannot exist", "replace the link by the file"
     if not (stat.S_ISDIR(mode) if folder else stat.S_ISREG(mode)):
@@ -205,16 +227,25 @@ class Gathering:
         """train, val or test, whatever the data set calls it; any other word is told, because such a case is assigned anew."""
         split = None if word is None else SPLITS.get(word.casefold())
         if word and split is None:
-            self.warn("SPLIT_UNKNOWN", f"its split '{printable(word)}' is none of {', '.join(SPLITS)}: it is assigned to any of train, val and test",
-                      "rename the split, or move the case away", path=path, case=case_id)
+            self.warn(
+                "SPLIT_UNKNOWN",
+                f"its split '{printable(word)}' is none of {', '.join(SPLITS)}: it is assigned to any of train, val and test",
+                "rename the split, or move the case away",
+                path=path,
+                case=case_id,
+            )
         return split
 
     def match_splits(self, splits: Iterable[str], path: Path | None) -> None:
         """A warning about cases that a file of splits names and that are not there: another spelling makes a split without effect."""
         unknown = sorted(set(splits) - set(self._ids), key=natural_key)
         if unknown:
-            self.warn("SPLIT_UNKNOWN", f"{len(unknown)} of its cases are not in this data set, the first is '{printable(unknown[0])}'",
-                      "spell them like the cases, or take them out", path=path)
+            self.warn(
+                "SPLIT_UNKNOWN",
+                f"{len(unknown)} of its cases are not in this data set, the first is '{printable(unknown[0])}'",
+                "spell them like the cases, or take them out",
+                path=path,
+            )
 
     def problem(self, path: Path, *, folder: bool = False) -> tuple[str, str, str] | None:
         """What `file_problem` says. Ordinary files, of which a data set has a hundred thousand, take one `lstat`."""
@@ -247,14 +278,26 @@ class Gathering:
         self.account(*files)
         bad_name = unsafe_name(case_id)
         if bad_name is not None:
-            return self.refuse(case_id, ("UNSAFE_NAME", bad_name, "rename the case"), files[0] if files else None)
+            return self.refuse(
+                case_id, ("UNSAFE_NAME", bad_name, "rename the case"), files[0] if files else None
+            )
         for path in files:
-            problem = self.problem(path, folder=path == image.path and image.format not in volume_files.FORMATS)
+            problem = self.problem(
+                path, folder=path == image.path and image.format not in volume_files.FORMATS
+            )
             if problem is not None:
                 return self.refuse(case_id, problem, path)
-        other = None if labels.path is None else self._label_of.setdefault(os.path.normpath(labels.path), case_id)
+        other = (
+            None if labels.path is None else self._label_of.setdefault(os.path.normpath(labels.path), case_id)
+        )
         if other not in (None, case_id):
-            self.warn("LABEL_SHARED", f"case {other} has the same label file", "give each scan its own label, unless both show the same anatomy in the same place", path=labels.path, case=case_id)
+            self.warn(
+                "LABEL_SHARED",
+                f"case {other} has the same label file",
+                "give each scan its own label, unless both show the same anatomy in the same place",
+                path=labels.path,
+                case=case_id,
+            )
         self._ids.append(case_id)
         names = None if annotated is None else frozenset(annotated)
         self._cases.append(CaseRecord(case_id, patient_id or case_id, image, labels, names, split))
@@ -267,7 +310,14 @@ class Gathering:
             return None
         inner = below(base / text, self.root)
         if inner is None:
-            self.refuse(case_id, ("UNSAFE_NAME", f"the path '{text}' leaves the data folder", "use paths relative to the data folder"))
+            self.refuse(
+                case_id,
+                (
+                    "UNSAFE_NAME",
+                    f"the path '{text}' leaves the data folder",
+                    "use paths relative to the data folder",
+                ),
+            )
             return None
         return self.root / inner
 
@@ -283,9 +333,16 @@ class Gathering:
             names[folded(case_id)] = case_id
         self._report_leftovers()
         if not self._cases:
-            raise PreconditionError("NO_DATA", f"layout {self.layout}: {self.summary()}", "repair the first one named, or give --layout", file=self.root.name or ".")
+            raise PreconditionError(
+                "NO_DATA",
+                f"layout {self.layout}: {self.summary()}",
+                "repair the first one named, or give --layout",
+                file=self.root.name or ".",
+            )
         cases = sorted(self._cases, key=lambda case: natural_key(case.case_id))
-        return DataSet(self.layout, self.root, tuple(structures), tuple(cases), tuple(self.findings), synthetic)
+        return DataSet(
+            self.layout, self.root, tuple(structures), tuple(cases), tuple(self.findings), synthetic
+        )
 
     def summary(self) -> str:
         """Why nothing can be used, with the first reason."""
@@ -301,16 +358,33 @@ class Gathering:
         not_entered: dict[Path, str] = {}
         for folder, subfolders, files in walk(self.root, not_entered):
             place = "" if os.path.normpath(folder) == "." else os.path.normpath(folder) + os.sep
-            subfolders[:] = sorted((name for name in subfolders if place + name not in self._accounted), key=natural_key)
+            subfolders[:] = sorted(
+                (name for name in subfolders if place + name not in self._accounted), key=natural_key
+            )
             for path in [folder / name for name in subfolders if not self._inside(place + name)]:
                 subfolders.remove(path.name)
-                self.warn("LINK_OUTSIDE", "a link that leaves the data folder is not searched", FOLLOW, path=path)
-            for name in sorted((name for name in files if place + name not in self._accounted and not hidden(name)), key=natural_key):
+                self.warn(
+                    "LINK_OUTSIDE", "a link that leaves the data folder is not searched", FOLLOW, path=path
+                )
+            for name in sorted(
+                (name for name in files if place + name not in self._accounted and not hidden(name)),
+                key=natural_key,
+            ):
                 path = Path(folder, name)
                 if name.casefold().endswith(ARCHIVE_SUFFIXES):
                     self._report_archive(path)
-                elif folder == self.root and path.is_symlink() and not path.exists():  # it may have been a case
-                    self.refuse(name, ("FILE_MISSING", "a link that leads nowhere", "put the case there, or remove the link"), path)
+                elif (
+                    folder == self.root and path.is_symlink() and not path.exists()
+                ):  # it may have been a case
+                    self.refuse(
+                        name,
+                        (
+                            "FILE_MISSING",
+                            "a link that leads nowhere",
+                            "put the case there, or remove the link",
+                        ),
+                        path,
+                    )
                 elif volume_stem(path) is not None:
                     strays.append(path)
                 else:
@@ -318,9 +392,19 @@ class Gathering:
         for folder in [folder for folder, why in not_entered.items() if why not in (HIDDEN, TWICE)]:
             self._refuse_folder(folder)
         for path in strays[:SHOWN]:
-            self.warn("UNMATCHED_FILE", "no case uses this file", f"name it, or list it in the metadata, as the layout {self.layout} expects; or remove it", path=path)
+            self.warn(
+                "UNMATCHED_FILE",
+                "no case uses this file",
+                f"name it, or list it in the metadata, as the layout {self.layout} expects; or remove it",
+                path=path,
+            )
         if len(strays) > SHOWN:
-            self.warn("UNMATCHED_FILE", f"no case uses {len(strays) - SHOWN} more files", "see the files named before", path=strays[SHOWN].parent)
+            self.warn(
+                "UNMATCHED_FILE",
+                f"no case uses {len(strays) - SHOWN} more files",
+                "see the files named before",
+                path=strays[SHOWN].parent,
+            )
         if others:
             listed = ", ".join(f"{count} {suffix}" for suffix, count in sorted(others.items()))
             self.note("OTHER_FILES", f"files that hold no scan or label of a case are ignored ({listed})")
@@ -338,7 +422,9 @@ class Gathering:
         if path.with_name(path.name[: -len(suffix)]).exists():
             self.note("ARCHIVE_INPUT", "an archive; what was unpacked from it stands beside it", path=path)
             return
-        self.refuse(path.name, ("ARCHIVE_INPUT", "an archive is not opened", "unpack it first, or remove it"), path)
+        self.refuse(
+            path.name, ("ARCHIVE_INPUT", "an archive is not opened", "unpack it first, or remove it"), path
+        )
 
 
 def _files(image: ImageSource, labels: LabelSource) -> list[Path]:
@@ -365,10 +451,20 @@ def offer_pairs(
     for case_id, path in images.items():
         label_path = by_name.pop(folded(case_id), None)
         if label_path is None:
-            gathering.refuse(case_id, ("LABEL_MISSING", "a scan without label", "add its label, or move the scan away"), path)
+            gathering.refuse(
+                case_id,
+                ("LABEL_MISSING", "a scan without label", "add its label, or move the scan away"),
+                path,
+            )
             continue
         source = LabelSource("map", label_path, values=dict(values), ignore_value=ignore_value)
-        gathering.offer(case_id, image_source(path), source, annotated=annotated, split=(splits or {}).get(case_id))
+        gathering.offer(
+            case_id, image_source(path), source, annotated=annotated, split=(splits or {}).get(case_id)
+        )
     for case_id, path in labels.items():
         if folded(case_id) in by_name:
-            gathering.refuse(case_id, ("FILE_MISSING", "a label without scan", "add the scan, or move the label away"), path)
+            gathering.refuse(
+                case_id,
+                ("FILE_MISSING", "a label without scan", "add the scan, or move the label away"),
+                path,
+            )

@@ -35,7 +35,12 @@ IMPLAUSIBLE_FRACTION = 0.6  # of the body; labels that cover more are a mistake 
 NAMED = 5  # structures that one message names
 MAX_VALUES = 1024  # distinct values in a label map; a CT copied as label has more
 _BODY_HU = -300.0
-_LEFT_OUT = ("LABEL_GAPS", "RT_NO_VOXEL", "RT_WRONG_SERIES", "LABEL_MISSING")  # why a DICOM file gives no mask of a structure it names
+_LEFT_OUT = (
+    "LABEL_GAPS",
+    "RT_NO_VOXEL",
+    "RT_WRONG_SERIES",
+    "LABEL_MISSING",
+)  # why a DICOM file gives no mask of a structure it names
 
 
 @dataclasses.dataclass
@@ -50,7 +55,9 @@ class _Labels:
     empty_masks: Sequence[str] = ()
 
 
-def load_case(record: CaseRecord, structures: Sequence[str], *, root: Path, sides: Sides | None = None) -> LoadedCase:
+def load_case(
+    record: CaseRecord, structures: Sequence[str], *, root: Path, sides: Sides | None = None
+) -> LoadedCase:
     """Read and check one case.
 
     structures: the names that get the ids 1, 2, ... in the label. root: data folder, for messages only.
@@ -61,7 +68,11 @@ def load_case(record: CaseRecord, structures: Sequence[str], *, root: Path, side
     Raises CaseError for a case that cannot be used, READ_FAILED for anything unforeseen.
     """
     if len(structures) > 255:
-        raise UsageError("BAD_VALUE", f"{len(structures)} structures, at most 255 fit into a label map", "ask for fewer structures")
+        raise UsageError(
+            "BAD_VALUE",
+            f"{len(structures)} structures, at most 255 fit into a label map",
+            "ask for fewer structures",
+        )
     with _Boundary(record, root) as boundary:
         image, findings = load_image(record.image)
         label, states = None, dict.fromkeys(structures, UNLABELLED)
@@ -69,8 +80,15 @@ def load_case(record: CaseRecord, structures: Sequence[str], *, root: Path, side
             labels = _read_labels(record, record.labels, structures, image)
             label = Volume(labels.array, image.affine)
             states, notes = _states(record, structures, labels)
-            findings += labels.findings + notes + _check_sides(label, structures, sides or find_sides(structures)) + _check_amount(label, image, record.labels)
-    return LoadedCase(record, image, label, states, tuple(boundary.localised(finding) for finding in findings))
+            findings += (
+                labels.findings
+                + notes
+                + _check_sides(label, structures, sides or find_sides(structures))
+                + _check_amount(label, image, record.labels)
+            )
+    return LoadedCase(
+        record, image, label, states, tuple(boundary.localised(finding) for finding in findings)
+    )
 
 
 def load_image(source: ImageSource) -> tuple[Volume, list[Finding]]:
@@ -91,7 +109,9 @@ def load_image(source: ImageSource) -> tuple[Volume, list[Finding]]:
 # ---- labels -----------------------------------------------------------------------------------------------
 
 
-def _read_labels(record: CaseRecord, source: LabelSource, structures: Sequence[str], image: Volume) -> _Labels:
+def _read_labels(
+    record: CaseRecord, source: LabelSource, structures: Sequence[str], image: Volume
+) -> _Labels:
     if source.format == "map":
         return _read_map(record, source, structures, image)
     if source.format == "masks":
@@ -105,7 +125,13 @@ def _read_labels(record: CaseRecord, source: LabelSource, structures: Sequence[s
         values = {number: name for number, name in openkbp_csv.STRUCTURES.items() if name in names}
         array, empty = _translate(volume.array, values, structures, None, source)
         found = set(np.unique(volume.array).tolist())
-        return _Labels(array, frozenset(names), empty, findings, [name for value, name in values.items() if value not in found])
+        return _Labels(
+            array,
+            frozenset(names),
+            empty,
+            findings,
+            [name for value, name in values.items() if value not in found],
+        )
     raise ValueError(f"unknown label format {source.format!r}")
 
 
@@ -123,14 +149,33 @@ def _read_map(record: CaseRecord, source: LabelSource, structures: Sequence[str]
     array, empty = _translate(volume.array, source.values, structures, source.ignore_value, source)
     ignored = 0 if source.ignore_value is None else int(np.count_nonzero(volume.array == source.ignore_value))
     if empty and (record.annotated is None or ignored):
-        cause = f"no voxel is labelled but {ignored} to be ignored" if ignored else "no voxel is labelled, and every patient has these structures"
-        raise refuse("LABEL_EMPTY", cause, "restore the labels, or take scan and labels out of the data set", path)
+        cause = (
+            f"no voxel is labelled but {ignored} to be ignored"
+            if ignored
+            else "no voxel is labelled, and every patient has these structures"
+        )
+        raise refuse(
+            "LABEL_EMPTY", cause, "restore the labels, or take scan and labels out of the data set", path
+        )
     if ignored:
-        notes.append(Finding("NOTE", "LABEL_IGNORED", f"{ignored} voxels carry the ignore value {source.ignore_value} and count as background", file=str(path)))
+        notes.append(
+            Finding(
+                "NOTE",
+                "LABEL_IGNORED",
+                f"{ignored} voxels carry the ignore value {source.ignore_value} and count as background",
+                file=str(path),
+            )
+        )
     return _Labels(array, frozenset(source.values.values()), empty, findings + notes)
 
 
-def _translate(stored: np.ndarray, values: dict[int, str], structures: Sequence[str], ignore: int | None, source: LabelSource) -> tuple[np.ndarray, bool]:
+def _translate(
+    stored: np.ndarray,
+    values: dict[int, str],
+    structures: Sequence[str],
+    ignore: int | None,
+    source: LabelSource,
+) -> tuple[np.ndarray, bool]:
     """(uint8 array with the ids of the requested structures, whether no structure at all is there).
 
     stored: int32. Every value must have a name (or be 0 or the ignore value): LABEL_VALUES otherwise.
@@ -161,7 +206,11 @@ def _wrong_values(found: set[int], known: set[int], source: LabelSource) -> Case
     cause = f"found {shown(found)}, expected {shown(known)}"
     if len(found) > MAX_VALUES:
         cause = f"{len(found)} different values: this looks like an image, not a label map"
-    fix = "store 1 for the structure" if found == {0, 255} else "give the label map that belongs to these names, or correct the names"
+    fix = (
+        "store 1 for the structure"
+        if found == {0, 255}
+        else "give the label map that belongs to these names, or correct the names"
+    )
     return refuse("LABEL_VALUES", cause, fix, source.path or "-")
 
 
@@ -169,7 +218,12 @@ def _read_masks(record: CaseRecord, source: LabelSource, structures: Sequence[st
     """One file per structure. A file that is not there means that nobody looked; an empty one, that it is absent."""
     there = {name for name, path in source.masks.items() if os.path.lexists(path)}
     if not there:
-        raise refuse("LABEL_MISSING", f"none of the {len(source.masks)} mask files is there", "restore the masks or remove the case", next(iter(source.masks.values()), "-"))
+        raise refuse(
+            "LABEL_MISSING",
+            f"none of the {len(source.masks)} mask files is there",
+            "restore the masks or remove the case",
+            next(iter(source.masks.values()), "-"),
+        )
     array, overlap = np.zeros(image.array.shape, dtype=np.uint8), np.zeros(image.array.shape, dtype=bool)
     findings, empty = [], []
     for number, name in enumerate(structures, start=1):
@@ -195,10 +249,19 @@ def _read_dicom(record: CaseRecord, source: LabelSource, structures: Sequence[st
     in_file = {name: source.renamed.get(name, name) for name in structures}
     gaps = slice_gaps.FILL if source.fill_gaps else slice_gaps.LEAVE_OUT
     if source.format == "dicom_seg":
-        masks, findings = dicom_seg.read_segments(path, image, folder, names=in_file.values(), series_uid=record.image.series_uid,
-                                                  fractional_threshold=source.fractional_threshold, gaps=gaps)
+        masks, findings = dicom_seg.read_segments(
+            path,
+            image,
+            folder,
+            names=in_file.values(),
+            series_uid=record.image.series_uid,
+            fractional_threshold=source.fractional_threshold,
+            gaps=gaps,
+        )
     else:
-        masks, findings = rtstruct.read_structures(path, image, folder, names=in_file.values(), series_uid=record.image.series_uid, gaps=gaps)
+        masks, findings = rtstruct.read_structures(
+            path, image, folder, names=in_file.values(), series_uid=record.image.series_uid, gaps=gaps
+        )
     # A segment without frames was looked for and not found; an ROI without contours is a line of a template that nobody drew.
     if not masks and (left_out := [finding for finding in findings if finding.code in _LEFT_OUT]):
         raise refuse(left_out[0].code, left_out[0].cause, left_out[0].fix, path)
@@ -207,7 +270,11 @@ def _read_dicom(record: CaseRecord, source: LabelSource, structures: Sequence[st
     for number, name in enumerate(structures, start=1):
         if in_file[name] in masks:
             _paint(array, masks[in_file[name]], number, overlap)
-    empty = [name for name in structures if name in annotated and (in_file[name] not in masks or not masks[in_file[name]].any())]
+    empty = [
+        name
+        for name in structures
+        if name in annotated and (in_file[name] not in masks or not masks[in_file[name]].any())
+    ]
     return _Labels(array, annotated, not array.any(), findings + _overlap_finding(overlap, str(path)), empty)
 
 
@@ -227,7 +294,9 @@ def _overlap_finding(overlap: np.ndarray, file: str) -> list[Finding]:
 # ---- states and plausibility ------------------------------------------------------------------------------
 
 
-def _states(record: CaseRecord, structures: Sequence[str], labels: _Labels) -> tuple[dict[str, str], list[Finding]]:
+def _states(
+    record: CaseRecord, structures: Sequence[str], labels: _Labels
+) -> tuple[dict[str, str], list[Finding]]:
     annotated = labels.nameable if record.annotated is None else record.annotated & labels.nameable
     counts = np.bincount(labels.array.ravel(), minlength=len(structures) + 1)
     states, findings = {}, []
@@ -239,8 +308,17 @@ def _states(record: CaseRecord, structures: Sequence[str], labels: _Labels) -> t
         if counts[number]:
             # Voxels of a structure that is not annotated would be scored as another structure's background.
             labels.array[labels.array == number] = 0
-            findings.append(Finding("WARN", "LABEL_UNEXPECTED", f"{name} has {counts[number]} voxels but is said not to be annotated: they count as background", "correct the list of annotated structures"))
-    return states, findings + _missing_finding(record, states, labels) + _empty_finding(record, states, labels)
+            findings.append(
+                Finding(
+                    "WARN",
+                    "LABEL_UNEXPECTED",
+                    f"{name} has {counts[number]} voxels but is said not to be annotated: they count as background",
+                    "correct the list of annotated structures",
+                )
+            )
+    return states, findings + _missing_finding(record, states, labels) + _empty_finding(
+        record, states, labels
+    )
 
 
 def _missing_finding(record: CaseRecord, states: dict[str, str], labels: _Labels) -> list[Finding]:
@@ -248,21 +326,50 @@ def _missing_finding(record: CaseRecord, states: dict[str, str], labels: _Labels
     source = record.labels
     told = " ".join(finding.cause for finding in labels.findings if finding.code in _LEFT_OUT)
     own_files = source is not None and source.format in ("masks", "dicom_seg", "rtstruct")
-    names = [name for name, state in states.items() if state == UNLABELLED and name not in labels.nameable and f"'{name}'" not in told
-             and (own_files or name in (record.annotated or ()))]
+    names = [
+        name
+        for name, state in states.items()
+        if state == UNLABELLED
+        and name not in labels.nameable
+        and f"'{name}'" not in told
+        and (own_files or name in (record.annotated or ()))
+    ]
     if not names or source is None:
         return []
     cause = f"the labels do not hold {_listed(names)}: not annotated here, so left out of loss and scores"
-    return [Finding("WARN", "LABEL_MISSING", cause, "add the labels if somebody drew them", file=str(source.masks.get(names[0]) or source.path or next(iter(source.masks.values())).parent))]
+    return [
+        Finding(
+            "WARN",
+            "LABEL_MISSING",
+            cause,
+            "add the labels if somebody drew them",
+            file=str(source.masks.get(names[0]) or source.path or next(iter(source.masks.values())).parent),
+        )
+    ]
 
 
 def _empty_finding(record: CaseRecord, states: dict[str, str], labels: _Labels) -> list[Finding]:
     """What says "absent" without a voxel to show for it: labels without any structure, or a structure's own mask without any."""
-    source, names = record.labels, [name for name, state in states.items() if state == ABSENT and (labels.empty or name in labels.empty_masks)]
+    source, names = (
+        record.labels,
+        [
+            name
+            for name, state in states.items()
+            if state == ABSENT and (labels.empty or name in labels.empty_masks)
+        ],
+    )
     if source is None or not names:
         return []
     cause = f"no voxel of {_listed(names)} is labelled: annotated, so it counts as absent"
-    return [Finding("WARN" if labels.empty else "NOTE", "LABEL_EMPTY", cause, "restore the labels if the patient has it", file=str(source.masks.get(names[0]) or source.path))]
+    return [
+        Finding(
+            "WARN" if labels.empty else "NOTE",
+            "LABEL_EMPTY",
+            cause,
+            "restore the labels if the patient has it",
+            file=str(source.masks.get(names[0]) or source.path),
+        )
+    ]
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -282,7 +389,14 @@ def _check_sides(label: Volume, structures: Sequence[str], sides: Sides) -> list
             continue
         distance = _centroid_x(label, boxes[left], left + 1) - _centroid_x(label, boxes[right], right + 1)
         if distance <= 0:
-            findings.append(Finding("WARN", "SIDE_SWAP", f"{structures[left]} lies {-distance:.0f} mm to the patient's right of {structures[right]}", "check the names and the orientation of the scan"))
+            findings.append(
+                Finding(
+                    "WARN",
+                    "SIDE_SWAP",
+                    f"{structures[left]} lies {-distance:.0f} mm to the patient's right of {structures[right]}",
+                    "check the names and the orientation of the scan",
+                )
+            )
     return findings
 
 
@@ -299,7 +413,15 @@ def _check_amount(label: Volume, image: Volume, source: LabelSource) -> list[Fin
     body, labelled = np.count_nonzero(tissue), np.count_nonzero(label.array[tissue])
     if labelled <= IMPLAUSIBLE_FRACTION * body:
         return []
-    return [Finding("WARN", "LABEL_IMPLAUSIBLE", f"the labels cover {labelled} of the body's {body} voxels of tissue", "check that the label belongs to this scan", file=str(source.path or "-"))]
+    return [
+        Finding(
+            "WARN",
+            "LABEL_IMPLAUSIBLE",
+            f"the labels cover {labelled} of the body's {body} voxels of tissue",
+            "check that the label belongs to this scan",
+            file=str(source.path or "-"),
+        )
+    ]
 
 
 # ---- the case boundary ------------------------------------------------------------------------------------
@@ -317,14 +439,26 @@ class _Boundary:
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         if isinstance(error, CaseError):
             file = self.relative(error.file)
-            raise CaseError(error.code, error.cause, error.fix, case=self.record.case_id, file=file).with_traceback(trace) from None
+            raise CaseError(
+                error.code, error.cause, error.fix, case=self.record.case_id, file=file
+            ).with_traceback(trace) from None
         if isinstance(error, MemoryError):
-            raise CaseError("TOO_LARGE", "not enough memory for this scan", "close other programs, or crop the scan",
-                            case=self.record.case_id, file=self.relative(str(self.record.image.path))) from None
+            raise CaseError(
+                "TOO_LARGE",
+                "not enough memory for this scan",
+                "close other programs, or crop the scan",
+                case=self.record.case_id,
+                file=self.relative(str(self.record.image.path)),
+            ) from None
         if isinstance(error, Exception) and not isinstance(error, PipelineError):
             # Only the type: the text of a foreign exception may quote the patient's data.
-            raise CaseError("READ_FAILED", f"reading stopped with {type(error).__name__}", "check the files of this case; the log file has the details",
-                            case=self.record.case_id, file=self.relative(str(self.record.image.path))) from error
+            raise CaseError(
+                "READ_FAILED",
+                f"reading stopped with {type(error).__name__}",
+                "check the files of this case; the log file has the details",
+                case=self.record.case_id,
+                file=self.relative(str(self.record.image.path)),
+            ) from error
 
     def relative(self, file: str) -> str:
         """`file` below the data folder, or its name alone."""
@@ -351,7 +485,9 @@ def source_hash(record: CaseRecord) -> str:
     """
     digest = hashlib.sha256()
     for role, path in _files(record):
-        digest.update(f"{role}\0{file_hash(path) if path is not None else '-'}\n".encode("utf-8", "surrogatepass"))
+        digest.update(
+            f"{role}\0{file_hash(path) if path is not None else '-'}\n".encode("utf-8", "surrogatepass")
+        )
     return digest.hexdigest()
 
 
@@ -375,14 +511,25 @@ def _files(record: CaseRecord) -> Iterator[tuple[str, Path | None]]:
 def _files_of(form: str, path: Path, record: CaseRecord) -> list[Path]:
     """The files of one source, in a fixed order."""
     if form == "dicom":
-        files = sorted(folder / name for folder, _, names in folder_walk.walk(path) for name in names if not name.startswith("."))
+        files = sorted(
+            folder / name
+            for folder, _, names in folder_walk.walk(path)
+            for name in names
+            if not name.startswith(".")
+        )
         files = [file for file in files if file.is_file()]
     elif form == "openkbp_csv":
         files = sorted(path.glob("*.csv"))
     else:
         files = [path]
     if not files:
-        raise CaseError("FILE_MISSING", "the folder holds no file", "restore the files or remove the case", case=record.case_id, file=path.name)
+        raise CaseError(
+            "FILE_MISSING",
+            "the folder holds no file",
+            "restore the files or remove the case",
+            case=record.case_id,
+            file=path.name,
+        )
     for file in files:
         _checked(file, record)
     return files
@@ -402,25 +549,43 @@ def source_to_record(record: CaseRecord, root: Path) -> dict[str, Any]:
 
     def relative(path: Path) -> str:
         try:
-            return Path(os.path.normpath(Path(path).absolute())).relative_to(os.path.normpath(root)).as_posix()
+            return (
+                Path(os.path.normpath(Path(path).absolute())).relative_to(os.path.normpath(root)).as_posix()
+            )
         except ValueError:
-            raise CaseError("UNSAFE_NAME", "the file lies outside the data folder", "move it below the folder given as --data", case=record.case_id, file=Path(path).name) from None
+            raise CaseError(
+                "UNSAFE_NAME",
+                "the file lies outside the data folder",
+                "move it below the folder given as --data",
+                case=record.case_id,
+                file=Path(path).name,
+            ) from None
 
     result: dict[str, Any] = {
-        "case_id": record.case_id, "patient_id": record.patient_id, "split": record.split,
+        "case_id": record.case_id,
+        "patient_id": record.patient_id,
+        "split": record.split,
         "annotated": None if record.annotated is None else sorted(record.annotated),
-        "image": {"format": record.image.format, "path": relative(record.image.path), "series_uid": record.image.series_uid},
+        "image": {
+            "format": record.image.format,
+            "path": relative(record.image.path),
+            "series_uid": record.image.series_uid,
+        },
         "labels": None,
     }
     if record.labels is not None:
         source = record.labels
         result["labels"] = {
-            "format": source.format, "path": None if source.path is None else relative(source.path),
+            "format": source.format,
+            "path": None if source.path is None else relative(source.path),
             "values": {str(value): name for value, name in sorted(source.values.items())},
             "masks": {name: relative(path) for name, path in sorted(source.masks.items())},
-            "ignore_value": source.ignore_value, "renamed": dict(sorted(source.renamed.items())),
+            "ignore_value": source.ignore_value,
+            "renamed": dict(sorted(source.renamed.items())),
         }
-        if source.fractional_threshold is not None:  # the next too: only where chosen, so that records of other cases stay as they were
+        if (
+            source.fractional_threshold is not None
+        ):  # the next too: only where chosen, so that records of other cases stay as they were
             result["labels"]["fractional_threshold"] = source.fractional_threshold
         if source.fill_gaps:
             result["labels"]["fill_gaps"] = True
@@ -436,7 +601,12 @@ def source_from_record(content: dict[str, Any], root: Path) -> CaseRecord:
     def absolute(text: str) -> Path:
         path = PurePosixPath(text)
         if path.is_absolute() or ".." in path.parts:
-            raise CaseError("UNSAFE_NAME", "a stored path leads out of the data folder", "run `python run_pipeline.py --preprocess` again", case=case_id)
+            raise CaseError(
+                "UNSAFE_NAME",
+                "a stored path leads out of the data folder",
+                "run `python run_pipeline.py --preprocess` again",
+                case=case_id,
+            )
         return Path(root) / path
 
     image = content["image"]
@@ -444,10 +614,23 @@ def source_from_record(content: dict[str, Any], root: Path) -> CaseRecord:
     if content["labels"] is not None:
         stored = content["labels"]
         labels = LabelSource(
-            stored["format"], None if stored["path"] is None else absolute(stored["path"]),
+            stored["format"],
+            None if stored["path"] is None else absolute(stored["path"]),
             {int(value): name for value, name in stored["values"].items()},
-            {name: absolute(path) for name, path in stored["masks"].items()}, stored["ignore_value"], dict(stored.get("renamed", {})),
-            stored.get("fractional_threshold"), bool(stored.get("fill_gaps", False)),
+            {name: absolute(path) for name, path in stored["masks"].items()},
+            stored["ignore_value"],
+            dict(stored.get("renamed", {})),
+            stored.get("fractional_threshold"),
+            bool(stored.get("fill_gaps", False)),
         )
     annotated = None if content["annotated"] is None else frozenset(content["annotated"])
-    return CaseRecord(case_id, str(content["patient_id"]), ImageSource(image["format"], absolute(image["path"]), image["series_uid"], bool(image.get("assume_hu", False))), labels, annotated, content["split"])
+    return CaseRecord(
+        case_id,
+        str(content["patient_id"]),
+        ImageSource(
+            image["format"], absolute(image["path"]), image["series_uid"], bool(image.get("assume_hu", False))
+        ),
+        labels,
+        annotated,
+        content["split"],
+    )

@@ -46,6 +46,7 @@ def _read(path: Path) -> Any:
     except (OSError, ValueError, RecursionError) as error:
         raise _parse_error(path, getattr(error, "strerror", None) or str(error)) from error
 
+
 def peek(path: Path | None) -> dict[str, Any] | None:
     """The JSON object in a file, or None when it is missing or unreadable; for telling layouts apart."""
     try:
@@ -63,7 +64,9 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _parse_error(path: Path, cause: str) -> PreconditionError:
-    return PreconditionError("METADATA_PARSE", f"not readable as JSON ({cause})", "correct the file", file=path.name)
+    return PreconditionError(
+        "METADATA_PARSE", f"not readable as JSON ({cause})", "correct the file", file=path.name
+    )
 
 
 def invalid(path: Path, cause: str, fix: str) -> PreconditionError:
@@ -78,8 +81,14 @@ def label_table(raw: Any, path: Path) -> tuple[dict[int, str], int | None]:
     Regions (a list of values for one name) overlap and are refused.
     """
     if not isinstance(raw, dict) or not raw:
-        cause = "the names of the label values stand in a list, which does not say the value of each" if isinstance(raw, list) and raw else "the names of the label values are not given"
-        raise PreconditionError("LABEL_NAMES_MISSING", cause, f"add them, for example {NAMES_EXAMPLE}", file=path.name)
+        cause = (
+            "the names of the label values stand in a list, which does not say the value of each"
+            if isinstance(raw, list) and raw
+            else "the names of the label values are not given"
+        )
+        raise PreconditionError(
+            "LABEL_NAMES_MISSING", cause, f"add them, for example {NAMES_EXAMPLE}", file=path.name
+        )
     by_value = all(key.strip().isdecimal() and isinstance(value, str) for key, value in raw.items())
     pairs = [(value, key) if by_value else (key, value) for key, value in raw.items()]
     values: dict[int, str] = {}
@@ -98,20 +107,30 @@ def label_table(raw: Any, path: Path) -> tuple[dict[int, str], int | None]:
     if len(set(names)) < len(names) or "" in names:
         raise invalid(path, "a label name is empty or stands twice", "give every structure its own name")
     if not values:
-        raise invalid(path, "the label table names nothing but background", f"name the structures, for example {NAMES_EXAMPLE}")
+        raise invalid(
+            path,
+            "the label table names nothing but background",
+            f"name the structures, for example {NAMES_EXAMPLE}",
+        )
     return dict(sorted(values.items())), ignore_value
 
 
 def _label_value(name: Any, value: Any, path: Path) -> int:
     if isinstance(value, list):
-        raise PreconditionError("REGIONS_UNSUPPORTED", f"the label '{name}' is a region (several values: {value})",
-                                "give every value one name; regions overlap and one voxel can only have one label here", file=path.name)
+        raise PreconditionError(
+            "REGIONS_UNSUPPORTED",
+            f"the label '{name}' is a region (several values: {value})",
+            "give every value one name; regions overlap and one voxel can only have one label here",
+            file=path.name,
+        )
     try:
         number = int(value) if isinstance(value, (int, str)) and not isinstance(value, bool) else -1
     except ValueError:
         number = -1
     if number < 0:
-        raise invalid(path, f"the label '{name}' has the value {value!r}", "label values are whole numbers from 0 on")
+        raise invalid(
+            path, f"the label '{name}' has the value {value!r}", "label values are whole numbers from 0 on"
+        )
     return number
 
 
@@ -135,12 +154,21 @@ def ct_channel(raw: Any, path: Path) -> int:
     if not isinstance(names, dict) or not all(str(key).isdecimal() for key in names):
         raise invalid(path, f"the channels are {raw!r}", 'write {"0": "CT"}')
     channels = {int(key): str(name).strip().casefold() for key, name in names.items()}
-    named_ct = [number for number, name in channels.items() if name == "ct" or name.startswith(("ct ", "ct_", "cta"))]
+    named_ct = [
+        number for number, name in channels.items() if name == "ct" or name.startswith(("ct ", "ct_", "cta"))
+    ]
     if len(named_ct) == 1:
         return named_ct[0]
-    if len(channels) == 1 and not any(name.startswith(("mr", "t1", "t2", "flair", "adc", "pet", "us")) for name in channels.values()):
+    if len(channels) == 1 and not any(
+        name.startswith(("mr", "t1", "t2", "flair", "adc", "pet", "us")) for name in channels.values()
+    ):
         return next(iter(channels))
-    raise PreconditionError("NOT_CT", f"the image channels are {', '.join(channels.values())}", "this software reads one CT channel named CT", file=path.name)
+    raise PreconditionError(
+        "NOT_CT",
+        f"the image channels are {', '.join(channels.values())}",
+        "this software reads one CT channel named CT",
+        file=path.name,
+    )
 
 
 def entry_list(content: dict[str, Any], key: str, path: Path) -> list[Any]:
@@ -156,5 +184,10 @@ def one_of(paths: Iterable[Path], what: str) -> Path:
     paths = list(paths)
     if len(paths) != 1:
         names = ", ".join(path.name for path in paths[:10])
-        raise PreconditionError("SEVERAL_DATA_SETS", f"the folder holds {len(paths)} {what}: {names}", "give --data the one you mean", file=paths[0].parent.name)
+        raise PreconditionError(
+            "SEVERAL_DATA_SETS",
+            f"the folder holds {len(paths)} {what}: {names}",
+            "give --data the one you mean",
+            file=paths[0].parent.name,
+        )
     return paths[0]

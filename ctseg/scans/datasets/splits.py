@@ -56,12 +56,20 @@ class _Group:
         """Sort key: first what it is stratified by, then the smallest hash of its patients' ids."""
         present = sorted(self.present())
         formats = sorted({case.source_format for case in self.cases})
-        digests = (hashlib.sha256(f"{seed}:{patient}".encode("utf-8", "surrogatepass")).hexdigest() for patient in self.patients)
+        digests = (
+            hashlib.sha256(f"{seed}:{patient}".encode("utf-8", "surrogatepass")).hexdigest()
+            for patient in self.patients
+        )
         return -len(present), present, formats, min(digests)
 
 
 def draw_splits(
-    cases: Iterable[SplitCase], *, frozen: Mapping[str, str], val_fraction: float, test_fraction: float, seed: int
+    cases: Iterable[SplitCase],
+    *,
+    frozen: Mapping[str, str],
+    val_fraction: float,
+    test_fraction: float,
+    seed: int,
 ) -> tuple[dict[str, str], list[Finding]]:
     """({patient_id: "train" | "val" | "test"} for every patient of `cases`, what is worth telling).
 
@@ -72,8 +80,11 @@ def draw_splits(
     cases = sorted(cases, key=lambda case: case.case_id)
     groups = _groups(cases, findings)
     if len(groups) < 3:
-        raise PreconditionError("TOO_FEW_CASES", f"{len(groups)} usable patients with scans of their own; at least 3 are needed (one each to train, validate and test)",
-                                "add patients with labels")
+        raise PreconditionError(
+            "TOO_FEW_CASES",
+            f"{len(groups)} usable patients with scans of their own; at least 3 are needed (one each to train, validate and test)",
+            "add patients with labels",
+        )
     chosen: dict[int, str] = {}
     allowed = _allowed(groups, findings)
     for index, group in enumerate(groups):
@@ -83,14 +94,23 @@ def draw_splits(
         if len(allowed[index]) == 1:
             chosen[index] = allowed[index][0]
             if bound and bound != {chosen[index]}:
-                findings.append(Finding("NOTE", "SPLIT_MOVED", f"the data set now puts patient {min(group.patients)} into {chosen[index]}, splits.json said {bound.pop()}"))
+                findings.append(
+                    Finding(
+                        "NOTE",
+                        "SPLIT_MOVED",
+                        f"the data set now puts patient {min(group.patients)} into {chosen[index]}, splits.json said {bound.pop()}",
+                    )
+                )
         elif bound and bound <= set(allowed[index]):
             chosen[index] = bound.pop()
     _assign_rest(groups, allowed, chosen, {"val": val_fraction, "test": test_fraction}, seed)
     for split in SPLITS:
         if split not in chosen.values():
-            raise PreconditionError("TOO_FEW_CASES", f"no patient is left for {split} ({len(groups)} usable patients); each of train, val and test needs one",
-                                    "add patients, or delete processed_data/splits.json to draw the splits again")
+            raise PreconditionError(
+                "TOO_FEW_CASES",
+                f"no patient is left for {split} ({len(groups)} usable patients); each of train, val and test needs one",
+                "add patients, or delete processed_data/splits.json to draw the splits again",
+            )
     assignment = {patient: chosen[index] for index, group in enumerate(groups) for patient in group.patients}
     findings += _missing_structures(cases, assignment)
     return dict(sorted(assignment.items())), findings
@@ -110,8 +130,15 @@ def _groups(cases: list[SplitCase], findings: list[Finding]) -> list[_Group]:
         other = first_with.setdefault(case.content, case)
         if other is case:
             continue
-        findings.append(Finding("WARN", "DUPLICATE_CONTENT", f"its image has the same voxels as case {other.case_id}; both stay in one split",
-                                "remove one of them", case.case_id))
+        findings.append(
+            Finding(
+                "WARN",
+                "DUPLICATE_CONTENT",
+                f"its image has the same voxels as case {other.case_id}; both stay in one split",
+                "remove one of them",
+                case.case_id,
+            )
+        )
         low, high = sorted((root(case.patient_id), root(other.patient_id)))
         leader[high] = low
     members: dict[str, _Group] = {}
@@ -133,7 +160,9 @@ def _allowed(groups: list[_Group], findings: list[Finding]) -> list[tuple[str, .
         if len(names) > 1:
             raise _leakage(group, "the data set's own split")
         own.append(names.pop() if names else None)
-    carved = ["train", *(split for split in ("val", "test") if split not in own)] if None not in own else ["train"]
+    carved = (
+        ["train", *(split for split in ("val", "test") if split not in own)] if None not in own else ["train"]
+    )
     if None not in own and len(carved) > 1:
         what = "only a train split: val and test are" if len(carved) == 3 else f"no {carved[1]} split: it is"
         findings.append(Finding("NOTE", "SPLIT_CARVED", f"the data set has {what} carved from train"))
@@ -142,7 +171,11 @@ def _allowed(groups: list[_Group], findings: list[Finding]) -> list[tuple[str, .
 
 
 def _assign_rest(
-    groups: list[_Group], allowed: list[tuple[str, ...]], chosen: dict[int, str], fractions: Mapping[str, float], seed: int
+    groups: list[_Group],
+    allowed: list[tuple[str, ...]],
+    chosen: dict[int, str],
+    fractions: Mapping[str, float],
+    seed: int,
 ) -> None:
     """Fill `chosen`: each group in stratified hash order goes to the split that is most below its share so far.
 
@@ -161,11 +194,15 @@ def _assign_rest(
             quota[split] = max(smallest, round(fractions[split] * len(pool)))
         quota["train"] = max(1, len(pool) - sum(quota.values()))
         counts = {split: sum(chosen.get(index) == split for index in pool) for split in options}
-        free = sorted((index for index in pool if index not in chosen), key=lambda index: groups[index].order(seed))
+        free = sorted(
+            (index for index in pool if index not in chosen), key=lambda index: groups[index].order(seed)
+        )
         for index in free:
             done = sum(counts.values()) + 1
             open_splits = [split for split in options if counts[split] < quota[split]] or ["train"]
-            chosen[index] = max(open_splits, key=lambda split: quota[split] * done / len(pool) - counts[split])
+            chosen[index] = max(
+                open_splits, key=lambda split: quota[split] * done / len(pool) - counts[split]
+            )
             counts[chosen[index]] += 1
         _spread(groups, free, options, chosen)
 
@@ -182,7 +219,12 @@ def _spread(groups: list[_Group], free: list[int], options: tuple[str, ...], cho
             if holders[split, name]:
                 continue
             spare = {("val", name)} if split == "test" else set()
-            givers = [index for index in free if name in groups[index].present() and (holders[chosen[index], name] > 1 or (chosen[index], name) in spare)]
+            givers = [
+                index
+                for index in free
+                if name in groups[index].present()
+                and (holders[chosen[index], name] > 1 or (chosen[index], name) in spare)
+            ]
             givers.sort(key=lambda index: holders[chosen[index], name] == 1)  # val's only one last
             pairs = ((giver, taker) for giver in givers for taker in free if chosen[taker] == split)
             for giver, taker in pairs:
@@ -205,15 +247,27 @@ def _missing_structures(cases: list[SplitCase], assignment: Mapping[str, str]) -
             splits = shown.setdefault(name, set())
             if state == PRESENT:
                 splits.add(assignment[case.patient_id])
-    return [Finding("WARN", "SPLIT_NO_ORGAN", f"no case of {split} shows {name}: " + ("it cannot be learned" if split == "train" else "its scores there are null"),
-                    "add cases that show it, or leave it out with --structures")
-            for name, splits in shown.items() for split in SPLITS if split not in splits]
+    return [
+        Finding(
+            "WARN",
+            "SPLIT_NO_ORGAN",
+            f"no case of {split} shows {name}: "
+            + ("it cannot be learned" if split == "train" else "its scores there are null"),
+            "add cases that show it, or leave it out with --structures",
+        )
+        for name, splits in shown.items()
+        for split in SPLITS
+        if split not in splits
+    ]
 
 
 def _leakage(group: _Group, where: str) -> IntegrityError:
     ids = ", ".join(sorted(case.case_id for case in group.cases))
-    return IntegrityError("LEAKAGE", f"the cases {ids} are one patient or one scan, but {where} puts them into different splits",
-                          "remove the copy or correct the split; processed_data/splits.json may be deleted to draw again")
+    return IntegrityError(
+        "LEAKAGE",
+        f"the cases {ids} are one patient or one scan, but {where} puts them into different splits",
+        "remove the copy or correct the split; processed_data/splits.json may be deleted to draw again",
+    )
 
 
 # ---- splits.json --------------------------------------------------------------------------------------------
@@ -222,14 +276,27 @@ def _leakage(group: _Group, where: str) -> IntegrityError:
 def splits_record(assignment: Mapping[str, str], seed: int) -> dict[str, Any]:
     """The content of `splits.json`. assignment_hash lets an edited file be noticed."""
     ordered = dict(sorted(assignment.items()))
-    return {"version": SPLITS_VERSION, "seed": seed, "assignment": ordered, "assignment_hash": canonical_hash(ordered)}
+    return {
+        "version": SPLITS_VERSION,
+        "seed": seed,
+        "assignment": ordered,
+        "assignment_hash": canonical_hash(ordered),
+    }
 
 
 def frozen_assignment(record: Any) -> dict[str, str]:
     """The assignment of an existing `splits.json`; IntegrityError SPLIT_CHANGED when somebody edited it."""
     assignment: Any = record.get("assignment") if isinstance(record, dict) else None
     sound = isinstance(assignment, dict) and all(split in SPLITS for split in assignment.values())
-    if not sound or record.get("version") != SPLITS_VERSION or record.get("assignment_hash") != canonical_hash(assignment):
-        raise IntegrityError("SPLIT_CHANGED", "it was edited after it was drawn, or is of another version",
-                             "restore it, or delete processed_data to draw new splits (all models then have to be trained again)", file="splits.json")
+    if (
+        not sound
+        or record.get("version") != SPLITS_VERSION
+        or record.get("assignment_hash") != canonical_hash(assignment)
+    ):
+        raise IntegrityError(
+            "SPLIT_CHANGED",
+            "it was edited after it was drawn, or is of another version",
+            "restore it, or delete processed_data to draw new splits (all models then have to be trained again)",
+            file="splits.json",
+        )
     return dict(assignment)

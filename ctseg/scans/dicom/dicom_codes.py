@@ -9,7 +9,10 @@ from ctseg.laterality import side_of, without_side, words_of
 SIDES = {"left": ("7771000", "Left"), "right": ("24028007", "Right")}
 # Names that data sets use -> keyword of pydicom's table; other names are looked up as they are ("spinal_cord" -> SpinalCord).
 _KEYWORDS = {
-    "urinarybladder": "Bladder", "gallbladder": "Gallbladder", "brainstem": "BrainStem", "parotid": "ParotidGland",
+    "urinarybladder": "Bladder",
+    "gallbladder": "Gallbladder",
+    "brainstem": "BrainStem",
+    "parotid": "ParotidGland",
     "submandibular": "SubmandibularGland",
 }
 
@@ -26,4 +29,6 @@ def concept(name: str, number: int) -> tuple[Any, Any | None]:
         found = getattr(codes.SCT, keyword)
     except AttributeError:
         return CodedConcept(f"S{number}", "99CTSEG", name[:64]), None
-    return CodedConcept(found.value, "SCT", found.meaning[:64]), CodedConcept(SIDES[side][0], "SCT", SIDES[side][1]) if side else None
+    return CodedConcept(found.value, "SCT", found.meaning[:64]), CodedConcept(
+        SIDES[side][0], "SCT", SIDES[side][1]
+    ) if side else None

@@ -25,7 +25,9 @@ def gdcm_frames(path: str) -> Iterator[Any]:
         raise ValueError("not read")
     image = reader.GetImage()
     kind = {"UINT16": "<u2", "INT16": "<i2"}[image.GetPixelFormat().GetScalarTypeAsString()]
-    yield from np.frombuffer(image.GetBuffer().encode("utf-8", "surrogateescape"), kind).reshape(-1, image.GetDimension(1), image.GetDimension(0))
+    yield from np.frombuffer(image.GetBuffer().encode("utf-8", "surrogateescape"), kind).reshape(
+        -1, image.GetDimension(1), image.GetDimension(0)
+    )
 
 
 def main() -> None:
@@ -38,10 +40,18 @@ def main() -> None:
     for line in sys.stdin:
         try:
             path, plugin = json.loads(line)
-            for frame in gdcm_frames(path) if plugin == "gdcm-file" else iter_pixels(path, raw=True, decoding_plugin=plugin):
+            for frame in (
+                gdcm_frames(path)
+                if plugin == "gdcm-file"
+                else iter_pixels(path, raw=True, decoding_plugin=plugin)
+            ):
                 stored = np.ascontiguousarray(frame)
                 stored = stored.astype(stored.dtype.newbyteorder("<"), copy=False)
-                answers.write(json.dumps({"dtype": stored.dtype.str, "shape": stored.shape}).encode() + b"\n" + stored.tobytes())
+                answers.write(
+                    json.dumps({"dtype": stored.dtype.str, "shape": stored.shape}).encode()
+                    + b"\n"
+                    + stored.tobytes()
+                )
             answer: dict[str, object] = {"end": True}
         except Exception as error:  # the text may quote the header: only the type leaves this process
             answer = {"error": type(error).__name__}

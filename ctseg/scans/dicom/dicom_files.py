@@ -36,11 +36,32 @@ UNICODE = "ISO_IR 192"  # the character set of what we write: names in any scrip
 LONGEST_NAME = 64  # characters of a long string (LO)
 SMALLEST_SLICES = 4  # fewer slices are a scout or a sample, not a volume
 # What a SEG or RTSTRUCT takes over from its series: what an archive needs to file it with the patient, and nothing else.
-PATIENT_AND_STUDY = ("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "StudyInstanceUID", "StudyDate", "StudyTime", "StudyID", "AccessionNumber", "ReferringPhysicianName")
+PATIENT_AND_STUDY = (
+    "PatientID",
+    "PatientName",
+    "PatientBirthDate",
+    "PatientSex",
+    "StudyInstanceUID",
+    "StudyDate",
+    "StudyTime",
+    "StudyID",
+    "AccessionNumber",
+    "ReferringPhysicianName",
+)
 ENHANCED_CT = (EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage)
 NO_PATIENT = canonical_hash("")[:16]  # the patient_key of files without a patient id
-_TAGS = ["SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "Modality", "PatientID", "ImageType", "NumberOfFrames",
-         "StudyInstanceUID", "ImagePositionPatient", "Rows"]
+_TAGS = [
+    "SOPClassUID",
+    "SOPInstanceUID",
+    "SeriesInstanceUID",
+    "Modality",
+    "PatientID",
+    "ImageType",
+    "NumberOfFrames",
+    "StudyInstanceUID",
+    "ImagePositionPatient",
+    "Rows",
+]
 
 
 @contextlib.contextmanager
@@ -68,7 +89,12 @@ def guard(path: Path) -> Iterator[None]:
     except (PipelineError, MemoryError):
         raise
     except Exception as error:
-        raise refuse("DICOM_CORRUPT", f"it cannot be parsed ({type(error).__name__})", "copy or export the file again", path) from None
+        raise refuse(
+            "DICOM_CORRUPT",
+            f"it cannot be parsed ({type(error).__name__})",
+            "copy or export the file again",
+            path,
+        ) from None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,7 +138,9 @@ class Found:
 def find(folder: Path) -> Found:
     """Every series below a folder, and what is none."""
     if not folder.is_dir():
-        raise refuse("FILE_MISSING", "the folder does not exist", "restore the folder or remove the case", folder)
+        raise refuse(
+            "FILE_MISSING", "the folder does not exist", "restore the folder or remove the case", folder
+        )
     found = Found()
     groups: dict[tuple[Path, str, str, str], list[tuple[Path, _Identity]]] = {}
     for place, _, names in folder_walk.walk(folder, found.not_entered):
@@ -128,8 +156,16 @@ def find(folder: Path) -> Found:
                 key = (place, identity.uid, identity.modality, identity.patient_key)
                 groups.setdefault(key, []).append((path, identity))
     found.series = [
-        SeriesInfo(uid, modality, where, tuple(path for path, _ in files), sum(one.slices for _, one in files), patient,
-                   frozenset(one.place for _, one in files), files[0][1].study)
+        SeriesInfo(
+            uid,
+            modality,
+            where,
+            tuple(path for path, _ in files),
+            sum(one.slices for _, one in files),
+            patient,
+            frozenset(one.place for _, one in files),
+            files[0][1].study,
+        )
         for (where, uid, modality, patient), files in sorted(groups.items())
     ]
     return found
@@ -149,15 +185,27 @@ def choose(folder: Path, uid: str | None) -> tuple[SeriesInfo, int]:
     if found.damaged:
         raise next(iter(found.damaged.values()))
     if not series:
-        raise refuse("FILE_MISSING", f"no DICOM file among {others} files", "restore the series or remove the case", folder)
+        raise refuse(
+            "FILE_MISSING",
+            f"no DICOM file among {others} files",
+            "restore the series or remove the case",
+            folder,
+        )
     wanted = [info for info in series if info.modality == "CT" and uid in (None, info.uid)]
     if not wanted and uid is not None and not any(info.uid == uid for info in series):
-        raise refuse("FILE_MISSING", "the chosen series is not in the folder", "choose a series that is there", folder)
+        raise refuse(
+            "FILE_MISSING", "the chosen series is not in the folder", "choose a series that is there", folder
+        )
     if not wanted:
         kinds = ", ".join(sorted({word(info.modality) for info in series}))
         raise refuse("NOT_CT", f"modality {kinds} instead of CT", "give a CT series", folder)
     if len({info.patient_key for info in wanted}) > 1:
-        raise refuse("MULTI_PATIENT", "the folder holds slices of more than one patient", "keep one patient per folder", folder)
+        raise refuse(
+            "MULTI_PATIENT",
+            "the folder holds slices of more than one patient",
+            "keep one patient per folder",
+            folder,
+        )
     by_uid: dict[str, list[SeriesInfo]] = {}
     for info in wanted:
         by_uid.setdefault(info.uid, []).append(info)
@@ -165,7 +213,12 @@ def choose(folder: Path, uid: str | None) -> tuple[SeriesInfo, int]:
     volumes = [info for info in joined if info.n_slices >= SMALLEST_SLICES] or joined
     if len(volumes) > 1:
         counts = ", ".join(str(info.n_slices) for info in volumes)
-        raise refuse("SERIES_AMBIGUOUS", f"{len(volumes)} CT series ({counts} slices)", "keep one series in the folder, or name the series", folder)
+        raise refuse(
+            "SERIES_AMBIGUOUS",
+            f"{len(volumes)} CT series ({counts} slices)",
+            "keep one series in the folder, or name the series",
+            folder,
+        )
     return volumes[0], others
 
 
@@ -175,9 +228,19 @@ def read_header(path: Path, tags: list[str] | None) -> Any:
         try:
             return pydicom.dcmread(path, stop_before_pixels=True, specific_tags=tags)
         except InvalidDicomError:  # reading on would be guessing
-            raise refuse("DICOM_CORRUPT", "the DICOM mark at its beginning is missing", "save it again as a DICOM file with its file header (PS3.10)", path) from None
+            raise refuse(
+                "DICOM_CORRUPT",
+                "the DICOM mark at its beginning is missing",
+                "save it again as a DICOM file with its file header (PS3.10)",
+                path,
+            ) from None
         except MemoryError:  # a header needs little: its length fields lie
-            raise refuse("DICOM_CORRUPT", "an element of the header is announced longer than the memory", "copy or export the file again", path) from None
+            raise refuse(
+                "DICOM_CORRUPT",
+                "an element of the header is announced longer than the memory",
+                "copy or export the file again",
+                path,
+            ) from None
 
 
 def drawn_on(
@@ -277,12 +340,29 @@ def _identity(path: Path) -> _Identity | None:
         sop_class = header.get("SOPClassUID") or header.file_meta.get("MediaStorageSOPClassUID")
         if sop_class == MediaStorageDirectoryStorage:
             return None
-        if "SeriesInstanceUID" not in header and "Rows" not in header:  # the elements are in the order of their tags
-            raise refuse("DICOM_TRUNCATED", "the header ends before the series is named", "copy or export the file again", path)
+        if (
+            "SeriesInstanceUID" not in header and "Rows" not in header
+        ):  # the elements are in the order of their tags
+            raise refuse(
+                "DICOM_TRUNCATED",
+                "the header ends before the series is named",
+                "copy or export the file again",
+                path,
+            )
         patient = canonical_hash(str(header.get("PatientID", "")))[:16]
         frames = max(1, int(header.get("NumberOfFrames") or 1)) if sop_class in ENHANCED_CT else 1
-        uid, instance, position, study = (str(header.get(tag) or "") for tag in ("SeriesInstanceUID", "SOPInstanceUID", "ImagePositionPatient", "StudyInstanceUID"))
-        return _Identity(uid, str(header.get("Modality", "")), patient, 0 if is_localizer(header) else frames, (position, instance), study)
+        uid, instance, position, study = (
+            str(header.get(tag) or "")
+            for tag in ("SeriesInstanceUID", "SOPInstanceUID", "ImagePositionPatient", "StudyInstanceUID")
+        )
+        return _Identity(
+            uid,
+            str(header.get("Modality", "")),
+            patient,
+            0 if is_localizer(header) else frames,
+            (position, instance),
+            study,
+        )
 
 
 def is_dicom(path: Path) -> bool:
@@ -299,7 +379,9 @@ def is_dicom(path: Path) -> bool:
         with path.open("rb") as stream:
             return stream.read(132)[128:] == b"DICM"
     except PermissionError:
-        raise refuse("PERMISSION", "the file may not be read", "change the permissions of the file", path) from None
+        raise refuse(
+            "PERMISSION", "the file may not be read", "change the permissions of the file", path
+        ) from None
 
 
 def join_parts(series: list[SeriesInfo]) -> list[SeriesInfo]:
@@ -322,8 +404,12 @@ def _joined(same: list[SeriesInfo]) -> SeriesInfo:
     if len(same) == 1:
         return same[0]
     return dataclasses.replace(
-        same[0], folder=Path(os.path.commonpath([info.folder for info in same])), files=tuple(path for info in same for path in info.files),
-        n_slices=sum(info.n_slices for info in same), slices=frozenset().union(*(info.slices for info in same)))
+        same[0],
+        folder=Path(os.path.commonpath([info.folder for info in same])),
+        files=tuple(path for info in same for path in info.files),
+        n_slices=sum(info.n_slices for info in same),
+        slices=frozenset().union(*(info.slices for info in same)),
+    )
 
 
 def word(text: str) -> str:

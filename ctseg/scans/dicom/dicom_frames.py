@@ -21,7 +21,14 @@ _TAKEN = {  # functional group -> what of it a single slice has in its header
     "PixelMeasuresSequence": ("PixelSpacing",),
     "PixelValueTransformationSequence": ("RescaleIntercept", "RescaleSlope", "RescaleType"),
 }
-_MAPS = ("PERFUSION", "QUANTITY", "STD_DEVIATION", "DIVISION", "MULTIPLICATION", "SUBTRACTION")  # in the image type: values are no HU any more
+_MAPS = (
+    "PERFUSION",
+    "QUANTITY",
+    "STD_DEVIATION",
+    "DIVISION",
+    "MULTIPLICATION",
+    "SUBTRACTION",
+)  # in the image type: values are no HU any more
 _FIX = "convert the series to single slices or to NIfTI"
 
 
@@ -46,11 +53,25 @@ def split(header: Any, path: Path) -> list[Any]:
         raise refuse("MULTIFRAME_UNSUPPORTED", "several frames in a file that is no enhanced CT", _FIX, path)
     groups = header.get("PerFrameFunctionalGroupsSequence")
     if not groups:
-        raise refuse("MULTIFRAME_UNSUPPORTED", "a multi-frame file without functional groups for its frames", _FIX, path)
+        raise refuse(
+            "MULTIFRAME_UNSUPPORTED",
+            "a multi-frame file without functional groups for its frames",
+            _FIX,
+            path,
+        )
     if len(groups) != int(header.get("NumberOfFrames") or 1):
-        raise refuse("DICOM_CORRUPT", f"{int(header.get('NumberOfFrames') or 1)} frames with {len(groups)} descriptions", "export the series again", path)
+        raise refuse(
+            "DICOM_CORRUPT",
+            f"{int(header.get('NumberOfFrames') or 1)} frames with {len(groups)} descriptions",
+            "export the series again",
+            path,
+        )
     shared = (header.get("SharedFunctionalGroupsSequence") or [Dataset()])[0]
-    common = [element for element in header if element.keyword not in (*GROUPS, "NumberOfFrames", "InstanceNumber", "ReferencedFrameNumber")]
+    common = [
+        element
+        for element in header
+        if element.keyword not in (*GROUPS, "NumberOfFrames", "InstanceNumber", "ReferencedFrameNumber")
+    ]
     return [_frame(common, shared, own, number, path) for number, own in enumerate(groups, start=1)]
 
 
@@ -71,6 +92,8 @@ def _frame(common: list[Any], shared: Any, own: Any, number: int, path: Path) ->
         frame.ImageType = kinds[0].FrameType
     words = [str(word).upper() for word in dicom_files.many(frame.get("ImageType"))[2:]]
     if any(word in _MAPS for word in words):
-        raise refuse("NOT_HU", f"frame {number} is a map computed from CT, not a CT", "give the CT series itself", path)
+        raise refuse(
+            "NOT_HU", f"frame {number} is a map computed from CT, not a CT", "give the CT series itself", path
+        )
     frame.ReferencedFrameNumber = frame.InstanceNumber = number
     return frame

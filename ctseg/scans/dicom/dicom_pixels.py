@@ -36,8 +36,15 @@ from ctseg.scans.formats.checks import refuse
 
 CHILD_SECONDS = 60.0  # for one file
 _PREFERRED = {
-    RLELossless: "pydicom", JPEGLSLossless: "pyjpegls", JPEGLSNearLossless: "pyjpegls", JPEG2000Lossless: "pylibjpeg", JPEG2000: "pylibjpeg",
-    HTJ2KLossless: "pylibjpeg", JPEGLossless: "gdcm", JPEGLosslessSV1: "gdcm", JPEGExtended12Bit: "gdcm",
+    RLELossless: "pydicom",
+    JPEGLSLossless: "pyjpegls",
+    JPEGLSNearLossless: "pyjpegls",
+    JPEG2000Lossless: "pylibjpeg",
+    JPEG2000: "pylibjpeg",
+    HTJ2KLossless: "pylibjpeg",
+    JPEGLossless: "gdcm",
+    JPEGLosslessSV1: "gdcm",
+    JPEGExtended12Bit: "gdcm",
 }
 _PACKAGES = {"pyjpegls": "pyjpegls", "pylibjpeg": "pylibjpeg-openjpeg", "gdcm": "python-gdcm"}
 _AGAIN = "copy or export the file again"
@@ -63,22 +70,32 @@ class Decoder:
         with guard(path):
             shape = (int(content.Rows), int(content.Columns))
             plugin = _plugin(content, path)
-        source = iter_pixels(content, raw=True, decoding_plugin=plugin) if plugin in ("", "pydicom") else self._in_child(path, plugin, shape)
+        source = (
+            iter_pixels(content, raw=True, decoding_plugin=plugin)
+            if plugin in ("", "pydicom")
+            else self._in_child(path, plugin, shape)
+        )
         try:
             for frame in source:
                 if frame.shape != shape:
-                    raise refuse("PIXELS_CORRUPT", f"pixels of shape {frame.shape} instead of {shape}", _AGAIN, path)
+                    raise refuse(
+                        "PIXELS_CORRUPT", f"pixels of shape {frame.shape} instead of {shape}", _AGAIN, path
+                    )
                 yield frame
         except CaseError:
             raise
         except Exception as error:  # damaged pixel data raises many types
-            raise refuse("PIXELS_CORRUPT", f"the pixels cannot be decoded ({type(error).__name__})", _AGAIN, path) from None
+            raise refuse(
+                "PIXELS_CORRUPT", f"the pixels cannot be decoded ({type(error).__name__})", _AGAIN, path
+            ) from None
 
     def _in_child(self, path: Path, plugin: str, shape: tuple[int, int]) -> Iterator[np.ndarray]:
         """The frames as the child process decodes them; ValueError when it fails, dies or takes too long."""
         if self._child is None:
             program = [sys.executable, "-I", str(Path(__file__).with_name("dicom_decoder.py"))]
-            self._child = subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+            self._child = subprocess.Popen(
+                program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+            )
         child = self._child
         if child.stdin is None or child.stdout is None:
             raise ValueError("no pipes")
@@ -91,7 +108,9 @@ class Decoder:
                 dtype = np.dtype(answer.get("dtype", "V"))
                 if tuple(answer.get("shape", ())) != shape or dtype.kind not in "iu":
                     raise ValueError("no frame")
-                yield np.frombuffer(child.stdout.read(shape[0] * shape[1] * dtype.itemsize), dtype=dtype).reshape(shape)
+                yield np.frombuffer(
+                    child.stdout.read(shape[0] * shape[1] * dtype.itemsize), dtype=dtype
+                ).reshape(shape)
         except BaseException:
             self._stop()
             raise
@@ -118,7 +137,12 @@ def _plugin(content: Any, path: Path) -> str:
     if pixels is None:
         raise refuse("DICOM_TRUNCATED", "the file ends before its pixels", _AGAIN, path)
     if syntax.type != "Transfer Syntax":  # a vendor's own
-        raise refuse("CODEC_MISSING", f"stored in a transfer syntax that is not of the standard ({syntax if syntax.is_valid else 'no UID'})", "export the series uncompressed", path)
+        raise refuse(
+            "CODEC_MISSING",
+            f"stored in a transfer syntax that is not of the standard ({syntax if syntax.is_valid else 'no UID'})",
+            "export the series uncompressed",
+            path,
+        )
     if not syntax.is_compressed or syntax.is_deflated:
         frames = int(content.get("NumberOfFrames") or 1)
         need = (int(content.Rows) * int(content.Columns) * frames * int(content.BitsAllocated) + 7) // 8
@@ -126,8 +150,12 @@ def _plugin(content: Any, path: Path) -> str:
             raise refuse("DICOM_TRUNCATED", f"{len(pixels)} of {need} bytes of pixels", _AGAIN, path)
         stored, high = int(content.get("BitsStored") or 0), int(content.get("HighBit") or 0)
         if stored and high >= stored:
-            cause = f"its values stand in the upper bits of a word ({stored} bits stored, the highest is {high})"
-            raise refuse("PIXELS_UNSUPPORTED", cause, f"export the series with the high bit {stored - 1}", path)
+            cause = (
+                f"its values stand in the upper bits of a word ({stored} bits stored, the highest is {high})"
+            )
+            raise refuse(
+                "PIXELS_UNSUPPORTED", cause, f"export the series with the high bit {stored - 1}", path
+            )
         return ""
     if syntax == JPEGExtended12Bit and int(content.get("BitsStored") or 0) > 8:
         plugin = "gdcm-file" if "gdcm" in installed(syntax) else None  # of pydicom's decoders none takes it
@@ -137,8 +165,18 @@ def _plugin(content: Any, path: Path) -> str:
         package = _PACKAGES.get(_PREFERRED.get(syntax, ""), "")
         needed = f" (it needs {package})" if package else ""
         if syntax not in (*_PREFERRED, JPEGBaseline8Bit):
-            raise refuse("CODEC_MISSING", f"compressed as {syntax.name}, which nothing here decodes", "export the series uncompressed", path)
-        raise refuse("CODEC_MISSING", f"compressed as {syntax.name}", f"run `pip install -r requirements-dicom.txt`{needed}, or export uncompressed", path)
+            raise refuse(
+                "CODEC_MISSING",
+                f"compressed as {syntax.name}, which nothing here decodes",
+                "export the series uncompressed",
+                path,
+            )
+        raise refuse(
+            "CODEC_MISSING",
+            f"compressed as {syntax.name}",
+            f"run `pip install -r requirements-dicom.txt`{needed}, or export uncompressed",
+            path,
+        )
     return plugin
 
 

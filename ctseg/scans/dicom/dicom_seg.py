@@ -26,9 +26,28 @@ from ctseg.scans.formats.checks import refuse
 
 LABELMAP_STORAGE = "1.2.840.10008.5.1.4.1.1.66.7"
 _FROM_SOURCE = (  # all that highdicom sees of the series
-    "StudyInstanceUID", "SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "SeriesNumber", "FrameOfReferenceUID", "PositionReferenceIndicator", "Modality",
-    "ImageType", "Rows", "Columns", "NumberOfFrames", "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SliceThickness", "SpacingBetweenSlices",
-    "LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod", *dicom_frames.GROUPS)
+    "StudyInstanceUID",
+    "SOPClassUID",
+    "SOPInstanceUID",
+    "SeriesInstanceUID",
+    "SeriesNumber",
+    "FrameOfReferenceUID",
+    "PositionReferenceIndicator",
+    "Modality",
+    "ImageType",
+    "Rows",
+    "Columns",
+    "NumberOfFrames",
+    "ImagePositionPatient",
+    "ImageOrientationPatient",
+    "PixelSpacing",
+    "SliceThickness",
+    "SpacingBetweenSlices",
+    "LossyImageCompression",
+    "LossyImageCompressionRatio",
+    "LossyImageCompressionMethod",
+    *dicom_frames.GROUPS,
+)
 _FIX = "export the segmentation again from the tool that drew it"
 
 
@@ -47,8 +66,14 @@ def referenced_series(path: str | Path) -> frozenset[str]:
 
 @dicom_files.private()
 def read_segments(
-    path: str | Path, image: Volume, image_folder: str | Path | None, *, names: Collection[str] | None = None, series_uid: str | None = None,
-    fractional_threshold: float | None = None, gaps: str = slice_gaps.KEEP,
+    path: str | Path,
+    image: Volume,
+    image_folder: str | Path | None,
+    *,
+    names: Collection[str] | None = None,
+    series_uid: str | None = None,
+    fractional_threshold: float | None = None,
+    gaps: str = slice_gaps.KEEP,
 ) -> tuple[dict[str, np.ndarray], list[Finding]]:
     """({segment label: bool (D, H, W) on the image's grid}, what was noticed).
 
@@ -61,10 +86,19 @@ def read_segments(
     if fractional_threshold is not None and not 0 < fractional_threshold <= 1:
         raise ValueError(f"fractional_threshold={fractional_threshold} lies outside 0 (excluded) to 1")
     with dicom_files.guard(Path(path)):
-        masks, findings = _read(Path(path), image, None if image_folder is None else Path(image_folder), names, series_uid, fractional_threshold)
+        masks, findings = _read(
+            Path(path),
+            image,
+            None if image_folder is None else Path(image_folder),
+            names,
+            series_uid,
+            fractional_threshold,
+        )
         for name, mask in list(masks.items()):
             drawn = {int(plane): float(plane) for plane in np.flatnonzero(mask.any(axis=(1, 2)))}
-            usable, notes = slice_gaps.settle(mask, drawn, gaps, spacing_mm=image.spacing_mm[1:], name=name, path=Path(path), voxels=True)
+            usable, notes = slice_gaps.settle(
+                mask, drawn, gaps, spacing_mm=image.spacing_mm[1:], name=name, path=Path(path), voxels=True
+            )
             findings += notes
             if not usable:
                 del masks[name]
@@ -75,33 +109,76 @@ def read_segments(
 
 
 def _read(
-    path: Path, image: Volume, image_folder: Path | None, names: Collection[str] | None, series_uid: str | None, threshold: float | None
+    path: Path,
+    image: Volume,
+    image_folder: Path | None,
+    names: Collection[str] | None,
+    series_uid: str | None,
+    threshold: float | None,
 ) -> tuple[dict[str, np.ndarray], list[Finding]]:
     header = _header(path)
-    announced, listed = int(header.get("NumberOfFrames") or 1), len(header.get("PerFrameFunctionalGroupsSequence") or [])
+    announced, listed = (
+        int(header.get("NumberOfFrames") or 1),
+        len(header.get("PerFrameFunctionalGroupsSequence") or []),
+    )
     if listed and listed != announced:
-        raise refuse("DICOM_CORRUPT", f"{announced} frames with {listed} descriptions", "export the segmentation again", path)
+        raise refuse(
+            "DICOM_CORRUPT",
+            f"{announced} frames with {listed} descriptions",
+            "export the segmentation again",
+            path,
+        )
     least, findings = _least_value(header, threshold, path)
     if image_folder is not None:
         named = [item.get("SeriesInstanceUID") for item in header.get("ReferencedSeriesSequence") or []]
-        scan, notes = dicom_files.drawn_on(image_folder, series_uid, frames=[header.get("FrameOfReferenceUID")], series=named, path=path)
+        scan, notes = dicom_files.drawn_on(
+            image_folder, series_uid, frames=[header.get("FrameOfReferenceUID")], series=named, path=path
+        )
         findings += notes
         if scan is None:
-            raise refuse("SEG_WRONG_SERIES", "it refers to another series and another frame of reference", "give the segmentation that was drawn on this series", path)
+            raise refuse(
+                "SEG_WRONG_SERIES",
+                "it refers to another series and another frame of reference",
+                "give the segmentation that was drawn on this series",
+                path,
+            )
     known = _segments(header)
     segments = {number: name for number, name in known.items() if name and (names is None or name in names)}
     if unnamed := [number for number, name in known.items() if not name]:
-        findings.append(Finding("WARN", "SEG_NAMELESS", f"{len(unnamed)} segments have no label and are left out", "name them in the tool that drew them", file=path.name))
+        findings.append(
+            Finding(
+                "WARN",
+                "SEG_NAMELESS",
+                f"{len(unnamed)} segments have no label and are left out",
+                "name them in the tool that drew them",
+                file=path.name,
+            )
+        )
     if len(set(segments.values())) < len(segments):
-        raise refuse("SEG_AMBIGUOUS", "two segments carry the same label", "give each segment its own label", path)
+        raise refuse(
+            "SEG_AMBIGUOUS", "two segments carry the same label", "give each segment its own label", path
+        )
     rows, columns = image.array.shape[1:]
     if (int(header.get("Rows", 0)), int(header.get("Columns", 0))) != (rows, columns):
-        raise refuse("SEG_GEOMETRY", f"frames of {header.get('Rows')} x {header.get('Columns')} on slices of {rows} x {columns}", _FIX, path)
+        raise refuse(
+            "SEG_GEOMETRY",
+            f"frames of {header.get('Rows')} x {header.get('Columns')} on slices of {rows} x {columns}",
+            _FIX,
+            path,
+        )
     checks.check_memory(len(segments) * image.array.size, 1, path)
     masks = {name: np.zeros(image.array.shape, dtype=bool) for name in segments.values()}
     frames, off = _place_frames(header, image, path)
     if off > tolerances.EQUAL:
-        findings.append(Finding("WARN", "GRID_ROUNDING", f"its frames lie up to {off:.2g} of a voxel beside the scan's slices and count as on them", "nothing to do if positions were rounded", file=path.name))
+        findings.append(
+            Finding(
+                "WARN",
+                "GRID_ROUNDING",
+                f"its frames lie up to {off:.2g} of a voxel beside the scan's slices and count as on them",
+                "nothing to do if positions were rounded",
+                file=path.name,
+            )
+        )
     _require_known({number for number, _ in frames if number is not None}, known, path)
     nothing = {0, int(header.get("PixelPaddingValue") or 0)}
     for number, plane, content in _contents(path, frames, set(segments)):
@@ -119,21 +196,32 @@ def _least_value(header: Any, threshold: float | None, path: Path) -> tuple[floa
     """(stored value from which a voxel belongs to a segment, what is to be told about it)."""
     if str(header.get("SegmentationType", "")) != "FRACTIONAL":
         return 1, []
-    kind, maximum = str(header.get("SegmentationFractionalType", "")), int(header.get("MaximumFractionalValue") or 0)
+    kind, maximum = (
+        str(header.get("SegmentationFractionalType", "")),
+        int(header.get("MaximumFractionalValue") or 0),
+    )
     kind = kind if kind in ("PROBABILITY", "OCCUPANCY") else "unknown"
     if threshold is None:
-        raise refuse("SEG_FRACTIONAL", f"it holds values of 0 to {maximum} (type {kind}), not a mask",
-                     "export it as a binary segmentation, or choose where a mask begins, for example --set data.fractional_threshold=0.5", path)
+        raise refuse(
+            "SEG_FRACTIONAL",
+            f"it holds values of 0 to {maximum} (type {kind}), not a mask",
+            "export it as a binary segmentation, or choose where a mask begins, for example --set data.fractional_threshold=0.5",
+            path,
+        )
     if maximum < 1:
         raise refuse("DICOM_CORRUPT", "it does not say its largest value", _FIX, path)
     cause = f"fractional segmentation of type {kind}, largest value {maximum}: voxels from {threshold:g} of it on count"
-    return threshold * maximum, [Finding("WARN", "SEG_FRACTIONAL", cause, "nothing to do if that threshold is meant", file=str(path))]
+    return threshold * maximum, [
+        Finding("WARN", "SEG_FRACTIONAL", cause, "nothing to do if that threshold is meant", file=str(path))
+    ]
 
 
 def _require_known(values: set[int], known: dict[int, str], path: Path) -> None:
     """Refuse values or segment numbers that the list of segments does not hold."""
     if unknown := sorted(values - set(known)):
-        raise refuse("LABEL_VALUES", f"found segment numbers {unknown[:12]}, expected {sorted(known)}", _FIX, path)
+        raise refuse(
+            "LABEL_VALUES", f"found segment numbers {unknown[:12]}, expected {sorted(known)}", _FIX, path
+        )
 
 
 def _header(path: Path) -> Any:
@@ -142,7 +230,9 @@ def _header(path: Path) -> Any:
     if str(header.get("SOPClassUID", "")) not in (SegmentationStorage, LABELMAP_STORAGE):
         raise refuse("NOT_SEG", "it is no DICOM segmentation", "give the SEG file of this scan", path)
     if "SegmentSequence" not in header or "PerFrameFunctionalGroupsSequence" not in header:
-        raise refuse("DICOM_TRUNCATED", "the header ends before the segments", "copy or export the file again", path)
+        raise refuse(
+            "DICOM_TRUNCATED", "the header ends before the segments", "copy or export the file again", path
+        )
     numbers = [int(item.SegmentNumber) for item in header.SegmentSequence]
     if len(set(numbers)) < len(numbers):
         raise refuse("SEG_AMBIGUOUS", "two segments carry the same number", _FIX, path)
@@ -150,8 +240,12 @@ def _header(path: Path) -> Any:
 
 
 def _segments(header: Any) -> dict[int, str]:
-    numbers = {int(item.SegmentNumber): dicom_files.text(item, "SegmentLabel") for item in header.SegmentSequence}
-    return {number: name for number, name in sorted(numbers.items()) if number > 0}  # 0: background of a label map
+    numbers = {
+        int(item.SegmentNumber): dicom_files.text(item, "SegmentLabel") for item in header.SegmentSequence
+    }
+    return {
+        number: name for number, name in sorted(numbers.items()) if number > 0
+    }  # 0: background of a label map
 
 
 def _place_frames(header: Any, image: Volume, path: Path) -> tuple[list[tuple[int | None, int]], float]:
@@ -165,14 +259,26 @@ def _place_frames(header: Any, image: Volume, path: Path) -> tuple[list[tuple[in
     for index, groups in enumerate(header.PerFrameFunctionalGroupsSequence):
         try:
             corners = _corners(groups, shared, rows, columns)
-            number = None if labelmap else int(_group(groups, shared, "SegmentIdentificationSequence").ReferencedSegmentNumber)
+            number = (
+                None
+                if labelmap
+                else int(_group(groups, shared, "SegmentIdentificationSequence").ReferencedSegmentNumber)
+            )
         except (AttributeError, TypeError, ValueError, IndexError):
             raise refuse("SEG_GEOMETRY", f"frame {index + 1} has no complete geometry", _FIX, path) from None
         plane = int(np.rint((to_index @ corners[0])[0])) if np.isfinite(corners).all() else -1
-        wanted = np.array([[plane, 0, 0, 1], [plane, rows - 1, 0, 1], [plane, 0, columns - 1, 1]], dtype=np.float64)
+        wanted = np.array(
+            [[plane, 0, 0, 1], [plane, rows - 1, 0, 1], [plane, 0, columns - 1, 1]], dtype=np.float64
+        )
         off = float(np.abs(corners @ to_index.T - wanted).max())
-        if not 0 <= plane < image.array.shape[0] or not off <= 2 * tolerances.ROUNDED:  # the scan's positions and the frames' may be rounded
-            where = f"{off:.2g} of a voxel off the nearest slice" if 0 <= plane < image.array.shape[0] else "outside the scan"
+        if (
+            not 0 <= plane < image.array.shape[0] or not off <= 2 * tolerances.ROUNDED
+        ):  # the scan's positions and the frames' may be rounded
+            where = (
+                f"{off:.2g} of a voxel off the nearest slice"
+                if 0 <= plane < image.array.shape[0]
+                else "outside the scan"
+            )
             raise refuse("SEG_GEOMETRY", f"frame {index + 1} lies {where}", _FIX, path)
         farthest = max(farthest, off)
         result.append((number, plane))
@@ -181,10 +287,18 @@ def _place_frames(header: Any, image: Volume, path: Path) -> tuple[list[tuple[in
 
 def _corners(groups: Any, shared: Any, rows: int, columns: int) -> np.ndarray:
     """(3, 4) homogeneous LPS mm of a frame's first pixel, the last one of its first column and of its first row."""
-    position = np.array([float(v) for v in _group(groups, shared, "PlanePositionSequence").ImagePositionPatient])
-    directions = np.array([float(v) for v in _group(groups, shared, "PlaneOrientationSequence").ImageOrientationPatient]).reshape(2, 3)
+    position = np.array(
+        [float(v) for v in _group(groups, shared, "PlanePositionSequence").ImagePositionPatient]
+    )
+    directions = np.array(
+        [float(v) for v in _group(groups, shared, "PlaneOrientationSequence").ImageOrientationPatient]
+    ).reshape(2, 3)
     down, across = (float(v) for v in _group(groups, shared, "PixelMeasuresSequence").PixelSpacing)
-    points = [position, position + directions[1] * down * (rows - 1), position + directions[0] * across * (columns - 1)]
+    points = [
+        position,
+        position + directions[1] * down * (rows - 1),
+        position + directions[0] * across * (columns - 1),
+    ]
     return np.hstack([np.array(points), np.ones((3, 1))])
 
 
@@ -193,7 +307,9 @@ def _group(groups: Any, shared: Any, name: str) -> Any:
     return (groups.get(name) or getattr(shared, name))[0]
 
 
-def _contents(path: Path, frames: list[tuple[int | None, int]], numbers: set[int]) -> Iterator[tuple[int | None, int, np.ndarray]]:
+def _contents(
+    path: Path, frames: list[tuple[int | None, int]], numbers: set[int]
+) -> Iterator[tuple[int | None, int, np.ndarray]]:
     """(segment number or None, slice index, stored values (H, W)) of every frame that matters."""
     content = pydicom.dcmread(path)
     with Decoder() as decoder:
@@ -207,12 +323,24 @@ def _bits(content: Any, path: Path) -> Iterator[np.ndarray] | None:
     syntax = pydicom.uid.UID(str(content.file_meta.TransferSyntaxUID))
     if int(content.get("BitsAllocated") or 0) != 1 or syntax.is_encapsulated:
         return None
-    pixels, (rows, columns) = np.frombuffer(content.get("PixelData") or b"", np.uint8), (int(content.Rows), int(content.Columns))
+    pixels, (rows, columns) = (
+        np.frombuffer(content.get("PixelData") or b"", np.uint8),
+        (int(content.Rows), int(content.Columns)),
+    )
     size, count = rows * columns, int(content.get("NumberOfFrames") or 1)
     if len(pixels) * 8 < size * count:
-        raise refuse("PIXELS_CORRUPT", f"{len(pixels)} of {(size * count + 7) // 8} bytes of pixels", "copy or export the file again", path)
-    return (np.unpackbits(pixels[at // 8 : (at + size + 7) // 8], bitorder="little")[at % 8 :][:size].reshape(rows, columns)
-            for at in range(0, size * count, size))
+        raise refuse(
+            "PIXELS_CORRUPT",
+            f"{len(pixels)} of {(size * count + 7) // 8} bytes of pixels",
+            "copy or export the file again",
+            path,
+        )
+    return (
+        np.unpackbits(pixels[at // 8 : (at + size + 7) // 8], bitorder="little")[at % 8 :][:size].reshape(
+            rows, columns
+        )
+        for at in range(0, size * count, size)
+    )
 
 
 # ---- writing ----------------------------------------------------------------------------------------------
@@ -220,7 +348,13 @@ def _bits(content: Any, path: Path) -> Iterator[np.ndarray] | None:
 
 @dicom_files.private()
 def write_segments(
-    path: str | Path, label: Volume, names: dict[int, str], series_folder: str | Path, *, series_uid: str | None = None, algorithm: str | None = None
+    path: str | Path,
+    label: Volume,
+    names: dict[int, str],
+    series_folder: str | Path,
+    *,
+    series_uid: str | None = None,
+    algorithm: str | None = None,
 ) -> list[Finding]:
     """Write a label map as a binary SEG of the one CT series in `series_folder` (or of the named one), atomically.
 
@@ -237,16 +371,29 @@ def write_segments(
     table = np.zeros(max(int(label.array.max()), *names) + 1, dtype=np.uint8)
     for number, value in enumerate(sorted(names), start=1):
         table[value] = number
-    descriptions = [_describe(number, names[value], algorithm) for number, value in enumerate(sorted(names), start=1)]
+    descriptions = [
+        _describe(number, names[value], algorithm) for number, value in enumerate(sorted(names), start=1)
+    ]
     masks, sources = table[label.array[planes]], headers
     places: dict[str, Any] = {}
     if dicom_frames.frame_of(headers[0]) is not None:
-        masks, sources, places = _on_frames(masks, headers, dicom_series.source_file(series_folder, series_uid))
+        masks, sources, places = _on_frames(
+            masks, headers, dicom_series.source_file(series_folder, series_uid)
+        )
     content = highdicom.seg.Segmentation(
-        source_images=[_without_the_rest(source, _slice_distance(headers)) for source in sources], pixel_array=masks, segmentation_type="BINARY", segment_descriptions=descriptions, **places,
-        series_instance_uid=generate_uid(), series_number=dicom_files.series_number(headers[0], 100),
-        sop_instance_uid=generate_uid(), instance_number=1,
-        manufacturer="ctseg", manufacturer_model_name="ctseg", software_versions="1", device_serial_number="1",
+        source_images=[_without_the_rest(source, _slice_distance(headers)) for source in sources],
+        pixel_array=masks,
+        segmentation_type="BINARY",
+        segment_descriptions=descriptions,
+        **places,
+        series_instance_uid=generate_uid(),
+        series_number=dicom_files.series_number(headers[0], 100),
+        sop_instance_uid=generate_uid(),
+        instance_number=1,
+        manufacturer="ctseg",
+        manufacturer_model_name="ctseg",
+        software_versions="1",
+        device_serial_number="1",
     )
     _make_reproducible(content, str(headers[0].SeriesInstanceUID))
     content.SpecificCharacterSet = dicom_files.UNICODE
@@ -271,27 +418,51 @@ def _without_the_rest(header: Any, distance: float) -> pydicom.Dataset:
     return kept
 
 
-def _on_frames(masks: np.ndarray, headers: list[Any], source: Any) -> tuple[np.ndarray, list[Any], dict[str, Any]]:
+def _on_frames(
+    masks: np.ndarray, headers: list[Any], source: Any
+) -> tuple[np.ndarray, list[Any], dict[str, Any]]:
     """(masks in the order of a multi-frame file, empty where a frame is no slice of the scan; the file; where its frames lie)."""
     import highdicom
 
     first = headers[0]
-    for keyword in ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID", "SOPClassUID", "SOPInstanceUID"):
+    for keyword in (
+        "StudyInstanceUID",
+        "SeriesInstanceUID",
+        "FrameOfReferenceUID",
+        "SOPClassUID",
+        "SOPInstanceUID",
+    ):
         setattr(source, keyword, first.get(keyword))  # as the scan has them, or as they were made up
     placed = np.zeros((int(source.NumberOfFrames), *masks.shape[1:]), dtype=masks.dtype)
     for header, mask in zip(headers, masks):
         placed[dicom_frames.frame_of(header)] = mask
-    positions = {dicom_frames.frame_of(header): header.ImagePositionPatient for header in dicom_frames.split(source, Path("-"))}
-    measures = highdicom.PixelMeasuresSequence(pixel_spacing=first.PixelSpacing, slice_thickness=_slice_distance(headers))
-    return placed, [source], {
-        "pixel_measures": measures, "plane_orientation": highdicom.PlaneOrientationSequence("PATIENT", first.ImageOrientationPatient),
-        "plane_positions": [highdicom.PlanePositionSequence("PATIENT", positions[index]) for index in range(len(placed))]}
+    positions = {
+        dicom_frames.frame_of(header): header.ImagePositionPatient
+        for header in dicom_frames.split(source, Path("-"))
+    }
+    measures = highdicom.PixelMeasuresSequence(
+        pixel_spacing=first.PixelSpacing, slice_thickness=_slice_distance(headers)
+    )
+    return (
+        placed,
+        [source],
+        {
+            "pixel_measures": measures,
+            "plane_orientation": highdicom.PlaneOrientationSequence("PATIENT", first.ImageOrientationPatient),
+            "plane_positions": [
+                highdicom.PlanePositionSequence("PATIENT", positions[index]) for index in range(len(placed))
+            ],
+        },
+    )
 
 
 def _slice_distance(headers: list[Any]) -> float:
     """mm between neighbouring slices along their normal."""
     directions = np.array([float(value) for value in headers[0].ImageOrientationPatient]).reshape(2, 3)
-    first, last = (np.array([float(value) for value in header.ImagePositionPatient]) for header in (headers[0], headers[-1]))
+    first, last = (
+        np.array([float(value) for value in header.ImagePositionPatient])
+        for header in (headers[0], headers[-1])
+    )
     return abs(float((last - first) @ np.cross(*directions))) / max(1, len(headers) - 1)
 
 
@@ -303,10 +474,16 @@ def _describe(number: int, name: str, algorithm: str | None) -> Any:
     kind, side = dicom_codes.concept(name, number)
     made_by = None
     if algorithm is not None:
-        made_by = highdicom.AlgorithmIdentificationSequence(algorithm, CodedConcept("123110", "DCM", "Artificial Intelligence"), "1")
+        made_by = highdicom.AlgorithmIdentificationSequence(
+            algorithm, CodedConcept("123110", "DCM", "Artificial Intelligence"), "1"
+        )
     description = highdicom.seg.SegmentDescription(
-        segment_number=number, segment_label=name, segmented_property_category=CodedConcept("123037004", "SCT", "Anatomical Structure"),
-        segmented_property_type=kind, algorithm_type="MANUAL" if algorithm is None else "AUTOMATIC", algorithm_identification=made_by,
+        segment_number=number,
+        segment_label=name,
+        segmented_property_category=CodedConcept("123037004", "SCT", "Anatomical Structure"),
+        segmented_property_type=kind,
+        algorithm_type="MANUAL" if algorithm is None else "AUTOMATIC",
+        algorithm_identification=made_by,
     )
     if side is not None:
         description.SegmentedPropertyTypeCodeSequence[0].SegmentedPropertyTypeModifierCodeSequence = [side]

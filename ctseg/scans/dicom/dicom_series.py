@@ -33,10 +33,37 @@ ORIENTATION_TOLERANCE = 1e-3  # of direction cosines between slices of one serie
 ROUNDED_COSINES = 0.02  # what two decimals make of the length and the right angle of row and column direction
 
 _OF_SERIES = ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID")
-_TAGS = ["SOPClassUID", "SOPInstanceUID", "ImageType", "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "Rows", "Columns",
-         "InstanceNumber", "AcquisitionNumber", "ImagesInAcquisition", "NumberOfFrames", "BitsAllocated", "RescaleSlope", "RescaleIntercept", "RescaleType",
-         "PixelPaddingValue", "SamplesPerPixel", "PhotometricInterpretation", *dicom_frames.GROUPS]
-_NO_HU = ("OD", "Z_EFF", "ED", "EDW", "PCT", "MGML", "HU_MOD")  # rescale types of values that are something else
+_TAGS = [
+    "SOPClassUID",
+    "SOPInstanceUID",
+    "ImageType",
+    "ImagePositionPatient",
+    "ImageOrientationPatient",
+    "PixelSpacing",
+    "Rows",
+    "Columns",
+    "InstanceNumber",
+    "AcquisitionNumber",
+    "ImagesInAcquisition",
+    "NumberOfFrames",
+    "BitsAllocated",
+    "RescaleSlope",
+    "RescaleIntercept",
+    "RescaleType",
+    "PixelPaddingValue",
+    "SamplesPerPixel",
+    "PhotometricInterpretation",
+    *dicom_frames.GROUPS,
+]
+_NO_HU = (
+    "OD",
+    "Z_EFF",
+    "ED",
+    "EDW",
+    "PCT",
+    "MGML",
+    "HU_MOD",
+)  # rescale types of values that are something else
 
 
 @dataclasses.dataclass
@@ -53,7 +80,9 @@ def find_series(folder: str | Path) -> list[SeriesInfo]:
 
 
 @dicom_files.private()
-def read_series(folder: str | Path, series_uid: str | None = None, *, assume_hu: bool = False) -> tuple[Volume, list[Finding]]:
+def read_series(
+    folder: str | Path, series_uid: str | None = None, *, assume_hu: bool = False
+) -> tuple[Volume, list[Finding]]:
     """The CT of the one series in `folder` (or of the named one): float32 HU, (D, H, W), and what was noticed.
 
     assume_hu: pixels without rescale tags count as HU, with a warning; without it they are refused.
@@ -77,28 +106,47 @@ def series_headers(folder: str | Path, series_uid: str | None = None) -> list[An
 
 def fill_uids(headers: list[Any], path: Path) -> list[Finding]:
     """Give headers whose UIDs were taken away ones made from what they hold, so that labels can refer to them; a finding says so."""
-    blank = [keyword for keyword in (*_OF_SERIES, "SOPClassUID", "SOPInstanceUID") if not all(header.get(keyword) for header in headers)]
+    blank = [
+        keyword
+        for keyword in (*_OF_SERIES, "SOPClassUID", "SOPInstanceUID")
+        if not all(header.get(keyword) for header in headers)
+    ]
     if not blank:
         return []
     digests = [canonical_hash(header.to_json(suppress_invalid_tags=True)) for header in headers]
     for header, digest in zip(headers, digests):
         for keyword in blank:
             made = generate_uid(entropy_srcs=[keyword, *(digests if keyword in _OF_SERIES else [digest])])
-            setattr(header, keyword, header.get(keyword) or (CTImageStorage if keyword == "SOPClassUID" else made))
-    return [Finding("WARN", "UID_MISSING", f"the scan has no {', '.join(blank)}: the file refers to made-up ones, so that some viewers will not show it on the scan",
-                    "anonymise the scan again with replaced instead of blanked UIDs", file=path.name)]
+            setattr(
+                header, keyword, header.get(keyword) or (CTImageStorage if keyword == "SOPClassUID" else made)
+            )
+    return [
+        Finding(
+            "WARN",
+            "UID_MISSING",
+            f"the scan has no {', '.join(blank)}: the file refers to made-up ones, so that some viewers will not show it on the scan",
+            "anonymise the scan again with replaced instead of blanked UIDs",
+            file=path.name,
+        )
+    ]
 
 
 def label_planes(label: Volume, headers: list[Any]) -> list[int]:
     """The index d in the label of each slice of `series_headers`. ValueError where the label lies on another grid."""
     rows, columns = int(headers[0].Rows), int(headers[0].Columns)
     if label.array.shape != (len(headers), rows, columns):
-        raise ValueError(f"label of shape {label.array.shape} for a series of {(len(headers), rows, columns)}")
+        raise ValueError(
+            f"label of shape {label.array.shape} for a series of {(len(headers), rows, columns)}"
+        )
     to_index = np.linalg.inv(label.affine)
-    places = np.array([to_index @ [*(float(v) for v in header.ImagePositionPatient), 1.0] for header in headers])
+    places = np.array(
+        [to_index @ [*(float(v) for v in header.ImagePositionPatient), 1.0] for header in headers]
+    )
     planes = np.rint(places[:, 0]).astype(int)
     off = np.abs(places[:, :3] - np.stack([planes, 0 * planes, 0 * planes], axis=1)).max()
-    if sorted(planes.tolist()) != list(range(len(headers))) or off > 2 * tolerances.ROUNDED:  # positions and label may both be rounded
+    if (
+        sorted(planes.tolist()) != list(range(len(headers))) or off > 2 * tolerances.ROUNDED
+    ):  # positions and label may both be rounded
         raise ValueError("the label does not lie on the grid of the series")
     return [int(plane) for plane in planes]
 
@@ -114,7 +162,11 @@ def _read(folder: Path, series_uid: str | None, assume_hu: bool) -> tuple[Volume
     chosen, others = dicom_files.choose(folder, series_uid)
     findings = []
     if others:
-        findings.append(Finding("NOTE", "NOT_DICOM", f"{others} files are not DICOM and were passed over", file=str(folder)))
+        findings.append(
+            Finding(
+                "NOTE", "NOT_DICOM", f"{others} files are not DICOM and were passed over", file=str(folder)
+            )
+        )
     slices, notes = _slices(chosen, _TAGS)
     findings += notes
     total = len(slices)
@@ -148,10 +200,18 @@ def _slices(chosen: SeriesInfo, tags: list[str] | None) -> tuple[list[_Slice], l
         return [_Slice(path, header) for path, header in headers.items()], []
     frames = [_Slice(files[0], header) for header in dicom_frames.split(headers[files[0]], files[0])]
     if len(files) < len(headers) or len({file_hash(path) for path in files}) > 1:
-        raise refuse("MULTIFRAME_UNSUPPORTED", f"{len(files)} multi-frame files and {len(headers) - len(files)} single slices in one series",
-                     "keep the one multi-frame file that holds the scan", files[0])
+        raise refuse(
+            "MULTIFRAME_UNSUPPORTED",
+            f"{len(files)} multi-frame files and {len(headers) - len(files)} single slices in one series",
+            "keep the one multi-frame file that holds the scan",
+            files[0],
+        )
     copies = len(files) - 1
-    return frames, [Finding("NOTE", "SLICE_COPY", f"{copies} exact copies of the file were left out", file=str(chosen.folder))] if copies else []
+    return frames, [
+        Finding(
+            "NOTE", "SLICE_COPY", f"{copies} exact copies of the file were left out", file=str(chosen.folder)
+        )
+    ] if copies else []
 
 
 def _drop_extras(slices: list[_Slice], folder: Path) -> tuple[list[_Slice], list[Finding]]:
@@ -159,16 +219,37 @@ def _drop_extras(slices: list[_Slice], folder: Path) -> tuple[list[_Slice], list
     findings = []
     kept = [item for item in slices if not dicom_files.is_localizer(item.header)]
     if len(kept) < len(slices):
-        findings.append(Finding("NOTE", "LOCALIZER", f"{len(slices) - len(kept)} localizer images were left out", file=str(folder)))
+        findings.append(
+            Finding(
+                "NOTE",
+                "LOCALIZER",
+                f"{len(slices) - len(kept)} localizer images were left out",
+                file=str(folder),
+            )
+        )
     seen: dict[str, _Slice] = {}
-    for item in kept:  # UIDs may have been blanked: two slices are the same where they lie in the same place, too
+    for (
+        item
+    ) in kept:  # UIDs may have been blanked: two slices are the same where they lie in the same place, too
         place = item.header.get("ImagePositionPatient") or item.path
         key = f"{item.header.get('SOPInstanceUID')} {dicom_frames.frame_of(item.header)} {place}"
         if key in seen and file_hash(seen[key].path) != file_hash(item.path):
-            raise refuse("SLICE_DUPLICATE", "two different files have the same SOP instance UID and position", "keep the right one", item.path)
+            raise refuse(
+                "SLICE_DUPLICATE",
+                "two different files have the same SOP instance UID and position",
+                "keep the right one",
+                item.path,
+            )
         seen.setdefault(key, item)
     if len(seen) < len(kept):
-        findings.append(Finding("NOTE", "SLICE_COPY", f"{len(kept) - len(seen)} exact copies of slices were left out", file=str(folder)))
+        findings.append(
+            Finding(
+                "NOTE",
+                "SLICE_COPY",
+                f"{len(kept) - len(seen)} exact copies of slices were left out",
+                file=str(folder),
+            )
+        )
     if len(seen) < SMALLEST_SLICES:
         raise refuse("TOO_SMALL", f"{len(seen)} slices are no volume", "give the whole series", folder)
     return list(seen.values()), findings
@@ -177,13 +258,29 @@ def _drop_extras(slices: list[_Slice], folder: Path) -> tuple[list[_Slice], list
 def _check_each(slices: list[_Slice]) -> None:
     """Every slice has a position, an orientation, a pixel spacing and a size, as finite numbers."""
     for item in slices:
-        for tag, length in (("ImagePositionPatient", 3), ("ImageOrientationPatient", 6), ("PixelSpacing", 2), ("Rows", 1), ("Columns", 1)):
+        for tag, length in (
+            ("ImagePositionPatient", 3),
+            ("ImageOrientationPatient", 6),
+            ("PixelSpacing", 2),
+            ("Rows", 1),
+            ("Columns", 1),
+        ):
             values = _numbers(item, tag)
             if len(values) != length:
-                raise refuse("GEOMETRY_MISSING", f"{tag} is missing or incomplete", "export the series again with its geometry", item.path)
+                raise refuse(
+                    "GEOMETRY_MISSING",
+                    f"{tag} is missing or incomplete",
+                    "export the series again with its geometry",
+                    item.path,
+                )
         item.position = np.array(_numbers(item, "ImagePositionPatient"))
         if _skew(item) > ROUNDED_COSINES:
-            raise refuse("GEOMETRY_INCONSISTENT", "row and column direction are not perpendicular unit vectors", "export the series again", item.path)
+            raise refuse(
+                "GEOMETRY_INCONSISTENT",
+                "row and column direction are not perpendicular unit vectors",
+                "export the series again",
+                item.path,
+            )
 
 
 def _directions(item: _Slice) -> np.ndarray:
@@ -215,12 +312,26 @@ def _drop_crossing(slices: list[_Slice], folder: Path) -> tuple[list[_Slice], li
     kept = [item for item, normal in zip(slices, normals) if abs(float(normal @ main)) > 0.99]
     dropped = len(slices) - len(kept)
     if dropped > max(2, 0.1 * len(slices)):
-        raise refuse("GEOMETRY_INCONSISTENT", f"{dropped} of {len(slices)} slices run across the others", "keep one orientation in the folder", folder)
+        raise refuse(
+            "GEOMETRY_INCONSISTENT",
+            f"{dropped} of {len(slices)} slices run across the others",
+            "keep one orientation in the folder",
+            folder,
+        )
     if len(kept) < SMALLEST_SLICES:
-        raise refuse("TOO_SMALL", f"{len(kept)} parallel slices are no volume", "give the whole series", folder)
+        raise refuse(
+            "TOO_SMALL", f"{len(kept)} parallel slices are no volume", "give the whole series", folder
+        )
     if not dropped:
         return kept, []
-    return kept, [Finding("NOTE", "LOCALIZER", f"{dropped} images that run across the series were left out", file=str(folder))]
+    return kept, [
+        Finding(
+            "NOTE",
+            "LOCALIZER",
+            f"{dropped} images that run across the series were left out",
+            file=str(folder),
+        )
+    ]
 
 
 def _check_acquisitions(slices: list[_Slice], folder: Path) -> list[Finding]:
@@ -233,7 +344,15 @@ def _check_acquisitions(slices: list[_Slice], folder: Path) -> list[Finding]:
     if runs <= len(set(numbers)):
         return []
     cause = f"slices of {len(set(numbers))} acquisitions lie between each other, in {runs} runs"
-    return [Finding("WARN", "ACQUISITIONS_MIXED", cause, "check that they are one scan, not two phases in one series", file=str(folder))]
+    return [
+        Finding(
+            "WARN",
+            "ACQUISITIONS_MIXED",
+            cause,
+            "check that they are one scan, not two phases in one series",
+            file=str(folder),
+        )
+    ]
 
 
 def _check_count(slices: list[_Slice], total: int, folder: Path) -> list[Finding]:
@@ -243,17 +362,35 @@ def _check_count(slices: list[_Slice], total: int, folder: Path) -> list[Finding
     stated = max((int(item.header.get("ImagesInAcquisition") or 0) for item in slices), default=0)
     if max(expected, stated) <= total:
         return []
-    return [Finding("WARN", "SLICE_COUNT", f"{len(slices)} slices, but the headers speak of {max(expected, stated)}", "check that the series is complete", file=str(folder))]
+    return [
+        Finding(
+            "WARN",
+            "SLICE_COUNT",
+            f"{len(slices)} slices, but the headers speak of {max(expected, stated)}",
+            "check that the series is complete",
+            file=str(folder),
+        )
+    ]
 
 
 def _geometry(slices: list[_Slice], folder: Path) -> tuple[np.ndarray, list[Finding]]:
     """Sort the slices in place along their normal; the affine (d, h, w) to LPS mm and what was noticed."""
     first = slices[0]
     for item in slices:
-        for tag, tolerance in (("Rows", 0.0), ("Columns", 0.0), ("PixelSpacing", 1e-4), ("ImageOrientationPatient", ORIENTATION_TOLERANCE)):
+        for tag, tolerance in (
+            ("Rows", 0.0),
+            ("Columns", 0.0),
+            ("PixelSpacing", 1e-4),
+            ("ImageOrientationPatient", ORIENTATION_TOLERANCE),
+        ):
             difference = np.abs(np.subtract(_numbers(item, tag), _numbers(first, tag))).max()
             if difference > tolerance:
-                raise refuse("GEOMETRY_INCONSISTENT", f"{tag} differs from the other slices by {difference:.3g}", "remove the slice that does not belong to the series", item.path)
+                raise refuse(
+                    "GEOMETRY_INCONSISTENT",
+                    f"{tag} differs from the other slices by {difference:.3g}",
+                    "remove the slice that does not belong to the series",
+                    item.path,
+                )
     left, _, right = np.linalg.svd(_directions(first), full_matrices=False)
     row, column = left @ right  # the nearest perpendicular unit vectors
     spacing = _numbers(first, "PixelSpacing")
@@ -267,11 +404,25 @@ def _geometry(slices: list[_Slice], folder: Path) -> tuple[np.ndarray, list[Find
     findings = [finding for finding in checks.check_affine(affine, folder) if finding.code != "AFFINE_SHEAR"]
     findings += _check_line(slices, affine, folder)
     if _skew(first) > ORIENTATION_TOLERANCE:
-        findings.append(Finding("WARN", "ORIENTATION_ROUNDED", f"row and column direction are written with few digits ({_skew(first):.2g} off perpendicular unit vectors); the nearest such vectors are used",
-                                "export the series again with more digits if its place in the room matters", file=str(folder)))
+        findings.append(
+            Finding(
+                "WARN",
+                "ORIENTATION_ROUNDED",
+                f"row and column direction are written with few digits ({_skew(first):.2g} off perpendicular unit vectors); the nearest such vectors are used",
+                "export the series again with more digits if its place in the room matters",
+                file=str(folder),
+            )
+        )
     tilt = checks.shear_degrees(affine)
     if tilt > checks.SHEAR_DEGREES:
-        findings.append(Finding("WARN", "GANTRY_TILT", f"slices are shifted by {tilt:.1f} degrees; the shear is kept and resampled", file=str(folder)))
+        findings.append(
+            Finding(
+                "WARN",
+                "GANTRY_TILT",
+                f"slices are shifted by {tilt:.1f} degrees; the shear is kept and resampled",
+                file=str(folder),
+            )
+        )
     return affine, findings
 
 
@@ -291,15 +442,33 @@ def _check_line(slices: list[_Slice], affine: np.ndarray, folder: Path) -> list[
     worst = int(np.argmax(off.max(axis=0)))
     share, off_mm = float(off[:, worst].max()), float(np.linalg.norm(beside[worst]))
     if off[0].max() > tolerances.ROUNDED:
-        steps = np.diff(positions @ np.cross(affine[:3, 1], affine[:3, 2])) / np.prod(np.linalg.norm(affine[:3, 1:3], axis=0))
-        raise refuse("SLICE_SPACING_NONUNIFORM", f"steps from {np.abs(steps).min():.3f} to {np.abs(steps).max():.3f} mm; a slice lies {off_mm:.2g} mm off even places ({share:.2g} of a step, {tolerances.ROUNDED:g} is allowed)",
-                     "give a series with one slice spacing", folder)
+        steps = np.diff(positions @ np.cross(affine[:3, 1], affine[:3, 2])) / np.prod(
+            np.linalg.norm(affine[:3, 1:3], axis=0)
+        )
+        raise refuse(
+            "SLICE_SPACING_NONUNIFORM",
+            f"steps from {np.abs(steps).min():.3f} to {np.abs(steps).max():.3f} mm; a slice lies {off_mm:.2g} mm off even places ({share:.2g} of a step, {tolerances.ROUNDED:g} is allowed)",
+            "give a series with one slice spacing",
+            folder,
+        )
     if share > tolerances.ROUNDED:
-        raise refuse("GEOMETRY_INCONSISTENT", f"the slice lies {off_mm:.2g} mm beside the line of the others", "export the series again", slices[worst].path)
+        raise refuse(
+            "GEOMETRY_INCONSISTENT",
+            f"the slice lies {off_mm:.2g} mm beside the line of the others",
+            "export the series again",
+            slices[worst].path,
+        )
     if share <= tolerances.EQUAL:
         return []
-    return [Finding("WARN", "POSITIONS_ROUNDED", f"slices lie up to {off_mm:.2g} mm ({share:.2g} of a voxel) off evenly spaced places, which are used",
-                    "nothing to do if their positions were rounded when written", file=str(folder))]
+    return [
+        Finding(
+            "WARN",
+            "POSITIONS_ROUNDED",
+            f"slices lie up to {off_mm:.2g} mm ({share:.2g} of a voxel) off evenly spaced places, which are used",
+            "nothing to do if their positions were rounded when written",
+            file=str(folder),
+        )
+    ]
 
 
 def _check_steps(slices: list[_Slice], places: np.ndarray, folder: Path) -> None:
@@ -310,13 +479,26 @@ def _check_steps(slices: list[_Slice], places: np.ndarray, folder: Path) -> None
     tolerance = 2 * tolerances.ROUNDED * usual  # both ends of a step may be rounded
     nearest = int(np.argmin(steps))
     if steps[nearest] <= tolerance:
-        raise refuse("SLICE_DUPLICATE", "two slices lie at the same position", "keep one of them", slices[nearest + 1].path)
+        raise refuse(
+            "SLICE_DUPLICATE",
+            "two slices lie at the same position",
+            "keep one of them",
+            slices[nearest + 1].path,
+        )
     odd = np.flatnonzero(np.abs(steps - usual) > tolerance)
     multiples = np.rint(steps[odd] / usual)
-    if odd.size and (multiples >= 2).all() and (np.abs(steps[odd] - multiples * usual) <= multiples * tolerance).all():
+    if (
+        odd.size
+        and (multiples >= 2).all()
+        and (np.abs(steps[odd] - multiples * usual) <= multiples * tolerance).all()
+    ):
         missing = int((multiples - 1).sum())
-        raise refuse("SLICE_GAP", f"{missing} slices are missing, the first {places[odd[0]] - places[0] + usual:.1f} mm from the first slice (step {usual:.3g} mm)",
-                     "export the whole series again", folder)
+        raise refuse(
+            "SLICE_GAP",
+            f"{missing} slices are missing, the first {places[odd[0]] - places[0] + usual:.1f} mm from the first slice (step {usual:.3g} mm)",
+            "export the whole series again",
+            folder,
+        )
 
 
 # ---- pixels -----------------------------------------------------------------------------------------------
@@ -336,7 +518,10 @@ def _read_pixels(slices: list[_Slice], array: np.ndarray, folder: Path, assume_h
                 if number not in wanted:
                     continue
                 item, target = slices[wanted[number]], array[wanted[number]]
-                slope, intercept = [*_numbers(item, "RescaleSlope"), *_numbers(item, "RescaleIntercept")] or [1.0, 0.0]
+                slope, intercept = [*_numbers(item, "RescaleSlope"), *_numbers(item, "RescaleIntercept")] or [
+                    1.0,
+                    0.0,
+                ]
                 scalings[slope, intercept] += 1
                 np.multiply(stored, np.float32(slope), out=target)
                 target += np.float32(intercept)
@@ -347,14 +532,40 @@ def _read_pixels(slices: list[_Slice], array: np.ndarray, folder: Path, assume_h
                     padded += int(np.count_nonzero(outside))
                     target[outside] = AIR_HU
     if sum(scalings.values()) < len(slices):
-        raise refuse("DICOM_TRUNCATED", f"{sum(scalings.values())} of {len(slices)} frames have pixels", "copy or export the file again", slices[0].path)
+        raise refuse(
+            "DICOM_TRUNCATED",
+            f"{sum(scalings.values())} of {len(slices)} frames have pixels",
+            "copy or export the file again",
+            slices[0].path,
+        )
     findings = []
     if assumed:
-        findings.append(Finding("WARN", "RESCALE_ASSUMED", f"{assumed} of {len(slices)} slices have no rescale tags; their pixels count as HU, as data.assume_hu says", file=str(folder)))
+        findings.append(
+            Finding(
+                "WARN",
+                "RESCALE_ASSUMED",
+                f"{assumed} of {len(slices)} slices have no rescale tags; their pixels count as HU, as data.assume_hu says",
+                file=str(folder),
+            )
+        )
     if padded:
-        findings.append(Finding("NOTE", "PADDING", f"{100 * padded / array.size:.3g} % of the voxels are padding and count as air", file=str(folder)))
+        findings.append(
+            Finding(
+                "NOTE",
+                "PADDING",
+                f"{100 * padded / array.size:.3g} % of the voxels are padding and count as air",
+                file=str(folder),
+            )
+        )
     if len(scalings) > 1:
-        findings.append(Finding("NOTE", "RESCALE_VARIES", f"{len(scalings)} different rescale pairs, applied slice by slice", file=str(folder)))
+        findings.append(
+            Finding(
+                "NOTE",
+                "RESCALE_VARIES",
+                f"{len(scalings)} different rescale pairs, applied slice by slice",
+                file=str(folder),
+            )
+        )
     return findings
 
 
@@ -365,22 +576,36 @@ def _content(path: Path) -> Any:
     except MemoryError:
         raise
     except Exception as error:  # the header could be read before, so the pixels are damaged
-        raise refuse("PIXELS_CORRUPT", f"the pixels cannot be read ({type(error).__name__})", "copy or export the file again", path) from None
+        raise refuse(
+            "PIXELS_CORRUPT",
+            f"the pixels cannot be read ({type(error).__name__})",
+            "copy or export the file again",
+            path,
+        ) from None
 
 
 def _check_values(item: _Slice, assume_hu: bool) -> bool:
     """Refuse a slice whose pixels are no HU; whether they only count as such because of assume_hu."""
     header = item.header
-    if int(header.get("SamplesPerPixel") or 1) != 1 or str(header.get("PhotometricInterpretation") or "MONOCHROME2") != "MONOCHROME2":
-        raise refuse("NOT_SCALAR", "pixels are colours or inverted", "export the original CT series", item.path)
+    if (
+        int(header.get("SamplesPerPixel") or 1) != 1
+        or str(header.get("PhotometricInterpretation") or "MONOCHROME2") != "MONOCHROME2"
+    ):
+        raise refuse(
+            "NOT_SCALAR", "pixels are colours or inverted", "export the original CT series", item.path
+        )
     if (kind := str(header.get("RescaleType") or "")) in _NO_HU:
         raise refuse("NOT_HU", f"the rescale type is {kind}, not HU", "give the CT series in HU", item.path)
     found = len(_numbers(item, "RescaleSlope")), len(_numbers(item, "RescaleIntercept"))
     if assume_hu and found == (0, 0):
         return True
     if found != (1, 1):
-        raise refuse("RESCALE_MISSING", "RescaleSlope or RescaleIntercept is missing, so HU are unknown",
-                     "export the series again with its rescale tags; if its pixels are HU already: --set data.assume_hu=true", item.path)
+        raise refuse(
+            "RESCALE_MISSING",
+            "RescaleSlope or RescaleIntercept is missing, so HU are unknown",
+            "export the series again with its rescale tags; if its pixels are HU already: --set data.assume_hu=true",
+            item.path,
+        )
     return False
 
 
@@ -388,7 +613,9 @@ def _check_values(item: _Slice, assume_hu: bool) -> bool:
 
 
 @dicom_files.private()
-def write_series(folder: str | Path, volume: Volume, *, patient_id: str, series_number: int, seed: int) -> str:
+def write_series(
+    folder: str | Path, volume: Volume, *, patient_id: str, series_number: int, seed: int
+) -> str:
     """Write a CT as one file per slice and return the series UID. The same arguments give the same bytes.
 
     HU are rounded and stored as unsigned 16 bits with intercept -1024, so from -1024 to 64511. The D axis may be
@@ -403,30 +630,61 @@ def write_series(folder: str | Path, volume: Volume, *, patient_id: str, series_
     study = [str(seed), patient_id]
     series_uid = generate_uid(entropy_srcs=[*study, "series", str(series_number)])
     shared: dict[str, Any] = {
-        "SOPClassUID": CTImageStorage, "Modality": "CT", "ImageType": ["ORIGINAL", "PRIMARY", "AXIAL"],
-        "PatientID": patient_id, "PatientName": "", "PatientBirthDate": "", "PatientSex": "", "AccessionNumber": "",
-        "StudyInstanceUID": generate_uid(entropy_srcs=[*study, "study"]), "StudyID": "1", "StudyDate": "", "StudyTime": "",
-        "ReferringPhysicianName": "", "Manufacturer": "", "PositionReferenceIndicator": "", "PatientPosition": "HFS",
-        "FrameOfReferenceUID": generate_uid(entropy_srcs=[*study, "frame"]), "KVP": None, "AcquisitionNumber": 1,
-        "SeriesInstanceUID": series_uid, "SeriesNumber": series_number,
-        "ImageOrientationPatient": _decimals([*(row / spacing[1]), *(column / spacing[0])]), "PixelSpacing": _decimals(spacing),
+        "SOPClassUID": CTImageStorage,
+        "Modality": "CT",
+        "ImageType": ["ORIGINAL", "PRIMARY", "AXIAL"],
+        "PatientID": patient_id,
+        "PatientName": "",
+        "PatientBirthDate": "",
+        "PatientSex": "",
+        "AccessionNumber": "",
+        "StudyInstanceUID": generate_uid(entropy_srcs=[*study, "study"]),
+        "StudyID": "1",
+        "StudyDate": "",
+        "StudyTime": "",
+        "ReferringPhysicianName": "",
+        "Manufacturer": "",
+        "PositionReferenceIndicator": "",
+        "PatientPosition": "HFS",
+        "FrameOfReferenceUID": generate_uid(entropy_srcs=[*study, "frame"]),
+        "KVP": None,
+        "AcquisitionNumber": 1,
+        "SeriesInstanceUID": series_uid,
+        "SeriesNumber": series_number,
+        "ImageOrientationPatient": _decimals([*(row / spacing[1]), *(column / spacing[0])]),
+        "PixelSpacing": _decimals(spacing),
         "SliceThickness": _decimals([abs(float(step @ normal))])[0],
-        "Rows": volume.array.shape[1], "Columns": volume.array.shape[2], "SamplesPerPixel": 1, "PhotometricInterpretation": "MONOCHROME2",
-        "BitsAllocated": 16, "BitsStored": 16, "HighBit": 15, "PixelRepresentation": 0,
-        "RescaleIntercept": "-1024", "RescaleSlope": "1", "RescaleType": "HU",
+        "Rows": volume.array.shape[1],
+        "Columns": volume.array.shape[2],
+        "SamplesPerPixel": 1,
+        "PhotometricInterpretation": "MONOCHROME2",
+        "BitsAllocated": 16,
+        "BitsStored": 16,
+        "HighBit": 15,
+        "PixelRepresentation": 0,
+        "RescaleIntercept": "-1024",
+        "RescaleSlope": "1",
+        "RescaleType": "HU",
     }
     for index, values in enumerate(volume.array):
         stored = np.clip(np.rint(values.astype(np.float64) + 1024), 0, 65535).astype("<u2")
         position = volume.affine[:3, 3] + index * step
-        own = {"SOPInstanceUID": generate_uid(entropy_srcs=[*study, str(series_number), str(index)]), "InstanceNumber": index + 1,
-               "ImagePositionPatient": _decimals(position), "PixelData": stored.tobytes()}
+        own = {
+            "SOPInstanceUID": generate_uid(entropy_srcs=[*study, str(series_number), str(index)]),
+            "InstanceNumber": index + 1,
+            "ImagePositionPatient": _decimals(position),
+            "PixelData": stored.tobytes(),
+        }
         _write_slice(Path(folder) / f"slice_{index + 1:04d}.dcm", {**shared, **own})
     return str(series_uid)
 
 
 def _write_slice(path: Path, values: dict[str, Any]) -> None:
     meta = FileMetaDataset()
-    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = values["SOPClassUID"], values["SOPInstanceUID"]
+    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = (
+        values["SOPClassUID"],
+        values["SOPInstanceUID"],
+    )
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
     content = FileDataset(str(path), {}, file_meta=meta, preamble=b"\0" * 128)
     for name, value in values.items():

@@ -31,11 +31,23 @@ _CLOSED = ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR", "CLOSED_PLANAR_XOR")
 _FIX = "export the structure set again from the tool that drew it, for this series"
 _OTHER_SCAN = "give the structure set of this scan, or choose other structures with --structures"
 _DROPPED = {  # why contours of a structure are left out: code -> (what they are, remedy)
-    "RT_OPEN_CONTOUR": ("enclose nothing (points, open lines, fewer than 3 points)", "close them in the tool that drew them"),
+    "RT_OPEN_CONTOUR": (
+        "enclose nothing (points, open lines, fewer than 3 points)",
+        "close them in the tool that drew them",
+    ),
     "RT_CONTOUR_DAMAGED": ("hold coordinates that are no numbers, or not three for each point", _FIX),
-    "RT_OFF_GRID": ("lie beside what the slices show", "nothing to do if the slices show only a part of what was drawn on"),
-    "RT_CONTOUR_COPY": ("are copies of another one of the same slice", "delete the copies in the tool that drew them"),
-    "RT_FINER_PLANES": ("lie between the slices, where a nearer plane stands for the slice", "nothing to do if they were drawn on a finer series"),
+    "RT_OFF_GRID": (
+        "lie beside what the slices show",
+        "nothing to do if the slices show only a part of what was drawn on",
+    ),
+    "RT_CONTOUR_COPY": (
+        "are copies of another one of the same slice",
+        "delete the copies in the tool that drew them",
+    ),
+    "RT_FINER_PLANES": (
+        "lie between the slices, where a nearer plane stands for the slice",
+        "nothing to do if they were drawn on a finer series",
+    ),
 }
 
 
@@ -52,18 +64,31 @@ def list_drawn(path: str | Path) -> frozenset[str]:
     with dicom_files.guard(Path(path)):
         header = _header(Path(path))
         contours = _contours(header)
-        return frozenset(name for number, name in _names(header).items() if any(_why_not(item) is None for item in contours.get(number, [])))
+        return frozenset(
+            name
+            for number, name in _names(header).items()
+            if any(_why_not(item) is None for item in contours.get(number, []))
+        )
 
 
 def referenced_series(path: str | Path) -> frozenset[str]:
     """UIDs of the series that an RTSTRUCT file says it was drawn on; empty when it names none."""
     with dicom_files.guard(Path(path)):
-        return frozenset(str(item.SeriesInstanceUID) for item in _referenced(_header(Path(path))) if "SeriesInstanceUID" in item)
+        return frozenset(
+            str(item.SeriesInstanceUID)
+            for item in _referenced(_header(Path(path)))
+            if "SeriesInstanceUID" in item
+        )
 
 
 @dicom_files.private()
 def read_structures(
-    path: str | Path, image: Volume, image_folder: str | Path | None, *, names: Collection[str] | None = None, series_uid: str | None = None,
+    path: str | Path,
+    image: Volume,
+    image_folder: str | Path | None,
+    *,
+    names: Collection[str] | None = None,
+    series_uid: str | None = None,
     gaps: str = slice_gaps.KEEP,
 ) -> tuple[dict[str, np.ndarray], list[Finding]]:
     """({ROI name: bool (D, H, W) on the image's grid}, what was noticed).
@@ -74,7 +99,9 @@ def read_structures(
     A plane of contours counts for the nearest slice, unless another plane lies nearer to that.
     """
     with dicom_files.guard(Path(path)):
-        return _read(Path(path), image, None if image_folder is None else Path(image_folder), names, series_uid, gaps)
+        return _read(
+            Path(path), image, None if image_folder is None else Path(image_folder), names, series_uid, gaps
+        )
 
 
 def fill(contours: list[np.ndarray], shape: tuple[int, int], corner: tuple[int, int] = (0, 0)) -> np.ndarray:
@@ -88,12 +115,17 @@ def fill(contours: list[np.ndarray], shape: tuple[int, int], corner: tuple[int, 
     ends = np.concatenate([np.roll(contour, -1, axis=0) for contour in contours])
     upward = starts[:, 0] <= ends[:, 0]
     top, bottom = np.where(upward[:, None], starts, ends), np.where(upward[:, None], ends, starts)
-    first, last = (np.clip(np.ceil(rows), corner[0], corner[0] + shape[0]).astype(int) for rows in (top[:, 0], bottom[:, 0]))
+    first, last = (
+        np.clip(np.ceil(rows), corner[0], corner[0] + shape[0]).astype(int)
+        for rows in (top[:, 0], bottom[:, 0])
+    )
     count = last - first
     edge = np.repeat(np.arange(len(count)), count)
     row = np.arange(len(edge)) - np.repeat(np.cumsum(count) - count, count) + first[edge]
     slope = (bottom - top)[edge]
-    column = top[edge, 1] + (row - top[edge, 0]) * slope[:, 1] / slope[:, 0]  # an edge along a row crosses none
+    column = (
+        top[edge, 1] + (row - top[edge, 0]) * slope[:, 1] / slope[:, 0]
+    )  # an edge along a row crosses none
     toggles = np.zeros((shape[0], shape[1] + 1), dtype=np.int64)
     np.add.at(toggles, (row - corner[0], np.clip(np.ceil(column) - corner[1], 0, shape[1]).astype(int)), 1)
     return (np.cumsum(toggles[:, :-1], axis=1) % 2).astype(bool)
@@ -246,7 +278,11 @@ def _referenced(header: Any) -> Iterator[Any]:
 def _coordinates(item: Any) -> list[Any]:
     """The numbers of a contour, as they stand there. More than 64 kB of them are stored as bytes of no known type (VR UN)."""
     value = item.get("ContourData")
-    return value.decode("latin-1").rstrip("\0 ").split("\\") if isinstance(value, bytes) else dicom_files.many(value)
+    return (
+        value.decode("latin-1").rstrip("\0 ").split("\\")
+        if isinstance(value, bytes)
+        else dicom_files.many(value)
+    )
 
 
 def _why_not(item: Any) -> str | None:
@@ -425,8 +461,14 @@ def _crossing(parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> int:
 
 @dicom_files.private()
 def write_structures(
-    path: str | Path, label: Volume, names: dict[int, str], series_folder: str | Path, *, series_uid: str | None = None,
-    colours: dict[int, tuple[int, int, int]] | None = None, algorithm: str = "",
+    path: str | Path,
+    label: Volume,
+    names: dict[int, str],
+    series_folder: str | Path,
+    *,
+    series_uid: str | None = None,
+    colours: dict[int, tuple[int, int, int]] | None = None,
+    algorithm: str = "",
 ) -> list[Finding]:
     """Write a label map as an RTSTRUCT of the one CT series in `series_folder` (or of the named one), atomically.
 
@@ -444,26 +486,61 @@ def write_structures(
     for keyword in dicom_files.PATIENT_AND_STUDY:
         setattr(content, keyword, first.get(keyword, ""))
     described = {
-        "SOPClassUID": RTStructureSetStorage, "Modality": "RTSTRUCT", "Manufacturer": "ctseg",
+        "SOPClassUID": RTStructureSetStorage,
+        "Modality": "RTSTRUCT",
+        "Manufacturer": "ctseg",
         "SeriesNumber": dicom_files.series_number(first, 200),
-        "SeriesDescription": "ctseg segmentation", "InstanceNumber": 1, "FrameOfReferenceUID": first.FrameOfReferenceUID, "PositionReferenceIndicator": "",
-        "StructureSetLabel": "ctseg", "StructureSetDate": "20000101", "StructureSetTime": "000000", "OperatorsName": "", "ApprovalStatus": "UNAPPROVED"}
+        "SeriesDescription": "ctseg segmentation",
+        "InstanceNumber": 1,
+        "FrameOfReferenceUID": first.FrameOfReferenceUID,
+        "PositionReferenceIndicator": "",
+        "StructureSetLabel": "ctseg",
+        "StructureSetDate": "20000101",
+        "StructureSetTime": "000000",
+        "OperatorsName": "",
+        "ApprovalStatus": "UNAPPROVED",
+    }
     for keyword, value in described.items():
         setattr(content, keyword, value)
     content.ReferencedFrameOfReferenceSequence = [_reference(headers)]
     numbered = dict(enumerate(sorted(names), start=1))
-    content.StructureSetROISequence = [_item(ROINumber=n, ReferencedFrameOfReferenceUID=first.FrameOfReferenceUID, ROIName=names[value], ROIGenerationAlgorithm="AUTOMATIC",
-                                              **({"ROIGenerationDescription": algorithm} if algorithm else {})) for n, value in numbered.items()]
-    content.RTROIObservationsSequence = [_item(ObservationNumber=n, ReferencedROINumber=n, RTROIInterpretedType="ORGAN", ROIInterpreter="") for n in numbered]
+    content.StructureSetROISequence = [
+        _item(
+            ROINumber=n,
+            ReferencedFrameOfReferenceUID=first.FrameOfReferenceUID,
+            ROIName=names[value],
+            ROIGenerationAlgorithm="AUTOMATIC",
+            **({"ROIGenerationDescription": algorithm} if algorithm else {}),
+        )
+        for n, value in numbered.items()
+    ]
+    content.RTROIObservationsSequence = [
+        _item(ObservationNumber=n, ReferencedROINumber=n, RTROIInterpretedType="ORGAN", ROIInterpreter="")
+        for n in numbered
+    ]
     content.ROIContourSequence = []
     for number, value in numbered.items():
-        item = _item(ReferencedROINumber=number, ROIDisplayColor=list((colours or {}).get(value, (255, 0, 0))), ContourSequence=[])
+        item = _item(
+            ReferencedROINumber=number,
+            ROIDisplayColor=list((colours or {}).get(value, (255, 0, 0))),
+            ContourSequence=[],
+        )
         for header, plane in zip(headers, planes):
             image = _image(header)
             for outline in _outlines(label.array[plane] == value):
-                points = np.column_stack([np.full(len(outline), plane), outline, np.ones(len(outline))]) @ label.affine.T
+                points = (
+                    np.column_stack([np.full(len(outline), plane), outline, np.ones(len(outline))])
+                    @ label.affine.T
+                )
                 data = [f"{coordinate:.10g}" for coordinate in points[:, :3].ravel()]
-                item.ContourSequence.append(_item(ContourImageSequence=[image], ContourGeometricType="CLOSED_PLANAR", NumberOfContourPoints=len(outline), ContourData=data))
+                item.ContourSequence.append(
+                    _item(
+                        ContourImageSequence=[image],
+                        ContourGeometricType="CLOSED_PLANAR",
+                        NumberOfContourPoints=len(outline),
+                        ContourData=data,
+                    )
+                )
         content.ROIContourSequence.append(item)
     meta = pydicom.dataset.FileMetaDataset()
     meta.MediaStorageSOPClassUID, meta.TransferSyntaxUID = RTStructureSetStorage, ExplicitVRLittleEndian
@@ -492,7 +569,11 @@ def _reference(headers: list[Any]) -> pydicom.Dataset:
     """The frame of reference, study, series and slices that the contours lie on."""
     images = [_image(header) for header in headers]
     series = _item(SeriesInstanceUID=headers[0].SeriesInstanceUID, ContourImageSequence=images)
-    study = _item(ReferencedSOPClassUID="1.2.840.10008.3.1.2.3.1", ReferencedSOPInstanceUID=headers[0].StudyInstanceUID, RTReferencedSeriesSequence=[series])
+    study = _item(
+        ReferencedSOPClassUID="1.2.840.10008.3.1.2.3.1",
+        ReferencedSOPInstanceUID=headers[0].StudyInstanceUID,
+        RTReferencedSeriesSequence=[series],
+    )
     return _item(FrameOfReferenceUID=headers[0].FrameOfReferenceUID, RTReferencedStudySequence=[study])
 
 
@@ -505,6 +586,8 @@ def _outlines(mask: np.ndarray) -> list[np.ndarray]:
     outlines = []
     for outline in contour_generator(z=np.pad(mask, 1).astype(np.float64)).lines(0.5):
         points = np.asarray(outline)[:-1, ::-1] - 1  # closed: the last point repeats the first
-        turns = np.abs(np.diff(np.concatenate([points[-1:], points, points[:1]]), axis=0, n=2)).max(axis=1) > 1e-9
+        turns = (
+            np.abs(np.diff(np.concatenate([points[-1:], points, points[:1]]), axis=0, n=2)).max(axis=1) > 1e-9
+        )
         outlines.append(points[turns])
     return outlines

@@ -17,7 +17,9 @@ from ctseg.geometry.volume import AIR_HU, Grid, Volume, axes_like
 
 MEMORY_LIMIT_BYTES = 4 << 30  # for one scan as stored plus as float32; 512 x 512 x 2700 in 16 bits
 SPACING_RANGE_MM = (0.1, 20.0)
-FARTHEST_MM = 100_000.0  # of the first voxel from the origin: beyond it a NIfTI's float32 no longer holds 0.01 mm
+FARTHEST_MM = (
+    100_000.0  # of the first voxel from the origin: beyond it a NIfTI's float32 no longer holds 0.01 mm
+)
 SMALLEST_VOXELS = 8  # per axis
 SMALLEST_EXTENT_MM = 10.0  # per axis; shorter than any structure we segment with its surroundings
 SHEAR_DEGREES = 0.1  # axes closer to a right angle than this count as orthogonal
@@ -36,21 +38,40 @@ def require_regular(path: Path) -> int:
         status = path.stat()
     except OSError as error:
         if error.errno == errno.ELOOP:
-            raise refuse("FILE_MISSING", "the link leads back to itself (link loop)", "replace the link by the file", path) from None
+            raise refuse(
+                "FILE_MISSING",
+                "the link leads back to itself (link loop)",
+                "replace the link by the file",
+                path,
+            ) from None
         if error.errno in (errno.EACCES, errno.EPERM):
-            raise refuse("PERMISSION", "its folder may not be entered", "change the permissions of the folder", path) from None
-        raise refuse("FILE_MISSING", "the file does not exist", "restore the file or remove the case", path) from None
+            raise refuse(
+                "PERMISSION", "its folder may not be entered", "change the permissions of the folder", path
+            ) from None
+        raise refuse(
+            "FILE_MISSING", "the file does not exist", "restore the file or remove the case", path
+        ) from None
     except ValueError:  # a NUL character in the name
         raise refuse("FILE_MISSING", "the name is not a file name", "rename the file", path) from None
     if not stat.S_ISREG(status.st_mode):
-        raise refuse("NOT_REGULAR", f"it is {_kind(status.st_mode)}, not a regular file", "put the data file itself there", path)
+        raise refuse(
+            "NOT_REGULAR",
+            f"it is {_kind(status.st_mode)}, not a regular file",
+            "put the data file itself there",
+            path,
+        )
     if status.st_size == 0:
         raise refuse("FILE_EMPTY", "the file has 0 bytes", "copy or download the file again", path)
     return status.st_size
 
 
 def _kind(mode: int) -> str:
-    kinds = ((stat.S_ISDIR, "a folder"), (stat.S_ISFIFO, "a named pipe"), (stat.S_ISCHR, "a device"), (stat.S_ISBLK, "a device"))
+    kinds = (
+        (stat.S_ISDIR, "a folder"),
+        (stat.S_ISFIFO, "a named pipe"),
+        (stat.S_ISCHR, "a device"),
+        (stat.S_ISBLK, "a device"),
+    )
     return next((name for test, name in kinds if test(mode)), "something else")
 
 
@@ -58,14 +79,26 @@ def read_regular(path: Path, count: int = -1) -> bytes:
     """The bytes of a regular file, bounded by the memory limit; or only its first `count`."""
     size = require_regular(path)
     if size > MEMORY_LIMIT_BYTES:
-        raise refuse("TOO_LARGE", f"the file has {size / 2**30:.1f} GiB, limit {MEMORY_LIMIT_BYTES / 2**30:.0f} GiB", "crop or resample the scan first", path)
+        raise refuse(
+            "TOO_LARGE",
+            f"the file has {size / 2**30:.1f} GiB, limit {MEMORY_LIMIT_BYTES / 2**30:.0f} GiB",
+            "crop or resample the scan first",
+            path,
+        )
     try:
         with path.open("rb") as stream:
             return stream.read(count)
     except PermissionError:
-        raise refuse("PERMISSION", "the file may not be read", "change the permissions of the file", path) from None
+        raise refuse(
+            "PERMISSION", "the file may not be read", "change the permissions of the file", path
+        ) from None
     except OSError as error:
-        raise refuse("READ_FAILED", f"reading failed ({errno.errorcode.get(error.errno or 0, 'unknown error')})", "check the disk and copy the file again", path) from None
+        raise refuse(
+            "READ_FAILED",
+            f"reading failed ({errno.errorcode.get(error.errno or 0, 'unknown error')})",
+            "check the disk and copy the file again",
+            path,
+        ) from None
 
 
 _OTHER_KINDS = (  # first bytes (DICOM: behind 128 others), what they mean
@@ -80,9 +113,16 @@ def wrong_kind(path: Path, start: bytes, code: str, expected: str) -> CaseError:
     """The error of a file that begins with something else than `expected`; names what is often found instead."""
     text = start.lstrip().lower()
     if text.startswith(b"version https://git-lfs"):
-        return refuse(code, "it looks like a git-lfs pointer", "run `git lfs pull` or download the file itself", path)
+        return refuse(
+            code, "it looks like a git-lfs pointer", "run `git lfs pull` or download the file itself", path
+        )
     if text.startswith((b"<!doctype", b"<html", b"<?xml")):
-        return refuse(code, "it looks like an HTML page", "download the file again, logged in if the site needs it", path)
+        return refuse(
+            code,
+            "it looks like an HTML page",
+            "download the file again, logged in if the site needs it",
+            path,
+        )
     for magic, what, fix in _OTHER_KINDS:
         if start.startswith(magic) or start[128:].startswith(magic):
             return refuse(code, f"it is {what}", fix, path)
@@ -95,9 +135,16 @@ def check_memory(voxels: int, item_bytes: int, path: Path | str) -> None:
     """Refuse a scan whose array would not fit, from its header alone."""
     need = voxels * (item_bytes + 4)
     if voxels * item_bytes > 1 << 40:
-        raise refuse("HEADER_IMPLAUSIBLE", f"the header announces {voxels:.3g} voxels", "export the scan again", path)
+        raise refuse(
+            "HEADER_IMPLAUSIBLE", f"the header announces {voxels:.3g} voxels", "export the scan again", path
+        )
     if need > MEMORY_LIMIT_BYTES:
-        raise refuse("TOO_LARGE", f"needs {need / 2**30:.1f} GiB, limit {MEMORY_LIMIT_BYTES / 2**30:.0f} GiB", "crop or resample the scan first", path)
+        raise refuse(
+            "TOO_LARGE",
+            f"needs {need / 2**30:.1f} GiB, limit {MEMORY_LIMIT_BYTES / 2**30:.0f} GiB",
+            "crop or resample the scan first",
+            path,
+        )
 
 
 def shear_degrees(affine: np.ndarray) -> float:
@@ -113,16 +160,38 @@ def check_affine(affine: np.ndarray, path: Path | str) -> list[Finding]:
         raise refuse("SPACING_NONFINITE", "the affine holds NaN or infinity", "export the scan again", path)
     norms = np.linalg.norm(affine[:3, :3], axis=0)
     if norms.min() <= 0 or abs(np.linalg.det(affine[:3, :3])) < 1e-6 * norms.prod():
-        raise refuse("AFFINE_SINGULAR", "the affine has no inverse (an axis without length or two parallel axes)", "export the scan again", path)
+        raise refuse(
+            "AFFINE_SINGULAR",
+            "the affine has no inverse (an axis without length or two parallel axes)",
+            "export the scan again",
+            path,
+        )
     low, high = SPACING_RANGE_MM
     if norms.min() < low or norms.max() > high:
         text = " x ".join(f"{n:.4g}" for n in norms)
-        raise refuse("SPACING_IMPLAUSIBLE", f"voxels of {text} mm; {low} to {high} mm is allowed", "correct the voxel size", path)
+        raise refuse(
+            "SPACING_IMPLAUSIBLE",
+            f"voxels of {text} mm; {low} to {high} mm is allowed",
+            "correct the voxel size",
+            path,
+        )
     if np.abs(affine[:3, 3]).max() > FARTHEST_MM:
-        raise refuse("POSITION_IMPLAUSIBLE", f"the first voxel lies {np.abs(affine[:3, 3]).max():.3g} mm from the origin; {FARTHEST_MM:.0f} mm is allowed", "export the scan again", path)
+        raise refuse(
+            "POSITION_IMPLAUSIBLE",
+            f"the first voxel lies {np.abs(affine[:3, 3]).max():.3g} mm from the origin; {FARTHEST_MM:.0f} mm is allowed",
+            "export the scan again",
+            path,
+        )
     shear = shear_degrees(affine)
     if shear > SHEAR_DEGREES:
-        return [Finding("WARN", "AFFINE_SHEAR", f"axes are {shear:.2f} degrees off the right angle; resampling uses the full affine", file=str(path))]
+        return [
+            Finding(
+                "WARN",
+                "AFFINE_SHEAR",
+                f"axes are {shear:.2f} degrees off the right angle; resampling uses the full affine",
+                file=str(path),
+            )
+        ]
     return []
 
 
@@ -138,17 +207,28 @@ def agreement(off: float, code: str, cause: str, counts: str, fix: str, path: Pa
     return [Finding("WARN", code, f"{cause} ({off:.2g} of a voxel); {counts}", fix, file=str(path))]
 
 
-def check_voxel_size(affine: np.ndarray, sizes_mm: np.ndarray, source: str, path: Path | str) -> list[Finding]:
+def check_voxel_size(
+    affine: np.ndarray, sizes_mm: np.ndarray, source: str, path: Path | str
+) -> list[Finding]:
     """Hold the voxel size that a header also states by itself (D, H, W) against the affine, which counts.
 
     On sheared axes the distance of neighbouring planes is as good a size as the length of a step.
     """
-    steps, planes = np.linalg.norm(affine[:3, :3], axis=0), 1 / np.linalg.norm(np.linalg.inv(affine[:3, :3]), axis=1)
+    steps, planes = (
+        np.linalg.norm(affine[:3, :3], axis=0),
+        1 / np.linalg.norm(np.linalg.inv(affine[:3, :3]), axis=1),
+    )
     apart = np.minimum(np.abs(steps - sizes_mm), np.abs(planes - sizes_mm))
     theirs, ours = (" x ".join(f"{size:.5g}" for size in sizes[::-1]) for sizes in (sizes_mm, steps))
     cause = f"{source} says voxels of {theirs} mm, the axes of the same header {ours} mm"
-    return agreement(float(np.max(apart / steps)), "AFFINE_CONFLICT", cause, "the axes count",
-                     "correct the header: write one voxel size in both places", path)
+    return agreement(
+        float(np.max(apart / steps)),
+        "AFFINE_CONFLICT",
+        cause,
+        "the axes count",
+        "correct the header: write one voxel size in both places",
+        path,
+    )
 
 
 def put_on(mask: Volume, grid: Grid, path: Path | str, *, of: str = "image") -> tuple[Volume, list[Finding]]:
@@ -159,8 +239,15 @@ def put_on(mask: Volume, grid: Grid, path: Path | str, *, of: str = "image") -> 
     moved = axes_like(mask, grid)
     fix = f"give the mask that was drawn on this {of}, or resample it onto the grid of the {of}"
     if moved.array.shape != grid.shape:
-        raise refuse("GRID_MISMATCH", f"its shape is {mask.array.shape}, the {of} has {grid.shape} (D, H, W)", fix, path)
-    theirs, ours = (" x ".join(f"{s:.4g}" for s in spacing) for spacing in (moved.spacing_mm, grid.spacing_mm))
+        raise refuse(
+            "GRID_MISMATCH",
+            f"its shape is {mask.array.shape}, the {of} has {grid.shape} (D, H, W)",
+            fix,
+            path,
+        )
+    theirs, ours = (
+        " x ".join(f"{s:.4g}" for s in spacing) for spacing in (moved.spacing_mm, grid.spacing_mm)
+    )
     sizes = f" (voxels {theirs} against {ours} mm)" if theirs != ours else ""
     cause = f"its affine puts it up to {moved.grid.corner_distance_mm(grid):.2g} mm away from the {of}{sizes}"
     off = grid.off_by(moved.grid)
@@ -169,9 +256,18 @@ def put_on(mask: Volume, grid: Grid, path: Path | str, *, of: str = "image") -> 
     findings = []
     if off > EQUAL:
         cause += f", {off:.2g} of a voxel, and counts as the same"
-        findings.append(Finding("WARN", "GRID_ROUNDING", cause, "nothing to do if it was rounded", file=str(path)))
+        findings.append(
+            Finding("WARN", "GRID_ROUNDING", cause, "nothing to do if it was rounded", file=str(path))
+        )
     if moved is not mask:
-        findings.append(Finding("NOTE", "GRID_REORDERED", f"its axes run differently from those of the {of}; reordered without interpolation", file=str(path)))
+        findings.append(
+            Finding(
+                "NOTE",
+                "GRID_REORDERED",
+                f"its axes run differently from those of the {of}; reordered without interpolation",
+                file=str(path),
+            )
+        )
     return Volume(moved.array, grid.affine), findings
 
 
@@ -180,8 +276,12 @@ def check_size(grid: Grid, path: Path | str) -> None:
     extents = [n * s for n, s in zip(grid.shape, grid.spacing_mm)]
     if min(grid.shape) < SMALLEST_VOXELS or min(extents) < SMALLEST_EXTENT_MM:
         text = " x ".join(f"{e:.0f}" for e in extents)
-        raise refuse("TOO_SMALL", f"shape {grid.shape} of {text} mm; at least {SMALLEST_VOXELS} voxels and {SMALLEST_EXTENT_MM:.0f} mm along each axis are needed",
-                     "use a scan that holds the whole structure", path)
+        raise refuse(
+            "TOO_SMALL",
+            f"shape {grid.shape} of {text} mm; at least {SMALLEST_VOXELS} voxels and {SMALLEST_EXTENT_MM:.0f} mm along each axis are needed",
+            "use a scan that holds the whole structure",
+            path,
+        )
 
 
 def check_finite(array: np.ndarray, path: Path | str) -> None:
@@ -189,7 +289,12 @@ def check_finite(array: np.ndarray, path: Path | str) -> None:
     if array.dtype.kind != "f" or bool(np.isfinite(array.min()) and np.isfinite(array.max())):
         return
     count = int(array.size - np.isfinite(array).sum())
-    raise refuse("NONFINITE", f"n={count} voxels ({100 * count / array.size:.3g} %) are NaN or infinite", "export the scan again without them", path)
+    raise refuse(
+        "NONFINITE",
+        f"n={count} voxels ({100 * count / array.size:.3g} %) are NaN or infinite",
+        "export the scan again without them",
+        path,
+    )
 
 
 def check_hu(array: np.ndarray, path: Path | str, *, stored_bits: int = 16) -> None:
@@ -203,11 +308,23 @@ def check_hu(array: np.ndarray, path: Path | str, *, stored_bits: int = 16) -> N
     if low == high:
         raise refuse("CONSTANT_IMAGE", f"every voxel has the value {low:g}", "export the scan again", path)
     if stored_bits <= 8:
-        raise refuse("NOT_HU", f"stored in 8 bits (range {low:g} to {high:g}): at most 256 levels are a picture, not HU", fix, path)
+        raise refuse(
+            "NOT_HU",
+            f"stored in 8 bits (range {low:g} to {high:g}): at most 256 levels are a picture, not HU",
+            fix,
+            path,
+        )
     if low < HU_RANGE[0] or high > HU_RANGE[1]:
-        raise refuse("NOT_HU", f"range {low:g} to {high:g} exceeds {HU_RANGE[0]:g} to {HU_RANGE[1]:g}", fix, path)
+        raise refuse(
+            "NOT_HU", f"range {low:g} to {high:g} exceeds {HU_RANGE[0]:g} to {HU_RANGE[1]:g}", fix, path
+        )
     if high - low < 100:
-        raise refuse("NOT_HU", f"range {low:g} to {high:g} is narrower than fat to muscle: the scan is already scaled", fix, path)
+        raise refuse(
+            "NOT_HU",
+            f"range {low:g} to {high:g} is narrower than fat to muscle: the scan is already scaled",
+            fix,
+            path,
+        )
     if low >= TISSUE_HU:
         raise refuse("NOT_HU", f"the smallest value is {low:g}: no air and no fat", fix, path)
     step = 1 if array.size < 1 << 22 else 3  # shares need no more than every 27th voxel of a large scan
@@ -216,7 +333,12 @@ def check_hu(array: np.ndarray, path: Path | str, *, stored_bits: int = 16) -> N
         raise refuse("NOT_HU", "more than half of the voxels are denser than bone", fix, path)
     offset = np.count_nonzero((array > 800) & (array < 1300)) > 0.05 * array.size
     if offset and not np.any((array >= -1020) & (array <= TISSUE_HU)):
-        raise refuse("NOT_HU", "tissue lies near 1024 and nothing but padding lies below 0: stored as HU + 1024", fix, path)
+        raise refuse(
+            "NOT_HU",
+            "tissue lies near 1024 and nothing but padding lies below 0: stored as HU + 1024",
+            fix,
+            path,
+        )
 
 
 def clip_padding(array: np.ndarray, path: Path | str) -> list[Finding]:
@@ -226,4 +348,11 @@ def clip_padding(array: np.ndarray, path: Path | str) -> list[Finding]:
         return []
     below = np.count_nonzero(array < AIR_HU)
     np.maximum(array, np.float32(AIR_HU), out=array)
-    return [Finding("NOTE", "PADDING", f"{100 * below / array.size:.3g} % of the voxels lie below -1024 HU (lowest {lowest:g}) and count as air", file=str(path))]
+    return [
+        Finding(
+            "NOTE",
+            "PADDING",
+            f"{100 * below / array.size:.3g} % of the voxels lie below -1024 HU (lowest {lowest:g}) and count as air",
+            file=str(path),
+        )
+    ]

@@ -20,7 +20,9 @@ def hidden(name: str) -> bool:
     return name.startswith(".") or name.casefold() in SYSTEM_NAMES
 
 
-def walk(root: Path, not_entered: dict[Path, str] | None = None) -> Iterator[tuple[Path, list[str], list[str]]]:
+def walk(
+    root: Path, not_entered: dict[Path, str] | None = None
+) -> Iterator[tuple[Path, list[str], list[str]]]:
     """(folder, names of its subfolders, of its other entries) from `root` downwards, sorted, as `os.walk`.
 
     The caller may take subfolders out of the list. Hidden ones are not in it; a link is not followed to a folder that is

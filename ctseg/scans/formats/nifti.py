@@ -27,12 +27,33 @@ from ctseg.scans.formats.stored_values import Content, Stored, image_of, integer
 
 # docs/decisions/012-tolerances.md has the reasons.
 QUATERNION_FLOAT32 = 1e-6  # the components of a quaternion that was computed in 32 bits are no more exact
-QUATERNION_DECIMALS = 2e-4  # b2 + c2 + d2 may exceed 1 so far: what four decimals round; more is no quaternion
+QUATERNION_DECIMALS = (
+    2e-4  # b2 + c2 + d2 may exceed 1 so far: what four decimals round; more is no quaternion
+)
 _LABEL = r'<Label\s[^>]*\bKey="(\d{1,6})"[^>]*>\s*(?:<!\[CDATA\[(.*?)\]\]>|([^<]*))\s*</Label>'
 _EXTENSION_LIMIT = 64 << 20
 _NAMES_LIMIT = 4 << 20  # bytes of a file that are searched for names: a table of 200 takes 30 kB
-_TYPES = {2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 256: "i1", 512: "u2", 768: "u4", 1024: "i8", 1280: "u8"}
-_TYPE_NAMES = {1: "1-bit", 32: "complex64", 128: "RGB24", 1536: "float128", 1792: "complex128", 2048: "complex256", 2304: "RGBA32"}
+_TYPES = {
+    2: "u1",
+    4: "i2",
+    8: "i4",
+    16: "f4",
+    64: "f8",
+    256: "i1",
+    512: "u2",
+    768: "u4",
+    1024: "i8",
+    1280: "u8",
+}
+_TYPE_NAMES = {
+    1: "1-bit",
+    32: "complex64",
+    128: "RGB24",
+    1536: "float128",
+    1792: "complex128",
+    2048: "complex256",
+    2304: "RGBA32",
+}
 
 
 def read_image(path: str | Path, *, check_hu: bool = True) -> tuple[Volume, list[Finding]]:
@@ -63,7 +84,10 @@ def read_names(path: str | Path) -> dict[int, str]:
     content = _content(path, _NAMES_LIMIT)
     header = _parse_header(path, content)
     text = content.take(_voxels_start(path, header) - content.position).decode("utf-8", errors="replace")
-    names = {int(value): (quoted or html.unescape(plain)).strip() for value, quoted, plain in re.findall(_LABEL, text, re.DOTALL)}
+    names = {
+        int(value): (quoted or html.unescape(plain)).strip()
+        for value, quoted, plain in re.findall(_LABEL, text, re.DOTALL)
+    }
     return {value: name for value, name in names.items() if value > 0 and name}
 
 
@@ -83,7 +107,9 @@ def write_label(path: str | Path, volume: Volume, *, names: dict[int, str] | Non
     """
     low, high = int(volume.array.min()), int(volume.array.max())
     if volume.array.dtype.kind not in "uib" or low < 0 or high > 65535:
-        raise ValueError(f"a label map holds integers from 0 to 65535, not {volume.array.dtype} from {low} to {high}")
+        raise ValueError(
+            f"a label map holds integers from 0 to 65535, not {volume.array.dtype} from {low} to {high}"
+        )
     if names is not None:
         unnamed = sorted({int(v) for v in np.unique(volume.array)} - {0} - set(names))
         if unnamed:
@@ -107,12 +133,24 @@ def _read(path: Path) -> Stored:
     header = _parse_header(path, content)
     shape, dropped = _check_shape(path, header)
     if dropped:
-        findings.append(Finding("WARN", "NOT_3D", f"{dropped} further axes of length 1 were dropped", file=str(path)))
+        findings.append(
+            Finding("WARN", "NOT_3D", f"{dropped} further axes of length 1 were dropped", file=str(path))
+        )
     code = int(header["datatype"])
     if code in _TYPE_NAMES:
-        raise refuse("NOT_SCALAR", f"voxels are {_TYPE_NAMES[code]}, not single numbers", "export the scan as 16-bit integers", path)
+        raise refuse(
+            "NOT_SCALAR",
+            f"voxels are {_TYPE_NAMES[code]}, not single numbers",
+            "export the scan as 16-bit integers",
+            path,
+        )
     if code not in _TYPES or np.dtype(_TYPES[code]).itemsize * 8 != int(header["bitpix"]):
-        raise refuse("HEADER_IMPLAUSIBLE", f"data type {code} with {int(header['bitpix'])} bits per voxel", "export the scan again", path)
+        raise refuse(
+            "HEADER_IMPLAUSIBLE",
+            f"data type {code} with {int(header['bitpix'])} bits per voxel",
+            "export the scan again",
+            path,
+        )
     dtype = np.dtype(header.endianness + _TYPES[code])
     voxels = shape[0] * shape[1] * shape[2]
     checks.check_memory(voxels, dtype.itemsize, path)
@@ -131,9 +169,25 @@ def _content(path: Path, count: int = -1) -> Content:
 def _name_findings(path: Path, zipped: bool) -> list[Finding]:
     named_zipped = path.name.lower().endswith(".gz")
     if named_zipped and not zipped:
-        return [Finding("WARN", "NOT_GZIP", "named .gz but not compressed; read as it is", "rename the file to .nii", file=str(path))]
+        return [
+            Finding(
+                "WARN",
+                "NOT_GZIP",
+                "named .gz but not compressed; read as it is",
+                "rename the file to .nii",
+                file=str(path),
+            )
+        ]
     if zipped and not named_zipped:
-        return [Finding("WARN", "NOT_GZIP", "compressed although its name does not end in .gz", "rename the file to .nii.gz", file=str(path))]
+        return [
+            Finding(
+                "WARN",
+                "NOT_GZIP",
+                "compressed although its name does not end in .gz",
+                "rename the file to .nii.gz",
+                file=str(path),
+            )
+        ]
     return []
 
 
@@ -141,7 +195,12 @@ def _parse_header(path: Path, content: Content) -> Any:
     """nibabel's header object for the first 348 (NIfTI-1) or 540 (NIfTI-2) bytes, unchecked."""
     start = content.take(4)
     if len(start) < 4:
-        raise refuse("NIFTI_TRUNCATED", f"ended at byte {len(start)} inside the header", "copy or download the file again", path)
+        raise refuse(
+            "NIFTI_TRUNCATED",
+            f"ended at byte {len(start)} inside the header",
+            "copy or download the file again",
+            path,
+        )
     sizes = {int.from_bytes(start, "little"), int.from_bytes(start, "big")}
     kinds: tuple[tuple[int, Any, int], ...] = ((348, nib.Nifti1Header, 344), (540, nib.Nifti2Header, 4))
     for size, kind, magic_at in kinds:
@@ -149,12 +208,26 @@ def _parse_header(path: Path, content: Content) -> Any:
             continue
         block = start + content.take(size - 4)
         if len(block) < size:
-            raise refuse("NIFTI_TRUNCATED", f"ended at byte {len(block)} inside the header", "copy or download the file again", path)
+            raise refuse(
+                "NIFTI_TRUNCATED",
+                f"ended at byte {len(block)} inside the header",
+                "copy or download the file again",
+                path,
+            )
         magic = block[magic_at : magic_at + 3]
         if magic in (b"ni1", b"ni2"):
-            raise refuse("PAIR_UNSUPPORTED", "the header of a header/image pair", "convert it to one .nii.gz file", path)
+            raise refuse(
+                "PAIR_UNSUPPORTED",
+                "the header of a header/image pair",
+                "convert it to one .nii.gz file",
+                path,
+            )
         if magic in (b"n+1", b"n+2"):
-            return kind(binaryblock=block, endianness="<" if int.from_bytes(start, "little") == size else ">", check=False)
+            return kind(
+                binaryblock=block,
+                endianness="<" if int.from_bytes(start, "little") == size else ">",
+                check=False,
+            )
     raise checks.wrong_kind(path, start + content.take(256), "NOT_NIFTI", "a NIfTI header")
 
 
@@ -170,23 +243,37 @@ def _check_shape(path: Path, header: Any) -> tuple[tuple[int, int, int], int]:
     return (lengths[2], lengths[1], lengths[0]), count - 3
 
 
-def _voxels(path: Path, content: Content, header: Any, shape: tuple[int, int, int], dtype: np.dtype) -> tuple[np.ndarray, list[Finding]]:
+def _voxels(
+    path: Path, content: Content, header: Any, shape: tuple[int, int, int], dtype: np.dtype
+) -> tuple[np.ndarray, list[Finding]]:
     """The stored array; its bytes already lie in (D, H, W) order. And what lies behind it."""
     start = _voxels_start(path, header)
     size = shape[0] * shape[1] * shape[2] * dtype.itemsize
     content.take(start - content.position)
     data = content.take(size)
     if len(data) < size:
-        raise refuse("NIFTI_TRUNCATED", f"ended at byte {content.position} of {start + size}", "copy or download the file again", path)
+        raise refuse(
+            "NIFTI_TRUNCATED",
+            f"ended at byte {content.position} of {start + size}",
+            "copy or download the file again",
+            path,
+        )
     return np.frombuffer(data, dtype).reshape(shape), content.finish(start + size)
 
 
 def _voxels_start(path: Path, header: Any) -> int:
     """The byte where the voxels begin: behind header and extensions."""
     smallest = 352 if int(header["sizeof_hdr"]) == 348 else 544
-    offset = float(header["vox_offset"]) or smallest  # 0 is written by some tools for "right behind the header"
+    offset = (
+        float(header["vox_offset"]) or smallest
+    )  # 0 is written by some tools for "right behind the header"
     if not smallest <= offset <= smallest + _EXTENSION_LIMIT or offset != int(offset):
-        raise refuse("HEADER_IMPLAUSIBLE", f"the voxels are said to start at byte {offset:g}", "export the scan again", path)
+        raise refuse(
+            "HEADER_IMPLAUSIBLE",
+            f"the voxels are said to start at byte {offset:g}",
+            "export the scan again",
+            path,
+        )
     return int(offset)
 
 
@@ -196,7 +283,12 @@ def _scaling(path: Path, header: Any) -> tuple[float, float]:
     if slope == 0 or np.isnan(slope):
         return 1.0, 0.0
     if not np.isfinite(slope) or not np.isfinite(intercept):
-        raise refuse("HEADER_IMPLAUSIBLE", f"intensity scaling {slope:g} * x + {intercept:g}", "export the scan again", path)
+        raise refuse(
+            "HEADER_IMPLAUSIBLE",
+            f"intensity scaling {slope:g} * x + {intercept:g}",
+            "export the scan again",
+            path,
+        )
     return slope, intercept
 
 
@@ -239,21 +331,32 @@ def _size_problem(header: Any) -> tuple[str, str] | None:
     return ("SPACING_MISSING", "0") if (sizes == 0).any() else None
 
 
-def _qform_alone(path: Path, header: Any, problem: tuple[str, str] | None) -> tuple[np.ndarray, list[Finding]]:
+def _qform_alone(
+    path: Path, header: Any, problem: tuple[str, str] | None
+) -> tuple[np.ndarray, list[Finding]]:
     """The qform, (i, j, k) to RAS mm, of a header without sform."""
     fix = "export the scan again with its geometry"
     if problem is not None:
         raise refuse(problem[0], f"the voxel size is {problem[1]}", fix, path)
     if int(header["qform_code"]) <= 0:
-        raise refuse("AFFINE_UNKNOWN", "neither qform nor sform is set, so left and right are unknown", fix, path)
+        raise refuse(
+            "AFFINE_UNKNOWN", "neither qform nor sform is set, so left and right are unknown", fix, path
+        )
     rotation = _rotation(header)
     if rotation is None:
-        raise refuse("AFFINE_SINGULAR", "the quaternion of the qform is invalid: b2 + c2 + d2 is far above 1, or NaN", fix, path)
+        raise refuse(
+            "AFFINE_SINGULAR",
+            "the quaternion of the qform is invalid: b2 + c2 + d2 is far above 1, or NaN",
+            fix,
+            path,
+        )
     excess = float(np.square(_quaternion(header)).sum()) - 1
     if excess <= 4 * QUATERNION_FLOAT32:
         return _qform(header, rotation, _sizes(header)), []
-    cause = (f"the quaternion of the qform is too long (b2 + c2 + d2 = 1 + {excess:.1g}) and is shortened: the axes may be up to "
-             f"{np.degrees(2 * np.sqrt(excess)):.2g} degrees off")
+    cause = (
+        f"the quaternion of the qform is too long (b2 + c2 + d2 = 1 + {excess:.1g}) and is shortened: the axes may be up to "
+        f"{np.degrees(2 * np.sqrt(excess)):.2g} degrees off"
+    )
     told = Finding("WARN", "AFFINE_ROUNDED", cause, "store an sform too", file=str(path))
     return _qform(header, rotation, _sizes(header)), [told]
 
@@ -310,7 +413,9 @@ def _compare_forms(path: Path, header: Any, grid: Grid) -> list[Finding]:
         return [*findings, Finding("WARN", "AFFINE_CONFLICT", cause, fix, file=str(path))]
     apart = Grid(grid.shape, file_affine(straight)).corner_distance_mm(Grid(grid.shape, file_affine(qform)))
     cause = f"qform and sform are {apart:.2g} mm apart at the corners"
-    return findings + checks.agreement(off_by(apart, sizes), "AFFINE_CONFLICT", cause, "the sform is used", fix, path)
+    return findings + checks.agreement(
+        off_by(apart, sizes), "AFFINE_CONFLICT", cause, "the sform is used", fix, path
+    )
 
 
 def _without_shear(sform: np.ndarray) -> np.ndarray:

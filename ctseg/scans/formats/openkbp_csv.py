@@ -19,7 +19,15 @@ from ctseg.scans.formats import checks
 from ctseg.scans.formats.checks import refuse
 
 SIZE = 128
-STRUCTURES = {1: "Brainstem", 2: "SpinalCord", 3: "RightParotid", 4: "LeftParotid", 5: "Mandible", 6: "Larynx", 7: "Esophagus"}
+STRUCTURES = {
+    1: "Brainstem",
+    2: "SpinalCord",
+    3: "RightParotid",
+    4: "LeftParotid",
+    5: "Mandible",
+    6: "Larynx",
+    7: "Esophagus",
+}
 
 
 def read_image(folder: str | Path) -> tuple[Volume, list[Finding]]:
@@ -54,10 +62,19 @@ def read_label(folder: str | Path) -> tuple[Volume, tuple[str, ...], list[Findin
         flat[indices] = number
         names.append(name)
     if not names:
-        raise refuse("LABEL_MISSING", "the folder holds no structure", "restore the files or remove the case", folder)
+        raise refuse(
+            "LABEL_MISSING", "the folder holds no structure", "restore the files or remove the case", folder
+        )
     findings = []
     if overlap:
-        findings.append(Finding("WARN", "LABEL_OVERLAP", f"{overlap} voxels belong to more than one structure; the higher id counts, as in the challenge", file=str(folder)))
+        findings.append(
+            Finding(
+                "WARN",
+                "LABEL_OVERLAP",
+                f"{overlap} voxels belong to more than one structure; the higher id counts, as in the challenge",
+                file=str(folder),
+            )
+        )
     return Volume(_to_volume(flat), affine), tuple(names), findings
 
 
@@ -74,7 +91,9 @@ def _affine(folder: Path) -> np.ndarray:
     except ValueError:
         sizes = np.zeros(0)
     if sizes.shape != (3,):
-        raise refuse("CSV_CORRUPT", "the file does not hold three numbers", "download the patient again", path)
+        raise refuse(
+            "CSV_CORRUPT", "the file does not hold three numbers", "download the patient again", path
+        )
     posterior, left, inferior = sizes.astype(np.float32).astype(np.float64)  # as precise as the NIfTI form
     affine = np.zeros((4, 4))
     affine[2, 0], affine[0, 1], affine[1, 2] = -inferior, left, posterior
@@ -89,13 +108,20 @@ def _read_list(path: Path, *, with_values: bool) -> tuple[np.ndarray, np.ndarray
     content = checks.read_regular(path)
     columns = (0, 1) if with_values else (0,)
     try:
-        table = np.loadtxt(io.BytesIO(content), delimiter=",", skiprows=1, usecols=columns, ndmin=2, dtype=np.float64)
+        table = np.loadtxt(
+            io.BytesIO(content), delimiter=",", skiprows=1, usecols=columns, ndmin=2, dtype=np.float64
+        )
     except (ValueError, IndexError, UnicodeDecodeError):
         raise _corrupt(path, "a line is not an index and a value") from None
     indices = table[:, 0]
     if indices.size == 0:
         return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.float32)
-    if not np.isfinite(indices).all() or (indices != np.rint(indices)).any() or indices.min() < 0 or indices.max() >= SIZE**3:
+    if (
+        not np.isfinite(indices).all()
+        or (indices != np.rint(indices)).any()
+        or indices.min() < 0
+        or indices.max() >= SIZE**3
+    ):
         raise _corrupt(path, f"an index lies outside 0 to {SIZE**3 - 1}")
     whole = indices.astype(np.int64)
     if np.bincount(whole, minlength=SIZE**3).max() > 1:

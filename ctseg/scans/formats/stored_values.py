@@ -19,7 +19,9 @@ from ctseg.scans.formats.checks import refuse
 
 TRAILING_LIMIT = 1 << 20  # bytes behind the declared end that are tolerated
 INTEGER_TOLERANCE = 1e-3  # labels may be so far from an integer
-PROBABILITY_TOLERANCE = 1e-3  # and probabilities so far below 0 or above 1: an interpolation overshoots a little
+PROBABILITY_TOLERANCE = (
+    1e-3  # and probabilities so far below 0 or above 1: an interpolation overshoots a little
+)
 _GZIP_OR_ZLIB = 47  # zlib's own number: either kind of stream, told by its first bytes
 
 
@@ -51,7 +53,12 @@ class Content:
             try:
                 result = self._expand(count)
             except zlib.error:
-                raise refuse("GZIP_CORRUPT", f"the compressed data is damaged after byte {self.position}", "copy or download the file again", self.path) from None
+                raise refuse(
+                    "GZIP_CORRUPT",
+                    f"the compressed data is damaged after byte {self.position}",
+                    "copy or download the file again",
+                    self.path,
+                ) from None
         self.position += len(result)
         return result
 
@@ -78,9 +85,19 @@ class Content:
         """
         rest = len(self.take(TRAILING_LIMIT)) if self.zipped else len(self.pending) - self.position
         if self.zipped and rest == TRAILING_LIMIT:
-            raise refuse("TOO_LARGE", f"expands beyond the {declared} bytes that its header declares", "export the scan again", self.path)
+            raise refuse(
+                "TOO_LARGE",
+                f"expands beyond the {declared} bytes that its header declares",
+                "export the scan again",
+                self.path,
+            )
         if self.zipped and not self.decoder.eof:
-            raise refuse(self.truncated, "the file ends before its checksum", "copy or download the file again", self.path)
+            raise refuse(
+                self.truncated,
+                "the file ends before its checksum",
+                "copy or download the file again",
+                self.path,
+            )
         cause = f"{rest} bytes behind the voxels that the header declares were not read"
         told = Finding("WARN", "TRAILING_BYTES", cause, "export the scan again", file=str(self.path))
         return [told] if rest else []
@@ -90,9 +107,16 @@ def image_of(stored: Stored, path: Path, *, check_hu: bool) -> tuple[Volume, lis
     """float32 HU, not below -1024, and what was noticed. check_hu=False: no plausibility of intensities and size."""
     findings = stored.findings
     checks.check_finite(stored.array, path)
-    ends = np.array([stored.array.min(), stored.array.max()], dtype=np.float64) * stored.slope + stored.intercept
+    ends = (
+        np.array([stored.array.min(), stored.array.max()], dtype=np.float64) * stored.slope + stored.intercept
+    )
     if not np.abs(ends).max() < np.finfo(np.float32).max:
-        raise refuse("NOT_HU", f"range {ends.min():g} to {ends.max():g} after scaling", "convert to Hounsfield units", path)
+        raise refuse(
+            "NOT_HU",
+            f"range {ends.min():g} to {ends.max():g} after scaling",
+            "convert to Hounsfield units",
+            path,
+        )
     array = stored.array.astype(np.float32)
     if (stored.slope, stored.intercept) != (1.0, 0.0):
         array *= np.float32(stored.slope)
@@ -120,7 +144,12 @@ def mask_of(stored: Stored, path: Path) -> tuple[Volume, list[Finding]]:
         return _integers(stored, array, path)
     low, high = float(array.min()), float(array.max())
     if low < -PROBABILITY_TOLERANCE or high > 1 + PROBABILITY_TOLERANCE:
-        raise refuse("PROBABILITY_RANGE", f"values from {low:.4g} to {high:.4g} are neither labels (integers) nor probabilities (0 to 1)", "give probabilities, not logits or percent, or a label map of integers", path)
+        raise refuse(
+            "PROBABILITY_RANGE",
+            f"values from {low:.4g} to {high:.4g} are neither labels (integers) nor probabilities (0 to 1)",
+            "give probabilities, not logits or percent, or a label map of integers",
+            path,
+        )
     return Volume(np.clip(array, 0, 1).astype(np.float32), stored.affine), stored.findings
 
 
@@ -136,13 +165,31 @@ def _integers(stored: Stored, array: np.ndarray, path: Path) -> tuple[Volume, li
     findings = stored.findings
     low, high = float(array.min()), float(array.max())
     if not -(2**31) <= low <= high < 2**31:
-        raise refuse("LABEL_VALUES", f"values from {low:g} to {high:g} are no label ids", "give a map of small integers", path)
+        raise refuse(
+            "LABEL_VALUES",
+            f"values from {low:g} to {high:g} are no label ids",
+            "give a map of small integers",
+            path,
+        )
     if array.dtype.kind == "f":
         rounded = np.rint(array)
         distance = float(np.abs(array - rounded).max())
         if distance > INTEGER_TOLERANCE:
-            raise refuse("LABEL_NOT_INTEGER", f"values are up to {distance:.3g} away from an integer", "save the label map with nearest-neighbour resampling, as integers", path)
+            raise refuse(
+                "LABEL_NOT_INTEGER",
+                f"values are up to {distance:.3g} away from an integer",
+                "save the label map with nearest-neighbour resampling, as integers",
+                path,
+            )
         if distance > 0:
-            findings.append(Finding("WARN", "LABEL_NOT_INTEGER", f"values up to {distance:.1g} away from an integer were rounded", "save the labels as integers", file=str(path)))
+            findings.append(
+                Finding(
+                    "WARN",
+                    "LABEL_NOT_INTEGER",
+                    f"values up to {distance:.1g} away from an integer were rounded",
+                    "save the labels as integers",
+                    file=str(path),
+                )
+            )
         array = rounded
     return Volume(array.astype(np.int32), stored.affine), findings

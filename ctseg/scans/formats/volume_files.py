@@ -19,7 +19,10 @@ from ctseg.scans.formats.checks import refuse
 # Formats of an ImageSource whose path is one file.
 FORMATS: dict[str, ModuleType] = {"nifti": nifti, "nrrd": nrrd, "metaimage": metaimage}
 _BY_SUFFIX = {".nii.gz": "nifti", ".nii": "nifti", ".seg.nrrd": "nrrd", ".nrrd": "nrrd", ".mha": "metaimage"}
-_DETACHED = {".nhdr": "nrrd", ".mhd": "metaimage"}  # known, so that they are refused by name and not passed over
+_DETACHED = {
+    ".nhdr": "nrrd",
+    ".mhd": "metaimage",
+}  # known, so that they are refused by name and not passed over
 SUFFIXES = tuple(_BY_SUFFIX)
 SEGMENTATION = ".seg.nrrd"
 _NUMBER_ONLY = r"(segment|label|region|roi|class|structure|mask|other)?[\s_-]*\d*"
@@ -28,7 +31,9 @@ _NUMBER_ONLY = r"(segment|label|region|roi|class|structure|mask|other)?[\s_-]*\d
 def stem_of(path: Path, *, detached: bool = False) -> str | None:
     """The file name without the suffix of a volume (any case); None when it has none. detached: also `.nhdr` and `.mhd`."""
     name = path.name.casefold()
-    suffix = next((suffix for suffix in (*SUFFIXES, *(_DETACHED if detached else ())) if name.endswith(suffix)), None)
+    suffix = next(
+        (suffix for suffix in (*SUFFIXES, *(_DETACHED if detached else ())) if name.endswith(suffix)), None
+    )
     return None if suffix is None else path.name[: -len(suffix)]
 
 

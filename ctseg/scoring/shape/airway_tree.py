@@ -63,7 +63,9 @@ class Tree:
 # ---- the parser -------------------------------------------------------------------------------------------
 
 
-def parse_tree(*, reference: np.ndarray, spacing_mm: tuple[float, float, float], skeleton: np.ndarray | None = None) -> Tree:
+def parse_tree(
+    *, reference: np.ndarray, spacing_mm: tuple[float, float, float], skeleton: np.ndarray | None = None
+) -> Tree:
     """The tree of a mask (D, H, W); an empty mask has no voxels and no branches.
 
     skeleton: the mask's own, when it is known already (see `skeletonise`).
@@ -74,20 +76,36 @@ def parse_tree(*, reference: np.ndarray, spacing_mm: tuple[float, float, float],
         return Tree(np.zeros((0, 3), np.int64), none, none, np.zeros((0, 2), np.int64), np.zeros(0), 0)
     box = mask_box(mask)
     mask = np.pad(mask[box], 1)
-    line = skeletonise(mask) if skeleton is None else np.pad(np.asarray(skeleton)[box].astype(bool, copy=False), 1)
+    line = (
+        skeletonise(mask)
+        if skeleton is None
+        else np.pad(np.asarray(skeleton)[box].astype(bool, copy=False), 1)
+    )
     voxels, of_line = np.flatnonzero(mask), np.flatnonzero(line)
     points = np.stack(np.unravel_index(of_line, mask.shape), axis=1)
     neighbours = _neighbours(of_line, mask.shape, spacing_mm)
     forest = minimum_spanning_tree(neighbours).tocoo()
     piece, n_pieces = _pieces(neighbours)
-    nearest = _nearest(np.stack(np.unravel_index(voxels, mask.shape), axis=1) * spacing_mm, points * spacing_mm, piece)
-    branch_of_piece, generation = _grow(_touching(voxels, nearest, mask.shape, n_pieces), np.bincount(nearest + 1, minlength=n_pieces + 1)[1:])
+    nearest = _nearest(
+        np.stack(np.unravel_index(voxels, mask.shape), axis=1) * spacing_mm, points * spacing_mm, piece
+    )
+    branch_of_piece, generation = _grow(
+        _touching(voxels, nearest, mask.shape, n_pieces), np.bincount(nearest + 1, minlength=n_pieces + 1)[1:]
+    )
     branch_of = np.append(branch_of_piece, UNREACHED)[nearest[np.searchsorted(voxels, of_line)]]
-    return Tree(points - 1 + [side.start for side in box], branch_of, generation,
-                np.stack([forest.row, forest.col], axis=1).astype(np.int64), np.asarray(forest.data, np.float64), n_pieces)
+    return Tree(
+        points - 1 + [side.start for side in box],
+        branch_of,
+        generation,
+        np.stack([forest.row, forest.col], axis=1).astype(np.int64),
+        np.asarray(forest.data, np.float64),
+        n_pieces,
+    )
 
 
-def _neighbours(positions: np.ndarray, shape: tuple[int, ...], spacing_mm: tuple[float, float, float]) -> csr_array:
+def _neighbours(
+    positions: np.ndarray, shape: tuple[int, ...], spacing_mm: tuple[float, float, float]
+) -> csr_array:
     """(S, S) upper triangle of the distances in mm between centre-line voxels that are 26-neighbours.
 
     positions: their sorted flat indices in an array of that shape with an empty border.
@@ -100,7 +118,9 @@ def _neighbours(positions: np.ndarray, shape: tuple[int, ...], spacing_mm: tuple
         starts.append(found)
         ends.append(place[found])
         lengths.append(np.full(found.size, math.hypot(*(offset * spacing_mm))))
-    return coo_array((np.concatenate(lengths), (np.concatenate(starts), np.concatenate(ends))), shape=(positions.size,) * 2).tocsr()
+    return coo_array(
+        (np.concatenate(lengths), (np.concatenate(starts), np.concatenate(ends))), shape=(positions.size,) * 2
+    ).tocsr()
 
 
 def _steps(shape: tuple[int, ...]) -> np.ndarray:
@@ -114,7 +134,9 @@ def _pieces(neighbours: csr_array) -> tuple[np.ndarray, int]:
     Pieces are what hangs together without the junctions, voxels with more than two neighbours.
     """
     links = neighbours.tocoo()
-    degree = np.bincount(links.row, minlength=links.shape[0]) + np.bincount(links.col, minlength=links.shape[0])
+    degree = np.bincount(links.row, minlength=links.shape[0]) + np.bincount(
+        links.col, minlength=links.shape[0]
+    )
     plain = degree <= 2
     kept = plain[links.row] & plain[links.col]
     graph = coo_array((links.data[kept], (links.row[kept], links.col[kept])), shape=links.shape)
@@ -200,7 +222,11 @@ def _joined(touching: np.ndarray, generation: np.ndarray) -> np.ndarray:
 
 
 def tree_metrics(
-    *, prediction: np.ndarray, reference: np.ndarray, tree: Tree, prediction_components: Components | None = None
+    *,
+    prediction: np.ndarray,
+    reference: np.ndarray,
+    tree: Tree,
+    prediction_components: Components | None = None,
 ) -> dict[str, float | int | None]:
     """Every metric of one prediction against the reference `tree` was parsed from, both (D, H, W).
 
@@ -211,13 +237,19 @@ def tree_metrics(
     tree_length_mm. An empty prediction: td, bd and leakage 0, amr 1, precision and breaks None. An empty reference:
     all None. prediction_components: its 26-components, when they are known.
     """
-    prediction, reference = np.asarray(prediction).astype(bool, copy=False), np.asarray(reference).astype(bool, copy=False)
+    prediction, reference = (
+        np.asarray(prediction).astype(bool, copy=False),
+        np.asarray(reference).astype(bool, copy=False),
+    )
     result: dict[str, float | int | None] = {}
     for suffix, mask in (("full", prediction), ("lcc", largest_component(prediction, 6))):
         result |= {f"{name}_{suffix}": value for name, value in _found(mask, reference, tree).items()}
     something = bool(tree.skeleton.size)
-    return result | {"breaks": _breaks((prediction_components or components(prediction))[0], reference), "branches": tree.n_branches if something else None,
-                     "tree_length_mm": tree.length_mm if something else None}
+    return result | {
+        "breaks": _breaks((prediction_components or components(prediction))[0], reference),
+        "branches": tree.n_branches if something else None,
+        "tree_length_mm": tree.length_mm if something else None,
+    }
 
 
 def _found(prediction: np.ndarray, reference: np.ndarray, tree: Tree) -> dict[str, float | None]:
@@ -233,14 +265,18 @@ def _found(prediction: np.ndarray, reference: np.ndarray, tree: Tree) -> dict[st
         "td": float(hit.mean()),
         "td_mm": float(tree.edge_mm[hit[tree.edges].all(axis=1)].sum()) / length if length else None,
         "bd": float((branch_share >= DETECTED).mean()) if branch_share.size else None,
-        "precision": counts.precision, "leakage": counts.fp / size, "amr": counts.fn / size,
+        "precision": counts.precision,
+        "leakage": counts.fp / size,
+        "amr": counts.fn / size,
     }
 
 
 def _shares(hit: np.ndarray, group: np.ndarray, n_groups: int) -> np.ndarray:
     """Share of hits in each group; voxels of a negative group take no part."""
     taken = group >= 0
-    return np.bincount(group[taken], weights=hit[taken], minlength=n_groups) / np.bincount(group[taken], minlength=n_groups)
+    return np.bincount(group[taken], weights=hit[taken], minlength=n_groups) / np.bincount(
+        group[taken], minlength=n_groups
+    )
 
 
 def _breaks(predicted: np.ndarray, reference: np.ndarray) -> int | None:
@@ -255,4 +291,7 @@ def td_by_generation(*, prediction: np.ndarray, tree: Tree) -> list[float]:
         return []
     prediction = np.asarray(prediction).astype(bool, copy=False)
     generation = np.append(tree.generation, UNREACHED)[tree.branch_of]  # branch -1: none
-    return [float(share) for share in _shares(prediction[tuple(tree.skeleton.T)], generation, int(tree.generation.max()) + 1)]
+    return [
+        float(share)
+        for share in _shares(prediction[tuple(tree.skeleton.T)], generation, int(tree.generation.max()) + 1)
+    ]

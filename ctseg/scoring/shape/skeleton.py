@@ -22,7 +22,9 @@ from ctseg.scoring.distances import mask_box
 # The 26 neighbours of a voxel; a neighbourhood is a 26-bit number, bit k for neighbour k. The surface of the voxel
 # (a cube) has 26 cells too, 6 faces, 12 edges and 8 corners, one towards each neighbour: they share the numbering.
 _OFFSETS = np.array([offset for offset in itertools.product((-1, 0, 1), repeat=3) if any(offset)])
-_ROWS = np.array(list(itertools.product((-1, 0, 1), repeat=2)))  # the nine rows of three voxels along the last axis
+_ROWS = np.array(
+    list(itertools.product((-1, 0, 1), repeat=2))
+)  # the nine rows of three voxels along the last axis
 _HALF = 13
 # Bits of a voxel's row: the one before it, itself, the one after it.
 _BEFORE, _SELF, _AFTER = (np.uint8(bit) for bit in (1, 2, 4))
@@ -120,7 +122,11 @@ def is_simple(codes: np.ndarray) -> np.ndarray:
     a hole: connected, and of Euler number 1. An isolated voxel shares nothing (0), an inner one everything (2).
     """
     covered = _union(_COVERED, codes)
-    euler = np.bitwise_count(covered & _CORNERS).astype(np.int8) - np.bitwise_count(covered & _EDGES) + np.bitwise_count(covered & _FACES)
+    euler = (
+        np.bitwise_count(covered & _CORNERS).astype(np.int8)
+        - np.bitwise_count(covered & _EDGES)
+        + np.bitwise_count(covered & _FACES)
+    )
     simple = euler == 1
     simple[simple] = _is_connected(codes[simple])
     return simple

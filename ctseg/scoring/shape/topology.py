@@ -85,7 +85,9 @@ def components(mask: np.ndarray, connectivity: int = 26) -> Components:
     if _cc3d is None:
         labels, count = ndimage.label(mask, structure=_NEIGHBOURS[connectivity])
     else:
-        labels, count = _cc3d.connected_components(mask, connectivity=connectivity, return_N=True, out_dtype=np.uint32)  # type: ignore[call-overload]
+        labels, count = _cc3d.connected_components(
+            mask, connectivity=connectivity, return_N=True, out_dtype=np.uint32
+        )  # type: ignore[call-overload]
     return labels.view(np.int32), int(count)
 
 
@@ -97,14 +99,20 @@ def largest_component(mask: np.ndarray, connectivity: int = 6) -> np.ndarray:
 
 
 def component_errors(
-    *, prediction: np.ndarray, reference: np.ndarray, spacing_mm: tuple[float, float, float],
-    prediction_components: Components | None = None, reference_components: Components | None = None,
+    *,
+    prediction: np.ndarray,
+    reference: np.ndarray,
+    spacing_mm: tuple[float, float, float],
+    prediction_components: Components | None = None,
+    reference_components: Components | None = None,
 ) -> ComponentErrors:
     """Components that are too many, too few, torn apart or grown together (see `ComponentErrors`).
 
     The 26-components of each mask are computed unless they are given.
     """
-    predicted, n_predicted = components(prediction) if prediction_components is None else prediction_components
+    predicted, n_predicted = (
+        components(prediction) if prediction_components is None else prediction_components
+    )
     referenced, n_referenced = components(reference) if reference_components is None else reference_components
     both = (predicted > 0) & (referenced > 0)
     # One number for each pair of components that overlap somewhere.
@@ -159,22 +167,35 @@ def _either(array: np.ndarray, axis: int) -> np.ndarray:
 
 
 def cldice(
-    *, prediction: np.ndarray, reference: np.ndarray, prediction_skeleton: np.ndarray | None = None, reference_skeleton: np.ndarray | None = None
+    *,
+    prediction: np.ndarray,
+    reference: np.ndarray,
+    prediction_skeleton: np.ndarray | None = None,
+    reference_skeleton: np.ndarray | None = None,
 ) -> CentrelineOverlap:
     """clDice (Shit et al., CVPR 2021) and its two halves. The skeletons are computed unless they are given.
 
     Every component has a skeleton (`skeletonise`), so only an empty mask leaves a half undefined. Missed and
     hallucinated masks score 0.
     """
-    prediction, reference = np.asarray(prediction).astype(bool, copy=False), np.asarray(reference).astype(bool, copy=False)
+    prediction, reference = (
+        np.asarray(prediction).astype(bool, copy=False),
+        np.asarray(reference).astype(bool, copy=False),
+    )
     if prediction.shape != reference.shape:
         raise ValueError(f"prediction {prediction.shape} and reference {reference.shape} differ in shape")
-    precision = _share_inside(skeletonise(prediction) if prediction_skeleton is None else prediction_skeleton, reference)
-    recall = _share_inside(skeletonise(reference) if reference_skeleton is None else reference_skeleton, prediction)
+    precision = _share_inside(
+        skeletonise(prediction) if prediction_skeleton is None else prediction_skeleton, reference
+    )
+    recall = _share_inside(
+        skeletonise(reference) if reference_skeleton is None else reference_skeleton, prediction
+    )
     if precision is None and recall is None:
         return CentrelineOverlap(None, None, None)
     both = (precision or 0.0) + (recall or 0.0)
-    return CentrelineOverlap(precision, recall, 2 * (precision or 0.0) * (recall or 0.0) / both if both else 0.0)
+    return CentrelineOverlap(
+        precision, recall, 2 * (precision or 0.0) * (recall or 0.0) / both if both else 0.0
+    )
 
 
 def _share_inside(skeleton: np.ndarray, mask: np.ndarray) -> float | None:

@@ -33,18 +33,62 @@ CHOICES = ("auto", "all", "none")
 # Words in a structure's name, read without case and anything but letters; the first row that fits decides. Walls
 # and what grows in a vessel are no tubes; branching metrics make sense only where there are branches.
 _KINDS: tuple[tuple[tuple[str, ...], str], ...] = (
-    (("lesion", "tumor", "tumour", "cancer", "cyst", "metastas", "nodule", "thromb", "plaque", "calcif", "wall"), OTHER),
+    (
+        (
+            "lesion",
+            "tumor",
+            "tumour",
+            "cancer",
+            "cyst",
+            "metastas",
+            "nodule",
+            "thromb",
+            "plaque",
+            "calcif",
+            "wall",
+        ),
+        OTHER,
+    ),
     ((*_AIRWAYS, "coronary", "vessel"), TREE),
     (("trachea", "aorta", "artery", "arteries", "arterial", "vein", "venacava", "postcava", "ureter"), TUBE),
 )
 # Columns of every measured structure, and of trees in addition.
 SHAPE_COLUMNS = (
-    "cldice", "cldice_precision", "cldice_recall", "b0_reference", "b0_prediction", "b1_reference", "b1_prediction", "b2_reference", "b2_prediction",
-    "b0_error", "b1_error", "b2_error", "betti_error", "b0_located_error", "extra_components", "extra_components_ml",
+    "cldice",
+    "cldice_precision",
+    "cldice_recall",
+    "b0_reference",
+    "b0_prediction",
+    "b1_reference",
+    "b1_prediction",
+    "b2_reference",
+    "b2_prediction",
+    "b0_error",
+    "b1_error",
+    "b2_error",
+    "betti_error",
+    "b0_located_error",
+    "extra_components",
+    "extra_components_ml",
 )
 TREE_COLUMNS = (
-    "td_full", "precision_full", "leakage_full", "td_lcc", "precision_lcc", "leakage_lcc", "td_mm_full", "td_mm_lcc", "bd_full", "bd_lcc", "amr_full", "amr_lcc",
-    "dice_full", "dice_lcc", "breaks", "branches", "tree_length_mm",
+    "td_full",
+    "precision_full",
+    "leakage_full",
+    "td_lcc",
+    "precision_lcc",
+    "leakage_lcc",
+    "td_mm_full",
+    "td_mm_lcc",
+    "bd_full",
+    "bd_lcc",
+    "amr_full",
+    "amr_lcc",
+    "dice_full",
+    "dice_lcc",
+    "breaks",
+    "branches",
+    "tree_length_mm",
 )
 GENERATIONS = "td_by_generation_full"  # list, from the trachea on
 
@@ -81,8 +125,14 @@ def study(*, reference: np.ndarray, spacing_mm: tuple[float, float, float], tree
     """Look once at a reference that may be compared several times."""
     mask = np.ascontiguousarray(reference).astype(bool, copy=False)
     pieces, skeleton = components(mask), skeletonise(mask)
-    return Reference(mask, spacing_mm, pieces, betti_numbers(mask, pieces[1]), skeleton,
-                     parse_tree(reference=mask, spacing_mm=spacing_mm, skeleton=skeleton) if tree else None)
+    return Reference(
+        mask,
+        spacing_mm,
+        pieces,
+        betti_numbers(mask, pieces[1]),
+        skeleton,
+        parse_tree(reference=mask, spacing_mm=spacing_mm, skeleton=skeleton) if tree else None,
+    )
 
 
 def compare(*, prediction: np.ndarray, reference: Reference) -> Row:
@@ -90,17 +140,29 @@ def compare(*, prediction: np.ndarray, reference: Reference) -> Row:
     mask = np.ascontiguousarray(prediction).astype(bool, copy=False)
     centre = cldice(prediction=mask, reference=reference.mask, reference_skeleton=reference.skeleton)
     pieces = components(mask)
-    parts = component_errors(prediction=mask, reference=reference.mask, spacing_mm=reference.spacing_mm,
-                             prediction_components=pieces, reference_components=reference.components)
+    parts = component_errors(
+        prediction=mask,
+        reference=reference.mask,
+        spacing_mm=reference.spacing_mm,
+        prediction_components=pieces,
+        reference_components=reference.components,
+    )
     own, other = dataclasses.asdict(betti_numbers(mask, pieces[1])), dataclasses.asdict(reference.betti)
     errors = {f"{b}_error": abs(own[b] - other[b]) for b in own}
     row: Row = {"cldice": centre.cldice, "cldice_precision": centre.precision, "cldice_recall": centre.recall}
     for b in own:
         row |= {f"{b}_reference": other[b], f"{b}_prediction": own[b]}
-    row |= {**errors, "betti_error": sum(errors.values()), "b0_located_error": parts.b0_error,
-            "extra_components": parts.extra, "extra_components_ml": parts.extra_ml}
+    row |= {
+        **errors,
+        "betti_error": sum(errors.values()),
+        "b0_located_error": parts.b0_error,
+        "extra_components": parts.extra,
+        "extra_components_ml": parts.extra_ml,
+    }
     if reference.tree is not None:
-        row |= tree_metrics(prediction=mask, reference=reference.mask, tree=reference.tree, prediction_components=pieces)
+        row |= tree_metrics(
+            prediction=mask, reference=reference.mask, tree=reference.tree, prediction_components=pieces
+        )
         row[GENERATIONS] = td_by_generation(prediction=mask, tree=reference.tree)
     return row
 
@@ -116,8 +178,13 @@ def summarise(rows: Sequence[Row], baseline_rows: Sequence[Row]) -> dict[str, An
     Empty when no structure was measured.
     """
     names = list(dict.fromkeys(row["structure"] for row in rows if row.get("topology")))
-    return {name: _of_structure([row for row in rows if row["structure"] == name],
-                                [row["topology"] for row in baseline_rows if row["structure"] == name and row.get("topology")]) for name in names}
+    return {
+        name: _of_structure(
+            [row for row in rows if row["structure"] == name],
+            [row["topology"] for row in baseline_rows if row["structure"] == name and row.get("topology")],
+        )
+        for name in names
+    }
 
 
 def _of_structure(rows: Sequence[Row], nothing: Sequence[Row]) -> dict[str, Any]:
@@ -126,13 +193,20 @@ def _of_structure(rows: Sequence[Row], nothing: Sequence[Row]) -> dict[str, Any]
     looked_for = [row for row in rows if row["state"] not in (UNANNOTATED, UNEVALUABLE)]
     columns = [column for column in (*SHAPE_COLUMNS, *TREE_COLUMNS) if column in found[0]]
     block: dict[str, Any] = {
-        "kind": kind_of(rows[0]["structure"]), "connectivity": "26/6", "n_reference": len(with_it), "n_missed": sum(row["state"] == MISSED for row in with_it),
-        "n_without_reference": len(looked_for) - len(with_it), "n_hallucinated": sum(row["state"] == HALLUCINATED for row in rows),
+        "kind": kind_of(rows[0]["structure"]),
+        "connectivity": "26/6",
+        "n_reference": len(with_it),
+        "n_missed": sum(row["state"] == MISSED for row in with_it),
+        "n_without_reference": len(looked_for) - len(with_it),
+        "n_hallucinated": sum(row["state"] == HALLUCINATED for row in rows),
     }
     block |= {column: statistics.describe([row[column] for row in found], patients) for column in columns}
     if GENERATIONS in found[0]:
         block[GENERATIONS] = _of_generations([row[GENERATIONS] for row in found])
-    block["all_background"] = {column: statistics.describe([row[column] for row in nothing], patients, interval=False)["mean"] for column in columns}
+    block["all_background"] = {
+        column: statistics.describe([row[column] for row in nothing], patients, interval=False)["mean"]
+        for column in columns
+    }
     return block
 
 
@@ -144,7 +218,14 @@ def airway_block(topology: Mapping[str, Any]) -> dict[str, Any]:
     """
     for name, block in topology.items():
         if block["kind"] == TREE and any(word in re.sub(r"[^a-z]", "", name.lower()) for word in _AIRWAYS):
-            kept = ("n_reference", "n_missed", "n_without_reference", "n_hallucinated", *TREE_COLUMNS, GENERATIONS)
+            kept = (
+                "n_reference",
+                "n_missed",
+                "n_without_reference",
+                "n_hallucinated",
+                *TREE_COLUMNS,
+                GENERATIONS,
+            )
             return {"structure": name, **{key: block[key] for key in kept}}
     return {}
 
@@ -154,7 +235,14 @@ def _of_generations(shares: Sequence[Sequence[float]]) -> list[dict[str, Any]]:
     result = []
     for generation in range(max(len(case) for case in shares)):
         values = np.array([case[generation] for case in shares if len(case) > generation])
-        result.append({"generation": generation, "mean": float(values.mean()), "median": float(np.median(values)), "n": int(values.size)})
+        result.append(
+            {
+                "generation": generation,
+                "mean": float(values.mean()),
+                "median": float(np.median(values)),
+                "n": int(values.size),
+            }
+        )
     return result
 
 

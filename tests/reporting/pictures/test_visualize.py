@@ -28,7 +28,9 @@ def test_the_surface_of_a_ball_lies_on_it_and_faces_outwards(affine):
     surface = surface_of(ball((30, 50, 50), affine, centre, 20.0), "ball", RED, step_mm=0.8)
     away = surface.points_mm - centre
     radius = np.linalg.norm(away, axis=1)
-    assert abs(np.median(radius) - 20) < 0.4 and np.abs(radius - 20).max() < np.linalg.norm(affine[:3, 0])  # within a voxel of the coarsest axis
+    assert abs(np.median(radius) - 20) < 0.4 and np.abs(radius - 20).max() < np.linalg.norm(
+        affine[:3, 0]
+    )  # within a voxel of the coarsest axis
     assert ((away / radius[:, None]) * surface.normals).sum(1).min() > 0.6
     # at least one point per 0.8 mm: every direction is covered
     directions = np.random.default_rng(0).normal(size=(500, 3))
@@ -42,12 +44,17 @@ def test_a_vessel_one_voxel_thick_stays_whole_and_an_empty_mask_has_no_surface()
     surface = surface_of(Volume(array, upright((1, 1, 1))), "vessel", RED, step_mm=0.5)
     heights = np.unique(np.round(surface.points_mm[:, 2]))
     assert set(range(16, 44)) <= {int(h) for h in heights}
-    assert len(surface_of(Volume(np.zeros((4, 4, 4), dtype=bool), upright()), "none", RED, step_mm=1).points_mm) == 0
+    assert (
+        len(surface_of(Volume(np.zeros((4, 4, 4), dtype=bool), upright()), "none", RED, step_mm=1).points_mm)
+        == 0
+    )
 
 
 def test_the_patients_left_is_on_the_right_of_the_picture_and_above_is_above():
     affine = upright((2, 2, 2), (0, 0, 0))
-    left_above = surface_of(ball((50, 40, 60), affine, (100, 40, 80), 12), "a", RED, step_mm=0.5)  # +x is the patient's left, +z superior
+    left_above = surface_of(
+        ball((50, 40, 60), affine, (100, 40, 80), 12), "a", RED, step_mm=0.5
+    )  # +x is the patient's left, +z superior
     right_below = surface_of(ball((50, 40, 60), affine, (20, 40, 20), 12), "b", BLUE, step_mm=0.5)
     view = render.fit_view([left_above, right_below], width=200, height=160)
 
@@ -65,7 +72,10 @@ def test_the_patients_left_is_on_the_right_of_the_picture_and_above_is_above():
 
 def test_what_is_nearer_covers_what_is_behind():
     affine = upright((2, 2, 2), (0, 0, 0))
-    left, right = (surface_of(ball((40, 40, 60), affine, (x, 40, 40), 15), "s", colour, step_mm=0.5) for x, colour in ((95, RED), (25, BLUE)))
+    left, right = (
+        surface_of(ball((40, 40, 60), affine, (x, 40, 40), 15), "s", colour, step_mm=0.5)
+        for x, colour in ((95, RED), (25, BLUE))
+    )
     view = render.fit_view([left, right], width=120, height=120)
     for degrees, channel in ((90, 0), (270, 2)):  # from the patient's left; from the right
         picture = render.draw([left, right], view, degrees)
@@ -93,12 +103,17 @@ def test_a_translucent_surface_shows_what_is_in_it_but_not_what_is_before_it():
     solid = surface_of(inner, "inner", RED, step_mm=0.5)
     glass = surface_of(around, "around", BLUE, step_mm=0.5, opacity=0.3)
     view = render.fit_view([solid, glass], width=120, height=120)
-    with_glass, alone = render.draw([solid, glass], view, 0).astype(int), render.draw([solid], view, 0).astype(int)
+    with_glass, alone = (
+        render.draw([solid, glass], view, 0).astype(int),
+        render.draw([solid], view, 0).astype(int),
+    )
     centre = (slice(58, 62), slice(58, 62))
     assert with_glass[centre][..., 0].mean() > with_glass[centre][..., 2].mean() + 40  # still red
     assert with_glass[centre][..., 2].mean() > alone[centre][..., 2].mean() + 5  # through blue glass
     before = Surface("before", solid.points_mm - np.array([0, 60, 0], dtype=np.float32), solid.normals, RED)
-    assert np.array_equal(render.draw([before, glass], view, 0)[centre], render.draw([before], view, 0)[centre])
+    assert np.array_equal(
+        render.draw([before, glass], view, 0)[centre], render.draw([before], view, 0)[centre]
+    )
 
 
 def test_errors_are_red_where_too_much_and_blue_where_too_little():
@@ -106,13 +121,17 @@ def test_errors_are_red_where_too_much_and_blue_where_too_little():
     prediction = surface_of(ball((40, 40, 60), affine, (33, 20, 20), 12), "p", RED, step_mm=0.7)
     colours = tour.error_colours(prediction.points_mm, ball((40, 40, 60), affine, (27, 20, 20), 12))
     left, right = prediction.points_mm[:, 0] > 44, prediction.points_mm[:, 0] < 22
-    assert (colours[left, 0] > colours[left, 2] + 0.3).all() and (colours[right, 2] > colours[right, 0] + 0.3).all()
+    assert (colours[left, 0] > colours[left, 2] + 0.3).all() and (
+        colours[right, 2] > colours[right, 0] + 0.3
+    ).all()
     same = tour.error_colours(prediction.points_mm, ball((40, 40, 60), affine, (33, 20, 20), 12))
     assert np.ptp(same, axis=1).max() < 0.25
 
 
 def test_colours_are_those_of_the_table_whatever_the_spelling():
-    assert np.array_equal(colour_of("kidney_left", 0), colour_of("LeftKidney", 5)) and np.array_equal(colour_of("SpinalCord", 0), colour_of("spinal_cord", 3))
+    assert np.array_equal(colour_of("kidney_left", 0), colour_of("LeftKidney", 5)) and np.array_equal(
+        colour_of("SpinalCord", 0), colour_of("spinal_cord", 3)
+    )
     assert (colour_of("kidney_right", 0) > colour_of("kidney_left", 0)).any()
     assert not np.array_equal(colour_of("something", 0), colour_of("something", 1))
     assert not np.array_equal(colour_of("urinary_bladder", 0), colour_of("gallbladder", 0))
@@ -139,7 +158,9 @@ def test_every_form_of_masks_gives_the_same(scan):
     nifti.write_label(folder / "map" / "scan.nii.gz", volume, names=names)
     (folder / "map" / "labels.json").write_text('{"1": "liver", "2": "spleen"}')
     for value, name in names.items():
-        nifti.write_label(folder / "organs" / f"{name}.nii.gz", Volume((label == value).astype(np.uint8), image.affine))
+        nifti.write_label(
+            folder / "organs" / f"{name}.nii.gz", Volume((label == value).astype(np.uint8), image.affine)
+        )
     dicom_seg.write_segments(folder / "seg.dcm", volume, names, folder / "ct", algorithm="test")
     rtstruct.write_structures(folder / "rs.dcm", volume, names, folder / "ct")
     for path in (folder / "map" / "scan.nii.gz", folder / "organs", folder / "seg.dcm", folder / "rs.dcm"):
@@ -147,13 +168,21 @@ def test_every_form_of_masks_gives_the_same(scan):
         assert masks.names == ("liver", "spleen")
         for value, name in names.items():
             mask = masks.read(name)
-            assert mask.array.dtype == bool and np.array_equal(mask.array, label == value) and np.abs(mask.affine - image.affine).max() < 1e-3
+            assert (
+                mask.array.dtype == bool
+                and np.array_equal(mask.array, label == value)
+                and np.abs(mask.affine - image.affine).max() < 1e-3
+            )
 
 
 def test_a_reference_without_names_takes_those_of_the_masks(scan):
     folder, image, label = scan
     opened = []
-    for name, names in (("named", '{"1": "liver", "2": "spleen"}'), ("bare", None), ("other", '{"1": "kidney", "2": "spleen"}')):
+    for name, names in (
+        ("named", '{"1": "liver", "2": "spleen"}'),
+        ("bare", None),
+        ("other", '{"1": "kidney", "2": "spleen"}'),
+    ):
         nifti.write_label(folder / name / "map.nii.gz", Volume(label, image.affine))
         if names is not None:
             (folder / name / "labels.json").write_text(names)
@@ -171,7 +200,10 @@ def test_names_inside_the_file_are_read_and_values_without_one_are_numbered(scan
     text = b'<CaretExtension><LabelTable><Label Key="1" Red="0" Green="1"><![CDATA[liver]]></Label><Label Key="9"><![CDATA[ghost]]></Label></LabelTable></CaretExtension>'
     stored.header.extensions.append(nib.nifti1.Nifti1Extension("ignore", text))
     nib.save(stored, folder / "named.nii.gz")
-    assert nifti.read_names(folder / "named.nii.gz") == {1: "liver", 9: "ghost"} and nifti.read_names(folder / "map.nii.gz") == {}
+    assert (
+        nifti.read_names(folder / "named.nii.gz") == {1: "liver", 9: "ghost"}
+        and nifti.read_names(folder / "map.nii.gz") == {}
+    )
     assert open_masks(folder / "named.nii.gz").names == ("liver", "label 2")
 
 
@@ -181,29 +213,59 @@ def test_names_inside_the_file_are_read_and_values_without_one_are_numbered(scan
 def small(folder, image, label, *words):
     nifti.write_label(folder / "map.nii.gz", Volume(label, image.affine))
     (folder / "labels.json").write_text('{"1": "liver", "2": "spleen", "3": "kidney_left"}')
-    return visualize.main(["--input", str(folder / "map.nii.gz"), "--width", "160", "--height", "120", *words])
+    return visualize.main(
+        ["--input", str(folder / "map.nii.gz"), "--width", "160", "--height", "120", *words]
+    )
 
 
 def test_film_and_stills(scan):
     folder, image, label = scan
-    assert small(folder, image, label, "--ct", str(folder / "ct"), "--context", "bone", "--output", str(folder / "tour.gif"), "--seconds", "0.5", "--fps", "8",
-                 "--stills", str(folder / "stills"), "--synthetic") == 0
+    assert (
+        small(
+            folder,
+            image,
+            label,
+            "--ct",
+            str(folder / "ct"),
+            "--context",
+            "bone",
+            "--output",
+            str(folder / "tour.gif"),
+            "--seconds",
+            "0.5",
+            "--fps",
+            "8",
+            "--stills",
+            str(folder / "stills"),
+            "--synthetic",
+        )
+        == 0
+    )
     with Image.open(folder / "tour.gif") as film:
-        assert film.size == (160, 120) and film.n_frames == 4 and film.info["duration"] == pytest.approx(125, abs=6)
+        assert (
+            film.size == (160, 120)
+            and film.n_frames == 4
+            and film.info["duration"] == pytest.approx(125, abs=6)
+        )
         frames = []
         for number in range(film.n_frames):
             film.seek(number)
             frames.append(np.asarray(film.convert("RGB")).astype(int))
     assert all(np.abs(a - b).max() > 40 for a, b in itertools.pairwise(frames))
     stills = {path.name: np.asarray(Image.open(path)) for path in (folder / "stills").iterdir()}
-    assert sorted(stills) == ["back.png", "front.png", "left.png", "right.png"] and stills["front.png"].shape == (120, 160, 3)
+    assert sorted(stills) == ["back.png", "front.png", "left.png", "right.png"] and stills[
+        "front.png"
+    ].shape == (120, 160, 3)
     assert not np.array_equal(stills["front.png"], stills["back.png"])
 
 
 def test_without_an_encoder_the_film_is_a_gif_and_it_is_said(scan, monkeypatch, capsys):
     folder, image, label = scan
     monkeypatch.setattr(video, "encoder", lambda: None)
-    assert small(folder, image, label, "--output", str(folder / "tour.mp4"), "--seconds", "0.2", "--fps", "10") == 0
+    assert (
+        small(folder, image, label, "--output", str(folder / "tour.mp4"), "--seconds", "0.2", "--fps", "10")
+        == 0
+    )
     assert (folder / "tour.gif").is_file() and not (folder / "tour.mp4").exists()
     assert "pip install imageio-ffmpeg" in "".join(capsys.readouterr())
 
@@ -211,25 +273,50 @@ def test_without_an_encoder_the_film_is_a_gif_and_it_is_said(scan, monkeypatch, 
 @pytest.mark.skipif(video.encoder() is None, reason="no ffmpeg on this machine")
 def test_an_mp4_plays(scan):
     folder, image, label = scan
-    assert small(folder, image, label, "--output", str(folder / "tour.mp4"), "--seconds", "0.5", "--fps", "10") == 0
+    assert (
+        small(folder, image, label, "--output", str(folder / "tour.mp4"), "--seconds", "0.5", "--fps", "10")
+        == 0
+    )
     content = (folder / "tour.mp4").read_bytes()
-    assert content[4:8] == b"ftyp" and content.index(b"moov") < content.index(b"mdat")  # a browser can begin before the end is there
+    assert content[4:8] == b"ftyp" and content.index(b"moov") < content.index(
+        b"mdat"
+    )  # a browser can begin before the end is there
 
 
 def test_errors_against_a_reference(scan):
     folder, image, label = scan
     nifti.write_label(folder / "truth" / "map.nii.gz", Volume(np.roll(label, 2, axis=2), image.affine))
     (folder / "truth" / "labels.json").write_text('{"1": "liver", "2": "spleen"}')
-    assert small(folder, image, label, "--reference", str(folder / "truth" / "map.nii.gz"), "--stills", str(folder / "stills")) == 0
+    assert (
+        small(
+            folder,
+            image,
+            label,
+            "--reference",
+            str(folder / "truth" / "map.nii.gz"),
+            "--stills",
+            str(folder / "stills"),
+        )
+        == 0
+    )
     picture = np.asarray(Image.open(folder / "stills" / "front.png")).astype(int)
-    assert (picture[:, 60:, 0] - picture[:, 60:, 2]).max() > 60 and (picture[:, 60:, 2] - picture[:, 60:, 0]).max() > 30
+    assert (picture[:, 60:, 0] - picture[:, 60:, 2]).max() > 60 and (
+        picture[:, 60:, 2] - picture[:, 60:, 0]
+    ).max() > 30
 
 
-@pytest.mark.parametrize(("words", "said"), [
-    ([], "neither --output nor --stills"), (["--output", "tour.avi"], ".mp4 or .gif"), (["--output", "a.gif", "--structures", "livre"], "liver"),
-    (["--output", "a.gif", "--context", "body"], "--ct"), (["--output", "a.gif", "--fps", "0"], "--fps"), (["--output", "a.gif", "--structures", "kidney_left"], "no voxel"),
-    (["--output", "a.gif", "--ct", "nowhere"], "nowhere"),
-])
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "neither --output nor --stills"),
+        (["--output", "tour.avi"], ".mp4 or .gif"),
+        (["--output", "a.gif", "--structures", "livre"], "liver"),
+        (["--output", "a.gif", "--context", "body"], "--ct"),
+        (["--output", "a.gif", "--fps", "0"], "--fps"),
+        (["--output", "a.gif", "--structures", "kidney_left"], "no voxel"),
+        (["--output", "a.gif", "--ct", "nowhere"], "nowhere"),
+    ],
+)
 def test_mistakes_are_told(scan, words, said, capsys, monkeypatch):
     folder, image, label = scan
     monkeypatch.chdir(folder)
@@ -257,7 +344,13 @@ def test_structures_without_a_voxel_are_told(scan, capsys):
 
 def test_a_dicom_mask_without_its_scan_is_told(scan, capsys):
     folder, image, label = scan
-    dicom_seg.write_segments(folder / "seg.dcm", Volume(label, image.affine), {1: "liver", 2: "spleen"}, folder / "ct", algorithm="test")
+    dicom_seg.write_segments(
+        folder / "seg.dcm",
+        Volume(label, image.affine),
+        {1: "liver", 2: "spleen"},
+        folder / "ct",
+        algorithm="test",
+    )
     assert visualize.main(["--input", str(folder / "seg.dcm"), "--output", str(folder / "a.gif")]) != 0
     assert "--ct" in capsys.readouterr().err
 

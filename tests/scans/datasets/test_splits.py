@@ -11,14 +11,28 @@ from ctseg.errors import IntegrityError, PreconditionError
 from ctseg.scans.datasets.splits import SplitCase, draw_splits, frozen_assignment, splits_record
 
 
-def case(name: str, *, patient: str | None = None, present: str = "liver", source: str = "nifti", content: str | None = None, own: str | None = None) -> SplitCase:
+def case(
+    name: str,
+    *,
+    patient: str | None = None,
+    present: str = "liver",
+    source: str = "nifti",
+    content: str | None = None,
+    own: str | None = None,
+) -> SplitCase:
     states = {organ: "present" if organ in present.split() else "absent" for organ in ("liver", "prostate")}
     return SplitCase(name, patient or name, states, source, content or f"voxels of {name}", own)
 
 
 def draw(cases: list[SplitCase], frozen: dict[str, str] | None = None, **options: float) -> dict[str, str]:
     values = {"val_fraction": 0.15, "test_fraction": 0.2, "seed": 0, **options}
-    return draw_splits(cases, frozen=frozen or {}, val_fraction=values["val_fraction"], test_fraction=values["test_fraction"], seed=int(values["seed"]))[0]
+    return draw_splits(
+        cases,
+        frozen=frozen or {},
+        val_fraction=values["val_fraction"],
+        test_fraction=values["test_fraction"],
+        seed=int(values["seed"]),
+    )[0]
 
 
 def sizes(assignment: dict[str, str]) -> tuple[int, int, int]:
@@ -26,13 +40,19 @@ def sizes(assignment: dict[str, str]) -> tuple[int, int, int]:
     return counts["train"], counts["val"], counts["test"]
 
 
-@pytest.mark.parametrize(("patients", "expected"), [(3, (1, 1, 1)), (4, (2, 1, 1)), (10, (6, 2, 2)), (24, (15, 4, 5)), (100, (65, 15, 20))])
+@pytest.mark.parametrize(
+    ("patients", "expected"),
+    [(3, (1, 1, 1)), (4, (2, 1, 1)), (10, (6, 2, 2)), (24, (15, 4, 5)), (100, (65, 15, 20))],
+)
 def test_sizes(patients: int, expected: tuple[int, int, int]) -> None:
     assert sizes(draw([case(f"p{n}") for n in range(patients)])) == expected
 
 
 def test_order_does_not_matter_but_the_seed_does() -> None:
-    cases = [case(f"p{n}", present="liver prostate" if n % 3 else "liver", source="dicom" if n % 2 else "nifti") for n in range(40)]
+    cases = [
+        case(f"p{n}", present="liver prostate" if n % 3 else "liver", source="dicom" if n % 2 else "nifti")
+        for n in range(40)
+    ]
     first = draw(cases)
     shuffled = cases.copy()
     random.Random(1).shuffle(shuffled)
@@ -42,7 +62,9 @@ def test_order_does_not_matter_but_the_seed_does() -> None:
 
 def test_each_stratum_is_shared_out() -> None:
     """20 men (DICOM), 20 women (NIfTI): 13 / 3 / 4 of each."""
-    cases = [case(f"m{n}", present="liver prostate", source="dicom") for n in range(20)] + [case(f"w{n}") for n in range(20)]
+    cases = [case(f"m{n}", present="liver prostate", source="dicom") for n in range(20)] + [
+        case(f"w{n}") for n in range(20)
+    ]
     assignment = draw(cases)
     for prefix in "mw":
         train, val, test = sizes({name: split for name, split in assignment.items() if name[0] == prefix})
@@ -54,7 +76,14 @@ def test_no_patient_in_two_splits_whatever_the_ids() -> None:
     for _ in range(200):
         count = generator.randrange(6, 40)
         names = [f"{generator.getrandbits(32):x}-ü{n}" for n in range(count)]
-        cases = [case(name, patient=names[generator.randrange(n // 2 + 1)], present=generator.choice(["liver", "prostate", "liver prostate"])) for n, name in enumerate(names)]
+        cases = [
+            case(
+                name,
+                patient=names[generator.randrange(n // 2 + 1)],
+                present=generator.choice(["liver", "prostate", "liver prostate"]),
+            )
+            for n, name in enumerate(names)
+        ]
         patients = {c.patient_id for c in cases}
         if len(patients) < 3:
             continue
@@ -96,7 +125,9 @@ def test_every_split_has_cases_that_show_the_structure(present: int, healthy: in
 
 def test_own_split_wins_and_val_is_carved_from_train() -> None:
     cases = [case(f"a{n}", own="train") for n in range(20)] + [case(f"b{n}", own="test") for n in range(5)]
-    assignment, findings = draw_splits(cases, frozen={"b0": "train", "a0": "train"}, val_fraction=0.15, test_fraction=0.2, seed=0)
+    assignment, findings = draw_splits(
+        cases, frozen={"b0": "train", "a0": "train"}, val_fraction=0.15, test_fraction=0.2, seed=0
+    )
     assert {name for name, split in assignment.items() if split == "test"} == {f"b{n}" for n in range(5)}
     assert sizes(assignment) == (17, 3, 5)
     assert assignment["a0"] == "train"
@@ -105,14 +136,26 @@ def test_own_split_wins_and_val_is_carved_from_train() -> None:
 
 
 def test_only_train_counts_as_unsplit_and_says_so() -> None:
-    assignment, findings = draw_splits([case(f"p{n}", own="train") for n in range(10)], frozen={}, val_fraction=0.15, test_fraction=0.2, seed=0)
+    assignment, findings = draw_splits(
+        [case(f"p{n}", own="train") for n in range(10)],
+        frozen={},
+        val_fraction=0.15,
+        test_fraction=0.2,
+        seed=0,
+    )
     assert sizes(assignment) == (6, 2, 2)
     assert [finding.severity for finding in findings if finding.code == "SPLIT_CARVED"] == ["NOTE"]
 
 
 def test_complete_own_split_is_kept_as_it_is() -> None:
     own = {"a": "val", "b": "test", "c": "train", "d": "train"}
-    assignment, findings = draw_splits([case(name, own=split, present="liver prostate") for name, split in own.items()], frozen={}, val_fraction=0.5, test_fraction=0.3, seed=0)
+    assignment, findings = draw_splits(
+        [case(name, own=split, present="liver prostate") for name, split in own.items()],
+        frozen={},
+        val_fraction=0.5,
+        test_fraction=0.3,
+        seed=0,
+    )
     assert assignment == own and findings == []
 
 
@@ -127,11 +170,17 @@ def test_too_few() -> None:
 
 def test_one_scan_under_two_names_stays_together() -> None:
     for n in range(30):  # whatever the split of a single one would be
-        cases = [case(f"p{k}") for k in range(12)] + [case(f"copy{n}", content="voxels of p3"), case(f"again{n}", content=f"voxels of p{n % 3 + 5}")]
+        cases = [case(f"p{k}") for k in range(12)] + [
+            case(f"copy{n}", content="voxels of p3"),
+            case(f"again{n}", content=f"voxels of p{n % 3 + 5}"),
+        ]
         assignment, findings = draw_splits(cases, frozen={}, val_fraction=0.2, test_fraction=0.3, seed=n)
         assert assignment[f"copy{n}"] == assignment["p3"]
         assert assignment[f"again{n}"] == assignment[f"p{n % 3 + 5}"]
-        assert [finding.severity for finding in findings if finding.code == "DUPLICATE_CONTENT"] == ["WARN", "WARN"]
+        assert [finding.severity for finding in findings if finding.code == "DUPLICATE_CONTENT"] == [
+            "WARN",
+            "WARN",
+        ]
 
 
 def test_leakage_is_refused() -> None:
@@ -147,12 +196,20 @@ def test_leakage_is_refused() -> None:
 def test_structure_missing_from_a_split_is_told() -> None:
     cases = [case("m", present="liver prostate", own="train"), case("v", own="val"), case("t", own="test")]
     _, findings = draw_splits(cases, frozen={}, val_fraction=0.2, test_fraction=0.2, seed=0)
-    assert {finding.cause.split(":")[0] for finding in findings if finding.code == "SPLIT_NO_ORGAN"} == {"no case of val shows prostate", "no case of test shows prostate"}
+    assert {finding.cause.split(":")[0] for finding in findings if finding.code == "SPLIT_NO_ORGAN"} == {
+        "no case of val shows prostate",
+        "no case of test shows prostate",
+    }
 
 
 def test_edited_file_is_noticed() -> None:
     record = splits_record({"b": "test", "a": "train"}, seed=3)
     assert frozen_assignment(record) == {"a": "train", "b": "test"}
-    for edited in ({**record, "assignment": {"a": "test", "b": "test"}}, {**record, "version": 9}, {"assignment": {"a": "nowhere"}}, []):
+    for edited in (
+        {**record, "assignment": {"a": "test", "b": "test"}},
+        {**record, "version": 9},
+        {"assignment": {"a": "nowhere"}},
+        [],
+    ):
         with pytest.raises(IntegrityError, match="SPLIT_CHANGED"):
             frozen_assignment(edited)

@@ -35,8 +35,12 @@ def _turned(tilt_mm: float = 0.0) -> np.ndarray:
     return affine
 
 
-def _write(folder: Path, volume: Volume | None = None, *, patient: str = MARK, number: int = 1, seed: int = 0) -> str:
-    return dicom_series.write_series(folder, volume or PHANTOM.image, patient_id=patient, series_number=number, seed=seed)
+def _write(
+    folder: Path, volume: Volume | None = None, *, patient: str = MARK, number: int = 1, seed: int = 0
+) -> str:
+    return dicom_series.write_series(
+        folder, volume or PHANTOM.image, patient_id=patient, series_number=number, seed=seed
+    )
 
 
 @pytest.fixture
@@ -82,13 +86,17 @@ def test_tilted_gantry_keeps_its_shear(tmp_path: Path) -> None:
     volume = Volume(PHANTOM.image.array, _turned(tilt_mm=0.8))
     _write(tmp_path, volume)
     back, findings = dicom_series.read_series(tmp_path)
-    assert _codes(findings) == [("WARN", "GANTRY_TILT")] and "14.9 degrees" in findings[0].cause  # atan(0.8 / 3)
+    assert (
+        _codes(findings) == [("WARN", "GANTRY_TILT")] and "14.9 degrees" in findings[0].cause
+    )  # atan(0.8 / 3)
     assert np.abs(back.affine - volume.affine).max() < 1e-4 and np.array_equal(back.array, volume.array)
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (0, 2, 1), (1, 0, 2), (2, 1, 0), (2, 0, 1)])
 @pytest.mark.parametrize("flips", [(False, False, False), (True, False, False), (False, True, True)])
-def test_other_axis_orders_come_back_in_the_same_place(tmp_path: Path, order: tuple[int, int, int], flips: tuple[bool, bool, bool]) -> None:
+def test_other_axis_orders_come_back_in_the_same_place(
+    tmp_path: Path, order: tuple[int, int, int], flips: tuple[bool, bool, bool]
+) -> None:
     """Sagittal, coronal, feet-first: slices may be reversed, the patient must not be."""
     volume = reorient(PHANTOM.image, order, flips)
     _write(tmp_path, volume)
@@ -108,7 +116,9 @@ def test_simpleitk_reads_the_same(tmp_path: Path) -> None:
     image = sitk.ReadImage(sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(tmp_path)))
     assert np.array_equal(sitk.GetArrayFromImage(image), ours.array)
     for d, h, w in ((0, 0, 0), (9, 0, 5), (3, 11, 13)):
-        assert np.allclose(image.TransformIndexToPhysicalPoint((w, h, d)), (ours.affine @ [d, h, w, 1])[:3], atol=1e-3)
+        assert np.allclose(
+            image.TransformIndexToPhysicalPoint((w, h, d)), (ours.affine @ [d, h, w, 1])[:3], atol=1e-3
+        )
 
 
 def test_written_series_is_reproducible_and_valid_for_highdicom(tmp_path: Path) -> None:
@@ -135,7 +145,10 @@ def test_find_series_lists_what_is_there(tmp_path: Path) -> None:
     (tmp_path / "p2" / "notes.txt").write_text("no image")
     (tmp_path / "p2" / "broken.dcm").write_bytes(b"\0" * 128 + b"DICM" + b"\xff" * 40)
     found = dicom_series.find_series(tmp_path)
-    assert [(info.uid, info.modality, info.n_slices, info.folder.parent.name) for info in found] == [(first, "CT", 10, "p1"), (second, "CT", 10, "p2")]
+    assert [(info.uid, info.modality, info.n_slices, info.folder.parent.name) for info in found] == [
+        (first, "CT", 10, "p1"),
+        (second, "CT", 10, "p2"),
+    ]
     assert found[0].patient_key != found[1].patient_key and MARK not in found[0].patient_key
 
 
@@ -148,7 +161,11 @@ def test_order_of_names_and_numbers_does_not_matter(series: Path) -> None:
         _edit(path, InstanceNumber=10 - index)
         path.rename(series / f"x{(index * 7) % 10}.bin")
     back, findings = dicom_series.read_series(series)
-    assert np.array_equal(back.array, expected.array) and np.array_equal(back.affine, expected.affine) and not findings
+    assert (
+        np.array_equal(back.array, expected.array)
+        and np.array_equal(back.affine, expected.affine)
+        and not findings
+    )
 
 
 def test_other_files_are_passed_over(series: Path) -> None:
@@ -160,7 +177,10 @@ def test_other_files_are_passed_over(series: Path) -> None:
 
 
 def test_scouts_are_left_out(series: Path) -> None:
-    for name, values in (("named", {"ImageType": ["DERIVED", "PRIMARY", "LOCALIZER"]}), ("crossing", {"ImageOrientationPatient": [1, 0, 0, 0, 0, -1]})):
+    for name, values in (
+        ("named", {"ImageType": ["DERIVED", "PRIMARY", "LOCALIZER"]}),
+        ("crossing", {"ImageOrientationPatient": [1, 0, 0, 0, 0, -1]}),
+    ):
         shutil.copy(series / "slice_0003.dcm", series / f"{name}.dcm")
         _edit(series / f"{name}.dcm", SOPInstanceUID=generate_uid(), InstanceNumber=11, **values)
     volume, findings = dicom_series.read_series(series)
@@ -178,7 +198,11 @@ def test_missing_end_is_a_warning(series: Path) -> None:
     for number in (1, 2):
         (series / f"slice_{number:04d}.dcm").unlink()
     _, findings = dicom_series.read_series(series)
-    assert _codes(findings) == [("WARN", "SLICE_COUNT")] and "8 slices" in findings[0].cause and "10" in findings[0].cause
+    assert (
+        _codes(findings) == [("WARN", "SLICE_COUNT")]
+        and "8 slices" in findings[0].cause
+        and "10" in findings[0].cause
+    )
 
 
 def test_rescale_is_applied_slice_by_slice(series: Path) -> None:
@@ -189,7 +213,9 @@ def test_rescale_is_applied_slice_by_slice(series: Path) -> None:
     content.PixelData = ((stored + 2048) * 2).astype("<u2").tobytes()
     content.save_as(path)
     volume, findings = dicom_series.read_series(series)
-    assert np.array_equal(volume.array, PHANTOM.image.array) and _codes(findings) == [("NOTE", "RESCALE_VARIES")]
+    assert np.array_equal(volume.array, PHANTOM.image.array) and _codes(findings) == [
+        ("NOTE", "RESCALE_VARIES")
+    ]
 
 
 def test_padding_becomes_air(series: Path) -> None:
@@ -202,7 +228,9 @@ def test_padding_becomes_air(series: Path) -> None:
         content.add_new("PixelPaddingValue", "SS", -2000)
         content.save_as(path)
     volume, findings = dicom_series.read_series(series)
-    assert (volume.array[:, :, 0] == -1024).all() and np.array_equal(volume.array[:, :, 1:], PHANTOM.image.array[:, :, 1:])
+    assert (volume.array[:, :, 0] == -1024).all() and np.array_equal(
+        volume.array[:, :, 1:], PHANTOM.image.array[:, :, 1:]
+    )
     assert _codes(findings) == [("NOTE", "PADDING")]
 
 
@@ -240,7 +268,17 @@ def test_one_series_of_several_can_be_named(tmp_path: Path) -> None:
 # ---- positions, directions and UIDs that were rounded or blanked ------------------------------------------
 
 
-def _rounded(folder: Path, step: float, decimals: int, turn: np.ndarray | None = None, *, slices: int = 40, drop: tuple[int, ...] = (), form: str = "", origin: float = -60.0) -> Volume:
+def _rounded(
+    folder: Path,
+    step: float,
+    decimals: int,
+    turn: np.ndarray | None = None,
+    *,
+    slices: int = 40,
+    drop: tuple[int, ...] = (),
+    form: str = "",
+    origin: float = -60.0,
+) -> Volume:
     """A series of evenly spaced slices whose positions were rounded when written; what it should be read as."""
     affine = np.diag([step, 3.0, 3.0, 1.0])[[2, 1, 0, 3]]
     affine[:3, :3] = (np.eye(3) if turn is None else turn) @ affine[:3, :3]
@@ -252,7 +290,12 @@ def _rounded(folder: Path, step: float, decimals: int, turn: np.ndarray | None =
             path.unlink()
         else:
             place = affine[:3, 3] + index * affine[:3, 0]
-            _edit(path, ImagePositionPatient=[format(value, form) if form else round(float(value), decimals) for value in place])
+            _edit(
+                path,
+                ImagePositionPatient=[
+                    format(value, form) if form else round(float(value), decimals) for value in place
+                ],
+            )
     return volume
 
 
@@ -260,23 +303,52 @@ TURN = _turned()[:3, :3] / np.linalg.norm(_turned()[:3, :3], axis=0)
 OBLIQUE = TURN[:, [2, 1, 0]]
 
 
-@pytest.mark.parametrize(("step", "decimals", "turn", "origin", "form"), [
-    (0.625, 2, None, -60, ""), (1.25, 1, None, -60, ""), (1 / 3, 2, None, -60, ""), (0.625, 2, OBLIQUE, -60, ""), (1.25, 1, OBLIQUE, -60, ""),
-    (0.625, 2, None, -1234.5, ""), (0.625, 2, None, 23456.7, ""), (1.25, 0, None, -60, ".3e"),
-], ids=["0.625 mm", "1.25 mm", "a third", "oblique", "oblique, one decimal", "far", "very far", "scientific"])
-def test_rounding_of_positions_does_not_add_up(tmp_path: Path, step: float, decimals: int, turn: np.ndarray | None, origin: float, form: str) -> None:
+@pytest.mark.parametrize(
+    ("step", "decimals", "turn", "origin", "form"),
+    [
+        (0.625, 2, None, -60, ""),
+        (1.25, 1, None, -60, ""),
+        (1 / 3, 2, None, -60, ""),
+        (0.625, 2, OBLIQUE, -60, ""),
+        (1.25, 1, OBLIQUE, -60, ""),
+        (0.625, 2, None, -1234.5, ""),
+        (0.625, 2, None, 23456.7, ""),
+        (1.25, 0, None, -60, ".3e"),
+    ],
+    ids=[
+        "0.625 mm",
+        "1.25 mm",
+        "a third",
+        "oblique",
+        "oblique, one decimal",
+        "far",
+        "very far",
+        "scientific",
+    ],
+)
+def test_rounding_of_positions_does_not_add_up(
+    tmp_path: Path, step: float, decimals: int, turn: np.ndarray | None, origin: float, form: str
+) -> None:
     volume = _rounded(tmp_path, step, decimals, turn, origin=origin, form=form)
     back, findings = dicom_series.read_series(tmp_path)
-    assert np.array_equal(back.array, volume.array) and back.grid.spacing_mm[0] == pytest.approx(step, rel=2e-4)
+    assert np.array_equal(back.array, volume.array) and back.grid.spacing_mm[0] == pytest.approx(
+        step, rel=2e-4
+    )
     assert np.abs((back.affine - volume.affine) @ [39, 0, 0, 1]).max() < 0.1 * step
-    assert {code for _, code in _codes(findings)} <= {"POSITIONS_ROUNDED", "GANTRY_TILT"} and all("0.0" in finding.cause for finding in findings[:1])
-    planes = dicom_series.label_planes(back, dicom_series.series_headers(tmp_path))  # what SEG and RTSTRUCT are written by
+    assert {code for _, code in _codes(findings)} <= {"POSITIONS_ROUNDED", "GANTRY_TILT"} and all(
+        "0.0" in finding.cause for finding in findings[:1]
+    )
+    planes = dicom_series.label_planes(
+        back, dicom_series.series_headers(tmp_path)
+    )  # what SEG and RTSTRUCT are written by
     assert planes == list(range(40))
 
 
 @pytest.mark.parametrize("missing", [(1,), (20,), (37, 38)])
 @pytest.mark.parametrize(("step", "decimals"), [(0.625, 2), (1.25, 1)])
-def test_a_missing_slice_is_seen_among_rounded_ones(tmp_path: Path, step: float, decimals: int, missing: tuple[int, ...]) -> None:
+def test_a_missing_slice_is_seen_among_rounded_ones(
+    tmp_path: Path, step: float, decimals: int, missing: tuple[int, ...]
+) -> None:
     _rounded(tmp_path, step, decimals, drop=missing)
     with pytest.raises(CaseError, match=f"SLICE_GAP.*{len(missing)} slices are missing"):
         dicom_series.read_series(tmp_path)
@@ -292,15 +364,24 @@ def test_deviations_that_add_up_are_refused_and_small_ones_told(series: Path) ->
 
 
 @pytest.mark.parametrize(("decimals", "codes"), [(6, []), (4, []), (3, []), (2, ["ORIENTATION_ROUNDED"])])
-def test_directions_with_few_digits_are_made_perpendicular(tmp_path: Path, decimals: int, codes: list[str]) -> None:
+def test_directions_with_few_digits_are_made_perpendicular(
+    tmp_path: Path, decimals: int, codes: list[str]
+) -> None:
     _write(tmp_path, Volume(PHANTOM.image.array, _turned()))
     for path in tmp_path.iterdir():
-        _edit(path, ImageOrientationPatient=[round(float(value), decimals) for value in pydicom.dcmread(path).ImageOrientationPatient])
+        _edit(
+            path,
+            ImageOrientationPatient=[
+                round(float(value), decimals) for value in pydicom.dcmread(path).ImageOrientationPatient
+            ],
+        )
     back, findings = dicom_series.read_series(tmp_path)
     axes = back.affine[:3, 1:3] / np.linalg.norm(back.affine[:3, 1:3], axis=0)
-    assert np.abs(axes.T @ axes - np.eye(2)).max() < 1e-12 and np.linalg.norm(back.affine[:3, 2]) == pytest.approx(np.linalg.norm(_turned()[:3, 2]))
+    assert np.abs(axes.T @ axes - np.eye(2)).max() < 1e-12 and np.linalg.norm(
+        back.affine[:3, 2]
+    ) == pytest.approx(np.linalg.norm(_turned()[:3, 2]))
     assert [code for _, code in _codes(findings) if code != "GANTRY_TILT"] == codes
-    assert np.abs((back.affine - _turned()) @ [5, 8, 8, 1]).max() < 10 ** -decimals * 20
+    assert np.abs((back.affine - _turned()) @ [5, 8, 8, 1]).max() < 10**-decimals * 20
 
 
 UIDS = ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID", "FrameOfReferenceUID")
@@ -390,23 +471,38 @@ BAD_SERIES: dict[str, tuple[str, Callable[[Path], None]]] = {
     "uneven steps": ("SLICE_SPACING_NONUNIFORM", lambda f: _move(f, 5, 0.5)),
     "one slice sideways": ("GEOMETRY_INCONSISTENT", _sideways),
     "no rescale slope": ("RESCALE_MISSING", lambda f: _edit_all(f, RescaleSlope=None)),
-    "no rescale intercept in one slice": ("RESCALE_MISSING", lambda f: _edit(_slice(f, 4), RescaleIntercept=None)),
+    "no rescale intercept in one slice": (
+        "RESCALE_MISSING",
+        lambda f: _edit(_slice(f, 4), RescaleIntercept=None),
+    ),
     "no position": ("GEOMETRY_MISSING", lambda f: _edit(_slice(f, 4), ImagePositionPatient=None)),
     "no orientation": ("GEOMETRY_MISSING", lambda f: _edit_all(f, ImageOrientationPatient=None)),
     "no pixel spacing": ("GEOMETRY_MISSING", lambda f: _edit_all(f, PixelSpacing=None)),
     "pixel spacing differs": ("GEOMETRY_INCONSISTENT", lambda f: _edit(_slice(f, 4), PixelSpacing=[2, 1.1])),
     "rows differ": ("GEOMETRY_INCONSISTENT", lambda f: _edit(_slice(f, 4), Rows=11)),
-    "orientation not orthonormal": ("GEOMETRY_INCONSISTENT", lambda f: _edit_all(f, ImageOrientationPatient=[1, 0, 0, 0.5, 1, 0])),
-    "truncated in the pixels": ("DICOM_TRUNCATED", lambda f: _truncate(_slice(f, 4), _slice(f, 4).stat().st_size - 50)),
+    "orientation not orthonormal": (
+        "GEOMETRY_INCONSISTENT",
+        lambda f: _edit_all(f, ImageOrientationPatient=[1, 0, 0, 0.5, 1, 0]),
+    ),
+    "truncated in the pixels": (
+        "DICOM_TRUNCATED",
+        lambda f: _truncate(_slice(f, 4), _slice(f, 4).stat().st_size - 50),
+    ),
     "truncated before the pixels": ("DICOM_TRUNCATED", lambda f: _edit(_slice(f, 4), PixelData=None)),
     "truncated in the header": ("DICOM_TRUNCATED", lambda f: _truncate(_slice(f, 4), 400)),
-    "garbage behind the mark": ("DICOM_TRUNCATED", lambda f: _slice(f, 4).write_bytes(b"\0" * 128 + b"DICM" + b"\xff" * 40) and None),
+    "garbage behind the mark": (
+        "DICOM_TRUNCATED",
+        lambda f: _slice(f, 4).write_bytes(b"\0" * 128 + b"DICM" + b"\xff" * 40) and None,
+    ),
     "position is no number": ("DICOM_CORRUPT", _no_number),
     "another modality": ("NOT_CT", lambda f: _edit_all(f, Modality="MR")),
     "three slices": ("TOO_SMALL", lambda f: _keep(f, 3)),
     "five slices": ("TOO_SMALL", lambda f: _keep(f, 5)),
     "two patients": ("MULTI_PATIENT", _second_patient),
-    "multi-frame": ("MULTIFRAME_UNSUPPORTED", lambda f: _edit_all(f, SOPClassUID="1.2.840.10008.5.1.4.1.1.2.1")),
+    "multi-frame": (
+        "MULTIFRAME_UNSUPPORTED",
+        lambda f: _edit_all(f, SOPClassUID="1.2.840.10008.5.1.4.1.1.2.1"),
+    ),
     "frames in one file": ("MULTIFRAME_UNSUPPORTED", lambda f: _edit_all(f, NumberOfFrames=3)),
     "inverted pixels": ("NOT_SCALAR", lambda f: _edit_all(f, PhotometricInterpretation="MONOCHROME1")),
     "stored as HU + 1024": ("NOT_HU", _stored_hu),
@@ -428,14 +524,18 @@ def test_bad_series(series: Path, name: str) -> None:
 
 def test_the_gap_is_located(series: Path) -> None:
     _slice(series, 5).unlink()
-    with pytest.raises(CaseError, match=r"1 slices are missing, the first 12.0 mm from the first slice \(step 3 mm\)"):
+    with pytest.raises(
+        CaseError, match=r"1 slices are missing, the first 12.0 mm from the first slice \(step 3 mm\)"
+    ):
         dicom_series.read_series(series)
 
 
 def test_missing_codec_names_its_packages(series: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _rename_syntax(series)
     monkeypatch.setattr(dicom_pixels, "installed", lambda syntax: ())
-    with pytest.raises(CaseError, match=r"JPEG 2000.*pip install -r requirements-dicom.txt` \(it needs pylibjpeg-openjpeg\)") as caught:
+    with pytest.raises(
+        CaseError, match=r"JPEG 2000.*pip install -r requirements-dicom.txt` \(it needs pylibjpeg-openjpeg\)"
+    ) as caught:
         dicom_series.read_series(series)
     assert caught.value.code == "CODEC_MISSING"
     monkeypatch.setattr(dicom_pixels, "installed", lambda syntax: ("pillow",))
@@ -444,7 +544,9 @@ def test_missing_codec_names_its_packages(series: Path, monkeypatch: pytest.Monk
     assert caught.value.code == "PIXELS_CORRUPT"
 
 
-def test_no_header_value_reaches_warnings_or_logs(series: Path, caplog: pytest.LogCaptureFixture, recwarn: pytest.WarningsRecorder) -> None:
+def test_no_header_value_reaches_warnings_or_logs(
+    series: Path, caplog: pytest.LogCaptureFixture, recwarn: pytest.WarningsRecorder
+) -> None:
     """pydicom quotes values that break a rule of the standard, in warnings, log records and exceptions."""
     path = _slice(series, 4)
     good = path.read_bytes()
@@ -494,7 +596,9 @@ def seg(series: Path, tmp_path: Path) -> Path:
     return tmp_path / "seg.dcm"
 
 
-@pytest.mark.parametrize("affine", [PHANTOM.image.affine, _turned(), _turned(0.8)], ids=["straight", "oblique", "tilted"])
+@pytest.mark.parametrize(
+    "affine", [PHANTOM.image.affine, _turned(), _turned(0.8)], ids=["straight", "oblique", "tilted"]
+)
 def test_segmentation_round_trip(tmp_path: Path, affine: np.ndarray) -> None:
     _write(tmp_path / "ct", Volume(PHANTOM.image.array, affine))
     path = tmp_path / "seg.dcm"
@@ -507,7 +611,9 @@ def test_segmentation_round_trip(tmp_path: Path, affine: np.ndarray) -> None:
         assert np.array_equal(masks[name], PHANTOM.label.array == value)
 
 
-def test_segmentation_is_reproducible_and_leaves_empty_frames_out(seg: Path, series: Path, tmp_path: Path) -> None:
+def test_segmentation_is_reproducible_and_leaves_empty_frames_out(
+    seg: Path, series: Path, tmp_path: Path
+) -> None:
     dicom_seg.write_segments(tmp_path / "again.dcm", PHANTOM.label, PHANTOM.names, series)
     assert (tmp_path / "again.dcm").read_bytes() == seg.read_bytes()
     slices = sum(int((PHANTOM.label.array == value).any(axis=(1, 2)).sum()) for value in PHANTOM.names)
@@ -604,7 +710,11 @@ def test_real_series_equals_simpleitk(real_data: Path) -> None:
         image = sitk.ReadImage(sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(real_data / name)))
         assert np.array_equal(np.maximum(sitk.GetArrayFromImage(image), -1024), ours.array) and not findings
         d, h, w = ours.array.shape
-        assert np.allclose(image.TransformIndexToPhysicalPoint((w - 1, h - 1, d - 1)), (ours.affine @ [d - 1, h - 1, w - 1, 1])[:3], atol=1e-2)
+        assert np.allclose(
+            image.TransformIndexToPhysicalPoint((w - 1, h - 1, d - 1)),
+            (ours.affine @ [d - 1, h - 1, w - 1, 1])[:3],
+            atol=1e-2,
+        )
 
 
 @pytest.mark.real
@@ -620,16 +730,19 @@ def test_real_series_equals_its_nifti(real_data: Path) -> None:
 
 
 @pytest.mark.real
-@pytest.mark.parametrize(("name", "code"), [
-    ("dcm_qa_ct/In/GE", "SLICE_SPACING_NONUNIFORM"),
-    ("dicom2nifti/tests/data/failing/sliceincrement/002", "SLICE_GAP"),
-    ("dicom2nifti/tests/data/failing/gantrytilting/001", "TOO_SMALL"),  # four slices
-    ("dcmqi/data/segmentations/ct-3slice", "TOO_SMALL"),
-    ("dcmqi/data/segmentations/24x38x3/multiframe", "TOO_SMALL"),  # three frames
-    ("dcmqi/data/segmentations/23x38x3/multiframe", "TOO_SMALL"),
-    ("cornerstone_wado/testImages", "SLICE_DUPLICATE"),
-    ("ibsi/ibsi_2_digital_phantom/dicom/orientation", "NOT_HU"),
-])
+@pytest.mark.parametrize(
+    ("name", "code"),
+    [
+        ("dcm_qa_ct/In/GE", "SLICE_SPACING_NONUNIFORM"),
+        ("dicom2nifti/tests/data/failing/sliceincrement/002", "SLICE_GAP"),
+        ("dicom2nifti/tests/data/failing/gantrytilting/001", "TOO_SMALL"),  # four slices
+        ("dcmqi/data/segmentations/ct-3slice", "TOO_SMALL"),
+        ("dcmqi/data/segmentations/24x38x3/multiframe", "TOO_SMALL"),  # three frames
+        ("dcmqi/data/segmentations/23x38x3/multiframe", "TOO_SMALL"),
+        ("cornerstone_wado/testImages", "SLICE_DUPLICATE"),
+        ("ibsi/ibsi_2_digital_phantom/dicom/orientation", "NOT_HU"),
+    ],
+)
 def test_real_folders_that_are_refused(real_data: Path, name: str, code: str) -> None:
     with pytest.raises(CaseError) as caught:
         dicom_series.read_series(real_data / name)
@@ -637,27 +750,42 @@ def test_real_folders_that_are_refused(real_data: Path, name: str, code: str) ->
 
 
 @pytest.mark.real
-@pytest.mark.parametrize(("seg", "voxels"), [
-    ("liver.dcm", {"Liver": 107098}),
-    ("partial_overlaps.dcm", {"GREEN": 9602, "ORANGE": 11888, "PURPLE": 10743, "LIGHT_BLUE": 6693, "DARK_BLUE": 4713}),
-])
-def test_real_segmentations_have_the_published_voxel_counts(real_data: Path, seg: str, voxels: dict[str, int]) -> None:
+@pytest.mark.parametrize(
+    ("seg", "voxels"),
+    [
+        ("liver.dcm", {"Liver": 107098}),
+        (
+            "partial_overlaps.dcm",
+            {"GREEN": 9602, "ORANGE": 11888, "PURPLE": 10743, "LIGHT_BLUE": 6693, "DARK_BLUE": 4713},
+        ),
+    ],
+)
+def test_real_segmentations_have_the_published_voxel_counts(
+    real_data: Path, seg: str, voxels: dict[str, int]
+) -> None:
     """Counts of the NRRD files that lie beside them; overlapping segments stay whole."""
     folder = real_data / "dcmqi/data/segmentations"
-    slices = sorted((pydicom.dcmread(path) for path in (folder / "ct-3slice").iterdir()), key=lambda s: float(s.ImagePositionPatient[2]))
+    slices = sorted(
+        (pydicom.dcmread(path) for path in (folder / "ct-3slice").iterdir()),
+        key=lambda s: float(s.ImagePositionPatient[2]),
+    )
     affine = np.eye(4)
     affine[:3, 3] = slices[0].ImagePositionPatient
     affine[:3, :3] = 0
     affine[:3, 0] = np.subtract(slices[1].ImagePositionPatient, slices[0].ImagePositionPatient)
     affine[1, 1], affine[0, 2] = slices[0].PixelSpacing
-    masks, _ = dicom_seg.read_segments(folder / seg, Volume(np.zeros((3, 512, 512), np.float32), affine), folder / "ct-3slice")
+    masks, _ = dicom_seg.read_segments(
+        folder / seg, Volume(np.zeros((3, 512, 512), np.float32), affine), folder / "ct-3slice"
+    )
     assert {name: int(mask.sum()) for name, mask in masks.items()} == voxels
 
 
 @pytest.mark.real
 def test_real_fractional_segmentation_is_refused(real_data: Path) -> None:
     with pytest.raises(CaseError) as caught:
-        dicom_seg.read_segments(real_data / "highdicom/data/test_files/seg_image_ct_true_fractional.dcm", PHANTOM.image, None)
+        dicom_seg.read_segments(
+            real_data / "highdicom/data/test_files/seg_image_ct_true_fractional.dcm", PHANTOM.image, None
+        )
     assert caught.value.code == "SEG_FRACTIONAL"
 
 
@@ -673,9 +801,15 @@ def test_values_in_the_upper_bits_of_a_word_are_refused(series: Path) -> None:
 
 def test_acquisitions_that_lie_between_each_other_are_told(series: Path) -> None:
     files = sorted(series.iterdir(), key=lambda path: float(pydicom.dcmread(path).ImagePositionPatient[2]))
-    for numbers, code in ((lambda index: 1 + index % 2, ["ACQUISITIONS_MIXED"]), (lambda index: 1 + index // 4, []), (lambda index: None, [])):
+    for numbers, code in (
+        (lambda index: 1 + index % 2, ["ACQUISITIONS_MIXED"]),
+        (lambda index: 1 + index // 4, []),
+        (lambda index: None, []),
+    ):
         for index, path in enumerate(files):
             content = pydicom.dcmread(path)
             content.AcquisitionNumber = numbers(index)
             content.save_as(path)
-        assert [finding.code for finding in dicom_series.read_series(series)[1] if finding.severity == "WARN"] == code
+        assert [
+            finding.code for finding in dicom_series.read_series(series)[1] if finding.severity == "WARN"
+        ] == code

@@ -41,15 +41,24 @@ def test_a_directory_file_is_never_followed(series, name):
     directory.DirectoryRecordSequence = [entry]
     directory.file_meta = pydicom.dataset.FileMetaDataset()
     directory.SOPClassUID = directory.file_meta.MediaStorageSOPClassUID = MediaStorageDirectoryStorage
-    directory.file_meta.MediaStorageSOPInstanceUID, directory.file_meta.TransferSyntaxUID = generate_uid(), pydicom.uid.ExplicitVRLittleEndian
+    directory.file_meta.MediaStorageSOPInstanceUID, directory.file_meta.TransferSyntaxUID = (
+        generate_uid(),
+        pydicom.uid.ExplicitVRLittleEndian,
+    )
     pydicom.dcmwrite(series / name, directory, enforce_file_format=True)
     opened: list[str] = []
     recording = [True]
-    sys.addaudithook(lambda event, arguments: opened.append(str(arguments[0])) if recording and event == "open" else None)
+    sys.addaudithook(
+        lambda event, arguments: opened.append(str(arguments[0])) if recording and event == "open" else None
+    )
     volume, findings = dicom_series.read_series(series)
     recording.clear()
-    assert volume.array.shape == PHANTOM.image.array.shape and [finding.code for finding in findings] == ["NOT_DICOM"]
-    assert any(path.endswith("slice_0001.dcm") for path in opened) and not any("secret" in path for path in opened)
+    assert volume.array.shape == PHANTOM.image.array.shape and [finding.code for finding in findings] == [
+        "NOT_DICOM"
+    ]
+    assert any(path.endswith("slice_0001.dcm") for path in opened) and not any(
+        "secret" in path for path in opened
+    )
 
 
 def head(path: Path) -> tuple[bytes, bytes]:
@@ -62,7 +71,11 @@ def head(path: Path) -> tuple[bytes, bytes]:
 def element(group: int, number: int, vr: bytes, length: int, value: bytes = b"") -> bytes:
     """Explicit little endian; the long form for VRs that have one."""
     start = struct.pack("<HH", group, number) + vr
-    return start + (struct.pack("<HI", 0, length) if vr in (b"SQ", b"OB", b"UN", b"OW") else struct.pack("<H", length)) + value
+    return (
+        start
+        + (struct.pack("<HI", 0, length) if vr in (b"SQ", b"OB", b"UN", b"OW") else struct.pack("<H", length))
+        + value
+    )
 
 
 def put(path: Path, content: bytes) -> None:
@@ -77,7 +90,10 @@ def replace_start(path: Path, content: bytes) -> None:
 
 def nested(depth: int) -> bytes:
     """Sequences of undefined length inside each other, never closed."""
-    return b"".join(element(0x0008, 0x1140, b"SQ", 0xFFFFFFFF) + struct.pack("<HHI", 0xFFFE, 0xE000, 0xFFFFFFFF) for _ in range(depth))
+    return b"".join(
+        element(0x0008, 0x1140, b"SQ", 0xFFFFFFFF) + struct.pack("<HHI", 0xFFFE, 0xE000, 0xFFFFFFFF)
+        for _ in range(depth)
+    )
 
 
 def garble_vrs(path: Path) -> None:
@@ -87,11 +103,17 @@ def garble_vrs(path: Path) -> None:
 
 HOSTILE: dict[str, Callable[[Path], None]] = {
     "an element of 4 GB": lambda path: put(path, element(0x0008, 0x0001, b"UN", 0xFFFFFFF0)),
-    "an element longer than the file, at its end": lambda path: replace_start(path, element(0x0008, 0x0016, b"OB", 0x7FFFFFFF, b"1.2")),
+    "an element longer than the file, at its end": lambda path: replace_start(
+        path, element(0x0008, 0x0016, b"OB", 0x7FFFFFFF, b"1.2")
+    ),
     "3000 nested sequences": lambda path: put(path, nested(3000)),
     "VRs that do not exist": garble_vrs,
-    "no transfer syntax": lambda path: path.write_bytes(path.read_bytes().replace(b"\x02\x00\x10\x00", b"\x02\x00\x77\x00", 1)),
-    "random bytes behind the mark": lambda path: path.write_bytes(b"\0" * 128 + b"DICM" + np.random.default_rng(5).bytes(4000)),
+    "no transfer syntax": lambda path: path.write_bytes(
+        path.read_bytes().replace(b"\x02\x00\x10\x00", b"\x02\x00\x77\x00", 1)
+    ),
+    "random bytes behind the mark": lambda path: path.write_bytes(
+        b"\0" * 128 + b"DICM" + np.random.default_rng(5).bytes(4000)
+    ),
 }
 
 
@@ -104,7 +126,11 @@ def test_a_hostile_file_is_refused_by_name_and_soon(series, name):
     started, before = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(CaseError) as caught:
         dicom_series.read_series(series)
-    assert caught.value.code in ("DICOM_CORRUPT", "DICOM_TRUNCATED") and caught.value.file == str(path) and MARK not in str(caught.value)
+    assert (
+        caught.value.code in ("DICOM_CORRUPT", "DICOM_TRUNCATED")
+        and caught.value.file == str(path)
+        and MARK not in str(caught.value)
+    )
     assert time.monotonic() - started < 5
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000  # kB
 
@@ -140,7 +166,11 @@ def test_another_modality_is_named_only_where_it_is_a_code(series, modality):
         content.save_as(path)
     with pytest.raises(CaseError) as caught:
         dicom_series.read_series(series)
-    assert caught.value.code == "NOT_CT" and ("unknown" if "^" in modality else modality) in caught.value.cause and "CANARY" not in str(caught.value)
+    assert (
+        caught.value.code == "NOT_CT"
+        and ("unknown" if "^" in modality else modality) in caught.value.cause
+        and "CANARY" not in str(caught.value)
+    )
 
 
 @pytest.mark.parametrize("position", ["FFS", "HFDR", "FFP"])
@@ -152,4 +182,8 @@ def test_the_patient_position_does_not_turn_the_scan(series, position):
         content.PatientPosition = position
         content.save_as(path)
     volume, findings = dicom_series.read_series(series)
-    assert np.array_equal(volume.array, expected.array) and np.array_equal(volume.affine, expected.affine) and not findings
+    assert (
+        np.array_equal(volume.array, expected.array)
+        and np.array_equal(volume.affine, expected.affine)
+        and not findings
+    )

@@ -40,7 +40,13 @@ def label_map() -> np.ndarray:
 def written(request, tmp_path) -> tuple[Path, Volume]:
     """(folder with ct, seg.dcm and rs.dcm, the label map as it was given)"""
     label = Volume(label_map(), slanted(PHANTOM.image.affine, request.param))
-    dicom_series.write_series(tmp_path / "ct", Volume(PHANTOM.image.array, label.affine), patient_id="synthetic", series_number=1, seed=0)
+    dicom_series.write_series(
+        tmp_path / "ct",
+        Volume(PHANTOM.image.array, label.affine),
+        patient_id="synthetic",
+        series_number=1,
+        seed=0,
+    )
     dicom_seg.write_segments(tmp_path / "seg.dcm", label, PHANTOM.names, tmp_path / "ct", algorithm="ctseg")
     rtstruct.write_structures(tmp_path / "rs.dcm", label, PHANTOM.names, tmp_path / "ct")
     return tmp_path, label
@@ -54,16 +60,25 @@ def test_highdicom_reads_the_seg_voxel_by_voxel(written):
     assert set(theirs) == set(PHANTOM.names.values())
     for value, name in PHANTOM.names.items():
         assert np.array_equal(theirs[name], label.array == value), name
-    assert [(int(item.SegmentNumber), item.SegmentLabel, item.SegmentAlgorithmType) for item in seg.SegmentSequence] == [(n, name, "AUTOMATIC") for n, name in PHANTOM.names.items()]
+    assert [
+        (int(item.SegmentNumber), item.SegmentLabel, item.SegmentAlgorithmType)
+        for item in seg.SegmentSequence
+    ] == [(n, name, "AUTOMATIC") for n, name in PHANTOM.names.items()]
     for groups in seg.PerFrameFunctionalGroupsSequence:  # each frame lies on the slice that it names
         source = groups.DerivationImageSequence[0].SourceImageSequence[0].ReferencedSOPInstanceUID
         place = next(item.ImagePositionPatient for item in slices if item.SOPInstanceUID == source)
-        assert np.allclose(np.array(place, float), np.array(groups.PlanePositionSequence[0].ImagePositionPatient, float), atol=1e-4)
+        assert np.allclose(
+            np.array(place, float),
+            np.array(groups.PlanePositionSequence[0].ImagePositionPatient, float),
+            atol=1e-4,
+        )
 
 
 def test_highdicom_places_the_seg_on_the_grid(written):
     folder, label = written
-    if abs(np.cross(label.affine[:3, 2], label.affine[:3, 1]) @ label.affine[:3, 0]) < 0.999 * np.prod(label.spacing_mm):
+    if abs(np.cross(label.affine[:3, 2], label.affine[:3, 1]) @ label.affine[:3, 0]) < 0.999 * np.prod(
+        label.spacing_mm
+    ):
         with pytest.raises(RuntimeError):  # a tilted one is no volume to highdicom
             highdicom.seg.segread(folder / "seg.dcm").get_volume()
         return
@@ -91,12 +106,39 @@ def test_both_files_are_complete_objects(written):
     for name in ("seg.dcm", "rs.dcm"):
         content = pydicom.dcmread(folder / name)
         content.decode()
-        assert content.file_meta.MediaStorageSOPClassUID == content.SOPClassUID and content.file_meta.MediaStorageSOPInstanceUID == content.SOPInstanceUID
-        assert content.FrameOfReferenceUID == pydicom.dcmread(next((folder / "ct").iterdir())).FrameOfReferenceUID
-        for keyword in ("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "StudyInstanceUID", "StudyDate", "StudyTime", "StudyID", "AccessionNumber", "ReferringPhysicianName", "Modality", "SeriesInstanceUID", "SeriesNumber", "Manufacturer"):
+        assert (
+            content.file_meta.MediaStorageSOPClassUID == content.SOPClassUID
+            and content.file_meta.MediaStorageSOPInstanceUID == content.SOPInstanceUID
+        )
+        assert (
+            content.FrameOfReferenceUID
+            == pydicom.dcmread(next((folder / "ct").iterdir())).FrameOfReferenceUID
+        )
+        for keyword in (
+            "PatientID",
+            "PatientName",
+            "PatientBirthDate",
+            "PatientSex",
+            "StudyInstanceUID",
+            "StudyDate",
+            "StudyTime",
+            "StudyID",
+            "AccessionNumber",
+            "ReferringPhysicianName",
+            "Modality",
+            "SeriesInstanceUID",
+            "SeriesNumber",
+            "Manufacturer",
+        ):
             assert keyword in content, f"{name}: {keyword}"
-    numbers = [[int(item[keyword].value) for item in content[sequence].value] for sequence, keyword in (
-        ("StructureSetROISequence", "ROINumber"), ("ROIContourSequence", "ReferencedROINumber"), ("RTROIObservationsSequence", "ReferencedROINumber"))]
+    numbers = [
+        [int(item[keyword].value) for item in content[sequence].value]
+        for sequence, keyword in (
+            ("StructureSetROISequence", "ROINumber"),
+            ("ROIContourSequence", "ReferencedROINumber"),
+            ("RTROIObservationsSequence", "ReferencedROINumber"),
+        )
+    ]
     assert numbers == [[1, 2, 3]] * 3
 
 
@@ -308,21 +350,40 @@ def rewrite(folder: Path, pixels: np.ndarray, kind: str, **more: Any) -> None:
     headers = dicom_series.series_headers(folder / "ct")
     planes = dicom_series.label_planes(PHANTOM.label, headers)
     highdicom.seg.Segmentation(
-        source_images=headers, pixel_array=pixels[planes], segmentation_type=kind, segment_descriptions=[highdicom.seg.SegmentDescription.from_dataset(item) for item in binary.SegmentSequence],
-        series_instance_uid=generate_uid(), series_number=9, sop_instance_uid=generate_uid(), instance_number=1, manufacturer="m", manufacturer_model_name="m",
-        software_versions="1", device_serial_number="1", **more).save_as(folder / "seg.dcm")
+        source_images=headers,
+        pixel_array=pixels[planes],
+        segmentation_type=kind,
+        segment_descriptions=[
+            highdicom.seg.SegmentDescription.from_dataset(item) for item in binary.SegmentSequence
+        ],
+        series_instance_uid=generate_uid(),
+        series_number=9,
+        sop_instance_uid=generate_uid(),
+        instance_number=1,
+        manufacturer="m",
+        manufacturer_model_name="m",
+        software_versions="1",
+        device_serial_number="1",
+        **more,
+    ).save_as(folder / "seg.dcm")
 
 
 def test_a_threshold_makes_masks_of_fractions(case):
     folder, image = case
-    shares = np.stack([np.where(PHANTOM.label.array == value, 0.25 * value, 0.1) for value in PHANTOM.names], axis=-1)  # 0.25, 0.5, 0.75 inside
+    shares = np.stack(
+        [np.where(PHANTOM.label.array == value, 0.25 * value, 0.1) for value in PHANTOM.names], axis=-1
+    )  # 0.25, 0.5, 0.75 inside
     rewrite(folder, shares, "FRACTIONAL", fractional_type="OCCUPANCY", max_fractional_value=200)
     with pytest.raises(CaseError, match=r"SEG_FRACTIONAL.*0 to 200 \(type OCCUPANCY\)"):
         dicom_seg.read_segments(folder / "seg.dcm", image, folder / "ct")
     for threshold, kept in ((0.2, (1, 2, 3)), (0.5, (2, 3)), (0.75, (3,)), (1.0, ()), (0.05, None)):
-        masks, (finding,) = dicom_seg.read_segments(folder / "seg.dcm", image, folder / "ct", fractional_threshold=threshold)
+        masks, (finding,) = dicom_seg.read_segments(
+            folder / "seg.dcm", image, folder / "ct", fractional_threshold=threshold
+        )
         for value, name in PHANTOM.names.items():
-            expected = np.ones(SHAPE, bool) if kept is None else (PHANTOM.label.array == value) & (value in kept)
+            expected = (
+                np.ones(SHAPE, bool) if kept is None else (PHANTOM.label.array == value) & (value in kept)
+            )
             assert np.array_equal(masks[name], expected), (threshold, name)
         assert "OCCUPANCY, largest value 200" in finding.cause
 
@@ -334,15 +395,30 @@ def test_the_setting_reaches_the_tensors_and_the_manifest(tmp_path, capsys):
     for case_id in phantoms:
         edit(tmp_path / "data" / case_id / "im_3" / "seg.dcm", to_fractional)
     words = ["--data", str(tmp_path / "data"), "--workers", "1", "--set", "data.grid=whole"]
-    assert preprocessing.main(["--workspace", str(tmp_path / "refused"), *words]) == 4 and "SEG_FRACTIONAL" in capsys.readouterr().out
+    assert (
+        preprocessing.main(["--workspace", str(tmp_path / "refused"), *words]) == 4
+        and "SEG_FRACTIONAL" in capsys.readouterr().out
+    )
     workspace = artifacts.Workspace(tmp_path / "work")
-    assert preprocessing.main(["--workspace", str(workspace.root), *words, "--set", "data.fractional_threshold=0.5"]) == 0
+    assert (
+        preprocessing.main(
+            ["--workspace", str(workspace.root), *words, "--set", "data.fractional_threshold=0.5"]
+        )
+        == 0
+    )
     manifest = artifacts.load_manifest(workspace)
     for entry in manifest["cases"]:
-        assert entry["source"]["labels"]["fractional_threshold"] == 0.5 and [finding["code"] for finding in entry["findings"]] == ["SEG_FRACTIONAL"]
+        assert entry["source"]["labels"]["fractional_threshold"] == 0.5 and [
+            finding["code"] for finding in entry["findings"]
+        ] == ["SEG_FRACTIONAL"]
         phantom = phantoms[entry["case_id"]]
-        assert entry["voxels"] == {name: int((phantom.label.array == value).sum()) for value, name in phantom.names.items()}
-        assert load_case.source_from_record(entry["source"], tmp_path / "data").labels.fractional_threshold == 0.5
+        assert entry["voxels"] == {
+            name: int((phantom.label.array == value).sum()) for value, name in phantom.names.items()
+        }
+        assert (
+            load_case.source_from_record(entry["source"], tmp_path / "data").labels.fractional_threshold
+            == 0.5
+        )
 
 
 def edit(path: Path, change: Callable[[Any], None]) -> None:
@@ -356,14 +432,23 @@ def to_fractional(content: Any) -> None:
     pixels = content.pixel_array.astype(np.uint8) * 255
     content.BitsAllocated = content.BitsStored = 8
     content.HighBit = 7
-    content.SegmentationType, content.SegmentationFractionalType, content.MaximumFractionalValue = "FRACTIONAL", "PROBABILITY", 255
+    content.SegmentationType, content.SegmentationFractionalType, content.MaximumFractionalValue = (
+        "FRACTIONAL",
+        "PROBABILITY",
+        255,
+    )
     content.PixelData = pixels.tobytes() + b"\0" * (pixels.size % 2)
 
 
 def test_compressed_segmentations(case, monkeypatch):
     folder, image = case
     rewrite(folder, PHANTOM.label.array, "LABELMAP")
-    edit(folder / "seg.dcm", lambda content: content.compress(pydicom.uid.RLELossless, encoding_plugin="pydicom", generate_instance_uid=False))
+    edit(
+        folder / "seg.dcm",
+        lambda content: content.compress(
+            pydicom.uid.RLELossless, encoding_plugin="pydicom", generate_instance_uid=False
+        ),
+    )
     masks, _ = dicom_seg.read_segments(folder / "seg.dcm", image, folder / "ct")
     for value, name in PHANTOM.names.items():
         assert np.array_equal(masks[name], PHANTOM.label.array == value), name
@@ -376,8 +461,21 @@ def test_bits_packed_by_hand_are_read(case):
     """The golden case of frames that do not end with a byte: one bit per pixel, lowest bit first, no gap between frames."""
     folder, image = case
     content = pydicom.dcmread(folder / "seg.dcm")
-    planes = [round(float((np.linalg.inv(image.affine) @ [*map(float, groups.PlanePositionSequence[0].ImagePositionPatient), 1])[0])) for groups in content.PerFrameFunctionalGroupsSequence]
-    numbers = [int(groups.SegmentIdentificationSequence[0].ReferencedSegmentNumber) for groups in content.PerFrameFunctionalGroupsSequence]
+    planes = [
+        round(
+            float(
+                (
+                    np.linalg.inv(image.affine)
+                    @ [*map(float, groups.PlanePositionSequence[0].ImagePositionPatient), 1]
+                )[0]
+            )
+        )
+        for groups in content.PerFrameFunctionalGroupsSequence
+    ]
+    numbers = [
+        int(groups.SegmentIdentificationSequence[0].ReferencedSegmentNumber)
+        for groups in content.PerFrameFunctionalGroupsSequence
+    ]
     bits = np.random.default_rng(3).integers(0, 2, (len(planes), *SHAPE[1:]))
     packed = bytearray((bits.size + 7) // 8)
     for index, bit in enumerate(bits.ravel()):
@@ -391,13 +489,23 @@ def test_bits_packed_by_hand_are_read(case):
 
 def test_numbers_without_a_segment_are_refused(case):
     folder, image = case
-    edit(folder / "seg.dcm", lambda content: setattr(content.PerFrameFunctionalGroupsSequence[0].SegmentIdentificationSequence[0], "ReferencedSegmentNumber", 9))
+    edit(
+        folder / "seg.dcm",
+        lambda content: setattr(
+            content.PerFrameFunctionalGroupsSequence[0].SegmentIdentificationSequence[0],
+            "ReferencedSegmentNumber",
+            9,
+        ),
+    )
     with pytest.raises(CaseError, match=r"LABEL_VALUES.*found segment numbers \[9\], expected \[1, 2, 3\]"):
         dicom_seg.read_segments(folder / "seg.dcm", image, folder / "ct")
     dicom_seg.write_segments(folder / "seg.dcm", PHANTOM.label, PHANTOM.names, folder / "ct")
     rewrite(folder, PHANTOM.label.array, "LABELMAP")
     assert len(dicom_seg.read_segments(folder / "seg.dcm", image, folder / "ct")[0]) == 3
-    edit(folder / "seg.dcm", lambda content: setattr(content, "PixelData", content.PixelData.replace(b"\x02", b"\x07")))
+    edit(
+        folder / "seg.dcm",
+        lambda content: setattr(content, "PixelData", content.PixelData.replace(b"\x02", b"\x07")),
+    )
     with pytest.raises(CaseError, match=r"LABEL_VALUES.*found segment numbers \[7\], expected"):
         dicom_seg.read_segments(folder / "seg.dcm", image, folder / "ct", names=["bladder"])
 
@@ -412,10 +520,17 @@ def test_pixels_without_rescale_count_as_hu_only_when_told(tmp_path):
     allowed = ImageSource("dicom", tmp_path / "ct", assume_hu=True)
     volume, (finding,) = load_case.load_image(allowed)
     assert np.array_equal(volume.array, PHANTOM.image.array)
-    assert (finding.severity, finding.code) == ("WARN", "RESCALE_ASSUMED") and "10 of 10 slices" in finding.cause
-    record = CaseRecord("a", "a", allowed, LabelSource("dicom_seg", tmp_path / "seg.dcm", fractional_threshold=0.3))
+    assert (finding.severity, finding.code) == (
+        "WARN",
+        "RESCALE_ASSUMED",
+    ) and "10 of 10 slices" in finding.cause
+    record = CaseRecord(
+        "a", "a", allowed, LabelSource("dicom_seg", tmp_path / "seg.dcm", fractional_threshold=0.3)
+    )
     assert load_case.source_from_record(load_case.source_to_record(record, tmp_path), tmp_path) == record
-    for path in (tmp_path / "ct").iterdir():  # one of the two tags alone is no licence, and stored HU + 1024 are found out
+    for path in (
+        tmp_path / "ct"
+    ).iterdir():  # one of the two tags alone is no licence, and stored HU + 1024 are found out
         edit(path, lambda content: setattr(content, "RescaleIntercept", "0"))
     with pytest.raises(CaseError, match="RESCALE_MISSING"):
         load_case.load_image(allowed)

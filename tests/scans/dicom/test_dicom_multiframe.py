@@ -24,11 +24,19 @@ MARK = "PATIENTMARK"
 
 def convert(folder: Path, kind: str = "straight") -> tuple[Path, Path]:
     """(folder of single slices, folder of the same series as one multi-frame file)"""
-    dicom_series.write_series(folder / "slices", Volume(PHANTOM.image.array, slanted(PHANTOM.image.affine, kind)), patient_id=MARK, series_number=1, seed=0)
+    dicom_series.write_series(
+        folder / "slices",
+        Volume(PHANTOM.image.array, slanted(PHANTOM.image.affine, kind)),
+        patient_id=MARK,
+        series_number=1,
+        seed=0,
+    )
     slices = [pydicom.dcmread(path) for path in sorted((folder / "slices").iterdir())]
     for item in slices:
         item.PatientName, item.AccessionNumber = f"{MARK}^", "1"
-    content = highdicom.legacy.LegacyConvertedEnhancedCTImage(slices, generate_uid(entropy_srcs=["mf series"]), 2, generate_uid(entropy_srcs=["mf"]), 1)
+    content = highdicom.legacy.LegacyConvertedEnhancedCTImage(
+        slices, generate_uid(entropy_srcs=["mf series"]), 2, generate_uid(entropy_srcs=["mf"]), 1
+    )
     (folder / "mf").mkdir()
     content.save_as(folder / "mf" / "mf.dcm")
     return folder / "slices", folder / "mf"
@@ -52,7 +60,10 @@ def codes(findings: list[Any]) -> list[tuple[str, str]]:
 @pytest.mark.parametrize("kind", ["straight", "oblique", "tilted"])
 def test_a_multiframe_file_equals_its_slices(tmp_path, kind):
     slices, multiframe = convert(tmp_path, kind)
-    (expected, told), (volume, findings) = dicom_series.read_series(slices), dicom_series.read_series(multiframe)
+    (expected, told), (volume, findings) = (
+        dicom_series.read_series(slices),
+        dicom_series.read_series(multiframe),
+    )
     assert np.array_equal(volume.array, expected.array) and volume.array.std() > 100
     assert np.abs(volume.affine - expected.affine).max() < 1e-6
     assert codes(findings) == codes(told) == ([("WARN", "GANTRY_TILT")] if kind == "tilted" else [])
@@ -107,7 +118,10 @@ def test_the_order_of_frames_does_not_matter(enhanced):
 def test_each_frame_counts_by_its_own_groups(enhanced):
     edit(enhanced, to_frames)
     volume, findings = dicom_series.read_series(enhanced.parent)
-    assert np.array_equal(volume.array[:, 1:], PHANTOM.image.array[:, 1:]) and (volume.array[:, 0] == -1024).all()
+    assert (
+        np.array_equal(volume.array[:, 1:], PHANTOM.image.array[:, 1:])
+        and (volume.array[:, 0] == -1024).all()
+    )
     assert codes(findings) == [("NOTE", "PADDING"), ("NOTE", "RESCALE_VARIES")]
 
 
@@ -163,16 +177,33 @@ BAD: dict[str, tuple[str, Callable[[Any], None]]] = {
     "uneven steps": ("SLICE_SPACING_NONUNIFORM", lambda c: position(c, 4, 0.5)),
     "three frames": ("TOO_SMALL", lambda c: cut(c, [0, 1, 2])),
     "no position": ("GEOMETRY_MISSING", lambda c: delattr(frame(c, 4), "PlanePositionSequence")),
-    "no orientation": ("GEOMETRY_MISSING", lambda c: delattr(c.SharedFunctionalGroupsSequence[0], "PlaneOrientationSequence")),
-    "no pixel measures": ("GEOMETRY_MISSING", lambda c: delattr(c.SharedFunctionalGroupsSequence[0], "PixelMeasuresSequence")),
+    "no orientation": (
+        "GEOMETRY_MISSING",
+        lambda c: delattr(c.SharedFunctionalGroupsSequence[0], "PlaneOrientationSequence"),
+    ),
+    "no pixel measures": (
+        "GEOMETRY_MISSING",
+        lambda c: delattr(c.SharedFunctionalGroupsSequence[0], "PixelMeasuresSequence"),
+    ),
     "another orientation in one frame": ("GEOMETRY_INCONSISTENT", second_orientation),
     "another spacing in one frame": ("GEOMETRY_INCONSISTENT", measures),
-    "no rescale": ("RESCALE_MISSING", lambda c: delattr(c.SharedFunctionalGroupsSequence[0], "PixelValueTransformationSequence")),
+    "no rescale": (
+        "RESCALE_MISSING",
+        lambda c: delattr(c.SharedFunctionalGroupsSequence[0], "PixelValueTransformationSequence"),
+    ),
     "more frames than groups": ("DICOM_CORRUPT", lambda c: setattr(c, "NumberOfFrames", 11)),
     "no groups": ("MULTIFRAME_UNSUPPORTED", lambda c: delattr(c, "PerFrameFunctionalGroupsSequence")),
-    "frames in a plain CT": ("MULTIFRAME_UNSUPPORTED", lambda c: setattr(c, "SOPClassUID", "1.2.840.10008.5.1.4.1.1.2")),
+    "frames in a plain CT": (
+        "MULTIFRAME_UNSUPPORTED",
+        lambda c: setattr(c, "SOPClassUID", "1.2.840.10008.5.1.4.1.1.2"),
+    ),
     "a perfusion map": ("NOT_HU", perfusion),
-    "electron density": ("NOT_HU", lambda c: setattr(c.SharedFunctionalGroupsSequence[0].PixelValueTransformationSequence[0], "RescaleType", "ED")),
+    "electron density": (
+        "NOT_HU",
+        lambda c: setattr(
+            c.SharedFunctionalGroupsSequence[0].PixelValueTransformationSequence[0], "RescaleType", "ED"
+        ),
+    ),
     "pixels truncated": ("DICOM_TRUNCATED", lambda c: setattr(c, "PixelData", c.PixelData[:-100])),
     "no pixels": ("DICOM_TRUNCATED", lambda c: delattr(c, "PixelData")),
 }
@@ -195,7 +226,10 @@ def test_one_file_is_one_volume(enhanced, tmp_path):
         dicom_series.read_series(enhanced.parent)
     enhanced.with_name("second.dcm").unlink()
     shutil.copy(tmp_path / "slices" / "slice_0001.dcm", enhanced.parent)
-    edit(enhanced.with_name("slice_0001.dcm"), lambda content: setattr(content, "SeriesInstanceUID", pydicom.dcmread(enhanced).SeriesInstanceUID))
+    edit(
+        enhanced.with_name("slice_0001.dcm"),
+        lambda content: setattr(content, "SeriesInstanceUID", pydicom.dcmread(enhanced).SeriesInstanceUID),
+    )
     with pytest.raises(CaseError, match=r"MULTIFRAME_UNSUPPORTED.*1 multi-frame files and 1 single slices"):
         dicom_series.read_series(enhanced.parent)
 
@@ -208,28 +242,51 @@ def test_masks_of_a_multiframe_scan_come_back_on_its_frames(tmp_path, kind):
     label = Volume(PHANTOM.label.array, image.affine)
     dicom_seg.write_segments(tmp_path / "seg.dcm", label, PHANTOM.names, multiframe)
     rtstruct.write_structures(tmp_path / "rs.dcm", label, PHANTOM.names, multiframe)
-    for masks, findings in (dicom_seg.read_segments(tmp_path / "seg.dcm", image, multiframe), rtstruct.read_structures(tmp_path / "rs.dcm", image, multiframe)):
+    for masks, findings in (
+        dicom_seg.read_segments(tmp_path / "seg.dcm", image, multiframe),
+        rtstruct.read_structures(tmp_path / "rs.dcm", image, multiframe),
+    ):
         assert not findings
         for value, name in PHANTOM.names.items():
             assert np.array_equal(masks[name], label.array == value), name
     # an independent reader, by the frames that the SEG refers to; in the file they stand in another order than along the patient
     source = pydicom.dcmread(multiframe / "mf.dcm")
-    along = [float(np.array(own.PlanePositionSequence[0].ImagePositionPatient, float) @ image.affine[:3, 0]) for own in source.PerFrameFunctionalGroupsSequence]
+    along = [
+        float(np.array(own.PlanePositionSequence[0].ImagePositionPatient, float) @ image.affine[:3, 0])
+        for own in source.PerFrameFunctionalGroupsSequence
+    ]
     assert along != sorted(along)
-    theirs = highdicom.seg.segread(tmp_path / "seg.dcm").get_pixels_by_source_frame(source.SOPInstanceUID, list(range(1, 11)), ignore_spatial_locations=True, assert_missing_frames_are_empty=True)
+    theirs = highdicom.seg.segread(tmp_path / "seg.dcm").get_pixels_by_source_frame(
+        source.SOPInstanceUID,
+        list(range(1, 11)),
+        ignore_spatial_locations=True,
+        assert_missing_frames_are_empty=True,
+    )
     assert np.array_equal(theirs[np.argsort(along), ..., 2] > 0, label.array == 3)
-    heights = {number: float(own.PlanePositionSequence[0].ImagePositionPatient[2]) for number, own in enumerate(source.PerFrameFunctionalGroupsSequence, start=1)}
+    heights = {
+        number: float(own.PlanePositionSequence[0].ImagePositionPatient[2])
+        for number, own in enumerate(source.PerFrameFunctionalGroupsSequence, start=1)
+    }
     contour = pydicom.dcmread(tmp_path / "rs.dcm").ROIContourSequence[0].ContourSequence[0]
     if kind == "straight":
-        assert float(contour.ContourData[2]) == pytest.approx(heights[int(contour.ContourImageSequence[0].ReferencedFrameNumber)], abs=1e-3)
+        assert float(contour.ContourData[2]) == pytest.approx(
+            heights[int(contour.ContourImageSequence[0].ReferencedFrameNumber)], abs=1e-3
+        )
 
 
 @pytest.mark.real
-@pytest.mark.parametrize(("name", "code", "said"), [
-    ("dcmqi/data/segmentations/23x38x3/multiframe", "TOO_SMALL", "3 slices"),
-    ("dcmqi/data/segmentations/24x38x3/multiframe", "TOO_SMALL", "3 slices"),
-    ("pydicom_data/data_store/data", "NOT_HU", "a map computed from CT"),  # a perfusion map, beside two slices of another patient
-])
+@pytest.mark.parametrize(
+    ("name", "code", "said"),
+    [
+        ("dcmqi/data/segmentations/23x38x3/multiframe", "TOO_SMALL", "3 slices"),
+        ("dcmqi/data/segmentations/24x38x3/multiframe", "TOO_SMALL", "3 slices"),
+        (
+            "pydicom_data/data_store/data",
+            "NOT_HU",
+            "a map computed from CT",
+        ),  # a perfusion map, beside two slices of another patient
+    ],
+)
 def test_real_multiframe_files_that_are_no_volume(real_data, tmp_path, name, code, said):
     file = next(path for path in sorted((real_data / name).iterdir()) if path.name.startswith(("mf", "eCT")))
     shutil.copy(file, tmp_path)
@@ -244,7 +301,12 @@ def test_a_real_multiframe_file_and_its_slices_have_one_geometry(real_data, monk
     """dcmqi's pairs have three slices: too few for use, so the limit is lowered to see what reading would give."""
     monkeypatch.setattr(dicom_series, "SMALLEST_SLICES", 2)
     folder = real_data / "dcmqi/data/segmentations" / name
-    frames, slices = dicom_series.series_headers(folder / "multiframe"), dicom_series.series_headers(folder / "image")
+    frames, slices = (
+        dicom_series.series_headers(folder / "multiframe"),
+        dicom_series.series_headers(folder / "image"),
+    )
     for one, other in zip(frames, slices, strict=True):
         for keyword in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "Rows", "Columns"):
-            assert np.allclose(np.array(one[keyword].value, float), np.array(other[keyword].value, float), atol=1e-3), keyword
+            assert np.allclose(
+                np.array(one[keyword].value, float), np.array(other[keyword].value, float), atol=1e-3
+            ), keyword

@@ -22,8 +22,12 @@ PHANTOM = small_phantom(shape=(10, 40, 48))  # JPEG 2000 halves it five times
 ROOT = Path(__file__).resolve().parents[3]
 PACKAGES = {"pyjpegls": "jpeg_ls", "pylibjpeg-openjpeg": "openjpeg", "python-gdcm": "gdcm"}
 NEEDS = {  # transfer syntax -> (decoder, package that the message names)
-    uid.RLELossless: ("pydicom", None), uid.JPEGLSLossless: ("pyjpegls", "pyjpegls"), uid.JPEG2000Lossless: ("pylibjpeg", "pylibjpeg-openjpeg"),
-    uid.JPEGLosslessSV1: ("gdcm", "python-gdcm"), uid.JPEGLossless: ("gdcm", "python-gdcm")}
+    uid.RLELossless: ("pydicom", None),
+    uid.JPEGLSLossless: ("pyjpegls", "pyjpegls"),
+    uid.JPEG2000Lossless: ("pylibjpeg", "pylibjpeg-openjpeg"),
+    uid.JPEGLosslessSV1: ("gdcm", "python-gdcm"),
+    uid.JPEGLossless: ("gdcm", "python-gdcm"),
+}
 
 
 def needs(package: str | None) -> None:
@@ -44,7 +48,11 @@ def compress(path: Path, syntax: uid.UID) -> None:
         reader, change, writer = gdcm.ImageReader(), gdcm.ImageChangeTransferSyntax(), gdcm.ImageWriter()
         reader.SetFileName(str(path))
         assert reader.Read()
-        kind = gdcm.TransferSyntax.JPEGLosslessProcess14_1 if syntax == uid.JPEGLosslessSV1 else gdcm.TransferSyntax.JPEGLosslessProcess14
+        kind = (
+            gdcm.TransferSyntax.JPEGLosslessProcess14_1
+            if syntax == uid.JPEGLosslessSV1
+            else gdcm.TransferSyntax.JPEGLosslessProcess14
+        )
         change.SetTransferSyntax(gdcm.TransferSyntax(kind))
         change.SetInput(reader.GetImage())
         assert change.Change()
@@ -76,7 +84,11 @@ def test_a_compressed_series_equals_the_uncompressed_one(series, syntax):
     assert np.array_equal(volume.array, PHANTOM.image.array) and not findings
 
 
-@pytest.mark.parametrize("syntax", [syntax for syntax in NEEDS if NEEDS[syntax][1]], ids=[syntax.name for syntax in NEEDS if NEEDS[syntax][1]])
+@pytest.mark.parametrize(
+    "syntax",
+    [syntax for syntax in NEEDS if NEEDS[syntax][1]],
+    ids=[syntax.name for syntax in NEEDS if NEEDS[syntax][1]],
+)
 def test_a_missing_decoder_is_named(series, syntax, monkeypatch):
     path = series / "slice_0004.dcm"
     content = pydicom.dcmread(path)
@@ -88,8 +100,14 @@ def test_a_missing_decoder_is_named(series, syntax, monkeypatch):
     with pytest.raises(CaseError) as caught:
         dicom_series.read_series(series)
     assert caught.value.code == "CODEC_MISSING" and syntax.name in caught.value.cause
-    assert "pip install -r requirements-dicom.txt" in caught.value.fix and NEEDS[syntax][1] in caught.value.fix
-    listed = [line.split(">=")[0] for line in (ROOT / "requirements-dicom.txt").read_text().splitlines() if line and not line.startswith("#")]
+    assert (
+        "pip install -r requirements-dicom.txt" in caught.value.fix and NEEDS[syntax][1] in caught.value.fix
+    )
+    listed = [
+        line.split(">=")[0]
+        for line in (ROOT / "requirements-dicom.txt").read_text().splitlines()
+        if line and not line.startswith("#")
+    ]
     assert NEEDS[syntax][1] in listed and "pylibjpeg-libjpeg" not in listed
 
 
@@ -101,10 +119,21 @@ def test_jpeg_extended_of_12_bits_is_decoded(name):
 
     path = Path(get_testdata_file(name, download=False) or pytest.skip("pydicom came without its test files"))
     values = stored(path)
-    assert values.shape == (1024, 256) and values.dtype == np.uint16 and (values[420, 140], values[230, 120]) == (244, 95)
+    assert (
+        values.shape == (1024, 256)
+        and values.dtype == np.uint16
+        and (values[420, 140], values[230, 120]) == (244, 95)
+    )
 
 
-@pytest.mark.parametrize(("syntax", "text"), [("1.2.840.10008.1.2.4.53", "Spectral Selection"), ("1.2.840.10008.1.2.4.55", "Full Progression"), ("1.2.840.113619.5.2", "113619")])
+@pytest.mark.parametrize(
+    ("syntax", "text"),
+    [
+        ("1.2.840.10008.1.2.4.53", "Spectral Selection"),
+        ("1.2.840.10008.1.2.4.55", "Full Progression"),
+        ("1.2.840.113619.5.2", "113619"),
+    ],
+)
 def test_what_nothing_decodes_gets_no_remedy_that_cannot_help(series, syntax, text):
     path = series / "slice_0004.dcm"
     content = pydicom.dcmread(path)
@@ -112,7 +141,11 @@ def test_what_nothing_decodes_gets_no_remedy_that_cannot_help(series, syntax, te
     content.PixelData = pydicom.encaps.encapsulate([b"\xff\xd8" + b"x" * 100])
     with pytest.raises(CaseError) as caught, Decoder() as decoder:
         list(decoder.frames(content, path))
-    assert caught.value.code == "CODEC_MISSING" and text in caught.value.cause and "pip install" not in caught.value.fix
+    assert (
+        caught.value.code == "CODEC_MISSING"
+        and text in caught.value.cause
+        and "pip install" not in caught.value.fix
+    )
 
 
 def test_which_decoder_is_chosen(monkeypatch):
@@ -120,7 +153,12 @@ def test_which_decoder_is_chosen(monkeypatch):
         monkeypatch.setattr(dicom_pixels, "installed", lambda _: names)
         return dicom_pixels.decoder_for(uid.JPEG2000Lossless)
 
-    assert [with_installed("gdcm", "pillow", "pylibjpeg"), with_installed("gdcm", "pillow"), with_installed("gdcm"), with_installed()] == ["pylibjpeg", "pillow", "gdcm", None]
+    assert [
+        with_installed("gdcm", "pillow", "pylibjpeg"),
+        with_installed("gdcm", "pillow"),
+        with_installed("gdcm"),
+        with_installed(),
+    ] == ["pylibjpeg", "pillow", "gdcm", None]
     monkeypatch.undo()
     assert dicom_pixels.installed(uid.UID("1.2.840.10008.1.2.4.100")) == ()  # MPEG-2
 
@@ -166,15 +204,23 @@ def test_decoders_in_c_run_in_the_child_only(series, syntax, monkeypatch):
 
     for path in series.iterdir():
         compress(path, syntax)
-    monkeypatch.setattr(importlib.import_module(f"pydicom.pixels.decoders.{plugin}"), "_decode_frame", lambda *_: os.abort())
+    monkeypatch.setattr(
+        importlib.import_module(f"pydicom.pixels.decoders.{plugin}"), "_decode_frame", lambda *_: os.abort()
+    )
     started: list[list[str]] = []
     original = subprocess.Popen
-    monkeypatch.setattr(subprocess, "Popen", lambda program, **pipes: started.append(program) or original(program, **pipes))
+    monkeypatch.setattr(
+        subprocess, "Popen", lambda program, **pipes: started.append(program) or original(program, **pipes)
+    )
     assert np.array_equal(dicom_series.read_series(series)[0].array, PHANTOM.image.array)
     assert len(started) == 1 and started[0][0] == sys.executable
 
 
-@pytest.mark.parametrize("syntax", [uid.JPEGLSLossless, uid.JPEG2000Lossless, uid.JPEGLosslessSV1], ids=["pyjpegls", "openjpeg", "gdcm"])
+@pytest.mark.parametrize(
+    "syntax",
+    [uid.JPEGLSLossless, uid.JPEG2000Lossless, uid.JPEGLosslessSV1],
+    ids=["pyjpegls", "openjpeg", "gdcm"],
+)
 def test_mutated_streams_end_in_pixels_or_a_refusal(series, syntax):
     needs(NEEDS[syntax][1])
     path = series / "slice_0004.dcm"
@@ -204,7 +250,9 @@ def test_mutated_streams_end_in_pixels_or_a_refusal(series, syntax):
 @pytest.mark.real
 def test_real_transfer_syntaxes_equal_their_uncompressed_twins(real_data, monkeypatch):
     folder, other = real_data / "cornerstone_wado/testImages", real_data / "pydicom_data/data_store/data"
-    pairs = [(path, folder / "CTImage.dcm") for path in sorted(folder.glob("CTImage.dcm_*"))] + [(other / "693_J2KR.dcm", other / "693_UNCR.dcm")]
+    pairs = [(path, folder / "CTImage.dcm") for path in sorted(folder.glob("CTImage.dcm_*"))] + [
+        (other / "693_J2KR.dcm", other / "693_UNCR.dcm")
+    ]
     syntaxes = set()
     for path, twin in pairs:
         syntax = pydicom.dcmread(path).file_meta.TransferSyntaxUID
@@ -218,4 +266,9 @@ def test_real_transfer_syntaxes_equal_their_uncompressed_twins(real_data, monkey
                     stored(path)
             else:
                 assert np.array_equal(stored(path), stored(twin))
-    assert {uid.ExplicitVRBigEndian, uid.ImplicitVRLittleEndian, uid.RLELossless, uid.JPEG2000Lossless} <= syntaxes
+    assert {
+        uid.ExplicitVRBigEndian,
+        uid.ImplicitVRLittleEndian,
+        uid.RLELossless,
+        uid.JPEG2000Lossless,
+    } <= syntaxes

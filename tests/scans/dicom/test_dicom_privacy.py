@@ -18,10 +18,29 @@ import train
 from ctseg import artifacts
 from ctseg.scans.dicom import dicom_series
 
-FILED = {"PatientName": "CANARYNAME^A", "PatientID": "CANARYID", "PatientBirthDate": "19010203", "AccessionNumber": "CANARYACC", "StudyID": "CANARYSTUDY", "ReferringPhysicianName": "CANARYREF^B"}
-HIDDEN = {"SeriesDescription": "CANARYSERIES", "ProtocolName": "CANARYPROTOCOL", "InstitutionName": "CANARYHOUSE", "InstitutionAddress": "CANARYROAD", "OperatorsName": "CANARYOPERATOR^C",
-          "PerformingPhysicianName": "CANARYDOCTOR^D", "PatientComments": "CANARYCOMMENT", "ImageComments": "CANARYIMAGE", "OtherPatientIDs": "CANARYOTHER", "PatientAddress": "CANARYHOME",
-          "StationName": "CANARYSTATION", "DeviceSerialNumber": "CANARYDEVICE", "RequestedProcedureDescription": "CANARYREQUEST"}
+FILED = {
+    "PatientName": "CANARYNAME^A",
+    "PatientID": "CANARYID",
+    "PatientBirthDate": "19010203",
+    "AccessionNumber": "CANARYACC",
+    "StudyID": "CANARYSTUDY",
+    "ReferringPhysicianName": "CANARYREF^B",
+}
+HIDDEN = {
+    "SeriesDescription": "CANARYSERIES",
+    "ProtocolName": "CANARYPROTOCOL",
+    "InstitutionName": "CANARYHOUSE",
+    "InstitutionAddress": "CANARYROAD",
+    "OperatorsName": "CANARYOPERATOR^C",
+    "PerformingPhysicianName": "CANARYDOCTOR^D",
+    "PatientComments": "CANARYCOMMENT",
+    "ImageComments": "CANARYIMAGE",
+    "OtherPatientIDs": "CANARYOTHER",
+    "PatientAddress": "CANARYHOME",
+    "StationName": "CANARYSTATION",
+    "DeviceSerialNumber": "CANARYDEVICE",
+    "RequestedProcedureDescription": "CANARYREQUEST",
+}
 MARKS = [b"CANARY", b"19010203"]
 
 
@@ -30,7 +49,14 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """(a checkpoint, a folder with one good series and four bad ones)"""
     root = tmp_path_factory.mktemp("privacy")
     workspace = tiny_workspace.make(root / "work")
-    assert train.main(tiny_workspace.arguments(workspace, **{"train.epochs": 1, "train.steps_per_epoch": 1, "train.validations": 1})) == 0
+    assert (
+        train.main(
+            tiny_workspace.arguments(
+                workspace, **{"train.epochs": 1, "train.steps_per_epoch": 1, "train.validations": 1}
+            )
+        )
+        == 0
+    )
     scan = small_phantom(shape=(10, 16, 18)).image
     scans = root / "scans"
     dicom_series.write_series(scans / "good", scan, patient_id="x", series_number=1, seed=0)
@@ -74,13 +100,36 @@ def test_only_the_dicom_masks_carry_who_the_patient_is(inputs, tmp_path, capfd, 
     checkpoint, scans = inputs
     output = tmp_path / "masks"
     with caplog.at_level(logging.DEBUG):
-        code = infer.main(["--input", str(scans), "--output", str(output), "--checkpoint", str(checkpoint), "--device", "cpu", "--no-tta",
-                           "--format", "nifti,organs,seg,rtstruct", "--probabilities", "--save-uncertainty", "--statistics", "--set", "evaluate.overlap=0"])
+        code = infer.main(
+            [
+                "--input",
+                str(scans),
+                "--output",
+                str(output),
+                "--checkpoint",
+                str(checkpoint),
+                "--device",
+                "cpu",
+                "--no-tta",
+                "--format",
+                "nifti,organs,seg,rtstruct",
+                "--probabilities",
+                "--save-uncertainty",
+                "--statistics",
+                "--set",
+                "evaluate.overlap=0",
+            ]
+        )
     said = capfd.readouterr()
     assert code == 3
     record = artifacts.read_json(output / "inference.json")
     assert {scan["scan"]: scan.get("error") for scan in record["scans"]} == {
-        "good": None, "gap": "SLICE_GAP", "truncated": "DICOM_TRUNCATED", "garbled": "DICOM_CORRUPT", "without_rescale": "RESCALE_MISSING"}
+        "good": None,
+        "gap": "SLICE_GAP",
+        "truncated": "DICOM_TRUNCATED",
+        "garbled": "DICOM_CORRUPT",
+        "without_rescale": "RESCALE_MISSING",
+    }
     for text in (said.out, said.err, caplog.text):
         assert not any(mark.decode() in text for mark in MARKS)
     files = [path for path in output.rglob("*") if path.is_file()]
@@ -93,7 +142,9 @@ def test_only_the_dicom_masks_carry_who_the_patient_is(inputs, tmp_path, capfd, 
         assert not any(mark in str(path).encode() for mark in MARKS)
         if path.suffix == ".dcm":
             stored = pydicom.dcmread(path)
-            assert {keyword: str(stored[keyword].value) for keyword in FILED if keyword in stored} == FILED, path.name  # a PACS files it by these
+            assert {keyword: str(stored[keyword].value) for keyword in FILED if keyword in stored} == FILED, (
+                path.name
+            )  # a PACS files it by these
             for value in FILED.values():
                 content = content.replace(value.encode(), b"")
         assert not any(mark in content for mark in MARKS), path.name

@@ -26,7 +26,9 @@ def corners(shape: tuple[int, ...]) -> np.ndarray:
 
 def corner_error_mm(grid: Grid, image: object) -> float:
     """Largest distance between the corners of our grid and those of a SimpleITK image."""
-    places = np.array([image.TransformIndexToPhysicalPoint([int(n) for n in index[::-1]]) for index in corners(grid.shape)])
+    places = np.array(
+        [image.TransformIndexToPhysicalPoint([int(n) for n in index[::-1]]) for index in corners(grid.shape)]
+    )
     ours = np.column_stack([corners(grid.shape), np.ones(8)]) @ grid.affine.T
     return float(np.linalg.norm(places - ours[:, :3], axis=1).max())
 
@@ -42,8 +44,14 @@ def by_simpleitk(folder: Path) -> object:
 # ---- CT -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("name", "slices"), [
-    ("cip/Testing/Data/Input/ct-64Dicom", 79), ("ibsi/ibsi_validation/dicom/STS_002/CT/image", 48), ("ibsi/ibsi_validation/dicom/STS_019/CT/image", 47)])
+@pytest.mark.parametrize(
+    ("name", "slices"),
+    [
+        ("cip/Testing/Data/Input/ct-64Dicom", 79),
+        ("ibsi/ibsi_validation/dicom/STS_002/CT/image", 48),
+        ("ibsi/ibsi_validation/dicom/STS_019/CT/image", 47),
+    ],
+)
 def test_clean_series_agree_with_simpleitk(real_data, name, slices):
     import SimpleITK as sitk
 
@@ -93,28 +101,44 @@ def test_an_oblique_real_series_is_placed_like_simpleitk_does(real_data, tmp_pat
     assert error < CLOSEST_MM, f"corners up to {error:.2g} mm apart"
 
 
-@pytest.mark.parametrize(("name", "code", "said"), [
-    ("dcm_qa_ct/In/GE", "SLICE_SPACING_NONUNIFORM", "steps from 1.081 to 6.999 mm"),  # tilted by 18.5 degrees too
-    ("dicom2nifti/tests/data/failing/sliceincrement/002", "SLICE_GAP", "1 slices are missing"),
-    ("dicom2nifti/tests/data/failing/gantrytilting/001", "TOO_SMALL", "shape"),  # four tilted slices
-    ("rt_utils/tests/oriented_data", "TOO_SMALL", "3 slices"),
-    ("rt_utils/tests/mock_data", "TOO_SMALL", "2 slices"),
-    ("highdicom/data/test_files", "TOO_SMALL", "1 slices"),
-    ("pydicom/src/pydicom/data/test_files", "TOO_SMALL", "1 slices"),  # beside an RTSTRUCT without file header
-    ("pydicom_data/data_store/data", "MULTI_PATIENT", "more than one patient"),
-    ("nibabel/nibabel/tests/data", "NOT_CT", "modality MR"),
-])
+@pytest.mark.parametrize(
+    ("name", "code", "said"),
+    [
+        (
+            "dcm_qa_ct/In/GE",
+            "SLICE_SPACING_NONUNIFORM",
+            "steps from 1.081 to 6.999 mm",
+        ),  # tilted by 18.5 degrees too
+        ("dicom2nifti/tests/data/failing/sliceincrement/002", "SLICE_GAP", "1 slices are missing"),
+        ("dicom2nifti/tests/data/failing/gantrytilting/001", "TOO_SMALL", "shape"),  # four tilted slices
+        ("rt_utils/tests/oriented_data", "TOO_SMALL", "3 slices"),
+        ("rt_utils/tests/mock_data", "TOO_SMALL", "2 slices"),
+        ("highdicom/data/test_files", "TOO_SMALL", "1 slices"),
+        (
+            "pydicom/src/pydicom/data/test_files",
+            "TOO_SMALL",
+            "1 slices",
+        ),  # beside an RTSTRUCT without file header
+        ("pydicom_data/data_store/data", "MULTI_PATIENT", "more than one patient"),
+        ("nibabel/nibabel/tests/data", "NOT_CT", "modality MR"),
+    ],
+)
 def test_folders_that_are_no_volume_are_refused_by_name(real_data, name, code, said):
     with pytest.raises(CaseError) as caught:
         dicom_series.read_series(real_data / name)
     assert caught.value.code == code and said in caught.value.cause
 
 
-@pytest.mark.parametrize(("kept", "step_mm"), [(slice(0, 14), 4.002), (slice(14, 28), 6.999)], ids=["lower part", "upper part"])
+@pytest.mark.parametrize(
+    ("kept", "step_mm"), [(slice(0, 14), 4.002), (slice(14, 28), 6.999)], ids=["lower part", "upper part"]
+)
 def test_each_evenly_spaced_part_of_the_tilted_head_is_read_with_its_tilt(real_data, tmp_path, kept, step_mm):
     import SimpleITK as sitk
 
-    headers = {path: pydicom.dcmread(path, stop_before_pixels=True) for path in (real_data / "dcm_qa_ct/In/GE").glob("*.dcm")}
+    headers = {
+        path: pydicom.dcmread(path, stop_before_pixels=True)
+        for path in (real_data / "dcm_qa_ct/In/GE").glob("*.dcm")
+    }
     chosen = sorted(headers, key=lambda path: float(headers[path].ImagePositionPatient[2]))[kept]
     for path in chosen:
         shutil.copy(path, tmp_path)
@@ -122,9 +146,13 @@ def test_each_evenly_spaced_part_of_the_tilted_head_is_read_with_its_tilt(real_d
     (finding,) = [finding for finding in findings if finding.code == "GANTRY_TILT"]
     assert finding.severity == "WARN" and "18.5 degrees" in finding.cause
     normal = np.cross(volume.affine[:3, 2], volume.affine[:3, 1])
-    assert abs(float(volume.affine[:3, 0] @ normal)) / np.linalg.norm(normal) == pytest.approx(step_mm, abs=2e-3)
+    assert abs(float(volume.affine[:3, 0] @ normal)) / np.linalg.norm(normal) == pytest.approx(
+        step_mm, abs=2e-3
+    )
     worst = 0.0
-    for d, path in enumerate(chosen):  # each slice by itself is read right by SimpleITK, only its series reader drops the tilt
+    for d, path in enumerate(
+        chosen
+    ):  # each slice by itself is read right by SimpleITK, only its series reader drops the tilt
         single = sitk.ReadImage(str(path))
         assert np.array_equal(np.maximum(sitk.GetArrayFromImage(single)[0], -1024), volume.array[d])
         for w, h in ((0, 0), (511, 0), (0, 511), (511, 511)):
@@ -145,10 +173,13 @@ def own_grid(path: Path) -> tuple[Volume, object]:
 
 
 SEG_FILES = {
-    "highdicom/data/test_files/seg_image_ct_binary.dcm": [638], "highdicom/data/test_files/seg_image_ct_binary_overlap.dcm": [64, 16],
+    "highdicom/data/test_files/seg_image_ct_binary.dcm": [638],
+    "highdicom/data/test_files/seg_image_ct_binary_overlap.dcm": [64, 16],
     "highdicom/data/test_files/seg_image_ct_binary_single_frame.dcm": [1832],
-    f"{SEGMENTATIONS}/liver.dcm": [107098], f"{SEGMENTATIONS}/partial_overlaps.dcm": [9602, 11888, 10743, 6693, 4713],
-    f"{SEGMENTATIONS}/23x38x3/seg/label.seg": [322], f"{SEGMENTATIONS}/24x38x3/seg/label.seg": [315],
+    f"{SEGMENTATIONS}/liver.dcm": [107098],
+    f"{SEGMENTATIONS}/partial_overlaps.dcm": [9602, 11888, 10743, 6693, 4713],
+    f"{SEGMENTATIONS}/23x38x3/seg/label.seg": [322],
+    f"{SEGMENTATIONS}/24x38x3/seg/label.seg": [315],
 }
 
 
@@ -169,7 +200,9 @@ def test_sparse_label_maps_equal_their_nrrd(real_data, name):
     masks, _ = dicom_seg.read_segments(path, image, None)
     (mask,) = masks.values()
     assert np.array_equal(mask, theirs.array[..., 1] > 0)  # highdicom lists the background as a segment
-    assert_same_places(mask, image, real_data / SEGMENTATIONS / f"sparse_labelmap_{name[16:-4]}_seg.nrrd", 630)
+    assert_same_places(
+        mask, image, real_data / SEGMENTATIONS / f"sparse_labelmap_{name[16:-4]}_seg.nrrd", 630
+    )
 
 
 def assert_same_places(mask: np.ndarray, image: Volume, nrrd: Path, count: int) -> None:
@@ -178,7 +211,12 @@ def assert_same_places(mask: np.ndarray, image: Volume, nrrd: Path, count: int) 
 
     other = sitk.ReadImage(str(nrrd))
     ours = (np.column_stack([np.argwhere(mask), np.ones(int(mask.sum()))]) @ image.affine.T)[:, :3]
-    theirs = np.array([other.TransformIndexToPhysicalPoint([int(n) for n in index[::-1]]) for index in np.argwhere(sitk.GetArrayFromImage(other) == 1)])
+    theirs = np.array(
+        [
+            other.TransformIndexToPhysicalPoint([int(n) for n in index[::-1]])
+            for index in np.argwhere(sitk.GetArrayFromImage(other) == 1)
+        ]
+    )
     assert len(ours) == len(theirs) == count
     first, second = (places[np.lexsort(np.round(places / 0.1).T)] for places in (ours, theirs))
     assert np.abs(first - second).max() < 0.01
@@ -193,18 +231,31 @@ def test_frames_of_bits_that_end_inside_a_byte_equal_their_nrrd(real_data):
     assert_same_places(masks["Liver"], image, folder / "nrrd/label.nrrd", 322)
 
 
-@pytest.mark.parametrize(("name", "counts"), [("seg_image_ct_true_fractional.dcm", {0.01: 661, 0.5: None, 1.0: None}), ("seg_image_ct_binary_fractional.dcm", {0.01: 638, 0.5: 638, 1.0: 638})])
+@pytest.mark.parametrize(
+    ("name", "counts"),
+    [
+        ("seg_image_ct_true_fractional.dcm", {0.01: 661, 0.5: None, 1.0: None}),
+        ("seg_image_ct_binary_fractional.dcm", {0.01: 638, 0.5: 638, 1.0: 638}),
+    ],
+)
 def test_fractional_segmentations_need_a_threshold(real_data, name, counts):
     path = real_data / "highdicom/data/test_files" / name
     image, theirs = own_grid(path)
-    with pytest.raises(CaseError, match=r"SEG_FRACTIONAL.*0 to 255 \(type PROBABILITY\).*data\.fractional_threshold"):
+    with pytest.raises(
+        CaseError, match=r"SEG_FRACTIONAL.*0 to 255 \(type PROBABILITY\).*data\.fractional_threshold"
+    ):
         dicom_seg.read_segments(path, image, None)
     for threshold, count in counts.items():
         masks, (finding,) = dicom_seg.read_segments(path, image, None, fractional_threshold=threshold)
         (mask,) = masks.values()
         assert np.array_equal(mask, theirs.array[..., 0] >= threshold * 255), threshold
         assert count is None or int(mask.sum()) == count
-        assert (finding.severity, finding.code) == ("WARN", "SEG_FRACTIONAL") and "PROBABILITY" in finding.cause and "255" in finding.cause and f"{threshold:g}" in finding.cause
+        assert (
+            (finding.severity, finding.code) == ("WARN", "SEG_FRACTIONAL")
+            and "PROBABILITY" in finding.cause
+            and "255" in finding.cause
+            and f"{threshold:g}" in finding.cause
+        )
     for wrong in (0.0, 1.5, float("nan")):
         with pytest.raises(ValueError, match="fractional_threshold"):
             dicom_seg.read_segments(path, image, None, fractional_threshold=wrong)
@@ -216,7 +267,10 @@ def test_fractional_segmentations_need_a_threshold(real_data, name, counts):
 @pytest.fixture
 def head(real_data) -> Volume:
     """The grid that rt-utils' structure sets were drawn on: two of its slices are at hand, the others follow in the same steps."""
-    slices = [pydicom.dcmread(real_data / f"rt_utils/tests/mock_data/ct_{number}.dcm", stop_before_pixels=True) for number in (1, 2)]
+    slices = [
+        pydicom.dcmread(real_data / f"rt_utils/tests/mock_data/ct_{number}.dcm", stop_before_pixels=True)
+        for number in (1, 2)
+    ]
     affine = np.zeros((4, 4))
     affine[:3, 3], affine[3, 3] = slices[0].ImagePositionPatient, 1
     affine[:3, 0] = np.subtract(slices[1].ImagePositionPatient, slices[0].ImagePositionPatient)
@@ -232,14 +286,27 @@ def filled(path: Path, number: int, image: Volume) -> np.ndarray:
     for contour in item.ContourSequence:
         points = np.array(contour.ContourData, dtype=float).reshape(-1, 3)
         index = np.column_stack([points, np.ones(len(points))]) @ np.linalg.inv(image.affine).T
-        (top, left), (bottom, right) = np.floor(index[:, 1:3].min(axis=0)).astype(int), np.ceil(index[:, 1:3].max(axis=0)).astype(int)
+        (top, left), (bottom, right) = (
+            np.floor(index[:, 1:3].min(axis=0)).astype(int),
+            np.ceil(index[:, 1:3].max(axis=0)).astype(int),
+        )
         h, w = np.mgrid[top : bottom + 1, left : right + 1]
-        inside = Outline(index[:, [2, 1]], closed=False).contains_points(np.column_stack([w.ravel(), h.ravel()]))
+        inside = Outline(index[:, [2, 1]], closed=False).contains_points(
+            np.column_stack([w.ravel(), h.ravel()])
+        )
         parity[round(index[0, 0]), top : bottom + 1, left : right + 1] += inside.reshape(h.shape)
     return parity % 2 == 1
 
 
-@pytest.mark.parametrize("name", ["mock_data/rt.dcm", "mock_data/invalid_reference_rt.dcm", "mock_data/non_existent_reference_rt.dcm", "empty/dummy_rt.dcm"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "mock_data/rt.dcm",
+        "mock_data/invalid_reference_rt.dcm",
+        "mock_data/non_existent_reference_rt.dcm",
+        "empty/dummy_rt.dcm",
+    ],
+)
 def test_structures_of_rt_utils_whatever_slices_they_refer_to(real_data, head, name):
     """References to slices that do not exist, or to none at all, do not matter: contours are placed by their coordinates, and the
     series or the frame of reference is right in all of these files."""
@@ -250,7 +317,9 @@ def test_structures_of_rt_utils_whatever_slices_they_refer_to(real_data, head, n
     for called, mask in masks.items():
         expected = filled(folder / name, numbers[called], head)
         apart = int((mask != expected).sum())  # centres that lie on an edge belong to either side
-        assert mask.sum() > 1000 and apart <= 0.01 * mask.sum(), f"{called}: {apart} of {int(mask.sum())} voxels"
+        assert mask.sum() > 1000 and apart <= 0.01 * mask.sum(), (
+            f"{called}: {apart} of {int(mask.sum())} voxels"
+        )
 
 
 def test_contours_beyond_the_slices_at_hand_are_refused(real_data, head):
@@ -263,10 +332,14 @@ def test_a_structure_set_of_another_series_is_refused(real_data, head):
     folder = real_data / "ibsi/ibsi_validation/dicom/STS_002/CT/image"
     image, _ = dicom_series.read_series(folder)
     with pytest.raises(CaseError, match="RT_WRONG_SERIES"):
-        rtstruct.read_structures(real_data / "rt_utils/tests/mock_data/invalid_reference_rt.dcm", image, folder)
+        rtstruct.read_structures(
+            real_data / "rt_utils/tests/mock_data/invalid_reference_rt.dcm", image, folder
+        )
 
 
 def test_a_structure_set_without_file_header_is_refused_by_name(real_data):
     path = real_data / "pydicom/src/pydicom/data/test_files/rtstruct.dcm"
-    with pytest.raises(CaseError, match=r"DICOM_CORRUPT.*rtstruct\.dcm: the DICOM mark at its beginning is missing"):
+    with pytest.raises(
+        CaseError, match=r"DICOM_CORRUPT.*rtstruct\.dcm: the DICOM mark at its beginning is missing"
+    ):
         rtstruct.list_structures(path)

@@ -49,12 +49,21 @@ def test_a_keyhole_contour_leaves_the_hole_open():
 def test_neighbours_that_share_an_edge_through_centres_share_no_voxel(direction):
     left = polygon((1, 1), (1, 5), (6, 5), (6, 1))[::direction]
     right = polygon((1, 5), (1, 9), (6, 9), (6, 5))[::direction]
-    first, second, both = (rtstruct.fill(contours, (8, 12)) for contours in ([left], [right], [polygon((1, 1), (1, 9), (6, 9), (6, 1))]))
+    first, second, both = (
+        rtstruct.fill(contours, (8, 12))
+        for contours in ([left], [right], [polygon((1, 1), (1, 9), (6, 9), (6, 1))])
+    )
     assert not (first & second).any() and np.array_equal(first | second, both) and both.sum() == 5 * 8
 
 
 def test_what_lies_outside_the_image_is_cut_off():
-    mask = rtstruct.fill([polygon((-7, -9), (-7, 3.5), (3.5, 3.5), (3.5, -9)), polygon((8.5, 8.5), (8.5, 90), (90, 90), (90, 8.5))], (10, 12))
+    mask = rtstruct.fill(
+        [
+            polygon((-7, -9), (-7, 3.5), (3.5, 3.5), (3.5, -9)),
+            polygon((8.5, 8.5), (8.5, 90), (90, 90), (90, 8.5)),
+        ],
+        (10, 12),
+    )
     expected = np.zeros((10, 12), dtype=bool)
     expected[:4, :4] = True
     expected[9:, 9:] = True
@@ -79,8 +88,12 @@ def series(folder: Path, *, oblique: bool = False) -> Volume:
     directions = np.eye(3)
     if oblique:
         angles = np.deg2rad([12.0, -7.0])
-        about_x = np.array([[1, 0, 0], [0, np.cos(angles[0]), -np.sin(angles[0])], [0, np.sin(angles[0]), np.cos(angles[0])]])
-        about_z = np.array([[np.cos(angles[1]), -np.sin(angles[1]), 0], [np.sin(angles[1]), np.cos(angles[1]), 0], [0, 0, 1]])
+        about_x = np.array(
+            [[1, 0, 0], [0, np.cos(angles[0]), -np.sin(angles[0])], [0, np.sin(angles[0]), np.cos(angles[0])]]
+        )
+        about_z = np.array(
+            [[np.cos(angles[1]), -np.sin(angles[1]), 0], [np.sin(angles[1]), np.cos(angles[1]), 0], [0, 0, 1]]
+        )
         directions = about_x @ about_z
     affine = np.eye(4)
     affine[:3, :3] = directions[:, ::-1] * SPACING_MM  # D, H, W along z, y, x
@@ -113,22 +126,34 @@ def test_what_is_written_is_read_back_voxel_by_voxel(tmp_path, oblique, flipped)
 
 def test_the_file_names_its_series_slices_and_structures(tmp_path):
     image = series(tmp_path / "ct")
-    rtstruct.write_structures(tmp_path / "rs.dcm", Volume(label_map(), image.affine), NAMES, tmp_path / "ct", colours={1: (1, 2, 3)})
+    rtstruct.write_structures(
+        tmp_path / "rs.dcm", Volume(label_map(), image.affine), NAMES, tmp_path / "ct", colours={1: (1, 2, 3)}
+    )
     assert rtstruct.list_structures(tmp_path / "rs.dcm") == {1: "bladder", 2: "rectum", 3: "empty"}
     headers = dicom_series.series_headers(tmp_path / "ct")
     assert rtstruct.referenced_series(tmp_path / "rs.dcm") == {headers[0].SeriesInstanceUID}
     content = pydicom.dcmread(tmp_path / "rs.dcm")
     slices = {str(header.SOPInstanceUID): float(header.ImagePositionPatient[2]) for header in headers}
     contours = [contour for item in content.ROIContourSequence for contour in item.ContourSequence]
-    assert contours and all(slices[contour.ContourImageSequence[0].ReferencedSOPInstanceUID] == pytest.approx(float(contour.ContourData[2]), abs=1e-4) for contour in contours)
-    assert [list(item.ROIDisplayColor) for item in content.ROIContourSequence] == [[1, 2, 3], [255, 0, 0], [255, 0, 0]]
+    assert contours and all(
+        slices[contour.ContourImageSequence[0].ReferencedSOPInstanceUID]
+        == pytest.approx(float(contour.ContourData[2]), abs=1e-4)
+        for contour in contours
+    )
+    assert [list(item.ROIDisplayColor) for item in content.ROIContourSequence] == [
+        [1, 2, 3],
+        [255, 0, 0],
+        [255, 0, 0],
+    ]
 
 
 @pytest.fixture
 def written(tmp_path):
     """(folder of the series, its image, the structure set to be changed, where to save it)"""
     image = series(tmp_path / "ct")
-    rtstruct.write_structures(tmp_path / "rs.dcm", Volume(label_map(), image.affine), {1: "bladder", 2: "rectum"}, tmp_path / "ct")
+    rtstruct.write_structures(
+        tmp_path / "rs.dcm", Volume(label_map(), image.affine), {1: "bladder", 2: "rectum"}, tmp_path / "ct"
+    )
     return tmp_path / "ct", image, pydicom.dcmread(tmp_path / "rs.dcm"), tmp_path / "rs.dcm"
 
 
@@ -148,8 +173,13 @@ def test_contours_that_enclose_nothing_are_counted(written):
     assert finding.code == "RT_OPEN_CONTOUR" and finding.cause.startswith("2 contours of 'bladder'")
 
 
-@pytest.mark.parametrize(("by_mm", "points", "said"), [(1.0, slice(None), None), (-60.0, slice(None), "outside the scan"), (2.0, slice(0, 2), "leans out")])
-def test_a_contour_between_slices_counts_for_the_nearest_one_and_one_off_the_scan_is_refused(written, by_mm, points, said):
+@pytest.mark.parametrize(
+    ("by_mm", "points", "said"),
+    [(1.0, slice(None), None), (-60.0, slice(None), "outside the scan"), (2.0, slice(0, 2), "leans out")],
+)
+def test_a_contour_between_slices_counts_for_the_nearest_one_and_one_off_the_scan_is_refused(
+    written, by_mm, points, said
+):
     folder, image, content, path = written
     for contour in content.ROIContourSequence[0].ContourSequence:
         moved(contour, by_mm, points)
@@ -180,8 +210,12 @@ def test_a_set_of_another_series_or_with_one_name_twice_is_refused(written):
     with pytest.raises(CaseError, match="RT_AMBIGUOUS"):
         rtstruct.read_structures(path, image, folder)
     for item in (content.ReferencedFrameOfReferenceSequence[0], *content.StructureSetROISequence):
-        item["FrameOfReferenceUID" if "FrameOfReferenceUID" in item else "ReferencedFrameOfReferenceUID"].value = "1.2.3"
-    content.ReferencedFrameOfReferenceSequence[0].RTReferencedStudySequence[0].RTReferencedSeriesSequence[0].SeriesInstanceUID = "1.2.4"
+        item[
+            "FrameOfReferenceUID" if "FrameOfReferenceUID" in item else "ReferencedFrameOfReferenceUID"
+        ].value = "1.2.3"
+    content.ReferencedFrameOfReferenceSequence[0].RTReferencedStudySequence[0].RTReferencedSeriesSequence[
+        0
+    ].SeriesInstanceUID = "1.2.4"
     content.save_as(path)
     with pytest.raises(CaseError, match="RT_WRONG_SERIES"):
         rtstruct.read_structures(path, image, folder)
@@ -196,7 +230,11 @@ def test_the_masks_of_the_ibsi_are_met_voxel_by_voxel(patient):
     root = Path(os.environ["CTSEG_DATA"]) / "ibsi" / "ibsi_validation"
     folder = root / "dicom" / patient / "CT" / "image"
     image = dicom_series.read_series(folder)[0]
-    (structures,) = [path for path in (root / "dicom" / patient).rglob("*.dcm") if pydicom.dcmread(path, stop_before_pixels=True).Modality == "RTSTRUCT"]
+    (structures,) = [
+        path
+        for path in (root / "dicom" / patient).rglob("*.dcm")
+        if pydicom.dcmread(path, stop_before_pixels=True).Modality == "RTSTRUCT"
+    ]
     masks, _ = rtstruct.read_structures(structures, image, folder)
     published = nifti.read_integers(root / "nifti" / patient / "CT_mask.nii.gz")[0]
     expected = match_grid(published, image.grid, tolerance=0.05).array > 0

@@ -21,7 +21,9 @@ from ctseg.scans.formats.stored_values import Content
 PHANTOM = small_phantom().image
 
 
-def _header(shape: tuple[int, ...] = (14, 12, 10), spacing: float = 2.0, dtype: type = np.int16) -> nib.Nifti1Header:
+def _header(
+    shape: tuple[int, ...] = (14, 12, 10), spacing: float = 2.0, dtype: type = np.int16
+) -> nib.Nifti1Header:
     header = nib.Nifti1Header()
     header.set_data_dtype(dtype)
     header.set_data_shape(shape)
@@ -49,7 +51,9 @@ def _code(path: Path, *, label: bool = False) -> str:
     with pytest.raises(CaseError) as caught:
         nifti.read_integers(path) if label else nifti.read_image(path)
     assert caught.value.file == str(path)
-    assert str(caught.value).startswith(f"ERROR {caught.value.code} case=- file={path}: ") and ". Fix: " in str(caught.value)
+    assert str(caught.value).startswith(
+        f"ERROR {caught.value.code} case=- file={path}: "
+    ) and ". Fix: " in str(caught.value)
     return caught.value.code
 
 
@@ -61,13 +65,20 @@ def _grids() -> dict[str, np.ndarray]:
     turn = np.array([[c, -s, 0], [s, c, 0], [0, 0, 1.0]]) @ np.array([[1, 0, 0], [0, c, -s], [0, s, c]])
     straight = np.zeros((4, 4))
     straight[2, 0], straight[1, 1], straight[0, 2], straight[3, 3] = 3, 2, 1, 1
-    grids = {"straight": straight, "oblique": straight.copy(), "left-handed": straight.copy(), "sheared": straight.copy()}
+    grids = {
+        "straight": straight,
+        "oblique": straight.copy(),
+        "left-handed": straight.copy(),
+        "sheared": straight.copy(),
+    }
     grids["oblique"][:3, :3] = turn @ straight[:3, :3]
     grids["left-handed"][:3, 2] *= -1
     grids["sheared"][1, 0] = 0.8
     for affine in grids.values():
         affine[:3, 3] = -101.3, 57.7, 1203.1
-    return {name: affine.astype(np.float32).astype(np.float64) for name, affine in grids.items()}  # as an sform holds it
+    return {
+        name: affine.astype(np.float32).astype(np.float64) for name, affine in grids.items()
+    }  # as an sform holds it
 
 
 @pytest.mark.parametrize("name", list(_grids()))
@@ -162,19 +173,27 @@ def test_padding_is_raised_to_air_and_told(tmp_path: Path) -> None:
 
 def test_plain_file_named_gz_is_read_with_a_warning(tmp_path: Path) -> None:
     volume, findings = nifti.read_image(_store(tmp_path / "ct.nii.gz", _header(), _body(), zipped=False))
-    assert np.array_equal(volume.array, PHANTOM.array) and [(f.severity, f.code) for f in findings] == [("WARN", "NOT_GZIP")]
+    assert np.array_equal(volume.array, PHANTOM.array) and [(f.severity, f.code) for f in findings] == [
+        ("WARN", "NOT_GZIP")
+    ]
 
 
 def test_a_fourth_axis_of_length_one_is_dropped_with_a_warning(tmp_path: Path) -> None:
-    volume, findings = nifti.read_image(_store(tmp_path / "ct.nii.gz", _header((14, 12, 10, 1)), _body()[..., None]))
-    assert volume.array.shape == (10, 12, 14) and [(f.severity, f.code) for f in findings] == [("WARN", "NOT_3D")]
+    volume, findings = nifti.read_image(
+        _store(tmp_path / "ct.nii.gz", _header((14, 12, 10, 1)), _body()[..., None])
+    )
+    assert volume.array.shape == (10, 12, 14) and [(f.severity, f.code) for f in findings] == [
+        ("WARN", "NOT_3D")
+    ]
 
 
 def test_small_disagreement_of_the_forms_is_a_warning(tmp_path: Path) -> None:
     header = _header()
     header["qoffset_x"] = float(header["qoffset_x"]) + 0.05
     _, findings = nifti.read_image(_store(tmp_path / "ct.nii.gz", header, _body()))
-    assert [(f.severity, f.code) for f in findings] == [("WARN", "AFFINE_CONFLICT")] and "0.05" in findings[0].cause
+    assert [(f.severity, f.code) for f in findings] == [("WARN", "AFFINE_CONFLICT")] and "0.05" in findings[
+        0
+    ].cause
 
 
 # ---- a header that says the same place twice ---------------------------------------------------------------
@@ -183,7 +202,9 @@ def test_small_disagreement_of_the_forms_is_a_warning(tmp_path: Path) -> None:
 _HALF_TURN = np.array([0.6, 0.64, 0.48]) / np.linalg.norm([0.6, 0.64, 0.48])
 
 
-def _turned_header(excess: float, *, sform: bool, spacing: float = 3.0) -> tuple[nib.Nifti1Header, np.ndarray]:
+def _turned_header(
+    excess: float, *, sform: bool, spacing: float = 3.0
+) -> tuple[nib.Nifti1Header, np.ndarray]:
     """A header of half a turn about an oblique axis whose b2 + c2 + d2 is 1 + excess, and the affine that it means."""
     affine = np.eye(4)
     affine[:3, :3] = (2 * np.outer(_HALF_TURN, _HALF_TURN) - np.eye(3)) * spacing
@@ -197,7 +218,9 @@ def _turned_header(excess: float, *, sform: bool, spacing: float = 3.0) -> tuple
 
 @pytest.mark.parametrize("sform", [True, False])
 @pytest.mark.parametrize("excess", [-8e-7, -1e-7, 4e-7, 8e-7, 2e-6])
-def test_a_quaternion_rounded_in_32_bits_is_read_without_a_word(tmp_path: Path, excess: float, sform: bool) -> None:
+def test_a_quaternion_rounded_in_32_bits_is_read_without_a_word(
+    tmp_path: Path, excess: float, sform: bool
+) -> None:
     """Shorter than 1 by rounding it turns the axes by 0.1 degrees: no reason to refuse an sform that is exact."""
     header, affine = _turned_header(excess, sform=sform)
     volume, findings = nifti.read_image(_store(tmp_path / "ct.nii.gz", header, _body()))
@@ -210,13 +233,17 @@ def test_a_quaternion_written_in_decimals_is_told_and_one_that_is_none_refused(t
     header, affine = _turned_header(1e-4, sform=False)
     volume, findings = nifti.read_image(_store(tmp_path / "ct.nii.gz", header, _body()))
     assert np.abs(nifti.file_affine(volume.affine) - affine).max() < 1e-4
-    assert [(f.severity, f.code) for f in findings] == [("WARN", "AFFINE_ROUNDED")] and "1.1 degrees" in findings[0].cause
+    assert [(f.severity, f.code) for f in findings] == [
+        ("WARN", "AFFINE_ROUNDED")
+    ] and "1.1 degrees" in findings[0].cause
     for wrong in (1e-3, np.nan):
         header, affine = _turned_header(0.0, sform=True)
         header["quatern_b"] = np.sqrt(float(header["quatern_b"]) ** 2 + wrong)
         volume, findings = nifti.read_image(_store(tmp_path / "ct.nii.gz", header, _body()))
         assert np.abs(nifti.file_affine(volume.affine) - affine).max() < 1e-5  # the sform counts
-        assert [(f.severity, f.code) for f in findings] == [("WARN", "AFFINE_CONFLICT")] and "quaternion" in findings[0].cause
+        assert [(f.severity, f.code) for f in findings] == [
+            ("WARN", "AFFINE_CONFLICT")
+        ] and "quaternion" in findings[0].cause
         header["sform_code"] = 0
         assert _code(_store(tmp_path / "ct.nii.gz", header, _body())) == "AFFINE_SINGULAR"
 
@@ -228,12 +255,23 @@ def test_a_handedness_of_zero_means_one(tmp_path: Path) -> None:
     assert np.allclose(nifti.file_affine(volume.affine), np.diag([-2, -2, 2, 1])) and not findings
 
 
-@pytest.mark.parametrize(("sizes", "expected"), [
-    ((2, 2, 2.0002), None), ((2, 2.01, 2), None), ((1.96, 2, 2), "WARN"), ((2, 2, 2.11), "ERROR"), ((1.7, 1.7, 1.6), "ERROR"),
-    ((0, 0, 0), "SPACING_MISSING"), ((2, np.nan, 2), "SPACING_NONFINITE"), ((-2, 2, 2), "SPACING_NEGATIVE"),
-])
+@pytest.mark.parametrize(
+    ("sizes", "expected"),
+    [
+        ((2, 2, 2.0002), None),
+        ((2, 2.01, 2), None),
+        ((1.96, 2, 2), "WARN"),
+        ((2, 2, 2.11), "ERROR"),
+        ((1.7, 1.7, 1.6), "ERROR"),
+        ((0, 0, 0), "SPACING_MISSING"),
+        ((2, np.nan, 2), "SPACING_NONFINITE"),
+        ((-2, 2, 2), "SPACING_NEGATIVE"),
+    ],
+)
 @pytest.mark.parametrize("qform_code", [0, 1])
-def test_pixdim_is_held_against_the_sform(tmp_path: Path, qform_code: int, sizes: tuple[float, float, float], expected: str | None) -> None:
+def test_pixdim_is_held_against_the_sform(
+    tmp_path: Path, qform_code: int, sizes: tuple[float, float, float], expected: str | None
+) -> None:
     """Other programs take pixdim: the same file would be larger or smaller there. Rounding is normal."""
     header = _header()
     header["qform_code"], header["pixdim"][1:4] = qform_code, sizes
@@ -244,12 +282,16 @@ def test_pixdim_is_held_against_the_sform(tmp_path: Path, qform_code: int, sizes
     volume, findings = nifti.read_image(path)
     assert volume.spacing_mm == (2, 2, 2)
     told = [f"{f.severity} {f.code}" for f in findings]
-    assert told == ([] if expected is None else ["WARN AFFINE_CONFLICT" if expected == "WARN" else f"WARN {expected}"])
+    assert told == (
+        [] if expected is None else ["WARN AFFINE_CONFLICT" if expected == "WARN" else f"WARN {expected}"]
+    )
 
 
 @pytest.mark.parametrize("sizes", ["steps", "planes"])
 @pytest.mark.parametrize("qform", [True, False])
-def test_a_sheared_sform_is_held_against_what_the_other_forms_can_say(tmp_path: Path, sizes: str, qform: bool) -> None:
+def test_a_sheared_sform_is_held_against_what_the_other_forms_can_say(
+    tmp_path: Path, sizes: str, qform: bool
+) -> None:
     """A qform holds no shear; pixdim is the length of a step or the distance of planes, 11 % apart at 26 degrees."""
     header, affine = _header(), np.diag([-2.0, -2.0, 2.0, 1.0])
     affine[1, 2] = 1.0
@@ -258,7 +300,9 @@ def test_a_sheared_sform_is_held_against_what_the_other_forms_can_say(tmp_path: 
     if sizes == "planes":
         header["pixdim"][1:4] = 2, 2 * np.cos(np.arctan(0.5)), 2
     volume, findings = nifti.read_image(_store(tmp_path / "ct.nii.gz", header, _body()))
-    assert [(f.severity, f.code) for f in findings] == [("WARN", "AFFINE_SHEAR")] and np.allclose(nifti.file_affine(volume.affine), affine)
+    assert [(f.severity, f.code) for f in findings] == [("WARN", "AFFINE_SHEAR")] and np.allclose(
+        nifti.file_affine(volume.affine), affine
+    )
 
 
 @pytest.mark.parametrize("zipped", [True, False])
@@ -267,7 +311,9 @@ def test_voxels_that_the_header_does_not_declare_are_told(tmp_path: Path, zipped
     two = np.stack([_body(), _body()], axis=3)
     path = _store(tmp_path / ("ct.nii.gz" if zipped else "ct.nii"), _header(), two, zipped=zipped)
     volume, findings = nifti.read_image(path)
-    assert np.array_equal(volume.array, PHANTOM.array) and [(f.severity, f.code) for f in findings] == [("WARN", "TRAILING_BYTES")]
+    assert np.array_equal(volume.array, PHANTOM.array) and [(f.severity, f.code) for f in findings] == [
+        ("WARN", "TRAILING_BYTES")
+    ]
 
 
 def test_names_in_the_file_are_found_in_any_packing(tmp_path: Path) -> None:
@@ -279,8 +325,20 @@ def test_names_in_the_file_are_found_in_any_packing(tmp_path: Path) -> None:
         header["pixdim"][1:4] = 2
         start = int(header["sizeof_hdr"]) + 4
         header["vox_offset"] = start + len(table) + 8
-        content = header.binaryblock + b"\1\0\0\0" + (len(table) + 8).to_bytes(4, "little") + b"\0" * 4 + table + b"\0" * (14 * 12 * 10 * 4)
-        for name, data in (("a.nii", content), ("a.nii.gz", gzip.compress(content)), ("gz.nii", gzip.compress(content)), ("plain.nii.gz", content)):
+        content = (
+            header.binaryblock
+            + b"\1\0\0\0"
+            + (len(table) + 8).to_bytes(4, "little")
+            + b"\0" * 4
+            + table
+            + b"\0" * (14 * 12 * 10 * 4)
+        )
+        for name, data in (
+            ("a.nii", content),
+            ("a.nii.gz", gzip.compress(content)),
+            ("gz.nii", gzip.compress(content)),
+            ("plain.nii.gz", content),
+        ):
             (tmp_path / name).write_bytes(data)
             assert nifti.read_names(tmp_path / name) == {1: "liver", 2: "left & right"}
             assert nifti.read_integers(tmp_path / name)[0].array.shape == (10, 12, 14)
@@ -327,7 +385,11 @@ def test_a_wrong_checksum_alone_is_found(tmp_path: Path) -> None:
 
 def test_files_of_another_kind(tmp_path: Path) -> None:
     assert _code(_bytes(tmp_path, b"")) == "FILE_EMPTY"
-    for content, word in ((b"<!DOCTYPE html><html>" * 40, "HTML"), (b"version https://git-lfs.github.com/spec/v1\n" * 20, "git-lfs"), (b"x" * 500, "first bytes")):
+    for content, word in (
+        (b"<!DOCTYPE html><html>" * 40, "HTML"),
+        (b"version https://git-lfs.github.com/spec/v1\n" * 20, "git-lfs"),
+        (b"x" * 500, "first bytes"),
+    ):
         with pytest.raises(CaseError, match=word) as caught:
             nifti.read_image(_bytes(tmp_path, content))
         assert caught.value.code == "NOT_NIFTI"
@@ -379,9 +441,15 @@ BAD_HEADERS = {
     "spacing NaN": ("SPACING_NONFINITE", _change(**NO_FORMS, pixdim=[1, np.nan, 2, 2, 0, 0, 0, 0])),
     "no forms": ("AFFINE_UNKNOWN", _change(**NO_FORMS)),
     "far away": ("POSITION_IMPLAUSIBLE", _change(qform_code=0, srow_x=[2, 0, 0, 1e30])),
-    "sform rows 0": ("AFFINE_SINGULAR", _change(qform_code=0, srow_x=[0] * 4, srow_y=[0] * 4, srow_z=[0] * 4)),
+    "sform rows 0": (
+        "AFFINE_SINGULAR",
+        _change(qform_code=0, srow_x=[0] * 4, srow_y=[0] * 4, srow_z=[0] * 4),
+    ),
     "sform NaN": ("SPACING_NONFINITE", _change(qform_code=0, srow_x=[np.nan] * 4)),
-    "sform parallel axes": ("AFFINE_SINGULAR", _change(qform_code=0, srow_x=[2, 2, 0, 0], srow_y=[1, 1, 0, 0])),
+    "sform parallel axes": (
+        "AFFINE_SINGULAR",
+        _change(qform_code=0, srow_x=[2, 2, 0, 0], srow_y=[1, 1, 0, 0]),
+    ),
     "forms 90 degrees apart": ("AFFINE_CONFLICT", _change(srow_x=[0, 2, 0, 0], srow_y=[2, 0, 0, 0])),
     "quaternion invalid": ("AFFINE_SINGULAR", _change(sform_code=0, quatern_b=2.0, quatern_c=2.0)),
     "spacing 1000 mm": ("SPACING_IMPLAUSIBLE", _change(qform_code=0, srow_x=[1000, 0, 0, 0])),
@@ -438,7 +506,15 @@ def test_nonfinite_voxels(tmp_path: Path) -> None:
         with pytest.raises(CaseError, match=r"n=8 voxels \(0.476 %\)") as caught:
             nifti.read_image(_store(tmp_path / "ct.nii.gz", _header(dtype=np.float32), array))
         assert caught.value.code == "NONFINITE"
-    assert _code(_store(tmp_path / "ct.nii.gz", _header(dtype=np.float32), np.full((14, 12, 10), np.nan, np.float32)), label=True) == "NONFINITE"
+    assert (
+        _code(
+            _store(
+                tmp_path / "ct.nii.gz", _header(dtype=np.float32), np.full((14, 12, 10), np.nan, np.float32)
+            ),
+            label=True,
+        )
+        == "NONFINITE"
+    )
 
 
 def _noise(low: float, high: float) -> np.ndarray:
@@ -466,7 +542,10 @@ def test_intensities_that_are_not_hu(tmp_path: Path, name: str) -> None:
 
 
 def test_constant_image(tmp_path: Path) -> None:
-    assert _code(_store(tmp_path / "ct.nii.gz", _header(), np.full((14, 12, 10), 40, np.int16))) == "CONSTANT_IMAGE"
+    assert (
+        _code(_store(tmp_path / "ct.nii.gz", _header(), np.full((14, 12, 10), 40, np.int16)))
+        == "CONSTANT_IMAGE"
+    )
 
 
 @pytest.mark.parametrize("change", ["metal", "no outside air", "padding -32768"])
@@ -495,7 +574,11 @@ def _label(dtype: type) -> np.ndarray:
 @pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.uint16, np.int32, np.int64, np.float32, np.float64])
 def test_labels_of_every_type(tmp_path: Path, dtype: type) -> None:
     volume, findings = nifti.read_integers(_store(tmp_path / "l.nii.gz", _header(dtype=dtype), _label(dtype)))
-    assert volume.array.dtype == np.int32 and np.array_equal(volume.array, _label(np.int32).transpose(2, 1, 0)) and not findings
+    assert (
+        volume.array.dtype == np.int32
+        and np.array_equal(volume.array, _label(np.int32).transpose(2, 1, 0))
+        and not findings
+    )
 
 
 def test_labels_are_checked_before_any_cast(tmp_path: Path) -> None:
@@ -509,11 +592,19 @@ def test_labels_are_checked_before_any_cast(tmp_path: Path) -> None:
 
 
 def test_labels_that_are_no_integers(tmp_path: Path) -> None:
-    near = _store(tmp_path / "near.nii.gz", _header(dtype=np.float32), _label(np.float32) * np.float32(0.9999))
+    near = _store(
+        tmp_path / "near.nii.gz", _header(dtype=np.float32), _label(np.float32) * np.float32(0.9999)
+    )
     volume, findings = nifti.read_integers(near)
     assert np.array_equal(volume.array, _label(np.int32).transpose(2, 1, 0))
     assert [(f.severity, f.code) for f in findings] == [("WARN", "LABEL_NOT_INTEGER")]
-    assert _code(_store(tmp_path / "far.nii.gz", _header(dtype=np.float32), _label(np.float32) * np.float32(0.99)), label=True) == "LABEL_NOT_INTEGER"
+    assert (
+        _code(
+            _store(tmp_path / "far.nii.gz", _header(dtype=np.float32), _label(np.float32) * np.float32(0.99)),
+            label=True,
+        )
+        == "LABEL_NOT_INTEGER"
+    )
 
 
 def test_write_label_refuses_what_it_cannot_hold(tmp_path: Path) -> None:
@@ -569,8 +660,13 @@ def test_memory_check_needs_no_memory() -> None:
 
 # ---- real scans -------------------------------------------------------------------------------------------
 
-REAL_CT = ("openkbp/train/*/ct.nii.gz", "openkbp/test/*/ct.nii.gz", "totalseg/tests/reference_files/example_ct*.nii.gz",
-           "tptbox/TPTBox/tests/sample_ct/sub-ct_label-22_ct.nii.gz", "ibsi/ibsi_validation/nifti/*/CT_image.nii.gz")
+REAL_CT = (
+    "openkbp/train/*/ct.nii.gz",
+    "openkbp/test/*/ct.nii.gz",
+    "totalseg/tests/reference_files/example_ct*.nii.gz",
+    "tptbox/TPTBox/tests/sample_ct/sub-ct_label-22_ct.nii.gz",
+    "ibsi/ibsi_validation/nifti/*/CT_image.nii.gz",
+)
 
 
 @pytest.mark.real
@@ -588,12 +684,15 @@ def test_every_real_ct_passes_and_equals_nibabel(real_data: Path, pattern: str) 
 
 
 @pytest.mark.real
-@pytest.mark.parametrize(("name", "code"), [
-    ("niivue/CT_AVM.nii.gz", "NOT_HU"),  # a picture of a CT: 8 bits, nothing below 0
-    ("nibabel/nibabel/tests/data/anatomical.nii", "NOT_HU"),
-    ("nibabel/nibabel/tests/data/example4d.nii.gz", "NOT_3D"),
-    ("nibabel/nibabel/tests/data/resampled_anat_moved.nii", "NONFINITE"),
-    ("totalseg/tests/reference_files/spine_report/example_ct_report/spine_report.nii.gz", "NOT_SCALAR"),
-])
+@pytest.mark.parametrize(
+    ("name", "code"),
+    [
+        ("niivue/CT_AVM.nii.gz", "NOT_HU"),  # a picture of a CT: 8 bits, nothing below 0
+        ("nibabel/nibabel/tests/data/anatomical.nii", "NOT_HU"),
+        ("nibabel/nibabel/tests/data/example4d.nii.gz", "NOT_3D"),
+        ("nibabel/nibabel/tests/data/resampled_anat_moved.nii", "NONFINITE"),
+        ("totalseg/tests/reference_files/spine_report/example_ct_report/spine_report.nii.gz", "NOT_SCALAR"),
+    ],
+)
 def test_real_images_that_are_no_ct_in_hu(real_data: Path, name: str, code: str) -> None:
     assert _code(real_data / name) == code

@@ -69,7 +69,12 @@ LAYOUTS: dict[str, Adapter] = {
     "dicom_seg": dicom_seg,
 }
 # Layouts that a more specific one always matches too: no reason for a note.
-_SPECIAL_CASES = {"synthetic": {"dicom_seg"}, "nnunet": {"msd", "monai"}, "msd": {"monai"}, "totalsegmentator": {"abdomenatlas"}}
+_SPECIAL_CASES = {
+    "synthetic": {"dicom_seg"},
+    "nnunet": {"msd", "monai"},
+    "msd": {"monai"},
+    "totalsegmentator": {"abdomenatlas"},
+}
 _COUNTED_FILES = 100_000  # enough to say what is there
 
 
@@ -92,13 +97,19 @@ def open_data_set(root: Path, layout: str | None = None, *, follow_links: bool =
     if not others:
         return data_set
     cause = f"read as {found[0]}; it also looks like {', '.join(others)}, which --layout would choose"
-    return dataclasses.replace(data_set, findings=(Finding("NOTE", "LAYOUT_CHOSEN", cause), *data_set.findings))
+    return dataclasses.replace(
+        data_set, findings=(Finding("NOTE", "LAYOUT_CHOSEN", cause), *data_set.findings)
+    )
 
 
 def check_folder(root: Path | None, layout: str | None = None) -> None:
     """What `open_data_set` refuses without looking into the scans: an unknown layout, no folder, nothing in it. root: None when none was given."""
     if layout is not None and layout not in LAYOUTS:
-        raise UsageError("UNKNOWN_LAYOUT", f"there is no layout '{layout}'{did_you_mean(layout, LAYOUTS)}", f"choose one of {', '.join(LAYOUTS)}")
+        raise UsageError(
+            "UNKNOWN_LAYOUT",
+            f"there is no layout '{layout}'{did_you_mean(layout, LAYOUTS)}",
+            f"choose one of {', '.join(LAYOUTS)}",
+        )
     if root is not None:
         _require_folder(root)
 
@@ -113,7 +124,12 @@ def _require_folder(root: Path) -> None:
     if not exists:
         raise PreconditionError("NO_DATA", f"there is no folder '{root}'", fix, file=root.name)
     if not is_folder and root.name.casefold().endswith(gathering.ARCHIVE_SUFFIXES):
-        raise PreconditionError("ARCHIVE_INPUT", "an archive is not opened", "unpack it and give --data the folder", file=root.name)
+        raise PreconditionError(
+            "ARCHIVE_INPUT",
+            "an archive is not opened",
+            "unpack it and give --data the folder",
+            file=root.name,
+        )
     if not is_folder:
         raise PreconditionError("NO_DATA", f"'{root.name}' is a file, not a folder", fix, file=root.name)
     if not gathering.entries(root):
@@ -129,10 +145,19 @@ def _not_recognised(root: Path) -> PreconditionError:
         if not os.access(path, os.R_OK | os.X_OK if path.is_dir() else os.R_OK)
     ]
     cause += f"; {closed[0]} may not be opened" if closed else ""
-    inner = [(folder.name, name) for folder in gathering.folders(root)[:20] for name, adapter in LAYOUTS.items() if adapter.matches(folder)]
+    inner = [
+        (folder.name, name)
+        for folder in gathering.folders(root)[:20]
+        for name, adapter in LAYOUTS.items()
+        if adapter.matches(folder)
+    ]
     hint = f"give --data '{root / inner[0][0]}', which looks like {inner[0][1]}, or " if inner else ""
-    shapes = "".join(f"\n  {name}: {adapter.SHAPE}" for name, adapter in LAYOUTS.items() if name != "synthetic")
-    return PreconditionError("NO_DATA", cause, f"{hint}bring the data into one of these layouts{shapes}\n", file=root.name or ".")
+    shapes = "".join(
+        f"\n  {name}: {adapter.SHAPE}" for name, adapter in LAYOUTS.items() if name != "synthetic"
+    )
+    return PreconditionError(
+        "NO_DATA", cause, f"{hint}bring the data into one of these layouts{shapes}\n", file=root.name or "."
+    )
 
 
 def _contents(root: Path) -> str:
@@ -148,4 +173,6 @@ def _contents(root: Path) -> str:
             break
     if not kinds:
         return "no files, only folders"
-    return ", ".join(f"{count} {'other files' if kind == 'other' else kind}" for kind, count in kinds.most_common())
+    return ", ".join(
+        f"{count} {'other files' if kind == 'other' else kind}" for kind, count in kinds.most_common()
+    )

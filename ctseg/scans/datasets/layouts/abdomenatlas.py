@@ -19,7 +19,9 @@ from ctseg.scans.datasets import gathering, metadata
 from ctseg.scans.datasets.case import DataSet, LabelSource
 from ctseg.scans.datasets.gathering import Gathering
 
-SHAPE = "<case>/ct.nii.gz + <case>/segmentations/<organ>.nii.gz (or combined_labels.nii.gz and one labels.json)"
+SHAPE = (
+    "<case>/ct.nii.gz + <case>/segmentations/<organ>.nii.gz (or combined_labels.nii.gz and one labels.json)"
+)
 
 
 def matches(root: Path) -> bool:
@@ -54,15 +56,27 @@ def read_case_folders(
     table = metadata.names_beside(root)
     if table is not None:
         cases.account(root / "labels.json")
-    found = {folder: _mask_files(folder) for folder in gathering.folders(root) if is_case(folder) or gathering.volume(folder, "ct")}
+    found = {
+        folder: _mask_files(folder)
+        for folder in gathering.folders(root)
+        if is_case(folder) or gathering.volume(folder, "ct")
+    }
     names = {name for masks in found.values() for name in masks}
     if table is not None and any(not masks for masks in found.values()):
         names |= set(table[0].values())
     # one spelling per structure: the first in natural order
-    spelling = {gathering.folded(name): name for name in sorted(names, key=gathering.natural_key, reverse=True)}
+    spelling = {
+        gathering.folded(name): name for name in sorted(names, key=gathering.natural_key, reverse=True)
+    }
     for folder, masks in found.items():
         masks = {spelling[gathering.folded(name)]: path for name, path in masks.items()}
-        _read_case(cases, folder, masks, table, cases.split_of(splits.get(folder.name.casefold()), folder.name, next(iter(metadata_files), root)))
+        _read_case(
+            cases,
+            folder,
+            masks,
+            table,
+            cases.split_of(splits.get(folder.name.casefold()), folder.name, next(iter(metadata_files), root)),
+        )
     return cases.data_set(sorted(spelling.values(), key=gathering.natural_key))
 
 
@@ -73,7 +87,11 @@ def _mask_files(folder: Path) -> dict[str, Path]:
 
 
 def _read_case(
-    cases: Gathering, folder: Path, masks: dict[str, Path], table: tuple[dict[int, str], int | None] | None, split: str | None
+    cases: Gathering,
+    folder: Path,
+    masks: dict[str, Path],
+    table: tuple[dict[int, str], int | None] | None,
+    split: str | None,
 ) -> None:
     """Offer one case folder, or refuse it with what it lacks."""
     ct, combined = gathering.volume(folder, "ct"), combined_map(folder)
@@ -83,15 +101,27 @@ def _read_case(
         cases.refuse(folder.name, gathering.CLOSED, closed)
         cases.account(folder)
     elif ct is None:
-        cases.refuse(folder.name, ("FILE_MISSING", "ct.nii.gz does not exist", "put the scan there, or move the folder away"), folder / "ct.nii.gz")
+        cases.refuse(
+            folder.name,
+            ("FILE_MISSING", "ct.nii.gz does not exist", "put the scan there, or move the folder away"),
+            folder / "ct.nii.gz",
+        )
     elif masks:
         source = LabelSource("masks", masks=masks)
         cases.offer(folder.name, gathering.image_source(ct), source, annotated=masks, split=split)
     elif combined is None:
-        cases.refuse(folder.name, ("LABEL_MISSING", "there is no mask in segmentations", "add the masks, or move the folder away"), folder)
+        cases.refuse(
+            folder.name,
+            ("LABEL_MISSING", "there is no mask in segmentations", "add the masks, or move the folder away"),
+            folder,
+        )
     elif table is None:
         fix = f"write labels.json beside the case folders, for example {metadata.NAMES_EXAMPLE}"
-        cases.refuse(folder.name, ("LABEL_NAMES_MISSING", "a combined map does not say which value is which organ", fix), combined)
+        cases.refuse(
+            folder.name,
+            ("LABEL_NAMES_MISSING", "a combined map does not say which value is which organ", fix),
+            combined,
+        )
     else:
         source = LabelSource("map", combined, values=dict(table[0]), ignore_value=table[1])
         cases.offer(folder.name, gathering.image_source(ct), source, annotated=table[0].values(), split=split)

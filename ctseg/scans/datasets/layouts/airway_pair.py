@@ -24,24 +24,38 @@ _CASE = re.compile(r"ATM_\d|LIDC|EXACT|CASE\d\d", re.IGNORECASE)
 
 def matches(root: Path) -> bool:
     """`images` and `labels` folders with names of an airway data set, in the folder or in one below it."""
-    return any(_CASE.match(stem) for _, labels in gathering.image_label_folders(root) for stem in gathering.volumes(labels))
+    return any(
+        _CASE.match(stem)
+        for _, labels in gathering.image_label_folders(root)
+        for stem in gathering.volumes(labels)
+    )
 
 
 def read(root: Path, *, follow_links: bool = False) -> DataSet:
     """All pairs of scan and airway mask, by case name."""
     places = gathering.image_label_folders(root)
     if not places:
-        raise PreconditionError("NO_DATA", "there are no folders images and labels", f"the layout airway_pair needs {SHAPE}")
+        raise PreconditionError(
+            "NO_DATA", "there are no folders images and labels", f"the layout airway_pair needs {SHAPE}"
+        )
     cases = Gathering("airway_pair", root, follow_links)
     for images, labels in places:
         masks = {_case_of(stem): path for stem, path in gathering.volumes(labels).items()}
         for folder in gathering.folders(images):  # DICOM series
             mask = masks.pop(folder.name, None)
             if mask is None:
-                cases.refuse(folder.name, ("LABEL_MISSING", "a scan without label", "add its label, or move the scan away"), folder)
+                cases.refuse(
+                    folder.name,
+                    ("LABEL_MISSING", "a scan without label", "add its label, or move the scan away"),
+                    folder,
+                )
             else:
-                cases.offer(folder.name, ImageSource("dicom", folder), LabelSource("map", mask, values=dict(VALUES)))
-        gathering.offer_pairs(cases, {_case_of(stem): path for stem, path in gathering.volumes(images).items()}, masks, VALUES)
+                cases.offer(
+                    folder.name, ImageSource("dicom", folder), LabelSource("map", mask, values=dict(VALUES))
+                )
+        gathering.offer_pairs(
+            cases, {_case_of(stem): path for stem, path in gathering.volumes(images).items()}, masks, VALUES
+        )
     return cases.data_set(tuple(VALUES.values()))
 
 

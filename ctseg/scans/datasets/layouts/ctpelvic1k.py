@@ -28,8 +28,15 @@ _MASK = re.compile(r"(?P<case>.+)_mask(_4label)?", re.IGNORECASE)
 
 def matches(root: Path) -> bool:
     """A scan named *_data and a mask named *_mask_4label."""
-    names = [name.casefold().removesuffix(".gz") for _, names in _walk(root) for name in names if not gathering.hidden(name)]
-    return any(name.endswith("_data.nii") for name in names) and any(name.endswith("_mask_4label.nii") for name in names)
+    names = [
+        name.casefold().removesuffix(".gz")
+        for _, names in _walk(root)
+        for name in names
+        if not gathering.hidden(name)
+    ]
+    return any(name.endswith("_data.nii") for name in names) and any(
+        name.endswith("_mask_4label.nii") for name in names
+    )
 
 
 def _walk(root: Path) -> Iterator[tuple[Path, list[str]]]:
@@ -62,7 +69,9 @@ def read(root: Path, *, follow_links: bool = False) -> DataSet:
             if match is None:
                 continue
             if match["case"] in found:
-                raise gathering.duplicate_error(f"{cases.relative(found[match['case']])} and {cases.relative(path)}")
+                raise gathering.duplicate_error(
+                    f"{cases.relative(found[match['case']])} and {cases.relative(path)}"
+                )
             found[match["case"]] = path
     gathering.offer_pairs(cases, images, masks, VALUES)
     return cases.data_set(tuple(VALUES.values()))

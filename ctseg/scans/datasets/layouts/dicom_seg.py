@@ -29,7 +29,25 @@ if TYPE_CHECKING:
 SHAPE = "<patient>/.../ one CT series + one DICOM SEG or RTSTRUCT, for example Patient_01/im_1 and Patient_01/im_3"
 LABELS = {"SEG": "dicom_seg", "RTSTRUCT": "rtstruct"}  # modality -> format of the label source
 SCOUT_SLICES = 3  # a CT with no more slices is a scout, not a scan
-_NOT_DICOM = (".nii", ".gz", ".json", ".csv", ".txt", ".md", ".png", ".jpg", ".pdf", ".npz", ".npy", ".nrrd", ".mha", ".zip", ".py", ".html", ".xml")
+_NOT_DICOM = (
+    ".nii",
+    ".gz",
+    ".json",
+    ".csv",
+    ".txt",
+    ".md",
+    ".png",
+    ".jpg",
+    ".pdf",
+    ".npz",
+    ".npy",
+    ".nrrd",
+    ".mha",
+    ".zip",
+    ".py",
+    ".html",
+    ".xml",
+)
 _LOOKED_AT = 500  # files opened to tell whether a folder holds DICOM
 
 
@@ -79,15 +97,27 @@ def _one_spelling(data: DataSet) -> DataSet:
         apart |= {key for key, count in keys.items() if count > 1}
         for name in case.annotated or ():
             spellings.setdefault(structure_names.key_of(name), Counter())[name] += 1
-    chosen = {name: min(found, key=lambda spelling: (-found[spelling], spelling)) for key, found in spellings.items() if key not in apart for name in found}
+    chosen = {
+        name: min(found, key=lambda spelling: (-found[spelling], spelling))
+        for key, found in spellings.items()
+        if key not in apart
+        for name in found
+    }
     changed = {name: new for name, new in chosen.items() if name != new}
     if not changed:
         return data
     renamed = [_renamed(case, changed) for case in data.cases]
     told = "; ".join(f"{old} = {new}" for old, new in sorted(changed.items()))
-    finding = Finding("NOTE", "ONE_STRUCTURE", f"structures that are spelt differently count as one: {told}", "correct the names in the files if they are not")
+    finding = Finding(
+        "NOTE",
+        "ONE_STRUCTURE",
+        f"structures that are spelt differently count as one: {told}",
+        "correct the names in the files if they are not",
+    )
     structures = tuple(name for name in data.structures if name not in changed)
-    return dataclasses.replace(data, cases=tuple(renamed), structures=structures, findings=(*data.findings, finding))
+    return dataclasses.replace(
+        data, cases=tuple(renamed), structures=structures, findings=(*data.findings, finding)
+    )
 
 
 def _renamed(case: CaseRecord, changed: dict[str, str]) -> CaseRecord:
@@ -129,7 +159,9 @@ def _series(cases: Gathering, folder: Path) -> list[SeriesInfo]:
         return []
     try:
         found = dicom_files.find(folder)
-        if found.damaged and not any(info.modality == "CT" for info in found.series):  # else reading the case says it
+        if found.damaged and not any(
+            info.modality == "CT" for info in found.series
+        ):  # else reading the case says it
             raise next(iter(found.damaged.values()))
     except CaseError as error:
         cases.refuse(folder.name, (error.code, error.cause, error.fix), Path(error.file))
@@ -142,9 +174,17 @@ def _series(cases: Gathering, folder: Path) -> list[SeriesInfo]:
         if problem is None:
             inside.append(info)
         else:
-            way = [cases.root / part for part in (*reversed(info.folder.relative_to(cases.root).parents), info.folder.relative_to(cases.root))][1:]
+            way = [
+                cases.root / part
+                for part in (
+                    *reversed(info.folder.relative_to(cases.root).parents),
+                    info.folder.relative_to(cases.root),
+                )
+            ][1:]
             link = next((place for place in way if place.is_symlink()), info.folder)
-            cases.refuse("_".join(link.relative_to(cases.root).parts) or cases.root.absolute().name, problem, link)
+            cases.refuse(
+                "_".join(link.relative_to(cases.root).parts) or cases.root.absolute().name, problem, link
+            )
     return inside
 
 
@@ -153,7 +193,12 @@ def _read_patient(cases: Gathering, folder: Path, series: list[SeriesInfo]) -> s
     scans = _scans(series)
     segmentations: dict[SeriesInfo, list[LabelSource]] = {scan: [] for scan in scans}
     stray = []
-    for source in (LabelSource(LABELS[info.modality], path) for info in series if info.modality in LABELS for path in info.files):
+    for source in (
+        LabelSource(LABELS[info.modality], path)
+        for info in series
+        if info.modality in LABELS
+        for path in info.files
+    ):
         scan = _scan_of(source, scans)
         if scan is None:
             stray.append(_file(source))
@@ -163,7 +208,9 @@ def _read_patient(cases: Gathering, folder: Path, series: list[SeriesInfo]) -> s
     names: set[str] = set()
     for scan, case_id in zip(labelled, _case_names(cases.root, folder, labelled)):
         names |= _offer(cases, case_id, scan, segmentations[scan])
-    _report_rest(cases, folder, series, stray, [scan for scan in scans if not segmentations[scan]], bool(labelled))
+    _report_rest(
+        cases, folder, series, stray, [scan for scan in scans if not segmentations[scan]], bool(labelled)
+    )
     return names
 
 
@@ -173,7 +220,11 @@ def _scans(series: list[SeriesInfo]) -> list[SeriesInfo]:
     from ctseg.scans.dicom import dicom_files
 
     joined = dicom_files.join_parts([info for info in series if info.modality == "CT"])
-    merged = [info for index, info in enumerate(joined) if not any((info.uid, info.slices) == (other.uid, other.slices) for other in joined[:index])]
+    merged = [
+        info
+        for index, info in enumerate(joined)
+        if not any((info.uid, info.slices) == (other.uid, other.slices) for other in joined[:index])
+    ]
     return [info for info in merged if info.n_slices > SCOUT_SLICES] or merged
 
 
@@ -187,7 +238,9 @@ def _scan_of(source: LabelSource, scans: list[SeriesInfo]) -> SeriesInfo | None:
     from ctseg.scans.dicom import dicom_seg, rtstruct
 
     try:
-        referenced = (dicom_seg if source.format == "dicom_seg" else rtstruct).referenced_series(_file(source))
+        referenced = (dicom_seg if source.format == "dicom_seg" else rtstruct).referenced_series(
+            _file(source)
+        )
     except CaseError:  # reading names the fault, if there is a scan that the file can belong to
         referenced = frozenset()
     found = [scan for scan in scans if scan.uid in referenced] or scans
@@ -200,8 +253,13 @@ def _case_names(root: Path, folder: Path, scans: list[SeriesInfo]) -> list[str]:
     if len(scans) == 1:
         return [top]
     inner = ["_".join(scan.folder.relative_to(folder).parts) for scan in scans]
-    names = [text if folder == root and text else "_".join(part for part in (top, text) if part) for text in inner]
-    return [name if names.count(name) == 1 else f"{name}_{names[:index].count(name) + 1}" for index, name in enumerate(names)]
+    names = [
+        text if folder == root and text else "_".join(part for part in (top, text) if part) for text in inner
+    ]
+    return [
+        name if names.count(name) == 1 else f"{name}_{names[:index].count(name) + 1}"
+        for index, name in enumerate(names)
+    ]
 
 
 def _offer(cases: Gathering, case_id: str, scan: SeriesInfo, segmentations: list[LabelSource]) -> set[str]:
@@ -216,7 +274,9 @@ def _offer(cases: Gathering, case_id: str, scan: SeriesInfo, segmentations: list
         return set()
     labels = segmentations[0]
     try:
-        names = set((list_segments if labels.format == "dicom_seg" else list_structures)(_file(labels)).values())
+        names = set(
+            (list_segments if labels.format == "dicom_seg" else list_structures)(_file(labels)).values()
+        )
     except CaseError as error:
         cases.refuse(case_id, (error.code, error.cause, error.fix), _file(labels))
         return set()
@@ -227,26 +287,66 @@ def _offer(cases: Gathering, case_id: str, scan: SeriesInfo, segmentations: list
 
 
 def _report_rest(
-    cases: Gathering, folder: Path, series: list[SeriesInfo], stray: list[Path], unlabelled: list[SeriesInfo], some_labelled: bool
+    cases: Gathering,
+    folder: Path,
+    series: list[SeriesInfo],
+    stray: list[Path],
+    unlabelled: list[SeriesInfo],
+    some_labelled: bool,
 ) -> None:
     """What of a patient folder became no case: errors when nothing did, else warnings and notes."""
     from ctseg.scans.dicom.dicom_files import word
 
     name = cases.root.absolute().name if folder == cases.root else folder.name
     if not some_labelled and stray:
-        cases.refuse(name, ("SEG_WRONG_SERIES", "the SEG or RTSTRUCT does not refer to a CT series of this folder", "put its CT series beside it"), stray[0])
+        cases.refuse(
+            name,
+            (
+                "SEG_WRONG_SERIES",
+                "the SEG or RTSTRUCT does not refer to a CT series of this folder",
+                "put its CT series beside it",
+            ),
+            stray[0],
+        )
     elif not some_labelled and unlabelled:
-        cases.refuse(name, ("LABEL_MISSING", "a CT series without SEG or RTSTRUCT", "add one, or move the folder away"), unlabelled[0].folder)
+        cases.refuse(
+            name,
+            ("LABEL_MISSING", "a CT series without SEG or RTSTRUCT", "add one, or move the folder away"),
+            unlabelled[0].folder,
+        )
     else:
         for path in stray:
-            cases.warn("SEG_WRONG_SERIES", "the SEG or RTSTRUCT does not refer to a CT series of this folder", "remove it, or add its CT series", path=path)
+            cases.warn(
+                "SEG_WRONG_SERIES",
+                "the SEG or RTSTRUCT does not refer to a CT series of this folder",
+                "remove it, or add its CT series",
+                path=path,
+            )
         if unlabelled:
-            cases.note("EXTRA_SERIES", f"{len(unlabelled)} CT series without SEG or RTSTRUCT are not used", path=folder)
-    others = Counter(info.modality for info in series if info.modality != "CT" and info.modality not in LABELS)
+            cases.note(
+                "EXTRA_SERIES",
+                f"{len(unlabelled)} CT series without SEG or RTSTRUCT are not used",
+                path=folder,
+            )
+    others = Counter(
+        info.modality for info in series if info.modality != "CT" and info.modality not in LABELS
+    )
     if others and len(series) == sum(others.values()):
-        cases.refuse(name, ("NOT_CT", f"modality {', '.join(sorted(map(word, others)))} instead of CT", "add the CT series and its labels, or move the folder away"), folder)
+        cases.refuse(
+            name,
+            (
+                "NOT_CT",
+                f"modality {', '.join(sorted(map(word, others)))} instead of CT",
+                "add the CT series and its labels, or move the folder away",
+            ),
+            folder,
+        )
     elif others:
-        cases.note("EXTRA_SERIES", f"{sum(others.values())} series that are neither CT nor labels are not used", path=folder)
+        cases.note(
+            "EXTRA_SERIES",
+            f"{sum(others.values())} series that are neither CT nor labels are not used",
+            path=folder,
+        )
 
 
 def _group_patients(data: DataSet) -> DataSet:
@@ -254,7 +354,10 @@ def _group_patients(data: DataSet) -> DataSet:
     folders as patients where anonymisation gave all of them one patient id."""
     if len(data.cases) < 2 or len({case.patient_id for case in data.cases}) > 1:
         first: dict[str, str] = {}
-        cases = tuple(dataclasses.replace(case, patient_id=first.setdefault(case.patient_id, case.case_id)) for case in data.cases)
+        cases = tuple(
+            dataclasses.replace(case, patient_id=first.setdefault(case.patient_id, case.case_id))
+            for case in data.cases
+        )
         return dataclasses.replace(data, cases=cases)
     cause = f"all {len(data.cases)} cases carry one patient id, as after anonymisation; each case counts as a patient"
     finding = Finding("WARN", "PATIENT_ID_SHARED", cause, "split by hand if they are scans of one person")

@@ -42,14 +42,22 @@ def matches(root: Path) -> bool:
 
 def _places(root: Path) -> list[tuple[Path, Path]]:
     """(images, labels) folders of the set."""
-    return [pair for pair in gathering.image_label_folders(root) if any(_CASE.match(stem) for folder in pair for stem in gathering.volumes(folder))]
+    return [
+        pair
+        for pair in gathering.image_label_folders(root)
+        if any(_CASE.match(stem) for folder in pair for stem in gathering.volumes(folder))
+    ]
 
 
 def read(root: Path, *, follow_links: bool = False) -> DataSet:
     """All pairs of scan and label map, by case name."""
     places = _places(root)
     if not places:
-        raise PreconditionError("NO_DATA", "there are no FLARE22 files in folders images and labels", f"the layout flare22 needs {SHAPE}")
+        raise PreconditionError(
+            "NO_DATA",
+            "there are no FLARE22 files in folders images and labels",
+            f"the layout flare22 needs {SHAPE}",
+        )
     cases = Gathering("flare22", root, follow_links)
     for images, labels in places:
         scans = {_case_of(stem): path for stem, path in gathering.volumes(images).items()}

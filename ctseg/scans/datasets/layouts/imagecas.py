@@ -22,7 +22,10 @@ SPLITS = {"train": "train", "valid": "val", "val": "val", "test": "test"}
 
 def matches(root: Path) -> bool:
     """A case folder with img and label, in the folder or in a folder of a split."""
-    return any(gathering.volume(case, "img") and gathering.volume(case, "label") for case, _ in _case_folders(root)[:50])
+    return any(
+        gathering.volume(case, "img") and gathering.volume(case, "label")
+        for case, _ in _case_folders(root)[:50]
+    )
 
 
 def _case_folders(root: Path) -> list[tuple[Path, str | None]]:
@@ -46,7 +49,20 @@ def read(root: Path, *, follow_links: bool = False) -> DataSet:
         if image is None and label is None:
             continue
         if image is None or label is None:
-            cases.refuse(folder.name, ("FILE_MISSING", f"the case has no {'img' if image is None else 'label'}.nii.gz", "add it, or remove the folder"), folder)
+            cases.refuse(
+                folder.name,
+                (
+                    "FILE_MISSING",
+                    f"the case has no {'img' if image is None else 'label'}.nii.gz",
+                    "add it, or remove the folder",
+                ),
+                folder,
+            )
             continue
-        cases.offer(folder.name, gathering.image_source(image), LabelSource("map", label, values=dict(VALUES)), split=split)
+        cases.offer(
+            folder.name,
+            gathering.image_source(image),
+            LabelSource("map", label, values=dict(VALUES)),
+            split=split,
+        )
     return cases.data_set(tuple(VALUES.values()))

@@ -35,7 +35,9 @@ def _data_lists(root: Path) -> list[Path]:
     for path in gathering.entries(root):
         content = metadata.peek(path) if path.suffix.casefold() == ".json" else None
         training = content.get("training") if content else None
-        if isinstance(training, list) and any(isinstance(entry, dict) and "image" in entry for entry in training):
+        if isinstance(training, list) and any(
+            isinstance(entry, dict) and "image" in entry for entry in training
+        ):
             found.append(path)
     return found
 
@@ -44,7 +46,9 @@ def read(root: Path, *, follow_links: bool = False) -> DataSet:
     """The cases of the one data list in the folder."""
     found = _data_lists(root)
     if not found:
-        raise PreconditionError("NO_DATA", "no JSON file has a list of training images", f"the layout monai needs {SHAPE}")
+        raise PreconditionError(
+            "NO_DATA", "no JSON file has a list of training images", f"the layout monai needs {SHAPE}"
+        )
     path = metadata.one_of(found, "data lists")
     content = metadata.read_object(path)
     cases = Gathering("monai", root, follow_links)
@@ -53,7 +57,9 @@ def read(root: Path, *, follow_links: bool = False) -> DataSet:
     if "modality" in content and isinstance(content["modality"], str):
         metadata.ct_channel([content["modality"]], path)
     base = _base(root, content.get("dataroot"), path)
-    listed = [(entry, split) for key, split in _LISTS.items() for entry in metadata.entry_list(content, key, path)]
+    listed = [
+        (entry, split) for key, split in _LISTS.items() for entry in metadata.entry_list(content, key, path)
+    ]
     names = _case_names([entry for entry, _ in listed])
     split_given = any(content.get(key) for key in _LISTS if key != "training")
     unlabelled = 0
@@ -65,7 +71,11 @@ def read(root: Path, *, follow_links: bool = False) -> DataSet:
         source = LabelSource("map", values=dict(values), ignore_value=ignore_value)
         _read_entry(cases, entry, case_id, base, source, split if split_given else None)
     if unlabelled:
-        cases.note("TEST_UNLABELLED", f"{unlabelled} scans in the testing list have no label and are not used", path=path)
+        cases.note(
+            "TEST_UNLABELLED",
+            f"{unlabelled} scans in the testing list have no label and are not used",
+            path=path,
+        )
     return cases.data_set(tuple(values.values()))
 
 
@@ -76,8 +86,11 @@ def _names(cases: Gathering, content: dict[str, Any], path: Path) -> tuple[dict[
         beside = metadata.names_beside(cases.root)
         if beside is None:
             raise PreconditionError(
-                "LABEL_NAMES_MISSING", "the data list does not name its label values",
-                f"put a file labels.json beside it, for example {metadata.NAMES_EXAMPLE}, or add that key to the list", file=path.name)
+                "LABEL_NAMES_MISSING",
+                "the data list does not name its label values",
+                f"put a file labels.json beside it, for example {metadata.NAMES_EXAMPLE}, or add that key to the list",
+                file=path.name,
+            )
         cases.account(cases.root / "labels.json")
         return beside
     return metadata.label_table(_as_table(raw, path), path)
@@ -87,12 +100,19 @@ def _as_table(raw: Any, path: Path) -> Any:
     """{name: value} from Auto3DSeg's list forms; anything else unchanged."""
     if not isinstance(raw, list):
         return raw
-    if raw and all(isinstance(item, dict) and isinstance(item.get("name"), str) and "index" in item for item in raw):
+    if raw and all(
+        isinstance(item, dict) and isinstance(item.get("name"), str) and "index" in item for item in raw
+    ):
         indices = {item["name"]: item["index"] for item in raw}
-        return {name: index[0] if isinstance(index, list) and len(index) == 1 else index for name, index in indices.items()}
+        return {
+            name: index[0] if isinstance(index, list) and len(index) == 1 else index
+            for name, index in indices.items()
+        }
     if raw and all(isinstance(item, str) for item in raw) and raw[0].casefold() == "background":
         return {name: value for value, name in enumerate(raw)}
-    raise metadata.invalid(path, "the list of class names does not say which value each has", f"write {metadata.NAMES_EXAMPLE}")
+    raise metadata.invalid(
+        path, "the list of class names does not say which value each has", f"write {metadata.NAMES_EXAMPLE}"
+    )
 
 
 def _base(root: Path, raw: object, path: Path) -> Path:
@@ -101,7 +121,11 @@ def _base(root: Path, raw: object, path: Path) -> Path:
         return root
     inner = gathering.below(root / str(raw), root)
     if inner is None:
-        raise metadata.invalid(path, '"dataroot" leads out of the data folder', "put the list into the folder of the data and remove dataroot")
+        raise metadata.invalid(
+            path,
+            '"dataroot" leads out of the data folder',
+            "put the list into the folder of the data and remove dataroot",
+        )
     return root / inner
 
 
@@ -112,7 +136,9 @@ def _case_names(entries: list[Any]) -> list[str]:
     folded = [gathering.folded(stem) for stem in stems]
     whole = [str(Path(text).with_name(stem)).strip("./") for text, stem in zip(paths, stems)]
     count = Counter(folded)
-    return [text.replace("/", "_") if count[name] > 1 else stem for text, stem, name in zip(whole, stems, folded)]
+    return [
+        text.replace("/", "_") if count[name] > 1 else stem for text, stem, name in zip(whole, stems, folded)
+    ]
 
 
 def _image_text(entry: Any) -> str | None:
@@ -128,13 +154,19 @@ def _account_entry(cases: Gathering, entry: Any, base: Path) -> None:
     cases.account(base / text if text else None)
 
 
-def _read_entry(cases: Gathering, entry: Any, case_id: str, base: Path, source: LabelSource, split: str | None) -> None:
+def _read_entry(
+    cases: Gathering, entry: Any, case_id: str, base: Path, source: LabelSource, split: str | None
+) -> None:
     text = _image_text(entry)
     if text is None:
-        return cases.refuse(case_id, ("METADATA_INVALID", "the entry names no single image", "give one CT per entry"))
+        return cases.refuse(
+            case_id, ("METADATA_INVALID", "the entry names no single image", "give one CT per entry")
+        )
     image, label = cases.inside(case_id, text, base), None
     if entry.get("label") in (None, "", []):
-        cases.refuse(case_id, ("LABEL_MISSING", "the entry names no label", "add its label to the list"), image)
+        cases.refuse(
+            case_id, ("LABEL_MISSING", "the entry names no label", "add its label to the list"), image
+        )
     else:
         label = cases.inside(case_id, entry["label"], base)
     if image is None or label is None:
@@ -142,7 +174,22 @@ def _read_entry(cases: Gathering, entry: Any, case_id: str, base: Path, source: 
     for path in (image, label):
         if gathering.volume_stem(path) is None:
             cases.account(image, label)
-            return cases.refuse(case_id, ("FORMAT_UNSUPPORTED", "no volume file (.nii.gz, .nii, .nrrd, .mha)", "convert it to .nii.gz"), path)
+            return cases.refuse(
+                case_id,
+                (
+                    "FORMAT_UNSUPPORTED",
+                    "no volume file (.nii.gz, .nii, .nrrd, .mha)",
+                    "convert it to .nii.gz",
+                ),
+                path,
+            )
     labels = LabelSource("map", label, values=source.values, ignore_value=source.ignore_value)
     patient = entry.get("patient_id", entry.get("patient"))
-    cases.offer(case_id, gathering.image_source(image), labels, annotated=source.values.values(), split=split, patient_id=str(patient) if patient not in (None, "") else None)
+    cases.offer(
+        case_id,
+        gathering.image_source(image),
+        labels,
+        annotated=source.values.values(),
+        split=split,
+        patient_id=str(patient) if patient not in (None, "") else None,
+    )

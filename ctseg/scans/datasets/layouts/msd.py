@@ -25,7 +25,9 @@ def matches(root: Path) -> bool:
     """A dataset.json with a `training` list (one that cannot be read counts beside imagesTr)."""
     for folder in nnunet.dataset_folders(root):
         content = metadata.peek(folder / "dataset.json")
-        if (content is None and (folder / "imagesTr").is_dir()) or (content is not None and isinstance(content.get("training"), list)):
+        if (content is None and (folder / "imagesTr").is_dir()) or (
+            content is not None and isinstance(content.get("training"), list)
+        ):
             return True
     return False
 
@@ -34,14 +36,21 @@ def read(root: Path, *, follow_links: bool = False) -> DataSet:
     """The training cases of the one task in the folder."""
     found = nnunet.dataset_folders(root)
     if not found:
-        raise PreconditionError("NO_DATA", "there is no dataset.json", f"the layout msd needs {SHAPE}", file="dataset.json")
+        raise PreconditionError(
+            "NO_DATA", "there is no dataset.json", f"the layout msd needs {SHAPE}", file="dataset.json"
+        )
     folder = metadata.one_of(found, "Decathlon tasks")
     path = folder / "dataset.json"
     content = metadata.read_object(path)
     values, _ = metadata.label_table(content.get("labels"), path)
     channels = content.get("modality")
     if metadata.ct_channel(channels, path) != 0 or (channels is not None and len(channels) > 1):
-        raise PreconditionError("NOT_CT", "an image holds several channels", "this software reads files with one CT each", file=path.name)
+        raise PreconditionError(
+            "NOT_CT",
+            "an image holds several channels",
+            "this software reads files with one CT each",
+            file=path.name,
+        )
     cases = Gathering("msd", root, follow_links)
     cases.account(path)
     for number, entry in enumerate(metadata.entry_list(content, "training", path)):
@@ -49,22 +58,38 @@ def read(root: Path, *, follow_links: bool = False) -> DataSet:
     unlabelled = list(gathering.volumes(folder / "imagesTs").values())
     if unlabelled:
         cases.account(*unlabelled)
-        cases.note("TEST_UNLABELLED", f"{len(unlabelled)} scans in imagesTs have no label and are not used", path=folder / "imagesTs")
+        cases.note(
+            "TEST_UNLABELLED",
+            f"{len(unlabelled)} scans in imagesTs have no label and are not used",
+            path=folder / "imagesTs",
+        )
     return cases.data_set(tuple(values.values()))
 
 
 def _read_entry(cases: Gathering, folder: Path, entry: object, values: dict[int, str], number: int) -> None:
     image_text = entry.get("image") if isinstance(entry, dict) else None
     if not isinstance(entry, dict) or not isinstance(image_text, str):
-        return cases.refuse(f"training[{number}]", ("METADATA_INVALID", "the entry names no image", "correct dataset.json"))
+        return cases.refuse(
+            f"training[{number}]", ("METADATA_INVALID", "the entry names no image", "correct dataset.json")
+        )
     case_id = gathering.volume_stem(Path(image_text))
     if case_id is None:
-        return cases.refuse(f"training[{number}]", ("FORMAT_UNSUPPORTED", "the image is no volume file (.nii.gz, .nii, .nrrd, .mha)", "convert it"))
+        return cases.refuse(
+            f"training[{number}]",
+            ("FORMAT_UNSUPPORTED", "the image is no volume file (.nii.gz, .nii, .nrrd, .mha)", "convert it"),
+        )
     image, label = cases.inside(case_id, image_text, folder), None
     if "label" in entry:
         label = cases.inside(case_id, entry["label"], folder)
     elif image is not None:
-        cases.refuse(case_id, ("LABEL_MISSING", "the entry names no label", "add its label to dataset.json"), image)
+        cases.refuse(
+            case_id, ("LABEL_MISSING", "the entry names no label", "add its label to dataset.json"), image
+        )
     if image is None or label is None:
         return cases.account(image, label)
-    cases.offer(case_id, gathering.image_source(image), LabelSource("map", label, values=dict(values)), annotated=values.values())
+    cases.offer(
+        case_id,
+        gathering.image_source(image),
+        LabelSource("map", label, values=dict(values)),
+        annotated=values.values(),
+    )

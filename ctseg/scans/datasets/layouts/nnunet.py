@@ -36,14 +36,19 @@ def dataset_folders(root: Path) -> list[Path]:
     """The folders with a dataset.json: the root itself, else those below it (or below its nnUNet_raw)."""
     if (root / "dataset.json").exists():
         return [root]
-    tops = [root, *(folder for folder in gathering.folders(root) if folder.name.casefold().startswith("nnunet_raw"))]
+    tops = [
+        root,
+        *(folder for folder in gathering.folders(root) if folder.name.casefold().startswith("nnunet_raw")),
+    ]
     return [folder for top in tops for folder in gathering.folders(top) if (folder / "dataset.json").exists()]
 
 
 def _is_nnunet(folder: Path) -> bool:
     content = metadata.peek(folder / "dataset.json")
     if content is None:  # unreadable: reading says why
-        return (folder / "imagesTr").is_dir() and re.match(r"dataset\d{3}", folder.name, re.IGNORECASE) is not None
+        return (folder / "imagesTr").is_dir() and re.match(
+            r"dataset\d{3}", folder.name, re.IGNORECASE
+        ) is not None
     if "channel_names" in content or "dataset" in content:
         return True
     labels = set(gathering.volumes(folder / "labelsTr"))
@@ -55,26 +60,47 @@ def read(root: Path, *, follow_links: bool = False) -> DataSet:
     """The training cases (and the test cases that have labels) of the one data set in the folder."""
     found = dataset_folders(root)
     if not found:
-        raise PreconditionError("NO_DATA", "there is no dataset.json", f"the layout nnunet needs {SHAPE}", file="dataset.json")
+        raise PreconditionError(
+            "NO_DATA", "there is no dataset.json", f"the layout nnunet needs {SHAPE}", file="dataset.json"
+        )
     folder = metadata.one_of(found, "nnU-Net data sets")
     path = folder / "dataset.json"
     content = metadata.read_object(path)
     ending = str(content.get("file_ending", ".nii.gz")).casefold()
     if ending not in volume_files.SUFFIXES:
-        raise PreconditionError("FORMAT_UNSUPPORTED", f"its files end in {ending}", "convert them to .nii.gz", file=path.name)
+        raise PreconditionError(
+            "FORMAT_UNSUPPORTED", f"its files end in {ending}", "convert them to .nii.gz", file=path.name
+        )
     values, ignore_value = metadata.label_table(content.get("labels"), path)
     channel = metadata.ct_channel(content.get("channel_names", content.get("modality")), path)
     cases = Gathering("nnunet", root, follow_links)
     cases.account(path)
     splits, splits_file = _splits(cases, folder)
     if isinstance(content.get("dataset"), dict):
-        _read_listed(cases, folder, content["dataset"], channel, LabelSource("map", values=values, ignore_value=ignore_value), splits)
+        _read_listed(
+            cases,
+            folder,
+            content["dataset"],
+            channel,
+            LabelSource("map", values=values, ignore_value=ignore_value),
+            splits,
+        )
     else:
         images, labels = _images(cases, folder / "imagesTr", channel), gathering.volumes(folder / "labelsTr")
-        declared, count = content.get("numTraining"), len({gathering.folded(name) for name in (*images, *labels)})
+        declared, count = (
+            content.get("numTraining"),
+            len({gathering.folded(name) for name in (*images, *labels)}),
+        )
         if isinstance(declared, int) and declared > count:
-            cases.warn("CASES_MISSING", f"it counts {declared} training cases, {count} are here", "copy the missing files, or correct numTraining", path=path)
-        gathering.offer_pairs(cases, images, labels, values, annotated=values.values(), ignore_value=ignore_value, splits=splits)
+            cases.warn(
+                "CASES_MISSING",
+                f"it counts {declared} training cases, {count} are here",
+                "copy the missing files, or correct numTraining",
+                path=path,
+            )
+        gathering.offer_pairs(
+            cases, images, labels, values, annotated=values.values(), ignore_value=ignore_value, splits=splits
+        )
     cases.match_splits(splits, splits_file)
     _read_test(cases, folder, channel, values, ignore_value)
     return cases.data_set(tuple(values.values()))
@@ -93,13 +119,21 @@ def _images(cases: Gathering, folder: Path, channel: int) -> dict[str, Path]:
 
 
 def _read_listed(
-    cases: Gathering, folder: Path, listed: dict[str, Any], channel: int, labels: LabelSource, splits: dict[str, str]
+    cases: Gathering,
+    folder: Path,
+    listed: dict[str, Any],
+    channel: int,
+    labels: LabelSource,
+    splits: dict[str, str],
 ) -> None:
     """Cases of the key "dataset": {case: {"images": [one per channel], "label": file}}, paths from dataset.json on."""
     for case_id, entry in listed.items():
         files = entry.get("images") if isinstance(entry, dict) else None
         if not isinstance(files, list) or channel >= len(files) or "label" not in entry:
-            cases.refuse(case_id, ("METADATA_INVALID", 'its entry in "dataset" lacks images or label', "correct dataset.json"))
+            cases.refuse(
+                case_id,
+                ("METADATA_INVALID", 'its entry in "dataset" lacks images or label', "correct dataset.json"),
+            )
             continue
         image = cases.inside(case_id, files[channel], folder)
         label = cases.inside(case_id, entry["label"], folder)
@@ -107,29 +141,57 @@ def _read_listed(
             cases.account(image, label)
             continue
         source = LabelSource("map", label, values=dict(labels.values), ignore_value=labels.ignore_value)
-        cases.offer(case_id, gathering.image_source(image), source, annotated=labels.values.values(), split=splits.get(case_id))
+        cases.offer(
+            case_id,
+            gathering.image_source(image),
+            source,
+            annotated=labels.values.values(),
+            split=splits.get(case_id),
+        )
 
 
-def _read_test(cases: Gathering, folder: Path, channel: int, values: dict[int, str], ignore_value: int | None) -> None:
+def _read_test(
+    cases: Gathering, folder: Path, channel: int, values: dict[int, str], ignore_value: int | None
+) -> None:
     """imagesTs with labelsTs are test cases; without, they are noted and left alone."""
     images, labels = _images(cases, folder / "imagesTs", channel), gathering.volumes(folder / "labelsTs")
     with_label = {case_id: path for case_id, path in images.items() if case_id in labels}
     without = len(images) - len(with_label)
     if without:
         cases.account(*(path for case_id, path in images.items() if case_id not in labels))
-        cases.note("TEST_UNLABELLED", f"{without} scans in imagesTs have no label and are not used", path=folder / "imagesTs")
-    gathering.offer_pairs(cases, with_label, labels, values, annotated=values.values(), ignore_value=ignore_value, splits=dict.fromkeys(with_label, "test"))
+        cases.note(
+            "TEST_UNLABELLED",
+            f"{without} scans in imagesTs have no label and are not used",
+            path=folder / "imagesTs",
+        )
+    gathering.offer_pairs(
+        cases,
+        with_label,
+        labels,
+        values,
+        annotated=values.values(),
+        ignore_value=ignore_value,
+        splits=dict.fromkeys(with_label, "test"),
+    )
 
 
 def _splits(cases: Gathering, folder: Path) -> tuple[dict[str, str], Path | None]:
     """(case id -> train or val from the first fold of splits_final.json, that file), when there is one."""
     places = (folder, cases.root, cases.root / "nnUNet_preprocessed" / folder.name)
-    path = next((place / "splits_final.json" for place in places if (place / "splits_final.json").is_file()), None)
+    path = next(
+        (place / "splits_final.json" for place in places if (place / "splits_final.json").is_file()), None
+    )
     if path is None:
         return {}, None
     cases.account(path)
     folds = metadata.read_list(path)
-    if not folds or not isinstance(folds[0], dict) or not all(isinstance(folds[0].get(key), list) for key in ("train", "val")):
-        raise metadata.invalid(path, 'it is not a list of {"train": [...], "val": [...]}', "correct or remove the file")
+    if (
+        not folds
+        or not isinstance(folds[0], dict)
+        or not all(isinstance(folds[0].get(key), list) for key in ("train", "val"))
+    ):
+        raise metadata.invalid(
+            path, 'it is not a list of {"train": [...], "val": [...]}', "correct or remove the file"
+        )
     cases.note("SPLITS_FOUND", f"the first of {len(folds)} folds is used", path=path)
     return {str(case_id): split for split in ("train", "val") for case_id in folds[0][split]}, path

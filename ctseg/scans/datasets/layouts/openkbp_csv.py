@@ -31,7 +31,11 @@ def matches(root: Path) -> bool:
 def _patients(root: Path) -> list[tuple[Path, str | None]]:
     """(patient folder, split) for the published folders below the root, or for the root's own subfolders."""
     for top in (root, root / "provided-data"):
-        pools = [(folder, SPLITS[folder.name.casefold()]) for folder in gathering.folders(top) if folder.name.casefold() in SPLITS]
+        pools = [
+            (folder, SPLITS[folder.name.casefold()])
+            for folder in gathering.folders(top)
+            if folder.name.casefold() in SPLITS
+        ]
         if pools:
             return [(folder, split) for pool, split in pools for folder in gathering.folders(pool)]
     split = SPLITS.get(root.absolute().name.casefold())
@@ -54,7 +58,11 @@ def _read_patient(cases: Gathering, folder: Path, tables: dict[str, Path], split
     cases.account(*tables.values())
     for needed in ("ct", "voxel_dimensions"):
         if needed not in tables:
-            cases.refuse(folder.name, ("FILE_MISSING", f"{needed}.csv does not exist", "download the patient again"), folder / f"{needed}.csv")
+            cases.refuse(
+                folder.name,
+                ("FILE_MISSING", f"{needed}.csv does not exist", "download the patient again"),
+                folder / f"{needed}.csv",
+            )
             return set()
     for path in tables.values():
         problem = cases.problem(path)
@@ -63,10 +71,22 @@ def _read_patient(cases: Gathering, folder: Path, tables: dict[str, Path], split
             return set()
     for stem, path in tables.items():
         if stem not in STRUCTURES.values() and not _NO_STRUCTURE.fullmatch(stem):
-            cases.warn("UNMATCHED_FILE", "not one of the challenge's structures", "remove the file", path=path, case=folder.name)
+            cases.warn(
+                "UNMATCHED_FILE",
+                "not one of the challenge's structures",
+                "remove the file",
+                path=path,
+                case=folder.name,
+            )
     names = {name for name in STRUCTURES.values() if name in tables}
     if not names:
         cases.refuse(folder.name, ("LABEL_MISSING", "no structure was drawn", "move the folder away"), folder)
         return set()
-    cases.offer(folder.name, ImageSource("openkbp_csv", folder), LabelSource("openkbp_csv", folder), annotated=names, split=split)
+    cases.offer(
+        folder.name,
+        ImageSource("openkbp_csv", folder),
+        LabelSource("openkbp_csv", folder),
+        annotated=names,
+        split=split,
+    )
     return names

@@ -43,25 +43,54 @@ def read(root: Path, *, follow_links: bool = False) -> DataSet:
     cases.account(path)
     for number, entry in enumerate(metadata.entry_list(content, "cases", path)):
         if not isinstance(entry, dict) or not isinstance(entry.get("case"), str):
-            raise metadata.invalid(path, f'entry {number} of "cases" has no "case"', 'write {"split": "train", "case": "pt_1"}')
+            raise metadata.invalid(
+                path, f'entry {number} of "cases" has no "case"', 'write {"split": "train", "case": "pt_1"}'
+            )
         _read_case(cases, entry, values, ignore_value)
     return cases.data_set(tuple(values.values()))
 
 
-def _read_case(cases: Gathering, entry: dict[str, Any], values: dict[int, str], ignore_value: int | None) -> None:
+def _read_case(
+    cases: Gathering, entry: dict[str, Any], values: dict[int, str], ignore_value: int | None
+) -> None:
     case_id, split = entry["case"], entry.get("split")
     for name in (case_id, split):
-        bad = "the split is not a name" if not isinstance(name, str | None) else gathering.unsafe_name(name) if name is not None else None
+        bad = (
+            "the split is not a name"
+            if not isinstance(name, str | None)
+            else gathering.unsafe_name(name)
+            if name is not None
+            else None
+        )
         if bad is not None:
-            return cases.refuse(case_id, ("UNSAFE_NAME", f"manifest.json: {bad}", "use plain folder names for cases and splits"))
+            return cases.refuse(
+                case_id,
+                ("UNSAFE_NAME", f"manifest.json: {bad}", "use plain folder names for cases and splits"),
+            )
     folder = cases.root / case_id if split is None else cases.root / split / case_id
     image, labels = gathering.volume(folder, "ct"), gathering.volume(folder, "labels", "label")
     if image is None:
         cases.account(labels)
-        return cases.refuse(case_id, ("FILE_MISSING", "ct.nii.gz does not exist", "put the scan there, or take the case out of manifest.json"), folder / "ct.nii.gz")
+        return cases.refuse(
+            case_id,
+            (
+                "FILE_MISSING",
+                "ct.nii.gz does not exist",
+                "put the scan there, or take the case out of manifest.json",
+            ),
+            folder / "ct.nii.gz",
+        )
     if labels is None:
         cases.account(image)
-        return cases.refuse(case_id, ("LABEL_MISSING", "labels.nii.gz does not exist", "put the labels there, or take the case out of manifest.json"), folder / "labels.nii.gz")
+        return cases.refuse(
+            case_id,
+            (
+                "LABEL_MISSING",
+                "labels.nii.gz does not exist",
+                "put the labels there, or take the case out of manifest.json",
+            ),
+            folder / "labels.nii.gz",
+        )
     patient = entry.get("patient")
     cases.offer(
         case_id,
@@ -84,5 +113,7 @@ def _annotated(cases: Gathering, case_id: str, raw: object, values: dict[int, st
             annotated.append(known[gathering.folded(name)])
             continue
         cause = f'manifest.json: "annotated" has {name!r}, which "labels" does not name'
-        cases.warn("METADATA_INVALID", cause, "correct the spelling; it counts as not annotated", case=case_id)
+        cases.warn(
+            "METADATA_INVALID", cause, "correct the spelling; it counts as not annotated", case=case_id
+        )
     return annotated

@@ -26,7 +26,9 @@ _CASE = re.compile(r"s\d{4,5}", re.IGNORECASE)
 def matches(root: Path) -> bool:
     """Case folders named sXXXX, or any mask folders beside a meta.csv."""
     case_folders = [folder for folder in gathering.folders(root) if abdomenatlas.is_case(folder)]
-    return any(_CASE.fullmatch(folder.name) for folder in case_folders) or bool(case_folders and gathering.child(root, "meta.csv"))
+    return any(_CASE.fullmatch(folder.name) for folder in case_folders) or bool(
+        case_folders and gathering.child(root, "meta.csv")
+    )
 
 
 def read(root: Path, *, follow_links: bool = False) -> DataSet:
@@ -44,7 +46,12 @@ def _splits(path: Path) -> dict[str, str]:
         delimiter = ";" if lines and ";" in lines[0] else ","
         rows = list(csv.DictReader(lines, delimiter=delimiter))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise PreconditionError("METADATA_PARSE", f"not readable as a table ({error})", "correct or remove the file", file=path.name) from error
+        raise PreconditionError(
+            "METADATA_PARSE",
+            f"not readable as a table ({error})",
+            "correct or remove the file",
+            file=path.name,
+        ) from error
     result = {}
     for row in rows:
         split = (row.get("split") or "").strip()
