@@ -63,9 +63,8 @@ def _avoid_slow_convolutions(network: nn.Module) -> None:
 
     def double(layer: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...] | None:
         image = inputs[0]
-        layer.doubled = (  # type: ignore[assignment]
-            len(image) == 1 and image.dtype == torch.float32 and image[0, :, :, :, 0].numel() <= SLOW_BELOW
-        )
+        small = image[0, :, :, :, 0].numel() <= SLOW_BELOW
+        layer.doubled = len(image) == 1 and image.dtype == torch.float32 and small  # type: ignore[assignment]
         return (image.expand(2, *image.shape[1:]),) if layer.doubled else None
 
     def halve(
