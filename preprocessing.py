@@ -26,6 +26,7 @@ from ctseg import artifacts, cli, laterality, structure_names
 from ctseg.config import DataSettings, Settings, did_you_mean
 from ctseg.errors import Finding, IntegrityError, PreconditionError, ResourceError, UsageError
 from ctseg.laterality import Sides
+from ctseg.processes import ordered_map
 
 if TYPE_CHECKING:
     from ctseg.geometry.grids import GridPlan
@@ -550,11 +551,12 @@ def _in_parallel(
     jobs: list[CaseJob], workers: int, title: str, work: Callable[[CaseJob], CaseOutcome] | None = None
 ) -> list[CaseOutcome]:
     """What came of each job, in their order; tracebacks go to the log file. work: `prepare_case` unless said otherwise."""
-    from ctseg.scans.case_to_tensors import prepare_case
-    from ctseg.scans.parallel import map_cases
+    from ctseg.scans.case_to_tensors import after_death, prepare_case
 
     with cli.CountingBar(title) as bar:
-        outcomes = map_cases(jobs, workers, progress=bar, work=work or prepare_case)
+        outcomes = ordered_map(
+            work or prepare_case, jobs, workers=workers, progress=bar, after_death=after_death
+        )
     for outcome in outcomes:
         if outcome.trace:
             LOG.debug("case %s\n%s", outcome.case_id, outcome.trace)

@@ -29,9 +29,8 @@ from ctseg.errors import SYSTEM_FAULTS, CaseError, Finding, IntegrityError, Pipe
 from ctseg.geometry import grids
 from ctseg.geometry.distance_maps import coarse_maps
 from ctseg.geometry.intensity import window
-from ctseg.geometry.volume import Grid, Volume, canonical_axes, limit_threads
+from ctseg.geometry.volume import Grid, Volume, canonical_axes
 from ctseg.laterality import Sides, find_sides
-from ctseg.processes import end_with_parent
 from ctseg.scans.datasets.case import PRESENT, UNLABELLED, CaseRecord, LoadedCase
 from ctseg.scans.datasets.load_case import load_case, source_hash, source_to_record
 from ctseg.scans.formats import nifti
@@ -93,13 +92,16 @@ class CaseOutcome:
     trace: str | None = None
 
 
-def start_worker() -> None:
-    """Prepare a worker: one thread each, it ends with its parent, and Ctrl-C is the parent's business."""
-    import signal
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    end_with_parent()
-    limit_threads(1)
+def after_death(job: CaseJob, outcome: CaseOutcome | None) -> CaseOutcome:
+    """What came of a case whose worker was killed. outcome: of the second try, None where that was killed too."""
+    case_id = job.record.case_id
+    if outcome is None:
+        cause = "the process that read this scan was killed twice (memory, or a fault in a library)"
+        fix = "use --workers 1 or a machine with more memory; check the scan"
+        return CaseOutcome(case_id, None, (Finding("ERROR", "WORKER_DIED", cause, fix, case_id),))
+    cause = "a process died while this scan was worked on or waiting; the second try went well"
+    note = Finding("WARN", "WORKER_DIED", cause, case=case_id)
+    return dataclasses.replace(outcome, findings=(*outcome.findings, note))
 
 
 def prepare_case(job: CaseJob) -> CaseOutcome:
