@@ -55,7 +55,8 @@ def test_a_killed_worker_costs_its_own_job_alone() -> None:
 
 
 def test_a_worker_that_died_once_gets_a_second_try(tmp_path: Path) -> None:
-    markers = [tmp_path / name for name in ("a", "b")]
+    (tmp_path / "lives").touch()
+    markers = [tmp_path / "dies once", tmp_path / "lives"]
     assert ordered_map(die_once, markers, workers=2) == ["alive", "alive"]
 
 
