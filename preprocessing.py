@@ -484,10 +484,10 @@ def _known_plan(data: DataSettings, spacing_mm: tuple[float, float, float] | Non
     from ctseg.geometry.grids import GridPlan
 
     if data.grid == "whole":
-        return GridPlan("whole", None, data.overlap)
+        return GridPlan("whole", None)
     if data.grid == "roi":  # which part of a case is kept depends on its split
         return None
-    return GridPlan("windows", spacing_mm, data.overlap) if spacing_mm else None
+    return GridPlan("windows", spacing_mm) if spacing_mm else None
 
 
 def _jobs(
@@ -587,7 +587,7 @@ def _write_tensors(
         pending.append(dataclasses.replace(job, plan=plan, previous=None, split=entry["split"]))
         scan = Grid.from_record(entry["scan"])
         size += (
-            TENSOR_BYTES * len(tensor_origins(plan.canvas(scan, box_of(entry)).shape, plan.overlap))
+            TENSOR_BYTES * len(tensor_origins(plan.canvas(scan, box_of(entry)).shape))
             + scan.shape[0] * scan.shape[1] * scan.shape[2] // 20
         )
     _require_disk(workspace, size)
@@ -623,7 +623,7 @@ def _choose_plan(
             w,
             *np.ceil(voxels),
         )
-        return GridPlan("whole", None, data.overlap)
+        return GridPlan("whole", None)
     kind = "roi" if data.grid == "roi" else "windows"
     LOG.info(
         "Grid: %s of %g x %g x %g mm%s",
@@ -633,7 +633,7 @@ def _choose_plan(
         w,
         " (median of the training scans)" if spacing_mm is None else "",
     )
-    return GridPlan(kind, (d, h, w), data.overlap)
+    return GridPlan(kind, (d, h, w))
 
 
 def _draw_splits(

@@ -341,9 +341,7 @@ def _write_tensors(
     if job.plan is not None and job.plan.kind == "roi" and job.split == "train":
         start, shape = grids.labelled_region(canvas_label)
     tensors = []
-    for number, offset in enumerate(
-        grids.tensor_origins(shape, job.plan.overlap if job.plan is not None else 0.0)
-    ):
+    for number, offset in enumerate(grids.tensor_origins(shape)):
         origin = [first + more for first, more in zip(start, offset)]
         part = tuple(slice(first, first + TENSOR_SIZE) for first in origin)
         file = f"tensors/{name}_{number:02d}.npz"

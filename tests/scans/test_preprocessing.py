@@ -312,7 +312,7 @@ def die(job: case_to_tensors.CaseJob) -> case_to_tensors.CaseOutcome:
 def test_killed_worker_costs_one_case(data: Path, tmp_path: Path) -> None:
     from ctseg.scans.datasets.layouts import open_data_set
 
-    plan = grids.GridPlan("whole", None, 0.25)
+    plan = grids.GridPlan("whole", None)
     jobs = [
         case_to_tensors.CaseJob(
             record, data, Workspace(tmp_path / "w"), tuple(LABELS), (-250, 750), 10.0, plan
