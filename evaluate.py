@@ -73,6 +73,7 @@ def run(workspace: Workspace, settings: Settings, options: Options) -> int:
 def score_run(workspace: Workspace, settings: Settings, workers: int = 1) -> int:
     """Score the predictions that `evaluation_run.json` lists against the references of the test split."""
     from ctseg.evaluation.mask_pairs import Pair, ScoreSettings, check_names, check_sets
+    from ctseg.scans.datasets.case import IGNORED
     from ctseg.scoring.metrics import Structure
     from ctseg.scoring.tolerances import tolerances_for
 
@@ -105,9 +106,12 @@ def score_run(workspace: Workspace, settings: Settings, workers: int = 1) -> int
     how = ScoreSettings(
         tolerances_for(manifest["structures"]),
         settings.evaluate.boundary_mode,
-        topology=settings.evaluate.topology,
+        IGNORED,
+        settings.evaluate.topology,
     )
     rows, nothing, notes = score_pairs(pairs, structures, how, workers=workers)
+    if ignored := sum(case.get("ignored_voxels", 0) for case in expected.values()):
+        notes.append(f'{ignored} voxels of the references are marked "ignore" and left out of all scores')
     trust = join_trust(workspace, record, rows)
     report = write_evaluation(
         workspace.evaluation,
