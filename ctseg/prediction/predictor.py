@@ -132,7 +132,7 @@ class Predictor:
             raise ValueError("this network needs a guide")
         preprocess = self.checkpoint["preprocess"]
         spacing = preprocess["spacing_mm"]
-        plan = grids.GridPlan(preprocess["grid"], tuple(spacing) if spacing else None, 0.0)
+        plan = grids.GridPlan(preprocess["grid"], tuple(spacing) if spacing else None)
         box = grids.kept_box(
             image, preprocess["settings"].get("crop", "body"), preprocess["settings"]["margin_mm"]
         )
