@@ -177,6 +177,7 @@ def test_scoring_reads_no_files_and_reporting_no_networks():
         ("nibabel", {"ctseg/scans/formats/nifti.py"}),
         ("SimpleITK", {"ctseg/geometry/volume.py"}),
         ("matplotlib", {"ctseg/reporting"}),
+        ("pandas", {"ctseg/tables.py"}),
         ("vtkmodules", {"ctseg/reporting/pictures/render_vtk.py"}),
         ("vtk", set()),
         ("pyvista", set()),

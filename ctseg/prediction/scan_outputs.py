@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +14,7 @@ from ctseg.geometry.probabilities import Shares
 from ctseg.geometry.volume import Grid, Volume, resample
 from ctseg.scans.dicom import dicom_seg, rtstruct
 from ctseg.scans.formats import nifti
+from ctseg.tables import write_csv
 
 if TYPE_CHECKING:
     from ctseg.scans.datasets.case import ImageSource
@@ -161,12 +160,9 @@ def statistics_of(label: Volume, image: Volume, names: dict[int, str]) -> dict[s
 
 def write_statistics(path: Path, records: list[dict[str, Any]]) -> None:
     """The statistics of all scans as one CSV, a row per scan and structure."""
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(["scan", "structure", "volume_ml", "mean_hu", "sd_hu", "meets_border"])
-    writer.writerows(
-        [record["scan"], name, *values.values()]
+    rows = [
+        {"scan": record["scan"], "structure": name, **values}
         for record in records
         for name, values in record.get("structures", {}).items()
-    )
-    artifacts.write_text(path, stream.getvalue())
+    ]
+    write_csv(path, rows, ("scan", "structure", "volume_ml", "mean_hu", "sd_hu", "meets_border"))

@@ -153,6 +153,7 @@ def test_the_line_about_a_doubtful_scan():
     assert "and 2 more" in (infer.low_confidence("scan", {f"s{i}": 0.1 for i in range(7)}, 0.7) or "")
 
 
+@pytest.mark.pictures
 @pytest.mark.parametrize("count", [1, 8])
 def test_picture_of_confidence(tmp_path: Path, count: int):
     rng = np.random.default_rng(2)
