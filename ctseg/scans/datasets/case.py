@@ -13,6 +13,7 @@ from ctseg.errors import Finding
 from ctseg.geometry.volume import Volume
 
 PRESENT, ABSENT, UNLABELLED = "present", "absent", "unlabelled"
+IGNORED = 255  # in label arrays and label tensors: a voxel nobody looked at, left out of training and scores
 
 
 @dataclasses.dataclass(frozen=True)
