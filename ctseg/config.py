@@ -28,7 +28,6 @@ class DataSettings:
     window_hu: tuple[float, float] = (-250.0, 750.0)  # from fat to cortical bone; scaled to 0..1 and clipped
     crop: str = "body"  # body | lungs: what of a scan the tensors keep
     margin_mm: float = 10.0  # kept around the body, so that skin never touches the tensor's edge
-    overlap: float = 0.25  # windows grid: smallest shared part of neighbouring tensors
     test_fraction: float = 0.2
     val_fraction: float = 0.1
     guide: str = "none"  # none | labels | totalsegmentator | a folder of masks | a checkpoint (.pth): whose organs guide the network
@@ -340,7 +339,6 @@ _RANGES = {
     "model.width": (1, 512),
     "model.levels": (2, 7),
     "model.max_channels": (1, 4096),
-    "data.overlap": (0.0, 0.75),
     "evaluate.overlap": (0.0, 0.9),
     "evaluate.low_confidence": (0.0, 1.0),
     "train.ema_decay": (0.0, 0.99999),
