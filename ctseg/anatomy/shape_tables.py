@@ -25,10 +25,9 @@ def read_table(file: Path) -> dict[str, np.ndarray]:
 
 def tube(scene: Scene, nodes: np.ndarray, **options: Any) -> Shape:
     """`Scene.tube` through rows x, y, z, radius."""
-    return scene.tube(nodes[:, :3], nodes[:, 3], **options)
+    return scene.tube(nodes, **options)
 
 
 def loft(scene: Scene, nodes: np.ndarray, **options: Any) -> Shape:
-    """`Scene.loft` through axial sections given as rows x, y, z, radius; rows of one z are one section."""
-    heights = dict.fromkeys(nodes[:, 2].tolist())
-    return scene.loft([(z, nodes[nodes[:, 2] == z][:, [0, 1, 3]].tolist()) for z in heights], **options)
+    """`Scene.loft` through axial sections given as rows x, y, z, radius."""
+    return scene.loft(nodes, **options)

@@ -379,7 +379,7 @@ def test_a_tube_and_its_mirror_image_are_symmetric() -> None:
 
 def test_a_loft_of_equal_sections_is_a_cylinder() -> None:
     scene = small_scene()
-    drum = scene.loft([(-12.0, [(2.0, 1.0, 6.0)]), (12.0, [(2.0, 1.0, 6.0)])])
+    drum = scene.loft([(2.0, 1.0, -12.0, 6.0), (2.0, 1.0, 12.0, 6.0)])
     assert float(occupancy(drum.f).sum()) * 6.0 == pytest.approx(np.pi * 36 * 24, rel=0.03)
 
 
@@ -388,7 +388,7 @@ def test_shapes_outside_the_scan_paint_nothing() -> None:
     for shape in (
         scene.ellipsoid((500, 0, 0), (9, 9, 9)),
         scene.tube([(0, 0, 400), (0, 0, 420)], 5),
-        scene.loft([(900, [(0, 0, 5)]), (950, [(0, 0, 5)])]),
+        scene.loft([(0, 0, 900, 5), (0, 0, 950, 5)]),
     ):
         scene.paint(shape, 100.0, 3)
     assert not scene.label.any() and (scene.hu == -1000).all()

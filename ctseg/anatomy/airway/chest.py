@@ -330,13 +330,13 @@ def _paint_spine(scene: Scene, chest: Chest, hu: dict[str, float], blotch: np.nd
         ]
     for part in parts:
         scene.paint(part, hu["cortex"] * 0.7)
-        scene.paint(part, hu["marrow"] + 40, inset_mm=2.0)
+        scene.paint(part.inset(2.0), hu["marrow"] + 40)
     body = scene.tube(middle, 16.5)
     gap = np.abs((scene.z[body.box] + 207.5) % 23.0 - 11.5)  # 11.5 in the middle of a disc
     disc = np.clip((gap - 8.5) / 1.5, 0, 1)
     spongy = hu["marrow"] + 35 * blotch[body.box]
     scene.paint(body, (1 - disc) * hu["cortex"] * 0.8 + disc * 75)
-    scene.paint(body, (1 - disc) * spongy + disc * 75, inset_mm=1.6)
+    scene.paint(body.inset(1.6), (1 - disc) * spongy + disc * 75)
     scene.paint(scene.tube(middle + (0, 28, 0), 8.0), 25.0)
 
 
