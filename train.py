@@ -144,24 +144,18 @@ def check_options(settings: Settings, options: Options, *, guided: bool) -> None
 
 def _arch(settings: Settings, *, n_structures: int, guide_channels: int) -> dict[str, Any]:
     """What `build_network` is given."""
-    arch: dict[str, Any] = {
+    return {
         "n_structures": n_structures,
         **settings.record()["model"],
         "guide_channels": guide_channels,
     }
-    if not arch["blocks"]:
-        del arch["blocks"]  # the network's own default
-    return arch
 
 
 def learns_tubes(settings: Settings) -> bool:
     """Whether the network predicts centrelines, so that their targets are needed."""
-    from models import PRESETS
+    from models import parts_of
 
-    chosen = settings.model.connectivity
-    return chosen == "multitask" or (
-        chosen == "auto" and "connectivity_multitask" in PRESETS[settings.model.name].techniques
-    )
+    return parts_of(settings.model.name, settings.record()["model"]).connectivity == "multitask"
 
 
 def _with_task(options: Options, manifest: dict[str, Any]) -> Options:
