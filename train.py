@@ -144,11 +144,7 @@ def check_options(settings: Settings, options: Options, *, guided: bool) -> None
 
 def _arch(settings: Settings, *, n_structures: int, guide_channels: int) -> dict[str, Any]:
     """What `build_network` is given."""
-    return {
-        "n_structures": n_structures,
-        **settings.record()["model"],
-        "guide_channels": guide_channels,
-    }
+    return {"n_structures": n_structures, **settings.record()["model"], "guide_channels": guide_channels}
 
 
 def learns_tubes(settings: Settings) -> bool:
