@@ -26,6 +26,7 @@ from ctseg import artifacts, cli, laterality, structure_names
 from ctseg.config import DataSettings, Settings, did_you_mean
 from ctseg.errors import Finding, IntegrityError, PreconditionError, ResourceError, UsageError
 from ctseg.laterality import Sides
+from ctseg.processes import ordered_map
 
 if TYPE_CHECKING:
     from ctseg.geometry.grids import GridPlan
@@ -483,10 +484,10 @@ def _known_plan(data: DataSettings, spacing_mm: tuple[float, float, float] | Non
     from ctseg.geometry.grids import GridPlan
 
     if data.grid == "whole":
-        return GridPlan("whole", None, data.overlap)
+        return GridPlan("whole", None)
     if data.grid == "roi":  # which part of a case is kept depends on its split
         return None
-    return GridPlan("windows", spacing_mm, data.overlap) if spacing_mm else None
+    return GridPlan("windows", spacing_mm) if spacing_mm else None
 
 
 def _jobs(
@@ -550,11 +551,12 @@ def _in_parallel(
     jobs: list[CaseJob], workers: int, title: str, work: Callable[[CaseJob], CaseOutcome] | None = None
 ) -> list[CaseOutcome]:
     """What came of each job, in their order; tracebacks go to the log file. work: `prepare_case` unless said otherwise."""
-    from ctseg.scans.case_to_tensors import prepare_case
-    from ctseg.scans.parallel import map_cases
+    from ctseg.scans.case_to_tensors import after_death, prepare_case
 
     with cli.CountingBar(title) as bar:
-        outcomes = map_cases(jobs, workers, progress=bar, work=work or prepare_case)
+        outcomes = ordered_map(
+            work or prepare_case, jobs, workers=workers, progress=bar, after_death=after_death
+        )
     for outcome in outcomes:
         if outcome.trace:
             LOG.debug("case %s\n%s", outcome.case_id, outcome.trace)
@@ -585,7 +587,7 @@ def _write_tensors(
         pending.append(dataclasses.replace(job, plan=plan, previous=None, split=entry["split"]))
         scan = Grid.from_record(entry["scan"])
         size += (
-            TENSOR_BYTES * len(tensor_origins(plan.canvas(scan, box_of(entry)).shape, plan.overlap))
+            TENSOR_BYTES * len(tensor_origins(plan.canvas(scan, box_of(entry)).shape))
             + scan.shape[0] * scan.shape[1] * scan.shape[2] // 20
         )
     _require_disk(workspace, size)
@@ -621,7 +623,7 @@ def _choose_plan(
             w,
             *np.ceil(voxels),
         )
-        return GridPlan("whole", None, data.overlap)
+        return GridPlan("whole", None)
     kind = "roi" if data.grid == "roi" else "windows"
     LOG.info(
         "Grid: %s of %g x %g x %g mm%s",
@@ -631,7 +633,7 @@ def _choose_plan(
         w,
         " (median of the training scans)" if spacing_mm is None else "",
     )
-    return GridPlan(kind, (d, h, w), data.overlap)
+    return GridPlan(kind, (d, h, w))
 
 
 def _draw_splits(

@@ -48,8 +48,6 @@ class DataSettings:
     crop: Literal["body", "lungs"] = "body"  # what of a scan the tensors keep
     # kept around the body, so that skin never touches the tensor's edge
     margin_mm: Annotated[float, Range(0, 1000)] = 10.0
-    # windows grid: smallest shared part of neighbouring tensors
-    overlap: Annotated[float, Range(0, 0.75)] = 0.25
     test_fraction: Fraction = 0.2
     val_fraction: Fraction = 0.1
     # whose organs guide the network: none | labels | totalsegmentator | a folder of masks | a checkpoint

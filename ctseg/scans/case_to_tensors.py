@@ -29,15 +29,14 @@ from ctseg.errors import SYSTEM_FAULTS, CaseError, Finding, IntegrityError, Pipe
 from ctseg.geometry import grids
 from ctseg.geometry.distance_maps import coarse_maps
 from ctseg.geometry.intensity import window
-from ctseg.geometry.volume import Grid, Volume, canonical_axes, limit_threads
+from ctseg.geometry.volume import Grid, Volume, canonical_axes
 from ctseg.laterality import Sides, find_sides
-from ctseg.processes import end_with_parent
-from ctseg.scans.datasets.case import PRESENT, UNLABELLED, CaseRecord, LoadedCase
+from ctseg.scans.datasets.case import IGNORED, PRESENT, UNLABELLED, CaseRecord, LoadedCase
 from ctseg.scans.datasets.load_case import load_case, source_hash, source_to_record
 from ctseg.scans.formats import nifti
 from ctseg.scans.guide_organs import GuideSource, load_guide, write_guide
 
-PREPROCESS_VERSION = 3  # goes up whenever the same scan and settings would give other tensors
+PREPROCESS_VERSION = 4  # goes up whenever the same scan and settings would give other tensors
 CROP_LOSS_WARNING = 0.01
 RESOLUTION_WARNING = 0.5  # a structure that keeps less than this share of its volume is too thin for the grid
 
@@ -93,13 +92,16 @@ class CaseOutcome:
     trace: str | None = None
 
 
-def start_worker() -> None:
-    """Prepare a worker: one thread each, it ends with its parent, and Ctrl-C is the parent's business."""
-    import signal
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    end_with_parent()
-    limit_threads(1)
+def after_death(job: CaseJob, outcome: CaseOutcome | None) -> CaseOutcome:
+    """What came of a case whose worker was killed. outcome: of the second try, None where that was killed too."""
+    case_id = job.record.case_id
+    if outcome is None:
+        cause = "the process that read this scan was killed twice (memory, or a fault in a library)"
+        fix = "use --workers 1 or a machine with more memory; check the scan"
+        return CaseOutcome(case_id, None, (Finding("ERROR", "WORKER_DIED", cause, fix, case_id),))
+    cause = "a process died while this scan was worked on or waiting; the second try went well"
+    note = Finding("WARN", "WORKER_DIED", cause, case=case_id)
+    return dataclasses.replace(outcome, findings=(*outcome.findings, note))
 
 
 def prepare_case(job: CaseJob) -> CaseOutcome:
@@ -199,7 +201,10 @@ def _load(job: CaseJob) -> tuple[LoadedCase, Volume | None]:
     if not organs or loaded.label is None:
         return loaded, None
     array, count = loaded.label.array, np.uint8(len(organs))
-    label = Volume(np.where(array > count, array - count, 0).astype(np.uint8), loaded.label.affine)
+    ignored = np.where(
+        array == IGNORED, np.uint8(IGNORED), np.uint8(0)
+    )  # for the targets; a guide has no such voxels
+    label = Volume(np.where((array > count) & (ignored == 0), array - count, ignored), loaded.label.affine)
     guide = Volume(np.where(array <= count, array, 0).astype(np.uint8), loaded.label.affine)
     return dataclasses.replace(
         loaded, label=label, states={name: loaded.states[name] for name in job.structures}
@@ -260,7 +265,7 @@ def _survey(
         )
     findings = list(loaded.findings)
     body = grids.kept_box(loaded.image, job.crop, job.margin_mm)
-    box = grids.extend_box(body, loaded.label)
+    box = grids.extend_box(body, Volume(loaded.label.array % IGNORED, loaded.label.affine))
     wider = max(
         np.abs(np.subtract(box.low_mm, body.low_mm)).max(),
         np.abs(np.subtract(box.high_mm, body.high_mm)).max(),
@@ -296,6 +301,7 @@ def _survey(
             for number, name in enumerate(job.structures, 1)
             if loaded.states[name] != UNLABELLED
         },
+        "ignored_voxels": counts.get(IGNORED, 0),
         "lost_fraction": {},
         "findings": [],
     }
@@ -317,7 +323,8 @@ def _write(job: CaseJob, loaded: LoadedCase, box: grids.Box, entry: dict[str, An
         )
         entry["locator"] = {**tensor, "canvas": whole.record()}
     file = f"references/{name}.nii.gz"
-    nifti.write_label(job.workspace.processed / file, label, names=dict(enumerate(job.structures, start=1)))
+    names = dict(enumerate(job.structures, start=1)) | {IGNORED: "ignore"}
+    nifti.write_label(job.workspace.processed / file, label, names=names)
     lost = grids.lost_fractions(label, canvas)
     entry["canvas"], entry["tensors"] = canvas.record(), tensors
     entry["reference"] = {"file": file, "sha256": file_hash(job.workspace.processed / file)}
@@ -339,9 +346,7 @@ def _write_tensors(
     if job.plan is not None and job.plan.kind == "roi" and job.split == "train":
         start, shape = grids.labelled_region(canvas_label)
     tensors = []
-    for number, offset in enumerate(
-        grids.tensor_origins(shape, job.plan.overlap if job.plan is not None else 0.0)
-    ):
+    for number, offset in enumerate(grids.tensor_origins(shape)):
         origin = [first + more for first, more in zip(start, offset)]
         part = tuple(slice(first, first + TENSOR_SIZE) for first in origin)
         file = f"tensors/{name}_{number:02d}.npz"

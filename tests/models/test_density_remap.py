@@ -7,8 +7,9 @@ import pytest
 from scipy import ndimage
 
 from ctseg.errors import IntegrityError, PreconditionError, UsageError
+from ctseg.geometry.body_regions import lung_box, lung_region
 from ctseg.geometry.intensity import window
-from ctseg.learning.density_remap import LookupCase, fit_lookup, lung_box, lung_region
+from ctseg.learning.density_remap import LookupCase, fit_lookup
 from models import build_network
 from models.density_remap import DensityRemap
 
