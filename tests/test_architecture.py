@@ -84,6 +84,7 @@ FLOORS = [
         "laterality",
         "manifest",
         "outputs",
+        "palette",
         "processes",
         "structure_names",
         "tables",
