@@ -591,6 +591,8 @@ def test_what_of_the_guide_is_read_travels_in_the_checkpoint(tmp_path, changes):
             "preprocess": {"grid": "whole", "spacing_mm": None, "window_hu": [-250.0, 750.0], "settings": {}},
             "settings": {"model": {"levels": 3}, "train": settings.record()["train"]},
             "guide": {"organs": ["c", "d"]},
+            "locator": None,
+            "sides": None,
             "epoch": 1,
             "model": network.state_dict(),
             "largest_component": [],
