@@ -159,12 +159,9 @@ def check_options(settings: Settings, options: Options, *, guided: bool) -> None
 
 def learns_tubes(settings: Settings) -> bool:
     """Whether the network predicts centrelines, so that their targets are needed."""
-    from models import PRESETS
+    from models import parts_of
 
-    chosen = settings.model.connectivity
-    return chosen == "multitask" or (
-        chosen == "auto" and "connectivity_multitask" in PRESETS[settings.model.name].techniques
-    )
+    return parts_of(settings.model.name, settings.record()["model"]).connectivity == "multitask"
 
 
 def build(arch: dict[str, Any]) -> Any:

@@ -69,7 +69,7 @@ def test_networks_import_only_torch():
         "typing",
         "functools",
         "itertools",
-        "types",
+        "bisect",
     }
     for path in below("models"):
         assert roots(imported(path)) <= allowed, path

@@ -45,10 +45,7 @@ class Plan:
 
 def architecture(settings: Settings, *, n_structures: int, guide_channels: int) -> dict[str, Any]:
     """What a network is built from."""
-    arch = {"n_structures": n_structures, **settings.record()["model"], "guide_channels": guide_channels}
-    if not arch["blocks"]:
-        del arch["blocks"]  # the network's own default
-    return arch
+    return {"n_structures": n_structures, **settings.record()["model"], "guide_channels": guide_channels}
 
 
 def with_planned_patch(plan: Plan, settings: Settings) -> Settings:
