@@ -124,6 +124,12 @@ class Case:
         except (OSError, IntegrityError):
             return False
 
+    def written_reference(self) -> StoredFile:
+        """The label map of a case that is written, on the grid of its scan."""
+        if self.reference is None:
+            raise ValueError(f"case {self.case_id} has no reference yet")
+        return self.reference
+
     def on_canvas(self) -> Grid:
         """The canvas of a case whose tensors are written."""
         if self.canvas is None:
