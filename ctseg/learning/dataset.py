@@ -16,7 +16,7 @@ import torch
 
 from ctseg import artifacts, laterality
 from ctseg.config import TrainSettings
-from ctseg.geometry.grids import Region
+from ctseg.geometry.boxes import Box, box_start
 from ctseg.learning import augment, density_remap, tubes
 from ctseg.prediction import guide_input
 from ctseg.prediction.sliding_windows import Sight
@@ -90,7 +90,7 @@ def load_cases(
     split: str,
     *,
     with_tubes: bool = False,
-    regions: dict[str, Region] | None = None,
+    regions: dict[str, Box] | None = None,
     progress: Callable = iter,
 ) -> list[TrainingCase]:
     """The cases of one split, in memory (6 MB per tensor, three times that with tubes). regions: parts of canvases to keep, by case."""
@@ -98,9 +98,8 @@ def load_cases(
     for entry in progress([case for case in manifest["cases"] if case["split"] == split]):
         image, label, origin = assemble(workspace, entry)
         if regions is not None and entry["case_id"] in regions:
-            (origin, shape) = regions[entry["case_id"]]
-            place = tuple(slice(o, o + n) for o, n in zip(origin, shape))
-            image, label = image[place].clone(), label[place].clone()
+            box = regions[entry["case_id"]]
+            image, label, origin = image[box].clone(), label[box].clone(), box_start(box)
         case = prepare_case(entry, image, label, manifest["structures"])
         case.origin, case.guide = origin, guide_input.load(workspace, manifest, entry)
         if with_tubes:

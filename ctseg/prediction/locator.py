@@ -15,8 +15,9 @@ import torch
 
 from ctseg import artifacts
 from ctseg.config import Settings
-from ctseg.geometry.grids import Region, region_around
-from ctseg.geometry.volume import Grid
+from ctseg.geometry.boxes import Box, bounding_box, make_box
+from ctseg.geometry.grids import region_around
+from ctseg.geometry.volume import Grid, face_corners
 from ctseg.learning.dataset import TrainingCase, prepare_case
 from ctseg.prediction.largest_component import keep_largest
 from ctseg.prediction.sliding_windows import Sight, Windows, predict_canvas
@@ -102,7 +103,7 @@ class Locator:
     n_structures: int
     machine: Machine
 
-    def find_case(self, workspace: artifacts.Workspace, entry: dict[str, Any]) -> Region | None:
+    def find_case(self, workspace: artifacts.Workspace, entry: dict[str, Any]) -> Box | None:
         """`find` for a case of the manifest."""
         return self.find(
             _read(workspace, entry)[0],
@@ -110,7 +111,7 @@ class Locator:
             Grid.from_record(entry["canvas"]),
         )
 
-    def find(self, image: torch.Tensor, whole: Grid, canvas: Grid) -> Region | None:
+    def find(self, image: torch.Tensor, whole: Grid, canvas: Grid) -> Box | None:
         """The part of a canvas that holds the structures, None when nothing was found on the whole body.
 
         image: (128, 128, 128) in 0..1 on the grid `whole`.
@@ -122,11 +123,11 @@ class Locator:
             .to(torch.uint8)
             .numpy()
         )
-        places = np.argwhere(keep_largest(label, range(1, self.n_structures + 1)) > 0)
-        if not len(places):
+        box = bounding_box(keep_largest(label, range(1, self.n_structures + 1)))
+        if box is None:
             return None
-        to_canvas = np.linalg.inv(canvas.affine) @ whole.affine
-        ends = np.array([places.min(0) - 0.5, places.max(0) + 0.5]) @ to_canvas[:3, :3].T + to_canvas[:3, 3]
+        ends = face_corners(np.linalg.inv(canvas.affine) @ whole.affine, box)
         limits = np.array(canvas.shape) - 1
-        low, high = np.clip(np.floor(ends.min(0)), 0, limits), np.clip(np.ceil(ends.max(0)), 0, limits)
-        return region_around(low, high, canvas.shape, canvas.spacing_mm)
+        low = np.clip(np.floor(ends.min(axis=1)), 0, limits)
+        high = np.clip(np.ceil(ends.max(axis=1)), 0, limits)
+        return region_around(make_box(low, high + 1), canvas)

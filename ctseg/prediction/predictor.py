@@ -133,7 +133,7 @@ class Predictor:
         preprocess = self.checkpoint["preprocess"]
         spacing = preprocess["spacing_mm"]
         plan = grids.GridPlan(preprocess["grid"], tuple(spacing) if spacing else None, 0.0)
-        box = grids.kept_box(
+        box = grids.kept_extent(
             image, preprocess["settings"].get("crop", "body"), preprocess["settings"]["margin_mm"]
         )
         canvas = plan.canvas(image.grid, box)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 import torch
 
-from ctseg.geometry.grids import Region
+from ctseg.geometry.boxes import Box, box_start, move
 from ctseg.geometry.probabilities import Shares
 from ctseg.prediction.guide_input import Guide, guide_patch
 from ctseg.runtime.hardware import Machine
@@ -67,11 +67,10 @@ class Sight:
     guide: Guide | None = None
     origin: tuple[int, int, int] = (0, 0, 0)
 
-    def part(self, region: Region) -> Sight:
-        """A part of it. region: first voxel, counted on the canvas, and shape."""
-        start, shape = region
-        place = tuple(slice(s - o, s - o + n) for s, o, n in zip(start, self.origin, shape))
-        return dataclasses.replace(self, image=self.image[place], origin=start)
+    def part(self, box: Box) -> Sight:
+        """A part of it, in a box of the canvas."""
+        place = move(box, [-first for first in self.origin])
+        return dataclasses.replace(self, image=self.image[place], origin=box_start(box))
 
 
 @torch.no_grad()

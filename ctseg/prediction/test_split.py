@@ -12,6 +12,7 @@ from ctseg import artifacts
 from ctseg.artifacts import Workspace
 from ctseg.config import Settings
 from ctseg.errors import IntegrityError
+from ctseg.geometry.boxes import box_shape, box_start
 from ctseg.geometry.probabilities import Shares
 from ctseg.geometry.volume import Grid, Volume
 from ctseg.learning import dataset
@@ -139,7 +140,7 @@ def _predict_case(
         "confidence": confidence,
         "reference": entry["reference"]["file"],
         "passes": passes,
-        "region": region,
+        "region": None if region is None else (box_start(region), box_shape(region)),
         "located": predictor.locator is None or region is not None,
     }
 

@@ -27,6 +27,7 @@ from ctseg.artifacts import (
 )
 from ctseg.errors import SYSTEM_FAULTS, CaseError, Finding, IntegrityError, PipelineError, ResourceError
 from ctseg.geometry import grids
+from ctseg.geometry.boxes import box_shape, box_start, whole_box
 from ctseg.geometry.distance_maps import coarse_maps
 from ctseg.geometry.intensity import window
 from ctseg.geometry.volume import Grid, Volume, canonical_axes, limit_threads
@@ -248,7 +249,7 @@ def findings_of(entry: dict[str, Any]) -> list[Finding]:
 
 def _survey(
     job: CaseJob, loaded: LoadedCase, source: dict[str, Any]
-) -> tuple[dict[str, Any], grids.Box, list[Finding]]:
+) -> tuple[dict[str, Any], grids.Extent, list[Finding]]:
     """(what is known before the grid is, the box to keep, findings) of a case."""
     case_id = job.record.case_id
     if loaded.label is None or all(state == UNLABELLED for state in loaded.states.values()):
@@ -259,8 +260,8 @@ def _survey(
             case=case_id,
         )
     findings = list(loaded.findings)
-    body = grids.kept_box(loaded.image, job.crop, job.margin_mm)
-    box = grids.extend_box(body, loaded.label)
+    body = grids.kept_extent(loaded.image, job.crop, job.margin_mm)
+    box = grids.extent_with(body, loaded.label)
     wider = max(
         np.abs(np.subtract(box.low_mm, body.low_mm)).max(),
         np.abs(np.subtract(box.high_mm, body.high_mm)).max(),
@@ -302,7 +303,7 @@ def _survey(
     return entry, box, findings
 
 
-def _write(job: CaseJob, loaded: LoadedCase, box: grids.Box, entry: dict[str, Any]) -> list[Finding]:
+def _write(job: CaseJob, loaded: LoadedCase, box: grids.Extent, entry: dict[str, Any]) -> list[Finding]:
     """Write tensors and reference of a case and note them in `entry`; what the grid costs comes back as findings."""
     label = loaded.label
     if job.plan is None or label is None:
@@ -335,14 +336,14 @@ def _write_tensors(
     """(canvas, label on it, records of the tensors written) of a case on one canvas."""
     scaled = window(grids.image_on_canvas(image, canvas).array, job.window_hu).astype(np.float16)
     canvas_label = grids.label_on_canvas(label, canvas)
-    start, shape = (0, 0, 0), canvas.shape
+    box = whole_box(canvas.shape)
     if job.plan is not None and job.plan.kind == "roi" and job.split == "train":
-        start, shape = grids.labelled_region(canvas_label)
+        box = grids.labelled_region(canvas_label)
     tensors = []
     for number, offset in enumerate(
-        grids.tensor_origins(shape, job.plan.overlap if job.plan is not None else 0.0)
+        grids.tensor_origins(box_shape(box), job.plan.overlap if job.plan is not None else 0.0)
     ):
-        origin = [first + more for first, more in zip(start, offset)]
+        origin = [first + more for first, more in zip(box_start(box), offset)]
         part = tuple(slice(first, first + TENSOR_SIZE) for first in origin)
         file = f"tensors/{name}_{number:02d}.npz"
         sha256 = write_tensor(
@@ -401,7 +402,7 @@ def canonical_spacing(entry: dict[str, Any]) -> tuple[float, float, float]:
     return grids.canonical_grid(Grid.from_record(entry["scan"])).spacing_mm
 
 
-def box_of(entry: dict[str, Any]) -> grids.Box:
+def box_of(entry: dict[str, Any]) -> grids.Extent:
     """The box to keep of a surveyed case."""
     (d0, h0, w0), (d1, h1, w1) = entry["body_box"]["low_mm"], entry["body_box"]["high_mm"]
-    return grids.Box((d0, h0, w0), (d1, h1, w1))
+    return grids.Extent((d0, h0, w0), (d1, h1, w1))
