@@ -136,11 +136,6 @@ def covered_box(source: Grid, target: Grid) -> Box:
     return make_box(np.floor(corners.min(axis=1)), np.ceil(corners.max(axis=1)) + 1)
 
 
-def limit_threads(count: int) -> None:
-    """Let resampling use at most `count` threads in this process (results do not depend on it)."""
-    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(count)
-
-
 def canonical_axes(affine: np.ndarray) -> tuple[Index, Flips]:
     """Which array axis serves as D, H, W, and whether it must be flipped, to come nearest to canonical order.
 

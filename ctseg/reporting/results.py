@@ -6,7 +6,6 @@ so, and the page shows what is left. Nothing is corrected or recomputed here.
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 from ctseg import artifacts
 from ctseg.artifacts import Workspace
 from ctseg.errors import IntegrityError, PreconditionError
+from ctseg.tables import read_csv
 
 EVALUATE_AGAIN = "run `python run_pipeline.py --eval --analyze`"
 _TEXT_COLUMNS = frozenset(
@@ -142,29 +142,9 @@ def _mapping(path: Path, workspace: Workspace, *, stage: str) -> dict[str, Any]:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of `per_case.csv` or `topology.csv`: numbers as float, empty cells as None, text and lists as they are."""
-    try:
-        artifacts.require_regular(path)
-        with path.open(newline="", encoding="utf-8") as stream:
-            rows = [
-                {key: _cell(key, value) for key, value in row.items() if key is not None}
-                for row in csv.DictReader(stream)
-            ]
-    except (OSError, UnicodeDecodeError, csv.Error, ValueError) as error:
-        raise IntegrityError(
-            "ARTIFACT_CORRUPT", f"not readable as a table ({error})", EVALUATE_AGAIN, file=path.name
-        ) from error
-    if any(row.get(key) is None for row in rows for key in ("case_id", "structure", "state")):
-        raise IntegrityError(
-            "ARTIFACT_CORRUPT", "a row has no case_id, structure or state", EVALUATE_AGAIN, file=path.name
-        )
-    return rows
-
-
-def _cell(key: str, value: str | None) -> Any:
-    if value is None or value == "":
-        return None
-    return value if key in _TEXT_COLUMNS else float(value)
+    """The rows of `per_case.csv` or `topology.csv`: numbers as float, empty cells None, text and lists as they are."""
+    required = ("case_id", "structure", "state")
+    return read_csv(path, text=_TEXT_COLUMNS, required=required, fix=EVALUATE_AGAIN)
 
 
 def data_root(workspace: Workspace, manifest: dict[str, Any]) -> Path:
