@@ -18,11 +18,12 @@ from scipy import ndimage
 
 from ctseg.artifacts import atomic_write
 from ctseg.errors import UsageError
-from ctseg.geometry.volume import Grid, Volume, resample, to_canonical
+from ctseg.geometry.boxes import Box, box_shape, intersection, move, union, whole_box, within
+from ctseg.geometry.volume import Grid, Volume, covered_box, resample, tight, to_canonical
 from ctseg.reporting.pictures import slices, style
 from ctseg.reporting.pictures.colours import colours_on_ct
 from ctseg.reporting.pictures.slices import PLANES, Plane
-from ctseg.scans.masks import Masks, tight
+from ctseg.scans.masks import Masks
 
 COLUMNS, AXIAL_ROWS = 6, 2
 WIDTH, GAP, TEXT = 1600, 8, 14  # pixels
@@ -49,21 +50,22 @@ def sheet_format(path: Path) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Piece:
-    """The mask of one structure inside its box. start: index of the box in the canonical scan; packed: its voxels, eight along W in one byte."""
+    """The mask of one structure inside its box of the canonical scan. packed: its voxels, eight along W in one byte."""
 
-    start: tuple[int, int, int]
-    shape: tuple[int, int, int]
+    box: Box
     packed: np.ndarray
 
     def cut(self, axis: int, number: int) -> np.ndarray | None:
         """The slice (bool) across an axis, as wide and high as the box; None when it has no voxel."""
-        inside = number - self.start[axis]
-        if not 0 <= inside < self.shape[axis]:
+        inside = number - self.box[axis].start
+        if not 0 <= inside < box_shape(self.box)[axis]:
             return None
         if axis == 2:
             part = np.unpackbits(self.packed[:, :, inside // 8, None], axis=2)[:, :, inside % 8]
         else:
-            part = np.unpackbits(np.take(self.packed, inside, axis=axis), axis=1, count=self.shape[2])
+            part = np.unpackbits(
+                np.take(self.packed, inside, axis=axis), axis=1, count=box_shape(self.box)[2]
+            )
         return part.astype(bool) if part.any() else None
 
 
@@ -78,35 +80,19 @@ def piece_of(part: Volume | None, grid: Grid) -> tuple[Piece | None, bool]:
         or np.abs(to_grid[:3, 3] - np.rint(to_grid[:3, 3])).max() > ALIGNED
     )
     if moved:
-        ends = np.array(np.meshgrid(*[[-0.5, n - 0.5] for n in part.array.shape], indexing="ij")).reshape(
-            3, -1
-        )
-        reach = to_grid[:3, :3] @ ends + to_grid[:3, 3:]
-        low = np.maximum(np.floor(reach.min(axis=1)).astype(int), 0)
-        high = np.minimum(np.ceil(reach.max(axis=1)).astype(int) + 1, grid.shape)
-        if (high <= low).any():
+        covered = intersection(covered_box(part.grid, grid), whole_box(grid.shape))
+        if covered is None:
             return None, True
-        part = tight(
-            resample(
-                Volume(part.array.astype(np.uint8), part.affine),
-                grid.crop(tuple(low), tuple(high - low)),
-                order="nearest",
-                fill=0,
-            )
-        )
+        voxels = Volume(part.array.astype(np.uint8), part.affine)
+        part = tight(resample(voxels, grid.crop_to(covered), order="nearest", fill=0))
         if part is None:
             return None, True
         to_grid = np.linalg.inv(grid.affine) @ part.affine
-    start = np.rint(to_grid[:3, 3]).astype(int)
-    low, high = (
-        np.maximum(start, 0),
-        np.minimum(start + part.array.shape, grid.shape),
-    )  # what lies beside the scan has no picture
-    if (high <= low).any():
+    own = move(whole_box(part.array.shape), np.rint(to_grid[:3, 3]))
+    box = intersection(own, whole_box(grid.shape))  # what lies beside the scan has no picture
+    if box is None:
         return None, moved
-    array = part.array[tuple(slice(a - s, b - s) for a, b, s in zip(low, high, start))]
-    d, h, w = (int(n) for n in array.shape)
-    return Piece((int(low[0]), int(low[1]), int(low[2])), (d, h, w), np.packbits(array > 0, axis=2)), moved
+    return Piece(box, np.packbits(part.array[within(box, own)] > 0, axis=2)), moved
 
 
 # ---- the sheet --------------------------------------------------------------------------------------------
@@ -136,15 +122,10 @@ class Sheet:
         return colours_on_ct(list(self.found))
 
     @functools.cached_property
-    def ends(self) -> list[tuple[int, int]]:
-        """First and last index of the masks along each axis of the scan (of the reference too)."""
-        pieces = [
-            piece for piece in [*self.found.values(), *(self.truth or {}).values()] if piece is not None
-        ]
-        return [
-            (min(p.start[axis] for p in pieces), max(p.start[axis] + p.shape[axis] for p in pieces) - 1)
-            for axis in range(3)
-        ]
+    def box(self) -> Box:
+        """The box of the scan that holds all masks (of the reference too)."""
+        pieces = [*self.found.values(), *(self.truth or {}).values()]
+        return union(*(piece.box for piece in pieces if piece is not None))
 
 
 def build_sheet(
@@ -207,7 +188,7 @@ def spread(first: int, last: int, count: int) -> list[int]:
 def draw(sheet: Sheet) -> Image.Image:
     """The sheet as a picture: panels, legend, scale and what it shows."""
     box = slices.box_around(
-        sheet.ends,
+        sheet.box,
         sheet.scan.array.shape,
         sheet.scan.spacing_mm,
         margin_mm=slices.WHOLE_MARGIN_MM,
@@ -218,7 +199,8 @@ def draw(sheet: Sheet) -> Image.Image:
     mm_per_pixel = max(width for _, width in sizes_mm.values()) / cell
     rows: list[tuple[Plane, list[int]]] = []
     for plane in PLANES:
-        numbers = spread(*sheet.ends[plane.axis], COLUMNS * (AXIAL_ROWS if plane.axis == 0 else 1))
+        side = sheet.box[plane.axis]
+        numbers = spread(side.start, side.stop - 1, COLUMNS * (AXIAL_ROWS if plane.axis == 0 else 1))
         numbers = numbers[::-1] if plane.axis == 0 else numbers  # from the head down, as films are hung
         rows += [(plane, numbers[start : start + COLUMNS]) for start in range(0, len(numbers), COLUMNS)]
     legend, legend_height = _legend(sheet)
@@ -285,7 +267,7 @@ def _panel(
         for name, piece in pieces.items():
             mask = piece.cut(plane.axis, number) if piece is not None else None
             if piece is not None and mask is not None:
-                start = [piece.start[axis] - box[axis].start for axis in axes]
+                start = [piece.box[axis].start - box[axis].start for axis in axes]
                 start[0] = start[0] if not plane.flip_rows else grey.shape[0] - start[0] - mask.shape[0]
                 _paint(
                     canvas, _upright(mask, plane), start, grey.shape, sheet.colours[name] * 255, opacity, line

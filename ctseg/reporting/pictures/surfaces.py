@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from scipy import ndimage
 
+from ctseg.geometry.boxes import bounding_box, box_start, grow
 from ctseg.geometry.volume import Volume
 
 SMOOTH_VOXELS = 0.8  # enough to hide the steps between voxels, too little to close what is open
@@ -61,14 +62,14 @@ def surface_of(
     step_mm: distance of the points. The level is the one that keeps the mask's volume, so a thin vessel does not vanish
     in the smoothing.
     """
-    boxes = ndimage.find_objects(mask.array.view(np.uint8))
-    if not boxes:
+    box = bounding_box(mask.array)
+    if box is None:
         return _nowhere(name, colour, opacity)
-    tight = np.pad(mask.array[boxes[0]], _ROOM).astype(np.float32)
+    tight = np.pad(mask.array[box], _ROOM).astype(np.float32)
     smooth = ndimage.gaussian_filter(tight, smooth_voxels)
     count = int(tight.sum())
     level = min(max(float(np.partition(smooth.ravel(), -count)[-count]), LEVELS[0]), LEVELS[1])
-    placed = _Placed(smooth, [part.start - _ROOM for part in boxes[0]], mask)
+    placed = _Placed(smooth, box_start(grow(box, _ROOM)), mask)
     return _surface(placed, level, Surface(name, _NONE, _NONE, colour, opacity), step_mm, find)
 
 
@@ -83,12 +84,12 @@ def surface_at(
     find: Finder = crossings,
 ) -> Surface:
     """Where probabilities (float32 (D, H, W), 0 to 1) cross a level, between the voxels and not smoothed; 0 beyond the scan's border."""
-    boxes = ndimage.find_objects((values.array >= level).view(np.uint8))
-    if not boxes:
+    box = bounding_box(values.array >= level)
+    if box is None:
         return _nowhere(name, colour, opacity)
-    wide = [slice(max(0, part.start - _ROOM), part.stop + _ROOM) for part in boxes[0]]
-    field = np.pad(values.array[tuple(wide)], _ROOM)
-    placed = _Placed(field, [part.start - _ROOM for part in wide], values)
+    wide = grow(box, _ROOM, values.array.shape)
+    field = np.pad(values.array[wide], _ROOM)
+    placed = _Placed(field, box_start(grow(wide, _ROOM)), values)
     return _surface(placed, level, Surface(name, _NONE, _NONE, colour, opacity), step_mm, find)
 
 
