@@ -16,10 +16,8 @@ from __future__ import annotations
 import argparse
 import functools
 import json
-import multiprocessing
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +27,7 @@ from ctseg.cli import LOG, Options
 from ctseg.config import Settings
 from ctseg.errors import IntegrityError, PreconditionError, UsageError
 from ctseg.outputs import keep_inputs, require_writable
-from ctseg.processes import end_with_parent
+from ctseg.processes import ordered_map
 
 if TYPE_CHECKING:
     from ctseg.evaluation.mask_comparison import MaskPair
@@ -75,6 +73,7 @@ def run(workspace: Workspace, settings: Settings, options: Options) -> int:
 def score_run(workspace: Workspace, settings: Settings, workers: int = 1) -> int:
     """Score the predictions that `evaluation_run.json` lists against the references of the test split."""
     from ctseg.evaluation.mask_pairs import Pair, ScoreSettings, check_names, check_sets
+    from ctseg.scans.datasets.case import IGNORED
     from ctseg.scoring.metrics import Structure
     from ctseg.scoring.tolerances import tolerances_for
 
@@ -107,9 +106,12 @@ def score_run(workspace: Workspace, settings: Settings, workers: int = 1) -> int
     how = ScoreSettings(
         tolerances_for(manifest["structures"]),
         settings.evaluate.boundary_mode,
-        topology=settings.evaluate.topology,
+        IGNORED,
+        settings.evaluate.topology,
     )
     rows, nothing, notes = score_pairs(pairs, structures, how, workers=workers)
+    if ignored := sum(case.get("ignored_voxels", 0) for case in expected.values()):
+        notes.append(f'{ignored} voxels of the references are marked "ignore" and left out of all scores')
     trust = join_trust(workspace, record, rows)
     report = write_evaluation(
         workspace.evaluation,
@@ -237,29 +239,13 @@ def score_pairs(
     rows: list[Row] = []
     nothing: list[Row] = []
     notes: list[str] = []
-    for own, own_nothing, own_notes in cli.bar("Scoring")(_map(job, ordered, workers), total=len(ordered)):
+    with cli.CountingBar("Scoring") as bar:
+        scored = ordered_map(job, ordered, workers=workers, progress=bar)
+    for own, own_nothing, own_notes in scored:
         rows += own
         nothing += own_nothing
         notes += own_notes
     return rows, nothing, notes
-
-
-def _map(job: Any, items: Sequence[Any], workers: int) -> Iterator[Any]:
-    """job(item) for every item, in their order."""
-    if min(workers, len(items)) <= 1:
-        yield from map(job, items)
-        return
-    # Never a plain fork: this process may hold torch with running threads.
-    method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
-    context = multiprocessing.get_context(method)
-    with ProcessPoolExecutor(
-        min(workers, len(items)), mp_context=context, initializer=end_with_parent
-    ) as pool:
-        try:
-            yield from pool.map(job, items)
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
 
 
 def write_evaluation(

@@ -19,8 +19,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from ctseg import artifacts
-from ctseg.learning.dataset import assemble
 from ctseg.prediction.largest_component import keep_largest
+from ctseg.prediction.network_input import assemble
 
 STEPS = 16  # candidate ends of the interval
 TRAINING_CASES = 6  # enough to choose two numbers

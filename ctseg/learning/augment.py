@@ -35,9 +35,10 @@ STRENGTHS = {
 
 @dataclasses.dataclass
 class Sampling:
-    """Where the voxels of a patch come from: an upright box of the canvas, or free positions in it; then perhaps mirrored.
+    """Where the voxels of a patch come from: an upright box of the canvas, or free positions; then perhaps mirrored.
 
-    positions: (3, D, H, W) canvas voxels, None for the upright box that begins at `start`. zoom: mm in the scan per mm in the patch.
+    positions: (3, D, H, W) canvas voxels, None for the upright box that begins at `start`. zoom: mm in the scan per
+    mm in the patch.
     """
 
     start: np.ndarray
@@ -72,7 +73,8 @@ def draw_sampling(
 ) -> Sampling:
     """A random sampling of a patch of `size` about the voxel `centre`, moved to lie inside a canvas of `shape`.
 
-    spacing: voxel size in mm, so that rotations are rotations in space. W is the patient's left-right axis on every canvas.
+    spacing: voxel size in mm, so that rotations are rotations in space. W is the patient's left-right axis on every
+    canvas.
     """
     limits = np.array(shape) - np.array(size)
     start = np.clip(np.round(np.asarray(centre) - np.array(size) / 2).astype(int), 0, np.maximum(limits, 0))
@@ -117,7 +119,7 @@ def _deformed(
 
 
 def _interpolate(volume: torch.Tensor, positions: torch.Tensor, mode: str, padding: str) -> torch.Tensor:
-    """(D, H, W) float32 of `volume` at `positions`. Only the touched box is handed on, so the float32 copy stays small."""
+    """(D, H, W) float32 of `volume` at `positions`; only the touched box is made float32."""
     low = [max(0, int(positions[i].min().floor())) for i in range(3)]
     high = [min(volume.shape[i], int(positions[i].max().ceil()) + 1) for i in range(3)]
     box = tuple(slice(min(a, n - 1), max(b, a + 1)) for a, b, n in zip(low, high, volume.shape))
@@ -139,7 +141,10 @@ def _rotation(angles: np.ndarray) -> np.ndarray:
 
 
 def shift_intensity(image: torch.Tensor, strength: Strength, rng: np.random.Generator) -> torch.Tensor:
-    """The image (any shape, 0..1) with another gain and brightness, and noise in half of the cases; unchanged at strength "none"."""
+    """The image (any shape, 0..1) with another gain and brightness, and noise in half of the cases.
+
+    Unchanged at strength "none".
+    """
     if not (strength.contrast or strength.brightness or strength.noise):
         return image
     gain = 1 + rng.uniform(-strength.contrast, strength.contrast)
@@ -150,11 +155,3 @@ def shift_intensity(image: torch.Tensor, strength: Strength, rng: np.random.Gene
             image + torch.from_numpy(rng.standard_normal(tuple(image.shape), dtype=np.float32)) * deviation
         )
     return image.clamp_(0, 1)
-
-
-def mirror_table(pairs: list[tuple[int, int]], n_structures: int) -> torch.Tensor:
-    """(S+1,) label ids after a left/right mirror: paired structures change places. An involution."""
-    table = torch.arange(n_structures + 1)
-    for left, right in pairs:
-        table[left + 1], table[right + 1] = right + 1, left + 1
-    return table

@@ -10,13 +10,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ctseg.palette import ON_CT
 from ctseg.reporting import facts, glossary, other_runs, tables, verdict
 from ctseg.reporting.gallery import CasePicture
 from ctseg.reporting.page import data_uri, slim, template, text_of
 from ctseg.reporting.pictures.curves import by_structure
 from ctseg.reporting.pictures.slices import (
     LUNG_HU,
-    ON_CT,
     PREDICTION_COLOUR,
     REFERENCE_COLOUR,
     STRUCTURE_PICTURES,

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
+from ctseg.palette import ON_CT
 from ctseg.reporting import report
 from ctseg.reporting.page import TEMPLATES, template
 from ctseg.reporting.pictures import slices
@@ -79,7 +80,7 @@ def view_case(title: str, case: CaseVolumes, display_hu: tuple[float, float]) ->
 def render(found: Results, cases: Sequence[ViewedCase]) -> str:
     """The page as text."""
     script = SCRIPT.read_text(encoding="utf-8")
-    colours = [slices.ON_CT[index % len(slices.ON_CT)] for index in range(len(found.structures))]
+    colours = [ON_CT[index % len(ON_CT)] for index in range(len(found.structures))]
     content = json.dumps(
         {"cases": [case.record() for case in cases], "structures": list(found.structures), "colours": colours}
     ).replace("<", "\\u003c")

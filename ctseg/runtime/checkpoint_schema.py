@@ -21,8 +21,9 @@ from ctseg.scans.formats.checks import SPACING_RANGE_MM
 MOST_STRUCTURES = 255  # label maps are uint8
 OWN_ARCH = ("n_structures", "guide_channels")  # of an architecture, what is no setting
 FOREIGN = "give a checkpoint as this program wrote it, or train again with --restart if it is your own"
-# of a history, one number per epoch
+# of a history: one number per epoch, and one per epoch and structure
 SERIES = ("epochs", "train_loss", "val_loss", "val_mean_dice", "learning_rate", "epoch_seconds")
+SERIES_OF_STRUCTURES = ("train_dice", "val_dice", "val_hausdorff")
 # of torch.amp.GradScaler
 SCALER_KEYS = {"scale", "growth_factor", "backoff_factor", "growth_interval", "_growth_tracker"}
 

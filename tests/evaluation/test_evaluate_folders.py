@@ -21,6 +21,7 @@ from ctseg.errors import PipelineError, UsageError
 from ctseg.evaluation import result_files
 from ctseg.evaluation.mask_pairs import ScoreSettings, find_label_names, pair_folders, read_label_names
 from ctseg.geometry.volume import Volume
+from ctseg.scans.datasets.case import IGNORED
 from ctseg.scans.formats import nifti
 
 SHAPE, SPACING = (10, 12, 14), (3.0, 2.0, 1.0)
@@ -664,6 +665,30 @@ def test_workspace_is_scored_on_its_test_cases(tmp_path: Path) -> None:
         in (workspace.evaluation / "evaluation_report.txt").read_text(encoding="utf-8").splitlines()[0]
     )
     assert all((workspace.evaluation / name).exists() for name in (*TEXT_FILES, *PLOTS))
+
+
+def test_ignored_voxels_of_a_reference_leave_every_score(tmp_path: Path) -> None:
+    workspace = workspace_with_predictions(tmp_path)
+    assert evaluate.score_run(workspace, config.Settings()) == 0
+    plain = (workspace.evaluation / "per_case.csv").read_text(encoding="utf-8")
+    reference, predicted = mask(1, 2), mask(1, 2)
+    reference[9, 10, 10:13] = IGNORED
+    predicted[9, 10, 10:12] = 1  # a mistake where nobody looked
+    save(workspace.references, "c1", reference)
+    save(workspace.predictions, "c1", predicted)
+    content = artifacts.read_json(workspace.manifest)
+    content["cases"][1]["ignored_voxels"] = 3
+    artifacts.write_json(workspace.manifest, content)
+    assert evaluate.score_run(workspace, config.Settings()) == 0
+    rows, before = (
+        list(csv.DictReader(text.splitlines()))
+        for text in ((workspace.evaluation / "per_case.csv").read_text(encoding="utf-8"), plain)
+    )
+    for row, old in zip(rows, before):
+        assert row | {"tn": ""} == old | {"tn": ""}
+        assert int(old["tn"] or 0) - int(row["tn"] or 0) == (3 if row["case_id"] == "c1" else 0)
+    report = (workspace.evaluation / "evaluation_report.txt").read_text(encoding="utf-8")
+    assert '3 voxels of the references are marked "ignore"' in report
 
 
 def test_workspace_with_a_test_case_that_was_not_predicted(tmp_path: Path) -> None:

@@ -113,7 +113,7 @@ def test_stopped_in_the_middle_of_an_epoch_and_gone_on_with_equals_undisturbed(
     whole, broken = tiny_workspace.make(tmp_path / "whole"), tiny_workspace.make(tmp_path / "broken")
     values = {"train.epochs": 3, "train.steps_per_epoch": 4, "train.validations": 2, **parts}
     assert train.main(tiny_workspace.arguments(whole, **values)) == 0
-    real_step, real_score, done = trainer.Trainer._step, trainer.Validation.add, []
+    real_step, real_score, done = trainer.Trainer.train_step, trainer.Validation.add, []
 
     def then_stop(real):
         def call(self, *arguments):
@@ -131,7 +131,7 @@ def test_stopped_in_the_middle_of_an_epoch_and_gone_on_with_equals_undisturbed(
         7,
         9,
     }  # of the steps and validated scans of all runs: in the first epoch and in validations
-    monkeypatch.setattr(trainer.Trainer, "_step", then_stop(real_step))
+    monkeypatch.setattr(trainer.Trainer, "train_step", then_stop(real_step))
     monkeypatch.setattr(trainer.Validation, "add", then_stop(real_score))
     codes = [train.main(tiny_workspace.arguments(broken, **values))]
     assert artifacts.read_json(broken.history)["stopped"] == "interrupted"

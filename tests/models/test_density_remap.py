@@ -7,8 +7,9 @@ import pytest
 from scipy import ndimage
 
 from ctseg.errors import IntegrityError, PreconditionError, UsageError
+from ctseg.geometry.body_regions import lung_box, lung_region
 from ctseg.geometry.intensity import window
-from ctseg.learning.density_remap import LookupCase, fit_lookup, lung_box, lung_region
+from ctseg.learning.density_remap import LookupCase, fit_lookup
 from models import build_network
 from models.density_remap import DensityRemap
 
@@ -110,9 +111,8 @@ def test_the_table_rises_strictly_from_0_to_1_and_spreads_lumen_and_wall():
     lumen, wall = (np.median(drawn["image"][drawn[name]].astype(np.float32)) for name in ("lumen", "wall"))
     new_lumen, new_wall = np.interp([lumen, wall], np.linspace(0, 1, 90), table)
     assert new_wall - new_lumen > wall - lumen  # the same interval gets more of the range
-    DensityRemap(
-        build_network("unet", n_structures=1, width=2, levels=2), table
-    )  # which refuses what does not rise strictly
+    # which refuses what does not rise strictly
+    DensityRemap(build_network("unet", n_structures=1, width=2, levels=2)).set_lookup(table)
 
 
 def test_the_table_gives_the_three_classes_equal_shares():

@@ -19,6 +19,7 @@ from ctseg.geometry.soft_masks import probability_on_scan
 from ctseg.geometry.volume import Grid, Volume, resample
 from ctseg.prediction import sliding_windows
 from ctseg.prediction.calibration_stage import Calibration
+from ctseg.prediction.network_input import NetworkInput
 from ctseg.runtime.hardware import choose_machine
 from ctseg.scans.formats import nifti
 from ctseg.scoring import calibration
@@ -284,15 +285,15 @@ class Mirrored(torch.nn.Module):
 def test_views_are_told_and_their_mean_is_the_result(mirror):
     image = torch.from_numpy(draw(0)[0]).float()
     swaps = torch.tensor([0, 2, 1, 3]) if mirror else None
-    windows, sight = sliding_windows.Windows(4, (20, 20, 24), 0.5, swaps), sliding_windows.Sight(image)
+    windows, sight = sliding_windows.Windows(4, (20, 20, 24), 0.5, swaps), NetworkInput(image)
     labels: list[np.ndarray] = []
     mean = sliding_windows.predict_shares(Mirrored(), sight, windows, CPU, on_view=labels.append)
     canvas = sliding_windows.predict_canvas(Mirrored(), sight, windows, CPU).numpy()
     assert (
         np.abs(np.stack([mean.whole(number) for number in range(4)]) - canvas).max() < 1e-3
     )  # what blocks leave out
-    assert np.array_equal(mean.label(), canvas.argmax(0)) and len(labels) == sliding_windows.count_views(
-        Mirrored(), windows
+    assert np.array_equal(mean.label(), canvas.argmax(0)) and len(labels) == windows.count_views(
+        Mirrored()
     ) == (2 if mirror else 1)
     plain = sliding_windows.predict_canvas(
         Mirrored(), sight, sliding_windows.Windows(4, (20, 20, 24), 0.5), CPU
@@ -300,10 +301,7 @@ def test_views_are_told_and_their_mean_is_the_result(mirror):
     assert np.array_equal(labels[0], plain.argmax(0))
     if mirror:
         flipped = sliding_windows.predict_canvas(
-            Mirrored(),
-            sliding_windows.Sight(image.flip(2)),
-            sliding_windows.Windows(4, (20, 20, 24), 0.5),
-            CPU,
+            Mirrored(), NetworkInput(image.flip(2)), sliding_windows.Windows(4, (20, 20, 24), 0.5), CPU
         ).numpy()[:, :, :, ::-1][[0, 2, 1, 3]]
         assert np.array_equal(labels[1], flipped.argmax(0)) and not np.array_equal(labels[0], labels[1])
 
@@ -339,9 +337,8 @@ def run(tmp_path_factory) -> tuple[artifacts.Workspace, dict]:
 
 
 def test_the_files_hold_what_a_direct_computation_gives(run):
-    from ctseg.learning.dataset import assemble
+    from ctseg.prediction.network_input import assemble
     from ctseg.prediction.predictor import load_predictor
-    from ctseg.scoring.failure import agreement
     from models import build_network
 
     workspace, manifest = run
@@ -353,9 +350,9 @@ def test_the_files_hold_what_a_direct_computation_gives(run):
         build_network=build_network,
         file="best_model.pth",
     )
-    image, label, _ = assemble(workspace, entry)
-    members: list[np.ndarray] = []
-    soft = predictor.probabilities(sliding_windows.Sight(image), on_member=members.append)
+    _, label, _ = assemble(workspace, entry)
+    found = predictor.predict(predictor.read_case(workspace, manifest, entry))
+    soft, agreed = found.probabilities, found.confidence
     prediction = nifti.read_integers(workspace.evaluation / "predictions" / "case_5.nii.gz")[0].array
     summary, record = (
         artifacts.read_json(workspace.evaluation / "summary_statistics.json"),
@@ -363,7 +360,6 @@ def test_the_files_hold_what_a_direct_computation_gives(run):
     )
     with (workspace.evaluation / "per_case.csv").open() as stream:
         rows = {row["structure"]: row for row in csv.DictReader(stream)}
-    agreed = dict(zip(STRUCTURES, agreement(members, 3)))
     assert (
         predictor.members == record["members"] == 2
         and record["why_no_confidence"] is None

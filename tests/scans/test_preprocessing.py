@@ -30,7 +30,8 @@ from ctseg.geometry import grids
 from ctseg.geometry.argmax_on_scan import label_on_scan
 from ctseg.geometry.probabilities import Shares
 from ctseg.geometry.volume import Grid
-from ctseg.scans import case_to_tensors, parallel
+from ctseg.processes import ordered_map
+from ctseg.scans import case_to_tensors
 
 LABELS = {"liver": 1, "kidney_left": 2, "kidney_right": 3}
 SHAPE = (28, 24, 20)  # of the file: (i, j, k)
@@ -311,16 +312,13 @@ def die(job: case_to_tensors.CaseJob) -> case_to_tensors.CaseOutcome:
 def test_killed_worker_costs_one_case(data: Path, tmp_path: Path) -> None:
     from ctseg.scans.datasets.layouts import open_data_set
 
-    plan = grids.GridPlan("whole", None, 0.25)
-    jobs = [
-        case_to_tensors.CaseJob(
-            record, data, Workspace(tmp_path / "w"), tuple(LABELS), (-250, 750), 10.0, plan
-        )
-        for record in open_data_set(data).cases[:3]
-    ]
-    outcomes = parallel.map_cases(jobs, 2, work=die)
+    recipe = case_to_tensors.Recipe(
+        data, Workspace(tmp_path / "w"), tuple(LABELS), (-250, 750), 10.0, plan=grids.GridPlan("whole", None)
+    )
+    jobs = [case_to_tensors.CaseJob(record, recipe) for record in open_data_set(data).cases[:3]]
+    outcomes = ordered_map(die, jobs, workers=2, after_death=case_to_tensors.after_death)
     assert [outcome.case_id for outcome in outcomes] == ["p0", "p1", "p2"]
-    assert [outcome.entry is None for outcome in outcomes] == [False, True, False]
+    assert [outcome.case is None for outcome in outcomes] == [False, True, False]
     assert [finding.code for finding in outcomes[1].findings] == ["WORKER_DIED"]
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from matplotlib.colors import to_rgb
 
 from ctseg.laterality import side_of, words_of
-from ctseg.reporting.pictures.slices import ON_CT
+from ctseg.palette import ON_CT
 
 LIGHTER = 0.22  # share of white in the right one of a pair
 VIVID, APART = 0.28, 0.12  # least difference of a colour's channels, and of two colours as perceived

@@ -13,6 +13,7 @@ from ctseg.errors import Finding
 from ctseg.geometry.volume import Volume
 
 PRESENT, ABSENT, UNLABELLED = "present", "absent", "unlabelled"
+IGNORED = 255  # in label arrays and label tensors: a voxel nobody looked at, left out of training and scores
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +85,8 @@ class DataSet:
 @dataclasses.dataclass(frozen=True)
 class LoadedCase:
     """A case read and checked: image in HU (float32), label on the image's grid (uint8, 0 background,
-    i+1 = i-th of the requested structures), the state of each structure, and what was noticed."""
+    i+1 = i-th of the requested structures, IGNORED where nobody looked), the state of each structure, and
+    what was noticed."""
 
     record: CaseRecord
     image: Volume

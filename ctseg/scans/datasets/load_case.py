@@ -21,6 +21,7 @@ from ctseg.geometry.volume import Volume
 from ctseg.laterality import Sides, find_sides
 from ctseg.scans.datasets.case import (
     ABSENT,
+    IGNORED,
     PRESENT,
     UNLABELLED,
     CaseRecord,
@@ -45,7 +46,7 @@ _LEFT_OUT = (
 
 @dataclasses.dataclass
 class _Labels:
-    """What a label source says. array: (D, H, W) uint8, i+1 = i-th requested structure; nameable: every
+    """What a label source says. array: (D, H, W) uint8, i+1 = i-th requested structure, or IGNORED; nameable: every
     structure the source speaks about; empty: no voxel of any structure; empty_masks: the requested ones whose own mask is empty."""
 
     array: np.ndarray
@@ -67,10 +68,10 @@ def load_case(
     `structures` wins (OpenKBP: the challenge's own order) and a warning counts the voxels.
     Raises CaseError for a case that cannot be used, READ_FAILED for anything unforeseen.
     """
-    if len(structures) > 255:
+    if len(structures) >= IGNORED:
         raise UsageError(
             "BAD_VALUE",
-            f"{len(structures)} structures, at most 255 fit into a label map",
+            f"{len(structures)} structures, at most {IGNORED - 1} fit into a label map",
             "ask for fewer structures",
         )
     with _Boundary(record, root) as boundary:
@@ -162,7 +163,7 @@ def _read_map(record: CaseRecord, source: LabelSource, structures: Sequence[str]
             Finding(
                 "NOTE",
                 "LABEL_IGNORED",
-                f"{ignored} voxels carry the ignore value {source.ignore_value} and count as background",
+                f"{ignored} voxels carry the ignore value {source.ignore_value}: they are left out of training and scores",
                 file=str(path),
             )
         )
@@ -185,7 +186,8 @@ def _translate(
     if low < 0 or high >= 1 << 16:
         if low not in known or high >= 1 << 16:
             raise _wrong_values({low, high} - known, known, source)
-        stored = np.where(stored < 0, 0, stored)  # a negative ignore value
+        stored, ignore = np.where(stored < 0, high + 1, stored), high + 1  # a negative ignore value
+        known |= {ignore}
     counts = np.bincount(stored.ravel())
     found = {int(value) for value in np.flatnonzero(counts)}
     if found - known:
@@ -195,6 +197,8 @@ def _translate(
     for value, name in values.items():
         if 0 < value < len(table) and value != ignore:
             table[value] = numbers.get(name, 0)
+    if ignore is not None and 0 < ignore < len(table):
+        table[ignore] = IGNORED
     return table[stored], not (found - {0, ignore})
 
 
@@ -410,7 +414,7 @@ def _centroid_x(label: Volume, box: tuple[slice, ...], number: int) -> float:
 def _check_amount(label: Volume, image: Volume, source: LabelSource) -> list[Finding]:
     """A warning where most of the body's tissue is labelled. Air in labels (lungs, bowel) does not count."""
     tissue = image.array > _BODY_HU
-    body, labelled = np.count_nonzero(tissue), np.count_nonzero(label.array[tissue])
+    body, labelled = np.count_nonzero(tissue), np.count_nonzero(label.array[tissue] % IGNORED)
     if labelled <= IMPLAUSIBLE_FRACTION * body:
         return []
     return [

@@ -20,6 +20,7 @@ from ctseg.geometry.volume import Volume, reorient
 from ctseg.scans.datasets import load_case
 from ctseg.scans.datasets.case import (
     ABSENT,
+    IGNORED,
     PRESENT,
     UNLABELLED,
     CaseRecord,
@@ -148,7 +149,7 @@ def test_a_case_without_labels(tmp_path: Path) -> None:
 
 def test_more_structures_than_a_map_holds(tmp_path: Path) -> None:
     with pytest.raises(UsageError):
-        load_case.load_case(_map_case(tmp_path), [f"s{n}" for n in range(256)], root=tmp_path)
+        load_case.load_case(_map_case(tmp_path), [f"s{n}" for n in range(255)], root=tmp_path)
 
 
 # ---- states -----------------------------------------------------------------------------------------------
@@ -214,10 +215,26 @@ def test_empty_map(tmp_path: Path) -> None:
     assert partly.states == {"kidney_left": UNLABELLED, "kidney_right": UNLABELLED, "bladder": ABSENT}
 
 
-def test_ignore_value_is_background_and_told(tmp_path: Path) -> None:
-    case = load_case.load_case(_map_case(tmp_path, _changed(v=9), ignore_value=9), SIDES, root=tmp_path)
-    assert case.label is not None and np.array_equal(case.label.array, PHANTOM.label.array)
+@pytest.mark.parametrize("value", [9, -1, 300, 255])
+def test_ignored_voxels_have_a_value_of_their_own_and_are_told(tmp_path: Path, value: int) -> None:
+    import nibabel as nib
+
+    record = _map_case(tmp_path, ignore_value=value)
+    array = _changed(v=value).array.transpose(2, 1, 0)
+    nib.save(nib.Nifti1Image(array, nifti.file_affine(PHANTOM.label.affine)), tmp_path / "case/label.nii.gz")
+    case = load_case.load_case(record, SIDES, root=tmp_path)
+    assert case.label is not None and np.array_equal(case.label.array, _changed(v=IGNORED).array)
+    assert case.states == dict.fromkeys(SIDES, PRESENT)
     assert _codes(case) == [("NOTE", "LABEL_IGNORED")] and case.findings[0].cause.startswith("1 voxels")
+
+
+def test_ignored_voxels_do_not_count_as_labelled_tissue(tmp_path: Path) -> None:
+    array = np.where(PHANTOM.label.array == 0, 9, PHANTOM.label.array)
+    record = _map_case(tmp_path, Volume(array, PHANTOM.label.affine), ignore_value=9)
+    assert _codes(load_case.load_case(record, SIDES, root=tmp_path)) == [("NOTE", "LABEL_IGNORED")]
+
+
+def test_a_map_of_ignored_voxels_alone_is_refused(tmp_path: Path) -> None:
     only = Volume(np.where(PHANTOM.label.array > 0, 9, 0), PHANTOM.label.affine)
     for annotated in (None, frozenset(SIDES)):  # nobody looked at these voxels, so nothing is absent
         assert (
