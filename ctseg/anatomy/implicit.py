@@ -264,25 +264,20 @@ def ellipsoid_distance(x: np.ndarray, y: np.ndarray, z: np.ndarray, radii: Seque
     return level * (level - 1) / np.maximum(slope, np.float32(1e-4))
 
 
-def level_table(heights: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Rows of `values` (levels, k) interpolated every half millimetre from the lowest to the highest level, float32."""
-    z = np.arange(heights.min(), heights.max() + _TABLE_STEP_MM, _TABLE_STEP_MM)
-    order = np.argsort(heights)
-    columns = [np.interp(z, heights[order], column[order]) for column in values.T]
-    return gaussian_filter1d(np.stack(columns, axis=1), 8.0, axis=0, mode="nearest").astype(np.float32)
-
-
-def table_row(z: np.ndarray, lowest: float, rows: int) -> np.ndarray:
-    """Which row of a level table belongs to each height; heights outside get the first or last row."""
-    return np.clip((z - np.float32(lowest)) * np.float32(1 / _TABLE_STEP_MM), 0, rows - 1).astype(np.intp)
-
-
 def at_heights(levels: np.ndarray, z: np.ndarray) -> list[np.ndarray]:
-    """What a table of levels (n, 1 + k: height and k values) says at the heights z: k float32 arrays of z's shape."""
-    table = level_table(levels[:, 0], levels[:, 1:])
-    row = table_row(z, levels[:, 0].min(), len(table))
-    # mode "clip" spares the check of every index
-    return [np.take(np.ascontiguousarray(column), row, mode="clip") for column in table.T]
+    """What a table of levels (n, 1 + k: height and k values) says at the heights z: k float32 arrays of z's shape.
+
+    Interpolated and smoothed in steps of half a millimetre; heights outside get the first or last value.
+    """
+    heights, *columns = levels[np.argsort(levels[:, 0])].T
+    steps = np.arange(heights[0], heights[-1] + _TABLE_STEP_MM, _TABLE_STEP_MM)
+    row = (z - np.float32(heights[0])) * np.float32(1 / _TABLE_STEP_MM)
+    row = np.clip(row, 0, len(steps) - 1).astype(np.intp)
+    found = []
+    for column in columns:
+        smooth = gaussian_filter1d(np.interp(steps, heights, column), 8.0, mode="nearest").astype(np.float32)
+        found.append(np.take(smooth, row, mode="clip"))  # "clip" spares the check of every index
+    return found
 
 
 def _relative(box: Box, outer: Box) -> Box:

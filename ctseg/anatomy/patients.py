@@ -76,7 +76,7 @@ def sample_protocol(
         bottom, top = bottom + 2, min(top, 124.0)
     depth = int(np.clip(round((top - bottom) / slice_mm), 40, 280))
     tilt = rng.uniform((-0.14, -0.05, -0.08), (0.14, 0.05, 0.08)).tolist() if oblique else (0.0, 0.0, 0.0)
-    order, flips = sample_axes(rng) if any_axes else ((0, 1, 2), (False, False, False))
+    order, flips = random_axes(rng) if any_axes else ((0, 1, 2), (False, False, False))
     return Protocol(
         spacing_mm=(slice_mm, pixel_mm, pixel_mm),
         shape=(depth, side, side),
@@ -92,7 +92,7 @@ def sample_protocol(
     )
 
 
-def sample_axes(rng: np.random.Generator) -> tuple[tuple[int, int, int], tuple[bool, bool, bool]]:
+def random_axes(rng: np.random.Generator) -> tuple[tuple[int, int, int], tuple[bool, bool, bool]]:
     """A random order of the axes of a file, and which of them run backwards."""
     (i, j, k), (a, b, c) = rng.permutation(3).tolist(), rng.integers(0, 2, 3).astype(bool).tolist()
     return (i, j, k), (a, b, c)

@@ -5,8 +5,6 @@ The standard ones stand in `gut.csv`; its coordinates are those of `people.py`.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 
 from ctseg.anatomy.abdomen.people import Person
@@ -15,7 +13,7 @@ from ctseg.anatomy.implicit import Scene, Shape
 from ctseg.anatomy.shape_tables import read_table
 from ctseg.anatomy.texture import Texture
 
-SHAPES = read_table(Path(__file__).with_suffix(".csv"))
+SHAPES = read_table(__file__)
 
 
 def paint_gut(

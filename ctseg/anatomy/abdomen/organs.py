@@ -6,7 +6,6 @@ The standard ones stand in `organs.csv`; its coordinates are those of `people.py
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 
 import numpy as np
 
@@ -17,7 +16,7 @@ from ctseg.anatomy.labels import SIDES
 from ctseg.anatomy.shape_tables import read_table
 from ctseg.anatomy.texture import Texture
 
-SHAPES = read_table(Path(__file__).with_suffix(".csv"))
+SHAPES = read_table(__file__)
 SPLEEN_CENTER = (88.0, 24.0, 66.0)
 KIDNEY_CENTER = {1: (62.0, 9.0, -4.0), -1: (-62.0, 9.0, -20.0)}  # the right one lies lower
 KIDNEY_RADII = (29.5, 25.5, 57.0)

@@ -6,7 +6,6 @@ The standard frame stands in `trunk.csv`; its coordinates are those of `people.p
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 
 import numpy as np
 
@@ -18,7 +17,7 @@ from ctseg.anatomy.labels import SIDES
 from ctseg.anatomy.shape_tables import read_table
 from ctseg.anatomy.texture import Texture
 
-SHAPES = read_table(Path(__file__).with_suffix(".csv"))
+SHAPES = read_table(__file__)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,8 +5,6 @@ Their courses stand in `vessels.csv` and `liver_vessels.csv`.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 
 from ctseg.anatomy.abdomen.people import Person
@@ -14,8 +12,8 @@ from ctseg.anatomy.implicit import Scene, Shape
 from ctseg.anatomy.shape_tables import read_table
 from ctseg.anatomy.texture import Texture
 
-VESSELS = read_table(Path(__file__).with_suffix(".csv"))
-LIVER_VESSELS = read_table(Path(__file__).with_name("liver_vessels.csv"))
+VESSELS = read_table(__file__)
+LIVER_VESSELS = read_table(__file__, "liver_vessels")
 _LABELS = {"artery aorta": "aorta", "vein cava": "postcava"}
 # Around mesentery, omentum, left and right kidney: centre, spread along each axis, number of small vessels.
 TWIGS = (

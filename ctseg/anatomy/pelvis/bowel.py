@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 
 from ctseg.anatomy.bowel import along_line, paint_colon, paint_gas, paint_loops, random_loops, tube_distance
@@ -13,7 +11,7 @@ from ctseg.anatomy.pelvis.people import Patient
 from ctseg.anatomy.shape_tables import read_table
 from ctseg.anatomy.texture import Texture
 
-SHAPES = read_table(Path(__file__).with_suffix(".csv"))
+SHAPES = read_table(__file__)
 
 
 def colon_lines(patient: Patient, rng: np.random.Generator, rectum_top: np.ndarray) -> list[np.ndarray]:

@@ -5,8 +5,6 @@ The standard ones stand in `muscles.csv`.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 
 from ctseg.anatomy.body import body_outline, flattened, muscle_hu
@@ -16,7 +14,7 @@ from ctseg.anatomy.pelvis.people import Patient
 from ctseg.anatomy.shape_tables import read_table
 from ctseg.anatomy.texture import Texture
 
-SHAPES = read_table(Path(__file__).with_suffix(".csv"))
+SHAPES = read_table(__file__)
 # Muscles given by sections, and the mm by which each swells, so that neighbours meet.
 SWELL_MM = {
     "gluteus_maximus": 3.0,

@@ -6,7 +6,6 @@ The bones of a standard adult pelvis stand in `skeleton.csv`.
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 
 import numpy as np
 
@@ -25,7 +24,7 @@ from ctseg.anatomy.pelvis.wear import (
 from ctseg.anatomy.shape_tables import read_table
 from ctseg.anatomy.texture import Texture
 
-SHAPES = read_table(Path(__file__).with_suffix(".csv"))
+SHAPES = read_table(__file__)
 # z, y, pitch: L5 to L2
 VERTEBRAE = ((124.0, 6.0, -0.42), (158.0, -2.0, -0.12), (193.0, -3.0, 0.0), (228.0, 1.0, 0.1))
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 
 from ctseg.anatomy.implicit import Scene, Shape
 from ctseg.anatomy.labels import SIDES
 from ctseg.anatomy.shape_tables import read_table
 
-SHAPES = read_table(Path(__file__).with_suffix(".csv"))
+SHAPES = read_table(__file__)
 # Twigs and nodes around the rectum, in the mesentery, the groin, under the skin and around the prostate: centre, spread
 # along each axis, number.
 TWIGS = (
