@@ -45,7 +45,7 @@ def fill_cavity(
 def random_loops(
     rng: np.random.Generator, taken: np.ndarray, low: Corner, high: Corner, room: Room
 ) -> list[np.ndarray]:
-    """Centre lines (n, 4) of small-bowel loops: random walks from free places in the box between two corners."""
+    """Centre lines (n, 4) of small-bowel loops: random walks from free places between two corners."""
     loops: list[np.ndarray] = []
     for _ in range(90):
         radius = rng.uniform(8.5, 15.5)
@@ -101,8 +101,8 @@ def paint_loops(
 ) -> None:
     """Loops of small bowel with fluid, in some with gas.
 
-    loops: centre line, HU of the fluid, and share of the depth that is gas (below 0.35: none). gaps_mm: how far they
-    stay away from keep_out, and from the loops drawn before.
+    loops: centre line, HU of the fluid, and share of the depth that is gas (below 0.35: none). gaps_mm: how
+    far they stay away from keep_out, and from the loops drawn before.
     """
     drawn = scene.empty()
     for line, fluid_hu, gas in loops:

@@ -15,7 +15,7 @@ SHAPES = read_table(__file__)
 
 
 def colon_lines(patient: Patient, rng: np.random.Generator, rectum_top: np.ndarray) -> list[np.ndarray]:
-    """Centre lines (n, 4: x, y, z, radius) of sigmoid with descending colon, and of caecum with ascending colon."""
+    """Centre lines (n, 4: x, y, z, radius): sigmoid with descending colon, caecum with ascending colon."""
     jitter = rng.normal(0, 5, (9, 3))
     x, y, z, radius = rectum_top
     full = patient.bladder_fullness
@@ -60,7 +60,7 @@ def paint_bowel(
     keep_out: np.ndarray,
     texture: Texture,
 ) -> None:
-    """Draw small bowel, then colon. keep_out: function of everything they must not enter, on the whole grid."""
+    """Draw small bowel, then colon. keep_out: f of everything they must not enter, on the whole grid."""
     colon = colon_lines(patient, rng, rectum_top)
     small = bowel_walk(patient, rng, colon, min(225.0, float(scene.z.max())))
     wall_hu = patient.hu["bowel_wall"]
