@@ -15,7 +15,7 @@ from ctseg.geometry.probabilities import Shares
 from ctseg.geometry.soft_masks import probability_on_scan
 from ctseg.geometry.sparse_volume import Box
 from ctseg.geometry.volume import Grid
-from ctseg.scans.formats import nifti
+from ctseg.scans.formats import volume_files
 from ctseg.scoring import calibration
 from ctseg.scoring.calibration import Regions
 from ctseg.scoring.distances import joint_box
@@ -47,7 +47,9 @@ class Calibration:
         """
         scan = Grid.from_record(entry["scan"])
         file = entry["reference"]["file"]
-        reference = nifti.read_integers(workspace.require(workspace.processed / file, stage="preprocess"))[0]
+        reference = volume_files.read_integers(
+            workspace.require(workspace.processed / file, stage="preprocess")
+        )[0]
         if not reference.grid.matches(scan):
             raise IntegrityError(
                 "GRID_MISMATCH",

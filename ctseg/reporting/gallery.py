@@ -15,7 +15,7 @@ from ctseg.reporting.pictures import slices
 from ctseg.reporting.pictures.slices import Choice
 from ctseg.reporting.results import Results
 from ctseg.scans.datasets import load_case
-from ctseg.scans.formats import nifti
+from ctseg.scans.formats import volume_files
 
 REMARKS = {
     "missed": "missed",
@@ -91,8 +91,8 @@ def _load(workspace: Workspace, found: Results, case_id: str) -> tuple[Volume, V
             results.EVALUATE_AGAIN,
             case=case_id,
         )
-    reference, _ = nifti.read_integers(workspace.processed / entry["reference"]["file"])
-    prediction, _ = nifti.read_integers(workspace.evaluation / run["prediction"])
+    reference, _ = volume_files.read_integers(workspace.processed / entry["reference"]["file"])
+    prediction, _ = volume_files.read_integers(workspace.evaluation / run["prediction"])
     image = _load_scan(workspace, found.manifest, entry)
     if not image.grid.matches(Grid.from_record(entry["scan"])):
         raise CaseError(

@@ -315,7 +315,7 @@ def _read(
     try:
         check_names(path)
         volume, findings = volume_files.read_integers(path)
-        moved, notes = checks.put_on(volume, scan, path, of="scan")
+        moved, notes = checks.put_on(volume, scan, of="scan")
     except CaseError as error:
         raise CaseError(error.code, error.cause, error.fix, case=case_id, file=path.name) from None
     told = [finding for finding in findings + notes if finding.severity == "WARN"]

@@ -20,7 +20,7 @@ from ctseg.geometry.volume import Volume
 from ctseg.scans.datasets import gathering, metadata
 from ctseg.scans.datasets.case import ImageSource
 from ctseg.scans.formats import nrrd, slice_gaps, volume_files
-from ctseg.scans.formats.checks import refuse
+from ctseg.scans.formats.regular_files import refuse
 
 MOST_STRUCTURES = 1024  # in one label map; an image has more values
 FORMS = "a label map, a folder with one mask per structure, a DICOM SEG or an RTSTRUCT"

@@ -20,7 +20,7 @@ from ctseg.geometry.volume import Grid, Volume, resample
 from ctseg.prediction import sliding_windows
 from ctseg.prediction.calibration_stage import Calibration
 from ctseg.runtime.hardware import choose_machine
-from ctseg.scans.formats import nifti
+from ctseg.scans.formats import nifti, volume_files
 from ctseg.scoring import calibration
 from ctseg.scoring.calibration import BINS, Sums, structure_sums
 
@@ -356,7 +356,7 @@ def test_the_files_hold_what_a_direct_computation_gives(run):
     image, label, _ = assemble(workspace, entry)
     members: list[np.ndarray] = []
     soft = predictor.probabilities(sliding_windows.Sight(image), on_member=members.append)
-    prediction = nifti.read_integers(workspace.evaluation / "predictions" / "case_5.nii.gz")[0].array
+    prediction = volume_files.read_integers(workspace.evaluation / "predictions" / "case_5.nii.gz")[0].array
     summary, record = (
         artifacts.read_json(workspace.evaluation / "summary_statistics.json"),
         artifacts.read_json(workspace.run_record),

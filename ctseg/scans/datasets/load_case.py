@@ -30,7 +30,8 @@ from ctseg.scans.datasets.case import (
     LoadedCase,
 )
 from ctseg.scans.formats import folder_walk, volume_files
-from ctseg.scans.formats.checks import put_on, refuse, require_regular
+from ctseg.scans.formats.checks import put_on
+from ctseg.scans.formats.regular_files import at_file, located, refuse, require_regular
 
 IMPLAUSIBLE_FRACTION = 0.6  # of the body; labels that cover more are a mistake (or a crop: only a warning)
 NAMED = 5  # structures that one message names
@@ -146,7 +147,9 @@ def _read_map(record: CaseRecord, source: LabelSource, structures: Sequence[str]
     path = _path(source)
     volume, findings = volume_files.read_integers(path)
     volume_files.check_names(path, source.values)
-    volume, notes = put_on(volume, image.grid, path)
+    with at_file(path):
+        volume, notes = put_on(volume, image.grid)
+    notes = located(notes, path)
     array, empty = _translate(volume.array, source.values, structures, source.ignore_value, source)
     ignored = 0 if source.ignore_value is None else int(np.count_nonzero(volume.array == source.ignore_value))
     if empty and (record.annotated is None or ignored):
@@ -236,7 +239,9 @@ def _read_masks(record: CaseRecord, source: LabelSource, structures: Sequence[st
         path = source.masks[name]
         volume, notes = volume_files.read_integers(path)
         volume_files.check_name(path, name)
-        volume, more = put_on(volume, image.grid, path)
+        with at_file(path):
+            volume, more = put_on(volume, image.grid)
+        more = located(more, path)
         mask, _ = _translate(volume.array, {1: name}, [name], None, dataclasses.replace(source, path=path))
         _paint(array, mask.astype(bool), number, overlap)
         empty += [name] if not mask.any() else []
