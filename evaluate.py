@@ -16,20 +16,19 @@ from __future__ import annotations
 import argparse
 import functools
 import json
-import multiprocessing
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ctseg import cli
-from ctseg.artifacts import UNFINISHED, Workspace, load_manifest, read_json
+from ctseg.artifacts import UNFINISHED, Workspace, read_json
 from ctseg.cli import LOG, Options
 from ctseg.config import Settings
 from ctseg.errors import IntegrityError, PreconditionError, UsageError
+from ctseg.manifest import Manifest
 from ctseg.outputs import keep_inputs, require_writable
-from ctseg.processes import end_with_parent
+from ctseg.processes import ordered_map
 
 if TYPE_CHECKING:
     from ctseg.evaluation.mask_comparison import MaskPair
@@ -79,40 +78,40 @@ def score_run(workspace: Workspace, settings: Settings, workers: int = 1) -> int
     from ctseg.scoring.metrics import Structure
     from ctseg.scoring.tolerances import tolerances_for
 
-    manifest = load_manifest(workspace)
+    manifest = Manifest.load(workspace)
     record = read_json(workspace.require(workspace.run_record, stage="eval"))
-    if record["structures"] != manifest["structures"]:
+    if record["structures"] != list(manifest.structures):
         raise IntegrityError(
             "ORGAN_MAP_MISMATCH",
             "the predictions name other structures than processed_data",
             "run `python evaluate.py` again",
             file=workspace.relative(workspace.run_record),
         )
-    check_names(manifest["structures"])
-    expected = {case["case_id"]: case for case in manifest["cases"] if case["split"] == "test"}
+    check_names(manifest.structures)
+    expected = {case.case_id: case for case in manifest.of_split("test")}
     predicted = {case["case_id"]: case for case in record["cases"]}
     check_sets("test case", expected, predicted)
     pairs = [
         Pair(
             case_id,
-            case["patient_id"],
+            case.patient_id,
             workspace.evaluation / predicted[case_id]["prediction"],
             workspace.processed / predicted[case_id]["reference"],
             predicted[case_id]["prediction"],
             f"processed_data/{predicted[case_id]['reference']}",
-            case["states"],
+            case.states,
         )
         for case_id, case in expected.items()
     ]
-    structures = [Structure(name, (i,)) for i, name in enumerate(manifest["structures"], start=1)]
+    structures = [Structure(name, (i,)) for i, name in enumerate(manifest.structures, start=1)]
     how = ScoreSettings(
-        tolerances_for(manifest["structures"]),
+        tolerances_for(manifest.structures),
         settings.evaluate.boundary_mode,
         IGNORED,
         settings.evaluate.topology,
     )
     rows, nothing, notes = score_pairs(pairs, structures, how, workers=workers)
-    if ignored := sum(case.get("ignored_voxels", 0) for case in expected.values()):
+    if ignored := sum(case.ignored_voxels for case in expected.values()):
         notes.append(f'{ignored} voxels of the references are marked "ignore" and left out of all scores')
     trust = join_trust(workspace, record, rows)
     report = write_evaluation(
@@ -123,19 +122,13 @@ def score_run(workspace: Workspace, settings: Settings, workers: int = 1) -> int
         rows,
         nothing,
         warnings=notes,
-        synthetic=bool(manifest["synthetic"]),
-        split_hash=manifest["splits_hash"],
+        synthetic=manifest.synthetic,
+        split_hash=manifest.splits_hash,
         trust=trust,
     )
     LOG.info("\n%s", report)
     score_passes(
-        workspace,
-        record["cases"],
-        pairs,
-        structures,
-        how,
-        workers=workers,
-        synthetic=bool(manifest["synthetic"]),
+        workspace, record["cases"], pairs, structures, how, workers=workers, synthetic=manifest.synthetic
     )
     return 0
 
@@ -241,29 +234,13 @@ def score_pairs(
     rows: list[Row] = []
     nothing: list[Row] = []
     notes: list[str] = []
-    for own, own_nothing, own_notes in cli.bar("Scoring")(_map(job, ordered, workers), total=len(ordered)):
+    with cli.CountingBar("Scoring") as bar:
+        scored = ordered_map(job, ordered, workers=workers, progress=bar)
+    for own, own_nothing, own_notes in scored:
         rows += own
         nothing += own_nothing
         notes += own_notes
     return rows, nothing, notes
-
-
-def _map(job: Any, items: Sequence[Any], workers: int) -> Iterator[Any]:
-    """job(item) for every item, in their order."""
-    if min(workers, len(items)) <= 1:
-        yield from map(job, items)
-        return
-    # Never a plain fork: this process may hold torch with running threads.
-    method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
-    context = multiprocessing.get_context(method)
-    with ProcessPoolExecutor(
-        min(workers, len(items)), mp_context=context, initializer=end_with_parent
-    ) as pool:
-        try:
-            yield from pool.map(job, items)
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
 
 
 def write_evaluation(

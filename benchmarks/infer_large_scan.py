@@ -29,7 +29,7 @@ from ctseg.geometry.volume import AIR_HU, Grid, resample
 from ctseg.scans.formats import nifti, volume_files
 
 SHAPE = (300, 512, 512)
-PLANS = {"whole": GridPlan("whole", None, 0.25), "windows": GridPlan("windows", (2.5, 2.5, 2.5), 0.25)}
+PLANS = {"whole": GridPlan("whole", None), "windows": GridPlan("windows", (2.5, 2.5, 2.5))}
 
 
 def enlarge(source: Path, target: Path) -> None:

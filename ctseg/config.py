@@ -1,18 +1,37 @@
 """Settings with the reason behind each number, and the profiles that change them.
 
-defaults < profile < command line. Later stages take what defines the data from the manifest and what defines
-the network from the checkpoint, not from today's command line.
+What a field may hold stands on the field: the words of a Literal, the Range of a number. defaults < profile <
+task < file (--config) < command line. Later stages take what defines the data from the manifest and what
+defines the network from the checkpoint, not from today's command line.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
-import types
 import typing
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, Literal
 
 from ctseg.errors import UsageError
+
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """Smallest and largest value of a number; NaN lies outside."""
+
+    low: float
+    high: float
+
+
+Share = Annotated[float, Range(0, 1)]
+Fraction = Annotated[float, Range(0, 0.8)]  # of the patients that are not trained on
+Weight = Annotated[float, Range(0, 100)]
+Hu = Annotated[float, Range(-1e5, 1e5)]
+Count = Annotated[int, Range(0, 10**6)]
+Positive = Annotated[int, Range(1, 10**6)]
+Seed = Annotated[int, Range(0, 2**32 - 1)]
+AutoAllNone = Literal["auto", "all", "none"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,115 +40,130 @@ class DataSettings:
 
     structures: tuple[str, ...] = ()  # empty: every structure the data set names
     pairs: tuple[str, ...] = ()  # "left:right" names of mirror images where the names do not say so
-    grid: str = "auto"  # auto | whole | windows | roi; auto keeps the scans' own resolution when one tensor holds the body
-    spacing_mm: tuple[
-        float, ...
-    ] = ()  # windows and roi grid, along D, H, W; empty: median of the training scans
-    window_hu: tuple[float, float] = (-250.0, 750.0)  # from fat to cortical bone; scaled to 0..1 and clipped
-    crop: str = "body"  # body | lungs: what of a scan the tensors keep
-    margin_mm: float = 10.0  # kept around the body, so that skin never touches the tensor's edge
-    overlap: float = 0.25  # windows grid: smallest shared part of neighbouring tensors
-    test_fraction: float = 0.2
-    val_fraction: float = 0.1
-    guide: str = "none"  # none | labels | totalsegmentator | a folder of masks | a checkpoint (.pth): whose organs guide the network
-    guide_organs: tuple[
-        str, ...
-    ] = ()  # empty: all that the guide knows, without the structures to be learned
-    follow_links: bool = (
-        False  # links that leave the data folder lead to scans too; false: such cases are refused
-    )
-    assume_hu: bool = False  # DICOM slices without rescale tags count as HU, with a warning; false: such a series is refused
-    fractional_threshold: float = 0.0  # DICOM SEG of fractions: voxels from this share of its largest value on are the structure; 0: refused
-    fill_contour_gaps: bool = False  # RTSTRUCT or SEG of a thicker series: the slices between are interpolated; false: such a structure is left out
-    skip_limit: float = (
-        0.2  # a larger share of faulty cases (two or more) stops the run: the folder is not what we think
-    )
-    seed: int = 0
+    # auto keeps the scans' own resolution when one tensor holds the body
+    grid: Literal["auto", "whole", "windows", "roi"] = "auto"
+    # windows and roi grid, along D, H, W or the same for all; empty: median of the training scans
+    spacing_mm: tuple[Annotated[float, Range(0.1, 20)], ...] = ()
+    window_hu: tuple[Hu, Hu] = (-250.0, 750.0)  # from fat to cortical bone; scaled to 0..1 and clipped
+    crop: Literal["body", "lungs"] = "body"  # what of a scan the tensors keep
+    # kept around the body, so that skin never touches the tensor's edge
+    margin_mm: Annotated[float, Range(0, 1000)] = 10.0
+    test_fraction: Fraction = 0.2
+    val_fraction: Fraction = 0.1
+    # whose organs guide the network: none | labels | totalsegmentator | a folder of masks | a checkpoint
+    # (.pth)
+    guide: str = "none"
+    # empty: all that the guide knows, without the structures to be learned
+    guide_organs: tuple[str, ...] = ()
+    # links that leave the data folder lead to scans too; false: such cases are refused
+    follow_links: bool = False
+    # DICOM slices without rescale tags count as HU, with a warning; false: such a series is refused
+    assume_hu: bool = False
+    # DICOM SEG of fractions: voxels from this share of its largest value on are the structure; 0: refused
+    fractional_threshold: Share = 0.0
+    # RTSTRUCT or SEG of a thicker series: the slices between are interpolated; false: such a structure is
+    # left out
+    fill_contour_gaps: bool = False
+    # a larger share of faulty cases (two or more) stops the run: the folder is not what we think
+    skip_limit: Share = 0.2
+    seed: Seed = 0
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelSettings:
-    """Which network; meaning of each value in `models/`."""
+    """Which network; meaning of each value beside the options of the same name in `models/`."""
 
-    name: str = "unet"
-    width: int = 16
-    levels: int = 5
-    max_channels: int = 320  # where the doubling per level ends
-    blocks: tuple[int, ...] = ()  # residual blocks per level; empty: 1, 2, 2, ...
-    decoder_unit: str = "residual"  # of unet and multi_decoder: a decoder level adds what it reads, and learns faster; plain: it does not
-    activation: str = (
-        "leaky"  # of the same two; neither was better for certain (docs/decisions/003-training.md)
-    )
-    decoders: str = "per_structure"  # this and the next four: of multi_decoder; shared: a single one with as many parameters, the control
-    attention: str = "voxel"
-    attention_stride: int = 2
-    attention_levels: int = 1  # 2: the decoders read each other before the finest level too
-    output: str = "softmax"  # sigmoid: each structure is learned by itself
-    backbone: str = "auto"  # this and the next: auto or 0 = what the preset says
-    passes: int = 0  # trained passes; 1: a single one
-    infer_passes: int = 0  # at most this many passes in prediction
-    context: str = "soft"  # what a pass sees of the one before: soft | hard | sdm (signed distances) | zeros
-    context_grad: str = "detach"  # through: a pass learns from the losses of later ones too
-    context_corruption: float = 0.3  # chance that a context is damaged in training
+    name: str = "unet"  # a preset of `models/`
+    width: Annotated[int, Range(1, 512)] = 16
+    levels: Annotated[int, Range(2, 7)] = 5
+    max_channels: Annotated[int, Range(1, 4096)] = 320  # where the doubling per level ends
+    # this and the next two: of unet and multi_decoder; residual blocks per level; empty: 1, 2, 2, ...
+    blocks: tuple[Annotated[int, Range(1, 100)], ...] = ()
+    # residual: a decoder level adds what it reads, and learns faster
+    decoder_unit: Literal["residual", "plain"] = "residual"
+    # neither was better for certain (docs/decisions/003-training.md)
+    activation: Literal["leaky", "prelu"] = "leaky"
+    # this and the next four: of multi_decoder; shared: a single one with as many parameters, the control
+    decoders: Literal["per_structure", "shared"] = "per_structure"
+    attention: Literal["voxel", "global_gate", "published", "none"] = "voxel"
+    attention_stride: Annotated[int, Range(1, 16)] = 2
+    attention_levels: Literal[1, 2] = 1  # 2: the decoders read each other before the finest level too
+    output: Literal["softmax", "sigmoid"] = "softmax"  # sigmoid: each structure is learned by itself
+    # auto here and below, and 0 passes: what the preset says
+    backbone: Literal["auto", "unet", "vnet", "multi_decoder"] = "auto"
+    passes: Annotated[int, Range(0, 3)] = 0  # trained passes; 1: a single one
+    infer_passes: Annotated[int, Range(0, 8)] = 0  # at most this many passes in prediction
+    # what a pass sees of the one before; sdm: signed distances
+    context: Literal["soft", "hard", "sdm", "zeros"] = "soft"
+    # through: a pass learns from the losses of later ones too
+    context_grad: Literal["detach", "through"] = "detach"
+    context_corruption: Share = 0.3  # chance that a context is damaged in training
     pass_embedding: bool = True  # whether a network is told the number of its pass
     shared_passes: bool = True  # false: each trained pass has a network of its own
-    guidance: str = "auto"  # auto | none | sdm (= film_spatial) | film_global | concat_input | spade | segmap (smoothed masks)
-    guide_hidden: int = 32
-    guide_stride: int = 1  # 2: modulation fields at half the size, cheaper on a CPU; the maps are smooth
-    guide_levels: str = "all"  # guided decoder levels: all | top (finest) | bottom (coarsest)
-    guide_tau_mm: tuple[float, ...] = (
-        20.0,
-        100.0,
-    )  # where the distance maps bend: the near one resolves an organ, the far one the body
+    # sdm (= film_spatial), segmap: smoothed masks
+    guidance: Literal[
+        "auto", "none", "sdm", "film_spatial", "film_global", "concat_input", "spade", "segmap"
+    ] = "auto"
+    guide_hidden: Annotated[int, Range(1, 512)] = 32
+    # 2: modulation fields at half the size, cheaper on a CPU; the maps are smooth
+    guide_stride: Literal[1, 2] = 1
+    guide_levels: Literal["all", "top", "bottom"] = (
+        "all"  # guided decoder levels: top (finest), bottom (coarsest)
+    )
+    # where the distance maps bend: the near one resolves an organ, the far one the body
+    guide_tau_mm: tuple[Annotated[float, Range(1, 1000)], ...] = (20.0, 100.0)
     guide_presence: bool = True  # whether the network is told which organs are there at all
-    film_init: str = "zero"  # zero: guidance begins as nothing | default
-    connectivity: str = "auto"  # auto | none | multitask
-    remap: str = "auto"  # auto | none | lut | lut_linear
-    kernel: int = 5  # of vnet: 5 | 3
-    stage_convs: str = "reference"  # of vnet: reference | paper
-    norm: str = "instance"  # of vnet: instance | group | batch
-    residual: bool = True  # of vnet: whether a stage adds what it reads
-    deep_supervision: bool = True  # of vnet; the others always have it
+    film_init: Literal["zero", "default"] = "zero"  # zero: guidance begins as nothing
+    connectivity: Literal["auto", "none", "multitask"] = "auto"
+    remap: Literal["auto", "none", "lut", "lut_linear"] = "auto"
+    kernel: Literal[3, 5] = 5  # this and the next four: of vnet
+    stage_convs: Literal["reference", "paper"] = "reference"
+    norm: Literal["instance", "group", "batch"] = "instance"
+    residual: bool = True  # whether a stage adds what it reads
+    deep_supervision: bool = True  # the other networks always have it
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainSettings:
     """How the network learns."""
 
-    minutes: float = 0.0  # 0: use epochs
-    epochs: int = 100
-    steps_per_epoch: int = 50
-    batch_size: int = 2
-    patch_size: tuple[int, ...] = ()  # empty: planned from the data, see ctseg/learning/planning.py
-    patch_voxels: int = 64**3  # upper bound of a planned patch: what sets the cost of a step
-    optimizer: str = "adamw"  # adamw | sgd
-    learning_rate: float = 2e-3
-    weight_decay: float = 1e-4
-    schedule: str = "cosine"  # cosine | poly | plateau
-    warmup_fraction: float = 0.03
-    first_pass_fraction: float = 0.35  # several passes: of training, so much with the first pass alone
-    gradient_clip: float = 1.0
-    precision: str = "auto"  # auto | fp32 | bf16 | fp16
-    foreground_fraction: float = (
-        0.67  # share of patches centred on a structure, drawn per patch: works at batch 1
-    )
-    augmentation: str = "standard"  # none | light | standard
-    # Left/right mirror as part of the augmentation; off where the mirror image is no anatomy (heart), or a structure of one side lacks its partner.
+    minutes: Annotated[float, Range(0, 1e6)] = 0.0  # 0: use epochs
+    epochs: Positive = 100
+    steps_per_epoch: Positive = 50
+    batch_size: Annotated[int, Range(1, 1024)] = 2
+    # empty: planned from the data, see ctseg/learning/planning.py
+    patch_size: tuple[Annotated[int, Range(2, 128)], ...] = ()
+    # upper bound of a planned patch: what sets the cost of a step
+    patch_voxels: Annotated[int, Range(4096, 128**3)] = 64**3
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    learning_rate: Annotated[float, Range(1e-8, 10)] = 2e-3
+    weight_decay: Annotated[float, Range(0, 10)] = 1e-4
+    schedule: Literal["cosine", "poly", "plateau"] = "cosine"
+    warmup_fraction: Share = 0.03
+    first_pass_fraction: Share = 0.35  # several passes: of training, so much with the first pass alone
+    gradient_clip: Annotated[float, Range(1e-6, 1e6)] = 1.0
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    # share of patches centred on a structure, drawn per patch: works at batch 1
+    foreground_fraction: Share = 0.67
+    augmentation: Literal["none", "light", "standard"] = "standard"
+    # Left/right mirror as part of the augmentation; off where the mirror image is no anatomy (heart), or a
+    # structure of one side lacks its partner.
     mirror: bool = True
-    loss: str = "dice_ce"  # dice_ce | dice | ce | dice_focal
-    sampling: str = "auto"  # auto | structures | tubes; auto: tubes where the network learns centrelines
-    guidance_dropout: float = (
-        0.15  # chance per guide organ to be hidden, so that a failed guide is survivable
-    )
-    union_weight: float = 1.0  # the next five: parts of the connectivity loss
-    centreline_weight: float = 0.5
-    radius_weight: float = 0.5
-    cldice_weight: float = 0.2
-    consistency_weight: float = 0.1
-    ema_decay: float = 0.998  # of the weights, with a shorter memory in the first steps
-    patience: int = 0  # epochs without a better validation Dice before stopping; 0: never
-    validations: int = 8  # how often the whole validation scans are predicted during a timed run
-    seed: int = 0
+    loss: Literal["dice_ce", "dice", "ce", "dice_focal"] = "dice_ce"
+    # auto: tubes where the network learns centrelines
+    sampling: Literal["auto", "structures", "tubes"] = "auto"
+    # chance per guide organ to be hidden, so that a failed guide is survivable
+    guidance_dropout: Share = 0.15
+    union_weight: Weight = 1.0  # the next five: parts of the connectivity loss
+    centreline_weight: Weight = 0.5
+    radius_weight: Weight = 0.5
+    cldice_weight: Weight = 0.2
+    consistency_weight: Weight = 0.1
+    # of the weights, with a shorter memory in the first steps
+    ema_decay: Annotated[float, Range(0, 0.99999)] = 0.998
+    patience: Count = 0  # epochs without a better validation Dice before stopping; 0: never
+    validations: Count = 8  # how often the whole validation scans are predicted during a timed run
+    seed: Seed = 0
 
     def fixed_patch(self) -> tuple[int, int, int]:
         """The patch size (D, H, W) after planning."""
@@ -141,15 +175,18 @@ class TrainSettings:
 class EvaluateSettings:
     """How the test scans are predicted and scored."""
 
-    overlap: float = 0.5  # of neighbouring sliding windows inside a tensor
-    context_scope: str = (
-        "volume"  # several passes: volume hands the whole prediction on, window works inside each window
-    )
+    overlap: Annotated[float, Range(0, 0.9)] = 0.5  # of neighbouring sliding windows inside a tensor
+    # several passes: volume hands the whole prediction on, window works inside each window
+    context_scope: Literal["volume", "window"] = "volume"
     flip: bool = True  # average with the left/right mirrored prediction, when training mirrored too
-    keep_largest: str = "auto"  # auto | all | none: structures of which only the largest component stays; auto: validation decided
-    boundary_mode: str = "surfel"  # surfel | voxel, see docs/artifacts.md
-    topology: str = "auto"  # auto | all | none: structures whose pieces, holes and centre lines are scored; auto: tubes, by their names
-    low_confidence: float = 0.7  # a structure whose views agree with a smaller Dice is named for a look; above 0.7 overlap counts as excellent (Zijdenbos 1994)
+    # structures of which only the largest component stays; auto: validation decided
+    keep_largest: AutoAllNone = "auto"
+    boundary_mode: Literal["surfel", "voxel"] = "surfel"  # see docs/artifacts.md
+    # structures whose pieces, holes and centre lines are scored; auto: tubes, by their names
+    topology: AutoAllNone = "auto"
+    # a structure whose views agree with a smaller Dice is named for a look; above 0.7 overlap counts as
+    # excellent (Zijdenbos 1994)
+    low_confidence: Share = 0.7
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,9 +198,14 @@ class Settings:
     train: TrainSettings = TrainSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
 
-    def record(self) -> dict[str, Any]:
+    def record(self) -> dict[str, dict[str, Any]]:
         """The settings as JSON values."""
-        return typing.cast(dict[str, Any], _plain(dataclasses.asdict(self)))
+        return {
+            section: {
+                key: list(value) if isinstance(value, tuple) else value for key, value in values.items()
+            }
+            for section, values in dataclasses.asdict(self).items()
+        }
 
 
 # A profile is only what differs from the defaults.
@@ -191,18 +233,17 @@ PROFILES: dict[str, dict[str, Any]] = {
 }
 
 
-def resolve(profile: str | None, overrides: dict[str, Any]) -> Settings:
+def resolve(profile: str | None, overrides: Mapping[str, Any]) -> Settings:
     """Settings from defaults, a profile and overrides {"train.epochs": 5} (strings are converted)."""
-    settings = Settings()
-    if profile is not None:
-        if profile not in PROFILES:
-            raise UsageError(
-                "UNKNOWN_PROFILE",
-                f"there is no profile '{profile}'",
-                f"choose one of {', '.join(PROFILES)}{did_you_mean(profile, PROFILES)}",
-            )
-        settings = _apply(settings, PROFILES[profile])
-    return _apply(settings, overrides)
+    if profile is None:
+        return changed(Settings(), overrides)
+    if profile not in PROFILES:
+        raise UsageError(
+            "UNKNOWN_PROFILE",
+            f"there is no profile '{profile}'",
+            f"choose one of {', '.join(PROFILES)}{did_you_mean(profile, PROFILES)}",
+        )
+    return changed(Settings(), {**PROFILES[profile], **overrides})
 
 
 def parse_assignments(assignments: list[str]) -> dict[str, str]:
@@ -220,32 +261,34 @@ def parse_assignments(assignments: list[str]) -> dict[str, str]:
     return result
 
 
-def from_record(record: dict[str, Any]) -> Settings:
-    """Settings from what `Settings.record` returned."""
-    flat = {f"{section}.{key}": value for section, values in record.items() for key, value in values.items()}
-    return _apply(Settings(), flat)
+def from_record(record: Mapping[str, Mapping[str, Any]]) -> Settings:
+    """Settings from what `Settings.record` returned; what it lacks has its default."""
+    return changed(Settings(), flat(record))
 
 
-def did_you_mean(word: str, known: typing.Iterable[str]) -> str:
+def flat(record: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """{"train.epochs": 5} from {"train": {"epochs": 5}}."""
+    return {f"{section}.{key}": value for section, values in record.items() for key, value in values.items()}
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
     """'; did you mean X?' for the nearest known word, or nothing."""
     near = difflib.get_close_matches(word.lower(), list(known), n=1, cutoff=0.5)
     return f"; did you mean '{near[0]}'?" if near else ""
 
 
-def setting_types() -> dict[str, type]:
-    """Every settable key with its type."""
-    result: dict[str, type] = {}
-    for section in dataclasses.fields(Settings):
-        section_type = typing.get_type_hints(Settings)[section.name]
-        hints = typing.get_type_hints(section_type)
-        result |= {
-            f"{section.name}.{field.name}": hints[field.name] for field in dataclasses.fields(section_type)
-        }
-    return result
+def setting_types() -> dict[str, Any]:
+    """Every settable key with the type on its field."""
+    sections = typing.get_type_hints(Settings)
+    return flat({name: typing.get_type_hints(kind, include_extras=True) for name, kind in sections.items()})
 
 
-def _apply(settings: Settings, overrides: dict[str, Any]) -> Settings:
+def changed(settings: Settings, overrides: Mapping[str, Any]) -> Settings:
+    """The settings with other values; UsageError for an unknown key, a wrong value, or values that do not go
+    together.
+    """
     known = setting_types()
+    values = {section: dict(vars(part)) for section, part in vars(settings).items()}
     for key, value in overrides.items():
         if key not in known:
             raise UsageError(
@@ -254,151 +297,70 @@ def _apply(settings: Settings, overrides: dict[str, Any]) -> Settings:
                 f"see `python run_pipeline.py --list`{did_you_mean(key, known)}",
             )
         section, name = key.split(".")
-        part = dataclasses.replace(getattr(settings, section), **{name: _convert(key, value, known[key])})
-        settings = dataclasses.replace(settings, **{section: part})
-    _check(settings)
-    return settings
+        values[section][name] = converted(key, value, known[key])
+    result = Settings(
+        DataSettings(**values["data"]),
+        ModelSettings(**values["model"]),
+        TrainSettings(**values["train"]),
+        EvaluateSettings(**values["evaluate"]),
+    )
+    check_together(result)
+    return result
 
 
-def _convert(key: str, value: Any, wanted: Any) -> Any:
-    origin = typing.get_origin(wanted)
+BOOLEANS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
+
+
+def converted(key: str, value: Any, kind: Any) -> Any:
+    """A value of the command line, a file or JSON as its field wants it. UsageError BAD_VALUE."""
+
+    def refused(what: str, fix: str) -> UsageError:
+        return UsageError("BAD_VALUE", f"{key}={value!r} {what}", fix)
+
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Annotated:
+        number, limits = converted(key, value, arguments[0]), arguments[1]
+        if not limits.low <= number <= limits.high:  # also refuses NaN
+            raise refused(f"lies outside {limits.low} to {limits.high}", "give a value in that range")
+        return number
+    if origin is Literal:
+        words = {str(word): word for word in arguments}
+        if str(value) not in words:
+            raise refused(
+                f"is not one of {', '.join(words)}", f"choose one of them{did_you_mean(str(value), words)}"
+            )
+        return words[str(value)]
+    if origin is tuple:
+        parts = [value]
+        if isinstance(value, str):  # names may hold brackets, and spaces inside
+            text = value if arguments[0] is str else value.strip("()[] ")
+            parts = [part.strip() for part in text.split(",") if part.strip()]
+        elif isinstance(value, (list, tuple)):
+            parts = list(value)
+        kinds = [arguments[0]] * len(parts) if arguments[-1] is Ellipsis else list(arguments)
+        if len(parts) != len(kinds):
+            raise refused(f"has not {len(kinds)} parts", "give so many, with commas between them")
+        return tuple(converted(key, part, one) for part, one in zip(parts, kinds))
     try:
-        if origin is tuple:
-            arguments = typing.get_args(wanted)
-            if isinstance(value, str):
-                value = (
-                    value if arguments[0] is str else value.strip("()[] ")
-                )  # names may hold brackets, and spaces inside
-                value = [part.strip() for part in value.split(",") if part.strip()]
-            if arguments[-1] is Ellipsis:
-                return tuple(_convert(key, part, arguments[0]) for part in value)
-            if len(value) != len(arguments):
-                raise ValueError
-            return tuple(_convert(key, part, kind) for part, kind in zip(value, arguments))
-        if wanted is bool:
-            words = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
-            return words[str(value).lower()]
-        if wanted is int:
-            if float(value) != int(float(value)):
-                raise ValueError
-            return int(float(value))
-        if isinstance(wanted, types.GenericAlias):
+        if kind is bool:
+            return BOOLEANS[str(value).lower()]
+        if isinstance(value, bool) or (kind is str and not isinstance(value, str)):
             raise ValueError
-        return wanted(value)
+        if kind is int and float(value) != int(float(value)):
+            raise ValueError
+        return kind(float(value)) if kind is int else kind(value)
     except (ValueError, KeyError, TypeError, OverflowError):
-        kind = getattr(wanted, "__name__", str(wanted))
+        raise refused(f"is not {KINDS[kind]}", "give a value of that type") from None
+
+
+def check_together(settings: Settings) -> None:
+    """Refuse values that are legal one by one and not together. UsageError BAD_VALUE, BAD_SIZE."""
+    if not settings.model.guide_tau_mm:
         raise UsageError(
             "BAD_VALUE",
-            f"{key}={value!r} is not a {kind if origin is None else str(wanted)}",
-            "give a value of that type",
-        ) from None
-
-
-_CHOICES = {
-    "data.grid": ("auto", "whole", "windows", "roi"),
-    "data.crop": ("body", "lungs"),
-    "train.loss": ("dice_ce", "dice", "ce", "dice_focal"),
-    "train.sampling": ("auto", "structures", "tubes"),
-    "model.decoder_unit": ("residual", "plain"),
-    "model.activation": ("leaky", "prelu"),
-    "model.decoders": ("per_structure", "shared"),
-    "model.output": ("softmax", "sigmoid"),
-    "model.context": ("soft", "hard", "sdm", "zeros"),
-    "model.context_grad": ("detach", "through"),
-    "model.guidance": (
-        "auto",
-        "none",
-        "sdm",
-        "film_spatial",
-        "film_global",
-        "concat_input",
-        "spade",
-        "segmap",
-    ),
-    "model.guide_levels": ("all", "top", "bottom"),
-    "model.film_init": ("zero", "default"),
-    "model.connectivity": ("auto", "none", "multitask"),
-    "model.remap": ("auto", "none", "lut", "lut_linear"),
-    "model.stage_convs": ("reference", "paper"),
-    "model.norm": ("instance", "group", "batch"),
-    "train.optimizer": ("adamw", "sgd"),
-    "train.schedule": ("cosine", "poly", "plateau"),
-    "train.precision": ("auto", "fp32", "bf16", "fp16"),
-    "train.augmentation": ("none", "light", "standard"),
-    "evaluate.context_scope": ("volume", "window"),
-    "evaluate.boundary_mode": ("surfel", "voxel"),
-    "evaluate.keep_largest": ("auto", "all", "none"),
-    "evaluate.topology": ("auto", "all", "none"),
-}
-_RANGES = {
-    "train.learning_rate": (1e-8, 10.0),
-    "train.epochs": (1, 10**6),
-    "train.patch_voxels": (4096, 128**3),
-    "train.batch_size": (1, 1024),
-    "train.minutes": (0.0, 1e6),
-    "train.steps_per_epoch": (1, 10**6),
-    "model.width": (1, 512),
-    "model.levels": (2, 7),
-    "model.max_channels": (1, 4096),
-    "data.overlap": (0.0, 0.75),
-    "evaluate.overlap": (0.0, 0.9),
-    "evaluate.low_confidence": (0.0, 1.0),
-    "train.ema_decay": (0.0, 0.99999),
-    "train.foreground_fraction": (0.0, 1.0),
-    "data.test_fraction": (0.0, 0.8),
-    "data.val_fraction": (0.0, 0.8),
-    "train.gradient_clip": (1e-6, 1e6),
-    "train.first_pass_fraction": (0.0, 1.0),
-    "data.skip_limit": (0.0, 1.0),
-    "data.fractional_threshold": (0.0, 1.0),
-    "data.margin_mm": (0.0, 1000.0),
-    "data.seed": (0, 2**32 - 1),
-    "train.seed": (0, 2**32 - 1),
-    "train.weight_decay": (0.0, 10.0),
-    "train.warmup_fraction": (0.0, 1.0),
-    "train.patience": (0, 10**6),
-    "train.validations": (0, 10**6),
-    "model.attention_stride": (1, 16),
-    "model.attention_levels": (1, 2),
-    "model.context_corruption": (0.0, 1.0),
-    "model.passes": (0, 3),
-    "model.infer_passes": (0, 8),
-    "model.guide_hidden": (1, 512),
-    "model.guide_stride": (1, 2),
-    "model.kernel": (3, 5),
-    "train.guidance_dropout": (0.0, 1.0),
-    "train.union_weight": (0.0, 100.0),
-    "train.centreline_weight": (0.0, 100.0),
-    "train.radius_weight": (0.0, 100.0),
-    "train.cldice_weight": (0.0, 100.0),
-    "train.consistency_weight": (0.0, 100.0),
-}
-
-
-def _check(settings: Settings) -> None:
-    record = settings.record()
-    for key, choices in _CHOICES.items():
-        section, name = key.split(".")
-        value = record[section][name]
-        if value not in choices:
-            raise UsageError(
-                "BAD_VALUE",
-                f"{key}={value!r} is not one of {', '.join(choices)}",
-                f"choose one of them{did_you_mean(str(value), choices)}",
-            )
-    for key, (low, high) in _RANGES.items():
-        section, name = key.split(".")
-        value = record[section][name]
-        if not low <= value <= high:  # also refuses NaN
-            raise UsageError(
-                "BAD_VALUE", f"{key}={value!r} lies outside {low} to {high}", "give a value in that range"
-            )
-    taus_mm = settings.model.guide_tau_mm
-    if not taus_mm or not all(1.0 <= tau <= 1000.0 for tau in taus_mm):
-        raise UsageError(
-            "BAD_VALUE",
-            f"model.guide_tau_mm={taus_mm} must be one or more distances of 1 to 1000 mm",
-            "give them near to far, for example 20,100",
+            "model.guide_tau_mm is empty",
+            "give one or more distances, near to far, for example 20,100",
         )
     low_hu, high_hu = settings.data.window_hu
     if not low_hu < high_hu:
@@ -407,26 +369,20 @@ def _check(settings: Settings) -> None:
             f"data.window_hu={settings.data.window_hu} is empty",
             "give the lower end first, for example -250,750",
         )
-    if len(settings.train.patch_size) not in (0, 3):
+    patch = settings.train.patch_size
+    if len(patch) not in (0, 3):
         raise UsageError(
             "BAD_SIZE",
-            f"train.patch_size={settings.train.patch_size} has not three numbers",
+            f"train.patch_size={patch} has not three numbers",
             "give depth, height and width in voxels, for example 64,64,64",
         )
     multiple = 2 ** (settings.model.levels - 1)
-    bad = [n for n in settings.train.patch_size if n % multiple or not multiple <= n <= 128]
-    if bad:
-        lower = max(multiple, bad[0] // multiple * multiple)
-        raise UsageError(
-            "BAD_SIZE",
-            f"train.patch_size has {bad[0]}, not a multiple of {multiple} up to 128 (model.levels={settings.model.levels})",
-            f"use {min(lower, 128)} or {min(lower + multiple, 128)}",
-        )
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, (tuple, list)):
-        return [_plain(item) for item in value]
-    return value
+    for size in patch:
+        if size % multiple:
+            lower = max(multiple, size // multiple * multiple)
+            raise UsageError(
+                "BAD_SIZE",
+                f"train.patch_size has {size}, not a multiple of {multiple} "
+                f"(model.levels={settings.model.levels})",
+                f"use {lower} or {min(lower + multiple, 128)}",
+            )

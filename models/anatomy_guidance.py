@@ -1,40 +1,62 @@
-"""Spatial FiLM from maps of the anatomy around, after github.com/seoooa/anatomical-guidance (SPADE, Park et al. 2019,
-arXiv:1903.07291; FiLM, Perez et al. 2018, arXiv:1709.07871).
+"""Spatial FiLM from maps of the anatomy around, after github.com/seoooa/anatomical-guidance (SPADE, Park et
+al. 2019, arXiv:1903.07291; FiLM, Perez et al. 2018, arXiv:1709.07871).
 
-Signed distances to known organs say at every voxel where it lies in the body, which a patch cannot see. Per decoder
-level they become a scale and a shift of the features at each voxel, zero at the start: guidance begins as nothing.
+Signed distances to known organs say at every voxel where it lies in the body, which a patch cannot see. Per
+decoder level they become a scale and a shift of the features at each voxel, zero at the start: guidance
+begins as nothing.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.blocks import Modulation, Modulations, Output, choose, initialise
+from models.blocks import Hook, Hooks, Options, Output, choose, initialise
 from models.technique import Technique, chained
 
-FORMS = ("film_spatial", "film_global", "concat_input", "spade", "segmap")
-LEVELS = ("all", "top", "bottom")
-FILM_INITS = ("zero", "default")
+Form = Literal["film_spatial", "film_global", "concat_input", "spade", "segmap"]
 SPADE_HIDDEN = 128
-# A guide of K organs has 3 K channels: tanh(distance / tau), negative inside, of all organs for each tau, and last
-# whether an organ is there. The far one tells the distance exactly, so that all other forms follow from it.
+# A guide of K organs has 3 K channels: tanh(distance / tau), negative inside, of all organs for each tau, and
+# last whether an organ is there. The far one tells the distance exactly, so that all other forms follow from
+# it.
 DELIVERED_TAU_MM = (20.0, 100.0)
 SMOOTHING_MM = 2.0  # of masks ("segmap"): one voxel of the grid on which the maps are stored
+
+
+@dataclasses.dataclass(frozen=True)
+class GuideOptions(Options):
+    """Options of the guidance.
+
+    guide_hidden: channels between guide and scale/shift; 32 adds 104,384 parameters at K' = 21 and decoder
+    channels 256/128/64/32. The form "spade" always has its published 128. guide_stride: 2 computes scale and
+    shift of the finest level at half the size: an eighth of the work, and the maps are smooth. guide_levels:
+    which decoder levels are guided: "all", "top" (the finest) or "bottom" (the coarsest). guide_tau_mm,
+    guide_presence: see GuideForm. film_init: "zero", so that the guided network starts as the one inside bit
+    for bit, or PyTorch's "default".
+    """
+
+    guide_hidden: int = 32
+    guide_stride: Literal[1, 2] = 1
+    guide_levels: Literal["all", "top", "bottom"] = "all"
+    guide_tau_mm: Sequence[float] = DELIVERED_TAU_MM
+    guide_presence: bool = True
+    film_init: Literal["zero", "default"] = "zero"
 
 
 class GuideForm:
     """What of the delivered guide the network reads, and as what.
 
-    tau_mm: the distances at which the maps bend, near to far. presence: whether the channels that say so are read.
-    masks: the organs themselves instead of distances to them, smoothed with a Gaussian of SMOOTHING_MM. For a flat
-    surface that is a function of the distance alone; thin parts come out a little stronger than a filter makes them.
+    tau_mm: the distances at which the maps bend, near to far. presence: whether the channels that say so are
+    read. masks: the organs themselves instead of distances to them, smoothed with a Gaussian of SMOOTHING_MM.
+    For a flat surface that is a function of the distance alone; thin parts come out a little stronger than a
+    filter makes them.
     """
 
     def __init__(
@@ -57,6 +79,13 @@ class GuideForm:
         kept = (1 if masks else len(self.tau_mm)) + presence
         self.channels = delivered if self.unchanged else delivered // blocks * kept
 
+    @classmethod
+    def of(cls, delivered: int, form: str, options: GuideOptions) -> GuideForm:
+        """What a network of that form of guidance reads."""
+        return cls(
+            delivered, tau_mm=options.guide_tau_mm, presence=options.guide_presence, masks=form == "segmap"
+        )
+
     def __call__(self, guide: Tensor) -> Tensor:
         """(B, K', D, H, W) as delivered -> (B, `channels`, D, H, W), float32 where anything changes."""
         if self.unchanged:
@@ -73,8 +102,8 @@ class GuideForm:
 class GuidedLevel(nn.Module):
     """One decoder level: guide (B, K', d, h, w) -> per decoder the hook x -> x * (1 + gamma) + beta.
 
-    What the guide means is worked out once per level (`shared`); what follows from it, once per decoder. Kernel 1 of
-    `shared` is for a guide of one voxel, where a larger one would see only padding.
+    What the guide means is worked out once per level (`shared`); what follows from it, once per decoder.
+    Kernel 1 of `shared` is for a guide of one voxel, where a larger one would see only padding.
     """
 
     def __init__(
@@ -99,7 +128,7 @@ class GuidedLevel(nn.Module):
             for parameter in (*self.gamma.parameters(), *self.beta.parameters()):
                 nn.init.zeros_(parameter)
 
-    def forward(self, guide: Tensor) -> list[Modulation]:
+    def forward(self, guide: Tensor) -> list[Hook]:
         hidden = functional.silu(self.shared(guide))
         return [
             functools.partial(self._film, hidden, gamma, beta) for gamma, beta in zip(self.gamma, self.beta)
@@ -111,9 +140,8 @@ class GuidedLevel(nn.Module):
     def _enlarge(self, field: Tensor, x: Tensor) -> Tensor:
         """To the size of x, where the field was computed at half of it."""
         if field.shape[2:] != x.shape[2:] and field.shape[2:].numel() > 1:
-            field = field.contiguous(
-                memory_format=torch.channels_last_3d
-            )  # without it the CPU interpolates slowly
+            # without it the CPU interpolates slowly
+            field = field.contiguous(memory_format=torch.channels_last_3d)
             field = functional.interpolate(field, x.shape[2:], mode="trilinear")
         return field.to(x.dtype)
 
@@ -121,75 +149,65 @@ class GuidedLevel(nn.Module):
 class AnatomyGuidance(Technique):
     """A network that also reads `guide` (B, K', D, H, W): maps of about -1..1 on the voxels of the image.
 
-    What of it is read is worked out here and not where guides are made, so that it is part of the network and its
-    checkpoint: comparisons of guides share their data, and prediction cannot go wrong.
+    What of it is read is worked out here and not where guides are made, so that it is part of the network and
+    its checkpoint: comparisons of guides share their data, and prediction cannot go wrong.
 
     Args:
         guide_channels: K'.
-        hidden: channels between guide and scale/shift; 32 adds 104,384 parameters at K' = 21 and decoder channels
-            256/128/64/32. The form "spade" always has its published 128.
-        form: "film_spatial", per voxel; "film_global", one scale and shift per channel from the mean of the guide;
-            "concat_input", the guide beside the image as further input channels, no modulation; "spade", the
-            published module with 3^3 convolutions (without its own normalisation: the level has one); "segmap",
-            "film_spatial" of smoothed masks in place of distances.
-        stride: 2 computes scale and shift of the finest level at half the size: an eighth of the work, and the maps
-            are smooth.
-        levels: which decoder levels are guided: "all", "top" (the finest) or "bottom" (the coarsest).
-        film_init: "zero", so that the guided network starts as the one inside bit for bit, or PyTorch's "default".
-        tau_mm, presence: see GuideForm.
+        form: "film_spatial", per voxel; "film_global", one scale and shift per channel from the mean of the
+            guide; "concat_input", the guide beside the image as further input channels, no modulation;
+            "spade", the published module with 3^3 convolutions (without its own normalisation: the level has
+            one); "segmap", "film_spatial" of smoothed masks in place of distances.
     """
 
     def __init__(
         self,
         network: nn.Module,
         guide_channels: int,
-        hidden: int = 32,
-        form: str = "film_spatial",
-        stride: int = 1,
-        *,
-        levels: str = "all",
-        film_init: str = "zero",
-        tau_mm: Sequence[float] = DELIVERED_TAU_MM,
-        presence: bool = True,
+        form: Form = "film_spatial",
+        options: GuideOptions = GuideOptions(),
     ):
-        choose("form of guidance", form, FORMS)
-        choose("choice of guided levels", levels, LEVELS)
-        choose("film_init", film_init, FILM_INITS)
-        if guide_channels < 1 or hidden < 1 or stride not in (1, 2):
-            raise ValueError(
-                f"guide_channels={guide_channels} and hidden={hidden} must be 1 or more, stride={stride} 1 or 2."
-            )
-        read = GuideForm(guide_channels, tau_mm=tau_mm, presence=presence, masks=form == "segmap")
+        choose("form of guidance", form, get_args(Form))
+        hidden = SPADE_HIDDEN if form == "spade" else options.guide_hidden
+        if guide_channels < 1 or hidden < 1:
+            raise ValueError(f"guide_channels={guide_channels} and guide_hidden={hidden} must be 1 or more.")
+        read = GuideForm.of(guide_channels, form, options)
         super().__init__(network, own_channels=read.channels if form == "concat_input" else 0)
         self.inputs = (*self.inputs, "guide")
-        self.guide_channels, self.form, self.stride, self.read = guide_channels, form, stride, read
-        self.levels = nn.ModuleDict()  # by the level's number, 0 being the coarsest
-        if form == "concat_input":
-            return
+        self.guide_channels, self.form, self.stride, self.read = (
+            guide_channels,
+            form,
+            options.guide_stride,
+            read,
+        )
         last = len(self.decoder_channels) - 1
-        for level in {"all": range(last + 1), "top": [last], "bottom": [0]}[levels]:
+        guided = {"all": range(last + 1), "top": [last], "bottom": [0]}[options.guide_levels]
+        self.levels = nn.ModuleDict()  # by the level's number, 0 being the coarsest
+        for level in [] if form == "concat_input" else guided:
             self.levels[str(level)] = GuidedLevel(
                 read.channels,
-                SPADE_HIDDEN if form == "spade" else hidden,
+                hidden,
                 self.decoder_channels[level],
                 n_decoders=self.n_decoders,
                 kernel_shared=1 if form == "film_global" else 3,
                 kernel=3 if form == "spade" else 1,
-                film_init=film_init,
+                film_init=options.film_init,
             )
 
-    def features(self, ct: Tensor, guide: Tensor, modulations: Modulations | None = None) -> list[Any]:
-        """Decoder features of the network inside, steered by the guide, then by `modulations`."""
+    def forward(self, ct: Tensor, guide: Tensor, hooks: Hooks | None = None) -> Output:
+        """Output of the network inside, steered by the guide, then by `hooks`."""
         expected = (ct.shape[0], self.guide_channels, *ct.shape[2:])
         if guide is None or tuple(guide.shape) != expected:
             found = "is missing" if guide is None else f"has shape {tuple(guide.shape)}"
             raise ValueError(f"The guide {found}; expected (B, K', D, H, W) = {expected}.")
         guide = self.read(guide).to(ct.dtype)
         if self.form == "concat_input":
-            return self.network.features(torch.cat((ct, guide), dim=1), modulations)
-        return self.network.features(ct, chained(self._film(guide), modulations))
+            output: Output = self.network(torch.cat((ct, guide), dim=1), hooks)
+        else:
+            output = self.network(ct, chained(self._film(guide), hooks))
+        return output
 
-    def _film(self, guide: Tensor) -> Modulations:
+    def _film(self, guide: Tensor) -> Hooks:
         per_level = []
         for level, resized in enumerate(self._guide_of_each_level(guide)):
             guided = str(level) in self.levels
@@ -197,7 +215,9 @@ class AnatomyGuidance(Technique):
         return list(zip(*per_level))
 
     def _guide_of_each_level(self, guide: Tensor) -> list[Tensor]:
-        """The guide at the size of each decoder level, coarse to fine. Halving is the exact mean of 2^3 voxels."""
+        """The guide at the size of each decoder level, coarse to fine. Halving is the exact mean of 2^3
+        voxels.
+        """
         n_levels = len(self.decoder_channels)
         if self.form == "film_global":
             return [guide.mean((2, 3, 4), keepdim=True)] * n_levels
@@ -205,9 +225,6 @@ class AnatomyGuidance(Technique):
         while len(halved) < max(n_levels, self.stride):
             halved.append(functional.interpolate(halved[-1], scale_factor=0.5, mode="trilinear"))
         return [halved[max(times, self.stride - 1)] for times in reversed(range(n_levels))]
-
-    def forward(self, ct: Tensor, guide: Tensor, *, modulations: Modulations | None = None) -> Output:
-        return self.predict(self.features(ct, guide, modulations))
 
 
 def _unchanged(x: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
-"""What the networks share: their interface, normalisation, convolution units, residual blocks, starting weights.
+"""What the networks share: their interface, normalisation, convolution units, residual blocks, starting
+weights.
 
-The blocks are laid out for a CPU with bfloat16 autocast and `channels_last_3d`. Measured there (AVX512-bf16, one core,
-PyTorch 2.13), forward + backward in ms, batch 2, 16 channels of 64^3:
+The blocks are laid out for a CPU with bfloat16 autocast and `channels_last_3d`. Measured there (AVX512-bf16,
+one core, PyTorch 2.13), forward + backward in ms, batch 2, 16 channels of 64^3:
 
     3^3 convolution 16 -> 16   104 (32 -> 16: 204)      LeakyReLU                          5
     InstanceNorm below          15                      transposed 2^3 convolution        10
@@ -18,37 +19,74 @@ import dataclasses
 import difflib
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 LEAKY_SLOPE = 0.01
-NORMS = ("instance", "batch", "group")
-Modulation = Callable[[Tensor], Tensor]
-Modulations = Sequence[Sequence[Modulation]]  # [decoder][level, coarse to fine]
-Output = dict[str, Any]  # "logits": Tensor; "deep": list of Tensor
+Norm = Literal["instance", "group", "batch"]
+Hook = Callable[[Tensor], Tensor]
+Hooks = Sequence[Sequence[Hook]]  # [decoder][level, coarse to fine]
+Output = dict[str, Any]  # "logits": Tensor; "deep": list of Tensor; "features": see Backbone
+
+
+class Options:
+    """Base of the options of a part: a field that is a Literal takes none but its words, see `choose`."""
+
+    def __post_init__(self) -> None:
+        for name, kind in get_type_hints(type(self)).items():
+            if get_origin(kind) is Literal:
+                choose(name, getattr(self, name), get_args(kind))
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """How large a network is. ValueError where that is no network.
+
+    n_structures: S, without the background. width: channels at full size; they double with each level up to
+    `max_channels`. levels: resolutions, each half the one before. in_channels: of the image.
+    """
+
+    n_structures: int
+    width: int
+    levels: int
+    max_channels: int = 320
+    in_channels: int = 1
+
+    def __post_init__(self) -> None:
+        if self.n_structures < 1 or self.width < 1 or self.levels < 2:
+            raise ValueError(
+                f"n_structures={self.n_structures} and width={self.width} must be 1 or more, "
+                f"levels={self.levels} 2 or more."
+            )
+
+    @property
+    def multiple(self) -> int:
+        """D, H and W must be multiples of this: each level after the first halves them."""
+        return int(2 ** (self.levels - 1))
+
+    def channels(self) -> list[int]:
+        """Channels of each level, fine to coarse."""
+        return [min(self.width * 2**level, self.max_channels) for level in range(self.levels)]
 
 
 @dataclasses.dataclass(frozen=True)
 class Style:
-    """Normalisation and activation of a network. Batch normalisation is for parity with published networks only."""
+    """Normalisation and activation of a network."""
 
-    norm: str = "instance"  # one of NORMS
-    activation: str = "leaky"  # leaky | relu | prelu
+    norm: Norm = "instance"
+    activation: Literal["leaky", "prelu", "relu"] = "leaky"
     bias: bool = False  # of the 3^3 convolutions; without effect in front of a normalisation
-
-
-ACTIVATIONS = ("leaky", "prelu")  # that a network may be asked for
 
 
 class InstanceNorm(nn.Module):
     """Zero mean and unit variance per sample and channel, then scale and shift. (B, C, D, H, W), any layout.
 
     On a CPU in bfloat16 it is computed as batch normalisation of one sample at a time: the same formula, by a
-    kernel that keeps channels_last. In float32 that kernel's running sum loses digits, so there PyTorch's own form
-    is used. A single voxel has no variance: it is only scaled and shifted.
+    kernel that keeps channels_last. In float32 that kernel's running sum loses digits, so there PyTorch's own
+    form is used. A single voxel has no variance: it is only scaled and shifted.
     """
 
     def __init__(self, channels: int, *, eps: float = 1e-5):
@@ -73,7 +111,8 @@ class InstanceNorm(nn.Module):
 class PReLU(nn.Module):
     """x where positive, elsewhere a learned slope of its channel times x (He et al. 2015, arXiv:1502.01852).
 
-    On a CPU in bfloat16 it is put together from two ReLUs: the same numbers, 5 times faster than PyTorch's kernel.
+    On a CPU in bfloat16 it is put together from two ReLUs: the same numbers, 5 times faster than PyTorch's
+    kernel.
     """
 
     def __init__(self, channels: int):
@@ -95,14 +134,17 @@ def normalisation(style: Style, channels: int) -> nn.Module:
 
 
 def activation(style: Style, channels: int) -> nn.Module:
-    """The activation of a style; works in place where it can, which is safe after a normalisation or a sum."""
+    """The activation of a style; in place where it can, which is safe after a normalisation or a sum."""
     if style.activation == "prelu":
         return PReLU(channels)
     return nn.ReLU(inplace=True) if style.activation == "relu" else nn.LeakyReLU(LEAKY_SLOPE, inplace=True)
 
 
 class ConvUnit(nn.Module):
-    """Convolution, normalisation, (modulation), (plus shortcut), activation. (B, in, D, H, W) -> (B, out, D/stride, ...)."""
+    """Convolution, normalisation, (hook), (plus shortcut), activation.
+
+    (B, in, D, H, W) -> (B, out, D/stride, ...). The hook is how techniques steer a decoder.
+    """
 
     def __init__(
         self, in_channels: int, out_channels: int, *, kernel: int = 3, stride: int = 1, style: Style
@@ -115,13 +157,10 @@ class ConvUnit(nn.Module):
         self.norm = normalisation(style, out_channels)
         self.activation = activation(style, out_channels)
 
-    def forward(
-        self, x: Tensor, modulate: Modulation | None = None, shortcut: Tensor | None = None
-    ) -> Tensor:
-        """`modulate` is the hook of techniques that steer a decoder: called between normalisation and activation."""
+    def forward(self, x: Tensor, hook: Hook | None = None, shortcut: Tensor | None = None) -> Tensor:
         x = self.norm(self.conv(x))
-        if modulate is not None:
-            x = modulate(x)
+        if hook is not None:
+            x = hook(x)
         if shortcut is not None:
             x = x + shortcut.to(x.dtype)  # under autocast the image is float32, and so would be the sum
         return self.activation(x)
@@ -130,8 +169,8 @@ class ConvUnit(nn.Module):
 class ResidualBlock(nn.Module):
     """Two 3^3 convolutions beside a shortcut (He et al. 2016, arXiv:1512.03385).
 
-    The shortcut is the identity, or where size or channels change, a convolution whose kernel equals its stride, so
-    that every voxel counts.
+    The shortcut is the identity, or where size or channels change, a convolution whose kernel equals its
+    stride, so that every voxel counts.
     """
 
     def __init__(self, in_channels: int, out_channels: int, *, stride: int = 1, style: Style):
@@ -152,11 +191,13 @@ class ResidualBlock(nn.Module):
 
 
 class OutputHead(nn.Sequential):
-    """A large convolution to one channel per class, PReLU, then 1^3. (B, channels, ...) -> (B, n_classes, ...).
+    """A large convolution to one channel per class, PReLU, then 1^3. (B, channels, ...) -> (B, n_classes,
+    ...).
 
-    Not normalised: a channel is a class here, and unit variance in each patch hides how much of a structure the patch
-    holds. On a synthetic task, 45 to 99 % of the voxels of patches full of the structure came out wrong with an
-    InstanceNorm here, none without. PReLU, because with LeakyReLU a small structure was never learned.
+    Not normalised: a channel is a class here, and unit variance in each patch hides how much of a structure
+    the patch holds. On a synthetic task, 45 to 99 % of the voxels of patches full of the structure came out
+    wrong with an InstanceNorm here, none without. PReLU, because with LeakyReLU a small structure was never
+    learned.
     """
 
     def __init__(self, channels: int, n_classes: int, *, kernel: int = 3):
@@ -164,59 +205,59 @@ class OutputHead(nn.Sequential):
         super().__init__(first, PReLU(n_classes), nn.Conv3d(n_classes, n_classes, 1))
 
 
+class Encoder(nn.ModuleList):
+    """Levels from full size to the bottom, each of which (but the first) halves the size itself."""
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Features of each level, fine to coarse: (B, C_l, D/2^l, H/2^l, W/2^l)."""
+        features = []
+        for level in self:
+            x = level(x)
+            features.append(x)
+        return features
+
+
 class Backbone(nn.Module):
     """What every network here is to its caller and to the techniques around it.
 
-    `features` and `predict` are the two halves of its forward: a technique adds heads to the features between them,
-    or steers the decoders through `modulations`. A subclass sets the four attributes below and writes `features`.
+    forward(ct, hooks=None) takes (B, in_channels, D, H, W). `hooks[decoder][level]`, coarse to fine, is
+    called once in that level (see ConvUnit): so a technique steers the decoders. It returns "logits" (B, S+1,
+    D, H, W). In training also "deep", logits of coarser levels, finest first; and "features", of each decoder
+    level, coarse to fine: (B, C, D, H, W), or a list of them where each structure has a decoder. There a
+    technique puts heads.
     """
 
     inputs: tuple[str, ...] = ("image",)  # what forward takes, in order
     passes: int = 1
-    n_decoders: int = 1
-    in_channels: int
-    size_multiple: int  # D, H and W must be multiples of it
-    decoder_channels: list[int]  # of the features, coarse to fine
     heads: nn.ModuleList  # coarse to fine; the last makes the logits
 
-    def features(self, ct: Tensor, modulations: Modulations | None = None) -> list[Any]:
-        """Decoder features, coarse to fine: (B, C, D, H, W), or a list of them where each structure has a decoder.
+    def __init__(self, size: Size, decoder_channels: Sequence[int], *, n_decoders: int = 1):
+        super().__init__()
+        self.in_channels, self.size_multiple = size.in_channels, size.multiple
+        self.decoder_channels = list(decoder_channels)  # coarse to fine
+        self.n_decoders = n_decoders
 
-        `modulations[decoder][level]`, coarse to fine, is called once in that level (see ConvUnit).
+    def checked(self, ct: Tensor, hooks: Hooks | None) -> Sequence[Sequence[Hook | None]]:
+        """Refuse an input of the wrong shape (ValueError); the hooks of each decoder, None at each level
+        without.
         """
-        raise NotImplementedError
+        check_size(ct, channels=self.in_channels, multiple=self.size_multiple)
+        levels = len(self.decoder_channels)
+        if hooks is None:
+            return [[None] * levels] * self.n_decoders
+        if [len(of_decoder) for of_decoder in hooks] != [levels] * self.n_decoders:
+            raise ValueError(
+                f"hooks must hold, for each of {self.n_decoders} decoders, {levels}: one per level."
+            )
+        return hooks
 
     def predict(self, features: Sequence[Any]) -> Output:
-        """Logits from what `features` returned; in training also "deep", those of coarser levels, finest first."""
+        """Output of the network from the features of its decoder levels, coarse to fine."""
         output: Output = {"logits": self.heads[-1](features[-1])}
         if self.training:  # the coarsest level does not predict
             output["deep"] = [head(x) for head, x in zip(self.heads[:-1], features[1:])][::-1]
+            output["features"] = features
         return output
-
-    def forward(self, ct: Tensor, *, modulations: Modulations | None = None) -> Output:
-        return self.predict(self.features(ct, modulations))
-
-    def _checked(self, ct: Tensor, modulations: Modulations | None) -> Sequence[Sequence[Modulation] | None]:
-        """Refuse an input of the wrong shape; the modulations of each decoder, or None for each."""
-        check_size(ct, channels=self.in_channels, multiple=self.size_multiple)
-        if modulations is None:
-            return [None] * self.n_decoders
-        expected = [len(self.decoder_channels)] * self.n_decoders
-        if [len(of_decoder) for of_decoder in modulations] != expected:
-            raise ValueError(
-                f"modulations must hold, for each of {len(expected)} decoders, {expected[0]}: one per level."
-            )
-        return modulations
-
-
-def level_channels(width: int, levels: int, max_channels: int) -> list[int]:
-    """Channels of each level, fine to coarse: the width doubles per level up to `max_channels`."""
-    return [min(width * 2**level, max_channels) for level in range(levels)]
-
-
-def size_multiple(levels: int) -> int:
-    """D, H and W must be multiples of this: each level after the first halves them."""
-    return int(2 ** (levels - 1))
 
 
 def check_size(ct: Tensor, *, channels: int, multiple: int) -> None:
@@ -228,31 +269,32 @@ def check_size(ct: Tensor, *, channels: int, multiple: int) -> None:
             lower, upper = size // multiple * multiple, (size // multiple + 1) * multiple
             near = f"{lower} or {upper}" if lower else f"{upper}"
             raise ValueError(
-                f"The input has {axis}={size}, but this network halves its input {int(math.log2(multiple))} times and "
-                f"needs multiples of {multiple}; the nearest legal size is {near}."
+                f"The input has {axis}={size}, but this network halves its input {int(math.log2(multiple))} "
+                f"times and needs multiples of {multiple}; the nearest legal size is {near}."
             )
 
 
-def choose(kind: str, name: str, known: Iterable[str]) -> str:
+def choose(kind: str, name: Any, known: Iterable[Any]) -> Any:
     """`name` if it is one of `known`; otherwise ValueError with the nearest known word."""
-    known = list(known)
-    if name not in known:
-        near = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.5)
+    words = {str(word): word for word in known}
+    if name not in words.values():
+        near = difflib.get_close_matches(str(name).lower(), words, n=1, cutoff=0.5)
         hint = f"; did you mean '{near[0]}'?" if near else "."
-        raise ValueError(f"There is no {kind} '{name}'. Choose one of {', '.join(known)}{hint}")
+        raise ValueError(f"There is no {kind} '{name}'. Choose one of {', '.join(words)}{hint}")
     return name
 
 
 def initialise(network: nn.Module) -> None:
-    """Starting weights: Kaiming for LeakyReLU; up-convolutions, which no activation follows, keep the variance.
+    """Starting weights: Kaiming for LeakyReLU; up-convolutions, which no activation follows, keep the
+    variance.
 
-    Biases are 0. Networks call it once at the end of their constructor, then `initialise_head` for their heads.
+    Biases are 0. Networks call it once at the end of their constructor, then `initialise_head` for their
+    heads.
     """
     for module in network.modules():
         if isinstance(module, nn.ConvTranspose3d):
-            nn.init.normal_(
-                module.weight, std=module.in_channels**-0.5
-            )  # kernel = stride: one tap per input channel
+            # kernel = stride: one tap per input channel
+            nn.init.normal_(module.weight, std=module.in_channels**-0.5)
         elif isinstance(module, nn.Conv3d):
             nn.init.kaiming_normal_(module.weight, a=LEAKY_SLOPE)
         if isinstance(module, (nn.Conv3d, nn.ConvTranspose3d)) and module.bias is not None:
@@ -260,10 +302,12 @@ def initialise(network: nn.Module) -> None:
 
 
 def initialise_head(head: nn.Module) -> None:
-    """Weights that start the logits with a deviation of about 0.5: every class is possible and the first loss tame.
+    """Weights that start the logits with a deviation of about 0.5: every class is possible and the first loss
+    tame.
 
-    Much smaller is worse: a deviation of 0.01 per weight passes so little gradient to the network that on small
-    synthetic tasks 200 steps at 2e-3 learned nothing, where this form found the structure (Dice 0.8 to 1.0).
+    Much smaller is worse: a deviation of 0.01 per weight passes so little gradient to the network that on
+    small synthetic tasks 200 steps at 2e-3 learned nothing, where this form found the structure (Dice 0.8 to
+    1.0).
     """
     for module in head.modules():
         if isinstance(module, nn.Conv3d) and module.kernel_size == (1, 1, 1):

@@ -1,7 +1,8 @@
-"""Mistakes that a first pass may make, drawn into a context so that later passes learn to mend and not to copy.
+"""Mistakes that a first pass may make, drawn into a context so that later passes learn to mend and not to
+copy.
 
-Draws come from PyTorch's global generator, which the caller seeds. Each function takes and returns the context of one
-sample, (S, D, H, W) probabilities of the structures, and lets gradients through.
+Draws come from PyTorch's global generator, which the caller seeds. Each function takes and returns the
+context of one sample, (S, D, H, W) probabilities of the structures, and lets gradients through.
 """
 
 from __future__ import annotations

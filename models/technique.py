@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
-from models.blocks import Modulation, Modulations, Output
+from models.blocks import Hook, Hooks
 
 
 class Technique(nn.Module):
@@ -32,12 +31,8 @@ class Technique(nn.Module):
         """How often the whole predicts at most, as Backbone.passes."""
         return int(self.network.passes)
 
-    def predict(self, features: Sequence[Any]) -> Output:
-        """Logits from what `features` returned."""
-        return self.network.predict(features)
 
-
-def chained(first: Modulations, then: Modulations | None) -> Modulations:
+def chained(first: Hooks, then: Hooks | None) -> Hooks:
     """The hooks of `first`, each followed by the one of `then` at its place."""
     if then is None:
         return first
@@ -47,5 +42,5 @@ def chained(first: Modulations, then: Modulations | None) -> Modulations:
     ]
 
 
-def _one_after_the_other(first: Modulation, then: Modulation, x: Tensor) -> Tensor:
+def _one_after_the_other(first: Hook, then: Hook, x: Tensor) -> Tensor:
     return then(first(x))

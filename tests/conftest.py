@@ -1,10 +1,15 @@
-"""Shared fixtures: where the real scans are, and no network in any test."""
+"""Shared fixtures: where the real scans are, no network in any test, and pictures drawn only where one is looked at."""
 
 from __future__ import annotations
 
+import functools
+import io
 import os
 import socket
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, BinaryIO
+from unittest import mock
 
 import pytest
 
@@ -39,3 +44,27 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
     original = socket.socket.connect
     monkeypatch.setattr(socket.socket, "connect", refuse)
+
+
+@functools.cache
+def dot(picture_format: str) -> bytes:
+    """A grey picture of 8 x 8 pixels as a file."""
+    from PIL import Image
+
+    stream = io.BytesIO()
+    Image.new("RGB", (8, 8), "#808080").save(stream, format=picture_format)
+    return stream.getvalue()
+
+
+def save_dot(figure: object, target: BinaryIO, *, format: str, **how: Any) -> None:
+    """In place of matplotlib's `savefig`, whose layout and drawing take a third of a tiny run."""
+    target.write(dot(format))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Save a dot for every plot, in the fixtures of a test too, unless it is marked `pictures`."""
+    if item.get_closest_marker("pictures"):
+        return (yield)
+    with mock.patch("matplotlib.figure.Figure.savefig", save_dot):
+        return (yield)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import ast
+import functools
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from benchmarks import file_map
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = ["run_pipeline", "preprocessing", "train", "evaluate", "analyze"]
@@ -19,20 +22,24 @@ SOURCES = (
 )
 
 
-def imported(path: Path, *, top_level_only: bool = False) -> set[str]:
-    """Dotted names that a file imports (outside TYPE_CHECKING blocks when only the top level counts)."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    nodes = tree.body if top_level_only else list(ast.walk(tree))
+@functools.cache
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+@functools.cache
+def imported(path: Path) -> frozenset[str]:
+    """Dotted names that a file imports, wherever in it."""
     names: set[str] = set()
-    for node in nodes:
+    for node in ast.walk(tree_of(path)):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
-    return names
+    return frozenset(names)
 
 
-def roots(names: set[str]) -> set[str]:
+def roots(names: frozenset[str]) -> set[str]:
     return {name.split(".")[0] for name in names}
 
 
@@ -62,18 +69,99 @@ def test_networks_import_only_torch():
         "typing",
         "functools",
         "itertools",
-        "types",
+        "bisect",
     }
     for path in below("models"):
         assert roots(imported(path)) <= allowed, path
 
 
-@pytest.mark.parametrize("wing", ["scans", "scoring", "reporting"])
-def test_only_learning_knows_torch(wing):
-    for path in below(f"ctseg/{wing}"):
+# From the ground up. A room may import from rooms below its own floor only.
+FLOORS = [
+    {"errors"},
+    {
+        "artifacts",
+        "config",
+        "laterality",
+        "outputs",
+        "palette",
+        "processes",
+        "structure_names",
+        "tables",
+        "tasks",
+    },
+    {"geometry"},
+    {"manifest"},
+    {"scans", "scoring"},
+    {"anatomy", "runtime"},
+    {"prediction"},
+    {"learning", "evaluation"},
+    {"reporting"},
+    {"cli"},
+]
+GROUND = FLOORS[1]  # single files, which may import each other
+IN_SCANS = ["formats", "dicom", "datasets"]
+
+
+def module_of(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+@functools.cache
+def arrows() -> dict[str, set[str]]:
+    """Module of ctseg -> the modules of ctseg that it imports; `from package import module` is an arrow to the module."""
+    modules = {module_of(path): path for path in below("ctseg")}
+    found: dict[str, set[str]] = {name: set() for name in modules if name != "ctseg"}
+    for name in found:
+        for node in ast.walk(tree_of(modules[name])):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                parts = [f"{node.module}.{alias.name}" for alias in node.names]
+                found[name] |= {part if part in modules else node.module for part in parts}
+        found[name] &= set(found) - {name}
+    return found
+
+
+def test_arrows_go_down() -> None:
+    floor = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
+    for module, others in arrows().items():
+        room = module.split(".")[1]
+        for other in others:
+            its = other.split(".")[1]
+            assert room == its or floor[its] < floor[room] or {room, its} <= GROUND, (
+                f"{module} imports {other}"
+            )
+
+
+def test_formats_know_no_dicom_and_neither_knows_data_sets() -> None:
+    for module, others in arrows().items():
+        here = next(
+            (number for number, part in enumerate(IN_SCANS) if f"ctseg.scans.{part}" in module), len(IN_SCANS)
+        )
+        for other in others:
+            if other.startswith("ctseg.scans.") and module.startswith("ctseg.scans."):
+                there = next(
+                    (n for n, part in enumerate(IN_SCANS) if f"ctseg.scans.{part}" in other), len(IN_SCANS)
+                )
+                assert there <= here, f"{module} imports {other}"
+
+
+def test_no_circle_of_imports() -> None:
+    left = {module: set(others) for module, others in arrows().items()}
+    while free := [module for module, others in left.items() if not others & set(left)]:
+        for module in free:
+            del left[module]
+    assert not left, f"imports run in a circle among {sorted(left)}"
+
+
+@pytest.mark.parametrize("room", ["geometry", "scans", "scoring", "anatomy", "evaluation", "reporting"])
+def test_only_the_rooms_of_networks_know_torch(room):
+    for path in below(f"ctseg/{room}"):
         assert not roots(imported(path)) & {"torch", "monai"}, path
-    for path in below(f"ctseg/{wing}"):
-        assert not any(name.startswith("ctseg.learning") for name in imported(path)), path
+
+
+def test_the_file_map_is_true():
+    page = file_map.PAGE.read_text(encoding="utf-8")
+    assert file_map.with_map(page) == page, "run python benchmarks/file_map.py"
+    assert all(file_map.first_sentence(path) for path in SOURCES if path.read_text(encoding="utf-8").strip())
 
 
 def test_scoring_reads_no_files_and_reporting_no_networks():
@@ -90,6 +178,7 @@ def test_scoring_reads_no_files_and_reporting_no_networks():
         ("nibabel", {"ctseg/scans/formats/nifti.py"}),
         ("SimpleITK", {"ctseg/geometry/volume.py"}),
         ("matplotlib", {"ctseg/reporting"}),
+        ("pandas", {"ctseg/tables.py"}),
         ("vtkmodules", {"ctseg/reporting/pictures/render_vtk.py"}),
         ("vtk", set()),
         ("pyvista", set()),
@@ -111,7 +200,7 @@ def test_files_are_opened_by_the_checked_readers_alone():
     """A second, careless parser ends in a traceback where the first has an answer. Benchmarks compare with foreign readers on purpose."""
     for path in SOURCES:
         name = path.relative_to(ROOT).as_posix()
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in ast.walk(tree_of(path)):
             called = ast.unparse(node.func).split(".") if isinstance(node, ast.Call) else [""]
             if called[-1] in OPENERS and (
                 called[0] in ("nib", "nibabel") or called[-1] not in ("load", "from_filename")
@@ -133,7 +222,7 @@ def test_nothing_is_executed_downloaded_or_unpickled():
         assert not found or (name == "ctseg/runtime/checkpoints.py" and found == {"pickle"}), (
             f"{name}: {found}"
         )
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in ast.walk(tree_of(path)):
             if not isinstance(node, ast.Call):
                 continue
             called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
@@ -164,7 +253,7 @@ def test_libraries_do_not_print():
     for path in below("ctseg") + below("models"):
         if path.name == "cli.py":
             continue
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in ast.walk(tree_of(path)):
             assert not (isinstance(node, ast.Call) and getattr(node.func, "id", "") == "print"), (
                 f"{path}:{getattr(node, 'lineno', 0)}"
             )

@@ -40,7 +40,7 @@ def test_values_are_converted_to_their_type():
     ("key", "value", "code", "hint"),
     [
         ("train.epochz", "5", "UNKNOWN_KEY", "train.epochs"),
-        ("train.epochs", "many", "BAD_VALUE", "int"),
+        ("train.epochs", "many", "BAD_VALUE", "whole number"),
         ("train.epochs", "0", "BAD_VALUE", "1"),
         ("train.learning_rate", "nan", "BAD_VALUE", "1e-08"),
         ("train.learning_rate", "-1", "BAD_VALUE", "1e-08"),
@@ -112,7 +112,7 @@ def test_low_vram_is_the_profile():
     ("options", "code", "said"),
     [
         (["--model", "unett"], "UNKNOWN_MODEL", "did you mean 'unet'"),
-        (["--set", "model.backbone=unett"], "BAD_VALUE", "no backbone"),
+        (["--set", "model.backbone=unett"], "BAD_VALUE", "model.backbone='unett' is not one of"),
         (["--layout", "nnunett"], "UNKNOWN_LAYOUT", "nnunet"),
         (["--model", "anatomy_guided_unet"], "BAD_VALUE", "needs a guide"),
         (["--guide-model", "nowhere.pth"], "BAD_OPTION", "does not exist"),

@@ -8,10 +8,9 @@ dicom/Patient_03/im_1/*.dcm, im_3/seg.dcm                 where the task draws s
 
 from __future__ import annotations
 
-import multiprocessing
+import functools
 import shutil
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from ctseg.anatomy.tasks import DEFAULT, Task, is_dicom, load_task, version_of
 from ctseg.artifacts import read_json, sweep_temporaries, write_json
 from ctseg.errors import IntegrityError, PreconditionError, UsageError
 from ctseg.geometry.volume import Volume, canonical_axes
-from ctseg.processes import end_with_parent
+from ctseg.processes import ordered_map
 from ctseg.scans.dicom import dicom_seg, dicom_series
 from ctseg.scans.formats import nifti
 
@@ -68,20 +67,9 @@ def write_cohort(
     if _stands_already(folder, wanted):
         return
     _clear(folder)
-    report = progress or (lambda done, total: None)
-    report(0, patients)
-    records: dict[int, dict[str, Any]] = {}
-    for index, record in _written(folder, task, seed, patients, size, workers):
-        records[index] = record
-        report(len(records), patients)
-    write_json(
-        folder / MARKER,
-        {
-            **wanted,
-            "structures": list(module.TARGETS),
-            "patients": [records[index] for index in range(patients)],
-        },
-    )
+    work = functools.partial(_write_patient, folder, task, seed, size)
+    records = ordered_map(work, range(patients), workers=workers, progress=progress)
+    write_json(folder / MARKER, {**wanted, "structures": list(module.TARGETS), "patients": records})
 
 
 def draw_patient(
@@ -153,29 +141,7 @@ def _not_ours(folder: Path, name: str) -> PreconditionError:
     )
 
 
-def _written(
-    folder: Path, task: str, seed: int, patients: int, size: str, workers: int
-) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Write all patients and yield (number, record) as they are done. Workers are spawned: they inherit no threads."""
-    if workers <= 1 or patients == 1:
-        for index in range(patients):
-            yield index, _write_patient(folder, task, seed, index, size)
-        return
-    with ProcessPoolExecutor(
-        min(workers, patients), mp_context=multiprocessing.get_context("spawn"), initializer=end_with_parent
-    ) as pool:
-        futures = {
-            pool.submit(_write_patient, folder, task, seed, index, size): index for index in range(patients)
-        }
-        try:
-            for future in as_completed(futures):
-                yield futures[future], future.result()
-        except BaseException:
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
-
-
-def _write_patient(folder: Path, task: str, seed: int, index: int, size: str) -> dict[str, Any]:
+def _write_patient(folder: Path, task: str, seed: int, size: str, index: int) -> dict[str, Any]:
     """Draw and write one patient; the record for the marker file."""
     module = load_task(task)
     picture = module.draw(seed, index, size)

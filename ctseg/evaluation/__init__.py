@@ -1,0 +1,1 @@
+"""Masks on disk to scores on disk: what belongs together is found, checked and scored."""

@@ -15,9 +15,7 @@ The columns of calibration (ece_whole, ece_band) and confidence are empty where 
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 import json
 import math
 import textwrap
@@ -30,6 +28,7 @@ from ctseg.scoring import calibration, failure, passes
 from ctseg.scoring import summary as scores
 from ctseg.scoring.metrics import UNANNOTATED, UNEVALUABLE, Row
 from ctseg.scoring.shape import tubular
+from ctseg.tables import write_csv
 
 COLUMNS = (
     "case_id",
@@ -155,18 +154,14 @@ def write_results(
     write_json(folder / "detailed_results.json", scores.case_records(rows))
     write_json(folder / "summary_statistics.json", summary)
     write_text(folder / "summary.json", json.dumps(nnunet_summary(rows), indent=4, sort_keys=True) + "\n")
-    write_text(folder / "per_case.csv", per_case_csv(rows))
+    measured = [row | (row.get("topology") or {}) for row in rows]
+    write_csv(folder / "per_case.csv", measured, COLUMNS)
     if summary["topology"]:
-        write_text(folder / "topology.csv", topology_csv(rows))
+        write_csv(folder / "topology.csv", topology_lines(rows), TOPOLOGY_COLUMNS)
     else:
         (folder / "topology.csv").unlink(missing_ok=True)  # of an earlier evaluation
     write_text(folder / "evaluation_report.txt", report)
     return report
-
-
-def per_case_csv(rows: Sequence[Row]) -> str:
-    """The table of all rows; floats with full precision. Topology where it was measured, trees' columns for trees."""
-    return _csv(COLUMNS, [row | (row.get("topology") or {}) for row in rows])
 
 
 PASS_COLUMNS = (
@@ -184,27 +179,16 @@ PASS_COLUMNS = (
 
 def write_passes(folder: Path, rows_by_pass: Sequence[Sequence[Row]]) -> None:
     """Write per_pass.csv, one line per case, structure and pass."""
-    write_text(folder / "per_pass.csv", _csv(PASS_COLUMNS, passes.pass_lines(rows_by_pass)))
+    write_csv(folder / "per_pass.csv", passes.pass_lines(rows_by_pass), PASS_COLUMNS)
 
 
-def topology_csv(rows: Sequence[Row]) -> str:
-    """The table of the measured topology; tree length by generation is a list in one cell, parted by blanks."""
+def topology_lines(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """The rows of topology.csv; tree length by generation is a list in one cell, parted by blanks."""
     lines = [row | row["topology"] for row in rows if row.get("topology")]
-    return _csv(
-        TOPOLOGY_COLUMNS,
-        [
-            line | {tubular.GENERATIONS: " ".join(str(share) for share in line.get(tubular.GENERATIONS, []))}
-            for line in lines
-        ],
-    )
-
-
-def _csv(columns: Sequence[str], lines: Sequence[Row]) -> str:
-    stream = io.StringIO()
-    writer = csv.DictWriter(stream, columns, extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
-    return stream.getvalue()
+    return [
+        line | {tubular.GENERATIONS: " ".join(str(share) for share in line.get(tubular.GENERATIONS, []))}
+        for line in lines
+    ]
 
 
 # ---- nnU-Net ----------------------------------------------------------------------------------------------

@@ -1,0 +1,1 @@
+"""Array and affine in, array and affine out: grids, resampling, distances, probabilities. Opens no file."""

@@ -4,7 +4,7 @@ A canvas is the grid on which the 128^3 tensors of a case lie. Its axes are the 
 (superior, posterior, left), so an oblique scan is not interpolated more than needed. Three kinds:
 
 * `whole`: the canvas is one 128^3 tensor that holds the body at the finest isotropic spacing;
-* `windows`: a canvas of fixed spacing, at least 128 voxels along each axis, cut into overlapping 128^3 tensors;
+* `windows`: a canvas of fixed spacing, at least 128 voxels along each axis, cut into 128^3 tensors;
 * `roi`: the same canvas, of which training sees the 128^3 around the structures, and prediction what a locator, trained
   on the `whole` canvas, finds there.
 
@@ -54,7 +54,6 @@ class GridPlan:
 
     kind: str  # whole | windows | roi
     spacing_mm: tuple[float, float, float] | None
-    overlap: float
 
     def canvas(self, scan: Grid, box: Box) -> Grid:
         """The canvas of one scan whose body lies in `box`."""
@@ -244,13 +243,12 @@ def _grid_at(frame: np.ndarray, low_mm: np.ndarray, spacing_mm: np.ndarray, shap
     return Grid(shape, affine)
 
 
-def tensor_origins(shape: Index, overlap: float) -> list[Index]:
-    """First indices of the 128^3 tensors that cover a canvas; neighbours share at least `overlap` of their length."""
-    stride = max(1, int(TENSOR_SIZE * (1 - overlap)))
+def tensor_origins(shape: Index) -> list[Index]:
+    """First indices of the fewest 128^3 tensors that cover a canvas, spread evenly."""
     along = []
     for size in shape:
         rest = size - TENSOR_SIZE
-        count = 1 + -(-rest // stride)
+        count = 1 + -(-rest // TENSOR_SIZE)
         along.append([rest * number // max(1, count - 1) for number in range(count)])
     return [(d, h, w) for d in along[0] for h in along[1] for w in along[2]]
 

@@ -88,11 +88,6 @@ class Volume:
         return self.grid.spacing_mm
 
 
-def limit_threads(count: int) -> None:
-    """Let resampling use at most `count` threads in this process (results do not depend on it)."""
-    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(count)
-
-
 def canonical_axes(affine: np.ndarray) -> tuple[tuple[int, int, int], tuple[bool, bool, bool]]:
     """Which array axis serves as D, H, W, and whether it must be flipped, to come nearest to canonical order.
 

@@ -1,1 +1,1 @@
-"""How a network learns and predicts (torch)."""
+"""How a network learns: patches, augmentation, losses, the training loop (torch)."""

@@ -11,39 +11,33 @@ structure an item shows; sums run over the items of a structure (batch Dice), me
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ctseg.scans.datasets.case import IGNORED
+
+UNION_ALPHAS = (0.1, 0.2)  # share of the prediction in the union: first half of training, second half
+CLDICE_ITERATIONS = 5  # radius in voxels of the widest branch that gets a soft skeleton; trunks hardly break
+RADIUS_CAP_MM = 10.0  # the radius head predicts radius / cap, at most 1
+RADIUS_BETA = 0.1  # SmoothL1 is linear beyond this (1 mm): with 1 it would be all but flat for thin branches
+CONSISTENCY_OFFSET = 0.05  # r0: half a millimetre; the outermost voxels have the size of a voxel
+CONSISTENCY_SLOPE = 0.02  # t
+CONSISTENCY_WARM_UP = 0.1  # share of training without it: partners that know nothing yet
+CERTAIN = -30.0  # logit of a centreline that is not there for certain
+
 
 @dataclasses.dataclass(frozen=True)
 class ConnectivityWeights:
-    """What each term counts beside Dice + cross-entropy, and its constants. A weight of 0 skips the term."""
+    """What each term counts beside Dice + cross-entropy. A weight of 0 skips the term."""
 
     union: float = 1.0
     centreline: float = 0.5
     radius: float = 0.5
     cldice: float = 0.2
     consistency: float = 0.1
-    tversky: float = 0.0  # alternative to `union`
-    union_alphas: tuple[float, float] = (
-        0.1,
-        0.2,
-    )  # share of the prediction in the union: first half of training, second half
-    cldice_iterations: int = (
-        5  # radius in voxels of the widest branch that gets a soft skeleton; trunks hardly break
-    )
-    tversky_fp: float = 0.1
-    tversky_fn: float = 0.9
-    radius_cap_mm: float = 10.0  # the radius head predicts radius / cap, at most 1
-    radius_beta: float = (
-        0.1  # SmoothL1 is linear beyond this (1 mm): with 1 it would be all but flat for thin branches
-    )
-    consistency_offset: float = 0.05  # r0: half a millimetre; the outermost voxels have the size of a voxel
-    consistency_slope: float = 0.02  # t
-    consistency_warm_up: float = 0.1  # share of training without it: partners that know nothing yet
 
 
 def connectivity_loss(
@@ -56,74 +50,59 @@ def connectivity_loss(
     labelled: Tensor,
     weights: ConnectivityWeights,
     progress: float,
-    structures: Sequence[int] | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """(weighted sum, unweighted value of each term that was computed, detached).
 
     outputs: "logits" (B, S+1, D, H, W) and, when the network has these heads, "centreline" (B, S, D, H, W) logits and
     "radius" (B, S, D, H, W) non-negative, in units of the cap; terms of a missing head are left out.
-    label, centreline, skeleton: (B, D, H, W) structure ids, 0 elsewhere, see `ctseg.learning.tubes`; radius_mm
-    (B, D, H, W). labelled: (B, S) bool; what was not annotated in a case has no part in any term.
-    progress: share of training done, 0..1. structures: ids of the tubes; None: all.
+    label, centreline, skeleton: (B, D, H, W) structure ids, see `ctseg.learning.tubes`; radius_mm (B, D, H, W).
+    labelled: (B, S) bool; what was not annotated in a case has no part in any term, nor have voxels of the label
+    that are IGNORED. progress: share of training done, 0..1.
     A structure without a voxel in the batch counts only in the cross-entropy of its centreline and in the
     consistency; a batch without any annotation gives 0.
     """
-    ids = torch.tensor(list(structures or range(1, labelled.shape[1] + 1)), device=label.device)
-    used = labelled[:, ids - 1]  # (B, T)
-    owner = torch.nonzero(used)[:, 1]
+    numbers = torch.arange(1, labelled.shape[1] + 1, device=label.device)[:, None, None, None]
+    owner = torch.nonzero(labelled)[:, 1]
+    p = torch.softmax(outputs["logits"].float(), 1)[:, 1:][labelled]
+    if not len(p):
+        return p.sum(), {}
+    ignored = (label == IGNORED)[:, None].expand(-1, labelled.shape[1], -1, -1, -1)[labelled]
+    some_ignored = bool(ignored.any())
 
     def own(volume: Tensor) -> Tensor:
         """(N, D, H, W) bool: where a volume of ids shows the item's structure."""
-        return (volume[:, None] == ids[:, None, None, None])[used]
+        return (volume[:, None] == numbers)[labelled] & ~ignored
 
-    def head(name: str) -> Tensor | None:
-        return outputs[name].float()[:, ids - 1][used] if name in outputs else None
+    def quiet(values: Tensor, fill: float) -> Tensor:
+        """What is ignored says, without a gradient, that nothing is there: as its targets do."""
+        return values.masked_fill(ignored, fill) if some_ignored else values
 
-    p = torch.softmax(outputs["logits"].float(), 1)[:, ids][used]
-    if not len(p):
-        return p.sum(), {}
-    sums = _Sums(owner, len(ids))
-    mask, line, reach = own(label), head("centreline"), head("radius")
-    radius = (
-        (radius_mm.float() / weights.radius_cap_mm)
-        .clamp(max=1)[:, None]
-        .expand(-1, len(ids), -1, -1, -1)[used]
-    )
+    def head(name: str, fill: float) -> Tensor | None:
+        return quiet(outputs[name].float()[labelled], fill) if name in outputs else None
 
-    terms: dict[str, tuple[float, Tensor]] = {}
+    p = quiet(p, 0.0)
+    mask, line, reach = own(label), head("centreline", CERTAIN), head("radius", 0.0)
+    sums = Sums(owner, labelled.shape[1])
+    terms: dict[str, Tensor] = {}
     if weights.union:
-        alpha = weights.union_alphas[0 if progress < 0.5 else 1]
-        terms["union"] = weights.union, general_union_loss(p, mask, sums, alpha=alpha)
-    if weights.tversky:
-        terms["tversky"] = (
-            weights.tversky,
-            tversky_loss(p, mask, sums, fp=weights.tversky_fp, fn=weights.tversky_fn),
-        )
+        terms["union"] = general_union_loss(p, mask, sums, alpha=UNION_ALPHAS[0 if progress < 0.5 else 1])
     if weights.cldice:
-        terms["cldice"] = (
-            weights.cldice,
-            soft_cldice_loss(p, mask, own(skeleton), sums, iterations=weights.cldice_iterations),
-        )
+        terms["cldice"] = soft_cldice_loss(p, mask, own(skeleton), sums)
     if weights.centreline and line is not None:
-        terms["centreline"] = weights.centreline, centreline_loss(line, own(centreline), sums)
+        terms["centreline"] = centreline_loss(line, own(centreline), sums)
     if weights.radius and reach is not None:
-        terms["radius"] = weights.radius, radius_loss(reach, radius, mask, sums, beta=weights.radius_beta)
-    if (
-        weights.consistency
-        and progress >= weights.consistency_warm_up
-        and (line is not None or reach is not None)
-    ):
-        terms["consistency"] = (
-            weights.consistency,
-            consistency_loss(
-                p, line, reach, offset=weights.consistency_offset, slope=weights.consistency_slope
-            ),
+        radius = (radius_mm.float() / RADIUS_CAP_MM).clamp(max=1)
+        terms["radius"] = radius_loss(
+            reach, radius[:, None].expand_as(outputs["radius"])[labelled], mask, sums
         )
-    total = sum((weight * value for weight, value in terms.values()), p.sum() * 0)
-    return total, {name: value.detach() for name, (_, value) in terms.items()}
+    heads = line is not None or reach is not None
+    if weights.consistency and heads and progress >= CONSISTENCY_WARM_UP:
+        terms["consistency"] = consistency_loss(p, line, reach)
+    total = sum((getattr(weights, name) * value for name, value in terms.items()), p.sum() * 0)
+    return total, {name: value.detach() for name, value in terms.items()}
 
 
-class _Sums:
+class Sums:
     """Sums of items (N, ...) per structure (T,), and means over the structures that are present."""
 
     def __init__(self, owner: Tensor, n_structures: int):
@@ -157,7 +136,7 @@ def imbalance_weight(mask: Tensor) -> Tensor:
     return torch.where(mask, local, 1.0)
 
 
-def general_union_loss(p: Tensor, mask: Tensor, sums: _Sums, *, alpha: float) -> Tensor:
+def general_union_loss(p: Tensor, mask: Tensor, sums: Sums, *, alpha: float) -> Tensor:
     """1 - weighted overlap / weighted union, thin parts first (Zheng et al. 2021, doi 10.1109/TMI.2021.3093067).
 
     The root of p makes a voxel at 0.1 worth more than a tenth, and alpha < 1/2 makes a missed voxel cost more than
@@ -169,23 +148,16 @@ def general_union_loss(p: Tensor, mask: Tensor, sums: _Sums, *, alpha: float) ->
     return sums.mean(1 - (overlap + 1) / (union + 1), sums.present(mask))
 
 
-def tversky_loss(p: Tensor, mask: Tensor, sums: _Sums, *, fp: float, fn: float) -> Tensor:
-    """1 - TP / (TP + fp FP + fn FN), with soft counts (Salehi et al. 2017, arXiv:1706.05721)."""
-    hit = sums(p * mask)
-    miss, false = sums((1 - p) * mask), sums(p * ~mask)
-    return sums.mean(1 - (hit + 1) / (hit + fp * false + fn * miss + 1), sums.present(mask))
-
-
-def soft_cldice_loss(p: Tensor, mask: Tensor, skeleton: Tensor, sums: _Sums, *, iterations: int) -> Tensor:
+def soft_cldice_loss(p: Tensor, mask: Tensor, skeleton: Tensor, sums: Sums) -> Tensor:
     """1 - harmonic mean of skeleton precision and skeleton recall (Shit et al. 2021, arXiv:2003.07311).
 
     skeleton: (N, D, H, W) bool, of the whole structure and not of the patch. The value is the published one; in its
     gradient the place of the predicted skeleton is held fixed and only the probability there moves. That is about
-    twelve times cheaper than a gradient through the pooling, which would also push the sides of a branch down to make its
-    ridge sharper.
+    twelve times cheaper than a gradient through the pooling, which would also push the sides of a branch down to make
+    its ridge sharper.
     """
     with torch.no_grad():
-        place = soft_skeleton(p, iterations) / p.clamp_min(1e-6)
+        place = soft_skeleton(p, CLDICE_ITERATIONS) / p.clamp_min(1e-6)
     predicted = p * place
     precision = (sums(predicted * mask) + 1) / (sums(predicted) + 1)
     recall = (sums(p * skeleton) + 1) / (sums(skeleton.float()) + 1)
@@ -209,10 +181,8 @@ def soft_skeleton(p: Tensor, iterations: int) -> Tensor:
 
 def _erode(x: Tensor) -> Tensor:
     """Smallest value among the voxel and its 6 neighbours."""
-    return torch.minimum(
-        torch.minimum(_of_three(x, 1, torch.minimum), _of_three(x, 2, torch.minimum)),
-        _of_three(x, 3, torch.minimum),
-    )
+    d, h, w = (_of_three(x, axis, torch.minimum) for axis in (1, 2, 3))
+    return torch.minimum(torch.minimum(d, h), w)
 
 
 def _dilate(x: Tensor) -> Tensor:
@@ -223,7 +193,10 @@ def _dilate(x: Tensor) -> Tensor:
 
 
 def _of_three(x: Tensor, axis: int, choose: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """Minimum or maximum of each value and its two neighbours along an axis; on a CPU ten times faster than pooling."""
+    """Minimum or maximum of each value and its two neighbours along an axis.
+
+    On a CPU ten times faster than pooling.
+    """
     n = x.shape[axis]
     if n < 2:
         return x
@@ -233,22 +206,20 @@ def _of_three(x: Tensor, axis: int, choose: Callable[[Tensor, Tensor], Tensor]) 
     return choose(before, after)
 
 
-def centreline_loss(logits: Tensor, target: Tensor, sums: _Sums) -> Tensor:
+def centreline_loss(logits: Tensor, target: Tensor, sums: Sums) -> Tensor:
     """Dice + cross-entropy of the thick centreline; the former over structures present, the latter over all."""
     p, truth = torch.sigmoid(logits), target.float()
     dice = (2 * sums(p * truth) + 1) / (sums(p) + sums(truth) + 1)
     return sums.mean(1 - dice, sums.present(target)) + F.binary_cross_entropy_with_logits(logits, truth)
 
 
-def radius_loss(radius: Tensor, target: Tensor, mask: Tensor, sums: _Sums, *, beta: float) -> Tensor:
+def radius_loss(radius: Tensor, target: Tensor, mask: Tensor, sums: Sums) -> Tensor:
     """SmoothL1 of the radius in units of the cap, inside the structure only: outside there is none."""
-    error = F.smooth_l1_loss(radius, target, beta=beta, reduction="none") * mask
+    error = F.smooth_l1_loss(radius, target, beta=RADIUS_BETA, reduction="none") * mask
     return sums.mean(sums(error) / sums(mask.float()).clamp_min(1), sums.present(mask))
 
 
-def consistency_loss(
-    p: Tensor, centreline: Tensor | None, radius: Tensor | None, *, offset: float, slope: float
-) -> Tensor:
+def consistency_loss(p: Tensor, centreline: Tensor | None, radius: Tensor | None) -> Tensor:
     """What the heads say about the same voxel should agree: a centreline lies inside, a radius > 0 means inside.
 
     Each of two partners learns from the other held fixed, so that they cannot agree by both giving way.
@@ -258,6 +229,6 @@ def consistency_loss(
         line = torch.sigmoid(centreline)
         loss = loss + (line.detach() * (1 - p) + line * (1 - p.detach())).mean() / 2
     if radius is not None:
-        inside = torch.sigmoid((radius - offset) / slope)
+        inside = torch.sigmoid((radius - CONSISTENCY_OFFSET) / CONSISTENCY_SLOPE)
         loss = loss + ((inside.detach() - p).abs() + (inside - p.detach()).abs()).mean() / 2
     return loss

@@ -1,14 +1,18 @@
-"""The shape of the training patches, planned from where the structures lie."""
+"""What is planned before training: the shape of the patches, and the locator's part of the time."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from ctseg.config import Settings
 from ctseg.learning.dataset import TrainingCase
 
+WIDTH = 8  # of the locator
+TIME_SHARE = 0.25  # of the training time for the locator: it only has to find, not to outline
 MARGIN = 1.15  # a patch should see a little more than the structures themselves
 SMALLEST, LARGEST = 32, 128  # voxels along an axis
 
@@ -43,3 +47,28 @@ def plan_patch(cases: Sequence[TrainingCase], settings: Settings) -> tuple[int, 
     return fit_patch(
         [float(n) for n in extent], settings.train.patch_voxels, multiple=2 ** (settings.model.levels - 1)
     )
+
+
+def with_time(settings: Settings, share: float, **changes: Any) -> Settings:
+    """The settings with a share of the training time, and other changes of train."""
+    train = dataclasses.replace(
+        settings.train,
+        minutes=share * settings.train.minutes,
+        epochs=max(1, round(share * settings.train.epochs)),
+        **changes,
+    )
+    return dataclasses.replace(settings, train=train)
+
+
+def locator_settings(settings: Settings) -> Settings:
+    """The settings of the locator's training, derived from those of the network that it serves."""
+    levels = settings.model.levels
+    model = dataclasses.replace(
+        Settings().model, name="unet", width=WIDTH, levels=levels, blocks=(1,) * levels
+    )
+    return with_time(dataclasses.replace(settings, model=model), TIME_SHARE, patch_size=(), patience=0)
+
+
+def remaining_settings(settings: Settings) -> Settings:
+    """The settings of the network itself, with the time that the locator leaves."""
+    return with_time(settings, 1 - TIME_SHARE)

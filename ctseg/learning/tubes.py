@@ -75,7 +75,7 @@ def sampling_points(
     """Where patches may be centred: "thin" and "wide" skeleton voxels, and "background", each (n <= limit, 3) int16.
 
     label, skeleton: (D, H, W) ids; radius_mm: (D, H, W). lung: (D, H, W) bool, see
-    `density_remap.lung_region`; the background is what lies there outside every structure. None: it is what lies
+    `ctseg.geometry.body_regions`; the background is what lies there outside every structure. None: it is what lies
     outside within 10 voxels of a skeleton's box. A kind without voxels has n = 0.
     """
     line = skeleton > 0
@@ -86,7 +86,9 @@ def sampling_points(
         near[_box(line, margin=10)] = True
     is_thin = line & (radius_mm < thin_mm)
     kinds = {"thin": is_thin, "wide": line & ~is_thin, "background": near & (label == 0)}
-    return {kind: _choose(np.flatnonzero(where), where.shape, limit, rng) for kind, where in kinds.items()}
+    return {
+        kind: choose_voxels(np.flatnonzero(where), where.shape, limit, rng) for kind, where in kinds.items()
+    }
 
 
 def missed_points(
@@ -113,7 +115,10 @@ def missed_points(
     )
     n_ends = min(len(end), max(limit // 2, limit - len(gap)))
     return np.concatenate(
-        [_choose(gap, skeleton.shape, limit - n_ends, rng), _choose(end, skeleton.shape, n_ends, rng)]
+        [
+            choose_voxels(gap, skeleton.shape, limit - n_ends, rng),
+            choose_voxels(end, skeleton.shape, n_ends, rng),
+        ]
     )
 
 
@@ -131,8 +136,10 @@ def _missed_runs(missed: np.ndarray, found: np.ndarray) -> tuple[np.ndarray, np.
     return places, joins[runs[missed]]
 
 
-def _choose(flat: np.ndarray, shape: tuple[int, ...], limit: int, rng: np.random.Generator) -> np.ndarray:
-    """(n <= limit, 3) int16 voxels, at random when there are more than the limit."""
+def choose_voxels(
+    flat: np.ndarray, shape: tuple[int, ...], limit: int, rng: np.random.Generator
+) -> np.ndarray:
+    """(n <= limit, 3) int16 voxels of flat indices, at random when there are more than the limit."""
     if len(flat) > limit:
         flat = rng.choice(flat, limit, replace=False)
     return np.stack(np.unravel_index(flat, shape), axis=1).astype(np.int16)

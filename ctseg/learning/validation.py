@@ -11,6 +11,7 @@ from ctseg.learning.dataset import TrainingCase
 from ctseg.learning.losses import segmentation_loss
 from ctseg.prediction.largest_component import keep_largest
 from ctseg.prediction.sliding_windows import dice_per_structure
+from ctseg.scans.datasets.case import IGNORED
 from ctseg.scoring.distances import percentile_hausdorff_mm, surface_distances
 from ctseg.scoring.summary import mean
 
@@ -22,9 +23,7 @@ class Validation:
     names: Sequence[str]
     losses: list[float] = dataclasses.field(default_factory=list)  # one per scan
     dice: list[list[float]] = dataclasses.field(default_factory=list)
-    dice_of_largest: list[list[float]] = dataclasses.field(
-        default_factory=list
-    )  # of the largest component alone
+    dice_of_largest: list[list[float]] = dataclasses.field(default_factory=list)  # largest component alone
     hd95_mm: list[list[float]] = dataclasses.field(default_factory=list)  # where something was predicted
 
     def __post_init__(self) -> None:
@@ -39,17 +38,21 @@ class Validation:
             labelled=torch.from_numpy(case.labelled)[None],
         )
         self.losses.append(float(loss))
-        prediction = probabilities.argmax(0)
-        filtered = torch.from_numpy(keep_largest(prediction.numpy(), range(1, len(self.names) + 1)))
-        for scores, label in ((self.dice, prediction), (self.dice_of_largest, filtered)):
-            for index, value in enumerate(dice_per_structure(label, case.label, len(self.names))[0]):
+        label = probabilities.argmax(0)
+        filtered = torch.from_numpy(keep_largest(label.numpy(), range(1, len(self.names) + 1)))
+        ignored = case.label == IGNORED
+        prediction, largest, reference = (
+            one.masked_fill(ignored, 0) for one in (label, filtered, case.label)
+        )  # what nobody looked at is neither right nor wrong
+        for scores, found in ((self.dice, prediction), (self.dice_of_largest, largest)):
+            for index, value in enumerate(dice_per_structure(found, reference, len(self.names))):
                 if value is not None and case.states[self.names[index]] == "present":
                     scores[index].append(value)
         for index, name in enumerate(self.names):
             if case.states[name] == "present":
                 pair = surface_distances(
                     prediction=(prediction == index + 1).numpy(),
-                    reference=(case.label == index + 1).numpy(),
+                    reference=(reference == index + 1).numpy(),
                     spacing_mm=case.spacing_mm,
                 )
                 if pair is not None:
@@ -64,8 +67,11 @@ class Validation:
         return [mean(values) for values in self.hd95_mm]
 
     def keeps_largest(self, in_one_piece: Sequence[bool]) -> list[bool]:
-        """Whether of each structure only the largest component should stay: where that scores higher than everything that was predicted,
-        or just as high and the structure is in one piece in the training references."""
+        """Whether of each structure only the largest component should stay.
+
+        Where that scores higher than all that was predicted, or just as high and the structure is in one piece in
+        the training references.
+        """
         return [
             sum(one) > sum(everything) or (whole and sum(one) == sum(everything))
             for one, everything, whole in zip(self.dice_of_largest, self.dice, in_one_piece)

@@ -1,0 +1,1 @@
+"""How a trained network predicts: windows, locator, guides, masks on the scan (torch)."""

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
 from ctseg import artifacts
-from ctseg.laterality import Sides, find_sides
+from ctseg.laterality import Sides
+from ctseg.manifest import Case, Manifest
+from ctseg.prediction.mirroring import mirror_permutation
 from ctseg.scans.guide_organs import read_guide
 
 TAUS_MM = (20.0, 100.0)  # the near one resolves an organ's shape, the far one where in the body a patch lies
@@ -39,23 +40,13 @@ class Guide:
     stride: Triple
     swaps: torch.Tensor
 
-    @property
-    def n_channels(self) -> int:
-        """How many channels a network sees of it."""
-        return n_channels(len(self.presence))
 
-
-def load(workspace: artifacts.Workspace, manifest: dict[str, Any], entry: dict[str, Any]) -> Guide | None:
+def load(workspace: artifacts.Workspace, manifest: Manifest, case: Case) -> Guide | None:
     """The guide of a case of the manifest, its hash checked; None when the data were processed without one."""
-    record = entry.get("guide")
-    if not record:
+    if case.guide is None:
         return None
-    organs = manifest["guide"]["organs"]
-    return make_guide(
-        *read_guide(workspace.processed / record["file"], sha256=record["sha256"]),
-        organs,
-        Sides.of(manifest.get("sides"), organs),
-    )
+    found = read_guide(workspace.processed / case.guide.file, sha256=case.guide.sha256)
+    return make_guide(*found, manifest.organs, manifest.sides)
 
 
 def make_guide(
@@ -66,17 +57,8 @@ def make_guide(
     sides: Sides | None = None,
 ) -> Guide:
     """The Guide of what `ctseg.scans.guide_organs.read_guide` returned. sides: from the organs' names when None."""
-    return Guide(
-        torch.from_numpy(distance_mm), torch.from_numpy(presence), stride, organ_swaps(organs, sides)
-    )
-
-
-def organ_swaps(organs: Sequence[str], sides: Sides | None = None) -> torch.Tensor:
-    """(K,) indices of the organs after a left/right mirror; unpaired organs stay."""
-    swaps = torch.arange(len(organs))
-    for left, right in (sides or find_sides(organs)).indices(organs):
-        swaps[left], swaps[right] = right, left
-    return swaps
+    swaps = mirror_permutation(organs, sides)
+    return Guide(torch.from_numpy(distance_mm), torch.from_numpy(presence), stride, swaps)
 
 
 def n_channels(n_organs: int, taus_mm: Sequence[float] = TAUS_MM) -> int:
@@ -124,15 +106,12 @@ def guide_patch(
 ) -> torch.Tensor:
     """(K * (T + 1), D, H, W) guide channels of a patch of the canvas.
 
-    start, size: first canvas voxel and voxels of an axis-aligned patch (it may reach beyond the canvas: the edge goes
-    on). positions: (3, D, H, W) canvas voxel coordinates instead, where the patch was rotated or bent; start and size
-    do not count then. mirrored: the patch is flipped along W afterwards, so paired organs change channels. dropped:
-    (K,) bool in the order of the resulting channels.
+    start, size: first canvas voxel and voxels of an upright patch (it may reach beyond the canvas: the edge goes
+    on). positions: (3, D, H, W) canvas voxel coordinates instead, where the patch was rotated or bent; start and
+    size do not count then. mirrored: the patch is flipped along W afterwards, so paired organs change channels.
+    dropped: (K,) bool in the order of the resulting channels.
     """
-    if positions is None:
-        distance_mm = _along_axes(guide, start, size)
-    else:
-        distance_mm = _at_positions(guide, positions)
+    distance_mm = _along_axes(guide, start, size) if positions is None else _at_positions(guide, positions)
     presence = guide.presence
     if mirrored:
         distance_mm, presence = distance_mm.flip(3)[guide.swaps], presence[guide.swaps]
@@ -172,7 +151,7 @@ def _between(first: int, count: int, stride: int, length: int) -> tuple[torch.Te
 
 
 def _at_positions(guide: Guide, positions: torch.Tensor) -> torch.Tensor:
-    """(K, D, H, W) float32 mm at canvas voxel coordinates (3, D, H, W), trilinear; beyond the canvas the edge goes on."""
+    """(K, D, H, W) float32 mm, trilinear, at canvas voxels (3, D, H, W); beyond the canvas the edge goes on."""
     grid = torch.empty((*positions.shape[1:], 3))
     box = []
     for axis, (stride, length) in enumerate(zip(guide.stride, guide.distance_mm.shape[1:])):

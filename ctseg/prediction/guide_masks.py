@@ -22,13 +22,14 @@ def predict_guide_masks(
     *,
     progress: Callable[[Sequence[CaseRecord]], Iterable[CaseRecord]] = iter,
 ) -> None:
-    """Write <folder>/<case id>.nii.gz for each case, and labels.json with the names; what an earlier run left is kept.
+    """Write <folder>/<case id>.nii.gz for each case, and labels.json with the names.
 
-    model_hash: of the checkpoint. A case whose scan cannot be read is left out: preprocessing refuses it later with its reason.
+    What an earlier run left is kept. model_hash: of the checkpoint. A case whose scan cannot be read is left out:
+    preprocessing refuses it later with its reason.
     """
     done_file = folder / "made.json"
     done = artifacts.read_json(done_file) if done_file.exists() else {}
-    names = predictor.names
+    names = dict(enumerate(predictor.names, start=1))
     for record in progress(records):
         path = folder / f"{artifacts.safe_name(record.case_id)}.nii.gz"
         try:
@@ -38,11 +39,8 @@ def predict_guide_masks(
             image, _ = load_case.load_image(record.image)
         except (PipelineError, OSError):
             continue
-        nifti.write_label(
-            path, Volume(predictor.predict_scan(image), image.affine), names=dict(enumerate(names, start=1))
-        )
+        label = predictor.predict(predictor.read_scan(image)).label
+        nifti.write_label(path, Volume(label, image.affine), names=names)
         done[record.case_id] = key
         artifacts.write_json(done_file, done)
-    artifacts.write_json(
-        folder / "labels.json", {str(number): name for number, name in enumerate(names, start=1)}
-    )
+    artifacts.write_json(folder / "labels.json", {str(number): name for number, name in names.items()})

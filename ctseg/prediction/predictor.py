@@ -18,26 +18,44 @@ from ctseg.geometry.distance_maps import coarse_maps
 from ctseg.geometry.intensity import window
 from ctseg.geometry.probabilities import Shares
 from ctseg.geometry.volume import Grid, Volume
-from ctseg.learning import augment
-from ctseg.prediction import guide_input, locator
+from ctseg.prediction import guide_input, mirroring, network_input
 from ctseg.prediction.largest_component import keep_largest
-from ctseg.prediction.sliding_windows import Sight, Windows, count_views, predict_shares
+from ctseg.prediction.locator import Locator, restore_locator
+from ctseg.prediction.network_input import CaseInput, NetworkInput
+from ctseg.prediction.sliding_windows import Windows, predict_shares
 from ctseg.runtime import checkpoints, hardware
 from ctseg.scans.guide_organs import CaseGuide
+from ctseg.scoring.failure import agreement
 
 BuildNetwork = Callable[..., torch.nn.Module]
 
 
 @dataclasses.dataclass(frozen=True)
+class Prediction:
+    """What is predicted of a case.
+
+    label: (D, H, W) uint8 on the scan's grid, ids in the order of the predictor's names. probabilities: on `canvas`,
+    which is the part `region` of the case's canvas where a locator found one. confidence: structure -> agreement of
+    the members, see `ctseg.scoring.failure.agreement`.
+    """
+
+    label: np.ndarray
+    probabilities: Shares
+    canvas: Grid
+    region: grids.Region | None
+    confidence: dict[str, float | None]
+
+
+@dataclasses.dataclass(frozen=True)
 class Predictor:
-    """A network with its weights and how it is used. filtered: label ids of which only the largest component stays."""
+    """A network with its weights and how it is used. filtered: ids of which only the largest component stays."""
 
     checkpoint: dict[str, Any]
     network: torch.nn.Module
     machine: hardware.Machine
     windows: Windows
     filtered: tuple[int, ...]
-    locator: locator.Locator | None
+    locator: Locator | None
     others: tuple[Predictor, ...] = ()  # of an ensemble
 
     @property
@@ -51,34 +69,17 @@ class Predictor:
         return "guide" in getattr(self.network, "inputs", ())
 
     @property
-    def sides(self) -> laterality.Sides:
-        """Which structures, and organs of the guide, are left and right."""
-        return laterality.Sides.of(
-            self.checkpoint.get("sides"), [*self.names, *_guide_organs(self.checkpoint)]
-        )
-
-    @property
-    def one_sided(self) -> list[str]:
-        """Names whose mirror image the network does not know, so that it is never shown a mirrored scan."""
-        return laterality.one_sided(self.checkpoint.get("sides"), self.names, _guide_organs(self.checkpoint))
-
-    @property
     def why_not_mirrored(self) -> str | None:
-        """The line that says that a mirrored scan is not predicted too because of structures of one side; None without any."""
-        if not self.one_sided:
+        """The line that says that one-sided structures forbid to predict the mirrored scan; None without any."""
+        if not (names := one_sided(self.checkpoint)):
             return None
-        return Finding(
-            "NOTE",
-            "ONE_SIDED",
-            f"{', '.join(self.one_sided)}: one side only, so the mirrored scan is not predicted too",
-        ).line()
+        cause = f"{', '.join(names)}: one side only, so the mirrored scan is not predicted too"
+        return Finding("NOTE", "ONE_SIDED", cause).line()
 
     @property
     def members(self) -> int:
         """How many predictions the result is the mean of: mirrored views of each model of an ensemble."""
-        return count_views(self.network, self.windows) + sum(
-            count_views(other.network, other.windows) for other in self.others
-        )
+        return sum(one.windows.count_views(one.network) for one in (self, *self.others))
 
     @property
     def why_no_confidence(self) -> str | None:
@@ -89,139 +90,125 @@ class Predictor:
             return "the passes of the network hand on the mean of both mirrored views"
         return "a single prediction: no mirrored view, no ensemble"
 
-    def probabilities(
-        self,
-        sight: Sight,
-        *,
-        on_pass: Callable[[int, Shares], None] | None = None,
-        on_member: Callable[[np.ndarray], None] | None = None,
-    ) -> Shares:
-        """Those of what it sees; see `predict_shares`. Of an ensemble the mean.
+    # ---- what is predicted: two ways in, one way out ----
 
-        on_member is told the label map (D, H, W) of each of `members`, before small pieces are removed; nothing when there is only one.
-        """
-        tell = on_member if self.members > 1 else None
-        total = predict_shares(self.network, sight, self.windows, self.machine, on_pass=on_pass, on_view=tell)
-        for other in self.others:
-            total.add_shares(predict_shares(other.network, sight, other.windows, other.machine, on_view=tell))
-        if self.others:
-            total.divide(1 + len(self.others))
-        return total
+    def read_case(self, *source: Any) -> CaseInput:
+        """A case from its tensors. source: workspace, manifest and the case's entry in it."""
+        return network_input.read_case(*source, guided=self.takes_guide, located=self.locator is not None)
 
-    def label_on_scan(self, probabilities: Shares, canvas: Grid, scan: Grid) -> np.ndarray:
-        """Label map (uint8) on the scan's grid from probabilities on a canvas (or a part of one)."""
-        return keep_largest(argmax_on_scan.label_on_scan(probabilities, canvas, scan), self.filtered)
+    def read_scan(self, image: Volume, guide: CaseGuide | None = None) -> CaseInput:
+        """A case from a raw CT in HU.
 
-    def predict_scan(self, image: Volume, guide: CaseGuide | None = None) -> np.ndarray:
-        """Label map (uint8, ids in the order of `names`) of a raw CT in HU, on its own grid; arguments as for `probabilities_of_scan`."""
-        probabilities, canvas = self.probabilities_of_scan(image, guide)
-        return self.label_on_scan(probabilities, canvas, image.grid)
-
-    def probabilities_of_scan(
-        self,
-        image: Volume,
-        guide: CaseGuide | None = None,
-        *,
-        on_member: Callable[[np.ndarray], None] | None = None,
-    ) -> tuple[Shares, Grid]:
-        """(probabilities of a raw CT in HU, the canvas they lie on). on_member: see `probabilities`.
-
-        guide: for networks that take one, see `ctseg.scans.guide_organs.load_guide`. Raises ValueError when it is missing.
+        guide: for networks that take one, see `ctseg.scans.guide_organs.load_guide`; ValueError when it is missing.
         """
         if self.takes_guide and guide is None:
             raise ValueError("this network needs a guide")
         preprocess = self.checkpoint["preprocess"]
-        spacing = preprocess["spacing_mm"]
-        plan = grids.GridPlan(preprocess["grid"], tuple(spacing) if spacing else None, 0.0)
-        box = grids.kept_box(
-            image, preprocess["settings"].get("crop", "body"), preprocess["settings"]["margin_mm"]
-        )
-        canvas = plan.canvas(image.grid, box)
-        scaled = self._scaled(image, canvas)
-        maps = coarse_maps(guide.masks, canvas) if guide is not None and self.takes_guide else None
-        seen = (
-            guide_input.make_guide(maps.distance_mm, maps.presence, maps.stride, guide.organs, self.sides)
-            if maps is not None and guide is not None
-            else None
-        )
-        sight = Sight(scaled, seen)
-        if self.locator is not None:
-            whole = grids.whole_grid(image.grid, box)
-            region = self.locator.find(self._scaled(image, whole), whole, canvas)
-            if region is not None:
-                sight = sight.part(region)
-        d, h, w = sight.image.shape
-        return self.probabilities(sight, on_member=on_member), canvas.crop(sight.origin, (d, h, w))
+        data, spacing = config.from_record({"data": preprocess["settings"]}).data, preprocess["spacing_mm"]
+        box = grids.kept_box(image, data.crop, data.margin_mm)
+        whole = grids.whole_grid(image.grid, box)
+        canvas = grids.window_grid(image.grid, box, tuple(spacing)) if spacing else whole
+        seen = None
+        if guide is not None and self.takes_guide:
+            maps = coarse_maps(guide.masks, canvas)
+            sides = laterality.Sides.of(
+                self.checkpoint["sides"], [*self.names, *guide_organs(self.checkpoint)]
+            )
+            seen = guide_input.make_guide(maps.distance_mm, maps.presence, maps.stride, guide.organs, sides)
 
-    def _scaled(self, image: Volume, canvas: Grid) -> torch.Tensor:
-        low, high = self.checkpoint["preprocess"]["window_hu"]
-        return torch.from_numpy(
-            window(grids.image_on_canvas(image, canvas).array, (low, high)).astype(np.float16)
-        )
+        def scaled(grid: Grid) -> torch.Tensor:
+            values = window(grids.image_on_canvas(image, grid).array, data.window_hu)
+            return torch.from_numpy(values.astype(np.float16))
+
+        body = (scaled(whole), whole) if self.locator is not None else None
+        return CaseInput(NetworkInput(scaled(canvas), seen), canvas, image.grid, body)
+
+    def predict(
+        self, case: CaseInput, *, on_pass: Callable[[int, np.ndarray], None] | None = None
+    ) -> Prediction:
+        """Find the structures of a case, in an ensemble by the mean of all models.
+
+        on_pass: told (pass number from 0, label map on the scan's grid) by networks of several passes.
+        """
+        region = self.locator.find(case) if self.locator is not None else None
+        seen = case.seen if region is None else case.seen.part(region)
+        d, h, w = seen.image.shape
+        canvas = case.canvas.crop(seen.origin, (d, h, w))
+        members: list[np.ndarray] = []
+
+        def on_scan(probabilities: Shares) -> np.ndarray:
+            return keep_largest(argmax_on_scan.label_on_scan(probabilities, canvas, case.scan), self.filtered)
+
+        def tell_pass(number: int, probabilities: Shares) -> None:
+            on_pass(number, on_scan(probabilities))  # type: ignore[misc]
+
+        def look(one: Predictor, tell_pass: Callable[[int, Shares], None] | None = None) -> Shares:
+            tell_view = members.append if self.members > 1 else None
+            return predict_shares(
+                one.network, seen, one.windows, one.machine, on_pass=tell_pass, on_view=tell_view
+            )
+
+        probabilities = look(self, tell_pass if on_pass is not None else None)
+        for other in self.others:
+            probabilities.add_shares(look(other))
+        if self.others:
+            probabilities.divide(1 + len(self.others))
+        confidence = dict(zip(self.names, agreement(members, len(self.names))))
+        return Prediction(on_scan(probabilities), probabilities, canvas, region, confidence)
 
 
 def load_predictor(
     path: Path, settings: EvaluateSettings, *, device: str, build_network: BuildNetwork, file: str
 ) -> Predictor:
-    """The predictor of a checkpoint. file: how messages call it. Raises IntegrityError for a damaged or foreign one."""
+    """The predictor of a checkpoint. file: how messages call it. IntegrityError for a damaged or foreign one."""
     checkpoint = checkpoints.load(path)
     trained: Settings = config.from_record(checkpoint["settings"])
-    machine = hardware.choose_machine(
-        device, trained.train.precision if trained.train.precision != "fp16" else "auto"
-    )
+    precision = "auto" if trained.train.precision == "fp16" else trained.train.precision
+    machine = hardware.choose_machine(device, precision)
     network = checkpoints.restore(build_network, checkpoint["arch"], checkpoint["model"], file=file)
     _check_companions(checkpoint, network, file)
     names = list(checkpoint["structures"])
     swaps = None
-    if (
-        settings.flip
-        and mirrors(trained)
-        and not laterality.one_sided(checkpoint.get("sides"), names, _guide_organs(checkpoint))
-    ):
-        swaps = augment.mirror_table(
-            laterality.Sides.of(checkpoint.get("sides"), names).indices(names), len(names)
-        )
+    if settings.flip and mirroring.knows_mirrored(trained.train) and not one_sided(checkpoint):
+        swaps = mirroring.mirror_labels(names, laterality.Sides.of(checkpoint["sides"], names))
     filtered = {"auto": checkpoint["largest_component"], "all": names, "none": []}[settings.keep_largest]
-    finder = checkpoint.get("locator")
+    finder = checkpoint["locator"]
     return Predictor(
         checkpoint,
         machine.place(network),
         machine,
         Windows(len(names) + 1, trained.train.fixed_patch(), settings.overlap, swaps, settings.context_scope),
         tuple(names.index(name) + 1 for name in filtered),
-        locator.restore_locator(finder, build_network, machine, file=file) if finder else None,
+        restore_locator(finder, build_network, machine, file=file) if finder else None,
     )
 
 
 def _check_companions(checkpoint: dict[str, Any], network: torch.nn.Module, file: str) -> None:
-    """Raise IntegrityError unless the checkpoint brings the locator that its grid needs, and names the organs
-    whose guide its network takes.
-    """
-    if (checkpoint["preprocess"]["grid"] == "roi") != bool(checkpoint.get("locator")):
+    """IntegrityError unless a checkpoint brings the locator of its grid, and the organs whose guide it takes."""
+    if (checkpoint["preprocess"]["grid"] == "roi") != bool(checkpoint["locator"]):
         raise checkpoints.mismatch(
             "a network of the roi grid and a locator belong together; this has one",
             file,
             "use checkpoints/best_model.pth of a training run",
         )
     if "guide" in getattr(network, "inputs", ()):
-        organs = (checkpoint.get("guide") or {}).get("organs", ())
-        if guide_input.n_channels(len(organs)) != checkpoint["arch"]["guide_channels"]:
+        wanted, organs = checkpoint["arch"]["guide_channels"], guide_organs(checkpoint)
+        if guide_input.n_channels(len(organs)) != wanted:
             raise checkpoints.mismatch(
-                f"its network takes {checkpoint['arch']['guide_channels']} guide channels, "
-                f"and it names {len(organs)} guide organs",
-                file,
+                f"its network takes {wanted} guide channels, and it names {len(organs)} guide organs", file
             )
 
 
 def ensemble(members: Sequence[Predictor]) -> Predictor:
-    """One predictor whose probabilities are the mean of all. The first one's region (roi grid) holds, and only what all filter is filtered.
+    """One predictor whose probabilities are the mean of all.
 
-    UsageError unless all were trained for the same structures, on the same grid, with the same guide.
+    The first one's region (roi grid) holds, and only what all filter is filtered. UsageError unless all were trained
+    for the same structures, on the same grid, with the same guide.
     """
     first, *others = members
     for other in others:
         for what in ("structures", "preprocess", "guide"):
-            if first.checkpoint.get(what) != other.checkpoint.get(what):
+            if first.checkpoint[what] != other.checkpoint[what]:
                 raise UsageError(
                     "ENSEMBLE_MISMATCH",
                     f"the checkpoints were trained with other {what}",
@@ -231,10 +218,11 @@ def ensemble(members: Sequence[Predictor]) -> Predictor:
     return dataclasses.replace(first, others=tuple(others), filtered=tuple(filtered))
 
 
-def _guide_organs(checkpoint: dict[str, Any]) -> list[str]:
-    return list((checkpoint.get("guide") or {}).get("organs", ()))
+def guide_organs(checkpoint: dict[str, Any]) -> list[str]:
+    """The organs that guide the network of a checkpoint."""
+    return list((checkpoint["guide"] or {}).get("organs", ()))
 
 
-def mirrors(trained: Settings) -> bool:
-    """Whether the network has seen mirrored patches; else a mirrored scan is foreign to it."""
-    return trained.train.mirror and augment.STRENGTHS[trained.train.augmentation].mirror > 0
+def one_sided(checkpoint: dict[str, Any]) -> list[str]:
+    """Names whose mirror image the network does not know, so that it is never shown a mirrored scan."""
+    return laterality.one_sided(checkpoint["sides"], checkpoint["structures"], guide_organs(checkpoint))

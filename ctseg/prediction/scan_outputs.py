@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Sequence
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,85 +12,94 @@ from ctseg import artifacts
 from ctseg.errors import Finding
 from ctseg.geometry.probabilities import Shares
 from ctseg.geometry.volume import Grid, Volume, resample
+from ctseg.palette import rgb_of
 from ctseg.scans.dicom import dicom_seg, rtstruct
 from ctseg.scans.formats import nifti
+from ctseg.tables import write_csv
 
 if TYPE_CHECKING:
+    from ctseg.prediction.predictor import Prediction
     from ctseg.scans.datasets.case import ImageSource
 
-FORMATS = {
-    "nifti": ".nii.gz",
-    "organs": "",
-    "seg": "_seg.dcm",
-    "rtstruct": "_rtstruct.dcm",
-}  # format -> end of the name; organs: a folder
+# format -> end of the name; organs: a folder
+FORMATS = {"nifti": ".nii.gz", "organs": "", "seg": "_seg.dcm", "rtstruct": "_rtstruct.dcm"}
+DICOM_FORMATS = frozenset({"seg", "rtstruct"})
 FOLDERS = frozenset({"organs", "probabilities"})  # what is a folder with a file per structure
 LONGEST = 200  # bytes of a file name without its ending; file systems allow 255
-DICOM_FORMATS = frozenset({"seg", "rtstruct"})
 
 
-def files_of(scan: str, formats: Sequence[str], *, probabilities: bool, uncertainty: bool) -> dict[str, str]:
-    """What is written of a scan -> the name of its file, or of its folder for those in FOLDERS."""
-    safe = artifacts.safe_name(scan)
-    more = {"probabilities": "_probabilities"} if probabilities else {}
-    more |= {"uncertainty": "_uncertainty.nii.gz"} if uncertainty else {}
-    return {kind: safe + end for kind, end in ({kind: FORMATS[kind] for kind in formats} | more).items()}
+@dataclasses.dataclass(frozen=True)
+class Wanted:
+    """What is written of each scan. formats: of FORMATS; algorithm: how DICOM files call what predicted it."""
+
+    formats: tuple[str, ...]
+    probabilities: bool
+    uncertainty: bool
+    algorithm: str
+
+    def files_of(self, scan: str) -> dict[str, str]:
+        """What is written of a scan -> the name of its file, or of its folder for those in FOLDERS."""
+        ends = {kind: FORMATS[kind] for kind in self.formats}
+        ends |= {"probabilities": "_probabilities"} if self.probabilities else {}
+        ends |= {"uncertainty": "_uncertainty.nii.gz"} if self.uncertainty else {}
+        return {kind: artifacts.safe_name(scan) + end for kind, end in ends.items()}
+
+    def write(
+        self,
+        folder: Path,
+        scan: str,
+        found: Prediction,
+        image: Volume,
+        names: dict[int, str],
+        source: ImageSource,
+    ) -> list[Finding]:
+        """Write all of it into a folder. Returns what is to be told."""
+        mask = Volume(found.label, image.affine)
+        findings: list[Finding] = []
+        for kind, file in self.files_of(scan).items():
+            path = folder / file
+            if kind == "nifti":
+                nifti.write_label(path, mask, names=names)
+            elif kind == "organs":
+                for number, name in names.items():
+                    one = Volume((mask.array == number).astype(np.uint8), mask.affine)
+                    nifti.write_label(path / f"{file_name(name)}.nii.gz", one)
+            elif kind == "probabilities":
+                write_probabilities(path, found.probabilities, found.canvas, image.grid, names)
+            elif kind == "uncertainty":
+                write_uncertainty(path, found.probabilities, found.canvas, image.grid)
+            elif kind == "seg":
+                findings += dicom_seg.write_segments(
+                    path, mask, names, source.path, series_uid=source.series_uid, algorithm=self.algorithm
+                )
+            else:
+                findings += rtstruct.write_structures(
+                    path,
+                    mask,
+                    names,
+                    source.path,
+                    series_uid=source.series_uid,
+                    algorithm=self.algorithm,
+                    colours={number: rgb_of(number) for number in names},
+                )
+        return findings
 
 
 def file_name(structure: str) -> str:
-    """The structure's own name wherever it can be one of a file, in every script, so that masks are found again by it; else `artifacts.safe_name`."""
-    plain = structure.isprintable() and not set(structure) & set('/\\:*?"<>|')
-    return (
-        structure
-        if plain and structure[:1] not in ("", *".- ") and len(structure.encode()) <= LONGEST
-        else artifacts.safe_name(structure)
-    )
+    """The structure's own name wherever it can be one of a file, in every script, so that masks are found by it.
 
-
-def write_mask(
-    path: Path, kind: str, label: Volume, names: dict[int, str], source: ImageSource, *, algorithm: str
-) -> list[Finding]:
-    """Write a label map in one of FORMATS; the DICOM ones refer to the series it was predicted on. organs: one NIfTI per structure in the folder `path`.
-
-    algorithm: what predicted it. Returns what is to be told.
+    Else `artifacts.safe_name`.
     """
-    if kind == "nifti":
-        nifti.write_label(path, label, names=names)
-    elif kind == "organs":
-        for value, name in names.items():
-            nifti.write_label(
-                path / f"{file_name(name)}.nii.gz",
-                Volume((label.array == value).astype(np.uint8), label.affine),
-            )
-    elif kind == "seg":
-        return dicom_seg.write_segments(
-            path, label, names, source.path, series_uid=source.series_uid, algorithm=algorithm
-        )
-    else:
-        from ctseg.reporting.pictures.colours import from_hex
-        from ctseg.reporting.pictures.slices import ON_CT
-
-        rgb = {
-            value: np.rint(255 * from_hex(ON_CT[(value - 1) % len(ON_CT)])).astype(int).tolist()
-            for value in names
-        }  # the colours of the report's pictures
-        return rtstruct.write_structures(
-            path,
-            label,
-            names,
-            source.path,
-            series_uid=source.series_uid,
-            algorithm=algorithm,
-            colours={value: tuple(colour) for value, colour in rgb.items()},
-        )
-    return []
+    plain = structure.isprintable() and not set(structure) & set('/\\:*?"<>|')
+    fits = structure[:1] not in ("", *".- ") and len(structure.encode()) <= LONGEST
+    return structure if plain and fits else artifacts.safe_name(structure)
 
 
 def write_probabilities(
-    folder: Path, probabilities: Shares, canvas: Grid, scan: Grid, names: Sequence[str]
+    folder: Path, probabilities: Shares, canvas: Grid, scan: Grid, names: dict[int, str]
 ) -> None:
     """One NIfTI (float32, 0 to 1) per structure on the scan's grid; where nothing was looked at: 0."""
-    for number, name in enumerate(names, start=1):
+    for number, name in names.items():
         nifti.write_image(
             folder / f"{file_name(name)}.nii.gz",
             _on_scan(probabilities.whole(number), canvas, scan),
@@ -101,7 +108,10 @@ def write_probabilities(
 
 
 def write_uncertainty(path: Path, probabilities: Shares, canvas: Grid, scan: Grid) -> None:
-    """A NIfTI (float32) of the entropy of the classes over its largest possible value: 0 certain, 1 anything is as likely. Outside what was looked at: 0."""
+    """A NIfTI (float32) of the entropy of the classes over its largest possible value.
+
+    0 is certain, 1 that anything is as likely; 0 outside what was looked at.
+    """
     entropy = np.zeros(canvas.shape, dtype=np.float32)
     for number in (0, *probabilities.numbers()):
         if (found := probabilities.part(number)) is not None:
@@ -118,55 +128,46 @@ def _on_scan(values: np.ndarray, canvas: Grid, scan: Grid) -> Volume:
 
 
 def statistics_of(label: Volume, image: Volume, names: dict[int, str]) -> dict[str, dict[str, Any]]:
-    """Of each structure: volume in mL, mean and standard deviation of its HU, and whether it meets the scan's border, where it may go on.
+    """Of each structure: volume in mL, mean and standard deviation of its HU, and whether it meets the scan's border.
 
-    label, image: (D, H, W) on one grid. One walk over the slices for all structures.
+    There it may go on. label, image: (D, H, W) on one grid. One walk over the slices for all structures.
     """
     millilitres = float(abs(np.linalg.det(label.affine[:3, :3]))) / 1000
     size = max(names, default=0) + 1
-    counts, sums, squares, rim = (
-        np.zeros(size, np.int64),
-        np.zeros(size),
-        np.zeros(size),
-        np.zeros(size, np.int64),
-    )
+
+    def count(numbers: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
+        return np.bincount(numbers, weights, minlength=size)
+
+    counts, sums, squares, rim = np.zeros((4, size))
     for index, (plane, values) in enumerate(zip(label.array, image.array)):
         numbers = plane[plane > 0]
         hu = values[plane > 0].astype(np.float64)
-        found = np.bincount(numbers, minlength=size)
+        found = count(numbers)
         counts += found
-        sums += np.bincount(numbers, hu, minlength=size)
-        squares += np.bincount(numbers, hu**2, minlength=size)
+        sums += count(numbers, hu)
+        squares += count(numbers, hu**2)
         outermost = index in (0, len(label.array) - 1)
-        rim += (
-            found
-            if outermost
-            else sum(
-                np.bincount(edge, minlength=size) for edge in (plane[0], plane[-1], plane[:, 0], plane[:, -1])
-            )
-        )
+        edges = (plane[0], plane[-1], plane[:, 0], plane[:, -1])
+        rim += found if outermost else sum(count(edge) for edge in edges)
     result = {}
-    for value, name in names.items():
-        count = int(counts[value])
-        mean = sums[value] / count if count else 0.0
-        spread = float(np.sqrt(max(squares[value] / count - mean**2, 0.0))) if count else 0.0
+    for number, name in names.items():
+        voxels = int(counts[number])
+        mean = sums[number] / max(voxels, 1)
+        spread = float(np.sqrt(max(squares[number] / max(voxels, 1) - mean**2, 0.0)))
         result[name] = {
-            "volume_ml": round(count * millilitres, 4),
-            "mean_hu": round(float(mean), 2) if count else None,
-            "sd_hu": round(spread, 2) if count else None,
-            "meets_border": bool(rim[value]),
+            "volume_ml": round(voxels * millilitres, 4),
+            "mean_hu": round(float(mean), 2) if voxels else None,
+            "sd_hu": round(spread, 2) if voxels else None,
+            "meets_border": bool(rim[number]),
         }
     return result
 
 
 def write_statistics(path: Path, records: list[dict[str, Any]]) -> None:
     """The statistics of all scans as one CSV, a row per scan and structure."""
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(["scan", "structure", "volume_ml", "mean_hu", "sd_hu", "meets_border"])
-    writer.writerows(
-        [record["scan"], name, *values.values()]
+    rows = [
+        {"scan": record["scan"], "structure": name, **values}
         for record in records
         for name, values in record.get("structures", {}).items()
-    )
-    artifacts.write_text(path, stream.getvalue())
+    ]
+    write_csv(path, rows, ("scan", "structure", "volume_ml", "mean_hu", "sd_hu", "meets_border"))

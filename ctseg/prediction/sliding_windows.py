@@ -6,22 +6,28 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from ctseg.geometry.grids import Region
 from ctseg.geometry.probabilities import Shares
-from ctseg.prediction.guide_input import Guide, guide_patch
+from ctseg.prediction.guide_input import guide_patch
+from ctseg.prediction.network_input import NetworkInput
 from ctseg.runtime.hardware import Machine
+
+AGREEMENT = 0.999  # Dice of successive passes above which another one is not worth its time
+MANY_CLASSES = 32
+AIR = 0.02  # a window whose brightest voxel lies below this sees only air
+
+Place = tuple[slice, ...]
 
 
 @functools.lru_cache(maxsize=4)
-def gaussian_weight(size: tuple[int, int, int]) -> torch.Tensor:
+def gaussian_weight(size: tuple[int, ...]) -> np.ndarray:
     """(D, H, W) weights of a window, 1 at its centre; sigma is an eighth of the window (nnU-Net's choice)."""
-    axes = [torch.exp(-0.5 * ((torch.arange(n) - (n - 1) / 2) / (n / 8)) ** 2) for n in size]
-    weight = axes[0][:, None, None] * axes[1][None, :, None] * axes[2][None, None, :]
-    return weight.clamp_min(1e-4)
+    d, h, w = (torch.exp(-0.5 * ((torch.arange(n) - (n - 1) / 2) / (n / 8)) ** 2) for n in size)
+    return (d[:, None, None] * h[None, :, None] * w[None, None, :]).clamp_min(1e-4).numpy()
 
 
 def window_starts(length: int, size: int, overlap: float) -> list[int]:
@@ -32,18 +38,13 @@ def window_starts(length: int, size: int, overlap: float) -> list[int]:
     return [round(i * (length - size) / (count - 1)) for i in range(count)]
 
 
-AGREEMENT = 0.999  # Dice of successive passes above which another one is not worth its time
-MANY_CLASSES = 32
-AIR = 0.02  # a window whose brightest voxel lies below this sees only air
-
-
 @dataclasses.dataclass(frozen=True)
 class Windows:
-    """How a canvas is predicted: with windows of the trained size that overlap, perhaps also mirrored, perhaps in several passes.
+    """How a canvas is predicted: with windows of the trained size that overlap.
 
-    swaps: (S+1,) label ids after a left/right mirror; when given, the prediction is averaged with that of the mirrored image,
-    whose paired structures change places back. context_scope: "volume" hands the stitched result of a pass to the next, "window" runs all
-    passes inside each window.
+    swaps: (S+1,) label ids after a left/right mirror; when given, the prediction is averaged with that of the
+    mirrored image, whose paired structures change places back. context_scope: of a network of several passes;
+    "volume" hands the stitched result of a pass to the next, "window" runs all passes inside each window.
     """
 
     n_classes: int
@@ -57,27 +58,23 @@ class Windows:
         """Windows at a time: what a network gives back for one of many structures is large."""
         return 2 if self.n_classes <= MANY_CLASSES else 1
 
+    def stitch_passes_of(self, network: torch.nn.Module) -> bool:
+        """Whether each pass of a network sees the stitched result of the one before."""
+        return getattr(network, "passes", 1) > 1 and self.context_scope != "window"
 
-@dataclasses.dataclass(frozen=True)
-class Sight:
-    """What a network sees of a case. image: (D, H, W) in 0..1; guide: for networks that take one; origin: first voxel of the image on
-    the canvas that the guide covers."""
+    def count_views(self, network: torch.nn.Module) -> int:
+        """How many predictions of its own the result of a network is the mean of: 2 with the mirror image.
 
-    image: torch.Tensor
-    guide: Guide | None = None
-    origin: tuple[int, int, int] = (0, 0, 0)
-
-    def part(self, region: Region) -> Sight:
-        """A part of it. region: first voxel, counted on the canvas, and shape."""
-        start, shape = region
-        place = tuple(slice(s - o, s - o + n) for s, o, n in zip(start, self.origin, shape))
-        return dataclasses.replace(self, image=self.image[place], origin=start)
+        1 without, and where whole volumes go from pass to pass: each pass then hands on the mean of both views,
+        so that they are not independent of each other.
+        """
+        return 2 if self.swaps is not None and not self.stitch_passes_of(network) else 1
 
 
 @torch.no_grad()
 def predict_canvas(
     network: torch.nn.Module,
-    sight: Sight,
+    seen: NetworkInput,
     windows: Windows,
     machine: Machine,
     *,
@@ -85,15 +82,15 @@ def predict_canvas(
 ) -> torch.Tensor:
     """(S+1, D, H, W) float32 probabilities of a canvas, on the CPU.
 
-    Windows are blended by their Gaussian weights; those that see only air are not computed: they are background. A network of
-    several passes stops when they agree; on_pass is told (pass number from 0, its probabilities).
+    Windows are blended by their Gaussian weights; those that see only air are not computed: they are background.
+    A network of several passes stops when they agree; on_pass is told (pass number from 0, its probabilities).
     """
-    network.eval()
-    if not _stitches_passes(network, windows):
-        return _one_pass(network, sight, windows, machine, None)
+    look = _Look(network.eval(), seen, windows, machine)
+    if not windows.stitch_passes_of(network):
+        return look.stitched(None)
     context, before = None, None
     for number in range(network.passes):  # type: ignore[arg-type]
-        probabilities = _one_pass(network, sight, windows, machine, (number, context))
+        probabilities = look.stitched(_Pass(number, context))
         label = probabilities.argmax(0).to(torch.uint8)
         if on_pass is not None:
             on_pass(number, probabilities)
@@ -103,41 +100,39 @@ def predict_canvas(
     return probabilities
 
 
+@torch.no_grad()
 def predict_shares(
     network: torch.nn.Module,
-    sight: Sight,
+    seen: NetworkInput,
     windows: Windows,
     machine: Machine,
     *,
     on_pass: Callable[[int, Shares], None] | None = None,
     on_view: Callable[[np.ndarray], None] | None = None,
 ) -> Shares:
-    """As `predict_canvas`, but each structure is kept only where it has any probability: memory does not grow with their number.
+    """As `predict_canvas`, but each structure is kept only where it has any probability.
 
-    on_view is told the label map (D, H, W) of each of `count_views` predictions that the result is the mean of. A network that hands whole
-    volumes from pass to pass takes whole arrays, so there memory does grow.
+    So memory does not grow with their number; only a network that hands whole volumes from pass to pass takes
+    whole arrays. on_view is told the label map (D, H, W) of each of `Windows.count_views` predictions that the
+    result is the mean of.
     """
-    if _stitches_passes(network, windows):
-        tell = (
-            None
-            if on_pass is None
-            else lambda number, probabilities: on_pass(number, Shares.of(probabilities.numpy()))
-        )
-        result = Shares.of(predict_canvas(network, sight, windows, machine, on_pass=tell).numpy())
-        if on_view is not None:
-            on_view(result.label())
+    tell_view = on_view or (lambda label: None)
+    if windows.stitch_passes_of(network):
+
+        def tell_pass(number: int, probabilities: torch.Tensor) -> None:
+            if on_pass is not None:
+                on_pass(number, Shares.of(probabilities.numpy()))
+
+        result = Shares.of(predict_canvas(network, seen, windows, machine, on_pass=tell_pass).numpy())
+        tell_view(result.label())
         return result
-    network.eval()
-    views = [Shares(windows.n_classes, sight.image.shape) for _ in range(count_views(network, windows))]
-    seen, weight, weights = _blending(sight, windows)
-    unseen = weights == 0
-    with torch.no_grad():
-        for place, number, values in _predictions(network, sight, seen, windows, machine, None):
-            views[number].add(place, values, weight / weights[place])
+    look = _Look(network.eval(), seen, windows, machine)
+    views = [Shares(windows.n_classes, seen.image.shape) for _ in range(windows.count_views(network))]
+    for place, number, values in look.windows_seen(None):
+        views[number].add(place, values, look.weight / look.total[place])
     for view in views:
-        view.fill_background(unseen)
-        if on_view is not None:
-            on_view(view.label())
+        view.fill_background(look.total == 0)
+        tell_view(view.label())
     total, *others = views
     for other in others:
         total.add_shares(other)
@@ -145,126 +140,102 @@ def predict_shares(
     return total
 
 
-def count_views(network: torch.nn.Module, windows: Windows) -> int:
-    """How many predictions of its own the result of one network is the mean of: 2 with the mirror image, 1 without.
+class _Pass(NamedTuple):
+    """Of a network of several passes: which one, and the context (S, D, H, W) from the one before."""
 
-    Also 1 where whole volumes go from pass to pass: each pass hands on the mean of both views, so that they are not independent of each other.
+    number: int
+    context: torch.Tensor | None
+
+
+class _Look:
+    """One look of a network at a canvas through its windows.
+
+    places: the windows that see more than air. weight: (d, h, w) of one window; total: (D, H, W), the sum of all
+    weights at each voxel, 0 where no window looks.
     """
-    return 2 if windows.swaps is not None and not _stitches_passes(network, windows) else 1
 
+    def __init__(self, network: torch.nn.Module, seen: NetworkInput, windows: Windows, machine: Machine):
+        self.network, self.seen, self.windows, self.machine = network, seen, windows, machine
+        shape = seen.image.shape
+        size = tuple(min(p, n) for p, n in zip(windows.patch_size, shape))
+        starts = itertools.product(*(window_starts(n, p, windows.overlap) for n, p in zip(shape, size)))
+        places = [tuple(slice(s, s + p) for s, p in zip(start, size)) for start in starts]
+        self.places = [place for place in places if float(seen.image[place].max()) >= AIR]
+        self.weight, self.total = gaussian_weight(size), np.zeros(shape, dtype=np.float32)
+        for place in self.places:
+            self.total[place] += self.weight
 
-def _stitches_passes(network: torch.nn.Module, windows: Windows) -> bool:
-    """Whether each pass sees the stitched result of the one before."""
-    return getattr(network, "passes", 1) > 1 and windows.context_scope != "window"
+    def stitched(self, running: _Pass | None) -> torch.Tensor:
+        """(S+1, D, H, W) probabilities of one pass; running: None for a network of one."""
+        result = np.zeros((self.windows.n_classes, *self.total.shape), dtype=np.float32)
+        views = 1 if self.windows.swaps is None else 2
+        for place, _, values in self.windows_seen(running):
+            result[(slice(None), *place)] += values * (self.weight / (views * self.total[place]))
+        result[0] += self.total == 0
+        return torch.from_numpy(result)
 
+    def windows_seen(self, running: _Pass | None) -> Iterator[tuple[Place, int, np.ndarray]]:
+        """(place, number of the view, probabilities (S+1, d, h, w)) of every window.
 
-def _agree(before: torch.Tensor, after: torch.Tensor, n_structures: int) -> bool:
-    dices, counts = dice_per_structure(after, before, n_structures)
-    return all(
-        (dice if dice is not None else float(counts[:, value].sum() == 0)) > AGREEMENT
-        for value, dice in enumerate(dices, start=1)
-    )
+        View 0 is the window as it is; with swaps, view 1 is its mirror image, put back. One after the other:
+        those of many structures are large.
+        """
+        for first in range(0, len(self.places), self.windows.batch_size):
+            chosen = self.places[first : first + self.windows.batch_size]
+            for number, swaps in enumerate(
+                [None] if self.windows.swaps is None else [None, self.windows.swaps]
+            ):
+                for place, values in zip(chosen, self.probabilities(chosen, running, swaps)):
+                    yield place, number, values
 
-
-def _one_pass(
-    network: torch.nn.Module,
-    sight: Sight,
-    windows: Windows,
-    machine: Machine,
-    running: tuple[int, torch.Tensor | None] | None,
-) -> torch.Tensor:
-    """The stitched probabilities of one pass. running: (pass number, context of the whole canvas (S, D, H, W)), None for networks without."""
-    total = np.zeros((windows.n_classes, *sight.image.shape), dtype=np.float32)
-    seen, weight, weights = _blending(sight, windows)
-    views = 1 if windows.swaps is None else 2
-    for place, _, values in _predictions(network, sight, seen, windows, machine, running):
-        total[(slice(None), *place)] += values * (weight / (views * weights[place]))
-    total[0] += weights == 0
-    return torch.from_numpy(total)
-
-
-def _blending(sight: Sight, windows: Windows) -> tuple[list[tuple[slice, ...]], np.ndarray, np.ndarray]:
-    """(the windows that see more than air, (d, h, w) weights of a window, (D, H, W) their sum over these windows; 0 where none looks)."""
-    image = sight.image
-    size: tuple[int, int, int] = tuple(min(p, n) for p, n in zip(windows.patch_size, image.shape))  # type: ignore[assignment]
-    starts = itertools.product(*(window_starts(n, p, windows.overlap) for n, p in zip(image.shape, size)))
-    places = [tuple(slice(s, s + p) for s, p in zip(start, size)) for start in starts]
-    seen = [place for place in places if float(image[place].max()) >= AIR]
-    weight, total = gaussian_weight(size).numpy(), np.zeros(image.shape, dtype=np.float32)
-    for place in seen:
-        total[place] += weight
-    return seen, weight, total
-
-
-def _predictions(
-    network: torch.nn.Module,
-    sight: Sight,
-    seen: Sequence[tuple[slice, ...]],
-    windows: Windows,
-    machine: Machine,
-    running: tuple[int, torch.Tensor | None] | None,
-) -> Iterator[tuple[tuple[slice, ...], int, np.ndarray]]:
-    """(place, number of the view, probabilities (S+1, d, h, w)) of every window of `seen`.
-
-    View 0 is the window as it is; with swaps, view 1 is its mirror image, put back. One after the other: those of many structures are large.
-    """
-    for first in range(0, len(seen), windows.batch_size):
-        chosen = seen[first : first + windows.batch_size]
-        for number, swaps in enumerate([None] if windows.swaps is None else [None, windows.swaps]):
-            for place, values in zip(chosen, _probabilities(network, sight, chosen, machine, running, swaps)):
-                yield place, number, values
-
-
-def _probabilities(
-    network: torch.nn.Module,
-    sight: Sight,
-    places: Sequence[tuple[slice, ...]],
-    machine: Machine,
-    running: tuple[int, torch.Tensor | None] | None,
-    swaps: torch.Tensor | None,
-) -> np.ndarray:
-    """(B, S+1, d, h, w) of some windows; with swaps, of their mirror images, put back."""
-    mirrored = swaps is not None
-    images = torch.stack([sight.image[place].float() for place in places])[:, None]
-    inputs: dict[str, torch.Tensor | int | None] = {}
-    if sight.guide is not None:
-        patches = [
-            guide_patch(
-                sight.guide,
-                [o + part.start for o, part in zip(sight.origin, place)],
-                images.shape[2:],
-                mirrored=mirrored,
-            )
-            for place in places
-        ]
-        inputs["guide"] = machine.image(torch.stack(patches))
-    if running is not None:
-        inputs["pass_number"], context = running
-        if context is not None:
-            parts = torch.stack([context[(slice(None), *place)] for place in places])
-            inputs["context"] = machine.image(parts if swaps is None else parts[:, swaps[1:] - 1].flip(4))
-    with machine.autocast():
-        logits = network(machine.image(images.flip(4) if mirrored else images), **inputs)["logits"]
-    if swaps is None:
-        return torch.softmax(logits.float(), dim=1).cpu().numpy()
-    return torch.softmax(logits[:, swaps].float(), dim=1).cpu().numpy()[..., ::-1]
+    def probabilities(
+        self, places: Sequence[Place], running: _Pass | None, swaps: torch.Tensor | None
+    ) -> np.ndarray:
+        """(B, S+1, d, h, w) of some windows; with swaps, of their mirror images, put back."""
+        seen, image = self.seen, self.machine.image
+        images = torch.stack([seen.image[place].float() for place in places])[:, None]
+        inputs: dict[str, torch.Tensor | int | None] = {}
+        if seen.guide is not None:
+            starts = [[o + part.start for o, part in zip(seen.origin, place)] for place in places]
+            patches = [
+                guide_patch(seen.guide, start, images.shape[2:], mirrored=swaps is not None)
+                for start in starts
+            ]
+            inputs["guide"] = image(torch.stack(patches))
+        if running is not None:
+            inputs["pass_number"] = running.number
+            if running.context is not None:
+                parts = torch.stack([running.context[(slice(None), *place)] for place in places])
+                inputs["context"] = image(parts if swaps is None else parts[:, swaps[1:] - 1].flip(4))
+        with self.machine.autocast():
+            logits = self.network(image(images if swaps is None else images.flip(4)), **inputs)["logits"]
+        if swaps is None:
+            return torch.softmax(logits.float(), dim=1).cpu().numpy()
+        return torch.softmax(logits[:, swaps].float(), dim=1).cpu().numpy()[..., ::-1]
 
 
 def dice_per_structure(
     prediction: torch.Tensor, reference: torch.Tensor, n_structures: int
-) -> tuple[list[float | None], torch.Tensor]:
-    """Dice of each structure in one whole canvas, None where the reference has none (never 1); and the counts.
+) -> list[float | None]:
+    """Dice of each structure in one whole canvas, None where the reference has none (never 1).
 
     prediction, reference: (D, H, W) integer label maps.
     """
+    common, found, sizes = _overlaps(prediction, reference, n_structures)
+    dices = 2 * common / (found + sizes)
+    return [float(dice) if size else None for dice, size in zip(dices, sizes)]
+
+
+def _agree(before: torch.Tensor, after: torch.Tensor, n_structures: int) -> bool:
+    """Whether two passes give every structure almost the same voxels."""
+    common, *sizes = _overlaps(before, after, n_structures)
+    both = sizes[0] + sizes[1]
+    return bool(((2 * common / both > AGREEMENT) | (both == 0)).all())
+
+
+def _overlaps(one: torch.Tensor, other: torch.Tensor, n_structures: int) -> list[torch.Tensor]:
+    """Of each structure, (S,): voxels in common, and in either of two label maps."""
     classes = n_structures + 1
-    counts = torch.bincount(
-        reference.long().flatten() * classes + prediction.long().flatten(), minlength=classes**2
-    ).reshape(classes, classes)
-    result: list[float | None] = []
-    for value in range(1, classes):
-        size = int(counts[value].sum())
-        result.append(
-            None if size == 0 else float(2 * counts[value, value] / (size + counts[:, value].sum()))
-        )
-    return result, counts
+    pairs = one.long().flatten() * classes + other.long().flatten()
+    counts = torch.bincount(pairs, minlength=classes**2).reshape(classes, classes)
+    return [part[1:] for part in (counts.diagonal(), counts.sum(1), counts.sum(0))]

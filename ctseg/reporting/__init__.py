@@ -1,1 +1,1 @@
-"""How results look: plots and the report page. No torch."""
+"""How results look: tables, sentences, pages. No torch."""

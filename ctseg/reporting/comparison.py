@@ -18,7 +18,6 @@ metric and structure), comparison.png, comparison.html (one file, nothing is loa
 
 from __future__ import annotations
 
-import csv
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -33,6 +32,7 @@ from ctseg.reporting.page import DASH, data_uri, plural, template, text_of
 from ctseg.reporting.pictures import style
 from ctseg.reporting.pictures.style import Target
 from ctseg.scoring.comparison import ALL
+from ctseg.tables import write_csv
 
 Record = Mapping[str, Any]
 FORMAT, VERSION = "ctseg-comparison", 1
@@ -83,10 +83,9 @@ def write_comparison(record: Record, folder: Path) -> None:
     picture = io.BytesIO()
     draw(record, picture)
     write_json(folder / "comparison.json", record)
-    write_text(
-        folder / "comparison.csv", _csv([*METHOD_COLUMNS, *_topology_columns(record)], method_lines(record))
-    )
-    write_text(folder / "comparison_pairs.csv", _csv(PAIR_COLUMNS, pair_lines(record)))
+    columns = [*METHOD_COLUMNS, *_topology_columns(record)]
+    write_csv(folder / "comparison.csv", method_lines(record), columns)
+    write_csv(folder / "comparison_pairs.csv", pair_lines(record), PAIR_COLUMNS)
     draw(record, folder / "comparison.png")
     write_text(folder / "comparison.html", render(record, picture.getvalue()))
 
@@ -152,14 +151,6 @@ def pair_lines(record: Record) -> list[dict[str, Any]]:
 
 def _topology_columns(record: Record) -> list[str]:
     return next((list(columns) for columns in (record.get("topology") or {}).values() if columns), [])
-
-
-def _csv(columns: Sequence[str], lines: Sequence[Mapping[str, Any]]) -> str:
-    stream = io.StringIO()
-    writer = csv.DictWriter(stream, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
-    return stream.getvalue()
 
 
 # ---- page -------------------------------------------------------------------------------------------------

@@ -6,7 +6,6 @@ so, and the page shows what is left. Nothing is corrected or recomputed here.
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,8 @@ from typing import Any
 from ctseg import artifacts
 from ctseg.artifacts import Workspace
 from ctseg.errors import IntegrityError, PreconditionError
+from ctseg.manifest import Manifest, to_record
+from ctseg.tables import read_csv
 
 EVALUATE_AGAIN = "run `python run_pipeline.py --eval --analyze`"
 _TEXT_COLUMNS = frozenset(
@@ -38,6 +39,7 @@ class Results:
 
     history: dict[str, Any]
     manifest: dict[str, Any] = dataclasses.field(default_factory=dict)
+    data_hash: str | None = None  # of the processed data as they are now
     preprocess_report: dict[str, Any] = dataclasses.field(default_factory=dict)
     summary: dict[str, Any] = dataclasses.field(default_factory=dict)
     run: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -76,7 +78,8 @@ def read(workspace: Workspace) -> Results:
         history=_mapping(workspace.require(workspace.history, stage="train"), workspace, stage="train")
     )
     if workspace.manifest.exists():
-        results.manifest = artifacts.load_manifest(workspace)
+        manifest = Manifest.load(workspace)
+        results.manifest, results.data_hash = to_record(manifest), manifest.data_hash()
     if workspace.preprocess_report.exists():
         results.preprocess_report = _mapping(workspace.preprocess_report, workspace, stage="preprocess")
     _read_evaluation(workspace, results)
@@ -84,7 +87,7 @@ def read(workspace: Workspace) -> Results:
         results.notices.append(
             "processed_data/ is gone: data set, findings and pictures of cases are missing here; run `python run_pipeline.py --preprocess` again."
         )
-    elif results.history.get("manifest_hash") not in (None, artifacts.manifest_hash(results.manifest)):
+    elif results.history.get("manifest_hash") not in (None, results.data_hash):
         results.notices.append(
             "The processed data changed after training: cases and findings below describe the new data; run `python run_pipeline.py --train --eval --analyze`."
         )
@@ -142,29 +145,9 @@ def _mapping(path: Path, workspace: Workspace, *, stage: str) -> dict[str, Any]:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of `per_case.csv` or `topology.csv`: numbers as float, empty cells as None, text and lists as they are."""
-    try:
-        artifacts.require_regular(path)
-        with path.open(newline="", encoding="utf-8") as stream:
-            rows = [
-                {key: _cell(key, value) for key, value in row.items() if key is not None}
-                for row in csv.DictReader(stream)
-            ]
-    except (OSError, UnicodeDecodeError, csv.Error, ValueError) as error:
-        raise IntegrityError(
-            "ARTIFACT_CORRUPT", f"not readable as a table ({error})", EVALUATE_AGAIN, file=path.name
-        ) from error
-    if any(row.get(key) is None for row in rows for key in ("case_id", "structure", "state")):
-        raise IntegrityError(
-            "ARTIFACT_CORRUPT", "a row has no case_id, structure or state", EVALUATE_AGAIN, file=path.name
-        )
-    return rows
-
-
-def _cell(key: str, value: str | None) -> Any:
-    if value is None or value == "":
-        return None
-    return value if key in _TEXT_COLUMNS else float(value)
+    """The rows of `per_case.csv` or `topology.csv`: numbers as float, empty cells None, text and lists as they are."""
+    required = ("case_id", "structure", "state")
+    return read_csv(path, text=_TEXT_COLUMNS, required=required, fix=EVALUATE_AGAIN)
 
 
 def data_root(workspace: Workspace, manifest: dict[str, Any]) -> Path:

@@ -1,0 +1,1 @@
+"""What a network needs to run at all: device, number format, memory, checkpoints (torch)."""

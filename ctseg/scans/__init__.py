@@ -1,1 +1,1 @@
-"""What comes in: scans, labels, their geometry, and the grids the networks see. No torch here."""
+"""What comes in: scans, labels and guides, to tensors on the grids that networks see. No torch."""

@@ -1,1 +1,1 @@
-"""How good a prediction is: NumPy arrays in, Python floats out. No files, no torch."""
+"""Numbers from numbers: metrics, statistics, comparisons. No files, no torch."""

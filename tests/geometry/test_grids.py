@@ -87,7 +87,7 @@ def through_tensors(label: Volume, canvas: Grid) -> np.ndarray:
     """Cut into 128^3 tensors, put together again, back to the scan as one-hot probabilities."""
     on_canvas = grids.label_on_canvas(label, canvas).array
     again = np.full(canvas.shape, 255, np.uint8)
-    for origin in grids.tensor_origins(canvas.shape, 0.25):
+    for origin in grids.tensor_origins(canvas.shape):
         part = tuple(slice(first, first + 128) for first in origin)
         assert on_canvas[part].shape == (128, 128, 128)
         again[part] = on_canvas[part]
@@ -167,13 +167,13 @@ def test_windows_grow_into_the_scan_before_they_grow_into_air() -> None:
 
 
 def test_tensor_origins_by_hand_and_as_a_law() -> None:
-    assert grids.tensor_origins((128, 128, 128), 0.25) == [(0, 0, 0)]
-    assert grids.tensor_origins((200, 128, 129), 0.25) == [(0, 0, 0), (0, 0, 1), (72, 0, 0), (72, 0, 1)]
-    for overlap in (0.0, 0.25, 0.5, 0.75):
-        for size in range(128, 700, 7):
-            starts = [origin[0] for origin in grids.tensor_origins((size, 128, 128), overlap)]
-            assert starts[0] == 0 and starts[-1] == size - 128
-            assert all(0 < b - a <= 128 * (1 - overlap) for a, b in itertools.pairwise(starts))
+    assert grids.tensor_origins((128, 128, 128)) == [(0, 0, 0)]
+    assert grids.tensor_origins((200, 128, 129)) == [(0, 0, 0), (0, 0, 1), (72, 0, 0), (72, 0, 1)]
+    assert grids.tensor_origins((256, 384, 128)) == [(d, h, 0) for d in (0, 128) for h in (0, 128, 256)]
+    for size in range(128, 700, 7):
+        starts = [origin[0] for origin in grids.tensor_origins((size, 128, 128))]
+        assert starts[0] == 0 and starts[-1] == size - 128 and len(starts) == -(-size // 128)
+        assert all(0 < b - a <= 128 for a, b in itertools.pairwise(starts))
 
 
 def test_body_box_leaves_the_table_and_keeps_both_legs() -> None:

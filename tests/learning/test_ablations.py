@@ -6,9 +6,10 @@ synthetic: noise, balls, flat organs.
 
 from __future__ import annotations
 
-import inspect
+import dataclasses
 import itertools
 import math
+from typing import Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
 import pytest
@@ -23,11 +24,11 @@ from ctseg.learning.losses import passes_loss, segmentation_loss
 from ctseg.prediction import guide_input
 from ctseg.prediction.predictor import load_predictor
 from ctseg.runtime import checkpoints
-from models import build_network
+from models import OPTIONS, build_network
 from models.anatomy_guidance import DELIVERED_TAU_MM, SMOOTHING_MM, GuideForm
 from models.context_distance import REACH, signed_distances
 from models.multi_decoder import CrossDecoderAttention
-from models.multipass import MultiPass
+from models.multipass import MultiPass, PassOptions
 
 N_ORGANS = 2
 N_GUIDE = N_ORGANS * (len(guide_input.TAUS_MM) + 1)
@@ -69,22 +70,6 @@ def count(network: nn.Module) -> int:
 
 # ---------------------------------------------------------------- every setting
 
-DEFAULTS = {
-    "decoders": "per_structure",
-    "attention_levels": 1,
-    "output": "softmax",
-    "context_grad": "detach",
-    "context_corruption": 0.3,
-    "pass_embedding": True,
-    "shared_passes": True,
-    "guide_levels": "all",
-    "film_init": "zero",
-    "guide_tau_mm": (20.0, 100.0),
-    "guide_presence": True,
-    "norm": "instance",
-    "residual": True,
-    "deep_supervision": True,
-}
 CHANGES = [
     ("multi_decoder", {"decoders": "shared"}),
     (
@@ -152,38 +137,41 @@ def test_it_trains_a_step_and_comes_back_from_its_weights(model, changes):
     assert torch.equal(found["logits"], expected["logits"]) and set(found) <= {"logits", "passes"}
 
 
-def test_defaults_of_settings_and_networks_are_the_same():
-    """So an older checkpoint, which names none of them, gives the network that it was made with."""
-    signature = inspect.signature(build_network).parameters
-    settings = config.ModelSettings()
-    for key, value in DEFAULTS.items():
-        assert getattr(settings, key) == signature[key].default == value, key
-    assert set(settings.__dataclass_fields__) <= set(signature)
-    for model in ("multi_decoder", "multipass_unet", "vnet", "anatomy_guided_unet"):
-        new = arch(model)
-        old = {key: value for key, value in new.items() if key not in DEFAULTS}
-        torch.manual_seed(0)
-        weights = build_network(**old).state_dict()
-        same = network_of(model).state_dict()
-        assert list(weights) == list(same) and all(torch.equal(weights[key], same[key]) for key in same)
-        assert not [key for key in same if key.startswith(("later", "attention_before"))]
+def test_settings_and_networks_have_the_same_options_words_and_defaults():
+    """They cannot import each other: `models/` knows no settings, and `--help` no torch."""
+    of_networks, defaults = {}, {}
+    for kind in OPTIONS:
+        of_networks |= get_type_hints(kind)
+        defaults |= {field.name: field.default for field in dataclasses.fields(kind)}
+    of_settings = get_type_hints(config.ModelSettings)
+    assert set(of_settings) - set(of_networks) == {"name"}
+    assert set(of_networks) - set(of_settings) == {"n_structures", "in_channels"}
+    from_preset = {"backbone", "passes", "guidance", "connectivity", "remap"}
+    for key in set(of_settings) & set(of_networks):
+        words, known = get_args(of_settings[key]), get_args(of_networks[key])
+        if get_origin(of_networks[key]) is Literal:
+            more = {"auto"} | ({"sdm"} if key == "guidance" else set())  # film_spatial has two names
+            assert set(words) - (more if key in from_preset else set()) == set(known), key
+        if key not in from_preset and defaults[key] is not dataclasses.MISSING:
+            assert getattr(config.ModelSettings(), key) == defaults[key], key
+    assert all(getattr(config.ModelSettings(), key) in ("auto", 0) for key in from_preset)
 
 
 @pytest.mark.parametrize(
     ("key", "value", "hint"),
     [
         ("decoders", "share", "shared"),
-        ("attention_levels", "3", "1 to 2"),
+        ("attention_levels", "3", "1, 2"),
         ("output", "sigmoids", "sigmoid"),
         ("context", "sdf", "sdm"),
         ("context_grad", "trough", "through"),
-        ("context_corruption", "2", "0.0 to 1.0"),
+        ("context_corruption", "2", "0 to 1"),
         ("norm", "instant", "instance"),
         ("guidance", "segmaps", "segmap"),
         ("guide_levels", "tops", "top"),
         ("film_init", "zeros", "zero"),
         ("guide_tau_mm", "", "20,100"),
-        ("guide_tau_mm", "20,nan", "20,100"),
+        ("guide_tau_mm", "20,nan", "1 to 1000"),
     ],
 )
 def test_wrong_values_are_refused_with_a_remedy(key, value, hint):
@@ -212,18 +200,18 @@ def test_shared_decoder_has_the_parameters_of_all(n_structures, width, levels):
 
 
 def test_all_heads_read_the_shared_decoder():
-    network = network_of("multi_decoder", decoders="shared").eval()
-    image = noise(1, 1, 8, 8, 16)
-    features = network.features(image)
-    assert [tuple(x.shape[1:3]) for x in features] == [
+    network = network_of("multi_decoder", decoders="shared").train()
+    output = network(noise(1, 1, 8, 8, 16))
+    features, logits = output["features"], output["logits"]
+    assert [tuple(x.shape[1:3]) for (x,) in features] == [
         (network.decoder_channels[0], 4),
         (network.decoder_channels[1], 8),
     ]
-    head, logits = network.heads[-1], network(image)["logits"]
+    head, (finest,) = network.heads[-1], features[-1]
     torch.testing.assert_close(
-        logits, torch.cat([conv(features[-1]) for conv in (head.background, *head.structures)], dim=1)
+        logits, torch.cat([conv(finest) for conv in (head.background, *head.structures)], dim=1)
     )
-    features[-1][:, 0] += 1
+    features[-1] = [finest + torch.eye(finest.shape[1])[0].view(1, -1, 1, 1, 1)]
     moved = (network.predict(features)["logits"] - logits).abs().amax((0, 2, 3, 4))
     assert (moved > 1e-4).all()
 
@@ -240,9 +228,9 @@ def test_second_level_of_attention_starts_as_nothing_and_then_carries_on():
 
     def heard() -> list[bool]:
         """Whether decoder 0 notices, level by level, that decoder 1 was changed at its coarsest."""
-        plain = both.features(image)
         hooks = [[lambda x: x] * 2, [lambda x: x + 1, lambda x: x]]
-        return [not torch.equal(a[0], b[0]) for a, b in zip(plain, both.features(image, hooks))]
+        plain, moved = (both(image, given)["features"] for given in (None, hooks))
+        return [not torch.equal(a[0], b[0]) for a, b in zip(plain, moved)]
 
     assert heard() == [False, False]
     with torch.no_grad():
@@ -388,8 +376,7 @@ def test_surface_lies_between_the_voxels():
 def test_a_pass_reads_the_shape_of_the_one_before():
     network = network_of("multipass_unet", context="sdm").eval()
     read, image = [], noise(1, 1, 8, 8, 16)
-    inside = network.network.features
-    network.network.features = lambda ct, **more: (read.append(ct[:, 1:]), inside(ct, **more))[1]
+    network.network.register_forward_pre_hook(lambda part, inputs: read.append(inputs[0][:, 1:]))
     shape = ball((8, 8, 16), (4, 4, 6), 3)
     context = torch.stack((0.8 * shape, 0.1 * shape))[None]
     results = [
@@ -440,7 +427,7 @@ def test_each_pass_has_its_own_network_when_asked(remap):
         )
     for drawn in (1, 2, 3):
         network.zero_grad()
-        network.draw_passes = drawn
+        passes.draw_passes = drawn
         passes_loss(
             network(image), label=(3 * noise(1, 8, 8, 16)).long(), labelled=torch.ones(1, 2, dtype=torch.bool)
         )[0].backward()
@@ -452,14 +439,16 @@ def test_each_pass_has_its_own_network_when_asked(remap):
 def test_networks_for_other_numbers_of_passes_are_refused():
     inside = [build_network("unet", n_structures=2, width=4, levels=2, in_channels=3) for _ in range(2)]
     with pytest.raises(ValueError, match="1 networks for later passes; expected none or n_train - 1 = 2"):
-        MultiPass(inside[0], 2, n_train=3, later=inside[1:])
+        MultiPass(inside[0], 2, PassOptions(passes=3), inside[1:])
 
 
 def test_settings_of_the_context_reach_the_passes():
     chosen = network_of("multipass_unet", context_grad="through", context_corruption=0.5, pass_embedding="no")
-    assert (chosen.context_grad, chosen.corruption, len(chosen.biases)) == ("through", 0.5, 0)
+    assert (chosen.options.context_grad, chosen.options.context_corruption) == ("through", 0.5)
+    assert not len(chosen.biases)
     usual = network_of("multipass_unet")
-    assert (usual.context_grad, usual.corruption, len(usual.biases)) == ("detach", 0.3, 1)
+    assert (usual.options.context_grad, usual.options.context_corruption) == ("detach", 0.3)
+    assert len(usual.biases) == 1
 
 
 # ---------------------------------------------------------------- vnet
@@ -591,6 +580,8 @@ def test_what_of_the_guide_is_read_travels_in_the_checkpoint(tmp_path, changes):
             "preprocess": {"grid": "whole", "spacing_mm": None, "window_hu": [-250.0, 750.0], "settings": {}},
             "settings": {"model": {"levels": 3}, "train": settings.record()["train"]},
             "guide": {"organs": ["c", "d"]},
+            "locator": None,
+            "sides": None,
             "epoch": 1,
             "model": network.state_dict(),
             "largest_component": [],

@@ -15,13 +15,17 @@ import tiny_workspace
 import torch
 from scipy import ndimage
 
-from ctseg import artifacts, config, laterality
+from ctseg import config
 from ctseg.errors import IntegrityError
-from ctseg.learning import augment, dataset, losses, planning, schedule
+from ctseg.learning import dataset, losses, planning
+from ctseg.learning.optimizer import learning_rate_factor
 from ctseg.learning.validation import Validation
-from ctseg.prediction import largest_component, sliding_windows
+from ctseg.manifest import Manifest
+from ctseg.prediction import largest_component, mirroring, sliding_windows
+from ctseg.prediction.network_input import NetworkInput
 from ctseg.runtime import checkpoints, hardware
 from ctseg.runtime.hardware import Machine
+from ctseg.scans.datasets.case import IGNORED
 from models import build_network
 
 
@@ -129,7 +133,7 @@ def test_every_pass_is_supervised_and_the_last_one_counts_most():
 
 def test_image_label_and_targets_of_a_patch_move_together(tmp_path):
     workspace = tiny_workspace.make(tmp_path, cases=3)
-    (case,) = dataset.load_cases(workspace, artifacts.load_manifest(workspace), "train", with_tubes=True)
+    (case,) = dataset.load_cases(workspace, Manifest.load(workspace), "train", with_tubes=True)
     case.image, strength = (
         case.label.half() / 3,
         "standard",
@@ -140,19 +144,18 @@ def test_image_label_and_targets_of_a_patch_move_together(tmp_path):
     for step in range(12):
         batch = sampler.batch(0, step)
         assert batch.inputs == {} and set(batch.targets) == {"centreline", "skeleton", "radius_mm"}
-        inside = batch.label[0] > 0
+        inside = (batch.label[0] > 0) & (batch.label[0] != IGNORED)
         assert (
             float((batch.targets["radius_mm"][0][inside] > 0).float().mean()) > 0.9
         )  # the distance to the surface is positive where the label is
-        seen = batch.targets["centreline"][0] > 0
+        seen = (batch.targets["centreline"][0] > 0) & (batch.label[0] != IGNORED)
         assert bool(
             (batch.label[0][seen] == batch.targets["centreline"][0][seen]).float().mean() > 0.7
         )  # names are swapped alike
 
 
 def test_mirror_swaps_pairs_and_twice_is_the_identity():
-    pairs = laterality.mirror_pairs(tiny_workspace.STRUCTURES)
-    table = augment.mirror_table(pairs, 3)
+    table = mirroring.mirror_labels(tiny_workspace.STRUCTURES)
     assert table.tolist() == [0, 2, 1, 3]
     assert table[table].tolist() == [0, 1, 2, 3]
 
@@ -160,7 +163,7 @@ def test_mirror_swaps_pairs_and_twice_is_the_identity():
 @pytest.mark.parametrize("strength", ["light", "standard"])
 def test_after_augmentation_left_is_still_left(strength, tmp_path):
     workspace = tiny_workspace.make(tmp_path)
-    cases = dataset.load_cases(workspace, artifacts.load_manifest(workspace), "train")
+    cases = dataset.load_cases(workspace, Manifest.load(workspace), "train")
     sampler = sampler_of(
         cases, batch_size=1, patch_size=(32, 32, 32), foreground_fraction=1, augmentation=strength, seed=1
     )
@@ -172,7 +175,7 @@ def test_after_augmentation_left_is_still_left(strength, tmp_path):
 
 def test_a_mirrored_patch_swaps_which_side_was_annotated(tmp_path):
     workspace = tiny_workspace.make(tmp_path, cases=3, unlabelled={0: ["right_blob"]})
-    cases = dataset.load_cases(workspace, artifacts.load_manifest(workspace), "train")
+    cases = dataset.load_cases(workspace, Manifest.load(workspace), "train")
     sampler = sampler_of(
         cases, batch_size=1, patch_size=(32, 32, 32), foreground_fraction=1, augmentation="light", seed=1
     )
@@ -187,7 +190,7 @@ def test_a_mirrored_patch_swaps_which_side_was_annotated(tmp_path):
 
 def test_foreground_is_forced_with_its_probability_also_at_batch_size_1(tmp_path):
     workspace = tiny_workspace.make(tmp_path)
-    cases = dataset.load_cases(workspace, artifacts.load_manifest(workspace), "train")
+    cases = dataset.load_cases(workspace, Manifest.load(workspace), "train")
     for case in cases:  # body voxels in a corner, so that a patch shows how it was drawn
         case.body = np.array([[1, 1, 1]])
     sampler = sampler_of(
@@ -199,7 +202,7 @@ def test_foreground_is_forced_with_its_probability_also_at_batch_size_1(tmp_path
 
 def test_threads_draw_the_same_batches(tmp_path):
     workspace = tiny_workspace.make(tmp_path)
-    cases = dataset.load_cases(workspace, artifacts.load_manifest(workspace), "train")
+    cases = dataset.load_cases(workspace, Manifest.load(workspace), "train")
     sampler = sampler_of(
         cases, batch_size=2, patch_size=(16, 16, 16), foreground_fraction=0.5, augmentation="standard", seed=0
     )
@@ -223,7 +226,7 @@ def test_sliding_windows_put_every_voxel_back_in_its_place():
     image = torch.rand(32, 32, 64) * 0.9 + 0.1
     image[:, :, :32] = 0  # air: windows that see nothing else are not computed
     result = sliding_windows.predict_canvas(
-        Echo(), sliding_windows.Sight(image), sliding_windows.Windows(2, (16, 16, 24), 0.5), CPU
+        Echo(), NetworkInput(image), sliding_windows.Windows(2, (16, 16, 24), 0.5), CPU
     )
     expected = torch.sigmoid(4 * image - 2)
     assert torch.allclose(result[1, :, :, 32:], expected[:, :, 32:], atol=1e-5)
@@ -257,12 +260,12 @@ class Sided(torch.nn.Module):
 
 def test_mirrored_prediction_swaps_the_sides_back():
     image = torch.ones(16, 16, 16)
-    table = augment.mirror_table([(0, 1)], 2)
+    table = torch.tensor([0, 2, 1])
     plain = sliding_windows.predict_canvas(
-        Sided(), sliding_windows.Sight(image), sliding_windows.Windows(3, (16, 16, 16), 0), CPU
+        Sided(), NetworkInput(image), sliding_windows.Windows(3, (16, 16, 16), 0), CPU
     )
     both = sliding_windows.predict_canvas(
-        Sided(), sliding_windows.Sight(image), sliding_windows.Windows(3, (16, 16, 16), 0, table), CPU
+        Sided(), NetworkInput(image), sliding_windows.Windows(3, (16, 16, 16), 0, table), CPU
     )
     assert torch.equal(plain, both)
 
@@ -270,16 +273,14 @@ def test_mirrored_prediction_swaps_the_sides_back():
 def test_dice_of_an_absent_structure_is_undefined_not_one():
     empty = torch.zeros(4, 4, 4, dtype=torch.uint8)
     full = torch.ones(4, 4, 4, dtype=torch.uint8)
-    assert sliding_windows.dice_per_structure(empty, empty, 2)[0] == [None, None]
-    assert sliding_windows.dice_per_structure(empty, full, 2)[0] == [0.0, None]
-    assert sliding_windows.dice_per_structure(full, full, 2)[0] == [1.0, None]
+    assert sliding_windows.dice_per_structure(empty, empty, 2) == [None, None]
+    assert sliding_windows.dice_per_structure(empty, full, 2) == [0.0, None]
+    assert sliding_windows.dice_per_structure(full, full, 2) == [1.0, None]
 
 
 @pytest.mark.parametrize("name", ["cosine", "poly"])
 def test_learning_rate_warms_up_and_ends_at_zero(name):
-    rates = [
-        schedule.learning_rate_factor(name, progress, 0.1) for progress in (0.0, 0.05, 0.1, 0.5, 0.99, 1.0)
-    ]
+    rates = [learning_rate_factor(name, progress, 0.1) for progress in (0.0, 0.05, 0.1, 0.5, 0.99, 1.0)]
     assert rates[0] < rates[1] < rates[2] == 1 and rates[3] < 1 and rates[4] < 0.02 and rates[5] == 0
 
 
@@ -293,6 +294,7 @@ CONTENT = {
     "synthetic": True,
     "epoch": 1,
     "largest_component": [],
+    **dict.fromkeys(("guide", "locator", "sides")),
     "model": {"w": torch.arange(64.0)},
 }
 
@@ -316,21 +318,6 @@ def test_checkpoint_round_trip_and_every_damage_is_refused(tmp_path):
             with pytest.raises(IntegrityError, match=r"CHECKPOINT_CORRUPT.*a\.pth"):
                 checkpoints.load(path)
         checkpoints.save(path, CONTENT)
-
-
-def test_a_checkpoint_from_before_residual_decoders_builds_a_plain_one(tmp_path):
-    path = tmp_path / "a.pth"
-    checkpoints.save(
-        path,
-        {
-            **CONTENT,
-            "locator": {"arch": CONTENT["arch"], "model": CONTENT["model"], "patch_size": [32, 32, 32]},
-        },
-    )
-    old = checkpoints.load(path)
-    assert old["arch"]["decoder_unit"] == old["locator"]["arch"]["decoder_unit"] == "plain"
-    checkpoints.save(path, {**CONTENT, "arch": {**CONTENT["arch"], "decoder_unit": "residual"}})
-    assert checkpoints.load(path)["arch"]["decoder_unit"] == "residual"
 
 
 class Canary:

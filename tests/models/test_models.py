@@ -5,15 +5,17 @@ All inputs are synthetic: noise, or bright cubes in noise.
 
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-import models
-from models import BACKBONES, PRESETS, build_network, size_multiple
-from models.blocks import LEAKY_SLOPE, NORMS, ConvUnit, InstanceNorm, PReLU, Style, normalisation
+from models import BACKBONES, PRESETS, Parts, build_network
+from models.blocks import LEAKY_SLOPE, ConvUnit, InstanceNorm, Norm, PReLU, Size, Style, normalisation
 from models.multi_decoder import CrossDecoderAttention, StructureHeads
+from models.published import PublishedAttention, PublishedNetwork
 
 ALL = sorted(BACKBONES)  # each has a preset of its name, without techniques
 FORMS = ["voxel", "global_gate", "published"]
@@ -139,18 +141,19 @@ def test_overfits_one_tiny_phantom(name):
 
 @pytest.mark.parametrize("name", ALL)
 def test_interface_that_techniques_rely_on(name):
-    network = tiny(name, levels=4, in_channels=2).eval()
+    network = tiny(name, levels=4, in_channels=2).train()
     assert network.inputs == ("image",) and network.passes == 1 and network.in_channels == 2
     assert network.n_decoders == (3 if name == "multi_decoder" else 1)
     image = scan(2, 2, 8, 24, 16)
-    features = network.features(image)
+    output = network(image)
+    features = output["features"]
     of_decoders = [level if isinstance(level, list) else [level] for level in features]
     assert [len(level) for level in of_decoders] == [network.n_decoders] * 3
     for i, (level, channels) in enumerate(zip(of_decoders, network.decoder_channels)):
         assert {tuple(x.shape) for x in level} == {
             (2, channels, 8 // 2 ** (2 - i), 24 // 2 ** (2 - i), 16 // 2 ** (2 - i))
         }
-    assert torch.equal(network.predict(features)["logits"], network(image)["logits"])
+    assert torch.equal(network.predict(features)["logits"], output["logits"])
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -161,14 +164,14 @@ def test_every_input_channel_matters(name, in_channels):
     assert bool((image.grad.abs().sum((0, 2, 3, 4)) > 0).all())
 
 
-def per_decoder(network: nn.Module, modulation) -> list:
-    """modulations[decoder][level] out of modulation(decoder, level)."""
+def per_decoder(network: nn.Module, hook) -> list:
+    """hooks[decoder][level] out of hook(decoder, level)."""
     levels = range(len(network.decoder_channels))
-    return [[modulation(decoder, level) for level in levels] for decoder in range(network.n_decoders)]
+    return [[hook(decoder, level) for level in levels] for decoder in range(network.n_decoders)]
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_modulations_are_called_once_per_decoder_and_level_before_the_activation(name):
+def test_hooks_are_called_once_per_decoder_and_level_before_the_activation(name):
     network = tiny(name, n_structures=2, levels=4).eval()
     seen = {}
 
@@ -182,7 +185,7 @@ def test_modulations_are_called_once_per_decoder_and_level_before_the_activation
         return modulate
 
     image = scan(1, 1, 16, 16, 16)
-    watched = network(image, modulations=per_decoder(network, watch))["logits"]
+    watched = network(image, hooks=per_decoder(network, watch))["logits"]
     assert seen == {
         (decoder, level): (channels, 16 // 2 ** (2 - level), True)
         for decoder in range(network.n_decoders)
@@ -192,30 +195,31 @@ def test_modulations_are_called_once_per_decoder_and_level_before_the_activation
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_a_modulation_changes_its_own_decoder_from_its_level_on(name):
+def test_a_hook_changes_its_own_decoder_from_its_level_on(name):
     network = tiny(name, n_structures=2, levels=4).eval()
     image, target = scan(1, 1, 16, 16, 16), network.n_decoders - 1
 
     def shift(decoder: int, level: int):
         return (lambda x: x + 1) if (decoder, level) == (target, 1) else (lambda x: x)
 
-    plain, shifted = network.features(image), network.features(image, per_decoder(network, shift))
+    network.train()
+    plain, shifted = (network(image, hooks)["features"] for hooks in (None, per_decoder(network, shift)))
     for level, (before, after) in enumerate(zip(plain, shifted)):
         before, after = (x if isinstance(x, list) else [x] for x in (before, after))
         for decoder in range(network.n_decoders):
             same = decoder != target or level < 1
             assert torch.allclose(before[decoder], after[decoder], atol=1e-3) == same
-    moved = network(image, modulations=per_decoder(network, shift))["logits"]
+    moved = network(image, hooks=per_decoder(network, shift))["logits"]
     assert not torch.allclose(moved, network(image)["logits"], atol=1e-3)
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_modulations_for_other_decoders_or_levels_are_refused(name):
+def test_hooks_for_other_decoders_or_levels_are_refused(name):
     network = tiny(name, n_structures=2, levels=4).eval()
     right = per_decoder(network, lambda decoder, level: nn.Identity())
     for wrong in ([*right, right[0]], [of_decoder[:-1] for of_decoder in right]):
         with pytest.raises(ValueError, match=rf"for each of {network.n_decoders} decoders, 3"):
-            network(scan(1, 1, 8, 8, 8), modulations=wrong)
+            network(scan(1, 1, 8, 8, 8), hooks=wrong)
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -231,7 +235,7 @@ def test_parameter_budget_of_the_low_vram_profile(name, budget):
 
 def test_every_preset_names_a_known_backbone():
     assert {preset.backbone for preset in PRESETS.values()} <= set(BACKBONES)
-    assert models.PRESETS["unet"].techniques == ()
+    assert PRESETS["unet"] == Parts()
 
 
 # ---------------------------------------------------------------- refusals
@@ -240,7 +244,7 @@ def test_every_preset_names_a_known_backbone():
 @pytest.mark.parametrize("name", ALL)
 def test_wrong_sizes_are_refused_with_the_nearest_legal_ones(name):
     network = tiny(name, levels=4)
-    assert network.size_multiple == size_multiple(4) == 8
+    assert network.size_multiple == Size(3, 4, 4).multiple == 8
     with pytest.raises(ValueError, match=r"H=20,.*multiples of 8.*16 or 24"):
         network(scan(1, 1, 16, 20, 16))
     with pytest.raises(ValueError, match=r"W=5,.*nearest legal size is 8\."):
@@ -324,7 +328,7 @@ def test_prelu_equals_the_one_of_pytorch(dtype, tolerance):
         torch.testing.assert_close(mine, theirs, rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("norm", get_args(Norm))
 @pytest.mark.parametrize("channels", [8, 12, 5])
 def test_every_normalisation_centres_the_batch(norm, channels):
     x = 3 * torch.randn(2, channels, 4, 5, 6, generator=torch.Generator().manual_seed(0)) + 2
@@ -335,14 +339,14 @@ def test_every_normalisation_centres_the_batch(norm, channels):
 # ---------------------------------------------------------------- unet
 
 
-def test_plain_parity_unet_counts_the_published_parameters():
+def test_the_published_unet_counts_the_published_parameters():
     with torch.device("meta"):
-        network = build_network("unet", n_structures=1, width=32, levels=3, in_channels=2, parity=True)
+        network = PublishedNetwork(Size(1, 32, 3, in_channels=2), several=False)
     assert sum(p.numel() for p in network.parameters()) == 1_357_505
 
 
-def test_plain_parity_unet_pools_and_has_one_logit_beside_a_zero_background():
-    network = tiny("unet", n_structures=1, in_channels=2, parity=True).train()
+def test_the_published_unet_pools_and_has_one_logit_beside_a_zero_background():
+    network = PublishedNetwork(Size(1, 4, 3, in_channels=2), several=False).train()
     output = network(scan(2, 2, 8, 12, 16))
     assert output["deep"] == [] and output["logits"].shape == (2, 2, 8, 12, 16)
     assert not output["logits"][:, 0].any() and output["logits"][:, 1].any()
@@ -356,16 +360,14 @@ def test_plain_parity_unet_pools_and_has_one_logit_beside_a_zero_background():
 
 
 @pytest.mark.parametrize(("width", "parameters"), [(8, 2_765_067), (32, 44_181_027)])
-def test_parity_mode_counts_the_published_parameters(width, parameters):
+def test_the_published_network_of_several_decoders_counts_its_parameters(width, parameters):
     with torch.device("meta"):
-        network = build_network(
-            "multi_decoder", n_structures=3, width=width, levels=5, attention="published", parity=True
-        )
+        network = PublishedNetwork(Size(3, width, 5), several=True)
     assert sum(p.numel() for p in network.parameters()) == parameters
 
 
-def test_parity_mode_runs_with_batch_normalisation_and_a_zero_background():
-    network = tiny(parity=True, attention="published").train()
+def test_the_published_network_of_several_decoders_has_batch_normalisation_and_a_zero_background():
+    network = PublishedNetwork(Size(3, 4, 3), several=True).train()
     output = network(scan(2, 1, 8, 8, 8))
     assert output["deep"] == [] and output["logits"].shape == (2, 4, 8, 8, 8)
     assert not output["logits"][:, 0].any() and output["logits"][:, 1:].any()
@@ -417,7 +419,8 @@ def test_published_attention_is_one_hot_at_full_size_and_learns_nothing():
     rows, gradients = {}, {}
     for form in ("published", "global_gate"):
         torch.manual_seed(0)
-        attention = CrossDecoderAttention(8, 3, form=form, stride=1)
+        published = form == "published"
+        attention = PublishedAttention(8) if published else CrossDecoderAttention(8, 3, form=form, stride=1)
         _, weights = attention(features_of(96, n_decoders=3, channels=8))
         weights.square().sum().backward()
         rows[form], gradients[form] = weights.amax(3).mean().item(), attention.query.weight.grad.norm().item()
@@ -429,9 +432,9 @@ def test_published_attention_is_one_hot_at_full_size_and_learns_nothing():
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("autocast", [False, True])
 def test_rows_of_the_weights_sum_to_one_in_float32(form, autocast):
-    network = tiny(attention=form).eval()
+    network = tiny(attention=form).train()
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        _, weights = network.attention(network.features(scan(2, 1, 8, 8, 16))[-1])
+        _, weights = network.attention(network(scan(2, 1, 8, 8, 16))["features"][-1])
     voxels = 4 * 4 * 8 if form == "voxel" else 1
     assert weights.shape == (2, 4, 3, 3, voxels) and weights.dtype == torch.float32
     torch.testing.assert_close(weights.sum(3), torch.ones(2, 4, 3, voxels))
@@ -489,7 +492,8 @@ def test_decoders_hear_each_other_only_through_attention(form):
     network = tiny(attention=form).eval()
     if form in ("voxel", "global_gate"):
         open_gate(network)
-    *_, finest = network.features(scan(1, 1, 16, 16, 16))
+    *_, finest = network.train()(scan(1, 1, 16, 16, 16))["features"]
+    network.eval()
     if (
         form == "published"
     ):  # unscaled: with features of usual size each decoder reads one other alone, and that need not be the one below
@@ -533,7 +537,7 @@ def dice_of_b(attention: str, seed: int) -> float:
     of a softmax would be another channel between them.
     """
     network = tiny(n_structures=2, levels=2, seed=seed, attention=attention).train()
-    for block in network.decoders[1].blocks:
+    for block in network.decoders[1]:
         block.register_forward_pre_hook(
             lambda module, inputs: (torch.zeros_like(inputs[0]), torch.zeros_like(inputs[1]), *inputs[2:])
         )
@@ -571,7 +575,7 @@ def test_a_residual_decoder_level_adds_what_it_reads(name):
     for unit in ("residual", "plain"):
         network = build_network(name, n_structures=2, width=4, levels=3, decoder_unit=unit).eval()
         decoder = network.decoder if name == "unet" else network.decoders[0]
-        block = decoder.blocks[-1]
+        block = decoder[-1]
         torch.nn.init.zeros_(block.conv.conv.weight)
         below, skip = torch.rand(1, network.decoder_channels[-2], 4, 6, 8), torch.rand(1, 4, 8, 12, 16)
         with torch.inference_mode():

@@ -10,15 +10,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.blocks import InstanceNorm, Style
-from models.vnet import STAGE_CONVS, Stage, UpStage, VNet, tile_channels
+from models.blocks import InstanceNorm, Size
+from models.vnet import STAGE_CONVS, Stage, UpStage, VNet, VNetOptions, tile_channels
 
-PRELU = Style(activation="prelu")
+SMALL = VNetOptions(kernel=3)
 
 
 def tiny(**options) -> VNet:
     torch.manual_seed(0)
-    return VNet(**{"n_structures": 2, "width": 4, "levels": 3, "kernel": 3, **options})
+    sizes = ("width", "levels", "max_channels", "in_channels")
+    size = {key: options.pop(key) for key in sizes if key in options}
+    return VNet(
+        Size(**{"n_structures": 2, "width": 4, "levels": 3, **size}), VNetOptions(**{"kernel": 3, **options})
+    )
 
 
 def scan(*shape: int) -> Tensor:
@@ -29,7 +33,7 @@ def scan(*shape: int) -> Tensor:
 def unit_counts(network: VNet) -> tuple[list[int], list[int]]:
     """Convolutions per stage of the encoder, fine to coarse, and of the decoder, fine to coarse."""
     stages = [len(module.units) for module in network.encoder.modules() if isinstance(module, Stage)]
-    return stages, [len(block.stage.units) for block in network.decoder.blocks][::-1]
+    return stages, [len(block.stage.units) for block in network.decoder][::-1]
 
 
 # ---------------------------------------------------------------- size
@@ -51,15 +55,14 @@ def test_parameters_of_each_variant_within_one_percent_of_the_known_size(stage_c
     """All four known sizes are met, with 1 structure as with 4: the output layer is too small to matter."""
     for n_structures in (1, 4):
         with torch.device("meta"):
-            network = VNet(
-                n_structures=n_structures, width=16, levels=5, kernel=kernel, stage_convs=stage_convs, **form
-            )
+            options = VNetOptions(kernel=kernel, stage_convs=stage_convs, **form)
+            network = VNet(Size(n_structures, width=16, levels=5), options)
         assert sum(p.numel() for p in network.parameters()) / 1e6 == pytest.approx(millions, rel=0.01)
 
 
 def test_channels_and_convolutions_of_the_published_size():
     with torch.device("meta"):
-        networks = {name: VNet(n_structures=1, width=16, levels=5, stage_convs=name) for name in STAGE_CONVS}
+        networks = {name: VNet(Size(1, 16, 5), VNetOptions(stage_convs=name)) for name in STAGE_CONVS}
     assert networks["paper"].decoder_channels == [256, 128, 64, 32]
     assert unit_counts(networks["paper"]) == ([1, 2, 3, 3, 3], [1, 2, 3, 3])
     assert unit_counts(networks["reference"]) == ([1, 1, 2, 3, 2], [1, 1, 2, 2])
@@ -76,10 +79,7 @@ def test_channels_and_convolutions_of_the_published_size():
 )
 def test_other_numbers_of_levels_take_the_same_counts_from_the_finest_on(levels, encoder, decoder):
     with torch.device("meta"):
-        assert unit_counts(VNet(n_structures=1, width=4, levels=levels, stage_convs="paper")) == (
-            encoder,
-            decoder,
-        )
+        assert unit_counts(VNet(Size(1, 4, levels), VNetOptions(stage_convs="paper"))) == (encoder, decoder)
 
 
 def test_no_stage_has_more_than_the_largest_number_of_channels():
@@ -103,7 +103,7 @@ def silence(stage: nn.Module) -> None:
 @pytest.mark.parametrize("count", [1, 3])
 @pytest.mark.parametrize("kernel", [3, 5])
 def test_a_silent_stage_returns_its_input_through_the_activation(count, kernel):
-    stage = Stage(4, 4, count, kernel=kernel, residual=True, style=PRELU)
+    stage = Stage(4, 4, count, VNetOptions(kernel=kernel))
     x = scan(2, 4, 4, 6, 5)
     assert not torch.allclose(stage(x), functional.prelu(x, torch.tensor(0.25)), atol=0.1)
     silence(stage)
@@ -112,14 +112,14 @@ def test_a_silent_stage_returns_its_input_through_the_activation(count, kernel):
 
 def test_a_silent_first_stage_returns_the_tiled_image():
     network = tiny(in_channels=3, width=4)
-    silence(network.encoder.levels[0])
+    silence(network.encoder[0])
     image = scan(1, 3, 8, 8, 8)
     expected = functional.prelu(image[:, [0, 1, 2, 0]], torch.tensor(0.25))
     torch.testing.assert_close(network.encoder(image)[0], expected)
 
 
 def test_a_silent_decoder_stage_returns_what_came_up_beside_the_skip():
-    block = UpStage(8, 4, 2, kernel=3, residual=True, style=PRELU)
+    block = UpStage(8, 4, 2, SMALL)
     below, skip = scan(1, 8, 2, 3, 4), scan(1, 4, 4, 6, 8)
     silence(block.stage)
     expected = functional.prelu(torch.cat((block.up(below), skip), dim=1), torch.tensor(0.25))
@@ -127,7 +127,7 @@ def test_a_silent_decoder_stage_returns_what_came_up_beside_the_skip():
 
 
 def test_without_residuals_a_silent_stage_returns_nothing():
-    stage = Stage(4, 4, 2, kernel=3, residual=False, style=PRELU)
+    stage = Stage(4, 4, 2, VNetOptions(kernel=3, residual=False))
     silence(stage)
     assert not stage(scan(1, 4, 4, 4, 4)).any()
 
@@ -166,7 +166,7 @@ def test_every_option_trains_every_parameter(options):
         key for key, p in network.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0
     ] == []
     kind = {"batch": nn.BatchNorm3d, "group": nn.GroupNorm}.get(options.get("norm", "instance"), InstanceNorm)
-    assert isinstance(network.encoder.levels[0].units[0].norm, kind)
+    assert isinstance(network.encoder[0].units[0].norm, kind)
 
 
 def test_without_deep_supervision_only_the_finest_level_predicts():
@@ -184,7 +184,7 @@ def test_the_output_is_not_normalised_per_patch():
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        ({"kernel": 4}, r"kernel=4 must be one of 3, 5"),
+        ({"kernel": 4}, r"no kernel '4'. Choose one of 3, 5"),
         ({"stage_convs": "papr"}, r"no stage_convs 'papr'.*did you mean 'paper'\?"),
         ({"norm": "instanse"}, r"no norm 'instanse'.*did you mean 'instance'\?"),
         ({"max_channels": 1}, r"max_channels=1 must be 2 or more"),

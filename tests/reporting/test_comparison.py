@@ -396,6 +396,7 @@ def written(found: Comparison, tmp_path_factory: pytest.TempPathFactory) -> Path
     return folder
 
 
+@pytest.mark.pictures
 def test_files_of_a_comparison(found: Comparison, written: Path) -> None:
     assert json.loads((written / "comparison.json").read_text()) == json.loads(json.dumps(record_of(found)))
     with (written / "comparison.csv").open(newline="") as stream:

@@ -27,6 +27,7 @@ from ctseg.reporting.results import Results
 from ctseg.scoring import summary as scores
 
 in_browser = pytest.mark.skipif(BROWSER is None, reason=MISSING)
+pytestmark = pytest.mark.pictures
 WIDTHS = (1366, 800, 390)
 DRAWN = 6
 HEAVIEST = 4_000_000  # bytes, with 20 structures and 16 cases

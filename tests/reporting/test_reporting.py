@@ -29,6 +29,7 @@ from ctseg.reporting.pictures import curves, plots, slices, style
 from ctseg.scans.formats import volume_files
 
 ROOT = Path(__file__).resolve().parents[2]
+pytestmark = pytest.mark.pictures
 NASTY = "<script>alert('x')</script>\"&$x^2$"
 NAMES = list(fake_results.STRUCTURES)
 NO_PLOTS = dict.fromkeys(

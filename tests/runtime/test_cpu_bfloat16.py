@@ -199,20 +199,15 @@ def test_a_float16_scale_that_is_still_falling_does_not_count_as_divergence(monk
             return self.scale
 
     job = trainer.Trainer.__new__(trainer.Trainer)
-    job.network, job.scaler, job.history, job.steps, job.skipped_in_a_row = (
-        nn.Linear(2, 2),
-        Scaler(),
-        {"skipped_steps": 0},
-        0,
-        0,
-    )
+    job.network, job.scaler, job.history = nn.Linear(2, 2), Scaler(), {"skipped_steps": 0}
+    job.state = trainer.TrainingState(trainer.Epoch(0.0, []))
     job.settings, job.optimizer, job.patch_size, job.machine = trainer.Settings(), None, (32, 32, 32), BF16
     job.network(torch.ones(1, 2)).sum().mul(float("inf")).backward()
     for _ in range(15):
-        job._learn(None)
+        job.change_weights(None)
     with pytest.raises(DivergedError):
-        job._learn(None)
-    assert job.history["skipped_steps"] == 16 and job.steps == 0
+        job.change_weights(None)
+    assert job.history["skipped_steps"] == 16 and job.state.steps == 0
 
 
 @pytest.mark.parametrize(("native", "expected"), [(True, "bf16"), (False, "fp16")])

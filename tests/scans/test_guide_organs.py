@@ -14,15 +14,8 @@ from ctseg.artifacts import safe_name, write_json
 from ctseg.errors import CaseError, IntegrityError, PreconditionError, UsageError
 from ctseg.geometry.distance_maps import GUIDE_RANGE_MM, coarse_maps, organ_masks
 from ctseg.geometry.volume import Grid, Volume, match_grid
-from ctseg.prediction.guide_input import (
-    TAUS_MM,
-    Guide,
-    drop_organs,
-    guide_channels,
-    guide_patch,
-    make_guide,
-    organ_swaps,
-)
+from ctseg.prediction.guide_input import TAUS_MM, Guide, drop_organs, guide_channels, guide_patch, make_guide
+from ctseg.prediction.mirroring import mirror_permutation
 from ctseg.scans import guide_organs
 from ctseg.scans.formats import nifti, volume_files
 from ctseg.scans.guide_organs import GuideSource, check_source, load_guide, read_guide, write_guide
@@ -508,7 +501,7 @@ def test_presence_changes_sides_too():
 
 def test_swaps_are_an_involution_and_leave_the_heart_alone():
     organs = ["kidney_left", "liver", "kidney_right", "heart_atrium_left", "heart_atrium_right", "lung_left"]
-    swaps = organ_swaps(organs)
+    swaps = mirror_permutation(organs)
     assert swaps.tolist() == [2, 1, 0, 3, 4, 5] and swaps[swaps].tolist() == list(range(6))
 
 

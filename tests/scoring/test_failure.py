@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-import infer
+from ctseg.prediction.new_scans import low_confidence
 from ctseg.reporting.pictures import reliability
 from ctseg.scoring import failure
 from ctseg.scoring.failure import agreement, aurc, coverage_risk, spearman
@@ -141,8 +141,8 @@ def test_without_members_nothing_is_known_and_it_says_why():
 
 
 def test_the_line_about_a_doubtful_scan():
-    assert infer.low_confidence("scan", {"liver": 0.7, "spleen": None}, 0.7) is None
-    line = infer.low_confidence("scan", {"liver": 0.69, "spleen": 0.2, "aorta": 0.9}, 0.7)
+    assert low_confidence("scan", {"liver": 0.7, "spleen": None}, 0.7) is None
+    line = low_confidence("scan", {"liver": 0.69, "spleen": 0.2, "aorta": 0.9}, 0.7)
     assert (
         line is not None
         and "\n" not in line
@@ -150,9 +150,10 @@ def test_the_line_about_a_doubtful_scan():
         and "aorta" not in line
         and "LOW_CONFIDENCE case=scan" in line
     )
-    assert "and 2 more" in (infer.low_confidence("scan", {f"s{i}": 0.1 for i in range(7)}, 0.7) or "")
+    assert "and 2 more" in (low_confidence("scan", {f"s{i}": 0.1 for i in range(7)}, 0.7) or "")
 
 
+@pytest.mark.pictures
 @pytest.mark.parametrize("count", [1, 8])
 def test_picture_of_confidence(tmp_path: Path, count: int):
     rng = np.random.default_rng(2)

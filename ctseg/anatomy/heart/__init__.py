@@ -1,0 +1,1 @@
+"""The task "heart_like"."""

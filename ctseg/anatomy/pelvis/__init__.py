@@ -1,0 +1,1 @@
+"""The tasks "pelvis" and "pelvic_bones"."""

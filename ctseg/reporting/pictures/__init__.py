@@ -1,0 +1,1 @@
+"""Plots, slices, surfaces and films."""

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ctseg.laterality import side_of, words_of
-from ctseg.reporting.pictures.slices import ON_CT
+from ctseg.palette import ON_CT
 
 _TABLE = (
     ("brainstem", "#c48fc0"),

@@ -18,6 +18,7 @@ from matplotlib.patheffects import withStroke
 from ctseg.errors import CaseError
 from ctseg.geometry.volume import Volume, match_grid, to_canonical
 from ctseg.laterality import words_of
+from ctseg.palette import ON_CT
 from ctseg.reporting.pictures import style
 from ctseg.reporting.pictures.plots import Row, dice_of, with_reference
 from ctseg.reporting.pictures.style import Target
@@ -25,15 +26,6 @@ from ctseg.reporting.pictures.style import Target
 SOFT_TISSUE_HU = (-160.0, 240.0)  # the usual abdomen window: centre 40, width 400
 LUNG_HU = (-1350.0, 150.0)  # the usual lung window: centre -600, width 1500
 LUNG_WORDS = {"lung", "airway", "trachea", "bronchu", "bronchi", "bronchial"}
-ON_CT = (
-    "#56B4E9",
-    "#E69F00",
-    "#2fd6a3",
-    "#F0E442",
-    "#ff86c8",
-    "#ff7f41",
-    "#b9a6ff",
-)  # the fixed palette, brighter for a grey ground
 REFERENCE_COLOUR, PREDICTION_COLOUR = ON_CT[0], ON_CT[1]  # when colours do not stand for structures
 WHOLE_MARGIN_MM, ZOOM_MARGIN_MM, SMALLEST_VIEW_MM = 20.0, 25.0, 80.0
 STRUCTURE_PICTURES = 24  # worst cases of at most so many structures

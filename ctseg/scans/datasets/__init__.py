@@ -1,0 +1,1 @@
+"""From a folder to cases: names, readers, splits, and an adapter per data-set layout."""

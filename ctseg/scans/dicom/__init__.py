@@ -1,0 +1,1 @@
+"""DICOM: CT series, segmentations (SEG) and contours (RTSTRUCT), read and written."""

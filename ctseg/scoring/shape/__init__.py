@@ -1,0 +1,1 @@
+"""Whether a mask has the right shape: topology, centre lines, branches."""

@@ -1,0 +1,174 @@
+"""One new scan after the other: predicted, written, recorded. What goes wrong with one does not end the others."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ctseg import artifacts
+from ctseg.errors import SYSTEM_FAULTS, CaseError, Finding, PreconditionError, ResourceError, UsageError
+from ctseg.geometry.distance_maps import organ_masks
+from ctseg.geometry.volume import Volume
+from ctseg.prediction.predictor import Predictor
+from ctseg.prediction.scan_outputs import Wanted, statistics_of
+from ctseg.scans.datasets import load_case
+from ctseg.scans.datasets.case import CaseRecord, ImageSource
+from ctseg.scans.guide_organs import CaseGuide, GuideSource, load_guide
+
+LOG = logging.getLogger("ctseg.prediction")
+
+
+@dataclasses.dataclass(frozen=True)
+class Guides:
+    """Where the guide organs of new scans come from: a source of masks, or an earlier model."""
+
+    source: GuideSource | None = None
+    model: Predictor | None = None
+    organs: tuple[str, ...] = ()
+
+    def of(self, name: str, image: Volume) -> CaseGuide | None:
+        """The guide of one scan."""
+        if self.model is not None:
+            label = Volume(self.model.predict(self.model.read_scan(image)).label, image.affine)
+            masks = organ_masks(label, [self.model.names.index(organ) + 1 for organ in self.organs])
+            return CaseGuide(self.organs, tuple(masks), "predicted")
+        if self.source is None:
+            return None
+        return load_guide(self.source, name, image, None, self.organs, ())[0]
+
+
+def choose_guides(
+    predictor: Predictor, wanted: str | None, output: Path, load: Callable[[Path], Predictor]
+) -> Guides:
+    """The guides for a network. UsageError when it needs some and none were given, or they do not know its organs."""
+    if not predictor.takes_guide:
+        return Guides()
+    organs = tuple(predictor.checkpoint["guide"]["organs"])
+    if wanted is None:
+        raise UsageError(
+            "BAD_OPTION",
+            f"the network was trained with guide organs ({', '.join(organs)})",
+            "give --guide: a folder of masks, totalsegmentator, or an earlier best_model.pth",
+        )
+    path = Path(wanted)
+    if wanted == "totalsegmentator":
+        return Guides(GuideSource("totalsegmentator", organs, output / "guide_masks"), organs=organs)
+    if path.is_dir():
+        return Guides(GuideSource("folder", organs, path), organs=organs)
+    if not path.is_file():
+        raise UsageError(
+            "BAD_OPTION",
+            f"'{wanted}' after --guide is no folder, no checkpoint, and not totalsegmentator",
+            "check the path",
+            file=path.name,
+        )
+    model = load(path)
+    unknown = [organ for organ in organs if organ not in model.names]
+    if unknown or model.takes_guide:
+        raise UsageError(
+            "BAD_OPTION",
+            f"the guide model does not know {unknown[0]}"
+            if unknown
+            else "the guide model needs a guide itself",
+            "give a model that predicts the guide organs",
+            file=path.name,
+        )
+    return Guides(model=model, organs=organs)
+
+
+def earlier_records(path: Path, run: Mapping[str, Any]) -> dict[str, Any]:
+    """Scan -> its record of an interrupted run with the same models, settings and versions.
+
+    Only where all its files are still there. path: of inference.json.
+    """
+    content = artifacts.read_json(path) if path.is_file() else {}
+    if not isinstance(content, dict) or any(content.get(key) != value for key, value in run.items()):
+        return {}
+    return {
+        record["scan"]: record
+        for record in content.get("scans", [])
+        if "error" not in record and all((path.parent / file).exists() for file in record["files"].values())
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class Inference:
+    """What is done with every scan."""
+
+    predictor: Predictor
+    guides: Guides
+    wanted: Wanted
+    output: Path
+
+    def predict(self, name: str, source: ImageSource, before: dict[str, Any] | None) -> dict[str, Any]:
+        """Predict one scan, write what was asked for, and return its record; what went wrong is told in it.
+
+        before: its record of an earlier run of the same kind.
+        """
+        image: Volume | None = None
+        try:
+            digest = load_case.source_hash(CaseRecord(name, name, source, None))
+            if before is not None and before["input_sha256"] == digest:
+                return before
+            started = time.monotonic()
+            image, findings = load_case.load_image(source)
+            for finding in findings:
+                LOG.info("%s", dataclasses.replace(finding, case=name, file=Path(finding.file).name).line())
+            names = dict(enumerate(self.predictor.names, start=1))
+            case = self.predictor.read_scan(image, self.guides.of(name, image))
+            found = self.predictor.predict(case)
+            findings = self.wanted.write(self.output, name, found, image, names, source)
+            for finding in findings:
+                LOG.warning("%s", dataclasses.replace(finding, case=name).line())
+        except (CaseError, PreconditionError) as error:
+            return failed(Finding.from_error(error, case=name, file=Path(error.file).name))
+        except ResourceError:  # the output, not the scan: the next one would fare no better
+            raise
+        except Exception as error:  # the case boundary: a scan that nobody foresaw must not end the others
+            return failed(unforeseen(error, name, image))
+        return {
+            "scan": name,
+            "input_sha256": digest,
+            "files": self.wanted.files_of(name),
+            "confidence": found.confidence,
+            "members": self.predictor.members,
+            "structures": statistics_of(Volume(found.label, image.affine), image, names),
+            "seconds": round(time.monotonic() - started, 2),
+        }
+
+
+def unforeseen(error: Exception, name: str, image: Volume | None) -> Finding:
+    """What is said of an error that nobody planned for: its place, but not its text, which may quote a header."""
+    if isinstance(error, MemoryError):
+        what = "the scan does not fit" if image is None else f"{image.array.shape} voxels do not fit"
+        fix = "crop the scan, or use a machine with more memory"
+        return Finding("ERROR", "OUT_OF_MEMORY", f"{what} into the memory", fix, name)
+    if isinstance(error, OSError) and error.errno in SYSTEM_FAULTS:
+        return dataclasses.replace(Finding.from_error(ResourceError.from_os(error), case=name), file="-")
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    where = f"{type(error).__name__} in {Path(frame.filename).name}, line {frame.lineno}"
+    return Finding("ERROR", "PREDICT_FAILED", where, "please report it with this line", name)
+
+
+def failed(finding: Finding) -> dict[str, Any]:
+    """The record of a scan that could not be predicted, which is told too."""
+    LOG.error("%s", finding.line())
+    return {"scan": finding.case, "error": finding.code, "cause": finding.cause}
+
+
+def low_confidence(scan: str, confidence: Mapping[str, float | None], threshold: float) -> str | None:
+    """The line that asks for a look at a scan, least certain structures first; None where its views agree."""
+    doubtful = sorted(
+        (value, name) for name, value in confidence.items() if value is not None and value < threshold
+    )
+    if not doubtful:
+        return None
+    listed = ", ".join(f"{name} {value:.2f}" for value, name in doubtful[:5])
+    more = f" and {len(doubtful) - 5} more" if len(doubtful) > 5 else ""
+    cause = f"predictions of it that should be equal differ (their Dice: {listed}{more})"
+    return Finding("WARN", "LOW_CONFIDENCE", cause, "look at these masks before using them", scan).line()
