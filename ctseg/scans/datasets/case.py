@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import NamedTuple
 
 from ctseg.errors import Finding
 from ctseg.geometry.volume import Volume
@@ -49,6 +50,17 @@ class LabelSource:
         None  # dicom_seg: from which share of its largest value a fractional one is a mask; None: refused
     )
     fill_gaps: bool = False  # dicom_seg, rtstruct: slices between those of a thicker series are interpolated; else such a structure is left out
+
+
+class LabelTable(NamedTuple):
+    """What the values of label maps mean. values: stored value -> structure name. ignore_value: nnU-Net's "ignore"."""
+
+    values: dict[int, str]
+    ignore_value: int | None = None
+
+    def map_at(self, path: Path) -> LabelSource:
+        """The labels in one volume file."""
+        return LabelSource("map", path, values=dict(self.values), ignore_value=self.ignore_value)
 
 
 @dataclasses.dataclass(frozen=True)

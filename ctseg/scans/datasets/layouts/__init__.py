@@ -1,4 +1,4 @@
-"""Data-set layouts: one adapter per file, each turning a folder into the same case records.
+"""Data-set layouts: one adapter per file (or row of `paired_folders`), each turning a folder into the same case records.
 
 An adapter has `SHAPE` (the layout in one line), `matches(root)` and `read(root, follow_links=...)`. Nothing is opened but metadata
 and DICOM headers. What holds for all of them:
@@ -23,11 +23,7 @@ from ctseg.scans.datasets import gathering
 from ctseg.scans.datasets.case import DataSet
 from ctseg.scans.datasets.layouts import (
     abdomenatlas,
-    airway_pair,
-    ctpelvic1k,
     dicom_seg,
-    flare22,
-    imagecas,
     monai,
     msd,
     nnunet,
@@ -36,13 +32,16 @@ from ctseg.scans.datasets.layouts import (
     synthetic,
     totalsegmentator,
 )
+from ctseg.scans.datasets.layouts.paired_folders import PAIRED
 from ctseg.scans.formats import folder_walk, volume_files
 
 
 class Adapter(Protocol):
     """What every module of this package offers."""
 
-    SHAPE: str
+    @property
+    def SHAPE(self) -> str:
+        """The layout in one line."""
 
     def matches(self, root: Path) -> bool:
         """Whether the folder looks like this layout."""
@@ -59,10 +58,7 @@ LAYOUTS: dict[str, Adapter] = {
     "nnunet": nnunet,
     "msd": msd,
     "openkbp_csv": openkbp_csv,
-    "flare22": flare22,
-    "ctpelvic1k": ctpelvic1k,
-    "airway_pair": airway_pair,
-    "imagecas": imagecas,
+    **{layout.name: layout for layout in PAIRED},
     "totalsegmentator": totalsegmentator,
     "abdomenatlas": abdomenatlas,
     "monai": monai,

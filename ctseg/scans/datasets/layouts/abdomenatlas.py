@@ -16,7 +16,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ctseg.scans.datasets import gathering, metadata
-from ctseg.scans.datasets.case import DataSet, LabelSource
+from ctseg.scans.datasets.case import DataSet, LabelSource, LabelTable
 from ctseg.scans.datasets.gathering import Gathering
 
 SHAPE = (
@@ -63,7 +63,7 @@ def read_case_folders(
     }
     names = {name for masks in found.values() for name in masks}
     if table is not None and any(not masks for masks in found.values()):
-        names |= set(table[0].values())
+        names |= set(table.values.values())
     # one spelling per structure: the first in natural order
     spelling = {
         gathering.folded(name): name for name in sorted(names, key=gathering.natural_key, reverse=True)
@@ -87,11 +87,7 @@ def _mask_files(folder: Path) -> dict[str, Path]:
 
 
 def _read_case(
-    cases: Gathering,
-    folder: Path,
-    masks: dict[str, Path],
-    table: tuple[dict[int, str], int | None] | None,
-    split: str | None,
+    cases: Gathering, folder: Path, masks: dict[str, Path], table: LabelTable | None, split: str | None
 ) -> None:
     """Offer one case folder, or refuse it with what it lacks."""
     ct, combined = gathering.volume(folder, "ct"), combined_map(folder)
@@ -123,5 +119,4 @@ def _read_case(
             combined,
         )
     else:
-        source = LabelSource("map", combined, values=dict(table[0]), ignore_value=table[1])
-        cases.offer(folder.name, gathering.image_source(ct), source, annotated=table[0].values(), split=split)
+        cases.offer_map(folder.name, ct, combined, table, annotated=table.values.values(), split=split)
