@@ -164,6 +164,8 @@ def _lock_holder(path: Path) -> str:
 
 
 def _alive(pid: int) -> bool:
+    if os.name != "posix":  # there os.kill ends a process, and what is being written cannot be removed anyway
+        return False
     try:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):
@@ -218,7 +220,8 @@ def sweep_temporaries(folder: Path) -> None:
     for leftover in folder.rglob(".tmp-*"):
         parts = leftover.name.split("-")
         if len(parts) == 3 and parts[1].isdigit() and not _alive(int(parts[1])):
-            leftover.unlink(missing_ok=True)
+            with contextlib.suppress(PermissionError):
+                leftover.unlink(missing_ok=True)
 
 
 def write_text(path: str | Path, text: str) -> None:
