@@ -221,8 +221,9 @@ def test_windows_opens_no_folder_and_asks_no_process_whether_it_lives(tmp_path, 
     def refuse(*_: object) -> None:
         raise PermissionError(13, "Access is denied")
 
-    monkeypatch.setattr(artifacts.os, "open", refuse)
-    artifacts.write_text(tmp_path / "a.txt", "whole")
+    with monkeypatch.context() as patched:
+        patched.setattr(artifacts.os, "open", refuse)
+        artifacts.write_text(tmp_path / "a.txt", "whole")
     assert (tmp_path / "a.txt").read_text() == "whole"
     left, written = tmp_path / ".tmp-1-left", tmp_path / ".tmp-2-written"
     left.touch()

@@ -19,8 +19,9 @@ IGNORED = 255  # in label arrays and label tensors: a voxel nobody looked at, le
 
 @dataclasses.dataclass(frozen=True)
 class ImageSource:
-    """Where the CT lies. format: "nifti", "nrrd" or "metaimage" (path = file), "dicom" (folder of one series, or a folder that holds it),
-    or "openkbp_csv" (patient folder)."""
+    """Where the CT lies. format: "nifti", "nrrd" or "metaimage" (path = file), "dicom" (folder of one series,
+    or a folder that holds it), or "openkbp_csv" (patient folder).
+    """
 
     format: str
     path: Path
@@ -32,9 +33,9 @@ class ImageSource:
 class LabelSource:
     """Where the labels lie and how names are attached to them.
 
-    format "map": one volume file of integers (NIfTI, NRRD, MetaImage), `path`, names in `values` (stored value -> structure name; 0 is background).
-    format "masks": one volume file per structure, `masks` (name -> file).
-    format "dicom_seg", "rtstruct": a DICOM SEG or RTSTRUCT file, `path`; names stand in the file.
+    format "map": one volume file of integers (NIfTI, NRRD, MetaImage), `path`, names in `values` (stored
+    value -> structure name; 0 is background). format "masks": one volume file per structure, `masks` (name ->
+    file). format "dicom_seg", "rtstruct": a DICOM SEG or RTSTRUCT file, `path`; names stand in the file.
     format "openkbp_csv": patient folder, `path`.
     """
 
@@ -53,7 +54,9 @@ class LabelSource:
 
 
 class LabelTable(NamedTuple):
-    """What the values of label maps mean. values: stored value -> structure name. ignore_value: nnU-Net's "ignore"."""
+    """What the values of label maps mean. values: stored value -> structure name. ignore_value: nnU-Net's
+    "ignore".
+    """
 
     values: dict[int, str]
     ignore_value: int | None = None
@@ -67,8 +70,9 @@ class LabelTable(NamedTuple):
 class CaseRecord:
     """One scan with its labels, before anything is opened.
 
-    annotated: names of the structures somebody looked for in this case, as the data set itself says; None = it
-    does not say, so every structure the label source can name, and a label map without any is a fault. split: "train", "val", "test" when the data set fixes it, else None.
+    annotated: names of the structures somebody looked for in this case, as the data set itself says; None =
+    it does not say, so every structure the label source can name, and a label map without any is a fault.
+    split: "train", "val", "test" when the data set fixes it, else None.
     """
 
     case_id: str

@@ -86,7 +86,9 @@ def volume_stem(path: Path) -> str | None:
 
 
 def image_source(path: Path) -> ImageSource:
-    """The scan in one file of a volume format, or in a folder of a DICOM series (its name is not that of a volume)."""
+    """The scan in one file of a volume format, or in a folder of a DICOM series (its name is not that of a
+    volume).
+    """
     series = volume_stem(path) is None and path.is_dir()
     return ImageSource("dicom" if series else volume_files.format_of(path), path)
 
@@ -225,7 +227,9 @@ class Gathering:
         self._accounted.update(os.path.normpath(path) for path in paths if path is not None)
 
     def split_of(self, word: str | None, case_id: str, path: Path) -> str | None:
-        """train, val or test, whatever the data set calls it; any other word is told, because such a case is assigned anew."""
+        """train, val or test, whatever the data set calls it; any other word is told, because such a case is
+        assigned anew.
+        """
         split = None if word is None else SPLITS.get(word.casefold())
         if word and split is None:
             self.warn(
@@ -238,7 +242,9 @@ class Gathering:
         return split
 
     def match_splits(self, splits: Iterable[str], path: Path | None) -> None:
-        """A warning about cases that a file of splits names and that are not there: another spelling makes a split without effect."""
+        """A warning about cases that a file of splits names and that are not there: another spelling makes a
+        split without effect.
+        """
         unknown = sorted(set(splits) - set(self._ids), key=natural_key)
         if unknown:
             self.warn(
@@ -249,7 +255,9 @@ class Gathering:
             )
 
     def problem(self, path: Path, *, folder: bool = False) -> tuple[str, str, str] | None:
-        """What `file_problem` says. Ordinary files, of which a data set has a hundred thousand, take one `lstat`."""
+        """What `file_problem` says. Ordinary files, of which a data set has a hundred thousand, take one
+        `lstat`.
+        """
         if not folder:
             place, name = os.path.split(path)
             with contextlib.suppress(OSError):
@@ -310,7 +318,9 @@ class Gathering:
     def offer_listed(
         self, case_id: str, image: object, label: object, base: Path, table: LabelTable, **more: Any
     ) -> None:
-        """`offer_map` of files that metadata name relative to `base`; somebody looked for every structure of the table."""
+        """`offer_map` of files that metadata name relative to `base`; somebody looked for every structure of
+        the table.
+        """
         scan, mask = self.inside(case_id, image, base), None
         if label in (None, "", []):
             missing = ("LABEL_MISSING", "the entry names no label", "add its label to the list")
@@ -335,8 +345,9 @@ class Gathering:
             )
 
     def inside(self, case_id: str, text: object, base: Path) -> Path | None:
-        """The file that metadata names relative to `base`; None, and the case refused, when it lies outside the
-        data folder. An absolute path is accepted only when it leads into the data folder."""
+        """The file that metadata names relative to `base`; None, and the case refused, when it lies outside
+        the data folder. An absolute path is accepted only when it leads into the data folder.
+        """
         if not isinstance(text, str) or not text.strip() or "\0" in text:
             self.refuse(case_id, ("METADATA_INVALID", f"{text!r} is not a file name", "correct the entry"))
             return None
@@ -474,7 +485,8 @@ def offer_pairs(
     annotated: Iterable[str] | None = None,
     splits: dict[str, str] | None = None,
 ) -> None:
-    """Offer every case that has both an image and a label map; refuse the others. Keys are case ids (any case).
+    """Offer every case that has both an image and a label map; refuse the others. Keys are case ids (any
+    case).
 
     annotated: as in `CaseRecord`.
     """

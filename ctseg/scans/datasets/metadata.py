@@ -36,7 +36,9 @@ def read_list(path: Path) -> list[Any]:
 
 
 def _read(path: Path) -> Any:
-    """A byte-order mark is accepted, a key that stands twice is not: one of its two values would silently win."""
+    """A byte-order mark is accepted, a key that stands twice is not: one of its two values would silently
+    win.
+    """
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode) or status.st_size > LARGEST_BYTES:
@@ -136,7 +138,9 @@ def _label_value(name: Any, value: Any, path: Path) -> int:
 
 
 def names_beside(folder: Path) -> LabelTable | None:
-    """The label table of a file `labels.json` in `folder` ({"labels": {...}} or the table itself), if there is one."""
+    """The label table of a file `labels.json` in `folder` ({"labels": {...}} or the table itself), if there
+    is one.
+    """
     path = folder / "labels.json"
     if not path.exists():
         return None

@@ -1,7 +1,7 @@
 """Who is trained on, who selects the model, who is tested: by patient, stratified, frozen once drawn.
 
-The order of patients comes from a hash of their ids, never from the order of files. What stands in `splits.json`
-stays: a new patient never moves an old one. A data set's own split wins over both.
+The order of patients comes from a hash of their ids, never from the order of files. What stands in
+`splits.json` stays: a new patient never moves an old one. A data set's own split wins over both.
 """
 
 from __future__ import annotations
@@ -49,8 +49,9 @@ class _Group:
         return {name for case in self.cases for name, state in case.states.items() if state == PRESENT}
 
     def known(self) -> set[str]:
-        """The names under which an earlier split may know it. A patient without a name of its own is called after its first case,
-        which may be another one since scans were added."""
+        """The names under which an earlier split may know it. A patient without a name of its own is called
+        after its first case, which may be another one since scans were added.
+        """
         ids = {case.case_id for case in self.cases}
         return self.patients | {case.case_id for case in self.cases if case.patient_id in ids}
 
@@ -75,8 +76,8 @@ def draw_splits(
 ) -> tuple[dict[str, str], list[Finding]]:
     """({patient_id: "train" | "val" | "test"} for every patient of `cases`, what is worth telling).
 
-    frozen: the assignment of an existing `splits.json`. Raises PreconditionError TOO_FEW_CASES when a split would
-    stay empty and IntegrityError LEAKAGE when one patient or one scan is bound to two splits.
+    frozen: the assignment of an existing `splits.json`. Raises PreconditionError TOO_FEW_CASES when a split
+    would stay empty and IntegrityError LEAKAGE when one patient or one scan is bound to two splits.
     """
     findings: list[Finding] = []
     cases = sorted(cases, key=lambda case: case.case_id)
@@ -119,7 +120,9 @@ def draw_splits(
 
 
 def _groups(cases: list[SplitCase], findings: list[Finding]) -> list[_Group]:
-    """Cases gathered by patient, patients that share a scan gathered too; in the order of the smallest patient id."""
+    """Cases gathered by patient, patients that share a scan gathered too; in the order of the smallest
+    patient id.
+    """
     leader = {case.patient_id: case.patient_id for case in cases}
 
     def root(patient: str) -> str:
@@ -179,7 +182,8 @@ def _assign_rest(
     fractions: Mapping[str, float],
     seed: int,
 ) -> None:
-    """Fill `chosen`: each group in stratified hash order goes to the split that is most below its share so far.
+    """Fill `chosen`: each group in stratified hash order goes to the split that is most below its share so
+    far.
 
     Because equal strata follow each other, each stratum is shared out in the same proportions (systematic
     sampling), and the totals are exact to the rounded quota.
@@ -210,10 +214,11 @@ def _assign_rest(
 
 
 def _spread(groups: list[_Group], free: list[int], options: tuple[str, ...], chosen: dict[int, str]) -> None:
-    """Exchange groups so that every split shows each structure, where there are enough that show it; sizes stay as they are.
+    """Exchange groups so that every split shows each structure, where there are enough that show it; sizes
+    stay as they are.
 
-    Needed where few patients have a structure. A group is given away only if its split then lacks nothing that it showed; but with
-    two that show it, one is learned from and the other scored, so val gives to test.
+    Needed where few patients have a structure. A group is given away only if its split then lacks nothing
+    that it showed; but with two that show it, one is learned from and the other scored, so val gives to test.
     """
     holders = Counter((split, name) for index, split in chosen.items() for name in groups[index].present())
     for name in sorted({name for index in free for name in groups[index].present()}):
@@ -272,13 +277,14 @@ def _leakage(group: _Group, where: str) -> IntegrityError:
     )
 
 
-# ---- splits.json --------------------------------------------------------------------------------------------
+# ---- splits.json ---------------------------------------------------------------------------------
 
 
 def assign(
     cases: Sequence[Case], existing: Any, data: DataSettings
 ) -> tuple[list[Case], dict[str, Any], list[Finding]]:
-    """(the cases with their splits, content of `splits.json`, findings). existing: its content of an earlier run, or None.
+    """(the cases with their splits, content of `splits.json`, findings). existing: its content of an earlier
+    run, or None.
 
     Raises as `draw_splits` and `frozen_assignment`.
     """

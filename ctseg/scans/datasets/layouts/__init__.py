@@ -1,7 +1,8 @@
-"""Data-set layouts: one adapter per file (or row of `paired_folders`), each turning a folder into the same case records.
+"""Data-set layouts: one adapter per file (or row of `paired_folders`), each turning a folder into the same
+case records.
 
-An adapter has `SHAPE` (the layout in one line), `matches(root)` and `read(root, follow_links=...)`. Nothing is opened but metadata
-and DICOM headers. What holds for all of them:
+An adapter has `SHAPE` (the layout in one line), `matches(root)` and `read(root, follow_links=...)`. Nothing
+is opened but metadata and DICOM headers. What holds for all of them:
 
 - Cases come in natural order; hidden files (`._x`, `.DS_Store`) do not exist; upper and lower case are alike.
 - A case that cannot be offered has exactly one ERROR finding that carries its id. Files that no case uses are
@@ -50,8 +51,8 @@ class Adapter(Protocol):
         """The folder's cases."""
 
 
-# In order of precedence: where several match, the first counts. The ones with their own marker file come first,
-# the ones that accept almost any folder of their format last.
+# In order of precedence: where several match, the first counts. The ones with their own marker file come
+# first, the ones that accept almost any folder of their format last.
 LAYOUTS: dict[str, Adapter] = {
     "synthetic": synthetic,
     "plain": plain,
@@ -77,9 +78,9 @@ _COUNTED_FILES = 100_000  # enough to say what is there
 def open_data_set(root: Path, layout: str | None = None, *, follow_links: bool = False) -> DataSet:
     """The data set in a folder: its layout detected (or forced by `layout`), its cases in natural order.
 
-    follow_links: use files that only links out of the folder lead to, instead of refusing their cases.
-    Raises UsageError UNKNOWN_LAYOUT, PreconditionError NO_DATA (no folder, nothing in it, nothing recognised),
-    and whatever the adapter finds wrong with the metadata.
+    follow_links: use files that only links out of the folder lead to, instead of refusing their cases. Raises
+    UsageError UNKNOWN_LAYOUT, PreconditionError NO_DATA (no folder, nothing in it, nothing recognised), and
+    whatever the adapter finds wrong with the metadata.
     """
     root = Path(root)
     check_folder(root, layout)
@@ -99,7 +100,9 @@ def open_data_set(root: Path, layout: str | None = None, *, follow_links: bool =
 
 
 def check_folder(root: Path | None, layout: str | None = None) -> None:
-    """What `open_data_set` refuses without looking into the scans: an unknown layout, no folder, nothing in it. root: None when none was given."""
+    """What `open_data_set` refuses without looking into the scans: an unknown layout, no folder, nothing in
+    it. root: None when none was given.
+    """
     if layout is not None and layout not in LAYOUTS:
         raise UsageError(
             "UNKNOWN_LAYOUT",

@@ -6,9 +6,9 @@
     BDMAP_00000001/combined_labels.nii.gz      used only when there are no masks
     labels.json                                names for combined_labels, ours: {"labels": {"aorta": 1, ...}}
 
-Any folder names will do; BDMAP is not required. The mask files' names are the structures: the ids of the combined
-map differ between releases and the set's own scripts, so they are never guessed. A mask file that is missing means
-that nobody looked for the organ; an empty one means that it is absent.
+Any folder names will do; BDMAP is not required. The mask files' names are the structures: the ids of the
+combined map differ between releases and the set's own scripts, so they are never guessed. A mask file that is
+missing means that nobody looked for the organ; an empty one means that it is absent.
 """
 
 from __future__ import annotations
@@ -50,7 +50,9 @@ def read(root: Path, *, follow_links: bool = False) -> DataSet:
 def read_case_folders(
     layout: str, root: Path, follow_links: bool, splits: dict[str, str], *metadata_files: Path
 ) -> DataSet:
-    """The reading that AbdomenAtlas and TotalSegmentator share. splits: case id -> the data set's own word for its split."""
+    """The reading that AbdomenAtlas and TotalSegmentator share. splits: case id -> the data set's own word
+    for its split.
+    """
     cases = Gathering(layout, root, follow_links)
     cases.account(*metadata_files)
     table = metadata.names_beside(root)

@@ -4,9 +4,10 @@
                          "validation": [...], "testing": [...], "dataroot": "."}
     labels.json         names, when the list itself has no "labels" / "class_names"
 
-Names: {"labels": {"liver": 1}} in either direction, {"class_names": [{"name": "liver", "index": [1]}]}, or a list of
-names that begins with "background". Without names the data set is refused: a bare number says nothing.
-`validation` and `testing` are the splits val and test; `fold` is not used. Paths start at the folder or `dataroot`.
+Names: {"labels": {"liver": 1}} in either direction, {"class_names": [{"name": "liver", "index": [1]}]}, or a
+list of names that begins with "background". Without names the data set is refused: a bare number says
+nothing. `validation` and `testing` are the splits val and test; `fold` is not used. Paths start at the folder
+or `dataroot`.
 """
 
 from __future__ import annotations
@@ -135,7 +136,9 @@ def _base(root: Path, raw: object, path: Path) -> Path:
 
 
 def _case_names(entries: list[Any]) -> list[str]:
-    """One name per entry: the image's file name, or its whole path where file names repeat (a folder per case)."""
+    """One name per entry: the image's file name, or its whole path where file names repeat (a folder per
+    case).
+    """
     paths = [_image_text(entry) or f"entry_{number}" for number, entry in enumerate(entries)]
     stems = [gathering.volume_stem(Path(text)) or Path(text).name for text in paths]
     folded = [gathering.folded(stem) for stem in stems]

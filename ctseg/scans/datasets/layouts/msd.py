@@ -5,7 +5,8 @@
     [.../]Task09_Spleen/labelsTr/spleen_2.nii.gz
     [.../]Task09_Spleen/imagesTs/...      without labels: noted, not used
 
-Labels map value -> name, the reverse of nnU-Net; image and label have the same file name. An empty label map: none of it is there.
+Labels map value -> name, the reverse of nnU-Net; image and label have the same file name. An empty label map:
+none of it is there.
 """
 
 from __future__ import annotations

@@ -7,8 +7,9 @@
     splits_final.json                                  optional, beside dataset.json, in the root, or below
                                                        [root/]nnUNet_preprocessed/Dataset001_Name
 
-dataset.json names what was looked for, so an empty label map is a patient without it. "ignore" marks voxels nobody looked at. Regions (several values under one name) are refused. The key "dataset"
-(case -> files) replaces the folders. Of splits_final.json the first fold counts: its `val` is ours, no test set.
+dataset.json names what was looked for, so an empty label map is a patient without it. "ignore" marks voxels
+nobody looked at. Regions (several values under one name) are refused. The key "dataset" (case -> files)
+replaces the folders. Of splits_final.json the first fold counts: its `val` is ours, no test set.
 """
 
 from __future__ import annotations
@@ -117,7 +118,9 @@ def _read_listed(
     table: LabelTable,
     splits: dict[str, str],
 ) -> None:
-    """Cases of the key "dataset": {case: {"images": [one per channel], "label": file}}, paths from dataset.json on."""
+    """Cases of the key "dataset": {case: {"images": [one per channel], "label": file}}, paths from
+    dataset.json on.
+    """
     for case_id, entry in listed.items():
         files = entry.get("images") if isinstance(entry, dict) else None
         if not isinstance(files, list) or channel >= len(files) or "label" not in entry:

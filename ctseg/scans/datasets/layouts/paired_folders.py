@@ -2,14 +2,17 @@
 
 A path is told by its place below the data folder, without suffix, upper and lower case alike. Sources:
 
-- FLARE22, the labelled part: flare22.grand-challenge.org (ids confirmed by its evaluation code; there is no table of names).
-- CTPelvic1K: github.com/MIRACLE-Center/CTPelvic1K (ids from its conversion code). Copies of the set disagree about the hips,
-  and some volumes are mirrored: reading a case compares sides with the geometry and warns with SIDE_SWAP.
-- Airways: ATM'22 (atm22.grand-challenge.org); BAS (Qin et al. 2019, MICCAI, doi 10.1007/978-3-030-32226-7_24, built on
-  LIDC-IDRI and EXACT'09) publishes no folder layout: bring its files into these two folders.
-- ImageCAS (Zeng et al. 2023, doi 10.1016/j.compmedimag.2023.102287) as anatomical-guidance arranges it. Its heart_combined
-  (0 to 7, by content the parts of TotalSegmentator's heart task) is left for --guide. **The order of the seven is inferred, not
-  published**: check it against the images of your copy before you guide by them.
+- FLARE22, the labelled part: flare22.grand-challenge.org (ids confirmed by its evaluation code; there is no
+  table of names).
+- CTPelvic1K: github.com/MIRACLE-Center/CTPelvic1K (ids from its conversion code). Copies of the set disagree
+  about the hips, and some volumes are mirrored: reading a case compares sides with the geometry and warns
+  with SIDE_SWAP.
+- Airways: ATM'22 (atm22.grand-challenge.org); BAS (Qin et al. 2019, MICCAI, doi 10.1007/978-3-030-32226-7_24,
+  built on LIDC-IDRI and EXACT'09) publishes no folder layout: bring its files into these two folders.
+- ImageCAS (Zeng et al. 2023, doi 10.1016/j.compmedimag.2023.102287) as anatomical-guidance arranges it. Its
+  heart_combined (0 to 7, by content the parts of TotalSegmentator's heart task) is left for --guide. **The
+  order of the seven is inferred, not published**: check it against the images of your copy before you guide
+  by them.
 """
 
 from __future__ import annotations
@@ -30,9 +33,9 @@ from ctseg.scans.formats import folder_walk
 class PairedFolders:
     """A layout, given by patterns of paths below the data folder (without suffix; folders end without "/").
 
-    scan, label: with a group `case` and, where the set has splits, `split`. marks: each must fit some file, or it is another
-    layout. enter: folders to look into. series: folders that are scans, each a DICOM series. beside: files of a case that are
-    neither scan nor label.
+    scan, label: with a group `case` and, where the set has splits, `split`. marks: each must fit some file,
+    or it is another layout. enter: folders to look into. series: folders that are scans, each a DICOM series.
+    beside: files of a case that are neither scan nor label.
     """
 
     name: str
@@ -55,7 +58,9 @@ class PairedFolders:
         return False
 
     def places(self, root: Path) -> Iterator[tuple[str, Path]]:
-        """(path below the root without suffix, path) of volumes and of folders with a series, in natural order."""
+        """(path below the root without suffix, path) of volumes and of folders with a series, in natural
+        order.
+        """
         for folder, subfolders, files in folder_walk.walk(root):
             inner = "" if folder == root else f"{folder.relative_to(root).as_posix()}/"
             series = [name for name in subfolders if fits(self.series, inner + name)]

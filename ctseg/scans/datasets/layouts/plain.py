@@ -9,8 +9,8 @@
      "cases": [{"split": "train", "case": "pt_1", "annotated": ["Brainstem"]}, ...]}
 
 `labels` and the `case` of every entry are needed. Without `split` a case lies directly below the root and the
-software splits; without `annotated` somebody looked for every structure; `patient` groups cases of one patient.
-The OpenKBP set prepared as NIfTI has this layout.
+software splits; without `annotated` somebody looked for every structure; `patient` groups cases of one
+patient. The OpenKBP set prepared as NIfTI has this layout.
 """
 
 from __future__ import annotations
@@ -83,7 +83,9 @@ def _read_case(cases: Gathering, entry: dict[str, Any], table: LabelTable) -> No
 
 
 def _annotated(cases: Gathering, case_id: str, raw: object, values: dict[int, str]) -> list[str]:
-    """The structures somebody looked for, in the spelling of `labels`: all of them when the manifest does not say."""
+    """The structures somebody looked for, in the spelling of `labels`: all of them when the manifest does not
+    say.
+    """
     if raw is None:
         return list(values.values())
     known = {gathering.folded(name): name for name in values.values()}
