@@ -186,7 +186,7 @@ def open_data(workspace: Workspace, data: DataSettings, options: cli.Options) ->
 def make_recipe(
     workspace: Workspace, settings: Settings, options: cli.Options, data_set: DataSet
 ) -> tuple[Recipe, str | None]:
-    """(what all cases share, but for the grid; hash of the guide model's split, None without such a model)."""
+    """(what all cases share, but for the grid; hash of the guide model's split, None without a model)."""
     from ctseg.scans import choices
     from ctseg.scans.case_to_tensors import Recipe
 
@@ -267,7 +267,10 @@ def earlier_run(
         if previous.content_hash == previous.sealed().content_hash:
             cases = list(previous.cases)
             if (previous.settings, previous.structures) != (settings.record()["data"], structures):
-                cause = "settings or structures changed since the tensors were made: what depends on them is made again"
+                cause = (
+                    "settings or structures changed since the tensors were made: "
+                    "what depends on them is made again"
+                )
                 notes.append(Finding("NOTE", "STALE_CACHE", cause))
     for path in sorted(workspace.finished.glob("*.json")):
         with contextlib.suppress(OSError, IntegrityError, KeyError, TypeError, ValueError):
@@ -412,7 +415,8 @@ def tell(report: Report, manifest: Manifest, options: cli.Options) -> int:
     """Print what was done and return the exit code."""
     tell_findings(report.findings)
     LOG.info(
-        "Preprocessed %d cases: %d new, %d cached, %d skipped; %d train, %d val, %d test; %d tensors on grid %s%s",
+        "Preprocessed %d cases: %d new, %d cached, %d skipped; %d train, %d val, %d test; "
+        "%d tensors on grid %s%s",
         report.found,
         report.processed,
         report.cached,

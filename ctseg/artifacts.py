@@ -302,7 +302,7 @@ def file_hash(path: str | Path) -> str:
 
 
 def safe_name(identifier: str) -> str:
-    """A file name made from an identifier; changed ones get 8 hex digits of its hash, so two never collide."""
+    """A file name made from an identifier; a changed one gets 8 digits of its hash, so two never collide."""
     clean = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "_" for c in identifier)[
         :100
     ].lstrip(".-")

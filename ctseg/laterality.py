@@ -19,7 +19,8 @@ from ctseg.errors import UsageError
 
 LEFT, RIGHT = "left", "right"
 _HEART = re.compile(
-    r"heart|atri(?:um|al|a\b|o)|ventr[ií][ck]|herz|vorhof|oreillette|coraz|cuore|c(?:œ|oe)ur|[左右]心|心[房室脏臟臓]|сердц|предсерд|желудоч"
+    r"heart|atri(?:um|al|a\b|o)|ventr[ií][ck]|herz|vorhof|oreillette|coraz|cuore|c(?:œ|oe)ur"
+    r"|[左右]心|心[房室脏臟臓]|сердц|предсерд|желудоч"
 )
 _BRAIN = re.compile(r"lateral|brain|cerebr|hirn|脑|脳")  # whose ventricles are mirror pairs
 _LUMBAR = re.compile(
@@ -28,9 +29,11 @@ _LUMBAR = re.compile(
 # Whole words, folded. English, German, Dutch, French, Spanish, Italian, Portuguese, Latin; Scandinavian,
 # Slavic, Greek, Turkish; Chinese, Japanese, Korean.
 _WORDS = {
-    LEFT: r"left|lt?|lft|linke[rnsm]?|links|lks|gauches?|gche|izquierd[oa]s?|izqd?[oa]?|izd[oa]|sinistr(?:[oaie]|um)|sinist(?:er)?|esquerd[oa]s?|esq"
+    LEFT: r"left|lt?|lft|linke[rnsm]?|links|lks|gauches?|gche|izquierd[oa]s?|izqd?[oa]?|izd[oa]"
+    r"|sinistr(?:[oaie]|um)|sinist(?:er)?|esquerd[oa]s?|esq"
     r"|vänster|venstre|vasen|lew[yae]|lev[ýáé]|лев(?:ый|ая|ое)|αριστερ\w*|左[侧側]?|왼쪽|좌측",
-    RIGHT: r"right|rt?|rgt|rechte[rnsm]?|rechts|rts|droite?s?|derech[oa]s?|dch[oa]|destr[oaie]|dext(?:er|r[aoie]|rum)?|direit[oa]s?"
+    RIGHT: r"right|rt?|rgt|rechte[rnsm]?|rechts|rts|droite?s?|derech[oa]s?|dch[oa]"
+    r"|destr[oaie]|dext(?:er|r[aoie]|rum)?|direit[oa]s?"
     r"|höger|højre|høyre|oikea|praw[yae]|prav[ýáé]|прав(?:ый|ая|ое)|δεξι\w*|sağ|右[侧側]?|오른쪽|우측",
 }
 _SIDES = {side: re.compile(words) for side, words in _WORDS.items()}

@@ -111,7 +111,7 @@ class CaseOutcome:
 
 
 def prepare_case(job: CaseJob) -> CaseOutcome:
-    """Read one case and, when the grid is known, write its tensors and reference. Raises only ResourceError."""
+    """Read one case and, when the grid is known, write its tensors and reference. Raises ResourceError."""
     trace = None
     try:
         return _prepare(job)
@@ -294,7 +294,7 @@ def without_ignored(label: Volume) -> Volume:
 
 
 def write_case(recipe: Recipe, plan: grids.GridPlan, loaded: LoadedCase, case: Case) -> Case:
-    """The case with its tensors and its reference written, and with warnings where the grid costs something."""
+    """The case with its tensors and reference written, and with warnings where the grid costs something."""
     label = loaded.label
     if label is None or case.body_box is None:
         raise ValueError("tensors need labels and a box")
@@ -392,7 +392,7 @@ def grid_findings(
 
 
 def content_hash(image: Volume) -> str:
-    """sha256 of the voxels in canonical order, rounded to whole HU: equal for one scan in two file formats."""
+    """sha256 of the voxels in canonical order, in whole HU: equal for one scan in two file formats."""
     order, flips = canonical_axes(image.affine)
     array = np.transpose(image.array, order)
     array = np.flip(array, tuple(axis for axis, flip in enumerate(flips) if flip))

@@ -50,7 +50,8 @@ class LabelSource:
     fractional_threshold: float | None = (
         None  # dicom_seg: from which share of its largest value a fractional one is a mask; None: refused
     )
-    fill_gaps: bool = False  # dicom_seg, rtstruct: slices between those of a thicker series are interpolated; else such a structure is left out
+    # dicom_seg, rtstruct: slices between those of a thicker series are interpolated; else it is left out
+    fill_gaps: bool = False
 
 
 class LabelTable(NamedTuple):

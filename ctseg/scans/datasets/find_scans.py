@@ -143,7 +143,7 @@ class _LeftOut:
 
 
 def _top(root: Path, path: Path) -> str:
-    """The first folder below the root on the way to a file or folder; empty for what lies in the root itself."""
+    """The first folder below the root on the way to a path; empty for what lies in the root itself."""
     parts = path.relative_to(root).parts
     return parts[0] if parts else ""
 
@@ -287,7 +287,7 @@ def _lost_files(found: Found, rest: Iterable[Path], scans: list[Path], out: _Lef
 
 
 def _empty_folders(root: Path, found: Found, out: _LeftOut) -> None:
-    """Folders in which nothing lies that could be told otherwise; one that is named like a volume is refused."""
+    """Folders in which nothing lies that is told otherwise; one that is named like a volume is refused."""
     used = {
         _top(root, path)
         for path in (

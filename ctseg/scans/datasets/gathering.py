@@ -175,7 +175,7 @@ def file_problem(path: Path, real_root: Path, *, folder: bool = False) -> tuple[
 
 
 def below(path: Path, root: Path) -> Path | None:
-    """`path` relative to `root`, or None when it lies elsewhere. As written: `..` is resolved, links are not."""
+    """`path` relative to `root`, None when it lies elsewhere. As written: `..` is resolved, no link is."""
     path, root = (Path(os.path.normpath(place.absolute())) for place in (path, root))
     return path.relative_to(root) if path.is_relative_to(root) else None
 
@@ -213,7 +213,7 @@ class Gathering:
         self.findings.append(Finding("WARN", code, cause, fix, case=case, file=self.relative(path)))
 
     def refuse(self, case_id: str, problem: tuple[str, str, str], path: Path | None = None) -> None:
-        """Leave a case out, for the reason (code, cause, fix). One finding per case: the first reason counts."""
+        """Leave a case out, for the reason (code, cause, fix). Of several reasons the first counts."""
         case_id = printable(case_id)
         self.account(path)
         if case_id in self._refused:
@@ -234,7 +234,8 @@ class Gathering:
         if word and split is None:
             self.warn(
                 "SPLIT_UNKNOWN",
-                f"its split '{printable(word)}' is none of {', '.join(SPLITS)}: it is assigned to any of train, val and test",
+                f"its split '{printable(word)}' is none of {', '.join(SPLITS)}: "
+                "it is assigned to any of train, val and test",
                 "rename the split, or move the case away",
                 path=path,
                 case=case_id,
@@ -249,7 +250,8 @@ class Gathering:
         if unknown:
             self.warn(
                 "SPLIT_UNKNOWN",
-                f"{len(unknown)} of its cases are not in this data set, the first is '{printable(unknown[0])}'",
+                f"{len(unknown)} of its cases are not in this data set, "
+                f"the first is '{printable(unknown[0])}'",
                 "spell them like the cases, or take them out",
                 path=path,
             )
@@ -392,7 +394,8 @@ class Gathering:
         errors = [finding for finding in self.findings if finding.severity == "ERROR"]
         if not errors:
             return "no case found"
-        return f"{len(self._refused)} cases found, none of them usable; the first: {errors[0].file}: {errors[0].cause}"
+        first = f"{errors[0].file}: {errors[0].cause}"
+        return f"{len(self._refused)} cases found, none of them usable; the first: {first}"
 
     def _report_leftovers(self) -> None:
         """Findings for archives, for scans that no case uses, and one for all other files."""
@@ -453,7 +456,7 @@ class Gathering:
             self.note("OTHER_FILES", f"files that hold no scan or label of a case are ignored ({listed})")
 
     def _refuse_folder(self, path: Path) -> None:
-        """A folder that cannot be listed may hold cases; one in a case does not, and one is a file system's."""
+        """A folder that cannot be listed may hold cases, unless it lies in a case or is a file system's."""
         if any(part in self._ids for part in Path(self.relative(path)).parts):
             self.warn(*CLOSED, path=path)
         elif path.name != "lost+found":

@@ -85,7 +85,8 @@ def draw_splits(
     if len(groups) < 3:
         raise PreconditionError(
             "TOO_FEW_CASES",
-            f"{len(groups)} usable patients with scans of their own; at least 3 are needed (one each to train, validate and test)",
+            f"{len(groups)} usable patients with scans of their own; at least 3 are needed "
+            "(one each to train, validate and test)",
             "add patients with labels",
         )
     chosen: dict[int, str] = {}
@@ -101,7 +102,8 @@ def draw_splits(
                     Finding(
                         "NOTE",
                         "SPLIT_MOVED",
-                        f"the data set now puts patient {min(group.patients)} into {chosen[index]}, splits.json said {bound.pop()}",
+                        f"the data set now puts patient {min(group.patients)} into {chosen[index]}, "
+                        f"splits.json said {bound.pop()}",
                     )
                 )
         elif bound and bound <= set(allowed[index]):
@@ -111,7 +113,8 @@ def draw_splits(
         if split not in chosen.values():
             raise PreconditionError(
                 "TOO_FEW_CASES",
-                f"no patient is left for {split} ({len(groups)} usable patients); each of train, val and test needs one",
+                f"no patient is left for {split} ({len(groups)} usable patients); "
+                "each of train, val and test needs one",
                 "add patients, or delete processed_data/splits.json to draw the splits again",
             )
     assignment = {patient: chosen[index] for index, group in enumerate(groups) for patient in group.patients}
@@ -337,7 +340,8 @@ def frozen_assignment(record: Any) -> dict[str, str]:
         raise IntegrityError(
             "SPLIT_CHANGED",
             "it was edited after it was drawn, or is of another version",
-            "restore it, or delete processed_data to draw new splits (all models then have to be trained again)",
+            "restore it, or delete processed_data to draw new splits "
+            "(all models then have to be trained again)",
             file="splits.json",
         )
     return dict(assignment)

@@ -27,7 +27,7 @@ from ctseg.scans.formats import folder_walk
 if TYPE_CHECKING:
     from ctseg.scans.dicom.dicom_files import SeriesInfo
 
-SHAPE = "<patient>/.../ one CT series + one DICOM SEG or RTSTRUCT, for example Patient_01/im_1 and Patient_01/im_3"
+SHAPE = "<patient>/.../ one CT series + one DICOM SEG or RTSTRUCT, as in Patient_01/im_1 and Patient_01/im_3"
 LABELS = {"SEG": "dicom_seg", "RTSTRUCT": "rtstruct"}  # modality -> format of the label source
 SCOUT_SLICES = 3  # a CT with no more slices is a scout, not a scan
 _NOT_DICOM = (
@@ -254,7 +254,7 @@ def _scan_of(source: LabelSource, scans: list[SeriesInfo]) -> SeriesInfo | None:
 
 
 def _case_names(root: Path, folder: Path, scans: list[SeriesInfo]) -> list[str]:
-    """The patient folder's name; with several scans the name of each scan's folder is added, then a number."""
+    """The patient folder's name; of several scans with the name of each one's folder, then a number."""
     top = root.absolute().name if folder == root else folder.name
     if len(scans) == 1:
         return [top]
@@ -366,7 +366,10 @@ def _group_patients(data: DataSet) -> DataSet:
             for case in data.cases
         )
         return dataclasses.replace(data, cases=cases)
-    cause = f"all {len(data.cases)} cases carry one patient id, as after anonymisation; each case counts as a patient"
+    cause = (
+        f"all {len(data.cases)} cases carry one patient id, as after anonymisation; "
+        "each case counts as a patient"
+    )
     finding = Finding("WARN", "PATIENT_ID_SHARED", cause, "split by hand if they are scans of one person")
     cases = tuple(dataclasses.replace(case, patient_id=case.case_id) for case in data.cases)
     return dataclasses.replace(data, cases=cases, findings=(*data.findings, finding))

@@ -94,7 +94,8 @@ def _names(cases: Gathering, content: dict[str, Any], path: Path) -> LabelTable:
             raise PreconditionError(
                 "LABEL_NAMES_MISSING",
                 "the data list does not name its label values",
-                f"put a file labels.json beside it, for example {metadata.NAMES_EXAMPLE}, or add that key to the list",
+                f"put a file labels.json beside it, for example {metadata.NAMES_EXAMPLE}, "
+                "or add that key to the list",
                 file=path.name,
             )
         cases.account(cases.root / "labels.json")

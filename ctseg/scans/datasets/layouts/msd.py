@@ -1,6 +1,7 @@
 """Medical Segmentation Decathlon. Source: medicaldecathlon.com, arXiv 2106.05735.
 
-    [.../]Task09_Spleen/dataset.json      {"labels": {"1": "spleen"}, "training": [{"image": ..., "label": ...}]}
+    [.../]Task09_Spleen/dataset.json      {"labels": {"1": "spleen"},
+                                           "training": [{"image": ..., "label": ...}]}
     [.../]Task09_Spleen/imagesTr/spleen_2.nii.gz
     [.../]Task09_Spleen/labelsTr/spleen_2.nii.gz
     [.../]Task09_Spleen/imagesTs/...      without labels: noted, not used
