@@ -19,7 +19,7 @@ import numpy as np
 
 from ctseg.artifacts import Workspace, canonical_hash, file_hash, read_json
 from ctseg.errors import Finding, IntegrityError
-from ctseg.geometry.grids import Box
+from ctseg.geometry.grids import Extent
 from ctseg.geometry.volume import Grid
 from ctseg.laterality import Sides
 
@@ -91,7 +91,7 @@ class Case:
     source: dict[str, Any]
     scan: Grid
     split: str | None = None
-    body_box: Box | None = None
+    body_box: Extent | None = None
     canvas: Grid | None = None
     tensors: tuple[TensorFile, ...] = ()
     reference: StoredFile | None = None
