@@ -187,7 +187,7 @@ def test_every_chamber_has_arteries_and_veins_nearby(patients: list[heart_like_t
     """
     wall = ("heart_myocardium", "heart_ventricle_right", "heart_atrium_left", "heart_atrium_right")
     for drawing in patients:
-        label, step = drawing.picture.label.array, 2 * drawing.picture.label.spacing_mm
+        label, step = drawing.picture.label.array, 2 * np.array(drawing.picture.label.spacing_mm)
         coarse = label[::2, ::2, ::2]
         maps = [
             ndimage.distance_transform_edt(coarse != heart_like_task.IDS[name], sampling=step)
