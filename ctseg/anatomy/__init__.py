@@ -6,7 +6,7 @@ tasks. Who reads this code should begin with the task's module, for the pelvis w
 then `patients.py` (what varies) and `implicit.py` (how shapes become voxels).
 """
 
-from ctseg.anatomy.cohort import cohort_task, draw_patient, write_cohort
+from ctseg.anatomy.cohort import draw_patient, write_cohort
 from ctseg.anatomy.tasks import DEFAULT, TASKS, load_task
 
-__all__ = ["DEFAULT", "TASKS", "cohort_task", "draw_patient", "load_task", "write_cohort"]
+__all__ = ["DEFAULT", "TASKS", "draw_patient", "load_task", "write_cohort"]

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ctseg.anatomy import TASKS, cohort_task, draw_patient, load_task, write_cohort
+from ctseg.anatomy import TASKS, draw_patient, load_task, write_cohort
 from ctseg.anatomy.cohort import case_name
 from ctseg.anatomy.implicit import FAR_MM, Scene, occupancy, smooth_minimum
 from ctseg.anatomy.labels import IDS, STRUCTURES, TARGETS
 from ctseg.anatomy.pelvis.drawing import Drawing, draw, is_dicom, plan
-from ctseg.artifacts import file_hash, write_json
+from ctseg.artifacts import file_hash
 from ctseg.errors import PipelineError, PreconditionError, UsageError
 from ctseg.geometry.volume import CANONICAL_DIRECTIONS, Volume, to_canonical
 from ctseg.scans.datasets.case import ABSENT, PRESENT, UNLABELLED
@@ -154,16 +154,11 @@ def test_foreign_files_are_never_removed(tmp_path: Path) -> None:
 
 def test_a_cohort_of_another_task_is_replaced(tmp_path: Path) -> None:
     write_cohort(tmp_path, task="pelvic_bones", patients=3, size="tiny")
-    assert (
-        cohort_task(tmp_path) == "pelvic_bones"
-        and (tmp_path / case_name(2, "pelvic_bones") / "im_1").is_dir()
-    )
+    assert (tmp_path / case_name(2, "pelvic_bones") / "im_1").is_dir()
     assert set(open_data_set(tmp_path, None).structures) == set(load_task("pelvic_bones").IDS)
     write_cohort(tmp_path, task="abdomen", patients=3, size="tiny")
     marker = json.loads((tmp_path / "synthetic.json").read_text(encoding="utf-8"))
-    assert marker["task"] == "abdomen" == cohort_task(tmp_path) and marker["structures"] == list(
-        load_task("abdomen").TARGETS
-    )
+    assert marker["task"] == "abdomen" and marker["structures"] == list(load_task("abdomen").TARGETS)
     assert not (tmp_path / "dicom").exists()
     assert set(open_data_set(tmp_path, None).structures) == set(load_task("abdomen").IDS)
     (tmp_path / "notes.txt").write_text("mine", encoding="utf-8")
@@ -171,16 +166,6 @@ def test_a_cohort_of_another_task_is_replaced(tmp_path: Path) -> None:
     with pytest.raises(PreconditionError, match=r"notes\.txt"):
         write_cohort(tmp_path, task="pelvis", patients=1, size="tiny")
     assert all_hashes(tmp_path) == before
-
-
-def test_a_cohort_from_before_there_were_tasks_is_the_pelvis(cohort: Path, tmp_path: Path) -> None:
-    old = json.loads((cohort / "synthetic.json").read_text(encoding="utf-8"))
-    assert old.pop("task") == "pelvis"
-    write_json(tmp_path / "synthetic.json", old)
-    assert cohort_task(tmp_path) == "pelvis" and cohort_task(tmp_path / "nowhere") is None
-    write_cohort(
-        tmp_path, patients=6, seed=3, size="tiny", progress=lambda *_: pytest.fail("nothing is to be drawn")
-    )
 
 
 def test_every_task_has_the_same_few_names() -> None:
@@ -379,7 +364,7 @@ def test_a_tube_and_its_mirror_image_are_symmetric() -> None:
 
 def test_a_loft_of_equal_sections_is_a_cylinder() -> None:
     scene = small_scene()
-    drum = scene.loft([(-12.0, [(2.0, 1.0, 6.0)]), (12.0, [(2.0, 1.0, 6.0)])])
+    drum = scene.loft([(2.0, 1.0, -12.0, 6.0), (2.0, 1.0, 12.0, 6.0)])
     assert float(occupancy(drum.f).sum()) * 6.0 == pytest.approx(np.pi * 36 * 24, rel=0.03)
 
 
@@ -388,7 +373,7 @@ def test_shapes_outside_the_scan_paint_nothing() -> None:
     for shape in (
         scene.ellipsoid((500, 0, 0), (9, 9, 9)),
         scene.tube([(0, 0, 400), (0, 0, 420)], 5),
-        scene.loft([(900, [(0, 0, 5)]), (950, [(0, 0, 5)])]),
+        scene.loft([(0, 0, 900, 5), (0, 0, 950, 5)]),
     ):
         scene.paint(shape, 100.0, 3)
     assert not scene.label.any() and (scene.hu == -1000).all()
