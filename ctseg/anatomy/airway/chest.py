@@ -81,11 +81,15 @@ class Chest:
             back = np.where(dy > 0, np.float32(58), np.float32(26))
             domes.append(top - 30 * dx * dx - back * dy * dy)
         above = (np.maximum(*domes) - z) * 0.85
-        around, lungs = np.maximum(cage, above), {}
-        for side, (width, slope) in self._sides.items():
-            row = np.clip(z - _TABLE_Z[0], 0, width.shape[0] - 1).astype(np.intp)
-            column = np.clip(y - _TABLE_Y[0], 0, width.shape[1] - 1).astype(np.intp)
-            lungs[side] = np.maximum(around, (width[row, column] - side * x) * slope[row, column])
+        around = np.maximum(cage, above)
+        row, column = (
+            np.clip(axis - low, 0, high - low - 1).astype(np.intp)
+            for axis, (low, high) in ((z, _TABLE_Z), (y, _TABLE_Y))
+        )
+        lungs = {
+            side: np.maximum(around, (width[row, column] - side * x) * slope[row, column])
+            for side, (width, slope) in self._sides.items()
+        }
         return Cavities(cage, above, lungs)
 
     def depth(self, points: np.ndarray) -> np.ndarray:
