@@ -17,6 +17,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy.interpolate import BSpline
 from scipy.ndimage import gaussian_filter1d
 
 FAR_MM = 60.0  # value of f where a shape was not evaluated
@@ -307,7 +308,6 @@ def _cone(
 def _spline_weights(n: int, node_step: float) -> np.ndarray:
     """(n, nodes) weights of cubic B-splines with a node every `node_step` voxels, for unit-variance noise."""
     position = np.arange(n) / node_step + 1.0
-    nodes = int(np.ceil(position[-1])) + 3
-    u = np.abs(position[:, None] - np.arange(nodes)[None, :])
-    weights = np.where(u < 1, 2 / 3 - u**2 + u**3 / 2, np.where(u < 2, (2 - np.minimum(u, 2)) ** 3 / 6, 0.0))
+    knots = np.arange(-2, np.ceil(position[-1]) + 5)
+    weights = BSpline.design_matrix(position, knots, 3).toarray()
     return (weights / np.sqrt((weights**2).sum(axis=1, keepdims=True))).astype(np.float32)

@@ -92,11 +92,10 @@ def begin_scan(body: Body, protocol: Protocol, rng: np.random.Generator) -> Scan
 
 
 def rotation(angles: tuple[float, float, float]) -> np.ndarray:
-    """Rotation about x, then y, then z by `angles` (radians)."""
+    """Rotation about x, then y, then z by `angles` (radians); about y from z to x is negative."""
     out = np.eye(3)
-    for axis, angle in enumerate(angles):
+    for (i, j), angle in zip(((1, 2), (0, 2), (0, 1)), angles):
         turn = np.eye(3)
-        i, j = [k for k in range(3) if k != axis]
         turn[i, i] = turn[j, j] = np.cos(angle)
         turn[i, j], turn[j, i] = -np.sin(angle), np.sin(angle)
         out = turn @ out

@@ -42,9 +42,8 @@ def bowel_walk(
 
     def room(points: np.ndarray, radius: float, taken: np.ndarray) -> np.ndarray:
         x, y, z = np.abs(points[:, 0]), points[:, 1], points[:, 2]
-        half = np.interp(z, [20, 60, 100, 140, 220], [52, 68, 100, 112, 112])
-        front = np.interp(z, [20, 60, 90, 130, 220], [-76, -86, -92, -98, -100])
-        back = np.interp(x, [0, 40, 62, 80, 120], [-28, -30, -24, 4, 6]) + np.clip(84 - z, 0, 60) * 0.9
+        half, front = (np.interp(z, *SHAPES[name].T) for name in ("half width", "front"))
+        back = np.interp(x, *SHAPES["back"].T) + np.clip(84 - z, 0, 60) * 0.9
         above = z - floor - 0.15 * np.clip(-y - 20, 0, 60)
         wall = np.minimum.reduce([half - x, y - front, back - y, above])
         return np.minimum(wall - radius, tube_distance(points, taken) - radius - 1.0)
