@@ -1,13 +1,13 @@
 """Which method is better on these data, by how much, and is it more than chance.
 
-Reads   processed_data/ (or makes it first)
-Writes  comparison/runs/<method>_seed<n>/ (a workspace per training run that shares the tensors) and comparison/comparison.{json,csv,png,html}
+Reads   processed_data/ (or makes it first) Writes  comparison/runs/<method>_seed<n>/ (a workspace per
+training run that shares the tensors) and comparison/comparison.{json,csv,png,html}
 
-    python run_pipeline.py --compare unet,multi_decoder --seeds 3 --minutes 10
-    python run_pipeline.py --compare unet,unet+train.augmentation=none --data PATH      (settings after a plus sign)
+    python run_pipeline.py --compare unet,multi_decoder --seeds 3 --minutes 10 python run_pipeline.py
+    --compare unet,unet+train.augmentation=none --data PATH      (settings after a plus sign)
 
-Every run has the same patients, tensors, crops per step and time. A finished run is not repeated: the same command goes on where it
-was interrupted; --restart repeats all.
+Every run has the same patients, tensors, crops per step and time. A finished run is not repeated: the same
+command goes on where it was interrupted; --restart repeats all.
 """
 
 from __future__ import annotations
@@ -23,11 +23,10 @@ from pathlib import Path
 from ctseg import artifacts, cli, config, processes
 from ctseg.artifacts import Workspace
 from ctseg.cli import LOG
-from ctseg.errors import UsageError
+from ctseg.errors import CaseError, UsageError
 from models import PRESETS
 
 ROOT = Path(__file__).resolve().parent
-CASES_SKIPPED = 3  # exit code of a stage that finished but left cases out
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +56,9 @@ class Run:
 
 
 def plan(workspace: Workspace, arguments: argparse.Namespace) -> list[Run]:
-    """All runs of --compare and --seeds. Raises UsageError for fewer than two methods, twice the same, or one that does not exist."""
+    """All runs of --compare and --seeds. Raises UsageError for fewer than two methods, twice the same, or one
+    that does not exist.
+    """
     names = [name.strip() for name in arguments.compare.split(",") if name.strip()]
     if len(names) < 2 or len(set(names)) < len(names):
         raise UsageError(
@@ -108,7 +109,7 @@ def run(workspace: Workspace, arguments: argparse.Namespace) -> int:
     for number, one in enumerate(runs, start=1):
         LOG.info("\n[run %d/%d] %s", number, len(runs), one.title)
         code = _train_and_score(one, arguments)
-        if code not in (0, CASES_SKIPPED):
+        if code not in (0, CaseError.exit_code):
             return code
     record = comparison_runs.gather([(one.method.name, one.seed, one.workspace) for one in runs])
     write_comparison(record, workspace.comparison)
@@ -120,7 +121,9 @@ def run(workspace: Workspace, arguments: argparse.Namespace) -> int:
 
 
 def _train_and_score(one: Run, arguments: argparse.Namespace) -> int:
-    """Run train.py and evaluate.py of one run in processes of their own: memory is measured per run, and a crash stays there."""
+    """Run train.py and evaluate.py of one run in processes of their own: memory is measured per run, and a
+    crash stays there.
+    """
     from ctseg.reporting.comparison_runs import is_finished
 
     words = [
@@ -153,7 +156,7 @@ def _train_and_score(one: Run, arguments: argparse.Namespace) -> int:
             *more,
         ]
         code = _run_script(command)
-        if code not in (0, CASES_SKIPPED):
+        if code not in (0, CaseError.exit_code):
             LOG.error(
                 "%s of %s ended with exit code %d%s.",
                 script,

@@ -22,7 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ctseg import artifacts, cli, laterality, structure_names
+from ctseg import artifacts, cli, config_file, laterality, structure_names
 from ctseg.config import DataSettings, Settings, did_you_mean
 from ctseg.errors import Finding, IntegrityError, PreconditionError, ResourceError, UsageError
 from ctseg.laterality import Sides
@@ -114,6 +114,7 @@ def run(workspace: artifacts.Workspace, settings: Settings, options: cli.Options
     manifest["content_hash"] = artifacts.content_hash(manifest)
     _write_if_changed(workspace.manifest, manifest)
     shutil.rmtree(workspace.finished, ignore_errors=True)
+    config_file.note(workspace, {"data": manifest["settings"]}, options.task)
     return _tell(report, manifest, options)
 
 
