@@ -9,6 +9,7 @@ sacrum is training, validation and test case at once, so the numbers say nothing
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import shutil
 import sys
 from pathlib import Path
@@ -23,7 +24,8 @@ import train
 from ctseg import artifacts, config
 from ctseg.geometry.grids import GridPlan
 from ctseg.geometry.volume import Volume
-from ctseg.scans.case_to_tensors import CaseJob, prepare_case
+from ctseg.manifest import Manifest, to_record
+from ctseg.scans.case_to_tensors import CaseJob, Recipe, prepare_case
 from ctseg.scans.datasets.case import CaseRecord, ImageSource, LabelSource
 from ctseg.scans.datasets.splits import splits_record
 from ctseg.scans.formats.nifti import read_integers, write_label
@@ -57,34 +59,32 @@ def prepare(data: Path, workspace: artifacts.Workspace, plan: GridPlan, structur
     record = CaseRecord(
         "example", "example", ImageSource("nifti", scan), LabelSource("map", path=labels, values=structures)
     )
-    outcome = prepare_case(CaseJob(record, workspace.root, workspace, names, (-250.0, 750.0), 10.0, plan))
-    if outcome.entry is None:
+    recipe = Recipe(workspace.root, workspace, names, (-250.0, 750.0), 10.0, plan=plan)
+    outcome = prepare_case(CaseJob(record, recipe))
+    if outcome.case is None:
         sys.exit("\n".join(finding.line() for finding in outcome.findings))
-    entries = [
-        {**outcome.entry, "case_id": f"example_{split}", "patient_id": f"example_{split}", "split": split}
+    cases = [
+        dataclasses.replace(
+            outcome.case, case_id=f"example_{split}", patient_id=f"example_{split}", split=split
+        )
         for split in ("train", "val", "test")
     ]
-    splits = splits_record({entry["patient_id"]: entry["split"] for entry in entries}, 0)
+    splits = splits_record({case.patient_id: str(case.split) for case in cases}, 0)
     artifacts.write_json(workspace.splits, splits)
-    artifacts.write_json(
-        workspace.manifest,
-        {
-            "format": "ctseg-manifest",
-            "version": artifacts.MANIFEST_VERSION,
-            "layout": "one scan, overfitted",
-            "synthetic": False,
-            "data_root": ".",
-            "structures": list(names),
-            "grid": plan.kind,
-            "spacing_mm": plan.spacing_mm,
-            "window_hu": [-250.0, 750.0],
-            "settings": config.Settings().record()["data"],
-            "settings_hash": "",
-            "splits_hash": artifacts.canonical_hash(splits),
-            "versions": {},
-            "cases": entries,
-        },
+    manifest = Manifest(
+        structures=names,
+        grid=plan.kind,
+        spacing_mm=plan.spacing_mm,
+        window_hu=recipe.window_hu,
+        settings=config.Settings().record()["data"],
+        settings_hash="",
+        splits_hash=artifacts.canonical_hash(splits),
+        cases=tuple(cases),
+        layout="one scan, overfitted",
+        synthetic=False,
+        data_root=".",
     )
+    artifacts.write_json(workspace.manifest, to_record(manifest.sealed()))
 
 
 def main() -> int:

@@ -18,6 +18,8 @@ import train
 import visualize
 from ctseg import artifacts, outputs
 from ctseg.errors import ResourceError, UsageError
+from ctseg.geometry.volume import Grid
+from ctseg.manifest import Case, StoredFile
 
 
 def contents(*roots: Path) -> dict[str, str]:
@@ -191,8 +193,9 @@ def test_files_of_others_in_a_shared_folder_of_tensors_stay(tmp_path):
     mine = write_maps(workspace.references, "mine")
     made = workspace.references / "case.nii.gz"
     made.touch()
-    entry = {"tensors": [], "reference": {"file": "references/case.nii.gz"}}
-    preprocessing._remove_stale(workspace, {"case": entry}, {})
+    reference = StoredFile("references/case.nii.gz", "")
+    case = Case("case", "case", {}, {}, Grid((1, 1, 1), np.eye(4)), reference=reference)
+    preprocessing.remove_stale(workspace, [case], [])
     assert not made.exists() and (mine / "mine.nii.gz").exists()
 
 

@@ -1,4 +1,6 @@
-"""The synthetic upper abdomen: reproducible, on the right sides, absent organs said to be absent, and not a toy."""
+"""The synthetic upper abdomen: reproducible, on the right sides, absent organs said to be absent, and not a
+toy.
+"""
 
 from __future__ import annotations
 
@@ -119,7 +121,9 @@ def test_tissues_have_the_attenuation_that_was_drawn(pictures: dict[int, Picture
 
 
 def test_contrast_medium_orders_the_organs() -> None:
-    """Without medium liver, spleen and kidney are alike; the arteries lead early, the kidneys stand out after."""
+    """Without medium liver, spleen and kidney are alike; the arteries lead early, the kidneys stand out
+    after.
+    """
     people = [plan(0, index)[0] for index in range(60)]
     assert {person.phase for person in people} == {"none", "arterial", "portal", "late"}
     for person in people:
@@ -136,7 +140,9 @@ def test_contrast_medium_orders_the_organs() -> None:
 
 
 def test_neighbours_touch_in_many_patients(pictures: dict[int, Picture]) -> None:
-    """Voxels of other organs right beside the spleen and the liver: their edges cannot be found by fat alone."""
+    """Voxels of other organs right beside the spleen and the liver: their edges cannot be found by fat
+    alone.
+    """
     for name, neighbours in (
         ("liver", ("kidney_right", "stomach", "gall_bladder", "colon", "duodenum")),
         ("spleen", ("stomach", "kidney_left", "colon")),

@@ -312,16 +312,13 @@ def die(job: case_to_tensors.CaseJob) -> case_to_tensors.CaseOutcome:
 def test_killed_worker_costs_one_case(data: Path, tmp_path: Path) -> None:
     from ctseg.scans.datasets.layouts import open_data_set
 
-    plan = grids.GridPlan("whole", None)
-    jobs = [
-        case_to_tensors.CaseJob(
-            record, data, Workspace(tmp_path / "w"), tuple(LABELS), (-250, 750), 10.0, plan
-        )
-        for record in open_data_set(data).cases[:3]
-    ]
+    recipe = case_to_tensors.Recipe(
+        data, Workspace(tmp_path / "w"), tuple(LABELS), (-250, 750), 10.0, plan=grids.GridPlan("whole", None)
+    )
+    jobs = [case_to_tensors.CaseJob(record, recipe) for record in open_data_set(data).cases[:3]]
     outcomes = ordered_map(die, jobs, workers=2, after_death=case_to_tensors.after_death)
     assert [outcome.case_id for outcome in outcomes] == ["p0", "p1", "p2"]
-    assert [outcome.entry is None for outcome in outcomes] == [False, True, False]
+    assert [outcome.case is None for outcome in outcomes] == [False, True, False]
     assert [finding.code for finding in outcomes[1].findings] == ["WORKER_DIED"]
 
 

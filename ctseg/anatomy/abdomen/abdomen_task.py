@@ -1,8 +1,8 @@
 """The task "abdomen": liver, both kidneys and spleen in CT of the upper abdomen.
 
-Organs that touch have like attenuation in most phases of contrast medium, the liver of some is fatty, stomach and
-bowel hold food, fluid or gas, and one patient in eight has lost a kidney or the spleen. Begin reading with `draw`;
-what varies stands in `abdomen_people.py`, the frame in `abdomen_trunk.py`.
+Organs that touch have like attenuation in most phases of contrast medium, the liver of some is fatty, stomach
+and bowel hold food, fluid or gas, and one patient in eight has lost a kidney or the spleen. Begin reading
+with `draw`; what varies stands in `people.py`, the frame in `trunk.py`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from ctseg.anatomy.abdomen.gut import paint_gut
 from ctseg.anatomy.abdomen.organs import build_organs, paint_organs
 from ctseg.anatomy.abdomen.people import Person, sample_person, sample_scan
 from ctseg.anatomy.abdomen.trunk import Trunk, build_trunk, paint_trunk
-from ctseg.anatomy.abdomen.vessels import build_vessels, paint_liver_trees, paint_twigs, paint_vessels
+from ctseg.anatomy.abdomen.vessels import build_vessels, paint_liver_vessels, paint_twigs, paint_vessels
 from ctseg.anatomy.implicit import Scene
 from ctseg.anatomy.patients import Protocol, coarse
 from ctseg.anatomy.pelvis.drawing import TINY_SPACING_MM, body_rows, scan_geometry
@@ -78,10 +78,10 @@ def _paint_body(
     paint_twigs(scene, person, rng)
     organs = build_organs(scene, person, trunk, texture)
     vessels = build_vessels(scene)
-    solid = scene.spread(*organs.solid(), *spine, *(shape for shape, _, _ in vessels))
+    solid = scene.spread(*organs.solid(), *spine, *vessels.values())
     paint_gut(scene, person, rng, np.minimum(solid, -trunk.abdomen - 1.5), IDS, texture)
     paint_organs(scene, organs, person, IDS, texture, rng)
-    paint_liver_trees(scene, organs.liver, person)
+    paint_liver_vessels(scene, organs.liver, person)
     paint_vessels(scene, vessels, person, IDS, texture)
 
 

@@ -7,31 +7,15 @@ vertebra: x to the patient's left, y to the back, z to the head.
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 
 from ctseg.anatomy.patients import Protocol, sample_protocol
+from ctseg.anatomy.shape_tables import read_table
 
 PHASES = ("none", "arterial", "portal", "late")
-# Mean attenuation without contrast medium, in the arterial, the portal and the late phase.
-_TISSUES: dict[str, tuple[float, float, float, float]] = {
-    "artery": (42, 300, 160, 115),
-    "vein": (42, 75, 145, 115),
-    "portal": (42, 105, 172, 118),
-    "hepatic": (42, 55, 160, 116),
-    "liver": (56, 66, 106, 86),
-    "spleen": (48, 122, 116, 90),
-    "cortex_kidney": (33, 185, 182, 130),
-    "medulla": (30, 75, 150, 135),
-    "pelvis_kidney": (6, 6, 10, 480),
-    "pancreas": (40, 100, 94, 72),
-    "stomach_wall": (40, 88, 84, 70),
-    "bowel_wall": (38, 80, 84, 68),
-    "adrenal": (32, 72, 70, 60),
-    "muscle": (50, 56, 60, 60),
-    "myocardium": (44, 105, 108, 85),
-    "chambers": (42, 260, 150, 112),
-}
+_ATTENUATION = read_table(Path(__file__).with_name("attenuation.csv"))
 # Patients of a cohort of 24 without an organ: one kidney or the spleen was removed.
 _REMOVED = {4: "kidney_left", 11: "spleen", 18: "kidney_right"}
 
@@ -48,14 +32,15 @@ class Person:
     liver_left: float  # length of the left lobe relative to the template
     liver_tip_mm: float  # how far the right lobe reaches further down
     spleen: float  # linear size relative to the template
-    kidneys: tuple[float, float]  # linear size: right, left
-    kidney_shift_mm: tuple[float, float]  # up: right, left
+    kidneys: dict[int, float]  # linear size by side: 1 left, -1 right
+    kidney_shift_mm: dict[int, float]  # up
     gap_mm: float  # fat between organs that lie next to each other: little in the lean
     diaphragm_mm: float  # how far it stands higher
     stomach: float  # width relative to the template
     stomach_content: str  # "food", "fluid", "contrast"
     stomach_gas: float  # share of its depth
-    cysts: tuple[int, int, int]  # how many: liver, right kidney, left kidney
+    liver_cysts: int
+    kidney_cysts: dict[int, int]
     metastases: int
     effusion: float  # share of the lung's recess, 0 none
     phase: str
@@ -64,29 +49,30 @@ class Person:
 
 def sample_person(rng: np.random.Generator, index: int) -> Person:
     """A person; `index` decides who lacks an organ."""
-    width, depth, height = (float(v) for v in rng.uniform((0.93, 0.92, 0.95), (1.08, 1.10, 1.06)))
+    width, depth, height = rng.uniform((0.93, 0.92, 0.95), (1.08, 1.10, 1.06)).tolist()
     removed = _REMOVED.get(index % 24)
     phase = str(rng.choice(PHASES, p=[0.22, 0.16, 0.46, 0.16]))
-    right, left = (float(v) for v in rng.uniform(0.9, 1.08, 2))
+    right, left = rng.uniform(0.9, 1.08, 2).tolist()
     if removed is not None and removed.startswith("kidney"):
         right, left = 1.14 * right, 1.14 * left  # the one that is left does the work of both
     return Person(
         size=(width, depth, height),
-        fat_mm=float(rng.uniform(8, 32)),
-        warp_mm=float(rng.uniform(1.8, 3.0)),
+        fat_mm=rng.uniform(8, 32),
+        warp_mm=rng.uniform(1.8, 3.0),
         removed=removed,
-        gallbladder=0.0 if rng.random() < 0.15 else float(rng.uniform(0.75, 1.3)),
-        liver_left=float(rng.uniform(0.55, 1.25)),
-        liver_tip_mm=float(rng.uniform(-22, 18)),
-        spleen=float(rng.uniform(0.82, 1.18)),
-        kidneys=(right, left),
-        kidney_shift_mm=(float(rng.normal(0, 6)), float(rng.normal(0, 6))),
-        gap_mm=float(np.clip(rng.uniform(-0.6, 2.6), 0, 3)),
-        diaphragm_mm=float(rng.uniform(-10, 12)),
-        stomach=float(rng.uniform(0.7, 1.08)),
+        gallbladder=0.0 if rng.random() < 0.15 else rng.uniform(0.75, 1.3),
+        liver_left=rng.uniform(0.55, 1.25),
+        liver_tip_mm=rng.uniform(-22, 18),
+        spleen=rng.uniform(0.82, 1.18),
+        kidneys={-1: right, 1: left},
+        kidney_shift_mm={-1: rng.normal(0, 6), 1: rng.normal(0, 6)},
+        gap_mm=max(0.0, rng.uniform(-0.6, 2.6)),
+        diaphragm_mm=rng.uniform(-10, 12),
+        stomach=rng.uniform(0.7, 1.08),
         stomach_content=str(rng.choice(["food", "fluid", "contrast"], p=[0.5, 0.35, 0.15])),
-        stomach_gas=float(rng.uniform(0.1, 0.6)),
-        cysts=(int(rng.poisson(0.6)), int(rng.poisson(0.5)), int(rng.poisson(0.5))),
+        stomach_gas=rng.uniform(0.1, 0.6),
+        liver_cysts=rng.poisson(0.6),
+        kidney_cysts={-1: rng.poisson(0.5), 1: rng.poisson(0.5)},
         metastases=int(rng.choice([0, 0, 0, 2, 4])),
         effusion=float(rng.choice([0.0, 0.0, 0.0, 0.0, 0.0, rng.uniform(0.3, 0.8)])),
         phase=phase,
@@ -96,29 +82,27 @@ def sample_person(rng: np.random.Generator, index: int) -> Person:
 
 def _attenuation(rng: np.random.Generator, phase: str) -> dict[str, float]:
     """Mean attenuation of each tissue in one patient."""
-    gain = float(rng.uniform(0.82, 1.15))  # dose and timing of the contrast medium
-    column = PHASES.index(phase)
-    hu = {
-        name: values[0] + (values[column] - values[0]) * gain + float(rng.normal(0, 3))
-        for name, values in _TISSUES.items()
-    }
+    gain = rng.uniform(0.82, 1.15)  # dose and timing of the contrast medium
+    hu: dict[str, float] = {}
+    for name, rows in _ATTENUATION.items():
+        plain, enhanced = rows[0, [0, PHASES.index(phase)]].tolist()
+        hu[name] = plain + (enhanced - plain) * gain + rng.normal(0, 3)
     if rng.random() < 0.25:
-        hu["liver"] -= float(rng.uniform(14, 34))  # fatty liver
-    hu["spleen"] += float(rng.normal(0, 4))
-    hu |= {
-        "fat": float(rng.uniform(-112, -98)),
+        hu["liver"] -= rng.uniform(14, 34)  # fatty liver
+    hu["spleen"] += rng.normal(0, 4)
+    return hu | {
+        "fat": rng.uniform(-112, -98),
         "skin": 30.0,
         "cartilage": 72.0,
-        "bile": float(rng.uniform(4, 18)),
-        "lung": float(rng.uniform(-880, -800)),
-        "marrow": float(rng.uniform(110, 215)),
-        "cortex": float(rng.uniform(520, 850)),
-        "stool": float(rng.uniform(-40, 35)),
-        "food": hu["liver"] - float(rng.uniform(5, 45)),
-        "fluid": float(rng.uniform(5, 30)),
-        "gastric_contrast": float(rng.uniform(150, 350)),
+        "bile": rng.uniform(4, 18),
+        "lung": rng.uniform(-880, -800),
+        "marrow": rng.uniform(110, 215),
+        "cortex": rng.uniform(520, 850),
+        "stool": rng.uniform(-40, 35),
+        "food": hu["liver"] - rng.uniform(5, 45),
+        "fluid": rng.uniform(5, 30),
+        "gastric_contrast": rng.uniform(150, 350),
     }
-    return hu
 
 
 def sample_scan(rng: np.random.Generator, index: int, person: Person) -> Protocol:
@@ -126,7 +110,7 @@ def sample_scan(rng: np.random.Generator, index: int, person: Person) -> Protoco
     width_mm = 2 * (148 * person.size[0] + 1.2 * person.fat_mm)
     protocol = sample_protocol(rng, index, width_mm, oblique=index % 6 == 2, any_axes=True)
     slice_mm = protocol.spacing_mm[0]
-    bottom, top = float(rng.uniform(-132, -112)), float(rng.uniform(136, 158))
+    bottom, top = rng.uniform(-132, -112), rng.uniform(136, 158)
     if slice_mm < 1.4:  # thin slices: a tighter range keeps the cohort small
         slice_mm = 1.4
         bottom, top = bottom + 8, 134.0
@@ -136,5 +120,5 @@ def sample_scan(rng: np.random.Generator, index: int, person: Person) -> Protoco
         spacing_mm=(slice_mm, *protocol.spacing_mm[1:]),
         bottom_mm=bottom,
         shape=(depth, *protocol.shape[1:]),
-        noise_hu=float(rng.uniform(10, 20)),
+        noise_hu=rng.uniform(10, 20),
     )

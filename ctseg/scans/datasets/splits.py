@@ -9,11 +9,13 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ctseg.artifacts import canonical_hash
+from ctseg.config import DataSettings
 from ctseg.errors import Finding, IntegrityError, PreconditionError
+from ctseg.manifest import Case
 from ctseg.scans.datasets.case import PRESENT
 
 SPLITS = ("train", "val", "test")
@@ -271,6 +273,39 @@ def _leakage(group: _Group, where: str) -> IntegrityError:
 
 
 # ---- splits.json --------------------------------------------------------------------------------------------
+
+
+def assign(
+    cases: Sequence[Case], existing: Any, data: DataSettings
+) -> tuple[list[Case], dict[str, Any], list[Finding]]:
+    """(the cases with their splits, content of `splits.json`, findings). existing: its content of an earlier run, or None.
+
+    Raises as `draw_splits` and `frozen_assignment`.
+    """
+    frozen, seed = ({}, data.seed) if existing is None else (frozen_assignment(existing), existing["seed"])
+    drawn, findings = draw_splits(
+        [
+            SplitCase(
+                case.case_id,
+                case.patient_id,
+                case.states,
+                case.source["image"]["format"],
+                case.content_hash,
+                case.source["split"],
+            )
+            for case in cases
+        ],
+        frozen=frozen,
+        val_fraction=data.val_fraction,
+        test_fraction=data.test_fraction,
+        seed=data.seed,
+    )
+    if seed != data.seed:
+        cause = f"splits.json was drawn with seed {seed} and is kept"
+        findings.append(Finding("NOTE", "SPLIT_FROZEN", cause, "delete it to draw again"))
+    assigned = [dataclasses.replace(case, split=drawn[case.patient_id]) for case in cases]
+    # Patients that are gone stay written down: should they come back, they return to the same split.
+    return assigned, splits_record({**frozen, **drawn}, seed), findings
 
 
 def splits_record(assignment: Mapping[str, str], seed: int) -> dict[str, Any]:
