@@ -20,11 +20,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-from ctseg import artifacts, cli, config, processes
+from ctseg import artifacts, cli, processes
 from ctseg.artifacts import Workspace
 from ctseg.cli import LOG
 from ctseg.errors import CaseError, UsageError
-from models import PRESETS
 
 ROOT = Path(__file__).resolve().parent
 
@@ -67,7 +66,7 @@ def plan(workspace: Workspace, arguments: argparse.Namespace) -> list[Run]:
             "write for example --compare unet,multi_decoder",
         )
     for name in names:  # now, and not after the hours that those before it take
-        _check_method(Method(name), arguments)
+        check_method(Method(name), arguments)
     if arguments.seeds < 1:
         raise UsageError("BAD_VALUE", f"--seeds {arguments.seeds} is not positive", "give 1 or more")
     first = arguments.seed or 0
@@ -84,15 +83,8 @@ def plan(workspace: Workspace, arguments: argparse.Namespace) -> list[Run]:
     ]
 
 
-def _check_method(method: Method, arguments: argparse.Namespace) -> None:
-    model, *changes = method.name.split("+")
-    if model not in PRESETS:
-        raise UsageError(
-            "UNKNOWN_MODEL",
-            f"there is no model '{model}' (--compare {method.name})",
-            f"choose one of {', '.join(PRESETS)}{config.did_you_mean(model, PRESETS)}",
-        )
-    config.resolve(None, config.parse_assignments(changes))
+def check_method(method: Method, arguments: argparse.Namespace) -> None:
+    """Refuse what the training of a method would refuse. Raises UsageError."""
     _, settings, options = cli.settings_from(
         cli.parser("train.py", "").parse_args([*cli.shared_words(arguments), *method.arguments()])
     )
@@ -108,7 +100,7 @@ def run(workspace: Workspace, arguments: argparse.Namespace) -> int:
     runs = plan(workspace, arguments)
     for number, one in enumerate(runs, start=1):
         LOG.info("\n[run %d/%d] %s", number, len(runs), one.title)
-        code = _train_and_score(one, arguments)
+        code = train_and_score(one, arguments)
         if code not in (0, CaseError.exit_code):
             return code
     record = comparison_runs.gather([(one.method.name, one.seed, one.workspace) for one in runs])
@@ -120,56 +112,36 @@ def run(workspace: Workspace, arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _train_and_score(one: Run, arguments: argparse.Namespace) -> int:
+def train_and_score(one: Run, arguments: argparse.Namespace) -> int:
     """Run train.py and evaluate.py of one run in processes of their own: memory is measured per run, and a
     crash stays there.
     """
     from ctseg.reporting.comparison_runs import is_finished
 
-    words = [
-        *cli.shared_words(arguments),
-        *one.method.arguments(),
-        "--seed",
-        str(one.seed),
-        "--set",
-        f"data.seed={arguments.seed or 0}",
-    ]
-    done = {"arguments": words, "manifest": artifacts.manifest_hash(artifacts.load_manifest(one.workspace))}
+    seeds = ["--seed", str(one.seed), "--set", f"data.seed={arguments.seed or 0}"]
+    words = [*cli.shared_words(arguments), *one.method.arguments(), *seeds]
+    done = {
+        "arguments": words,
+        "settings": cli.given_settings(arguments),  # a file of settings may have changed
+        "manifest": artifacts.manifest_hash(artifacts.load_manifest(one.workspace)),
+    }
     marker = one.workspace.root / "run.json"
-    if (
-        not arguments.restart
-        and marker.exists()
-        and artifacts.read_json(marker) == done
-        and is_finished(one.workspace)
-    ):
+    same = marker.exists() and artifacts.read_json(marker) == done
+    if same and not arguments.restart and is_finished(one.workspace):
         LOG.info("  already there")
         return 0
+    place = ["--workspace", str(one.workspace.root), "--processed", str(one.workspace.processed)]
     for script, more in (("train.py", ["--restart"] * arguments.restart), ("evaluate.py", [])):
-        command = [
-            sys.executable,
-            str(ROOT / script),
-            "--workspace",
-            str(one.workspace.root),
-            "--processed",
-            str(one.workspace.processed),
-            *words,
-            *more,
-        ]
-        code = _run_script(command)
+        code = run_script([sys.executable, str(ROOT / script), *place, *words, *more])
         if code not in (0, CaseError.exit_code):
-            LOG.error(
-                "%s of %s ended with exit code %d%s.",
-                script,
-                one.title,
-                code,
-                "" if code == UsageError.exit_code else "; the same command goes on from here",
-            )
+            again = "" if code == UsageError.exit_code else "; the same command goes on from here"
+            LOG.error("%s of %s ended with exit code %d%s.", script, one.title, code, again)
             return code
     artifacts.write_json(marker, done)
     return 0
 
 
-def _run_script(command: list[str]) -> int:
+def run_script(command: list[str]) -> int:
     """The exit code of a command. When this process is told to stop, the script is too, and may save its
     state.
     """

@@ -39,8 +39,8 @@ def build_parser() -> argparse.ArgumentParser:
     stages.add_argument(
         "--compare",
         metavar="A,B,...",
-        help="train and score these models on the same data and say which is better; settings may follow a plus "
-        "sign: unet+model.width=32",
+        help="train and score these models on the same data and say which is better; settings may follow a "
+        "plus sign: unet+model.width=32",
     )
     stages.add_argument(
         "--seeds",
@@ -91,7 +91,7 @@ def check_options(stages: list[str], workspace: Workspace, settings: Settings, o
 
 
 def run_stages(stages: list[str], workspace: Workspace, settings: Settings, options: Options) -> int:
-    """Run stages in order; the first that fails ends the pipeline. Returns 0, or 3 when cases were left out."""
+    """Run stages in order; the first that fails ends the pipeline. Exit code: 3 when cases were left out."""
     started, skipped = time.monotonic(), False
     for number, flag in enumerate(stages, start=1):
         LOG.info("\n[%d/%d] %s", number, len(stages), flag)

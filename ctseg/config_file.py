@@ -15,7 +15,7 @@ FIRST_LINE = "# Settings of this workspace, as its stages used them; --config wi
 
 
 def read(path: Path) -> tuple[str | None, dict[str, Any]]:
-    """(task, {"train.epochs": 5}) of a file with sections such as [train] and, above them, maybe task = "NAME".
+    """(task, {"train.epochs": 5}) of a file with sections such as [train] and, above, maybe task = "NAME".
 
     UsageError for what is no such file, an unknown key, or a value that its setting does not allow.
     """
