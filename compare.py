@@ -24,6 +24,7 @@ from ctseg import artifacts, cli, processes
 from ctseg.artifacts import Workspace
 from ctseg.cli import LOG
 from ctseg.errors import CaseError, UsageError
+from ctseg.manifest import Manifest
 
 ROOT = Path(__file__).resolve().parent
 
@@ -123,7 +124,7 @@ def train_and_score(one: Run, arguments: argparse.Namespace) -> int:
     done = {
         "arguments": words,
         "settings": cli.given_settings(arguments),  # a file of settings may have changed
-        "manifest": artifacts.manifest_hash(artifacts.load_manifest(one.workspace)),
+        "manifest": Manifest.load(one.workspace).data_hash(),
     }
     marker = one.workspace.root / "run.json"
     same = marker.exists() and artifacts.read_json(marker) == done

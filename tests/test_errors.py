@@ -38,7 +38,10 @@ def codes_in_use() -> set[str]:
 def test_every_code_stands_in_the_table_and_the_other_way_round():
     listed = [row["code"] for row in errors.code_table()]
     assert listed == sorted(set(listed))
-    assert codes_in_use() - set(listed) == set() and set(listed) - codes_in_use() == set()
+    assert codes_in_use() - set(listed) == set(), "write a row into ctseg/codes.csv"
+    assert set(listed) - codes_in_use() == set(), (
+        "nothing uses them any more: delete their rows in ctseg/codes.csv"
+    )
     for row in errors.code_table():
         assert row["meaning"].endswith(".") and row["remedy"].endswith("."), row
 
