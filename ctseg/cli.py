@@ -17,7 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from ctseg import config, config_file
 from ctseg.artifacts import Workspace, lock_workspace, writing
@@ -95,95 +95,93 @@ def plain_parser(prog: str, description: str) -> argparse.ArgumentParser:
     )
 
 
-SHARED_OPTIONS: dict[str, dict[str, dict[str, Any]]] = {  # group -> option -> what argparse wants to know
-    "data": {
-        "--data": {
-            "type": Path,
-            "metavar": "PATH",
-            "help": "folder with your scans (default: a synthetic cohort of the task is made)",
-        },
-        "--task": {
-            "metavar": "NAME",
-            "help": f"defaults for what is learned: {', '.join(TASKS)} "
+class Option(NamedTuple):
+    """An option that all stages share. An empty metavar: a switch."""
+
+    flag: str
+    metavar: str
+    help: str
+    type: Callable[[str], Any] = str
+    more: dict[str, Any] = {}  # noqa: RUF012  (is not written to)
+
+
+SHARED_OPTIONS = {
+    "data": [
+        Option(
+            "--data", "PATH", "folder with your scans (default: a synthetic cohort of the task is made)", Path
+        ),
+        Option(
+            "--task",
+            "NAME",
+            f"defaults for what is learned: {', '.join(TASKS)} "
             "(default: none; without --data the pelvis is drawn)",
-        },
-        "--layout": {
-            "metavar": "NAME",
-            "help": "layout of that folder (default: detected and told; see --list)",
-        },
-        "--structures": {
-            "metavar": "A,B,C",
-            "help": "only these structures (default: all that the data name)",
-        },
-        "--guide": {
-            "metavar": "SOURCE",
-            "help": "organs that guide the network: labels (other labelled structures), totalsegmentator, "
+        ),
+        Option("--layout", "NAME", "layout of that folder (default: detected and told; see --list)"),
+        Option("--structures", "A,B,C", "only these structures (default: all that the data name)"),
+        Option(
+            "--guide",
+            "SOURCE",
+            "organs that guide the network: labels (other labelled structures), totalsegmentator, "
             "or a folder of masks",
-        },
-        "--guide-model": {
-            "type": Path,
-            "metavar": "FILE",
-            "help": "the same, predicted by an earlier model of this pipeline (best_model.pth)",
-        },
-        "--workspace": {
-            "type": Path,
-            "default": Path(),
-            "metavar": "DIR",
-            "help": "where all results lie (default: the current folder)",
-        },
-        "--processed": {
-            "type": Path,
-            "metavar": "DIR",
-            "help": "tensors that several workspaces share (default: processed_data in the workspace)",
-        },
-    },
-    "learning": {
-        "--model": {"metavar": "NAME", "help": "see --list (default: the task's, else unet)"},
-        "--profile": {
-            "metavar": "NAME",
-            "help": "low_vram, standard, full or cpu (default: the hardware decides)",
-        },
-        "--low-vram": {
-            "action": "store_true",
-            "help": "tiny channels and batch 1 for GPUs below 8 GB; the same as --profile low_vram",
-        },
-        "--minutes": {
-            "type": float,
-            "metavar": "M",
-            "help": "train for this long; the learning rate reaches zero at the end",
-        },
-        "--epochs": {"type": int, "metavar": "N", "help": "train for this many epochs"},
-        "--device": {"default": "auto", "choices": ["auto", "cpu", "cuda", "mps"], "help": "default: auto"},
-        "--seed": {"type": int, "metavar": "N", "help": "seed of the split and of training (default: 0)"},
-        "--restart": {
-            "action": "store_true",
-            "help": "train anew, whatever training is there; its model is kept beside the new one",
-        },
-    },
-    "other": {
-        "--config": {
-            "type": Path,
-            "metavar": "FILE",
-            "help": "settings in TOML, such as the config.toml that every run leaves in its workspace; "
+        ),
+        Option(
+            "--guide-model",
+            "FILE",
+            "the same, predicted by an earlier model of this pipeline (best_model.pth)",
+            Path,
+        ),
+        Option(
+            "--workspace",
+            "DIR",
+            "where all results lie (default: the current folder)",
+            Path,
+            {"default": Path()},
+        ),
+        Option(
+            "--processed",
+            "DIR",
+            "tensors that several workspaces share (default: processed_data in the workspace)",
+            Path,
+        ),
+    ],
+    "learning": [
+        Option("--model", "NAME", "see --list (default: the task's, else unet)"),
+        Option("--profile", "NAME", "low_vram, standard, full or cpu (default: the hardware decides)"),
+        Option(
+            "--low-vram", "", "tiny channels and batch 1 for GPUs below 8 GB; the same as --profile low_vram"
+        ),
+        Option("--minutes", "M", "train for this long; the learning rate reaches zero at the end", float),
+        Option("--epochs", "N", "train for this many epochs", int),
+        Option(
+            "--device",
+            "NAME",
+            "auto, cpu, cuda or mps (default: auto)",
+            more={"default": "auto", "choices": ["auto", "cpu", "cuda", "mps"]},
+        ),
+        Option("--seed", "N", "seed of the split and of training (default: 0)", int),
+        Option(
+            "--restart", "", "train anew, whatever training is there; its model is kept beside the new one"
+        ),
+    ],
+    "other": [
+        Option(
+            "--config",
+            "FILE",
+            "settings in TOML, such as the config.toml that every run leaves in its workspace; "
             "the command line wins",
-        },
-        "--set": {
-            "action": "append",
-            "default": [],
-            "metavar": "KEY=VALUE",
-            "dest": "assignments",
-            "help": "any setting, for example --set train.epochs=5; may be repeated",
-        },
-        "--workers": {
-            "type": int,
-            "metavar": "N",
-            "help": "processes for reading and scoring (default: number of cores, at most 8)",
-        },
-        "--allow-skips": {
-            "action": "store_true",
-            "help": "end with exit code 0 although some cases were skipped",
-        },
-    },
+            Path,
+        ),
+        Option(
+            "--set",
+            "KEY=VALUE",
+            "any setting, for example --set train.epochs=5; may be repeated",
+            more={"action": "append", "default": [], "dest": "assignments"},
+        ),
+        Option(
+            "--workers", "N", "processes for reading and scoring (default: number of cores, at most 8)", int
+        ),
+        Option("--allow-skips", "", "end with exit code 0 although some cases were skipped"),
+    ],
 }
 
 
@@ -192,8 +190,9 @@ def parser(prog: str, description: str) -> argparse.ArgumentParser:
     result = plain_parser(prog, description)
     for group, options in SHARED_OPTIONS.items():
         part = result.add_argument_group(group)
-        for flag, how in options.items():
-            part.add_argument(flag, **how)
+        for one in options:
+            value = {"metavar": one.metavar, "type": one.type, **one.more}
+            part.add_argument(one.flag, help=one.help, **(value if one.metavar else {"action": "store_true"}))
     return result
 
 
@@ -208,8 +207,8 @@ def given_settings(arguments: argparse.Namespace) -> dict[str, Any]:
     return {**from_file, **config.parse_assignments(arguments.assignments)}
 
 
-def settings_from(arguments: argparse.Namespace) -> tuple[Workspace, config.Settings, Options]:
-    """Workspace, settings and options of parsed arguments. Raises UsageError for anything unknown."""
+def refuse_contradictions(arguments: argparse.Namespace) -> None:
+    """UsageError for options that exclude each other; --low-vram and --guide-model become what they mean."""
     if arguments.low_vram:
         if arguments.profile not in (None, "low_vram"):
             raise UsageError(
@@ -226,6 +225,11 @@ def settings_from(arguments: argparse.Namespace) -> tuple[Workspace, config.Sett
         )
     if arguments.workers is not None and arguments.workers < 1:
         raise UsageError("BAD_VALUE", f"--workers {arguments.workers} is not positive", "give 1 or more")
+
+
+def settings_from(arguments: argparse.Namespace) -> tuple[Workspace, config.Settings, Options]:
+    """Workspace, settings and options of parsed arguments. Raises UsageError for anything unknown."""
+    refuse_contradictions(arguments)
     overrides = given_settings(arguments)
     if arguments.task is not None:
         overrides = {**find_task(arguments.task).settings, **overrides}
@@ -253,33 +257,22 @@ def settings_from(arguments: argparse.Namespace) -> tuple[Workspace, config.Sett
 
 
 def shared_words(arguments: argparse.Namespace) -> list[str]:
-    """The command line that gives another stage the same options; workspace, model, seed and restart are left
-    out.
-    """
-    passed_on = [
-        "data",
-        "layout",
-        "task",
-        "structures",
-        "profile",
-        "minutes",
-        "epochs",
-        "device",
-        "workers",
-        "config",
-    ]
-    given = {name: getattr(arguments, name) for name in passed_on}
-    words = [word for name, value in given.items() if value is not None for word in (f"--{name}", str(value))]
+    """The command line that gives another stage the same options but workspace, model, seed and restart."""
+    words = []
+    of_data, of_training = (
+        ("data", "layout", "task", "structures"),
+        ("profile", "minutes", "epochs", "device"),
+    )
+    for name in (*of_data, *of_training, "config", "workers"):
+        if (value := getattr(arguments, name)) is not None:
+            words += [f"--{name}", str(value)]
     return words + [word for text in arguments.assignments for word in ("--set", text)]
 
 
 def worker_count(options: Options) -> int:
     """How many processes to use: what was asked, else the usable cores, at most 8."""
-    if options.workers:
-        return options.workers
-    return max(
-        1, min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-    )
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return options.workers or min(8, usable)
 
 
 def bar(label: str, *, unit: str = "case") -> Callable[..., Any]:
@@ -408,12 +401,10 @@ def guarded(main: Callable[[list[str] | None], int], argv: list[str] | None) -> 
             return signals.run(main, argv)
     except PipelineError as error:
         return _told(error)
-    except KeyboardInterrupt:
-        print("Stopped. What is finished is kept; run the same command again to go on.", file=sys.stderr)
-        return 130
-    except Terminated:
-        print("Terminated. What is finished is kept; run the same command again to go on.", file=sys.stderr)
-        return 143
+    except (KeyboardInterrupt, Terminated) as error:
+        how, code = ("Stopped", 130) if isinstance(error, KeyboardInterrupt) else ("Terminated", 143)
+        print(f"{how}. What is finished is kept; run the same command again to go on.", file=sys.stderr)
+        return code
     except MemoryError:
         return _told(
             ResourceError("OUT_OF_MEMORY", "the memory does not suffice", "use --workers 1 or --low-vram")
