@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ctseg.scoring import distances, surfel, tolerances
+from ctseg.scoring import surfel, tolerances
 from ctseg.scoring.metrics import (
     Counts,
     Structure,
@@ -23,7 +23,7 @@ from ctseg.scoring.statistics import bca_interval, describe
 from ctseg.scoring.summary import mean, summarise
 
 MODES = ("surfel", "voxel")
-ENGINES = ("edt", "scipy", "tree", "shells") if distances._edt is not None else ("scipy", "tree", "shells")
+ENGINES = ("scipy", "tree", "shells")
 UNIT = (1.0, 1.0, 1.0)
 DISTANCES = ("hd_mm", "hd95_mm", "assd_mm", "masd_mm")
 

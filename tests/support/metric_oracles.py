@@ -21,7 +21,7 @@ from ctseg.scoring.summary import mean, summarise
 UNIT = (1.0, 1.0, 1.0)
 THICK = (1.0, 1.0, 5.0)
 MODES = ("surfel", "voxel")
-ENGINES = tuple(engine for engine in distances.ENGINES if engine != "edt" or distances._edt is not None)
+ENGINES = distances.ENGINES
 ORACLES: list[Callable[[], None]] = []
 
 
