@@ -19,8 +19,9 @@ from typing import Any
 import numpy as np
 
 from ctseg.errors import IntegrityError, UsageError
-from ctseg.scoring.metrics import MISSED
+from ctseg.scoring.metrics import MISSED, has_reference
 from ctseg.scoring.paired import (
+    SMALLEST_TEST_N,
     Rank,
     holm,
     macro,
@@ -30,7 +31,6 @@ from ctseg.scoring.paired import (
     rank,
     wilcoxon_p,
 )
-from ctseg.scoring.summary import HEADLINE_STATES
 
 CaseKey = tuple[str, str, str]  # patient_id, case_id, structure
 Rows = Mapping[CaseKey, Mapping[str, Any]]  # -> metric values (None: undefined) and "state"
@@ -40,7 +40,6 @@ METRICS = {"dice": 1, "nsd": 1, "hd95_mm": -1}  # +1: higher is better
 ZERO_WHEN_MISSED = ("dice", "nsd")
 ALL = "all structures"
 LEVEL = 0.05
-SMALLEST_TEST_N = 6  # with fewer patients no p below 0.05 exists
 TOO_SMALL, NOT_SEPARABLE, BETTER, WORSE, NOTHING_SHOWN = (
     "n too small",
     "not separable",
@@ -175,7 +174,7 @@ class _Data:
     def of(cls, scores: Scores) -> _Data:
         keys = check_same_cases(scores)
         everyone = next(iter(next(iter(scores.values())).values()))
-        used = [key for key in keys if everyone[key]["state"] in HEADLINE_STATES]
+        used = [key for key in keys if has_reference(everyone[key])]
         patients = sorted({key[0] for key in keys})
         named = list(dict.fromkeys(key[2] for key in everyone))
         structures = [name for name in named if any(key[2] == name for key in used)]
@@ -239,7 +238,7 @@ def check_same_cases(scores: Scores) -> list[CaseKey]:
     first_name, first = runs[0]
     for name, rows in runs[1:]:
         strange = sorted(set(first) ^ set(rows)) or sorted(
-            key for key in first if _has_reference(first[key]) != _has_reference(rows[key])
+            key for key in first if has_reference(first[key]) != has_reference(rows[key])
         )
         if strange:
             cases = sorted({key[1] for key in strange})
@@ -251,10 +250,6 @@ def check_same_cases(scores: Scores) -> list[CaseKey]:
                 case=cases[0],
             )
     return sorted(first)
-
-
-def _has_reference(row: Mapping[str, Any]) -> bool:
-    return row["state"] in HEADLINE_STATES
 
 
 # ---- one method, two methods ------------------------------------------------------------------------------
@@ -301,7 +296,9 @@ def _test(
     one, other = data.runs[reference.method][metric], data.runs[method.method][metric]
     paired = ~np.isnan(one).any(axis=0) & ~np.isnan(other).any(axis=0)  # every run of both methods
     chosen = (
-        np.ones(len(data.structure), bool) if structure == ALL else data.structure == _number(data, structure)
+        np.ones(len(data.structure), bool)
+        if structure == ALL
+        else data.structure == data.structures.index(structure)
     )
     difference = np.full(len(paired), np.nan)
     use = paired & chosen
@@ -316,6 +313,7 @@ def _test(
     )
     interval, flags = macro_interval(matrix) if structure == ALL else median_interval(per_patient)
     sd = [_seed_deviation(data, score, metric, structure) for score in (reference, method)]
+    missed = [data.missed[score.method][:, chosen] for score in (reference, method)]
     return PairTest(
         reference=reference.method,
         method=method.method,
@@ -332,25 +330,17 @@ def _test(
         sd_method=sd[1],
         separable=_separable(effect, sd),
         verdict="",
-        **{
-            f"{what}_{who}": int(np.count_nonzero(table))
-            for who, score in (("reference", reference), ("method", method))
-            for what, table in (
-                ("missed", data.missed[score.method][:, chosen]),
-                ("scored", np.ones_like(data.missed[score.method][:, chosen])),
-            )
-        },
+        missed_reference=int(missed[0].sum()),
+        scored_reference=missed[0].size,
+        missed_method=int(missed[1].sum()),
+        scored_method=missed[1].size,
     )
-
-
-def _number(data: _Data, structure: str) -> int:
-    return data.structures.index(structure)
 
 
 def _seed_deviation(data: _Data, score: MethodScore, metric: str, structure: str) -> float | None:
     if structure == ALL:
         return score.seed_sd[metric]
-    column = _number(data, structure)
+    column = data.structures.index(structure)
     return _deviation(
         [
             _plain(float(nan_mean(data.matrix(run)[:, column], axis=0)))

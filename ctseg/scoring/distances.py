@@ -23,7 +23,7 @@ from ctseg.scoring import shells, surfel
 
 BOUNDARY_MODES = ("surfel", "voxel")
 ENGINES = ("auto", "shells", "scipy", "tree")
-TOLERANCE_EPSILON = 1e-6  # relative; without it exact multiples of the spacing flip, 3 x 0.6 > 1.8 in floats
+TOLERANCE_EPSILON = 1e-6  # relative; without it exact multiples of the spacing flip, 3 x 0.1 > 0.3 in floats
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,11 +12,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from scipy.stats import rankdata
+from scipy.stats import spearmanr
 
-from ctseg.scoring.metrics import MISSED, PRESENT, Row
+from ctseg.scoring.metrics import Row, has_reference
+from ctseg.scoring.summary import lowest
 
-WORST = 5
+_COLUMNS = ("case_id", "structure", "confidence", "dice")
 _CHUNK = 1 << 20
 
 
@@ -64,27 +65,10 @@ def coverage_risk(confidence: Sequence[float], risk: Sequence[float]) -> np.ndar
 
 
 def spearman(one: Sequence[float], other: Sequence[float]) -> float | None:
-    """Spearman's rank correlation, ties at their mean rank; None for fewer than two values or when either side is constant."""
-    if len(one) < 2:
+    """Spearman's rank correlation; None for fewer than two values or when either side is constant."""
+    if len(one) < 2 or np.ptp(one) == 0 or np.ptp(other) == 0:
         return None
-    a, b = (rankdata(values) - (len(one) + 1) / 2 for values in (one, other))
-    scale = float(np.sqrt((a @ a) * (b @ b)))
-    return float(a @ b / scale) if scale > 0 else None
-
-
-def worst(rows: Sequence[Row], key: str, count: int = WORST) -> list[dict[str, Any]]:
-    """The `count` reference-present rows of lowest `key` ("confidence" or "dice") where that is defined; ties by case id, then structure."""
-    chosen = [row for row in rows if row["state"] in (PRESENT, MISSED) and row.get(key) is not None]
-    chosen.sort(key=lambda row: (row[key], row["case_id"], row["structure"]))
-    return [
-        {
-            "case_id": row["case_id"],
-            "structure": row["structure"],
-            "confidence": row.get("confidence"),
-            "dice": row["dice"],
-        }
-        for row in chosen[:count]
-    ]
+    return float(spearmanr(one, other).statistic)
 
 
 def case_points(rows: Sequence[Row]) -> list[dict[str, Any]]:
@@ -96,7 +80,7 @@ def case_points(rows: Sequence[Row]) -> list[dict[str, Any]]:
     points = []
     for case_id, own in cases.items():
         sure = [row["confidence"] for row in own if row.get("confidence") is not None]
-        dice = [row["dice"] for row in own if row["state"] in (PRESENT, MISSED)]
+        dice = [row["dice"] for row in own if has_reference(row)]
         if sure and dice:
             points.append(
                 {"case_id": case_id, "confidence": float(np.mean(sure)), "dice": float(np.mean(dice))}
@@ -112,7 +96,7 @@ def summarise(rows: Sequence[Row], members: int = 1, reason: str | None = None) 
     n_missed_by_all: structures of the reference that no member predicts, so that no confidence warns of them.
     """
     points = case_points(rows)
-    scored = [row for row in rows if row["state"] in (PRESENT, MISSED)]
+    scored = [row for row in rows if has_reference(row)]
     by_structure = {}
     for name in dict.fromkeys(row["structure"] for row in rows):
         own = [row for row in scored if row["structure"] == name and row.get("confidence") is not None]
@@ -124,8 +108,8 @@ def summarise(rows: Sequence[Row], members: int = 1, reason: str | None = None) 
         "reason": reason,
         "n_missed_by_all": sum(row.get("confidence") is None for row in scored) if members > 1 else None,
         "structures": by_structure,
-        "worst_by_confidence": worst(rows, "confidence"),
-        "worst_by_dice": worst(rows, "dice") if by_structure else [],
+        "worst_by_confidence": lowest(rows, "confidence", _COLUMNS),
+        "worst_by_dice": lowest(rows, "dice", _COLUMNS) if by_structure else [],
     }
 
 

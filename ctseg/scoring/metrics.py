@@ -20,6 +20,7 @@ from ctseg.scoring import tolerances
 Row = dict[str, Any]
 PRESENT, MISSED, HALLUCINATED, ABSENT = "present", "missed", "hallucinated", "absent"
 UNANNOTATED, UNEVALUABLE = "unannotated", "unevaluable"
+HEADLINE_STATES = (PRESENT, MISSED)  # the reference holds the structure
 STATES = (PRESENT, MISSED, HALLUCINATED, ABSENT, UNANNOTATED, UNEVALUABLE)
 # What a case may say about a structure, and the state that follows whatever the masks hold.
 _NOT_SCORED = {"unlabelled": UNANNOTATED, UNANNOTATED: UNANNOTATED, UNEVALUABLE: UNEVALUABLE}
@@ -53,8 +54,7 @@ class Counts:
     def of(cls, *, prediction: np.ndarray, reference: np.ndarray) -> Counts:
         """Counts of two masks of one shape."""
         prediction, reference = (
-            np.asarray(prediction).astype(bool, copy=False),
-            np.asarray(reference).astype(bool, copy=False),
+            np.asarray(mask).astype(bool, copy=False) for mask in (prediction, reference)
         )
         if prediction.shape != reference.shape:
             raise ValueError(f"prediction {prediction.shape} and reference {reference.shape} differ in shape")
@@ -97,51 +97,20 @@ def _ratio(numerator: int, denominator: int) -> float | None:
     return numerator / denominator if denominator else None
 
 
+def has_reference(row: Mapping[str, Any]) -> bool:
+    """Whether a row's reference holds the structure: only such rows enter a headline."""
+    return row["state"] in HEADLINE_STATES
+
+
 def image_diagonal_mm(shape: Sequence[int], spacing_mm: Sequence[float]) -> float:
     """The diagonal of the grid: the distance charged for a missed structure (221.7025 for 128^3 at 1 mm)."""
     return math.sqrt(sum((n * s) ** 2 for n, s in zip(shape, spacing_mm)))
 
 
-def mask_metrics(
-    *,
-    prediction: np.ndarray,
-    reference: np.ndarray,
-    spacing_mm: tuple[float, float, float],
-    tolerances_mm: Sequence[float] = tolerances.DEFAULT_MM,
-    boundary_mode: str = "surfel",
-    engine: str = "auto",
-) -> dict[str, float | None]:
-    """Every metric of one pair of masks by its plain formula (Dice of a hallucination is 0; both empty: None).
-
-    Keys: dice, iou, precision, recall, specificity, volume_error, volume_error_ml, hd_mm, hd95_mm, assd_mm,
-    masd_mm, and nsd_{tolerance}mm.
-    """
-    prediction, reference, spacing_mm = surfaces.check_masks(prediction, reference, spacing_mm)
-    counts = Counts.of(prediction=prediction, reference=reference)
-    pair = surfaces.surface_distances(
-        prediction=prediction,
-        reference=reference,
-        spacing_mm=spacing_mm,
-        boundary_mode=boundary_mode,
-        engine=engine,
-    )
-    if pair is None:
-        one_sided = 0.0 if counts.tp + counts.fp + counts.fn else None
-        surface: dict[str, float | None] = {"hd_mm": None, "hd95_mm": None, "assd_mm": None, "masd_mm": None}
-        surface |= {tolerances.key(t): one_sided for t in tolerances_mm}
-    else:
-        surface = _surface_metrics(pair, tolerances_mm)
-    names = ("dice", "iou", "precision", "recall", "specificity", "volume_error")
-    return {
-        **{name: getattr(counts, name) for name in names},
-        "volume_error_ml": (counts.fp - counts.fn) * math.prod(spacing_mm) / 1000.0,
-        **surface,
-    }
-
-
-def _surface_metrics(
+def surface_metrics(
     pair: surfaces.SurfaceDistances, tolerances_mm: Sequence[float]
 ) -> dict[str, float | None]:
+    """hd_mm, hd95_mm, assd_mm, masd_mm and nsd_{tolerance}mm of one pair of surfaces."""
     return {
         "hd_mm": surfaces.hausdorff_mm(pair),
         "hd95_mm": surfaces.percentile_hausdorff_mm(pair),
@@ -196,7 +165,7 @@ def score_case(
                 spacing_mm=spacing_mm,
                 boundary_mode=boundary_mode,
             )
-            surface = _surface_metrics(pair, tolerances_mm[structure.name])
+            surface = surface_metrics(pair, tolerances_mm[structure.name])
         rows.append(
             {
                 "structure": structure.name,

@@ -16,6 +16,7 @@ from scipy.stats import rankdata, wilcoxon
 from ctseg.scoring.statistics import RELIABLE_N, RESAMPLES, SMALLEST_N, bca_limits, patient_draws
 
 EXACT_N = 50
+SMALLEST_TEST_N = 6  # with fewer patients no p below 0.05 exists
 RANKINGS = 1000
 
 

@@ -87,12 +87,12 @@ MUTATIONS = {
         "flat = reference.reshape(-1), prediction.reshape(-1)",
     ),
     "missed dropped from the headline": (
-        "summary.py",
+        "metrics.py",
         "HEADLINE_STATES = (PRESENT, MISSED)",
         "HEADLINE_STATES = (PRESENT,)",
     ),
     "absent enters the headline": (
-        "summary.py",
+        "metrics.py",
         "HEADLINE_STATES = (PRESENT, MISSED)",
         "HEADLINE_STATES = (PRESENT, MISSED, ABSENT)",
     ),

@@ -56,9 +56,9 @@ def test_without_the_float_rule_a_shift_by_the_tolerance_is_far(
     mode: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prediction, reference = cube(20, 5, 12, 0, 3), cube(20, 5, 12)
-    assert scores(prediction, reference, (0.6,) * 3, (1.8, 1), mode)["nsd_1.8mm"] == 1
+    assert scores(prediction, reference, (0.1,) * 3, (0.3, 1), mode)["nsd_0.3mm"] == 1
     monkeypatch.setattr(distances, "TOLERANCE_EPSILON", 0.0)
-    assert scores(prediction, reference, (0.6,) * 3, (1.8, 1), mode)["nsd_1.8mm"] < 0.85
+    assert scores(prediction, reference, (0.1,) * 3, (0.3, 1), mode)["nsd_0.3mm"] < 0.85
 
 
 def test_tolerance_of_every_named_structure() -> None:

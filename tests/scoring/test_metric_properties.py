@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from metric_oracles import ENGINES, MODES, scores
+from metric_oracles import ENGINES, MODES, mask_metrics, scores
 
 from ctseg.geometry.boxes import label_boxes
 from ctseg.scoring import distances, metrics, shells, tolerances
-from ctseg.scoring.metrics import Structure, confusion_matrix, mask_metrics, score_case
+from ctseg.scoring.metrics import Structure, confusion_matrix, score_case
 from ctseg.scoring.summary import summarise
 
 DISTANCES = ("hd_mm", "hd95_mm", "assd_mm", "masd_mm")

@@ -9,16 +9,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from metric_oracles import mask_metrics
 
 from ctseg.scoring import surfel, tolerances
-from ctseg.scoring.metrics import (
-    Counts,
-    Structure,
-    confusion_matrix,
-    image_diagonal_mm,
-    mask_metrics,
-    score_case,
-)
+from ctseg.scoring.metrics import Counts, Structure, confusion_matrix, image_diagonal_mm, score_case
 from ctseg.scoring.statistics import bca_interval, describe
 from ctseg.scoring.summary import mean, summarise
 

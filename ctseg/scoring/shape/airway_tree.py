@@ -16,7 +16,7 @@ import math
 
 import numpy as np
 from scipy.sparse import coo_array, csr_array
-from scipy.sparse.csgraph import connected_components, minimum_spanning_tree
+from scipy.sparse.csgraph import connected_components, minimum_spanning_tree, shortest_path
 from scipy.spatial import cKDTree
 
 from ctseg.geometry.boxes import tight_box
@@ -192,15 +192,8 @@ def _grow(touching: np.ndarray, volume: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 def _generations(touching: np.ndarray, trachea: int) -> np.ndarray:
     """Steps from the trachea, breadth first; UNREACHED where no step leads."""
-    generation = np.full(len(touching), UNREACHED)
-    front = np.zeros(len(touching), bool)
-    front[trachea] = True
-    for depth in itertools.count():
-        if not front.any():
-            return generation
-        generation[front] = depth
-        front = touching[front].any(axis=0) & (generation == UNREACHED)
-    return generation
+    steps = shortest_path(csr_array(touching), unweighted=True, indices=trachea)
+    return np.where(np.isfinite(steps), steps, UNREACHED).astype(int)
 
 
 def _joined(touching: np.ndarray, generation: np.ndarray) -> np.ndarray:

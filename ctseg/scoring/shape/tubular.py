@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ctseg.scoring import statistics
-from ctseg.scoring.metrics import HALLUCINATED, MISSED, PRESENT, UNANNOTATED, UNEVALUABLE, Row
+from ctseg.scoring.metrics import HALLUCINATED, MISSED, UNANNOTATED, UNEVALUABLE, Row
 from ctseg.scoring.shape.airway_tree import Tree, parse_tree, td_by_generation, tree_metrics
 from ctseg.scoring.shape.skeleton import skeletonise
 from ctseg.scoring.shape.topology import (
@@ -244,8 +244,3 @@ def _of_generations(shares: Sequence[Sequence[float]]) -> list[dict[str, Any]]:
             }
         )
     return result
-
-
-def has_reference(row: Row) -> bool:
-    """Whether a row's reference holds the structure, so that it is measured."""
-    return row["state"] in (PRESENT, MISSED)
