@@ -15,7 +15,8 @@ from ctseg.geometry.boxes import Box, box_shape, grow, label_boxes, union, withi
 from ctseg.geometry.probabilities import Shares
 from ctseg.geometry.soft_masks import probability_on_scan
 from ctseg.geometry.volume import Grid
-from ctseg.scans.formats import nifti
+from ctseg.manifest import Case
+from ctseg.scans.formats import volume_files
 from ctseg.scoring import calibration
 from ctseg.scoring.calibration import Regions
 
@@ -32,35 +33,29 @@ class Calibration:
     cases: dict[str, dict[str, dict[str, float | None]]] = dataclasses.field(default_factory=dict)
 
     def add(
-        self,
-        entry: Mapping[str, Any],
-        probabilities: Shares,
-        canvas: Grid,
-        prediction: np.ndarray,
-        workspace: Workspace,
+        self, case: Case, probabilities: Shares, canvas: Grid, prediction: np.ndarray, workspace: Workspace
     ) -> None:
         """Count one case of the manifest. canvas: where the probabilities lie; prediction: label map (D, H, W) on the scan's grid.
 
         Only structures that the case is annotated for. IntegrityError when the reference lies on another grid than the scan.
         """
-        scan = Grid.from_record(entry["scan"])
-        file = entry["reference"]["file"]
-        reference = nifti.read_integers(workspace.require(workspace.processed / file, stage="preprocess"))[0]
+        scan, file = case.scan, case.written_reference().file
+        reference = volume_files.read_integers(
+            workspace.require(workspace.processed / file, stage="preprocess")
+        )[0]
         if not reference.grid.matches(scan):
             raise IntegrityError(
                 "GRID_MISMATCH",
                 "the reference does not lie on the grid of its scan",
                 "run `python run_pipeline.py --preprocess` again",
-                case=entry["case_id"],
+                case=case.case_id,
                 file=f"processed_data/{file}",
             )
         numbers = [
-            number
-            for number, name in enumerate(self.names, start=1)
-            if entry["states"].get(name) in _ANNOTATED
+            number for number, name in enumerate(self.names, start=1) if case.states.get(name) in _ANNOTATED
         ]
         found = [label_boxes(label) for label in (reference.array, prediction)]
-        scores = self.cases.setdefault(entry["case_id"], {})
+        scores = self.cases.setdefault(case.case_id, {})
         for number in numbers:
             name = self.names[number - 1]
             boxes = [own[number] for own in found if number in own]
