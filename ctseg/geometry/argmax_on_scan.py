@@ -14,7 +14,7 @@ import numpy as np
 
 from ctseg.geometry.boxes import Box, whole_box
 from ctseg.geometry.grids import SPLINE_MARGIN, argmax_of, find_placement, place
-from ctseg.geometry.probabilities import Shares
+from ctseg.geometry.probabilities import Probabilities
 from ctseg.geometry.volume import Grid, Volume, parallel_axes, spline_weights
 
 BLOCK = 8  # canvas voxels along each edge of a block
@@ -25,7 +25,7 @@ CERTAIN = 0.9
 SHARE_OF_LEADER = 0.5  # a class with less than this share of the leading one, everywhere around, cannot win between the voxels
 
 
-def label_on_scan(probabilities: Shares, canvas: Grid, scan: Grid) -> np.ndarray:
+def label_on_scan(probabilities: Probabilities, canvas: Grid, scan: Grid) -> np.ndarray:
     """Label map (uint8) on the scan's grid from probabilities on the canvas: interpolated there, then argmax.
 
     A structure takes part in a block where it somewhere reaches half of what the leading class has everywhere there (at least
@@ -86,7 +86,7 @@ def _blocks(places: np.ndarray, size: int) -> list[_Block]:
     return blocks
 
 
-def _fill(result: np.ndarray, probabilities: Shares, lines: list[list[_Block]]) -> None:
+def _fill(result: np.ndarray, probabilities: Probabilities, lines: list[list[_Block]]) -> None:
     """Write the winner of every voxel into `result`, whose axes are those of the canvas."""
     if not all(lines):
         return
@@ -141,7 +141,7 @@ def _extremes(part: tuple[Box, np.ndarray], ranges: list[list[slice]], *, highes
     return values
 
 
-def _interpolated(probabilities: Shares, number: int, blocks: list[_Block]) -> np.ndarray:
+def _interpolated(probabilities: Probabilities, number: int, blocks: list[_Block]) -> np.ndarray:
     """(target voxels of D, of H, of W) float32 of a class in one block."""
     one, two, three = blocks
     array = probabilities.cut(number, (one.source, two.source, three.source))

@@ -16,7 +16,7 @@ from ctseg.geometry.sparse_volume import SparseVolume, from_blocks, in_blocks
 LEAST = 1e-4  # probabilities below this are 0 in blocks that hold no higher ones: no surface lies there, and no structure can win with it
 
 
-class Shares:
+class Probabilities:
     """Weighted means of probabilities that arrive window by window, one sparse volume per class.
 
     shape: (D, H, W) of the canvas. Class 0 is background. Values in a class's blocks are exact; what a window adds
@@ -30,7 +30,7 @@ class Shares:
         self._parts: dict[int, SparseVolume] = {}
 
     @classmethod
-    def of(cls, probabilities: np.ndarray) -> Shares:
+    def of(cls, probabilities: np.ndarray) -> Probabilities:
         """From whole arrays (S+1, D, H, W), nothing dropped."""
         result = cls(len(probabilities), probabilities.shape[1:], least=0.0)
         result.add(whole_box(result.shape), probabilities)
@@ -48,7 +48,7 @@ class Shares:
         for number in np.flatnonzero(highest >= self.least):
             self._of(int(number)).add((d, h, w), values[number], weight, least=self.least)
 
-    def add_shares(self, other: Shares) -> None:
+    def add_model(self, other: Probabilities) -> None:
         """Add another model's probabilities of the same canvas."""
         for number, part in other._parts.items():
             self._of(number).add_volume(part)
