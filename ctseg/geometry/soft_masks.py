@@ -15,8 +15,8 @@ def probability_on_scan(
 ) -> tuple[Box, np.ndarray] | None:
     """(box of the scan, float32 probabilities 0..1 of class `number` in it); outside the box they are 0.
 
-    None where the structure has none at all. Interpolated linearly between canvas voxels; copied where canvas and scan
-    share their voxels.
+    None where the structure has none at all. Interpolated linearly between canvas voxels; copied where canvas
+    and scan share their voxels.
     """
     held = probabilities.held_box(number)
     if held is None:

@@ -1,12 +1,13 @@
 """Which method is better, by how much, and is it more than chance: paired statistics over patients.
 
-The unit is the patient: several scans of one patient are averaged first, and several training runs (seeds) of one
-method are averaged per scan. Only structures that the reference holds take part; a missed one counts 0 in Dice and
-NSD. HD95 is undefined where a structure was missed, so two methods are paired only where every run of both found
-it, and how often each missed is reported beside it: nobody wins by missing.
+The unit is the patient: several scans of one patient are averaged first, and several training runs (seeds) of
+one method are averaged per scan. Only structures that the reference holds take part; a missed one counts 0 in
+Dice and NSD. HD95 is undefined where a structure was missed, so two methods are paired only where every run
+of both found it, and how often each missed is reported beside it: nobody wins by missing.
 
-Tests are corrected by Holm over the whole family of pairs, metrics and structures. Intervals: percentile bootstrap
-of a median, BCa of a macro mean. `paired.py` has the formulas, `reporting/method_sentences.py` the sentences.
+Tests are corrected by Holm over the whole family of pairs, metrics and structures. Intervals: percentile
+bootstrap of a median, BCa of a macro mean. `paired.py` has the formulas, `reporting/method_sentences.py` the
+sentences.
 """
 
 from __future__ import annotations
@@ -51,10 +52,11 @@ TOO_SMALL, NOT_SEPARABLE, BETTER, WORSE, NOTHING_SHOWN = (
 
 @dataclasses.dataclass
 class MethodScore:
-    """One method by itself. `macro`: metric -> mean over the structures of the structure's mean over patients;
-    hd95_mm there is "where defined" and never to be read without `missed`. `seed_macro`: metric -> seed -> macro.
-    `seed_sd`: metric -> deviation (ddof 1) of `seed_macro`, None with one seed. `structures`: name -> metric -> mean.
-    missed, scored: structures in scans, all runs counted."""
+    """One method by itself. `macro`: metric -> mean over the structures of the structure's mean over
+    patients; hd95_mm there is "where defined" and never to be read without `missed`. `seed_macro`: metric ->
+    seed -> macro.
+    `seed_sd`: metric -> deviation (ddof 1) of `seed_macro`, None with one seed. `structures`: name -> metric
+    -> mean. missed, scored: structures in scans, all runs counted."""
 
     method: str
     seeds: list[int]
@@ -72,10 +74,11 @@ class MethodScore:
 class PairTest:
     """`method` against `reference` in one metric and one structure (or ALL of them).
 
-    difference: method minus reference; the median over patients, for ALL the difference of the macro means. n:
-    patients in it. p: two-sided, None when it could not be tested; p_holm: corrected over the whole family.
-    sd_*: deviation over the seeds of the mean. separable: False when the difference is below twice the larger sd,
-    None with single seeds. verdict: about `method`. missed_*: of scored_* structures in scans, all runs counted.
+    difference: method minus reference; the median over patients, for ALL the difference of the macro means.
+    n: patients in it. p: two-sided, None when it could not be tested; p_holm: corrected over the whole
+    family. sd_*: deviation over the seeds of the mean. separable: False when the difference is below twice
+    the larger sd, None with single seeds. verdict: about `method`. missed_*: of scored_* structures in scans,
+    all runs counted.
     """
 
     reference: str
@@ -101,7 +104,8 @@ class PairTest:
 
 @dataclasses.dataclass
 class Comparison:
-    """Everything said about the methods. kendall_tau: mean tau-b of the resampled rankings to that of all patients."""
+    """Everything said about the methods. kendall_tau: mean tau-b of the resampled rankings to that of all
+    patients."""
 
     reference: str
     structures: list[str]
@@ -122,8 +126,8 @@ class Comparison:
 def compare(scores: Scores) -> Comparison:
     """Compare all methods; the first one is the reference that the sentences speak of.
 
-    Raises UsageError with fewer than one method or run, IntegrityError CASES_DIFFER when two runs were not scored on
-    the same cases, structures and references.
+    Raises UsageError with fewer than one method or run, IntegrityError CASES_DIFFER when two runs were not
+    scored on the same cases, structures and references.
     """
     data = _Data.of(scores)
     methods = [_method_score(data, name) for name in data.runs]
@@ -157,8 +161,9 @@ def compare(scores: Scores) -> Comparison:
 
 @dataclasses.dataclass
 class _Data:
-    """runs: method -> metric -> (runs, rows) values, NaN where undefined; the rows are those with a reference.
-    missed: method -> (runs, rows). patient, structure: (rows,) numbers in `patients` and `structures`."""
+    """runs: method -> metric -> (runs, rows) values, NaN where undefined; the rows are those with a
+    reference. missed: method -> (runs, rows). patient, structure: (rows,) numbers in `patients` and
+    `structures`."""
 
     runs: dict[str, dict[str, np.ndarray]]
     missed: dict[str, np.ndarray]
@@ -210,7 +215,8 @@ class _Data:
         return nan_mean(self.runs[method][metric], axis=0)
 
     def matrix(self, values: np.ndarray) -> np.ndarray:
-        """(patients, structures) from (rows,): several scans of one patient averaged, NaN where there is nothing."""
+        """(patients, structures) from (rows,): several scans of one patient averaged, NaN where there is
+        nothing."""
         total, count = (np.zeros((len(self.patients), len(self.structures))) for _ in range(2))
         defined = ~np.isnan(values)
         place = self.patient[defined], self.structure[defined]
@@ -372,8 +378,8 @@ def _correct(pairs: Sequence[PairTest]) -> None:
 
 
 def _verdict(pair: PairTest) -> str:
-    """What may be said of `method`. Better or worse: significant after correction, more than the seeds scatter, and
-    an interval that agrees (median and ranks can point different ways)."""
+    """What may be said of `method`. Better or worse: significant after correction, more than the seeds
+    scatter, and an interval that agrees (median and ranks can point different ways)."""
     if pair.p_holm is None or pair.difference is None:
         return TOO_SMALL
     if pair.separable is False and pair.difference:

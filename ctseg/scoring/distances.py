@@ -4,7 +4,8 @@ Two boundary modes, whose values must never be compared with each other:
 "surfel"  the points are voxel corners, weighted by the area of the surface there (values of DeepMind's
           surface-distance package, Nikolov et al., arXiv:1809.04430)
 "voxel"   the points are foreground voxels with a 6-neighbour in the background; outside the image is
-          background; weight 1 (values of MONAI and of Metrics Reloaded, Maier-Hein et al., Nature Methods 2024)
+          background; weight 1 (values of MONAI and of Metrics Reloaded, Maier-Hein et al., Nature Methods
+          2024)
 
 Distances are computed once per pair of masks; every metric is a small function of them.
 """
@@ -59,8 +60,9 @@ def surface_distances(
 ) -> SurfaceDistances | None:
     """Distances between the surfaces of two masks (D, H, W) of any memory order; None when either is empty.
 
-    spacing_mm in the order of the axes. engine: "auto" takes the cheapest of "shells" (look around each point),
-    "scipy" (distance transform) and "tree" (KD-tree over the points that do not coincide); they agree to 1e-9 mm.
+    spacing_mm in the order of the axes. engine: "auto" takes the cheapest of "shells" (look around each
+    point), "scipy" (distance transform) and "tree" (KD-tree over the points that do not coincide); they agree
+    to 1e-9 mm.
     """
     prediction, reference, spacing_mm = check_masks(prediction, reference, spacing_mm)
     if boundary_mode not in BOUNDARY_MODES or engine not in ENGINES:
@@ -82,7 +84,8 @@ def surface_distances(
 def check_masks(
     prediction: np.ndarray, reference: np.ndarray, spacing_mm: tuple[float, float, float]
 ) -> tuple[np.ndarray, np.ndarray, tuple[float, float, float]]:
-    """The two masks as bool arrays and the spacing as floats; ValueError unless shapes and spacing make sense."""
+    """The two masks as bool arrays and the spacing as floats; ValueError unless shapes and spacing make
+    sense."""
     prediction, reference = np.asarray(prediction), np.asarray(reference)
     if prediction.ndim != 3 or prediction.shape != reference.shape:
         raise ValueError(
@@ -106,7 +109,8 @@ def distances_in_box(
     boundary_mode: str,
     engine: str = "auto",
 ) -> SurfaceDistances:
-    """As `surface_distances`, for contiguous bool crops that hold all of both masks, neither of them empty."""
+    """As `surface_distances`, for contiguous bool crops that hold all of both masks, neither of them
+    empty."""
     one, other = (boundary_of(mask, spacing_mm, boundary_mode) for mask in (reference, prediction))
     thickness = 2.0 * np.count_nonzero(prediction ^ reference) / (one.points.size + other.points.size)
     from_reference, from_prediction = (
@@ -118,7 +122,8 @@ def distances_in_box(
 
 @dataclasses.dataclass(frozen=True)
 class Boundary:
-    """mask: (D, H, W) bool, where the points of a boundary lie; points: their flat positions; weights: of each."""
+    """mask: (D, H, W) bool, where the points of a boundary lie; points: their flat positions; weights: of
+    each."""
 
     mask: np.ndarray
     points: np.ndarray
@@ -146,8 +151,8 @@ def voxel_boundary(mask: np.ndarray) -> np.ndarray:
     return mask & ~inside
 
 
-# What a step costs, in look-ups of `shells.search` (measured on balls in 32^3 to 128^3 voxels; only the ratios
-# matter).
+# What a step costs, in look-ups of `shells.search` (measured on balls in 32^3 to 128^3 voxels; only the
+# ratios matter).
 TRANSFORM_PER_VOXEL = 25.0
 TREE_PER_TARGET, TREE_PER_POINT = 30.0, 200.0
 NEAR_VOXELS = 2.5  # mean distance of the surfaces up to which looking around each point is tried
@@ -156,10 +161,11 @@ NEAR_VOXELS = 2.5  # mean distance of the surfaces up to which looking around ea
 def directed_distances(
     source: Boundary, target: Boundary, spacing_mm: tuple[float, float, float], engine: str, thickness: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(distances of the points of `source` to `target` in mm, float64, increasing; their weights in that order).
+    """(distances of the points of `source` to `target` in mm, float64, increasing; their weights in that
+    order).
 
-    thickness: mean distance of the surfaces in voxels, roughly. "auto" looks around the points while that is cheaper
-    than a transform or a tree, and takes the cheaper of these for the points that are left.
+    thickness: mean distance of the surfaces in voxels, roughly. "auto" looks around the points while that is
+    cheaper than a transform or a tree, and takes the cheaper of these for the points that are left.
     """
     shared = target.mask.reshape(-1)[source.points]
     groups, steps_mm, left = [np.flatnonzero(shared)], [0.0], np.flatnonzero(~shared)
@@ -186,7 +192,8 @@ def directed_distances(
 def transform_distances(
     points: np.ndarray, target: Boundary, spacing_mm: tuple[float, float, float]
 ) -> np.ndarray:
-    """Distance (mm) of every point (flat positions) to `target`, by a Euclidean distance transform of the box."""
+    """Distance (mm) of every point (flat positions) to `target`, by a Euclidean distance transform of the
+    box."""
     return ndimage.distance_transform_edt(~target.mask, sampling=spacing_mm).reshape(-1)[points]
 
 

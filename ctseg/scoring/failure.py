@@ -1,8 +1,10 @@
-"""Knowing without a reference which results to distrust: agreement of several predictions of one scan, and how well that foretells the Dice.
+"""Knowing without a reference which results to distrust: agreement of several predictions of one scan, and
+how well that foretells the Dice.
 
-Confidence is the mean pairwise Dice between the label maps of members: the plain and the mirrored view of a network, the models of an ensemble.
-Risk is 1 - Dice. AURC is the area under the risk-coverage curve (Geifman and El-Yaniv, 2017): the mean over k of the mean risk of the k most
-confident cases. Undefined is None: the confidence of a structure that no member predicts, a correlation of equal values.
+Confidence is the mean pairwise Dice between the label maps of members: the plain and the mirrored view of a
+network, the models of an ensemble. Risk is 1 - Dice. AURC is the area under the risk-coverage curve (Geifman
+and El-Yaniv, 2017): the mean over k of the mean risk of the k most confident cases. Undefined is None: the
+confidence of a structure that no member predicts, a correlation of equal values.
 """
 
 from __future__ import annotations
@@ -24,8 +26,8 @@ _CHUNK = 1 << 20
 def agreement(labels: Sequence[np.ndarray], n_structures: int) -> list[float | None]:
     """Mean pairwise Dice of each structure (label ids 1..n) between label maps (D, H, W) of one scan.
 
-    A pair of which only one member has the structure counts 0, one of which neither has it does not count. None where no member has it,
-    and for fewer than two members.
+    A pair of which only one member has the structure counts 0, one of which neither has it does not count.
+    None where no member has it, and for fewer than two members.
     """
     sizes = [_counts([label], n_structures) for label in labels]
     sums, counts = np.zeros(n_structures), np.zeros(n_structures)
@@ -50,7 +52,8 @@ def _counts(labels: Sequence[np.ndarray], n_structures: int) -> np.ndarray:
 
 
 def aurc(confidence: Sequence[float], risk: Sequence[float]) -> float | None:
-    """Area under the risk-coverage curve; None without cases. Cases of equal confidence count as their mean: the value expected over their orders."""
+    """Area under the risk-coverage curve; None without cases. Cases of equal confidence count as their mean:
+    the value expected over their orders."""
     if not len(risk):
         return None
     return float(np.mean(coverage_risk(confidence, risk)))
@@ -72,8 +75,9 @@ def spearman(one: Sequence[float], other: Sequence[float]) -> float | None:
 
 
 def case_points(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """{case_id, confidence, dice} of every case where both are defined: mean confidence over what was predicted, mean Dice over what the reference
-    holds (a missed structure counts 0). The first can be had without a reference."""
+    """{case_id, confidence, dice} of every case where both are defined: mean confidence over what was
+    predicted, mean Dice over what the reference holds (a missed structure counts 0). The first can be had
+    without a reference."""
     cases: dict[str, list[Row]] = {}
     for row in rows:
         cases.setdefault(row["case_id"], []).append(row)
@@ -91,9 +95,10 @@ def case_points(rows: Sequence[Row]) -> list[dict[str, Any]]:
 def summarise(rows: Sequence[Row], members: int = 1, reason: str | None = None) -> dict[str, Any]:
     """The content of "failure_detection" in `summary_statistics.json`.
 
-    rows: of all cases and structures, with "confidence" where it is known. members: how many predictions were compared; reason: why there is no
-    confidence. aurc lies between aurc_oracle (cases in order of their Dice) and, when confidence knows something, aurc_random (in any order).
-    n_missed_by_all: structures of the reference that no member predicts, so that no confidence warns of them.
+    rows: of all cases and structures, with "confidence" where it is known. members: how many predictions were
+    compared; reason: why there is no confidence. aurc lies between aurc_oracle (cases in order of their Dice)
+    and, when confidence knows something, aurc_random (in any order). n_missed_by_all: structures of the
+    reference that no member predicts, so that no confidence warns of them.
     """
     points = case_points(rows)
     scored = [row for row in rows if has_reference(row)]

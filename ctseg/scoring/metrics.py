@@ -1,7 +1,9 @@
-"""Scores of one case: overlap from one confusion matrix for all structures, surfaces in the structures' boxes.
+"""Scores of one case: overlap from one confusion matrix for all structures, surfaces in the structures'
+boxes.
 
 Masks are arrays (D, H, W); `spacing_mm` is in the same axis order. Everything is keyword-only: the order of
-prediction and reference differs between packages, so a position would lie. Undefined is None, never 0, 1 or NaN.
+prediction and reference differs between packages, so a position would lie. Undefined is None, never 0, 1 or
+NaN.
 """
 
 from __future__ import annotations
@@ -210,7 +212,8 @@ def _compact(
 
 
 def _renumber(array: np.ndarray, ids: list[int]) -> np.ndarray:
-    """`array` with ids[i] replaced by i + 1 and everything else by 0; contiguous uint8, or uint16 above 255 ids."""
+    """`array` with ids[i] replaced by i + 1 and everything else by 0; contiguous uint8, or uint16 above 255
+    ids."""
     target = np.uint8 if len(ids) < 256 else np.uint16
     top = max(ids, default=0)
     if array.min(initial=0) < 0 or array.max(initial=0) > top:
@@ -221,9 +224,11 @@ def _renumber(array: np.ndarray, ids: list[int]) -> np.ndarray:
 
 
 def confusion_matrix(*, prediction: np.ndarray, reference: np.ndarray, n_labels: int) -> np.ndarray:
-    """(n_labels, n_labels) int64 voxel counts, [reference label, prediction label], of maps with labels below n_labels.
+    """(n_labels, n_labels) int64 voxel counts, [reference label, prediction label], of maps with labels below
+    n_labels.
 
-    Piece by piece, so that temporaries stay in the cache; background in both, most of a scan, is counted by the rest.
+    Piece by piece, so that temporaries stay in the cache; background in both, most of a scan, is counted by
+    the rest.
     """
     flat = prediction.reshape(-1), reference.reshape(-1)
     counts = np.zeros(n_labels**2, np.int64)
@@ -270,7 +275,8 @@ def _overlap_columns(counts: Counts, state: str, spacing_mm: tuple[float, float,
 def _surface_columns(
     surface: dict[str, float | None], state: str, tolerances_mm: tuple[float, ...], diagonal_mm: float
 ) -> Row:
-    """The columns of the surface metrics. A missed structure is charged the image diagonal in the imputed ones."""
+    """The columns of the surface metrics. A missed structure is charged the image diagonal in the imputed
+    ones."""
     keys = [tolerances.key(t) for t in tolerances_mm]
     by_tolerance = {key: (0.0 if state == MISSED else surface.get(key)) for key in keys}
     columns: Row = {}

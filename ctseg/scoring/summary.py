@@ -1,8 +1,8 @@
 """From rows (one per case and structure, see `ctseg.scoring.metrics.score_case`) to the numbers people read.
 
-The headline of a structure is the mean over the cases whose reference holds it, `present` and `missed`, a missed
-one counting 0. A case without the structure never enters a mean of overlap: it is counted. Structures without any
-reference have no headline. Rows additionally carry case_id and patient_id.
+The headline of a structure is the mean over the cases whose reference holds it, `present` and `missed`, a
+missed one counting 0. A case without the structure never enters a mean of overlap: it is counted. Structures
+without any reference have no headline. Rows additionally carry case_id and patient_id.
 """
 
 from __future__ import annotations
@@ -66,8 +66,8 @@ RESERVED_NAMES = frozenset(
 def summarise(rows: Sequence[Row], baseline_rows: Sequence[Row], settings: Mapping[str, Any]) -> Summary:
     """The content of `summary_statistics.json`.
 
-    baseline_rows: rows of the predictor that leaves every voxel background, made by the same code from the same
-    references. settings goes into the file as it is.
+    baseline_rows: rows of the predictor that leaves every voxel background, made by the same code from the
+    same references. settings goes into the file as it is.
     """
     names = list(dict.fromkeys(row["structure"] for row in rows))
     by_name = {name: [row for row in rows if row["structure"] == name] for name in names}
@@ -144,7 +144,8 @@ def presence(rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def _mean_of_all(rows: Sequence[Row], metric: str) -> dict[str, Any]:
-    """Mean over present, missed and hallucinated cases; a hallucination overlaps 0 and is the image diagonal off."""
+    """Mean over present, missed and hallucinated cases; a hallucination overlaps 0 and is the image diagonal
+    off."""
     scored = [row for row in rows if row["state"] in ALL_STATES]
     charged = "image_diagonal_mm" if metric.endswith("_imputed") else None
     values = [
@@ -210,12 +211,14 @@ def _warnings(by_name: Mapping[str, Sequence[Row]], summary: Summary) -> list[st
     found = []
     if summary["baselines"]["all_background"]["better_than_baseline"] is False:
         found.append(
-            "NOT BETTER THAN PREDICTING NOTHING: the headline is not above that of the all-background predictor"
+            "NOT BETTER THAN PREDICTING NOTHING: "
+            "the headline is not above that of the all-background predictor"
         )
     without = summary["headline"]["structures_without_reference"]
     if without:
         found.append(
-            f"no case holds it in the reference, so it has no score and is left out of the headline: {', '.join(without)}"
+            "no case holds it in the reference, so it has no score and is left out of the headline: "
+            + ", ".join(without)
         )
     fine: dict[tuple[float, float], list[str]] = {}
     for name, rows in by_name.items():
@@ -224,12 +227,14 @@ def _warnings(by_name: Mapping[str, Sequence[Row]], summary: Summary) -> list[st
             if tau < coarsest:
                 fine.setdefault((tau, coarsest), []).append(name)
     found += [
-        f"NSD at {tau:g} mm is finer than the largest voxel spacing ({coarsest:g} mm) and therefore quantised: {', '.join(names)}"
+        f"NSD at {tau:g} mm is finer than the largest voxel spacing ({coarsest:g} mm) and therefore quantised: "
+        + ", ".join(names)
         for (tau, coarsest), names in sorted(fine.items())
     ]
     if any("optimistic_ci" in summary[f"{name}_dice"]["flags"] for name in by_name):
         found.append(
-            "confidence intervals marked * come from fewer than 50 patients and are narrower than they should be"
+            "confidence intervals marked * come from fewer than 50 patients "
+            "and are narrower than they should be"
         )
     return found
 
@@ -256,7 +261,8 @@ def pass_lines(rows_by_pass: Sequence[Sequence[Row]]) -> list[dict[str, Any]]:
 
 @dataclasses.dataclass(frozen=True)
 class PassGain:
-    """Last pass minus first in Dice over patients: median difference with its 95 % interval, and the two-sided p.
+    """Last pass minus first in Dice over patients: median difference with its 95 % interval, and the
+    two-sided p.
 
     p: None below 6 patients, where no outcome could be significant.
     """
@@ -279,7 +285,8 @@ class PassGain:
 
 
 def pass_gain(rows_by_pass: Sequence[Sequence[Row]]) -> PassGain | None:
-    """The gain over present and missed structures, averaged per patient; None when no test case shows a structure."""
+    """The gain over present and missed structures, averaged per patient; None when no test case shows a
+    structure."""
     by_patient: list[dict[str, list[float]]] = []
     for rows in (rows_by_pass[0], rows_by_pass[-1]):
         by_patient.append({})

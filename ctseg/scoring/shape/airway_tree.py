@@ -1,11 +1,13 @@
-"""Branching tubes: the branches of a reference tree, and how much of the tree a prediction found, without leaking.
+"""Branching tubes: the branches of a reference tree, and how much of the tree a prediction found, without
+leaking.
 
-The branch parser follows the evaluation of the ATM'22 challenge (Zhang et al., Medical Image Analysis 90, 2023):
-cut the centre line at its junctions, give every voxel to the nearest piece, build the tree from the trachea, join
-what was cut by mistake. Here the joining happens on the small graph of branches, never on the voxels, and lengths
-are also given in mm.
+The branch parser follows the evaluation of the ATM'22 challenge (Zhang et al., Medical Image Analysis 90,
+2023): cut the centre line at its junctions, give every voxel to the nearest piece, build the tree from the
+trachea, join what was cut by mistake. Here the joining happens on the small graph of branches, never on the
+voxels, and lengths are also given in mm.
 
-Tree length and branches detected rise when a prediction leaks: they are never shown without precision and leakage.
+Tree length and branches detected rise when a prediction leaks: they are never shown without precision and
+leakage.
 """
 
 from __future__ import annotations
@@ -37,10 +39,10 @@ _FORWARD = np.array([offset for offset in itertools.product((-1, 0, 1), repeat=3
 class Tree:
     """What the parser read off a reference; S centre-line voxels, B branches, E edges.
 
-    skeleton: (S, 3) voxel indices in the reference's array. branch_of: (S,) branch of each, UNREACHED when the
-    reference is too short for any branch. generation: (B,) 0 for the trachea (the largest branch), 1 for its
-    children, UNREACHED for what does not hang together with it. edges: (E, 2) pairs of centre-line voxels that a
-    line runs between, edge_mm: (E,) their lengths. n_pieces: branches before the joining.
+    skeleton: (S, 3) voxel indices in the reference's array. branch_of: (S,) branch of each, UNREACHED when
+    the reference is too short for any branch. generation: (B,) 0 for the trachea (the largest branch), 1 for
+    its children, UNREACHED for what does not hang together with it. edges: (E, 2) pairs of centre-line voxels
+    that a line runs between, edge_mm: (E,) their lengths. n_pieces: branches before the joining.
     """
 
     skeleton: np.ndarray
@@ -57,7 +59,8 @@ class Tree:
 
     @property
     def n_branches(self) -> int:
-        """Branches after the joining; each has at least MIN_BRANCH_VOXELS centre-line voxels by construction."""
+        """Branches after the joining; each has at least MIN_BRANCH_VOXELS centre-line voxels by
+        construction."""
         return int(self.generation.size)
 
 
@@ -148,7 +151,8 @@ def _pieces(neighbours: csr_array) -> tuple[np.ndarray, int]:
 
 
 def _nearest(places_mm: np.ndarray, points_mm: np.ndarray, piece: np.ndarray) -> np.ndarray:
-    """(N,) piece whose centre line is nearest to each of the (N, 3) places; UNREACHED when there is no piece."""
+    """(N,) piece whose centre line is nearest to each of the (N, 3) places; UNREACHED when there is no
+    piece."""
     known = piece >= 0
     if not known.any():
         return np.full(len(places_mm), UNREACHED)
@@ -171,8 +175,9 @@ def _touching(voxels: np.ndarray, piece: np.ndarray, shape: tuple[int, ...], n_p
 def _grow(touching: np.ndarray, volume: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(branch of each piece, generation of each branch): the tree from the trachea, mistaken cuts joined.
 
-    The trachea is the piece of the largest volume. Two parents of one child are one branch, and so are a parent
-    and its only child; repeated until nothing changes. Branches are numbered in the order of their first piece.
+    The trachea is the piece of the largest volume. Two parents of one child are one branch, and so are a
+    parent and its only child; repeated until nothing changes. Branches are numbered in the order of their
+    first piece.
     """
     branch_of = np.arange(volume.size)
     if not volume.size:
@@ -197,7 +202,8 @@ def _generations(touching: np.ndarray, trachea: int) -> np.ndarray:
 
 
 def _joined(touching: np.ndarray, generation: np.ndarray) -> np.ndarray:
-    """New number of each branch after one round of joining; only children wait until nobody has two parents."""
+    """New number of each branch after one round of joining; only children wait until nobody has two
+    parents."""
     # [child, parent]: they touch and the parent is one step nearer to the trachea
     parents = touching & (generation[:, None] > 0) & (generation[:, None] == generation[None] + 1)
     number = np.arange(len(touching))
@@ -224,12 +230,13 @@ def tree_metrics(
 ) -> dict[str, float | int | None]:
     """Every metric of one prediction against the reference `tree` was parsed from, both (D, H, W).
 
-    Keys with `_full` are of the whole prediction, with `_lcc` of its largest 6-connected component: only the second
-    hides breaks, only the first hides what hangs on nothing. dice, td (tree length detected, in voxels), td_mm (in
-    mm), bd (branches detected), precision, leakage (predicted outside / reference, can exceed 1) and amr (missing
-    share). Without suffix: breaks (predicted 26-components that touch the reference, less one), branches,
-    tree_length_mm. An empty prediction: td, bd and leakage 0, amr 1, precision and breaks None. An empty reference:
-    all None. prediction_components: its 26-components, when they are known.
+    Keys with `_full` are of the whole prediction, with `_lcc` of its largest 6-connected component: only the
+    second hides breaks, only the first hides what hangs on nothing. dice, td (tree length detected, in
+    voxels), td_mm (in mm), bd (branches detected), precision, leakage (predicted outside / reference, can
+    exceed 1) and amr (missing share). Without suffix: breaks (predicted 26-components that touch the
+    reference, less one), branches, tree_length_mm. An empty prediction: td, bd and leakage 0, amr 1,
+    precision and breaks None. An empty reference: all None. prediction_components: its 26-components, when
+    they are known.
     """
     prediction, reference = (
         np.asarray(prediction).astype(bool, copy=False),
@@ -274,13 +281,15 @@ def _shares(hit: np.ndarray, group: np.ndarray, n_groups: int) -> np.ndarray:
 
 
 def _breaks(predicted: np.ndarray, reference: np.ndarray) -> int | None:
-    """Predicted 26-components (numbered, 0 is background) that touch the reference, less one; None when none does."""
+    """Predicted 26-components (numbered, 0 is background) that touch the reference, less one; None when none
+    does."""
     touching = np.unique(predicted[reference])
     return int(np.count_nonzero(touching)) - 1 if touching.any() else None
 
 
 def td_by_generation(*, prediction: np.ndarray, tree: Tree) -> list[float]:
-    """Share of the centre-line voxels found in generation 0, 1, 2, ...; parts that hang on nothing take no part."""
+    """Share of the centre-line voxels found in generation 0, 1, 2, ...; parts that hang on nothing take no
+    part."""
     if not tree.n_branches:
         return []
     prediction = np.asarray(prediction).astype(bool, copy=False)
