@@ -133,11 +133,8 @@ def guide_stride(canvas: Grid, target_mm: float = GUIDE_MM) -> Index:
     steps = []
     for spacing in canvas.spacing_mm:
         fewer = max(1, int(target_mm / spacing))
-        steps.append(
-            fewer
-            if abs(fewer * spacing - target_mm) <= abs((fewer + 1) * spacing - target_mm) + 1e-9
-            else fewer + 1
-        )
+        nearer = abs(fewer * spacing - target_mm) <= abs((fewer + 1) * spacing - target_mm) + 1e-9
+        steps.append(fewer if nearer else fewer + 1)
     return steps[0], steps[1], steps[2]
 
 

@@ -130,18 +130,18 @@ def compare(scores: Scores) -> Comparison:
     scored on the same cases, structures and references.
     """
     data = _Data.of(scores)
-    methods = [_method_score(data, name) for name in data.runs]
+    methods = [score_method(data, name) for name in data.runs]
     by_name = {score.method: score for score in methods}
     names = list(data.runs)
     pairs = [
-        _test(data, by_name[a], by_name[b], metric, structure, a == names[0])
+        compare_pair(data, by_name[a], by_name[b], metric, structure, a == names[0])
         for a, b in itertools.combinations(names, 2)
         for metric in METRICS
         for structure in [ALL, *data.structures]
     ]
-    _correct(pairs)
+    correct_family(pairs)
     ranking, tau = rank(np.stack([data.matrix(data.mean_over_runs(name, "dice")) for name in names]), names)
-    found = Comparison(
+    return Comparison(
         reference=names[0],
         structures=data.structures,
         structures_without_reference=data.without,
@@ -153,7 +153,6 @@ def compare(scores: Scores) -> Comparison:
         ranking=ranking,
         kendall_tau=tau,
     )
-    return found
 
 
 # ---- the numbers as arrays --------------------------------------------------------------------------------
@@ -261,7 +260,8 @@ def check_same_cases(scores: Scores) -> list[CaseKey]:
 # ---- one method, two methods ------------------------------------------------------------------------------
 
 
-def _method_score(data: _Data, name: str) -> MethodScore:
+def score_method(data: _Data, name: str) -> MethodScore:
+    """One method by itself: means over the structures, their intervals, and what it missed."""
     matrices = {metric: data.matrix(data.mean_over_runs(name, metric)) for metric in METRICS}
     intervals = {metric: macro_interval(matrix) for metric, matrix in matrices.items()}
     seed_macro = {
@@ -290,7 +290,7 @@ def _method_score(data: _Data, name: str) -> MethodScore:
     )
 
 
-def _test(
+def compare_pair(
     data: _Data,
     reference: MethodScore,
     method: MethodScore,
@@ -369,15 +369,16 @@ def _plain(value: float) -> float | None:
     return None if np.isnan(value) else float(value)
 
 
-def _correct(pairs: Sequence[PairTest]) -> None:
+def correct_family(pairs: Sequence[PairTest]) -> None:
+    """Fill in p_holm and verdict of all pairs, which are one family of tests."""
     tested = [pair for pair in pairs if pair.p is not None]
     for pair, p in zip(tested, holm([pair.p for pair in tested if pair.p is not None])):
         pair.p_holm = p
     for pair in pairs:
-        pair.verdict = _verdict(pair)
+        pair.verdict = verdict_of(pair)
 
 
-def _verdict(pair: PairTest) -> str:
+def verdict_of(pair: PairTest) -> str:
     """What may be said of `method`. Better or worse: significant after correction, more than the seeds
     scatter, and an interval that agrees (median and ranks can point different ways)."""
     if pair.p_holm is None or pair.difference is None:

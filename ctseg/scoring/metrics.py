@@ -153,8 +153,8 @@ def score_case(
     matrix = confusion_matrix(prediction=prediction, reference=reference, n_labels=n_labels)
     matrix[0, 0] -= ignored
     members = [[index_of[label] for label in structure.labels] for structure in structures]
-    counts = [_counts(matrix, member) for member in members]
-    states = [_state(c, (annotation or {}).get(s.name)) for s, c in zip(structures, counts)]
+    counts = [counts_of(matrix, member) for member in members]
+    states = [state_of(c, (annotation or {}).get(s.name)) for s, c in zip(structures, counts)]
     boxes = [label_boxes(array) for array in (prediction, reference)]
     rows = []
     for structure, member, count, state in zip(structures, members, counts, states):
@@ -242,13 +242,15 @@ def confusion_matrix(*, prediction: np.ndarray, reference: np.ndarray, n_labels:
     return counts.reshape(n_labels, n_labels)
 
 
-def _counts(matrix: np.ndarray, member: list[int]) -> Counts:
+def counts_of(matrix: np.ndarray, member: list[int]) -> Counts:
+    """The counts of a structure of one or several labels, from the confusion matrix of all labels."""
     tp = int(matrix[np.ix_(member, member)].sum())
     fn, fp = int(matrix[member].sum()) - tp, int(matrix[:, member].sum()) - tp
     return Counts(tp, fp, fn, int(matrix.sum()) - tp - fp - fn)
 
 
-def _state(counts: Counts, annotation: str | None) -> str:
+def state_of(counts: Counts, annotation: str | None) -> str:
+    """One of STATES, from the masks and from what the case says about the structure."""
     if annotation in _NOT_SCORED:
         return _NOT_SCORED[annotation]
     in_reference, in_prediction = counts.tp + counts.fn > 0, counts.tp + counts.fp > 0

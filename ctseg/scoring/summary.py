@@ -227,8 +227,8 @@ def _warnings(by_name: Mapping[str, Sequence[Row]], summary: Summary) -> list[st
             if tau < coarsest:
                 fine.setdefault((tau, coarsest), []).append(name)
     found += [
-        f"NSD at {tau:g} mm is finer than the largest voxel spacing ({coarsest:g} mm) and therefore quantised: "
-        + ", ".join(names)
+        f"NSD at {tau:g} mm is finer than the largest voxel spacing ({coarsest:g} mm) "
+        "and therefore quantised: " + ", ".join(names)
         for (tau, coarsest), names in sorted(fine.items())
     ]
     if any("optimistic_ci" in summary[f"{name}_dice"]["flags"] for name in by_name):

@@ -87,14 +87,15 @@ def parse_tree(
     )
     voxels, of_line = np.flatnonzero(mask), np.flatnonzero(line)
     points = np.stack(np.unravel_index(of_line, mask.shape), axis=1)
-    neighbours = _neighbours(of_line, mask.shape, spacing_mm)
+    neighbours = neighbour_graph(of_line, mask.shape, spacing_mm)
     forest = minimum_spanning_tree(neighbours).tocoo()
-    piece, n_pieces = _pieces(neighbours)
+    piece, n_pieces = cut_at_junctions(neighbours)
     nearest = _nearest(
         np.stack(np.unravel_index(voxels, mask.shape), axis=1) * spacing_mm, points * spacing_mm, piece
     )
-    branch_of_piece, generation = _grow(
-        _touching(voxels, nearest, mask.shape, n_pieces), np.bincount(nearest + 1, minlength=n_pieces + 1)[1:]
+    branch_of_piece, generation = grow_tree(
+        touching_pieces(voxels, nearest, mask.shape, n_pieces),
+        np.bincount(nearest + 1, minlength=n_pieces + 1)[1:],
     )
     branch_of = np.append(branch_of_piece, UNREACHED)[nearest[np.searchsorted(voxels, of_line)]]
     return Tree(
@@ -107,7 +108,7 @@ def parse_tree(
     )
 
 
-def _neighbours(
+def neighbour_graph(
     positions: np.ndarray, shape: tuple[int, ...], spacing_mm: tuple[float, float, float]
 ) -> csr_array:
     """(S, S) upper triangle of the distances in mm between centre-line voxels that are 26-neighbours.
@@ -132,7 +133,7 @@ def _steps(shape: tuple[int, ...]) -> np.ndarray:
     return _FORWARD @ np.array([shape[1] * shape[2], shape[2], 1])
 
 
-def _pieces(neighbours: csr_array) -> tuple[np.ndarray, int]:
+def cut_at_junctions(neighbours: csr_array) -> tuple[np.ndarray, int]:
     """((S,) piece of each centre-line voxel, counted from 0, UNREACHED for none; number of pieces).
 
     Pieces are what hangs together without the junctions, voxels with more than two neighbours.
@@ -160,7 +161,9 @@ def _nearest(places_mm: np.ndarray, points_mm: np.ndarray, piece: np.ndarray) ->
     return piece[known][tree.query(places_mm)[1]]
 
 
-def _touching(voxels: np.ndarray, piece: np.ndarray, shape: tuple[int, ...], n_pieces: int) -> np.ndarray:
+def touching_pieces(
+    voxels: np.ndarray, piece: np.ndarray, shape: tuple[int, ...], n_pieces: int
+) -> np.ndarray:
     """(B, B) bool: which pieces' volumes touch (26-connected). voxels: flat indices, piece: that of each."""
     grid = np.zeros(math.prod(shape), np.int32)
     grid[voxels] = piece + 1
@@ -172,7 +175,7 @@ def _touching(voxels: np.ndarray, piece: np.ndarray, shape: tuple[int, ...], n_p
     return touching
 
 
-def _grow(touching: np.ndarray, volume: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def grow_tree(touching: np.ndarray, volume: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(branch of each piece, generation of each branch): the tree from the trachea, mistaken cuts joined.
 
     The trachea is the piece of the largest volume. Two parents of one child are one branch, and so are a
@@ -184,8 +187,8 @@ def _grow(touching: np.ndarray, volume: np.ndarray) -> tuple[np.ndarray, np.ndar
         return branch_of, branch_of
     trachea = int(np.argmax(volume))
     while True:
-        generation = _generations(touching, trachea)
-        joined = _joined(touching, generation)
+        generation = generations_of(touching, trachea)
+        joined = join_once(touching, generation)
         if joined.max() + 1 == generation.size:
             return branch_of, generation
         branch_of, trachea = joined[branch_of], int(joined[trachea])
@@ -195,13 +198,13 @@ def _grow(touching: np.ndarray, volume: np.ndarray) -> tuple[np.ndarray, np.ndar
         np.fill_diagonal(touching, False)
 
 
-def _generations(touching: np.ndarray, trachea: int) -> np.ndarray:
+def generations_of(touching: np.ndarray, trachea: int) -> np.ndarray:
     """Steps from the trachea, breadth first; UNREACHED where no step leads."""
     steps = shortest_path(csr_array(touching), unweighted=True, indices=trachea)
     return np.where(np.isfinite(steps), steps, UNREACHED).astype(int)
 
 
-def _joined(touching: np.ndarray, generation: np.ndarray) -> np.ndarray:
+def join_once(touching: np.ndarray, generation: np.ndarray) -> np.ndarray:
     """New number of each branch after one round of joining; only children wait until nobody has two
     parents."""
     # [child, parent]: they touch and the parent is one step nearer to the trachea

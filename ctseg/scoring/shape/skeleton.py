@@ -72,13 +72,13 @@ def skeletonise(mask: np.ndarray) -> np.ndarray:
     result = np.zeros(mask.shape, bool)
     if mask.any():
         box = tight_box(mask)
-        grid = np.pad(np.ascontiguousarray(mask[box]).view(np.uint8), 1)  # _thin needs the order of C
-        _thin(grid)
+        grid = np.pad(np.ascontiguousarray(mask[box]).view(np.uint8), 1)  # thin_in_place needs the order of C
+        thin_in_place(grid)
         result[box] = grid[1:-1, 1:-1, 1:-1]
     return result
 
 
-def _thin(grid: np.ndarray) -> None:
+def thin_in_place(grid: np.ndarray) -> None:
     """Thin a contiguous uint8 array in place; its outermost voxels are background.
 
     `rows` holds three voxels in each element (the one before, itself, the one after), so that a neighbourhood

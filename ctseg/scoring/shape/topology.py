@@ -143,10 +143,10 @@ def betti_numbers(mask: np.ndarray, n_components: int | None = None) -> Betti:
     padded = np.pad(mask[tight_box(mask)], 1)  # so that the outside is one piece of background
     b0 = components(padded)[1] if n_components is None else n_components
     b2 = components(~padded, 6)[1] - 1
-    return Betti(b0, b0 + b2 - _euler(padded), b2)
+    return Betti(b0, b0 + b2 - euler_number(padded), b2)
 
 
-def _euler(padded: np.ndarray) -> int:
+def euler_number(padded: np.ndarray) -> int:
     """Vertices - edges + faces - voxels of the union of closed cubes, of a mask with a border of background.
 
     A face (edge, vertex) belongs to the union when any of its 2 (4, 8) voxels does: voxels ORed with
