@@ -179,7 +179,7 @@ def score_passes(
 
     from ctseg.evaluation.result_files import write_passes
     from ctseg.reporting.pictures import plots
-    from ctseg.scoring.passes import pass_gain
+    from ctseg.scoring.summary import pass_gain
 
     files = {case["case_id"]: case.get("passes", []) for case in cases}
     count = max((len(names) for names in files.values()), default=0)

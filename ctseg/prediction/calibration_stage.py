@@ -12,7 +12,7 @@ from ctseg import artifacts
 from ctseg.artifacts import Workspace
 from ctseg.errors import IntegrityError
 from ctseg.geometry.boxes import Box, box_shape, grow, label_boxes, union, within
-from ctseg.geometry.probabilities import Shares
+from ctseg.geometry.probabilities import Probabilities
 from ctseg.geometry.soft_masks import probability_on_scan
 from ctseg.geometry.volume import Grid
 from ctseg.manifest import Case
@@ -33,7 +33,12 @@ class Calibration:
     cases: dict[str, dict[str, dict[str, float | None]]] = dataclasses.field(default_factory=dict)
 
     def add(
-        self, case: Case, probabilities: Shares, canvas: Grid, prediction: np.ndarray, workspace: Workspace
+        self,
+        case: Case,
+        probabilities: Probabilities,
+        canvas: Grid,
+        prediction: np.ndarray,
+        workspace: Workspace,
     ) -> None:
         """Count one case of the manifest. canvas: where the probabilities lie; prediction: label map (D, H, W) on the scan's grid.
 
