@@ -25,7 +25,6 @@ import numpy as np
 
 from ctseg.errors import IntegrityError, LockedError, PreconditionError, ResourceError
 
-MANIFEST_VERSION = 1
 TRAINED = {
     "minutes": "time budget used up",
     "epochs": "all epochs done",
@@ -364,71 +363,3 @@ def read_arrays(
             "run `python run_pipeline.py --preprocess` again",
             file=path.name,
         ) from error
-
-
-# ---- manifest ---------------------------------------------------------------------------------------------
-
-
-def load_manifest(workspace: Workspace) -> dict[str, Any]:
-    """The manifest of the preprocess stage (`docs/artifacts.md`), its version, its own hash and the splits checked.
-
-    Raises PreconditionError MISSING_ARTIFACT, IntegrityError (LEAKAGE: a case stands in another split than its patient).
-    """
-    workspace.require(workspace.manifest, stage="preprocess")
-    manifest = read_json(workspace.manifest)
-    version = manifest.get("version") if isinstance(manifest, dict) else None
-    file, again = workspace.relative(workspace.manifest), "run `python run_pipeline.py --preprocess` again"
-    if version != MANIFEST_VERSION:
-        raise IntegrityError(
-            "ARTIFACT_VERSION", f"manifest version {version} instead of {MANIFEST_VERSION}", again, file=file
-        )
-    splits = read_json(workspace.require(workspace.splits, stage="preprocess"))
-    if canonical_hash(splits) != manifest.get("splits_hash"):
-        raise IntegrityError(
-            "SPLIT_CHANGED",
-            "splits.json is not the one the tensors were made with",
-            "restore it, or delete processed_data and run `python run_pipeline.py --preprocess`",
-            file=workspace.relative(workspace.splits),
-        )
-    for case in manifest["cases"]:
-        drawn = splits["assignment"].get(case.get("patient_id"))
-        if case.get("split") != drawn:
-            raise IntegrityError(
-                "LEAKAGE",
-                f"the manifest puts it into {case.get('split')}, splits.json its patient into {drawn}",
-                again,
-                case=str(case.get("case_id")),
-                file=file,
-            )
-    if edited(manifest):
-        raise IntegrityError("MANIFEST_CHANGED", "it was edited after it was written", again, file=file)
-    return dict(manifest)
-
-
-def content_hash(manifest: Mapping[str, Any]) -> str:
-    """The hash of everything else in a manifest, which stands in it so that edits are noticed."""
-    return canonical_hash({key: value for key, value in manifest.items() if key != "content_hash"})
-
-
-def edited(manifest: Mapping[str, Any]) -> bool:
-    """Whether somebody changed a manifest by hand; those of earlier versions carry no hash and pass."""
-    return "content_hash" in manifest and manifest["content_hash"] != content_hash(manifest)
-
-
-def seen_files(entry: dict[str, Any]) -> list[dict[str, Any]]:
-    """The records {"file", "sha256"} of what networks see of a case of the manifest: tensors, locator tensor, guide."""
-    return [*entry.get("tensors", ()), *(entry[name] for name in ("locator", "guide") if entry.get(name))]
-
-
-def manifest_hash(manifest: dict[str, Any]) -> str:
-    """What identifies the processed data: structures, grid, settings and the hash of everything that a network sees."""
-    return canonical_hash(
-        {
-            "structures": manifest["structures"],
-            "settings": manifest["settings_hash"],
-            "splits": manifest["splits_hash"],
-            "tensors": {
-                case["case_id"]: [file["sha256"] for file in seen_files(case)] for case in manifest["cases"]
-            },
-        }
-    )

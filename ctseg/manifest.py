@@ -18,7 +18,7 @@ import numpy as np
 
 from ctseg.artifacts import Workspace, canonical_hash, file_hash, read_json
 from ctseg.errors import Finding, IntegrityError
-from ctseg.geometry.grids import Box
+from ctseg.geometry.grids import Extent
 from ctseg.geometry.volume import Grid
 from ctseg.laterality import Sides
 
@@ -87,7 +87,7 @@ class Case:
     source: dict[str, Any]
     scan: Grid
     split: str | None = None
-    body_box: Box | None = None
+    body_box: Extent | None = None
     canvas: Grid | None = None
     tensors: tuple[TensorFile, ...] = ()
     reference: StoredFile | None = None
@@ -123,6 +123,12 @@ class Case:
             )
         except (OSError, IntegrityError):
             return False
+
+    def written_reference(self) -> StoredFile:
+        """The label map of a case that is written, on the grid of its scan."""
+        if self.reference is None:
+            raise ValueError(f"case {self.case_id} has no reference yet")
+        return self.reference
 
     def on_canvas(self) -> Grid:
         """The canvas of a case whose tensors are written."""

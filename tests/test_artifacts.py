@@ -16,6 +16,7 @@ import pytest
 
 from ctseg import artifacts
 from ctseg.errors import IntegrityError, LockedError, PreconditionError, ResourceError
+from ctseg.manifest import Manifest
 
 ROOT = Path(__file__).parent.parent
 
@@ -82,7 +83,7 @@ def test_a_plain_name_is_kept():
 def test_a_missing_artifact_names_the_command_that_makes_it(tmp_path):
     workspace = artifacts.Workspace(tmp_path)
     with pytest.raises(PreconditionError, match="--preprocess"):
-        artifacts.load_manifest(workspace)
+        Manifest.load(workspace)
     with pytest.raises(PreconditionError, match="--train"):
         workspace.require(workspace.best_model, stage="train")
 

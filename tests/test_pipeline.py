@@ -95,7 +95,7 @@ def test_synthetic_results_say_so(finished):
 
 
 def test_tensors_are_128_cubed_and_predictions_lie_on_the_scan(finished, cohort):
-    manifest = artifacts.load_manifest(finished)
+    manifest = artifacts.read_json(finished.manifest)
     for case in manifest["cases"]:
         for item in case["tensors"]:
             image, label = artifacts.read_tensor(finished.processed / item["file"], sha256=item["sha256"])

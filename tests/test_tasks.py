@@ -70,7 +70,7 @@ def run(workspace: Path, cohort: Path, *arguments: str) -> artifacts.Workspace:
 @pytest.mark.parametrize("task", list(TASKS))
 def test_a_task_runs_with_its_own_network(task, tmp_path, cohorts):
     workspace = run(tmp_path, cohorts[task], "--task", task)
-    manifest, record = artifacts.load_manifest(workspace), artifacts.read_json(workspace.run_record)
+    manifest, record = artifacts.read_json(workspace.manifest), artifacts.read_json(workspace.run_record)
     assert manifest["task"] == task and record["synthetic"] is True
     assert record["model"] == TASKS[task].settings.get("model.name", "multi_decoder")
     assert len(record["cases"]) >= 1 and (workspace.evaluation / "per_case.csv").exists()
@@ -196,7 +196,7 @@ def test_folder_of_masks_guides(tmp_path, cohorts):
         "--set",
         "data.guide_organs=femur_left,femur_right,sacrum",
     )
-    manifest = artifacts.load_manifest(workspace)
+    manifest = artifacts.read_json(workspace.manifest)
     assert manifest["guide"] == {
         "kind": "folder",
         "source": "predicted",
@@ -255,10 +255,11 @@ def test_an_earlier_model_guides(tmp_path, cohorts):
         str(first.best_model),
     )
     assert (
-        artifacts.load_manifest(second)["guide"]["organs"] == checkpoints.load(first.best_model)["structures"]
+        artifacts.read_json(second.manifest)["guide"]["organs"]
+        == checkpoints.load(first.best_model)["structures"]
     )
     written = second.processed / "guide_masks"
-    case = artifacts.load_manifest(second)["cases"][0]
+    case = artifacts.read_json(second.manifest)["cases"][0]
     assert (
         list(nifti.read_integers(written / f"{case['case_id']}.nii.gz")[0].array.shape)
         == case["scan"]["shape"]
@@ -281,7 +282,7 @@ def test_roi_cuts_training_tensors_around_the_structures_and_tests_without_looki
         "--model",
         "unet",
     )
-    manifest = artifacts.load_manifest(workspace)
+    manifest = artifacts.read_json(workspace.manifest)
     for case in manifest["cases"]:
         canvas = case["canvas"]["shape"]
         origins = np.array([tensor["origin"] for tensor in case["tensors"]])
@@ -303,7 +304,7 @@ def infer_test_cases(
     workspace: artifacts.Workspace, output: Path, *arguments: str
 ) -> tuple[int, list[tuple[np.ndarray, np.ndarray]]]:
     """(exit code of infer.py on the NIfTI test scans, pairs of its masks and those of the evaluation)."""
-    manifest, run_record = artifacts.load_manifest(workspace), artifacts.read_json(workspace.run_record)
+    manifest, run_record = artifacts.read_json(workspace.manifest), artifacts.read_json(workspace.run_record)
     scans = output / "scans"
     chosen = {}
     for case in manifest["cases"]:

@@ -11,6 +11,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from ctseg.scans.datasets.case import IGNORED
+
 
 @dataclasses.dataclass(frozen=True)
 class Strength:
@@ -49,17 +51,26 @@ class Sampling:
 
     def image(self, volume: torch.Tensor) -> torch.Tensor:
         """Linearly interpolated (D, H, W) float32 of a canvas volume; the edge goes on outside."""
-        return self._take(volume, "bilinear", "border").float()
+        return self.take(volume, "bilinear").float()
 
     def label(self, volume: torch.Tensor) -> torch.Tensor:
-        """Nearest (D, H, W) of a canvas label map, 0 outside; numbers are not swapped by the mirror."""
-        return self._take(volume, "nearest", "zeros").to(volume.dtype)
+        """Nearest (D, H, W) of a canvas label map; numbers are not swapped by the mirror.
 
-    def _take(self, volume: torch.Tensor, mode: str, padding: str) -> torch.Tensor:
+        Outside the canvas IGNORED: the image's edge goes on there, so that background would be a lie.
+        """
+        patch = self.take(volume, "nearest").to(volume.dtype)
+        if self.positions is not None:
+            last = torch.tensor(volume.shape).view(3, 1, 1, 1) - 0.5
+            outside = ((self.positions < -0.5) | (self.positions > last)).any(0)
+            patch[outside.flip(2) if self.mirror else outside] = IGNORED
+        return patch
+
+    def take(self, volume: torch.Tensor, mode: str) -> torch.Tensor:
+        """The patch of a volume; the edge goes on outside."""
         if self.positions is None:
             patch = volume[tuple(slice(s, s + n) for s, n in zip(self.start, self.size))]
         else:
-            patch = _interpolate(volume, self.positions, mode, padding)
+            patch = interpolate(volume, self.positions, mode)
         return patch.flip(2) if self.mirror else patch
 
 
@@ -80,12 +91,12 @@ def draw_sampling(
     start = np.clip(np.round(np.asarray(centre) - np.array(size) / 2).astype(int), 0, np.maximum(limits, 0))
     mirror = bool(rng.random() < strength.mirror)
     if rng.random() < strength.probability:
-        positions, zoom = _deformed(start, size, strength, spacing, rng)
+        positions, zoom = deform(start, size, strength, spacing, rng)
         return Sampling(start, size, positions, zoom, mirror)
     return Sampling(start, size, None, 1.0, mirror)
 
 
-def _deformed(
+def deform(
     start: np.ndarray,
     size: tuple[int, int, int],
     strength: Strength,
@@ -98,18 +109,15 @@ def _deformed(
         rng.uniform(-0.3, 0.3, 3) * strength.scale
     )
     to_mm = np.diag(spacing)
-    matrix = np.linalg.inv(to_mm) @ _rotation(angles) @ to_mm @ np.diag(zoom)
-    axes = [torch.arange(n, dtype=torch.float32) - (n - 1) / 2 for n in size]
+    matrix = np.linalg.inv(to_mm) @ rotation_matrix(angles) @ to_mm @ np.diag(zoom)
+    d, h, w = (torch.arange(n, dtype=torch.float32) - (n - 1) / 2 for n in size)
     rows = torch.tensor(matrix, dtype=torch.float32)
     centre = torch.tensor(start + (np.array(size) - 1) / 2, dtype=torch.float32)
     # position[i] = sum_j matrix[i, j] * axis_j + centre[i], built by broadcasting
     positions = torch.stack(
         [
-            rows[i, 0] * axes[0][:, None, None]
-            + rows[i, 1] * axes[1][None, :, None]
-            + rows[i, 2] * axes[2][None, None, :]
-            + centre[i]
-            for i in range(3)
+            row[0] * d[:, None, None] + row[1] * h[None, :, None] + row[2] * w[None, None, :] + middle
+            for row, middle in zip(rows, centre)
         ]
     )
     if strength.elastic:
@@ -118,25 +126,27 @@ def _deformed(
     return positions, float(zoom.prod() ** (1 / 3))
 
 
-def _interpolate(volume: torch.Tensor, positions: torch.Tensor, mode: str, padding: str) -> torch.Tensor:
+def interpolate(volume: torch.Tensor, positions: torch.Tensor, mode: str) -> torch.Tensor:
     """(D, H, W) float32 of `volume` at `positions`; only the touched box is made float32."""
-    low = [max(0, int(positions[i].min().floor())) for i in range(3)]
-    high = [min(volume.shape[i], int(positions[i].max().ceil()) + 1) for i in range(3)]
-    box = tuple(slice(min(a, n - 1), max(b, a + 1)) for a, b, n in zip(low, high, volume.shape))
-    extent = [max(s.stop - s.start, 1) for s in box]
-    grid = torch.stack([2 * (positions[i] - box[i].start + 0.5) / extent[i] - 1 for i in (2, 1, 0)], dim=-1)[
-        None
-    ]
-    return F.grid_sample(
-        volume[box].float()[None, None], grid, mode=mode, padding_mode=padding, align_corners=False
-    )[0, 0]
+    box = []
+    grid = torch.empty((*positions.shape[1:], 3))
+    for axis, length in enumerate(volume.shape):
+        ends = torch.aminmax(positions[axis])
+        low = min(max(int(ends.min.floor()), 0), length - 1)
+        high = max(min(int(ends.max.ceil()) + 1, length), low + 1)
+        # grid_sample counts the axes backwards and from -1 to 1 between the outer edges of the box
+        grid[..., 2 - axis] = 2 * (positions[axis] - low + 0.5) / (high - low) - 1
+        box.append(slice(low, high))
+    values = volume[tuple(box)].float()[None, None]
+    return F.grid_sample(values, grid[None], mode=mode, padding_mode="border", align_corners=False)[0, 0]
 
 
-def _rotation(angles: np.ndarray) -> np.ndarray:
-    a, b, c = angles
-    about_d = np.array([[1, 0, 0], [0, np.cos(a), -np.sin(a)], [0, np.sin(a), np.cos(a)]])
-    about_h = np.array([[np.cos(b), 0, np.sin(b)], [0, 1, 0], [-np.sin(b), 0, np.cos(b)]])
-    about_w = np.array([[np.cos(c), -np.sin(c), 0], [np.sin(c), np.cos(c), 0], [0, 0, 1]])
+def rotation_matrix(angles: np.ndarray) -> np.ndarray:
+    """(3, 3) rotation about D, H and W by angles in radians."""
+    (a, b, c), (x, y, z) = np.cos(angles), np.sin(angles)
+    about_d = np.array([[1, 0, 0], [0, a, -x], [0, x, a]])
+    about_h = np.array([[b, 0, y], [0, 1, 0], [-y, 0, b]])
+    about_w = np.array([[c, -z, 0], [z, c, 0], [0, 0, 1]])
     return about_d @ about_h @ about_w
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from ctseg.artifacts import TRAINED, UNFINISHED
 from ctseg.reporting.page import DASH, plural, text_of
 from ctseg.reporting.pictures.plots import number
-from ctseg.reporting.results import Results
+from ctseg.reporting.results import Results, dig
 
 STOP_WORDS = {**TRAINED, **UNFINISHED}
 
@@ -17,7 +17,7 @@ STOP_WORDS = {**TRAINED, **UNFINISHED}
 def facts(found: Results) -> list[tuple[str, list[tuple[str, str]]]]:
     """Groups of (name, value) on the network, the data and the run."""
     history, manifest, run = found.history, found.manifest, found.run
-    train = (history.get("settings") or {}).get("train") or {}
+    train = dig(history, "settings", "train") or {}
     minutes = number(history, "seconds")
     best = text_of(history.get("best_val_dice"))
     stopped = STOP_WORDS.get(str(history.get("stopped")), str(history.get("stopped") or DASH))
@@ -40,8 +40,8 @@ def facts(found: Results) -> list[tuple[str, list[tuple[str, str]]]]:
         ("Grid", _grid(manifest)),
         ("Intensities", _window(manifest)),
     ]
-    seeds = (manifest.get("settings") or {}).get("seed"), train.get("seed")
-    test_split = (found.summary.get("settings") or {}).get("split_hash") or manifest.get("splits_hash")
+    seeds = dig(manifest, "settings", "seed"), train.get("seed")
+    test_split = dig(found.summary, "settings", "split_hash") or manifest.get("splits_hash")
     identity = [
         ("Seeds", f"split {text_of(seeds[0], '{:g}')}, training {text_of(seeds[1], '{:g}')}"),
         ("Split hash", _hash(test_split)),
@@ -144,10 +144,7 @@ def _shown(value: object) -> str:
 
 def commands(found: Results) -> list[str]:
     """The command that makes these results again, as far as the files tell; PATH stands for the folder of the scans."""
-    train, seed = (
-        (found.history.get("settings") or {}).get("train") or {},
-        (found.manifest.get("settings") or {}).get("seed"),
-    )
+    train, seed = (dig(found.history, "settings", "train") or {}, dig(found.manifest, "settings", "seed"))
     words = ["python run_pipeline.py"]
     if found.manifest.get("task"):
         words.append(f"--task {found.manifest['task']}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from ctseg.reporting.page import listed, plural
 from ctseg.scoring.comparison import (
     ALL,
     BETTER,
@@ -68,11 +69,9 @@ def _against_reference(found: Comparison, score: MethodScore, rows: Sequence[Pai
             if pair.metric == "dice" and pair.structure != ALL and pair.verdict == verdict
         ]
         if others:
-            text += f"; it is {'also ' if same else ''}{verdict} in {_listed(others)}"
+            text += f"; it is {'also ' if same else ''}{verdict} in {listed(others, NAMED_STRUCTURES)}"
         if places and not same:
-            text += (
-                f"; {'but ' if main.verdict in (BETTER, WORSE) else ''}on {_listed(places)} it is {verdict}"
-            )
+            text += f"; {'but ' if main.verdict in (BETTER, WORSE) else ''}on {listed(places, NAMED_STRUCTURES)} it is {verdict}"
     if main.missed_method * main.scored_reference != main.missed_reference * main.scored_method:
         text += (
             f"; it missed {main.missed_method} of {main.scored_method} structures entirely, "
@@ -130,20 +129,8 @@ def amount(pair: PairTest) -> str:
     )
 
 
-def plural(count: int, word: str) -> str:
-    """ "1 patient", "2 patients"."""
-    return f"{count} {word}" + ("" if count == 1 else "s")
-
-
 def _number(value: float | None) -> str:
     return "not defined" if value is None else f"{value:.3f}"
-
-
-def _listed(names: Sequence[str]) -> str:
-    shown = list(names[:NAMED_STRUCTURES]) + (
-        [f"{len(names) - NAMED_STRUCTURES} more"] if len(names) > NAMED_STRUCTURES else []
-    )
-    return shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} and {shown[-1]}"
 
 
 # ---- what weakens all of it -------------------------------------------------------------------------------

@@ -86,6 +86,11 @@ def interval_text(interval: object, form: str = "{:.2f}") -> str:
     return f"{text_of(interval[0], form)} to {text_of(interval[1], form)}"
 
 
+def minus(text: str) -> str:
+    """The text with real minus signs."""
+    return text.replace("-", "−")
+
+
 def plural(count: int, word: str) -> str:
     """ "1 case", "2 cases"."""
     return f"{count:,} {word}" + ("" if count == 1 else "s")

@@ -23,7 +23,7 @@ from ctseg.reporting.pictures.slices import (
     display_window,
     window_text,
 )
-from ctseg.reporting.results import Results
+from ctseg.reporting.results import Results, dig
 
 FINDING_LINES, NAMED_CASES = 60, 6
 SEVERITY_ORDER = {"ERROR": 0, "WARN": 1, "NOTE": 2}
@@ -196,7 +196,7 @@ def training_summary(found: Results) -> str:
             f"  {'structure':<28}{'mean':>8}{'median':>8}{'n':>6}{'missed':>8}",
         ]
         for line in tables.structure_table(found):
-            n = (found.summary.get(f"{line['name']}_dice") or {}).get("n")
+            n = dig(found.summary, f"{line['name']}_dice", "n")
             lines.append(
                 f"  {line['name']:<28}{line['dice']:>8}{line['median']:>8}{text_of(n, '{:d}'):>6}{line['counts'][1]:>8}"
             )

@@ -11,7 +11,7 @@ from ctseg.reporting.gallery import CasePicture
 from ctseg.reporting.page import DASH, interval_text, text_of
 from ctseg.reporting.pictures.plots import dice_of, mean_of, number, with_reference
 from ctseg.reporting.pictures.slices import case_means
-from ctseg.reporting.results import Results
+from ctseg.reporting.results import Results, dig
 from ctseg.scoring.paired import macro, macro_interval
 
 WIDE = 8  # more structures than this: the table of cases names the lowest one instead of all
@@ -43,11 +43,8 @@ def topology_table(found: Results) -> list[dict[str, Any]]:
     """One line per structure that is a tube: means over the test scans that show it; empty without such structures."""
     lines = []
     for name, block in ((found.summary.get("topology") or {}) if found.evaluated else {}).items():
-        cells = [text_of((block.get(column) or {}).get("mean"), form) for column, form in TOPOLOGY_COLUMNS]
-        nothing = [
-            text_of((block.get("all_background") or {}).get(column), form)
-            for column, form in TOPOLOGY_COLUMNS
-        ]
+        cells = [text_of(dig(block, column, "mean"), form) for column, form in TOPOLOGY_COLUMNS]
+        nothing = [text_of(dig(block, "all_background", column), form) for column, form in TOPOLOGY_COLUMNS]
         lines.append({"name": name, "n": block.get("n_reference"), "cells": cells, "nothing": nothing})
     return lines
 
@@ -56,13 +53,13 @@ def structure_table(found: Results) -> list[dict[str, Any]]:
     """One line per structure, all numbers from `summary_statistics.json`."""
     if not found.evaluated:
         return []
-    tolerances = (found.summary.get("settings") or {}).get("tolerances_mm") or {}
+    tolerances = dig(found.summary, "settings", "tolerances_mm") or {}
     lines = []
     for name in found.structures:
         dice, nsd, imputed, defined = (
             found.summary.get(f"{name}_{metric}") or {} for metric in ("dice", "nsd", "hd95_imputed", "hd95")
         )
-        counts = (found.summary.get("presence") or {}).get(name) or {}
+        counts = dig(found.summary, "presence", name) or {}
         interval = dice.get("ci95")
         low, high = [100 * min(1.0, max(0.0, value)) for value in interval] if interval else (0.0, 0.0)
         lines.append(
@@ -100,7 +97,7 @@ def baseline_row(found: Results) -> dict[str, str]:
     """The predictor that says "background" everywhere, as the same table shows it."""
     if not found.evaluated:
         return {}
-    values = (found.summary.get("baselines") or {}).get("all_background") or {}
+    values = dig(found.summary, "baselines", "all_background") or {}
     names = found.summary["headline"]["structures"]
     imputed = [
         values[f"{name}_hd95_imputed"] for name in names if values.get(f"{name}_hd95_imputed") is not None
@@ -265,7 +262,7 @@ def macro_ci(found: Results) -> str:
         matrix[
             patients.index(str(row.get("patient_id") or row["case_id"])), names.index(str(row["structure"]))
         ] = dice_of(row)
-    stated = (found.summary.get("headline") or {}).get("macro_dice")
+    stated = dig(found.summary, "headline", "macro_dice")
     if stated is None or abs(macro(matrix) - stated) > SAME:
         return ""
     interval, flags = macro_interval(matrix)

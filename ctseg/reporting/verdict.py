@@ -11,7 +11,7 @@ from typing import Any
 
 from ctseg.reporting.page import interval_text, listed, plural, text_of
 from ctseg.reporting.pictures.plots import dice_of, number, with_reference
-from ctseg.reporting.results import Results
+from ctseg.reporting.results import Results, dig
 from ctseg.scoring.statistics import RELIABLE_N, SMALLEST_N
 
 GOOD_DICE = 0.70
@@ -60,13 +60,10 @@ class Structure:
 
 def structures(found: Results) -> list[Structure]:
     """The structures with a score, best mean first."""
-    names = (found.summary.get("headline") or {}).get("structures") or []
+    names = dig(found.summary, "headline", "structures") or []
     result = []
     for name in names:
-        dice, counts = (
-            found.summary.get(f"{name}_dice") or {},
-            (found.summary.get("presence") or {}).get(name) or {},
-        )
+        dice, counts = (found.summary.get(f"{name}_dice") or {}, dig(found.summary, "presence", name) or {})
         if dice.get("mean") is None:
             continue
         interval = dice.get("ci95")
@@ -85,7 +82,7 @@ def structures(found: Results) -> list[Structure]:
 
 def better_than_nothing(found: Results) -> bool | None:
     """Whether the headline is above that of the all-background predictor; None where that is not known."""
-    baselines = (found.summary.get("baselines") or {}).get("all_background") or {}
+    baselines = dig(found.summary, "baselines", "all_background") or {}
     return baselines.get("better_than_baseline")
 
 
@@ -106,7 +103,7 @@ def sentence(found: Results) -> str:
     """The whole result in one or two sentences, also for the terminal."""
     if not found.evaluated:
         return "There is no test result yet: the model has been trained, but not evaluated on scans it has not seen."
-    macro = (found.summary.get("headline") or {}).get("macro_dice")
+    macro = dig(found.summary, "headline", "macro_dice")
     scored = structures(found)
     if macro is None or not scored:
         return "The test references hold none of the structures, so nothing can be said about the model."
@@ -183,11 +180,9 @@ def _farthest(found: Results) -> str:
 def _only_hallucinated(found: Results) -> list[tuple[str, int]]:
     """Structures without any reference that were predicted all the same."""
     presence = found.summary.get("presence") or {}
-    without = (found.summary.get("headline") or {}).get("structures_without_reference") or []
+    without = dig(found.summary, "headline", "structures_without_reference") or []
     return [
-        (str(name), count)
-        for name in without
-        if (count := int((presence.get(name) or {}).get("n_hallucinated") or 0))
+        (str(name), count) for name in without if (count := int(dig(presence, name, "n_hallucinated") or 0))
     ]
 
 
@@ -222,7 +217,7 @@ def _doubts(found: Results, scored: list[Structure]) -> list[str]:
             f"For {listed(uncertain, 3)} the interval reaches below {GOOD_DICE:.2f}: that {'it works' if len(uncertain) == 1 else 'they work'} is not certain."
         )
     lines += _not_scored(found)
-    seed = ((found.history.get("settings") or {}).get("train") or {}).get("seed")
+    seed = dig(found.history, "settings", "train", "seed")
     lines.append(
         f"One training run{'' if seed is None else f' (seed {seed})'} and one split: how much another run would differ was not measured."
     )
@@ -256,14 +251,12 @@ def _not_scored(found: Results) -> list[str]:
         if which:
             places = [f"{name} in {plural(count, 'scan')}" for name, count in which.items()]
             lines.append(f"Not scored, because {word}: {listed(places, NAMED)}.")
-    without = [
-        str(name) for name in (found.summary.get("headline") or {}).get("structures_without_reference") or []
-    ]
+    without = [str(name) for name in dig(found.summary, "headline", "structures_without_reference") or []]
     if without:
         lines.append(
             f"No test reference shows {listed(without, NAMED)}: whether the model finds {'it' if len(without) == 1 else 'them'} is not known."
         )
-    missing = (found.summary.get("settings") or {}).get("n_missing_predictions")
+    missing = dig(found.summary, "settings", "n_missing_predictions")
     if missing:
         lines.append(
             f"{plural(int(missing), 'prediction')} {'was' if missing == 1 else 'were'} missing; everything in {'it' if missing == 1 else 'them'} counts as missed."

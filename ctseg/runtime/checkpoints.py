@@ -7,6 +7,7 @@ new hash, so that no moment of a crash makes a good file look corrupt.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import os
@@ -29,18 +30,7 @@ from ctseg.scans.formats.checks import require_regular
 FORMAT, VERSION = "ctseg-checkpoint", 1
 TENSOR_PARTS = {"collections OrderedDict", "torch._utils _rebuild_tensor_v2"}
 MAX_BYTES = 8 << 30  # far above any network here
-REQUIRED = {
-    "arch",
-    "structures",
-    "preprocess",
-    "settings",
-    "manifest_hash",
-    "splits_hash",
-    "synthetic",
-    "epoch",
-    "model",
-    "largest_component",
-}
+REQUIRED = {key.split(".")[0] for key, _, _ in checkpoint_schema.RULES}
 
 
 def _sidecar(path: Path) -> Path:
@@ -82,9 +72,6 @@ def load(path: Path) -> dict[str, Any]:
         ) from error
     except Exception as error:  # whatever else a foreign file brings about
         raise _corrupt(name, f"not readable ({type(error).__name__})") from error
-    for part in (content, content.get("locator")):
-        if part:
-            part["arch"].setdefault("decoder_unit", "plain")  # of networks from before it was a choice
     return dict(content)
 
 
@@ -110,10 +97,10 @@ def _noted_hashes(path: Path) -> list[str] | None:
 
 
 def _readable_hashes(path: Path) -> list[str]:
-    try:
+    """As `_noted_hashes`, but empty where a sidecar is missing or damaged."""
+    with contextlib.suppress(IntegrityError):
         return _noted_hashes(path) or []
-    except IntegrityError:
-        return []
+    return []
 
 
 def _check_archive(path: Path, size: int) -> None:

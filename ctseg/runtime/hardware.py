@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
-import os
+import math
 import re
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from torch import nn
 
@@ -57,8 +59,8 @@ SLOW_BELOW = 20480  # N C D H of an input, see ATen's use_mkldnn
 def _avoid_slow_convolutions(network: nn.Module) -> None:
     """Make float32 convolutions of small single images on a CPU take the fast way.
 
-    torch gives a 3^3 convolution of one image with C D H of up to SLOW_BELOW to a general routine that takes 5 to 8 times as long as two such images in
-    one batch take; so these are computed twice and one result is used.
+    torch gives a 3^3 convolution of one image with C D H of up to SLOW_BELOW to a general routine that takes 5 to 8
+    times as long as two such images in one batch take; so these are computed twice and one result is used.
     """
 
     def double(layer: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...] | None:
@@ -73,12 +75,8 @@ def _avoid_slow_convolutions(network: nn.Module) -> None:
         return output[:1] if layer.doubled else None
 
     for layer in network.modules():
-        if (
-            isinstance(layer, nn.Conv3d)
-            and layer.groups == 1
-            and max(layer.kernel_size) == 3
-            and not hasattr(layer, "doubled")
-        ):  # placed before
+        slow = isinstance(layer, nn.Conv3d) and layer.groups == 1 and max(layer.kernel_size) == 3
+        if slow and not hasattr(layer, "doubled"):  # not placed before
             layer.doubled = False  # type: ignore[assignment]
             layer.register_forward_pre_hook(double)
             layer.register_forward_hook(halve)
@@ -108,24 +106,22 @@ def choose_machine(device_name: str, precision: str) -> Machine:
         return Machine(device, chosen, False, f"GPU {torch.cuda.get_device_name(device)}, {chosen}")
     if device.type == "mps":
         return Machine(device, "fp32" if precision == "auto" else precision, False, "Apple GPU, float32")
+    if precision == "fp16":
+        raise UsageError("BAD_VALUE", "train.precision=fp16 needs a GPU", "use auto, fp32 or bf16")
+    why = "as asked"
     if precision == "auto":
-        ratio = _bf16_gain()
-        precision = "bf16" if ratio > 1.3 else "fp32"
-        verdict = "was" if precision == "bf16" else "was not"
-        reason = f"CPU, {torch.get_num_threads()} threads, {precision} (bfloat16 {verdict} faster in a short trial)"
-    else:
-        if precision == "fp16":
-            raise UsageError("BAD_VALUE", "train.precision=fp16 needs a GPU", "use auto, fp32 or bf16")
-        reason = f"CPU, {torch.get_num_threads()} threads, {precision} as asked"
-    return Machine(device, precision, True, reason)
+        precision = "bf16" if _bf16_gain() > 1.3 else "fp32"
+        why = f"(bfloat16 {'was' if precision == 'bf16' else 'was not'} faster in a short trial)"
+    return Machine(device, precision, True, f"CPU, {torch.get_num_threads()} threads, {precision} {why}")
 
 
 def _bf16_gain() -> float:
     """How many times faster training a 3D convolution is in bfloat16 than in float32 on this CPU.
 
-    Forward and backward: without bfloat16 instructions the forward pass alone may look as fast while the backward pass takes several times as long.
-    Processor time, in turn, the best of three: other programs on the machine must not decide. Thirty-two channels, because with sixteen the gain is
-    smaller than that of a whole network and the trial came out both ways on one machine.
+    Forward and backward: without bfloat16 instructions the forward pass alone may look as fast while the backward
+    pass takes several times as long. Processor time, in turn, the best of three: other programs on the machine must
+    not decide. Thirty-two channels, because with sixteen the gain is smaller than that of a whole network and the
+    trial came out both ways on one machine.
     """
     layer = nn.Conv3d(32, 32, 3, padding=1).to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     image = torch.rand(1, 32, 32, 32, 32).contiguous(memory_format=torch.channels_last_3d).requires_grad_()
@@ -156,17 +152,16 @@ def available_memory_gb(device: torch.device) -> float:
     """Free memory of the device in GB (RAM that is available for a CPU)."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0] / 2**30
-    import psutil
-
     return psutil.virtual_memory().available / 2**30
 
 
 def estimate_memory_gb(
     network: nn.Module, patch_size: tuple[int, int, int], batch_size: int, machine: Machine
 ) -> float:
-    """Memory in GB that a training step needs: activations kept for the backward pass, weights, optimiser state.
+    """Memory in GB that a training step needs: activations kept for the backward pass, weights, optimizer state.
 
-    Measured on a 32^3 patch (saved tensors of one forward pass) and scaled by the number of voxels.
+    Measured on a 32^3 patch (saved tensors of one forward pass of a copy, so that the network stays as it is) and
+    scaled by the number of voxels.
     """
     probe = (32, 32, 32)
     saved: dict[int, int] = {}
@@ -175,54 +170,52 @@ def estimate_memory_gb(
         saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
 
-    was_training = network.training
-    network.train()
-    parameters = sum(p.numel() for p in network.parameters())
-    weights = {p.untyped_storage().data_ptr() for p in network.parameters()}
+    copied = copy.deepcopy(network).to(machine.device).train()
+    parameters = sum(p.numel() for p in copied.parameters())
+    weights = {p.untyped_storage().data_ptr() for p in copied.parameters()}
+    inputs = {}
+    if "guide" in getattr(copied, "inputs", ()):
+        inputs["guide"] = machine.image(torch.zeros(1, int(copied.guide_channels), *probe))  # type: ignore[arg-type]
     with torch.autograd.graph.saved_tensors_hooks(remember, lambda tensor: tensor), machine.autocast():
-        inputs = (
-            {"guide": machine.image(torch.zeros(1, int(getattr(network, "guide_channels", 0)), *probe))}
-            if "guide" in getattr(network, "inputs", ())
-            else {}
-        )
-        outputs = network(machine.image(torch.zeros(1, 1, *probe)), **inputs)
+        outputs = copied(machine.image(torch.zeros(1, 1, *probe)), **inputs)
     outputs_bytes = 3 * outputs["logits"].numel() * 4  # the loss works in float32
-    network.train(was_training)
     per_patch = sum(size for pointer, size in saved.items() if pointer not in weights) + outputs_bytes
-    voxels = float(torch.tensor(patch_size).prod() / torch.tensor(probe).prod())
-    return float((per_patch * voxels * batch_size * 1.25 + 20 * parameters) / 2**30)
+    share = math.prod(patch_size) / math.prod(probe)
+    return (per_patch * share * batch_size * 1.25 + 20 * parameters) / 2**30
 
 
 def peak_memory_gb(device: torch.device) -> float:
-    """The most memory that this process has used in GB: of the GPU, or resident in RAM (where the system does not tell, what it uses now)."""
-    if device.type == "cuda":
-        return round(torch.cuda.max_memory_allocated(device) / 2**30, 3)
-    import psutil
+    """The most memory that this process has used in GB: of the GPU, or resident in RAM.
 
-    memory = psutil.Process(os.getpid()).memory_info()
+    Where the system does not tell, what it uses now.
+    """
+    return round(_peak_bytes(device) / 2**30, 3)
+
+
+def _peak_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    memory = psutil.Process().memory_info()
     if hasattr(memory, "peak_wset"):  # Windows
-        return round(memory.peak_wset / 2**30, 3)
-    status = Path(
-        "/proc/self/status"
-    )  # Linux; its getrusage begins at what the process that started this one used
+        return int(memory.peak_wset)
+    # Linux, where getrusage begins at what the process that started this one used
+    status = Path("/proc/self/status")
     if status.is_file() and (found := re.search(r"^VmHWM:\s*(\d+) kB", status.read_text(), re.MULTILINE)):
-        return round(int(found[1]) / 2**20, 3)
+        return int(found[1]) * 1024
     try:
         import resource
     except ImportError:
-        return round(memory.rss / 2**30, 3)
+        return int(memory.rss)
     unit = 1 if sys.platform == "darwin" else 1024  # bytes there, kilobytes elsewhere
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30, 3)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def usage(device: torch.device) -> dict[str, Any]:
     """One entry of `resource_usage` in the training history."""
-    import psutil
-
     memory = psutil.virtual_memory()
     entry = {
         "cpu_percent": float(psutil.cpu_percent()),
-        "ram_used_gb": round(psutil.Process(os.getpid()).memory_info().rss / 2**30, 3),
+        "ram_used_gb": round(psutil.Process().memory_info().rss / 2**30, 3),
         "ram_total_gb": round(memory.total / 2**30, 2),
     }
     if device.type == "cuda":

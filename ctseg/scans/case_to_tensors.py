@@ -28,6 +28,7 @@ from ctseg.artifacts import (
 )
 from ctseg.errors import SYSTEM_FAULTS, CaseError, Finding, PipelineError, ResourceError
 from ctseg.geometry import grids
+from ctseg.geometry.boxes import box_shape, box_start, whole_box
 from ctseg.geometry.distance_maps import coarse_maps
 from ctseg.geometry.intensity import window
 from ctseg.geometry.volume import Grid, Volume, canonical_axes
@@ -243,8 +244,8 @@ def survey(job: CaseJob, loaded: LoadedCase, **known: Any) -> Case:
             case=case_id,
         )
     findings = list(loaded.findings)
-    body = grids.kept_box(loaded.image, recipe.crop, recipe.margin_mm)
-    box = grids.extend_box(body, without_ignored(loaded.label))
+    body = grids.kept_extent(loaded.image, recipe.crop, recipe.margin_mm)
+    box = grids.extent_with(body, without_ignored(loaded.label))
     wider = max(
         np.abs(np.subtract(box.low_mm, body.low_mm)).max(),
         np.abs(np.subtract(box.high_mm, body.high_mm)).max(),
@@ -319,11 +320,12 @@ def write_tensors(
     """(label on the canvas, the tensors written) of a case. part_only: only those around the structures."""
     scaled = window(grids.image_on_canvas(image, canvas).array, recipe.window_hu).astype(np.float16)
     canvas_label = grids.label_on_canvas(label, canvas)
-    start, shape = (0, 0, 0), canvas.shape
+    box = whole_box(canvas.shape)
     if part_only:
-        start, shape = grids.labelled_region(without_ignored(canvas_label))
+        box = grids.labelled_region(without_ignored(canvas_label))
+    start = box_start(box)
     tensors = []
-    for number, (d, h, w) in enumerate(grids.tensor_origins(shape)):
+    for number, (d, h, w) in enumerate(grids.tensor_origins(box_shape(box))):
         origin = (start[0] + d, start[1] + h, start[2] + w)
         part = tuple(slice(first, first + TENSOR_SIZE) for first in origin)
         path = recipe.workspace.tensors / f"{name}_{number:02d}.npz"

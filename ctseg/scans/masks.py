@@ -9,14 +9,14 @@ where they reach the level.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
-from scipy import ndimage
 
 from ctseg.errors import Finding, PreconditionError
-from ctseg.geometry.volume import Volume
+from ctseg.geometry.boxes import Box, label_boxes, whole_box
+from ctseg.geometry.volume import Volume, tight
 from ctseg.scans.datasets import gathering, metadata
 from ctseg.scans.datasets.case import ImageSource
 from ctseg.scans.formats import nrrd, slice_gaps, volume_files
@@ -160,13 +160,10 @@ def _one_file(path: Path, stem: str, level: float | None) -> Masks:
 
     def box(name: str) -> Volume | None:
         place = places.get(numbers[name])
-        return (
-            None
-            if place is None
-            else _cut(
-                Volume(volume.array[place] == numbers[name], volume.affine), [part.start for part in place]
-            )
-        )
+        if place is None:
+            return None
+        part = volume.crop_to(place)
+        return Volume(part.array == numbers[name], part.affine)
 
     return Masks(
         tuple(numbers),
@@ -209,33 +206,11 @@ def _refuse_image(array: np.ndarray, path: Path) -> None:
         raise PreconditionError("LABEL_VALUES", cause, f"give {FORMS}", file=path.name)
 
 
-def _places(label: np.ndarray) -> dict[int, tuple[slice, ...]]:
+def _places(label: np.ndarray) -> dict[int, Box]:
     """Positive value of a label map -> its box, in the order of the values."""
     if label.max() > 65535:  # a table of all values below would be long
-        return {
-            int(value): tuple(slice(0, n) for n in label.shape) for value in np.unique(label) if value > 0
-        }
-    return {
-        value: place for value, place in enumerate(ndimage.find_objects(label), start=1) if place is not None
-    }
-
-
-def tight(mask: Volume) -> Volume | None:
-    """A mask without what is empty around it; None when all is."""
-    array, start = mask.array, []
-    for axis in range(3):  # each axis shortens what the next one looks through
-        hits = np.flatnonzero(array.any(axis=tuple(other for other in range(3) if other != axis)))
-        if not len(hits):
-            return None
-        array = array[(slice(None),) * axis + (slice(int(hits[0]), int(hits[-1]) + 1),)]
-        start.append(int(hits[0]))
-    return _cut(Volume(array, mask.affine), start)
-
-
-def _cut(part: Volume, start: Sequence[int]) -> Volume:
-    """A part of a volume in its place; its affine is still that of the whole, in which it begins at index `start`."""
-    d, h, w = (int(n) for n in start)
-    return Volume(part.array, part.grid.crop((d, h, w), part.grid.shape).affine)
+        return {int(value): whole_box(label.shape) for value in np.unique(label) if value > 0}
+    return label_boxes(label)
 
 
 def _dicom(path: Path, scan: Volume | None, source: ImageSource | None, gaps: str) -> Masks:

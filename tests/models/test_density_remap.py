@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from scipy import ndimage
 
 from ctseg.errors import IntegrityError, PreconditionError, UsageError
@@ -131,6 +132,17 @@ def test_the_table_gives_the_three_classes_equal_shares():
     bins = [int((hu + 1024) // 16) for hu in (-980, -300, 40)]
     assert steps[bins] == pytest.approx([0.7 / 3 + 0.3 / 89] * 3, rel=1e-4)
     assert np.delete(steps, bins) == pytest.approx(0.3 / 89, rel=1e-3)
+
+
+@pytest.mark.parametrize("window_hu", [(-1000.0, -500.0), (-900.0, -800.0)])
+def test_a_window_wholly_inside_lung_has_a_table_too(window_hu):
+    """No tissue in it, so that the lungs cannot be told from the rest: whatever is no air counts."""
+    given = case()
+    hu = given.image.astype(np.float32) * (WINDOW_HU[1] - WINDOW_HU[0]) + WINDOW_HU[0]
+    table = fit_lookup([given._replace(image=window(hu, window_hu))], window_hu)
+    assert table[0] == 0 and table[-1] == 1 and (np.diff(table) > 0).all()
+    network = DensityRemap(build_network("unet", n_structures=1, width=2, levels=2), table)
+    assert bool(network(torch.full((1, 1, 8, 8, 8), 0.3))["logits"].isfinite().all())
 
 
 def test_a_mix_of_1_is_the_identity():

@@ -70,7 +70,7 @@ def compare(root: Path, patients: dict[str, Phantom]) -> None:
         run_pipeline.main(["--all", "--data", str(root / "nifti"), "--workspace", str(first.root), *TINY])
         == 0
     )
-    patient = {case["case_id"]: case["patient_id"] for case in artifacts.load_manifest(first)["cases"]}
+    patient = {case["case_id"]: case["patient_id"] for case in artifacts.read_json(first.manifest)["cases"]}
     splits = artifacts.read_json(
         first.processed / "splits.json"
     )  # patients are called otherwise in DICOM: give them the same split
@@ -82,7 +82,9 @@ def compare(root: Path, patients: dict[str, Phantom]) -> None:
         == 0
     )
 
-    for one, twin in zip(*(artifacts.load_manifest(workspace)["cases"] for workspace in (first, second))):
+    for one, twin in zip(
+        *(artifacts.read_json(workspace.manifest)["cases"] for workspace in (first, second))
+    ):
         assert (
             one["case_id"] == twin["case_id"]
             and one["split"] == twin["split"]

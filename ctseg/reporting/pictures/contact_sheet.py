@@ -18,6 +18,7 @@ from scipy import ndimage
 
 from ctseg.artifacts import atomic_write
 from ctseg.errors import UsageError
+from ctseg.geometry.boxes import Box, box_shape, union
 from ctseg.geometry.volume import Volume, to_canonical
 from ctseg.reporting.pictures import slices, style
 from ctseg.reporting.pictures.colours import colours_on_ct
@@ -80,19 +81,15 @@ class Sheet:
         return colours_on_ct(list(self.found))
 
     @functools.cached_property
-    def ends(self) -> list[tuple[int, int]]:
-        """First and last index of the masks along each axis of the scan (of the reference too)."""
-        pieces = [p for p in [*self.found.values(), *self.truth.values()] if p is not None]
-        return [
-            (min(p.start[axis] for p in pieces), max(p.start[axis] + p.shape[axis] for p in pieces) - 1)
-            for axis in range(3)
-        ]
+    def masks_box(self) -> Box:
+        """The box of the scan that holds all masks (of the reference too)."""
+        return union(*(p.box for p in [*self.found.values(), *self.truth.values()] if p is not None))
 
     @functools.cached_property
-    def box(self) -> tuple[slice, slice, slice]:
+    def box(self) -> Box:
         """The part of the scan that panels show."""
         return slices.box_around(
-            self.ends, self.scan.array.shape, self.scan.spacing_mm, margin_mm=slices.WHOLE_MARGIN_MM
+            self.masks_box, self.scan.array.shape, self.scan.spacing_mm, margin_mm=slices.WHOLE_MARGIN_MM
         )
 
     @functools.cached_property
@@ -102,7 +99,7 @@ class Sheet:
 
     def size_mm(self, plane: Plane) -> tuple[float, float]:
         """Height and width of a plane's panels."""
-        return plane.size_mm([part.stop - part.start for part in self.box], self.scan.spacing_mm)
+        return plane.size_mm(box_shape(self.box), self.scan.spacing_mm)
 
     def size(self, plane: Plane) -> tuple[int, int]:
         """Height and width of a plane's panels in pixels."""
@@ -143,7 +140,8 @@ def slice_rows(sheet: Sheet) -> list[tuple[Plane, list[int]]]:
     rows = []
     for plane in PLANES:
         axial = plane.axis == 0
-        numbers = spread(*sheet.ends[plane.axis], COLUMNS * (AXIAL_ROWS if axial else 1))[
+        side = sheet.masks_box[plane.axis]
+        numbers = spread(side.start, side.stop - 1, COLUMNS * (AXIAL_ROWS if axial else 1))[
             :: -1 if axial else 1
         ]
         rows += [(plane, numbers[start : start + COLUMNS]) for start in range(0, len(numbers), COLUMNS)]
@@ -209,7 +207,7 @@ def panel(
         for name, piece in pieces.items():
             if piece is None or (mask := piece.cut(plane.axis, number)) is None:
                 continue
-            row, column = (piece.start[axis] - box[axis].start for axis in plane.others)
+            row, column = (piece.box[axis].start - box[axis].start for axis in plane.others)
             if plane.flip_rows:
                 row = len(grey) - row - len(mask)
             where = placed(plane.upright(mask), (row, column), grey.shape, canvas.shape)

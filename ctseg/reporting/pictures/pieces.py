@@ -6,32 +6,30 @@ import dataclasses
 
 import numpy as np
 
-from ctseg.geometry.volume import Grid, Volume, resample, to_canonical
-from ctseg.scans.masks import Masks, tight
+from ctseg.geometry.boxes import Box, box_shape, intersection, move, whole_box, within
+from ctseg.geometry.volume import Grid, Volume, covered_box, resample, tight, to_canonical
+from ctseg.scans.masks import Masks
 
 ALIGNED = 0.01  # voxels by which masks may lie beside the scan's voxels and still count as on them
 
 
 @dataclasses.dataclass(frozen=True)
 class Piece:
-    """The mask of one structure inside its box.
+    """The mask of one structure inside its box of the canonical scan. packed: its voxels, eight along W in one byte."""
 
-    start: index of the box in the canonical scan. packed: its voxels, eight along W in one byte.
-    """
-
-    start: tuple[int, int, int]
-    shape: tuple[int, int, int]
+    box: Box
     packed: np.ndarray
 
     def cut(self, axis: int, number: int) -> np.ndarray | None:
         """The slice (bool) across an axis, as wide and high as the box; None when it has no voxel."""
-        inside = number - self.start[axis]
-        if not 0 <= inside < self.shape[axis]:
+        side = self.box[axis]
+        if not side.start <= number < side.stop:
             return None
+        inside, width = number - side.start, box_shape(self.box)[2]
         if axis == 2:
             part = np.unpackbits(self.packed[:, :, inside // 8, None], axis=2)[:, :, inside % 8]
         else:
-            part = np.unpackbits(np.take(self.packed, inside, axis=axis), axis=1, count=self.shape[2])
+            part = np.unpackbits(np.take(self.packed, inside, axis=axis), axis=1, count=width)
         return part.astype(bool) if part.any() else None
 
 
@@ -58,28 +56,16 @@ def piece_of(part: Volume | None, grid: Grid) -> tuple[Piece | None, bool]:
     turned = np.abs(to_grid[:3, :3] - np.eye(3)).max() * max(part.array.shape)
     moved = bool(max(turned, np.abs(to_grid[:3, 3] - np.rint(to_grid[:3, 3])).max()) > ALIGNED)
     if moved:
-        part = resampled(part, grid)
+        covered = intersection(covered_box(part.grid, grid), whole_box(grid.shape))
+        if covered is None:
+            return None, True
+        voxels = Volume(part.array.astype(np.uint8), part.affine)
+        part = tight(resample(voxels, grid.crop_to(covered), order="nearest", fill=0))
         if part is None:
             return None, True
         to_grid = np.linalg.inv(grid.affine) @ part.affine
-    start = np.rint(to_grid[:3, 3]).astype(int)
-    low, high = np.maximum(start, 0), np.minimum(start + part.array.shape, grid.shape)
-    if (high <= low).any():  # it lies beside the scan, where there is no picture
+    own = move(whole_box(part.array.shape), np.rint(to_grid[:3, 3]))
+    box = intersection(own, whole_box(grid.shape))
+    if box is None:  # it lies beside the scan, where there is no picture
         return None, moved
-    array = part.array[tuple(slice(a - s, b - s) for a, b, s in zip(low, high, start))]
-    packed = np.packbits(array > 0, axis=2)
-    return Piece(tuple(low.tolist()), array.shape, packed), moved
-
-
-def resampled(part: Volume, grid: Grid) -> Volume | None:
-    """A mask on the voxels of a grid, each as the nearest of its own, inside its box; None when it is empty there."""
-    to_grid = np.linalg.inv(grid.affine) @ part.affine
-    ends = np.array(np.meshgrid(*[[-0.5, n - 0.5] for n in part.array.shape], indexing="ij")).reshape(3, -1)
-    reach = to_grid[:3, :3] @ ends + to_grid[:3, 3:]
-    low = np.maximum(np.floor(reach.min(axis=1)).astype(int), 0)
-    high = np.minimum(np.ceil(reach.max(axis=1)).astype(int) + 1, grid.shape)
-    if (high <= low).any():
-        return None
-    around = grid.crop(tuple(low), tuple(high - low))
-    values = Volume(part.array.astype(np.uint8), part.affine)
-    return tight(resample(values, around, order="nearest", fill=0))
+    return Piece(box, np.packbits(part.array[within(box, own)] > 0, axis=2)), moved

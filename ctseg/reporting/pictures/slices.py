@@ -16,6 +16,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 
 from ctseg.errors import CaseError
+from ctseg.geometry.boxes import Box, bounding_box, box_start, make_box, whole_box
 from ctseg.geometry.volume import Volume, match_grid, to_canonical
 from ctseg.laterality import words_of
 from ctseg.palette import ON_CT
@@ -122,40 +123,28 @@ def centre_voxel(mask: np.ndarray) -> tuple[int, int, int]:
 
 def view_box(
     mask: np.ndarray, spacing_mm: Sequence[float], *, margin_mm: float, smallest_mm: float = SMALLEST_VIEW_MM
-) -> tuple[slice, slice, slice]:
+) -> Box:
     """The part of the scan to show: the mask's box and a margin, at least `smallest_mm` wide where the scan allows."""
-    if not mask.any():
-        return slice(0, mask.shape[0]), slice(0, mask.shape[1]), slice(0, mask.shape[2])
-    hits = [
-        np.flatnonzero(mask.any(axis=tuple(other for other in range(3) if other != axis)))
-        for axis in range(3)
-    ]
-    return box_around(
-        [(int(found[0]), int(found[-1])) for found in hits],
-        mask.shape,
-        spacing_mm,
-        margin_mm=margin_mm,
-        smallest_mm=smallest_mm,
-    )
+    box = bounding_box(mask)
+    if box is None:
+        return whole_box(mask.shape)
+    return box_around(box, mask.shape, spacing_mm, margin_mm=margin_mm, smallest_mm=smallest_mm)
 
 
 def box_around(
-    ends: Sequence[tuple[int, int]],
+    box: Box,
     shape: Sequence[int],
     spacing_mm: Sequence[float],
     *,
     margin_mm: float,
     smallest_mm: float = SMALLEST_VIEW_MM,
-) -> tuple[slice, slice, slice]:
-    """The part of a scan of this shape around what reaches from a first to a last index along each axis; margins as for `view_box`."""
-    parts = []
-    for (first, last), length, spacing in zip(ends, shape, spacing_mm):
-        centre, half = (first + last) / 2, (last - first + 1) / 2 + margin_mm / spacing
-        half = max(half, smallest_mm / spacing / 2)
-        parts.append(
-            slice(max(0, int(np.floor(centre - half))), min(length, int(np.ceil(centre + half)) + 1))
-        )
-    return parts[0], parts[1], parts[2]
+) -> Box:
+    """The part of a scan of this shape around a box; margins as for `view_box`."""
+    spacing = np.asarray(spacing_mm)
+    start, stop = np.array(box_start(box)), np.array([side.stop for side in box])
+    half = np.maximum((stop - start) / 2 + margin_mm / spacing, smallest_mm / spacing / 2)
+    centre = (start + stop - 1) / 2
+    return make_box(np.maximum(np.floor(centre - half), 0), np.minimum(np.ceil(centre + half) + 1, shape))
 
 
 # ---- drawing ----------------------------------------------------------------------------------------------

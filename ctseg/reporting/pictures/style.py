@@ -11,7 +11,7 @@ import functools
 import io
 import itertools
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -34,6 +34,9 @@ INK, GREY, PALE, GRID = "#1c2733", "#6b7682", "#c9d1d9", "#e6eaee"
 MISSED = "#D55E00"
 SCORE_MAP = "cividis"  # readable in grey and with every common colour vision
 DPI = 120
+MARKERS = "osD^vP*"
+RIM = {"markeredgewidth": 0.5}
+MANY_ROWS = 15
 
 _SHEET: Any = {
     "font.family": "sans-serif",
@@ -119,6 +122,36 @@ def say(axes: Axes, message: str) -> None:
         spine.set_color(PALE)
         spine.set_linestyle((0, (4, 4)))
     axes.text(0.5, 0.5, message, transform=axes.transAxes, ha="center", va="center", color=GREY, fontsize=11)
+
+
+def dots(axes: Axes, x: Any, y: Any, marker: str, *, colour: str, size: float = 6, **more: Any) -> None:
+    """Points with a white rim, so that neighbours can be told apart."""
+    axes.plot(x, y, marker, color=colour, markersize=size, markeredgecolor="white", **RIM | more)
+
+
+def missed_dots(axes: Axes, x: Any, y: Any, **more: Any) -> None:
+    """Points of structures that were not found."""
+    dots(axes, x, y, "X", colour=MISSED, size=8, markeredgewidth=1.0, **{"zorder": 4} | more)
+
+
+def missed_strip(axes: Axes, left: float, right: float, message: str) -> None:
+    """A tinted strip from left to right for results that have no place on the axis, and what they are."""
+    axes.axvspan(left, right, color="#fbeee6", zorder=0)
+    look: Any = {"rotation": 90, "ha": "center", "va": "center", "fontsize": 9, "color": MISSED}
+    scale = axes.transData
+    middle = scale.inverted().transform((scale.transform([(left, 0), (right, 0)])[:, 0].mean(), 0))[0]
+    axes.text(middle, 0.5, message, **look)
+
+
+def name_rows(axes: Axes, names: Sequence[str]) -> None:
+    """A labelled line per name, the first on top, every other one tinted; labels below and above where there are many."""
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.grid(axis="y", visible=False)
+    for index in range(1, len(names), 2):
+        axes.axhspan(index - 0.5, index + 0.5, color="#f5f7f9", zorder=0, linewidth=0)
+    if len(names) > MANY_ROWS:
+        axes.tick_params(top=True, labeltop=True)
 
 
 def short(name: str, limit: int = 26) -> str:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import ndimage
 
+from ctseg.geometry.boxes import bounding_box, box_start, grow
 from ctseg.geometry.volume import Volume
 
 SMOOTH_VOXELS = 0.8  # enough to hide the steps between voxels, too little to close what is open
@@ -59,15 +60,16 @@ def surface_of(
     step_mm: distance of the points. The level is the one that keeps the mask's volume, so a thin vessel does not vanish
     in the smoothing.
     """
-    boxes = ndimage.find_objects(mask.array.view(np.uint8))
-    if not boxes:
+    box = bounding_box(mask.array)
+    if box is None:
         return _nowhere(name, colour)
-    tight = np.pad(mask.array[boxes[0]], ROOM).astype(np.float32)
+    tight = np.pad(mask.array[box], ROOM).astype(np.float32)
     smooth = ndimage.gaussian_filter(tight, smooth_voxels)
     count = int(tight.sum())
     level = min(max(float(np.partition(smooth.ravel(), -count)[-count]), LEVELS[0]), LEVELS[1])
-    start = [part.start - ROOM for part in boxes[0]]
-    return Surface(name, *crossings_mm(smooth, level, start, mask, step_mm), colour, opacity)
+    return Surface(
+        name, *crossings_mm(smooth, level, box_start(grow(box, ROOM)), mask, step_mm), colour, opacity
+    )
 
 
 def surface_at(values: Volume, level: float, name: str, colour: np.ndarray, *, step_mm: float) -> Surface:
@@ -75,12 +77,12 @@ def surface_at(values: Volume, level: float, name: str, colour: np.ndarray, *, s
 
     They are 0 beyond the scan's border.
     """
-    boxes = ndimage.find_objects((values.array >= level).view(np.uint8))
-    if not boxes:
+    box = bounding_box(values.array >= level)
+    if box is None:
         return _nowhere(name, colour)
-    wide = [slice(max(0, part.start - ROOM), part.stop + ROOM) for part in boxes[0]]
-    start = [part.start - ROOM for part in wide]
-    field = np.pad(values.array[tuple(wide)], ROOM)
+    wide = grow(box, ROOM, values.array.shape)
+    field = np.pad(values.array[wide], ROOM)
+    start = box_start(grow(wide, ROOM))
     return Surface(name, *crossings_mm(field, level, start, values, step_mm), colour)
 
 

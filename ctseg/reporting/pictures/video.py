@@ -79,36 +79,9 @@ def _mp4(path: Path, frames: Iterator[np.ndarray], fps: int) -> None:
     first = next(frames)
     height, width = first.shape[:2]
     temporary = path.with_name(f".tmp-{os.getpid()}-{os.urandom(4).hex()}")
-    command = [
-        program,
-        "-y",
-        "-loglevel",
-        "error",
-        "-f",
-        "rawvideo",
-        "-pix_fmt",
-        "rgb24",
-        "-s",
-        f"{width}x{height}",
-        "-r",
-        str(fps),
-        "-i",
-        "-",
-        "-an",
-        "-c:v",
-        "libx264",
-        "-pix_fmt",
-        "yuv420p",
-        "-crf",
-        "20",
-        "-preset",
-        "medium",
-        "-movflags",
-        "+faststart",
-        "-f",
-        "mp4",
-        str(temporary),
-    ]
+    raw = f"-f rawvideo -pix_fmt rgb24 -s {width}x{height} -r {fps} -i -"
+    h264 = "-an -c:v libx264 -pix_fmt yuv420p -crf 20 -preset medium -movflags +faststart -f mp4"
+    command = [program, *f"-y -loglevel error {raw} {h264}".split(), str(temporary)]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdin is not None and process.stderr is not None
     try:

@@ -8,6 +8,7 @@ from masks_in_space import RED, ball, masks_of, oblique, upright
 from PIL import Image
 
 import visualize
+from ctseg.geometry.boxes import whole_box
 from ctseg.geometry.volume import Volume, reorient, to_canonical
 from ctseg.reporting.pictures import contact_sheet, planes, render, slices, tour
 from ctseg.reporting.pictures.colours import colours_on_ct, perceived
@@ -39,7 +40,7 @@ def whole(piece: Piece, axis: int, number: int) -> np.ndarray:
     picture = np.zeros([SHAPE[other] for other in others], dtype=bool)
     part = piece.cut(axis, number)
     if part is not None:
-        picture[tuple(slice(piece.start[o], piece.start[o] + piece.shape[o]) for o in others)] = part
+        picture[tuple(piece.box[o] for o in others)] = part
     return picture
 
 
@@ -91,7 +92,7 @@ def test_a_mask_that_reaches_beyond_the_scan_is_cut_there():
         np.ones(SHAPE, dtype=bool), upright(origin=(-40.0 - 1.5 * 4, -30.0, 10.0))
     )  # four voxels to the right
     piece, moved = piece_of(tight(mask), scan_of().grid)
-    assert not moved and piece is not None and piece.start == (0, 0, 0) and piece.shape == (20, 30, 32)
+    assert not moved and piece is not None and piece.box == whole_box((20, 30, 32))
 
 
 def test_slices_are_spread_evenly():
