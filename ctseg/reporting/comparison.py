@@ -7,13 +7,16 @@ The record (JSON values only; what is missing or None is shown as a dash):
     synthetic         whether the scans were generated
     facts             name -> text on data, split, budget, device; shown in this order
     statistics        `ctseg.scoring.comparison.Comparison.record()`
-    costs             method -> parameters, peak_memory_gb, seconds_per_step, steps, seconds_per_scan, and beside these
-                      hd95_imputed_mm: macro HD95 in which a missed structure counts as the image diagonal
-    topology          method -> column name -> mean, may be left out; the columns of the first method that has any
+    costs             method -> parameters, peak_memory_gb, seconds_per_step, steps, seconds_per_scan, and
+                      beside these hd95_imputed_mm: macro HD95 in which a missed structure counts as the image
+                      diagonal
+    topology          method -> column name -> mean, may be left out; the columns of the first method that has
+                      any
     warnings          further sentences for the top of the page
 
-Written: comparison.json (the record), comparison.csv (one line per method), comparison_pairs.csv (one line per pair,
-metric and structure), comparison.png, comparison.html (one file, nothing is loaded from anywhere).
+Written: comparison.json (the record), comparison.csv (one line per method), comparison_pairs.csv (one line
+per pair, metric and structure), comparison.png, comparison.html (one file, nothing is loaded from
+anywhere).
 """
 
 from __future__ import annotations
@@ -243,7 +246,9 @@ def bare_p(value: float | None, untested: str = DASH) -> str:
 
 
 def draw(record: Record, target: Target) -> None:
-    """`comparison.png`: paired differences in Dice to the reference per structure, and the macro Dice of every run."""
+    """`comparison.png`: paired differences in Dice to the reference per structure, and the macro Dice of
+    every run.
+    """
     found = record["statistics"]
     others = [score["method"] for score in found["methods"] if score["method"] != found["reference"]]
     lines = (1 + len(found["structures"])) * max(1, len(others))

@@ -1,6 +1,7 @@
 """This run beside others on the same test patients, for one table of the report.
 
-Runs of another split, of other references or another surface definition are refused: their means cannot be compared.
+Runs of another split, of other references or another surface definition are refused: their means cannot be
+compared.
 """
 
 from __future__ import annotations
@@ -78,7 +79,8 @@ def gather(found: Results, folders: Sequence[Path]) -> dict[str, Any]:
     left_out = max(len(mine) - len(shared) for mine in rows.values())
     warnings = (
         [
-            f"Only what all runs scored is compared; up to {plural(left_out, 'result')} of a run are left out, so its mean can differ from that at the top of its own page."
+            f"Only what all runs scored is compared; up to {plural(left_out, 'result')} of a run are "
+            "left out, so its mean can differ from that at the top of its own page."
         ]
         if left_out
         else []

@@ -40,7 +40,9 @@ TOPOLOGY_COLUMNS = (
 
 
 def topology_table(found: Results) -> list[dict[str, Any]]:
-    """One line per structure that is a tube: means over the test scans that show it; empty without such structures."""
+    """One line per structure that is a tube: means over the test scans that show it; empty without such
+    structures.
+    """
     lines = []
     for name, block in ((found.summary.get("topology") or {}) if found.evaluated else {}).items():
         cells = [text_of(dig(block, column, "mean"), form) for column, form in TOPOLOGY_COLUMNS]
@@ -113,7 +115,10 @@ def baseline_row(found: Results) -> dict[str, str]:
 
 
 def case_table(found: Results) -> dict[str, Any]:
-    """Every test case, the lowest mean Dice first. Few structures: one column each; many: the lowest one by name."""
+    """Every test case, the lowest mean Dice first.
+
+    Few structures: one column each; many: the lowest one by name.
+    """
     means = case_means(found.rows)
     cases = sorted({str(row["case_id"]) for row in found.rows}, key=lambda case: (means.get(case, 2.0), case))
     wide = len(found.structures) > WIDE
@@ -163,7 +168,8 @@ def _case_cell(row: Mapping[str, Any] | None) -> dict[str, str]:
 
 
 def worst_table(found: Results, gallery: Sequence[CasePicture]) -> dict[str, Any]:
-    """The lowest single results (case and structure) by Dice and, where it was measured, those of lowest confidence.
+    """The lowest single results (case and structure) by Dice and, where it was measured, those of lowest
+    confidence.
 
     Each line: case, structure, Dice, HD95, confidence, state and the anchor of a picture that shows it.
     """
@@ -207,7 +213,9 @@ def _worst_line(row: Mapping[str, Any], anchors: Mapping[tuple[str, str | None],
 
 
 def calibration_table(found: Results) -> list[dict[str, str]]:
-    """One line per structure whose probabilities were kept; the whole volume is never shown without the boundary band."""
+    """One line per structure whose probabilities were kept; the whole volume is never shown without the
+    boundary band.
+    """
     lines = []
     for name, regions in (found.summary.get("calibration") or {}).items():
         whole, band = (regions.get(region) or {} for region in ("whole", "band"))
@@ -249,7 +257,9 @@ def failure_detection(found: Results) -> dict[str, str]:
 
 
 def macro_ci(found: Results) -> str:
-    """95 % CI of the mean over structures, by resampling patients; empty where patients with several scans would change the mean."""
+    """95 % CI of the mean over structures, by resampling patients; empty where patients with several scans
+    would change the mean.
+    """
     rows = with_reference(found.rows)
     patients = sorted({str(row.get("patient_id") or row["case_id"]) for row in rows})
     names = sorted({str(row["structure"]) for row in rows})

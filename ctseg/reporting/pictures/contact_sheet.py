@@ -1,6 +1,8 @@
-"""Masks on the CT at a glance: one sheet of axial, coronal and sagittal slices, evenly spaced through the masks.
+"""Masks on the CT at a glance: one sheet of axial, coronal and sagittal slices, evenly spaced through the
+masks.
 
-Orientation as in `slices`: the patient's left is on the right, superior and anterior are up. All panels have one scale.
+Orientation as in `slices`: the patient's left is on the right, superior and anterior are up. All panels
+have one scale.
 """
 
 from __future__ import annotations
@@ -136,7 +138,10 @@ def spread(first: int, last: int, count: int) -> list[int]:
 
 
 def slice_rows(sheet: Sheet) -> list[tuple[Plane, list[int]]]:
-    """The rows of the sheet: plane and numbers of the slices. Axial ones from the head down, as films are hung."""
+    """The rows of the sheet: plane and numbers of the slices.
+
+    Axial ones from the head down, as films are hung.
+    """
     rows = []
     for plane in PLANES:
         axial = plane.axis == 0
@@ -250,7 +255,8 @@ def paint(
     opacity: float,
     line: int,
 ) -> None:
-    """Fill what is covered of a part of a picture, (h, w, 3) of 0 to 255, and draw a line along the inside of its border.
+    """Fill what is covered of a part of a picture, (h, w, 3) of 0 to 255, and draw a line along the inside of
+    its border.
 
     line: width in picture elements.
     """
@@ -303,7 +309,9 @@ Entry = tuple[tuple[float, float], str, np.ndarray | None]
 
 
 def legend_of(sheet: Sheet) -> tuple[list[Entry], int]:
-    """(place relative to the legend's corner, text and colour of each line, None for what is not shown; height in pixels)."""
+    """(place relative to the legend's corner, text and colour of each line, None for what is not shown;
+    height in pixels).
+    """
     entries: list[tuple[str, np.ndarray | None]] = []
     for name, piece in sheet.found.items():
         truth = sheet.truth.get(name)

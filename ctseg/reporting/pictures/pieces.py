@@ -1,4 +1,6 @@
-"""Masks on the scan's own voxels, packed to bits, so that many structures fit in memory while slices are cut from them."""
+"""Masks on the scan's own voxels, packed to bits, so that many structures fit in memory while slices are cut
+from them.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,10 @@ ALIGNED = 0.01  # voxels by which masks may lie beside the scan's voxels and sti
 
 @dataclasses.dataclass(frozen=True)
 class Piece:
-    """The mask of one structure inside its box of the canonical scan. packed: its voxels, eight along W in one byte."""
+    """The mask of one structure inside its box of the canonical scan.
+
+    packed: its voxels, eight along W in one byte.
+    """
 
     box: Box
     packed: np.ndarray
@@ -46,8 +51,8 @@ def mask_of(masks: Masks, name: str) -> tuple[Volume | None, bool]:
 def piece_of(part: Volume | None, grid: Grid) -> tuple[Piece | None, bool]:
     """A mask on a canonical grid.
 
-    part: as `Masks.tight` gives it. Returns (None when it is empty there; whether it had to be resampled, to the nearest
-    voxel).
+    part: as `Masks.tight` gives it. Returns (None when it is empty there; whether it had to be resampled,
+    to the nearest voxel).
     """
     if part is None:
         return None, False

@@ -1,8 +1,8 @@
 """Pictures of scores, drawn from the rows of `per_case.csv` (one row per case and structure).
 
-A row is a mapping with at least `case_id`, `structure`, `state`, `dice`, `hd95_mm`; None is "undefined". Only
-cases with the structure in the reference count ("present-only"); a missed structure counts as Dice 0 and is marked.
-Every label carries its n. One line per structure, so that 60 structures stay readable.
+A row is a mapping with at least `case_id`, `structure`, `state`, `dice`, `hd95_mm`; None is "undefined".
+Only cases with the structure in the reference count ("present-only"); a missed structure counts as Dice 0
+and is marked. Every label carries its n. One line per structure, so that 60 structures stay readable.
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ def number(row: Row, key: str) -> float | None:
 
 
 def with_reference(rows: Sequence[Row], structure: str | None = None) -> list[Row]:
-    """The rows that enter the headline: the structure is in the reference, found (`present`) or not (`missed`)."""
+    """The rows that enter the headline: the structure is in the reference, found (`present`) or not
+    (`missed`).
+    """
     return [
         row
         for row in rows
@@ -123,7 +125,8 @@ def draw_distribution(axes: Axes, index: int, rows: Sequence[Row]) -> None:
 
 
 def dice_vs_hausdorff(rows: Sequence[Row], structures: Sequence[str], path: Target, synthetic: bool) -> None:
-    """`dice_vs_hausdorff.png`: overlap against the 95th percentile distance, one point per case and structure.
+    """`dice_vs_hausdorff.png`: overlap against the 95th percentile distance, one point per case and
+    structure.
 
     A missed structure has no distance: it stands at Dice 0 in a strip of its own at the right. With more
     structures than colours the ones with the lowest mean Dice are coloured and the others are grey.
@@ -187,7 +190,9 @@ DISTANCES = (
 
 
 def metrics_heatmap(rows: Sequence[Row], structures: Sequence[str], path: Target, synthetic: bool) -> None:
-    """`metrics_heatmap.png`: mean of every metric per structure, scores on the left, distances in mm on the right."""
+    """`metrics_heatmap.png`: mean of every metric per structure, scores on the left, distances in mm on the
+    right.
+    """
     size = (11.0, 2.4 + 0.36 * max(1, len(structures)))
     with style.picture(path, size, title="Test metrics per structure: means", synthetic=synthetic) as figure:
         panels = figure.subplots(1, 2, gridspec_kw={"width_ratios": [len(SCORES), len(DISTANCES)]})
@@ -203,7 +208,8 @@ def metrics_heatmap(rows: Sequence[Row], structures: Sequence[str], path: Target
         panels[0].set_title("0 to 1, higher is better")
         panels[1].set_title("mm, lower is better")
         figure.supxlabel(
-            "dark is worse; a dash is undefined; (n) follows where fewer cases are defined than the structure has; "
+            "dark is worse; a dash is undefined; (n) follows where fewer cases are defined than the "
+            "structure has; "
             "imputed: a missed structure counts as the image diagonal",
             fontsize=8.5,
             color=style.GREY,
@@ -215,7 +221,10 @@ def metrics_heatmap(rows: Sequence[Row], structures: Sequence[str], path: Target
 def draw_means(
     axes: Axes, by_structure: Sequence[Sequence[Row]], columns: Sequence[tuple[str, str]], form: str
 ) -> None:
-    """A table of means, a line per structure. Distances, which have no upper end, are coloured by their root."""
+    """A table of means, a line per structure.
+
+    Distances, which have no upper end, are coloured by their root.
+    """
     cells = [[mean_of(chosen, key) for key, _ in columns] for chosen in by_structure]
     means = np.array([[np.nan if mean is None else mean for mean, _ in line] for line in cells], dtype=float)
     norm, colour_map = Normalize(0.0, 1.0), style.SCORE_MAP
@@ -243,7 +252,9 @@ def draw_means(
 def passes(
     rows_by_pass: Sequence[Sequence[Row]], structures: Sequence[str], path: Target, synthetic: bool
 ) -> None:
-    """`per_pass.png`: Dice after each pass, a thin line per case and a thick one for the mean of each structure."""
+    """`per_pass.png`: Dice after each pass, a thin line per case and a thick one for the mean of each
+    structure.
+    """
     numbers = np.arange(1, len(rows_by_pass) + 1)
     with style.picture(path, (8.0, 4.5), title="Dice after each pass", synthetic=synthetic) as figure:
         axes = figure.subplots()

@@ -1,7 +1,9 @@
-"""Pictures of trust: do probabilities mean what they say (reliability diagram), and does confidence foretell the Dice.
+"""Pictures of trust: do probabilities mean what they say (reliability diagram), and does confidence foretell
+the Dice.
 
-`blocks` is "calibration" of `summary_statistics.json`: structure -> region -> {ece, bins: [{n, p, y}]}; rows are those of `per_case.csv`. Up to seven
-structures have a line or a colour each; more are drawn together.
+`blocks` is "calibration" of `summary_statistics.json`: structure -> region -> {ece, bins: [{n, p, y}]};
+rows are those of `per_case.csv`. Up to seven structures have a line or a colour each; more are drawn
+together.
 """
 
 from __future__ import annotations
@@ -29,7 +31,10 @@ MARKED = 3  # cases of lowest Dice that are named
 
 
 def diagram(blocks: Mapping[str, Any], pooled: Mapping[str, Any], path: Target, synthetic: bool) -> None:
-    """`reliability.png`: frequency against probability in each bin, below it how many voxels the bins hold. pooled: region -> the same of all structures."""
+    """`reliability.png`: frequency against probability in each bin, below it how many voxels the bins hold.
+
+    pooled: region -> the same of all structures.
+    """
     with style.picture(
         path, (11.5, 6.4), title="Calibration of the test probabilities", synthetic=synthetic
     ) as figure:
@@ -84,7 +89,9 @@ def draw_counts(axes: Axes, pooled: Mapping[str, Any]) -> None:
 
 
 def confidence(rows: Sequence[Row], structures: Sequence[str], path: Target, synthetic: bool) -> None:
-    """`confidence.png`: left confidence against Dice of every case and structure, right the mean risk of the most confident cases."""
+    """`confidence.png`: left confidence against Dice of every case and structure, right the mean risk of the
+    most confident cases.
+    """
     with style.picture(
         path, (12.0, 5.4), title="Does agreement between predictions foretell the Dice?", synthetic=synthetic
     ) as figure:
@@ -150,7 +157,9 @@ def name_lowest(axes: Axes, rows: Sequence[Row], places: Sequence[tuple[float, f
 
 
 def draw_risk(axes: Axes, rows: Sequence[Row]) -> None:
-    """Mean risk of the k most confident cases over their share; in any order it would be the mean of all, in the best order the curve below."""
+    """Mean risk of the k most confident cases over their share; in any order it would be the mean of all, in
+    the best order the curve below.
+    """
     axes.set_title("If only the most confident cases were kept")
     points = failure.case_points(
         [{**row, "dice": dice_of(row) if row.get("state") in ("present", "missed") else None} for row in rows]

@@ -28,7 +28,8 @@ from ctseg.artifacts import atomic_write
 
 Target = str | Path | BinaryIO
 
-# Okabe and Ito, "Color Universal Design" (2008), without black and with the yellow left out: it vanishes on white.
+# Okabe and Ito, "Color Universal Design" (2008), without black and with the yellow left out: it vanishes on
+# white.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#6b6b6b")
 INK, GREY, PALE, GRID = "#1c2733", "#6b7682", "#c9d1d9", "#e6eaee"
 MISSED = "#D55E00"
@@ -144,7 +145,9 @@ def missed_strip(axes: Axes, left: float, right: float, message: str) -> None:
 
 
 def name_rows(axes: Axes, names: Sequence[str]) -> None:
-    """A labelled line per name, the first on top, every other one tinted; labels below and above where there are many."""
+    """A labelled line per name, the first on top, every other one tinted; labels below and above where there
+    are many.
+    """
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.grid(axis="y", visible=False)
@@ -155,7 +158,9 @@ def name_rows(axes: Axes, names: Sequence[str]) -> None:
 
 
 def short(name: str, limit: int = 26) -> str:
-    """The name, its middle replaced by an ellipsis when it is longer than `limit`; letters that the font lacks by their code, as boxes all look alike."""
+    """The name, its middle replaced by an ellipsis when it is longer than `limit`; letters that the font
+    lacks by their code, as boxes all look alike.
+    """
     name = " ".join(str(name).split())
     name = "".join(
         "".join(run) if shown else "[" + " ".join(f"{ord(c):X}" for c in run) + "]"
@@ -188,7 +193,9 @@ def rgb(colour: np.ndarray) -> tuple[int, ...]:
 def scale_bar(
     pen: ImageDraw.ImageDraw, right: float, bottom: float, mm_per_pixel: float, longest: float, size: int
 ) -> None:
-    """A bar of a round length, at most `longest` pixels, that ends at (right, bottom), its length in words above it."""
+    """A bar of a round length, at most `longest` pixels, that ends at (right, bottom), its length in words
+    above it.
+    """
     bar_mm = max(
         (length for length in (5, 10, 20, 50, 100, 200) if length <= longest * mm_per_pixel), default=5
     )
@@ -199,5 +206,7 @@ def scale_bar(
 
 
 def colour(index: int) -> str:
-    """The colour of the i-th structure; it repeats after the palette's end, so plots with more need another form."""
+    """The colour of the i-th structure; it repeats after the palette's end, so plots with more need another
+    form.
+    """
     return PALETTE[index % len(PALETTE)]
