@@ -24,6 +24,7 @@ from ctseg import artifacts, cli, config, processes
 from ctseg.artifacts import Workspace
 from ctseg.cli import LOG
 from ctseg.errors import UsageError
+from ctseg.manifest import Manifest
 from models import PRESETS
 
 ROOT = Path(__file__).resolve().parent
@@ -131,7 +132,7 @@ def _train_and_score(one: Run, arguments: argparse.Namespace) -> int:
         "--set",
         f"data.seed={arguments.seed or 0}",
     ]
-    done = {"arguments": words, "manifest": artifacts.manifest_hash(artifacts.load_manifest(one.workspace))}
+    done = {"arguments": words, "manifest": Manifest.load(one.workspace).data_hash()}
     marker = one.workspace.root / "run.json"
     if (
         not arguments.restart

@@ -22,10 +22,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ctseg import cli
-from ctseg.artifacts import UNFINISHED, Workspace, load_manifest, read_json
+from ctseg.artifacts import UNFINISHED, Workspace, read_json
 from ctseg.cli import LOG, Options
 from ctseg.config import Settings
 from ctseg.errors import IntegrityError, PreconditionError, UsageError
+from ctseg.manifest import Manifest
 from ctseg.outputs import keep_inputs, require_writable
 from ctseg.processes import ordered_map
 
@@ -77,40 +78,40 @@ def score_run(workspace: Workspace, settings: Settings, workers: int = 1) -> int
     from ctseg.scoring.metrics import Structure
     from ctseg.scoring.tolerances import tolerances_for
 
-    manifest = load_manifest(workspace)
+    manifest = Manifest.load(workspace)
     record = read_json(workspace.require(workspace.run_record, stage="eval"))
-    if record["structures"] != manifest["structures"]:
+    if record["structures"] != list(manifest.structures):
         raise IntegrityError(
             "ORGAN_MAP_MISMATCH",
             "the predictions name other structures than processed_data",
             "run `python evaluate.py` again",
             file=workspace.relative(workspace.run_record),
         )
-    check_names(manifest["structures"])
-    expected = {case["case_id"]: case for case in manifest["cases"] if case["split"] == "test"}
+    check_names(manifest.structures)
+    expected = {case.case_id: case for case in manifest.of_split("test")}
     predicted = {case["case_id"]: case for case in record["cases"]}
     check_sets("test case", expected, predicted)
     pairs = [
         Pair(
             case_id,
-            case["patient_id"],
+            case.patient_id,
             workspace.evaluation / predicted[case_id]["prediction"],
             workspace.processed / predicted[case_id]["reference"],
             predicted[case_id]["prediction"],
             f"processed_data/{predicted[case_id]['reference']}",
-            case["states"],
+            case.states,
         )
         for case_id, case in expected.items()
     ]
-    structures = [Structure(name, (i,)) for i, name in enumerate(manifest["structures"], start=1)]
+    structures = [Structure(name, (i,)) for i, name in enumerate(manifest.structures, start=1)]
     how = ScoreSettings(
-        tolerances_for(manifest["structures"]),
+        tolerances_for(manifest.structures),
         settings.evaluate.boundary_mode,
         IGNORED,
         settings.evaluate.topology,
     )
     rows, nothing, notes = score_pairs(pairs, structures, how, workers=workers)
-    if ignored := sum(case.get("ignored_voxels", 0) for case in expected.values()):
+    if ignored := sum(case.ignored_voxels for case in expected.values()):
         notes.append(f'{ignored} voxels of the references are marked "ignore" and left out of all scores')
     trust = join_trust(workspace, record, rows)
     report = write_evaluation(
@@ -121,19 +122,13 @@ def score_run(workspace: Workspace, settings: Settings, workers: int = 1) -> int
         rows,
         nothing,
         warnings=notes,
-        synthetic=bool(manifest["synthetic"]),
-        split_hash=manifest["splits_hash"],
+        synthetic=manifest.synthetic,
+        split_hash=manifest.splits_hash,
         trust=trust,
     )
     LOG.info("\n%s", report)
     score_passes(
-        workspace,
-        record["cases"],
-        pairs,
-        structures,
-        how,
-        workers=workers,
-        synthetic=bool(manifest["synthetic"]),
+        workspace, record["cases"], pairs, structures, how, workers=workers, synthetic=manifest.synthetic
     )
     return 0
 

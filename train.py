@@ -23,12 +23,13 @@ from ctseg.cli import LOG, Options
 from ctseg.config import Settings
 from ctseg.errors import Finding, ResourceError, UsageError
 from ctseg.laterality import one_sided
+from ctseg.manifest import Manifest, to_record
 from ctseg.tasks import find_task
 
 
 def run(workspace: Workspace, settings: Settings, options: Options) -> int:
     """Train on the processed data of a workspace. Returns the exit code."""
-    manifest = artifacts.load_manifest(workspace)
+    manifest = Manifest.load(workspace)
     artifacts.sweep_temporaries(workspace.checkpoints)
     tell_data_settings(manifest, options)
 
@@ -41,10 +42,10 @@ def run(workspace: Workspace, settings: Settings, options: Options) -> int:
     from ctseg.runtime import hardware
 
     device = hardware.choose_device(options.device)
-    if options.task is None and manifest.get("task"):  # the defaults of the task that the data were made for
-        task = find_task(manifest["task"])
+    if options.task is None and manifest.task:  # the defaults of the task that the data were made for
+        task = find_task(manifest.task)
         options = dataclasses.replace(
-            options, task=manifest["task"], overrides={**task.settings, **options.overrides}
+            options, task=manifest.task, overrides={**task.settings, **options.overrides}
         )
     profile = options.profile
     if profile is None:
@@ -59,7 +60,7 @@ def run(workspace: Workspace, settings: Settings, options: Options) -> int:
     terminal, regions = Terminal(settings), None
     plan = training.Plan(workspace, manifest, machine, build, terminal, options.restart)
     try:
-        if manifest["grid"] == "roi":
+        if manifest.grid == "roi":
             locator, regions = training.train_locator(plan, settings, cli.bar)
             plan = dataclasses.replace(plan, locator=locator)
             settings = planning.remaining_settings(settings)
@@ -78,7 +79,7 @@ def run(workspace: Workspace, settings: Settings, options: Options) -> int:
             "%d training and %d validation cases, structures: %s.",
             len(plan.training),
             len(plan.validation),
-            ", ".join(manifest["structures"]),
+            ", ".join(manifest.structures),
         )
         patch, batch = settings.train.patch_size, settings.train.batch_size
         LOG.info("Patches of %d x %d x %d voxels, %d at a time.", *patch, batch)
@@ -111,16 +112,16 @@ def run(workspace: Workspace, settings: Settings, options: Options) -> int:
     return 0
 
 
-def tell_data_settings(manifest: dict[str, Any], options: Options) -> None:
+def tell_data_settings(manifest: Manifest, options: Options) -> None:
     """Say that settings of the data count only when the data are preprocessed, where they differ."""
     asked = {key: value for key, value in options.overrides.items() if key.startswith("data.")}
     wanted = config.resolve(None, asked).record()["data"]
     for key in sorted(key.split(".")[1] for key in asked):
-        if key in manifest["settings"] and manifest["settings"][key] != wanted[key]:
+        if key in manifest.settings and manifest.settings[key] != wanted[key]:
             LOG.info(
                 "NOTE DATA_SETTINGS: the tensors were made with data.%s=%s; run --preprocess to change that.",
                 key,
-                manifest["settings"][key],
+                manifest.settings[key],
             )
 
 
@@ -178,13 +179,12 @@ def build(arch: dict[str, Any]) -> Any:
         ) from error
 
 
-def without_wrong_mirror(settings: Settings, options: Options, manifest: dict[str, Any]) -> Settings:
+def without_wrong_mirror(settings: Settings, options: Options, manifest: Manifest) -> Settings:
     """The settings, without mirroring where a structure of one side lacks its partner.
 
     What the user asks for by name is done with a warning.
     """
-    organs = (manifest.get("guide") or {}).get("organs", ())
-    names = one_sided(manifest.get("sides"), manifest["structures"], organs)
+    names = one_sided(to_record(manifest.sides), manifest.structures, manifest.organs)
     if not names or not settings.train.mirror:
         return settings
     cause = (

@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from ctseg import artifacts
+from ctseg.manifest import Manifest
 from ctseg.prediction.largest_component import keep_largest
 from ctseg.prediction.network_input import assemble
 
@@ -54,17 +55,17 @@ def main() -> int:
     )
     parser.add_argument("--workspace", type=Path, required=True)
     workspace = artifacts.Workspace(parser.parse_args().workspace)
-    manifest = artifacts.load_manifest(workspace)
+    manifest = Manifest.load(workspace)
     loaded = {}
     for split, limit in (("train", TRAINING_CASES), ("test", None)):
-        entries = [case for case in manifest["cases"] if case["split"] == split][:limit]
+        entries = manifest.of_split(split)[:limit]
         loaded[split] = [
             tuple(tensor.numpy() for tensor in assemble(workspace, entry)[:2]) for entry in entries
         ]
-    low_hu, high_hu = manifest["window_hu"]
+    low_hu, high_hu = manifest.window_hu
     means = []
     print("| structure | interval (HU) | test Dice | n |\n|---|---|---|---|")
-    for number, name in enumerate(manifest["structures"], start=1):
+    for number, name in enumerate(manifest.structures, start=1):
         step = (slice(None, None, COARSE),) * 3
         pairs = [
             (image[step].astype(np.float32), label[step] == number)

@@ -25,7 +25,6 @@ import numpy as np
 
 from ctseg.errors import IntegrityError, LockedError, PreconditionError, ResourceError
 
-MANIFEST_VERSION = 1
 TRAINED = {
     "minutes": "time budget used up",
     "epochs": "all epochs done",
@@ -42,7 +41,8 @@ TENSOR_SIZE = 128  # voxels along each axis of every stored tensor: the card's f
 class Workspace:
     """The folder of one experiment and the names of everything in it.
 
-    processed: where the tensors lie when several experiments share them; by default processed_data in the folder itself.
+    processed: where the tensors lie when several experiments share them; by default processed_data in the
+    folder itself.
     """
 
     def __init__(self, root: str | Path = ".", processed: str | Path | None = None):
@@ -73,7 +73,9 @@ class Workspace:
         self.log = self.root / "logs" / "pipeline.log"
 
     def for_locator(self) -> Workspace:
-        """The same workspace, with the names that the training of a locator uses for its checkpoints and history."""
+        """The same workspace, with the names that the training of a locator uses for its checkpoints and
+        history.
+        """
         other = Workspace(self.root, self.processed)
         other.best_model, other.last_model = (
             self.checkpoints / "locator.pth",
@@ -121,7 +123,8 @@ class Workspace:
 
 @contextlib.contextmanager
 def lock_workspace(workspace: Workspace) -> Iterator[None]:
-    """Hold the workspace for this process; the system gives the lock back when a process ends, however it ends.
+    """Hold the workspace for this process; the system gives the lock back when a process ends, however it
+    ends.
 
     Raises LockedError LOCKED with the holder, ResourceError when the workspace cannot be written.
     """
@@ -165,6 +168,8 @@ def _lock_holder(path: Path) -> str:
 
 
 def _alive(pid: int) -> bool:
+    if os.name != "posix":  # there os.kill ends a process, and what is being written cannot be removed anyway
+        return False
     try:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):
@@ -219,11 +224,14 @@ def sweep_temporaries(folder: Path) -> None:
     for leftover in folder.rglob(".tmp-*"):
         parts = leftover.name.split("-")
         if len(parts) == 3 and parts[1].isdigit() and not _alive(int(parts[1])):
-            leftover.unlink(missing_ok=True)
+            with contextlib.suppress(PermissionError):
+                leftover.unlink(missing_ok=True)
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write text atomically as UTF-8. A byte of a name that is no UTF-8 becomes \\udcXX, in JSON the same name."""
+    """Write text atomically as UTF-8. A byte of a name that is no UTF-8 becomes \\udcXX, in JSON the same
+    name.
+    """
     atomic_write(path, lambda stream: stream.write(text.encode("utf-8", "backslashreplace")))
 
 
@@ -294,7 +302,7 @@ def file_hash(path: str | Path) -> str:
 
 
 def safe_name(identifier: str) -> str:
-    """A file name made from an identifier; changed ones get 8 hex digits of its hash, so two never collide."""
+    """A file name made from an identifier; a changed one gets 8 digits of its hash, so two never collide."""
     clean = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "_" for c in identifier)[
         :100
     ].lstrip(".-")
@@ -321,7 +329,8 @@ def read_tensor(path: str | Path, *, sha256: str | None = None) -> tuple[np.ndar
 
 
 def write_arrays(path: str | Path, arrays: Mapping[str, np.ndarray]) -> str:
-    """Write named arrays into one .npz and return the sha256 of the file (the same content gives the same bytes).
+    """Write named arrays into one .npz and return the sha256 of the file (the same content gives the same
+    bytes).
 
     Stored, not compressed (`docs/decisions/002-storage.md`): zip members carry a CRC, nothing is pickled.
     """
@@ -341,7 +350,9 @@ def write_arrays(path: str | Path, arrays: Mapping[str, np.ndarray]) -> str:
 def read_arrays(
     path: str | Path, required: Sequence[str], *, sha256: str | None = None
 ) -> dict[str, np.ndarray]:
-    """All arrays of an .npz of the preprocess stage. IntegrityError when its hash is another, it is broken, or one is missing."""
+    """All arrays of an .npz of the preprocess stage. IntegrityError when its hash is another, it is broken,
+    or one is missing.
+    """
     path = Path(path)
     require_regular(path)
     if sha256 is not None and file_hash(path) != sha256:
@@ -364,71 +375,3 @@ def read_arrays(
             "run `python run_pipeline.py --preprocess` again",
             file=path.name,
         ) from error
-
-
-# ---- manifest ---------------------------------------------------------------------------------------------
-
-
-def load_manifest(workspace: Workspace) -> dict[str, Any]:
-    """The manifest of the preprocess stage (`docs/artifacts.md`), its version, its own hash and the splits checked.
-
-    Raises PreconditionError MISSING_ARTIFACT, IntegrityError (LEAKAGE: a case stands in another split than its patient).
-    """
-    workspace.require(workspace.manifest, stage="preprocess")
-    manifest = read_json(workspace.manifest)
-    version = manifest.get("version") if isinstance(manifest, dict) else None
-    file, again = workspace.relative(workspace.manifest), "run `python run_pipeline.py --preprocess` again"
-    if version != MANIFEST_VERSION:
-        raise IntegrityError(
-            "ARTIFACT_VERSION", f"manifest version {version} instead of {MANIFEST_VERSION}", again, file=file
-        )
-    splits = read_json(workspace.require(workspace.splits, stage="preprocess"))
-    if canonical_hash(splits) != manifest.get("splits_hash"):
-        raise IntegrityError(
-            "SPLIT_CHANGED",
-            "splits.json is not the one the tensors were made with",
-            "restore it, or delete processed_data and run `python run_pipeline.py --preprocess`",
-            file=workspace.relative(workspace.splits),
-        )
-    for case in manifest["cases"]:
-        drawn = splits["assignment"].get(case.get("patient_id"))
-        if case.get("split") != drawn:
-            raise IntegrityError(
-                "LEAKAGE",
-                f"the manifest puts it into {case.get('split')}, splits.json its patient into {drawn}",
-                again,
-                case=str(case.get("case_id")),
-                file=file,
-            )
-    if edited(manifest):
-        raise IntegrityError("MANIFEST_CHANGED", "it was edited after it was written", again, file=file)
-    return dict(manifest)
-
-
-def content_hash(manifest: Mapping[str, Any]) -> str:
-    """The hash of everything else in a manifest, which stands in it so that edits are noticed."""
-    return canonical_hash({key: value for key, value in manifest.items() if key != "content_hash"})
-
-
-def edited(manifest: Mapping[str, Any]) -> bool:
-    """Whether somebody changed a manifest by hand; those of earlier versions carry no hash and pass."""
-    return "content_hash" in manifest and manifest["content_hash"] != content_hash(manifest)
-
-
-def seen_files(entry: dict[str, Any]) -> list[dict[str, Any]]:
-    """The records {"file", "sha256"} of what networks see of a case of the manifest: tensors, locator tensor, guide."""
-    return [*entry.get("tensors", ()), *(entry[name] for name in ("locator", "guide") if entry.get(name))]
-
-
-def manifest_hash(manifest: dict[str, Any]) -> str:
-    """What identifies the processed data: structures, grid, settings and the hash of everything that a network sees."""
-    return canonical_hash(
-        {
-            "structures": manifest["structures"],
-            "settings": manifest["settings_hash"],
-            "splits": manifest["splits_hash"],
-            "tensors": {
-                case["case_id"]: [file["sha256"] for file in seen_files(case)] for case in manifest["cases"]
-            },
-        }
-    )

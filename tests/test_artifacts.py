@@ -16,6 +16,7 @@ import pytest
 
 from ctseg import artifacts
 from ctseg.errors import IntegrityError, LockedError, PreconditionError, ResourceError
+from ctseg.manifest import Manifest
 
 ROOT = Path(__file__).parent.parent
 
@@ -82,7 +83,7 @@ def test_a_plain_name_is_kept():
 def test_a_missing_artifact_names_the_command_that_makes_it(tmp_path):
     workspace = artifacts.Workspace(tmp_path)
     with pytest.raises(PreconditionError, match="--preprocess"):
-        artifacts.load_manifest(workspace)
+        Manifest.load(workspace)
     with pytest.raises(PreconditionError, match="--train"):
         workspace.require(workspace.best_model, stage="train")
 
@@ -212,3 +213,27 @@ def test_leftovers_of_dead_processes_are_swept(tmp_path):
     alive.touch()
     artifacts.sweep_temporaries(tmp_path)
     assert not dead.exists() and alive.exists()
+
+
+def test_windows_opens_no_folder_and_asks_no_process_whether_it_lives(tmp_path, monkeypatch):
+    """There os.open refuses folders, os.kill ends what it is asked about, and what is being written cannot be removed."""
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(13, "Access is denied")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(artifacts.os, "open", refuse)
+        artifacts.write_text(tmp_path / "a.txt", "whole")
+    assert (tmp_path / "a.txt").read_text() == "whole"
+    left, written = tmp_path / ".tmp-1-left", tmp_path / ".tmp-2-written"
+    left.touch()
+    written.touch()
+    unlink = Path.unlink
+    with monkeypatch.context() as patched:
+        patched.setattr(artifacts.os, "kill", lambda *_: pytest.fail("a process was ended"))
+        patched.setattr(artifacts.os, "name", "nt")
+        patched.setattr(
+            Path, "unlink", lambda path, **more: refuse() if path == written else unlink(path, **more)
+        )
+        artifacts.sweep_temporaries(tmp_path)
+    assert not left.exists() and written.exists()

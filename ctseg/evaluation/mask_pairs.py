@@ -7,7 +7,6 @@ another grid, label values that no structure has.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -17,9 +16,9 @@ import numpy as np
 
 from ctseg.artifacts import read_json
 from ctseg.errors import Finding, IntegrityError, PipelineError, PreconditionError, UsageError
+from ctseg.geometry.boxes import tight_box
 from ctseg.geometry.volume import Grid, Volume
-from ctseg.scoring.distances import joint_box
-from ctseg.scoring.metrics import MAX_LABEL, Row, Structure, few_boxes, score_case
+from ctseg.scoring.metrics import MAX_LABEL, Row, Structure, score_case
 from ctseg.scoring.shape import tubular
 from ctseg.scoring.summary import RESERVED_NAMES
 
@@ -377,13 +376,12 @@ def _topology(
 ) -> tuple[Row, Row]:
     """(topology of one structure, that of predicting nothing), in the box that holds all of it; ignored voxels are background."""
     labels = list(structure.labels)
-    box = functools.reduce(
-        joint_box, [found for array in (prediction, reference) for found in few_boxes(array, labels).values()]
-    )
-    mask, truth = (
-        array[box] == labels[0] if len(labels) == 1 else np.isin(array[box], labels)
+    masks = [
+        array == labels[0] if len(labels) == 1 else np.isin(array, labels)
         for array in (prediction, reference)
-    )
+    ]
+    box = tight_box(masks[0] | masks[1])
+    mask, truth = (mask[box] for mask in masks)
     if ignore_label is not None:
         mask &= reference[box] != ignore_label
     known = tubular.study(
@@ -404,7 +402,7 @@ def _read(
         volume, findings = volume_files.read_integers(path)
         volume_files.check_names(path, names)
         if grid is not None:
-            volume, more = checks.put_on(volume, grid, path, of="reference")
+            volume, more = checks.put_on(volume, grid, of="reference")
             findings = findings + more
     except PipelineError as error:
         raise IntegrityError(error.code, error.cause, error.fix, case=case_id, file=shown) from None

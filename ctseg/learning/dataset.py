@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,8 +16,9 @@ import torch
 from ctseg import artifacts, laterality
 from ctseg.config import TrainSettings
 from ctseg.geometry.body_regions import AIR_HU, lung_region
-from ctseg.geometry.grids import Region
+from ctseg.geometry.boxes import Box, box_start
 from ctseg.learning import augment, tubes
+from ctseg.manifest import Case, Manifest
 from ctseg.prediction import guide_input, mirroring
 from ctseg.prediction.network_input import NetworkInput, assemble, read_tensor
 from ctseg.scans.datasets.case import IGNORED
@@ -66,12 +66,12 @@ class TrainingCase:
 
 def load_cases(
     workspace: artifacts.Workspace,
-    manifest: dict[str, Any],
+    manifest: Manifest,
     split: str,
     *,
     with_tubes: bool = False,
     whole_body: bool = False,
-    regions: dict[str, Region] | None = None,
+    regions: dict[str, Box] | None = None,
     progress: Callable = iter,
 ) -> list[TrainingCase]:
     """The cases of one split, in memory (6 MB per tensor, three times that with tubes).
@@ -79,30 +79,29 @@ def load_cases(
     whole_body: on the small canvas of the whole body, for the locator. regions: parts of canvases to keep, by case.
     """
     cases = []
-    for entry in progress([case for case in manifest["cases"] if case["split"] == split]):
+    for stored in progress(manifest.of_split(split)):
         if whole_body:
-            image, label = read_tensor(workspace, entry["locator"])
-            entry = {**entry, "canvas": entry["locator"]["canvas"]}
-            cases.append(prepare_case(entry, image, label, manifest["structures"]))
+            image, label = read_tensor(workspace, stored.locator)
+            stored = dataclasses.replace(stored, canvas=stored.locator.canvas)
+            cases.append(prepare_case(stored, image, label, manifest.structures))
             continue
-        image, label, origin = assemble(workspace, entry)
-        if entry["case_id"] in (regions or {}):
-            origin, shape = regions[entry["case_id"]]  # type: ignore[index]
-            place = tuple(slice(o, o + n) for o, n in zip(origin, shape))
-            image, label = image[place].clone(), label[place].clone()
-        case = prepare_case(entry, image, label, manifest["structures"])
-        case.origin, case.guide = origin, guide_input.load(workspace, manifest, entry)
+        image, label, origin = assemble(workspace, stored)
+        if stored.case_id in (regions or {}):
+            box = regions[stored.case_id]  # type: ignore[index]
+            image, label, origin = image[box].clone(), label[box].clone(), box_start(box)
+        case = prepare_case(stored, image, label, manifest.structures)
+        case.origin, case.guide = origin, guide_input.load(workspace, manifest, stored)
         if with_tubes:
-            case.tubes = find_tubes(case, manifest["window_hu"])
+            case.tubes = find_tubes(case, manifest.window_hu)
         cases.append(case)
     return cases
 
 
 def prepare_case(
-    entry: dict[str, Any], image: torch.Tensor, label: torch.Tensor, structures: Sequence[str]
+    case: Case, image: torch.Tensor, label: torch.Tensor, structures: Sequence[str]
 ) -> TrainingCase:
     """A case with the positions that sampling draws from; the choice of them depends on the case's id alone."""
-    rng = generator_of(entry["case_id"])
+    rng = generator_of(case.case_id)
     flat = label.numpy().ravel()
     inside = np.flatnonzero((flat > 0) & (flat != IGNORED))
     points = {
@@ -113,10 +112,10 @@ def prepare_case(
     body = np.argwhere(looked_at.numpy()) * 4
     if len(body) == 0:
         body = np.array([[n // 2 for n in image.shape]])
-    d, h, w = (float(v) for v in np.linalg.norm(np.array(entry["canvas"]["affine"])[:3, :3], axis=0))
-    labelled = np.array([entry["states"][name] != "unlabelled" for name in structures])
+    spacing_mm = case.on_canvas().spacing_mm
+    labelled = np.array([case.states[name] != "unlabelled" for name in structures])
     return TrainingCase(
-        entry["case_id"], image, label, (d, h, w), entry["states"], labelled, points, body.astype(np.int16)
+        case.case_id, image, label, spacing_mm, case.states, labelled, points, body.astype(np.int16)
     )
 
 

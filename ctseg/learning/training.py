@@ -13,11 +13,12 @@ from ctseg import artifacts
 from ctseg.artifacts import Workspace
 from ctseg.config import Settings
 from ctseg.errors import PreconditionError
-from ctseg.geometry.grids import Region
+from ctseg.geometry.boxes import Box
 from ctseg.learning import density_remap, planning, resuming
 from ctseg.learning.dataset import TrainingCase, load_cases
 from ctseg.learning.trainer import Listener, Stopped, Trainer
 from ctseg.learning.training_state import Provenance
+from ctseg.manifest import Manifest, to_record
 from ctseg.prediction import guide_input
 from ctseg.prediction.locator import restore_locator
 from ctseg.prediction.network_input import read_case
@@ -32,7 +33,7 @@ class Plan:
     """What a training works on, whatever its settings. build: makes a network from an architecture."""
 
     workspace: Workspace
-    manifest: dict[str, Any]
+    manifest: Manifest
     machine: hardware.Machine
     build: Callable[[dict[str, Any]], Any]
     listener: Listener
@@ -53,7 +54,7 @@ def with_planned_patch(plan: Plan, settings: Settings) -> Settings:
     if not any("present" in case.states.values() for case in plan.training):
         raise PreconditionError(
             "NO_LABELS",
-            "no training case shows any of the structures " + ", ".join(plan.manifest["structures"]),
+            "no training case shows any of the structures " + ", ".join(plan.manifest.structures),
             "check --structures and the labels (processed_data/preprocess_report.json lists what was found)",
         )
     patch_size = planning.plan_patch(plan.training, settings)
@@ -62,7 +63,7 @@ def with_planned_patch(plan: Plan, settings: Settings) -> Settings:
 
 def train_locator(
     plan: Plan, settings: Settings, bar: Callable[[str], Callable[[Iterable], Iterable]]
-) -> tuple[dict[str, Any], dict[str, Region]]:
+) -> tuple[dict[str, Any], dict[str, Box]]:
     """Train the locator of the roi grid: (what a checkpoint keeps of it, region of each validation case)."""
     LOG.info("Training the locator, which finds the structures on the whole body.")
     workspace, manifest = plan.workspace, plan.manifest
@@ -85,15 +86,15 @@ def train_locator(
     file = workspace.relative(place.best_model)
     finder = restore_locator(record, lambda **arch: plan.build(arch), plan.machine, file=file)
     regions = {}
-    for entry in bar("Locating")([case for case in manifest["cases"] if case["split"] == "val"]):
-        region = finder.find(read_case(workspace, manifest, entry, guided=False, located=True))
+    for case in bar("Locating")(manifest.of_split("val")):
+        region = finder.find(read_case(workspace, manifest, case, guided=False, located=True))
         if region is None:
             LOG.warning(
                 "WARN NOT_LOCATED case=%s: the locator found no structure; the whole canvas is used.",
-                entry["case_id"],
+                case.case_id,
             )
         else:
-            regions[entry["case_id"]] = region
+            regions[case.case_id] = region
     return record, regions
 
 
@@ -102,7 +103,7 @@ def train_network(plan: Plan, settings: Settings) -> None:
     workspace, manifest, machine = plan.workspace, plan.manifest, plan.machine
     guide = plan.training[0].guide
     channels = guide_input.n_channels(len(guide.presence)) if guide is not None else 0
-    arch = architecture(settings, n_structures=len(manifest["structures"]), guide_channels=channels)
+    arch = architecture(settings, n_structures=len(manifest.structures), guide_channels=channels)
     torch.manual_seed(settings.train.seed)
     network = plan.build(arch)
     if hasattr(network, "set_lookup"):
@@ -114,17 +115,16 @@ def train_network(plan: Plan, settings: Settings) -> None:
     tell_size(arch["name"], network, settings, machine)
     provenance = Provenance(
         arch=arch,
-        structures=list(manifest["structures"]),
-        synthetic=bool(manifest["synthetic"]),
+        structures=list(manifest.structures),
+        synthetic=manifest.synthetic,
         preprocess={
-            **{key: manifest[key] for key in ("grid", "spacing_mm", "window_hu")},
-            "settings": manifest["settings"],
+            key: to_record(getattr(manifest, key)) for key in ("grid", "spacing_mm", "window_hu", "settings")
         },
-        manifest_hash=artifacts.manifest_hash(manifest),
-        splits_hash=manifest["splits_hash"],
-        guide=manifest.get("guide") if guided else None,
+        manifest_hash=manifest.data_hash(),
+        splits_hash=manifest.splits_hash,
+        guide=to_record(manifest.guide) if guided else None,
         locator=plan.locator,
-        sides=manifest.get("sides"),
+        sides=to_record(manifest.sides),
     )
     trainer = Trainer(
         network,
@@ -205,8 +205,8 @@ def tell_size(name: str, network: torch.nn.Module, settings: Settings, machine: 
 
 def fit_lookup(plan: Plan) -> torch.Tensor:
     """The table of the density remap, from the training cases."""
-    splits = {entry["case_id"]: entry["split"] for entry in plan.manifest["cases"]}
-    low, high = plan.manifest["window_hu"]
+    splits = {case.case_id: str(case.split) for case in plan.manifest.cases}
+    low, high = plan.manifest.window_hu
     cases = (
         density_remap.LookupCase(
             case.case_id,

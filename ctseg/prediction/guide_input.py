@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +16,7 @@ import torch.nn.functional as F
 
 from ctseg import artifacts
 from ctseg.laterality import Sides
+from ctseg.manifest import Case, Manifest
 from ctseg.prediction.mirroring import mirror_permutation
 from ctseg.scans.guide_organs import read_guide
 
@@ -41,17 +41,12 @@ class Guide:
     swaps: torch.Tensor
 
 
-def load(workspace: artifacts.Workspace, manifest: dict[str, Any], entry: dict[str, Any]) -> Guide | None:
+def load(workspace: artifacts.Workspace, manifest: Manifest, case: Case) -> Guide | None:
     """The guide of a case of the manifest, its hash checked; None when the data were processed without one."""
-    record = entry.get("guide")
-    if not record:
+    if case.guide is None:
         return None
-    organs = manifest["guide"]["organs"]
-    return make_guide(
-        *read_guide(workspace.processed / record["file"], sha256=record["sha256"]),
-        organs,
-        Sides.of(manifest.get("sides"), organs),
-    )
+    found = read_guide(workspace.processed / case.guide.file, sha256=case.guide.sha256)
+    return make_guide(*found, manifest.organs, manifest.sides)
 
 
 def make_guide(

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import numpy as np
 import torch
 
 from ctseg import artifacts
-from ctseg.geometry.grids import Region
+from ctseg.geometry.boxes import Box, box_start, move
 from ctseg.geometry.volume import Grid
+from ctseg.manifest import Case, LocatorFile, Manifest, TensorFile
 from ctseg.prediction import guide_input
 from ctseg.prediction.guide_input import Guide
 
@@ -26,11 +26,10 @@ class NetworkInput:
     guide: Guide | None = None
     origin: tuple[int, int, int] = (0, 0, 0)
 
-    def part(self, region: Region) -> NetworkInput:
-        """A part of it. region: first voxel, counted on the canvas, and shape."""
-        start, shape = region
-        place = tuple(slice(s - o, s - o + n) for s, o, n in zip(start, self.origin, shape))
-        return dataclasses.replace(self, image=self.image[place], origin=start)
+    def part(self, box: Box) -> NetworkInput:
+        """The part of it in a box of the canvas."""
+        place = move(box, [-first for first in self.origin])
+        return dataclasses.replace(self, image=self.image[place], origin=box_start(box))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,33 +46,27 @@ class CaseInput:
 
 
 def read_case(
-    workspace: artifacts.Workspace,
-    manifest: dict[str, Any],
-    entry: dict[str, Any],
-    *,
-    guided: bool,
-    located: bool,
+    workspace: artifacts.Workspace, manifest: Manifest, case: Case, *, guided: bool, located: bool
 ) -> CaseInput:
     """A case of the manifest from its tensors. guided, located: whether its guide, and its whole body, are read too."""
-    image, _, origin = assemble(workspace, entry)
-    guide = guide_input.load(workspace, manifest, entry) if guided else None
+    image, _, origin = assemble(workspace, case)
+    guide = guide_input.load(workspace, manifest, case) if guided else None
     body = None
-    if located:
-        body = read_tensor(workspace, entry["locator"])[0], Grid.from_record(entry["locator"]["canvas"])
-    canvas, scan = Grid.from_record(entry["canvas"]), Grid.from_record(entry["scan"])
-    return CaseInput(NetworkInput(image, guide, origin), canvas, scan, body)
+    if located and case.locator is not None:
+        body = read_tensor(workspace, case.locator)[0], case.locator.canvas
+    return CaseInput(NetworkInput(image, guide, origin), case.on_canvas(), case.scan, body)
 
 
 def assemble(
-    workspace: artifacts.Workspace, entry: dict[str, Any]
+    workspace: artifacts.Workspace, case: Case
 ) -> tuple[torch.Tensor, torch.Tensor, tuple[int, int, int]]:
     """(image, label, first voxel on the canvas) of what there is of a case, from its 128^3 tensors; hashes are checked.
 
     It is the whole canvas, or for a training case of the roi grid the part about the structures. Where tensors
     overlap they hold the same voxels. What no tensor covers is air and background.
     """
-    origins = np.array([item["origin"] for item in entry["tensors"]])
-    parts = [read_tensor(workspace, item) for item in entry["tensors"]]
+    origins = np.array([file.origin for file in case.tensors])
+    parts = [read_tensor(workspace, file) for file in case.tensors]
     first = origins.min(axis=0)
     shape = tuple(int(n) for n in (origins + [part.shape for part, _ in parts]).max(axis=0) - first)
     image, label = torch.zeros(shape, dtype=torch.float16), torch.zeros(shape, dtype=torch.uint8)
@@ -83,9 +76,11 @@ def assemble(
     return image, label, (int(first[0]), int(first[1]), int(first[2]))
 
 
-def read_tensor(workspace: artifacts.Workspace, item: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+def read_tensor(
+    workspace: artifacts.Workspace, file: TensorFile | LocatorFile
+) -> tuple[torch.Tensor, torch.Tensor]:
     """(image, label) of one stored tensor, its hash checked; without a label all is background."""
-    image, label = artifacts.read_tensor(workspace.processed / item["file"], sha256=item["sha256"])
+    image, label = artifacts.read_tensor(workspace.processed / file.file, sha256=file.sha256)
     if label is None:
         label = np.zeros(image.shape, np.uint8)
     return torch.from_numpy(image).half(), torch.from_numpy(label)

@@ -13,6 +13,7 @@ from typing import Any
 from ctseg import artifacts
 from ctseg.artifacts import Workspace
 from ctseg.errors import IntegrityError, PreconditionError
+from ctseg.manifest import Manifest, to_record
 from ctseg.tables import read_csv
 
 EVALUATE_AGAIN = "run `python run_pipeline.py --eval --analyze`"
@@ -38,6 +39,7 @@ class Results:
 
     history: dict[str, Any]
     manifest: dict[str, Any] = dataclasses.field(default_factory=dict)
+    data_hash: str | None = None  # of the processed data as they are now
     preprocess_report: dict[str, Any] = dataclasses.field(default_factory=dict)
     summary: dict[str, Any] = dataclasses.field(default_factory=dict)
     run: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -76,7 +78,8 @@ def read(workspace: Workspace) -> Results:
         history=_mapping(workspace.require(workspace.history, stage="train"), workspace, stage="train")
     )
     if workspace.manifest.exists():
-        results.manifest = artifacts.load_manifest(workspace)
+        manifest = Manifest.load(workspace)
+        results.manifest, results.data_hash = to_record(manifest), manifest.data_hash()
     if workspace.preprocess_report.exists():
         results.preprocess_report = _mapping(workspace.preprocess_report, workspace, stage="preprocess")
     _read_evaluation(workspace, results)
@@ -84,7 +87,7 @@ def read(workspace: Workspace) -> Results:
         results.notices.append(
             "processed_data/ is gone: data set, findings and pictures of cases are missing here; run `python run_pipeline.py --preprocess` again."
         )
-    elif results.history.get("manifest_hash") not in (None, artifacts.manifest_hash(results.manifest)):
+    elif results.history.get("manifest_hash") not in (None, results.data_hash):
         results.notices.append(
             "The processed data changed after training: cases and findings below describe the new data; run `python run_pipeline.py --train --eval --analyze`."
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import filecmp
 import itertools
 import json
@@ -14,13 +15,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tiny_workspace import write_manifest
 
 import evaluate
 from ctseg import artifacts, config
 from ctseg.errors import PipelineError, UsageError
 from ctseg.evaluation import result_files
 from ctseg.evaluation.mask_pairs import ScoreSettings, find_label_names, pair_folders, read_label_names
-from ctseg.geometry.volume import Volume
+from ctseg.geometry.volume import Grid, Volume
+from ctseg.manifest import Case, Manifest
 from ctseg.scans.datasets.case import IGNORED
 from ctseg.scans.formats import nifti
 
@@ -609,17 +612,18 @@ def test_regions_as_nnunet_writes_them(tmp_path: Path) -> None:
 def workspace_with_predictions(root: Path) -> artifacts.Workspace:
     """A synthetic workspace after prediction: two test cases of two structures, one of them unlabelled once."""
     workspace = artifacts.Workspace(root)
-    splits = {"version": 1, "seed": 0, "assignment": {"p0": "train", "p1": "test", "p2": "test"}}
     cases, run = [], []
     for i, split in enumerate(("train", "test", "test")):
         save(workspace.references, f"c{i}", mask(1, 2) if i < 2 else mask(1))
         cases.append(
-            {
-                "case_id": f"c{i}",
-                "patient_id": f"p{i}",
-                "split": split,
-                "states": {"bladder": "present", "rectum": "unlabelled" if i == 2 else "present"},
-            }
+            Case(
+                f"c{i}",
+                f"p{i}",
+                {"bladder": "present", "rectum": "unlabelled" if i == 2 else "present"},
+                source={},
+                scan=Grid((1, 1, 1), np.eye(4)),
+                split=split,
+            )
         )
         if split == "test":
             save(workspace.predictions, f"c{i}", mask(1, 2))
@@ -632,18 +636,7 @@ def workspace_with_predictions(root: Path) -> artifacts.Workspace:
                     "reference": f"references/c{i}.nii.gz",
                 }
             )
-    artifacts.write_json(workspace.splits, splits)
-    artifacts.write_json(
-        workspace.manifest,
-        {
-            "format": "ctseg-manifest",
-            "version": 1,
-            "synthetic": True,
-            "structures": ["bladder", "rectum"],
-            "splits_hash": artifacts.canonical_hash(splits),
-            "cases": cases,
-        },
-    )
+    write_manifest(workspace, cases, ["bladder", "rectum"], synthetic=True)
     artifacts.write_json(
         workspace.run_record,
         {"version": 1, "synthetic": True, "structures": ["bladder", "rectum"], "cases": run},
@@ -676,9 +669,9 @@ def test_ignored_voxels_of_a_reference_leave_every_score(tmp_path: Path) -> None
     predicted[9, 10, 10:12] = 1  # a mistake where nobody looked
     save(workspace.references, "c1", reference)
     save(workspace.predictions, "c1", predicted)
-    content = artifacts.read_json(workspace.manifest)
-    content["cases"][1]["ignored_voxels"] = 3
-    artifacts.write_json(workspace.manifest, content)
+    cases = Manifest.load(workspace).cases
+    cases = [dataclasses.replace(case, ignored_voxels=3 * (case.case_id == "c1")) for case in cases]
+    write_manifest(workspace, cases, ["bladder", "rectum"], synthetic=True)
     assert evaluate.score_run(workspace, config.Settings()) == 0
     rows, before = (
         list(csv.DictReader(text.splitlines()))

@@ -15,11 +15,12 @@ import tiny_workspace
 import torch
 from scipy import ndimage
 
-from ctseg import artifacts, config
+from ctseg import config
 from ctseg.errors import IntegrityError
 from ctseg.learning import dataset, losses, planning
 from ctseg.learning.optimizer import learning_rate_factor
 from ctseg.learning.validation import Validation
+from ctseg.manifest import Manifest
 from ctseg.prediction import largest_component, mirroring, sliding_windows
 from ctseg.prediction.network_input import NetworkInput
 from ctseg.runtime import checkpoints, hardware
@@ -132,7 +133,7 @@ def test_every_pass_is_supervised_and_the_last_one_counts_most():
 
 def test_image_label_and_targets_of_a_patch_move_together(tmp_path):
     workspace = tiny_workspace.make(tmp_path, cases=3)
-    (case,) = dataset.load_cases(workspace, artifacts.load_manifest(workspace), "train", with_tubes=True)
+    (case,) = dataset.load_cases(workspace, Manifest.load(workspace), "train", with_tubes=True)
     case.image, strength = (
         case.label.half() / 3,
         "standard",
@@ -162,7 +163,7 @@ def test_mirror_swaps_pairs_and_twice_is_the_identity():
 @pytest.mark.parametrize("strength", ["light", "standard"])
 def test_after_augmentation_left_is_still_left(strength, tmp_path):
     workspace = tiny_workspace.make(tmp_path)
-    cases = dataset.load_cases(workspace, artifacts.load_manifest(workspace), "train")
+    cases = dataset.load_cases(workspace, Manifest.load(workspace), "train")
     sampler = sampler_of(
         cases, batch_size=1, patch_size=(32, 32, 32), foreground_fraction=1, augmentation=strength, seed=1
     )
@@ -174,7 +175,7 @@ def test_after_augmentation_left_is_still_left(strength, tmp_path):
 
 def test_a_mirrored_patch_swaps_which_side_was_annotated(tmp_path):
     workspace = tiny_workspace.make(tmp_path, cases=3, unlabelled={0: ["right_blob"]})
-    cases = dataset.load_cases(workspace, artifacts.load_manifest(workspace), "train")
+    cases = dataset.load_cases(workspace, Manifest.load(workspace), "train")
     sampler = sampler_of(
         cases, batch_size=1, patch_size=(32, 32, 32), foreground_fraction=1, augmentation="light", seed=1
     )
@@ -189,7 +190,7 @@ def test_a_mirrored_patch_swaps_which_side_was_annotated(tmp_path):
 
 def test_foreground_is_forced_with_its_probability_also_at_batch_size_1(tmp_path):
     workspace = tiny_workspace.make(tmp_path)
-    cases = dataset.load_cases(workspace, artifacts.load_manifest(workspace), "train")
+    cases = dataset.load_cases(workspace, Manifest.load(workspace), "train")
     for case in cases:  # body voxels in a corner, so that a patch shows how it was drawn
         case.body = np.array([[1, 1, 1]])
     sampler = sampler_of(
@@ -201,7 +202,7 @@ def test_foreground_is_forced_with_its_probability_also_at_batch_size_1(tmp_path
 
 def test_threads_draw_the_same_batches(tmp_path):
     workspace = tiny_workspace.make(tmp_path)
-    cases = dataset.load_cases(workspace, artifacts.load_manifest(workspace), "train")
+    cases = dataset.load_cases(workspace, Manifest.load(workspace), "train")
     sampler = sampler_of(
         cases, batch_size=2, patch_size=(16, 16, 16), foreground_fraction=0.5, augmentation="standard", seed=0
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import signal
 import subprocess
@@ -16,8 +17,10 @@ import torch
 import train
 from ctseg import artifacts
 from ctseg.config import EvaluateSettings
+from ctseg.laterality import Sides
 from ctseg.learning import trainer
 from ctseg.learning.schedule import Budget
+from ctseg.manifest import Manifest
 from ctseg.prediction import predictor
 from ctseg.runtime import checkpoints
 from models import build_network
@@ -380,10 +383,11 @@ def test_one_side_alone_is_not_mirrored_in_training_and_prediction(
     tmp_path, capsys, structures, sides, mirrors
 ):
     workspace = tiny_workspace.make(tmp_path, cases=3)
-    manifest = artifacts.read_json(workspace.manifest)
-    for case in manifest["cases"]:
-        case["states"] = dict(zip(structures, case["states"].values()))
-    artifacts.write_json(workspace.manifest, manifest | {"structures": structures, "sides": sides})
+    cases = [
+        dataclasses.replace(case, states=dict.fromkeys(structures, "present"))
+        for case in Manifest.load(workspace).cases
+    ]
+    tiny_workspace.write_manifest(workspace, cases, structures, sides=sides and Sides.of(sides, ()))
 
     def fit(**settings: object) -> tuple[bool, torch.Tensor | None]:
         """(whether patches were mirrored, label ids after a mirror in prediction) of a training run."""

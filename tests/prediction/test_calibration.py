@@ -17,11 +17,12 @@ from ctseg import artifacts, config
 from ctseg.geometry.probabilities import Shares
 from ctseg.geometry.soft_masks import probability_on_scan
 from ctseg.geometry.volume import Grid, Volume, resample
+from ctseg.manifest import Manifest
 from ctseg.prediction import sliding_windows
 from ctseg.prediction.calibration_stage import Calibration
 from ctseg.prediction.network_input import NetworkInput
 from ctseg.runtime.hardware import choose_machine
-from ctseg.scans.formats import nifti
+from ctseg.scans.formats import nifti, volume_files
 from ctseg.scoring import calibration
 from ctseg.scoring.calibration import BINS, Sums, structure_sums
 
@@ -222,16 +223,16 @@ def softmax_of(index: int) -> np.ndarray:
 
 def test_a_case_counts_only_what_it_is_annotated_for_and_cases_add_up(tmp_path):
     workspace = make(tmp_path, unlabelled={5: ["middle"]})
-    manifest = artifacts.load_manifest(workspace)
+    manifest = Manifest.load(workspace)
     found, expected = Calibration(STRUCTURES), {}
     for index in (4, 5):
-        entry, soft = manifest["cases"][index], softmax_of(index)
-        grid = Grid.from_record(entry["scan"])
+        entry, soft = manifest.cases[index], softmax_of(index)
+        grid = entry.scan
         reference, prediction = draw(index)[1], soft.argmax(0).astype(np.uint8)
         if index == 5:
             reference[reference == 3] = 0
         nifti.write_label(
-            workspace.processed / entry["reference"]["file"], Volume(reference, grid.affine), names=None
+            workspace.processed / entry.written_reference().file, Volume(reference, grid.affine), names=None
         )
         found.add(entry, shares(soft), grid, prediction, workspace)
         for number, name in enumerate(STRUCTURES, start=1):
@@ -307,21 +308,19 @@ def test_views_are_told_and_their_mean_is_the_result(mirror):
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory) -> tuple[artifacts.Workspace, dict]:
+def run(tmp_path_factory) -> tuple[artifacts.Workspace, Manifest]:
     """A tiny workspace with a trained model, evaluated; and its manifest."""
     from tiny_workspace import arguments
 
     import train
 
     workspace = make(tmp_path_factory.mktemp("run"), unlabelled={5: ["middle"]})
-    manifest = artifacts.load_manifest(workspace)
-    for index, entry in enumerate(manifest["cases"]):
+    manifest = Manifest.load(workspace)
+    for index, entry in enumerate(manifest.cases):
         label = draw(index)[1]
         label[label == (3 if index == 5 else 9)] = 0
         nifti.write_label(
-            workspace.processed / entry["reference"]["file"],
-            Volume(label, Grid.from_record(entry["scan"]).affine),
-            names=None,
+            workspace.processed / entry.written_reference().file, Volume(label, entry.scan.affine), names=None
         )
     words = arguments(
         workspace,
@@ -342,7 +341,7 @@ def test_the_files_hold_what_a_direct_computation_gives(run):
     from models import build_network
 
     workspace, manifest = run
-    entry = manifest["cases"][5]
+    entry = manifest.cases[5]
     predictor = load_predictor(
         workspace.best_model,
         config.EvaluateSettings(),
@@ -353,7 +352,7 @@ def test_the_files_hold_what_a_direct_computation_gives(run):
     _, label, _ = assemble(workspace, entry)
     found = predictor.predict(predictor.read_case(workspace, manifest, entry))
     soft, agreed = found.probabilities, found.confidence
-    prediction = nifti.read_integers(workspace.evaluation / "predictions" / "case_5.nii.gz")[0].array
+    prediction = volume_files.read_integers(workspace.evaluation / "predictions" / "case_5.nii.gz")[0].array
     summary, record = (
         artifacts.read_json(workspace.evaluation / "summary_statistics.json"),
         artifacts.read_json(workspace.run_record),

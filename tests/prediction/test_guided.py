@@ -13,7 +13,7 @@ from tiny_runs import TINY, run, words_of
 import run_pipeline
 from ctseg import artifacts
 from ctseg.runtime import checkpoints
-from ctseg.scans.formats import nifti
+from ctseg.scans.formats import volume_files
 
 GUIDED = ["--structures", "bladder", "--model", "anatomy_guided_unet"]
 PLAIN = words_of(**{"evaluate.flip": False})  # the mirror is the subject of other tests
@@ -72,7 +72,7 @@ def test_an_earlier_model_guides(guided):
     manifest = artifacts.read_json(second.manifest)
     assert manifest["guide"]["organs"] == checkpoints.load(first.best_model)["structures"]
     case = manifest["cases"][0]
-    label, _ = nifti.read_integers(second.processed / "guide_masks" / f"{case['case_id']}.nii.gz")
+    label, _ = volume_files.read_integers(second.processed / "guide_masks" / f"{case['case_id']}.nii.gz")
     assert list(label.array.shape) == case["scan"]["shape"]
 
 

@@ -23,7 +23,7 @@ from ctseg.prediction import predictor
 from ctseg.runtime import checkpoints
 from ctseg.scans.datasets.find_scans import find_scans
 from ctseg.scans.dicom import dicom_seg, dicom_series, rtstruct
-from ctseg.scans.formats import nifti
+from ctseg.scans.formats import volume_files
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,7 @@ def test_infer_writes_dicom_that_reads_back_as_the_same_mask(
     assert infer.main(["--input", str(series.folder), *words]) == 0
     name = series.folder.name
     seg, contours = output / f"{name}_seg.dcm", output / f"{name}_rtstruct.dcm"
-    label = nifti.read_integers(output / f"{name}.nii.gz")[0]
+    label = volume_files.read_integers(output / f"{name}.nii.gz")[0]
     assert np.array_equal(match_grid(label, image.grid, tolerance=1e-3).array, predicted)
     names = {int(number): name for number, name in artifacts.read_json(output / "labels.json").items()}
     assert names == dict(enumerate(STRUCTURES, start=1))

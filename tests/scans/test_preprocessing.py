@@ -30,6 +30,7 @@ from ctseg.geometry import grids
 from ctseg.geometry.argmax_on_scan import label_on_scan
 from ctseg.geometry.probabilities import Shares
 from ctseg.geometry.volume import Grid
+from ctseg.manifest import Manifest
 from ctseg.processes import ordered_map
 from ctseg.scans import case_to_tensors
 
@@ -110,7 +111,7 @@ def data(tmp_path: Path) -> Path:
 def test_manifest_says_everything_a_later_stage_needs(data: Path, tmp_path: Path) -> None:
     assert preprocess(data, tmp_path / "w") == 0
     workspace = Workspace(tmp_path / "w")
-    manifest = artifacts.load_manifest(workspace)
+    manifest = artifacts.read_json(workspace.manifest)
     assert (manifest["layout"], manifest["synthetic"], manifest["structures"]) == (
         "plain",
         False,
@@ -146,7 +147,7 @@ def test_manifest_says_everything_a_later_stage_needs(data: Path, tmp_path: Path
 def test_tensors_and_references(data: Path, tmp_path: Path, grid: str) -> None:
     preprocess(data, tmp_path / "w", "--set", f"data.grid={grid}")
     workspace = Workspace(tmp_path / "w")
-    manifest = artifacts.load_manifest(workspace)
+    manifest = artifacts.read_json(workspace.manifest)
     assert manifest["grid"] == grid and (manifest["spacing_mm"] is None) == (grid == "whole")
     for case in manifest["cases"]:
         canvas, scan = Grid.from_record(case["canvas"]), Grid.from_record(case["scan"])
@@ -489,15 +490,15 @@ def test_a_manifest_edited_by_hand_is_refused_by_every_later_stage(
 ) -> None:
     preprocess(data, tmp_path / "w")
     workspace, (change, code) = Workspace(tmp_path / "w"), EDITS[edit]
-    before = manifest = artifacts.load_manifest(workspace)
+    before = manifest = artifacts.read_json(workspace.manifest)
     manifest = copy.deepcopy(before)
     change(manifest)
     artifacts.write_json(workspace.manifest, manifest)
     with pytest.raises(IntegrityError, match=code) as caught:
-        artifacts.load_manifest(workspace)
+        Manifest.load(workspace)
     assert caught.value.exit_code == 5
     assert preprocess(data, tmp_path / "w") == 0  # the remedy that the message names
-    assert artifacts.load_manifest(workspace) == before
+    assert artifacts.read_json(workspace.manifest) == before
 
 
 def test_healthy_patients_are_used_and_every_split_shows_the_structure(tmp_path: Path) -> None:
@@ -507,7 +508,7 @@ def test_healthy_patients_are_used_and_every_split_shows_the_structure(tmp_path:
     }
     write_nnunet(tmp_path / "data", phantoms)
     assert preprocess(tmp_path / "data", tmp_path / "w") == 0
-    cases = artifacts.load_manifest(Workspace(tmp_path / "w"))["cases"]
+    cases = artifacts.read_json(Workspace(tmp_path / "w").manifest)["cases"]
     assert {case["case_id"]: case["states"]["lesion"] for case in cases} == {
         name: "absent" if int(name[-1]) > 3 else "present" for name in phantoms
     }
@@ -613,7 +614,10 @@ def test_declared_pairs_reach_every_later_stage_and_unknown_names_are_refused(
                 preprocess(data, tmp_path / "w", "--set", f"data.pairs={text}")
             continue
         assert preprocess(data, tmp_path / "w", "--set", f"data.pairs={text}") == 0
-        assert artifacts.load_manifest(Workspace(tmp_path / "w"))["sides"] == {"pairs": names, "lone": []}
+        assert artifacts.read_json(Workspace(tmp_path / "w").manifest)["sides"] == {
+            "pairs": names,
+            "lone": [],
+        }
     for text, cause in (
         ("spleen:organ two", "no structure 'spleen'"),
         ("organ two", "no ':'"),
@@ -638,7 +642,7 @@ def test_sides_are_known_from_the_whole_data_set(data: Path, tmp_path: Path) -> 
     swapped = [finding for finding in report(tmp_path / "w")["findings"] if finding["code"] == "SIDE_SWAP"]
     assert len(swapped) == 4 and "Rein_G lies" in swapped[0]["cause"]  # two cases show one kidney
     assert preprocess(data, tmp_path / "w", "--structures", "Rein_G") == 0
-    sides = artifacts.load_manifest(Workspace(tmp_path / "w"))["sides"]
+    sides = artifacts.read_json(Workspace(tmp_path / "w").manifest)["sides"]
     assert sides == {"pairs": [["Rein_G", "Rein_D"]], "lone": []} and laterality.one_sided(
         sides, ["Rein_G"]
     ) == ["Rein_G"]

@@ -15,8 +15,9 @@ import nibabel
 import numpy as np
 
 import evaluate
-from ctseg.artifacts import Workspace, canonical_hash, manifest_hash, safe_name, write_json
+from ctseg.artifacts import Workspace, canonical_hash, safe_name, write_json
 from ctseg.config import Settings
+from ctseg.manifest import Manifest, from_record, to_record
 
 STRUCTURES = ("Bladder", "Rectum", "Femur_left", "Femur_right")
 CENTRES = (
@@ -270,9 +271,7 @@ def _write_results(
         },
     ]
     write_json(workspace.splits, splits)
-    manifest = {
-        "format": "ctseg-manifest",
-        "version": 1,
+    record = {
         "layout": "plain",
         "synthetic": synthetic,
         "data_root": "raw",
@@ -286,7 +285,8 @@ def _write_results(
         "versions": {"numpy": np.__version__, "python": "3.11"},
         "cases": entries + others,
     }
-    write_json(workspace.manifest, manifest)
+    manifest = from_record(Manifest, record).sealed()
+    write_json(workspace.manifest, to_record(manifest))
     write_json(
         workspace.preprocess_report,
         {
@@ -299,7 +299,7 @@ def _write_results(
         },
     )
     write_json(
-        workspace.history, history(names) | {"synthetic": synthetic, "manifest_hash": manifest_hash(manifest)}
+        workspace.history, history(names) | {"synthetic": synthetic, "manifest_hash": manifest.data_hash()}
     )
     if not runs:
         return
@@ -308,7 +308,7 @@ def _write_results(
         {
             "version": 1,
             "checkpoint_sha256": "c" * 64,
-            "manifest_hash": manifest_hash(manifest),
+            "manifest_hash": manifest.data_hash(),
             "synthetic": synthetic,
             "structures": names,
             "cases": runs,

@@ -9,7 +9,7 @@ import numpy as np
 
 import infer
 from ctseg import artifacts
-from ctseg.scans.formats import nifti
+from ctseg.scans.formats import volume_files
 
 
 def infer_test_cases(
@@ -32,8 +32,8 @@ def infer_test_cases(
         return code, []
     pairs = [
         (
-            nifti.read_integers(output / "masks" / f"{name}.nii.gz")[0],
-            nifti.read_integers(workspace.evaluation / file)[0],
+            volume_files.read_integers(output / "masks" / f"{name}.nii.gz")[0],
+            volume_files.read_integers(workspace.evaluation / file)[0],
         )
         for name, file in chosen.items()
     ]

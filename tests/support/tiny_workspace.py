@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ctseg import artifacts, config
+from ctseg.geometry.volume import Grid
+from ctseg.manifest import Case, Manifest, StoredFile, TensorFile, to_record
 
 STRUCTURES = ["left_blob", "right_blob", "middle"]
 SIZE = 32
@@ -30,54 +33,48 @@ def make(
 ) -> artifacts.Workspace:
     """Write processed_data/ of `cases` synthetic cases (the last two are val and test)."""
     workspace = artifacts.Workspace(root)
-    affine = np.eye(4)[:, [2, 1, 0, 3]]
-    entries: list[dict[str, Any]] = []
+    grid = Grid((SIZE,) * 3, np.eye(4)[:, [2, 1, 0, 3]])
+    made: list[Case] = []
     for index in range(cases):
         image, label = draw(index)
-        case_id = f"case_{index}"
+        name = f"case_{index}"
         hidden = (unlabelled or {}).get(index, [])
-        for name in hidden:
-            label[label == STRUCTURES.index(name) + 1] = 0
-        digest = artifacts.write_tensor(workspace.tensors / f"{case_id}_00.npz", image=image, label=label)
-        grid = {"shape": [SIZE] * 3, "affine": affine.tolist()}
-        entries.append(
-            {
-                "case_id": case_id,
-                "patient_id": case_id,
-                "split": "test" if index == cases - 1 else "val" if index == cases - 2 else "train",
-                "states": {name: "unlabelled" if name in hidden else "present" for name in STRUCTURES},
-                "scan": grid,
-                "canvas": grid,
-                "tensors": [{"file": f"tensors/{case_id}_00.npz", "origin": [0, 0, 0], "sha256": digest}],
-                "reference": {"file": f"references/{case_id}.nii.gz", "sha256": ""},
-            }
+        for structure in hidden:
+            label[label == STRUCTURES.index(structure) + 1] = 0
+        digest = artifacts.write_tensor(workspace.tensors / f"{name}_00.npz", image=image, label=label)
+        made.append(
+            Case(
+                name,
+                name,
+                {name: "unlabelled" if name in hidden else "present" for name in STRUCTURES},
+                source={},
+                scan=grid,
+                canvas=grid,
+                split="test" if index == cases - 1 else "val" if index == cases - 2 else "train",
+                tensors=(TensorFile(f"tensors/{name}_00.npz", digest, (0, 0, 0)),),
+                reference=StoredFile(f"references/{name}.nii.gz", ""),
+            )
         )
-    splits = {
-        "version": 1,
-        "seed": 0,
-        "assignment": {entry["patient_id"]: entry["split"] for entry in entries},
-    }
-    artifacts.write_json(workspace.splits, splits)
-    artifacts.write_json(
-        workspace.manifest,
-        {
-            "format": "ctseg-manifest",
-            "version": 1,
-            "layout": "synthetic",
-            "synthetic": True,
-            "data_root": "-",
-            "structures": STRUCTURES,
-            "grid": "whole",
-            "spacing_mm": None,
-            "window_hu": [-250.0, 750.0],
-            "settings": config.Settings().record()["data"],
-            "settings_hash": "0",
-            "splits_hash": artifacts.canonical_hash(splits),
-            "versions": {},
-            "cases": entries,
-        },
-    )
+    write_manifest(workspace, made, STRUCTURES, layout="synthetic", synthetic=True)
     return workspace
+
+
+def write_manifest(
+    workspace: artifacts.Workspace, cases: Sequence[Case], structures: Sequence[str], **more: Any
+) -> Manifest:
+    """Write splits.json and manifest.json of cases that have their split."""
+    splits = {"version": 1, "seed": 0, "assignment": {case.patient_id: case.split for case in cases}}
+    artifacts.write_json(workspace.splits, splits)
+    facts = {"layout": "plain", "synthetic": False, "data_root": "-", "grid": "whole", "spacing_mm": None}
+    manifest = Manifest(
+        structures=tuple(structures),
+        settings_hash="0",
+        splits_hash=artifacts.canonical_hash(splits),
+        cases=tuple(cases),
+        **{**facts, "window_hu": (-250.0, 750.0), "settings": config.Settings().record()["data"], **more},
+    ).sealed()
+    artifacts.write_json(workspace.manifest, to_record(manifest))
+    return manifest
 
 
 def arguments(workspace: artifacts.Workspace, **settings: Any) -> list[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import NamedTuple
 
 from ctseg.errors import Finding
 from ctseg.geometry.volume import Volume
@@ -18,8 +19,9 @@ IGNORED = 255  # in label arrays and label tensors: a voxel nobody looked at, le
 
 @dataclasses.dataclass(frozen=True)
 class ImageSource:
-    """Where the CT lies. format: "nifti", "nrrd" or "metaimage" (path = file), "dicom" (folder of one series, or a folder that holds it),
-    or "openkbp_csv" (patient folder)."""
+    """Where the CT lies. format: "nifti", "nrrd" or "metaimage" (path = file), "dicom" (folder of one series,
+    or a folder that holds it), or "openkbp_csv" (patient folder).
+    """
 
     format: str
     path: Path
@@ -31,9 +33,9 @@ class ImageSource:
 class LabelSource:
     """Where the labels lie and how names are attached to them.
 
-    format "map": one volume file of integers (NIfTI, NRRD, MetaImage), `path`, names in `values` (stored value -> structure name; 0 is background).
-    format "masks": one volume file per structure, `masks` (name -> file).
-    format "dicom_seg", "rtstruct": a DICOM SEG or RTSTRUCT file, `path`; names stand in the file.
+    format "map": one volume file of integers (NIfTI, NRRD, MetaImage), `path`, names in `values` (stored
+    value -> structure name; 0 is background). format "masks": one volume file per structure, `masks` (name ->
+    file). format "dicom_seg", "rtstruct": a DICOM SEG or RTSTRUCT file, `path`; names stand in the file.
     format "openkbp_csv": patient folder, `path`.
     """
 
@@ -48,15 +50,30 @@ class LabelSource:
     fractional_threshold: float | None = (
         None  # dicom_seg: from which share of its largest value a fractional one is a mask; None: refused
     )
-    fill_gaps: bool = False  # dicom_seg, rtstruct: slices between those of a thicker series are interpolated; else such a structure is left out
+    # dicom_seg, rtstruct: slices between those of a thicker series are interpolated; else it is left out
+    fill_gaps: bool = False
+
+
+class LabelTable(NamedTuple):
+    """What the values of label maps mean. values: stored value -> structure name. ignore_value: nnU-Net's
+    "ignore".
+    """
+
+    values: dict[int, str]
+    ignore_value: int | None = None
+
+    def map_at(self, path: Path) -> LabelSource:
+        """The labels in one volume file."""
+        return LabelSource("map", path, values=dict(self.values), ignore_value=self.ignore_value)
 
 
 @dataclasses.dataclass(frozen=True)
 class CaseRecord:
     """One scan with its labels, before anything is opened.
 
-    annotated: names of the structures somebody looked for in this case, as the data set itself says; None = it
-    does not say, so every structure the label source can name, and a label map without any is a fault. split: "train", "val", "test" when the data set fixes it, else None.
+    annotated: names of the structures somebody looked for in this case, as the data set itself says; None =
+    it does not say, so every structure the label source can name, and a label map without any is a fault.
+    split: "train", "val", "test" when the data set fixes it, else None.
     """
 
     case_id: str

@@ -51,7 +51,7 @@ def tensors(
         )
         == 0
     )
-    manifest = artifacts.load_manifest(workspace)
+    manifest = artifacts.read_json(workspace.manifest)
     result = {}
     for case in manifest["cases"]:
         (item,) = case["tensors"]
@@ -105,7 +105,7 @@ def test_the_challenges_own_csv_runs_through_all_stages(real_data, tmp_path):
         "evaluate.flip=false",
     ]
     assert run_pipeline.main(arguments) == 0
-    manifest = artifacts.load_manifest(artifacts.Workspace(tmp_path))
+    manifest = artifacts.read_json(artifacts.Workspace(tmp_path).manifest)
     assert manifest["layout"] == "openkbp_csv" and len(manifest["cases"]) == 3
 
 
@@ -134,7 +134,7 @@ def test_csv_and_prepared_files_of_the_same_patients_give_equal_tensors(real_dat
             preprocessing.main(["--data", str(folder), "--workspace", str(workspace.root), "--workers", "1"])
             == 0
         )
-        manifest = artifacts.load_manifest(workspace)
+        manifest = artifacts.read_json(workspace.manifest)
         read = {
             case["case_id"]: artifacts.read_tensor(workspace.processed / case["tensors"][0]["file"])
             for case in manifest["cases"]

@@ -393,7 +393,7 @@ def test_the_stage_leaves_stripes_out_and_interpolates_them_on_request(tmp_path,
 
     def run(*more: str) -> list[tuple[dict[str, Any], dict[str, Any], list[str]]]:
         assert preprocessing.main(["--workspace", str(workspace.root), *words, *more]) == 0
-        entries = artifacts.load_manifest(workspace)["cases"]
+        entries = artifacts.read_json(workspace.manifest)["cases"]
         return [
             (entry["voxels"], entry["states"], [finding["code"] for finding in entry["findings"]])
             for entry in entries

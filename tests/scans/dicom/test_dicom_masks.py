@@ -406,7 +406,7 @@ def test_the_setting_reaches_the_tensors_and_the_manifest(tmp_path, capsys):
         )
         == 0
     )
-    manifest = artifacts.load_manifest(workspace)
+    manifest = artifacts.read_json(workspace.manifest)
     for entry in manifest["cases"]:
         assert entry["source"]["labels"]["fractional_threshold"] == 0.5 and [
             finding["code"] for finding in entry["findings"]
