@@ -26,7 +26,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from ctseg.geometry.boxes import tight_box, union
-from ctseg.scans.formats import nifti
+from ctseg.scans.formats import volume_files
 from ctseg.scoring.shape import topology, tubular
 from ctseg.scoring.shape.airway_tree import parse_tree
 from ctseg.scoring.shape.skeleton import skeletonise
@@ -52,7 +52,7 @@ SHOWN = (
 
 def read(path: Path) -> tuple[np.ndarray, tuple[float, float, float]]:
     """(bool mask, spacing in mm)."""
-    volume, _ = nifti.read_integers(path)
+    volume, _ = volume_files.read_integers(path)
     return volume.array > 0, volume.spacing_mm
 
 

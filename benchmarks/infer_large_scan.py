@@ -26,7 +26,7 @@ from benchmarks.overfit_one_scan import STRUCTURES, prepare
 from ctseg import artifacts
 from ctseg.geometry.grids import GridPlan
 from ctseg.geometry.volume import AIR_HU, Grid, resample
-from ctseg.scans.formats import nifti
+from ctseg.scans.formats import nifti, volume_files
 
 SHAPE = (300, 512, 512)
 PLANS = {"whole": GridPlan("whole", None), "windows": GridPlan("windows", (2.5, 2.5, 2.5))}
@@ -34,7 +34,7 @@ PLANS = {"whole": GridPlan("whole", None), "windows": GridPlan("windows", (2.5, 
 
 def enlarge(source: Path, target: Path) -> None:
     """Write the CT interpolated to SHAPE over the same field of view."""
-    image = nifti.read_image(source)[0]
+    image = volume_files.read_image(source)[0]
     factor = np.array(image.array.shape) / np.array(SHAPE)
     affine = image.affine.copy()
     affine[:3, :3] = image.affine[:3, :3] * factor
@@ -44,7 +44,7 @@ def enlarge(source: Path, target: Path) -> None:
 
 def structures_of(data: Path, count: int) -> dict[int, str]:
     """Label value -> name of `count` structures that the example shows, those of the overfitting benchmark first."""
-    label = nifti.read_integers(data / "example_seg_fast_force_split.nii.gz")[0]
+    label = volume_files.read_integers(data / "example_seg_fast_force_split.nii.gz")[0]
     names = nifti.read_names(data / "example_seg_fast_force_split.nii.gz")
     there = {int(value): names[int(value)] for value in np.unique(label.array) if value}
     chosen = [*STRUCTURES, *(value for value in there if value not in STRUCTURES)][:count]

@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from ctseg.artifacts import TENSOR_SIZE
 from ctseg.geometry.distance_maps import signed_distance_maps
-from ctseg.scans.formats import nifti
+from ctseg.scans.formats import volume_files
 
 SPACING_MM = (2.0, 2.0, 2.0)  # of the synthetic label
 
@@ -39,7 +39,7 @@ def synthetic_label(count: int) -> np.ndarray:
 
 def real_label(path: Path) -> tuple[np.ndarray, tuple[float, float, float]]:
     """A label map padded or cut to 128^3, and its spacing."""
-    volume, _ = nifti.read_integers(path)
+    volume, _ = volume_files.read_integers(path)
     array = np.pad(volume.array, [(0, max(0, TENSOR_SIZE - size)) for size in volume.array.shape])
     return array[:TENSOR_SIZE, :TENSOR_SIZE, :TENSOR_SIZE], volume.spacing_mm
 

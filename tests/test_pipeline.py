@@ -14,7 +14,7 @@ import run_pipeline
 from ctseg import artifacts
 from ctseg.anatomy import write_cohort
 from ctseg.geometry.volume import Volume
-from ctseg.scans.formats import nifti
+from ctseg.scans.formats import nifti, volume_files
 
 TINY = [
     "--profile",
@@ -107,7 +107,7 @@ def test_tensors_are_128_cubed_and_predictions_lie_on_the_scan(finished, cohort)
     }
     for case in run["cases"]:
         entry = next(c for c in manifest["cases"] if c["case_id"] == case["case_id"])
-        written = nifti.read_integers(finished.evaluation / case["prediction"])[0]
+        written = volume_files.read_integers(finished.evaluation / case["prediction"])[0]
         assert list(written.array.shape) == entry["scan"]["shape"]
         assert np.allclose(written.affine, entry["scan"]["affine"], atol=1e-4)
 
@@ -177,7 +177,7 @@ def test_a_model_that_predicts_nothing_scores_zero(finished, tmp_path, capsys):
     shutil.copytree(finished.root, workspace.root)
     for case in artifacts.read_json(workspace.run_record)["cases"]:
         path = workspace.evaluation / case["prediction"]
-        scan = nifti.read_integers(path)[0]
+        scan = volume_files.read_integers(path)[0]
         nifti.write_label(path, Volume(np.zeros(scan.array.shape, np.uint8), scan.affine), names=None)
     assert evaluate.score_run(workspace, config.Settings()) == 0
     summary = json.loads((workspace.evaluation / "summary_statistics.json").read_text())

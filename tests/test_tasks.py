@@ -19,7 +19,7 @@ from ctseg.geometry.volume import match_grid
 from ctseg.runtime import checkpoints
 from ctseg.scans.datasets.find_scans import find_scans
 from ctseg.scans.dicom import dicom_seg, dicom_series, rtstruct
-from ctseg.scans.formats import nifti
+from ctseg.scans.formats import volume_files
 from ctseg.tasks import TASKS
 
 TINY = [
@@ -261,7 +261,7 @@ def test_an_earlier_model_guides(tmp_path, cohorts):
     written = second.processed / "guide_masks"
     case = artifacts.read_json(second.manifest)["cases"][0]
     assert (
-        list(nifti.read_integers(written / f"{case['case_id']}.nii.gz")[0].array.shape)
+        list(volume_files.read_integers(written / f"{case['case_id']}.nii.gz")[0].array.shape)
         == case["scan"]["shape"]
     )
 
@@ -332,8 +332,8 @@ def infer_test_cases(
     )
     pairs = [
         (
-            nifti.read_integers(output / "masks" / f"{name}.nii.gz")[0],
-            nifti.read_integers(workspace.evaluation / file)[0],
+            volume_files.read_integers(output / "masks" / f"{name}.nii.gz")[0],
+            volume_files.read_integers(workspace.evaluation / file)[0],
         )
         for name, file in chosen.items()
     ]
@@ -469,7 +469,7 @@ def test_infer_writes_dicom_that_reads_back_as_the_same_mask(tmp_path, cohorts, 
     ]
     assert infer.main(command) == 0
     name = series.folder.name
-    label = nifti.read_integers(tmp_path / "masks" / f"{name}.nii.gz")[0]
+    label = volume_files.read_integers(tmp_path / "masks" / f"{name}.nii.gz")[0]
     image = dicom_series.read_series(series.folder)[0]
     names = artifacts.read_json(tmp_path / "masks" / "labels.json")
     segments, _ = dicom_seg.read_segments(tmp_path / "masks" / f"{name}_seg.dcm", image, series.folder)

@@ -326,7 +326,7 @@ def score_masks(
 
 def _place(volume: Volume, file: str, *, grid: Grid, of: str, case_id: str, notes: list[str]) -> np.ndarray:
     """The mask on the grid that everything is compared on. A warning about its place is added to `notes`, once for each file."""
-    placed, findings = checks.put_on(volume, grid, file, of=of)
+    placed, findings = checks.put_on(volume, grid, of=of)
     notes += [line for line in warnings_of(findings, case_id, file) if line not in notes]
     return placed.array
 

@@ -21,7 +21,7 @@ from ctseg.scans import masks
 from ctseg.scans.datasets import gathering
 from ctseg.scans.datasets.case import ImageSource
 from ctseg.scans.dicom import dicom_files, dicom_seg, rtstruct
-from ctseg.scans.formats import checks, nrrd, volume_files
+from ctseg.scans.formats import nrrd, regular_files, volume_files
 
 MAP, SEGMENTS, ORGANS, SEG, RTSTRUCT = "map", "segments", "organs", "SEG", "RTSTRUCT"
 _OUR_ENDS = ("_seg", "_rtstruct")  # how infer.py names the DICOM files of a scan
@@ -151,7 +151,7 @@ def open_side(path: Path, names: LabelNames | None) -> Side:
     """
     if path.is_dir():
         return Side(path, ORGANS, tuple(masks.organ_files(path)))
-    checks.require_regular(path)
+    regular_files.require_regular(path)
     if volume_files.stem_of(path, detached=True) is None:
         if masks.dicom_mask_kind(path) == SEG:
             return Side(path, SEG, tuple(dicom_seg.list_segments(path).values()))

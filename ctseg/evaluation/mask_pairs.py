@@ -402,7 +402,7 @@ def _read(
         volume, findings = volume_files.read_integers(path)
         volume_files.check_names(path, names)
         if grid is not None:
-            volume, more = checks.put_on(volume, grid, path, of="reference")
+            volume, more = checks.put_on(volume, grid, of="reference")
             findings = findings + more
     except PipelineError as error:
         raise IntegrityError(error.code, error.cause, error.fix, case=case_id, file=shown) from None

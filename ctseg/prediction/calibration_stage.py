@@ -16,7 +16,7 @@ from ctseg.geometry.probabilities import Shares
 from ctseg.geometry.soft_masks import probability_on_scan
 from ctseg.geometry.volume import Grid
 from ctseg.manifest import Case
-from ctseg.scans.formats import nifti
+from ctseg.scans.formats import volume_files
 from ctseg.scoring import calibration
 from ctseg.scoring.calibration import Regions
 
@@ -40,7 +40,9 @@ class Calibration:
         Only structures that the case is annotated for. IntegrityError when the reference lies on another grid than the scan.
         """
         scan, file = case.scan, case.written_reference().file
-        reference = nifti.read_integers(workspace.require(workspace.processed / file, stage="preprocess"))[0]
+        reference = volume_files.read_integers(
+            workspace.require(workspace.processed / file, stage="preprocess")
+        )[0]
         if not reference.grid.matches(scan):
             raise IntegrityError(
                 "GRID_MISMATCH",

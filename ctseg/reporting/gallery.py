@@ -14,7 +14,7 @@ from ctseg.reporting.pictures import slices
 from ctseg.reporting.pictures.slices import CaseVolumes, Choice
 from ctseg.reporting.results import Results
 from ctseg.scans.datasets import load_case
-from ctseg.scans.formats import nifti
+from ctseg.scans.formats import volume_files
 
 REMARKS = {
     "missed": "missed",
@@ -89,8 +89,8 @@ def load_case_volumes(workspace: Workspace, found: Results, case_id: str) -> Cas
             results.EVALUATE_AGAIN,
             case=case_id,
         )
-    reference, _ = nifti.read_integers(workspace.processed / entry["reference"]["file"])
-    prediction, _ = nifti.read_integers(workspace.evaluation / run["prediction"])
+    reference, _ = volume_files.read_integers(workspace.processed / entry["reference"]["file"])
+    prediction, _ = volume_files.read_integers(workspace.evaluation / run["prediction"])
     source = load_case.source_from_record(entry["source"], results.data_root(workspace, found.manifest)).image
     if not source.path.exists():
         raise CaseError(

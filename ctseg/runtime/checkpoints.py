@@ -25,7 +25,7 @@ from ctseg import artifacts
 from ctseg.errors import CaseError, IntegrityError
 from ctseg.runtime import checkpoint_schema
 from ctseg.runtime.checkpoint_schema import FOREIGN, mismatch
-from ctseg.scans.formats.checks import require_regular
+from ctseg.scans.formats.regular_files import require_regular
 
 FORMAT, VERSION = "ctseg-checkpoint", 1
 TENSOR_PARTS = {"collections OrderedDict", "torch._utils _rebuild_tensor_v2"}

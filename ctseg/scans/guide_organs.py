@@ -8,26 +8,26 @@ called as a program of its own. The one thing a guide must never be is the answe
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
 import importlib.util
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ctseg.artifacts import canonical_hash, file_hash, read_arrays, safe_name, write_arrays, write_text
-from ctseg.errors import CaseError, Finding, IntegrityError, PreconditionError, UsageError
+from ctseg.errors import CaseError, Finding, IntegrityError, PipelineError, PreconditionError, UsageError
 from ctseg.geometry.distance_maps import organ_masks
 from ctseg.geometry.grids import Index
 from ctseg.geometry.volume import Grid, Volume
 from ctseg.scans.datasets import gathering, metadata
-from ctseg.scans.formats import checks, nifti, volume_files
+from ctseg.scans.formats import nifti
+from ctseg.scans.masks import Naming, label_map, mask_files, tight
 
 KINDS = ("labels", "folder", "totalsegmentator")
 LEAK_DICE = 0.995  # a mask this equal to the reference is the reference, saved or resampled once more
@@ -95,39 +95,35 @@ def check_source(source: GuideSource, structures: Sequence[str], targets: Sequen
 
     structures: all names in the reference labels; targets: those that the network learns.
     """
-    if source.kind not in KINDS:
-        raise UsageError(
-            "BAD_VALUE", f"'{source.kind}' is no source of guide organs", f"use one of {', '.join(KINDS)}"
-        )
-    if not source.organs or len(set(source.organs)) < len(source.organs):
-        raise UsageError(
-            "BAD_VALUE", "the list of guide organs is empty or names one twice", "name each guide organ once"
-        )
-    unsafe = [organ for organ in source.organs if gathering.unsafe_name(organ)]
-    if unsafe:
-        raise UsageError(
-            "BAD_VALUE", f"'{unsafe[0]}' is no name of an organ", "use names as TotalSegmentator writes them"
-        )
-    if source.kind != "labels":
-        if source.folder is None:
-            raise UsageError(
-                "BAD_VALUE",
-                f"the guide source '{source.kind}' needs a folder",
-                "give the folder of the masks",
-            )
-        return
-    leaks = [organ for organ in source.organs if organ in targets]
+    unsafe = next((organ for organ in source.organs if gathering.unsafe_name(organ)), None)
+    labels = source.kind == "labels"
+    unknown = next((organ for organ in source.organs if labels and organ not in structures), None)
+    faults = (
+        (
+            source.kind not in KINDS,
+            f"'{source.kind}' is no source of guide organs",
+            f"use one of {', '.join(KINDS)}",
+        ),
+        (
+            not source.organs or len(set(source.organs)) < len(source.organs),
+            "the list of guide organs is empty or names one twice",
+            "name each guide organ once",
+        ),
+        (unsafe, f"'{unsafe}' is no name of an organ", "use names as TotalSegmentator writes them"),
+        (
+            not labels and source.folder is None,
+            f"the guide source '{source.kind}' needs a folder",
+            "give the folder of the masks",
+        ),
+        (unknown, f"the labels have no structure {unknown}", f"choose among {', '.join(structures)}"),
+    )
+    for wrong, cause, fix in faults:
+        if wrong:
+            raise UsageError("BAD_VALUE", cause, fix)
+    leaks = [organ for organ in source.organs if labels and organ in targets]
     if leaks:
-        raise UsageError(
-            "GUIDE_LEAK",
-            f"{leaks[0]} is a target: its own reference labels would be the guide",
-            "name other structures, or use masks of a separate model",
-        )
-    unknown = [organ for organ in source.organs if organ not in structures]
-    if unknown:
-        raise UsageError(
-            "BAD_VALUE", f"the labels have no structure {unknown[0]}", f"choose among {', '.join(structures)}"
-        )
+        cause = f"{leaks[0]} is a target: its own reference labels would be the guide"
+        raise UsageError("GUIDE_LEAK", cause, "name other structures, or use masks of a separate model")
 
 
 def load_guide(
@@ -146,46 +142,26 @@ def load_guide(
     """
     check_source(source, structures, targets)
     if source.kind == "labels":
-        masks, findings = _from_labels(source, case_id, label, structures)
+        if label is None:
+            cause = "the guide organs are to come from reference labels and this case has none"
+            fix = "give a folder of predicted masks, or use totalsegmentator"
+            raise CaseError("GUIDE_MISSING", cause, fix, case=case_id)
+        masks = organ_masks(label, [list(structures).index(organ) + 1 for organ in source.organs])
+        findings: list[Finding] = []
     else:
         folder = Path(source.folder or "")
-        if source.kind == "totalsegmentator":
-            name = run_totalsegmentator(source, case_id, scan).name
-        else:
-            name = case_id
-        masks, findings = _from_folder(source.organs, folder, name, case_id, scan.grid)
+        made = run_totalsegmentator(source, case_id, scan) if source.kind == "totalsegmentator" else None
+        masks, findings = _from_folder(
+            source.organs, folder, made.name if made else case_id, case_id, scan.grid
+        )
         if label is not None:
-            _refuse_leaks(
-                masks,
-                source.organs,
-                case_id,
-                label,
-                {structures.index(name) + 1: name for name in targets if name in structures},
-            )
+            numbers = {structures.index(name) + 1: name for name in targets if name in structures}
+            _refuse_leaks(masks, source.organs, case_id, label, numbers)
     empty = [organ for organ, mask in zip(source.organs, masks) if mask is None]
     if empty:
-        findings.append(
-            Finding(
-                "NOTE",
-                "GUIDE_ABSENT",
-                f"no voxel of {', '.join(empty)}: not there for the network",
-                case=case_id,
-            )
-        )
+        cause = f"no voxel of {', '.join(empty)}: not there for the network"
+        findings.append(Finding("NOTE", "GUIDE_ABSENT", cause, case=case_id))
     return CaseGuide(source.organs, tuple(masks), source.provenance), findings
-
-
-def _from_labels(
-    source: GuideSource, case_id: str, label: Volume | None, structures: Sequence[str]
-) -> tuple[list[Volume | None], list[Finding]]:
-    if label is None:
-        raise CaseError(
-            "GUIDE_MISSING",
-            "the guide organs are to come from reference labels and this case has none",
-            "give a folder of predicted masks, or use totalsegmentator",
-            case=case_id,
-        )
-    return organ_masks(label, [list(structures).index(organ) + 1 for organ in source.organs]), []
 
 
 # ---- masks of another model ---------------------------------------------------------------------------------
@@ -207,119 +183,58 @@ def _find(root: Path, name: str) -> Path | None:
 def _from_folder(
     organs: Sequence[str], root: Path, name: str, case_id: str, scan: Grid
 ) -> tuple[list[Volume | None], list[Finding]]:
-    """Masks found by the case's name: one file per organ, else one map."""
+    """Masks found by the case's name: one file per organ, else one map. And the warnings about them."""
     found = _find(root, name)
     if found is None:
-        raise CaseError(
-            "GUIDE_MISSING",
-            f"{root.name} holds neither a folder nor a label map for this case",
-            f"put the masks into {root.name}/{safe_name(name)}/",
-            case=case_id,
-            file=root.name,
-        )
-    return (
-        _from_masks(organs, found, case_id, scan)
-        if found.is_dir()
-        else _from_map(organs, found, case_id, scan)
-    )
+        cause = f"{root.name} holds neither a folder nor a label map for this case"
+        fix = f"put the masks into {root.name}/{safe_name(name)}/"
+        raise CaseError("GUIDE_MISSING", cause, fix, case=case_id, file=root.name)
+    try:
+        masks, findings = (_from_files if found.is_dir() else _from_map)(organs, found, scan)
+    except PipelineError as error:
+        file = Path(error.file).name
+        raise type(error)(error.code, error.cause, error.fix, case=case_id, file=file) from None
+    told = [finding for finding in findings if finding.severity == "WARN"]
+    return masks, [dataclasses.replace(one, case=case_id, file=Path(one.file).name) for one in told]
 
 
-def _from_masks(
-    organs: Sequence[str], folder: Path, case_id: str, scan: Grid
-) -> tuple[list[Volume | None], list[Finding]]:
-    there = gathering.volumes(folder / "segmentations") or gathering.volumes(folder)
-    missing = [organ for organ in organs if organ not in there]
+def _from_files(organs: Sequence[str], folder: Path, scan: Grid) -> tuple[list[Volume | None], list[Finding]]:
+    files = gathering.volumes(folder / "segmentations") or gathering.volumes(folder)
+    missing = [organ for organ in organs if organ not in files]
     if len(missing) == len(organs):
-        raise CaseError(
-            "GUIDE_MISSING",
-            f"none of the guide organs has a mask ({', '.join(organs)})",
-            "name the files as the organs",
-            case=case_id,
-            file=folder.name,
-        )
+        cause = f"none of the guide organs has a mask ({', '.join(organs)})"
+        raise CaseError("GUIDE_MISSING", cause, "name the files as the organs", file=folder)
+    opened = mask_files(files, strict=True)
     masks: list[Volume | None] = []
-    findings: list[Finding] = []
     for organ in organs:
-        if organ in there:
-            volume, notes = _read(
-                there[organ], case_id, scan, functools.partial(volume_files.check_name, name=organ)
-            )
-            findings += notes
-            if not {int(volume.array.min()), int(volume.array.max())} <= {0, 1}:
-                raise CaseError(
-                    "LABEL_VALUES",
-                    f"values from {volume.array.min()} to {volume.array.max()} in the mask of {organ}",
-                    "store 1 for the organ and 0 elsewhere",
-                    case=case_id,
-                    file=there[organ].name,
-                )
-            masks += organ_masks(volume, [1])
-        else:
-            masks.append(None)
+        part = None
+        if organ in files:
+            part = tight(Volume(opened.on(scan, "scan", files[organ], organ), scan.affine))
+        masks.append(None if part is None else Volume(part.array.astype(np.uint8), part.affine))
     if missing:
-        findings.append(
-            Finding(
-                "WARN",
-                "GUIDE_MISSING",
-                f"no mask file of {', '.join(missing)}",
-                "restore the masks, or leave the organs out of the guide",
-                case_id,
-                folder.name,
-            )
+        cause, fix = (
+            f"no mask file of {', '.join(missing)}",
+            "restore the masks, or leave the organs out of the guide",
         )
-    return masks, findings
+        opened.findings.append(Finding("WARN", "GUIDE_MISSING", cause, fix, file=str(folder)))
+    return masks, opened.findings
 
 
-def _from_map(
-    organs: Sequence[str], path: Path, case_id: str, scan: Grid
-) -> tuple[list[Volume | None], list[Finding]]:
+def _from_map(organs: Sequence[str], path: Path, scan: Grid) -> tuple[list[Volume | None], list[Finding]]:
     table = metadata.names_beside(path.parent)
     if table is None:
+        fix = f"write labels.json beside them, for example {metadata.NAMES_EXAMPLE}"
         raise PreconditionError(
-            "LABEL_NAMES_MISSING",
-            "the values of the guide maps have no names",
-            f"write labels.json beside them, for example {metadata.NAMES_EXAMPLE}",
-            case=case_id,
-            file=path.name,
+            "LABEL_NAMES_MISSING", "the values of the guide maps have no names", fix, file=path
         )
-    numbers = {name: value for value, name in table[0].items()}
-    unknown = [organ for organ in organs if organ not in numbers]
+    naming = Naming.of(*table)
+    unknown = [organ for organ in organs if organ not in naming.values]
     if unknown:
-        raise PreconditionError(
-            "GUIDE_MISSING",
-            f"labels.json names no {unknown[0]}",
-            f"choose among {', '.join(numbers)}",
-            case=case_id,
-            file="labels.json",
-        )
-    volume, findings = _read(path, case_id, scan, functools.partial(volume_files.check_names, table=table[0]))
-    wrong = sorted(
-        {int(value) for value in np.unique(volume.array)}
-        - {0, *table[0], *([] if table[1] is None else [table[1]])}
-    )
-    if wrong:
-        raise CaseError(
-            "LABEL_VALUES",
-            f"the value {wrong[0]} has no name in labels.json",
-            "correct the names or the map",
-            case=case_id,
-            file=path.name,
-        )
-    return organ_masks(volume, [numbers[organ] for organ in organs]), findings
-
-
-def _read(
-    path: Path, case_id: str, scan: Grid, check_names: Callable[[Path], None]
-) -> tuple[Volume, list[Finding]]:
-    """The integers of a file on exactly the scan's grid, and the warnings about them."""
-    try:
-        check_names(path)
-        volume, findings = volume_files.read_integers(path)
-        moved, notes = checks.put_on(volume, scan, path, of="scan")
-    except CaseError as error:
-        raise CaseError(error.code, error.cause, error.fix, case=case_id, file=path.name) from None
-    told = [finding for finding in findings + notes if finding.severity == "WARN"]
-    return moved, [dataclasses.replace(finding, case=case_id, file=path.name) for finding in told]
+        cause, fix = f"labels.json names no {unknown[0]}", f"choose among {', '.join(naming.values)}"
+        raise PreconditionError("GUIDE_MISSING", cause, fix, file="labels.json")
+    opened = label_map(path, naming)
+    label = Volume(opened.on(scan, "scan", path), scan.affine)
+    return organ_masks(label, [naming.values[organ][0] for organ in organs]), opened.findings
 
 
 def _refuse_leaks(

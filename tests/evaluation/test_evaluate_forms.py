@@ -22,7 +22,7 @@ from ctseg.evaluation.mask_forms import find_cases
 from ctseg.evaluation.mask_pairs import ScoreSettings
 from ctseg.geometry.volume import Volume, reorient
 from ctseg.scans.dicom import dicom_seg, dicom_series, rtstruct
-from ctseg.scans.formats import nifti
+from ctseg.scans.formats import nifti, volume_files
 
 NAMES = ("kidney_left", "kidney_right", "bladder")
 TABLE = dict(enumerate(NAMES, start=1))
@@ -721,10 +721,9 @@ def test_the_contours_of_the_ibsi_equal_their_mask_on_the_command_line(
 
 @pytest.mark.real
 def test_a_real_nrrd_label_map_equals_itself_as_nifti(real_data: Path, tmp_path: Path) -> None:
-    from ctseg.scans.formats import nrrd
 
     path = real_data / "cip" / "Testing" / "Data" / "Input" / "wholeLung-64.nrrd"
-    nifti.write_label(tmp_path / "lung.nii.gz", nrrd.read_integers(path)[0])
+    nifti.write_label(tmp_path / "lung.nii.gz", volume_files.read_integers(path)[0])
     artifacts.write_json(tmp_path / "names.json", {"1": "lung"})
     for ct in ((), ("--ct", path.with_name("ct-64Dicom")), ("--ct", path.with_name("ct-64.nrrd"))):
         assert (

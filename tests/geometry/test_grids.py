@@ -13,6 +13,7 @@ from ctseg.geometry import grids, intensity
 from ctseg.geometry.argmax_on_scan import label_on_scan
 from ctseg.geometry.probabilities import Shares
 from ctseg.geometry.volume import AIR_HU, Grid, Volume, resample
+from ctseg.scans.formats import volume_files
 
 # Ellipsoids in LPS mm: centre (x, y, z) and half axes. "left" lies on the patient's left (greater x).
 BODY = ((0.0, 0.0, 0.0), (62.0, 48.0, 90.0))
@@ -332,11 +333,10 @@ def test_window_scales_and_clips() -> None:
 @pytest.mark.real
 def test_real_organs_come_back_through_both_grids(real_data: Path) -> None:
     """TotalSegmentator's example CT (3 mm): liver, spleen, kidneys, bladder, prostate, sacrum, hips."""
-    from ctseg.scans.formats import nifti
 
     folder = real_data / "totalseg/tests/reference_files"
-    image, _ = nifti.read_image(folder / "example_ct.nii.gz")
-    stored, _ = nifti.read_integers(folder / "example_seg_fast_force_split.nii.gz")
+    image, _ = volume_files.read_image(folder / "example_ct.nii.gz")
+    stored, _ = volume_files.read_integers(folder / "example_seg_fast_force_split.nii.gz")
     ids = {
         "spleen": 1,
         "kidney_right": 2,

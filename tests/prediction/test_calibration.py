@@ -22,7 +22,7 @@ from ctseg.prediction import sliding_windows
 from ctseg.prediction.calibration_stage import Calibration
 from ctseg.prediction.network_input import NetworkInput
 from ctseg.runtime.hardware import choose_machine
-from ctseg.scans.formats import nifti
+from ctseg.scans.formats import nifti, volume_files
 from ctseg.scoring import calibration
 from ctseg.scoring.calibration import BINS, Sums, structure_sums
 
@@ -352,7 +352,7 @@ def test_the_files_hold_what_a_direct_computation_gives(run):
     _, label, _ = assemble(workspace, entry)
     found = predictor.predict(predictor.read_case(workspace, manifest, entry))
     soft, agreed = found.probabilities, found.confidence
-    prediction = nifti.read_integers(workspace.evaluation / "predictions" / "case_5.nii.gz")[0].array
+    prediction = volume_files.read_integers(workspace.evaluation / "predictions" / "case_5.nii.gz")[0].array
     summary, record = (
         artifacts.read_json(workspace.evaluation / "summary_statistics.json"),
         artifacts.read_json(workspace.run_record),

@@ -18,7 +18,7 @@ import run_pipeline
 from ctseg import artifacts
 from ctseg.anatomy import write_cohort
 from ctseg.scans.datasets.find_scans import find_scans
-from ctseg.scans.formats import nifti
+from ctseg.scans.formats import nifti, volume_files
 from ctseg.scans.masks import open_masks
 
 TINY = [
@@ -111,7 +111,7 @@ def test_a_file_per_structure_probabilities_and_uncertainty_agree_with_the_label
         == 0
     )
     label, names = (
-        nifti.read_integers(tmp_path / "ct.nii.gz")[0].array,
+        volume_files.read_integers(tmp_path / "ct.nii.gz")[0].array,
         artifacts.read_json(tmp_path / "labels.json"),
     )
     organs = open_masks(tmp_path / "ct")
@@ -272,10 +272,10 @@ def test_scans_in_nrrd_and_metaimage_get_the_mask_of_the_same_nifti_on_exactly_t
     (scans / "detached.nhdr").write_text("NRRD0004\ndata file: x.raw\n\n")
     assert predict(scans, tmp_path / "masks", checkpoints[:1]) == 3
     assert "PAIR_UNSUPPORTED case=detached" in capsys.readouterr().out
-    plain, _ = nifti.read_integers(tmp_path / "masks" / "plain.nii.gz")
+    plain, _ = volume_files.read_integers(tmp_path / "masks" / "plain.nii.gz")
     assert plain.array.any()
     for name in ("as_nrrd", "as_mha"):
-        mask, _ = nifti.read_integers(tmp_path / "masks" / f"{name}.nii.gz")
+        mask, _ = volume_files.read_integers(tmp_path / "masks" / f"{name}.nii.gz")
         assert np.array_equal(mask.array, plain.array) and mask.grid.corner_distance_mm(plain.grid) < 1e-3
 
 
@@ -364,7 +364,6 @@ def test_a_full_disk_ends_the_run_and_an_unreadable_scan_only_itself(tmp_path, t
     for name in ("a", "b"):
         shutil.copy(scan, tmp_path / f"{name}.nii.gz")
     from ctseg.scans.datasets import load_case
-    from ctseg.scans.formats import nifti
 
     def refuse(number: int, path: Path):
         raise OSError(number, os.strerror(number), str(path))

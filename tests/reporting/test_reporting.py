@@ -26,6 +26,7 @@ from ctseg.errors import CaseError, IntegrityError, PreconditionError
 from ctseg.geometry.volume import Volume, reorient
 from ctseg.reporting import facts, gallery, report, results
 from ctseg.reporting.pictures import curves, plots, slices, style
+from ctseg.scans.formats import volume_files
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.pictures
@@ -563,10 +564,9 @@ def test_unannotated_outline_is_named_in_the_legend(monkeypatch: pytest.MonkeyPa
 @pytest.mark.real
 def test_left_parotid_of_a_real_scan_is_shown_on_the_right(real_data: Path) -> None:
     from ctseg.geometry.volume import to_canonical
-    from ctseg.scans.formats import nifti
 
     values = artifacts.read_json(real_data / "openkbp" / "manifest.json")["labels"]
-    label, _ = nifti.read_integers(sorted((real_data / "openkbp" / "test").glob("*/labels.nii.gz"))[0])
+    label, _ = volume_files.read_integers(sorted((real_data / "openkbp" / "test").glob("*/labels.nii.gz"))[0])
     canonical = to_canonical(label).array
     for plane in slices.PLANES[:2]:
         columns = {

@@ -13,7 +13,7 @@ from ctseg import artifacts
 from ctseg.geometry.volume import Volume, to_canonical
 from ctseg.scans.datasets.layouts import open_data_set
 from ctseg.scans.datasets.splits import splits_record
-from ctseg.scans.formats import nifti
+from ctseg.scans.formats import volume_files
 
 TINY = [
     "--workers",
@@ -46,8 +46,8 @@ REAL = {5: "liver", 21: "urinary_bladder"}  # ids of TotalSegmentator's `total`
 
 def real_patients(folder: Path) -> dict[str, Phantom]:
     """Six overlapping parts of the one CT, as patients: what is compared is the two forms, not the model."""
-    image = to_canonical(nifti.read_image(folder / "example_ct.nii.gz")[0])
-    label = to_canonical(nifti.read_integers(folder / "example_seg_fast_force_split.nii.gz")[0])
+    image = to_canonical(volume_files.read_image(folder / "example_ct.nii.gz")[0])
+    label = to_canonical(volume_files.read_integers(folder / "example_seg_fast_force_split.nii.gz")[0])
     kept = np.zeros(label.array.shape, dtype=np.uint8)
     for number, value in enumerate(REAL, start=1):
         kept[label.array == value] = number

@@ -17,7 +17,7 @@ from ctseg.geometry.volume import Grid, Volume, match_grid
 from ctseg.prediction.guide_input import TAUS_MM, Guide, drop_organs, guide_channels, guide_patch, make_guide
 from ctseg.prediction.mirroring import mirror_permutation
 from ctseg.scans import guide_organs
-from ctseg.scans.formats import nifti
+from ctseg.scans.formats import nifti, volume_files
 from ctseg.scans.guide_organs import GuideSource, check_source, load_guide, read_guide, write_guide
 
 SHAPE, SPACING_MM = (20, 24, 28), (3.0, 2.0, 1.0)
@@ -519,13 +519,13 @@ def test_dropping_is_drawn_per_organ():
 @pytest.mark.real
 def test_real_totalsegmentator_masks(real_data, tmp_path):
     folder = real_data / "totalseg" / "tests" / "reference_files"
-    scan, _ = nifti.read_image(folder / "example_ct_sm.nii.gz")
+    scan, _ = volume_files.read_image(folder / "example_ct_sm.nii.gz")
     (tmp_path / "example").symlink_to(folder / "example_seg_fast", target_is_directory=True)
     organs = tuple(
         sorted(path.name.removesuffix(".nii.gz") for path in (folder / "example_seg_fast").glob("*.nii.gz"))
     )[:40]
     guide, findings = load_guide(GuideSource("folder", organs, tmp_path), "example", scan, None, (), ())
-    reference, _ = nifti.read_integers(folder / "example_seg_fast.nii.gz")
+    reference, _ = volume_files.read_integers(folder / "example_seg_fast.nii.gz")
     multilabel = match_grid(reference, scan.grid, 1e-2)
     assert multilabel is not None
     assert 0 < guide.presence.sum() < len(organs) and [f.code for f in findings] == ["GUIDE_ABSENT"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -31,11 +31,11 @@ from ctseg.scans.datasets.case import (
     LoadedCase,
 )
 from ctseg.scans.formats import folder_walk, volume_files
-from ctseg.scans.formats.checks import put_on, refuse, require_regular
+from ctseg.scans.formats.regular_files import refuse, require_regular
+from ctseg.scans.masks import Naming, label_map, mask_files
 
 IMPLAUSIBLE_FRACTION = 0.6  # of the body; labels that cover more are a mistake (or a crop: only a warning)
 NAMED = 5  # structures that one message names
-MAX_VALUES = 1024  # distinct values in a label map; a CT copied as label has more
 _BODY_HU = -300.0
 _LEFT_OUT = (
     "LABEL_GAPS",
@@ -125,7 +125,7 @@ def _read_labels(
 
         volume, names, findings = openkbp_csv.read_label(_path(source))
         values = {number: name for number, name in openkbp_csv.STRUCTURES.items() if name in names}
-        array, empty = _translate(volume.array, values, structures, None, source)
+        array, empty = _translate(volume.array, values, structures, None)
         found = set(np.unique(volume.array).tolist())
         return _Labels(
             array,
@@ -144,105 +144,81 @@ def _path(source: LabelSource) -> Path:
 
 
 def _read_map(record: CaseRecord, source: LabelSource, structures: Sequence[str], image: Volume) -> _Labels:
-    path = _path(source)
-    volume, findings = volume_files.read_integers(path)
-    volume_files.check_names(path, source.values)
-    volume, notes = put_on(volume, image.grid, path)
-    array, empty = _translate(volume.array, source.values, structures, source.ignore_value, source)
-    ignored = 0 if source.ignore_value is None else int(np.count_nonzero(volume.array == source.ignore_value))
+    path, ignore = _path(source), source.ignore_value
+    opened = label_map(path, Naming.of(source.values, ignore))
+    stored = opened.on(image.grid, "image", path)
+    array, empty = _translate(stored, source.values, structures, ignore)
+    ignored = int(np.count_nonzero(array == IGNORED))
     if empty and (record.annotated is None or ignored):
-        cause = (
-            f"no voxel is labelled but {ignored} to be ignored"
-            if ignored
-            else "no voxel is labelled, and every patient has these structures"
-        )
-        raise refuse(
-            "LABEL_EMPTY", cause, "restore the labels, or take scan and labels out of the data set", path
-        )
+        cause = "no voxel is labelled, and every patient has these structures"
+        if ignored:
+            cause = f"no voxel is labelled but {ignored} to be ignored"
+        fix = "restore the labels, or take scan and labels out of the data set"
+        raise refuse("LABEL_EMPTY", cause, fix, path)
     if ignored:
-        notes.append(
-            Finding(
-                "NOTE",
-                "LABEL_IGNORED",
-                f"{ignored} voxels carry the ignore value {source.ignore_value}: they are left out of training and scores",
-                file=str(path),
-            )
-        )
-    return _Labels(array, frozenset(source.values.values()), empty, findings + notes)
+        cause = f"{ignored} voxels carry the ignore value {ignore}: they are left out of training and scores"
+        opened.findings.append(Finding("NOTE", "LABEL_IGNORED", cause, file=str(path)))
+    return _Labels(array, frozenset(source.values.values()), empty, opened.findings)
 
 
 def _translate(
-    stored: np.ndarray,
-    values: dict[int, str],
-    structures: Sequence[str],
-    ignore: int | None,
-    source: LabelSource,
+    stored: np.ndarray, values: dict[int, str], structures: Sequence[str], ignore: int | None
 ) -> tuple[np.ndarray, bool]:
-    """(uint8 array with the ids of the requested structures, whether no structure at all is there).
+    """(uint8 array with the ids of the requested structures and IGNORED, whether no structure at all is there).
 
-    stored: int32. Every value must have a name (or be 0 or the ignore value): LABEL_VALUES otherwise.
+    stored: int32, every value of which has a name, or is 0 or the ignore value.
     """
-    known = (set(values) | {0}) | ({ignore} if ignore is not None else set())
-    low, high = int(stored.min()), int(stored.max())
-    if low < 0 or high >= 1 << 16:
-        if low not in known or high >= 1 << 16:
-            raise _wrong_values({low, high} - known, known, source)
-        stored, ignore = np.where(stored < 0, high + 1, stored), high + 1  # a negative ignore value
-        known |= {ignore}
-    counts = np.bincount(stored.ravel())
-    found = {int(value) for value in np.flatnonzero(counts)}
-    if found - known:
-        raise _wrong_values(found, known, source)
+    if ignore is not None and ignore < 0:
+        top = int(stored.max()) + 1
+        stored, ignore = np.where(stored < 0, top, stored), top
     numbers = {name: index + 1 for index, name in enumerate(structures)}
-    table = np.zeros(len(counts), dtype=np.uint8)
+    table = np.zeros(int(stored.max()) + 1, dtype=np.uint8)
     for value, name in values.items():
         if 0 < value < len(table) and value != ignore:
             table[value] = numbers.get(name, 0)
+    found = np.bincount(stored.ravel(), minlength=len(table)) > 0
+    found[0] = False
     if ignore is not None and 0 < ignore < len(table):
-        table[ignore] = IGNORED
-    return table[stored], not (found - {0, ignore})
-
-
-def _wrong_values(found: set[int], known: set[int], source: LabelSource) -> CaseError:
-    def shown(values: set[int]) -> str:
-        ordered = sorted(values)
-        return "{" + ", ".join(map(str, ordered[:12])) + (", ..." if len(ordered) > 12 else "") + "}"
-
-    cause = f"found {shown(found)}, expected {shown(known)}"
-    if len(found) > MAX_VALUES:
-        cause = f"{len(found)} different values: this looks like an image, not a label map"
-    fix = (
-        "store 1 for the structure"
-        if found == {0, 255}
-        else "give the label map that belongs to these names, or correct the names"
-    )
-    return refuse("LABEL_VALUES", cause, fix, source.path or "-")
+        table[ignore], found[ignore] = IGNORED, False
+    return table[stored], not found.any()
 
 
 def _read_masks(record: CaseRecord, source: LabelSource, structures: Sequence[str], image: Volume) -> _Labels:
     """One file per structure. A file that is not there means that nobody looked; an empty one, that it is absent."""
-    there = {name for name, path in source.masks.items() if os.path.lexists(path)}
+    there = {name: path for name, path in source.masks.items() if os.path.lexists(path)}
     if not there:
-        raise refuse(
-            "LABEL_MISSING",
+        cause, fix = (
             f"none of the {len(source.masks)} mask files is there",
             "restore the masks or remove the case",
-            next(iter(source.masks.values()), "-"),
         )
-    array, overlap = np.zeros(image.array.shape, dtype=np.uint8), np.zeros(image.array.shape, dtype=bool)
-    findings, empty = [], []
-    for number, name in enumerate(structures, start=1):
-        if name not in there:
-            continue
-        path = source.masks[name]
-        volume, notes = volume_files.read_integers(path)
-        volume_files.check_name(path, name)
-        volume, more = put_on(volume, image.grid, path)
-        mask, _ = _translate(volume.array, {1: name}, [name], None, dataclasses.replace(source, path=path))
-        _paint(array, mask.astype(bool), number, overlap)
+        raise refuse("LABEL_MISSING", cause, fix, next(iter(source.masks.values()), "-"))
+    opened = mask_files(there, strict=True)
+    masks = (
+        (name, opened.on(image.grid, "image", there[name], name)) for name in structures if name in there
+    )
+    return _painted(masks, structures, image, frozenset(there), opened.findings, "-")
+
+
+def _painted(
+    masks: Iterable[tuple[str, np.ndarray]],
+    structures: Sequence[str],
+    image: Volume,
+    nameable: frozenset[str],
+    findings: list[Finding],
+    file: str,
+) -> _Labels:
+    """One map of masks (bool) by name; where they overlap the later one counts."""
+    array, overlap = (np.zeros(image.array.shape, dtype=kind) for kind in (np.uint8, bool))
+    empty = []
+    for name, mask in masks:
+        overlap |= mask & (array > 0)
+        array[mask] = structures.index(name) + 1
         empty += [name] if not mask.any() else []
-        findings += notes + more
-    return _Labels(array, frozenset(there), not array.any(), findings + _overlap_finding(overlap, "-"), empty)
+    if overlap.any():
+        cause = f"{np.count_nonzero(overlap)} voxels belong to more than one structure; the later one in the list of structures counts"
+        fix = "nothing to do if that order is meant"
+        findings = [*findings, Finding("WARN", "LABEL_OVERLAP", cause, fix, file=file)]
+    return _Labels(array, nameable, not array.any(), findings, empty)
 
 
 def _read_dicom(record: CaseRecord, source: LabelSource, structures: Sequence[str], image: Volume) -> _Labels:
@@ -252,48 +228,27 @@ def _read_dicom(record: CaseRecord, source: LabelSource, structures: Sequence[st
     path = _path(source)
     folder = record.image.path if record.image.format == "dicom" else None
     in_file = {name: source.renamed.get(name, name) for name in structures}
-    gaps = slice_gaps.FILL if source.fill_gaps else slice_gaps.LEAVE_OUT
+    common: dict[str, Any] = {
+        "names": in_file.values(),
+        "series_uid": record.image.series_uid,
+        "gaps": slice_gaps.FILL if source.fill_gaps else slice_gaps.LEAVE_OUT,
+    }
     if source.format == "dicom_seg":
+        threshold = source.fractional_threshold
         masks, findings = dicom_seg.read_segments(
-            path,
-            image,
-            folder,
-            names=in_file.values(),
-            series_uid=record.image.series_uid,
-            fractional_threshold=source.fractional_threshold,
-            gaps=gaps,
+            path, image, folder, fractional_threshold=threshold, **common
         )
     else:
-        masks, findings = rtstruct.read_structures(
-            path, image, folder, names=in_file.values(), series_uid=record.image.series_uid, gaps=gaps
-        )
-    # A segment without frames was looked for and not found; an ROI without contours is a line of a template that nobody drew.
+        masks, findings = rtstruct.read_structures(path, image, folder, **common)
+    # A segment without frames was looked for and not found; an ROI without contours is a line of a template that
+    # nobody drew.
     if not masks and (left_out := [finding for finding in findings if finding.code in _LEFT_OUT]):
         raise refuse(left_out[0].code, left_out[0].cause, left_out[0].fix, path)
     annotated = frozenset(masks) | {name for name, called in in_file.items() if called in masks}
-    array, overlap = np.zeros(image.array.shape, dtype=np.uint8), np.zeros(image.array.shape, dtype=bool)
-    for number, name in enumerate(structures, start=1):
-        if in_file[name] in masks:
-            _paint(array, masks[in_file[name]], number, overlap)
-    empty = [
-        name
-        for name in structures
-        if name in annotated and (in_file[name] not in masks or not masks[in_file[name]].any())
-    ]
-    return _Labels(array, annotated, not array.any(), findings + _overlap_finding(overlap, str(path)), empty)
-
-
-def _paint(array: np.ndarray, mask: np.ndarray, number: int, overlap: np.ndarray) -> None:
-    """Write one structure into the map and mark the voxels that another one held before."""
-    overlap |= mask & (array > 0)
-    array[mask] = number
-
-
-def _overlap_finding(overlap: np.ndarray, file: str) -> list[Finding]:
-    if not overlap.any():
-        return []
-    cause = f"{np.count_nonzero(overlap)} voxels belong to more than one structure; the later one in the list of structures counts"
-    return [Finding("WARN", "LABEL_OVERLAP", cause, "nothing to do if that order is meant", file=file)]
+    drawn = ((name, masks[called]) for name, called in in_file.items() if called in masks)
+    labels = _painted(drawn, structures, image, annotated, findings, str(path))
+    absent = [name for name in structures if name in annotated and in_file[name] not in masks]
+    return dataclasses.replace(labels, empty_masks=[*labels.empty_masks, *absent])
 
 
 # ---- states and plausibility ------------------------------------------------------------------------------

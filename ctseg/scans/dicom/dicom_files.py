@@ -29,8 +29,8 @@ from pydicom.uid import (
 
 from ctseg.artifacts import canonical_hash
 from ctseg.errors import CaseError, Finding, PipelineError
-from ctseg.scans.formats import checks, folder_walk
-from ctseg.scans.formats.checks import refuse
+from ctseg.scans.formats import folder_walk, regular_files
+from ctseg.scans.formats.regular_files import at_file, refuse, unreadable
 
 UNICODE = "ISO_IR 192"  # the character set of what we write: names in any script
 LONGEST_NAME = 64  # characters of a long string (LO)
@@ -82,19 +82,16 @@ def private() -> Iterator[None]:
 
 @contextlib.contextmanager
 def guard(path: Path) -> Iterator[None]:
-    """Turn whatever a damaged file raises into DICOM_CORRUPT: values are parsed when they are asked for, and
-    pydicom raises many types. Only the type is told, the text of an exception may quote the header."""
+    """Name the file in an error, and turn whatever a damaged file raises into DICOM_CORRUPT: values are parsed when
+    they are asked for, and pydicom raises many types. Only the type is told, the text may quote the header."""
     try:
-        yield
+        with at_file(path):
+            yield
     except (PipelineError, MemoryError):
         raise
     except Exception as error:
-        raise refuse(
-            "DICOM_CORRUPT",
-            f"it cannot be parsed ({type(error).__name__})",
-            "copy or export the file again",
-            path,
-        ) from None
+        cause = f"it cannot be parsed ({type(error).__name__})"
+        raise refuse("DICOM_CORRUPT", cause, "copy or export the file again", path) from None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -244,12 +241,13 @@ def read_header(path: Path, tags: list[str] | None) -> Any:
 
 
 def drawn_on(
-    folder: Path, series_uid: str | None, *, frames: Collection[Any], series: Collection[Any], path: Path
+    folder: Path, series_uid: str | None, *, frames: Collection[Any], series: Collection[Any]
 ) -> tuple[str | None, list[Finding]]:
-    """(frame of reference of the one series in `folder` or of the named one, None where the labels at `path` were drawn on another; what was noticed).
+    """(frame of reference of the one series in `folder` or of the named one, None where the labels were drawn on
+    another; what was noticed).
 
-    frames, series: the frames of reference and series UIDs that the labels name. Where anonymisation took away those of
-    either side, only the positions tell, and a finding says so.
+    frames, series: the frames of reference and series UIDs that the labels name. Where anonymisation took away
+    those of either side, only the positions tell, and a finding says so.
     """
     chosen, _ = choose(folder, series_uid)
     first = read_header(chosen.files[0], ["FrameOfReferenceUID", "SeriesInstanceUID"])
@@ -267,7 +265,6 @@ def drawn_on(
             "SERIES_UNKNOWN",
             "it and the scan name no common kind of UID: whether it was drawn on this scan is told by positions alone",
             "keep the UIDs when anonymising (replaced alike in all files)",
-            file=path.name,
         )
     ]
 
@@ -368,7 +365,7 @@ def _identity(path: Path) -> _Identity | None:
 def is_dicom(path: Path) -> bool:
     """Whether a regular file carries the DICOM mark; nothing else is ever opened."""
     try:
-        size = checks.require_regular(path)
+        size = regular_files.require_regular(path)
     except CaseError as error:
         if error.code == "PERMISSION":
             raise
@@ -379,9 +376,7 @@ def is_dicom(path: Path) -> bool:
         with path.open("rb") as stream:
             return stream.read(132)[128:] == b"DICM"
     except PermissionError:
-        raise refuse(
-            "PERMISSION", "the file may not be read", "change the permissions of the file", path
-        ) from None
+        raise unreadable(path) from None
 
 
 def join_parts(series: list[SeriesInfo]) -> list[SeriesInfo]:

@@ -6,13 +6,12 @@ Position, orientation, pixel spacing and rescale stand in functional groups, one
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from pydicom.dataset import Dataset
 
 from ctseg.scans.dicom import dicom_files
-from ctseg.scans.formats.checks import refuse
+from ctseg.scans.formats.regular_files import refuse
 
 GROUPS = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
 _TAKEN = {  # functional group -> what of it a single slice has in its header
@@ -43,28 +42,24 @@ def frame_of(header: Any) -> int | None:
     return None if number is None else int(number) - 1
 
 
-def split(header: Any, path: Path) -> list[Any]:
+def split(header: Any) -> list[Any]:
     """One header per frame of a multi-frame CT: the file's own elements and the frame's geometry and rescale.
 
     The number of the frame, from 1, is its ReferencedFrameNumber and InstanceNumber. Raises CaseError
     MULTIFRAME_UNSUPPORTED for another class of multi-frame files, NOT_HU for maps, DICOM_CORRUPT for numbers that disagree.
     """
     if header.get("SOPClassUID") not in dicom_files.ENHANCED_CT:
-        raise refuse("MULTIFRAME_UNSUPPORTED", "several frames in a file that is no enhanced CT", _FIX, path)
+        raise refuse("MULTIFRAME_UNSUPPORTED", "several frames in a file that is no enhanced CT", _FIX)
     groups = header.get("PerFrameFunctionalGroupsSequence")
     if not groups:
         raise refuse(
-            "MULTIFRAME_UNSUPPORTED",
-            "a multi-frame file without functional groups for its frames",
-            _FIX,
-            path,
+            "MULTIFRAME_UNSUPPORTED", "a multi-frame file without functional groups for its frames", _FIX
         )
     if len(groups) != int(header.get("NumberOfFrames") or 1):
         raise refuse(
             "DICOM_CORRUPT",
             f"{int(header.get('NumberOfFrames') or 1)} frames with {len(groups)} descriptions",
             "export the series again",
-            path,
         )
     shared = (header.get("SharedFunctionalGroupsSequence") or [Dataset()])[0]
     common = [
@@ -72,10 +67,10 @@ def split(header: Any, path: Path) -> list[Any]:
         for element in header
         if element.keyword not in (*GROUPS, "NumberOfFrames", "InstanceNumber", "ReferencedFrameNumber")
     ]
-    return [_frame(common, shared, own, number, path) for number, own in enumerate(groups, start=1)]
+    return [_frame(common, shared, own, number) for number, own in enumerate(groups, start=1)]
 
 
-def _frame(common: list[Any], shared: Any, own: Any, number: int, path: Path) -> Dataset:
+def _frame(common: list[Any], shared: Any, own: Any, number: int) -> Dataset:
     frame = Dataset()
     for element in common:
         frame[element.tag] = element
@@ -93,7 +88,7 @@ def _frame(common: list[Any], shared: Any, own: Any, number: int, path: Path) ->
     words = [str(word).upper() for word in dicom_files.many(frame.get("ImageType"))[2:]]
     if any(word in _MAPS for word in words):
         raise refuse(
-            "NOT_HU", f"frame {number} is a map computed from CT, not a CT", "give the CT series itself", path
+            "NOT_HU", f"frame {number} is a map computed from CT, not a CT", "give the CT series itself"
         )
     frame.ReferencedFrameNumber = frame.InstanceNumber = number
     return frame

@@ -32,7 +32,7 @@ from pydicom.uid import (
 
 from ctseg.errors import CaseError
 from ctseg.scans.dicom.dicom_files import guard
-from ctseg.scans.formats.checks import refuse
+from ctseg.scans.formats.regular_files import refuse
 
 CHILD_SECONDS = 60.0  # for one file
 _PREFERRED = {

@@ -21,8 +21,8 @@ from ctseg.geometry import tolerances
 from ctseg.geometry.volume import Volume
 from ctseg.scans.dicom import dicom_codes, dicom_files, dicom_frames, dicom_series
 from ctseg.scans.dicom.dicom_pixels import Decoder
-from ctseg.scans.formats import checks, slice_gaps
-from ctseg.scans.formats.checks import refuse
+from ctseg.scans.formats import checks, regular_files, slice_gaps
+from ctseg.scans.formats.regular_files import located, refuse
 
 LABELMAP_STORAGE = "1.2.840.10008.5.1.4.1.1.66.7"
 _FROM_SOURCE = (  # all that highdicom sees of the series
@@ -97,12 +97,12 @@ def read_segments(
         for name, mask in list(masks.items()):
             drawn = {int(plane): float(plane) for plane in np.flatnonzero(mask.any(axis=(1, 2)))}
             usable, notes = slice_gaps.settle(
-                mask, drawn, gaps, spacing_mm=image.spacing_mm[1:], name=name, path=Path(path), voxels=True
+                mask, drawn, gaps, spacing_mm=image.spacing_mm[1:], name=name, voxels=True
             )
             findings += notes
             if not usable:
                 del masks[name]
-        return masks, findings
+    return masks, located(findings, path)
 
 
 # ---- reading ----------------------------------------------------------------------------------------------
@@ -123,16 +123,13 @@ def _read(
     )
     if listed and listed != announced:
         raise refuse(
-            "DICOM_CORRUPT",
-            f"{announced} frames with {listed} descriptions",
-            "export the segmentation again",
-            path,
+            "DICOM_CORRUPT", f"{announced} frames with {listed} descriptions", "export the segmentation again"
         )
-    least, findings = _least_value(header, threshold, path)
+    least, findings = _least_value(header, threshold)
     if image_folder is not None:
         named = [item.get("SeriesInstanceUID") for item in header.get("ReferencedSeriesSequence") or []]
         scan, notes = dicom_files.drawn_on(
-            image_folder, series_uid, frames=[header.get("FrameOfReferenceUID")], series=named, path=path
+            image_folder, series_uid, frames=[header.get("FrameOfReferenceUID")], series=named
         )
         findings += notes
         if scan is None:
@@ -140,7 +137,6 @@ def _read(
                 "SEG_WRONG_SERIES",
                 "it refers to another series and another frame of reference",
                 "give the segmentation that was drawn on this series",
-                path,
             )
     known = _segments(header)
     segments = {number: name for number, name in known.items() if name and (names is None or name in names)}
@@ -151,24 +147,20 @@ def _read(
                 "SEG_NAMELESS",
                 f"{len(unnamed)} segments have no label and are left out",
                 "name them in the tool that drew them",
-                file=path.name,
             )
         )
     if len(set(segments.values())) < len(segments):
-        raise refuse(
-            "SEG_AMBIGUOUS", "two segments carry the same label", "give each segment its own label", path
-        )
+        raise refuse("SEG_AMBIGUOUS", "two segments carry the same label", "give each segment its own label")
     rows, columns = image.array.shape[1:]
     if (int(header.get("Rows", 0)), int(header.get("Columns", 0))) != (rows, columns):
         raise refuse(
             "SEG_GEOMETRY",
             f"frames of {header.get('Rows')} x {header.get('Columns')} on slices of {rows} x {columns}",
             _FIX,
-            path,
         )
-    checks.check_memory(len(segments) * image.array.size, 1, path)
+    checks.check_memory(len(segments) * image.array.size, 1)
     masks = {name: np.zeros(image.array.shape, dtype=bool) for name in segments.values()}
-    frames, off = _place_frames(header, image, path)
+    frames, off = _place_frames(header, image)
     if off > tolerances.EQUAL:
         findings.append(
             Finding(
@@ -176,23 +168,22 @@ def _read(
                 "GRID_ROUNDING",
                 f"its frames lie up to {off:.2g} of a voxel beside the scan's slices and count as on them",
                 "nothing to do if positions were rounded",
-                file=path.name,
             )
         )
-    _require_known({number for number, _ in frames if number is not None}, known, path)
+    _require_known({number for number, _ in frames if number is not None}, known)
     nothing = {0, int(header.get("PixelPaddingValue") or 0)}
     for number, plane, content in _contents(path, frames, set(segments)):
         if number is not None:
             masks[segments[number]][plane] |= content >= least
             continue
         values = set(np.unique(content).tolist())  # a label map: the stored value is the segment number
-        _require_known(values - nothing, known, path)
+        _require_known(values - nothing, known)
         for value in values & set(segments):
             masks[segments[value]][plane] |= content == value
     return masks, findings
 
 
-def _least_value(header: Any, threshold: float | None, path: Path) -> tuple[float, list[Finding]]:
+def _least_value(header: Any, threshold: float | None) -> tuple[float, list[Finding]]:
     """(stored value from which a voxel belongs to a segment, what is to be told about it)."""
     if str(header.get("SegmentationType", "")) != "FRACTIONAL":
         return 1, []
@@ -206,36 +197,33 @@ def _least_value(header: Any, threshold: float | None, path: Path) -> tuple[floa
             "SEG_FRACTIONAL",
             f"it holds values of 0 to {maximum} (type {kind}), not a mask",
             "export it as a binary segmentation, or choose where a mask begins, for example --set data.fractional_threshold=0.5",
-            path,
         )
     if maximum < 1:
-        raise refuse("DICOM_CORRUPT", "it does not say its largest value", _FIX, path)
+        raise refuse("DICOM_CORRUPT", "it does not say its largest value", _FIX)
     cause = f"fractional segmentation of type {kind}, largest value {maximum}: voxels from {threshold:g} of it on count"
     return threshold * maximum, [
-        Finding("WARN", "SEG_FRACTIONAL", cause, "nothing to do if that threshold is meant", file=str(path))
+        Finding("WARN", "SEG_FRACTIONAL", cause, "nothing to do if that threshold is meant")
     ]
 
 
-def _require_known(values: set[int], known: dict[int, str], path: Path) -> None:
+def _require_known(values: set[int], known: dict[int, str]) -> None:
     """Refuse values or segment numbers that the list of segments does not hold."""
     if unknown := sorted(values - set(known)):
-        raise refuse(
-            "LABEL_VALUES", f"found segment numbers {unknown[:12]}, expected {sorted(known)}", _FIX, path
-        )
+        raise refuse("LABEL_VALUES", f"found segment numbers {unknown[:12]}, expected {sorted(known)}", _FIX)
 
 
 def _header(path: Path) -> Any:
-    checks.require_regular(path)
+    regular_files.require_regular(path)
     header = dicom_files.read_header(path, None)
     if str(header.get("SOPClassUID", "")) not in (SegmentationStorage, LABELMAP_STORAGE):
-        raise refuse("NOT_SEG", "it is no DICOM segmentation", "give the SEG file of this scan", path)
+        raise refuse("NOT_SEG", "it is no DICOM segmentation", "give the SEG file of this scan")
     if "SegmentSequence" not in header or "PerFrameFunctionalGroupsSequence" not in header:
         raise refuse(
-            "DICOM_TRUNCATED", "the header ends before the segments", "copy or export the file again", path
+            "DICOM_TRUNCATED", "the header ends before the segments", "copy or export the file again"
         )
     numbers = [int(item.SegmentNumber) for item in header.SegmentSequence]
     if len(set(numbers)) < len(numbers):
-        raise refuse("SEG_AMBIGUOUS", "two segments carry the same number", _FIX, path)
+        raise refuse("SEG_AMBIGUOUS", "two segments carry the same number", _FIX)
     return header
 
 
@@ -248,7 +236,7 @@ def _segments(header: Any) -> dict[int, str]:
     }  # 0: background of a label map
 
 
-def _place_frames(header: Any, image: Volume, path: Path) -> tuple[list[tuple[int | None, int]], float]:
+def _place_frames(header: Any, image: Volume) -> tuple[list[tuple[int | None, int]], float]:
     """(for each frame its segment number, or None for a label map, and the index d of its slice; the largest distance along an axis in voxels)."""
     to_index = np.linalg.inv(image.affine)
     shared = (header.get("SharedFunctionalGroupsSequence") or [pydicom.Dataset()])[0]
@@ -265,7 +253,7 @@ def _place_frames(header: Any, image: Volume, path: Path) -> tuple[list[tuple[in
                 else int(_group(groups, shared, "SegmentIdentificationSequence").ReferencedSegmentNumber)
             )
         except (AttributeError, TypeError, ValueError, IndexError):
-            raise refuse("SEG_GEOMETRY", f"frame {index + 1} has no complete geometry", _FIX, path) from None
+            raise refuse("SEG_GEOMETRY", f"frame {index + 1} has no complete geometry", _FIX) from None
         plane = int(np.rint((to_index @ corners[0])[0])) if np.isfinite(corners).all() else -1
         wanted = np.array(
             [[plane, 0, 0, 1], [plane, rows - 1, 0, 1], [plane, 0, columns - 1, 1]], dtype=np.float64
@@ -279,7 +267,7 @@ def _place_frames(header: Any, image: Volume, path: Path) -> tuple[list[tuple[in
                 if 0 <= plane < image.array.shape[0]
                 else "outside the scan"
             )
-            raise refuse("SEG_GEOMETRY", f"frame {index + 1} lies {where}", _FIX, path)
+            raise refuse("SEG_GEOMETRY", f"frame {index + 1} lies {where}", _FIX)
         farthest = max(farthest, off)
         result.append((number, plane))
     return result, farthest
@@ -313,12 +301,12 @@ def _contents(
     """(segment number or None, slice index, stored values (H, W)) of every frame that matters."""
     content = pydicom.dcmread(path)
     with Decoder() as decoder:
-        for (number, plane), stored in zip(frames, _bits(content, path) or decoder.frames(content, path)):
+        for (number, plane), stored in zip(frames, _bits(content) or decoder.frames(content, path)):
             if number is None or number in numbers:
                 yield number, plane, stored
 
 
-def _bits(content: Any, path: Path) -> Iterator[np.ndarray] | None:
+def _bits(content: Any) -> Iterator[np.ndarray] | None:
     """The frames (H, W) of uncompressed single bits, where a frame may begin within a byte; None for other pixels."""
     syntax = pydicom.uid.UID(str(content.file_meta.TransferSyntaxUID))
     if int(content.get("BitsAllocated") or 0) != 1 or syntax.is_encapsulated:
@@ -333,7 +321,6 @@ def _bits(content: Any, path: Path) -> Iterator[np.ndarray] | None:
             "PIXELS_CORRUPT",
             f"{len(pixels)} of {(size * count + 7) // 8} bytes of pixels",
             "copy or export the file again",
-            path,
         )
     return (
         np.unpackbits(pixels[at // 8 : (at + size + 7) // 8], bitorder="little")[at % 8 :][:size].reshape(
@@ -437,8 +424,7 @@ def _on_frames(
     for header, mask in zip(headers, masks):
         placed[dicom_frames.frame_of(header)] = mask
     positions = {
-        dicom_frames.frame_of(header): header.ImagePositionPatient
-        for header in dicom_frames.split(source, Path("-"))
+        dicom_frames.frame_of(header): header.ImagePositionPatient for header in dicom_frames.split(source)
     }
     measures = highdicom.PixelMeasuresSequence(
         pixel_spacing=first.PixelSpacing, slice_thickness=_slice_distance(headers)

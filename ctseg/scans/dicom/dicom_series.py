@@ -27,7 +27,7 @@ from ctseg.scans.dicom import dicom_files, dicom_frames
 from ctseg.scans.dicom.dicom_files import SMALLEST_SLICES, SeriesInfo
 from ctseg.scans.dicom.dicom_pixels import Decoder
 from ctseg.scans.formats import checks
-from ctseg.scans.formats.checks import refuse
+from ctseg.scans.formats.regular_files import at_file, located, refuse
 
 ORIENTATION_TOLERANCE = 1e-3  # of direction cosines between slices of one series
 ROUNDED_COSINES = 0.02  # what two decimals make of the length and the right angle of row and column direction
@@ -87,8 +87,10 @@ def read_series(
 
     assume_hu: pixels without rescale tags count as HU, with a warning; without it they are refused.
     """
-    with dicom_files.guard(Path(folder)):
-        return _read(Path(folder), series_uid, assume_hu)
+    folder = Path(folder)
+    with dicom_files.guard(folder):
+        volume, findings = _read(folder, series_uid, assume_hu)
+    return volume, located(findings, folder)
 
 
 @dicom_files.private()
@@ -97,10 +99,10 @@ def series_headers(folder: str | Path, series_uid: str | None = None) -> list[An
     folder = Path(folder)
     with dicom_files.guard(folder):
         chosen, _ = dicom_files.choose(folder, series_uid)
-        slices, _ = _drop_extras(_slices(chosen, None)[0], folder)
+        slices, _ = _drop_extras(_slices(chosen, None)[0])
         _check_each(slices)
-        slices, _ = _drop_crossing(slices, folder)
-        _geometry(slices, folder)
+        slices, _ = _drop_crossing(slices)
+        _geometry(slices)
         return [item.header for item in slices]
 
 
@@ -162,30 +164,26 @@ def _read(folder: Path, series_uid: str | None, assume_hu: bool) -> tuple[Volume
     chosen, others = dicom_files.choose(folder, series_uid)
     findings = []
     if others:
-        findings.append(
-            Finding(
-                "NOTE", "NOT_DICOM", f"{others} files are not DICOM and were passed over", file=str(folder)
-            )
-        )
+        findings.append(Finding("NOTE", "NOT_DICOM", f"{others} files are not DICOM and were passed over"))
     slices, notes = _slices(chosen, _TAGS)
     findings += notes
     total = len(slices)
-    slices, notes = _drop_extras(slices, folder)
+    slices, notes = _drop_extras(slices)
     findings += notes
     _check_each(slices)
-    slices, notes = _drop_crossing(slices, folder)
-    findings += notes + _check_count(slices, total, folder)
-    affine, notes = _geometry(slices, folder)
-    findings += notes + _check_acquisitions(slices, folder)
+    slices, notes = _drop_crossing(slices)
+    findings += notes + _check_count(slices, total)
+    affine, notes = _geometry(slices)
+    findings += notes + _check_acquisitions(slices)
     rows, columns = int(slices[0].header.Rows), int(slices[0].header.Columns)
     bits = int(slices[0].header.get("BitsAllocated") or 16)
-    checks.check_memory(len(slices) * rows * columns, max(1, bits // 8), folder)
-    checks.check_size(Grid((len(slices), rows, columns), affine), folder)
+    checks.check_memory(len(slices) * rows * columns, max(1, bits // 8))
+    checks.check_size(Grid((len(slices), rows, columns), affine))
     array = np.empty((len(slices), rows, columns), dtype=np.float32)
-    findings += _read_pixels(slices, array, folder, assume_hu)
-    checks.check_finite(array, folder)
-    checks.check_hu(array, folder, stored_bits=bits)
-    findings += checks.clip_padding(array, folder)
+    findings += _read_pixels(slices, array, assume_hu)
+    checks.check_finite(array)
+    checks.check_hu(array, stored_bits=bits)
+    findings += checks.clip_padding(array)
     return Volume(array, affine), findings
 
 
@@ -198,7 +196,8 @@ def _slices(chosen: SeriesInfo, tags: list[str] | None) -> tuple[list[_Slice], l
     files = [path for path, header in headers.items() if dicom_frames.is_multiframe(header)]
     if not files:
         return [_Slice(path, header) for path, header in headers.items()], []
-    frames = [_Slice(files[0], header) for header in dicom_frames.split(headers[files[0]], files[0])]
+    with at_file(files[0]):
+        frames = [_Slice(files[0], header) for header in dicom_frames.split(headers[files[0]])]
     if len(files) < len(headers) or len({file_hash(path) for path in files}) > 1:
         raise refuse(
             "MULTIFRAME_UNSUPPORTED",
@@ -214,18 +213,13 @@ def _slices(chosen: SeriesInfo, tags: list[str] | None) -> tuple[list[_Slice], l
     ] if copies else []
 
 
-def _drop_extras(slices: list[_Slice], folder: Path) -> tuple[list[_Slice], list[Finding]]:
+def _drop_extras(slices: list[_Slice]) -> tuple[list[_Slice], list[Finding]]:
     """Without localizers and exact copies; refuses copies that differ."""
     findings = []
     kept = [item for item in slices if not dicom_files.is_localizer(item.header)]
     if len(kept) < len(slices):
         findings.append(
-            Finding(
-                "NOTE",
-                "LOCALIZER",
-                f"{len(slices) - len(kept)} localizer images were left out",
-                file=str(folder),
-            )
+            Finding("NOTE", "LOCALIZER", f"{len(slices) - len(kept)} localizer images were left out")
         )
     seen: dict[str, _Slice] = {}
     for (
@@ -243,15 +237,10 @@ def _drop_extras(slices: list[_Slice], folder: Path) -> tuple[list[_Slice], list
         seen.setdefault(key, item)
     if len(seen) < len(kept):
         findings.append(
-            Finding(
-                "NOTE",
-                "SLICE_COPY",
-                f"{len(kept) - len(seen)} exact copies of slices were left out",
-                file=str(folder),
-            )
+            Finding("NOTE", "SLICE_COPY", f"{len(kept) - len(seen)} exact copies of slices were left out")
         )
     if len(seen) < SMALLEST_SLICES:
-        raise refuse("TOO_SMALL", f"{len(seen)} slices are no volume", "give the whole series", folder)
+        raise refuse("TOO_SMALL", f"{len(seen)} slices are no volume", "give the whole series")
     return list(seen.values()), findings
 
 
@@ -304,7 +293,7 @@ def _numbers(item: _Slice, tag: str) -> list[float]:
     return values
 
 
-def _drop_crossing(slices: list[_Slice], folder: Path) -> tuple[list[_Slice], list[Finding]]:
+def _drop_crossing(slices: list[_Slice]) -> tuple[list[_Slice], list[Finding]]:
     """Without the few slices that run across the others (scouts that do not say so)."""
     normals = [np.cross(*_directions(item)) for item in slices]
     agreeing = [sum(abs(float(a @ b)) > 0.99 for b in normals) for a in normals]
@@ -316,25 +305,15 @@ def _drop_crossing(slices: list[_Slice], folder: Path) -> tuple[list[_Slice], li
             "GEOMETRY_INCONSISTENT",
             f"{dropped} of {len(slices)} slices run across the others",
             "keep one orientation in the folder",
-            folder,
         )
     if len(kept) < SMALLEST_SLICES:
-        raise refuse(
-            "TOO_SMALL", f"{len(kept)} parallel slices are no volume", "give the whole series", folder
-        )
+        raise refuse("TOO_SMALL", f"{len(kept)} parallel slices are no volume", "give the whole series")
     if not dropped:
         return kept, []
-    return kept, [
-        Finding(
-            "NOTE",
-            "LOCALIZER",
-            f"{dropped} images that run across the series were left out",
-            file=str(folder),
-        )
-    ]
+    return kept, [Finding("NOTE", "LOCALIZER", f"{dropped} images that run across the series were left out")]
 
 
-def _check_acquisitions(slices: list[_Slice], folder: Path) -> list[Finding]:
+def _check_acquisitions(slices: list[_Slice]) -> list[Finding]:
     """A warning when an acquisition goes on behind another one: two scans between each other look like one of half the step.
 
     slices: in their order along the patient.
@@ -346,16 +325,12 @@ def _check_acquisitions(slices: list[_Slice], folder: Path) -> list[Finding]:
     cause = f"slices of {len(set(numbers))} acquisitions lie between each other, in {runs} runs"
     return [
         Finding(
-            "WARN",
-            "ACQUISITIONS_MIXED",
-            cause,
-            "check that they are one scan, not two phases in one series",
-            file=str(folder),
+            "WARN", "ACQUISITIONS_MIXED", cause, "check that they are one scan, not two phases in one series"
         )
     ]
 
 
-def _check_count(slices: list[_Slice], total: int, folder: Path) -> list[Finding]:
+def _check_count(slices: list[_Slice], total: int) -> list[Finding]:
     """A warning when the headers speak of more slices than there are: the ends of a scan can only be missed so."""
     numbers = [int(n) for n in (item.header.get("InstanceNumber") for item in slices) if n is not None]
     expected = max(numbers) - min(min(numbers), 1) + 1 if numbers else 0
@@ -368,12 +343,11 @@ def _check_count(slices: list[_Slice], total: int, folder: Path) -> list[Finding
             "SLICE_COUNT",
             f"{len(slices)} slices, but the headers speak of {max(expected, stated)}",
             "check that the series is complete",
-            file=str(folder),
         )
     ]
 
 
-def _geometry(slices: list[_Slice], folder: Path) -> tuple[np.ndarray, list[Finding]]:
+def _geometry(slices: list[_Slice]) -> tuple[np.ndarray, list[Finding]]:
     """Sort the slices in place along their normal; the affine (d, h, w) to LPS mm and what was noticed."""
     first = slices[0]
     for item in slices:
@@ -400,9 +374,9 @@ def _geometry(slices: list[_Slice], folder: Path) -> tuple[np.ndarray, list[Find
     affine = np.eye(4)
     affine[:3, 3], affine[:3, 0] = _line(positions)
     affine[:3, 1], affine[:3, 2] = column * spacing[0], row * spacing[1]
-    _check_steps(slices, positions @ normal, folder)
-    findings = [finding for finding in checks.check_affine(affine, folder) if finding.code != "AFFINE_SHEAR"]
-    findings += _check_line(slices, affine, folder)
+    _check_steps(slices, positions @ normal)
+    findings = [finding for finding in checks.check_affine(affine) if finding.code != "AFFINE_SHEAR"]
+    findings += _check_line(slices, affine)
     if _skew(first) > ORIENTATION_TOLERANCE:
         findings.append(
             Finding(
@@ -410,7 +384,6 @@ def _geometry(slices: list[_Slice], folder: Path) -> tuple[np.ndarray, list[Find
                 "ORIENTATION_ROUNDED",
                 f"row and column direction are written with few digits ({_skew(first):.2g} off perpendicular unit vectors); the nearest such vectors are used",
                 "export the series again with more digits if its place in the room matters",
-                file=str(folder),
             )
         )
     tilt = checks.shear_degrees(affine)
@@ -420,7 +393,6 @@ def _geometry(slices: list[_Slice], folder: Path) -> tuple[np.ndarray, list[Find
                 "WARN",
                 "GANTRY_TILT",
                 f"slices are shifted by {tilt:.1f} degrees; the shear is kept and resampled",
-                file=str(folder),
             )
         )
     return affine, findings
@@ -434,7 +406,7 @@ def _line(positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return middle + index[0] * step, step
 
 
-def _check_line(slices: list[_Slice], affine: np.ndarray, folder: Path) -> list[Finding]:
+def _check_line(slices: list[_Slice], affine: np.ndarray) -> list[Finding]:
     """Refuse a series with a slice off the grid that `affine` says, by `tolerances`, in fractions of a voxel along each axis."""
     positions = np.array([item.position for item in slices])
     beside = positions - affine[:3, 3] - np.outer(np.arange(len(slices)), affine[:3, 0])
@@ -449,7 +421,6 @@ def _check_line(slices: list[_Slice], affine: np.ndarray, folder: Path) -> list[
             "SLICE_SPACING_NONUNIFORM",
             f"steps from {np.abs(steps).min():.3f} to {np.abs(steps).max():.3f} mm; a slice lies {off_mm:.2g} mm off even places ({share:.2g} of a step, {tolerances.ROUNDED:g} is allowed)",
             "give a series with one slice spacing",
-            folder,
         )
     if share > tolerances.ROUNDED:
         raise refuse(
@@ -466,12 +437,11 @@ def _check_line(slices: list[_Slice], affine: np.ndarray, folder: Path) -> list[
             "POSITIONS_ROUNDED",
             f"slices lie up to {off_mm:.2g} mm ({share:.2g} of a voxel) off evenly spaced places, which are used",
             "nothing to do if their positions were rounded when written",
-            file=str(folder),
         )
     ]
 
 
-def _check_steps(slices: list[_Slice], places: np.ndarray, folder: Path) -> None:
+def _check_steps(slices: list[_Slice], places: np.ndarray) -> None:
     """Refuse double positions and missing slices. places: mm along the normal, sorted."""
     steps = np.diff(places)
     apart = steps[steps > tolerances.EQUAL * steps.mean()]
@@ -497,14 +467,13 @@ def _check_steps(slices: list[_Slice], places: np.ndarray, folder: Path) -> None
             "SLICE_GAP",
             f"{missing} slices are missing, the first {places[odd[0]] - places[0] + usual:.1f} mm from the first slice (step {usual:.3g} mm)",
             "export the whole series again",
-            folder,
         )
 
 
 # ---- pixels -----------------------------------------------------------------------------------------------
 
 
-def _read_pixels(slices: list[_Slice], array: np.ndarray, folder: Path, assume_hu: bool) -> list[Finding]:
+def _read_pixels(slices: list[_Slice], array: np.ndarray, assume_hu: bool) -> list[Finding]:
     """Fill `array` (D, H, W) with HU, each slice by its own rescale tags."""
     scalings: Counter[tuple[float, float]] = Counter()
     padded = assumed = 0
@@ -545,7 +514,6 @@ def _read_pixels(slices: list[_Slice], array: np.ndarray, folder: Path, assume_h
                 "WARN",
                 "RESCALE_ASSUMED",
                 f"{assumed} of {len(slices)} slices have no rescale tags; their pixels count as HU, as data.assume_hu says",
-                file=str(folder),
             )
         )
     if padded:
@@ -554,16 +522,12 @@ def _read_pixels(slices: list[_Slice], array: np.ndarray, folder: Path, assume_h
                 "NOTE",
                 "PADDING",
                 f"{100 * padded / array.size:.3g} % of the voxels are padding and count as air",
-                file=str(folder),
             )
         )
     if len(scalings) > 1:
         findings.append(
             Finding(
-                "NOTE",
-                "RESCALE_VARIES",
-                f"{len(scalings)} different rescale pairs, applied slice by slice",
-                file=str(folder),
+                "NOTE", "RESCALE_VARIES", f"{len(scalings)} different rescale pairs, applied slice by slice"
             )
         )
     return findings

@@ -22,8 +22,8 @@ from ctseg.errors import Finding
 from ctseg.geometry.tolerances import ROUNDED
 from ctseg.geometry.volume import Volume
 from ctseg.scans.dicom import dicom_files, dicom_frames, dicom_series
-from ctseg.scans.formats import checks, slice_gaps
-from ctseg.scans.formats.checks import refuse
+from ctseg.scans.formats import checks, regular_files, slice_gaps
+from ctseg.scans.formats.regular_files import located, refuse
 
 FLAT = 0.25  # slices that a point may lie beside the plane of its contour: with one decimal, 0.12 of a slice of 0.5 mm
 SAME_OFFSET = 0.8  # length of the mean direction of planes on a circle of one slice: rounding by 0.2 of a slice leaves 0.9
@@ -98,10 +98,10 @@ def read_structures(
     were drawn on it; None skips that check. gaps: what becomes of a structure on every other slice, see `slice_gaps`.
     A plane of contours counts for the nearest slice, unless another plane lies nearer to that.
     """
-    with dicom_files.guard(Path(path)):
-        return _read(
-            Path(path), image, None if image_folder is None else Path(image_folder), names, series_uid, gaps
-        )
+    path, folder = Path(path), None if image_folder is None else Path(image_folder)
+    with dicom_files.guard(path):
+        masks, findings = _read(_header(path), image, folder, names, series_uid, gaps)
+    return masks, located(findings, path)
 
 
 def fill(contours: list[np.ndarray], shape: tuple[int, int], corner: tuple[int, int] = (0, 0)) -> np.ndarray:
@@ -135,26 +135,24 @@ def fill(contours: list[np.ndarray], shape: tuple[int, int], corner: tuple[int, 
 
 
 def _read(
-    path: Path,
+    header: Any,
     image: Volume,
     image_folder: Path | None,
     names: Collection[str] | None,
     series_uid: str | None,
     gaps: str,
 ) -> tuple[dict[str, np.ndarray], list[Finding]]:
-    header = _header(path)
-    foreign, findings = (
-        (frozenset(), []) if image_folder is None else _foreign(header, image_folder, series_uid, path)
-    )
+    foreign: frozenset[int] = frozenset()
+    findings: list[Finding] = []
+    if image_folder is not None:
+        foreign, findings = _foreign(header, image_folder, series_uid)
     wanted = {number: name for number, name in _names(header).items() if names is None or name in names}
     contours = _contours(header)
     drawn = [name for number, name in wanted.items() if contours.get(number)]
     if len(set(drawn)) < len(drawn):
-        raise refuse(
-            "RT_AMBIGUOUS", "two structures carry the same name", "give each structure its own name", path
-        )
-    checks.check_memory(len(wanted) * image.array.size, 1, path)
-    findings += _nameless(header, contours, path)
+        raise refuse("RT_AMBIGUOUS", "two structures carry the same name", "give each structure its own name")
+    checks.check_memory(len(wanted) * image.array.size, 1)
+    findings += _nameless(header, contours)
     masks = {}
     for number, name in wanted.items():
         if number in foreign:
@@ -164,11 +162,10 @@ def _read(
                     "RT_WRONG_SERIES",
                     f"the structure '{name}' was drawn in another frame of reference: it is left out",
                     "draw it on this scan",
-                    file=path.name,
                 )
             )
         elif contours.get(number):
-            mask, notes = _structure(contours[number], image, path, name, gaps)
+            mask, notes = _structure(contours[number], image, name, gaps)
             findings += notes
             if mask is not None:
                 masks[name] = mask
@@ -179,15 +176,12 @@ def _read(
                     "LABEL_MISSING",
                     f"the structure '{name}' has no contours",
                     "delete it, or draw it",
-                    file=path.name,
                 )
             )
     return masks, findings
 
 
-def _foreign(
-    header: Any, image_folder: Path, series_uid: str | None, path: Path
-) -> tuple[frozenset[int], list[Finding]]:
+def _foreign(header: Any, image_folder: Path, series_uid: str | None) -> tuple[frozenset[int], list[Finding]]:
     """(numbers of the structures that lie in another frame of reference, what was noticed). Refuses a file that has nothing of this scan."""
     own = {
         int(item.ROINumber): str(item.get("ReferencedFrameOfReferenceUID", ""))
@@ -199,14 +193,13 @@ def _foreign(
     }
     series = [item.get("SeriesInstanceUID") for item in _referenced(header)]
     scan, findings = dicom_files.drawn_on(
-        image_folder, series_uid, frames=[*listed, *own.values()], series=series, path=path
+        image_folder, series_uid, frames=[*listed, *own.values()], series=series
     )
     if scan is None:
         raise refuse(
             "RT_WRONG_SERIES",
             "it refers to another series and another frame of reference",
             "give the structure set that was drawn on this series",
-            path,
         )
     others = listed - {scan, ""} if scan in {*listed, *own.values()} else set()
     foreign = frozenset(number for number, frame in own.items() if frame in others)
@@ -215,25 +208,22 @@ def _foreign(
             "RT_WRONG_SERIES",
             "all of its structures lie in another frame of reference",
             "give the structure set that was drawn on this series",
-            path,
         )
     return foreign, findings
 
 
 def _header(path: Path) -> Any:
-    checks.require_regular(path)
+    regular_files.require_regular(path)
     header = dicom_files.read_header(path, None)
     if str(header.get("SOPClassUID", "")) != RTStructureSetStorage:
-        raise refuse(
-            "NOT_RTSTRUCT", "it is no DICOM RT structure set", "give the RTSTRUCT file of this scan", path
-        )
+        raise refuse("NOT_RTSTRUCT", "it is no DICOM RT structure set", "give the RTSTRUCT file of this scan")
     if "StructureSetROISequence" not in header:
         raise refuse(
-            "DICOM_TRUNCATED", "the header ends before the structures", "copy or export the file again", path
+            "DICOM_TRUNCATED", "the header ends before the structures", "copy or export the file again"
         )
     numbers = [int(item.ROINumber) for item in header.StructureSetROISequence]
     if len(set(numbers)) < len(numbers):
-        raise refuse("RT_AMBIGUOUS", "two structures carry the same number", _FIX, path)
+        raise refuse("RT_AMBIGUOUS", "two structures carry the same number", _FIX)
     return header
 
 
@@ -253,7 +243,7 @@ def _contours(header: Any) -> dict[int, list[Any]]:
     return contours
 
 
-def _nameless(header: Any, contours: dict[int, list[Any]], path: Path) -> list[Finding]:
+def _nameless(header: Any, contours: dict[int, list[Any]]) -> list[Finding]:
     names = _names(header)
     count = sum(bool(items) and number not in names for number, items in contours.items())
     if not count:
@@ -264,7 +254,6 @@ def _nameless(header: Any, contours: dict[int, list[Any]], path: Path) -> list[F
             "RT_NAMELESS",
             f"{count} drawn structures have no name and are left out",
             "name them in the tool that drew them",
-            file=path.name,
         )
     ]
 
@@ -294,12 +283,12 @@ def _why_not(item: Any) -> str | None:
 
 
 def _structure(
-    items: list[Any], image: Volume, path: Path, name: str, gaps: str
+    items: list[Any], image: Volume, name: str, gaps: str
 ) -> tuple[np.ndarray | None, list[Finding]]:
     """(mask (D, H, W), what is to be told); no mask where a structure cannot be evaluated on this grid."""
-    polygons, dropped = _polygons(items, image, path, name)
+    polygons, dropped = _polygons(items, image, name)
     if not polygons and dropped["RT_OFF_GRID"]:
-        raise refuse("RT_OFF_GRID", f"'{name}' lies outside the scan, beside its slices", _OTHER_SCAN, path)
+        raise refuse("RT_OFF_GRID", f"'{name}' lies outside the scan, beside its slices", _OTHER_SCAN)
     mask, places, crossing = np.zeros(image.array.shape, dtype=bool), {}, 0
     for plane, (place, outlines) in _planes(polygons, image.array.shape[0], dropped).items():
         mask[plane], copies, crossed = _fill_plane(outlines, image.array.shape[1:])
@@ -308,11 +297,7 @@ def _structure(
         crossing += crossed
     findings = [
         Finding(
-            "WARN",
-            code,
-            f"{count} contours of '{name}' {_DROPPED[code][0]}: left out",
-            _DROPPED[code][1],
-            file=path.name,
+            "WARN", code, f"{count} contours of '{name}' {_DROPPED[code][0]}: left out", _DROPPED[code][1]
         )
         for code, count in dropped.items()
         if count
@@ -324,7 +309,6 @@ def _structure(
                 "RT_CONTOURS_CROSS",
                 f"contours of '{name}' cross each other: {crossing} voxels inside two of them count as outside",
                 "join them in the tool that drew them",
-                file=path.name,
             )
         )
     if not mask.any():
@@ -334,18 +318,15 @@ def _structure(
                 "RT_NO_VOXEL",
                 f"the contours of '{name}' hold no voxel centre: it counts as not annotated",
                 "draw it larger, or delete it",
-                file=path.name,
             )
         )
         return None, findings
-    usable, notes = slice_gaps.settle(
-        mask, places, gaps, spacing_mm=image.spacing_mm[1:], name=name, path=path
-    )
+    usable, notes = slice_gaps.settle(mask, places, gaps, spacing_mm=image.spacing_mm[1:], name=name)
     return mask if usable else None, findings + notes
 
 
 def _polygons(
-    items: list[Any], image: Volume, path: Path, name: str
+    items: list[Any], image: Volume, name: str
 ) -> tuple[list[tuple[float, np.ndarray]], Counter[str]]:
     """([(place in slices, polygon (N, 2) in (row, column))] sorted by place, number of contours for each reason to leave them out)."""
     to_index, shape = np.linalg.inv(image.affine), np.array(image.array.shape)
@@ -359,7 +340,7 @@ def _polygons(
         index = (np.column_stack([points.reshape(-1, 3), np.ones(len(points) // 3)]) @ to_index.T)[:, :3]
         place = float(index[:, 0].mean())
         if np.abs(index[:, 0] - place).max() > FLAT:
-            raise refuse("RT_OFF_GRID", f"a contour of '{name}' leans out of its slice", _FIX, path)
+            raise refuse("RT_OFF_GRID", f"a contour of '{name}' leans out of its slice", _FIX)
         if not -0.5 - ROUNDED <= place <= shape[0] - 0.5 + ROUNDED:
             beyond += 1
         elif (index[:, 1:].max(axis=0) < -0.5).any() or (index[:, 1:].min(axis=0) > shape[1:] - 0.5).any():
@@ -371,7 +352,6 @@ def _polygons(
             "RT_OFF_GRID",
             f"{beyond} contours of '{name}' lie outside the scan, beyond its first or last slice",
             _OTHER_SCAN,
-            path,
         )
     return sorted(found, key=lambda one: one[0]), dropped
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gzip
 import html
+import math
 import re
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -22,29 +23,22 @@ from ctseg.errors import Finding
 from ctseg.geometry.tolerances import off_by
 from ctseg.geometry.volume import RAS_TO_LPS, Grid, Volume
 from ctseg.scans.formats import checks
-from ctseg.scans.formats.checks import refuse
-from ctseg.scans.formats.stored_values import Content, Stored, image_of, integers_of, mask_of
+from ctseg.scans.formats.regular_files import AGAIN, implausible, not_3d, read_regular, refuse, wrong_kind
+from ctseg.scans.formats.stored_values import Content, Stored
 
 # docs/decisions/012-tolerances.md has the reasons.
 QUATERNION_FLOAT32 = 1e-6  # the components of a quaternion that was computed in 32 bits are no more exact
-QUATERNION_DECIMALS = (
-    2e-4  # b2 + c2 + d2 may exceed 1 so far: what four decimals round; more is no quaternion
-)
+QUATERNION_DECIMALS = 2e-4  # b2 + c2 + d2 may exceed 1 by what four decimals round; more is no quaternion
 _LABEL = r'<Label\s[^>]*\bKey="(\d{1,6})"[^>]*>\s*(?:<!\[CDATA\[(.*?)\]\]>|([^<]*))\s*</Label>'
 _EXTENSION_LIMIT = 64 << 20
 _NAMES_LIMIT = 4 << 20  # bytes of a file that are searched for names: a table of 200 takes 30 kB
-_TYPES = {
-    2: "u1",
-    4: "i2",
-    8: "i4",
-    16: "f4",
-    64: "f8",
-    256: "i1",
-    512: "u2",
-    768: "u4",
-    1024: "i8",
-    1280: "u8",
-}
+# Data type of the header -> NumPy's, and those that are refused by name.
+_TYPES = dict(
+    zip(
+        (2, 4, 8, 16, 64, 256, 512, 768, 1024, 1280),
+        ["u1", "i2", "i4", "f4", "f8", "i1", "u2", "u4", "i8", "u8"],
+    )
+)
 _TYPE_NAMES = {
     1: "1-bit",
     32: "complex64",
@@ -54,36 +48,43 @@ _TYPE_NAMES = {
     2048: "complex256",
     2304: "RGBA32",
 }
+_ONE_FILE = "convert it to one .nii.gz file"
+_GEOMETRY = "export the scan again with its geometry"
 
 
-def read_image(path: str | Path, *, check_hu: bool = True) -> tuple[Volume, list[Finding]]:
-    """The CT of a NIfTI file: float32 HU, (D, H, W), not below -1024, and what was noticed.
-
-    check_hu=False skips the plausibility of the intensities and the smallest size (for other images than CT).
-    Raises CaseError; its `file` is the path as given.
-    """
-    path = Path(path)
-    return image_of(_read(path), path, check_hu=check_hu)
+# ---- reading ----------------------------------------------------------------------------------------------
 
 
-def read_integers(path: str | Path) -> tuple[Volume, list[Finding]]:
-    """The integers of a label file as int32 (D, H, W). Checked before any cast, so nothing wraps or truncates."""
-    path = Path(path)
-    return integers_of(_read(path), path)
+def read(path: Path) -> Stored:
+    """What stands in the file, checked; errors and findings do not name it."""
+    if path.suffix.lower() in (".hdr", ".img"):
+        raise refuse("PAIR_UNSUPPORTED", "a header/image pair", _ONE_FILE)
+    content = _content(path)
+    findings = _name_findings(path, content.zipped)
+    header = _parse_header(content)
+    shape, dropped = _check_shape(header)
+    if dropped:
+        findings.append(Finding("WARN", "NOT_3D", f"{dropped} further axes of length 1 were dropped"))
+    code, bits = int(header["datatype"]), int(header["bitpix"])
+    if code in _TYPE_NAMES:
+        cause = f"voxels are {_TYPE_NAMES[code]}, not single numbers"
+        raise refuse("NOT_SCALAR", cause, "export the scan as 16-bit integers")
+    if code not in _TYPES or np.dtype(_TYPES[code]).itemsize * 8 != bits:
+        raise implausible(f"data type {code} with {bits} bits per voxel")
+    dtype = np.dtype(header.endianness + _TYPES[code])
+    checks.check_memory(math.prod(shape), dtype.itemsize)
+    affine, notes = _affine(header, shape)
+    content.take(_voxels_start(header) - content.position)
+    array, rest = content.voxels(shape, dtype)  # the bytes already lie in (D, H, W) order
+    return Stored(array, *_scaling(header), affine, findings + notes + rest)
 
 
-def read_mask(path: str | Path) -> tuple[Volume, list[Finding]]:
-    """What a mask file holds: integers, or the probabilities of one structure; see `stored.mask_of`."""
-    path = Path(path)
-    return mask_of(_read(path), path)
-
-
-def read_names(path: str | Path) -> dict[int, str]:
-    """Value -> name from the label table in a NIfTI extension (as Connectome Workbench and TotalSegmentator write it); empty without one."""
-    path = Path(path)
+def read_names(path: Path) -> dict[int, str]:
+    """Value -> name from the label table in a NIfTI extension (as Connectome Workbench and TotalSegmentator
+    write it); empty without one."""
     content = _content(path, _NAMES_LIMIT)
-    header = _parse_header(path, content)
-    text = content.take(_voxels_start(path, header) - content.position).decode("utf-8", errors="replace")
+    header = _parse_header(content)
+    text = content.take(_voxels_start(header) - content.position).decode("utf-8", errors="replace")
     names = {
         int(value): (quoted or html.unescape(plain)).strip()
         for value, quoted, plain in re.findall(_LABEL, text, re.DOTALL)
@@ -91,228 +92,93 @@ def read_names(path: str | Path) -> dict[int, str]:
     return {value: name for value, name in names.items() if value > 0 and name}
 
 
-def write_image(path: str | Path, volume: Volume, *, dtype: Any = np.int16) -> None:
-    """Write an image atomically; integers are rounded and limited to the range of the type."""
-    array = volume.array
-    if np.issubdtype(dtype, np.integer) and array.dtype.kind == "f":
-        limits = np.iinfo(dtype)
-        array = np.clip(np.rint(array), limits.min, limits.max)
-    _write(Path(path), array.astype(dtype), volume.affine)
-
-
-def write_label(path: str | Path, volume: Volume, *, names: dict[int, str] | None = None) -> None:
-    """Write a label map atomically, as uint8 or, above 255, uint16.
-
-    names: when given, every value but 0 must have one (the caller writes them next to the file); ValueError else.
-    """
-    low, high = int(volume.array.min()), int(volume.array.max())
-    if volume.array.dtype.kind not in "uib" or low < 0 or high > 65535:
-        raise ValueError(
-            f"a label map holds integers from 0 to 65535, not {volume.array.dtype} from {low} to {high}"
-        )
-    if names is not None:
-        unnamed = sorted({int(v) for v in np.unique(volume.array)} - {0} - set(names))
-        if unnamed:
-            raise ValueError(f"label values without a name: {unnamed}")
-    _write(Path(path), volume.array.astype(np.uint8 if high <= 255 else np.uint16), volume.affine)
-
-
-def file_affine(affine: np.ndarray) -> np.ndarray:
-    """Between the affine of a Volume, (d, h, w) to LPS, and of its file, (i, j, k) to RAS. Its own inverse."""
-    return RAS_TO_LPS @ affine[:, [2, 1, 0, 3]]
-
-
-# ---- reading ----------------------------------------------------------------------------------------------
-
-
-def _read(path: Path) -> Stored:
-    if path.suffix.lower() in (".hdr", ".img"):
-        raise refuse("PAIR_UNSUPPORTED", "a header/image pair", "convert it to one .nii.gz file", path)
-    content = _content(path)
-    findings = _name_findings(path, content.zipped)
-    header = _parse_header(path, content)
-    shape, dropped = _check_shape(path, header)
-    if dropped:
-        findings.append(
-            Finding("WARN", "NOT_3D", f"{dropped} further axes of length 1 were dropped", file=str(path))
-        )
-    code = int(header["datatype"])
-    if code in _TYPE_NAMES:
-        raise refuse(
-            "NOT_SCALAR",
-            f"voxels are {_TYPE_NAMES[code]}, not single numbers",
-            "export the scan as 16-bit integers",
-            path,
-        )
-    if code not in _TYPES or np.dtype(_TYPES[code]).itemsize * 8 != int(header["bitpix"]):
-        raise refuse(
-            "HEADER_IMPLAUSIBLE",
-            f"data type {code} with {int(header['bitpix'])} bits per voxel",
-            "export the scan again",
-            path,
-        )
-    dtype = np.dtype(header.endianness + _TYPES[code])
-    voxels = shape[0] * shape[1] * shape[2]
-    checks.check_memory(voxels, dtype.itemsize, path)
-    affine, notes = _affine(path, header, shape)
-    array, rest = _voxels(path, content, header, shape, dtype)
-    slope, intercept = _scaling(path, header)
-    return Stored(array, slope, intercept, affine, findings + notes + rest)
-
-
 def _content(path: Path, count: int = -1) -> Content:
     """The bytes of a file (or its first `count`), whatever its name says about compression."""
-    data = checks.read_regular(path, count)
-    return Content(path, data, zipped=data[:2] == b"\x1f\x8b", truncated="NIFTI_TRUNCATED")
+    data = read_regular(path, count)
+    return Content(data, zipped=data[:2] == b"\x1f\x8b", truncated="NIFTI_TRUNCATED")
 
 
 def _name_findings(path: Path, zipped: bool) -> list[Finding]:
-    named_zipped = path.name.lower().endswith(".gz")
-    if named_zipped and not zipped:
-        return [
-            Finding(
-                "WARN",
-                "NOT_GZIP",
-                "named .gz but not compressed; read as it is",
-                "rename the file to .nii",
-                file=str(path),
-            )
-        ]
-    if zipped and not named_zipped:
-        return [
-            Finding(
-                "WARN",
-                "NOT_GZIP",
-                "compressed although its name does not end in .gz",
-                "rename the file to .nii.gz",
-                file=str(path),
-            )
-        ]
-    return []
+    if zipped == path.name.lower().endswith(".gz"):
+        return []
+    cause, fix = (
+        ("compressed although its name does not end in .gz", "rename the file to .nii.gz")
+        if zipped
+        else ("named .gz but not compressed; read as it is", "rename the file to .nii")
+    )
+    return [Finding("WARN", "NOT_GZIP", cause, fix)]
 
 
-def _parse_header(path: Path, content: Content) -> Any:
+def _parse_header(content: Content) -> Any:
     """nibabel's header object for the first 348 (NIfTI-1) or 540 (NIfTI-2) bytes, unchecked."""
-    start = content.take(4)
-    if len(start) < 4:
-        raise refuse(
-            "NIFTI_TRUNCATED",
-            f"ended at byte {len(start)} inside the header",
-            "copy or download the file again",
-            path,
-        )
-    sizes = {int.from_bytes(start, "little"), int.from_bytes(start, "big")}
-    kinds: tuple[tuple[int, Any, int], ...] = ((348, nib.Nifti1Header, 344), (540, nib.Nifti2Header, 4))
-    for size, kind, magic_at in kinds:
-        if size not in sizes:
-            continue
-        block = start + content.take(size - 4)
-        if len(block) < size:
-            raise refuse(
-                "NIFTI_TRUNCATED",
-                f"ended at byte {len(block)} inside the header",
-                "copy or download the file again",
-                path,
-            )
+    block = content.take(4)
+    sizes = {order: int.from_bytes(block, order) for order in ("little", "big")}
+    kinds: dict[int, tuple[Any, int]] = {348: (nib.Nifti1Header, 344), 540: (nib.Nifti2Header, 4)}
+    size = next((size for size in kinds if size in sizes.values()), 4)
+    block += content.take(size - 4)
+    if len(block) < size:
+        raise refuse("NIFTI_TRUNCATED", f"ended at byte {len(block)} inside the header", AGAIN)
+    if size in kinds:
+        kind, magic_at = kinds[size]
         magic = block[magic_at : magic_at + 3]
         if magic in (b"ni1", b"ni2"):
-            raise refuse(
-                "PAIR_UNSUPPORTED",
-                "the header of a header/image pair",
-                "convert it to one .nii.gz file",
-                path,
-            )
+            raise refuse("PAIR_UNSUPPORTED", "the header of a header/image pair", _ONE_FILE)
         if magic in (b"n+1", b"n+2"):
-            return kind(
-                binaryblock=block,
-                endianness="<" if int.from_bytes(start, "little") == size else ">",
-                check=False,
-            )
-    raise checks.wrong_kind(path, start + content.take(256), "NOT_NIFTI", "a NIfTI header")
+            return kind(binaryblock=block, endianness="<" if sizes["little"] == size else ">", check=False)
+    raise wrong_kind(block + content.take(256), "NOT_NIFTI", "a NIfTI header")
 
 
-def _check_shape(path: Path, header: Any) -> tuple[tuple[int, int, int], int]:
+def _check_shape(header: Any) -> tuple[tuple[int, int, int], int]:
     """((D, H, W), number of dropped axes of length 1)."""
-    dimensions = [int(n) for n in header["dim"]]
-    count = dimensions[0]
-    lengths = dimensions[1 : 1 + max(count, 0)]
+    count, *dimensions = [int(n) for n in header["dim"]]
+    lengths = dimensions[: max(count, 0)]
     if not 1 <= count <= 7 or min(lengths) < 1:
-        raise refuse("HEADER_IMPLAUSIBLE", f"dimensions {tuple(lengths)}", "export the scan again", path)
+        raise implausible(f"dimensions {tuple(lengths)}")
     if count < 3 or any(n > 1 for n in lengths[3:]):
-        raise refuse("NOT_3D", f"shape {tuple(lengths)}", "give one 3D volume per file", path)
+        raise not_3d(f"shape {tuple(lengths)}")
     return (lengths[2], lengths[1], lengths[0]), count - 3
 
 
-def _voxels(
-    path: Path, content: Content, header: Any, shape: tuple[int, int, int], dtype: np.dtype
-) -> tuple[np.ndarray, list[Finding]]:
-    """The stored array; its bytes already lie in (D, H, W) order. And what lies behind it."""
-    start = _voxels_start(path, header)
-    size = shape[0] * shape[1] * shape[2] * dtype.itemsize
-    content.take(start - content.position)
-    data = content.take(size)
-    if len(data) < size:
-        raise refuse(
-            "NIFTI_TRUNCATED",
-            f"ended at byte {content.position} of {start + size}",
-            "copy or download the file again",
-            path,
-        )
-    return np.frombuffer(data, dtype).reshape(shape), content.finish(start + size)
-
-
-def _voxels_start(path: Path, header: Any) -> int:
+def _voxels_start(header: Any) -> int:
     """The byte where the voxels begin: behind header and extensions."""
     smallest = 352 if int(header["sizeof_hdr"]) == 348 else 544
-    offset = (
-        float(header["vox_offset"]) or smallest
-    )  # 0 is written by some tools for "right behind the header"
+    offset = float(header["vox_offset"]) or smallest  # 0: some tools' word for "right behind the header"
     if not smallest <= offset <= smallest + _EXTENSION_LIMIT or offset != int(offset):
-        raise refuse(
-            "HEADER_IMPLAUSIBLE",
-            f"the voxels are said to start at byte {offset:g}",
-            "export the scan again",
-            path,
-        )
+        raise implausible(f"the voxels are said to start at byte {offset:g}")
     return int(offset)
 
 
-def _scaling(path: Path, header: Any) -> tuple[float, float]:
+def _scaling(header: Any) -> tuple[float, float]:
     """(slope, intercept); a slope of 0 or NaN means no scaling, as the standard and nibabel have it."""
     slope, intercept = float(header["scl_slope"]), float(header["scl_inter"])
     if slope == 0 or np.isnan(slope):
         return 1.0, 0.0
     if not np.isfinite(slope) or not np.isfinite(intercept):
-        raise refuse(
-            "HEADER_IMPLAUSIBLE",
-            f"intensity scaling {slope:g} * x + {intercept:g}",
-            "export the scan again",
-            path,
-        )
+        raise implausible(f"intensity scaling {slope:g} * x + {intercept:g}")
     return slope, intercept
 
 
-def _affine(path: Path, header: Any, shape: tuple[int, int, int]) -> tuple[np.ndarray, list[Finding]]:
+def _affine(header: Any, shape: tuple[int, int, int]) -> tuple[np.ndarray, list[Finding]]:
     """The affine of the Volume and what was noticed; the sform counts, else the qform, never a guess.
 
     Whatever else the header says about the same place (qform, pixdim) must agree: docs/geometry.md has the rules.
     """
     if int(header["xyzt_units"]) & 7 not in (0, 2):
-        raise refuse("UNITS_UNSUPPORTED", "lengths are not in mm", "export the scan in mm", path)
+        raise refuse("UNITS_UNSUPPORTED", "lengths are not in mm", "export the scan in mm")
     sform = np.asarray(header.get_sform(), dtype=np.float64) if int(header["sform_code"]) > 0 else None
     problem = _size_problem(header)
     if sform is None:
-        theirs, findings = _qform_alone(path, header, problem)
+        theirs, findings = _qform_alone(header, problem)
     else:
         theirs, findings = sform, []
     ours = file_affine(theirs)
-    findings += checks.check_affine(ours, path)
+    findings += checks.check_affine(ours)
     if sform is not None and problem is not None:
         code, what = problem
         cause = f"the voxel size in pixdim is {what}; the sform is used"
-        findings.append(Finding("WARN", code, cause, "correct pixdim in the header", file=str(path)))
+        findings.append(Finding("WARN", code, cause, "correct pixdim in the header"))
     elif sform is not None:
-        findings += _compare_forms(path, header, Grid(shape, ours))
+        findings += _compare_forms(header, Grid(shape, ours))
     return ours, findings
 
 
@@ -331,34 +197,26 @@ def _size_problem(header: Any) -> tuple[str, str] | None:
     return ("SPACING_MISSING", "0") if (sizes == 0).any() else None
 
 
-def _qform_alone(
-    path: Path, header: Any, problem: tuple[str, str] | None
-) -> tuple[np.ndarray, list[Finding]]:
+def _qform_alone(header: Any, problem: tuple[str, str] | None) -> tuple[np.ndarray, list[Finding]]:
     """The qform, (i, j, k) to RAS mm, of a header without sform."""
-    fix = "export the scan again with its geometry"
     if problem is not None:
-        raise refuse(problem[0], f"the voxel size is {problem[1]}", fix, path)
+        raise refuse(problem[0], f"the voxel size is {problem[1]}", _GEOMETRY)
     if int(header["qform_code"]) <= 0:
-        raise refuse(
-            "AFFINE_UNKNOWN", "neither qform nor sform is set, so left and right are unknown", fix, path
-        )
+        cause = "neither qform nor sform is set, so left and right are unknown"
+        raise refuse("AFFINE_UNKNOWN", cause, _GEOMETRY)
     rotation = _rotation(header)
     if rotation is None:
-        raise refuse(
-            "AFFINE_SINGULAR",
-            "the quaternion of the qform is invalid: b2 + c2 + d2 is far above 1, or NaN",
-            fix,
-            path,
-        )
+        cause = "the quaternion of the qform is invalid: b2 + c2 + d2 is far above 1, or NaN"
+        raise refuse("AFFINE_SINGULAR", cause, _GEOMETRY)
+    qform = _qform(header, rotation, _sizes(header))
     excess = float(np.square(_quaternion(header)).sum()) - 1
     if excess <= 4 * QUATERNION_FLOAT32:
-        return _qform(header, rotation, _sizes(header)), []
+        return qform, []
     cause = (
-        f"the quaternion of the qform is too long (b2 + c2 + d2 = 1 + {excess:.1g}) and is shortened: the axes may be up to "
-        f"{np.degrees(2 * np.sqrt(excess)):.2g} degrees off"
+        f"the quaternion of the qform is too long (b2 + c2 + d2 = 1 + {excess:.1g}) and is shortened: "
+        f"the axes may be up to {np.degrees(2 * np.sqrt(excess)):.2g} degrees off"
     )
-    told = Finding("WARN", "AFFINE_ROUNDED", cause, "store an sform too", file=str(path))
-    return _qform(header, rotation, _sizes(header)), [told]
+    return qform, [Finding("WARN", "AFFINE_ROUNDED", cause, "store an sform too")]
 
 
 def _quaternion(header: Any) -> np.ndarray:
@@ -398,9 +256,9 @@ def _qform(header: Any, rotation: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     return result
 
 
-def _compare_forms(path: Path, header: Any, grid: Grid) -> list[Finding]:
+def _compare_forms(header: Any, grid: Grid) -> list[Finding]:
     """Hold pixdim, and a qform's rotation and offset, against the sform, whose grid is `grid`."""
-    findings = checks.check_voxel_size(grid.affine, _sizes(header)[::-1], "pixdim", path)
+    findings = checks.check_voxel_size(grid.affine, _sizes(header)[::-1], "pixdim")
     if int(header["qform_code"]) <= 0:
         return findings
     fix = "correct the header: set sform and qform to the true geometry"
@@ -410,11 +268,11 @@ def _compare_forms(path: Path, header: Any, grid: Grid) -> list[Finding]:
     qform = None if rotation is None else _qform(header, rotation, sizes)
     if qform is None or not np.isfinite(qform).all():
         cause = "the quaternion or the offset of the qform is invalid; the sform is used"
-        return [*findings, Finding("WARN", "AFFINE_CONFLICT", cause, fix, file=str(path))]
+        return [*findings, Finding("WARN", "AFFINE_CONFLICT", cause, fix)]
     apart = Grid(grid.shape, file_affine(straight)).corner_distance_mm(Grid(grid.shape, file_affine(qform)))
     cause = f"qform and sform are {apart:.2g} mm apart at the corners"
     return findings + checks.agreement(
-        off_by(apart, sizes), "AFFINE_CONFLICT", cause, "the sform is used", fix, path
+        off_by(apart, sizes), "AFFINE_CONFLICT", cause, "the sform is used", fix
     )
 
 
@@ -428,6 +286,37 @@ def _without_shear(sform: np.ndarray) -> np.ndarray:
 
 
 # ---- writing ----------------------------------------------------------------------------------------------
+
+
+def write_image(path: str | Path, volume: Volume, *, dtype: Any = np.int16) -> None:
+    """Write an image atomically; integers are rounded and limited to the range of the type."""
+    array = volume.array
+    if np.issubdtype(dtype, np.integer) and array.dtype.kind == "f":
+        limits = np.iinfo(dtype)
+        array = np.clip(np.rint(array), limits.min, limits.max)
+    _write(Path(path), array.astype(dtype), volume.affine)
+
+
+def write_label(path: str | Path, volume: Volume, *, names: dict[int, str] | None = None) -> None:
+    """Write a label map atomically, as uint8 or, above 255, uint16.
+
+    names: when given, every value but 0 must have one (the caller writes them next to the file); ValueError else.
+    """
+    low, high = int(volume.array.min()), int(volume.array.max())
+    if volume.array.dtype.kind not in "uib" or low < 0 or high > 65535:
+        raise ValueError(
+            f"a label map holds integers from 0 to 65535, not {volume.array.dtype} from {low} to {high}"
+        )
+    if names is not None:
+        unnamed = sorted({int(v) for v in np.unique(volume.array)} - {0} - set(names))
+        if unnamed:
+            raise ValueError(f"label values without a name: {unnamed}")
+    _write(Path(path), volume.array.astype(np.uint8 if high <= 255 else np.uint16), volume.affine)
+
+
+def file_affine(affine: np.ndarray) -> np.ndarray:
+    """Between the affine of a Volume, (d, h, w) to LPS, and of its file, (i, j, k) to RAS. Its own inverse."""
+    return RAS_TO_LPS @ affine[:, [2, 1, 0, 3]]
 
 
 def _write(path: Path, array: np.ndarray, affine: np.ndarray) -> None:

@@ -1,13 +1,15 @@
 """NRRD files (.nrrd) and the segmentations of 3D Slicer (.seg.nrrd): read with every check before use.
 
-The order is that of `nifti`: regular file, magic bytes, header, memory, data bounded to the declared size, finiteness, geometry, intensities. The
-header is parsed here and the voxels are taken by us: other readers fill a file that was cut off with zeros and turn NaN into 0.
-Format: https://teem.sourceforge.net/nrrd/format.html. Only what says where the patient's left is can be used: a `space` and `space directions`.
+The order is that of `nifti`: regular file, magic bytes, header, memory, data bounded to the declared size,
+finiteness, geometry, intensities. SimpleITK and pynrrd refuse cut files too; the header is parsed here because it
+must say where the patient's left is (a `space` and `space directions`), in one of its forms and without contradiction.
+Format: https://teem.sourceforge.net/nrrd/format.html.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -17,12 +19,22 @@ import numpy as np
 from ctseg.errors import Finding
 from ctseg.geometry.volume import Volume
 from ctseg.scans.formats import checks
-from ctseg.scans.formats.checks import refuse
-from ctseg.scans.formats.stored_values import Content, Stored, image_of, integers_of, mask_of
+from ctseg.scans.formats.regular_files import (
+    AGAIN,
+    at_file,
+    implausible,
+    located,
+    not_3d,
+    read_regular,
+    refuse,
+    wrong_kind,
+)
+from ctseg.scans.formats.stored_values import Content, Stored, integers_of
 
 HEADER_LIMIT = 4 << 20  # bytes; a segmentation of a hundred structures needs 100 kB
 TRUNCATED = "NRRD_TRUNCATED"
-_FIX = "export the scan again"
+_ONE_FILE = "save it as one .nrrd file"
+_DRAW_AGAIN = "save the segmentation again from the tool that drew it"
 _TYPES = {
     "i1": ("signed char", "int8", "int8_t"),
     "u1": ("uchar", "unsigned char", "uint8", "uint8_t"),
@@ -54,80 +66,63 @@ _SPACES = {
     "las": (1, -1, 1),
 }
 _MILLIMETRES = {"mm", "millimeter", "millimeters", "millimetre", "millimetres", ""}
-_LIST_KINDS = {
-    "list",
-    "none",
-    "???",
-    "stub",
-    "vector",
-    "point",
-}  # an axis that holds several values of a voxel, without the structure of a colour or tensor
-
-
-def read_image(path: str | Path, *, check_hu: bool = True) -> tuple[Volume, list[Finding]]:
-    """The CT of an NRRD file; see `nifti.read_image`."""
-    path = Path(path)
-    return image_of(_only_layer(_read(path), path), path, check_hu=check_hu)
-
-
-def read_integers(path: str | Path) -> tuple[Volume, list[Finding]]:
-    """The integers of a label file as int32 (D, H, W); see `nifti.read_integers`. Segmentations of several layers: `read_segments`."""
-    path = Path(path)
-    read = _read(path)
-    volume, findings = integers_of(_only_layer(read, path), path)
-    if segments := _segments(read[1], path):
-        _check_values(segments, [volume], path)
-    return volume, findings
-
-
-def read_mask(path: str | Path) -> tuple[Volume, list[Finding]]:
-    """Integers, or the probabilities of one structure; see `stored.mask_of`."""
-    path = Path(path)
-    return mask_of(_only_layer(_read(path), path), path)
-
-
-def read_names(path: str | Path) -> dict[int, str]:
-    """Value -> name from the segments that a file describes; empty without any, and where they lie in several layers."""
-    segments = list_segments(path)
-    return (
-        {segment.value: segment.name for segment in segments}
-        if all(segment.layer == 0 for segment in segments)
-        else {}
-    )
+# An axis that holds several values of a voxel, without the structure of a colour or tensor.
+_LIST_KINDS = {"list", "none", "???", "stub", "vector", "point"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Segment:
-    """One segment of a 3D Slicer segmentation: its voxels hold `value` in `layer`. Segments of different layers may overlap."""
+    """One segment of a 3D Slicer segmentation: its voxels hold `value` in `layer`. Those of different layers may
+    overlap."""
 
     name: str
     layer: int
     value: int
 
 
-def list_segments(path: str | Path) -> tuple[Segment, ...]:
-    """The segments that a file describes, in their order; empty for a plain image or label map. Reads the header alone."""
-    path = Path(path)
-    return _segments(_parse(path, checks.read_regular(path, HEADER_LIMIT)), path)
-
-
-def read_segments(path: str | Path) -> tuple[tuple[Segment, ...], Callable[[Segment], Volume], list[Finding]]:
-    """(segments, the mask of one: a Volume of bool, what was noticed). The file is read once."""
-    path = Path(path)
+def read(path: Path) -> Stored:
+    """What stands in a file of one layer, checked; errors and findings do not name it."""
     stored, header = _read(path)
-    segments = _segments(header, path)
-    layers = []
-    findings = list(stored.findings)
-    for layer in stored.array:
-        volume, notes = integers_of(dataclasses.replace(stored, array=layer, findings=[]), path)
-        layers.append(volume)
-        findings += notes
-    _check_values(segments, layers, path)
-    return (
-        segments,
-        lambda segment: Volume(layers[segment.layer].array == segment.value, stored.affine),
-        findings,
-    )
+    layers, segments = len(stored.array), _segments(header)
+    if layers > 1 and segments:
+        fix = "export it as one label map, or as one file per structure"
+        raise refuse("NOT_3D", f"its segments lie in {layers} layers and may overlap", fix)
+    if layers > 1:
+        raise not_3d(f"{layers} values for each voxel")
+    if segments:
+        _check_values(segments, stored.array)
+    if header.fields["dimension"].strip() == "4":
+        stored.findings.append(Finding("WARN", "NOT_3D", "a further axis of length 1 was dropped"))
+    return dataclasses.replace(stored, array=stored.array[0])
+
+
+def read_names(path: Path) -> dict[int, str]:
+    """Value -> name from the segments that a file describes; empty without any, and where they lie in several
+    layers."""
+    segments = list_segments(path)
+    one_layer = all(segment.layer == 0 for segment in segments)
+    return {segment.value: segment.name for segment in segments} if one_layer else {}
+
+
+def list_segments(path: Path) -> tuple[Segment, ...]:
+    """The segments that a file describes, in their order; empty for a plain image or label map. Reads the header
+    alone."""
+    with at_file(path):
+        return _segments(_parse(path, read_regular(path, HEADER_LIMIT)))
+
+
+def read_segments(path: Path) -> tuple[tuple[Segment, ...], Callable[[Segment], Volume], list[Finding]]:
+    """(segments, the mask of one: a Volume of bool, what was noticed). The file is read once."""
+    with at_file(path):
+        stored, header = _read(path)
+        segments = _segments(header)
+        labels, findings = integers_of(stored)
+        _check_values(segments, labels.array)
+
+    def read_segment(segment: Segment) -> Volume:
+        return Volume(labels.array[segment.layer] == segment.value, stored.affine)
+
+    return segments, read_segment, located(findings, path)
 
 
 # ---- header -----------------------------------------------------------------------------------------------
@@ -148,14 +143,9 @@ class _Header:
 
 def _parse(path: Path, data: bytes) -> _Header:
     if path.suffix.lower() == ".nhdr":
-        raise refuse(
-            "PAIR_UNSUPPORTED",
-            "a detached header, whose voxels lie in another file",
-            "save it as one .nrrd file",
-            path,
-        )
+        raise refuse("PAIR_UNSUPPORTED", "a detached header, whose voxels lie in another file", _ONE_FILE)
     if not re.match(rb"NRRD000\d\r?\n", data[:16]):
-        raise checks.wrong_kind(path, data[:256], "NOT_NRRD", "an NRRD header")
+        raise wrong_kind(data[:256], "NOT_NRRD", "an NRRD header")
     header = data[:HEADER_LIMIT]
     end = re.search(rb"\r?\n\r?\n", header)
     text = header[: end.start() if end else len(header)].decode("utf-8", errors="replace")
@@ -167,96 +157,69 @@ def _parse(path: Path, data: bytes) -> _Header:
         key, separator, value = line.partition(":=")
         if separator and ":" not in key:
             if values.setdefault(key, value) != value:
-                raise refuse("HEADER_IMPLAUSIBLE", "a key stands twice with two values", _FIX, path)
+                raise implausible("a key stands twice with two values")
             continue
         name, _, content = line.partition(":")
         name = name.strip().lower()
         if name in fields:
-            raise refuse("HEADER_IMPLAUSIBLE", f"the field '{_shown(name)}' stands twice", _FIX, path)
+            shown = name if re.fullmatch(r"[a-z ]{1,32}", name) else "?"
+            raise implausible(f"the field '{shown}' stands twice")
         fields[name] = content.strip()
     if "data file" in fields or "datafile" in fields:
-        raise refuse("PAIR_UNSUPPORTED", "its voxels lie in another file", "save it as one .nrrd file", path)
+        raise refuse("PAIR_UNSUPPORTED", "its voxels lie in another file", _ONE_FILE)
     if end is None:
-        raise refuse(
-            TRUNCATED,
-            f"no end of the header in the first {len(header)} bytes",
-            "copy or download the file again",
-            path,
-        )
+        raise refuse(TRUNCATED, f"no end of the header in the first {len(header)} bytes", AGAIN)
     return _Header(fields, values, end.end(), data)
 
 
-def _shown(name: str) -> str:
-    return name if re.fullmatch(r"[a-z ]{1,32}", name) else "?"
-
-
-def _numbers(header: _Header, name: str, kind: Callable[[str], float], path: Path) -> list[float]:
+def _numbers(header: _Header, name: str, kind: Callable[[str], float]) -> list[float]:
     try:
         return [kind(word) for word in header.words(name)]
     except (ValueError, OverflowError):
-        raise refuse(
-            "HEADER_IMPLAUSIBLE", f"'{name}' holds something else than numbers", _FIX, path
-        ) from None
+        raise implausible(f"'{name}' holds something else than numbers") from None
 
 
 def _read(path: Path) -> tuple[Stored, _Header]:
     """The stored array (layers, D, H, W) and the header."""
-    header = _parse(path, checks.read_regular(path))
-    layers, axis, shape = _check_sizes(header, path)
-    dtype = _check_type(header, path)
-    checks.check_memory(layers * shape[0] * shape[1] * shape[2], dtype.itemsize, path)
-    affine, findings = _affine(header, axis, path)
-    array, notes = _voxels(header, layers, axis, shape, dtype, path)
-    return Stored(array, 1.0, 0.0, affine, findings + notes), header
+    header = _parse(path, read_regular(path))
+    layers, axis, shape = _check_sizes(header)
+    dtype = _check_type(header)
+    checks.check_memory(layers * math.prod(shape), dtype.itemsize)
+    affine, findings = _affine(header, axis)
+    encoding = header.fields.get("encoding", "").lower()
+    if encoding not in ("raw", "gzip", "gz"):
+        fix = "save it again, raw or compressed with gzip"
+        raise refuse("ENCODING_UNSUPPORTED", "its voxels are neither raw nor gzip", fix)
+    for name in ("byte skip", "byteskip", "line skip", "lineskip"):
+        if header.fields.get(name, "0") != "0":
+            cause = "bytes or lines stand between the header and the voxels"
+            raise refuse("ENCODING_UNSUPPORTED", cause, "save it again as one plain .nrrd file")
+    data = memoryview(header.data)[header.start :]
+    content = Content(data, zipped=encoding != "raw", truncated=TRUNCATED)
+    # With axis 0 the values of one voxel lie side by side.
+    array, notes = content.voxels((*shape, layers) if axis == 0 else (layers, *shape), dtype)
+    return Stored(
+        np.moveaxis(array, 3, 0) if axis == 0 else array, 1.0, 0.0, affine, findings + notes
+    ), header
 
 
-def _only_layer(read: tuple[Stored, _Header], path: Path) -> Stored:
-    stored, header = read
-    layers = len(stored.array)
-    if layers > 1 and _segments(header, path):
-        raise refuse(
-            "NOT_3D",
-            f"its segments lie in {layers} layers and may overlap",
-            "export it as one label map, or as one file per structure",
-            path,
-        )
-    if layers > 1:
-        raise refuse("NOT_3D", f"{layers} values for each voxel", "give one 3D volume per file", path)
-    if header.fields["dimension"].strip() == "4":
-        stored.findings.append(
-            Finding("WARN", "NOT_3D", "a further axis of length 1 was dropped", file=str(path))
-        )
-    return dataclasses.replace(stored, array=stored.array[0])
-
-
-def _check_sizes(header: _Header, path: Path) -> tuple[int, int | None, tuple[int, int, int]]:
+def _check_sizes(header: _Header) -> tuple[int, int | None, tuple[int, int, int]]:
     """(number of layers, which axis of the file counts them or None, (D, H, W))."""
-    sizes = [int(n) for n in _numbers(header, "sizes", int, path)]
+    sizes = [int(n) for n in _numbers(header, "sizes", int)]
     if header.words("dimension") != [str(len(sizes))] or not sizes or min(sizes) < 1:
-        raise refuse("HEADER_IMPLAUSIBLE", "dimension and sizes do not fit together", _FIX, path)
-    if len(sizes) not in (3, 4):
-        raise refuse("NOT_3D", f"sizes {tuple(sizes)}", "give one 3D volume per file", path)
+        raise implausible("dimension and sizes do not fit together")
     kinds = [kind.lower() for kind in header.words("kinds")] or ["domain"] * len(sizes)
     outside = [number for number, vector in enumerate(_vectors(header)) if vector == "none"]
     if len(sizes) == 3:
         if outside:
-            raise refuse(
-                "NOT_3D",
-                "one of its three axes lies outside space (a picture of several values)",
-                "give one 3D volume per file",
-                path,
-            )
+            raise not_3d("one of its three axes lies outside space (a picture of several values)")
         return 1, None, (sizes[2], sizes[1], sizes[0])
-    if len(outside) != 1 or outside[0] not in (0, 3) or len(kinds) != 4:
-        raise refuse("NOT_3D", f"sizes {tuple(sizes)}", "give one 3D volume per file", path)
+    if len(sizes) != 4 or len(outside) != 1 or outside[0] not in (0, 3) or len(kinds) != 4:
+        raise not_3d(f"sizes {tuple(sizes)}")
     axis = outside[0]
-    if kinds[axis] not in _LIST_KINDS and not sizes[axis] == 1:
-        raise refuse(
-            "NOT_3D" if kinds[axis] in ("domain", "time", "space") else "NOT_SCALAR",
-            "several values for each voxel",
-            "export the scan as one number per voxel",
-            path,
-        )
+    if kinds[axis] not in _LIST_KINDS and sizes[axis] != 1:
+        code = "NOT_3D" if kinds[axis] in ("domain", "time", "space") else "NOT_SCALAR"
+        raise refuse(code, "several values for each voxel", "export the scan as one number per voxel")
     d, h, w = [size for number, size in enumerate(sizes) if number != axis][::-1]
     return sizes[axis], axis, (d, h, w)
 
@@ -269,185 +232,99 @@ def _vectors(header: _Header) -> list[str]:
     ]
 
 
-def _check_type(header: _Header, path: Path) -> np.dtype:
+def _check_type(header: _Header) -> np.dtype:
     name = " ".join(header.fields.get("type", "").lower().split())
     if name not in _CODES:
-        raise refuse(
-            "NOT_SCALAR" if name == "block" else "HEADER_IMPLAUSIBLE",
-            "its type is no number",
-            "export the scan as 16-bit integers",
-            path,
-        )
+        code = "NOT_SCALAR" if name == "block" else "HEADER_IMPLAUSIBLE"
+        raise refuse(code, "its type is no number", "export the scan as 16-bit integers")
     if {"old min", "oldmin", "old max", "oldmax"} & set(header.fields):
-        raise refuse(
-            "ENCODING_UNSUPPORTED",
-            "its intensities are scaled ('old min', 'old max')",
-            "save the scan in Hounsfield units",
-            path,
-        )
+        cause = "its intensities are scaled ('old min', 'old max')"
+        raise refuse("ENCODING_UNSUPPORTED", cause, "save the scan in Hounsfield units")
     order = {"little": "<", "big": ">"}.get(header.fields.get("endian", "").lower(), "")
     if not order and np.dtype(_CODES[name]).itemsize > 1:
-        raise refuse("HEADER_IMPLAUSIBLE", "the byte order is not given", _FIX, path)
+        raise implausible("the byte order is not given")
     return np.dtype(order + _CODES[name])
 
 
-def _affine(header: _Header, axis: int | None, path: Path) -> tuple[np.ndarray, list[Finding]]:
+def _affine(header: _Header, axis: int | None) -> tuple[np.ndarray, list[Finding]]:
     """The affine of the Volume: the first axis of space in the file is W, the last D."""
-    space = header.fields.get("space", "").lower()
+    space, fix = header.fields.get("space", "").lower(), "export the scan with its geometry"
     if space not in _SPACES:
         cause = (
-            "no 'space' is given"
-            if not space
-            else "its 'space' does not name the patient's left, back and head"
+            "its 'space' does not name the patient's left, back and head" if space else "no 'space' is given"
         )
-        raise refuse(
-            "AFFINE_UNKNOWN",
-            f"{cause}, so left and right are unknown",
-            "export the scan with its geometry (left-posterior-superior)",
-            path,
-        )
-    units = {
-        unit.lower()
-        for field in ("space units", "units")
-        for unit in re.findall(r'"([^"]*)"', header.fields.get(field, ""))
-    }
-    if not units <= _MILLIMETRES:
-        raise refuse("UNITS_UNSUPPORTED", "lengths are not in mm", "export the scan in mm", path)
+        cause += ", so left and right are unknown"
+        raise refuse("AFFINE_UNKNOWN", cause, f"{fix} (left-posterior-superior)")
+    units = " ".join(header.fields.get(field, "") for field in ("space units", "units")).lower()
+    if not set(re.findall(r'"([^"]*)"', units)) <= _MILLIMETRES:
+        raise refuse("UNITS_UNSUPPORTED", "lengths are not in mm", "export the scan in mm")
     vectors = [vector for number, vector in enumerate(_vectors(header)) if number != axis]
     origin = re.sub(r"\s", "", header.fields.get("space origin", ""))
     if len(vectors) != 3 or not origin:
-        raise refuse(
-            "AFFINE_UNKNOWN",
-            "'space directions' or 'space origin' is missing",
-            "export the scan with its geometry",
-            path,
-        )
+        raise refuse("AFFINE_UNKNOWN", "'space directions' or 'space origin' is missing", fix)
     affine = np.eye(4)
     try:
-        for column, text in ((2, vectors[0]), (1, vectors[1]), (0, vectors[2]), (3, origin)):
-            affine[:3, column] = [
-                float(number) * sign
-                for number, sign in zip(text.strip("()").split(","), _SPACES[space], strict=True)
-            ]
+        for column, text in zip((2, 1, 0, 3), (*vectors, origin)):
+            x, y, z = (float(number) for number in text.strip("()").split(","))
+            affine[:3, column] = np.multiply((x, y, z), _SPACES[space])
     except ValueError:
-        raise refuse(
-            "HEADER_IMPLAUSIBLE",
-            "'space directions' or 'space origin' holds something else than three numbers",
-            _FIX,
-            path,
-        ) from None
-    return affine, checks.check_affine(affine, path) + _check_spacings(header, axis, affine, path)
+        cause = "'space directions' or 'space origin' holds something else than three numbers"
+        raise implausible(cause) from None
+    return affine, checks.check_affine(affine) + _check_spacings(header, axis, affine)
 
 
-def _check_spacings(header: _Header, axis: int | None, affine: np.ndarray, path: Path) -> list[Finding]:
+def _check_spacings(header: _Header, axis: int | None, affine: np.ndarray) -> list[Finding]:
     """Hold 'spacings', where some writer gives them too, against 'space directions'."""
-    numbers = [
-        number for place, number in enumerate(_numbers(header, "spacings", float, path)) if place != axis
-    ]
+    numbers = [number for place, number in enumerate(_numbers(header, "spacings", float)) if place != axis]
     if not numbers or all(np.isnan(numbers)):  # NaN is the format's word for "not given"
         return []
     if len(numbers) != 3:
-        raise refuse("HEADER_IMPLAUSIBLE", "'spacings' does not hold a number for each axis", _FIX, path)
-    return checks.check_voxel_size(affine, np.array(numbers[::-1]), "'spacings'", path)
-
-
-def _voxels(
-    header: _Header, layers: int, axis: int | None, shape: tuple[int, int, int], dtype: np.dtype, path: Path
-) -> tuple[np.ndarray, list[Finding]]:
-    """The stored array (layers, D, H, W)."""
-    encoding = header.fields.get("encoding", "").lower()
-    if encoding not in ("raw", "gzip", "gz"):
-        raise refuse(
-            "ENCODING_UNSUPPORTED",
-            "its voxels are neither raw nor gzip",
-            "save it again, raw or compressed with gzip",
-            path,
-        )
-    for name in ("byte skip", "byteskip", "line skip", "lineskip"):
-        if header.fields.get(name, "0") != "0":
-            raise refuse(
-                "ENCODING_UNSUPPORTED",
-                "bytes or lines stand between the header and the voxels",
-                "save it again as one plain .nrrd file",
-                path,
-            )
-    content = Content(
-        path, memoryview(header.data)[header.start :], zipped=encoding != "raw", truncated=TRUNCATED
-    )
-    count = layers * shape[0] * shape[1] * shape[2]
-    size = count * dtype.itemsize
-    data = content.take(size)
-    if len(data) < size:
-        raise refuse(
-            TRUNCATED,
-            f"the voxels end at byte {len(data)} of {size}",
-            "copy or download the file again",
-            path,
-        )
-    findings = content.finish(size)
-    if axis == 0:  # the values of one voxel lie side by side
-        return np.moveaxis(np.frombuffer(data, dtype).reshape(*shape, layers), 3, 0), findings
-    return np.frombuffer(data, dtype).reshape(layers, *shape), findings
+        raise implausible("'spacings' does not hold a number for each axis")
+    return checks.check_voxel_size(affine, np.array(numbers[::-1]), "'spacings'")
 
 
 # ---- segments ---------------------------------------------------------------------------------------------
 
 
-def _segments(header: _Header, path: Path) -> tuple[Segment, ...]:
-    """What the keys Segment0_Name, Segment0_LabelValue and Segment0_Layer say. Older files number no values: each layer is one segment."""
-    numbers = sorted(
-        {
-            int(found.group(1))
-            for key in header.values
-            if (found := re.fullmatch(r"Segment(\d{1,4})_(?:Name|ID)", key))
-        }
-    )
+def _segments(header: _Header) -> tuple[Segment, ...]:
+    """What the keys Segment0_Name, Segment0_LabelValue and Segment0_Layer say. Older files number no values: each
+    layer is one segment."""
+    keys = [re.fullmatch(r"Segment(\d{1,4})_(?:Name|ID)", key) for key in header.values]
+    numbers = sorted({int(found.group(1)) for found in keys if found})
     if not numbers:
         return ()
-    layers, _, _ = _check_sizes(header, path)
+    layers, _, _ = _check_sizes(header)
     segments = []
     for place, number in enumerate(numbers):
-        name = (
-            header.values.get(f"Segment{number}_Name") or header.values.get(f"Segment{number}_ID", "")
-        ).strip()
-        value, layer = (
-            header.values.get(f"Segment{number}_LabelValue"),
-            header.values.get(f"Segment{number}_Layer"),
+        name, called, value, layer = (
+            header.values.get(f"Segment{number}_{key}") for key in ("Name", "ID", "LabelValue", "Layer")
         )
         plain = value is None and len(numbers) == layers
         try:
-            segments.append(
-                Segment(
-                    name,
-                    place if layer is None and plain else int(layer or 0),
-                    1 if plain else int(value or ""),
-                )
-            )
+            layer_number = place if layer is None and plain else int(layer or 0)
+            stored = 1 if plain else int(value or "")
         except ValueError:
-            raise _bad_segments("a segment has no label value", path) from None
+            raise _bad_segments("a segment has no label value") from None
+        segments.append(Segment((name or called or "").strip(), layer_number, stored))
     if not all(segment.name and 0 <= segment.layer < layers and segment.value > 0 for segment in segments):
-        raise _bad_segments("a segment has no name, or lies in no layer of the file", path)
-    if len({segment.name for segment in segments}) < len(segments) or len(
-        {(segment.layer, segment.value) for segment in segments}
-    ) < len(segments):
-        raise _bad_segments("two segments have the same name or the same voxels", path)
+        raise _bad_segments("a segment has no name, or lies in no layer of the file")
+    names, places = zip(*((segment.name, (segment.layer, segment.value)) for segment in segments))
+    if len(set(names)) < len(segments) or len(set(places)) < len(segments):
+        raise _bad_segments("two segments have the same name or the same voxels")
     return tuple(segments)
 
 
-def _bad_segments(cause: str, path: Path) -> Exception:
-    return refuse("METADATA_INVALID", cause, "save the segmentation again from the tool that drew it", path)
+def _bad_segments(cause: str) -> Exception:
+    return refuse("METADATA_INVALID", cause, _DRAW_AGAIN)
 
 
-def _check_values(segments: tuple[Segment, ...], layers: list[Volume], path: Path) -> None:
-    """Refuse voxels that no segment explains."""
+def _check_values(segments: tuple[Segment, ...], layers: np.ndarray) -> None:
+    """Refuse voxels that no segment explains. layers: (layers, D, H, W)."""
     for number, layer in enumerate(layers):
         known = {0} | {segment.value for segment in segments if segment.layer == number}
-        unknown = sorted({int(value) for value in np.unique(layer.array)} - known)
+        unknown = sorted({int(value) for value in np.unique(layer)} - known)
         if unknown:
             listed = ", ".join(map(str, unknown[:5]))
             raise refuse(
-                "LABEL_VALUES",
-                f"label values {listed} belong to no segment of the file",
-                "save the segmentation again from the tool that drew it",
-                path,
+                "LABEL_VALUES", f"label values {listed} belong to no segment of the file", _DRAW_AGAIN
             )

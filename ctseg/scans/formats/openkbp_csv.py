@@ -16,7 +16,7 @@ import numpy as np
 from ctseg.errors import CaseError, Finding
 from ctseg.geometry.volume import AIR_HU, Volume
 from ctseg.scans.formats import checks
-from ctseg.scans.formats.checks import refuse
+from ctseg.scans.formats.regular_files import at_file, located, read_regular, refuse
 
 SIZE = 128
 STRUCTURES = {
@@ -35,13 +35,14 @@ def read_image(folder: str | Path) -> tuple[Volume, list[Finding]]:
     folder = Path(folder)
     affine = _affine(folder)
     path = folder / "ct.csv"
-    indices, values = _read_list(path, with_values=True)
-    flat = np.full(SIZE**3, AIR_HU, dtype=np.float32)
-    flat[indices] = values + np.float32(AIR_HU)
-    array = _to_volume(flat)
-    checks.check_finite(array, path)
-    checks.check_hu(array, path)
-    return Volume(array, affine), checks.clip_padding(array, path)
+    with at_file(path):
+        indices, values = _read_list(path, with_values=True)
+        flat = np.full(SIZE**3, AIR_HU, dtype=np.float32)
+        flat[indices] = values + np.float32(AIR_HU)
+        array = _to_volume(flat)
+        checks.check_finite(array)
+        checks.check_hu(array)
+        return Volume(array, affine), located(checks.clip_padding(array), path)
 
 
 def read_label(folder: str | Path) -> tuple[Volume, tuple[str, ...], list[Finding]]:
@@ -57,25 +58,17 @@ def read_label(folder: str | Path) -> tuple[Volume, tuple[str, ...], list[Findin
         path = folder / f"{name}.csv"
         if not path.exists():
             continue
-        indices, _ = _read_list(path, with_values=False)
+        with at_file(path):
+            indices, _ = _read_list(path, with_values=False)
         overlap += int(np.count_nonzero(flat[indices]))
         flat[indices] = number
         names.append(name)
     if not names:
-        raise refuse(
-            "LABEL_MISSING", "the folder holds no structure", "restore the files or remove the case", folder
-        )
-    findings = []
-    if overlap:
-        findings.append(
-            Finding(
-                "WARN",
-                "LABEL_OVERLAP",
-                f"{overlap} voxels belong to more than one structure; the higher id counts, as in the challenge",
-                file=str(folder),
-            )
-        )
-    return Volume(_to_volume(flat), affine), tuple(names), findings
+        fix = "restore the files or remove the case"
+        raise refuse("LABEL_MISSING", "the folder holds no structure", fix, folder)
+    cause = f"{overlap} voxels belong to more than one structure; the higher id counts, as in the challenge"
+    told = [Finding("WARN", "LABEL_OVERLAP", cause, file=str(folder))] if overlap else []
+    return Volume(_to_volume(flat), affine), tuple(names), told
 
 
 def _to_volume(flat: np.ndarray) -> np.ndarray:
@@ -86,33 +79,34 @@ def _to_volume(flat: np.ndarray) -> np.ndarray:
 def _affine(folder: Path) -> np.ndarray:
     """Index (d, h, w) to LPS mm."""
     path = folder / "voxel_dimensions.csv"
-    try:
-        sizes = np.array([float(line) for line in checks.read_regular(path).split()])
-    except ValueError:
-        sizes = np.zeros(0)
-    if sizes.shape != (3,):
-        raise refuse(
-            "CSV_CORRUPT", "the file does not hold three numbers", "download the patient again", path
-        )
-    posterior, left, inferior = sizes.astype(np.float32).astype(np.float64)  # as precise as the NIfTI form
-    affine = np.zeros((4, 4))
-    affine[2, 0], affine[0, 1], affine[1, 2] = -inferior, left, posterior
-    affine[:3, 3] = -affine[:3, :3].sum(axis=1) * (SIZE - 1) / 2
-    affine[3, 3] = 1.0
-    checks.check_affine(affine, path)
+    with at_file(path):
+        try:
+            sizes = np.array([float(line) for line in read_regular(path).split()])
+        except ValueError:
+            sizes = np.zeros(0)
+        if sizes.shape != (3,):
+            raise _corrupt("the file does not hold three numbers")
+        posterior, left, inferior = sizes.astype(np.float32).astype(
+            np.float64
+        )  # as precise as the NIfTI form
+        affine = np.zeros((4, 4))
+        affine[2, 0], affine[0, 1], affine[1, 2] = -inferior, left, posterior
+        affine[:3, 3] = -affine[:3, :3].sum(axis=1) * (SIZE - 1) / 2
+        affine[3, 3] = 1.0
+        checks.check_affine(affine)
     return affine
 
 
 def _read_list(path: Path, *, with_values: bool) -> tuple[np.ndarray, np.ndarray]:
     """(flat indices, values or an empty array) of one sparse list; refuses indices that cannot be."""
-    content = checks.read_regular(path)
+    content = read_regular(path)
     columns = (0, 1) if with_values else (0,)
     try:
         table = np.loadtxt(
             io.BytesIO(content), delimiter=",", skiprows=1, usecols=columns, ndmin=2, dtype=np.float64
         )
     except (ValueError, IndexError, UnicodeDecodeError):
-        raise _corrupt(path, "a line is not an index and a value") from None
+        raise _corrupt("a line is not an index and a value") from None
     indices = table[:, 0]
     if indices.size == 0:
         return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.float32)
@@ -122,12 +116,12 @@ def _read_list(path: Path, *, with_values: bool) -> tuple[np.ndarray, np.ndarray
         or indices.min() < 0
         or indices.max() >= SIZE**3
     ):
-        raise _corrupt(path, f"an index lies outside 0 to {SIZE**3 - 1}")
+        raise _corrupt(f"an index lies outside 0 to {SIZE**3 - 1}")
     whole = indices.astype(np.int64)
     if np.bincount(whole, minlength=SIZE**3).max() > 1:
-        raise _corrupt(path, "an index occurs twice")
+        raise _corrupt("an index occurs twice")
     return whole, table[:, 1].astype(np.float32) if with_values else np.zeros(0, dtype=np.float32)
 
 
-def _corrupt(path: Path, cause: str) -> CaseError:
-    return refuse("CSV_CORRUPT", cause, "download the patient again", path)
+def _corrupt(cause: str) -> CaseError:
+    return refuse("CSV_CORRUPT", cause, "download the patient again")

@@ -6,19 +6,14 @@ is told where the structure lies at the same place on both sides of it, since a 
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 from scipy import ndimage
 
 from ctseg.errors import Finding
 
 USUAL = 1.5  # steps up to which a gap still is one of the drawing: half-way to a slice that is missing
-KEEP, LEAVE_OUT, FILL = (
-    "keep",
-    "leave_out",
-    "fill",
-)  # a structure on every other slice as it is; not at all; interpolated
+# A structure on every other slice: as it is; not at all; interpolated.
+KEEP, LEAVE_OUT, FILL = "keep", "leave_out", "fill"
 _FIX = (
     "interpolate them with --set data.fill_contour_gaps=true (visualize.py: --fill-contour-gaps), "
     "or draw the structure on every slice"
@@ -32,7 +27,6 @@ def settle(
     *,
     spacing_mm: tuple[float, float],
     name: str,
-    path: Path,
     voxels: bool = False,
 ) -> tuple[bool, list[Finding]]:
     """(whether the mask can be used, what is to be told about its gaps).
@@ -43,12 +37,12 @@ def settle(
     """
     places = {plane: place for plane, place in places.items() if mask[plane].any()}
     usual, wide = _gaps(mask, places)
-    file, findings = path.name, []
+    findings: list[Finding] = []
     if voxels and len(places) < 3:
         return True, []
     if wide and not voxels:
         cause = f"nothing is drawn of '{name}' on {wide} slices although it goes on behind them; they count as empty"
-        findings.append(Finding("WARN", "LABEL_GAPS", cause, "draw it there too if it is there", file=file))
+        findings.append(Finding("WARN", "LABEL_GAPS", cause, "draw it there too if it is there"))
     if not usual:
         return True, findings
     missing = sum(high - low - 1 for low, high in usual)
@@ -59,16 +53,12 @@ def settle(
         for low, high in usual:
             _interpolate(mask, low, high, places, spacing_mm)
         told = Finding(
-            "NOTE",
-            "LABEL_GAPS",
-            f"{cause}, which are interpolated",
-            "nothing to do if that is meant",
-            file=file,
+            "NOTE", "LABEL_GAPS", f"{cause}, which are interpolated", "nothing to do if that is meant"
         )
     elif policy == LEAVE_OUT:
-        told = Finding("WARN", "LABEL_GAPS", f"{cause}: it counts as not annotated", _FIX, file=file)
+        told = Finding("WARN", "LABEL_GAPS", f"{cause}: it counts as not annotated", _FIX)
     else:
-        told = Finding("WARN", "LABEL_GAPS", f"{cause}, which count as empty", _FIX, file=file)
+        told = Finding("WARN", "LABEL_GAPS", f"{cause}, which count as empty", _FIX)
     return policy != LEAVE_OUT, [*findings, told]
 
 

@@ -7,20 +7,20 @@ A reader (nifti, nrrd, metaimage) parses its own header, takes the voxels throug
 from __future__ import annotations
 
 import dataclasses
+import math
 import zlib
-from pathlib import Path
 
 import numpy as np
 
 from ctseg.errors import Finding
 from ctseg.geometry.volume import Volume
 from ctseg.scans.formats import checks
-from ctseg.scans.formats.checks import refuse
+from ctseg.scans.formats.regular_files import AGAIN, EXPORT, refuse
 
 TRAILING_LIMIT = 1 << 20  # bytes behind the declared end that are tolerated
 INTEGER_TOLERANCE = 1e-3  # labels may be so far from an integer
 PROBABILITY_TOLERANCE = (
-    1e-3  # and probabilities so far below 0 or above 1: an interpolation overshoots a little
+    1e-3  # probabilities may be so far below 0 or above 1: interpolation overshoots a little
 )
 _GZIP_OR_ZLIB = 47  # zlib's own number: either kind of stream, told by its first bytes
 
@@ -39,9 +39,9 @@ class Stored:
 class Content:
     """The bytes of a file, decompressed where it is compressed, handed out in order and never more than asked for."""
 
-    def __init__(self, path: Path, data: bytes | memoryview, *, zipped: bool, truncated: str):
+    def __init__(self, data: bytes | memoryview, *, zipped: bool, truncated: str):
         """truncated: the code of an error for a file that ends too early."""
-        self.path, self.pending, self.zipped, self.truncated = path, data, zipped, truncated
+        self.pending, self.zipped, self.truncated = data, zipped, truncated
         self.decoder = zlib.decompressobj(_GZIP_OR_ZLIB)
         self.position = 0
 
@@ -53,12 +53,8 @@ class Content:
             try:
                 result = self._expand(count)
             except zlib.error:
-                raise refuse(
-                    "GZIP_CORRUPT",
-                    f"the compressed data is damaged after byte {self.position}",
-                    "copy or download the file again",
-                    self.path,
-                ) from None
+                cause = f"the compressed data is damaged after byte {self.position}"
+                raise refuse("GZIP_CORRUPT", cause, AGAIN) from None
         self.position += len(result)
         return result
 
@@ -78,118 +74,93 @@ class Content:
             count -= len(part)
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
-    def finish(self, declared: int) -> list[Finding]:
-        """Go on to the end, which verifies the checksum; tell of bytes behind the declared end.
+    def voxels(self, shape: tuple[int, ...], dtype: np.dtype) -> tuple[np.ndarray, list[Finding]]:
+        """(the array that begins here and ends the file, a finding about bytes behind it).
 
-        Refuses what expands to far more.
+        Goes on to the end, which verifies the checksum. Refuses a file that ends too early or expands to far more.
         """
+        end = self.position + math.prod(shape) * dtype.itemsize
+        data = self.take(end - self.position)
+        if self.position < end:
+            raise refuse(self.truncated, f"ended at byte {self.position} of {end}", AGAIN)
         rest = len(self.take(TRAILING_LIMIT)) if self.zipped else len(self.pending) - self.position
         if self.zipped and rest == TRAILING_LIMIT:
-            raise refuse(
-                "TOO_LARGE",
-                f"expands beyond the {declared} bytes that its header declares",
-                "export the scan again",
-                self.path,
-            )
+            cause = f"expands beyond the {end} bytes that its header declares"
+            raise refuse("TOO_LARGE", cause, EXPORT)
         if self.zipped and not self.decoder.eof:
-            raise refuse(
-                self.truncated,
-                "the file ends before its checksum",
-                "copy or download the file again",
-                self.path,
-            )
+            raise refuse(self.truncated, "the file ends before its checksum", AGAIN)
         cause = f"{rest} bytes behind the voxels that the header declares were not read"
-        told = Finding("WARN", "TRAILING_BYTES", cause, "export the scan again", file=str(self.path))
-        return [told] if rest else []
+        told = Finding("WARN", "TRAILING_BYTES", cause, EXPORT)
+        return np.frombuffer(data, dtype).reshape(shape), [told] if rest else []
 
 
-def image_of(stored: Stored, path: Path, *, check_hu: bool) -> tuple[Volume, list[Finding]]:
+def image_of(stored: Stored, *, check_hu: bool) -> tuple[Volume, list[Finding]]:
     """float32 HU, not below -1024, and what was noticed. check_hu=False: no plausibility of intensities and size."""
     findings = stored.findings
-    checks.check_finite(stored.array, path)
-    ends = (
-        np.array([stored.array.min(), stored.array.max()], dtype=np.float64) * stored.slope + stored.intercept
-    )
+    checks.check_finite(stored.array)
+    ends = np.array([stored.array.min(), stored.array.max()], dtype=np.float64)
+    ends = ends * stored.slope + stored.intercept
     if not np.abs(ends).max() < np.finfo(np.float32).max:
-        raise refuse(
-            "NOT_HU",
-            f"range {ends.min():g} to {ends.max():g} after scaling",
-            "convert to Hounsfield units",
-            path,
-        )
+        cause = f"range {ends.min():g} to {ends.max():g} after scaling"
+        raise refuse("NOT_HU", cause, "convert to Hounsfield units")
     array = stored.array.astype(np.float32)
     if (stored.slope, stored.intercept) != (1.0, 0.0):
         array *= np.float32(stored.slope)
         array += np.float32(stored.intercept)
     volume = Volume(array, stored.affine)
     if check_hu:
-        checks.check_size(volume.grid, path)
-        checks.check_hu(array, path, stored_bits=8 * stored.array.dtype.itemsize)
-        findings += checks.clip_padding(array, path)
+        checks.check_size(volume.grid)
+        checks.check_hu(array, stored_bits=8 * stored.array.dtype.itemsize)
+        findings += checks.clip_padding(array)
     return volume, findings
 
 
-def integers_of(stored: Stored, path: Path) -> tuple[Volume, list[Finding]]:
+def integers_of(stored: Stored) -> tuple[Volume, list[Finding]]:
     """int32 label ids. Checked before any cast, so nothing wraps or truncates."""
-    return _integers(stored, _scaled(stored, path), path)
+    return _integers(stored, _scaled(stored))
 
 
-def mask_of(stored: Stored, path: Path) -> tuple[Volume, list[Finding]]:
+def mask_of(stored: Stored) -> tuple[Volume, list[Finding]]:
     """Integers as int32 (D, H, W), or, where values lie between them, probabilities as float32 from 0 to 1.
 
     Raises CaseError PROBABILITY_RANGE for values that are neither.
     """
-    array = _scaled(stored, path)
+    array = _scaled(stored)
     if array.dtype.kind != "f" or float(np.abs(array - np.rint(array)).max()) <= INTEGER_TOLERANCE:
-        return _integers(stored, array, path)
+        return _integers(stored, array)
     low, high = float(array.min()), float(array.max())
     if low < -PROBABILITY_TOLERANCE or high > 1 + PROBABILITY_TOLERANCE:
-        raise refuse(
-            "PROBABILITY_RANGE",
-            f"values from {low:.4g} to {high:.4g} are neither labels (integers) nor probabilities (0 to 1)",
-            "give probabilities, not logits or percent, or a label map of integers",
-            path,
+        cause = (
+            f"values from {low:.4g} to {high:.4g} are neither labels (integers) nor probabilities (0 to 1)"
         )
+        fix = "give probabilities, not logits or percent, or a label map of integers"
+        raise refuse("PROBABILITY_RANGE", cause, fix)
     return Volume(np.clip(array, 0, 1).astype(np.float32), stored.affine), stored.findings
 
 
-def _scaled(stored: Stored, path: Path) -> np.ndarray:
+def _scaled(stored: Stored) -> np.ndarray:
     """The finite values of a file, its scaling applied."""
-    checks.check_finite(stored.array, path)
+    checks.check_finite(stored.array)
     if (stored.slope, stored.intercept) == (1.0, 0.0):
         return stored.array
     return stored.array * np.float64(stored.slope) + np.float64(stored.intercept)
 
 
-def _integers(stored: Stored, array: np.ndarray, path: Path) -> tuple[Volume, list[Finding]]:
+def _integers(stored: Stored, array: np.ndarray) -> tuple[Volume, list[Finding]]:
     findings = stored.findings
     low, high = float(array.min()), float(array.max())
     if not -(2**31) <= low <= high < 2**31:
-        raise refuse(
-            "LABEL_VALUES",
-            f"values from {low:g} to {high:g} are no label ids",
-            "give a map of small integers",
-            path,
-        )
+        cause = f"values from {low:g} to {high:g} are no label ids"
+        raise refuse("LABEL_VALUES", cause, "give a map of small integers")
     if array.dtype.kind == "f":
         rounded = np.rint(array)
         distance = float(np.abs(array - rounded).max())
         if distance > INTEGER_TOLERANCE:
-            raise refuse(
-                "LABEL_NOT_INTEGER",
-                f"values are up to {distance:.3g} away from an integer",
-                "save the label map with nearest-neighbour resampling, as integers",
-                path,
-            )
+            cause = f"values are up to {distance:.3g} away from an integer"
+            fix = "save the label map with nearest-neighbour resampling, as integers"
+            raise refuse("LABEL_NOT_INTEGER", cause, fix)
         if distance > 0:
-            findings.append(
-                Finding(
-                    "WARN",
-                    "LABEL_NOT_INTEGER",
-                    f"values up to {distance:.1g} away from an integer were rounded",
-                    "save the labels as integers",
-                    file=str(path),
-                )
-            )
+            cause = f"values up to {distance:.1g} away from an integer were rounded"
+            findings.append(Finding("WARN", "LABEL_NOT_INTEGER", cause, "save the labels as integers"))
         array = rounded
     return Volume(array.astype(np.int32), stored.affine), findings

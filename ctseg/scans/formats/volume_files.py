@@ -1,83 +1,103 @@
 """Files that hold one volume, whatever their format: NIfTI, NRRD, MetaImage. The suffix decides who reads them.
 
-What the file really is decides the reader of that suffix, which refuses everything else by name.
+What the file really is decides the reader of that suffix, which refuses everything else by name. All readers raise
+CaseError and return (Volume, findings); both name the file as it was given.
 """
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import ModuleType
 
 from ctseg import structure_names
 from ctseg.errors import Finding
 from ctseg.geometry.volume import Volume
 from ctseg.scans.formats import metaimage, nifti, nrrd
-from ctseg.scans.formats.checks import refuse
+from ctseg.scans.formats.regular_files import at_file, located, refuse
+from ctseg.scans.formats.stored_values import Stored, image_of, integers_of, mask_of
 
 # Formats of an ImageSource whose path is one file.
-FORMATS: dict[str, ModuleType] = {"nifti": nifti, "nrrd": nrrd, "metaimage": metaimage}
+FORMATS: dict[str, Callable[[Path], Stored]] = {
+    "nifti": nifti.read,
+    "nrrd": nrrd.read,
+    "metaimage": metaimage.read,
+}
 _BY_SUFFIX = {".nii.gz": "nifti", ".nii": "nifti", ".seg.nrrd": "nrrd", ".nrrd": "nrrd", ".mha": "metaimage"}
-_DETACHED = {
-    ".nhdr": "nrrd",
-    ".mhd": "metaimage",
-}  # known, so that they are refused by name and not passed over
 SUFFIXES = tuple(_BY_SUFFIX)
+_DETACHED = {".nhdr": "nrrd", ".mhd": "metaimage"}  # known, so that they are refused by name, not passed over
 SEGMENTATION = ".seg.nrrd"
 _NUMBER_ONLY = r"(segment|label|region|roi|class|structure|mask|other)?[\s_-]*\d*"
 
 
 def stem_of(path: Path, *, detached: bool = False) -> str | None:
-    """The file name without the suffix of a volume (any case); None when it has none. detached: also `.nhdr` and `.mhd`."""
+    """The file name without a volume's suffix (any case), None without one. detached: also `.nhdr`, `.mhd`."""
     name = path.name.casefold()
-    suffix = next(
-        (suffix for suffix in (*SUFFIXES, *(_DETACHED if detached else ())) if name.endswith(suffix)), None
-    )
+    suffixes = (*SUFFIXES, *(_DETACHED if detached else ()))
+    suffix = next((suffix for suffix in suffixes if name.endswith(suffix)), None)
     return None if suffix is None else path.name[: -len(suffix)]
 
 
 def format_of(path: Path) -> str:
-    """The format that the suffix says; "nifti" for any other suffix, whose reader then says what the file is not."""
+    """The format that the suffix says; "nifti" for any other suffix, whose reader then says what it is not."""
     name = path.name.casefold()
     return next((form for suffix, form in (_BY_SUFFIX | _DETACHED).items() if name.endswith(suffix)), "nifti")
 
 
-def read_image(path: str | Path) -> tuple[Volume, list[Finding]]:
-    """The CT of a file; see `nifti.read_image`."""
-    volume, findings = FORMATS[format_of(Path(path))].read_image(path)
-    return volume, findings
+def read_image(path: str | Path, *, check_hu: bool = True) -> tuple[Volume, list[Finding]]:
+    """The CT of a file: float32 HU, (D, H, W), not below -1024, and what was noticed.
+
+    check_hu=False skips the plausibility of the intensities and the smallest size (for other images than CT).
+    """
+    return _read(path, functools.partial(image_of, check_hu=check_hu))
 
 
 def read_integers(path: str | Path) -> tuple[Volume, list[Finding]]:
-    """The integers of a label file; see `nifti.read_integers`."""
-    volume, findings = FORMATS[format_of(Path(path))].read_integers(path)
-    return volume, findings
+    """The integers of a label file as int32 (D, H, W). Checked before any cast, so nothing wraps or truncates."""
+    return _read(path, integers_of)
 
 
 def read_mask(path: str | Path) -> tuple[Volume, list[Finding]]:
-    """Integers, or the probabilities of one structure; see `stored.mask_of`."""
-    volume, findings = FORMATS[format_of(Path(path))].read_mask(path)
-    return volume, findings
+    """Integers, or the probabilities of one structure; see `stored_values.mask_of`."""
+    return _read(path, mask_of)
+
+
+def _read(
+    path: str | Path, convert: Callable[[Stored], tuple[Volume, list[Finding]]]
+) -> tuple[Volume, list[Finding]]:
+    path = Path(path)
+    with at_file(path):
+        volume, findings = convert(FORMATS[format_of(path)](path))
+    return volume, located(findings, path)
+
+
+def describes_segments(path: Path) -> bool:
+    """Whether an NRRD file names its own segments: these names count, whatever a table beside it says."""
+    return format_of(path) == "nrrd" and bool(nrrd.list_segments(path))
 
 
 def read_names(path: str | Path) -> dict[int, str]:
     """Value -> name where the file itself names its label values; empty elsewhere."""
-    form = format_of(Path(path))
-    return nifti.read_names(path) if form == "nifti" else nrrd.read_names(path) if form == "nrrd" else {}
+    path, readers = Path(path), {"nifti": nifti.read_names, "nrrd": nrrd.read_names}
+    with at_file(path):
+        return readers.get(format_of(path), lambda path: {})(path)
 
 
 def check_names(path: str | Path, table: Mapping[int, str]) -> None:
     """Refuse a label map whose own names contradict a table that stands elsewhere: CaseError ORGAN_MAP_MISMATCH.
 
-    Spellings and synonyms (`aliases`) are one name; "Segment_1" and the like name nothing, on either side.
+    Spellings and synonyms (`structure_names`) are one name; "Segment_1" and the like name nothing, on either side.
     """
     for value, name in read_names(path).items():
         known = table.get(value, name)
         unnamed = any(re.fullmatch(_NUMBER_ONLY, text, re.IGNORECASE) for text in (name, known))
         if not unnamed and structure_names.key_of(name) != structure_names.key_of(known):
             cause = f"the file itself calls the value {value} '{name}', the table of names calls it '{known}'"
-            fix = "correct the table, or the names in the file (in the program that wrote it; NIfTI: nibabel, header.extensions.clear())"
+            fix = (
+                "correct the table, or the names in the file (in the program that wrote it; NIfTI: nibabel, "
+                "header.extensions.clear())"
+            )
             raise refuse("ORGAN_MAP_MISMATCH", cause, fix, path)
 
 

@@ -29,7 +29,7 @@ from ctseg.scans.datasets.case import (
     LoadedCase,
 )
 from ctseg.scans.dicom import rtstruct
-from ctseg.scans.formats import nifti
+from ctseg.scans.formats import nifti, volume_files
 
 PHANTOM = small_phantom()
 VALUES = {1: "kidney_left", 2: "kidney_right", 3: "bladder"}
@@ -424,7 +424,7 @@ def test_unforeseen_exceptions_stay_inside_the_case(
         raise raised
 
     record = _map_case(tmp_path)
-    monkeypatch.setattr(nifti, "read_image", fail)
+    monkeypatch.setitem(volume_files.FORMATS, "nifti", fail)
     error = _refused(record, tmp_path)
     assert (error.code, error.file) == (code, "case/ct.nii.gz") and "secret" not in str(error)
 

@@ -19,6 +19,7 @@ from pydicom.uid import generate_uid
 from ctseg.errors import CaseError
 from ctseg.geometry.volume import Volume, reorient
 from ctseg.scans.dicom import dicom_pixels, dicom_seg, dicom_series
+from ctseg.scans.formats import volume_files
 
 PHANTOM = small_phantom()
 MARK = "PATIENTMARK"
@@ -720,11 +721,10 @@ def test_real_series_equals_simpleitk(real_data: Path) -> None:
 @pytest.mark.real
 def test_real_series_equals_its_nifti(real_data: Path) -> None:
     from ctseg.geometry.volume import match_grid
-    from ctseg.scans.formats import nifti
 
     base = real_data / "ibsi/ibsi_validation"
     dicom, _ = dicom_series.read_series(base / "dicom/STS_019/CT/image")
-    other, _ = nifti.read_image(base / "nifti/STS_019/CT_image.nii.gz")
+    other, _ = volume_files.read_image(base / "nifti/STS_019/CT_image.nii.gz")
     moved = match_grid(other, dicom.grid, 0.01)
     assert moved is not None and np.array_equal(moved.array, dicom.array)
 

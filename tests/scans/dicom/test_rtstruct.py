@@ -13,7 +13,7 @@ import pytest
 from ctseg.errors import CaseError
 from ctseg.geometry.volume import Volume, match_grid
 from ctseg.scans.dicom import dicom_series, rtstruct
-from ctseg.scans.formats import nifti
+from ctseg.scans.formats import volume_files
 
 SHAPE = (8, 20, 24)  # D, H, W
 SPACING_MM = (3.0, 2.0, 1.0)
@@ -236,6 +236,6 @@ def test_the_masks_of_the_ibsi_are_met_voxel_by_voxel(patient):
         if pydicom.dcmread(path, stop_before_pixels=True).Modality == "RTSTRUCT"
     ]
     masks, _ = rtstruct.read_structures(structures, image, folder)
-    published = nifti.read_integers(root / "nifti" / patient / "CT_mask.nii.gz")[0]
+    published = volume_files.read_integers(root / "nifti" / patient / "CT_mask.nii.gz")[0]
     expected = match_grid(published, image.grid, tolerance=0.05).array > 0
     assert any(np.array_equal(mask, expected) for mask in masks.values()) and expected.any()

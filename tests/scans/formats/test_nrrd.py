@@ -19,7 +19,7 @@ from ctseg.scans.datasets.case import CaseRecord, ImageSource, LabelSource
 from ctseg.scans.datasets.find_scans import find_scans
 from ctseg.scans.datasets.layouts import open_data_set
 from ctseg.scans.dicom import dicom_series
-from ctseg.scans.formats import metaimage, nifti, nrrd, volume_files
+from ctseg.scans.formats import nifti, nrrd, volume_files
 from ctseg.scans.masks import open_masks
 
 SHAPE = (9, 10, 12)  # D, H, W
@@ -83,7 +83,7 @@ def test_what_simpleitk_writes_is_read_as_simpleitk_reads_it(
 ) -> None:
     array = (hu() % 200 if kind == "uint8" else hu()).astype(kind)
     path = with_itk(tmp_path / f"ct{suffix}", array, oblique(), compress=compress)
-    volume, findings = (nrrd if suffix == ".nrrd" else metaimage).read_image(path, check_hu=False)
+    volume, findings = volume_files.read_image(path, check_hu=False)
     theirs = sitk.ReadImage(str(path))
     assert (
         np.array_equal(volume.array, sitk.GetArrayFromImage(theirs))
@@ -107,7 +107,7 @@ def test_what_simpleitk_writes_is_read_as_simpleitk_reads_it(
 def test_every_space_names_the_patients_left(tmp_path: Path, space: str, signs: tuple[int, int, int]) -> None:
     theirs = np.diag([*signs, 1.0]) @ oblique()
     path = write(tmp_path / "ct.nrrd", header(theirs, space=space) + hu().tobytes())
-    volume, _ = nrrd.read_image(path)
+    volume, _ = volume_files.read_image(path)
     assert np.allclose(volume.affine, oblique()) and np.array_equal(volume.array, hu())
     image = sitk.ReadImage(str(path))  # the independent reader agrees
     assert np.allclose((volume.affine @ (8, 3, 11, 1))[:3], image.TransformIndexToPhysicalPoint((11, 3, 8)))
@@ -117,7 +117,7 @@ def test_big_endian_and_windows_line_ends(tmp_path: Path) -> None:
     content = header(endian="big", encoding="gzip").replace(b"\n", b"\r\n") + gzip.compress(
         hu().astype(">i2").tobytes()
     )
-    assert np.array_equal(nrrd.read_image(write(tmp_path / "ct.nrrd", content))[0].array, hu())
+    assert np.array_equal(volume_files.read_image(write(tmp_path / "ct.nrrd", content))[0].array, hu())
 
 
 BODY = hu().tobytes()
@@ -212,7 +212,7 @@ def test_bad_nrrd(tmp_path: Path, name: str) -> None:
     code, content = BAD[name]
     path = write(tmp_path / "ct.nrrd", content)
     with pytest.raises(CaseError) as caught:
-        nrrd.read_image(path)
+        volume_files.read_image(path)
     assert (caught.value.code, caught.value.file) == (code, str(path))
 
 
@@ -220,12 +220,12 @@ def test_bad_nrrd(tmp_path: Path, name: str) -> None:
     ("spacings", "told"), [("nan nan nan", []), ("1.5 2.0 3.0", []), ("1.5 2 2.9", ["WARN AFFINE_CONFLICT"])]
 )
 def test_spacings_are_held_against_the_directions(tmp_path: Path, spacings: str, told: list[str]) -> None:
-    volume, findings = nrrd.read_image(write(tmp_path / "ct.nrrd", header(spacings=spacings) + BODY))
+    volume, findings = volume_files.read_image(write(tmp_path / "ct.nrrd", header(spacings=spacings) + BODY))
     assert np.allclose(volume.affine, oblique()) and [f"{f.severity} {f.code}" for f in findings] == told
 
 
 def test_bytes_behind_raw_voxels_are_said(tmp_path: Path) -> None:
-    volume, findings = nrrd.read_image(write(tmp_path / "ct.nrrd", header() + BODY + b"\0" * 7))
+    volume, findings = volume_files.read_image(write(tmp_path / "ct.nrrd", header() + BODY + b"\0" * 7))
     assert np.array_equal(volume.array, hu()) and [finding.code for finding in findings] == ["TRAILING_BYTES"]
 
 
@@ -281,7 +281,7 @@ def test_bad_metaimage(tmp_path: Path, name: str) -> None:
     code, content = BAD_MHA[name]
     path = write(tmp_path / "ct.mha", content)
     with pytest.raises(CaseError) as caught:
-        metaimage.read_image(path)
+        volume_files.read_image(path)
     assert (caught.value.code, caught.value.file) == (code, str(path))
 
 
@@ -296,7 +296,7 @@ def test_bad_metaimage(tmp_path: Path, name: str) -> None:
     ],
 )
 def test_what_a_metaimage_says_twice(tmp_path: Path, changes: dict[str, str], told: list[str]) -> None:
-    volume, findings = metaimage.read_image(write(tmp_path / "ct.mha", mha(BODY, **changes)))
+    volume, findings = volume_files.read_image(write(tmp_path / "ct.mha", mha(BODY, **changes)))
     assert (
         np.allclose(volume.affine[:3, 3], [1, 2, 3]) and [f"{f.severity} {f.code}" for f in findings] == told
     )
@@ -418,7 +418,7 @@ def test_one_layer_is_a_label_map_with_names_and_old_files_number_no_values(tmp_
         layers()[0],
     )
     assert nrrd.read_names(plain) == {1: "liver", 2: "spleen"} and np.array_equal(
-        nrrd.read_integers(plain)[0].array, layers()[0]
+        volume_files.read_integers(plain)[0].array, layers()[0]
     )
     assert open_masks(plain).names == ("liver", "spleen")
     old = segmentation(
@@ -451,7 +451,7 @@ def test_a_label_map_whose_segments_do_not_explain_its_voxels_is_refused(tmp_pat
     one = "Segment0_Name:=liver\nSegment0_LabelValue:=1\n"
     for keys, code in ((one, "LABEL_VALUES"), (one + "Segment1_Name:=spleen\n", "METADATA_INVALID")):
         with pytest.raises(CaseError, match=code):
-            nrrd.read_integers(segmentation(tmp_path / "a.seg.nrrd", keys, layers()[0]))
+            volume_files.read_integers(segmentation(tmp_path / "a.seg.nrrd", keys, layers()[0]))
 
 
 @pytest.mark.parametrize(
@@ -490,7 +490,7 @@ def test_names_in_the_file_are_never_overruled_by_a_table(
 
 def test_layers_are_no_label_map(tmp_path: Path) -> None:
     with pytest.raises(CaseError, match="NOT_3D"):
-        nrrd.read_integers(segmentation(tmp_path / "a.seg.nrrd"))
+        volume_files.read_integers(segmentation(tmp_path / "a.seg.nrrd"))
 
 
 def test_organs_in_files_of_their_own(tmp_path: Path) -> None:
@@ -574,7 +574,7 @@ def test_names_of_files(tmp_path: Path) -> None:
 @pytest.mark.real
 def test_the_real_nrrd_equals_its_dicom_series_and_simpleitk(real_data: Path) -> None:
     folder = real_data / "cip" / "Testing" / "Data" / "Input"
-    volume, _ = nrrd.read_image(folder / "ct-64.nrrd")
+    volume, _ = volume_files.read_image(folder / "ct-64.nrrd")
     series, _ = dicom_series.read_series(folder / "ct-64Dicom")
     assert (
         np.array_equal(volume.array, series.array) and volume.grid.corner_distance_mm(series.grid) < 1e-3
@@ -591,7 +591,7 @@ def test_real_label_maps_equal_simpleitk(real_data: Path) -> None:
     assert len(files) > 12
     for path in files:
         theirs = sitk.ReadImage(str(path))
-        volume, findings = nrrd.read_integers(path)
+        volume, findings = volume_files.read_integers(path)
         assert np.array_equal(volume.array, sitk.GetArrayFromImage(theirs)) and findings == [], path.name
         last = [n - 1 for n in theirs.GetSize()]
         assert np.allclose(
@@ -601,6 +601,6 @@ def test_real_label_maps_equal_simpleitk(real_data: Path) -> None:
 
 @pytest.mark.real
 def test_a_real_nrrd_written_as_nifti_lies_on_the_same_grid(real_data: Path, tmp_path: Path) -> None:
-    volume, _ = nrrd.read_integers(real_data / "cip" / "Testing" / "Data" / "Input" / "lm-64.nrrd")
+    volume, _ = volume_files.read_integers(real_data / "cip" / "Testing" / "Data" / "Input" / "lm-64.nrrd")
     nifti.write_label(tmp_path / "lm.nii.gz", volume)
-    assert nifti.read_integers(tmp_path / "lm.nii.gz")[0].grid.matches(volume.grid)
+    assert volume_files.read_integers(tmp_path / "lm.nii.gz")[0].grid.matches(volume.grid)

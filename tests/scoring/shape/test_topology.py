@@ -40,7 +40,7 @@ from ctseg import artifacts, config
 from ctseg.errors import UsageError
 from ctseg.evaluation import mask_pairs, result_files
 from ctseg.geometry.volume import Volume
-from ctseg.scans.formats import nifti
+from ctseg.scans.formats import nifti, volume_files
 from ctseg.scoring.metrics import Structure
 from ctseg.scoring.shape import airway_tree, skeleton, tubular
 from ctseg.scoring.shape.airway_tree import UNREACHED, parse_tree, td_by_generation, tree_metrics
@@ -721,7 +721,7 @@ def test_real_airways() -> None:
     files = sorted(Path(os.environ["CTSEG_DATA"]).glob("atm22/*/preds_*/ATM_305_0000.nii.gz"))
     if len(files) < 2:
         pytest.skip("no atm22 predictions in CTSEG_DATA")
-    volume, other = (nifti.read_integers(path)[0] for path in files[:2])
+    volume, other = (volume_files.read_integers(path)[0] for path in files[:2])
     found, nothing = mask_pairs._topology(
         other.array, volume.array, volume.spacing_mm, Structure("airway", (1,)), None
     )

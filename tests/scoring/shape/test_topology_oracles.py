@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from shapes import LEFT, RIGHT, STEM, THICK_Y, ball, box, found_in, grown_tree, thin_y, torus, tube, tunnelled
 
 from ctseg.geometry.boxes import tight_box
-from ctseg.scans.formats import nifti
+from ctseg.scans.formats import volume_files
 from ctseg.scoring.shape import topology, tubular
 from ctseg.scoring.shape.airway_tree import parse_tree, td_by_generation, tree_metrics
 from ctseg.scoring.shape.skeleton import skeletonise
@@ -521,7 +521,7 @@ def test_real_airway_agrees_with_lee_thinning() -> None:
     files = sorted(Path(os.environ["CTSEG_DATA"]).glob("atm22/*/preds_*/ATM_305_0000.nii.gz"))
     if len(files) < 2:
         pytest.skip("no atm22 predictions in CTSEG_DATA")
-    volumes = [nifti.read_integers(path)[0] for path in files[:2]]
+    volumes = [volume_files.read_integers(path)[0] for path in files[:2]]
     reference, prediction = (volume.array > 0 for volume in volumes)
     place = tight_box(reference | prediction)
     place = (
