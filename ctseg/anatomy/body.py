@@ -13,7 +13,7 @@ ROUNDNESS = 2.3  # exponent of the outline: 2 an ellipse, more a rounded rectang
 
 
 def body_outline(scene: Scene, outline: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """A rounded cross-section on the whole grid: f, y about its middle, and how far backwards a place lies (-1..1).
+    """A rounded cross-section on the whole grid: f, y about its middle, how far backwards it lies (-1..1).
 
     outline: rows of z, half width, centre y, depth to the front and to the back, in mm.
     """
@@ -39,7 +39,8 @@ def paint_skin_and_fat(scene: Scene, skin: np.ndarray, hu: dict[str, float], tex
 
 
 def muscle_hu(scene: Scene, hu: dict[str, float], texture: Texture, lean: tuple[float, float]) -> np.ndarray:
-    """Attenuation of muscle on the whole grid, streaked with fat. lean: how little of it, in the back and elsewhere."""
+    """Attenuation of muscle on the whole grid, streaked with fat; lean: how little, in the back,
+    elsewhere."""
     threshold = np.where(scene.y > 40, *lean)
     fatty = np.clip(texture.grain * 0.8 + texture.blotch * 0.4 - threshold, 0, 1.5)
     return hu["muscle"] + 3 * texture.blotch - 34 * fatty

@@ -6,7 +6,10 @@ import numpy as np
 
 from ctseg.anatomy.implicit import Scene, Shape
 from ctseg.anatomy.labels import SIDES
+from ctseg.anatomy.shape_tables import read_table
 from ctseg.anatomy.texture import Texture
+
+SHAPES = read_table(__file__)
 
 
 def paint_bone(
@@ -26,20 +29,15 @@ def vertebra(scene: Scene, z: float, y: float, pitch: float, size: float = 1.0) 
     """
     c, s = np.cos(pitch), np.sin(pitch)
 
-    def part(points: list, radii: list[float], side: int = 1, blend_mm: float = 0.0) -> Shape:
-        placed = [
-            (size * px, y + size * (c * py - s * pz), z + size * (s * py + c * pz)) for px, py, pz in points
-        ]
-        return scene.tube(placed, radii, side=side, blend_mm=blend_mm)
+    def part(name: str, side: int = 1, blend_mm: float = 0.0) -> Shape:
+        px, py, pz, radius = SHAPES[name].T
+        placed = size * px, y + size * (c * py - s * pz), z + size * (s * py + c * pz), radius
+        return scene.tube(np.column_stack(placed), side=side, blend_mm=blend_mm)
 
     parts = [vertebral_body(scene, y, z, pitch, size)]
     for side in SIDES:
-        arch = [(14, 14, 5), (17, 30, 4), (18, 42, 0), (17, 47, -10)]
-        parts.append(part(arch, [5, 5, 6.5, 5.5], side=side, blend_mm=2))
-        parts.append(part([(17, 32, 4), (42, 36, 6)], [4.5, 2.8], side=side))
-        parts.append(part([(17, 42, -2), (3, 55, -4)], [4.0, 3.5], side=side))
-    parts.append(part([(0, 54, -3), (0, 78, -9)], [3.2, 4.2]))
-    return scene.join(parts, 2.0), part([(0, 30, 17), (0, 30, -17)], [8.5, 8.5])
+        parts += [part("arch", side, 2.0), part("transverse process", side), part("lamina", side)]
+    return scene.join([*parts, part("spinous process")], 2.0), part("canal")
 
 
 def vertebral_body(scene: Scene, y: float, z: float, pitch: float, size: float) -> Shape:

@@ -9,6 +9,7 @@ from scipy.interpolate import CubicSpline
 
 from ctseg.anatomy.implicit import FAR_MM, Scene, Shape
 from ctseg.anatomy.texture import Texture
+from ctseg.anatomy.thin_tubes import arc_mm
 
 _STEP_MM = 9.0
 # Free space in mm at points (n, 3) for a tube of that radius, given the tubes (m, 4: x, y, z, radius) so far.
@@ -18,7 +19,7 @@ Corner = tuple[float, float, float]
 
 def along_line(line: np.ndarray, wobble: float) -> np.ndarray:
     """The line (n, 4: x, y, z, radius) with a point about every 6 mm and the bulges of the colon wall."""
-    t = np.concatenate([[0], np.cumsum(np.linalg.norm(np.diff(line[:, :3], axis=0), axis=1))])
+    t = arc_mm(line[:, :3])
     fine = np.linspace(0, t[-1], max(4, int(t[-1] / 6)))
     out = np.asarray(CubicSpline(t, line)(fine))
     out[:, 3] = np.interp(fine, t, line[:, 3]) * (1 + wobble * np.sin(fine * (2 * np.pi / 26)))
@@ -45,7 +46,7 @@ def fill_cavity(
 def random_loops(
     rng: np.random.Generator, taken: np.ndarray, low: Corner, high: Corner, room: Room
 ) -> list[np.ndarray]:
-    """Centre lines (n, 4) of small-bowel loops: random walks from free places in the box between two corners."""
+    """Centre lines (n, 4) of small-bowel loops: random walks from free places between two corners."""
     loops: list[np.ndarray] = []
     for _ in range(90):
         radius = rng.uniform(8.5, 15.5)
@@ -101,8 +102,8 @@ def paint_loops(
 ) -> None:
     """Loops of small bowel with fluid, in some with gas.
 
-    loops: centre line, HU of the fluid, and share of the depth that is gas (below 0.35: none). gaps_mm: how far they
-    stay away from keep_out, and from the loops drawn before.
+    loops: centre line, HU of the fluid, and share of the depth that is gas (below 0.35: none). gaps_mm: how
+    far they stay away from keep_out, and from the loops drawn before.
     """
     drawn = scene.empty()
     for line, fluid_hu, gas in loops:

@@ -1,9 +1,9 @@
 """Writing the synthetic cohort of a task to disk as raw scans, in two of the formats that people bring.
 
-synthetic.json                                            written last: its presence says the cohort is complete
-nifti/BDMAP_90000001/ct.nii.gz, segmentations/<name>.nii.gz    an empty mask = looked for, absent
-dicom/Patient_03/im_1/*.dcm, im_3/seg.dcm                 where the task draws some patients for DICOM: those
-                                                          with every target, as a SEG cannot say "absent"
+synthetic.json      written last: its presence says the cohort is complete
+nifti/BDMAP_90000001/ct.nii.gz, segmentations/<name>.nii.gz     an empty mask = looked for, absent
+dicom/Patient_03/im_1/*.dcm, im_3/seg.dcm     where the task draws some patients for DICOM: those with every
+                                              target, as a SEG cannot say "absent"
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ def write_cohort(
 ) -> None:
     """Write the cohort of a task into `folder`; returns at once when the same cohort stands there already.
 
-    task: one of `tasks.TASKS`. patients: None for the task's own number. progress: called with (patients done,
-    patients in all). size: "full", or "tiny" for quick tests. The same seed gives the same files, whatever
-    `workers`. An older cohort, or that of another task, is replaced; raises PreconditionError when the folder holds
-    anything that is no synthetic cohort.
+    task: one of `tasks.TASKS`. patients: None for the task's own number. progress: called with (patients
+    done, patients in all). size: "full", or "tiny" for quick tests. The same seed gives the same files,
+    whatever `workers`. An older cohort, or that of another task, is replaced; raises PreconditionError when
+    the folder holds anything that is no synthetic cohort.
     """
     module = load_task(task)
     patients = module.PATIENTS if patients is None else patients
@@ -148,7 +148,7 @@ def _present(module: Task, picture: Picture) -> list[str]:
 
 
 def _write_nifti(place: Path, module: Task, picture: Picture, seed: int) -> None:
-    """AbdomenAtlas layout; every structure has a mask file, an empty one where the patient or the scan has none."""
+    """AbdomenAtlas layout; every structure has a mask file, an empty one where there is none of it."""
     for name, number in module.IDS.items():
         mask = (picture.label.array == number).view(np.uint8)
         nifti.write_label(place / "segmentations" / f"{name}.nii.gz", Volume(mask, picture.label.affine))

@@ -5,8 +5,9 @@ voxel lies inside follows from f and from how much f changes across that voxel, 
 and stretched bodies all get the right soft edge without oversampling. Everything is evaluated in boxes around
 the shapes, never voxel by voxel.
 
-Coordinates are those of a standard body ("template", mm): origin between the femoral heads, x to the patient's
-left, y to the back, z to the head. A scene maps every voxel there once: pose, size, and a smooth random warp.
+Coordinates are those of a standard body ("template", mm): origin between the femoral heads, x to the
+patient's left, y to the back, z to the head. A scene maps every voxel there once: pose, size, and a smooth
+random warp.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy.interpolate import BSpline
 from scipy.ndimage import gaussian_filter1d
 
 FAR_MM = 60.0  # value of f where a shape was not evaluated
@@ -28,7 +30,7 @@ Coordinates = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 @dataclasses.dataclass
 class Shape:
-    """An implicit function over a box of the scene. f: float32 array of the box's shape, negative inside, about mm.
+    """An implicit function over a box of the scene. f: float32 of the box's shape, negative inside, about mm.
 
     axis_y: for some tubes, y of the nearest point of the centre line (for the level of fluids).
     """
@@ -87,7 +89,8 @@ class Scene:
     # ---- fields over the whole grid ----------------------------------------------------------------------
 
     def smooth_field(self, rng: np.random.Generator, node_mm: float) -> np.ndarray:
-        """A smooth random field (D, H, W), float32, mean 0 and deviation about 1; bumps about 2 * node_mm wide."""
+        """A smooth random field (D, H, W), float32, mean 0, deviation about 1; bumps about 2 * node_mm
+        wide."""
         weights = [_spline_weights(n, node_mm / step) for n, step in zip(self.shape, self.spacing_mm)]
         nodes = rng.standard_normal([w.shape[1] for w in weights], dtype=np.float32)
         planes = weights[1] @ (nodes @ weights[2].T)  # (nodes along D, H, W)
@@ -197,8 +200,8 @@ class Scene:
     def loft(self, rows: ArrayLike, *, side: int = 1, margin_mm: float = 0.0) -> Shape:
         """A body given by axial sections, interpolated in between.
 
-        rows: (n, 4), x, y, z and half thickness of points; those of one height are the chain that makes up a section,
-        and every section has as many. margin_mm: how far outside the body the function is needed.
+        rows: (n, 4), x, y, z and half thickness of points; those of one height are the chain that makes up a
+        section, and every section has as many. margin_mm: how far outside the body the function is needed.
         """
         table = np.asarray(rows, dtype=np.float64) * (side, 1, 1, 1)
         count = int((table[:, 2] == table[0, 2]).sum())
@@ -265,7 +268,7 @@ def ellipsoid_distance(x: np.ndarray, y: np.ndarray, z: np.ndarray, radii: Seque
 
 
 def at_heights(levels: np.ndarray, z: np.ndarray) -> list[np.ndarray]:
-    """What a table of levels (n, 1 + k: height and k values) says at the heights z: k float32 arrays of z's shape.
+    """What a table of levels (n, 1 + k: height, values) says at the heights z: k float32 arrays of z's shape.
 
     Interpolated and smoothed in steps of half a millimetre; heights outside get the first or last value.
     """
@@ -295,8 +298,8 @@ def _cone(
 ) -> np.ndarray:
     """Distance to a rounded cone in two or three dimensions.
 
-    offset: coordinates about its first end, where it has `radius`. step: the way to its other end, where the radius is
-    larger by `growth`; inverse: one over the square of its length.
+    offset: coordinates about its first end, where it has `radius`. step: the way to its other end, where the
+    radius is larger by `growth`; inverse: one over the square of its length.
     """
     t = np.clip(sum(p * s for p, s in zip(offset, step)) * inverse, 0, 1)
     return np.sqrt(sum((p - t * s) ** 2 for p, s in zip(offset, step))) - (radius + t * growth)
@@ -305,7 +308,6 @@ def _cone(
 def _spline_weights(n: int, node_step: float) -> np.ndarray:
     """(n, nodes) weights of cubic B-splines with a node every `node_step` voxels, for unit-variance noise."""
     position = np.arange(n) / node_step + 1.0
-    nodes = int(np.ceil(position[-1])) + 3
-    u = np.abs(position[:, None] - np.arange(nodes)[None, :])
-    weights = np.where(u < 1, 2 / 3 - u**2 + u**3 / 2, np.where(u < 2, (2 - np.minimum(u, 2)) ** 3 / 6, 0.0))
+    knots = np.arange(-2, np.ceil(position[-1]) + 5)
+    weights = BSpline.design_matrix(position, knots, 3).toarray()
     return (weights / np.sqrt((weights**2).sum(axis=1, keepdims=True))).astype(np.float32)

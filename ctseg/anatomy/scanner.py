@@ -1,4 +1,4 @@
-"""The scan of a drawn body: its grid, the table, noise, streaks beside metal, and the edge of the field of view."""
+"""The scan of a drawn body: its grid, the table, noise, streaks beside metal, edge of the field of view."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ class Scan:
     ) -> tuple[Volume, Volume]:
         """Picture (HU, float32) and label map (uint8), both (D, H, W), of what was painted into the scene.
 
-        skin: f of the body. Where the rays cross much bone, about the height streaks_z_mm, the noise runs in streaks
-        of streak_share times its level.
+        skin: f of the body. Where the rays cross much bone, about the height streaks_z_mm, the noise runs in
+        streaks of streak_share times its level.
         """
         scene, protocol = self.scene, self.protocol
         scene.hu = gaussian_filter(scene.hu, (0, 0.45, 0.45), truncate=2.5)  # the scanner's own blur
@@ -54,8 +54,8 @@ class Scan:
         return image, labels
 
     def stored(self, rng: np.random.Generator) -> np.ndarray:
-        """The picture as stored, (D, H, W) float32: rows in their frame of noisy air, rounded, within 12 bit, with
-        the fill outside a circular field of view."""
+        """The picture as stored, (D, H, W) float32: rows in their frame of noisy air, rounded, within 12 bit,
+        with the fill outside a circular field of view."""
         _, height, width = self.grid.shape
         air = rng.normal(-1000, 0.4 * self.protocol.noise_hu, (1, height, width)).astype(np.float32)
         picture = np.broadcast_to(air, self.grid.shape).copy()
@@ -92,11 +92,10 @@ def begin_scan(body: Body, protocol: Protocol, rng: np.random.Generator) -> Scan
 
 
 def rotation(angles: tuple[float, float, float]) -> np.ndarray:
-    """Rotation about x, then y, then z by `angles` (radians)."""
+    """Rotation about x, then y, then z by `angles` (radians); about y from z to x is negative."""
     out = np.eye(3)
-    for axis, angle in enumerate(angles):
+    for (i, j), angle in zip(((1, 2), (0, 2), (0, 1)), angles):
         turn = np.eye(3)
-        i, j = [k for k in range(3) if k != axis]
         turn[i, i] = turn[j, j] = np.cos(angle)
         turn[i, j], turn[j, i] = -np.sin(angle), np.sin(angle)
         out = turn @ out

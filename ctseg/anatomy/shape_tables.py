@@ -11,8 +11,8 @@ import numpy as np
 def read_table(module: str, name: str | None = None) -> dict[str, np.ndarray]:
     """Name -> its rows (n, columns), float64, in the order of a CSV file with lines `name,number,number,...`.
 
-    module: `__file__` of the code; the CSV lies beside it and is called `name`, or like the module. Lines that begin
-    with # are comments; they say what the columns are.
+    module: `__file__` of the code; the CSV lies beside it and is called `name`, or like the module. Lines
+    that begin with # are comments; they say what the columns are.
     """
     file = Path(module).with_name(f"{name or Path(module).stem}.csv")
     rows: dict[str, list[list[float]]] = {}

@@ -1,4 +1,4 @@
-"""The synthetic cohort: reproducible, anatomically consistent, readable like anybody's data, and not a toy."""
+"""The synthetic cohort: reproducible, anatomically consistent, readable like anybody's data, no toy."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def center_mm(volume: Volume, name: str) -> np.ndarray:
     return (volume.affine @ np.array([*index, 1.0]))[:3]
 
 
-# ---- the same and not the same ------------------------------------------------------------------------------
+# ---- the same and not the same ----------------------------------------------------------------------------
 
 
 def test_a_seed_and_a_number_give_one_patient() -> None:
@@ -79,7 +79,7 @@ def test_the_number_of_workers_does_not_change_a_byte(cohort: Path, tmp_path: Pa
 
 
 def test_the_pelvis_still_looks_as_it_did() -> None:
-    """The published numbers of the demo belong to these pictures: other ones need a higher VERSION, and new numbers."""
+    """The published numbers belong to these pictures: other ones need a higher VERSION, and new numbers."""
     image, label, _ = draw_patient(0, 0, "tiny")
     counts = np.bincount(label.array.ravel(), minlength=len(IDS) + 1)[1:]
     expected = [1501, 202, 603, 1614, 1423, 760, 635, 1391, 1354, 860, 231, 8, 25, 85, 86, 122, 116, 0]
@@ -87,7 +87,7 @@ def test_the_pelvis_still_looks_as_it_did() -> None:
     assert float(image.array.mean(dtype=np.float64)) == pytest.approx(-612.098, abs=0.05)
 
 
-# ---- on disk ------------------------------------------------------------------------------------------------
+# ---- on disk ----------------------------------------------------------------------------------------------
 
 
 def test_the_marker_says_synthetic_and_lists_the_patients(cohort: Path) -> None:
@@ -187,7 +187,7 @@ def test_senseless_cohorts_are_refused(tmp_path: Path, wrong: dict) -> None:
         write_cohort(tmp_path, **wrong)
 
 
-# ---- variety ------------------------------------------------------------------------------------------------
+# ---- variety ----------------------------------------------------------------------------------------------
 
 
 def test_the_default_cohort_varies_as_scans_do() -> None:
@@ -211,7 +211,7 @@ def test_a_third_is_dicom_and_those_are_men() -> None:
     assert all(plan(0, index)[0].sex == "male" for index in range(COHORT) if is_dicom(index))
 
 
-# ---- anatomy ------------------------------------------------------------------------------------------------
+# ---- anatomy ----------------------------------------------------------------------------------------------
 
 
 def test_organs_have_adult_volumes_and_lie_wholly_in_the_scan(tiny_drawings: list[Drawing]) -> None:
@@ -255,7 +255,7 @@ def test_every_target_is_one_piece(tiny_drawings: list[Drawing]) -> None:
                 assert np.bincount(found.ravel())[1:].max() >= 0.97 * mask.sum(), (name, count)
 
 
-# ---- the picture --------------------------------------------------------------------------------------------
+# ---- the picture ------------------------------------------------------------------------------------------
 
 
 def test_tissues_have_the_attenuation_of_ct(tiny_drawings: list[Drawing]) -> None:
@@ -301,7 +301,7 @@ def window_scores(image: np.ndarray, mask: np.ndarray, edges: np.ndarray) -> np.
 
 @pytest.mark.slow
 def test_no_window_of_attenuation_finds_the_organs() -> None:
-    """The best of all HU windows, inside the reference's own bounding box, must fail: the cohort is not a toy."""
+    """The best of all HU windows, inside the reference's own bounding box, must fail: it is no toy."""
     edges = np.concatenate(
         [[-3000], np.arange(-1000, -200, 25), np.arange(-200, 300, 5), np.arange(300, 1500, 50), [9999]]
     )
@@ -318,7 +318,7 @@ def test_no_window_of_attenuation_finds_the_organs() -> None:
     assert min(best.values()) > 0.2  # the measure itself works: a window is better than nothing
 
 
-# ---- shapes on voxels ---------------------------------------------------------------------------------------
+# ---- shapes on voxels -------------------------------------------------------------------------------------
 
 
 def small_scene(

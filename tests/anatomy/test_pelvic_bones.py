@@ -1,4 +1,4 @@
-"""The pelvic bones with hard edges: the pelvis patients, their bones worn, pale or fused, and noisier scans."""
+"""The pelvic bones with hard edges: the pelvis patients, bones worn, pale or fused, noisier scans."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def pictures() -> list[Picture]:
 
 
 def render_with(wear: Wear) -> Drawing:
-    """One patient, always the same, with the bones in some state: hips and sacrum alone, small enough to be quick."""
+    """Always the same patient, the bones in some state: hips and sacrum alone, small enough to be quick."""
     patient, protocol, rng = plan(0, INDEX)
     height, width = (int(n * s / 2.6) for n, s in zip(protocol.shape[1:], protocol.spacing_mm[1:]))
     protocol = dataclasses.replace(

@@ -15,7 +15,7 @@ SHAPES = read_table(__file__)
 
 
 def colon_lines(patient: Patient, rng: np.random.Generator, rectum_top: np.ndarray) -> list[np.ndarray]:
-    """Centre lines (n, 4: x, y, z, radius) of sigmoid with descending colon, and of caecum with ascending colon."""
+    """Centre lines (n, 4: x, y, z, radius): sigmoid with descending colon, caecum with ascending colon."""
     jitter = rng.normal(0, 5, (9, 3))
     x, y, z, radius = rectum_top
     full = patient.bladder_fullness
@@ -42,9 +42,8 @@ def bowel_walk(
 
     def room(points: np.ndarray, radius: float, taken: np.ndarray) -> np.ndarray:
         x, y, z = np.abs(points[:, 0]), points[:, 1], points[:, 2]
-        half = np.interp(z, [20, 60, 100, 140, 220], [52, 68, 100, 112, 112])
-        front = np.interp(z, [20, 60, 90, 130, 220], [-76, -86, -92, -98, -100])
-        back = np.interp(x, [0, 40, 62, 80, 120], [-28, -30, -24, 4, 6]) + np.clip(84 - z, 0, 60) * 0.9
+        half, front = (np.interp(z, *SHAPES[name].T) for name in ("half width", "front"))
+        back = np.interp(x, *SHAPES["back"].T) + np.clip(84 - z, 0, 60) * 0.9
         above = z - floor - 0.15 * np.clip(-y - 20, 0, 60)
         wall = np.minimum.reduce([half - x, y - front, back - y, above])
         return np.minimum(wall - radius, tube_distance(points, taken) - radius - 1.0)
@@ -60,7 +59,7 @@ def paint_bowel(
     keep_out: np.ndarray,
     texture: Texture,
 ) -> None:
-    """Draw small bowel, then colon. keep_out: function of everything they must not enter, on the whole grid."""
+    """Draw small bowel, then colon. keep_out: f of everything they must not enter, on the whole grid."""
     colon = colon_lines(patient, rng, rectum_top)
     small = bowel_walk(patient, rng, colon, min(225.0, float(scene.z.max())))
     wall_hu = patient.hu["bowel_wall"]

@@ -33,7 +33,7 @@ class Drawing:
 
 
 def is_dicom(index: int) -> bool:
-    """Whether a patient of a cohort is written as DICOM: every third one, all men (a SEG cannot say "absent")."""
+    """Whether a patient is written as DICOM: every third one, all men (a SEG cannot say "absent")."""
     return index % 3 == 2
 
 
@@ -78,7 +78,7 @@ def render(patient: Patient, protocol: Protocol, rng: np.random.Generator, wear:
 def paint_inside(
     scene: Scene, patient: Patient, rng: np.random.Generator, texture: Texture, wall: np.ndarray, wear: Wear
 ) -> Shape | None:
-    """Bowel, vessels, bones and organs. wall: where the bowel cannot be, f on the whole grid. Returns the metal."""
+    """Bowel, vessels, bones, organs; returns the metal. wall: where no bowel can be, f on the whole grid."""
     bones = build_skeleton(scene, patient, wear)
     organs = build_organs(scene, patient, texture)
     vessels = vessel_shapes(scene)

@@ -77,7 +77,7 @@ def paint_organs(scene: Scene, organs: Organs, patient: Patient, texture: Textur
 
 
 def build_bladder(scene: Scene, patient: Patient, texture: Texture) -> Shape:
-    """A sac on the prostate or pelvic floor that grows upwards and forwards; dish-shaped when nearly empty."""
+    """A sac on the prostate or pelvic floor that grows up and forwards; dish-shaped when nearly empty."""
     fullness = patient.bladder_fullness
     ratio = np.array([1.16, 0.98 + 0.05 * fullness, 0.56 + 0.5 * fullness])
     unit = (patient.bladder_ml * 1000 * 0.2387 * 1.06 / ratio.prod()) ** (1 / 3)

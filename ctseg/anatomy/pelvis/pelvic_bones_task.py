@@ -1,8 +1,8 @@
 """The task "pelvic_bones": the pelvis patients with bones whose edges are hard to see, and quick noisy scans.
 
-Thin or pale cortex, worn and fused joints, dense rims, spurs, metal hips and low dose: where two bones touch, the
-shape alone tells which is which. Five bones to learn, as in AIDA CTPEL (doi.org/10.23698/aida/ctpel); the lumbar
-vertebrae are in the label map but no target, as a scan of the pelvis cuts through them at any height.
+Thin or pale cortex, worn and fused joints, dense rims, spurs, metal hips and low dose: where two bones touch,
+the shape alone tells which is which. Five bones to learn, as in AIDA CTPEL (doi.org/10.23698/aida/ctpel); the
+lumbar vertebrae are in the label map but no target, as a scan of the pelvis cuts through them at any height.
 """
 
 from __future__ import annotations

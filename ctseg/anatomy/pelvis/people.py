@@ -1,4 +1,4 @@
-"""What varies between the patients of the pelvis tasks: lengths in mm, volumes in mL, angles in radians, HU."""
+"""What varies between the patients of the pelvis: lengths in mm, volumes in mL, angles in radians, HU."""
 
 from __future__ import annotations
 

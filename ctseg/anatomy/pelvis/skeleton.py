@@ -114,7 +114,7 @@ def femur(scene: Scene, side: int, wear: Wear) -> Shape:
 def paint_femur(
     scene: Scene, bone: Shape, side: int, hu: dict[str, float], texture: Texture, cortex: float
 ) -> None:
-    """A thigh bone: thin shell and dense spongy bone in the head, thick shell and fatty marrow in the shaft."""
+    """A thigh bone: thin shell, dense spongy bone in the head; thick shell, fatty marrow in the shaft."""
     x, y, z = scene.at(bone.box)
     t = texture.on(bone)
     depth = np.clip((np.float32(-15.0) - z) / 55, 0, 1)  # 0 at the neck, 1 in the shaft

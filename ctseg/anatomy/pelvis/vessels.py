@@ -9,8 +9,8 @@ from ctseg.anatomy.labels import SIDES
 from ctseg.anatomy.shape_tables import read_table
 
 SHAPES = read_table(__file__)
-# Twigs and nodes around the rectum, in the mesentery, the groin, under the skin and around the prostate: centre, spread
-# along each axis, number.
+# Twigs and nodes around the rectum, in the mesentery, the groin, under the skin and around the prostate:
+# centre, spread along each axis, number.
 TWIGS = (
     ((0, 50, 15), (32, 22, 45), 60),
     ((0, -45, 120), (75, 30, 60), 60),
