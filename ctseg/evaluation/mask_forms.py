@@ -8,20 +8,17 @@ from __future__ import annotations
 
 import dataclasses
 import unicodedata
-from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import numpy as np
-
-from ctseg.errors import CaseError, Finding, PreconditionError
+from ctseg.errors import CaseError, PreconditionError
 from ctseg.evaluation import mask_pairs
 from ctseg.evaluation.mask_pairs import LabelNames
-from ctseg.geometry.volume import Volume
 from ctseg.scans import masks
 from ctseg.scans.datasets import gathering
 from ctseg.scans.datasets.case import ImageSource
 from ctseg.scans.dicom import dicom_files, dicom_seg, rtstruct
 from ctseg.scans.formats import nrrd, regular_files, volume_files
+from ctseg.scans.masks import Naming
 
 MAP, SEGMENTS, ORGANS, SEG, RTSTRUCT = "map", "segments", "organs", "SEG", "RTSTRUCT"
 _OUR_ENDS = ("_seg", "_rtstruct")  # how infer.py names the DICOM files of a scan
@@ -30,14 +27,13 @@ _OUR_ENDS = ("_seg", "_rtstruct")  # how infer.py names the DICOM files of a sca
 @dataclasses.dataclass(frozen=True)
 class Side:
     """The masks of one case. kind: MAP, SEGMENTS, ORGANS, SEG or RTSTRUCT. names: what it speaks about; a name here with no voxel is an empty mask.
-    undrawn: listed in an RTSTRUCT without a contour, so that nobody drew them. labels: the ids of the names of a MAP."""
+    undrawn: listed in an RTSTRUCT without a contour, so that nobody drew them. naming: of the ids of a MAP."""
 
     path: Path
     kind: str
     names: tuple[str, ...]
     undrawn: frozenset[str] = frozenset()
-    labels: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
-    ignore_label: int | None = None
+    naming: Naming | None = None
 
     @property
     def file(self) -> str:
@@ -160,28 +156,23 @@ def open_side(path: Path, names: LabelNames | None) -> Side:
     if _describes_segments(path):
         return Side(path, SEGMENTS, tuple(segment.name for segment in nrrd.list_segments(path)))
     if names is not None:
-        volume_files.check_names(path, {s.labels[0]: s.name for s in names.structures if len(s.labels) == 1})
-        return Side(
-            path,
-            MAP,
-            tuple(s.name for s in names.structures),
-            labels={s.name: s.labels for s in names.structures},
-            ignore_label=names.ignore_label,
+        naming = Naming({one.name: one.labels for one in names.structures}, names.ignore_label)
+        volume_files.check_names(path, naming.names)
+    else:
+        naming = Naming.of(volume_files.read_names(path))
+    if not naming.values:
+        cause = "its label ids have no names, neither in it nor in labels.json or dataset.json beside it"
+        fix = (
+            'give --labels names.json, for example {"1": "liver", "2": "spleen"}; for a folder with one mask per '
+            "structure of one case, --one-case"
         )
-    own = volume_files.read_names(path)
-    if not own:
-        raise PreconditionError(
-            "NO_LABEL_NAMES",
-            "its label ids have no names, neither in it nor in labels.json or dataset.json beside it",
-            'give --labels names.json, for example {"1": "liver", "2": "spleen"}; for a folder with one mask per structure of one case, --one-case',
-            file=path.name,
-        )
-    return Side(path, MAP, tuple(own.values()), labels={name: (value,) for value, name in own.items()})
+        raise PreconditionError("NO_LABEL_NAMES", cause, fix, file=path.name)
+    return Side(path, MAP, tuple(naming.values), naming=naming)
 
 
 def _describes_segments(path: Path) -> bool:
     try:
-        return volume_files.format_of(path) == "nrrd" and bool(nrrd.list_segments(path))
+        return volume_files.describes_segments(path)
     except CaseError:
         return False  # reading it says what is wrong with it
 
@@ -203,41 +194,6 @@ def names_of(paths: list[Path], given: Path | None) -> LabelNames | None:
         return mask_pairs.find_label_names(folders[0], folders[-1], None)
     except PreconditionError:
         return None
-
-
-# ---- voxels -----------------------------------------------------------------------------------------------
-
-Reader = Callable[[str], Volume]
-
-
-def open_reader(
-    side: Side, scan: Volume | None, source: ImageSource | None, case_id: str, *, fill_gaps: bool = False
-) -> tuple[Reader, Volume | None, list[Finding]]:
-    """(the mask of one of the side's names as a Volume of bool, where a label map says "ignore" or None, what reading notices).
-
-    fill_gaps: see `masks.open_masks`.
-    """
-    if side.kind != MAP:
-        opened = masks.open_masks(side.path, scan, source, fill_gaps=fill_gaps)
-        return opened.read, None, opened.findings
-    volume, findings = volume_files.read_integers(side.path)
-    ignore = set() if side.ignore_label is None else {side.ignore_label}
-    array = mask_pairs.checked_labels(
-        volume.array,
-        {0, *ignore, *(label for labels in side.labels.values() for label in labels)},
-        case_id,
-        side.file,
-    )
-
-    def read(name: str) -> Volume:
-        labels = side.labels[name]
-        return Volume(array == labels[0] if len(labels) == 1 else np.isin(array, labels), volume.affine)
-
-    return (
-        read,
-        None if side.ignore_label is None else Volume(array == side.ignore_label, volume.affine),
-        findings,
-    )
 
 
 def find_scan(path: Path, case_id: str, *, only: bool) -> ImageSource:

@@ -80,11 +80,15 @@ class Masks:
         """Probabilities (float32) of a structure where the file holds some, else its mask (bool)."""
         return self.read(name) if self.stored is None else self.stored(name)
 
+    def label_volume(self) -> Volume:
+        """The label map that these masks are parts of."""
+        if self.labels is None:
+            raise ValueError("these masks are no label map")
+        return self.labels
+
     def on(self, grid: Grid, of: str, path: Path, name: str | None = None) -> np.ndarray:
         """A mask (bool), without a name the label map, on exactly `grid`, the grid of `of`; see `checks.put_on`."""
-        volume = self.labels if name is None else self.read(name)
-        if volume is None:
-            raise ValueError("these masks are no label map")
+        volume = self.label_volume() if name is None else self.read(name)
         with at_file(path):
             placed, findings = put_on(volume, grid, of=of)
         note(self.findings, located(findings, path))
@@ -185,12 +189,14 @@ def _with_level(
 
 
 def label_map(path: Path, naming: Naming) -> Masks:
-    """The masks of a label map whose values all have a name: CaseError LABEL_VALUES otherwise."""
+    """The masks of a label map (its values in the smallest unsigned type) that all have a name: CaseError LABEL_VALUES
+    otherwise."""
     volume_files.check_names(path, naming.names)
     volume, findings = volume_files.read_integers(path)
     with at_file(path):
         check_values(volume.array, naming.known)
-    return _named(volume, naming, findings)
+    smallest = np.min_scalar_type(int(volume.array.max())) if volume.array.min() >= 0 else np.int32
+    return _named(Volume(volume.array.astype(smallest), volume.affine), naming, findings)
 
 
 def _named(volume: Volume, naming: Naming, findings: list[Finding]) -> Masks:
