@@ -1,8 +1,9 @@
-"""Masks of any form against masks of any form: structures matched by name, put on one grid without interpolation, scored one by one.
+"""Masks of any form against masks of any form: structures matched by name, put on one grid without
+interpolation, scored one by one.
 
-Absent is not empty: a structure that the reference does not speak about is unannotated, one that the prediction does not hold is refused or, with
---allow-missing, missed. Nothing that only one side has is dropped in silence. Segments may overlap, because each structure is scored by its own masks.
-"""
+Absent is not empty: a structure that the reference does not speak about is unannotated, one that the
+prediction does not hold is refused or, with --allow-missing, missed. Nothing that only one side has is
+dropped in silence. Segments may overlap, because each structure is scored by its own masks."""
 
 from __future__ import annotations
 
@@ -37,7 +38,8 @@ _IGNORED = 2  # in the map of one structure: 0 background, 1 the structure
 
 @dataclasses.dataclass(frozen=True)
 class Match:
-    """One structure of one case: its name in the results, and what either side calls it (None: the side does not have it)."""
+    """One structure of one case: its name in the results, and what either side calls it (None: the side does
+    not have it)."""
 
     name: str
     reference: str | None
@@ -46,7 +48,8 @@ class Match:
 
 @dataclasses.dataclass(frozen=True)
 class MaskPair:
-    """One case to score. prediction None: the masks are missing and count as empty. scan: whose grid the masks are put on."""
+    """One case to score. prediction None: the masks are missing and count as empty. scan: whose grid the
+    masks are put on."""
 
     case_id: str
     patient_id: str
@@ -70,7 +73,8 @@ def pair_masks(
     single: bool,
     allow_missing: bool,
 ) -> tuple[list[MaskPair], list[str]]:
-    """(pairs by case id, names of the structures). single: both paths are one case. structures: the words after --structures."""
+    """(pairs by case id, names of the structures). single: both paths are one case. structures: the words
+    after --structures."""
     if single or mask_forms.is_one_case(reference) or mask_forms.is_one_case(prediction):
         case_id = mask_forms.case_of(reference)
         references, predictions = (
@@ -127,7 +131,8 @@ def _spoken(side: Side) -> list[str]:
 
 
 def _named(pairs: Sequence[MaskPair]) -> list[str]:
-    """Every structure of the references, the first spelling of each; two names of one case are two structures."""
+    """Every structure of the references, the first spelling of each; two names of one case are two
+    structures."""
     chosen: list[str] = []
     for pair in pairs:
         own = _spoken(pair.reference)
@@ -182,7 +187,8 @@ def _partner(
 def _matches(
     pair: MaskPair, chosen: Sequence[str], *, limited: bool, allow_missing: bool
 ) -> tuple[Match, ...]:
-    """The structures of one case on both sides. Refuses what only one side has, unless --structures limits the comparison."""
+    """The structures of one case on both sides. Refuses what only one side has, unless --structures limits
+    the comparison."""
     ours, theirs = _spoken(pair.reference), () if pair.prediction is None else pair.prediction.names
     file = pair.reference.file if pair.prediction is None else pair.prediction.file
     matches = tuple(
@@ -247,8 +253,8 @@ def _matches(
 def score_masks(
     pair: MaskPair, structures: Sequence[Structure], settings: ScoreSettings
 ) -> tuple[list[Row], list[Row], list[str]]:
-    """(rows, rows of predicting nothing, lines of what was noticed) of one case, a structure at a time. Raises
-    PipelineError."""
+    """(rows, rows of predicting nothing, lines of what was noticed) of one case, a structure at a time.
+    Raises PipelineError."""
     scan, notes = None, []
     if pair.scan is not None:
         with Refusals(pair.case_id, pair.scan.path.name):
@@ -269,7 +275,8 @@ def score_masks(
     of = "reference" if scan is None else "scan"
 
     def placed(place: int, name: str | None) -> np.ndarray:
-        """A structure of a side (0: reference) on the grid that everything is compared on (uint8); empty without."""
+        """A structure of a side (0: reference) on the grid that everything is compared on (uint8); empty
+        without."""
         if name is None or place >= len(sides):
             return np.zeros(grid.shape, np.uint8)
         side = sides[place]

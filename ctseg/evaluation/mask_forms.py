@@ -1,8 +1,8 @@
 """One side of a comparison of masks in any form: which cases a path holds, and what each of them names.
 
-A case is a label map, a segmentation of 3D Slicer, a folder with one mask per structure, a DICOM SEG or an RTSTRUCT. Everything here is told from names
-and headers, so that whatever does not fit together is refused before anything is scored.
-"""
+A case is a label map, a segmentation of 3D Slicer, a folder with one mask per structure, a DICOM SEG or an
+RTSTRUCT. Everything here is told from names and headers, so that whatever does not fit together is refused
+before anything is scored."""
 
 from __future__ import annotations
 
@@ -26,8 +26,9 @@ _OUR_ENDS = ("_seg", "_rtstruct")  # how infer.py names the DICOM files of a sca
 
 @dataclasses.dataclass(frozen=True)
 class Side:
-    """The masks of one case. kind: MAP, SEGMENTS, ORGANS, SEG or RTSTRUCT. names: what it speaks about; a name here with no voxel is an empty mask.
-    undrawn: listed in an RTSTRUCT without a contour, so that nobody drew them. naming: of the ids of a MAP."""
+    """The masks of one case. kind: MAP, SEGMENTS, ORGANS, SEG or RTSTRUCT. names: what it speaks about; a
+    name here with no voxel is an empty mask. undrawn: listed in an RTSTRUCT without a contour, so that nobody
+    drew them. naming: of the ids of a MAP."""
 
     path: Path
     kind: str
@@ -56,10 +57,11 @@ def is_folder_of_maps(path: Path) -> bool:
 
 
 def find_cases(path: Path) -> dict[str, Path]:
-    """Case id -> its masks, of a folder with a file or a sub-folder for each case; where a case has several forms the label map counts.
+    """Case id -> its masks, of a folder with a file or a sub-folder for each case; where a case has several
+    forms the label map counts.
 
-    A sub-folder holds one mask per structure (or has them in `segmentations`), or one DICOM SEG or RTSTRUCT. Folders of scans are passed over.
-    """
+    A sub-folder holds one mask per structure (or has them in `segmentations`), or one DICOM SEG or RTSTRUCT.
+    Folders of scans are passed over."""
     found = mask_pairs.volumes_in(path)
     others: dict[str, Path] = {}
     for entry in gathering.entries(path):
@@ -103,7 +105,8 @@ def is_one_case(path: Path) -> bool:
 
 
 def one_case(path: Path) -> Path:
-    """The masks of the one case at a path: a file, a folder with one mask per structure, or a folder with one DICOM file of masks."""
+    """The masks of the one case at a path: a file, a folder with one mask per structure, or a folder with one
+    DICOM file of masks."""
     found = _in_folder(path) if path.is_dir() else [path]
     if len(found) != 1:
         cause = (
@@ -163,7 +166,8 @@ def open_side(path: Path, names: LabelNames | None) -> Side:
     if not naming.values:
         cause = "its label ids have no names, neither in it nor in labels.json or dataset.json beside it"
         fix = (
-            'give --labels names.json, for example {"1": "liver", "2": "spleen"}; for a folder with one mask per '
+            'give --labels names.json, for example {"1": "liver", "2": "spleen"}; for a folder with '
+            "one mask per "
             "structure of one case, --one-case"
         )
         raise PreconditionError("NO_LABEL_NAMES", cause, fix, file=path.name)
@@ -178,7 +182,8 @@ def _describes_segments(path: Path) -> bool:
 
 
 def names_of(paths: list[Path], given: Path | None) -> LabelNames | None:
-    """The names of label maps: from --labels, else from labels.json or dataset.json beside the files or one folder above; None without any."""
+    """The names of label maps: from --labels, else from labels.json or dataset.json beside the files or one
+    folder above; None without any."""
     if given is not None:
         return mask_pairs.read_label_names(given)
     folders = list(
@@ -197,7 +202,8 @@ def names_of(paths: list[Path], given: Path | None) -> LabelNames | None:
 
 
 def find_scan(path: Path, case_id: str, *, only: bool) -> ImageSource:
-    """The scan of a case at the path after --ct. only: there is one case, so one scan is its scan whatever its name."""
+    """The scan of a case at the path after --ct. only: there is one case, so one scan is its scan whatever
+    its name."""
     from ctseg.scans.datasets.find_scans import find_scans
 
     found = {

@@ -1,8 +1,7 @@
 """Pairs of predicted and reference masks on disk: found, named, checked against each other, and scored.
 
-What does not fit together is refused before anything is scored: a prediction without reference or the reverse,
-another grid, label values that no structure has.
-"""
+What does not fit together is refused before anything is scored: a prediction without reference or the
+reverse, another grid, label values that no structure has."""
 
 from __future__ import annotations
 
@@ -45,8 +44,8 @@ class Pair:
 
 @dataclasses.dataclass(frozen=True)
 class ScoreSettings:
-    """How pairs are scored. tolerances_mm: structure -> tolerances of the NSD, the main one first. topology: which
-    structures' topology is measured, see `tubular.measured`."""
+    """How pairs are scored. tolerances_mm: structure -> tolerances of the NSD, the main one first. topology:
+    which structures' topology is measured, see `tubular.measured`."""
 
     tolerances_mm: Mapping[str, tuple[float, ...]]
     boundary_mode: str = "surfel"
@@ -57,8 +56,8 @@ class ScoreSettings:
 
 @dataclasses.dataclass(frozen=True)
 class LabelNames:
-    """Structures of a folder of label maps; ignore_label: voxels nobody looked at; annotated: case id -> names
-    of the structures that were looked for there (cases that are not listed: all)."""
+    """Structures of a folder of label maps; ignore_label: voxels nobody looked at; annotated: case id ->
+    names of the structures that were looked for there (cases that are not listed: all)."""
 
     structures: tuple[Structure, ...]
     ignore_label: int | None = None
@@ -75,8 +74,8 @@ class LabelNames:
 
 
 def find_label_names(reference: Path, prediction: Path, given: Path | None) -> LabelNames:
-    """Names from `given`, else from labels.json or dataset.json in the reference folder, the prediction folder, or the
-    parent of either (nnU-Net's place). Raises when the folders contradict each other."""
+    """Names from `given`, else from labels.json or dataset.json in the reference folder, the prediction
+    folder, or the parent of either (nnU-Net's place). Raises when the folders contradict each other."""
     if given is not None:
         return read_label_names(given)
     found = {}
@@ -96,7 +95,8 @@ def find_label_names(reference: Path, prediction: Path, given: Path | None) -> L
         if set(other.structures) != set(names.structures):
             raise IntegrityError(
                 "ORGAN_MAP_MISMATCH",
-                f"{first.parent.name}/{first.name} and {path.parent.name}/{path.name} give the label ids different names",
+                f"{first.parent.name}/{first.name} and {path.parent.name}/{path.name} give the label "
+                "ids different names",
                 "give the right names with --labels",
                 file=path.name,
             )
@@ -104,7 +104,8 @@ def find_label_names(reference: Path, prediction: Path, given: Path | None) -> L
 
 
 def read_label_names(path: Path) -> LabelNames:
-    """Names from {"1": "liver"}, {"liver": 1}, or a dataset.json or manifest.json with such a map under "labels".
+    """Names from {"1": "liver"}, {"liver": 1}, or a dataset.json or manifest.json with such a map under
+    "labels".
 
     A list of ids makes a region. "background" is left out, "ignore" is the ignore label. An "annotated" map
     (case id -> names), or "annotated" in each of a manifest's "cases", says what was looked for in a case.
@@ -211,8 +212,8 @@ def pair_folders(
 ) -> list[Pair]:
     """One pair per mask of the reference folder, by file name, ordered by case id.
 
-    A missing prediction is refused, or with allow_missing kept as an empty one; an extra prediction is refused.
-    """
+    A missing prediction is refused, or with allow_missing kept as an empty one; an extra prediction is
+    refused."""
     references, predictions = volumes_in(reference), volumes_in(prediction)
     if not references:
         raise PreconditionError(
@@ -302,8 +303,8 @@ def score_pair(
 ) -> tuple[list[Row], list[Row], list[str]]:
     """(rows, rows of predicting nothing, lines of what was noticed) of one pair. Raises PipelineError.
 
-    Rows of structures whose topology is measured carry it under "topology" (see `tubular.compare`), others None.
-    """
+    Rows of structures whose topology is measured carry it under "topology" (see `tubular.compare`), others
+    None."""
     naming = Naming({structure.name: structure.labels for structure in structures}, settings.ignore_label)
     with Refusals(pair.case_id, pair.reference_file):
         reference = label_map(pair.reference, naming)
@@ -374,8 +375,8 @@ def _topology(
     structure: Structure,
     ignore_label: int | None,
 ) -> tuple[Row, Row]:
-    """(topology of one structure, that of predicting nothing), in the box that holds all of it; ignored voxels are
-    background."""
+    """(topology of one structure, that of predicting nothing), in the box that holds all of it; ignored
+    voxels are background."""
     labels, maps = list(structure.labels), (prediction, reference)
     box = functools.reduce(
         joint_box, [found for array in maps for found in few_boxes(array, labels).values()]
@@ -400,7 +401,8 @@ def warnings_of(
 
 
 class Refusals:
-    """Where one bad file is no case to skip, since nothing may drop out: its error gets the case and the file."""
+    """Where one bad file is no case to skip, since nothing may drop out: its error gets the case and the
+    file."""
 
     def __init__(self, case_id: str, file: str):
         self.case_id, self.file = case_id, file

@@ -1,9 +1,9 @@
 """Where the organs come from that guide a network, and the file that keeps their distance maps.
 
 Three sources: other structures of the case's own reference labels (`labels`), masks that another model wrote
-(`folder`), or the installed TotalSegmentator (`totalsegmentator`; Wasserthal et al. 2023, doi 10.1148/ryai.230024),
-called as a program of its own. The one thing a guide must never be is the answer: see `_refuse_leaks`.
-"""
+(`folder`), or the installed TotalSegmentator (`totalsegmentator`; Wasserthal et al. 2023, doi
+10.1148/ryai.230024), called as a program of its own. The one thing a guide must never be is the answer: see
+`_refuse_leaks`."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ TIMEOUT_S = 3600.0  # one scan on a slow processor takes minutes
 class GuideSource:
     """What guides: `organs` by name (they become the channels in this order) and where their masks come from.
 
-    folder: for `folder` <folder>/<case id>/<organ>.nii.gz (also below `segmentations/`), or <folder>/<case id>.nii.gz
-    with the names in <folder>/labels.json; for `totalsegmentator` where its masks are kept between runs.
-    fast: TotalSegmentator's 3 mm model. device: as its own option, "gpu" (falls back), "cpu" or "gpu:1".
-    """
+    folder: for `folder` <folder>/<case id>/<organ>.nii.gz (also below `segmentations/`), or <folder>/<case
+    id>.nii.gz with the names in <folder>/labels.json; for `totalsegmentator` where its masks are kept between
+    runs. fast: TotalSegmentator's 3 mm model. device: as its own option, "gpu" (falls back), "cpu" or
+    "gpu:1"."""
 
     kind: str
     organs: tuple[str, ...]
@@ -56,8 +56,8 @@ class GuideSource:
         return "ground_truth" if self.kind == "labels" else "predicted"
 
     def digest(self, case_id: str) -> str:
-        """A hash of what decides the guide of a case, so that changed masks are noticed. The voxels of the scan and
-        its labels are not in it: whoever keeps guides knows them already."""
+        """A hash of what decides the guide of a case, so that changed masks are noticed. The voxels of the
+        scan and its labels are not in it: whoever keeps guides knows them already."""
         content: list[Any] = [self.kind, self.organs, self.fast]
         found = _find(self.folder, case_id) if self.kind == "folder" and self.folder is not None else None
         if found is not None and found.is_dir():
@@ -77,8 +77,8 @@ class GuideSource:
 
 @dataclasses.dataclass(frozen=True)
 class CaseGuide:
-    """The guide organs of one case. masks: for each organ a uint8 0/1 array cut to the organ, with its place in the
-    patient (organs may overlap), None where the scan does not show it or nobody looked."""
+    """The guide organs of one case. masks: for each organ a uint8 0/1 array cut to the organ, with its place
+    in the patient (organs may overlap), None where the scan does not show it or nobody looked."""
 
     organs: tuple[str, ...]
     masks: tuple[Volume | None, ...]
@@ -136,10 +136,10 @@ def load_guide(
 ) -> tuple[CaseGuide, list[Finding]]:
     """The guide organs of one case, and what was noticed.
 
-    scan: the CT in HU. label: reference labels on the scan's grid (ids 1, 2, ... as in `structures`), None when there
-    are none (prediction). An organ without mask or without a voxel is allowed and has no presence. CaseError when
-    the case has no guide at all or its grid differs; PreconditionError GUIDE_LEAK when the guide is the answer.
-    """
+    scan: the CT in HU. label: reference labels on the scan's grid (ids 1, 2, ... as in `structures`), None
+    when there are none (prediction). An organ without mask or without a voxel is allowed and has no presence.
+    CaseError when the case has no guide at all or its grid differs; PreconditionError GUIDE_LEAK when the
+    guide is the answer."""
     check_source(source, structures, targets)
     if source.kind == "labels":
         if label is None:
@@ -164,7 +164,7 @@ def load_guide(
     return CaseGuide(source.organs, tuple(masks), source.provenance), findings
 
 
-# ---- masks of another model ---------------------------------------------------------------------------------
+# ---- masks of another model -----------------------------------------------------------------------------
 
 
 def _find(root: Path, name: str) -> Path | None:
@@ -244,10 +244,11 @@ def _refuse_leaks(
     label: Volume,
     targets: dict[int, str],
 ) -> None:
-    """PreconditionError GUIDE_LEAK when a mask equals a target's reference: the network would only copy its input.
+    """PreconditionError GUIDE_LEAK when a mask equals a target's reference: the network would only copy its
+    input.
 
-    targets: label id -> name. Overlap is counted inside the organ's box, where the masks share the scan's voxels.
-    """
+    targets: label id -> name. Overlap is counted inside the organ's box, where the masks share the scan's
+    voxels."""
     volumes = np.bincount(label.array.ravel(), minlength=max(targets, default=0) + 1)
     for organ, mask in zip(organs, masks):
         if mask is None:
@@ -263,17 +264,19 @@ def _refuse_leaks(
             if volumes[number] and 2 * int(common[number]) > LEAK_DICE * total:
                 raise PreconditionError(
                     "GUIDE_LEAK",
-                    f"the guide mask of {organ} is the reference mask of the target {target} (Dice {2 * int(common[number]) / total:.4f})",
+                    f"the guide mask of {organ} is the reference mask of the target {target} (Dice "
+                    f"{2 * int(common[number]) / total:.4f})",
                     "guide with masks of a separate model, or with other structures",
                     case=case_id,
                 )
 
 
-# ---- TotalSegmentator ---------------------------------------------------------------------------------------
+# ---- TotalSegmentator -----------------------------------------------------------------------------------
 
 
 def available() -> bool:
-    """Whether TotalSegmentator can be called: the package or its program is installed. Nothing is imported."""
+    """Whether TotalSegmentator can be called: the package or its program is installed. Nothing is
+    imported."""
     return (
         importlib.util.find_spec("totalsegmentator") is not None
         or shutil.which("TotalSegmentator") is not None
@@ -297,9 +300,9 @@ def run_totalsegmentator(
 ) -> Path:
     """The folder with TotalSegmentator's masks of one scan, made now unless an earlier run kept it.
 
-    The folder's name holds a hash of voxels and options, so another scan of the same name is not mistaken for it. It
-    appears complete or not at all; what the program said stands beside it in a .log. On its first call the program
-    fetches its weights from the network. Memory: several GB, so not in many processes at once.
+    The folder's name holds a hash of voxels and options, so another scan of the same name is not mistaken for
+    it. It appears complete or not at all; what the program said stands beside it in a .log. On its first call
+    the program fetches its weights from the network. Memory: several GB, so not in many processes at once.
     """
     cache = Path(source.folder or "")
     digest = hashlib.sha256(np.ascontiguousarray(scan.array).data)
@@ -353,7 +356,8 @@ def run_totalsegmentator(
         if done.returncode or not gathering.volumes(masks):
             raise CaseError(
                 "GUIDE_FAILED",
-                f"TotalSegmentator ended with code {done.returncode} and {len(gathering.volumes(masks))} masks",
+                f"TotalSegmentator ended with code {done.returncode} and "
+                f"{len(gathering.volumes(masks))} masks",
                 f"see {log.name}",
                 case=case_id,
                 file=log.name,
@@ -362,15 +366,15 @@ def run_totalsegmentator(
     return result
 
 
-# ---- the file -----------------------------------------------------------------------------------------------
+# ---- the file -------------------------------------------------------------------------------------------
 
 
 def write_guide(path: str | Path, distance_mm: np.ndarray, presence: np.ndarray, stride: Index) -> str:
-    """Write the coarse maps of one case and return the sha256 of the file (the same content gives the same bytes).
+    """Write the coarse maps of one case and return the sha256 of the file (the same content gives the same
+    bytes).
 
-    distance_mm: (K, d, h, w) float16, finite. presence: (K,) bool. stride: canvas voxels per guide voxel. Stored, not
-    compressed, and without pickle, as the tensors are.
-    """
+    distance_mm: (K, d, h, w) float16, finite. presence: (K,) bool. stride: canvas voxels per guide voxel.
+    Stored, not compressed, and without pickle, as the tensors are."""
     arrays = {
         "distance_mm": distance_mm,
         "presence": np.asarray(presence, dtype=bool),
@@ -383,7 +387,8 @@ def write_guide(path: str | Path, distance_mm: np.ndarray, presence: np.ndarray,
 
 
 def read_guide(path: str | Path, *, sha256: str | None = None) -> tuple[np.ndarray, np.ndarray, Index]:
-    """(distance_mm (K, d, h, w) float16, presence (K,) bool, stride) of one case. Checks the hash when one is given."""
+    """(distance_mm (K, d, h, w) float16, presence (K,) bool, stride) of one case. Checks the hash when one is
+    given."""
     arrays = read_arrays(path, ("distance_mm", "presence", "stride"), sha256=sha256)
     distance_mm, presence, stride = arrays["distance_mm"], arrays["presence"], arrays["stride"]
     problem = _guide_problem(distance_mm, presence, stride)
@@ -404,7 +409,10 @@ def _guide_problem(distance_mm: np.ndarray, presence: np.ndarray, stride: np.nda
         or presence.shape != distance_mm.shape[:1]
         or presence.dtype != bool
     ):
-        return f"distances {distance_mm.dtype} {distance_mm.shape} with presence {presence.dtype} {presence.shape}"
+        return (
+            f"distances {distance_mm.dtype} {distance_mm.shape} with presence {presence.dtype} "
+            f"{presence.shape}"
+        )
     if stride.shape != (3,) or stride.dtype.kind != "i" or stride.min() < 1:
         return "the stride is not three whole numbers from 1 on"
     return None if np.isfinite(distance_mm).all() else "a distance is NaN or infinite"

@@ -18,8 +18,8 @@ IGNORED = 255  # in label arrays and label tensors: a voxel nobody looked at, le
 
 @dataclasses.dataclass(frozen=True)
 class ImageSource:
-    """Where the CT lies. format: "nifti", "nrrd" or "metaimage" (path = file), "dicom" (folder of one series, or a folder that holds it),
-    or "openkbp_csv" (patient folder)."""
+    """Where the CT lies. format: "nifti", "nrrd" or "metaimage" (path = file), "dicom" (folder of one series,
+    or a folder that holds it), or "openkbp_csv" (patient folder)."""
 
     format: str
     path: Path
@@ -31,11 +31,10 @@ class ImageSource:
 class LabelSource:
     """Where the labels lie and how names are attached to them.
 
-    format "map": one volume file of integers (NIfTI, NRRD, MetaImage), `path`, names in `values` (stored value -> structure name; 0 is background).
-    format "masks": one volume file per structure, `masks` (name -> file).
-    format "dicom_seg", "rtstruct": a DICOM SEG or RTSTRUCT file, `path`; names stand in the file.
-    format "openkbp_csv": patient folder, `path`.
-    """
+    format "map": one volume file of integers (NIfTI, NRRD, MetaImage), `path`, names in `values` (stored
+    value -> structure name; 0 is background). format "masks": one volume file per structure, `masks` (name ->
+    file). format "dicom_seg", "rtstruct": a DICOM SEG or RTSTRUCT file, `path`; names stand in the file.
+    format "openkbp_csv": patient folder, `path`."""
 
     format: str
     path: Path | None = None
@@ -48,16 +47,18 @@ class LabelSource:
     fractional_threshold: float | None = (
         None  # dicom_seg: from which share of its largest value a fractional one is a mask; None: refused
     )
-    fill_gaps: bool = False  # dicom_seg, rtstruct: slices between those of a thicker series are interpolated; else such a structure is left out
+    # dicom_seg, rtstruct: slices between those of a thicker series are interpolated; else such a structure is
+    # left out
+    fill_gaps: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
 class CaseRecord:
     """One scan with its labels, before anything is opened.
 
-    annotated: names of the structures somebody looked for in this case, as the data set itself says; None = it
-    does not say, so every structure the label source can name, and a label map without any is a fault. split: "train", "val", "test" when the data set fixes it, else None.
-    """
+    annotated: names of the structures somebody looked for in this case, as the data set itself says; None =
+    it does not say, so every structure the label source can name, and a label map without any is a fault.
+    split: "train", "val", "test" when the data set fixes it, else None."""
 
     case_id: str
     patient_id: str

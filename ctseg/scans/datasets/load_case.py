@@ -1,8 +1,8 @@
-"""One case as the pipeline uses it: image in HU, label on exactly the image's grid, a state for each structure.
+"""One case as the pipeline uses it: image in HU, label on exactly the image's grid, a state for each
+structure.
 
-This is the case boundary: whatever goes wrong below becomes a CaseError with the case id and the file relative
-to the data folder. Nothing here prints, and no text from a scan's header reaches a message.
-"""
+This is the case boundary: whatever goes wrong below becomes a CaseError with the case id and the file
+relative to the data folder. Nothing here prints, and no text from a scan's header reaches a message."""
 
 from __future__ import annotations
 
@@ -46,8 +46,9 @@ _LEFT_OUT = (
 
 @dataclasses.dataclass
 class _Labels:
-    """What a label source says. array: (D, H, W) uint8, i+1 = i-th requested structure, or IGNORED; nameable: every
-    structure the source speaks about; empty: no voxel of any structure; empty_masks: the requested ones whose own mask is empty."""
+    """What a label source says. array: (D, H, W) uint8, i+1 = i-th requested structure, or IGNORED; nameable:
+    every structure the source speaks about; empty: no voxel of any structure; empty_masks: the requested ones
+    whose own mask is empty."""
 
     array: np.ndarray
     nameable: frozenset[str]
@@ -163,7 +164,8 @@ def _read_map(record: CaseRecord, source: LabelSource, structures: Sequence[str]
 def _translate(
     stored: np.ndarray, values: dict[int, str], structures: Sequence[str], ignore: int | None
 ) -> tuple[np.ndarray, bool]:
-    """(uint8 array with the ids of the requested structures and IGNORED, whether no structure at all is there).
+    """(uint8 array with the ids of the requested structures and IGNORED, whether no structure at all is
+    there).
 
     stored: int32, every value of which has a name, or is 0 or the ignore value.
     """
@@ -183,7 +185,8 @@ def _translate(
 
 
 def _read_masks(record: CaseRecord, source: LabelSource, structures: Sequence[str], image: Volume) -> _Labels:
-    """One file per structure. A file that is not there means that nobody looked; an empty one, that it is absent."""
+    """One file per structure. A file that is not there means that nobody looked; an empty one, that it is
+    absent."""
     there = {name: path for name, path in source.masks.items() if os.path.lexists(path)}
     if not there:
         cause, fix = (
@@ -214,7 +217,10 @@ def _painted(
         array[mask] = structures.index(name) + 1
         empty += [name] if not mask.any() else []
     if overlap.any():
-        cause = f"{np.count_nonzero(overlap)} voxels belong to more than one structure; the later one in the list of structures counts"
+        cause = (
+            f"{np.count_nonzero(overlap)} voxels belong to more than one structure; the later one "
+            "in the list of structures counts"
+        )
         fix = "nothing to do if that order is meant"
         findings = [*findings, Finding("WARN", "LABEL_OVERLAP", cause, fix, file=file)]
     return _Labels(array, nameable, not array.any(), findings, empty)
@@ -239,7 +245,8 @@ def _read_dicom(record: CaseRecord, source: LabelSource, structures: Sequence[st
         )
     else:
         masks, findings = rtstruct.read_structures(path, image, folder, **common)
-    # A segment without frames was looked for and not found; an ROI without contours is a line of a template that
+    # A segment without frames was looked for and not found; an ROI without contours is a line of a template
+    # that
     # nobody drew.
     if not masks and (left_out := [finding for finding in findings if finding.code in _LEFT_OUT]):
         raise refuse(left_out[0].code, left_out[0].cause, left_out[0].fix, path)
@@ -271,7 +278,8 @@ def _states(
                 Finding(
                     "WARN",
                     "LABEL_UNEXPECTED",
-                    f"{name} has {counts[number]} voxels but is said not to be annotated: they count as background",
+                    f"{name} has {counts[number]} voxels but is said not to be annotated: they count "
+                    "as background",
                     "correct the list of annotated structures",
                 )
             )
@@ -281,7 +289,8 @@ def _states(
 
 
 def _missing_finding(record: CaseRecord, states: dict[str, str], labels: _Labels) -> list[Finding]:
-    """A warning for structures that the labels should hold: those said to be annotated, or that a file of their own would hold."""
+    """A warning for structures that the labels should hold: those said to be annotated, or that a file of
+    their own would hold."""
     source = record.labels
     told = " ".join(finding.cause for finding in labels.findings if finding.code in _LEFT_OUT)
     own_files = source is not None and source.format in ("masks", "dicom_seg", "rtstruct")
@@ -308,7 +317,8 @@ def _missing_finding(record: CaseRecord, states: dict[str, str], labels: _Labels
 
 
 def _empty_finding(record: CaseRecord, states: dict[str, str], labels: _Labels) -> list[Finding]:
-    """What says "absent" without a voxel to show for it: labels without any structure, or a structure's own mask without any."""
+    """What says "absent" without a voxel to show for it: labels without any structure, or a structure's own
+    mask without any."""
     source, names = (
         record.labels,
         [
@@ -337,7 +347,8 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _check_sides(label: Volume, structures: Sequence[str], sides: Sides) -> list[Finding]:
-    """A warning for each mirror pair whose left structure does not lie on the patient's left (greater LPS x)."""
+    """A warning for each mirror pair whose left structure does not lie on the patient's left (greater LPS
+    x)."""
     from scipy.ndimage import find_objects
 
     pairs = sides.indices(structures)
@@ -352,7 +363,8 @@ def _check_sides(label: Volume, structures: Sequence[str], sides: Sides) -> list
                 Finding(
                     "WARN",
                     "SIDE_SWAP",
-                    f"{structures[left]} lies {-distance:.0f} mm to the patient's right of {structures[right]}",
+                    f"{structures[left]} lies {-distance:.0f} mm to the patient's right of "
+                    f"{structures[right]}",
                     "check the names and the orientation of the scan",
                 )
             )
@@ -437,11 +449,11 @@ class _Boundary:
 
 
 def source_hash(record: CaseRecord) -> str:
-    """sha256 over the hashes of the image's and then the label's files, in order; CaseError when one is missing.
+    """sha256 over the hashes of the image's and then the label's files, in order; CaseError when one is
+    missing.
 
-    Depends on the bytes and on which structure a mask belongs to, not on where the files lie. A label mask that
-    is not there counts as such.
-    """
+    Depends on the bytes and on which structure a mask belongs to, not on where the files lie. A label mask
+    that is not there counts as such."""
     digest = hashlib.sha256()
     for role, path in _files(record):
         digest.update(
