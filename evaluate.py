@@ -1,19 +1,16 @@
 """Stage 3: predict the test scans and score them; or score any masks against any others.
 
-Reads   processed_data/ and checkpoints/best_model.pth, or the masks --reference and --prediction: label maps
-(NIfTI, NRRD, MetaImage),
-        .seg.nrrd of 3D Slicer, folders with one file per structure, DICOM SEG or RTSTRUCT (these with --ct);
-        a file each, or folders of cases
+Reads   processed_data/ and checkpoints/best_model.pth; or the masks --reference and --prediction, a file each
+        or folders of cases: label maps (NIfTI, NRRD, MetaImage), .seg.nrrd of 3D Slicer, folders with one file
+        per structure, DICOM SEG or RTSTRUCT (these with --ct)
 Writes  evaluation_results/ (or --output; without it masks are only printed): predictions/,
-detailed_results.json, summary_statistics.json, summary.json,
-        per_case.csv, evaluation_report.txt, dice_boxplots.png, dice_vs_hausdorff.png, metrics_heatmap.png,
-        and topology.csv when a structure is a tube (airway, vessels); of a model also calibration.json,
-        reliability.png and confidence.png
+        detailed_results.json, summary_statistics.json, summary.json, per_case.csv, evaluation_report.txt,
+        dice_boxplots.png, dice_vs_hausdorff.png, metrics_heatmap.png, and topology.csv when a structure is a
+        tube (airway, vessels); of a model also calibration.json, reliability.png and confidence.png
 
     python evaluate.py
     python evaluate.py --reference labelsTs --prediction predicted --output scores --labels names.json
-    python evaluate.py --reference rtstruct.dcm --prediction masks/scan.nii.gz --ct dicom_series --structures
-    liver,spleen
+    python evaluate.py --reference rtstruct.dcm --prediction masks/a.nii.gz --ct series --structures liver
 """
 
 from __future__ import annotations
@@ -144,7 +141,8 @@ def join_trust(workspace: Workspace, record: Mapping[str, Any], rows: Sequence[R
     cases.
 
     A calibration.json of other weights or data than the run's is left out, as is what an earlier version did
-    not record."""
+    not record.
+    """
     from ctseg.evaluation.result_files import Trust
     from ctseg.scoring.calibration import Sums
 

@@ -3,7 +3,8 @@ interpolation, scored one by one.
 
 Absent is not empty: a structure that the reference does not speak about is unannotated, one that the
 prediction does not hold is refused or, with --allow-missing, missed. Nothing that only one side has is
-dropped in silence. Segments may overlap, because each structure is scored by its own masks."""
+dropped in silence. Segments may overlap, because each structure is scored by its own masks.
+"""
 
 from __future__ import annotations
 

@@ -2,7 +2,8 @@
 
 A case is a label map, a segmentation of 3D Slicer, a folder with one mask per structure, a DICOM SEG or an
 RTSTRUCT. Everything here is told from names and headers, so that whatever does not fit together is refused
-before anything is scored."""
+before anything is scored.
+"""
 
 from __future__ import annotations
 
@@ -61,7 +62,8 @@ def find_cases(path: Path) -> dict[str, Path]:
     forms the label map counts.
 
     A sub-folder holds one mask per structure (or has them in `segmentations`), or one DICOM SEG or RTSTRUCT.
-    Folders of scans are passed over."""
+    Folders of scans are passed over.
+    """
     found = mask_pairs.volumes_in(path)
     others: dict[str, Path] = {}
     for entry in gathering.entries(path):

@@ -1,7 +1,8 @@
 """Pairs of predicted and reference masks on disk: found, named, checked against each other, and scored.
 
 What does not fit together is refused before anything is scored: a prediction without reference or the
-reverse, another grid, label values that no structure has."""
+reverse, another grid, label values that no structure has.
+"""
 
 from __future__ import annotations
 
@@ -213,7 +214,8 @@ def pair_folders(
     """One pair per mask of the reference folder, by file name, ordered by case id.
 
     A missing prediction is refused, or with allow_missing kept as an empty one; an extra prediction is
-    refused."""
+    refused.
+    """
     references, predictions = volumes_in(reference), volumes_in(prediction)
     if not references:
         raise PreconditionError(
@@ -304,7 +306,8 @@ def score_pair(
     """(rows, rows of predicting nothing, lines of what was noticed) of one pair. Raises PipelineError.
 
     Rows of structures whose topology is measured carry it under "topology" (see `tubular.compare`), others
-    None."""
+    None.
+    """
     naming = Naming({structure.name: structure.labels for structure in structures}, settings.ignore_label)
     with Refusals(pair.case_id, pair.reference_file):
         reference = label_map(pair.reference, naming)

@@ -13,7 +13,8 @@ per_pass.csv             the same scores after each pass, only for a network of 
 evaluation_report.txt    the same for reading
 
 The columns of calibration (ece_whole, ece_band) and confidence are empty where rows do not hold them: two
-folders of masks have no probabilities."""
+folders of masks have no probabilities.
+"""
 
 from __future__ import annotations
 
@@ -142,7 +143,8 @@ def write_results(
     rows: of `score_case`, completed by case_id, patient_id, prediction_file and reference_file, ordered by
     case; with "topology" where that was measured, and "ece_whole", "ece_band" and "confidence" where those
     are known. settings: what stands in summary_statistics.json; "synthetic" and "tolerances_mm" are read from
-    it. warnings: said in the report and the summary beside those that follow from the rows."""
+    it. warnings: said in the report and the summary beside those that follow from the rows.
+    """
     summary = scores.summarise(rows, baseline_rows, settings)
     summary["topology"] = tubular.summarise(rows, baseline_rows)
     summary["airway"] = tubular.airway_block(summary["topology"])

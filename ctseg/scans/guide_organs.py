@@ -3,7 +3,8 @@
 Three sources: other structures of the case's own reference labels (`labels`), masks that another model wrote
 (`folder`), or the installed TotalSegmentator (`totalsegmentator`; Wasserthal et al. 2023, doi
 10.1148/ryai.230024), called as a program of its own. The one thing a guide must never be is the answer: see
-`_refuse_leaks`."""
+`_refuse_leaks`.
+"""
 
 from __future__ import annotations
 
@@ -41,14 +42,12 @@ class GuideSource:
 
     folder: for `folder` <folder>/<case id>/<organ>.nii.gz (also below `segmentations/`), or <folder>/<case
     id>.nii.gz with the names in <folder>/labels.json; for `totalsegmentator` where its masks are kept between
-    runs. fast: TotalSegmentator's 3 mm model. device: as its own option, "gpu" (falls back), "cpu" or
-    "gpu:1"."""
+    runs.
+    """
 
     kind: str
     organs: tuple[str, ...]
     folder: Path | None = None
-    fast: bool = True
-    device: str = "gpu"
 
     @property
     def provenance(self) -> str:
@@ -58,20 +57,15 @@ class GuideSource:
     def digest(self, case_id: str) -> str:
         """A hash of what decides the guide of a case, so that changed masks are noticed. The voxels of the
         scan and its labels are not in it: whoever keeps guides knows them already."""
-        content: list[Any] = [self.kind, self.organs, self.fast]
+        content: list[Any] = [self.kind, self.organs]
         found = _find(self.folder, case_id) if self.kind == "folder" and self.folder is not None else None
+        files: list[Path] = []
         if found is not None and found.is_dir():
-            content += [
-                [path.relative_to(found).as_posix(), file_hash(path)]
-                for path in sorted(found.rglob("*"))
-                if gathering.volume_stem(path) is not None
-            ]
+            files = [path for path in sorted(found.rglob("*")) if gathering.volume_stem(path) is not None]
         elif found is not None:
-            content += [
-                [path.name, file_hash(path)]
-                for path in (found, found.with_name("labels.json"))
-                if path.exists()
-            ]
+            files = [path for path in (found, found.with_name("labels.json")) if path.exists()]
+        for path in files if found is not None else ():
+            content.append([path.relative_to(found.parent).as_posix(), file_hash(path)])
         return canonical_hash(content)
 
 
@@ -139,7 +133,8 @@ def load_guide(
     scan: the CT in HU. label: reference labels on the scan's grid (ids 1, 2, ... as in `structures`), None
     when there are none (prediction). An organ without mask or without a voxel is allowed and has no presence.
     CaseError when the case has no guide at all or its grid differs; PreconditionError GUIDE_LEAK when the
-    guide is the answer."""
+    guide is the answer.
+    """
     check_source(source, structures, targets)
     if source.kind == "labels":
         if label is None:
@@ -248,7 +243,8 @@ def _refuse_leaks(
     input.
 
     targets: label id -> name. Overlap is counted inside the organ's box, where the masks share the scan's
-    voxels."""
+    voxels.
+    """
     volumes = np.bincount(label.array.ravel(), minlength=max(targets, default=0) + 1)
     for organ, mask in zip(organs, masks):
         if mask is None:
@@ -295,9 +291,7 @@ def totalsegmentator_command() -> list[str]:
     return [found] if found else [sys.executable, "-m", "totalsegmentator.bin.TotalSegmentator"]
 
 
-def run_totalsegmentator(
-    source: GuideSource, case_id: str, scan: Volume, *, timeout_s: float = TIMEOUT_S
-) -> Path:
+def run_totalsegmentator(source: GuideSource, case_id: str, scan: Volume) -> Path:
     """The folder with TotalSegmentator's masks of one scan, made now unless an earlier run kept it.
 
     The folder's name holds a hash of voxels and options, so another scan of the same name is not mistaken for
@@ -306,7 +300,7 @@ def run_totalsegmentator(
     """
     cache = Path(source.folder or "")
     digest = hashlib.sha256(np.ascontiguousarray(scan.array).data)
-    digest.update(canonical_hash([scan.grid.record(), sorted(source.organs), source.fast]).encode())
+    digest.update(canonical_hash([scan.grid.record(), sorted(source.organs)]).encode())
     result = cache / f"{safe_name(case_id)}-{digest.hexdigest()[:16]}"
     if result.is_dir():
         return result
@@ -316,32 +310,21 @@ def run_totalsegmentator(
         image, masks = Path(temporary) / "ct.nii.gz", Path(temporary) / "masks"
         nifti.write_image(image, scan)
         masks.mkdir()
-        speed = ["--fast"] if source.fast else []
-        arguments = [
-            *program,
-            "-i",
-            str(image),
-            "-o",
-            str(masks),
-            "--device",
-            source.device,
-            *speed,
-            "--roi_subset",
-            *source.organs,
-        ]
+        # Its 3 mm model, whose distances are as good a guide; "gpu" falls back to the processor.
+        options = ["--device", "gpu", "--fast", "--roi_subset", *source.organs]
         try:
             done = subprocess.run(
-                arguments,
+                [*program, "-i", str(image), "-o", str(masks), *options],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
-                timeout=timeout_s,
+                timeout=TIMEOUT_S,
                 check=False,
             )
         except subprocess.TimeoutExpired:
             raise CaseError(
                 "GUIDE_FAILED",
-                f"TotalSegmentator had not ended after {timeout_s:g} s",
+                f"TotalSegmentator had not ended after {TIMEOUT_S:g} s",
                 "run it by itself and give its folder of masks",
                 case=case_id,
             ) from None
@@ -374,7 +357,8 @@ def write_guide(path: str | Path, distance_mm: np.ndarray, presence: np.ndarray,
     bytes).
 
     distance_mm: (K, d, h, w) float16, finite. presence: (K,) bool. stride: canvas voxels per guide voxel.
-    Stored, not compressed, and without pickle, as the tensors are."""
+    Stored, not compressed, and without pickle, as the tensors are.
+    """
     arrays = {
         "distance_mm": distance_mm,
         "presence": np.asarray(presence, dtype=bool),

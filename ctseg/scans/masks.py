@@ -4,7 +4,8 @@ A label map (NIfTI, NRRD, MetaImage; names given, from labels.json beside it, or
 segmentation of 3D Slicer (.seg.nrrd), a folder with one volume per structure (as TotalSegmentator writes it),
 a DICOM SEG or an RTSTRUCT. The DICOM ones lie on a scan's slices, so they need the scan. Where a level is
 given, a volume may hold the probabilities of one structure instead (as infer.py --probabilities writes them):
-the mask is where they reach it."""
+the mask is where they reach it.
+"""
 
 from __future__ import annotations
 
@@ -61,7 +62,8 @@ class Masks:
     names: in their order. read: the mask of one, a Volume of bool. stored: the same as it is stored, where
     that is known: bool, or probabilities, float32 from 0 to 1. level: where these end. box: the mask without
     what is empty around it, where that is known without reading it all. labels, naming: of a label map.
-    findings: what is noticed on reading; grows with what is read."""
+    findings: what is noticed on reading; grows with what is read.
+    """
 
     names: tuple[str, ...]
     read: Callable[[str], Volume]

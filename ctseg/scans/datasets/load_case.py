@@ -2,7 +2,8 @@
 structure.
 
 This is the case boundary: whatever goes wrong below becomes a CaseError with the case id and the file
-relative to the data folder. Nothing here prints, and no text from a scan's header reaches a message."""
+relative to the data folder. Nothing here prints, and no text from a scan's header reaches a message.
+"""
 
 from __future__ import annotations
 
@@ -453,7 +454,8 @@ def source_hash(record: CaseRecord) -> str:
     missing.
 
     Depends on the bytes and on which structure a mask belongs to, not on where the files lie. A label mask
-    that is not there counts as such."""
+    that is not there counts as such.
+    """
     digest = hashlib.sha256()
     for role, path in _files(record):
         digest.update(
@@ -532,37 +534,14 @@ def source_to_record(record: CaseRecord, root: Path) -> dict[str, Any]:
                 file=Path(path).name,
             ) from None
 
-    result: dict[str, Any] = {
-        "case_id": record.case_id,
-        "patient_id": record.patient_id,
-        "split": record.split,
-        "annotated": None if record.annotated is None else sorted(record.annotated),
-        "image": {
-            "format": record.image.format,
-            "path": relative(record.image.path),
-            "series_uid": record.image.series_uid,
-        },
-        "labels": None,
-    }
-    if record.labels is not None:
-        source = record.labels
-        result["labels"] = {
-            "format": source.format,
-            "path": None if source.path is None else relative(source.path),
-            "values": {str(value): name for value, name in sorted(source.values.items())},
-            "masks": {name: relative(path) for name, path in sorted(source.masks.items())},
-            "ignore_value": source.ignore_value,
-            "renamed": dict(sorted(source.renamed.items())),
-        }
-        if (
-            source.fractional_threshold is not None
-        ):  # the next too: only where chosen, so that records of other cases stay as they were
-            result["labels"]["fractional_threshold"] = source.fractional_threshold
-        if source.fill_gaps:
-            result["labels"]["fill_gaps"] = True
-    if record.image.assume_hu:
-        result["image"]["assume_hu"] = True
-    return result
+    def plain(value: Any) -> Any:
+        if isinstance(value, Path):
+            return relative(value)
+        if isinstance(value, dict):
+            return {str(key): plain(item) for key, item in value.items()}
+        return sorted(value) if isinstance(value, frozenset) else value
+
+    return plain(dataclasses.asdict(record))
 
 
 def source_from_record(content: dict[str, Any], root: Path) -> CaseRecord:
@@ -580,28 +559,19 @@ def source_from_record(content: dict[str, Any], root: Path) -> CaseRecord:
             )
         return Path(root) / path
 
-    image = content["image"]
+    stored = content["labels"]
     labels = None
-    if content["labels"] is not None:
-        stored = content["labels"]
-        labels = LabelSource(
-            stored["format"],
-            None if stored["path"] is None else absolute(stored["path"]),
-            {int(value): name for value, name in stored["values"].items()},
-            {name: absolute(path) for name, path in stored["masks"].items()},
-            stored["ignore_value"],
-            dict(stored.get("renamed", {})),
-            stored.get("fractional_threshold"),
-            bool(stored.get("fill_gaps", False)),
-        )
-    annotated = None if content["annotated"] is None else frozenset(content["annotated"])
-    return CaseRecord(
-        case_id,
-        str(content["patient_id"]),
-        ImageSource(
-            image["format"], absolute(image["path"]), image["series_uid"], bool(image.get("assume_hu", False))
-        ),
-        labels,
-        annotated,
-        content["split"],
-    )
+    if stored is not None:
+        found = {
+            "path": None if stored["path"] is None else absolute(stored["path"]),
+            "values": {int(value): name for value, name in stored["values"].items()},
+            "masks": {name: absolute(path) for name, path in stored["masks"].items()},
+        }
+        labels = LabelSource(**(stored | found))
+    annotated = content["annotated"]
+    parts = {
+        "image": ImageSource(**(content["image"] | {"path": absolute(content["image"]["path"])})),
+        "labels": labels,
+        "annotated": None if annotated is None else frozenset(annotated),
+    }
+    return CaseRecord(**(content | parts))

@@ -1,7 +1,8 @@
 """Which DICOM series lie in a folder, from headers alone, and which of them is the CT that is meant.
 
 Files are walked and recognised by their mark; a DICOMDIR, whatever its name, is not followed, nothing is ever
-forced. No value of a patient's header appears in a message."""
+forced. No value of a patient's header appears in a message.
+"""
 
 from __future__ import annotations
 
@@ -250,7 +251,8 @@ def drawn_on(
     on another; what was noticed).
 
     frames, series: the frames of reference and series UIDs that the labels name. Where anonymisation took
-    away those of either side, only the positions tell, and a finding says so."""
+    away those of either side, only the positions tell, and a finding says so.
+    """
     chosen, _ = choose(folder, series_uid)
     first = read_header(chosen.files[0], ["FrameOfReferenceUID", "SeriesInstanceUID"])
     pairs = [

@@ -1,7 +1,8 @@
 """Enhanced multi-frame CT: one header per frame, as if each frame were a slice of its own.
 
 Position, orientation, pixel spacing and rescale stand in functional groups, one set for all frames or one per
-frame (DICOM PS3.3 C.7.6.16). Once taken from there, the checks of single slices hold for frames too."""
+frame (DICOM PS3.3 C.7.6.16). Once taken from there, the checks of single slices hold for frames too.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +48,8 @@ def split(header: Any) -> list[Any]:
 
     The number of the frame, from 1, is its ReferencedFrameNumber and InstanceNumber. Raises CaseError
     MULTIFRAME_UNSUPPORTED for another class of multi-frame files, NOT_HU for maps, DICOM_CORRUPT for numbers
-    that disagree."""
+    that disagree.
+    """
     if header.get("SOPClassUID") not in dicom_files.ENHANCED_CT:
         raise refuse("MULTIFRAME_UNSUPPORTED", "several frames in a file that is no enhanced CT", _FIX)
     groups = header.get("PerFrameFunctionalGroupsSequence")

@@ -2,7 +2,8 @@
 
 One decoder per transfer syntax, never whichever pydicom finds first, and none that is GPL. All but pydicom's
 own are libraries in C or C++, some of which end their process on a damaged stream: they see a file in a child
-process only."""
+process only.
+"""
 
 from __future__ import annotations
 
@@ -66,7 +67,8 @@ class Decoder:
         """Stored values (H, W) of each frame of a file, in the order of the file.
 
         content: the whole dataset of `path`. Raises CaseError CODEC_MISSING, DICOM_TRUNCATED or
-        PIXELS_CORRUPT."""
+        PIXELS_CORRUPT.
+        """
         with guard(path):
             shape = (int(content.Rows), int(content.Columns))
             plugin = _plugin(content, path)

@@ -1,7 +1,8 @@
 """DICOM segmentation objects (SEG): read onto a CT's grid, and written for a CT series.
 
 Frames are placed by their position in the patient, never by their order, and a missing frame is empty:
-writers leave empty frames out, so frames and slices differ in number. Segments may overlap."""
+writers leave empty frames out, so frames and slices differ in number. Segments may overlap.
+"""
 
 from __future__ import annotations
 
@@ -81,7 +82,8 @@ def read_segments(
     form). fractional_threshold: share of the largest value, above 0 and up to 1, from which a voxel of a
     fractional segmentation belongs to its segment; None: fractional ones are refused. gaps: what becomes of a
     segment on every other slice, as from a thicker series, see `slice_gaps`; one that is left out is not
-    among the masks."""
+    among the masks.
+    """
     if fractional_threshold is not None and not 0 < fractional_threshold <= 1:
         raise ValueError(f"fractional_threshold={fractional_threshold} lies outside 0 (excluded) to 1")
     with dicom_files.guard(Path(path)):
@@ -355,7 +357,8 @@ def write_segments(
     label: integers (D, H, W) on the grid of the series (slices in either direction); ValueError otherwise.
     names: label value -> segment label; segments are numbered 1, 2, ... in the order of the values and carry
     the standard code of their anatomy where there is one. algorithm: what predicted them; None: a person drew
-    them. The same arguments give the same bytes, others another series. Returns what is to be told."""
+    them. The same arguments give the same bytes, others another series. Returns what is to be told.
+    """
     import highdicom
 
     headers = dicom_series.series_headers(series_folder, series_uid)

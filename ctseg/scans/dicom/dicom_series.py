@@ -3,7 +3,8 @@ written.
 
 pydicom alone reads (never with force): files are walked, a DICOMDIR is not followed. Slices are sorted along
 the slice normal; the step between them stands in the affine as it is, so a tilted gantry gives a sheared
-affine instead of a wrong scan. No value of a patient's header appears in a message."""
+affine instead of a wrong scan. No value of a patient's header appears in a message.
+"""
 
 from __future__ import annotations
 
@@ -599,7 +600,8 @@ def write_series(
 
     HU are rounded and stored as unsigned 16 bits with intercept -1024, so from -1024 to 64511. The D axis may
     be sheared (a tilted gantry), H and W must be perpendicular; ValueError otherwise. Slices that run against
-    their normal (a left-handed grid) come back in the opposite order, in the same place."""
+    their normal (a left-handed grid) come back in the opposite order, in the same place.
+    """
     step, column, row = (volume.affine[:3, axis] for axis in range(3))
     spacing = float(np.linalg.norm(column)), float(np.linalg.norm(row))
     if abs(float(row @ column)) > 1e-6 * spacing[0] * spacing[1]:

@@ -4,7 +4,8 @@ A voxel belongs to a structure where its centre lies inside an odd number of the
 plane: a contour inside another one is a hole (DICOM PS3.3 C.8.8.6), and the channel of a keyhole contour
 cancels itself. On the grid that the contours were drawn on, and with this rule, the published masks of the
 IBSI are met voxel by voxel. What is not used of a file is counted in a finding, with its reason
-(docs/decisions/015-contours.md)."""
+(docs/decisions/015-contours.md).
+"""
 
 from __future__ import annotations
 
@@ -100,7 +101,8 @@ def read_structures(
     these (all when None); a name that two ROIs carry is refused. image_folder: where the CT series lies, to
     check that the contours were drawn on it; None skips that check. gaps: what becomes of a structure on
     every other slice, see `slice_gaps`. A plane of contours counts for the nearest slice, unless another
-    plane lies nearer to that."""
+    plane lies nearer to that.
+    """
     path, folder = Path(path), None if image_folder is None else Path(image_folder)
     with dicom_files.guard(path):
         masks, findings = _read(_header(path), image, folder, names, series_uid, gaps)
@@ -113,7 +115,8 @@ def fill(contours: list[np.ndarray], shape: tuple[int, int], corner: tuple[int, 
 
     corner: the (row, column) of the first pixel. Each edge toggles everything to the right of where it
     crosses a row of centres. Edges are open at their lower end, so a vertex on a row counts once; a centre on
-    an edge belongs to the polygon on its right."""
+    an edge belongs to the polygon on its right.
+    """
     starts = np.concatenate(contours)
     ends = np.concatenate([np.roll(contour, -1, axis=0) for contour in contours])
     upward = starts[:, 0] <= ends[:, 0]
@@ -372,7 +375,8 @@ def _planes(
     Contours lie in one plane where the step between them is less than half the step from plane to plane: the
     positions of one slice differ by rounding, those of a finer series by its slices. Planes that all lie
     beside the slices by the same move by that, so that rounding does not part those half-way between two
-    slices."""
+    slices.
+    """
     places = np.array([place for place, _ in polygons])
     found: dict[int, tuple[float, list[np.ndarray]]] = {}
     if not polygons:
@@ -403,7 +407,8 @@ def _step(places: np.ndarray) -> float:
 
     places: sorted. Slices are cut apart at their middles and at their edges; where planes lie on a cut,
     rounding puts them on both of its sides, and the other cut counts. Within a single slice there is nothing
-    to tell the step from: half a slice."""
+    to tell the step from: half a slice.
+    """
     steps = [0.5]
     for offset in (0.5, 0.0):
         cell = np.floor(places + offset)
@@ -468,7 +473,8 @@ def write_structures(
     names: label value -> ROI name; ROIs are numbered 1, 2, ... in the order of the values. colours: label
     value -> RGB, 0 to 255. algorithm: what predicted them. Contours run half-way between voxel centres, so
     `read_structures` gives back the same voxels. The same arguments give the same bytes, others another
-    series. Returns what is to be told."""
+    series. Returns what is to be told.
+    """
     headers = dicom_series.series_headers(series_folder, series_uid)
     findings = dicom_series.fill_uids(headers, Path(path))
     planes = dicom_series.label_planes(label, headers)

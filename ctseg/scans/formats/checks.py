@@ -1,7 +1,8 @@
 """Checks that every reader shares: the size, the geometry, the intensities.
 
 All raise CaseError with a stable code; what is tolerated comes back as a Finding. Thresholds stand here
-alone."""
+alone.
+"""
 
 from __future__ import annotations
 

@@ -2,7 +2,8 @@
 
 Links to folders are followed, so that a cohort of links into an archive is found, but no folder is entered
 twice (docs/decisions/014-finding-scans.md). What a walk did not enter it says, so that its caller can tell
-it."""
+it.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +29,8 @@ def walk(
 
     The caller may take subfolders out of the list. Hidden ones are not in it; a link is not followed to a
     folder that is walked anyway (in `root`, above it, or reached by another link). not_entered: filled with
-    those and with folders that cannot be listed, and why."""
+    those and with folders that cannot be listed, and why.
+    """
     skipped = {} if not_entered is None else not_entered
     real_root = os.path.realpath(root)
     reached: set[str] = set()  # real folders that only links lead to

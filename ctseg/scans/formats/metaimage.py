@@ -4,7 +4,8 @@ header, is refused by name.
 The header is parsed here and the voxels are taken by us: SimpleITK fills a file that was cut off with zeros,
 turns NaN into 0 and accepts a field that stands twice. Axes are left, posterior, superior, as ITK has them;
 the three numbers of each axis stand together in TransformMatrix. AnatomicalOrientation, a comment on that
-matrix, is not used. Format: https://itk.org/Wiki/MetaIO/Documentation."""
+matrix, is not used. Format: https://itk.org/Wiki/MetaIO/Documentation.
+"""
 
 from __future__ import annotations
 

@@ -3,7 +3,8 @@
 A file is read in this order, and nothing later happens after a refusal: regular file, magic bytes, header,
 memory, decompression bounded to the declared size (checksum included), type, finiteness, geometry,
 intensities. nibabel parses the header only: it accepts singular geometry and expands what a header never
-declared."""
+declared.
+"""
 
 from __future__ import annotations
 
@@ -162,7 +163,8 @@ def _affine(header: Any, shape: tuple[int, int, int]) -> tuple[np.ndarray, list[
     """The affine of the Volume and what was noticed; the sform counts, else the qform, never a guess.
 
     Whatever else the header says about the same place (qform, pixdim) must agree: docs/geometry.md has the
-    rules."""
+    rules.
+    """
     if int(header["xyzt_units"]) & 7 not in (0, 2):
         raise refuse("UNITS_UNSUPPORTED", "lengths are not in mm", "export the scan in mm")
     sform = np.asarray(header.get_sform(), dtype=np.float64) if int(header["sform_code"]) > 0 else None
@@ -229,7 +231,8 @@ def _rotation(header: Any, expected: np.ndarray | None = None) -> np.ndarray | N
 
     As in the NIfTI reference library a is 0 from a length of 1 on.
     expected: taken where its quaternion is the stored one as well as 32 bits can say it. Near half a turn the
-    three stored numbers say little about the fourth: rounded, they turn the axes by up to 0.16 degrees."""
+    three stored numbers say little about the fourth: rounded, they turn the axes by up to 0.16 degrees.
+    """
     stored = _quaternion(header)
     if expected is not None and np.linalg.det(expected) > 0:
         a, *axis = mat2quat(expected)
@@ -301,7 +304,8 @@ def write_label(path: str | Path, volume: Volume, *, names: dict[int, str] | Non
     """Write a label map atomically, as uint8 or, above 255, uint16.
 
     names: when given, every value but 0 must have one (the caller writes them next to the file); ValueError
-    else."""
+    else.
+    """
     low, high = int(volume.array.min()), int(volume.array.max())
     if volume.array.dtype.kind not in "uib" or low < 0 or high > 65535:
         raise ValueError(

@@ -3,7 +3,8 @@
 The order is that of `nifti`: regular file, magic bytes, header, memory, data bounded to the declared size,
 finiteness, geometry, intensities. SimpleITK and pynrrd refuse cut files too; the header is parsed here
 because it must say where the patient's left is (a `space` and `space directions`), in one of its forms and
-without contradiction. Format: https://teem.sourceforge.net/nrrd/format.html."""
+without contradiction. Format: https://teem.sourceforge.net/nrrd/format.html.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """Opening files: what is no regular file is never opened, and every refusal and finding names its file.
 
 A reader raises and returns what it found without the file; `at_file` and `located` add it at the reader's
-door."""
+door.
+"""
 
 from __future__ import annotations
 

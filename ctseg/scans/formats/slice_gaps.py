@@ -2,7 +2,8 @@
 
 A gap as wide as the usual step between the drawn slices comes from the drawing: told, and interpolated on
 request. A wider one is told where the structure lies at the same place on both sides of it, since a slice may
-have been forgotten there."""
+have been forgotten there.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +34,8 @@ def settle(
 
     mask: bool (D, H, W), filled in place by FILL. places: drawn slice -> where its contours lie, in slices.
     spacing_mm: of H and W. voxels: it was painted, not drawn; it may end and begin again, so that only a
-    pattern is told. Only LEAVE_OUT finds a mask that cannot be used."""
+    pattern is told. Only LEAVE_OUT finds a mask that cannot be used.
+    """
     places = {plane: place for plane, place in places.items() if mask[plane].any()}
     usual, wide = _gaps(mask, places)
     findings: list[Finding] = []

@@ -2,7 +2,8 @@
 ids.
 
 A reader (nifti, nrrd, metaimage) parses its own header, takes the voxels through `Content`, and hands a
-`Stored` to `image_of` or `integers_of`; so all formats refuse the same things with the same codes."""
+`Stored` to `image_of` or `integers_of`; so all formats refuse the same things with the same codes.
+"""
 
 from __future__ import annotations
 
@@ -80,7 +81,8 @@ class Content:
         """(the array that begins here and ends the file, a finding about bytes behind it).
 
         Goes on to the end, which verifies the checksum. Refuses a file that ends too early or expands to far
-        more."""
+        more.
+        """
         end = self.position + math.prod(shape) * dtype.itemsize
         data = self.take(end - self.position)
         if self.position < end:

@@ -2,7 +2,8 @@
 them.
 
 What the file really is decides the reader of that suffix, which refuses everything else by name. All readers
-raise CaseError and return (Volume, findings); both name the file as it was given."""
+raise CaseError and return (Volume, findings); both name the file as it was given.
+"""
 
 from __future__ import annotations
 
@@ -92,7 +93,8 @@ def check_names(path: str | Path, table: Mapping[int, str]) -> None:
     ORGAN_MAP_MISMATCH.
 
     Spellings and synonyms (`structure_names`) are one name; "Segment_1" and the like name nothing, on either
-    side."""
+    side.
+    """
     for value, name in read_names(path).items():
         known = table.get(value, name)
         unnamed = any(re.fullmatch(_NUMBER_ONLY, text, re.IGNORECASE) for text in (name, known))
