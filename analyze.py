@@ -21,8 +21,7 @@ from ctseg.cli import LOG, Options
 from ctseg.config import Settings
 
 if TYPE_CHECKING:
-    from ctseg.geometry.volume import Volume
-    from ctseg.reporting.pictures.slices import Choice
+    from ctseg.reporting.pictures.slices import CaseVolumes, Choice
     from ctseg.reporting.results import Results
 
 
@@ -42,13 +41,9 @@ def run(workspace: Workspace, settings: Settings, options: Options, others: Sequ
     images = _draw(workspace, found)
     viewed: list[viewer.ViewedCase] = []
 
-    def view(choice: Choice, image: Volume, reference: Volume, prediction: Volume) -> None:
+    def view(choice: Choice, case: CaseVolumes) -> None:
         title = f"{choice.case_id} ({choice.reason}), mean Dice {choice.dice:.3f}"
-        viewed.append(
-            viewer.view_case(
-                title, image, reference, prediction, slices.display_window(found.manifest.get("window_hu"))
-            )
-        )
+        viewed.append(viewer.view_case(title, case, slices.display_window(found.manifest.get("window_hu"))))
 
     cases = (
         gallery.make(workspace, found, progress=cli.bar("Drawing cases"), view=view)

@@ -104,7 +104,8 @@ def run(workspace: Workspace, settings: Settings, options: cli.Options) -> int:
 def preview(workspace: Workspace, settings: Settings, options: cli.Options) -> int:
     """What `run` would use and refuse, told without writing anything; the exit code is the one it would have.
 
-    Scans are read as `run` reads them, for PREVIEW_S seconds; the rest is counted as not looked at. Raises what stops `run`.
+    Scans are read as `run` reads them, for PREVIEW_S seconds; the rest is counted as not looked at. Raises
+    what stops `run`.
     """
     from ctseg.scans import choices
     from ctseg.scans.case_to_tensors import CaseJob, Recipe, survey_until
@@ -142,13 +143,14 @@ def preview(workspace: Workspace, settings: Settings, options: cli.Options) -> i
     return 3 if report.skipped and not options.allow_skips else 0
 
 
-# ---- before reading -----------------------------------------------------------------------------------------
+# ---- before reading ------------------------------------------------------------------------------
 
 
 def check_options(
     workspace: Workspace, settings: Settings, options: cli.Options
 ) -> tuple[float, float, float] | None:
-    """Refuse what can be refused without a scan; data.spacing_mm comes back as three numbers (D, H, W), None when it is to be chosen.
+    """Refuse what can be refused without a scan; data.spacing_mm comes back as three numbers (D, H, W), None
+    when it is to be chosen.
 
     Raises UsageError, and PreconditionError where there is no data or no TotalSegmentator.
     """
@@ -184,7 +186,7 @@ def open_data(workspace: Workspace, data: DataSettings, options: cli.Options) ->
 def make_recipe(
     workspace: Workspace, settings: Settings, options: cli.Options, data_set: DataSet
 ) -> tuple[Recipe, str | None]:
-    """(what all cases share, but for the grid; hash of the guide model's split, None without such a model)."""
+    """(what all cases share, but for the grid; hash of the guide model's split, None without a model)."""
     from ctseg.scans import choices
     from ctseg.scans.case_to_tensors import Recipe
 
@@ -214,7 +216,8 @@ def predicted_guide(
     data_set: DataSet,
     structures: Sequence[str],
 ) -> tuple[GuideSource, str]:
-    """(guide organs as an earlier model of this pipeline predicts them in every scan, hash of that model's split).
+    """(guide organs as an earlier model of this pipeline predicts them in every scan, hash of that model's
+    split).
 
     Raises UsageError, IntegrityError.
     """
@@ -251,7 +254,8 @@ def predicted_guide(
 def earlier_run(
     workspace: Workspace, settings: Settings, structures: tuple[str, ...]
 ) -> tuple[dict[str, Case], list[Finding]]:
-    """(what is known of each case from the manifest of an earlier run and from a run that was interrupted, a note when settings changed).
+    """(what is known of each case from the manifest of an earlier run and from a run that was interrupted, a
+    note when settings changed).
 
     What cannot be read, or was edited, is made again.
     """
@@ -263,7 +267,10 @@ def earlier_run(
         if previous.content_hash == previous.sealed().content_hash:
             cases = list(previous.cases)
             if (previous.settings, previous.structures) != (settings.record()["data"], structures):
-                cause = "settings or structures changed since the tensors were made: what depends on them is made again"
+                cause = (
+                    "settings or structures changed since the tensors were made: "
+                    "what depends on them is made again"
+                )
                 notes.append(Finding("NOTE", "STALE_CACHE", cause))
     for path in sorted(workspace.finished.glob("*.json")):
         with contextlib.suppress(OSError, IntegrityError, KeyError, TypeError, ValueError):
@@ -288,7 +295,7 @@ def require_disk(workspace: Workspace, needed: float) -> None:
         )
 
 
-# ---- reading and writing the cases --------------------------------------------------------------------------
+# ---- reading and writing the cases ---------------------------------------------------------------
 
 
 def in_parallel(
@@ -311,7 +318,9 @@ def cases_of(outcomes: Iterable[CaseOutcome]) -> list[Case]:
 
 
 def stop_on_skips(workspace: Workspace, report: Report, limit: float) -> None:
-    """Stop when so many cases are faulty that the folder cannot be what we take it for; the report is written."""
+    """Stop when so many cases are faulty that the folder cannot be what we take it for; the report is
+    written.
+    """
     from ctseg.manifest import to_record
 
     try:
@@ -331,7 +340,7 @@ def remove_stale(workspace: Workspace, earlier: Iterable[Case], cases: Iterable[
                 path.unlink()
 
 
-# ---- what is left behind ------------------------------------------------------------------------------------
+# ---- what is left behind -------------------------------------------------------------------------
 
 
 def write_if_changed(path: Path, content: Mapping[str, Any]) -> None:
@@ -377,7 +386,9 @@ def make_manifest(
 
 
 def data_root(workspace: Workspace, root: Path) -> str:
-    """Where the raw scans lie: relative to the workspace when below it or given as a relative path, else as given."""
+    """Where the raw scans lie: relative to the workspace when below it or given as a relative path, else as
+    given.
+    """
     absolute, home = root.absolute(), workspace.processed.parent
     if absolute.is_relative_to(home) or not root.is_absolute():
         return Path(os.path.relpath(absolute, home)).as_posix()
@@ -404,7 +415,8 @@ def tell(report: Report, manifest: Manifest, options: cli.Options) -> int:
     """Print what was done and return the exit code."""
     tell_findings(report.findings)
     LOG.info(
-        "Preprocessed %d cases: %d new, %d cached, %d skipped; %d train, %d val, %d test; %d tensors on grid %s%s",
+        "Preprocessed %d cases: %d new, %d cached, %d skipped; %d train, %d val, %d test; "
+        "%d tensors on grid %s%s",
         report.found,
         report.processed,
         report.cached,

@@ -1,9 +1,11 @@
 """Masks to a film that turns around them, to stills, and to a sheet of slices.
 
-Reads   --input: a label map (NIfTI, NRRD, MetaImage; names from labels.json beside it), a .seg.nrrd, a folder with one file per structure, a DICOM SEG
-        or an RTSTRUCT (these with --ct); files of one structure may hold its probabilities instead (0 to 1; drawn where they reach --level)
+Reads   --input: a label map (NIfTI, NRRD, MetaImage; names from labels.json beside it), a .seg.nrrd, a folder with one
+        file per structure, a DICOM SEG or an RTSTRUCT (these with --ct); files of one structure may hold its
+        probabilities instead (0 to 1; drawn where they reach --level)
         --ct: the scan, for what is around them; --reference: other masks, to show errors in mm
-Writes  --output: an .mp4, or a .gif where no encoder is installed; --stills DIR: front.png, left.png, back.png, right.png
+Writes  --output: an .mp4, or a .gif where no encoder is installed
+        --stills DIR: front.png, left.png, back.png, right.png
         --sheet: a .png or .jpg of slices of the scan with the masks on them
 
     python visualize.py --input masks/scan.nii.gz --output tour.mp4
@@ -20,7 +22,7 @@ import argparse
 import dataclasses
 import functools
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,22 +34,18 @@ from ctseg.evaluation.mask_pairs import listed
 from ctseg.outputs import keep_inputs, require_writable
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from ctseg.geometry.volume import Volume
-    from ctseg.reporting.pictures.surfaces import Finder
-    from ctseg.scans.masks import Masks
+    from ctseg.reporting.pictures.subject import Subject
+    from ctseg.scans.datasets.masks import Masks
 
 SMALLEST, LARGEST = 120, 4096  # pixels
 
 
 def visualize(arguments: argparse.Namespace) -> int:
     """Draw the film, the stills and the sheet. Returns 0."""
-    film = _check(arguments)
-    window = _window(arguments.window)
-    draws = arguments.output is not None or arguments.stills is not None
-    renderer = _renderer(arguments.renderer) if draws else None
-    masks, reference, ct = _read(arguments)
+    film = check(arguments)
+    window = window_of(arguments.window)
+    masks, reference, ct = read(arguments)
     if not masks.names:
         raise PreconditionError(
             "NOTHING_TO_SHOW",
@@ -55,12 +53,15 @@ def visualize(arguments: argparse.Namespace) -> int:
             "give other masks",
             file=arguments.input.name,
         )
-    chosen = _chosen(arguments.structures, masks)
+    from ctseg.reporting.pictures.subject import Subject
+
+    chosen = chosen_names(arguments.structures, masks)
+    subject = Subject(masks, chosen, ct, reference, window, arguments.synthetic)
     try:
-        if renderer is not None:
-            _draw(arguments, film, renderer, masks, chosen, reference, ct, window)
-        if arguments.sheet is not None and ct is not None:
-            _write_sheet(arguments, masks, chosen, reference, ct, window)
+        if film is not None or arguments.stills is not None:
+            draw_tour(arguments, film, subject)
+        if arguments.sheet is not None:
+            draw_sheet(arguments, subject)
     except ValueError:
         raise PreconditionError(
             "NOTHING_TO_SHOW",
@@ -69,45 +70,24 @@ def visualize(arguments: argparse.Namespace) -> int:
             file=arguments.input.name,
         ) from None
     finally:
-        _tell([*masks.findings, *(reference.findings if reference is not None else ())])
+        tell([*masks.findings, *(reference.findings if reference is not None else ())])
     return 0
 
 
-def _draw(
-    arguments: argparse.Namespace,
-    film: Path | None,
-    renderer: tuple[Finder, Callable[..., np.ndarray]],
-    masks: Masks,
-    chosen: list[str],
-    reference: Masks | None,
-    ct: Volume | None,
-    window: tuple[float, float] | None,
-) -> None:
-    """The film and the stills."""
-    from ctseg.reporting.pictures import slices, tour, video
+def draw_tour(arguments: argparse.Namespace, film: Path | None, subject: Subject) -> None:
+    """Write the film and the stills."""
+    from PIL import Image
 
-    find, draw = renderer
-    scene = tour.build_scene(
-        masks,
-        chosen,
-        ct=ct,
-        context=arguments.context or ("body" if ct is not None else "none"),
-        reference=reference,
-        synthetic=arguments.synthetic,
-        window_hu=window or slices.window_for(chosen),
-        find=find,
-        progress=cli.bar("Surfaces", unit="structure"),
-    )
-    _tell_shown(chosen, scene.shown, scene.probabilities, arguments.level)
-    size = {
-        "width": arguments.width - arguments.width % 2,
-        "height": arguments.height - arguments.height % 2,
-        "draw": draw,
-    }
+    from ctseg.reporting.pictures import tour, video
+
+    context = arguments.context or ("body" if subject.ct is not None else "none")
+    scene = tour.build_scene(subject, context=context, progress=cli.bar("Surfaces", unit="structure"))
+    tell_shown(subject, scene.shown, scene.probabilities)
+    size = {"width": arguments.width - arguments.width % 2, "height": arguments.height - arguments.height % 2}
     if arguments.stills is not None:
-        _write_stills(
-            arguments.stills, tour.pictures(scene, list(tour.SIDES), **size), list(tour.SIDES.values())
-        )
+        for side, picture in zip(tour.SIDES.values(), tour.pictures(scene, list(tour.SIDES), **size)):
+            save = functools.partial(Image.fromarray(picture).save, format="PNG", optimize=True)
+            atomic_write(arguments.stills / f"{side}.png", save)
         LOG.info("%d stills in %s.", len(tour.SIDES), arguments.stills)
     if film is not None:
         count = max(2, round(arguments.seconds * arguments.fps))
@@ -116,67 +96,32 @@ def _draw(
         LOG.info("%d pictures of %d structures in %s.", count, len(scene.shown), film)
 
 
-def _write_sheet(
-    arguments: argparse.Namespace,
-    masks: Masks,
-    chosen: list[str],
-    reference: Masks | None,
-    ct: Volume,
-    window: tuple[float, float] | None,
-) -> None:
+def draw_sheet(arguments: argparse.Namespace, subject: Subject) -> None:
+    """Write the sheet of slices."""
     from ctseg.reporting.pictures import contact_sheet
 
-    sheet = contact_sheet.build_sheet(
-        ct,
-        masks,
-        chosen,
-        reference=reference,
-        window_hu=window,
-        synthetic=arguments.synthetic,
-        progress=cli.bar("Masks", unit="structure"),
-    )
+    sheet = contact_sheet.build_sheet(subject, progress=cli.bar("Masks", unit="structure"))
     if arguments.output is None and arguments.stills is None:
-        _tell_shown(chosen, sheet.shown, sheet.probabilities, arguments.level)
+        tell_shown(subject, sheet.shown, sheet.probabilities)
     contact_sheet.write(arguments.sheet, contact_sheet.draw(sheet))
     LOG.info("Slices with %d structures in %s.", len(sheet.shown), arguments.sheet)
 
 
-def _tell_shown(
-    chosen: list[str], shown: tuple[str, ...], probabilities: tuple[str, ...], level: float
-) -> None:
+def tell_shown(subject: Subject, shown: tuple[str, ...], probabilities: tuple[str, ...]) -> None:
     """What the pictures cannot say themselves: which structures are not in them, and which ones are probabilities."""
-    empty = [name for name in chosen if name not in shown]
+    empty = [name for name in subject.chosen if name not in shown]
     if empty:
         LOG.warning("NOTE LABEL_EMPTY: no voxel belongs to %s: not drawn.", listed(empty))
     if 0 < len(probabilities) < len(shown):
         LOG.warning(
             "NOTE MIXED_MASKS: %s: probabilities, drawn where they reach %g; the other %d of the structures: masks.",
             ", ".join(probabilities),
-            level,
+            subject.masks.level,
             len(shown) - len(probabilities),
         )
 
 
-def _renderer(wanted: str) -> tuple[Finder, Callable[..., np.ndarray]]:
-    """(how surfaces are found, how they are drawn)."""
-    from ctseg.reporting.pictures import render, render_vtk, surfaces
-
-    if wanted == "numpy":
-        return surfaces.crossings, render.draw
-    reason = render_vtk.unusable()
-    if reason is None:
-        return render_vtk.triangulate, render_vtk.Renderer()
-    if wanted == "vtk":
-        raise PreconditionError(
-            "NO_VTK",
-            reason,
-            f"run `{render_vtk.INSTALL}`, or leave --renderer out: the pictures are the same, slower",
-        )
-    LOG.info("NOTE NO_VTK: %s, so numpy draws the same pictures, slower.", reason)
-    return surfaces.crossings, render.draw
-
-
-def _check(arguments: argparse.Namespace) -> Path | None:
+def check(arguments: argparse.Namespace) -> Path | None:
     """Refuse what cannot be done before anything is read. Returns where the film goes, None without one."""
     from ctseg.reporting.pictures import contact_sheet, tour, video
 
@@ -226,7 +171,7 @@ def _check(arguments: argparse.Namespace) -> Path | None:
     return film
 
 
-def _window(text: str | None) -> tuple[float, float] | None:
+def window_of(text: str | None) -> tuple[float, float] | None:
     """LOW,HIGH in HU. UsageError when that is no window."""
     if text is None:
         return None
@@ -243,16 +188,16 @@ def _window(text: str | None) -> tuple[float, float] | None:
     return low, high
 
 
-def _read(arguments: argparse.Namespace) -> tuple[Masks, Masks | None, Volume | None]:
+def read(arguments: argparse.Namespace) -> tuple[Masks, Masks | None, Volume | None]:
     """The masks, those of the reference, and the scan."""
     from ctseg.scans.datasets import find_scans, load_case
-    from ctseg.scans.masks import named_like, open_masks
+    from ctseg.scans.datasets.masks import named_like, open_masks
 
     source, ct = None, None
     if arguments.ct is not None:
         source = find_scans.find_one(arguments.ct, option="--ct")
         ct, findings = load_case.load_image(source)
-        _tell(findings)
+        tell(findings)
     how = {"level": arguments.level, "fill_gaps": arguments.fill_contour_gaps}
     masks = open_masks(arguments.input, ct, source, **how)
     if arguments.reference is None:
@@ -260,13 +205,13 @@ def _read(arguments: argparse.Namespace) -> tuple[Masks, Masks | None, Volume | 
     return masks, named_like(open_masks(arguments.reference, ct, source, **how), masks), ct
 
 
-def _tell(findings: Iterable[Finding]) -> None:
+def tell(findings: Iterable[Finding]) -> None:
     """Log what was noticed about files, without the folders that they lie in."""
     for finding in findings:
         LOG.info("%s", dataclasses.replace(finding, file=Path(finding.file).name).line())
 
 
-def _chosen(wanted: str | None, masks: Masks) -> list[str]:
+def chosen_names(wanted: str | None, masks: Masks) -> list[str]:
     """The structures to draw, in the masks' order. UsageError for one that is not there."""
     from ctseg.config import did_you_mean
 
@@ -281,16 +226,6 @@ def _chosen(wanted: str | None, masks: Masks) -> list[str]:
                 f"choose from {', '.join(masks.names)}{did_you_mean(name, masks.names)}",
             )
     return [name for name in masks.names if name in names]
-
-
-def _write_stills(folder: Path, pictures: Iterable[np.ndarray], sides: list[str]) -> None:
-    from PIL import Image
-
-    for side, picture in zip(sides, pictures):
-        atomic_write(
-            folder / f"{side}.png",
-            functools.partial(Image.fromarray(picture).save, format="PNG", optimize=True),
-        )
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -343,12 +278,6 @@ def build_parser() -> argparse.ArgumentParser:
         "--window",
         metavar="LOW,HIGH",
         help="HU that are black and white in slices (default: by the structures, for soft tissue or lungs); write --window=-160,240",
-    )
-    parser.add_argument(
-        "--renderer",
-        choices=["auto", "numpy", "vtk"],
-        default="auto",
-        help="what draws: VTK is faster where it is installed and works (default: auto)",
     )
     parser.add_argument("--seconds", type=float, default=6.0, metavar="S", help="for one turn (default: 6)")
     parser.add_argument("--fps", type=int, default=20, metavar="N", help="pictures per second (default: 20)")

@@ -25,8 +25,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from ctseg.geometry.boxes import tight_box, union
 from ctseg.scans.formats import volume_files
-from ctseg.scoring.distances import joint_box, mask_box
 from ctseg.scoring.shape import topology, tubular
 from ctseg.scoring.shape.airway_tree import parse_tree
 from ctseg.scoring.shape.skeleton import skeletonise
@@ -65,7 +65,7 @@ def one_tree(path: Path, scipy_only: bool) -> dict[str, Any]:
     """What one mask is like, and the seconds of thinning and of parsing it."""
     _choose(scipy_only)
     mask, spacing_mm = read(path)
-    shape, mask = mask.shape, np.ascontiguousarray(mask[mask_box(mask)])
+    shape, mask = mask.shape, np.ascontiguousarray(mask[tight_box(mask)])
     start = time.process_time()
     skeleton = skeletonise(mask)
     middle = time.process_time()
@@ -90,7 +90,7 @@ def one_pair(reference_path: Path, prediction_path: Path, scipy_only: bool) -> d
     _choose(scipy_only)
     (reference, spacing_mm), (prediction, _) = read(reference_path), read(prediction_path)
     read_mb, start = peak_mb(), time.process_time()
-    box = joint_box(mask_box(reference), mask_box(prediction))
+    box = union(tight_box(reference), tight_box(prediction))
     known = tubular.study(reference=reference[box], spacing_mm=spacing_mm, tree=True)
     studied = time.process_time()
     found = tubular.compare(prediction=prediction[box], reference=known)

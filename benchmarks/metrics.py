@@ -28,8 +28,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from ctseg.geometry.boxes import label_boxes, union
 from ctseg.scoring import distances, metrics
-from ctseg.scoring.label_scan import LabelScan
 
 STRUCTURES = 20
 TAU_MM = 2.0
@@ -108,12 +108,13 @@ def ours(
     engine: str = "auto",
 ) -> list[SCORES]:
     """HD95, ASSD and NSD per label, from the label maps; undefined structures are not among the phantom's."""
-    boxes = LabelScan(prediction=prediction, reference=reference, n_labels=max(labels) + 1).boxes(labels)
+    one, other = label_boxes(prediction), label_boxes(reference)
     scores = []
     for label in labels:
+        box = union(one[label], other[label])
         pair = distances.distances_in_box(
-            prediction=prediction[boxes[label]] == label,
-            reference=reference[boxes[label]] == label,
+            prediction=prediction[box] == label,
+            reference=reference[box] == label,
             spacing_mm=spacing_mm,
             boundary_mode=mode,
             engine=engine,

@@ -41,7 +41,8 @@ TENSOR_SIZE = 128  # voxels along each axis of every stored tensor: the card's f
 class Workspace:
     """The folder of one experiment and the names of everything in it.
 
-    processed: where the tensors lie when several experiments share them; by default processed_data in the folder itself.
+    processed: where the tensors lie when several experiments share them; by default processed_data in the
+    folder itself.
     """
 
     def __init__(self, root: str | Path = ".", processed: str | Path | None = None):
@@ -72,7 +73,9 @@ class Workspace:
         self.log = self.root / "logs" / "pipeline.log"
 
     def for_locator(self) -> Workspace:
-        """The same workspace, with the names that the training of a locator uses for its checkpoints and history."""
+        """The same workspace, with the names that the training of a locator uses for its checkpoints and
+        history.
+        """
         other = Workspace(self.root, self.processed)
         other.best_model, other.last_model = (
             self.checkpoints / "locator.pth",
@@ -120,7 +123,8 @@ class Workspace:
 
 @contextlib.contextmanager
 def lock_workspace(workspace: Workspace) -> Iterator[None]:
-    """Hold the workspace for this process; the system gives the lock back when a process ends, however it ends.
+    """Hold the workspace for this process; the system gives the lock back when a process ends, however it
+    ends.
 
     Raises LockedError LOCKED with the holder, ResourceError when the workspace cannot be written.
     """
@@ -164,6 +168,8 @@ def _lock_holder(path: Path) -> str:
 
 
 def _alive(pid: int) -> bool:
+    if os.name != "posix":  # there os.kill ends a process, and what is being written cannot be removed anyway
+        return False
     try:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):
@@ -218,11 +224,14 @@ def sweep_temporaries(folder: Path) -> None:
     for leftover in folder.rglob(".tmp-*"):
         parts = leftover.name.split("-")
         if len(parts) == 3 and parts[1].isdigit() and not _alive(int(parts[1])):
-            leftover.unlink(missing_ok=True)
+            with contextlib.suppress(PermissionError):
+                leftover.unlink(missing_ok=True)
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write text atomically as UTF-8. A byte of a name that is no UTF-8 becomes \\udcXX, in JSON the same name."""
+    """Write text atomically as UTF-8. A byte of a name that is no UTF-8 becomes \\udcXX, in JSON the same
+    name.
+    """
     atomic_write(path, lambda stream: stream.write(text.encode("utf-8", "backslashreplace")))
 
 
@@ -293,7 +302,7 @@ def file_hash(path: str | Path) -> str:
 
 
 def safe_name(identifier: str) -> str:
-    """A file name made from an identifier; changed ones get 8 hex digits of its hash, so two never collide."""
+    """A file name made from an identifier; a changed one gets 8 digits of its hash, so two never collide."""
     clean = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "_" for c in identifier)[
         :100
     ].lstrip(".-")
@@ -320,7 +329,8 @@ def read_tensor(path: str | Path, *, sha256: str | None = None) -> tuple[np.ndar
 
 
 def write_arrays(path: str | Path, arrays: Mapping[str, np.ndarray]) -> str:
-    """Write named arrays into one .npz and return the sha256 of the file (the same content gives the same bytes).
+    """Write named arrays into one .npz and return the sha256 of the file (the same content gives the same
+    bytes).
 
     Stored, not compressed (`docs/decisions/002-storage.md`): zip members carry a CRC, nothing is pickled.
     """
@@ -340,7 +350,9 @@ def write_arrays(path: str | Path, arrays: Mapping[str, np.ndarray]) -> str:
 def read_arrays(
     path: str | Path, required: Sequence[str], *, sha256: str | None = None
 ) -> dict[str, np.ndarray]:
-    """All arrays of an .npz of the preprocess stage. IntegrityError when its hash is another, it is broken, or one is missing."""
+    """All arrays of an .npz of the preprocess stage. IntegrityError when its hash is another, it is broken,
+    or one is missing.
+    """
     path = Path(path)
     require_regular(path)
     if sha256 is not None and file_hash(path) != sha256:

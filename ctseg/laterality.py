@@ -1,8 +1,10 @@
-"""Left and right by name, in the languages and spellings in use, and which structures are each other's mirror image.
+"""Left and right by name, in the languages and spellings in use, and which structures are each other's mirror
+image.
 
-`kidney_left`, `LeftKidney`, `kidney_l`, `LKidney`, `Niere_links`, `Rein_gauche`, `左肾`. Words that mean a side in any name decide alone. Short ones
-that mean something else elsewhere (`g`/`d`, `li`/`re`, `sin`/`dex`, an `l` or `r` glued to a word) make a pair only where the data set has both names.
-Chambers of the heart are no mirror pairs: they are told by their form, wherever the heart lies.
+`kidney_left`, `LeftKidney`, `kidney_l`, `LKidney`, `Niere_links`, `Rein_gauche`, `左肾`. Words that mean a side
+in any name decide alone. Short ones that mean something else elsewhere (`g`/`d`, `li`/`re`, `sin`/`dex`, an
+`l` or `r` glued to a word) make a pair only where the data set has both names. Chambers of the heart are no
+mirror pairs: they are told by their form, wherever the heart lies.
 """
 
 from __future__ import annotations
@@ -17,17 +19,21 @@ from ctseg.errors import UsageError
 
 LEFT, RIGHT = "left", "right"
 _HEART = re.compile(
-    r"heart|atri(?:um|al|a\b|o)|ventr[ií][ck]|herz|vorhof|oreillette|coraz|cuore|c(?:œ|oe)ur|[左右]心|心[房室脏臟臓]|сердц|предсерд|желудоч"
+    r"heart|atri(?:um|al|a\b|o)|ventr[ií][ck]|herz|vorhof|oreillette|coraz|cuore|c(?:œ|oe)ur"
+    r"|[左右]心|心[房室脏臟臓]|сердц|предсерд|желудоч"
 )
 _BRAIN = re.compile(r"lateral|brain|cerebr|hirn|脑|脳")  # whose ventricles are mirror pairs
 _LUMBAR = re.compile(
     r"vert|wirbel|\bl?wk?\d|(?:\b|_)vb|dis[ck]|椎|^l[\s_-]*\d"
 )  # where a single l is no side: "vertebra L 1"
-# Whole words, folded. English, German, Dutch, French, Spanish, Italian, Portuguese, Latin; Scandinavian, Slavic, Greek, Turkish; Chinese, Japanese, Korean.
+# Whole words, folded. English, German, Dutch, French, Spanish, Italian, Portuguese, Latin; Scandinavian,
+# Slavic, Greek, Turkish; Chinese, Japanese, Korean.
 _WORDS = {
-    LEFT: r"left|lt?|lft|linke[rnsm]?|links|lks|gauches?|gche|izquierd[oa]s?|izqd?[oa]?|izd[oa]|sinistr(?:[oaie]|um)|sinist(?:er)?|esquerd[oa]s?|esq"
+    LEFT: r"left|lt?|lft|linke[rnsm]?|links|lks|gauches?|gche|izquierd[oa]s?|izqd?[oa]?|izd[oa]"
+    r"|sinistr(?:[oaie]|um)|sinist(?:er)?|esquerd[oa]s?|esq"
     r"|vänster|venstre|vasen|lew[yae]|lev[ýáé]|лев(?:ый|ая|ое)|αριστερ\w*|左[侧側]?|왼쪽|좌측",
-    RIGHT: r"right|rt?|rgt|rechte[rnsm]?|rechts|rts|droite?s?|derech[oa]s?|dch[oa]|destr[oaie]|dext(?:er|r[aoie]|rum)?|direit[oa]s?"
+    RIGHT: r"right|rt?|rgt|rechte[rnsm]?|rechts|rts|droite?s?|derech[oa]s?|dch[oa]"
+    r"|destr[oaie]|dext(?:er|r[aoie]|rum)?|direit[oa]s?"
     r"|höger|højre|høyre|oikea|praw[yae]|prav[ýáé]|прав(?:ый|ая|ое)|δεξι\w*|sağ|右[侧側]?|오른쪽|우측",
 }
 _SIDES = {side: re.compile(words) for side, words in _WORDS.items()}
@@ -117,13 +123,17 @@ _DASHES = str.maketrans(dict.fromkeys("‐‑‒–—−", "-"))
 
 
 def _plain(name: str) -> str:
-    """One form of what looks the same (NFKC, one dash, no invisible characters), upper and lower case still apart."""
+    """One form of what looks the same (NFKC, one dash, no invisible characters), upper and lower case still
+    apart.
+    """
     text = unicodedata.normalize("NFKC", name).translate(_DASHES)
     return "".join(c for c in text if unicodedata.category(c) != "Cf")
 
 
 def _tokens(name: str) -> list[str]:
-    """The folded words of a name, each with the sign in front of it ("CTV-1cm": "ctv", "-1cm"). Nothing but separators is left out."""
+    """The folded words of a name, each with the sign in front of it ("CTV-1cm": "ctv", "-1cm"). Nothing but
+    separators is left out.
+    """
     text = _plain(name)
     text = "".join(
         f"{c} " if (c.islower() or c.isdigit()) and after.isupper() else c
@@ -134,12 +144,16 @@ def _tokens(name: str) -> list[str]:
 
 
 def words_of(name: str) -> list[str]:
-    """The words of a structure's name in lower case: "kidney_left", "LeftKidney" and "Kidney-L" all hold "kidney"."""
+    """The words of a structure's name in lower case: "kidney_left", "LeftKidney" and "Kidney-L" all hold
+    "kidney".
+    """
     return [word for token in _tokens(name) if (word := token.strip("+-"))]
 
 
 def _split(word: str) -> tuple[str | None, str]:
-    """(side that a word of any name means, what else it says): "linkernier" is (left, "nier"), "l*" is (left, "*")."""
+    """(side that a word of any name means, what else it says): "linkernier" is (left, "nier"), "l*" is (left,
+    "*").
+    """
     core = re.sub(r"\W+$", "", word)
     mark = word[len(core) :]
     for side in (LEFT, RIGHT):
@@ -174,7 +188,8 @@ def without_side(name: str) -> tuple[str, ...]:
 
 
 def spelling(name: str) -> tuple[str, str | None]:
-    """(the name without separators, case and side; its side): equal for two spellings of one name. Letters of every script, digits and signs stay.
+    """(the name without separators, case and side; its side): equal for two spellings of one name. Letters of
+    every script, digits and signs stay.
 
     Where a separator stands between digits it stays: "PTV_50_4" is not "PTV_504".
     """
@@ -203,7 +218,9 @@ def _join(tokens: Sequence[str]) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Sides:
-    """Which names are left and right. pairs: (left, right). lone: names of one side whose partner is not known."""
+    """Which names are left and right. pairs: (left, right). lone: names of one side whose partner is not
+    known.
+    """
 
     pairs: tuple[tuple[str, str], ...]
     lone: tuple[str, ...]
@@ -235,7 +252,9 @@ class Sides:
 def one_sided(
     record: Mapping[str, Any] | None, structures: Sequence[str], organs: Sequence[str] = ()
 ) -> list[str]:
-    """The structures, and the organs that guide to them, that forbid mirroring: their mirror image would carry a wrong name. record: see `Sides.of`."""
+    """The structures, and the organs that guide to them, that forbid mirroring: their mirror image would
+    carry a wrong name. record: see `Sides.of`.
+    """
     sides = Sides.of(record, [*structures, *organs])
     return list(dict.fromkeys([*sides.one_sided(structures), *sides.one_sided(organs)]))
 
@@ -246,7 +265,9 @@ def mirror_pairs(structures: Sequence[str]) -> list[tuple[int, int]]:
 
 
 def find_sides(names: Sequence[str], declared: Sequence[tuple[str, str]] = ()) -> Sides:
-    """The mirror pairs among all names of a data set. declared: pairs (left, right) that the user knows better; UsageError when they contradict."""
+    """The mirror pairs among all names of a data set. declared: pairs (left, right) that the user knows
+    better; UsageError when they contradict.
+    """
     named = [name for pair in declared for name in pair]
     if twice := next((name for name in named if named.count(name) > 1), None):
         raise UsageError(
@@ -295,7 +316,9 @@ def _ends(name: str) -> list[str]:
 
 
 def _partners(name: str) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """(how the right partner of a left name would be spelt, the short words that say so) for every way to read a short word or a glued letter as left."""
+    """(how the right partner of a left name would be spelt, the short words that say so) for every way to
+    read a short word or a glued letter as left.
+    """
     tokens = _tokens(name)
     if not _sided(name):
         return

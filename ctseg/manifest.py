@@ -1,7 +1,8 @@
-"""What the preprocess stage knows of the data and of each case, as typed records that turn themselves into JSON and back.
+"""What the preprocess stage knows of the data and of each case, as typed records that turn themselves into
+JSON and back.
 
-A `Case` grows: read (source, states), measured (scan, box, voxels), written (canvas, tensors, reference, guide), assigned to a
-split. `docs/artifacts.md` is the page for people.
+A `Case` grows: read (source, states), measured (scan, box, voxels), written (canvas, tensors, reference,
+guide), assigned to a split. `docs/artifacts.md` is the page for people.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import numpy as np
 
 from ctseg.artifacts import Workspace, canonical_hash, file_hash, read_json
 from ctseg.errors import Finding, IntegrityError
-from ctseg.geometry.grids import Box
+from ctseg.geometry.grids import Extent
 from ctseg.geometry.volume import Grid
 from ctseg.laterality import Sides
 
@@ -46,7 +47,9 @@ class TensorFile:
 
 @dataclasses.dataclass(frozen=True)
 class LocatorFile:
-    """The tensor of the whole body, in which the roi grid looks for the structures, and the canvas that it is."""
+    """The tensor of the whole body, in which the roi grid looks for the structures, and the canvas that it
+    is.
+    """
 
     file: str
     sha256: str
@@ -76,9 +79,10 @@ class Guide:
 class Case:
     """One case. source: its raw files, as `load_case.source_to_record` gives them. states: per structure.
 
-    scan: the grid of the raw image. body_box: what is kept of it. voxels: of each annotated structure, on the scan.
-    lost_fraction: share of each structure outside the tensors. Hashes: source_hash of the raw files, content_hash of the
-    image's voxels, survey_key and key of all that decides what is known of it and what its tensors are.
+    scan: the grid of the raw image. body_box: what is kept of it. voxels: of each annotated structure, on the
+    scan. lost_fraction: share of each structure outside the tensors. Hashes: source_hash of the raw files,
+    content_hash of the image's voxels, survey_key and key of all that decides what is known of it and what
+    its tensors are.
     """
 
     case_id: str
@@ -87,7 +91,7 @@ class Case:
     source: dict[str, Any]
     scan: Grid
     split: str | None = None
-    body_box: Box | None = None
+    body_box: Extent | None = None
     canvas: Grid | None = None
     tensors: tuple[TensorFile, ...] = ()
     reference: StoredFile | None = None
@@ -174,7 +178,9 @@ class Manifest:
         return self.guide.organs if self.guide is not None else ()
 
     def data_hash(self) -> str:
-        """What identifies the processed data: structures, grid, settings and the hash of everything that a network sees."""
+        """What identifies the processed data: structures, grid, settings and the hash of everything that a
+        network sees.
+        """
         return canonical_hash(
             {
                 "structures": self.structures,
@@ -209,7 +215,8 @@ class Manifest:
     def load(cls, workspace: Workspace) -> Manifest:
         """The manifest of a workspace, its own hash and the splits checked.
 
-        Raises PreconditionError MISSING_ARTIFACT, IntegrityError (LEAKAGE: a case stands in another split than its patient).
+        Raises PreconditionError MISSING_ARTIFACT, IntegrityError (LEAKAGE: a case stands in another split
+        than its patient).
         """
         manifest = cls.read(workspace.require(workspace.manifest, stage="preprocess"))
         file = workspace.relative(workspace.manifest)
@@ -231,7 +238,7 @@ class Manifest:
         return manifest
 
 
-# ---- records and JSON ---------------------------------------------------------------------------------------
+# ---- records and JSON ----------------------------------------------------------------------------
 
 
 def to_record(value: Any) -> Any:
@@ -248,7 +255,8 @@ def to_record(value: Any) -> Any:
 
 
 def from_record(kind: Any, value: Any) -> Any:
-    """The record of type `kind` that `to_record` made JSON of; fields that are missing take their defaults, others are passed over.
+    """The record of type `kind` that `to_record` made JSON of; fields that are missing take their defaults,
+    others are passed over.
 
     Raises KeyError, TypeError or ValueError for anything else.
     """

@@ -1,7 +1,7 @@
 """Nothing that is written may take the place of something that was given: decided before the first byte.
 
-Files and folders are compared by what the system says they are, so that links, hard links and, where upper and
-lower case are one file, other spellings count as the thing itself.
+Files and folders are compared by what the system says they are, so that links, hard links and, where upper
+and lower case are one file, other spellings count as the thing itself.
 """
 
 from __future__ import annotations

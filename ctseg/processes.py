@@ -1,4 +1,6 @@
-"""Work in several processes: a map that survives a worker's death, and processes that end with the one that started them."""
+"""Work in several processes: a map that survives a worker's death, and processes that end with the one that
+started them.
+"""
 
 from __future__ import annotations
 
@@ -33,10 +35,11 @@ def ordered_map(
 ) -> list[Result]:
     """work(job) of every job in the order of the jobs, with any number of workers the same.
 
-    Workers are spawned: they inherit no threads and no open files. When one is killed, every unfinished job is tried once
-    more in a worker of its own. after_death: makes the result of such a job from that of its second try, or from None where
-    that was killed too; by default the second try counts and ResourceError WORKER_DIED is raised. progress: called with
-    (jobs done, jobs in all). On any error (disk full, Ctrl-C) what has not begun is dropped.
+    Workers are spawned: they inherit no threads and no open files. When one is killed, every unfinished job
+    is tried once more in a worker of its own. after_death: makes the result of such a job from that of its
+    second try, or from None where that was killed too; by default the second try counts and ResourceError
+    WORKER_DIED is raised. progress: called with (jobs done, jobs in all). On any error (disk full, Ctrl-C)
+    what has not begun is dropped.
     """
     report = progress or (lambda done, total: None)
     report(0, len(jobs))
@@ -89,7 +92,9 @@ def worker_pool(workers: int) -> ProcessPoolExecutor:
 
 
 def start_worker() -> None:
-    """Prepare a worker: resampling in one thread, it ends with its parent, and Ctrl-C is the parent's business."""
+    """Prepare a worker: resampling in one thread, it ends with its parent, and Ctrl-C is the parent's
+    business.
+    """
     os.environ["ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"] = "1"  # read when a filter first runs
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     end_with_parent()

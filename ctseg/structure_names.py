@@ -1,8 +1,8 @@
 """One table of the names that people give to the same structure, in whatever spelling.
 
-`Kidney_L`, `LeftKidney` and `kidney_left` differ only in spelling; `Bladder`, `BLADDER` and `urinary_bladder` are one organ. Used
-where names were typed by hand: contours of a planning system, and --structures. The first name of a row is the one after TotalSegmentator or
-TG-263 (the nomenclature of AAPM Task Group 263, 2018).
+`Kidney_L`, `LeftKidney` and `kidney_left` differ only in spelling; `Bladder`, `BLADDER` and `urinary_bladder`
+are one organ. Used where names were typed by hand: contours of a planning system, and --structures. The first
+name of a row is the one after TotalSegmentator or TG-263 (the nomenclature of AAPM Task Group 263, 2018).
 """
 
 from __future__ import annotations
@@ -48,7 +48,9 @@ def key_of(name: str) -> tuple[str, str | None]:
 
 
 def find(wanted: str, available: Iterable[str]) -> str | None:
-    """The one of the available names that means the same; itself when it is among them, None when none or several do."""
+    """The one of the available names that means the same; itself when it is among them, None when none or
+    several do.
+    """
     names = list(available)
     if wanted in names:
         return wanted

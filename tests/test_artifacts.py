@@ -213,3 +213,27 @@ def test_leftovers_of_dead_processes_are_swept(tmp_path):
     alive.touch()
     artifacts.sweep_temporaries(tmp_path)
     assert not dead.exists() and alive.exists()
+
+
+def test_windows_opens_no_folder_and_asks_no_process_whether_it_lives(tmp_path, monkeypatch):
+    """There os.open refuses folders, os.kill ends what it is asked about, and what is being written cannot be removed."""
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(13, "Access is denied")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(artifacts.os, "open", refuse)
+        artifacts.write_text(tmp_path / "a.txt", "whole")
+    assert (tmp_path / "a.txt").read_text() == "whole"
+    left, written = tmp_path / ".tmp-1-left", tmp_path / ".tmp-2-written"
+    left.touch()
+    written.touch()
+    unlink = Path.unlink
+    with monkeypatch.context() as patched:
+        patched.setattr(artifacts.os, "kill", lambda *_: pytest.fail("a process was ended"))
+        patched.setattr(artifacts.os, "name", "nt")
+        patched.setattr(
+            Path, "unlink", lambda path, **more: refuse() if path == written else unlink(path, **more)
+        )
+        artifacts.sweep_temporaries(tmp_path)
+    assert not left.exists() and written.exists()

@@ -1,8 +1,8 @@
 """Tubes thinner than a voxel, with the share of every voxel that they fill.
 
-`Scene.paint` takes the share from the slope of a distance, which has no slope on the axis of a tube narrower than
-a voxel. Here a voxel seen along the tube counts as a disk of equal area, so its share is the overlap of two
-disks, exact in the middle and at the edge. Tubes are drawn in the scanner's own coordinates (index times
+`Scene.paint` takes the share from the slope of a distance, which has no slope on the axis of a tube narrower
+than a voxel. Here a voxel seen along the tube counts as a disk of equal area, so its share is the overlap of
+two disks, exact in the middle and at the edge. Tubes are drawn in the scanner's own coordinates (index times
 spacing), where a box around a thin tube is small even when the body is warped.
 """
 
@@ -40,8 +40,15 @@ def lines_to_index(scene: Scene, lines: Sequence[np.ndarray]) -> list[np.ndarray
     return [index[start:stop] for start, stop in itertools.pairwise(bounds)]
 
 
+def arc_mm(points: np.ndarray) -> np.ndarray:
+    """Length (n,) in mm along a chain of points (n, 3) from its first one to each."""
+    return np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.diff(points, axis=0), axis=1))])
+
+
 def disk_overlap(distance: np.ndarray, radius: np.ndarray | float, voxel: float) -> np.ndarray:
-    """Share (0..1) of a disk of radius `voxel` that a disk of `radius` covers, their centres `distance` apart (mm)."""
+    """Share (0..1) of a disk of radius `voxel` that a disk of `radius` covers, their centres `distance` apart
+    (mm).
+    """
     rho = np.maximum(distance, 1e-3)
     near = np.arccos(np.clip((rho * rho + voxel * voxel - radius * radius) / (2 * rho * voxel), -1, 1))
     far = np.arccos(np.clip((rho * rho + radius * radius - voxel * voxel) / (2 * rho * radius), -1, 1))
@@ -51,7 +58,9 @@ def disk_overlap(distance: np.ndarray, radius: np.ndarray | float, voxel: float)
 
 
 class TubeLayer:
-    """Tubes collected on a grid. share: (D, H, W) float32, how much of each voxel they fill (the largest of all)."""
+    """Tubes collected on a grid. share: (D, H, W) float32, how much of each voxel they fill (the largest of
+    all).
+    """
 
     def __init__(self, scene: Scene):
         self._spacing = scene.spacing_mm
@@ -63,9 +72,11 @@ class TubeLayer:
     def pieces(
         self, index: np.ndarray, radii: np.ndarray, margin_mm: float
     ) -> Iterator[tuple[int, Box, np.ndarray, np.ndarray]]:
-        """Per piece between two nodes: its number, box, and there the distance to the axis and the radius (mm).
+        """Per piece between two nodes: its number, box, and there the distance to the axis and the radius
+        (mm).
 
-        index: nodes (n, 3) as voxel indices; radii (n,) mm. margin_mm: how far beyond the radius the box reaches.
+        index: nodes (n, 3) as voxel indices; radii (n,) mm. margin_mm: how far beyond the radius the box
+        reaches.
         """
         for number in range(len(index) - 1):
             a, b = index[number], index[number + 1]
@@ -92,10 +103,18 @@ class TubeLayer:
             )
 
     def add(self, index: np.ndarray, radii: np.ndarray | float) -> None:
-        """Add one tube through nodes (n, 3) given as voxel indices, radii in mm. Two equal nodes make a ball."""
+        """Add one tube through nodes (n, 3) given as voxel indices, radii in mm. Two equal nodes make a
+        ball.
+        """
         radius = np.broadcast_to(np.asarray(radii, dtype=np.float64), len(index))
         for _, box, distance, local in self.pieces(index, radius, self.voxel_mm):
             np.maximum(self.share[box], disk_overlap(distance, local, self.voxel_mm), out=self.share[box])
+
+    def mask(self, axes: Sequence[np.ndarray]) -> np.ndarray:
+        """Voxels at least half filled, and those of the tubes' centre lines as `axis_voxels` gives them."""
+        filled = self.share > 0.5
+        filled[tuple(np.concatenate(axes).T)] = True
+        return filled
 
 
 class AirwayLayer(TubeLayer):
@@ -124,7 +143,9 @@ class AirwayLayer(TubeLayer):
 
 
 def axis_voxels(index: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
-    """Voxels (n, 3) along a chain of nodes, each sharing a face with the next; those outside the grid left out."""
+    """Voxels (n, 3) along a chain of nodes, each sharing a face with the next; those outside the grid left
+    out.
+    """
     fine = [
         a + (b - a) * np.linspace(0, 1, int(np.ceil(np.abs(b - a).max() * 4)) + 1)[:, None]
         for a, b in itertools.pairwise(index)

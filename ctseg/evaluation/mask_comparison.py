@@ -31,7 +31,7 @@ from ctseg.evaluation.mask_pairs import (
 )
 from ctseg.scans.datasets import load_case
 from ctseg.scans.datasets.case import ImageSource
-from ctseg.scans.masks import Masks, open_masks, scan_missing
+from ctseg.scans.datasets.masks import Masks, open_masks, scan_missing
 from ctseg.scoring.metrics import Row, Structure
 
 _IGNORED = 2  # in the map of one structure: 0 background, 1 the structure

@@ -14,12 +14,11 @@ from pathlib import Path
 from ctseg.errors import CaseError, PreconditionError
 from ctseg.evaluation import mask_pairs
 from ctseg.evaluation.mask_pairs import LabelNames
-from ctseg.scans import masks
-from ctseg.scans.datasets import gathering
+from ctseg.scans.datasets import gathering, masks
 from ctseg.scans.datasets.case import ImageSource
+from ctseg.scans.datasets.masks import Naming
 from ctseg.scans.dicom import dicom_files, dicom_seg, rtstruct
 from ctseg.scans.formats import nrrd, regular_files, volume_files
-from ctseg.scans.masks import Naming
 
 MAP, SEGMENTS, ORGANS, SEG, RTSTRUCT = "map", "segments", "organs", "SEG", "RTSTRUCT"
 _OUR_ENDS = ("_seg", "_rtstruct")  # how infer.py names the DICOM files of a scan

@@ -7,7 +7,6 @@ reverse, another grid, label values that no structure has.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -17,11 +16,11 @@ import numpy as np
 
 from ctseg.artifacts import read_json
 from ctseg.errors import CaseError, Finding, IntegrityError, PreconditionError, UsageError
+from ctseg.geometry.boxes import tight_box
 from ctseg.scans.datasets import gathering
+from ctseg.scans.datasets.masks import Naming, label_map, values_of
 from ctseg.scans.formats import volume_files
-from ctseg.scans.masks import Naming, label_map, values_of
-from ctseg.scoring.distances import joint_box
-from ctseg.scoring.metrics import MAX_LABEL, Row, Structure, few_boxes, score_case
+from ctseg.scoring.metrics import MAX_LABEL, Row, Structure, score_case
 from ctseg.scoring.shape import tubular
 from ctseg.scoring.summary import RESERVED_NAMES
 
@@ -379,12 +378,11 @@ def _topology(
     ignore_label: int | None,
 ) -> tuple[Row, Row]:
     """(topology of one structure, that of predicting nothing), in the box that holds all of it; ignored
-    voxels are background."""
-    labels, maps = list(structure.labels), (prediction, reference)
-    box = functools.reduce(
-        joint_box, [found for array in maps for found in few_boxes(array, labels).values()]
-    )
-    mask, truth = (values_of(array[box], labels) for array in maps)
+    voxels are background.
+    """
+    masks = [values_of(array, structure.labels) for array in (prediction, reference)]
+    box = tight_box(masks[0] | masks[1])
+    mask, truth = (mask[box] for mask in masks)
     if ignore_label is not None:
         mask &= reference[box] != ignore_label
     tree = tubular.kind_of(structure.name) == tubular.TREE

@@ -12,9 +12,9 @@ import itertools
 
 import numpy as np
 
-from ctseg.geometry.grids import SPLINE_MARGIN, elect, find_placement, place
+from ctseg.geometry.boxes import Box, whole_box
+from ctseg.geometry.grids import SPLINE_MARGIN, argmax_of, find_placement, place
 from ctseg.geometry.probabilities import Shares
-from ctseg.geometry.sparse_volume import Box
 from ctseg.geometry.volume import Grid, Volume, parallel_axes, spline_weights
 
 BLOCK = 8  # canvas voxels along each edge of a block
@@ -51,12 +51,10 @@ def label_on_scan(probabilities: Shares, canvas: Grid, scan: Grid) -> np.ndarray
     threshold = SHARE_OF_LEADER / probabilities.n_classes
     candidates = []  # a sheared scan: structure by structure, each in the box where it can win
     for number in probabilities.numbers():
-        region = probabilities.region(number, threshold, margin=SPLINE_MARGIN)
-        if region is not None:
-            candidates.append(
-                (number, Volume(probabilities.cut(number, region), canvas.crop(*region).affine))
-            )
-    return elect(candidates, Volume(probabilities.whole(0), canvas.affine), scan)
+        box = probabilities.box_above(number, threshold, margin=SPLINE_MARGIN)
+        if box is not None:
+            candidates.append((number, Volume(probabilities.cut(number, box), canvas.crop_to(box).affine)))
+    return argmax_of(candidates, Volume(probabilities.whole(0), canvas.affine), scan)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +95,7 @@ def _fill(result: np.ndarray, probabilities: Shares, lines: list[list[_Block]]) 
         [[getattr(block, name) for block in line] for line in lines] for name in ("near", "source")
     )
     leading = probabilities.leading()
-    enough = SHARE_OF_LEADER * _extremes((_everything(leading.shape), leading), near, highest=False)
+    enough = SHARE_OF_LEADER * _extremes((whole_box(leading.shape), leading), near, highest=False)
     decided = np.full(enough.shape, -1, dtype=np.int16)
     takes_part = np.zeros((len(numbers), *decided.shape), dtype=bool)
     for index, number in enumerate((0, *numbers)):
@@ -126,10 +124,6 @@ def _fill(result: np.ndarray, probabilities: Shares, lines: list[list[_Block]]) 
             target[wins] = number
 
 
-def _everything(shape: tuple[int, ...]) -> Box:
-    return slice(0, shape[0]), slice(0, shape[1]), slice(0, shape[2])
-
-
 def _extremes(part: tuple[Box, np.ndarray], ranges: list[list[slice]], *, highest: bool) -> np.ndarray:
     """The highest or lowest value in every block, (blocks of D, of H, of W). part: a box of the canvas and the values in it; outside it is 0."""
     box, values = part
@@ -149,14 +143,8 @@ def _extremes(part: tuple[Box, np.ndarray], ranges: list[list[slice]], *, highes
 
 def _interpolated(probabilities: Shares, number: int, blocks: list[_Block]) -> np.ndarray:
     """(target voxels of D, of H, of W) float32 of a class in one block."""
-    one, two, three = (block.source for block in blocks)
-    array = probabilities.cut(
-        number,
-        (
-            (one.start, two.start, three.start),
-            (one.stop - one.start, two.stop - two.start, three.stop - three.start),
-        ),
-    )
+    one, two, three = blocks
+    array = probabilities.cut(number, (one.source, two.source, three.source))
     d, h, w = (block.weights for block in blocks)
     array = np.tensordot(array, w.T, axes=(2, 0))
     array = np.matmul(h, array)

@@ -10,6 +10,12 @@ import numpy as np
 from scipy import ndimage
 
 from ctseg.errors import UsageError
+from ctseg.geometry.boxes import Box, bounding_box, grow, label_boxes, tight_box, whole_box
+from ctseg.geometry.volume import Volume, canonical_axes
+
+BODY_HU = -300.0  # between fat (-120) and air or foam (-1000): skin stays inside, blankets mostly do not
+BODY_MM = 6.0  # the body's edge needs no finer copy, and 512 x 512 x 300 then takes well under 0.1 s
+LEVEL_PART = 0.01  # components of less than this share of the largest are noise
 
 AIR_HU = -400.0  # between lung (below -500) and soft tissue
 COARSE_MM = (
@@ -20,6 +26,33 @@ SECOND_LUNG = 0.2  # a second component below this share of the largest is not t
 TRACHEA_ML = 1.0
 LARGEST_TRACHEA_ML = 150.0
 MARGIN_MM = 10.0
+
+
+def body_mask(image: Volume) -> Volume:
+    """Bool mask of the patient on a coarse copy of the image (every n-th voxel, about 6 mm).
+
+    Opened once, so that thin things (blanket, tubes, a hollow table top) fall off. Body is the component that is
+    largest after peeling off some 12 mm, and those level with it from front to back (a second leg, arms, pieces of a
+    masked scan): a table lies behind.
+    Empty when nothing in the image is denser than -300 HU.
+    """
+    steps = [max(1, int(BODY_MM / spacing)) for spacing in image.spacing_mm]
+    coarse = image.array[:: steps[0], :: steps[1], :: steps[2]] > BODY_HU
+    affine = image.affine.copy()
+    affine[:3, :3] *= steps
+    opened = ndimage.binary_opening(np.pad(coarse, 1, mode="edge"))[1:-1, 1:-1, 1:-1]
+    parts, _ = ndimage.label(opened if opened.any() else coarse)
+    sizes = np.bincount(parts.ravel())
+    sizes[0] = 0
+    kept = np.zeros(len(sizes), dtype=bool)
+    if sizes.any():
+        boxes, depth = label_boxes(parts), canonical_axes(image.affine)[0][1]
+        cores = np.bincount(parts[ndimage.binary_erosion(opened, iterations=2)], minlength=len(sizes))
+        body = boxes[int((cores if cores.any() else sizes).argmax())][depth]
+        for number in np.flatnonzero(sizes >= max(1.0, LEVEL_PART * sizes.max())):
+            along = boxes[int(number)][depth]
+            kept[number] = body.start <= (along.start + along.stop - 1) / 2 < body.stop
+    return Volume(kept[parts], affine)
 
 
 def lung_region(
@@ -53,18 +86,10 @@ def lung_region(
     return region[: image.shape[0], : image.shape[1], : image.shape[2]]
 
 
-def lung_box(region: np.ndarray, spacing_mm: tuple[float, float, float]) -> tuple[slice, slice, slice]:
+def lung_box(region: np.ndarray, spacing_mm: tuple[float, float, float]) -> Box:
     """The box of a lung region with 10 mm around it, inside the array; the whole array when the region is empty."""
-    found = ndimage.find_objects(region.astype(np.uint8))
-    box = found[0] if found else tuple(slice(0, n) for n in region.shape)
-    d, h, w = (
-        slice(
-            max(0, place.start - int(np.ceil(MARGIN_MM / s))),
-            min(n, place.stop + int(np.ceil(MARGIN_MM / s))),
-        )
-        for place, n, s in zip(box, region.shape, spacing_mm)
-    )
-    return d, h, w
+    box = bounding_box(region) or whole_box(region.shape)
+    return grow(box, [int(np.ceil(MARGIN_MM / s)) for s in spacing_mm], region.shape)
 
 
 def _outside(air: np.ndarray) -> np.ndarray:
@@ -99,7 +124,7 @@ def _trachea(
 
     Often the trachea is one component with a lung; then nothing is added, or a pocket of gas too small to matter.
     """
-    box = ndimage.find_objects(np.isin(components, lungs).astype(np.uint8))[0]
+    box = tight_box(np.isin(components, lungs))
     d_middle, w_quarter = (box[0].start + box[0].stop) / 2, (box[2].stop - box[2].start) / 4
     voxel_ml = float(np.prod(spacing_mm)) / 1000
     for label in np.argsort(-sizes, kind="stable") + 1:

@@ -14,14 +14,24 @@ the spacings.
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from collections.abc import Sequence
 
 import numpy as np
 from scipy import ndimage
 
-from ctseg.geometry.grids import Index, Region, occupied_regions
-from ctseg.geometry.volume import Grid, Volume, resample
+from ctseg.geometry.boxes import (
+    Box,
+    Index,
+    box_shape,
+    box_start,
+    grow,
+    intersection,
+    label_boxes,
+    union,
+    whole_box,
+    within,
+)
+from ctseg.geometry.volume import Grid, Volume, covered_box, resample, tight
 
 FAR_MM = 1000.0  # stands for "no such organ" where no limit is given
 GUIDE_MM = 2.0  # wanted voxel size of a guide grid
@@ -40,32 +50,26 @@ def signed_distance_maps(
     without a voxel is +limit_mm (FAR_MM without a limit) everywhere, with presence False. One that fills the whole
     array is the negative of that. The edge of the array is no boundary.
     """
-    regions = occupied_regions(label)
+    boxes = label_boxes(label)
     maps = np.full((len(ids), *label.shape), FAR_MM if limit_mm is None else limit_mm, dtype=np.float32)
     for row, number in zip(maps, ids):
-        if number in regions:
-            _fill(row, label, number, regions[number], spacing_mm, limit_mm)
-    return maps, np.array([number in regions for number in ids], dtype=bool)
+        if number in boxes:
+            _fill(row, label, number, boxes[number], spacing_mm, limit_mm)
+    return maps, np.array([number in boxes for number in ids], dtype=bool)
 
 
 def _fill(
-    result: np.ndarray,
-    label: np.ndarray,
-    number: int,
-    region: Region,
-    spacing_mm: Spacing,
-    limit_mm: float | None,
+    result: np.ndarray, label: np.ndarray, number: int, box: Box, spacing_mm: Spacing, limit_mm: float | None
 ) -> None:
     """Write the distances to one structure into `result`, which holds the constant for "far" already.
 
     The nearest background voxel of an inside voxel lies in the structure's box or one voxel around it, so the
     transform of the inside is cheap. The one of the outside needs as much as the limit reaches.
     """
-    ring = _grown(region, (1, 1, 1), label.shape)
-    near: tuple[slice, ...] = (slice(None),) * 3
+    ring, near = grow(box, 1, label.shape), whole_box(label.shape)
     if limit_mm is not None:
         reach = limit_mm + max(spacing_mm) / 2  # of the centres, before the half voxel comes off
-        near = _grown(region, [int(np.ceil(reach / spacing)) for spacing in spacing_mm], label.shape)
+        near = grow(box, [int(np.ceil(reach / spacing)) for spacing in spacing_mm], label.shape)
     outside = _distance_to_zero(label[near] != number, spacing_mm)
     inside = label[ring] == number
     depth = np.full(inside.shape, result.flat[0]) if inside.all() else _distance_to_zero(inside, spacing_mm)
@@ -73,13 +77,6 @@ def _fill(
     result[ring][inside] = -depth[inside]
     if limit_mm is not None:
         np.clip(result[near], -limit_mm, limit_mm, out=result[near])
-
-
-def _grown(region: Region, margin: Sequence[int], shape: Sequence[int]) -> tuple[slice, ...]:
-    return tuple(
-        slice(max(0, first - more), min(size, first + count + more))
-        for first, count, more, size in zip(*region, margin, shape)
-    )
 
 
 def _distance_to_zero(mask: np.ndarray, spacing_mm: Spacing) -> np.ndarray:
@@ -153,18 +150,9 @@ def guide_grid(canvas: Grid, stride: Index) -> Grid:
 
 def organ_masks(label: Volume, ids: Sequence[int]) -> list[Volume | None]:
     """The mask (uint8 0/1) of each structure of a label map, cut to its box; None for one without a voxel."""
-    regions = occupied_regions(label.array)
-    masks: list[Volume | None] = []
-    for number in ids:
-        if number not in regions:
-            masks.append(None)
-            continue
-        start, shape = regions[number]
-        box = tuple(slice(first, first + count) for first, count in zip(start, shape))
-        masks.append(
-            Volume((label.array[box] == number).astype(np.uint8), label.grid.crop(start, shape).affine)
-        )
-    return masks
+    parts = {number: label.crop_to(box) for number, box in label_boxes(label.array).items() if number in ids}
+    masks = {n: Volume((part.array == n).astype(np.uint8), part.affine) for n, part in parts.items()}
+    return [masks.get(number) for number in ids]
 
 
 def coarse_maps(masks: Sequence[Volume | None], canvas: Grid, *, target_mm: float = GUIDE_MM) -> CoarseMaps:
@@ -180,21 +168,12 @@ def coarse_maps(masks: Sequence[Volume | None], canvas: Grid, *, target_mm: floa
     maps = np.full((len(masks), *grid.shape), GUIDE_RANGE_MM, dtype=np.float16)
     presence = np.zeros(len(masks), dtype=bool)
     for row, mask in enumerate(masks):
-        part = None if mask is None else _tight(mask)
+        part = None if mask is None else tight(mask, 1)
         if part is not None:
             presence[row] = True
-            maps[row] = _coarse_map(part, grid)
+            voxels = np.ascontiguousarray(part.array > 0).view(np.uint8)
+            maps[row] = _coarse_map(Volume(voxels, part.affine), grid)
     return CoarseMaps(maps, presence, stride)
-
-
-def _tight(mask: Volume) -> Volume | None:
-    """The mask as uint8, cut to its non-zero voxels and one voxel around them; None when there are none."""
-    region = occupied_regions((mask.array > 0).view(np.uint8)).get(1)
-    if region is None:
-        return None
-    box = _grown(region, (1, 1, 1), mask.array.shape)
-    part = np.ascontiguousarray(mask.array[box] > 0).view(np.uint8)
-    return Volume(part, mask.grid.crop((box[0].start, box[1].start, box[2].start), region[1]).affine)
 
 
 def _coarse_map(mask: Volume, grid: Grid) -> np.ndarray:
@@ -203,37 +182,27 @@ def _coarse_map(mask: Volume, grid: Grid) -> np.ndarray:
     The transform runs on the guide grid continued to where the organ ends, at most as far as the range goes: what
     lies beyond changes nothing within the range.
     """
-    start, organ = _on_guide_grid(mask, grid)
+    box, organ = _on_guide_grid(mask, grid)
+    canvas = whole_box(grid.shape)
     reach = [int(np.ceil(GUIDE_RANGE_MM / spacing)) + 2 for spacing in grid.spacing_mm]
-    low = [max(min(first - 1, 0), -more) for first, more in zip(start, reach)]
-    high = [
-        min(max(first + count + 1, size), size + more)
-        for first, count, size, more in zip(start, organ.shape, grid.shape, reach)
-    ]
-    whole = np.zeros([b - a for a, b in zip(low, high)], dtype=np.uint8)
-    first = [max(a, s) for a, s in zip(low, start)]
-    last = [min(b, s + n) for b, s, n in zip(high, start, organ.shape)]
-    if any(b <= a for a, b in zip(first, last)):
+    wide = intersection(union(grow(box, 1), canvas), grow(canvas, reach))
+    assert wide is not None
+    shared = intersection(box, wide)
+    if shared is None:
         return np.full(grid.shape, GUIDE_RANGE_MM, dtype=np.float32)
-    target = tuple(slice(a - base, b - base) for a, b, base in zip(first, last, low))
-    whole[target] = organ[tuple(slice(a - s, b - s) for a, b, s in zip(first, last, start))]
+    whole = np.zeros(box_shape(wide), dtype=np.uint8)
+    whole[within(shared, wide)] = organ[within(shared, box)]
     maps, _ = signed_distance_maps(whole, [1], grid.spacing_mm, limit_mm=GUIDE_RANGE_MM)
-    return maps[0][tuple(slice(-base, size - base) for base, size in zip(low, grid.shape))]
+    return maps[0][within(canvas, wide)]
 
 
-def _on_guide_grid(mask: Volume, grid: Grid) -> tuple[Index, np.ndarray]:
-    """(first guide voxel, uint8 mask) of an organ on the guide grid, continued beyond its edges."""
-    to_guide = np.linalg.inv(grid.affine) @ mask.affine
-    ends = [(-0.5, count - 0.5) for count in mask.array.shape]
-    corners = (to_guide @ np.array([[*corner, 1.0] for corner in itertools.product(*ends)]).T)[:3]
-    low, high = np.floor(corners.min(axis=1)).astype(int), np.ceil(corners.max(axis=1)).astype(int) + 1
-    start, shape = (
-        (int(low[0]), int(low[1]), int(low[2])),
-        (int(high[0] - low[0]), int(high[1] - low[1]), int(high[2] - low[2])),
-    )
-    array = resample(mask, grid.crop(start, shape), order="nearest", fill=0).array
+def _on_guide_grid(mask: Volume, grid: Grid) -> tuple[Box, np.ndarray]:
+    """(box of guide voxels, uint8 mask in it) of an organ on the guide grid, continued beyond its edges."""
+    box = covered_box(mask.grid, grid)
+    array = resample(mask, grid.crop_to(box), order="nearest", fill=0).array
     if not array.any():
-        places = np.rint(np.argwhere(mask.array) @ to_guide[:3, :3].T + to_guide[:3, 3]).astype(int) - low
-        array = np.zeros(shape, dtype=np.uint8)
-        array[tuple(places.T)] = 1
-    return start, array
+        to_guide = np.linalg.inv(grid.affine) @ mask.affine
+        places = np.rint(np.argwhere(mask.array) @ to_guide[:3, :3].T + to_guide[:3, 3]).astype(int)
+        array = np.zeros(box_shape(box), dtype=np.uint8)
+        array[tuple((places - box_start(box)).T)] = 1
+    return box, array

@@ -6,11 +6,12 @@ so that memory follows the anatomy instead of the number of structures.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
-from ctseg.geometry.sparse_volume import Box, SparseVolume, extent, from_blocks, in_blocks
+from ctseg.geometry.boxes import Box, bounding_box, box_shape, box_start, grow, move, whole_box
+from ctseg.geometry.sparse_volume import SparseVolume, from_blocks, in_blocks
 
 LEAST = 1e-4  # probabilities below this are 0 in blocks that hold no higher ones: no surface lies there, and no structure can win with it
 
@@ -32,7 +33,7 @@ class Shares:
     def of(cls, probabilities: np.ndarray) -> Shares:
         """From whole arrays (S+1, D, H, W), nothing dropped."""
         result = cls(len(probabilities), probabilities.shape[1:], least=0.0)
-        result.add((slice(0, n) for n in result.shape), probabilities)
+        result.add(whole_box(result.shape), probabilities)
         return result
 
     @property
@@ -40,12 +41,12 @@ class Shares:
         """How many probabilities have a place in memory."""
         return sum(part.stored for part in self._parts.values())
 
-    def add(self, place: Iterable[slice], values: np.ndarray, weight: np.ndarray | None = None) -> None:
+    def add(self, place: tuple[slice, ...], values: np.ndarray, weight: np.ndarray | None = None) -> None:
         """Add the probabilities (S+1, d, h, w) of a window at `place`, times its share `weight` (d, h, w) in them."""
-        window = tuple(place)
+        d, h, w = place
         highest = values.max(axis=(1, 2, 3))
         for number in np.flatnonzero(highest >= self.least):
-            self._of(int(number)).add(window, values[number], weight, least=self.least)
+            self._of(int(number)).add((d, h, w), values[number], weight, least=self.least)
 
     def add_shares(self, other: Shares) -> None:
         """Add another model's probabilities of the same canvas."""
@@ -60,23 +61,24 @@ class Shares:
     def fill_background(self, unseen: np.ndarray) -> None:
         """Make background certain where no window looked. unseen: bool (D, H, W)."""
         if unseen.any():
-            self._of(0).add([slice(0, n) for n in self.shape], unseen.astype(np.float32))
+            self._of(0).add(whole_box(self.shape), unseen.astype(np.float32))
 
     def numbers(self) -> list[int]:
         """The structures that have any voxels at all, without background."""
         return sorted(number for number, part in self._parts.items() if number and part.stored)
 
+    def held_box(self, number: int) -> Box | None:
+        """The box outside which a class has nothing; None where it has nothing at all."""
+        return self._parts[number].box if number in self._parts else None
+
     def part(self, number: int) -> tuple[Box, np.ndarray] | None:
         """(its box, float32 values in it) of a class, None where it has nothing."""
-        held = self._parts.get(number)
-        box = None if held is None else held.box
-        return None if held is None or box is None else (box, held.dense(box))
+        box = self.held_box(number)
+        return None if box is None else (box, self.cut(number, box))
 
     def whole(self, number: int) -> np.ndarray:
         """(D, H, W) float32 of one class."""
-        return (
-            self._parts[number].dense() if number in self._parts else np.zeros(self.shape, dtype=np.float32)
-        )
+        return self.cut(number, whole_box(self.shape))
 
     def leading(self) -> np.ndarray:
         """(D, H, W) float32: the highest probability of any class, background too."""
@@ -86,27 +88,17 @@ class Shares:
             best[stored] = np.maximum(best[stored], values)
         return from_blocks(best, self.shape)
 
-    def region(
-        self, number: int, least: float, *, margin: int = 0
-    ) -> tuple[tuple[int, int, int], tuple[int, int, int]] | None:
-        """(first voxel, shape) of the part of the canvas where a class has at least `least`, `margin` voxels wider; None where it never has."""
+    def box_above(self, number: int, least: float, *, margin: int = 0) -> Box | None:
+        """The box of the canvas where a class has at least `least`, `margin` voxels wider; None where it never has."""
         found = self.part(number)
-        if found is None or not (hits := found[1] >= least).any():
+        if found is None or (inner := bounding_box(found[1] >= least)) is None:
             return None
-        inner = extent(hits)
-        d, h, w = (
-            (max(0, held.start + part.start - margin), min(size, held.start + part.stop + margin))
-            for held, part, size in zip(found[0], inner, self.shape)
-        )
-        return (d[0], h[0], w[0]), (d[1] - d[0], h[1] - h[0], w[1] - w[0])
+        return grow(move(inner, box_start(found[0])), margin, self.shape)
 
-    def cut(self, number: int, region: tuple[tuple[int, int, int], tuple[int, int, int]]) -> np.ndarray:
-        """A class's values in a region (first voxel, shape) of the canvas, 0 where it has none."""
-        start, shape = region
-        if number not in self._parts:
-            return np.zeros(shape, dtype=np.float32)
-        d, h, w = (slice(s, s + n) for s, n in zip(start, shape))
-        return self._parts[number].dense((d, h, w))
+    def cut(self, number: int, box: Box) -> np.ndarray:
+        """(d, h, w) float32: a class's values in a box of the canvas, 0 where it has none."""
+        held = self._parts.get(number)
+        return np.zeros(box_shape(box), dtype=np.float32) if held is None else held.dense(box)
 
     def label(self) -> np.ndarray:
         """(D, H, W) number of the class with most weight; ties go to the lower number."""

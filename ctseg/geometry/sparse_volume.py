@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-Box = tuple[slice, slice, slice]
+from ctseg.geometry.boxes import Box, bounding_box, box_shape, intersection, make_box, whole_box, within
+
 EDGE = 4  # voxels along each edge of a block: half as much is stored as with 8, and the table is a hundredth of the volume
 _VOXELS_AT_ONCE = 1 << 21
 
@@ -33,36 +34,23 @@ class SparseVolume:
     @property
     def box(self) -> Box | None:
         """The smallest box of whole blocks that holds everything, None when there is nothing."""
-        if not self.stored:
-            return None
-        d, h, w = (
-            slice(part.start * EDGE, min(size, part.stop * EDGE))
-            for part, size in zip(extent(self._table > 0), self.shape)
-        )
-        return d, h, w
+        found = bounding_box(self._table)
+        return None if found is None else intersection(_in_voxels(found), whole_box(self.shape))
 
     def add(
-        self,
-        place: Sequence[slice],
-        values: np.ndarray,
-        weight: np.ndarray | None = None,
-        *,
-        least: float = 0.0,
+        self, place: Box, values: np.ndarray, weight: np.ndarray | None = None, *, least: float = 0.0
     ) -> None:
         """Add `values` (d, h, w), not negative, times `weight` (d, h, w), at `place`. New blocks only where some value reaches `least`."""
-        region = tuple(slice(part.start // EDGE, -(-part.stop // EDGE)) for part in place)
-        padded = np.zeros([(part.stop - part.start) * EDGE for part in region], dtype=np.float32)
-        inner = tuple(
-            slice(part.start - wide.start * EDGE, part.stop - wide.start * EDGE)
-            for part, wide in zip(place, region)
-        )
+        places = _places_of(place)
+        wide = _in_voxels(places)
+        padded, inner = np.zeros(box_shape(wide), dtype=np.float32), within(place, wide)
         if weight is None:
             padded[inner] = values
         else:
             np.multiply(values, weight, out=padded[inner])
         parts = np.ascontiguousarray(_in_blocks(padded))
         highest = parts.reshape(*parts.shape[:3], -1).max(axis=3)
-        table = self._table[region]
+        table = self._table[places]
         wanted = (highest > 0) & ((highest >= least) | (table > 0))
         self._make_room(table, wanted)
         self._blocks[table[wanted]] += parts[wanted]
@@ -79,20 +67,15 @@ class SparseVolume:
 
     def dense(self, box: Box | None = None) -> np.ndarray:
         """(d, h, w) float32 of a box, default everything."""
-        d, h, w = box or tuple(slice(0, n) for n in self.shape)
-        region = tuple(slice(part.start // EDGE, -(-part.stop // EDGE)) for part in (d, h, w))
-        table = self._table[region]
+        box = box or whole_box(self.shape)
+        places = _places_of(box)
+        table = self._table[places]
         result = np.empty([n * EDGE for n in table.shape], dtype=np.float32)
         parts = _in_blocks(result)
         rows = max(1, _VOXELS_AT_ONCE // max(1, table[0].size * EDGE**3))
         for first in range(0, len(table), rows):
             parts[first : first + rows] = self._blocks[table[first : first + rows]]
-        return result[
-            tuple(
-                slice(part.start - wide.start * EDGE, part.stop - wide.start * EDGE)
-                for part, wide in zip((d, h, w), region)
-            )
-        ]
+        return result[within(box, _in_voxels(places))]
 
     def blocks(self) -> tuple[np.ndarray, np.ndarray]:
         """(bool (nd, nh, nw): which places have a block; (n, EDGE, EDGE, EDGE): a copy of these)."""
@@ -114,16 +97,6 @@ class SparseVolume:
         self._used += count
 
 
-def extent(hits: np.ndarray) -> Box:
-    """The smallest box that holds all hits of a bool array (D, H, W), of which there are some."""
-    d, h, w = (np.flatnonzero(hits.any(axis=axes)) for axes in ((1, 2), (0, 2), (0, 1)))
-    return (
-        slice(int(d[0]), int(d[-1]) + 1),
-        slice(int(h[0]), int(h[-1]) + 1),
-        slice(int(w[0]), int(w[-1]) + 1),
-    )
-
-
 def in_blocks(array: np.ndarray) -> np.ndarray:
     """(nd, nh, nw, EDGE, EDGE, EDGE) of a copy of an array (D, H, W) with zeros behind its ends."""
     return _in_blocks(np.pad(array, [(0, -n % EDGE) for n in array.shape]))
@@ -133,10 +106,18 @@ def from_blocks(blocks: np.ndarray, shape: Sequence[int]) -> np.ndarray:
     """(D, H, W) of blocks as `in_blocks` gives them."""
     nd, nh, nw = blocks.shape[:3]
     return np.ascontiguousarray(
-        blocks.transpose(0, 3, 1, 4, 2, 5).reshape(nd * EDGE, nh * EDGE, nw * EDGE)[
-            tuple(slice(0, n) for n in shape)
-        ]
+        blocks.transpose(0, 3, 1, 4, 2, 5).reshape(nd * EDGE, nh * EDGE, nw * EDGE)[whole_box(shape)]
     )
+
+
+def _places_of(box: Box) -> Box:
+    """The box of places in the table whose blocks hold a box of voxels."""
+    return make_box([side.start // EDGE for side in box], [-(-side.stop // EDGE) for side in box])
+
+
+def _in_voxels(places: Box) -> Box:
+    """The box of voxels in a box of places."""
+    return make_box([side.start * EDGE for side in places], [side.stop * EDGE for side in places])
 
 
 def _in_blocks(array: np.ndarray) -> np.ndarray:

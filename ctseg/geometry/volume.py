@@ -7,10 +7,13 @@ left, y to posterior, z to superior), the convention of DICOM and ITK. Readers c
 from __future__ import annotations
 
 import dataclasses
+import itertools
+from collections.abc import Sequence
 
 import numpy as np
 import SimpleITK as sitk
 
+from ctseg.geometry.boxes import Box, Index, bounding_box, box_shape, box_start, grow, make_box, whole_box
 from ctseg.geometry.tolerances import EQUAL, ROUNDED, off_by
 
 AIR_HU = -1024.0  # what lies outside a scan's field of view
@@ -19,11 +22,14 @@ RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 CANONICAL_DIRECTIONS = np.array([[0.0, 0.0, 1.0], [0.0, 1.0, 0.0], [1.0, 0.0, 0.0]])  # rows: D, H, W in LPS
 
 
+Flips = tuple[bool, bool, bool]
+
+
 @dataclasses.dataclass(frozen=True)
 class Grid:
     """Where voxels lie: shape (D, H, W) and the affine of the indices, to LPS mm."""
 
-    shape: tuple[int, int, int]
+    shape: Index
     affine: np.ndarray
 
     @property
@@ -55,15 +61,30 @@ class Grid:
 
     def corner_distance_mm(self, other: Grid) -> float:
         """Largest distance in mm between the same index corners of two grids of one shape."""
-        ends = np.array(np.meshgrid(*[[0, n - 1] for n in self.shape], indexing="ij")).reshape(3, -1)
-        points = np.vstack([ends, np.ones(ends.shape[1])])
-        return float(np.linalg.norm(((self.affine - other.affine) @ points)[:3], axis=0).max())
+        last = [n - 1 for n in self.shape]
+        apart = corner_points(self.affine - other.affine, (0, 0, 0), last)
+        return float(np.linalg.norm(apart, axis=0).max())
 
-    def crop(self, start: tuple[int, int, int], shape: tuple[int, int, int]) -> Grid:
+    def crop(self, start: Index, shape: Index) -> Grid:
         """The grid of the sub-box that begins at index `start` (may lie outside) and has `shape`."""
         affine = self.affine.copy()
         affine[:3, 3] = (self.affine @ np.array([*start, 1.0]))[:3]
         return Grid(shape, affine)
+
+    def crop_to(self, box: Box) -> Grid:
+        """The grid of a box of voxels, which may reach beyond this one."""
+        return self.crop(box_start(box), box_shape(box))
+
+    def reorient(self, order: Index, flips: Flips) -> Grid:
+        """The same voxels with axes permuted, then flipped where asked."""
+        affine = self.affine.copy()
+        affine[:, :3] = self.affine[:, list(order)]
+        d, h, w = (self.shape[axis] for axis in order)
+        for axis, (flip, count) in enumerate(zip(flips, (d, h, w))):
+            if flip:
+                affine[:3, 3] += affine[:3, axis] * (count - 1)
+                affine[:3, axis] *= -1
+        return Grid((d, h, w), affine)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,8 +108,35 @@ class Volume:
         """Voxel size along D, H, W in mm."""
         return self.grid.spacing_mm
 
+    def crop_to(self, box: Box) -> Volume:
+        """The part inside a box of its voxels (a view)."""
+        return Volume(self.array[box], self.grid.crop_to(box).affine)
 
-def canonical_axes(affine: np.ndarray) -> tuple[tuple[int, int, int], tuple[bool, bool, bool]]:
+
+def tight(volume: Volume, margin: int = 0) -> Volume | None:
+    """The part that holds all non-zero voxels, `margin` voxels wider where the array goes on; None when there are none."""
+    box = bounding_box(volume.array)
+    return None if box is None else volume.crop_to(grow(box, margin, volume.grid.shape))
+
+
+def corner_points(affine: np.ndarray, low: Sequence[float], high: Sequence[float]) -> np.ndarray:
+    """(3, 8) where an affine (4, 4) puts the corners of the box from `low` to `high` (index or mm, one an axis)."""
+    corners = np.array([[*corner, 1.0] for corner in itertools.product(*zip(low, high))])
+    return (affine @ corners.T)[:3]
+
+
+def face_corners(affine: np.ndarray, box: Box) -> np.ndarray:
+    """(3, 8) where an affine puts the corners of a box of voxels, outer faces included."""
+    return corner_points(affine, [side.start - 0.5 for side in box], [side.stop - 0.5 for side in box])
+
+
+def covered_box(source: Grid, target: Grid) -> Box:
+    """The smallest box of `target` voxels that holds all of `source`, outer faces included; may reach beyond `target`."""
+    corners = face_corners(np.linalg.inv(target.affine) @ source.affine, whole_box(source.shape))
+    return make_box(np.floor(corners.min(axis=1)), np.ceil(corners.max(axis=1)) + 1)
+
+
+def canonical_axes(affine: np.ndarray) -> tuple[Index, Flips]:
     """Which array axis serves as D, H, W, and whether it must be flipped, to come nearest to canonical order.
 
     The assignment maximises the sum of cosines, so each axis is used once also for oblique scans.
@@ -101,17 +149,11 @@ def canonical_axes(affine: np.ndarray) -> tuple[tuple[int, int, int], tuple[bool
     return best, (d, h, w)
 
 
-def reorient(volume: Volume, order: tuple[int, int, int], flips: tuple[bool, bool, bool]) -> Volume:
+def reorient(volume: Volume, order: Index, flips: Flips) -> Volume:
     """The same voxels with axes permuted, then flipped where asked; the affine follows. No interpolation."""
-    array = np.transpose(volume.array, order)
-    affine = volume.affine.copy()
-    affine[:, :3] = volume.affine[:, list(order)]
-    for axis, flip in enumerate(flips):
-        if flip:
-            array = np.flip(array, axis)
-            affine[:3, 3] += affine[:3, axis] * (array.shape[axis] - 1)
-            affine[:3, axis] *= -1
-    return Volume(np.ascontiguousarray(array), affine)
+    backwards = tuple(axis for axis, flip in enumerate(flips) if flip)
+    array = np.flip(np.transpose(volume.array, order), backwards)
+    return Volume(np.ascontiguousarray(array), volume.grid.reorient(order, flips).affine)
 
 
 def to_canonical(volume: Volume) -> Volume:
@@ -119,14 +161,21 @@ def to_canonical(volume: Volume) -> Volume:
     return reorient(volume, *canonical_axes(volume.affine))
 
 
+def axes_towards(source: Grid, target: Grid) -> tuple[Index, Flips] | None:
+    """Which axis of `source` runs most like each axis of `target`, and whether backwards; None where two would be one."""
+    to_target = np.linalg.inv(target.affine) @ source.affine
+    d, h, w = (int(axis) for axis in np.abs(to_target[:3, :3]).argmax(axis=1))
+    if sorted((d, h, w)) != [0, 1, 2]:
+        return None
+    return (d, h, w), (bool(to_target[0, d] < 0), bool(to_target[1, h] < 0), bool(to_target[2, w] < 0))
+
+
 def axes_like(volume: Volume, grid: Grid) -> Volume:
     """The volume with its axes permuted and flipped to run like those of `grid`; itself where they do, or cannot."""
-    to_grid = np.linalg.inv(grid.affine) @ volume.affine
-    order = tuple(int(np.argmax(np.abs(to_grid[axis, :3]))) for axis in range(3))
-    flips = tuple(bool(to_grid[axis, order[axis]] < 0) for axis in range(3))
-    if sorted(order) != [0, 1, 2] or (order == (0, 1, 2) and not any(flips)):
+    axes = axes_towards(volume.grid, grid)
+    if axes is None or axes == ((0, 1, 2), (False, False, False)):
         return volume
-    return reorient(volume, (order[0], order[1], order[2]), (flips[0], flips[1], flips[2]))
+    return reorient(volume, *axes)
 
 
 def match_grid(volume: Volume, grid: Grid, tolerance: float = ROUNDED) -> Volume | None:
@@ -169,7 +218,7 @@ def resample(volume: Volume, grid: Grid, *, order: str, fill: float, smooth: boo
     return Volume(sitk.GetArrayFromImage(resampler.Execute(image)), grid.affine)
 
 
-def parallel_axes(mapping: np.ndarray) -> tuple[int, int, int] | None:
+def parallel_axes(mapping: np.ndarray) -> Index | None:
     """For each axis of the array the axis of the grid that is parallel to it, or None where they are oblique."""
     steps = np.abs(mapping[:3, :3])
     d, h, w = (int(axis) for axis in steps.argmax(axis=1))
@@ -179,7 +228,7 @@ def parallel_axes(mapping: np.ndarray) -> tuple[int, int, int] | None:
 
 
 def _separable_cubic(
-    array: np.ndarray, mapping: np.ndarray, axes: tuple[int, int, int], shape: tuple[int, ...], fill: float
+    array: np.ndarray, mapping: np.ndarray, axes: Index, shape: tuple[int, ...], fill: float
 ) -> np.ndarray:
     """Cubic spline interpolation one axis after the other, as products with small matrices: 5 times faster than voxel by voxel.
 

@@ -16,7 +16,7 @@ import torch
 from ctseg import artifacts, laterality
 from ctseg.config import TrainSettings
 from ctseg.geometry.body_regions import AIR_HU, lung_region
-from ctseg.geometry.grids import Region
+from ctseg.geometry.boxes import Box, box_start
 from ctseg.learning import augment, tubes
 from ctseg.manifest import Case, Manifest
 from ctseg.prediction import guide_input, mirroring
@@ -71,7 +71,7 @@ def load_cases(
     *,
     with_tubes: bool = False,
     whole_body: bool = False,
-    regions: dict[str, Region] | None = None,
+    regions: dict[str, Box] | None = None,
     progress: Callable = iter,
 ) -> list[TrainingCase]:
     """The cases of one split, in memory (6 MB per tensor, three times that with tubes).
@@ -87,9 +87,8 @@ def load_cases(
             continue
         image, label, origin = assemble(workspace, stored)
         if stored.case_id in (regions or {}):
-            origin, shape = regions[stored.case_id]  # type: ignore[index]
-            place = tuple(slice(o, o + n) for o, n in zip(origin, shape))
-            image, label = image[place].clone(), label[place].clone()
+            box = regions[stored.case_id]  # type: ignore[index]
+            image, label, origin = image[box].clone(), label[box].clone(), box_start(box)
         case = prepare_case(stored, image, label, manifest.structures)
         case.origin, case.guide = origin, guide_input.load(workspace, manifest, stored)
         if with_tubes:

@@ -13,7 +13,7 @@ from ctseg import artifacts
 from ctseg.artifacts import Workspace
 from ctseg.config import Settings
 from ctseg.errors import PreconditionError
-from ctseg.geometry.grids import Region
+from ctseg.geometry.boxes import Box
 from ctseg.learning import density_remap, planning, resuming
 from ctseg.learning.dataset import TrainingCase, load_cases
 from ctseg.learning.trainer import Listener, Stopped, Trainer
@@ -63,7 +63,7 @@ def with_planned_patch(plan: Plan, settings: Settings) -> Settings:
 
 def train_locator(
     plan: Plan, settings: Settings, bar: Callable[[str], Callable[[Iterable], Iterable]]
-) -> tuple[dict[str, Any], dict[str, Region]]:
+) -> tuple[dict[str, Any], dict[str, Box]]:
     """Train the locator of the roi grid: (what a checkpoint keeps of it, region of each validation case)."""
     LOG.info("Training the locator, which finds the structures on the whole body.")
     workspace, manifest = plan.workspace, plan.manifest

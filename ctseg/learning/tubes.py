@@ -12,6 +12,7 @@ import numpy as np
 from scipy import ndimage
 from scipy.spatial import cKDTree
 
+from ctseg.geometry.boxes import tight_box
 from ctseg.scoring.shape.skeleton import skeletonise
 
 TOUCHING = np.ones((3, 3, 3), bool)  # 26 neighbours
@@ -34,7 +35,7 @@ def tube_targets(
         mask = label == value
         if not mask.any():
             continue
-        box = _box(mask, margin=1)
+        box = tight_box(mask, 1)
         radius = depth_mm(mask[box], spacing_mm)
         line = skeletonise(mask[box])
         skeleton[box][line] = value
@@ -83,7 +84,7 @@ def sampling_points(
     if lung is not None:
         near = lung
     elif line.any():
-        near[_box(line, margin=10)] = True
+        near[tight_box(line, 10)] = True
     is_thin = line & (radius_mm < thin_mm)
     kinds = {"thin": is_thin, "wide": line & ~is_thin, "background": near & (label == 0)}
     return {
@@ -102,7 +103,7 @@ def missed_points(
     gaps, ends = [], []
     for value in np.unique(skeleton[skeleton > 0]):
         line = skeleton == value
-        box = _box(line, margin=1)
+        box = tight_box(line, 1)
         found = line[box] & (prediction[box] == value)
         offset = [place.start for place in box]
         places, is_gap = _missed_runs(line[box] & ~found, found)
@@ -143,11 +144,3 @@ def choose_voxels(
     if len(flat) > limit:
         flat = rng.choice(flat, limit, replace=False)
     return np.stack(np.unravel_index(flat, shape), axis=1).astype(np.int16)
-
-
-def _box(mask: np.ndarray, *, margin: int) -> tuple[slice, ...]:
-    """The box of a mask that has voxels, grown by a margin where the array allows it."""
-    box = ndimage.find_objects(mask.astype(np.uint8))[0]
-    return tuple(
-        slice(max(0, place.start - margin), min(n, place.stop + margin)) for place, n in zip(box, mask.shape)
-    )

@@ -11,16 +11,14 @@ import numpy as np
 from ctseg import artifacts
 from ctseg.artifacts import Workspace
 from ctseg.errors import IntegrityError
+from ctseg.geometry.boxes import Box, box_shape, grow, label_boxes, union, within
 from ctseg.geometry.probabilities import Shares
 from ctseg.geometry.soft_masks import probability_on_scan
-from ctseg.geometry.sparse_volume import Box
 from ctseg.geometry.volume import Grid
 from ctseg.manifest import Case
 from ctseg.scans.formats import volume_files
 from ctseg.scoring import calibration
 from ctseg.scoring.calibration import Regions
-from ctseg.scoring.distances import joint_box
-from ctseg.scoring.metrics import few_boxes
 
 FORMAT, VERSION = "ctseg-calibration", 1
 _ANNOTATED = ("present", "absent")
@@ -56,7 +54,7 @@ class Calibration:
         numbers = [
             number for number, name in enumerate(self.names, start=1) if case.states.get(name) in _ANNOTATED
         ]
-        found = [few_boxes(label, numbers) for label in (reference.array, prediction)]
+        found = [label_boxes(label) for label in (reference.array, prediction)]
         scores = self.cases.setdefault(case.case_id, {})
         for number in numbers:
             name = self.names[number - 1]
@@ -96,33 +94,21 @@ class Calibration:
 def _structure_sums(
     soft: tuple[Box, np.ndarray] | None,
     number: int,
-    boxes: Sequence[tuple[slice, ...]],
+    boxes: Sequence[Box],
     reference: np.ndarray,
     prediction: np.ndarray,
 ) -> Regions:
     """The sums of one structure. soft: its box and probabilities there; boxes: of its masks in the label maps (D, H, W), where they hold it."""
-    near = [
-        tuple(
-            slice(max(0, part.start - calibration.MARGIN), min(size, part.stop + calibration.MARGIN))
-            for part, size in zip(box, reference.shape)
-        )
-        for box in boxes
-    ]
+    near = [grow(box, calibration.MARGIN, reference.shape) for box in boxes]
     held = [*near, *([soft[0]] if soft is not None else [])]
     if not held:
         result = calibration.empty()
         result["whole"].add_background(reference.size)
         return result
-    box = held[0]
-    for other in held[1:]:
-        box = joint_box(box, other)
-    probability = np.zeros([part.stop - part.start for part in box], dtype=np.float32)
+    box = union(*held)
+    probability = np.zeros(box_shape(box), dtype=np.float32)
     if soft is not None:
-        probability[
-            tuple(
-                slice(part.start - whole.start, part.stop - whole.start) for part, whole in zip(soft[0], box)
-            )
-        ] = soft[1]
+        probability[within(soft[0], box)] = soft[1]
     return calibration.structure_sums(
         probability=probability,
         reference=reference[box] == number,

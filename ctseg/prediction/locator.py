@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from ctseg.geometry.grids import Region, region_around
+from ctseg.geometry.boxes import Box, bounding_box, make_box
+from ctseg.geometry.grids import region_around
+from ctseg.geometry.volume import face_corners
 from ctseg.prediction.largest_component import keep_largest
 from ctseg.prediction.network_input import CaseInput, NetworkInput
 from ctseg.prediction.sliding_windows import Windows, predict_canvas
@@ -30,7 +32,7 @@ class Locator:
     n_structures: int
     machine: Machine
 
-    def find(self, case: CaseInput) -> Region | None:
+    def find(self, case: CaseInput) -> Box | None:
         """The part of a case's canvas that holds the structures; None when nothing was found on the whole body."""
         if case.body is None:
             raise ValueError("a locator needs the whole body")
@@ -38,14 +40,14 @@ class Locator:
         windows = Windows(self.n_structures + 1, self.patch_size, overlap=0.25)
         label = predict_canvas(self.network, NetworkInput(image), windows, self.machine).argmax(0)
         kept = keep_largest(label.to(torch.uint8).numpy(), range(1, self.n_structures + 1))
-        places = np.argwhere(kept > 0)
-        if not len(places):
+        box = bounding_box(kept)
+        if box is None:
             return None
-        to_canvas = np.linalg.inv(case.canvas.affine) @ whole.affine
-        ends = np.array([places.min(0) - 0.5, places.max(0) + 0.5]) @ to_canvas[:3, :3].T + to_canvas[:3, 3]
+        ends = face_corners(np.linalg.inv(case.canvas.affine) @ whole.affine, box)
         limits = np.array(case.canvas.shape) - 1
-        low, high = np.clip(np.floor(ends.min(0)), 0, limits), np.clip(np.ceil(ends.max(0)), 0, limits)
-        return region_around(low, high, case.canvas.shape, case.canvas.spacing_mm)
+        low = np.clip(np.floor(ends.min(axis=1)), 0, limits)
+        high = np.clip(np.ceil(ends.max(axis=1)), 0, limits)
+        return region_around(make_box(low, high + 1), case.canvas)
 
 
 def restore_locator(

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from ctseg import artifacts
-from ctseg.geometry.grids import Region
+from ctseg.geometry.boxes import Box, box_start, move
 from ctseg.geometry.volume import Grid
 from ctseg.manifest import Case, LocatorFile, Manifest, TensorFile
 from ctseg.prediction import guide_input
@@ -26,11 +26,10 @@ class NetworkInput:
     guide: Guide | None = None
     origin: tuple[int, int, int] = (0, 0, 0)
 
-    def part(self, region: Region) -> NetworkInput:
-        """A part of it. region: first voxel, counted on the canvas, and shape."""
-        start, shape = region
-        place = tuple(slice(s - o, s - o + n) for s, o, n in zip(start, self.origin, shape))
-        return dataclasses.replace(self, image=self.image[place], origin=start)
+    def part(self, box: Box) -> NetworkInput:
+        """The part of it in a box of the canvas."""
+        place = move(box, [-first for first in self.origin])
+        return dataclasses.replace(self, image=self.image[place], origin=box_start(box))
 
 
 @dataclasses.dataclass(frozen=True)

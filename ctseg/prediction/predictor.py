@@ -14,6 +14,7 @@ from ctseg import config, laterality
 from ctseg.config import EvaluateSettings, Settings
 from ctseg.errors import Finding, UsageError
 from ctseg.geometry import argmax_on_scan, grids
+from ctseg.geometry.boxes import Box
 from ctseg.geometry.distance_maps import coarse_maps
 from ctseg.geometry.intensity import window
 from ctseg.geometry.probabilities import Shares
@@ -42,7 +43,7 @@ class Prediction:
     label: np.ndarray
     probabilities: Shares
     canvas: Grid
-    region: grids.Region | None
+    region: Box | None
     confidence: dict[str, float | None]
 
 
@@ -105,7 +106,7 @@ class Predictor:
             raise ValueError("this network needs a guide")
         preprocess = self.checkpoint["preprocess"]
         data, spacing = config.from_record({"data": preprocess["settings"]}).data, preprocess["spacing_mm"]
-        box = grids.kept_box(image, data.crop, data.margin_mm)
+        box = grids.kept_extent(image, data.crop, data.margin_mm)
         whole = grids.whole_grid(image.grid, box)
         canvas = grids.window_grid(image.grid, box, tuple(spacing)) if spacing else whole
         seen = None

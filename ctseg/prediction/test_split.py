@@ -12,6 +12,7 @@ from ctseg import artifacts
 from ctseg.artifacts import Workspace
 from ctseg.config import Settings
 from ctseg.errors import IntegrityError
+from ctseg.geometry.boxes import box_shape, box_start
 from ctseg.geometry.volume import Volume
 from ctseg.manifest import Case, Manifest, to_record
 from ctseg.prediction.calibration_stage import Calibration
@@ -114,7 +115,7 @@ def predict_case(
         "confidence": found.confidence,
         "reference": case.written_reference().file,
         "passes": passes,
-        "region": found.region,
+        "region": None if found.region is None else (box_start(found.region), box_shape(found.region)),
         "located": predictor.locator is None or found.region is not None,
     }
 

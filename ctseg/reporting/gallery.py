@@ -5,14 +5,13 @@ from __future__ import annotations
 import dataclasses
 import io
 from collections.abc import Callable, Iterable
-from typing import Any
 
 from ctseg.artifacts import Workspace
 from ctseg.errors import CaseError, PipelineError
-from ctseg.geometry.volume import Grid, Volume
+from ctseg.geometry.volume import Grid
 from ctseg.reporting import results
 from ctseg.reporting.pictures import slices
-from ctseg.reporting.pictures.slices import Choice
+from ctseg.reporting.pictures.slices import CaseVolumes, Choice
 from ctseg.reporting.results import Results
 from ctseg.scans.datasets import load_case
 from ctseg.scans.formats import volume_files
@@ -40,11 +39,11 @@ def make(
     found: Results,
     *,
     progress: Progress = iter,
-    view: Callable[[Choice, Volume, Volume, Volume], None] | None = None,
+    view: Callable[[Choice, CaseVolumes], None] | None = None,
 ) -> list[CasePicture]:
     """The pictures of `slices.choose`, in its order. Cases are opened one at a time, each once.
 
-    view: told (choice, scan in HU, reference, prediction) of each choice of a whole case.
+    view: told each choice of a whole case and its volumes.
     """
     choices = slices.choose(found.rows, found.structures)
     made: dict[Choice, CasePicture] = {}
@@ -56,13 +55,11 @@ def make(
             if row["case_id"] == case_id and row["state"] in REMARKS
         }
         try:
-            image, reference, prediction = _load(workspace, found, case_id)
+            case = load_case_volumes(workspace, found, case_id)
             for choice in mine:
                 stream = io.BytesIO()
                 slices.draw_case(
-                    image,
-                    reference,
-                    prediction,
+                    case,
                     found.structures,
                     stream,
                     only=choice.structure,
@@ -72,16 +69,17 @@ def make(
                 )
                 made[choice] = CasePicture(choice, stream.getvalue())
                 if view is not None and choice.structure is None:
-                    view(choice, image, reference, prediction)
+                    view(choice, case)
         except (PipelineError, OSError) as error:
-            made |= {
-                choice: CasePicture(choice, None, _reason(error)) for choice in mine if choice not in made
-            }
+            reason = f"a file of this case cannot be read ({type(error).__name__})"
+            if isinstance(error, PipelineError):
+                reason = error.cause
+            made |= {choice: CasePicture(choice, None, reason) for choice in mine if choice not in made}
     return [made[choice] for choice in choices]
 
 
-def _load(workspace: Workspace, found: Results, case_id: str) -> tuple[Volume, Volume, Volume]:
-    """Scan in HU, reference and prediction of a case."""
+def load_case_volumes(workspace: Workspace, found: Results, case_id: str) -> CaseVolumes:
+    """Scan, reference and prediction of a case. Raises CaseError when one is missing or no longer what it was."""
     entry = found.entry(case_id)
     run = next((case for case in found.run.get("cases", []) if case["case_id"] == case_id), None)
     if entry is None or run is None:
@@ -93,7 +91,15 @@ def _load(workspace: Workspace, found: Results, case_id: str) -> tuple[Volume, V
         )
     reference, _ = volume_files.read_integers(workspace.processed / entry["reference"]["file"])
     prediction, _ = volume_files.read_integers(workspace.evaluation / run["prediction"])
-    image = _load_scan(workspace, found.manifest, entry)
+    source = load_case.source_from_record(entry["source"], results.data_root(workspace, found.manifest)).image
+    if not source.path.exists():
+        raise CaseError(
+            "NO_DATA",
+            "raw scan not found: it was moved or deleted after preprocessing",
+            "put it back",
+            case=case_id,
+        )
+    image, _ = load_case.load_image(source)
     if not image.grid.matches(Grid.from_record(entry["scan"])):
         raise CaseError(
             "DATA_CHANGED",
@@ -101,23 +107,4 @@ def _load(workspace: Workspace, found: Results, case_id: str) -> tuple[Volume, V
             "run `python run_pipeline.py --preprocess` again",
             case=case_id,
         )
-    return image, reference, prediction
-
-
-def _load_scan(workspace: Workspace, manifest: dict[str, Any], entry: dict[str, Any]) -> Volume:
-    source = load_case.source_from_record(entry["source"], results.data_root(workspace, manifest)).image
-    if not source.path.exists():
-        raise CaseError(
-            "NO_DATA",
-            "raw scan not found: it was moved or deleted after preprocessing",
-            "put it back",
-            case=entry["case_id"],
-        )
-    image, _ = load_case.load_image(source)
-    return image
-
-
-def _reason(error: PipelineError | OSError) -> str:
-    if isinstance(error, PipelineError):
-        return error.cause
-    return f"a file of this case cannot be read ({type(error).__name__})"
+    return slices.on_one_grid(image, reference, prediction)

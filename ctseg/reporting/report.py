@@ -10,16 +10,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ctseg.palette import ON_CT
 from ctseg.reporting import facts, glossary, other_runs, tables, verdict
 from ctseg.reporting.gallery import CasePicture
 from ctseg.reporting.page import data_uri, slim, template, text_of
 from ctseg.reporting.pictures.curves import by_structure
 from ctseg.reporting.pictures.slices import (
-    ON_CT,
+    LUNG_HU,
     PREDICTION_COLOUR,
     REFERENCE_COLOUR,
     STRUCTURE_PICTURES,
     display_window,
+    window_text,
 )
 from ctseg.reporting.results import Results
 
@@ -102,8 +104,8 @@ def limits(found: Results) -> list[str]:
 
 def _display(found: Results) -> str:
     """The grey values of the pictures in words."""
-    low, high = display_window(found.manifest.get("window_hu"))
-    return f"{'lung' if low < -1000 else 'soft tissue'} window {low:g} to {high:g} HU".replace("-", "−")
+    window = display_window(found.manifest.get("window_hu"))
+    return f"{'lung' if window == LUNG_HU else 'soft tissue'} window {window_text(window)}"
 
 
 def findings(report: Mapping[str, Any]) -> dict[str, Any]:

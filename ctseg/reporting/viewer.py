@@ -17,10 +17,11 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from ctseg.geometry.volume import Volume, to_canonical
+from ctseg.palette import ON_CT
 from ctseg.reporting import report
 from ctseg.reporting.page import TEMPLATES, template
 from ctseg.reporting.pictures import slices
+from ctseg.reporting.pictures.slices import CaseVolumes
 from ctseg.reporting.results import Results
 
 LARGEST = 160  # voxels along an axis of what the page carries
@@ -56,21 +57,10 @@ class ViewedCase:
         }
 
 
-def view_case(
-    title: str, image: Volume, reference: Volume, prediction: Volume, display_hu: tuple[float, float]
-) -> ViewedCase:
-    """A case ready for the page. image: HU; reference, prediction: label maps on the same grid. CaseError when it is another grid."""
-    reference, prediction = (
-        slices.on_grid_of(image, reference, "reference"),
-        slices.on_grid_of(image, prediction, "prediction"),
-    )
-    scan, truth, found = (to_canonical(volume) for volume in (image, reference, prediction))
-    box = slices.view_box(
-        (truth.array > 0) | (found.array > 0),
-        scan.spacing_mm,
-        margin_mm=MARGIN_MM,
-        smallest_mm=slices.SMALLEST_VIEW_MM,
-    )
+def view_case(title: str, case: CaseVolumes, display_hu: tuple[float, float]) -> ViewedCase:
+    """A case ready for the page."""
+    scan, truth, found = case.scan, case.truth, case.found
+    box = slices.view_box((truth.array > 0) | (found.array > 0), scan.spacing_mm, margin_mm=MARGIN_MM)
     steps = [max(1, -(-(part.stop - part.start) // LARGEST)) for part in box]
     thin = tuple(slice(part.start, part.stop, step) for part, step in zip(box, steps))
     low, high = display_hu
@@ -90,11 +80,10 @@ def view_case(
 def render(found: Results, cases: Sequence[ViewedCase]) -> str:
     """The page as text."""
     script = SCRIPT.read_text(encoding="utf-8")
-    colours = [slices.ON_CT[index % len(slices.ON_CT)] for index in range(len(found.structures))]
+    colours = [ON_CT[index % len(ON_CT)] for index in range(len(found.structures))]
     content = json.dumps(
         {"cases": [case.record() for case in cases], "structures": list(found.structures), "colours": colours}
     ).replace("<", "\\u003c")
-    low, high = slices.display_window(found.manifest.get("window_hu"))
     return template("viewer.html.j2").render(
         title=report.title(found).replace("Segmentation report", "Test cases"),
         synthetic=found.synthetic,
@@ -102,6 +91,6 @@ def render(found: Results, cases: Sequence[ViewedCase]) -> str:
         content=Markup(content),
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        window=f"{low:g} to {high:g} HU".replace("-", "−"),
+        window=slices.window_text(slices.display_window(found.manifest.get("window_hu"))),
         structures=list(zip(found.structures, colours)),
     )

@@ -1,7 +1,7 @@
 """One case from raw scan to tensors: the function that preprocessing runs in parallel.
 
-A worker gets paths and settings and returns a small record; arrays never travel between processes. Whatever goes
-wrong in one case becomes a finding of that case.
+A worker gets paths and settings and returns a small record; arrays never travel between processes. Whatever
+goes wrong in one case becomes a finding of that case.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from ctseg.artifacts import (
 )
 from ctseg.errors import SYSTEM_FAULTS, CaseError, Finding, PipelineError, ResourceError
 from ctseg.geometry import grids
+from ctseg.geometry.boxes import box_shape, box_start, whole_box
 from ctseg.geometry.distance_maps import coarse_maps
 from ctseg.geometry.intensity import window
 from ctseg.geometry.volume import Grid, Volume, canonical_axes
@@ -46,7 +47,9 @@ RESOLUTION_WARNING = 0.5  # a structure that keeps less than this share of its v
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """What all cases of a run share. root: the data folder. plan None: only read and measure (the grid depends on all cases)."""
+    """What all cases of a run share. root: the data folder. plan None: only read and measure (the grid
+    depends on all cases).
+    """
 
     root: Path
     workspace: Workspace
@@ -66,10 +69,11 @@ class Recipe:
 
 @dataclasses.dataclass(frozen=True)
 class CaseJob:
-    """What a worker needs for one case. previous: what an earlier run knows of it, reused when nothing changed.
+    """What a worker needs for one case. previous: what an earlier run knows of it, reused when nothing
+    changed.
 
-    surveyed: what the first pass of this run found, with its split: on the roi grid only training may know where the
-    structures lie. keep: note the case as finished, for a run that goes on.
+    surveyed: what the first pass of this run found, with its split: on the roi grid only training may know
+    where the structures lie. keep: note the case as finished, for a run that goes on.
     """
 
     record: CaseRecord
@@ -108,7 +112,7 @@ class CaseOutcome:
 
 
 def prepare_case(job: CaseJob) -> CaseOutcome:
-    """Read one case and, when the grid is known, write its tensors and reference. Raises only ResourceError."""
+    """Read one case and, when the grid is known, write its tensors and reference. Raises ResourceError."""
     trace = None
     try:
         return _prepare(job)
@@ -131,14 +135,18 @@ def prepare_case(job: CaseJob) -> CaseOutcome:
 
 
 def survey_until(job: CaseJob, *, deadline: float) -> CaseOutcome:
-    """`prepare_case` that writes nothing, before a point in time (seconds since the epoch); after it neither case nor finding."""
+    """`prepare_case` that writes nothing, before a point in time (seconds since the epoch); after it neither
+    case nor finding.
+    """
     if time.time() >= deadline:
         return CaseOutcome(job.record.case_id, None, ())
     return prepare_case(dataclasses.replace(job, keep=False))
 
 
 def after_death(job: CaseJob, outcome: CaseOutcome | None) -> CaseOutcome:
-    """What came of a case whose worker was killed. outcome: of the second try, None where that was killed too."""
+    """What came of a case whose worker was killed. outcome: of the second try, None where that was killed
+    too.
+    """
     case_id = job.record.case_id
     if outcome is None:
         cause = "the process that read this scan was killed twice (memory, or a fault in a library)"
@@ -150,7 +158,9 @@ def after_death(job: CaseJob, outcome: CaseOutcome | None) -> CaseOutcome:
 
 
 def second_pass(jobs: Sequence[CaseJob], cases: Sequence[Case], plan: grids.GridPlan) -> list[CaseJob]:
-    """The jobs that write tensors once the grid is known. cases: what the first pass found, with their splits."""
+    """The jobs that write tensors once the grid is known. cases: what the first pass found, with their
+    splits.
+    """
     pending, by_id = [], {case.case_id: case for case in cases}
     for job in jobs:
         case = by_id.get(job.record.case_id)
@@ -218,7 +228,9 @@ def survey_key_of(recipe: Recipe, source: dict[str, Any], digest: str) -> str:
 
 
 def load_with_organs(job: CaseJob) -> tuple[LoadedCase, Volume | None]:
-    """(the case with the wanted structures, label map of the guide organs when the case's own labels are the guide)."""
+    """(the case with the wanted structures, label map of the guide organs when the case's own labels are the
+    guide).
+    """
     recipe, organs = job.recipe, job.recipe.own_organs
     # Organs first: where masks overlap the later one wins, and the target must not lose a voxel to its guide.
     loaded = load_case(job.record, (*organs, *recipe.structures), root=recipe.root, sides=recipe.sides)
@@ -233,7 +245,9 @@ def load_with_organs(job: CaseJob) -> tuple[LoadedCase, Volume | None]:
 
 
 def survey(job: CaseJob, loaded: LoadedCase, **known: Any) -> Case:
-    """What is known of a case before its grid is. known: its source and hashes. Raises CaseError LABEL_MISSING."""
+    """What is known of a case before its grid is. known: its source and hashes. Raises CaseError
+    LABEL_MISSING.
+    """
     recipe, case_id = job.recipe, job.record.case_id
     if loaded.label is None or all(state == UNLABELLED for state in loaded.states.values()):
         raise CaseError(
@@ -243,8 +257,8 @@ def survey(job: CaseJob, loaded: LoadedCase, **known: Any) -> Case:
             case=case_id,
         )
     findings = list(loaded.findings)
-    body = grids.kept_box(loaded.image, recipe.crop, recipe.margin_mm)
-    box = grids.extend_box(body, without_ignored(loaded.label))
+    body = grids.kept_extent(loaded.image, recipe.crop, recipe.margin_mm)
+    box = grids.extent_with(body, without_ignored(loaded.label))
     wider = max(
         np.abs(np.subtract(box.low_mm, body.low_mm)).max(),
         np.abs(np.subtract(box.high_mm, body.high_mm)).max(),
@@ -281,7 +295,7 @@ def without_ignored(label: Volume) -> Volume:
 
 
 def write_case(recipe: Recipe, plan: grids.GridPlan, loaded: LoadedCase, case: Case) -> Case:
-    """The case with its tensors and its reference written, and with warnings where the grid costs something."""
+    """The case with its tensors and reference written, and with warnings where the grid costs something."""
     label = loaded.label
     if label is None or case.body_box is None:
         raise ValueError("tensors need labels and a box")
@@ -319,11 +333,12 @@ def write_tensors(
     """(label on the canvas, the tensors written) of a case. part_only: only those around the structures."""
     scaled = window(grids.image_on_canvas(image, canvas).array, recipe.window_hu).astype(np.float16)
     canvas_label = grids.label_on_canvas(label, canvas)
-    start, shape = (0, 0, 0), canvas.shape
+    box = whole_box(canvas.shape)
     if part_only:
-        start, shape = grids.labelled_region(without_ignored(canvas_label))
+        box = grids.labelled_region(without_ignored(canvas_label))
+    start = box_start(box)
     tensors = []
-    for number, (d, h, w) in enumerate(grids.tensor_origins(shape)):
+    for number, (d, h, w) in enumerate(grids.tensor_origins(box_shape(box))):
         origin = (start[0] + d, start[1] + h, start[2] + w)
         part = tuple(slice(first, first + TENSOR_SIZE) for first in origin)
         path = recipe.workspace.tensors / f"{name}_{number:02d}.npz"
@@ -379,7 +394,7 @@ def grid_findings(
 
 
 def content_hash(image: Volume) -> str:
-    """sha256 of the voxels in canonical order, rounded to whole HU: equal for one scan in two file formats."""
+    """sha256 of the voxels in canonical order, in whole HU: equal for one scan in two file formats."""
     order, flips = canonical_axes(image.affine)
     array = np.transpose(image.array, order)
     array = np.flip(array, tuple(axis for axis, flip in enumerate(flips) if flip))

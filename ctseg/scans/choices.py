@@ -1,4 +1,6 @@
-"""What preprocessing makes of a data set: its structures, sides, guide organs and grid, as the settings and the scans ask for."""
+"""What preprocessing makes of a data set: its structures, sides, guide organs and grid, as the settings and
+the scans ask for.
+"""
 
 from __future__ import annotations
 
@@ -66,7 +68,9 @@ def keep_tensors_of_scans(workspace: Workspace) -> None:
 
 
 def check_guide(workspace: Workspace, data: DataSettings) -> None:
-    """Refuse a --guide that cannot be used whatever the scans are. Raises UsageError, PreconditionError GUIDE_TOOL_MISSING."""
+    """Refuse a --guide that cannot be used whatever the scans are. Raises UsageError, PreconditionError
+    GUIDE_TOOL_MISSING.
+    """
     path = Path(data.guide)
     if data.guide in ("none", "labels"):
         return
@@ -94,8 +98,8 @@ def check_guide(workspace: Workspace, data: DataSettings) -> None:
 def choose_structures(data_set: DataSet, data: DataSettings) -> tuple[str, ...]:
     """The structures asked for, in the order of the data set; for the synthetic cohort its own default.
 
-    Raises UsageError UNKNOWN_ORGAN, PreconditionError NO_DATA, and STRUCTURES_ALIKE for a name that says nothing and for two
-    that differ in spelling alone: they would be taken for each other.
+    Raises UsageError UNKNOWN_ORGAN, PreconditionError NO_DATA, and STRUCTURES_ALIKE for a name that says
+    nothing and for two that differ in spelling alone: they would be taken for each other.
     """
     wanted = tuple(data.structures)
     if not wanted and data_set.synthetic:
@@ -124,7 +128,9 @@ def choose_structures(data_set: DataSet, data: DataSettings) -> tuple[str, ...]:
 
 
 def known_name(name: str, told: str, names: Sequence[str]) -> str:
-    """The one of `names` that means the same as `name`; UsageError UNKNOWN_ORGAN otherwise. told: what the user wrote."""
+    """The one of `names` that means the same as `name`; UsageError UNKNOWN_ORGAN otherwise. told: what the
+    user wrote.
+    """
     found = structure_names.find(name, names)
     if found is None:
         where = "" if told == name else f"{told}: "
@@ -137,7 +143,9 @@ def known_name(name: str, told: str, names: Sequence[str]) -> str:
 
 
 def sides_of(data_set: DataSet, data: DataSettings, organs: Sequence[str]) -> Sides:
-    """Left and right among all structures of the data and the guide organs, and as data.pairs says. Raises UsageError."""
+    """Left and right among all structures of the data and the guide organs, and as data.pairs says. Raises
+    UsageError.
+    """
     names = list(dict.fromkeys([*data_set.structures, *organs]))
     declared = []
     for text in (part.strip() for item in data.pairs for part in item.split(";") if part.strip()):
@@ -156,7 +164,9 @@ def sides_of(data_set: DataSet, data: DataSettings, organs: Sequence[str]) -> Si
 def guide_source(
     workspace: Workspace, data: DataSettings, data_set: DataSet, structures: Sequence[str]
 ) -> GuideSource | None:
-    """Which organs guide the network and where their masks come from, unless a model predicts them. Raises UsageError."""
+    """Which organs guide the network and where their masks come from, unless a model predicts them. Raises
+    UsageError.
+    """
     organs = data.guide_organs
     if data.guide == "none" or data.guide.endswith(".pth"):
         return None
@@ -172,7 +182,9 @@ def guide_source(
 
 
 def with_leave(record: CaseRecord, data: DataSettings) -> CaseRecord:
-    """The case, with the leave to read what is refused otherwise; it stands in the manifest, so that every later stage reads the same."""
+    """The case, with the leave to read what is refused otherwise; it stands in the manifest, so that every
+    later stage reads the same.
+    """
     image, labels = record.image, record.labels
     if image.format == "dicom" and data.assume_hu:
         image = dataclasses.replace(image, assume_hu=True)
@@ -193,7 +205,9 @@ def known_plan(data: DataSettings, spacing_mm: Triple | None) -> GridPlan | None
 
 
 def choose_plan(train: Sequence[Case], data: DataSettings, spacing_mm: Triple | None) -> GridPlan:
-    """The grid that the training scans ask for: their median spacing, and for grid=auto whether one tensor holds the body."""
+    """The grid that the training scans ask for: their median spacing, and for grid=auto whether one tensor
+    holds the body.
+    """
     spacing = spacing_mm or np.median([canonical_grid(case.scan).spacing_mm for case in train], axis=0)
     d, h, w = (round(float(value), 4) for value in spacing)
     sizes_mm = [case.body_box.size_mm for case in train if case.body_box is not None]

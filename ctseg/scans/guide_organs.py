@@ -27,8 +27,8 @@ from ctseg.geometry.distance_maps import organ_masks
 from ctseg.geometry.grids import Index
 from ctseg.geometry.volume import Grid, Volume
 from ctseg.scans.datasets import gathering, metadata
+from ctseg.scans.datasets.masks import Naming, label_map, mask_files, tight
 from ctseg.scans.formats import nifti
-from ctseg.scans.masks import Naming, label_map, mask_files, tight
 
 KINDS = ("labels", "folder", "totalsegmentator")
 LEAK_DICE = 0.995  # a mask this equal to the reference is the reference, saved or resampled once more
@@ -58,14 +58,14 @@ class GuideSource:
         """A hash of what decides the guide of a case, so that changed masks are noticed. The voxels of the
         scan and its labels are not in it: whoever keeps guides knows them already."""
         content: list[Any] = [self.kind, self.organs]
-        found = _find(self.folder, case_id) if self.kind == "folder" and self.folder is not None else None
+        root = Path(self.folder or "")
+        found = _find(root, case_id) if self.kind == "folder" else None
         files: list[Path] = []
         if found is not None and found.is_dir():
             files = [path for path in sorted(found.rglob("*")) if gathering.volume_stem(path) is not None]
         elif found is not None:
             files = [path for path in (found, found.with_name("labels.json")) if path.exists()]
-        for path in files if found is not None else ():
-            content.append([path.relative_to(found.parent).as_posix(), file_hash(path)])
+        content += [[path.relative_to(root).as_posix(), file_hash(path)] for path in files]
         return canonical_hash(content)
 
 

@@ -1,4 +1,6 @@
-"""What preprocessing says of a data set as a whole: the content of `preprocess_report.json`, and when a run must stop."""
+"""What preprocessing says of a data set as a whole: the content of `preprocess_report.json`, and when a run
+must stop.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +51,8 @@ class Report:
     def check_skips(self, limit: float, file: str) -> None:
         """PreconditionError SKIP_LIMIT or NO_DATA when too few cases can be used. file: where they are named.
 
-        One faulty case alone never stops a run, unless the limit is 0. Cases without labels are left out and do not count.
+        One faulty case alone never stops a run, unless the limit is 0. Cases without labels are left out and
+        do not count.
         """
         errors = [finding for finding in self.findings if finding.severity == "ERROR"]
         faulty = len({finding.case for finding in errors if finding.code not in NO_FAULT})

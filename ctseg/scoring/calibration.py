@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
+from ctseg.geometry.boxes import bounding_box, grow
+
 BINS = 15
 CLIP = 1e-7  # probabilities are kept this far from 0 and 1 in the log likelihood
 BAND_STEPS = 5
@@ -127,8 +129,8 @@ def structure_sums(
     result["whole"].add(probability, reference)
     result["whole"].add_background(voxels - probability.size)
     either = reference | prediction
-    if (found := ndimage.find_objects(either.view(np.uint8))) and found[0] is not None:
-        near = tuple(slice(max(0, part.start - MARGIN), part.stop + MARGIN) for part in found[0])
+    if (box := bounding_box(either)) is not None:
+        near = grow(box, MARGIN, either.shape)
         band = boundary_band(reference=reference[near], prediction=prediction[near])
         result["band"].add(probability[near][band], reference[near][band])
     return result

@@ -18,6 +18,7 @@ import numpy as np
 from scipy import ndimage
 from scipy.spatial import cKDTree
 
+from ctseg.geometry.boxes import tight_box, union
 from ctseg.scoring import shells, surfel
 
 try:
@@ -65,7 +66,7 @@ def surface_distances(
         )
     if not prediction.any() or not reference.any():
         return None
-    box = joint_box(mask_box(prediction), mask_box(reference))
+    box = union(tight_box(prediction), tight_box(reference))
     return distances_in_box(
         prediction=np.ascontiguousarray(prediction[box]),
         reference=np.ascontiguousarray(reference[box]),
@@ -92,20 +93,6 @@ def check_masks(
         reference.astype(bool, copy=False),
         (spacing[0], spacing[1], spacing[2]),
     )
-
-
-def mask_box(mask: np.ndarray) -> tuple[slice, ...]:
-    """The bounding box of a mask that is not empty."""
-    box = []
-    for axis in range(3):
-        hit = np.flatnonzero(mask.any(axis=tuple(other for other in range(3) if other != axis)))
-        box.append(slice(int(hit[0]), int(hit[-1]) + 1))
-    return tuple(box)
-
-
-def joint_box(one: tuple[slice, ...], other: tuple[slice, ...]) -> tuple[slice, ...]:
-    """The smallest box that holds both."""
-    return tuple(slice(min(a.start, b.start), max(a.stop, b.stop)) for a, b in zip(one, other))
 
 
 def distances_in_box(

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from ctseg.geometry.boxes import Box, label_boxes, union
 from ctseg.scoring import distances as surfaces
 from ctseg.scoring import tolerances
-from ctseg.scoring.label_scan import Box, LabelScan
 
 Row = dict[str, Any]
 PRESENT, MISSED, HALLUCINATED, ABSENT = "present", "missed", "hallucinated", "absent"
@@ -24,6 +24,7 @@ STATES = (PRESENT, MISSED, HALLUCINATED, ABSENT, UNANNOTATED, UNEVALUABLE)
 # What a case may say about a structure, and the state that follows whatever the masks hold.
 _NOT_SCORED = {"unlabelled": UNANNOTATED, UNANNOTATED: UNANNOTATED, UNEVALUABLE: UNEVALUABLE}
 MAX_LABEL = 65535
+_PIECE = 1 << 16  # voxels counted at a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,19 +179,17 @@ def score_case(
         )
     prediction, reference, index_of, ignored = _compact(prediction, reference, structures, ignore_label)
     n_labels = int(max(prediction.max(initial=0), reference.max(initial=0), *index_of.values())) + 1
-    scan = LabelScan(prediction=prediction, reference=reference, n_labels=n_labels)
-    matrix = scan.matrix
+    matrix = confusion_matrix(prediction=prediction, reference=reference, n_labels=n_labels)
     matrix[0, 0] -= ignored
     members = [[index_of[label] for label in structure.labels] for structure in structures]
     counts = [_counts(matrix, member) for member in members]
     states = [_state(c, (annotation or {}).get(s.name)) for s, c in zip(structures, counts)]
-    wanted = sorted({i for member, state in zip(members, states) if state == PRESENT for i in member})
-    boxes = scan.boxes(wanted)
+    boxes = [label_boxes(array) for array in (prediction, reference)]
     rows = []
     for structure, member, count, state in zip(structures, members, counts, states):
         surface: dict[str, float | None] = {}
         if state == PRESENT:
-            box = _union([boxes[i] for i in member if i in boxes])
+            box = union(*(found[i] for found in boxes for i in member if i in found))
             pair = surfaces.distances_in_box(
                 prediction=_crop(prediction, box, member),
                 reference=_crop(reference, box, member),
@@ -253,8 +252,20 @@ def _renumber(array: np.ndarray, ids: list[int]) -> np.ndarray:
 
 
 def confusion_matrix(*, prediction: np.ndarray, reference: np.ndarray, n_labels: int) -> np.ndarray:
-    """(n_labels, n_labels) int64 voxel counts, [reference label, prediction label]; uint8 or uint16 labels below n_labels."""
-    return LabelScan(prediction=prediction, reference=reference, n_labels=n_labels).matrix
+    """(n_labels, n_labels) int64 voxel counts, [reference label, prediction label], of maps with labels below n_labels.
+
+    Piece by piece, so that temporaries stay in the cache; background in both, most of a scan, is counted by the rest.
+    """
+    flat = prediction.reshape(-1), reference.reshape(-1)
+    counts = np.zeros(n_labels**2, np.int64)
+    for first in range(0, reference.size, _PIECE):
+        predicted, true = (array[first : first + _PIECE] for array in flat)
+        labelled = np.flatnonzero(predicted | true)
+        counts += np.bincount(
+            true[labelled].astype(np.intp) * n_labels + predicted[labelled], minlength=counts.size
+        )
+    counts[0] += reference.size - counts.sum()
+    return counts.reshape(n_labels, n_labels)
 
 
 def _counts(matrix: np.ndarray, member: list[int]) -> Counts:
@@ -308,37 +319,6 @@ def _surface_columns(
         "nsd_by_tolerance": by_tolerance,
         "image_diagonal_mm": diagonal_mm,
     }
-
-
-# ---- boxes ------------------------------------------------------------------------------------------------
-
-
-def few_boxes(volume: np.ndarray, wanted: list[int]) -> dict[int, Box]:
-    """Boxes of a few labels, faster than `find_objects`, which looks for all of them: slabs of 16 slices."""
-    boxes: dict[int, Box] = {}
-    for label in wanted:
-        slices, plane = [], np.zeros(volume.shape[1:], bool)
-        for start in range(0, volume.shape[0], 16):
-            hit = volume[start : start + 16] == label
-            filled = np.flatnonzero(hit.reshape(hit.shape[0], -1).any(axis=1))
-            if filled.size:
-                slices += [start + int(filled[0]), start + int(filled[-1])]
-                plane |= hit[filled[0] : filled[-1] + 1].any(axis=0)
-        if slices:
-            rows, columns = np.flatnonzero(plane.any(axis=1)), np.flatnonzero(plane.any(axis=0))
-            boxes[label] = (
-                slice(slices[0], slices[-1] + 1),
-                slice(int(rows[0]), int(rows[-1]) + 1),
-                slice(int(columns[0]), int(columns[-1]) + 1),
-            )
-    return boxes
-
-
-def _union(boxes: list[Box]) -> Box:
-    box = boxes[0]
-    for other in boxes[1:]:
-        box = surfaces.joint_box(box, other)
-    return box
 
 
 def _crop(volume: np.ndarray, box: Box, member: list[int]) -> np.ndarray:

@@ -1,4 +1,6 @@
-"""The synthetic thorax: one tree of airways, where it belongs, that looks like CT and cannot simply be thresholded."""
+"""The synthetic thorax: one tree of airways, where it belongs, that looks like CT and cannot simply be
+thresholded.
+"""
 
 from __future__ import annotations
 
@@ -35,8 +37,10 @@ def label(patient: Drawing) -> np.ndarray:
 
 
 def branches_of_mask(mask: np.ndarray) -> int:
-    """Branches of a tree-like mask, known from its voxels alone: a wave runs from the top slice through the mask,
-    its fronts (two voxels thick) are pieces of branches; dead ends of a single front are roughness, not branches."""
+    """Branches of a tree-like mask, known from its voxels alone: a wave runs from the top slice through the
+    mask, its fronts (two voxels thick) are pieces of branches; dead ends of a single front are roughness, not
+    branches.
+    """
     voxels = np.argwhere(mask)
     pairs = cKDTree(voxels).query_pairs(1.8, output_type="ndarray")
     ends = np.concatenate([pairs, pairs[:, ::-1]])
@@ -94,10 +98,10 @@ def test_patients_vary_as_people_and_scanners_do() -> None:
         airway_task.sample_patient(np.random.default_rng([0, index, 31]), index, "full")
         for index in range(airway_task.PATIENTS)
     ]
-    assert 15 <= min(p.noise_hu for p in people) < 20 and 28 < max(p.noise_hu for p in people) <= 40
-    assert sum(p.order != (0, 1, 2) or any(p.flips) for p in people) >= 3
+    assert 15 <= min(p.scan.noise_hu for p in people) < 20 and 28 < max(p.scan.noise_hu for p in people) <= 40
+    assert sum(p.scan.order != (0, 1, 2) or any(p.scan.flips) for p in people) >= 3
     assert {p.emphysema > 0 for p in people} == {True, False}
-    assert all(1.25 <= side <= 1.6 for p in people for side in p.spacing_mm)
+    assert all(1.25 <= side <= 1.6 for p in people for side in p.scan.spacing_mm)
     assert max(p.wall for p in people) - min(p.wall for p in people) > 0.04 and all(
         0.1 <= p.wall <= 0.2 for p in people
     )
@@ -217,7 +221,7 @@ def test_left_is_left(patient: Drawing) -> None:
     assert places["lung_left"][0] > places["airway"][0] > places["lung_right"][0]
     top = np.argwhere(to_canonical(label).array == 1)
     assert (
-        top[:, 0].max() == label.array.shape[patient.patient.order.index(0)] - 1
+        top[:, 0].max() == label.array.shape[patient.patient.scan.order.index(0)] - 1
     )  # the trachea leaves at the head
 
 

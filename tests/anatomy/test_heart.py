@@ -182,7 +182,9 @@ def test_no_vein_touches_an_artery_and_none_is_labelled(patients: list[heart_lik
 
 
 def test_every_chamber_has_arteries_and_veins_nearby(patients: list[heart_like_task.Drawing]) -> None:
-    """No chamber alone gives the answer: each has vessels of both kinds within a few millimetres of its wall."""
+    """No chamber alone gives the answer: each has vessels of both kinds within a few millimetres of its
+    wall.
+    """
     wall = ("heart_myocardium", "heart_ventricle_right", "heart_atrium_left", "heart_atrium_right")
     for drawing in patients:
         label, spacing = drawing.picture.label.array, drawing.picture.label.spacing_mm
@@ -200,7 +202,9 @@ def test_every_chamber_has_arteries_and_veins_nearby(patients: list[heart_like_t
 
 
 def test_place_among_the_chambers_tells_artery_from_vein() -> None:
-    """Nearest neighbours in the distances to the guide organs, trained on other patients, are nearly always right."""
+    """Nearest neighbours in the distances to the guide organs, trained on other patients, are nearly always
+    right.
+    """
     found = []
     for index in range(8):
         drawing = heart_like_task.draw_with_vessels(1, index)

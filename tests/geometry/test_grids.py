@@ -73,7 +73,7 @@ def draw(grid: Grid) -> tuple[Volume, Volume]:
 
 
 def canvases(image: Volume, label: Volume) -> dict[str, Grid]:
-    box = grids.extend_box(grids.body_box(image, 10.0), label)
+    box = grids.extent_with(grids.kept_extent(image, "body", 10.0), label)
     own = grids.canonical_grid(image.grid).spacing_mm
     finer = (own[0] * 0.8, own[1] * 0.9, own[2] * 0.9)
     return {
@@ -122,7 +122,7 @@ def test_aligned_canvas_changes_no_voxel_value(name: str) -> None:
     np.testing.assert_array_equal(back[body], image.array[body])
     # One percent off still counts as the same spacing, two percent do not.
     own = grids.canonical_grid(image.grid).spacing_mm
-    box = grids.body_box(image, 10.0)
+    box = grids.kept_extent(image, "body", 10.0)
     near, far = (
         grids.window_grid(image.grid, box, (own[0] * f, own[1] * f, own[2] * f)) for f in (1.009, 1.02)
     )
@@ -146,7 +146,7 @@ def test_canvas_holds_the_body_and_keeps_anatomical_directions(name: str) -> Non
 
 def test_whole_is_the_finest_isotropic_spacing() -> None:
     scan = make_grid((10, 12, 14), (3, 2, 1), AXIAL)
-    canvas = grids.whole_grid(scan, grids.Box((-10, 0, 5), (54, 32, 37)))
+    canvas = grids.whole_grid(scan, grids.Extent((-10, 0, 5), (54, 32, 37)))
     assert canvas.shape == (128, 128, 128)
     np.testing.assert_allclose(canvas.spacing_mm, 0.5)  # 64 mm over 128 voxels
     centre = canvas.affine @ np.array([63.5, 63.5, 63.5, 1])
@@ -156,7 +156,7 @@ def test_whole_is_the_finest_isotropic_spacing() -> None:
 def test_windows_grow_into_the_scan_before_they_grow_into_air() -> None:
     scan = make_grid((200, 140, 100), (2, 2, 2), AXIAL)
     low = scan.affine[:3, 3][::-1] - 1  # lower edges along D, H, W
-    box = grids.Box((low[0] + 300, low[1] + 40, low[2] + 40), (low[0] + 380, low[1] + 80, low[2] + 80))
+    box = grids.Extent((low[0] + 300, low[1] + 40, low[2] + 40), (low[0] + 380, low[1] + 80, low[2] + 80))
     canvas = grids.window_grid(scan, box, (2, 2, 2))
     assert canvas.shape == (128, 128, 128)
     placement = grids.find_placement(canvas, scan)
@@ -183,25 +183,25 @@ def test_body_box_leaves_the_table_and_keeps_both_legs() -> None:
     image[inside(points, ((70, -20, 0), (45, 45, 200)))] = 30
     image[inside(points, ((-70, -20, 0), (35, 35, 200)))] = 30
     image[(points[..., 1] > 60) & (points[..., 1] < 75)] = 50  # the table, 15 mm thick, over the whole width
-    box = grids.body_box(Volume(image, grid.affine), 0.0)
+    box = grids.kept_extent(Volume(image, grid.affine), "body", 0.0)
     np.testing.assert_allclose(box.low_mm[1:], [-65, -105], atol=9)
     np.testing.assert_allclose(box.high_mm[1:], [25, 115], atol=9)
-    wider = grids.body_box(Volume(image, grid.affine), 10.0)
+    wider = grids.kept_extent(Volume(image, grid.affine), "body", 10.0)
     np.testing.assert_allclose(np.subtract(wider.high_mm[1:], box.high_mm[1:]), 10.0)
     assert wider.high_mm[0] == pytest.approx(100.0)  # never beyond the scan
 
 
 def test_scan_without_body_gives_the_whole_scan() -> None:
     grid = make_grid((10, 12, 14), (3, 2, 1), AXIAL)
-    box = grids.body_box(Volume(np.full(grid.shape, -1000.0, np.float32), grid.affine), 5.0)
+    box = grids.kept_extent(Volume(np.full(grid.shape, -1000.0, np.float32), grid.affine), "body", 5.0)
     np.testing.assert_allclose(box.size_mm, (30, 24, 14))
 
 
 def test_box_grows_to_hold_labels_outside_the_body() -> None:
     image, label = draw(GRIDS["ras_file"])
     label.array[2:4, 3:5, 78:80] = 2
-    box = grids.body_box(image, 0.0)
-    canvas = grids.whole_grid(image.grid, grids.extend_box(box, label))
+    box = grids.kept_extent(image, "body", 0.0)
+    canvas = grids.whole_grid(image.grid, grids.extent_with(box, label))
     assert grids.lost_fractions(label, canvas)[2] == 0.0
     assert (
         grids.lost_fractions(
@@ -281,7 +281,7 @@ def test_thin_structure_survives_a_coarse_canvas() -> None:
     """A tube 6 mm wide on voxels of 4 mm: never broken, and on average as large as it is."""
     grid = make_grid((60, 90, 90), (2, 1, 1), AXIAL)
     points = positions(grid)
-    canvas = grids.window_grid(grid, grids.Box((-60, -45, -45), (60, 45, 45)), (4, 4, 4))
+    canvas = grids.window_grid(grid, grids.Extent((-60, -45, -45), (60, 45, 45)), (4, 4, 4))
     ratios = []
     for x, y in ((0, 0), (1.3, 0.4), (2, 2), (0.7, 1.9), (3.1, 2.6), (2, 0.2)):
         tube = (((points[..., 0] - x) ** 2 + (points[..., 1] - y) ** 2) <= 3.0**2).astype(np.uint8)
@@ -351,7 +351,7 @@ def test_real_organs_come_back_through_both_grids(real_data: Path) -> None:
     label = Volume(np.zeros(stored.array.shape, np.uint8), stored.affine)
     for number, value in enumerate(ids.values(), start=1):
         label.array[stored.array == value] = number
-    box = grids.extend_box(grids.body_box(image, 10.0), label)
+    box = grids.extent_with(grids.kept_extent(image, "body", 10.0), label)
     for canvas, least in (
         (grids.whole_grid(image.grid, box), 0.97),
         (grids.window_grid(image.grid, box, (3, 3, 3)), 1.0),

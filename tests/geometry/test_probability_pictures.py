@@ -12,9 +12,10 @@ import visualize
 from ctseg.errors import CaseError
 from ctseg.geometry.volume import Volume
 from ctseg.reporting.pictures import tour
+from ctseg.reporting.pictures.subject import Subject
 from ctseg.reporting.pictures.surfaces import surface_at, surface_of
+from ctseg.scans.datasets.masks import Masks, open_masks
 from ctseg.scans.formats import nifti
-from ctseg.scans.masks import Masks, open_masks
 
 
 def fuzzy_ball(
@@ -99,12 +100,7 @@ def test_a_label_map_stored_as_floats_stays_a_label_map(folder):
 def test_values_that_are_no_probabilities_are_refused(folder, change, capsys):
     path, values = folder
     nifti.write_image(path / "logits.nii.gz", Volume(change(values.array), values.affine), dtype=np.float32)
-    assert (
-        visualize.main(
-            ["--input", str(path / "logits.nii.gz"), "--output", str(path / "a.gif"), "--renderer", "numpy"]
-        )
-        == 3
-    )
+    assert visualize.main(["--input", str(path / "logits.nii.gz"), "--output", str(path / "a.gif")]) == 3
     error = capsys.readouterr().err
     assert (
         "PROBABILITY_RANGE" in error and "probabilities (0 to 1)" in error and not (path / "a.gif").exists()
@@ -116,21 +112,11 @@ def test_the_level_moves_the_surface_and_stands_in_the_picture(folder):
     masks = {level: open_masks(path / "p", level=level) for level in (0.1, 0.5, 0.9)}
     sizes = {}
     for level, found in masks.items():
-        scene = tour.build_scene(found, ["liver"])
+        scene = tour.build_scene(Subject(found, ["liver"]))
         sizes[level] = float(np.ptp(scene.surfaces[0].points_mm[:, 2]))
-        assert scene.probabilities == ("liver",) and scene.level == level
+        assert scene.probabilities == ("liver",) and scene.subject.masks.level == level
     assert sizes[0.1] > sizes[0.5] + 3 and sizes[0.5] > sizes[0.9] + 3
-    words = [
-        "--input",
-        str(path / "p"),
-        "--width",
-        "200",
-        "--height",
-        "160",
-        "--renderer",
-        "numpy",
-        "--stills",
-    ]
+    words = ["--input", str(path / "p"), "--width", "200", "--height", "160", "--stills"]
     assert visualize.main([*words, str(path / "s"), "--level", "0.2"]) == 0
     wide = np.asarray(Image.open(path / "s" / "front.png")).astype(int)
     assert visualize.main([*words, str(path / "t"), "--level", "0.95"]) == 0
@@ -147,18 +133,7 @@ def test_a_folder_that_mixes_is_told(folder, capsys):
     nifti.write_label(
         path / "p" / "spleen.nii.gz", Volume((values.array > 0.7).astype(np.uint8), values.affine)
     )
-    words = [
-        "--input",
-        str(path / "p"),
-        "--width",
-        "160",
-        "--height",
-        "120",
-        "--renderer",
-        "numpy",
-        "--stills",
-        str(path / "s"),
-    ]
+    words = ["--input", str(path / "p"), "--width", "160", "--height", "120", "--stills", str(path / "s")]
     assert visualize.main(words) == 0
     said = "".join(capsys.readouterr())
     assert "MIXED_MASKS" in said and "liver" in said.split("MIXED_MASKS")[1]
@@ -177,17 +152,12 @@ def test_what_never_reaches_the_level_is_said_in_the_legend_and_in_the_error(fol
         stored.__getitem__,
         0.5,
     )
-    assert [text for text, _ in tour.build_scene(masks, masks.names).legend] == [
+    assert [text for text, _ in tour.build_scene(Subject(masks, masks.names)).legend] == [
         "liver",
         "spleen (below 0.5)",
     ]
     nifti.write_image(path / "weak.nii.gz", weak, dtype=np.float32)
-    assert (
-        visualize.main(
-            ["--input", str(path / "weak.nii.gz"), "--output", str(path / "a.gif"), "--renderer", "numpy"]
-        )
-        == 4
-    )
+    assert visualize.main(["--input", str(path / "weak.nii.gz"), "--output", str(path / "a.gif")]) == 4
     assert "lower --level" in capsys.readouterr().err
 
 

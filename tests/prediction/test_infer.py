@@ -18,8 +18,8 @@ import run_pipeline
 from ctseg import artifacts
 from ctseg.anatomy import write_cohort
 from ctseg.scans.datasets.find_scans import find_scans
+from ctseg.scans.datasets.masks import open_masks
 from ctseg.scans.formats import nifti, volume_files
-from ctseg.scans.masks import open_masks
 
 TINY = [
     "--workers",

@@ -461,7 +461,7 @@ def test_planes_follow_the_radiological_convention() -> None:
         ("R", "L", "S", "I"),
         ("A", "P", "S", "I"),
     ]
-    assert [p.pixel_mm((3, 2, 1)) for p in slices.PLANES] == [(2, 1), (3, 1), (3, 2)]
+    assert [p.size_mm((1, 1, 1), (3, 2, 1)) for p in slices.PLANES] == [(2, 1), (3, 1), (3, 2)]
 
 
 @pytest.mark.parametrize(
@@ -477,7 +477,9 @@ def test_picture_does_not_depend_on_how_the_file_is_stored(
     for how in (((0, 1, 2), (False, False, False)), (order, flips)):
         stream = io.BytesIO()
         slices.draw_case(
-            *(reorient(Volume(array, affine), *how) for array in (image, reference, prediction)),
+            slices.on_one_grid(
+                *(reorient(Volume(array, affine), *how) for array in (image, reference, prediction))
+            ),
             NAMES,
             stream,
         )
@@ -490,13 +492,7 @@ def test_label_on_another_grid_is_refused() -> None:
     shifted = np.eye(4)
     shifted[0, 3] = 5
     with pytest.raises(CaseError, match="LABEL_GRID"):
-        slices.draw_case(
-            Volume(image, np.eye(4)),
-            Volume(reference, shifted),
-            Volume(reference, np.eye(4)),
-            NAMES,
-            io.BytesIO(),
-        )
+        slices.on_one_grid(Volume(image, np.eye(4)), Volume(reference, shifted), Volume(reference, np.eye(4)))
 
 
 def test_slices_go_through_the_structure() -> None:
@@ -555,8 +551,9 @@ def test_unannotated_outline_is_named_in_the_legend(monkeypatch: pytest.MonkeyPa
             1
         ],
     )
-    volumes = [Volume(array, np.diag([3.0, 2.0, 1.0, 1.0])) for array in (image, reference, prediction)]
-    slices.draw_case(*volumes, NAMES, io.BytesIO(), remarks={"Rectum": "not annotated"}, synthetic=True)
+    affine = np.diag([3.0, 2.0, 1.0, 1.0])
+    case = slices.on_one_grid(*(Volume(array, affine) for array in (image, reference, prediction)))
+    slices.draw_case(case, NAMES, io.BytesIO(), remarks={"Rectum": "not annotated"}, synthetic=True)
     assert (
         "Rectum (not annotated)" in labels
         and "synthetic data" in labels

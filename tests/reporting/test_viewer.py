@@ -17,6 +17,7 @@ from pages import Elements
 from ctseg.errors import CaseError
 from ctseg.geometry.volume import Volume
 from ctseg.reporting import viewer
+from ctseg.reporting.pictures import slices
 from ctseg.reporting.results import Results
 
 BROWSER = next(
@@ -43,7 +44,11 @@ def page() -> str:
         {"model": "unet", "structures": list(NAMES)}, {"window_hu": [-160, 240], "synthetic": True}
     )
     return viewer.render(
-        found, [viewer.view_case(title, *volumes(), (-160.0, 240.0)) for title in ("case a", "case b")]
+        found,
+        [
+            viewer.view_case(title, slices.on_one_grid(*volumes()), (-160.0, 240.0))
+            for title in ("case a", "case b")
+        ],
     )
 
 
@@ -87,14 +92,13 @@ def test_large_scans_are_thinned_and_other_grids_refused():
     image, reference, prediction = volumes((40, 200, 380), (2.0, 1.0, 1.0))
     label = np.zeros(image.array.shape, dtype=np.uint8)
     label[5:35, 5:195, 5:370] = 1
-    case = viewer.view_case(
-        "big", image, Volume(label, image.affine), Volume(label, image.affine), (-160.0, 240.0)
-    )
+    same = Volume(label, image.affine)
+    case = viewer.view_case("big", slices.on_one_grid(image, same, same), (-160.0, 240.0))
     assert max(case.image.shape) <= viewer.LARGEST and case.spacing_mm == (2.0, 2.0, 3.0)
     moved = prediction.affine.copy()
     moved[0, 3] += 5
     with pytest.raises(CaseError, match="grid"):
-        viewer.view_case("moved", image, reference, Volume(prediction.array, moved), (-160.0, 240.0))
+        slices.on_one_grid(image, reference, Volume(prediction.array, moved))
 
 
 def browse(folder, text: str) -> str:
@@ -186,7 +190,7 @@ def test_scrolling_toggling_and_pointing_in_a_browser(tmp_path):
     assert (
         np.mean(seen["neither"]["right"]) > np.mean(seen["neither"]["left"]) + 20
     )  # the patient's left, brighter here, on the right
-    case = viewer.view_case("case", *volumes(), (-160.0, 240.0))
+    case = viewer.view_case("case", slices.on_one_grid(*volumes()), (-160.0, 240.0))
     d, h, w = case.image.shape
     assert (
         abs(seen["start"]["wide"] / seen["start"]["tall"] - w / h) < 0.05

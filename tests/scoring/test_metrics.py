@@ -15,7 +15,6 @@ from ctseg.scoring.metrics import (
     Counts,
     Structure,
     confusion_matrix,
-    few_boxes,
     image_diagonal_mm,
     mask_metrics,
     score_case,
@@ -709,7 +708,7 @@ def test_ignored_voxels_leave_every_count() -> None:
     assert np.array_equal(reference, label_map((1, slice(2, 6)), (9, slice(6, 8))))
 
 
-def test_confusion_matrix_and_boxes_over_chunk_borders() -> None:
+def test_confusion_matrix() -> None:
     rng = np.random.default_rng(0)
     one, other = (
         rng.integers(0, 4, (40, 50, 60)).astype(np.uint8),
@@ -717,10 +716,6 @@ def test_confusion_matrix_and_boxes_over_chunk_borders() -> None:
     )
     matrix = confusion_matrix(prediction=other, reference=one, n_labels=4)
     assert matrix[2, 3] == np.count_nonzero((one == 2) & (other == 3)) and matrix.sum() == one.size
-    sparse = np.zeros((40, 30, 20), np.uint8)
-    sparse[15:18, 4:9, 3] = 2
-    sparse[33, 2, 11:15] = 2
-    assert few_boxes(sparse, [1, 2]) == {2: (slice(15, 34), slice(2, 9), slice(3, 15))}
 
 
 # ---- aggregation ------------------------------------------------------------------------------------------

@@ -1,12 +1,12 @@
-"""Synthetic chest CT for learning airways: a bronchial tree with walls, vessels beside it, gaps and impostors.
+"""Synthetic chest CT for learning airways: a tree of bronchi with walls, vessels beside it, gaps and
+impostors.
 
-One patient from seed and number: `draw`. The tree stands in `airway_tree`, the body in `airway_chest`.
+One patient from seed and number: `draw`. The tree stands in `airway_tree.py`, the body in `chest.py`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import numpy as np
 from scipy.ndimage import gaussian_filter
@@ -14,7 +14,6 @@ from scipy.spatial import cKDTree
 
 from ctseg.anatomy.airway.airway_tree import (
     Branch,
-    Vessel,
     airways,
     along,
     arteries,
@@ -23,11 +22,11 @@ from ctseg.anatomy.airway.airway_tree import (
     oblique,
     veins,
 )
-from ctseg.anatomy.airway.chest import Build, Chest, blend, paint_body, paint_bones, paint_mediastinum, soft
+from ctseg.anatomy.airway.chest import Build, Chest, paint_body, paint_bones, paint_mediastinum, soft
+from ctseg.anatomy.chest_scan import Scan, blend, random_axes
 from ctseg.anatomy.implicit import Scene
 from ctseg.anatomy.picture import Picture
 from ctseg.anatomy.thin_tubes import AirwayLayer, TubeLayer, axis_voxels, lines_to_index, to_index
-from ctseg.geometry.volume import CANONICAL_DIRECTIONS, Volume, reorient
 
 IDS = {"airway": 1, "lung_left": 2, "lung_right": 3}
 TARGETS = ("airway",)
@@ -51,17 +50,15 @@ class Patient:
     gravity_hu: float  # how much denser the back of the lung is than its front
     emphysema: int  # number of dark spots
     gap_rate: float  # share of the thin branches with a gap
-    spacing_mm: tuple[float, float, float]
-    noise_hu: float
-    blur_mm: float
+    scan: Scan
     hu: dict[str, float]
-    order: tuple[int, int, int]
-    flips: tuple[bool, bool, bool]
 
 
 @dataclasses.dataclass(frozen=True)
 class Gap:
-    """A stretch of a branch without the usual contrast, whose label goes on. share: from where to where along it."""
+    """A stretch of a branch without the usual contrast, whose label goes on. share: from where to where along
+    it.
+    """
 
     branch: int
     share: tuple[float, float]
@@ -72,8 +69,8 @@ class Gap:
 class Drawing:
     """A drawn patient with what it was drawn from.
 
-    axes: per branch, the voxels (n, 3) of its centre line, on the picture's grid before its axes are reordered
-    (`to_canonical` leads back to it). gap_axes: the part of that inside each gap.
+    axes: per branch, the voxels (n, 3) of its centre line, on the picture's grid before its axes are
+    reordered (`to_canonical` leads back to it). gap_axes: the part of that inside each gap.
     """
 
     patient: Patient
@@ -93,7 +90,7 @@ def draw_with_tree(seed: int, index: int, size: str = "full") -> Drawing:
     """The same with the tree and the gaps it was drawn from."""
     rng = np.random.default_rng([seed, index, 31])
     patient = sample_patient(rng, index, size)
-    chest = Chest(patient.build)
+    chest, scan = Chest(patient.build), patient.scan
     cloud = chest.cloud(6.0, rng)
     fine = 1.0 if size == "full" else 2.6  # narrower vessels are not drawn
     paths = grow_tree(
@@ -107,80 +104,76 @@ def draw_with_tree(seed: int, index: int, size: str = "full") -> Drawing:
     tree = airways(paths, patient.finest_mm)
     gaps = choose_gaps(rng, tree, patient)
     vessels = arteries(paths) + veins(rng, cloud, chest.depth, tree, finest_mm=1.3 * fine)
-    scene = _scene(patient, rng)
-    lungs = _paint_chest(scene, chest, patient, rng)
-    _paint_vessels(scene, vessels, patient.hu["blood"])
-    _paint_emphysema(scene, chest, tree, patient, rng)
-    lumen, axes, gap_axes = _paint_airways(scene, tree, gaps, patient)
-    _scan(scene, patient, rng)
-    scene.label[lungs[1] <= 0] = IDS["lung_left"]
-    scene.label[lungs[-1] <= 0] = IDS["lung_right"]
-    scene.label[lumen] = IDS["airway"]
-    image, label = (
-        reorient(Volume(array, scene.affine), patient.order, patient.flips)
-        for array in (scene.hu, scene.label)
-    )
-    return Drawing(
-        patient, Picture(image, label, _facts(scene, tree, gaps, patient)), tree, gaps, axes, gap_axes
-    )
-
-
-def _facts(scene: Scene, tree: list[Branch], gaps: list[Gap], patient: Patient) -> dict[str, Any]:
-    """What the cohort's record says about a patient."""
+    low, high = extent(patient)
+    to_template = np.diag(1 / np.array(patient.size))
+    scene = scan.scene(high - low, 0.5 * (low + high)[::-1], to_template, patient.warp_mm, rng)
+    lungs = paint_chest(scene, chest, patient, rng)
+    layer = TubeLayer(scene)
+    for vessel, nodes in zip(vessels, lines_to_index(scene, [vessel.points for vessel in vessels])):
+        layer.add(nodes, vessel.radii)
+    blend(scene.hu, layer.share, patient.hu["blood"])
+    paint_emphysema(scene, chest, tree, patient, rng)
+    lumen, axes, gap_axes = paint_airways(scene, tree, gaps, patient)
+    scan.acquire(scene, (0.3, 0.55, 0.55), rng)
+    for name, mask in (("lung_left", lungs[1] <= 0), ("lung_right", lungs[-1] <= 0), ("airway", lumen)):
+        scene.label[mask] = IDS[name]
     voxel_ml = float(np.prod(scene.spacing_mm)) / 1000
-    airway, *lungs = (int((scene.label == number).sum()) for number in IDS.values())
-    return {
+    airway, *both = (int((scene.label == number).sum()) for number in IDS.values())
+    facts = {
         "branches": count_branches(tree),
         "generations": max(branch.generation for branch in tree),
         "gaps": len(gaps),
-        "lung_ml": round(sum(lungs) * voxel_ml, 1),
+        "lung_ml": round(sum(both) * voxel_ml, 1),
         "airway_ml": round(airway * voxel_ml, 1),
         "emphysema_spots": patient.emphysema,
         "trachea_mm": round(tree[0].diameter, 1),
-        "noise_hu": round(patient.noise_hu, 1),
-        "spacing_mm": [round(float(v), 4) for v in patient.spacing_mm],
+        "noise_hu": round(scan.noise_hu, 1),
+        "spacing_mm": [round(v, 4) for v in scan.spacing_mm],
     }
+    picture = Picture(scan.stored(scene, scene.hu), scan.stored(scene, scene.label), facts)
+    return Drawing(patient, picture, tree, gaps, axes, gap_axes)
+
+
+def extent(patient: Patient) -> tuple[np.ndarray, np.ndarray]:
+    """The corners of the scan around the chest: z, y, x in LPS mm, lowest and highest."""
+    fat, (x, y, z) = patient.build.fat_mm, patient.size
+    low = np.array([-200 * z, -(106 + fat) * y - 4, -(154 + fat) * x])
+    return low, np.array([112 * z, (140 + fat) * y + 6, (154 + fat) * x])
 
 
 def sample_patient(rng: np.random.Generator, index: int, size: str) -> Patient:
     """Who is scanned, and how. Every third scan has its axes in another order."""
-    spacing = (float(rng.uniform(1.35, 1.6)), *(float(rng.uniform(1.38, 1.58)),) * 2)
+    spacing = (rng.uniform(1.35, 1.6), *(rng.uniform(1.38, 1.58),) * 2)
     if size == "tiny":
         spacing = (TINY_SPACING_MM,) * 3
-    order, flips = tuple(int(v) for v in rng.permutation(3)), tuple(bool(v) for v in rng.integers(0, 2, 3))
-    if index % 3 != 2:
-        order, flips = (0, 1, 2), (False, False, False)
-    high = float(rng.uniform(-112, -98))
+    axes = random_axes(rng)
+    high = rng.uniform(-112, -98)
+    fat_mm, heart = rng.uniform(7, 16), rng.uniform(0.92, 1.06)
+    build = Build(fat_mm, heart, (high, high - rng.uniform(6, 16)), rng.uniform(0.8, 1.2))
+    x, y, z = rng.uniform(0.90, 1.0, 3).tolist()
     return Patient(
-        build=Build(
-            float(rng.uniform(7, 16)),
-            float(rng.uniform(0.92, 1.06)),
-            (high, high - float(rng.uniform(6, 16))),
-            float(rng.uniform(0.8, 1.2)),
-        ),
-        size=tuple(float(v) for v in rng.uniform((0.90, 0.90, 0.90), (1.0, 1.0, 1.0))),  # type: ignore[arg-type]
-        warp_mm=float(rng.uniform(1.2, 2.2)),
-        airway_width=float(rng.uniform(0.95, 1.06)),
-        finest_mm=float(rng.uniform(1.9, 2.25)) * (1.0 if size == "full" else 1.5),
-        wall=float(rng.uniform(0.10, 0.18)),
-        lung_hu=float(rng.uniform(-880, -840)),
-        gravity_hu=float(rng.uniform(20, 60)),
+        build=build,
+        size=(x, y, z),
+        warp_mm=rng.uniform(1.2, 2.2),
+        airway_width=rng.uniform(0.95, 1.06),
+        finest_mm=rng.uniform(1.9, 2.25) * (1.0 if size == "full" else 1.5),
+        wall=rng.uniform(0.10, 0.18),
+        lung_hu=rng.uniform(-880, -840),
+        gravity_hu=rng.uniform(20, 60),
         emphysema=int(rng.choice([0, 15, 40, 90])),
-        gap_rate=float(rng.uniform(0.08, 0.14)),
-        spacing_mm=spacing,
-        noise_hu=15 + 25 * float(rng.random()) ** 3,
-        blur_mm=float(rng.uniform(0.55, 0.75)),
+        gap_rate=rng.uniform(0.08, 0.14),
+        scan=Scan(
+            spacing, 15 + 25 * rng.random() ** 3, rng.uniform(0.55, 0.75), *(axes if index % 3 == 2 else ())
+        ),
         hu={
-            "fat": float(rng.uniform(-112, -98)),
-            "muscle": float(rng.uniform(45, 58)),
-            "blood": float(rng.uniform(34, 46)),
-            "liver": float(rng.uniform(50, 66)),
-            "spleen": float(rng.uniform(42, 52)),
-            "cortex": float(rng.uniform(480, 720)),
-            "marrow": float(rng.uniform(110, 200)),
+            "fat": rng.uniform(-112, -98),
+            "muscle": rng.uniform(45, 58),
+            "blood": rng.uniform(34, 46),
+            "liver": rng.uniform(50, 66),
+            "spleen": rng.uniform(42, 52),
+            "cortex": rng.uniform(480, 720),
+            "marrow": rng.uniform(110, 200),
         },
-        order=order,  # type: ignore[arg-type]
-        flips=flips,  # type: ignore[arg-type]
     )
 
 
@@ -196,80 +189,50 @@ def choose_gaps(rng: np.random.Generator, tree: list[Branch], patient: Patient) 
     for number, branch in enumerate(tree):
         if branch.diameter > 4.0 or branch.length < 7 or rng.random() > patient.gap_rate:
             continue
-        width = float(rng.uniform(3.0, 6.0)) + branch.diameter
-        middle, half = float(rng.uniform(0.4, 0.65)), min(0.5 * width / branch.length, 0.36)
-        hu = (
-            patient.lung_hu - float(rng.uniform(0, 35))
-            if rng.random() < 0.7
-            else float(rng.uniform(-780, -450))
-        )
+        width = rng.uniform(3.0, 6.0) + branch.diameter
+        middle, half = rng.uniform(0.4, 0.65), min(0.5 * width / branch.length, 0.36)
+        motion = rng.random() < 0.7
+        hu = patient.lung_hu - rng.uniform(0, 35) if motion else rng.uniform(-780, -450)
         gaps.append(Gap(number, (middle - half, middle + half), hu))
     return gaps
 
 
-def _scene(patient: Patient, rng: np.random.Generator) -> Scene:
-    """The grid around the chest, and the pose of the patient in it."""
-    fat = patient.build.fat_mm
-    low = np.array(
-        [-200 * patient.size[2], -(106 + fat) * patient.size[1] - 4, -(154 + fat) * patient.size[0]]
-    )
-    high = np.array([112 * patient.size[2], (140 + fat) * patient.size[1] + 6, (154 + fat) * patient.size[0]])
-    shape = tuple(int(n) for n in np.round((high - low) / patient.spacing_mm))
-    affine = np.eye(4)
-    affine[:3, :3] = CANONICAL_DIRECTIONS.T * np.array(patient.spacing_mm)
-    middle = 0.5 * (low + high)[::-1]
-    affine[:3, 3] = middle - affine[:3, :3] @ ((np.array(shape) - 1) / 2)
-    pose = np.eye(4)
-    pose[:3, :3] = np.diag(1 / np.array(patient.size))
-    return Scene(shape, affine, pose, rng, patient.warp_mm)  # type: ignore[arg-type]
-
-
-def _paint_chest(
+def paint_chest(
     scene: Scene, chest: Chest, patient: Patient, rng: np.random.Generator
 ) -> dict[int, np.ndarray]:
-    """Everything but vessels and airways of the lungs. Returns the lungs' functions by side (1 left, -1 right)."""
+    """Everything but vessels and airways of the lungs. Returns the lungs' functions by side (1 left, -1
+    right).
+    """
     blotch = scene.smooth_field(rng, 9.0)
-    cavity = chest.cavity(scene.x, scene.y, scene.z)
-    diaphragm = chest.diaphragm(scene.x, scene.y, scene.z)
-    paint_body(scene, chest, cavity, diaphragm, patient.hu, blotch)
-    paint_mediastinum(scene, chest, cavity, diaphragm, patient.hu)
+    cavities = chest.cavities(scene.x, scene.y, scene.z)
+    paint_body(scene, chest, cavities, patient.hu, blotch)
+    paint_mediastinum(scene, chest, cavities, patient.hu)
     paint_bones(scene, chest, patient.hu, blotch)
-    around = np.maximum(cavity, diaphragm)
-    lungs = {side: chest.lung(side, scene.x, scene.y, scene.z, around) for side in (1, -1)}
-    _paint_lungs(scene, patient, np.minimum(lungs[1], lungs[-1]), blotch, rng)
-    return lungs
+    paint_lungs(scene, patient, np.minimum(cavities.lungs[1], cavities.lungs[-1]), blotch, rng)
+    return cavities.lungs
 
 
-def _paint_lungs(
+def paint_lungs(
     scene: Scene, patient: Patient, inside: np.ndarray, blotch: np.ndarray, rng: np.random.Generator
 ) -> None:
     """Parenchyma: denser towards the back, clouded, grainy, with thin bright fissures."""
     voxel = float(scene.spacing_mm.mean())
     share = soft(inside, voxel)
-    where = np.flatnonzero(share.ravel() > 0)
-    x, y, z = (axis.ravel()[where] for axis in (scene.x, scene.y, scene.z))
-    grain = gaussian_filter(
-        rng.standard_normal(scene.shape, dtype=np.float32), 1.6 / voxel, truncate=2.5
-    ).ravel()[where]
-    hu = patient.lung_hu + patient.gravity_hu * y / 180 + 9 * blotch.ravel()[where] + 14 * grain / grain.std()
+    where = share > 0
+    x, y, z = scene.x[where], scene.y[where], scene.z[where]
+    noise = rng.standard_normal(scene.shape, dtype=np.float32)
+    grain = gaussian_filter(noise, 1.6 / voxel, truncate=2.5)[where]
+    hu = patient.lung_hu + patient.gravity_hu * y / 180 + 9 * blotch[where] + 14 * grain / grain.std()
     points = np.stack([x, y, z], axis=1)
-    bump = 7 * scene.smooth_field(rng, 45.0).ravel()[where]
+    bump = 7 * scene.smooth_field(rng, 45.0)[where]
     split = oblique(points) + bump
     hu += _FISSURE_HU * np.clip(1 - np.abs(split) / voxel, 0, 1)
     middle = np.abs(horizontal(points) + bump)
     hu += _FISSURE_HU * np.clip(1 - middle / voxel, 0, 1) * ((x < 0) & (split > 0))
-    flat = scene.hu.ravel()
-    flat[where] += share.ravel()[where] * (hu.astype(np.float32) - flat[where])
+    scene.hu[where] += share[where] * (hu - scene.hu[where])
 
 
-def _paint_vessels(scene: Scene, vessels: list[Vessel], blood: float) -> None:
-    layer = TubeLayer(scene)
-    for vessel, index in zip(vessels, lines_to_index(scene, [vessel.points for vessel in vessels])):
-        layer.add(index, vessel.radii)
-    blend(scene.hu, layer.share, blood)
-
-
-def _paint_emphysema(
+def paint_emphysema(
     scene: Scene, chest: Chest, tree: list[Branch], patient: Patient, rng: np.random.Generator
 ) -> None:
     """Dark spots of destroyed lung, mostly in the upper lobes: what looks like an airway and is none."""
@@ -287,54 +250,37 @@ def _paint_emphysema(
     blend(scene.hu, layer.share, -970.0)
 
 
-def _paint_airways(
+def paint_airways(
     scene: Scene, tree: list[Branch], gaps: list[Gap], patient: Patient
 ) -> tuple[np.ndarray, list[np.ndarray], list[np.ndarray]]:
-    """Walls and lumens, over everything else. Returns the lumen's mask and the voxels of all axes and of the gaps."""
+    """Walls and lumens, over everything else.
+
+    Returns the lumen's mask and the voxels of all axes and of those in gaps.
+    """
     layer = AirwayLayer(scene)
     by_branch = {gap.branch: gap for gap in gaps}
-    fine = np.linspace(
-        0, 1, 13
-    )  # branches with a gap in twelve pieces, to open and close the lumen between them
+    fine = np.linspace(0, 1, 13)  # a branch with a gap in twelve pieces, to close some of them
     lines = [along(b.points, fine) if number in by_branch else b.points for number, b in enumerate(tree)]
     axes, gap_axes = [], []
     for number, (branch, index) in enumerate(zip(tree, lines_to_index(scene, lines))):
-        gap = by_branch.get(number)
-        lumen, wall = np.full(len(index) - 1, AIR_HU), np.full(len(index) - 1, _wall_hu(branch.diameter))
-        if gap is not None:
+        lumen, wall = np.full(len(index) - 1, AIR_HU), np.full(len(index) - 1, wall_hu(branch.diameter))
+        if gap := by_branch.get(number):
             middle = 0.5 * (fine[1:] + fine[:-1])
             closed = np.flatnonzero((middle > gap.share[0]) & (middle < gap.share[1]))
             lumen[closed], wall[closed] = gap.lumen_hu, max(gap.lumen_hu, patient.lung_hu)
             gap_axes.append(axis_voxels(index[closed[0] : closed[-1] + 2], scene.shape))
-        layer.add_airway(
-            index,
-            np.full(len(index), 0.5 * branch.diameter),
-            min(patient.wall * branch.diameter, 1.7),
-            lumen,
-            wall,
-        )
+        thickness = min(patient.wall * branch.diameter, 1.7)
+        layer.add_airway(index, np.full(len(index), 0.5 * branch.diameter), thickness, lumen, wall)
         axes.append(axis_voxels(index, scene.shape))
     rim = np.maximum(layer.outer - layer.share, 0)
     scene.hu += rim * (layer.wall_hu - scene.hu) + layer.share * (layer.lumen_hu - scene.hu)
-    mask = layer.share > 0.5
-    mask[tuple(np.concatenate(axes).T)] = True
-    return mask, axes, gap_axes
+    return layer.mask(axes), axes, gap_axes
 
 
-def _wall_hu(diameter: float) -> float:
+def wall_hu(diameter: float) -> float:
     """Attenuation of a wall: that of tissue in wide bronchi, near that of lung in the narrowest.
 
-    Walls of real small bronchi are so thin that they fade into the lung; drawn as tissue at these voxel sizes they
-    would outweigh the lumen's air, and the narrow airways would be bright lines.
+    Walls of real small bronchi are so thin that they fade into the lung; drawn as tissue at these voxel sizes
+    they would outweigh the lumen's air, and the narrow airways would be bright lines.
     """
     return -800 + 840 * float(np.clip((diameter - 1.8) / 7.5, 0, 1))
-
-
-def _scan(scene: Scene, patient: Patient, rng: np.random.Generator) -> None:
-    """The scanner: blur, noise with the grain of a reconstruction kernel, whole HU within 12 bit."""
-    scene.hu = gaussian_filter(scene.hu, patient.blur_mm / scene.spacing_mm, truncate=3.0)
-    noise = gaussian_filter(
-        rng.standard_normal(scene.shape, dtype=np.float32), (0.3, 0.55, 0.55), truncate=3.0
-    )
-    scene.hu += noise * np.float32(patient.noise_hu / noise.std())
-    np.clip(np.rint(scene.hu, out=scene.hu), -1024, 3071, out=scene.hu)

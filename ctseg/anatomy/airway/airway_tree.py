@@ -1,10 +1,10 @@
 """A bronchial tree in the lungs, and the vessels that go with it.
 
-Trachea, main and lobar bronchi come from a table (Boyden's usual pattern). Below them the tree fills each region
-of the lung by dividing the space it supplies (Kitaoka et al. 1999, doi 10.1152/jappl.1999.87.6.2207; Tawhai et al.
-2000, doi 10.1114/1.1289457): a branch ends on its way to the middle of its region, the region is cut in two across
-its longest side, and each half gets a child. A child's width follows from its share of the region, d_child =
-d_parent * share ** (1 / 2.8), which keeps the flow.
+Trachea, main and lobar bronchi come from a table (Boyden's usual pattern). Below them the tree fills each
+region of the lung by dividing the space it supplies (Kitaoka et al. 1999, doi 10.1152/jappl.1999.87.6.2207;
+Tawhai et al. 2000, doi 10.1114/1.1289457): a branch ends on its way to the middle of its region, the region
+is cut in two across its longest side, and each half gets a child. A child's width follows from its share of
+the region, d_child = d_parent * share ** (1 / 2.8), which keeps the flow.
 
 Coordinates are template mm: x to the patient's left, y to the back, z to the head, z = 0 at the carina.
 """
@@ -13,11 +13,14 @@ from __future__ import annotations
 
 import dataclasses
 import heapq
-import itertools
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 from scipy.spatial import cKDTree
+
+from ctseg.anatomy.shape_tables import read_table
+from ctseg.anatomy.thin_tubes import arc_mm
 
 Depth = Callable[[np.ndarray], np.ndarray]  # points (n, 3) -> mm inside the lung, negative outside
 
@@ -31,10 +34,11 @@ _CLEAR_MM = 2.6  # between the walls of branches that do not share a joint
 
 @dataclasses.dataclass
 class Branch:
-    """A stretch of tube between two joints. points: (n, 3) template mm from the proximal end; diameter: lumen, mm.
+    """A stretch of tube between two joints. points: (n, 3) template mm from the proximal end; diameter:
+    lumen, mm.
 
-    parent: number in the tree's list, -1 for the trachea. joint: unit vector across the plane in which the branch
-    divides; the artery runs on this side.
+    parent: number in the tree's list, -1 for the trachea. joint: unit vector across the plane in which the
+    branch divides; the artery runs on this side.
     """
 
     name: str
@@ -55,37 +59,32 @@ class Branch:
 
     @property
     def length(self) -> float:
-        return float(np.linalg.norm(np.diff(self.points, axis=0), axis=1).sum())
+        return float(arc_mm(self.points)[-1])
 
 
-# name, parent, end points, diameter mm, way on which the artery lies. The trachea starts above the scan.
-_TRUNKS: tuple[tuple[str, str, list[tuple[float, float, float]], float, tuple[float, float, float]], ...] = (
-    ("trachea", "", [(0, -8, 128), (-1, -3, 100), (-2, 4, 66), (-2, 11, 32), (0, 18, 0)], 17.0, (0, -1, 0)),
-    ("right_main", "trachea", [(-8, 20, -11), (-15, 22, -21)], 13.2, (-0.3, -0.9, 0)),
-    ("right_upper", "right_main", [(-25, 22, -21), (-34, 22, -17)], 8.4, (-0.1, -0.9, -0.3)),
-    ("intermediate", "right_main", [(-19, 24, -33), (-23, 25, -45)], 10.6, (-0.9, -0.4, 0)),
-    ("right_middle", "intermediate", [(-36, 15, -51), (-51, 5, -58)], 6.6, (-0.5, 0, 0.85)),
-    ("right_lower", "intermediate", [(-27, 29, -54), (-31, 32, -61)], 9.2, (-0.9, -0.4, 0)),
-    ("right_superior", "right_lower", [(-36, 41, -62), (-42, 51, -59)], 5.4, (-0.2, 0.1, 0.95)),
-    ("right_basal", "right_lower", [(-37, 34, -72), (-42, 36, -82)], 8.0, (-0.9, -0.4, 0)),
-    ("left_main", "trachea", [(10, 20, -10), (26, 24, -25), (40, 26, -36)], 11.4, (0, -0.3, 0.95)),
-    ("left_upper", "left_main", [(49, 22, -36), (57, 15, -36)], 8.8, (0.1, 0.5, 0.85)),
-    ("left_division", "left_upper", [(62, 11, -28), (66, 8, -19)], 7.2, (0.2, 0.8, 0.5)),
-    ("lingula", "left_upper", [(67, 6, -43), (78, -1, -51)], 5.8, (0.5, 0.2, 0.8)),
-    ("left_lower", "left_main", [(44, 31, -46), (47, 35, -56)], 9.0, (0.95, -0.3, 0)),
-    ("left_superior", "left_lower", [(51, 44, -57), (56, 53, -54)], 5.4, (0.2, 0.1, 0.95)),
-    ("left_basal", "left_lower", [(51, 37, -67), (56, 38, -78)], 7.6, (0.95, -0.3, 0)),
+NODES = read_table(Path(__file__).with_name("bronchi.csv"))
+# name, parent, diameter mm, way on which the artery lies. The trachea starts above the scan.
+_TRUNKS: tuple[tuple[str, str, float, tuple[float, float, float]], ...] = (
+    ("trachea", "", 17.0, (0, -1, 0)),
+    ("right_main", "trachea", 13.2, (-0.3, -0.9, 0)),
+    ("right_upper", "right_main", 8.4, (-0.1, -0.9, -0.3)),
+    ("intermediate", "right_main", 10.6, (-0.9, -0.4, 0)),
+    ("right_middle", "intermediate", 6.6, (-0.5, 0, 0.85)),
+    ("right_lower", "intermediate", 9.2, (-0.9, -0.4, 0)),
+    ("right_superior", "right_lower", 5.4, (-0.2, 0.1, 0.95)),
+    ("right_basal", "right_lower", 8.0, (-0.9, -0.4, 0)),
+    ("left_main", "trachea", 11.4, (0, -0.3, 0.95)),
+    ("left_upper", "left_main", 8.8, (0.1, 0.5, 0.85)),
+    ("left_division", "left_upper", 7.2, (0.2, 0.8, 0.5)),
+    ("lingula", "left_upper", 5.8, (0.5, 0.2, 0.8)),
+    ("left_lower", "left_main", 9.0, (0.95, -0.3, 0)),
+    ("left_superior", "left_lower", 5.4, (0.2, 0.1, 0.95)),
+    ("left_basal", "left_lower", 7.6, (0.95, -0.3, 0)),
 )
-REGIONS = (
-    "right_upper",
-    "right_middle",
-    "right_superior",
-    "right_basal",
-    "left_division",
-    "lingula",
-    "left_superior",
-    "left_basal",
-)
+# Each side: above the oblique and the horizontal fissure, between them, top and base of the lower lobe.
+RIGHT_REGIONS = ("right_upper", "right_middle", "right_superior", "right_basal")
+LEFT_REGIONS = ("left_division", "lingula", "left_superior", "left_basal")
+REGIONS = (*RIGHT_REGIONS, *LEFT_REGIONS)
 
 
 def oblique(points: np.ndarray) -> np.ndarray:
@@ -102,23 +101,19 @@ def horizontal(points: np.ndarray) -> np.ndarray:
 def regions(points: np.ndarray) -> dict[str, np.ndarray]:
     """Points (n, 3) inside the lungs, by the bronchus that supplies them."""
     left, lower = points[:, 0] > 0, oblique(points) < 0
-    caudal = horizontal(points) < 0
-    basal = points[:, 2] < -66
-    pick = {
-        "right_upper": ~left & ~lower & ~caudal,
-        "right_middle": ~left & ~lower & caudal,
-        "right_superior": ~left & lower & ~basal,
-        "right_basal": ~left & lower & basal,
-        "left_division": left & ~lower & ~caudal,
-        "lingula": left & ~lower & caudal,
-        "left_superior": left & lower & ~basal,
-        "left_basal": left & lower & basal,
+    caudal, basal = horizontal(points) < 0, points[:, 2] < -66
+    lobes = (~lower & ~caudal, ~lower & caudal, lower & ~basal, lower & basal)
+    return {
+        name: points[side & lobe]
+        for names, side in ((RIGHT_REGIONS, ~left), (LEFT_REGIONS, left))
+        for name, lobe in zip(names, lobes)
     }
-    return {name: points[chosen] for name, chosen in pick.items()}
 
 
 def airways(tree: list[Branch], finest_mm: float) -> list[Branch]:
-    """The branches with a lumen of at least `finest_mm`, with parents numbered anew. The trachea comes first."""
+    """The branches with a lumen of at least `finest_mm`, with parents numbered anew. The trachea comes
+    first.
+    """
     kept = [number for number, branch in enumerate(tree) if branch.diameter >= finest_mm]
     place = {number: k for k, number in enumerate(kept)} | {-1: -1}
     return [dataclasses.replace(tree[number], parent=place[tree[number].parent]) for number in kept]
@@ -143,23 +138,25 @@ def grow_tree(
     airway_mm: from this lumen on, branches keep clear of each other; narrower ones only guide vessels.
     finest_mm: narrower branches are not grown. width: all diameters of the table times this.
     """
-    tree = _trunks(rng, width)
+    tree = trunks(rng, width)
     supply = regions(cloud)
     for branch in tree:
         branch.cloud = supply.get(branch.name)
-    return _grow(rng, tree, depth, finest_mm, airway_mm)
+    return grow(rng, tree, depth, finest_mm, airway_mm)
 
 
-def _grow(
+def grow(
     rng: np.random.Generator, tree: list[Branch], depth: Depth, finest_mm: float, clear_mm: float
 ) -> list[Branch]:
-    """Divide every branch that has a region, again and again. clear_mm: narrower branches may touch others."""
-    taken = _Taken(tree, clear_mm)
+    """Divide every branch that has a region, again and again. clear_mm: narrower branches may touch
+    others.
+    """
+    taken = Taken(tree, clear_mm)
     order = [(-branch.diameter, number) for number, branch in enumerate(tree) if branch.cloud is not None]
     heapq.heapify(order)  # the widest first: they find free space
     while order:
         _, number = heapq.heappop(order)
-        for child in _divide(rng, tree, number, depth, taken, finest_mm):
+        for child in divide(rng, tree, number, depth, taken, finest_mm):
             tree.append(child)
             taken.add(child, len(tree) - 1)
             if child.cloud is not None and len(child.cloud) >= 10:
@@ -167,35 +164,27 @@ def _grow(
     return tree
 
 
-def _trunks(rng: np.random.Generator, width: float) -> list[Branch]:
+def trunks(rng: np.random.Generator, width: float) -> list[Branch]:
     """Trachea to lobar bronchi, a little different in everyone."""
     tree: list[Branch] = []
-    number: dict[str, int] = {}
-    shifts: dict[str, np.ndarray] = {"": np.zeros(3)}
-    for name, parent, ends, diameter, side in _TRUNKS:
-        begin = [] if not parent else [tree[number[parent]].end]
-        shift = shifts[parent] + (rng.normal(0, 1.0, 3) if parent else 0.0)
-        points = np.array([*begin, *(np.array(p) + shift for p in ends)], dtype=np.float64)
-        shifts[name] = shift
+    number = {"": -1}
+    shifts = {"": np.zeros(3)}
+    for name, parent, diameter, side in _TRUNKS:
+        up, points = number[parent], NODES[name]
+        shifts[name] = shifts[parent]
+        generation = 0
+        if parent:
+            shifts[name] = shifts[parent] + rng.normal(0, 1.0, 3)
+            points = np.vstack([tree[up].end, points + shifts[name]])
+            generation = tree[up].generation + 1
         number[name] = len(tree)
-        up = number.get(parent, -1)
-        tree.append(
-            Branch(
-                name,
-                smooth_line(points),
-                diameter * width * float(rng.uniform(0.96, 1.04)),
-                up,
-                tree[up].generation + 1 if up >= 0 else 0,
-                unit(np.array(side, dtype=np.float64)),
-            )
-        )
+        lumen = diameter * width * rng.uniform(0.96, 1.04)
+        tree.append(Branch(name, smooth_line(points), lumen, up, generation, unit(np.array(side, float))))
     return tree
 
 
 def smooth_line(points: np.ndarray, per_piece: int = 3) -> np.ndarray:
-    """The nodes with a Catmull-Rom curve between them; first and last stay."""
-    if len(points) < 3:
-        return points
+    """The nodes (n, 3), n > 2, with a Catmull-Rom curve between them; first and last stay."""
     padded = np.concatenate([2 * points[:1] - points[1:2], points, 2 * points[-1:] - points[-2:-1]])
     t = np.arange(per_piece)[:, None] / per_piece
     parts = [
@@ -205,51 +194,41 @@ def smooth_line(points: np.ndarray, per_piece: int = 3) -> np.ndarray:
     return np.concatenate([*parts, points[-1:]])
 
 
-class _Taken:
+class Taken:
     """Where branches run already, to keep new ones away."""
 
     def __init__(self, tree: list[Branch], clear_mm: float):
         self._clear_mm = clear_mm
-        self._parts: list[np.ndarray] = []  # x, y, z, radius, number
+        self._known = np.empty((0, 5))  # x, y, z, radius, number
         for number, branch in enumerate(tree):
             self.add(branch, number)
 
     def add(self, branch: Branch, number: int) -> None:
-        if branch.diameter < self._clear_mm:
-            return
-        length = max(2, int(branch.length / 2))
-        points = along(branch.points, np.linspace(0, 1, length))
-        self._parts.append(
-            np.column_stack(
-                [points, np.full(len(points), 0.65 * branch.diameter), np.full(len(points), number)]
-            )
-        )
-        if len(self._parts) > 64:
-            self._parts = [np.concatenate(self._parts)]
+        """Remember a branch, unless it is too narrow to matter."""
+        if branch.diameter >= self._clear_mm:
+            points = along(branch.points, np.linspace(0, 1, max(2, int(branch.length / 2))))
+            rows = np.column_stack([points, np.tile((0.65 * branch.diameter, number), (len(points), 1))])
+            self._known = np.concatenate([self._known, rows])
 
     def free(self, branch: Branch, kin: tuple[int, ...]) -> bool:
         """Whether a new branch keeps clear of all others but its kin, beyond the joint."""
-        if branch.diameter < self._clear_mm or not self._parts:
+        if branch.diameter < self._clear_mm:
             return True
-        points, radius = along(branch.points, np.linspace(0.35, 1, 5)), 0.65 * branch.diameter
-        known = np.concatenate(self._parts)
-        known = known[~np.isin(known[:, 4], kin)]
-        near = known[(np.abs(known[:, :3] - points.mean(axis=0)) < 45).all(axis=1)]
-        if not len(near):
-            return True
+        points = along(branch.points, np.linspace(0.35, 1, 5))
+        near = self._known[(np.abs(self._known[:, :3] - points.mean(axis=0)) < 45).all(axis=1)]
+        near = near[~np.isin(near[:, 4], kin)]
         gaps = np.linalg.norm(near[:, None, :3] - points[None], axis=2) - near[:, 3:4]
-        return bool(gaps.min() > radius + _CLEAR_MM)
+        return bool((gaps > 0.65 * branch.diameter + _CLEAR_MM).all())
 
 
 def along(points: np.ndarray, share: np.ndarray) -> np.ndarray:
     """Points (len(share), 3) at shares 0..1 of a line's length."""
-    steps = np.linalg.norm(np.diff(points, axis=0), axis=1)
-    way = np.concatenate([[0], np.cumsum(steps)]) / max(steps.sum(), 1e-9)
-    return np.stack([np.interp(share, way, points[:, k]) for k in range(3)], axis=1)
+    way = arc_mm(points)
+    return np.stack([np.interp(share, way / max(way[-1], 1e-9), column) for column in points.T], axis=1)
 
 
-def _divide(
-    rng: np.random.Generator, tree: list[Branch], number: int, depth: Depth, taken: _Taken, finest_mm: float
+def divide(
+    rng: np.random.Generator, tree: list[Branch], number: int, depth: Depth, taken: Taken, finest_mm: float
 ) -> list[Branch]:
     """The two children of a branch, or none where space or width do not allow them."""
     parent = tree[number]
@@ -257,12 +236,14 @@ def _divide(
     if cloud is None or parent.diameter * _RATIO[1] < finest_mm:
         return []
     for attempt in range(_TRIES):
-        halves = _halves(rng, cloud, parent.end)
-        children = [
-            _child(rng, parent, number, half, len(half) / len(cloud), depth, attempt) for half in halves
-        ]
+        halves = cut_region(rng, cloud, parent.end)
+        children = [make_child(rng, parent, number, half, depth, attempt) for half in halves]
+        # Lobar bronchi end at the root of the lung: their children begin there.
+        first, margin_mm = 2 if parent.generation > 3 else 3, 3.0 - 0.4 * attempt
         if all(
-            _fits(child, depth, taken, (number, parent.parent), 3.0 - 0.4 * attempt) for child in children
+            depth(child.points[first:]).min() >= 0.65 * child.diameter + margin_mm
+            and taken.free(child, (number, parent.parent))
+            for child in children
         ):
             plane = unit(np.cross(children[0].direction, children[1].direction))
             parent.joint = plane if plane @ parent.joint >= 0 else -plane
@@ -272,51 +253,46 @@ def _divide(
     return []
 
 
-def _halves(rng: np.random.Generator, cloud: np.ndarray, start: np.ndarray) -> list[np.ndarray]:
+def cut_region(rng: np.random.Generator, cloud: np.ndarray, start: np.ndarray) -> list[np.ndarray]:
     """The region cut across its longest side as seen from `start`, into unequal halves."""
     middle = cloud.mean(axis=0)
     ahead = unit(middle - start)
     flat = cloud - middle
     flat = flat - np.outer(flat @ ahead, ahead)
     _, vectors = np.linalg.eigh(flat.T @ flat)
-    across = unit(vectors[:, 2] + 0.18 * rng.normal(size=3))
-    place = flat @ across
+    place = flat @ unit(vectors[:, 2] + 0.18 * rng.normal(size=3))
     cut = np.quantile(place, rng.uniform(0.33, 0.67))
     return [cloud[place <= cut], cloud[place > cut]]
 
 
-def _child(
-    rng: np.random.Generator,
-    parent: Branch,
-    number: int,
-    cloud: np.ndarray,
-    share: float,
-    depth: Depth,
-    attempt: int,
+def make_child(
+    rng: np.random.Generator, parent: Branch, number: int, cloud: np.ndarray, depth: Depth, attempt: int
 ) -> Branch:
-    """A branch towards the middle of its region, leaving its parent in a soft bend."""
-    ratio = float(np.clip(share ** (1 / _FLOW_EXPONENT) * rng.uniform(0.95, 1.05), *_RATIO))
-    diameter = parent.diameter * ratio
+    """A branch towards the middle of its region `cloud`, leaving its parent in a soft bend.
+
+    number: the parent's. attempt: how often its place was taken before; then it is shorter and keeps inside.
+    """
+    assert parent.cloud is not None
+    share = len(cloud) / len(parent.cloud)
+    diameter = parent.diameter * float(
+        np.clip(share ** (1 / _FLOW_EXPONENT) * rng.uniform(0.95, 1.05), *_RATIO)
+    )
     way = cloud.mean(axis=0) - parent.end
-    distance = float(np.linalg.norm(way))
-    ahead = _within(unit(way), parent.direction, _MAX_ANGLE if parent.generation > 4 else 1.4 * _MAX_ANGLE)
-    length = float(np.clip(distance * rng.uniform(*_REACH), 2.2 * diameter, 8.5 * diameter)) * float(
-        rng.uniform(1 - 0.06 * attempt, 1)
-    )
-    end = _inward(parent.end + length * ahead, depth, 0.65 * diameter + 4.0)
-    bend = (
-        parent.end
-        + 0.4 * length * unit(0.35 * parent.direction + 0.65 * ahead)
-        + rng.normal(0, 0.05 * length, 3)
-    )
+    widest = _MAX_ANGLE if parent.generation > 4 else 1.4 * _MAX_ANGLE
+    ahead = turned_to(unit(way), parent.direction, widest)
+    length = float(np.clip(np.linalg.norm(way) * rng.uniform(*_REACH), 2.2 * diameter, 8.5 * diameter))
+    length *= rng.uniform(1 - 0.06 * attempt, 1)
+    end = inward(parent.end + length * ahead, depth, 0.65 * diameter + 4.0)
+    soft = unit(0.35 * parent.direction + 0.65 * ahead)
+    bend = parent.end + 0.4 * length * soft + rng.normal(0, 0.05 * length, 3)
     if attempt:
-        bend = _inward(bend, depth, 0.65 * diameter + 4.0)
+        bend = inward(bend, depth, 0.65 * diameter + 4.0)
     t = np.linspace(0, 1, 5)[:, None]
     points = (1 - t) ** 2 * parent.end + 2 * t * (1 - t) * bend + t**2 * end
     return Branch(parent.name, points, diameter, number, parent.generation + 1, parent.joint, cloud)
 
 
-def _inward(point: np.ndarray, depth: Depth, wanted_mm: float) -> np.ndarray:
+def inward(point: np.ndarray, depth: Depth, wanted_mm: float) -> np.ndarray:
     """The point, moved away from the surface of the lung where it lies less than `wanted_mm` deep."""
     for _ in range(3):
         around = depth(np.concatenate([point[None], point + 1.5 * np.eye(3)]))
@@ -326,26 +302,12 @@ def _inward(point: np.ndarray, depth: Depth, wanted_mm: float) -> np.ndarray:
     return point
 
 
-def _within(direction: np.ndarray, axis: np.ndarray, angle: float) -> np.ndarray:
+def turned_to(direction: np.ndarray, axis: np.ndarray, angle: float) -> np.ndarray:
     """The direction turned towards the axis as far as needed to lie within `angle` of it."""
-    cosine = float(np.clip(direction @ axis, -1, 1))
+    cosine = direction @ axis
     if cosine >= np.cos(angle):
         return direction
-    sideways = unit(direction - cosine * axis)
-    return np.cos(angle) * axis + np.sin(angle) * sideways
-
-
-def _fits(child: Branch, depth: Depth, taken: _Taken, kin: tuple[int, ...], margin_mm: float) -> bool:
-    """Whether a new branch stays inside the lung, `margin_mm` from its surface, and clear of others."""
-    first = (
-        2 if child.generation > 4 else 3
-    )  # lobar bronchi end at the root of the lung: their children begin there
-    if depth(child.points[first:]).min() < 0.65 * child.diameter + margin_mm:
-        return False
-    return taken.free(child, kin)
-
-
-# ---- vessels ------------------------------------------------------------------------------------------------
+    return np.cos(angle) * axis + np.sin(angle) * unit(direction - cosine * axis)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -356,20 +318,16 @@ class Vessel:
     radii: np.ndarray
 
 
-PULMONARY_ENDS = {
-    "right": (-32.0, 12.0, -28.0),
-    "left": (42.0, 20.0, -22.0),
-}  # where the main arteries enter the lungs
-VENOUS_ROOTS = {
-    "right": (-24.0, 4.0, -52.0),
-    "left": (32.0, 6.0, -50.0),
-}  # where the veins enter the left atrium
+# Where the main arteries enter the lungs, and where the veins enter the left atrium: right, left.
+PULMONARY_ENDS = ((-32.0, 12.0, -28.0), (42.0, 20.0, -22.0))
+VENOUS_ROOTS = ((-24.0, 4.0, -52.0), (32.0, 6.0, -50.0))
 
 
 def arteries(tree: list[Branch]) -> list[Vessel]:
     """One artery beside every bronchus from the lobar ones on, turning about it from joint to joint.
 
-    On the normal of the plane in which bronchi divide, the arteries divide in parallel and cross none of them.
+    On the normal of the plane in which bronchi divide, the arteries divide in parallel and cross none of
+    them.
     """
     ends: dict[int, tuple[np.ndarray, float]] = {}
     found = []
@@ -377,8 +335,8 @@ def arteries(tree: list[Branch]) -> list[Vessel]:
         if branch.name in ("trachea", "right_main", "left_main"):
             continue
         radius = 0.22 + 0.47 * branch.diameter
-        side = "left" if branch.points[-1, 0] > 0 else "right"
-        begin, first = ends.get(branch.parent, (np.array(PULMONARY_ENDS[side]), 1.15 * radius))
+        entry = np.array(PULMONARY_ENDS[int(branch.end[0] > 0)])
+        begin, first = ends.get(branch.parent, (entry, 1.15 * radius))
         t = np.linspace(0, 1, len(branch.points))[:, None]
         turn = (1 - t) * tree[branch.parent].joint + t * branch.joint
         turn /= np.maximum(np.linalg.norm(turn, axis=1, keepdims=True), 0.2)
@@ -392,28 +350,26 @@ def arteries(tree: list[Branch]) -> list[Vessel]:
 def veins(
     rng: np.random.Generator, cloud: np.ndarray, depth: Depth, tree: list[Branch], *, finest_mm: float
 ) -> list[Vessel]:
-    """Veins between the bronchi: trees of their own towards the left atrium, pushed off the bronchi they meet."""
+    """Veins between the bronchi: trees of their own towards the left atrium, off the bronchi they meet."""
+    bronchi = {branch.name: branch for branch in reversed(tree)}  # the first of each name: the lobar ones
     roots: list[Branch] = []
     for name, part in regions(cloud).items():
-        bronchus = next(branch for branch in tree if branch.name == name)
-        atrium = np.array(VENOUS_ROOTS["left" if name.startswith("l") else "right"])
-        entry = bronchus.end - 12 * bronchus.joint + np.array([0, -3.0, -4.0])
+        bronchus = bronchi[name]
+        atrium = np.array(VENOUS_ROOTS[int(name in LEFT_REGIONS)])
+        entry = bronchus.end - 12 * bronchus.joint + (0, -3.0, -4.0)
         points = smooth_line(np.array([atrium, 0.5 * (atrium + entry) - (0, 3, 2), entry]))
         roots.append(Branch(name, points, 0.95 * bronchus.diameter, -1, 0, -bronchus.joint, part))
-    grown = _grow(rng, roots, depth, finest_mm, 99.0)
-    return _pushed(grown, tree)
-
-
-def _pushed(branches: list[Branch], tree: list[Branch]) -> list[Vessel]:
-    """Branches as vessels, moved off the bronchi of the tree where they come too close."""
-    axes = np.concatenate([along(b.points, np.linspace(0, 1, 12)) for b in tree])
+    grown = grow(rng, roots, depth, finest_mm, 99.0)
+    axes = cKDTree(np.concatenate([along(b.points, np.linspace(0, 1, 12)) for b in tree]))
     wide = np.repeat([0.65 * b.diameter for b in tree], 12)
-    points = np.concatenate([b.points for b in branches])
-    radius = np.concatenate([np.full(len(b.points), 0.5 * b.diameter) for b in branches])
-    distance, nearest = cKDTree(axes).query(points, k=6)
-    short = wide[nearest] + radius[:, None] + 1.0 - distance
+    return [pushed_off(branch, axes, wide) for branch in grown]
+
+
+def pushed_off(branch: Branch, axes: cKDTree, radii: np.ndarray) -> Vessel:
+    """A branch as a vessel, moved off the bronchi (axes: m points, radii (m,)) where it comes too close."""
+    points, radius = branch.points, np.full(len(branch.points), 0.5 * branch.diameter)
+    distance, nearest = axes.query(points, k=6)
+    short = radii[nearest] + radius[:, None] + 1.0 - distance
     worst = (np.arange(len(points)), np.argmax(short, axis=1))
-    away = (points - axes[nearest[worst]]) / np.maximum(distance[worst], 0.1)[:, None]
-    points = points + away * np.maximum(short[worst], 0)[:, None]
-    bounds = np.cumsum([0, *(len(b.points) for b in branches)])
-    return [Vessel(points[i:j], radius[i:j]) for i, j in itertools.pairwise(bounds)]
+    away = (points - axes.data[nearest[worst]]) / np.maximum(distance[worst], 0.1)[:, None]
+    return Vessel(points + away * np.maximum(short[worst], 0)[:, None], radius)

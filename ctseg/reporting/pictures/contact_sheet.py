@@ -18,21 +18,22 @@ from scipy import ndimage
 
 from ctseg.artifacts import atomic_write
 from ctseg.errors import UsageError
-from ctseg.geometry.volume import Grid, Volume, resample, to_canonical
+from ctseg.geometry.boxes import Box, union
+from ctseg.geometry.volume import Volume, to_canonical
 from ctseg.reporting.pictures import slices, style
 from ctseg.reporting.pictures.colours import colours_on_ct
+from ctseg.reporting.pictures.pieces import Piece, mask_of, piece_of
 from ctseg.reporting.pictures.slices import PLANES, Plane
-from ctseg.scans.masks import Masks, tight
+from ctseg.reporting.pictures.subject import Subject
 
 COLUMNS, AXIAL_ROWS = 6, 2
 WIDTH, GAP, TEXT = 1600, 8, 14  # pixels
+CELL = (WIDTH - 2 * TEXT - (COLUMNS - 1) * GAP) // COLUMNS
 FINE = 2  # picture elements per pixel and axis
 FILL, FILL_WITH_REFERENCE = 0.22, 0.45  # opacity
 SUFFIXES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
 JPEG_QUALITY = 85
-ALIGNED = (
-    0.01  # voxels by which the voxels of masks may lie beside those of the scan and still count as the same
-)
+Pieces = dict[str, Piece | None]  # structure -> its mask, None when it is empty
 
 
 def sheet_format(path: Path) -> str:
@@ -47,88 +48,32 @@ def sheet_format(path: Path) -> str:
     return SUFFIXES[path.suffix.lower()]
 
 
-@dataclasses.dataclass(frozen=True)
-class Piece:
-    """The mask of one structure inside its box. start: index of the box in the canonical scan; packed: its voxels, eight along W in one byte."""
-
-    start: tuple[int, int, int]
-    shape: tuple[int, int, int]
-    packed: np.ndarray
-
-    def cut(self, axis: int, number: int) -> np.ndarray | None:
-        """The slice (bool) across an axis, as wide and high as the box; None when it has no voxel."""
-        inside = number - self.start[axis]
-        if not 0 <= inside < self.shape[axis]:
-            return None
-        if axis == 2:
-            part = np.unpackbits(self.packed[:, :, inside // 8, None], axis=2)[:, :, inside % 8]
-        else:
-            part = np.unpackbits(np.take(self.packed, inside, axis=axis), axis=1, count=self.shape[2])
-        return part.astype(bool) if part.any() else None
-
-
-def piece_of(part: Volume | None, grid: Grid) -> tuple[Piece | None, bool]:
-    """(a mask, as `Masks.tight` gives it, on a canonical grid, None when it is empty there; whether it had to be resampled, to the nearest voxel)."""
-    if part is None:
-        return None, False
-    part = to_canonical(part)
-    to_grid = np.linalg.inv(grid.affine) @ part.affine
-    moved = (
-        np.abs(to_grid[:3, :3] - np.eye(3)).max() * max(part.array.shape) > ALIGNED
-        or np.abs(to_grid[:3, 3] - np.rint(to_grid[:3, 3])).max() > ALIGNED
-    )
-    if moved:
-        ends = np.array(np.meshgrid(*[[-0.5, n - 0.5] for n in part.array.shape], indexing="ij")).reshape(
-            3, -1
-        )
-        reach = to_grid[:3, :3] @ ends + to_grid[:3, 3:]
-        low = np.maximum(np.floor(reach.min(axis=1)).astype(int), 0)
-        high = np.minimum(np.ceil(reach.max(axis=1)).astype(int) + 1, grid.shape)
-        if (high <= low).any():
-            return None, True
-        part = tight(
-            resample(
-                Volume(part.array.astype(np.uint8), part.affine),
-                grid.crop(tuple(low), tuple(high - low)),
-                order="nearest",
-                fill=0,
-            )
-        )
-        if part is None:
-            return None, True
-        to_grid = np.linalg.inv(grid.affine) @ part.affine
-    start = np.rint(to_grid[:3, 3]).astype(int)
-    low, high = (
-        np.maximum(start, 0),
-        np.minimum(start + part.array.shape, grid.shape),
-    )  # what lies beside the scan has no picture
-    if (high <= low).any():
-        return None, moved
-    array = part.array[tuple(slice(a - s, b - s) for a, b, s in zip(low, high, start))]
-    d, h, w = (int(n) for n in array.shape)
-    return Piece((int(low[0]), int(low[1]), int(low[2])), (d, h, w), np.packbits(array > 0, axis=2)), moved
-
-
-# ---- the sheet --------------------------------------------------------------------------------------------
+# ---- what is on it ----------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
 class Sheet:
-    """What is drawn. scan: canonical, HU. found, truth: structure -> its mask, None when it is empty; truth only of what the reference holds."""
+    """What is drawn. scan: canonical, HU. truth: only of structures that the reference holds.
 
+    probabilities: structures that come from probabilities. resampled: some mask lay on another grid.
+    """
+
+    subject: Subject
     scan: Volume
-    window_hu: tuple[float, float]
-    found: dict[str, Piece | None]
-    truth: dict[str, Piece | None] | None = None
-    probabilities: tuple[str, ...] = ()  # structures that come from probabilities, where these reach `level`
-    level: float | None = None
-    synthetic: bool = False
-    resampled: bool = False  # some mask lay on another grid
+    found: Pieces
+    truth: Pieces
+    probabilities: tuple[str, ...] = ()
+    resampled: bool = False
 
     @property
     def shown(self) -> tuple[str, ...]:
         """The structures that have a voxel in the scan."""
         return tuple(name for name, piece in self.found.items() if piece is not None)
+
+    @property
+    def compared(self) -> bool:
+        """Whether there is a reference."""
+        return self.subject.reference is not None
 
     @functools.cached_property
     def colours(self) -> dict[str, np.ndarray]:
@@ -136,64 +81,49 @@ class Sheet:
         return colours_on_ct(list(self.found))
 
     @functools.cached_property
-    def ends(self) -> list[tuple[int, int]]:
-        """First and last index of the masks along each axis of the scan (of the reference too)."""
-        pieces = [
-            piece for piece in [*self.found.values(), *(self.truth or {}).values()] if piece is not None
-        ]
-        return [
-            (min(p.start[axis] for p in pieces), max(p.start[axis] + p.shape[axis] for p in pieces) - 1)
-            for axis in range(3)
-        ]
+    def covered(self) -> Box:
+        """The box of the scan that holds all masks (of the reference too)."""
+        return union(*(p.box for p in [*self.found.values(), *self.truth.values()] if p is not None))
+
+    @functools.cached_property
+    def box(self) -> Box:
+        """The part of the scan that panels show."""
+        shape, spacing = self.scan.array.shape, self.scan.spacing_mm
+        return slices.box_around(self.covered, shape, spacing, margin_mm=slices.WHOLE_MARGIN_MM)
+
+    @functools.cached_property
+    def mm_per_pixel(self) -> float:
+        """The scale of all panels: the widest one fills a cell."""
+        return max(self.size_mm(plane)[1] for plane in PLANES) / CELL
+
+    def size_mm(self, plane: Plane) -> tuple[float, float]:
+        """Height and width of a plane's panels."""
+        return plane.size_mm([part.stop - part.start for part in self.box], self.scan.spacing_mm)
+
+    def size(self, plane: Plane) -> tuple[int, int]:
+        """Height and width of a plane's panels in pixels."""
+        height, width = self.size_mm(plane)
+        return round(height / self.mm_per_pixel), round(width / self.mm_per_pixel)
 
 
-def build_sheet(
-    ct: Volume,
-    masks: Masks,
-    chosen: Sequence[str],
-    *,
-    reference: Masks | None = None,
-    window_hu: tuple[float, float] | None = None,
-    synthetic: bool = False,
-    progress: Callable[..., Any] = iter,
-) -> Sheet:
-    """The scan and the chosen masks, each read once. window_hu: by default chosen by the structures' names. ValueError when there is no voxel to show."""
-    scan = to_canonical(ct)
-    found: dict[str, Piece | None] = {}
-    truth: dict[str, Piece | None] = {}
-    probabilities: list[str] = []
-    moved = False
-    for name in progress(list(chosen)):
-        part, fractional = _read(masks, name)
-        found[name], other = piece_of(part, scan.grid)
+def build_sheet(subject: Subject, progress: Callable[..., Any] = iter) -> Sheet:
+    """The scan and the chosen masks, each read once. ValueError when there is no voxel to show."""
+    assert subject.ct is not None, "a sheet is drawn on a scan"
+    scan = to_canonical(subject.ct)
+    found: Pieces = {}
+    truth: Pieces = {}
+    probabilities, moved = [], False
+    for name in progress(list(subject.chosen)):
+        mask, fractional = mask_of(subject.masks, name)
+        found[name], other = piece_of(mask, scan.grid)
         probabilities += [name] if fractional and found[name] is not None else []
         moved |= other
-        if reference is not None and name in reference.names:
-            truth[name], other = piece_of(_read(reference, name)[0], scan.grid)
+        if (reference := subject.truth_of(name)) is not None:
+            truth[name], other = piece_of(mask_of(reference, name)[0], scan.grid)
             moved |= other
-    sheet = Sheet(
-        scan,
-        window_hu or slices.window_for(chosen),
-        found,
-        None if reference is None else truth,
-        tuple(probabilities),
-        masks.level,
-        synthetic,
-        moved,
-    )
     if not any(piece is not None for piece in [*found.values(), *truth.values()]):
         raise ValueError("none of the structures has a voxel in the scan")
-    return sheet
-
-
-def _read(masks: Masks, name: str) -> tuple[Volume | None, bool]:
-    """(the mask of a structure in its box, None when it is empty; whether it comes from probabilities)."""
-    if masks.stored is None:
-        return masks.tight(name), False
-    values = masks.stored(name)
-    if values.array.dtype.kind != "f" or masks.level is None:
-        return tight(values), False
-    return tight(Volume(values.array >= masks.level, values.affine)), True
+    return Sheet(subject, scan, found, truth, tuple(probabilities), moved)
 
 
 def spread(first: int, last: int, count: int) -> list[int]:
@@ -204,47 +134,47 @@ def spread(first: int, last: int, count: int) -> list[int]:
     return [first + int((number + 0.5) * length / count) for number in range(count)]
 
 
+def slice_rows(sheet: Sheet) -> list[tuple[Plane, list[int]]]:
+    """The rows of the sheet: plane and numbers of the slices. Axial ones from the head down, as films are hung."""
+    rows = []
+    for plane in PLANES:
+        axial = plane.axis == 0
+        side = sheet.covered[plane.axis]
+        numbers = spread(side.start, side.stop - 1, COLUMNS * (AXIAL_ROWS if axial else 1))
+        numbers = numbers[::-1] if axial else numbers
+        rows += [(plane, numbers[start : start + COLUMNS]) for start in range(0, len(numbers), COLUMNS)]
+    return rows
+
+
+# ---- drawing ----------------------------------------------------------------------------------------------
+
+
 def draw(sheet: Sheet) -> Image.Image:
     """The sheet as a picture: panels, legend, scale and what it shows."""
-    box = slices.box_around(
-        sheet.ends,
-        sheet.scan.array.shape,
-        sheet.scan.spacing_mm,
-        margin_mm=slices.WHOLE_MARGIN_MM,
-        smallest_mm=slices.SMALLEST_VIEW_MM,
-    )
-    sizes_mm = {plane.name: _size_mm(plane, box, sheet.scan.spacing_mm) for plane in PLANES}
-    cell = (WIDTH - 2 * TEXT - (COLUMNS - 1) * GAP) // COLUMNS
-    mm_per_pixel = max(width for _, width in sizes_mm.values()) / cell
-    rows: list[tuple[Plane, list[int]]] = []
-    for plane in PLANES:
-        numbers = spread(*sheet.ends[plane.axis], COLUMNS * (AXIAL_ROWS if plane.axis == 0 else 1))
-        numbers = numbers[::-1] if plane.axis == 0 else numbers  # from the head down, as films are hung
-        rows += [(plane, numbers[start : start + COLUMNS]) for start in range(0, len(numbers), COLUMNS)]
-    legend, legend_height = _legend(sheet)
-    heights = [round(sizes_mm[plane.name][0] / mm_per_pixel) for plane, _ in rows]
-    top = round(4.6 * TEXT)
-    picture = Image.new(
-        "RGB", (WIDTH, top + sum(heights) + len(rows) * round(2 * TEXT) + legend_height + TEXT), "white"
-    )
+    rows = slice_rows(sheet)
+    legend, legend_height = legend_of(sheet)
+    top, below = round(4.6 * TEXT), round(2 * TEXT)
+    height = top + sum(sheet.size(plane)[0] + below for plane, _ in rows) + legend_height + TEXT
+    picture = Image.new("RGB", (WIDTH, height), "white")
     pen = ImageDraw.Draw(picture)
-    _head(pen, sheet, mm_per_pixel)
-    for (plane, numbers), height in zip(rows, heights):
-        width = round(sizes_mm[plane.name][1] / mm_per_pixel)
+    draw_head(pen, sheet)
+    for plane, numbers in rows:
+        high, wide = sheet.size(plane)
         for column, number in enumerate(numbers):
-            left = TEXT + column * (cell + GAP) + (cell - width) // 2
-            picture.paste(_panel(sheet, plane, number, box, (height, width)), (left, top))
-            _letters(pen, plane, left, top, width, height)
-            pen.text(
-                (left + width / 2, top + height + 0.25 * TEXT),
-                _place(sheet, plane, number),
-                font=style.font(TEXT),
-                fill=style.INK,
-                anchor="mt",
-            )
-        top += height + round(2 * TEXT)
-    for place, text, colour in legend:
-        _entry(pen, place[0], top + place[1], text, colour, outlined=sheet.truth is not None)
+            left = TEXT + column * (CELL + GAP) + (CELL - wide) // 2
+            picture.paste(panel(sheet, plane, number, sheet.box, (high, wide)), (left, top))
+            draw_letters(pen, plane, left, top, wide, high)
+            place = (left + wide / 2, top + high + 0.25 * TEXT)
+            pen.text(place, caption(sheet, plane, number), font=style.font(TEXT), fill=style.INK, anchor="mt")
+        top += high + below
+    for (x, y), text, colour in legend:
+        y += top
+        if colour is not None:
+            fill = colour * 0.5 + 0.5 if sheet.compared else colour
+            box = [x, y + 0.1 * TEXT, x + 0.9 * TEXT, y + TEXT]
+            pen.rectangle(box, fill=style.rgb(fill), outline=style.rgb(colour), width=2)
+        ink = style.INK if colour is not None else style.GREY
+        pen.text((x + 1.4 * TEXT, y + 0.55 * TEXT), text, font=style.font(TEXT), fill=ink, anchor="lm")
     return picture
 
 
@@ -252,196 +182,136 @@ def write(path: Path, picture: Image.Image) -> None:
     """Write the sheet, atomically, as PNG or JPEG by the suffix."""
     kind = sheet_format(path)
     stream = io.BytesIO()
-    picture.save(
-        stream, format=kind, **({"quality": JPEG_QUALITY, "optimize": True} if kind == "JPEG" else {})
-    )
+    how = {"quality": JPEG_QUALITY, "optimize": True} if kind == "JPEG" else {}
+    picture.save(stream, format=kind, **how)
     atomic_write(path, lambda target: target.write(stream.getvalue()))
 
 
-def _size_mm(plane: Plane, box: Sequence[slice], spacing_mm: Sequence[float]) -> tuple[float, float]:
-    rows, columns = (axis for axis in range(3) if axis != plane.axis)
-    return (box[rows].stop - box[rows].start) * spacing_mm[rows], (
-        box[columns].stop - box[columns].start
-    ) * spacing_mm[columns]
-
-
-def _panel(
+def panel(
     sheet: Sheet, plane: Plane, number: int, box: Sequence[slice], size: tuple[int, int]
 ) -> Image.Image:
-    """One slice (size: height and width in pixels) with its masks."""
-    fine = (size[1] * FINE, size[0] * FINE)
-    low, high = sheet.window_hu
-    axes = [axis for axis in range(3) if axis != plane.axis]
-    view = [number if axis == plane.axis else part for axis, part in enumerate(box)]
-    cut = sheet.scan.array[tuple(view)]
-    grey = (np.clip((cut - low) / (high - low), 0, 1) * 255).astype(np.uint8)
-    scan = Image.fromarray(_upright(grey, plane)).resize(fine, Image.Resampling.BICUBIC)
+    """One slice of a box of the scan, with its masks, `size` (height, width) pixels large."""
+    height, width = size
+    low, high = sheet.subject.window
+    view = tuple(number if axis == plane.axis else part for axis, part in enumerate(box))
+    grey = (np.clip((sheet.scan.array[view] - low) / (high - low), 0, 1) * 255).astype(np.uint8)
+    scan = Image.fromarray(np.ascontiguousarray(plane.upright(grey)))
+    scan = scan.resize((width * FINE, height * FINE), Image.Resampling.BICUBIC)
     canvas = np.repeat(np.asarray(scan)[..., None], 3, axis=2).astype(np.float32)
-    if sheet.truth is None:
-        layers = [(sheet.found, FILL, 2)]
-    else:
+    layers = [(sheet.found, FILL, 2)]
+    if sheet.compared:
         layers = [(sheet.found, FILL_WITH_REFERENCE, 0), (sheet.truth, 0.0, 3)]
     for pieces, opacity, line in layers:
         for name, piece in pieces.items():
-            mask = piece.cut(plane.axis, number) if piece is not None else None
-            if piece is not None and mask is not None:
-                start = [piece.start[axis] - box[axis].start for axis in axes]
-                start[0] = start[0] if not plane.flip_rows else grey.shape[0] - start[0] - mask.shape[0]
-                _paint(
-                    canvas, _upright(mask, plane), start, grey.shape, sheet.colours[name] * 255, opacity, line
-                )
+            if piece is None or (mask := piece.cut(plane.axis, number)) is None:
+                continue
+            row, column = (piece.box[axis].start - box[axis].start for axis in plane.others)
+            if plane.flip_rows:
+                row = len(grey) - row - len(mask)
+            where = placed(plane.upright(mask), (row, column), grey.shape, canvas.shape)
+            paint(canvas, *where, sheet.colours[name] * 255, opacity=opacity, line=line)
     return Image.fromarray((canvas + 0.5).clip(0, 255).astype(np.uint8)).reduce(FINE)
 
 
-def _upright(picture: np.ndarray, plane: Plane) -> np.ndarray:
-    return np.ascontiguousarray(picture[::-1] if plane.flip_rows else picture)
+def placed(
+    mask: np.ndarray, start: Sequence[int], shape: Sequence[int], canvas_shape: Sequence[int]
+) -> tuple[tuple[slice, slice], np.ndarray]:
+    """(rows and columns of a finer canvas that a mask reaches, bool which of their elements it covers).
+
+    start: row and column of the mask in a slice of this shape, which fills the canvas.
+    """
+    room = [
+        1 + -(-whole // wanted) for whole, wanted in zip(shape, canvas_shape)
+    ]  # at least an element around it
+    parts, ends = [], []
+    for first, length, around, whole, wanted in zip(start, mask.shape, room, shape, canvas_shape):
+        fine, begin = wanted / whole, first - around
+        low = max(0, int(np.ceil(begin * fine)))
+        high = min(wanted, int(np.floor((first + length + around) * fine)))
+        parts.append(slice(low, high))
+        ends.append((max(0.0, low / fine - begin), min(high / fine - begin, length + 2 * around)))
+    (top, bottom), (left, right) = ends
+    padded = np.pad(mask.astype(np.uint8) * 255, [(around, around) for around in room])
+    size = (parts[1].stop - parts[1].start, parts[0].stop - parts[0].start)
+    finer = Image.fromarray(padded).resize(size, Image.Resampling.BILINEAR, box=(left, top, right, bottom))
+    share = np.asarray(finer)
+    least = max(1, min(128, int(share.max()) // 2))  # so what is thinner than an element is still seen
+    return (parts[0], parts[1]), share >= least
 
 
-def _paint(
+def paint(
     canvas: np.ndarray,
-    mask: np.ndarray,
-    start: Sequence[int],
-    shape: Sequence[int],
+    part: tuple[slice, slice],
+    covered: np.ndarray,
     colour: np.ndarray,
+    *,
     opacity: float,
     line: int,
 ) -> None:
-    """A mask on a picture, (h, w, 3) of 0 to 255: filled, and with a line along the inside of its border, in picture elements.
+    """Fill what is covered of a part of a picture, (h, w, 3) of 0 to 255, and draw a line along the inside of its border.
 
-    start: row and column of the mask in the slice, which has this shape and fills the picture.
+    line: width in picture elements.
     """
-    room = [
-        1 + -(-whole // wanted) for whole, wanted in zip(shape, canvas.shape)
-    ]  # at least an element around it
-    sides = []
-    for first, length, around, whole, wanted in zip(start, mask.shape, room, shape, canvas.shape):
-        fine, begin = wanted / whole, first - around
-        low, high = (
-            max(0, int(np.ceil(begin * fine))),
-            min(wanted, int(np.floor((first + length + around) * fine))),
-        )
-        sides.append((low, high, max(0.0, low / fine - begin), min(high / fine - begin, length + 2 * around)))
-    (top, bottom, *rows), (left, right, *columns) = sides
-    padded = np.pad(mask.astype(np.uint8) * 255, [(around, around) for around in room])
-    share = np.asarray(
-        Image.fromarray(padded).resize(
-            (right - left, bottom - top),
-            Image.Resampling.BILINEAR,
-            box=(columns[0], rows[0], columns[1], rows[1]),
-        )
-    )
-    covered = share >= max(
-        1, min(128, int(share.max()) // 2)
-    )  # so what is thinner than an element is still seen
-    under = canvas[top:bottom, left:right]
+    under = canvas[part]
     under[covered] = under[covered] * (1 - opacity) + colour * opacity
     if line:
         under[covered & ~ndimage.binary_erosion(covered, iterations=line, border_value=1)] = colour
 
 
-def _place(sheet: Sheet, plane: Plane, number: int) -> str:
+def caption(sheet: Sheet, plane: Plane, number: int) -> str:
     """Which slice it is, and where: the coordinate of its centre along the axis nearest to it, in mm, LPS."""
     index = [(n - 1) / 2 for n in sheet.scan.array.shape]
     index[plane.axis] = number
     position = (sheet.scan.affine @ [*index, 1.0])[2 - plane.axis]
-    return f"{plane.name} {number + 1}/{sheet.scan.array.shape[plane.axis]}, {'zyx'[plane.axis]} {position:.0f} mm".replace(
-        "-", "−"
-    )
+    which = f"{plane.name} {number + 1}/{sheet.scan.array.shape[plane.axis]}"
+    return f"{which}, {'zyx'[plane.axis]} {position:.0f} mm".replace("-", "−")
 
 
-def _letters(pen: Any, plane: Plane, left: int, top: int, width: int, height: int) -> None:
-    edge = 0.8 * TEXT
+def draw_letters(pen: Any, plane: Plane, left: int, top: int, width: int, height: int) -> None:
+    """The patient's directions at the borders of a panel."""
+    edge, bold = 0.8 * TEXT, style.font(TEXT, bold=True)
     for text, x, y in (
         (plane.left, left + edge, top + height / 2),
         (plane.right, left + width - edge, top + height / 2),
         (plane.top, left + width / 2, top + edge),
         (plane.bottom, left + width / 2, top + height - edge),
     ):
-        pen.text(
-            (x, y),
-            text,
-            font=style.font(TEXT, bold=True),
-            fill="white",
-            stroke_width=2,
-            stroke_fill="black",
-            anchor="mm",
-        )
+        pen.text((x, y), text, font=bold, fill="white", stroke_width=2, stroke_fill="black", anchor="mm")
 
 
-def _head(pen: Any, sheet: Sheet, mm_per_pixel: float) -> None:
-    low, high = sheet.window_hu
-    title = (
-        "Masks on the CT"
-        + (", against a reference" if sheet.truth is not None else "")
-        + (" (synthetic data)" if sheet.synthetic else "")
-    )
-    said = [f"window {low:g} to {high:g} HU".replace("-", "−")]
-    said += ["filled: masks, line: reference"] if sheet.truth is not None else []
-    said += [f"probability from {sheet.level:g}"] if sheet.probabilities else []
-    said += ["masks moved to the nearest voxel of the scan"] if sheet.resampled else []
-    said += ["x to the left, y to the back, z upwards (LPS)"]
-    pen.text(
-        (TEXT, 0.8 * TEXT), title, font=style.font(round(TEXT * 1.4), bold=True), fill=style.INK, anchor="lt"
-    )
-    pen.text((TEXT, 2.9 * TEXT), " · ".join(said), font=style.font(TEXT), fill=style.GREY, anchor="lt")
-    bar = max(
-        (length for length in (5, 10, 20, 50, 100, 200) if length / mm_per_pixel <= WIDTH / 10), default=5
-    )
-    right, bottom = WIDTH - TEXT, 3.6 * TEXT
-    pen.line([(right - bar / mm_per_pixel, bottom), (right, bottom)], fill=style.INK, width=3)
-    pen.text(
-        (right - bar / mm_per_pixel / 2, bottom - 0.4 * TEXT),
-        f"{bar / 10:g} cm",
-        font=style.font(TEXT),
-        fill=style.INK,
-        anchor="mb",
-    )
+def draw_head(pen: Any, sheet: Sheet) -> None:
+    """What the sheet shows, and its scale."""
+    title = "Masks on the CT" + (", against a reference" if sheet.compared else "")
+    title += " (synthetic data)" if sheet.subject.synthetic else ""
+    said = [
+        f"window {slices.window_text(sheet.subject.window)}",
+        "filled: masks, line: reference" if sheet.compared else "",
+        f"probability from {sheet.subject.masks.level:g}" if sheet.probabilities else "",
+        "masks moved to the nearest voxel of the scan" if sheet.resampled else "",
+        "x to the left, y to the back, z upwards (LPS)",
+    ]
+    bold = style.font(round(TEXT * 1.4), bold=True)
+    pen.text((TEXT, 0.8 * TEXT), title, font=bold, fill=style.INK, anchor="lt")
+    line = " · ".join(filter(None, said))
+    pen.text((TEXT, 2.9 * TEXT), line, font=style.font(TEXT), fill=style.GREY, anchor="lt")
+    style.scale_bar(pen, WIDTH - TEXT, 3.6 * TEXT, sheet.mm_per_pixel, WIDTH / 10, TEXT)
 
 
 Entry = tuple[tuple[float, float], str, np.ndarray | None]
 
 
-def _legend(sheet: Sheet) -> tuple[list[Entry], int]:
-    """(places relative to the legend's corner, texts and colours, None for what is not shown; height in pixels)."""
+def legend_of(sheet: Sheet) -> tuple[list[Entry], int]:
+    """(place relative to the legend's corner, text and colour of each line, None for what is not shown; height in pixels)."""
     entries: list[tuple[str, np.ndarray | None]] = []
     for name, piece in sheet.found.items():
-        truth = None if sheet.truth is None else sheet.truth.get(name)
-        remark = (
-            " (not found)"
-            if piece is None
-            else " (no reference)"
-            if sheet.truth is not None and truth is None
-            else ""
-        )
-        entries.append(
-            (
-                style.short(name).strip() + remark,
-                sheet.colours[name] if piece is not None or truth is not None else None,
-            )
-        )
+        truth = sheet.truth.get(name)
+        remark = " (no reference)" if sheet.compared and truth is None else ""
+        if piece is None:
+            remark = " (not found)"
+        colour = None if piece is truth is None else sheet.colours[name]
+        entries.append((style.short(name).strip() + remark, colour))
     wide = max(style.font(TEXT).getlength(text) for text, _ in entries) + 3 * TEXT
     columns = max(1, min(len(entries), int((WIDTH - 2 * TEXT) / wide)))
     rows = -(-len(entries) // columns)
-    return [
-        ((TEXT + number // rows * wide, (number % rows) * 1.5 * TEXT), text, colour)
-        for number, (text, colour) in enumerate(entries)
-    ], round(rows * 1.5 * TEXT)
-
-
-def _entry(pen: Any, x: float, y: float, text: str, colour: np.ndarray | None, *, outlined: bool) -> None:
-    if colour is not None:
-        strong = tuple(int(c) for c in colour * 255)
-        pale = tuple(int(c) for c in (colour * 0.5 + 0.5) * 255)
-        pen.rectangle(
-            [x, y + 0.1 * TEXT, x + 0.9 * TEXT, y + TEXT],
-            fill=pale if outlined else strong,
-            outline=strong,
-            width=2,
-        )
-    pen.text(
-        (x + 1.4 * TEXT, y + 0.55 * TEXT),
-        text,
-        font=style.font(TEXT),
-        fill=style.INK if colour is not None else style.GREY,
-        anchor="lm",
-    )
+    places = [(TEXT + n // rows * wide, (n % rows) * 1.5 * TEXT) for n in range(len(entries))]
+    return [(place, *entry) for place, entry in zip(places, entries)], round(rows * 1.5 * TEXT)

@@ -16,6 +16,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 
 from ctseg.errors import CaseError
+from ctseg.geometry.boxes import Box, bounding_box, box_start, make_box, whole_box
 from ctseg.geometry.volume import Volume, match_grid, to_canonical
 from ctseg.laterality import words_of
 from ctseg.palette import ON_CT
@@ -28,6 +29,7 @@ LUNG_HU = (-1350.0, 150.0)  # the usual lung window: centre -600, width 1500
 LUNG_WORDS = {"lung", "airway", "trachea", "bronchu", "bronchi", "bronchial"}
 REFERENCE_COLOUR, PREDICTION_COLOUR = ON_CT[0], ON_CT[1]  # when colours do not stand for structures
 WHOLE_MARGIN_MM, ZOOM_MARGIN_MM, SMALLEST_VIEW_MM = 20.0, 25.0, 80.0
+DASHES: Any = (0, (3.2, 2.0))  # the line of predictions
 STRUCTURE_PICTURES = 24  # worst cases of at most so many structures
 
 
@@ -120,41 +122,29 @@ def centre_voxel(mask: np.ndarray) -> tuple[int, int, int]:
 
 
 def view_box(
-    mask: np.ndarray, spacing_mm: Sequence[float], *, margin_mm: float, smallest_mm: float
-) -> tuple[slice, slice, slice]:
+    mask: np.ndarray, spacing_mm: Sequence[float], *, margin_mm: float, smallest_mm: float = SMALLEST_VIEW_MM
+) -> Box:
     """The part of the scan to show: the mask's box and a margin, at least `smallest_mm` wide where the scan allows."""
-    if not mask.any():
-        return slice(0, mask.shape[0]), slice(0, mask.shape[1]), slice(0, mask.shape[2])
-    hits = [
-        np.flatnonzero(mask.any(axis=tuple(other for other in range(3) if other != axis)))
-        for axis in range(3)
-    ]
-    return box_around(
-        [(int(found[0]), int(found[-1])) for found in hits],
-        mask.shape,
-        spacing_mm,
-        margin_mm=margin_mm,
-        smallest_mm=smallest_mm,
-    )
+    box = bounding_box(mask)
+    if box is None:
+        return whole_box(mask.shape)
+    return box_around(box, mask.shape, spacing_mm, margin_mm=margin_mm, smallest_mm=smallest_mm)
 
 
 def box_around(
-    ends: Sequence[tuple[int, int]],
+    box: Box,
     shape: Sequence[int],
     spacing_mm: Sequence[float],
     *,
     margin_mm: float,
-    smallest_mm: float,
-) -> tuple[slice, slice, slice]:
-    """The part of a scan of this shape around what reaches from a first to a last index along each axis; margins as for `view_box`."""
-    parts = []
-    for (first, last), length, spacing in zip(ends, shape, spacing_mm):
-        centre, half = (first + last) / 2, (last - first + 1) / 2 + margin_mm / spacing
-        half = max(half, smallest_mm / spacing / 2)
-        parts.append(
-            slice(max(0, int(np.floor(centre - half))), min(length, int(np.ceil(centre + half)) + 1))
-        )
-    return parts[0], parts[1], parts[2]
+    smallest_mm: float = SMALLEST_VIEW_MM,
+) -> Box:
+    """The part of a scan of this shape around a box; margins as for `view_box`."""
+    spacing = np.asarray(spacing_mm)
+    start, stop = np.array(box_start(box)), np.array([side.stop for side in box])
+    half = np.maximum((stop - start) / 2 + margin_mm / spacing, smallest_mm / spacing / 2)
+    centre = (start + stop - 1) / 2
+    return make_box(np.maximum(np.floor(centre - half), 0), np.minimum(np.ceil(centre + half) + 1, shape))
 
 
 # ---- drawing ----------------------------------------------------------------------------------------------
@@ -172,15 +162,24 @@ class Plane:
     top: str
     bottom: str
 
+    @property
+    def others(self) -> tuple[int, int]:
+        """The axes along the rows and the columns of its pictures."""
+        rows, columns = (axis for axis in range(3) if axis != self.axis)
+        return rows, columns
+
     def cut(self, array: np.ndarray, index: int) -> np.ndarray:
         """The 2D image, its first row on top and its first column at the left."""
-        image = np.take(array, index, axis=self.axis)
-        return image[::-1] if self.flip_rows else image
+        return self.upright(np.take(array, index, axis=self.axis))
 
-    def pixel_mm(self, spacing_mm: Sequence[float]) -> tuple[float, float]:
-        """Height and width of a pixel in mm."""
-        rows, columns = (axis for axis in range(3) if axis != self.axis)
-        return spacing_mm[rows], spacing_mm[columns]
+    def upright(self, picture: np.ndarray) -> np.ndarray:
+        """A slice of the array the right way up."""
+        return picture[::-1] if self.flip_rows else picture
+
+    def size_mm(self, shape: Sequence[int], spacing_mm: Sequence[float]) -> tuple[float, float]:
+        """Height and width in mm of a slice of an array; of a pixel where the shape is that of one voxel."""
+        rows, columns = self.others
+        return shape[rows] * spacing_mm[rows], shape[columns] * spacing_mm[columns]
 
 
 PLANES = (
@@ -190,20 +189,33 @@ PLANES = (
 )
 
 
-def on_grid_of(image: Volume, label: Volume, what: str) -> Volume:
-    """The label map on the image's grid, axes permuted where needed; CaseError when it is another grid."""
-    matched = match_grid(label, image.grid)
-    if matched is None:
-        raise CaseError(
-            "LABEL_GRID",
-            f"the {what} does not lie on the scan's grid",
-            "run `python run_pipeline.py --preprocess --train --eval` again",
-        )
-    return matched
+@dataclasses.dataclass(frozen=True)
+class CaseVolumes:
+    """What is drawn of a case, in canonical axes on one grid. scan: HU. truth, found: label maps."""
+
+    scan: Volume
+    truth: Volume
+    found: Volume
+
+
+def on_one_grid(image: Volume, reference: Volume, prediction: Volume) -> CaseVolumes:
+    """A case to draw, axes permuted where needed; CaseError when reference or prediction lie on another grid."""
+    labels = {"reference": reference, "prediction": prediction}
+    matched = []
+    for what, label in labels.items():
+        same = match_grid(label, image.grid)
+        if same is None:
+            raise CaseError(
+                "LABEL_GRID",
+                f"the {what} does not lie on the scan's grid",
+                "run `python run_pipeline.py --preprocess --train --eval` again",
+            )
+        matched.append(to_canonical(same))
+    return CaseVolumes(to_canonical(image), *matched)
 
 
 def display_window(window_hu: Sequence[float] | None) -> tuple[float, float]:
-    """The window that pictures are shown in: for lungs when the network saw everything down to air, else for soft tissue."""
+    """The window of pictures: for lungs when the network saw everything down to air, else for soft tissue."""
     return LUNG_HU if window_hu is not None and window_hu[0] <= -900 else SOFT_TISSUE_HU
 
 
@@ -213,10 +225,31 @@ def window_for(names: Sequence[str]) -> tuple[float, float]:
     return LUNG_HU if words and all(found & LUNG_WORDS for found in words) else SOFT_TISSUE_HU
 
 
+def window_text(window_hu: Sequence[float]) -> str:
+    """ "−160 to 240 HU"."""
+    return f"{window_hu[0]:g} to {window_hu[1]:g} HU".replace("-", "−")
+
+
+@dataclasses.dataclass(frozen=True)
+class Ink:
+    """The colours of outlines. values: label value -> colour of the reference and of the prediction.
+
+    by_structure: whether each structure has its own; else the two stand for reference and prediction.
+    """
+
+    values: Mapping[int, tuple[str, str]]
+    by_structure: bool
+
+
+def ink_for(values: Sequence[int], count: int, *, whole: bool) -> Ink:
+    """The colours for labels out of `count`; by structure where a whole case is shown and there are enough colours."""
+    if whole and count <= len(ON_CT):
+        return Ink({value: (ON_CT[value - 1],) * 2 for value in values}, True)
+    return Ink(dict.fromkeys(values, (REFERENCE_COLOUR, PREDICTION_COLOUR)), False)
+
+
 def draw_case(
-    image: Volume,
-    reference: Volume,
-    prediction: Volume,
+    case: CaseVolumes,
     structures: Sequence[str],
     target: Target,
     *,
@@ -225,156 +258,97 @@ def draw_case(
     synthetic: bool = False,
     display_hu: tuple[float, float] = SOFT_TISSUE_HU,
 ) -> None:
-    """Three slices as one JPEG. image: HU; reference, prediction: label maps, i + 1 = structures[i], same grid.
+    """Three slices as one JPEG. Label i + 1 is structures[i].
 
     only: one structure, shown enlarged through the centre of its reference (of the prediction if there is none);
     else the planes that show most structures. remarks: structure -> words for the legend, such as "not annotated",
     without which an outline that stands alone would be read as an error.
     """
-    reference, prediction = (
-        on_grid_of(image, reference, "reference"),
-        on_grid_of(image, prediction, "prediction"),
-    )
-    low, high = display_hu
-    scan, truth, found = (to_canonical(volume) for volume in (image, reference, prediction))
-    spacing_mm = scan.spacing_mm
+    (low, high), spacing_mm = display_hu, case.scan.spacing_mm
+    truth, found = case.truth.array, case.found.array
     values = [structures.index(only) + 1] if only is not None else list(range(1, len(structures) + 1))
-    shown = np.isin(truth.array, values)
+    shown = np.isin(truth, values)
     if not shown.any():
-        shown = np.isin(found.array, values)
+        shown = np.isin(found, values)
     if only is not None:
-        centre = centre_voxel(shown)
-        box = view_box(shown, spacing_mm, margin_mm=ZOOM_MARGIN_MM, smallest_mm=SMALLEST_VIEW_MM)
+        centre, margin_mm = centre_voxel(shown), ZOOM_MARGIN_MM
     else:
-        centre = busiest_slices(np.where(shown, truth.array if truth.array.any() else found.array, 0))
-        box = view_box(shown, spacing_mm, margin_mm=WHOLE_MARGIN_MM, smallest_mm=SMALLEST_VIEW_MM)
-    colours = _colours(values, structures, by_structure=only is None)
-    arrays = (scan.array[box] - low) / (high - low), truth.array[box], found.array[box]
-    sizes = [_size_mm(plane, arrays[0].shape, spacing_mm) for plane in PLANES]
-    with style.picture(target, _figure_inches(sizes), dpi=110, quality=88) as figure:
+        centre = busiest_slices(np.where(shown, truth if truth.any() else found, 0))
+        margin_mm = WHOLE_MARGIN_MM
+    box = view_box(shown, spacing_mm, margin_mm=margin_mm)
+    arrays = (case.scan.array[box] - low) / (high - low), truth[box], found[box]
+    sizes = [plane.size_mm(arrays[0].shape, spacing_mm) for plane in PLANES]
+    ink = ink_for(values, len(structures), whole=only is None)
+    with style.picture(target, figure_inches(sizes), dpi=110, quality=88) as figure:
         panels = figure.subplots(1, 3, gridspec_kw={"width_ratios": [w for _, w in sizes]})
         for axes, plane in zip(panels, PLANES):
             index = centre[plane.axis] - (box[plane.axis].start or 0)
-            _draw_plane(axes, plane, [plane.cut(array, index) for array in arrays], spacing_mm, colours)
-            axes.set_title(
-                f"{plane.name}, slice {centre[plane.axis] + 1}/{scan.array.shape[plane.axis]}",
-                fontsize=9,
-                fontweight="normal",
-                color=style.GREY,
-            )
-        handles = _handles(
-            colours,
-            [
-                f"{style.short(name)} ({(remarks or {})[name]})"
-                if name in (remarks or {})
-                else style.short(name)
-                for name in structures
-            ],
-            arrays[1:],
-            by_structure=only is None,
-        )
+            draw_plane(axes, plane, [plane.cut(array, index) for array in arrays], spacing_mm, ink)
+            title = f"{plane.name}, slice {centre[plane.axis] + 1}/{case.scan.array.shape[plane.axis]}"
+            axes.set_title(title, fontsize=9, fontweight="normal", color=style.GREY)
+        remarks = {name: f" ({remark})" for name, remark in (remarks or {}).items()}
+        names = [style.short(name) + remarks.get(name, "") for name in structures]
+        handles = legend_handles(ink, names, arrays[1:])
         handles += [Line2D([], [], linestyle="", label="synthetic data")] if synthetic else []
-        figure.legend(
-            handles=handles,
-            loc="outside lower left",
-            ncols=min(len(handles), int(figure.get_figwidth() / 1.5)),
-            fontsize=9,
-        )
+        columns = min(len(handles), int(figure.get_figwidth() / 1.5))
+        figure.legend(handles=handles, loc="outside lower left", ncols=columns, fontsize=9)
 
 
-def _figure_inches(sizes_mm: Sequence[tuple[float, float]]) -> tuple[float, float]:
+def figure_inches(sizes_mm: Sequence[tuple[float, float]]) -> tuple[float, float]:
     """Width and height of the figure so that three panels of these (height, width) in mm fill it without bands."""
     height_mm, width_mm = max(h for h, _ in sizes_mm), sum(w for _, w in sizes_mm)
     inches_per_mm = min(10.6 / width_mm, 4.6 / height_mm)
     return max(6.0, inches_per_mm * width_mm + 0.5), inches_per_mm * height_mm + 0.8
 
 
-def _size_mm(plane: Plane, shape: tuple[int, ...], spacing_mm: Sequence[float]) -> tuple[float, float]:
-    rows, columns = (axis for axis in range(3) if axis != plane.axis)
-    return shape[rows] * spacing_mm[rows], shape[columns] * spacing_mm[columns]
-
-
-def _colours(
-    values: Sequence[int], structures: Sequence[str], *, by_structure: bool
-) -> Mapping[int, tuple[str, str]]:
-    """Label value -> colour of the reference and of the prediction."""
-    if by_structure and len(structures) <= len(ON_CT):
-        return {value: (ON_CT[value - 1], ON_CT[value - 1]) for value in values}
-    return dict.fromkeys(values, (REFERENCE_COLOUR, PREDICTION_COLOUR))
-
-
-def _draw_plane(
-    axes: Axes,
-    plane: Plane,
-    cuts: Sequence[np.ndarray],
-    spacing_mm: Sequence[float],
-    colours: Mapping[int, tuple[str, str]],
+def draw_plane(
+    axes: Axes, plane: Plane, cuts: Sequence[np.ndarray], spacing_mm: Sequence[float], ink: Ink
 ) -> None:
-    image, truth, found = cuts
-    height, width = plane.pixel_mm(spacing_mm)
-    extent = (0, image.shape[1] * width, image.shape[0] * height, 0)
+    """One panel. cuts: the slice of the scan (0 to 1), of the reference and of the prediction."""
+    image, *labels = cuts
+    pixel_mm = plane.size_mm((1, 1, 1), spacing_mm)
+    extent = (0, image.shape[1] * pixel_mm[1], image.shape[0] * pixel_mm[0], 0)
     axes.imshow(image, cmap="gray", vmin=0, vmax=1, extent=extent, interpolation="bilinear", aspect="equal")
     axes.grid(False)
     axes.set_anchor("N")
     axes.set_xticks([])
     axes.set_yticks([])
-    for value, (reference_colour, prediction_colour) in colours.items():
-        _outline(axes, truth == value, height, width, reference_colour, "solid", 1.5)
-        _outline(axes, found == value, height, width, prediction_colour, (0, (3.2, 2.0)), 1.5)
+    for value, colours in ink.values.items():
+        for label, colour, line in zip(labels, colours, ("solid", DASHES)):
+            draw_outline(axes, label == value, pixel_mm, colour, line)
     halo: list[Any] = [withStroke(linewidth=2, foreground="black")]
-    for text, x, y in (
-        (plane.left, 0.02, 0.5),
-        (plane.right, 0.98, 0.5),
-        (plane.top, 0.5, 0.97),
-        (plane.bottom, 0.5, 0.03),
+    for text, x, y, ha, va in (
+        (plane.left, 0.02, 0.5, "left", "center"),
+        (plane.right, 0.98, 0.5, "right", "center"),
+        (plane.top, 0.5, 0.97, "center", "top"),
+        (plane.bottom, 0.5, 0.03, "center", "bottom"),
     ):
-        axes.text(
-            x,
-            y,
-            text,
-            transform=axes.transAxes,
-            color="white",
-            fontsize=10,
-            fontweight="bold",
-            path_effects=halo,
-            ha={0.02: "left", 0.98: "right"}.get(x, "center"),
-            va={0.97: "top", 0.03: "bottom"}.get(y, "center"),
-        )
+        letter = axes.text(x, y, text, transform=axes.transAxes, ha=ha, va=va, path_effects=halo)
+        letter.set(color="white", fontsize=10, fontweight="bold")
     axes.set_xlim(extent[0], extent[1])
     axes.set_ylim(extent[2], extent[3])
 
 
-def _outline(
-    axes: Axes, mask: np.ndarray, height_mm: float, width_mm: float, colour: str, line: Any, width: float
-) -> None:
+def draw_outline(axes: Axes, mask: np.ndarray, pixel_mm: tuple[float, float], colour: str, line: Any) -> None:
     """The border of a 2D mask; padded so that one at the edge of the view is closed too."""
-    if not mask.any():
-        return
-    padded = np.pad(mask.astype(np.float32), 1)
-    x = (np.arange(padded.shape[1]) - 0.5) * width_mm
-    y = (np.arange(padded.shape[0]) - 0.5) * height_mm
-    axes.contour(x, y, padded, levels=[0.5], colors=[colour], linewidths=width, linestyles=[line])
+    if mask.any():
+        padded = np.pad(mask.astype(np.float32), 1)
+        y, x = ((np.arange(length) - 0.5) * size for length, size in zip(padded.shape, pixel_mm))
+        axes.contour(x, y, padded, levels=[0.5], colors=[colour], linewidths=1.5, linestyles=[line])
 
 
-def _handles(
-    colours: Mapping[int, tuple[str, str]],
-    names: Sequence[str],
-    labels: Sequence[np.ndarray],
-    *,
-    by_structure: bool,
-) -> list[Line2D]:
+def legend_handles(ink: Ink, names: Sequence[str], labels: Sequence[np.ndarray]) -> list[Line2D]:
     """Legend: solid = reference, dashed = prediction, and the colours of the structures that are in view."""
-    if by_structure and len(names) <= len(ON_CT):
-        visible = [value for value in colours if any((label == value).any() for label in labels)]
-        patches = [
-            Line2D([], [], color=colours[value][0], linewidth=5, label=names[value - 1]) for value in visible
-        ]
-        return [
-            Line2D([], [], color=style.INK, label="reference"),
-            Line2D([], [], color=style.INK, linestyle=(0, (3.2, 2.0)), label="prediction"),
-            *patches,
-        ]
-    return [
-        Line2D([], [], color=REFERENCE_COLOUR, linewidth=2.2, label="reference"),
-        Line2D([], [], color=PREDICTION_COLOUR, linewidth=2.2, linestyle=(0, (3.2, 2.0)), label="prediction"),
+    pair = (style.INK, style.INK) if ink.by_structure else (REFERENCE_COLOUR, PREDICTION_COLOUR)
+    width = 1.8 if ink.by_structure else 2.2
+    handles = [
+        Line2D([], [], color=colour, linewidth=width, linestyle=line, label=label)
+        for colour, line, label in zip(pair, ("solid", DASHES), ("reference", "prediction"))
     ]
+    if ink.by_structure:
+        visible = [value for value in ink.values if any((label == value).any() for label in labels)]
+        handles += [
+            Line2D([], [], color=ink.values[value][0], linewidth=5, label=names[value - 1])
+            for value in visible
+        ]
+    return handles

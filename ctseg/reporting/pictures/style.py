@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import matplotlib
+import numpy as np
 from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
-from PIL import ImageFont
+from PIL import ImageDraw, ImageFont
 
 from ctseg.artifacts import atomic_write
 
@@ -144,6 +145,24 @@ def font(size: float, *, bold: bool = False) -> Any:
     """matplotlib's own font for pictures that Pillow draws; size in pixels."""
     name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
     return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name), size)
+
+
+def rgb(colour: np.ndarray) -> tuple[int, ...]:
+    """A colour of numbers from 0 to 1 as Pillow takes it."""
+    return tuple(int(255 * part) for part in colour)
+
+
+def scale_bar(
+    pen: ImageDraw.ImageDraw, right: float, bottom: float, mm_per_pixel: float, longest: float, size: int
+) -> None:
+    """A bar of a round length, at most `longest` pixels, that ends at (right, bottom), its length in words above it."""
+    bar_mm = max(
+        (length for length in (5, 10, 20, 50, 100, 200) if length <= longest * mm_per_pixel), default=5
+    )
+    left = right - bar_mm / mm_per_pixel
+    pen.line([(left, bottom), (right, bottom)], fill=INK, width=max(2, size // 5))
+    middle = ((left + right) / 2, bottom - 0.4 * size)
+    pen.text(middle, f"{bar_mm / 10:g} cm", font=font(size), fill=INK, anchor="mb")
 
 
 def colour(index: int) -> str:

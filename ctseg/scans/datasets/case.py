@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import NamedTuple
 
 from ctseg.errors import Finding
 from ctseg.geometry.volume import Volume
@@ -19,7 +20,8 @@ IGNORED = 255  # in label arrays and label tensors: a voxel nobody looked at, le
 @dataclasses.dataclass(frozen=True)
 class ImageSource:
     """Where the CT lies. format: "nifti", "nrrd" or "metaimage" (path = file), "dicom" (folder of one series,
-    or a folder that holds it), or "openkbp_csv" (patient folder)."""
+    or a folder that holds it), or "openkbp_csv" (patient folder).
+    """
 
     format: str
     path: Path
@@ -34,7 +36,8 @@ class LabelSource:
     format "map": one volume file of integers (NIfTI, NRRD, MetaImage), `path`, names in `values` (stored
     value -> structure name; 0 is background). format "masks": one volume file per structure, `masks` (name ->
     file). format "dicom_seg", "rtstruct": a DICOM SEG or RTSTRUCT file, `path`; names stand in the file.
-    format "openkbp_csv": patient folder, `path`."""
+    format "openkbp_csv": patient folder, `path`.
+    """
 
     format: str
     path: Path | None = None
@@ -47,9 +50,21 @@ class LabelSource:
     fractional_threshold: float | None = (
         None  # dicom_seg: from which share of its largest value a fractional one is a mask; None: refused
     )
-    # dicom_seg, rtstruct: slices between those of a thicker series are interpolated; else such a structure is
-    # left out
+    # dicom_seg, rtstruct: slices between those of a thicker series are interpolated; else it is left out
     fill_gaps: bool = False
+
+
+class LabelTable(NamedTuple):
+    """What the values of label maps mean. values: stored value -> structure name. ignore_value: nnU-Net's
+    "ignore".
+    """
+
+    values: dict[int, str]
+    ignore_value: int | None = None
+
+    def map_at(self, path: Path) -> LabelSource:
+        """The labels in one volume file."""
+        return LabelSource("map", path, values=dict(self.values), ignore_value=self.ignore_value)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +73,8 @@ class CaseRecord:
 
     annotated: names of the structures somebody looked for in this case, as the data set itself says; None =
     it does not say, so every structure the label source can name, and a label map without any is a fault.
-    split: "train", "val", "test" when the data set fixes it, else None."""
+    split: "train", "val", "test" when the data set fixes it, else None.
+    """
 
     case_id: str
     patient_id: str

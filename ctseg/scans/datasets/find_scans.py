@@ -1,7 +1,8 @@
-"""Which scans lie at a path that somebody typed: volume files, DICOM CT series, folders of either at any depth.
+"""Which scans lie at a path that somebody typed: volume files, DICOM CT series, folders of either at any
+depth.
 
-Whatever a search leaves out it says: as a NOTE where no scan is lost (labels, scouts, other series of a study whose CT is
-there), else as an ERROR. docs/decisions/014-finding-scans.md has the reasons.
+Whatever a search leaves out it says: as a NOTE where no scan is lost (labels, scouts, other series of a study
+whose CT is there), else as an ERROR. docs/decisions/014-finding-scans.md has the reasons.
 """
 
 from __future__ import annotations
@@ -59,8 +60,8 @@ def find_one(path: Path, *, option: str) -> ImageSource:
 def search(path: Path, *, option: str = "--input") -> tuple[dict[str, ImageSource], list[Finding]]:
     """(name -> source of every scan at `path`, which was given with `option`; what was left out and why).
 
-    An ERROR among the findings is a scan that cannot be used, `case` its place. PreconditionError NO_DATA when there is no scan.
-    A detached header is listed too, so that its reader refuses it by name.
+    An ERROR among the findings is a scan that cannot be used, `case` its place. PreconditionError NO_DATA
+    when there is no scan. A detached header is listed too, so that its reader refuses it by name.
     """
     from ctseg.scans.dicom import dicom_files
 
@@ -142,14 +143,16 @@ class _LeftOut:
 
 
 def _top(root: Path, path: Path) -> str:
-    """The first folder below the root on the way to a file or folder; empty for what lies in the root itself."""
+    """The first folder below the root on the way to a path; empty for what lies in the root itself."""
     parts = path.relative_to(root).parts
     return parts[0] if parts else ""
 
 
 def _series_scans(root: Path, found: Found, out: _LeftOut) -> dict[str, list[SeriesInfo]]:
-    """The CT volumes by the first folder on the way to them. Series of a few slices (scouts, dose reports as images) are passed
-    over beside one that is a volume; an image of another modality is lost where no CT lies beside it and its study has none."""
+    """The CT volumes by the first folder on the way to them. Series of a few slices (scouts, dose reports as
+    images) are passed over beside one that is a volume; an image of another modality is lost where no CT lies
+    beside it and its study has none.
+    """
     from ctseg.scans.dicom import dicom_files
 
     groups: dict[str, list[SeriesInfo]] = {}
@@ -174,7 +177,9 @@ def _series_scans(root: Path, found: Found, out: _LeftOut) -> dict[str, list[Ser
 
 
 def _volume_scans(root: Path, others: Iterable[Path], out: _LeftOut) -> tuple[list[Path], list[Path]]:
-    """(volume files that are scans, all other files). Masks are left out where their place says what they are."""
+    """(volume files that are scans, all other files). Masks are left out where their place says what they
+    are.
+    """
     volumes: list[Path] = []
     rest: list[Path] = []
     named_ct, results = set(), set()
@@ -203,8 +208,10 @@ def _volume_scans(root: Path, others: Iterable[Path], out: _LeftOut) -> tuple[li
 
 
 def _named(root: Path, files: list[Path], series: dict[str, list[SeriesInfo]]) -> dict[str, ImageSource]:
-    """Every scan under a name of its own. In the root: the file's. Series: the first folder, numbered where it holds several.
-    Files further down: their path, without `ct`, which is what the scan of a case folder is called. UsageError for two of one name."""
+    """Every scan under a name of its own. In the root: the file's. Series: the first folder, numbered where
+    it holds several. Files further down: their path, without `ct`, which is what the scan of a case folder is
+    called. UsageError for two of one name.
+    """
     scans: dict[str, ImageSource] = {}
 
     def add(name: str, source: ImageSource) -> None:
@@ -237,7 +244,9 @@ def _named(root: Path, files: list[Path], series: dict[str, list[SeriesInfo]]) -
 
 
 def _lost_files(found: Found, rest: Iterable[Path], scans: list[Path], out: _LeftOut) -> None:
-    """Files that may have been a scan: damaged DICOM, links that lead nowhere, archives. Below the folder of a series its reader refuses or counts them."""
+    """Files that may have been a scan: damaged DICOM, links that lead nowhere, archives. Below the folder of
+    a series its reader refuses or counts them.
+    """
     lost: dict[Path, list[tuple[str, str, str]]] = {}
     for path in rest:
         archive = next(
@@ -278,7 +287,7 @@ def _lost_files(found: Found, rest: Iterable[Path], scans: list[Path], out: _Lef
 
 
 def _empty_folders(root: Path, found: Found, out: _LeftOut) -> None:
-    """Folders in which nothing lies that could be told otherwise; one that is named like a volume is refused."""
+    """Folders in which nothing lies that is told otherwise; one that is named like a volume is refused."""
     used = {
         _top(root, path)
         for path in (

@@ -13,9 +13,10 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from ctseg.errors import Finding, PreconditionError
-from ctseg.scans.datasets.case import CaseRecord, DataSet, ImageSource, LabelSource
+from ctseg.scans.datasets.case import CaseRecord, DataSet, ImageSource, LabelSource, LabelTable
 from ctseg.scans.formats import volume_files
 from ctseg.scans.formats.folder_walk import HIDDEN, TWICE, hidden, walk
 
@@ -79,20 +80,17 @@ def child(folder: Path, name: str) -> Path | None:
     return next((path for path in entries(folder) if path.name.casefold() == name.casefold()), None)
 
 
-def image_label_folders(root: Path) -> list[tuple[Path, Path]]:
-    """(images, labels) folders of a folder and of those in it, upper and lower case alike; only where there are both."""
-    pairs = [(child(folder, "images"), child(folder, "labels")) for folder in (root, *folders(root))]
-    return [(images, labels) for images, labels in pairs if images is not None and labels is not None]
-
-
 def volume_stem(path: Path) -> str | None:
     """The file name without `.nii.gz` or another suffix of a volume (any case); None when it has none."""
     return volume_files.stem_of(path)
 
 
 def image_source(path: Path) -> ImageSource:
-    """The scan in one file of a volume format."""
-    return ImageSource(volume_files.format_of(path), path)
+    """The scan in one file of a volume format, or in a folder of a DICOM series (its name is not that of a
+    volume).
+    """
+    series = volume_stem(path) is None and path.is_dir()
+    return ImageSource("dicom" if series else volume_files.format_of(path), path)
 
 
 def volumes(folder: Path) -> dict[str, Path]:
@@ -124,6 +122,11 @@ def folded(text: str) -> str:
 def printable(text: str) -> str:
     """The text with bytes that are no UTF-8 escaped, so that it can be printed and stored."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def text_of(value: object) -> str | None:
+    """A value of metadata as text, None where it is empty."""
+    return None if value in (None, "") else str(value)
 
 
 def unsafe_name(text: str) -> str | None:
@@ -172,7 +175,7 @@ def file_problem(path: Path, real_root: Path, *, folder: bool = False) -> tuple[
 
 
 def below(path: Path, root: Path) -> Path | None:
-    """`path` relative to `root`, or None when it lies elsewhere. As written: `..` is resolved, links are not."""
+    """`path` relative to `root`, None when it lies elsewhere. As written: `..` is resolved, no link is."""
     path, root = (Path(os.path.normpath(place.absolute())) for place in (path, root))
     return path.relative_to(root) if path.is_relative_to(root) else None
 
@@ -210,7 +213,7 @@ class Gathering:
         self.findings.append(Finding("WARN", code, cause, fix, case=case, file=self.relative(path)))
 
     def refuse(self, case_id: str, problem: tuple[str, str, str], path: Path | None = None) -> None:
-        """Leave a case out, for the reason (code, cause, fix). One finding per case: the first reason counts."""
+        """Leave a case out, for the reason (code, cause, fix). Of several reasons the first counts."""
         case_id = printable(case_id)
         self.account(path)
         if case_id in self._refused:
@@ -224,12 +227,15 @@ class Gathering:
         self._accounted.update(os.path.normpath(path) for path in paths if path is not None)
 
     def split_of(self, word: str | None, case_id: str, path: Path) -> str | None:
-        """train, val or test, whatever the data set calls it; any other word is told, because such a case is assigned anew."""
+        """train, val or test, whatever the data set calls it; any other word is told, because such a case is
+        assigned anew.
+        """
         split = None if word is None else SPLITS.get(word.casefold())
         if word and split is None:
             self.warn(
                 "SPLIT_UNKNOWN",
-                f"its split '{printable(word)}' is none of {', '.join(SPLITS)}: it is assigned to any of train, val and test",
+                f"its split '{printable(word)}' is none of {', '.join(SPLITS)}: "
+                "it is assigned to any of train, val and test",
                 "rename the split, or move the case away",
                 path=path,
                 case=case_id,
@@ -237,18 +243,23 @@ class Gathering:
         return split
 
     def match_splits(self, splits: Iterable[str], path: Path | None) -> None:
-        """A warning about cases that a file of splits names and that are not there: another spelling makes a split without effect."""
+        """A warning about cases that a file of splits names and that are not there: another spelling makes a
+        split without effect.
+        """
         unknown = sorted(set(splits) - set(self._ids), key=natural_key)
         if unknown:
             self.warn(
                 "SPLIT_UNKNOWN",
-                f"{len(unknown)} of its cases are not in this data set, the first is '{printable(unknown[0])}'",
+                f"{len(unknown)} of its cases are not in this data set, "
+                f"the first is '{printable(unknown[0])}'",
                 "spell them like the cases, or take them out",
                 path=path,
             )
 
     def problem(self, path: Path, *, folder: bool = False) -> tuple[str, str, str] | None:
-        """What `file_problem` says. Ordinary files, of which a data set has a hundred thousand, take one `lstat`."""
+        """What `file_problem` says. Ordinary files, of which a data set has a hundred thousand, take one
+        `lstat`.
+        """
         if not folder:
             place, name = os.path.split(path)
             with contextlib.suppress(OSError):
@@ -302,9 +313,43 @@ class Gathering:
         names = None if annotated is None else frozenset(annotated)
         self._cases.append(CaseRecord(case_id, patient_id or case_id, image, labels, names, split))
 
+    def offer_map(self, case_id: str, image: Path, label: Path, table: LabelTable, **more: Any) -> None:
+        """`offer` a scan with a label map."""
+        self.offer(case_id, image_source(image), table.map_at(label), **more)
+
+    def offer_listed(
+        self, case_id: str, image: object, label: object, base: Path, table: LabelTable, **more: Any
+    ) -> None:
+        """`offer_map` of files that metadata name relative to `base`; somebody looked for every structure of
+        the table.
+        """
+        scan, mask = self.inside(case_id, image, base), None
+        if label in (None, "", []):
+            missing = ("LABEL_MISSING", "the entry names no label", "add its label to the list")
+            self.refuse(case_id, missing, scan)
+        else:
+            mask = self.inside(case_id, label, base)
+        self.account(scan, mask)
+        if scan is None or mask is None:
+            return
+        for path in (scan, mask):
+            if volume_stem(path) is None:
+                cause = "it is no volume file (.nii.gz, .nii, .nrrd, .mha)"
+                return self.refuse(case_id, ("FORMAT_UNSUPPORTED", cause, "convert it to .nii.gz"), path)
+        self.offer_map(case_id, scan, mask, table, annotated=table.values.values(), **more)
+
+    def note_unlabelled(self, scans: Sequence[Path], where: Path, told: str) -> None:
+        """Scans for testing that have no label are told and left alone."""
+        if scans:
+            self.account(*scans)
+            self.note(
+                "TEST_UNLABELLED", f"{len(scans)} scans in {told} have no label and are not used", path=where
+            )
+
     def inside(self, case_id: str, text: object, base: Path) -> Path | None:
-        """The file that metadata names relative to `base`; None, and the case refused, when it lies outside the
-        data folder. An absolute path is accepted only when it leads into the data folder."""
+        """The file that metadata names relative to `base`; None, and the case refused, when it lies outside
+        the data folder. An absolute path is accepted only when it leads into the data folder.
+        """
         if not isinstance(text, str) or not text.strip() or "\0" in text:
             self.refuse(case_id, ("METADATA_INVALID", f"{text!r} is not a file name", "correct the entry"))
             return None
@@ -349,7 +394,8 @@ class Gathering:
         errors = [finding for finding in self.findings if finding.severity == "ERROR"]
         if not errors:
             return "no case found"
-        return f"{len(self._refused)} cases found, none of them usable; the first: {errors[0].file}: {errors[0].cause}"
+        first = f"{errors[0].file}: {errors[0].cause}"
+        return f"{len(self._refused)} cases found, none of them usable; the first: {first}"
 
     def _report_leftovers(self) -> None:
         """Findings for archives, for scans that no case uses, and one for all other files."""
@@ -410,7 +456,7 @@ class Gathering:
             self.note("OTHER_FILES", f"files that hold no scan or label of a case are ignored ({listed})")
 
     def _refuse_folder(self, path: Path) -> None:
-        """A folder that cannot be listed may hold cases; one in a case does not, and one is a file system's."""
+        """A folder that cannot be listed may hold cases, unless it lies in a case or is a file system's."""
         if any(part in self._ids for part in Path(self.relative(path)).parts):
             self.warn(*CLOSED, path=path)
         elif path.name != "lost+found":
@@ -434,37 +480,29 @@ def _files(image: ImageSource, labels: LabelSource) -> list[Path]:
 
 
 def offer_pairs(
-    gathering: Gathering,
+    cases: Gathering,
     images: dict[str, Path],
     labels: dict[str, Path],
-    values: dict[int, str],
+    table: LabelTable,
     *,
     annotated: Iterable[str] | None = None,
-    ignore_value: int | None = None,
     splits: dict[str, str] | None = None,
 ) -> None:
-    """Offer every case that has both an image and a label map; refuse the others. Keys are case ids (any case).
+    """Offer every case that has both an image and a label map; refuse the others. Keys are case ids (any
+    case).
 
     annotated: as in `CaseRecord`.
     """
-    by_name = {folded(name): path for name, path in labels.items()}
+    maps = {folded(name): path for name, path in labels.items()}
+    no_label = ("LABEL_MISSING", "a scan without label", "add its label, or move the scan away")
+    no_scan = ("FILE_MISSING", "a label without scan", "add the scan, or move the label away")
     for case_id, path in images.items():
-        label_path = by_name.pop(folded(case_id), None)
-        if label_path is None:
-            gathering.refuse(
-                case_id,
-                ("LABEL_MISSING", "a scan without label", "add its label, or move the scan away"),
-                path,
-            )
-            continue
-        source = LabelSource("map", label_path, values=dict(values), ignore_value=ignore_value)
-        gathering.offer(
-            case_id, image_source(path), source, annotated=annotated, split=(splits or {}).get(case_id)
-        )
+        label = maps.pop(folded(case_id), None)
+        if label is None:
+            cases.refuse(case_id, no_label, path)
+        else:
+            split = (splits or {}).get(case_id)
+            cases.offer_map(case_id, path, label, table, annotated=annotated, split=split)
     for case_id, path in labels.items():
-        if folded(case_id) in by_name:
-            gathering.refuse(
-                case_id,
-                ("FILE_MISSING", "a label without scan", "add the scan, or move the label away"),
-                path,
-            )
+        if folded(case_id) in maps:
+            cases.refuse(case_id, no_scan, path)

@@ -18,6 +18,7 @@ import numpy as np
 
 from ctseg.artifacts import file_hash
 from ctseg.errors import CaseError, Finding, PipelineError, UsageError
+from ctseg.geometry.boxes import Box, label_boxes
 from ctseg.geometry.volume import Volume
 from ctseg.laterality import Sides, find_sides
 from ctseg.scans.datasets.case import (
@@ -30,9 +31,9 @@ from ctseg.scans.datasets.case import (
     LabelSource,
     LoadedCase,
 )
+from ctseg.scans.datasets.masks import Naming, label_map, mask_files
 from ctseg.scans.formats import folder_walk, volume_files
 from ctseg.scans.formats.regular_files import refuse, require_regular
-from ctseg.scans.masks import Naming, label_map, mask_files
 
 IMPLAUSIBLE_FRACTION = 0.6  # of the body; labels that cover more are a mistake (or a crop: only a warning)
 NAMED = 5  # structures that one message names
@@ -348,17 +349,16 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _check_sides(label: Volume, structures: Sequence[str], sides: Sides) -> list[Finding]:
-    """A warning for each mirror pair whose left structure does not lie on the patient's left (greater LPS
-    x)."""
-    from scipy.ndimage import find_objects
-
+    """A warning for each mirror pair whose left structure does not lie on the patient's left (greater LPS x)."""
     pairs = sides.indices(structures)
-    boxes = find_objects(label.array, max_label=len(structures)) if pairs else []
+    boxes = label_boxes(label.array) if pairs else {}
     findings = []
     for left, right in pairs:
-        if boxes[left] is None or boxes[right] is None:
+        if left + 1 not in boxes or right + 1 not in boxes:
             continue
-        distance = _centroid_x(label, boxes[left], left + 1) - _centroid_x(label, boxes[right], right + 1)
+        distance = _centroid_x(label, boxes[left + 1], left + 1) - _centroid_x(
+            label, boxes[right + 1], right + 1
+        )
         if distance <= 0:
             findings.append(
                 Finding(
@@ -372,7 +372,7 @@ def _check_sides(label: Volume, structures: Sequence[str], sides: Sides) -> list
     return findings
 
 
-def _centroid_x(label: Volume, box: tuple[slice, ...], number: int) -> float:
+def _centroid_x(label: Volume, box: Box, number: int) -> float:
     """LPS x of a structure's centroid in mm."""
     indices = np.nonzero(label.array[box] == number)
     centre = [float(i.mean()) + s.start for i, s in zip(indices, box)]

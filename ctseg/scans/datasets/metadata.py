@@ -13,6 +13,7 @@ from typing import Any
 
 from ctseg.errors import PreconditionError
 from ctseg.scans.datasets import gathering
+from ctseg.scans.datasets.case import LabelTable
 
 LARGEST_BYTES = 256 * 2**20  # no public data set comes near it; a wrong file does
 NAMES_EXAMPLE = '{"labels": {"background": 0, "liver": 1}}'
@@ -35,7 +36,9 @@ def read_list(path: Path) -> list[Any]:
 
 
 def _read(path: Path) -> Any:
-    """A byte-order mark is accepted, a key that stands twice is not: one of its two values would silently win."""
+    """A byte-order mark is accepted, a key that stands twice is not: one of its two values would silently
+    win.
+    """
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode) or status.st_size > LARGEST_BYTES:
@@ -74,8 +77,8 @@ def invalid(path: Path, cause: str, fix: str) -> PreconditionError:
     return PreconditionError("METADATA_INVALID", cause, fix, file=path.name)
 
 
-def label_table(raw: Any, path: Path) -> tuple[dict[int, str], int | None]:
-    """({stored value: structure name} in the order of the values, value of the "ignore" label or None).
+def label_table(raw: Any, path: Path) -> LabelTable:
+    """The names of label values, in the order of the values.
 
     raw: {"liver": 1} (nnU-Net, plain) or {"1": "liver"} (Decathlon, nnU-Net v1). Background (0) is left out.
     Regions (a list of values for one name) overlap and are refused.
@@ -112,7 +115,7 @@ def label_table(raw: Any, path: Path) -> tuple[dict[int, str], int | None]:
             "the label table names nothing but background",
             f"name the structures, for example {NAMES_EXAMPLE}",
         )
-    return dict(sorted(values.items())), ignore_value
+    return LabelTable(dict(sorted(values.items())), ignore_value)
 
 
 def _label_value(name: Any, value: Any, path: Path) -> int:
@@ -134,8 +137,10 @@ def _label_value(name: Any, value: Any, path: Path) -> int:
     return number
 
 
-def names_beside(folder: Path) -> tuple[dict[int, str], int | None] | None:
-    """The label table of a file `labels.json` in `folder` ({"labels": {...}} or the table itself), if there is one."""
+def names_beside(folder: Path) -> LabelTable | None:
+    """The label table of a file `labels.json` in `folder` ({"labels": {...}} or the table itself), if there
+    is one.
+    """
     path = folder / "labels.json"
     if not path.exists():
         return None

@@ -1,7 +1,7 @@
 """Who is trained on, who selects the model, who is tested: by patient, stratified, frozen once drawn.
 
-The order of patients comes from a hash of their ids, never from the order of files. What stands in `splits.json`
-stays: a new patient never moves an old one. A data set's own split wins over both.
+The order of patients comes from a hash of their ids, never from the order of files. What stands in
+`splits.json` stays: a new patient never moves an old one. A data set's own split wins over both.
 """
 
 from __future__ import annotations
@@ -49,8 +49,9 @@ class _Group:
         return {name for case in self.cases for name, state in case.states.items() if state == PRESENT}
 
     def known(self) -> set[str]:
-        """The names under which an earlier split may know it. A patient without a name of its own is called after its first case,
-        which may be another one since scans were added."""
+        """The names under which an earlier split may know it. A patient without a name of its own is called
+        after its first case, which may be another one since scans were added.
+        """
         ids = {case.case_id for case in self.cases}
         return self.patients | {case.case_id for case in self.cases if case.patient_id in ids}
 
@@ -75,8 +76,8 @@ def draw_splits(
 ) -> tuple[dict[str, str], list[Finding]]:
     """({patient_id: "train" | "val" | "test"} for every patient of `cases`, what is worth telling).
 
-    frozen: the assignment of an existing `splits.json`. Raises PreconditionError TOO_FEW_CASES when a split would
-    stay empty and IntegrityError LEAKAGE when one patient or one scan is bound to two splits.
+    frozen: the assignment of an existing `splits.json`. Raises PreconditionError TOO_FEW_CASES when a split
+    would stay empty and IntegrityError LEAKAGE when one patient or one scan is bound to two splits.
     """
     findings: list[Finding] = []
     cases = sorted(cases, key=lambda case: case.case_id)
@@ -84,7 +85,8 @@ def draw_splits(
     if len(groups) < 3:
         raise PreconditionError(
             "TOO_FEW_CASES",
-            f"{len(groups)} usable patients with scans of their own; at least 3 are needed (one each to train, validate and test)",
+            f"{len(groups)} usable patients with scans of their own; at least 3 are needed "
+            "(one each to train, validate and test)",
             "add patients with labels",
         )
     chosen: dict[int, str] = {}
@@ -100,7 +102,8 @@ def draw_splits(
                     Finding(
                         "NOTE",
                         "SPLIT_MOVED",
-                        f"the data set now puts patient {min(group.patients)} into {chosen[index]}, splits.json said {bound.pop()}",
+                        f"the data set now puts patient {min(group.patients)} into {chosen[index]}, "
+                        f"splits.json said {bound.pop()}",
                     )
                 )
         elif bound and bound <= set(allowed[index]):
@@ -110,7 +113,8 @@ def draw_splits(
         if split not in chosen.values():
             raise PreconditionError(
                 "TOO_FEW_CASES",
-                f"no patient is left for {split} ({len(groups)} usable patients); each of train, val and test needs one",
+                f"no patient is left for {split} ({len(groups)} usable patients); "
+                "each of train, val and test needs one",
                 "add patients, or delete processed_data/splits.json to draw the splits again",
             )
     assignment = {patient: chosen[index] for index, group in enumerate(groups) for patient in group.patients}
@@ -119,7 +123,9 @@ def draw_splits(
 
 
 def _groups(cases: list[SplitCase], findings: list[Finding]) -> list[_Group]:
-    """Cases gathered by patient, patients that share a scan gathered too; in the order of the smallest patient id."""
+    """Cases gathered by patient, patients that share a scan gathered too; in the order of the smallest
+    patient id.
+    """
     leader = {case.patient_id: case.patient_id for case in cases}
 
     def root(patient: str) -> str:
@@ -179,7 +185,8 @@ def _assign_rest(
     fractions: Mapping[str, float],
     seed: int,
 ) -> None:
-    """Fill `chosen`: each group in stratified hash order goes to the split that is most below its share so far.
+    """Fill `chosen`: each group in stratified hash order goes to the split that is most below its share so
+    far.
 
     Because equal strata follow each other, each stratum is shared out in the same proportions (systematic
     sampling), and the totals are exact to the rounded quota.
@@ -210,10 +217,11 @@ def _assign_rest(
 
 
 def _spread(groups: list[_Group], free: list[int], options: tuple[str, ...], chosen: dict[int, str]) -> None:
-    """Exchange groups so that every split shows each structure, where there are enough that show it; sizes stay as they are.
+    """Exchange groups so that every split shows each structure, where there are enough that show it; sizes
+    stay as they are.
 
-    Needed where few patients have a structure. A group is given away only if its split then lacks nothing that it showed; but with
-    two that show it, one is learned from and the other scored, so val gives to test.
+    Needed where few patients have a structure. A group is given away only if its split then lacks nothing
+    that it showed; but with two that show it, one is learned from and the other scored, so val gives to test.
     """
     holders = Counter((split, name) for index, split in chosen.items() for name in groups[index].present())
     for name in sorted({name for index in free for name in groups[index].present()}):
@@ -272,13 +280,14 @@ def _leakage(group: _Group, where: str) -> IntegrityError:
     )
 
 
-# ---- splits.json --------------------------------------------------------------------------------------------
+# ---- splits.json ---------------------------------------------------------------------------------
 
 
 def assign(
     cases: Sequence[Case], existing: Any, data: DataSettings
 ) -> tuple[list[Case], dict[str, Any], list[Finding]]:
-    """(the cases with their splits, content of `splits.json`, findings). existing: its content of an earlier run, or None.
+    """(the cases with their splits, content of `splits.json`, findings). existing: its content of an earlier
+    run, or None.
 
     Raises as `draw_splits` and `frozen_assignment`.
     """
@@ -331,7 +340,8 @@ def frozen_assignment(record: Any) -> dict[str, str]:
         raise IntegrityError(
             "SPLIT_CHANGED",
             "it was edited after it was drawn, or is of another version",
-            "restore it, or delete processed_data to draw new splits (all models then have to be trained again)",
+            "restore it, or delete processed_data to draw new splits "
+            "(all models then have to be trained again)",
             file="splits.json",
         )
     return dict(assignment)

@@ -19,7 +19,8 @@ from scipy.sparse import coo_array, csr_array
 from scipy.sparse.csgraph import connected_components, minimum_spanning_tree
 from scipy.spatial import cKDTree
 
-from ctseg.scoring.distances import check_masks, mask_box
+from ctseg.geometry.boxes import tight_box
+from ctseg.scoring.distances import check_masks
 from ctseg.scoring.metrics import Counts
 from ctseg.scoring.shape.skeleton import skeletonise
 from ctseg.scoring.shape.topology import Components, components, largest_component
@@ -74,7 +75,7 @@ def parse_tree(
     if not mask.any():
         none = np.zeros(0, np.int64)
         return Tree(np.zeros((0, 3), np.int64), none, none, np.zeros((0, 2), np.int64), np.zeros(0), 0)
-    box = mask_box(mask)
+    box = tight_box(mask)
     mask = np.pad(mask[box], 1)
     line = (
         skeletonise(mask)

@@ -17,7 +17,7 @@ import itertools
 
 import numpy as np
 
-from ctseg.scoring.distances import mask_box
+from ctseg.geometry.boxes import tight_box
 
 # The 26 neighbours of a voxel; a neighbourhood is a 26-bit number, bit k for neighbour k. The surface of the voxel
 # (a cube) has 26 cells too, 6 faces, 12 edges and 8 corners, one towards each neighbour: they share the numbering.
@@ -66,7 +66,7 @@ def skeletonise(mask: np.ndarray) -> np.ndarray:
     mask = np.asarray(mask).astype(bool, copy=False)
     result = np.zeros(mask.shape, bool)
     if mask.any():
-        box = mask_box(mask)
+        box = tight_box(mask)
         grid = np.pad(np.ascontiguousarray(mask[box]).view(np.uint8), 1)  # _thin needs the order of C
         _thin(grid)
         result[box] = grid[1:-1, 1:-1, 1:-1]

@@ -13,7 +13,7 @@ import math
 import numpy as np
 from scipy import ndimage
 
-from ctseg.scoring.distances import mask_box
+from ctseg.geometry.boxes import tight_box
 from ctseg.scoring.shape.skeleton import skeletonise
 
 try:
@@ -137,7 +137,7 @@ def betti_numbers(mask: np.ndarray, n_components: int | None = None) -> Betti:
     mask = np.asarray(mask).astype(bool, copy=False)
     if not mask.any():
         return Betti(0, 0, 0)
-    padded = np.pad(mask[mask_box(mask)], 1)  # so that the outside is one piece of background
+    padded = np.pad(mask[tight_box(mask)], 1)  # so that the outside is one piece of background
     b0 = components(padded)[1] if n_components is None else n_components
     b2 = components(~padded, 6)[1] - 1
     return Betti(b0, b0 + b2 - _euler(padded), b2)

@@ -8,13 +8,16 @@ from masks_in_space import RED, ball, masks_of, oblique, upright
 from PIL import Image
 
 import visualize
+from ctseg.geometry.boxes import whole_box
 from ctseg.geometry.volume import Volume, reorient, to_canonical
 from ctseg.reporting.pictures import contact_sheet, planes, render, slices, tour
-from ctseg.reporting.pictures.colours import _perceived, colours_on_ct
-from ctseg.reporting.pictures.contact_sheet import build_sheet, piece_of, spread
+from ctseg.reporting.pictures.colours import colours_on_ct, perceived
+from ctseg.reporting.pictures.contact_sheet import build_sheet, spread
+from ctseg.reporting.pictures.pieces import Piece, piece_of
 from ctseg.reporting.pictures.slices import PLANES
+from ctseg.reporting.pictures.subject import Subject
+from ctseg.scans.datasets.masks import Masks, open_masks, tight
 from ctseg.scans.formats import nifti
-from ctseg.scans.masks import Masks, open_masks, tight
 
 SHAPE = (20, 30, 36)
 
@@ -31,13 +34,13 @@ def random_mask(seed: int = 0) -> Volume:
     return Volume(array, upright())
 
 
-def whole(piece: contact_sheet.Piece, axis: int, number: int) -> np.ndarray:
+def whole(piece: Piece, axis: int, number: int) -> np.ndarray:
     """The slice of a piece in the whole scan."""
     others = [other for other in range(3) if other != axis]
     picture = np.zeros([SHAPE[other] for other in others], dtype=bool)
     part = piece.cut(axis, number)
     if part is not None:
-        picture[tuple(slice(piece.start[o], piece.start[o] + piece.shape[o]) for o in others)] = part
+        picture[tuple(piece.box[o] for o in others)] = part
     return picture
 
 
@@ -75,8 +78,11 @@ def test_masks_on_another_grid_are_moved_and_it_is_said():
         < 0.5
     )
     assert fine.sum() * 2 * 1.5 * 1.5 == pytest.approx(coarse.array.sum() * 4 * 3 * 3, rel=0.1)
-    sheet = build_sheet(scan_of(), masks_of(liver=coarse), ["liver"])
-    assert sheet.resampled and not build_sheet(scan_of(), masks_of(liver=random_mask()), ["liver"]).resampled
+    sheet = build_sheet(Subject(masks_of(liver=coarse), ["liver"], scan_of()))
+    assert (
+        sheet.resampled
+        and not build_sheet(Subject(masks_of(liver=random_mask()), ["liver"], scan_of())).resampled
+    )
     away = Volume(coarse.array, upright((4.0, 3.0, 3.0), (500, 500, 500)))
     assert piece_of(tight(away), scan_of().grid)[0] is None
 
@@ -86,7 +92,7 @@ def test_a_mask_that_reaches_beyond_the_scan_is_cut_there():
         np.ones(SHAPE, dtype=bool), upright(origin=(-40.0 - 1.5 * 4, -30.0, 10.0))
     )  # four voxels to the right
     piece, moved = piece_of(tight(mask), scan_of().grid)
-    assert not moved and piece is not None and piece.start == (0, 0, 0) and piece.shape == (20, 30, 32)
+    assert not moved and piece is not None and piece.box == whole_box((20, 30, 32))
 
 
 def test_slices_are_spread_evenly():
@@ -114,7 +120,7 @@ def test_panels_are_as_radiologists_hang_them(affine):
     place = affine @ [32, 32, 32, 1]
     mask = ball(shape, affine, place[:3], 9)
     scan = Volume(np.zeros(shape, dtype=np.float32), affine)
-    sheet = build_sheet(scan, masks_of(thing=mask), ["thing"])
+    sheet = build_sheet(Subject(masks_of(thing=mask), ["thing"], scan))
     left, back = (
         (affine[0, 2] > 0),
         (affine[1, 1] > 0),
@@ -122,7 +128,7 @@ def test_panels_are_as_radiologists_hang_them(affine):
     box = tuple(slice(0, 40) for _ in range(3))
     for plane in PLANES:
         centre = [round(float(v)) for v in np.argwhere(to_canonical(mask).array).mean(axis=0)]
-        picture = np.asarray(contact_sheet._panel(sheet, plane, centre[plane.axis], box, (100, 100)))
+        picture = np.asarray(contact_sheet.panel(sheet, plane, centre[plane.axis], box, (100, 100)))
         row, column = coloured(picture, sheet.colours["thing"])
         if plane.name == "axial":
             assert (column > 0.6) == left and (row > 0.6) == back and abs(column - 0.5) > 0.2
@@ -132,11 +138,17 @@ def test_panels_are_as_radiologists_hang_them(affine):
             assert (column > 0.6) == back and row < 0.3
 
 
+def paint(
+    canvas: np.ndarray, mask: np.ndarray, start: tuple[int, int], shape: tuple[int, int], line: int
+) -> None:
+    """A red mask, half transparent, in a slice of this shape that fills the canvas."""
+    where = contact_sheet.placed(mask, start, shape, canvas.shape)
+    contact_sheet.paint(canvas, *where, np.array([200.0, 0, 0]), opacity=0.5, line=line)
+
+
 def test_paint_fills_where_the_mask_is_and_thin_things_stay_visible():
     canvas = np.zeros((200, 200, 3), dtype=np.float32)
-    contact_sheet._paint(
-        canvas, np.ones((10, 20), dtype=bool), (15, 5), (50, 50), np.array([200.0, 0, 0]), 0.5, 2
-    )
+    paint(canvas, np.ones((10, 20), dtype=bool), (15, 5), (50, 50), 2)
     assert (
         canvas[80, 60, 0] == 100
         and canvas[61, 60, 0] == 200
@@ -146,18 +158,14 @@ def test_paint_fills_where_the_mask_is_and_thin_things_stay_visible():
     rows, columns = np.nonzero(canvas[..., 0])
     assert (rows.min(), rows.max()) == (60, 99) and (columns.min(), columns.max()) == (20, 99)
     small = np.zeros((40, 40, 3), dtype=np.float32)
-    contact_sheet._paint(
-        small, np.ones((100, 1), dtype=bool), (50, 100), (200, 200), np.array([200.0, 0, 0]), 0.5, 1
-    )
+    paint(small, np.ones((100, 1), dtype=bool), (50, 100), (200, 200), 1)
     assert (small[..., 0].max(axis=1) > 0).sum() >= 20  # one voxel wide, a fifth of an element
 
 
 def test_a_mask_is_painted_where_the_scale_rounds_its_begin_below_zero():
     """The sheet said that there was nothing to show."""
     canvas = np.zeros((54, 236, 3), dtype=np.float32)
-    contact_sheet._paint(
-        canvas, np.ones((3, 3), dtype=bool), (9, 17), (21, 20), np.array([200.0, 0, 0]), 0.5, 2
-    )
+    paint(canvas, np.ones((3, 3), dtype=bool), (9, 17), (21, 20), 2)
     assert canvas[25:30, 205:230].any()
 
 
@@ -170,12 +178,12 @@ def test_fill_shows_the_masks_and_lines_show_the_reference():
         masks_of(liver=Volume(mask, upright()), spleen=Volume(mask, upright())),
         masks_of(liver=Volume(truth, upright())),
     )
-    sheet = build_sheet(image, masks, ["liver", "spleen"], reference=reference)
-    texts = [text for _, text, _ in contact_sheet._legend(sheet)[0]]
+    sheet = build_sheet(Subject(masks, ["liver", "spleen"], image, reference))
+    texts = [text for _, text, _ in contact_sheet.legend_of(sheet)[0]]
     assert texts == ["liver", "spleen (no reference)"]
-    alone = build_sheet(image, masks_of(liver=Volume(mask, upright())), ["liver"], reference=reference)
+    alone = build_sheet(Subject(masks_of(liver=Volume(mask, upright())), ["liver"], image, reference))
     box = (slice(0, 20), slice(0, 30), slice(0, 36))
-    picture = np.asarray(contact_sheet._panel(alone, PLANES[0], 10, box, (300, 360))).astype(float)
+    picture = np.asarray(contact_sheet.panel(alone, PLANES[0], 10, box, (300, 360))).astype(float)
     plain, colour = picture[250, 100], alone.colours["liver"] * 255
     assert np.ptp(plain) < 2  # grey where nothing is
     only_mask, both, only_truth = picture[130, 110], picture[130, 170], picture[130, 230]
@@ -186,9 +194,9 @@ def test_fill_shows_the_masks_and_lines_show_the_reference():
     )
     assert np.abs(picture[130, 258:262] - colour).max(axis=1).min() < 40  # its right border is a line
     missed = build_sheet(
-        image, masks_of(liver=Volume(np.zeros_like(mask), upright())), ["liver"], reference=reference
+        Subject(masks_of(liver=Volume(np.zeros_like(mask), upright())), ["liver"], image, reference)
     )
-    text, swatch = contact_sheet._legend(missed)[0][0][1:]
+    text, swatch = contact_sheet.legend_of(missed)[0][0][1:]
     assert text == "liver (not found)" and swatch is not None
 
 
@@ -199,11 +207,10 @@ def test_the_window_fits_what_is_shown_and_can_be_given():
         == slices.window_for(["airway"])
     )
     assert slices.window_for(["lung_left", "heart"]) == slices.SOFT_TISSUE_HU == slices.window_for([])
-    sheets = [
-        build_sheet(scan_of(), masks_of(liver=random_mask()), ["liver"], window_hu=window)
-        for window in (None, (30, 50))
+    subjects = [
+        Subject(masks_of(liver=random_mask()), ["liver"], window_hu=window) for window in (None, (30, 50))
     ]
-    assert sheets[0].window_hu == slices.SOFT_TISSUE_HU and sheets[1].window_hu == (30, 50)
+    assert [subject.window for subject in subjects] == [slices.SOFT_TISSUE_HU, (30, 50)]
 
 
 def test_colours_of_sixty_structures_differ_and_few_keep_the_tables():
@@ -212,12 +219,12 @@ def test_colours_of_sixty_structures_differ_and_few_keep_the_tables():
         + [f"rib_left_{n}" for n in range(20)]
         + [f"kidney_{n}" for n in range(20)]
     )
-    colours = _perceived(np.array(list(colours_on_ct(names).values())))
+    colours = perceived(np.array(list(colours_on_ct(names).values())))
     distances = np.linalg.norm(colours[:, None] - colours[None], axis=2) + 9 * np.eye(len(names))
     assert distances.min() > 0.02
     few = colours_on_ct(["liver", "urinary_bladder", "hip_left", "hip_right"])
     assert np.allclose(few["urinary_bladder"], tour.colours_of(["urinary_bladder"])["urinary_bladder"])
-    five = _perceived(np.array(list(few.values())))
+    five = perceived(np.array(list(few.values())))
     assert (np.linalg.norm(five[:, None] - five[None], axis=2) + np.eye(4)).min() > 0.12
 
 
@@ -225,13 +232,9 @@ def test_colours_of_sixty_structures_differ_and_few_keep_the_tables():
 def test_nothing_is_drawn_beyond_the_sheet(count):
     names = [f"structure_with_a_long_name_{number}" for number in range(count)]
     small = ball(SHAPE, upright(), (-10, -5, 30), 4)
-    sheet = build_sheet(
-        scan_of(),
-        Masks(tuple(names), lambda name: small if name != names[0] else random_mask()),
-        names,
-        synthetic=True,
-    )
-    legend, height = contact_sheet._legend(sheet)
+    masks = Masks(tuple(names), lambda name: small if name != names[0] else random_mask())
+    sheet = build_sheet(Subject(masks, names, scan_of(), synthetic=True))
+    legend, height = contact_sheet.legend_of(sheet)
     assert len(legend) == count
     for (x, y), text, _ in legend:
         assert (
@@ -313,12 +316,7 @@ def test_slices_lie_in_the_scan_and_show_its_values(affine):
     found = planes.slice_planes(scan, centre, (-160.0, 240.0), step_mm=1.5)
     assert [surface.name for surface in found] == ["axial slice", "coronal slice", "sagittal slice"]
     for axis, surface in enumerate(found):
-        assert (
-            surface.flat
-            and len(surface.points_mm) > 200
-            and surface.triangles is not None
-            and surface.triangles.max() < len(surface.points_mm)
-        )
+        assert surface.flat and len(surface.points_mm) > 200
         index = (surface.points_mm - affine[:3, 3]) @ np.linalg.inv(affine[:3, :3]).T
         assert np.abs(index[:, axis] - (10, 14, 17)[axis]).max() < 1e-3
         on_voxel = np.abs(index - np.rint(index)).max(axis=1) < 1e-3
@@ -338,7 +336,7 @@ def test_slices_cover_what_is_behind_them_and_are_covered_by_what_is_before():
         masks = masks_of(
             thing=ball(shape, affine, (40, y, 40), 9), other=ball(shape, affine, (40, 80 - y, 40), 0.5)
         )
-        scene = tour.build_scene(masks, ["thing"])
+        scene = tour.build_scene(Subject(masks, ["thing"]))
         flat = planes.slice_planes(scan, (40, 40, 40), (-160.0, 240.0), step_mm=0.5)[1:2]  # the coronal one
         thing = [tour.dataclasses.replace(surface, colour=RED) for surface in scene.surfaces]
         view = render.fit_view([*thing, *flat], width=120, height=120)
@@ -356,9 +354,9 @@ def test_slices_cover_what_is_behind_them_and_are_covered_by_what_is_before():
 
 def test_the_viewer_looks_down_on_slices_and_one_seen_from_its_edge_is_left_out():
     affine = upright((2, 2, 2), (0, 0, 0))
-    scan = Volume(np.full((40, 40, 40), 240, dtype=np.float32), affine)
+    scan = Volume(np.full((40, 40, 40), 40, dtype=np.float32), affine)  # grey before white
     masks = masks_of(thing=ball((40, 40, 40), affine, (40, 40, 40), 6))
-    scene = tour.build_scene(masks, ["thing"], ct=scan, context="slices")
+    scene = tour.build_scene(Subject(masks, ["thing"], scan), context="slices")
     assert scene.tilt > 10
     axial, sagittal = (
         [surface for surface in scene.surfaces if surface.name == name]
@@ -366,13 +364,12 @@ def test_the_viewer_looks_down_on_slices_and_one_seen_from_its_edge_is_left_out(
     )
     view = render.fit_view(scene.surfaces, width=100, height=100, tilt=scene.tilt)
     level = render.fit_view(scene.surfaces, width=100, height=100)
-    black = np.zeros(3)
     shown = [
-        int((render.draw(found, seen, 0, black)[..., 0] > 100).sum())
+        int((render.draw(found, seen, 0)[..., 0] < 200).sum())
         for found, seen in ((axial, view), (axial, level), (sagittal, view))
     ]
     assert shown[0] > 500 and shown[1:] == [0, 0]
-    assert (render.draw(sagittal, view, 90, black)[..., 0] > 100).sum() > 1000
+    assert (render.draw(sagittal, view, 90)[..., 0] < 200).sum() > 1000
     for degrees in range(0, 360, 45):  # everything stays inside
         picture = render.draw(scene.surfaces, view, degrees)
         edge = np.concatenate(

@@ -7,7 +7,7 @@ import itertools
 import nibabel as nib
 import numpy as np
 import pytest
-from masks_in_space import BLUE, RED, ball, oblique, upright
+from masks_in_space import BLUE, RED, ball, masks_of, oblique, upright
 from PIL import Image
 
 import visualize
@@ -15,11 +15,12 @@ from ctseg.errors import UsageError
 from ctseg.geometry.volume import Volume
 from ctseg.reporting.pictures import render, tour, video
 from ctseg.reporting.pictures.colours import colour_of
+from ctseg.reporting.pictures.subject import Subject
 from ctseg.reporting.pictures.surfaces import Surface, surface_of
 from ctseg.scans.datasets.case import ImageSource
+from ctseg.scans.datasets.masks import named_like, open_masks
 from ctseg.scans.dicom import dicom_seg, dicom_series, rtstruct
 from ctseg.scans.formats import nifti
-from ctseg.scans.masks import named_like, open_masks
 
 
 @pytest.mark.parametrize("affine", [upright(), oblique()])
@@ -81,7 +82,7 @@ def test_what_is_nearer_covers_what_is_behind():
         picture = render.draw([left, right], view, degrees)
         middle = picture[55:65, 55:65].reshape(-1, 3).astype(int)
         assert (middle[:, channel] - middle[:, 2 - channel]).min() > 60
-        assert tour._seen_from(degrees) == ("left" if channel == 0 else "right")
+        assert tour.seen_from(degrees) == ("left" if channel == 0 else "right")
 
 
 def test_no_holes_and_everything_inside_the_picture_all_the_way_round():
@@ -358,3 +359,12 @@ def test_a_dicom_mask_without_its_scan_is_told(scan, capsys):
 def test_other_suffixes_are_refused(tmp_path):
     with pytest.raises(UsageError, match="mp4"):
         video.film_path(tmp_path / "tour.mov")
+
+
+def test_masks_without_a_voxel_have_no_surface():
+    masks = masks_of(
+        a=ball((10, 10, 10), upright(), (-40, -30, 10), 5),
+        b=Volume(np.zeros((10, 10, 10), dtype=bool), upright()),
+    )
+    scene = tour.build_scene(Subject(masks, ["a", "b"]))
+    assert [surface.name for surface in scene.surfaces] == ["a"] and scene.shown == ("a",)

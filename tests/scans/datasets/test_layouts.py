@@ -861,7 +861,7 @@ def test_imagecas_keeps_its_splits(tmp_path):
         "2": "val",
         "3": "test",
     }
-    assert refused(data) == {"4": "FILE_MISSING"} and codes(data, "WARN") == []
+    assert refused(data) == {"4": "LABEL_MISSING"} and codes(data, "WARN") == []
     assert load_case(data.cases[0], ["coronary_artery"], root=tmp_path).states == {
         "coronary_artery": "present"
     }

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from shapes import LEFT, RIGHT, STEM, THICK_Y, ball, box, found_in, grown_tree, thin_y, torus, tube, tunnelled
 
+from ctseg.geometry.boxes import tight_box
 from ctseg.scans.formats import volume_files
-from ctseg.scoring.distances import mask_box
 from ctseg.scoring.shape import topology, tubular
 from ctseg.scoring.shape.airway_tree import parse_tree, td_by_generation, tree_metrics
 from ctseg.scoring.shape.skeleton import skeletonise
@@ -523,7 +523,7 @@ def test_real_airway_agrees_with_lee_thinning() -> None:
         pytest.skip("no atm22 predictions in CTSEG_DATA")
     volumes = [volume_files.read_integers(path)[0] for path in files[:2]]
     reference, prediction = (volume.array > 0 for volume in volumes)
-    place = mask_box(reference | prediction)
+    place = tight_box(reference | prediction)
     place = (
         slice(place[0].start + (place[0].stop - place[0].start) // 2, place[0].stop),
         *place[1:],

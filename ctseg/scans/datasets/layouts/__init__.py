@@ -1,7 +1,8 @@
-"""Data-set layouts: one adapter per file, each turning a folder into the same case records.
+"""Data-set layouts: one adapter per file (or row of `paired_folders`), each turning a folder into the same
+case records.
 
-An adapter has `SHAPE` (the layout in one line), `matches(root)` and `read(root, follow_links=...)`. Nothing is opened but metadata
-and DICOM headers. What holds for all of them:
+An adapter has `SHAPE` (the layout in one line), `matches(root)` and `read(root, follow_links=...)`. Nothing
+is opened but metadata and DICOM headers. What holds for all of them:
 
 - Cases come in natural order; hidden files (`._x`, `.DS_Store`) do not exist; upper and lower case are alike.
 - A case that cannot be offered has exactly one ERROR finding that carries its id. Files that no case uses are
@@ -23,11 +24,7 @@ from ctseg.scans.datasets import gathering
 from ctseg.scans.datasets.case import DataSet
 from ctseg.scans.datasets.layouts import (
     abdomenatlas,
-    airway_pair,
-    ctpelvic1k,
     dicom_seg,
-    flare22,
-    imagecas,
     monai,
     msd,
     nnunet,
@@ -36,13 +33,16 @@ from ctseg.scans.datasets.layouts import (
     synthetic,
     totalsegmentator,
 )
+from ctseg.scans.datasets.layouts.paired_folders import PAIRED
 from ctseg.scans.formats import folder_walk, volume_files
 
 
 class Adapter(Protocol):
     """What every module of this package offers."""
 
-    SHAPE: str
+    @property
+    def SHAPE(self) -> str:
+        """The layout in one line."""
 
     def matches(self, root: Path) -> bool:
         """Whether the folder looks like this layout."""
@@ -51,18 +51,15 @@ class Adapter(Protocol):
         """The folder's cases."""
 
 
-# In order of precedence: where several match, the first counts. The ones with their own marker file come first,
-# the ones that accept almost any folder of their format last.
+# In order of precedence: where several match, the first counts. The ones with their own marker file come
+# first, the ones that accept almost any folder of their format last.
 LAYOUTS: dict[str, Adapter] = {
     "synthetic": synthetic,
     "plain": plain,
     "nnunet": nnunet,
     "msd": msd,
     "openkbp_csv": openkbp_csv,
-    "flare22": flare22,
-    "ctpelvic1k": ctpelvic1k,
-    "airway_pair": airway_pair,
-    "imagecas": imagecas,
+    **{layout.name: layout for layout in PAIRED},
     "totalsegmentator": totalsegmentator,
     "abdomenatlas": abdomenatlas,
     "monai": monai,
@@ -81,9 +78,9 @@ _COUNTED_FILES = 100_000  # enough to say what is there
 def open_data_set(root: Path, layout: str | None = None, *, follow_links: bool = False) -> DataSet:
     """The data set in a folder: its layout detected (or forced by `layout`), its cases in natural order.
 
-    follow_links: use files that only links out of the folder lead to, instead of refusing their cases.
-    Raises UsageError UNKNOWN_LAYOUT, PreconditionError NO_DATA (no folder, nothing in it, nothing recognised),
-    and whatever the adapter finds wrong with the metadata.
+    follow_links: use files that only links out of the folder lead to, instead of refusing their cases. Raises
+    UsageError UNKNOWN_LAYOUT, PreconditionError NO_DATA (no folder, nothing in it, nothing recognised), and
+    whatever the adapter finds wrong with the metadata.
     """
     root = Path(root)
     check_folder(root, layout)
@@ -103,7 +100,9 @@ def open_data_set(root: Path, layout: str | None = None, *, follow_links: bool =
 
 
 def check_folder(root: Path | None, layout: str | None = None) -> None:
-    """What `open_data_set` refuses without looking into the scans: an unknown layout, no folder, nothing in it. root: None when none was given."""
+    """What `open_data_set` refuses without looking into the scans: an unknown layout, no folder, nothing in
+    it. root: None when none was given.
+    """
     if layout is not None and layout not in LAYOUTS:
         raise UsageError(
             "UNKNOWN_LAYOUT",

@@ -6,9 +6,9 @@
     BDMAP_00000001/combined_labels.nii.gz      used only when there are no masks
     labels.json                                names for combined_labels, ours: {"labels": {"aorta": 1, ...}}
 
-Any folder names will do; BDMAP is not required. The mask files' names are the structures: the ids of the combined
-map differ between releases and the set's own scripts, so they are never guessed. A mask file that is missing means
-that nobody looked for the organ; an empty one means that it is absent.
+Any folder names will do; BDMAP is not required. The mask files' names are the structures: the ids of the
+combined map differ between releases and the set's own scripts, so they are never guessed. A mask file that is
+missing means that nobody looked for the organ; an empty one means that it is absent.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ctseg.scans.datasets import gathering, metadata
-from ctseg.scans.datasets.case import DataSet, LabelSource
+from ctseg.scans.datasets.case import DataSet, LabelSource, LabelTable
 from ctseg.scans.datasets.gathering import Gathering
 
 SHAPE = (
@@ -50,7 +50,9 @@ def read(root: Path, *, follow_links: bool = False) -> DataSet:
 def read_case_folders(
     layout: str, root: Path, follow_links: bool, splits: dict[str, str], *metadata_files: Path
 ) -> DataSet:
-    """The reading that AbdomenAtlas and TotalSegmentator share. splits: case id -> the data set's own word for its split."""
+    """The reading that AbdomenAtlas and TotalSegmentator share. splits: case id -> the data set's own word
+    for its split.
+    """
     cases = Gathering(layout, root, follow_links)
     cases.account(*metadata_files)
     table = metadata.names_beside(root)
@@ -63,7 +65,7 @@ def read_case_folders(
     }
     names = {name for masks in found.values() for name in masks}
     if table is not None and any(not masks for masks in found.values()):
-        names |= set(table[0].values())
+        names |= set(table.values.values())
     # one spelling per structure: the first in natural order
     spelling = {
         gathering.folded(name): name for name in sorted(names, key=gathering.natural_key, reverse=True)
@@ -87,11 +89,7 @@ def _mask_files(folder: Path) -> dict[str, Path]:
 
 
 def _read_case(
-    cases: Gathering,
-    folder: Path,
-    masks: dict[str, Path],
-    table: tuple[dict[int, str], int | None] | None,
-    split: str | None,
+    cases: Gathering, folder: Path, masks: dict[str, Path], table: LabelTable | None, split: str | None
 ) -> None:
     """Offer one case folder, or refuse it with what it lacks."""
     ct, combined = gathering.volume(folder, "ct"), combined_map(folder)
@@ -123,5 +121,4 @@ def _read_case(
             combined,
         )
     else:
-        source = LabelSource("map", combined, values=dict(table[0]), ignore_value=table[1])
-        cases.offer(folder.name, gathering.image_source(ct), source, annotated=table[0].values(), split=split)
+        cases.offer_map(folder.name, ct, combined, table, annotated=table.values.values(), split=split)

@@ -1,11 +1,12 @@
-"""DICOM: a CT series with a DICOM SEG or an RTSTRUCT per patient folder, as in AIDA CTPEL (doi.org/10.23698/aida/ctpel).
+"""DICOM: a CT series with a DICOM SEG or an RTSTRUCT per patient folder, as in AIDA CTPEL
+(doi.org/10.23698/aida/ctpel).
 
     Patient_01/im_1/*.dcm       CT series
     Patient_01/im_3/*.dcm       DICOM SEG or RTSTRUCT; the structures' names stand in it
     Patient_02/...
 
-Any folder names and depths will do: a SEG or RTSTRUCT belongs to the CT series that it refers to, or else to the only CT
-of its patient folder. Structures it does not list were not looked for. Cases are grouped by the
+Any folder names and depths will do: a SEG or RTSTRUCT belongs to the CT series that it refers to, or else to
+the only CT of its patient folder. Structures it does not list were not looked for. Cases are grouped by the
 patient id in the headers, which is not kept: a patient is named after the first case, in natural order.
 """
 
@@ -26,7 +27,7 @@ from ctseg.scans.formats import folder_walk
 if TYPE_CHECKING:
     from ctseg.scans.dicom.dicom_files import SeriesInfo
 
-SHAPE = "<patient>/.../ one CT series + one DICOM SEG or RTSTRUCT, for example Patient_01/im_1 and Patient_01/im_3"
+SHAPE = "<patient>/.../ one CT series + one DICOM SEG or RTSTRUCT, as in Patient_01/im_1 and Patient_01/im_3"
 LABELS = {"SEG": "dicom_seg", "RTSTRUCT": "rtstruct"}  # modality -> format of the label source
 SCOUT_SLICES = 3  # a CT with no more slices is a scout, not a scan
 _NOT_DICOM = (
@@ -86,7 +87,8 @@ def read(root: Path, *, follow_links: bool = False) -> DataSet:
 
 
 def _one_spelling(data: DataSet) -> DataSet:
-    """The data set with one name per structure where cases spell it differently: the most frequent spelling, then the first in the alphabet.
+    """The data set with one name per structure where cases spell it differently: the most frequent spelling,
+    then the first in the alphabet.
 
     Nothing is joined that stands side by side in one case.
     """
@@ -129,8 +131,9 @@ def _renamed(case: CaseRecord, changed: dict[str, str]) -> CaseRecord:
 
 
 def _patient_folders(cases: Gathering) -> list[tuple[Path, list[SeriesInfo]]]:
-    """(folder, its series) per patient: the subfolders, or the root alone when no subfolder holds both a CT and
-    labels but the root does (one patient, or scans and labels in separate trees)."""
+    """(folder, its series) per patient: the subfolders, or the root alone when no subfolder holds both a CT
+    and labels but the root does (one patient, or scans and labels in separate trees).
+    """
     found = []
     for folder in gathering.folders(cases.root):
         series = _series(cases, folder)
@@ -150,7 +153,9 @@ def _holds_both(series: list[SeriesInfo]) -> bool:
 
 
 def _series(cases: Gathering, folder: Path) -> list[SeriesInfo]:
-    """The series below a folder; one that links lead out of the data folder for, and a folder that cannot be read, is refused."""
+    """The series below a folder; one that links lead out of the data folder for, and a folder that cannot be
+    read, is refused.
+    """
     from ctseg.scans.dicom import dicom_files
 
     problem = cases.problem(folder, folder=True)
@@ -215,8 +220,9 @@ def _read_patient(cases: Gathering, folder: Path, series: list[SeriesInfo]) -> s
 
 
 def _scans(series: list[SeriesInfo]) -> list[SeriesInfo]:
-    """The CT volumes, without scouts where there are others and without copies of one. One whose slices are spread over
-    subfolders counts as one, in their common folder."""
+    """The CT volumes, without scouts where there are others and without copies of one. One whose slices are
+    spread over subfolders counts as one, in their common folder.
+    """
     from ctseg.scans.dicom import dicom_files
 
     joined = dicom_files.join_parts([info for info in series if info.modality == "CT"])
@@ -248,7 +254,7 @@ def _scan_of(source: LabelSource, scans: list[SeriesInfo]) -> SeriesInfo | None:
 
 
 def _case_names(root: Path, folder: Path, scans: list[SeriesInfo]) -> list[str]:
-    """The patient folder's name; with several scans the name of each scan's folder is added, then a number."""
+    """The patient folder's name; of several scans with the name of each one's folder, then a number."""
     top = root.absolute().name if folder == root else folder.name
     if len(scans) == 1:
         return [top]
@@ -350,8 +356,9 @@ def _report_rest(
 
 
 def _group_patients(data: DataSet) -> DataSet:
-    """The data set with patients named after their first case (a hash of a short record number can be guessed), or with
-    folders as patients where anonymisation gave all of them one patient id."""
+    """The data set with patients named after their first case (a hash of a short record number can be
+    guessed), or with folders as patients where anonymisation gave all of them one patient id.
+    """
     if len(data.cases) < 2 or len({case.patient_id for case in data.cases}) > 1:
         first: dict[str, str] = {}
         cases = tuple(
@@ -359,7 +366,10 @@ def _group_patients(data: DataSet) -> DataSet:
             for case in data.cases
         )
         return dataclasses.replace(data, cases=cases)
-    cause = f"all {len(data.cases)} cases carry one patient id, as after anonymisation; each case counts as a patient"
+    cause = (
+        f"all {len(data.cases)} cases carry one patient id, as after anonymisation; "
+        "each case counts as a patient"
+    )
     finding = Finding("WARN", "PATIENT_ID_SHARED", cause, "split by hand if they are scans of one person")
     cases = tuple(dataclasses.replace(case, patient_id=case.case_id) for case in data.cases)
     return dataclasses.replace(data, cases=cases, findings=(*data.findings, finding))

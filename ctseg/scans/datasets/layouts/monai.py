@@ -4,9 +4,10 @@
                          "validation": [...], "testing": [...], "dataroot": "."}
     labels.json         names, when the list itself has no "labels" / "class_names"
 
-Names: {"labels": {"liver": 1}} in either direction, {"class_names": [{"name": "liver", "index": [1]}]}, or a list of
-names that begins with "background". Without names the data set is refused: a bare number says nothing.
-`validation` and `testing` are the splits val and test; `fold` is not used. Paths start at the folder or `dataroot`.
+Names: {"labels": {"liver": 1}} in either direction, {"class_names": [{"name": "liver", "index": [1]}]}, or a
+list of names that begins with "background". Without names the data set is refused: a bare number says
+nothing. `validation` and `testing` are the splits val and test; `fold` is not used. Paths start at the folder
+or `dataroot`.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any
 
 from ctseg.errors import PreconditionError
 from ctseg.scans.datasets import gathering, metadata
-from ctseg.scans.datasets.case import DataSet, LabelSource
+from ctseg.scans.datasets.case import DataSet, LabelTable
 from ctseg.scans.datasets.gathering import Gathering
 
 SHAPE = '<any>.json with "training": [{"image": ..., "label": ...}] and "labels": {"name": value}'
@@ -53,7 +54,7 @@ def read(root: Path, *, follow_links: bool = False) -> DataSet:
     content = metadata.read_object(path)
     cases = Gathering("monai", root, follow_links)
     cases.account(path)
-    values, ignore_value = _names(cases, content, path)
+    table = _names(cases, content, path)
     if "modality" in content and isinstance(content["modality"], str):
         metadata.ct_channel([content["modality"]], path)
     base = _base(root, content.get("dataroot"), path)
@@ -62,24 +63,29 @@ def read(root: Path, *, follow_links: bool = False) -> DataSet:
     ]
     names = _case_names([entry for entry, _ in listed])
     split_given = any(content.get(key) for key in _LISTS if key != "training")
-    unlabelled = 0
+    unlabelled = []
     for (entry, split), case_id in zip(listed, names):
+        image = _image_text(entry)
         if split == "test" and (not isinstance(entry, dict) or "label" not in entry):
-            unlabelled += 1
-            _account_entry(cases, entry, base)
-            continue
-        source = LabelSource("map", values=dict(values), ignore_value=ignore_value)
-        _read_entry(cases, entry, case_id, base, source, split if split_given else None)
-    if unlabelled:
-        cases.note(
-            "TEST_UNLABELLED",
-            f"{unlabelled} scans in the testing list have no label and are not used",
-            path=path,
-        )
-    return cases.data_set(tuple(values.values()))
+            unlabelled.append(base / (image or str(entry)))
+        elif image is None:
+            problem = ("METADATA_INVALID", "the entry names no single image", "give one CT per entry")
+            cases.refuse(case_id, problem)
+        else:
+            cases.offer_listed(
+                case_id,
+                image,
+                entry.get("label"),
+                base,
+                table,
+                split=split if split_given else None,
+                patient_id=gathering.text_of(entry.get("patient_id", entry.get("patient"))),
+            )
+    cases.note_unlabelled(unlabelled, path, "the testing list")
+    return cases.data_set(tuple(table.values.values()))
 
 
-def _names(cases: Gathering, content: dict[str, Any], path: Path) -> tuple[dict[int, str], int | None]:
+def _names(cases: Gathering, content: dict[str, Any], path: Path) -> LabelTable:
     """The label table, from the list itself or from labels.json beside it."""
     raw = content.get("labels", content.get("class_names"))
     if raw is None:
@@ -88,7 +94,8 @@ def _names(cases: Gathering, content: dict[str, Any], path: Path) -> tuple[dict[
             raise PreconditionError(
                 "LABEL_NAMES_MISSING",
                 "the data list does not name its label values",
-                f"put a file labels.json beside it, for example {metadata.NAMES_EXAMPLE}, or add that key to the list",
+                f"put a file labels.json beside it, for example {metadata.NAMES_EXAMPLE}, "
+                "or add that key to the list",
                 file=path.name,
             )
         cases.account(cases.root / "labels.json")
@@ -130,7 +137,9 @@ def _base(root: Path, raw: object, path: Path) -> Path:
 
 
 def _case_names(entries: list[Any]) -> list[str]:
-    """One name per entry: the image's file name, or its whole path where file names repeat (a folder per case)."""
+    """One name per entry: the image's file name, or its whole path where file names repeat (a folder per
+    case).
+    """
     paths = [_image_text(entry) or f"entry_{number}" for number, entry in enumerate(entries)]
     stems = [gathering.volume_stem(Path(text)) or Path(text).name for text in paths]
     folded = [gathering.folded(stem) for stem in stems]
@@ -147,49 +156,3 @@ def _image_text(entry: Any) -> str | None:
     if isinstance(image, list) and len(image) == 1:
         image = image[0]
     return image if isinstance(image, str) else None
-
-
-def _account_entry(cases: Gathering, entry: Any, base: Path) -> None:
-    text = _image_text(entry) or (entry if isinstance(entry, str) else None)
-    cases.account(base / text if text else None)
-
-
-def _read_entry(
-    cases: Gathering, entry: Any, case_id: str, base: Path, source: LabelSource, split: str | None
-) -> None:
-    text = _image_text(entry)
-    if text is None:
-        return cases.refuse(
-            case_id, ("METADATA_INVALID", "the entry names no single image", "give one CT per entry")
-        )
-    image, label = cases.inside(case_id, text, base), None
-    if entry.get("label") in (None, "", []):
-        cases.refuse(
-            case_id, ("LABEL_MISSING", "the entry names no label", "add its label to the list"), image
-        )
-    else:
-        label = cases.inside(case_id, entry["label"], base)
-    if image is None or label is None:
-        return cases.account(image, label)
-    for path in (image, label):
-        if gathering.volume_stem(path) is None:
-            cases.account(image, label)
-            return cases.refuse(
-                case_id,
-                (
-                    "FORMAT_UNSUPPORTED",
-                    "no volume file (.nii.gz, .nii, .nrrd, .mha)",
-                    "convert it to .nii.gz",
-                ),
-                path,
-            )
-    labels = LabelSource("map", label, values=source.values, ignore_value=source.ignore_value)
-    patient = entry.get("patient_id", entry.get("patient"))
-    cases.offer(
-        case_id,
-        gathering.image_source(image),
-        labels,
-        annotated=source.values.values(),
-        split=split,
-        patient_id=str(patient) if patient not in (None, "") else None,
-    )

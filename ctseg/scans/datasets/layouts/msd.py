@@ -1,11 +1,13 @@
 """Medical Segmentation Decathlon. Source: medicaldecathlon.com, arXiv 2106.05735.
 
-    [.../]Task09_Spleen/dataset.json      {"labels": {"1": "spleen"}, "training": [{"image": ..., "label": ...}]}
+    [.../]Task09_Spleen/dataset.json      {"labels": {"1": "spleen"},
+                                           "training": [{"image": ..., "label": ...}]}
     [.../]Task09_Spleen/imagesTr/spleen_2.nii.gz
     [.../]Task09_Spleen/labelsTr/spleen_2.nii.gz
     [.../]Task09_Spleen/imagesTs/...      without labels: noted, not used
 
-Labels map value -> name, the reverse of nnU-Net; image and label have the same file name. An empty label map: none of it is there.
+Labels map value -> name, the reverse of nnU-Net; image and label have the same file name. An empty label map:
+none of it is there.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from pathlib import Path
 
 from ctseg.errors import PreconditionError
 from ctseg.scans.datasets import gathering, metadata
-from ctseg.scans.datasets.case import DataSet, LabelSource
+from ctseg.scans.datasets.case import DataSet, LabelTable
 from ctseg.scans.datasets.gathering import Gathering
 from ctseg.scans.datasets.layouts import nnunet
 
@@ -42,7 +44,7 @@ def read(root: Path, *, follow_links: bool = False) -> DataSet:
     folder = metadata.one_of(found, "Decathlon tasks")
     path = folder / "dataset.json"
     content = metadata.read_object(path)
-    values, _ = metadata.label_table(content.get("labels"), path)
+    table = LabelTable(metadata.label_table(content.get("labels"), path).values)  # it has no "ignore"
     channels = content.get("modality")
     if metadata.ct_channel(channels, path) != 0 or (channels is not None and len(channels) > 1):
         raise PreconditionError(
@@ -54,42 +56,13 @@ def read(root: Path, *, follow_links: bool = False) -> DataSet:
     cases = Gathering("msd", root, follow_links)
     cases.account(path)
     for number, entry in enumerate(metadata.entry_list(content, "training", path)):
-        _read_entry(cases, folder, entry, values, number)
+        image = entry.get("image") if isinstance(entry, dict) else None
+        if not isinstance(image, str):
+            problem = ("METADATA_INVALID", "the entry names no image", "correct dataset.json")
+            cases.refuse(f"training[{number}]", problem)
+        else:
+            case_id = gathering.volume_stem(Path(image)) or Path(image).name
+            cases.offer_listed(case_id, image, entry.get("label"), folder, table)
     unlabelled = list(gathering.volumes(folder / "imagesTs").values())
-    if unlabelled:
-        cases.account(*unlabelled)
-        cases.note(
-            "TEST_UNLABELLED",
-            f"{len(unlabelled)} scans in imagesTs have no label and are not used",
-            path=folder / "imagesTs",
-        )
-    return cases.data_set(tuple(values.values()))
-
-
-def _read_entry(cases: Gathering, folder: Path, entry: object, values: dict[int, str], number: int) -> None:
-    image_text = entry.get("image") if isinstance(entry, dict) else None
-    if not isinstance(entry, dict) or not isinstance(image_text, str):
-        return cases.refuse(
-            f"training[{number}]", ("METADATA_INVALID", "the entry names no image", "correct dataset.json")
-        )
-    case_id = gathering.volume_stem(Path(image_text))
-    if case_id is None:
-        return cases.refuse(
-            f"training[{number}]",
-            ("FORMAT_UNSUPPORTED", "the image is no volume file (.nii.gz, .nii, .nrrd, .mha)", "convert it"),
-        )
-    image, label = cases.inside(case_id, image_text, folder), None
-    if "label" in entry:
-        label = cases.inside(case_id, entry["label"], folder)
-    elif image is not None:
-        cases.refuse(
-            case_id, ("LABEL_MISSING", "the entry names no label", "add its label to dataset.json"), image
-        )
-    if image is None or label is None:
-        return cases.account(image, label)
-    cases.offer(
-        case_id,
-        gathering.image_source(image),
-        LabelSource("map", label, values=dict(values)),
-        annotated=values.values(),
-    )
+    cases.note_unlabelled(unlabelled, folder / "imagesTs", "imagesTs")
+    return cases.data_set(tuple(table.values.values()))

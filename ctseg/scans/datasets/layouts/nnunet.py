@@ -7,8 +7,9 @@
     splits_final.json                                  optional, beside dataset.json, in the root, or below
                                                        [root/]nnUNet_preprocessed/Dataset001_Name
 
-dataset.json names what was looked for, so an empty label map is a patient without it. "ignore" marks voxels nobody looked at. Regions (several values under one name) are refused. The key "dataset"
-(case -> files) replaces the folders. Of splits_final.json the first fold counts: its `val` is ours, no test set.
+dataset.json names what was looked for, so an empty label map is a patient without it. "ignore" marks voxels
+nobody looked at. Regions (several values under one name) are refused. The key "dataset" (case -> files)
+replaces the folders. Of splits_final.json the first fold counts: its `val` is ours, no test set.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any
 
 from ctseg.errors import PreconditionError
 from ctseg.scans.datasets import gathering, metadata
-from ctseg.scans.datasets.case import DataSet, LabelSource
+from ctseg.scans.datasets.case import DataSet, LabelTable
 from ctseg.scans.datasets.gathering import Gathering
 from ctseg.scans.formats import volume_files
 
@@ -71,20 +72,13 @@ def read(root: Path, *, follow_links: bool = False) -> DataSet:
         raise PreconditionError(
             "FORMAT_UNSUPPORTED", f"its files end in {ending}", "convert them to .nii.gz", file=path.name
         )
-    values, ignore_value = metadata.label_table(content.get("labels"), path)
+    table = metadata.label_table(content.get("labels"), path)
     channel = metadata.ct_channel(content.get("channel_names", content.get("modality")), path)
     cases = Gathering("nnunet", root, follow_links)
     cases.account(path)
     splits, splits_file = _splits(cases, folder)
     if isinstance(content.get("dataset"), dict):
-        _read_listed(
-            cases,
-            folder,
-            content["dataset"],
-            channel,
-            LabelSource("map", values=values, ignore_value=ignore_value),
-            splits,
-        )
+        _read_listed(cases, folder, content["dataset"], channel, table, splits)
     else:
         images, labels = _images(cases, folder / "imagesTr", channel), gathering.volumes(folder / "labelsTr")
         declared, count = (
@@ -98,12 +92,10 @@ def read(root: Path, *, follow_links: bool = False) -> DataSet:
                 "copy the missing files, or correct numTraining",
                 path=path,
             )
-        gathering.offer_pairs(
-            cases, images, labels, values, annotated=values.values(), ignore_value=ignore_value, splits=splits
-        )
+        gathering.offer_pairs(cases, images, labels, table, annotated=table.values.values(), splits=splits)
     cases.match_splits(splits, splits_file)
-    _read_test(cases, folder, channel, values, ignore_value)
-    return cases.data_set(tuple(values.values()))
+    _read_test(cases, folder, channel, table)
+    return cases.data_set(tuple(table.values.values()))
 
 
 def _images(cases: Gathering, folder: Path, channel: int) -> dict[str, Path]:
@@ -123,10 +115,12 @@ def _read_listed(
     folder: Path,
     listed: dict[str, Any],
     channel: int,
-    labels: LabelSource,
+    table: LabelTable,
     splits: dict[str, str],
 ) -> None:
-    """Cases of the key "dataset": {case: {"images": [one per channel], "label": file}}, paths from dataset.json on."""
+    """Cases of the key "dataset": {case: {"images": [one per channel], "label": file}}, paths from
+    dataset.json on.
+    """
     for case_id, entry in listed.items():
         files = entry.get("images") if isinstance(entry, dict) else None
         if not isinstance(files, list) or channel >= len(files) or "label" not in entry:
@@ -135,44 +129,17 @@ def _read_listed(
                 ("METADATA_INVALID", 'its entry in "dataset" lacks images or label', "correct dataset.json"),
             )
             continue
-        image = cases.inside(case_id, files[channel], folder)
-        label = cases.inside(case_id, entry["label"], folder)
-        if image is None or label is None:
-            cases.account(image, label)
-            continue
-        source = LabelSource("map", label, values=dict(labels.values), ignore_value=labels.ignore_value)
-        cases.offer(
-            case_id,
-            gathering.image_source(image),
-            source,
-            annotated=labels.values.values(),
-            split=splits.get(case_id),
-        )
+        cases.offer_listed(case_id, files[channel], entry["label"], folder, table, split=splits.get(case_id))
 
 
-def _read_test(
-    cases: Gathering, folder: Path, channel: int, values: dict[int, str], ignore_value: int | None
-) -> None:
+def _read_test(cases: Gathering, folder: Path, channel: int, table: LabelTable) -> None:
     """imagesTs with labelsTs are test cases; without, they are noted and left alone."""
     images, labels = _images(cases, folder / "imagesTs", channel), gathering.volumes(folder / "labelsTs")
     with_label = {case_id: path for case_id, path in images.items() if case_id in labels}
-    without = len(images) - len(with_label)
-    if without:
-        cases.account(*(path for case_id, path in images.items() if case_id not in labels))
-        cases.note(
-            "TEST_UNLABELLED",
-            f"{without} scans in imagesTs have no label and are not used",
-            path=folder / "imagesTs",
-        )
-    gathering.offer_pairs(
-        cases,
-        with_label,
-        labels,
-        values,
-        annotated=values.values(),
-        ignore_value=ignore_value,
-        splits=dict.fromkeys(with_label, "test"),
-    )
+    without = [path for case_id, path in images.items() if case_id not in labels]
+    cases.note_unlabelled(without, folder / "imagesTs", "imagesTs")
+    splits = dict.fromkeys(with_label, "test")
+    gathering.offer_pairs(cases, with_label, labels, table, annotated=table.values.values(), splits=splits)
 
 
 def _splits(cases: Gathering, folder: Path) -> tuple[dict[str, str], Path | None]:

@@ -5,7 +5,8 @@
     [provided-data/]train-pats/pt_1/Brainstem.csv, ...     one sparse list of voxels per structure
     [provided-data/]validation-pats/..., test-pats/...     the official splits: val and test
 
-Dose, dose mask and PTV files are no organs and are ignored. A structure without file was not drawn: unlabelled.
+Dose, dose mask and PTV files are no organs and are ignored. A structure without file was not drawn:
+unlabelled.
 """
 
 from __future__ import annotations

@@ -9,8 +9,8 @@
      "cases": [{"split": "train", "case": "pt_1", "annotated": ["Brainstem"]}, ...]}
 
 `labels` and the `case` of every entry are needed. Without `split` a case lies directly below the root and the
-software splits; without `annotated` somebody looked for every structure; `patient` groups cases of one patient.
-The OpenKBP set prepared as NIfTI has this layout.
+software splits; without `annotated` somebody looked for every structure; `patient` groups cases of one
+patient. The OpenKBP set prepared as NIfTI has this layout.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ctseg.scans.datasets import gathering, metadata
-from ctseg.scans.datasets.case import DataSet, LabelSource
+from ctseg.scans.datasets.case import DataSet, LabelTable
 from ctseg.scans.datasets.gathering import Gathering
 
 SHAPE = "manifest.json + <split>/<case>/ct.nii.gz and labels.nii.gz"
@@ -38,7 +38,7 @@ def read(root: Path, *, follow_links: bool = False) -> DataSet:
     if not path.exists():
         raise metadata.invalid(path, "there is no manifest.json", f"the layout plain needs {SHAPE}")
     content = metadata.read_object(path)
-    values, ignore_value = metadata.label_table(content.get("labels"), path)
+    table = metadata.label_table(content.get("labels"), path)
     cases = Gathering("plain", root, follow_links)
     cases.account(path)
     for number, entry in enumerate(metadata.entry_list(content, "cases", path)):
@@ -46,64 +46,46 @@ def read(root: Path, *, follow_links: bool = False) -> DataSet:
             raise metadata.invalid(
                 path, f'entry {number} of "cases" has no "case"', 'write {"split": "train", "case": "pt_1"}'
             )
-        _read_case(cases, entry, values, ignore_value)
-    return cases.data_set(tuple(values.values()))
+        _read_case(cases, entry, table)
+    return cases.data_set(tuple(table.values.values()))
 
 
-def _read_case(
-    cases: Gathering, entry: dict[str, Any], values: dict[int, str], ignore_value: int | None
-) -> None:
+def _read_case(cases: Gathering, entry: dict[str, Any], table: LabelTable) -> None:
+    """Offer the case of an entry, or refuse it with what it lacks."""
     case_id, split = entry["case"], entry.get("split")
-    for name in (case_id, split):
-        bad = (
-            "the split is not a name"
-            if not isinstance(name, str | None)
-            else gathering.unsafe_name(name)
-            if name is not None
-            else None
-        )
-        if bad is not None:
-            return cases.refuse(
-                case_id,
-                ("UNSAFE_NAME", f"manifest.json: {bad}", "use plain folder names for cases and splits"),
-            )
+    if not isinstance(split, str | None):
+        bad: str | None = "the split is not a name"
+    else:
+        bad = gathering.unsafe_name(case_id) or (gathering.unsafe_name(split) if split is not None else None)
+    if bad is not None:
+        fix = "use plain folder names for cases and splits"
+        return cases.refuse(case_id, ("UNSAFE_NAME", f"manifest.json: {bad}", fix))
     folder = cases.root / case_id if split is None else cases.root / split / case_id
     image, labels = gathering.volume(folder, "ct"), gathering.volume(folder, "labels", "label")
-    if image is None:
-        cases.account(labels)
-        return cases.refuse(
-            case_id,
-            (
-                "FILE_MISSING",
-                "ct.nii.gz does not exist",
-                "put the scan there, or take the case out of manifest.json",
-            ),
-            folder / "ct.nii.gz",
+    if image is None or labels is None:
+        code, name, what = (
+            ("FILE_MISSING", "ct.nii.gz", "scan")
+            if image is None
+            else ("LABEL_MISSING", "labels.nii.gz", "labels")
         )
-    if labels is None:
-        cases.account(image)
-        return cases.refuse(
-            case_id,
-            (
-                "LABEL_MISSING",
-                "labels.nii.gz does not exist",
-                "put the labels there, or take the case out of manifest.json",
-            ),
-            folder / "labels.nii.gz",
-        )
-    patient = entry.get("patient")
-    cases.offer(
+        cases.account(image, labels)
+        fix = f"put the {what} there, or take the case out of manifest.json"
+        return cases.refuse(case_id, (code, f"{name} does not exist", fix), folder / name)
+    cases.offer_map(
         case_id,
-        gathering.image_source(image),
-        LabelSource("map", labels, values=dict(values), ignore_value=ignore_value),
-        annotated=_annotated(cases, case_id, entry.get("annotated"), values),
+        image,
+        labels,
+        table,
+        annotated=_annotated(cases, case_id, entry.get("annotated"), table.values),
         split=cases.split_of(split, case_id, cases.root / "manifest.json"),
-        patient_id=str(patient) if patient not in (None, "") else None,
+        patient_id=gathering.text_of(entry.get("patient")),
     )
 
 
 def _annotated(cases: Gathering, case_id: str, raw: object, values: dict[int, str]) -> list[str]:
-    """The structures somebody looked for, in the spelling of `labels`: all of them when the manifest does not say."""
+    """The structures somebody looked for, in the spelling of `labels`: all of them when the manifest does not
+    say.
+    """
     if raw is None:
         return list(values.values())
     known = {gathering.folded(name): name for name in values.values()}

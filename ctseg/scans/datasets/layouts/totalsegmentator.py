@@ -1,4 +1,5 @@
-"""The TotalSegmentator data set (v1 and v2). Source: doi.org/10.5281/zenodo.6802613, wasserth/TotalSegmentator.
+"""The TotalSegmentator data set (v1 and v2). Source: doi.org/10.5281/zenodo.6802613,
+wasserth/TotalSegmentator.
 
     meta.csv                              optional: image_id;...;split (separator ";" or ",")
     s0000/ct.nii.gz

@@ -14,10 +14,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from scipy import ndimage
 
 from ctseg.errors import Finding, PreconditionError
-from ctseg.geometry.volume import Grid, Volume
+from ctseg.geometry.boxes import Box, label_boxes, whole_box
+from ctseg.geometry.volume import Grid, Volume, tight
 from ctseg.scans.datasets import gathering, metadata
 from ctseg.scans.datasets.case import ImageSource
 from ctseg.scans.formats import nrrd, slice_gaps, volume_files
@@ -261,8 +261,8 @@ def _one_file(path: Path, stem: str, level: float | None) -> Masks:
         place = places.get(value)
         if place is None:
             return None
-        part = Volume(volume.array[place] == value, volume.affine)
-        return _cut(part, [axis.start for axis in place])
+        part = volume.crop_to(place)
+        return Volume(part.array == value, part.affine)
 
     return dataclasses.replace(_named(volume, naming, findings), box=box)
 
@@ -289,37 +289,16 @@ def named_like(masks: Masks, other: Masks) -> Masks:
     )
 
 
-def _places(label: np.ndarray, path: Path) -> dict[int, tuple[slice, ...]]:
-    """Positive value of a label map -> its box, in the order of the values. Refuses a scan that was given
-    instead."""
+def _places(label: np.ndarray, path: Path) -> dict[int, Box]:
+    """Positive value of a label map -> its box, in the order of the values. Refuses a scan that was given instead."""
     low, values = int(label.min()), [int(value) for value in np.unique(label) if value > 0]
     if low < 0 or len(values) >= MOST_STRUCTURES:
         found = "negative values" if low < 0 else f"{len(values)} different values"
         cause = f"it holds {found}: this looks like an image, not a label map"
         raise PreconditionError("LABEL_VALUES", cause, f"give {FORMS}", file=path.name)
     if values and values[-1] > 65535:  # a table of all values below would be long
-        return dict.fromkeys(values, tuple(slice(0, n) for n in label.shape))
-    found_places = enumerate(ndimage.find_objects(label), start=1)
-    return {value: place for value, place in found_places if place is not None}
-
-
-def tight(mask: Volume) -> Volume | None:
-    """A mask without what is empty around it; None when all is."""
-    array, start = mask.array, []
-    for axis in range(3):  # each axis shortens what the next one looks through
-        hits = np.flatnonzero(array.any(axis=tuple(other for other in range(3) if other != axis)))
-        if not len(hits):
-            return None
-        array = array[(slice(None),) * axis + (slice(int(hits[0]), int(hits[-1]) + 1),)]
-        start.append(int(hits[0]))
-    return _cut(Volume(array, mask.affine), start)
-
-
-def _cut(part: Volume, start: Sequence[int]) -> Volume:
-    """A part of a volume in its place; its affine is still that of the whole, in which it begins at index
-    `start`."""
-    d, h, w = (int(n) for n in start)
-    return Volume(part.array, part.grid.crop((d, h, w), part.grid.shape).affine)
+        return dict.fromkeys(values, whole_box(label.shape))
+    return label_boxes(label)
 
 
 # ---- DICOM ------------------------------------------------------------------------------------------------
