@@ -20,7 +20,7 @@ from ctseg.geometry.boxes import tight_box
 from ctseg.scans.datasets import gathering
 from ctseg.scans.datasets.masks import Naming, label_map, values_of
 from ctseg.scans.formats import volume_files
-from ctseg.scoring.metrics import MAX_LABEL, Row, Structure, score_case
+from ctseg.scoring.metrics import MAX_LABEL, Row, Structure, has_reference, score_case
 from ctseg.scoring.shape import tubular
 from ctseg.scoring.summary import RESERVED_NAMES
 
@@ -360,7 +360,7 @@ def score_maps(
     )
     wanted = tubular.measured([structure.name for structure in structures], settings.topology)
     for structure, row, empty in zip(structures, rows, nothing):
-        chosen = structure.name in wanted and tubular.has_reference(row)
+        chosen = structure.name in wanted and has_reference(row)
         found = (
             _topology(prediction, reference, spacing_mm, structure, settings.ignore_label)
             if chosen
