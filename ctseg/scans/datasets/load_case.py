@@ -349,7 +349,7 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _check_sides(label: Volume, structures: Sequence[str], sides: Sides) -> list[Finding]:
-    """A warning for each mirror pair whose left structure does not lie on the patient's left (greater LPS x)."""
+    """A warning for each mirror pair whose left structure does not lie on the patient's left (greater x)."""
     pairs = sides.indices(structures)
     boxes = label_boxes(label.array) if pairs else {}
     findings = []

@@ -290,7 +290,7 @@ def named_like(masks: Masks, other: Masks) -> Masks:
 
 
 def _places(label: np.ndarray, path: Path) -> dict[int, Box]:
-    """Positive value of a label map -> its box, in the order of the values. Refuses a scan that was given instead."""
+    """Positive value of a label map -> its box, ordered by value. Refuses a scan that was given instead."""
     low, values = int(label.min()), [int(value) for value in np.unique(label) if value > 0]
     if low < 0 or len(values) >= MOST_STRUCTURES:
         found = "negative values" if low < 0 else f"{len(values)} different values"
