@@ -13,6 +13,7 @@ random warp.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -298,11 +299,14 @@ def _cone(
 ) -> np.ndarray:
     """Distance to a rounded cone in two or three dimensions.
 
-    offset: coordinates about its first end, where it has `radius`. step: the way to its other end, where the
-    radius is larger by `growth`; inverse: one over the square of its length.
+    offset: coordinates about its first end (overwritten), where it has `radius`. step: the way to its other
+    end, where the radius is larger by `growth`; inverse: one over the square of its length.
     """
-    t = np.clip(sum(p * s for p, s in zip(offset, step)) * inverse, 0, 1)
-    return np.sqrt(sum((p - t * s) ** 2 for p, s in zip(offset, step))) - (radius + t * growth)
+    t = functools.reduce(np.add, (p * s for p, s in zip(offset, step)))
+    t = np.clip(t * inverse, 0, 1)
+    for p, s in zip(offset, step):
+        p -= t * s
+    return np.sqrt(functools.reduce(np.add, (p * p for p in offset))) - (radius + t * growth)
 
 
 def _spline_weights(n: int, node_step: float) -> np.ndarray:

@@ -46,9 +46,7 @@ def arc_mm(points: np.ndarray) -> np.ndarray:
 
 
 def disk_overlap(distance: np.ndarray, radius: np.ndarray | float, voxel: float) -> np.ndarray:
-    """Share (0..1) of a disk of radius `voxel` that a disk of `radius` covers, their centres `distance` apart
-    (mm).
-    """
+    """Share (0..1) of a disk of radius `voxel` covered by one of `radius`, centres `distance` apart (mm)."""
     rho = np.maximum(distance, 1e-3)
     near = np.arccos(np.clip((rho * rho + voxel * voxel - radius * radius) / (2 * rho * voxel), -1, 1))
     far = np.arccos(np.clip((rho * rho + radius * radius - voxel * voxel) / (2 * rho * radius), -1, 1))
@@ -58,9 +56,7 @@ def disk_overlap(distance: np.ndarray, radius: np.ndarray | float, voxel: float)
 
 
 class TubeLayer:
-    """Tubes collected on a grid. share: (D, H, W) float32, how much of each voxel they fill (the largest of
-    all).
-    """
+    """Tubes collected on a grid. share: (D, H, W) float32, how much of each voxel they fill."""
 
     def __init__(self, scene: Scene):
         self._spacing = scene.spacing_mm
@@ -103,9 +99,7 @@ class TubeLayer:
             )
 
     def add(self, index: np.ndarray, radii: np.ndarray | float) -> None:
-        """Add one tube through nodes (n, 3) given as voxel indices, radii in mm. Two equal nodes make a
-        ball.
-        """
+        """Add one tube through nodes (n, 3), voxel indices, radii in mm. Two equal nodes make a ball."""
         radius = np.broadcast_to(np.asarray(radii, dtype=np.float64), len(index))
         for _, box, distance, local in self.pieces(index, radius, self.voxel_mm):
             np.maximum(self.share[box], disk_overlap(distance, local, self.voxel_mm), out=self.share[box])
@@ -143,9 +137,7 @@ class AirwayLayer(TubeLayer):
 
 
 def axis_voxels(index: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
-    """Voxels (n, 3) along a chain of nodes, each sharing a face with the next; those outside the grid left
-    out.
-    """
+    """Voxels (n, 3) along a chain of nodes, each sharing a face with the next, those in the grid."""
     fine = [
         a + (b - a) * np.linspace(0, 1, int(np.ceil(np.abs(b - a).max() * 4)) + 1)[:, None]
         for a, b in itertools.pairwise(index)
