@@ -18,11 +18,12 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.ndimage import gaussian_filter1d
 
+from ctseg.geometry.boxes import Box, box_shape, intersection, make_box, union, within
+
 FAR_MM = 60.0  # value of f where a shape was not evaluated
 _TABLE_STEP_MM = 0.5
 _WARP_NODES_MM = 50.0
 
-Box = tuple[slice, slice, slice]
 Level = tuple[float, Sequence[tuple[float, float, float]]]  # z, then (x, y, radius) of each point
 
 
@@ -96,12 +97,9 @@ class Scene:
 
     def carve(self, shape: Shape, hole: Shape) -> None:
         """Take `hole` out of `shape`, in place."""
-        both = tuple(slice(max(a.start, b.start), min(a.stop, b.stop)) for a, b in zip(shape.box, hole.box))
-        if all(part.start < part.stop for part in both):
-            outer, inner = (
-                f[tuple(slice(p.start - b.start, p.stop - b.start) for p, b in zip(both, box))]
-                for f, box in ((shape.f, shape.box), (hole.f, hole.box))
-            )
+        both = intersection(shape.box, hole.box)
+        if both is not None:
+            outer, inner = shape.f[within(both, shape.box)], hole.f[within(both, hole.box)]
             np.maximum(outer, -inner, out=outer)
 
     def join(self, shapes: Sequence[Shape], blend_mm: float) -> Shape:
@@ -109,14 +107,12 @@ class Scene:
         seen = [shape for shape in shapes if shape.f.size]
         if not seen:
             return shapes[0]
-        d, h, w = (
-            slice(min(s.box[k].start for s in seen), max(s.box[k].stop for s in seen)) for k in range(3)
-        )
-        f = np.full([part.stop - part.start for part in (d, h, w)], FAR_MM, dtype=np.float32)
+        box = union(*(shape.box for shape in seen))
+        f = np.full(box_shape(box), FAR_MM, dtype=np.float32)
         for shape in seen:
-            inner = f[tuple(slice(i.start - o.start, i.stop - o.start) for i, o in zip(shape.box, (d, h, w)))]
+            inner = f[within(shape.box, box)]
             inner[...] = smooth_minimum(inner, shape.f, blend_mm)
-        return Shape((d, h, w), f)
+        return Shape(box, f)
 
     def spread(self, *shapes: Shape) -> np.ndarray:
         """The union of shapes as a function on the whole grid."""
@@ -133,8 +129,7 @@ class Scene:
         index = self._to_index[:3, :3] @ corners + self._to_index[:3, 3:]
         start = np.clip(np.floor(index.min(axis=1)).astype(int) - self._pad, 0, self.shape)
         stop = np.clip(np.ceil(index.max(axis=1)).astype(int) + self._pad + 1, 0, self.shape)
-        d, h, w = (slice(int(a), int(max(a, b))) for a, b in zip(start, stop))
-        return d, h, w
+        return make_box(start, np.maximum(start, stop))
 
     def at(self, box: Box) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Template coordinates x, y, z of the voxels of a box."""
@@ -154,12 +149,12 @@ class Scene:
         radius = np.broadcast_to(np.asarray(radii, dtype=np.float64), len(nodes))
         reach = radius.max() + blend_mm
         outer = self.box((nodes - reach).min(axis=0), (nodes + reach).max(axis=0))
-        f = np.full([s.stop - s.start for s in outer], FAR_MM, dtype=np.float32)
+        f = np.full(box_shape(outer), FAR_MM, dtype=np.float32)
         axis_y = np.zeros_like(f) if with_axis else None
         for a, b, ra, rb in zip(nodes[:-1], nodes[1:], radius[:-1], radius[1:]):
             margin = max(ra, rb) + blend_mm
             box = self.box(np.minimum(a, b) - margin, np.maximum(a, b) + margin)
-            part = tuple(slice(i.start - o.start, i.stop - o.start) for i, o in zip(box, outer))
+            part = within(box, outer)
             inner = f[part]
             if not inner.size:
                 continue
