@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ctseg import cli
+from ctseg import cli, config_file
 from ctseg.artifacts import UNFINISHED, Workspace, read_json
 from ctseg.cli import LOG, Options
 from ctseg.config import Settings
@@ -68,6 +68,7 @@ def run(workspace: Workspace, settings: Settings, options: Options) -> int:
                 "WARN NOT_LOCATED case=%s: the locator found no structure; the whole canvas was predicted.",
                 case["case_id"],
             )
+    config_file.note(workspace, {"evaluate": settings.record()["evaluate"]}, options.task)
     return score_run(workspace, settings, cli.worker_count(options))
 
 

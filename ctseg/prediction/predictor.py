@@ -35,9 +35,9 @@ BuildNetwork = Callable[..., torch.nn.Module]
 class Prediction:
     """What is predicted of a case.
 
-    label: (D, H, W) uint8 on the scan's grid, ids in the order of the predictor's names. probabilities: on `canvas`,
-    which is the part `region` of the case's canvas where a locator found one. confidence: structure -> agreement of
-    the members, see `ctseg.scoring.failure.agreement`.
+    label: (D, H, W) uint8 on the scan's grid, ids in the order of the predictor's names. probabilities: on
+    `canvas`, which is the part `region` of the case's canvas where a locator found one. confidence: structure
+    -> agreement of the members, see `ctseg.scoring.failure.agreement`.
     """
 
     label: np.ndarray
@@ -49,7 +49,10 @@ class Prediction:
 
 @dataclasses.dataclass(frozen=True)
 class Predictor:
-    """A network with its weights and how it is used. filtered: ids of which only the largest component stays."""
+    """A network with its weights and how it is used.
+
+    filtered: ids of which only the largest component stays.
+    """
 
     checkpoint: dict[str, Any]
     network: torch.nn.Module
@@ -71,7 +74,7 @@ class Predictor:
 
     @property
     def why_not_mirrored(self) -> str | None:
-        """The line that says that one-sided structures forbid to predict the mirrored scan; None without any."""
+        """The line that says that structures of one side forbid to mirror a scan; None without any."""
         if not (names := one_sided(self.checkpoint)):
             return None
         cause = f"{', '.join(names)}: one side only, so the mirrored scan is not predicted too"
@@ -100,7 +103,8 @@ class Predictor:
     def read_scan(self, image: Volume, guide: CaseGuide | None = None) -> CaseInput:
         """A case from a raw CT in HU.
 
-        guide: for networks that take one, see `ctseg.scans.guide_organs.load_guide`; ValueError when it is missing.
+        guide: for networks that take one, see `ctseg.scans.guide_organs.load_guide`; ValueError when it is
+        missing.
         """
         if self.takes_guide and guide is None:
             raise ValueError("this network needs a guide")
@@ -163,7 +167,10 @@ class Predictor:
 def load_predictor(
     path: Path, settings: EvaluateSettings, *, device: str, build_network: BuildNetwork, file: str
 ) -> Predictor:
-    """The predictor of a checkpoint. file: how messages call it. IntegrityError for a damaged or foreign one."""
+    """The predictor of a checkpoint.
+
+    file: how messages call it. IntegrityError for a damaged or foreign one.
+    """
     checkpoint = checkpoints.load(path)
     trained: Settings = config.from_record(checkpoint["settings"])
     precision = "auto" if trained.train.precision == "fp16" else trained.train.precision
@@ -187,7 +194,7 @@ def load_predictor(
 
 
 def _check_companions(checkpoint: dict[str, Any], network: torch.nn.Module, file: str) -> None:
-    """IntegrityError unless a checkpoint brings the locator of its grid, and the organs whose guide it takes."""
+    """IntegrityError unless a checkpoint brings the locator of its grid and names its guide organs."""
     if (checkpoint["preprocess"]["grid"] == "roi") != bool(checkpoint["locator"]):
         raise checkpoints.mismatch(
             "a network of the roi grid and a locator belong together; this has one",
@@ -205,8 +212,8 @@ def _check_companions(checkpoint: dict[str, Any], network: torch.nn.Module, file
 def ensemble(members: Sequence[Predictor]) -> Predictor:
     """One predictor whose probabilities are the mean of all.
 
-    The first one's region (roi grid) holds, and only what all filter is filtered. UsageError unless all were trained
-    for the same structures, on the same grid, with the same guide.
+    The first one's region (roi grid) holds, and only what all filter is filtered. UsageError unless all were
+    trained for the same structures, on the same grid, with the same guide.
     """
     first, *others = members
     for other in others:

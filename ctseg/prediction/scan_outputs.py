@@ -30,7 +30,10 @@ LONGEST = 200  # bytes of a file name without its ending; file systems allow 255
 
 @dataclasses.dataclass(frozen=True)
 class Wanted:
-    """What is written of each scan. formats: of FORMATS; algorithm: how DICOM files call what predicted it."""
+    """What is written of each scan.
+
+    formats: of FORMATS; algorithm: how DICOM files call what predicted it.
+    """
 
     formats: tuple[str, ...]
     probabilities: bool
@@ -86,7 +89,8 @@ class Wanted:
 
 
 def file_name(structure: str) -> str:
-    """The structure's own name wherever it can be one of a file, in every script, so that masks are found by it.
+    """The structure's own name wherever it can be one of a file, in every script, so that masks are found by
+    it.
 
     Else `artifacts.safe_name`.
     """
@@ -128,7 +132,8 @@ def _on_scan(values: np.ndarray, canvas: Grid, scan: Grid) -> Volume:
 
 
 def statistics_of(label: Volume, image: Volume, names: dict[int, str]) -> dict[str, dict[str, Any]]:
-    """Of each structure: volume in mL, mean and standard deviation of its HU, and whether it meets the scan's border.
+    """Of each structure: volume in mL, mean and standard deviation of its HU, and whether it meets the scan's
+    border.
 
     There it may go on. label, image: (D, H, W) on one grid. One walk over the slices for all structures.
     """
