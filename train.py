@@ -17,7 +17,7 @@ import signal
 import sys
 from typing import Any
 
-from ctseg import artifacts, cli, config
+from ctseg import artifacts, cli, config, config_file
 from ctseg.artifacts import Workspace
 from ctseg.cli import LOG, Options
 from ctseg.config import Settings
@@ -57,6 +57,9 @@ def run(workspace: Workspace, settings: Settings, options: Options) -> int:
     if device.type == "cpu" and machine.precision == "bf16":
         torch.set_float32_matmul_precision("high")
     check_model(settings.model.name)
+    used = settings.record()
+    sections = {"data": manifest.settings, "model": used["model"], "train": used["train"]}
+    config_file.note(workspace, sections, options.task)
     terminal, regions = Terminal(settings), None
     plan = training.Plan(workspace, manifest, machine, build, terminal, options.restart)
     try:

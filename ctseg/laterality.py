@@ -46,68 +46,40 @@ _JOINED = {
     side: re.compile(rf"(?:{words})(\w{{3,}})|(\w{{3,}})(?:{words})") for side, words in _LONG.items()
 }  # "linkernier", "kidneyleft"
 # What an l or r is glued to: "LKidney", "rlung"; and the lobes of the lungs, "LUL", "RLL".
-_ORGANS = frozenset(
-    (
-        "kidney",
-        "lung",
-        "breast",
-        "adrenal",
-        "femur",
-        "hip",
-        "humerus",
-        "scapula",
-        "clavicle",
-        "clavicula",
-        "parotid",
-        "submand",
-        "submandibular",
-        "eye",
-        "lens",
-        "optic",
-        "opticnerve",
-        "cochlea",
-        "testis",
-        "testicle",
-        "ovary",
-        "hippocampus",
-        "orbit",
-        "cornea",
-        "retina",
-        "niere",
-        "lunge",
-        "mamma",
-        "ul",
-        "ll",
-        "ml",
-    )
-)
+ORGANS = """
+kidney lung breast adrenal femur hip humerus scapula clavicle clavicula parotid submand
+submandibular eye lens optic opticnerve cochlea testis testicle ovary hippocampus orbit cornea
+retina niere lunge mamma ul ll ml
+"""
+_ORGANS = frozenset(ORGANS.split())
 _BEGINS = {"l": LEFT, "r": RIGHT}
 # (left, right) words that need their partner in the data set, as the first or last word of a name.
-_SHORT = (
-    ("li", "re"),
-    ("g", "d"),
-    ("s", "d"),
-    ("sin", "dex"),
-    ("sin", "dext"),
-    ("sin", "dx"),
-    ("sn", "dx"),
-    ("sx", "dx"),
-    ("sn", "ds"),
-    ("izq", "der"),
-    ("izq", "dcha"),
-    ("izda", "dcha"),
-    ("izdo", "dcho"),
-    ("esq", "dir"),
-    ("esq", "dta"),
-    ("esq", "dto"),
-    ("gche", "dte"),
-    ("gche", "drt"),
-    ("g", "dt"),
-    ("ga", "dr"),
-    ("ga", "dt"),
-    ("sol", "sağ"),
-    ("좌", "우"),
-)
+SHORT = """
+li re
+g d
+s d
+sin dex
+sin dext
+sin dx
+sn dx
+sx dx
+sn ds
+izq der
+izq dcha
+izda dcha
+izdo dcho
+esq dir
+esq dta
+esq dto
+gche dte
+gche drt
+g dt
+ga dr
+ga dt
+sol sağ
+좌 우
+"""
+_SHORT = tuple(tuple(line.split()) for line in SHORT.strip().splitlines())
 _TELLING = frozenset(
     word for pair in _SHORT for word in pair if len(word) > 1
 )  # these make a name suspicious without a partner, too

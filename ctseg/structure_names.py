@@ -11,34 +11,36 @@ from collections.abc import Iterable
 
 from ctseg.laterality import spelling
 
-_SYNONYMS = (
-    ("urinary bladder", "bladder", "blase", "harnblase"),
-    ("rectum", "rektum"),
-    ("prostate", "prostata"),
-    ("seminal vesicles", "seminal ves", "seminal vesicle"),
-    ("penile bulb", "penis bulb"),
-    ("femur head", "femoral head", "fem head", "femoral hd", "caput femoris", "hueftkopf", "hüftkopf"),
-    ("hip", "hip bone", "os coxae"),
-    ("femur", "femoral bone"),
-    ("spinal cord", "cord", "myelon"),
-    ("brainstem", "brain stem", "hirnstamm"),
-    ("parotid gland", "parotid", "glnd parotid", "parotis"),
-    ("submandibular gland", "submandibular", "submand", "glnd submand", "smg"),
-    ("mandible", "bone mandible", "mandibula"),
-    ("esophagus", "oesophagus", "oesoph", "esoph"),
-    ("optic nerve", "optic nrv", "optic n"),
-    ("eye", "eyeball", "globe"),
-    ("gallbladder", "gall bladder"),
-    ("inferior vena cava", "ivc", "postcava", "v venacava i"),
-    ("adrenal gland", "adrenal", "glnd adrenal"),
-    ("liver", "leber"),
-    ("kidney", "niere"),
-    ("spleen", "milz"),
-    ("lung", "lunge"),
-    ("heart", "herz"),
-    ("stomach", "magen"),
-)
-_FIRST = {name.replace(" ", ""): row[0].replace(" ", "") for row in _SYNONYMS for name in row}
+SYNONYMS = """
+urinary bladder, bladder, blase, harnblase
+rectum, rektum
+prostate, prostata
+seminal vesicles, seminal ves, seminal vesicle
+penile bulb, penis bulb
+femur head, femoral head, fem head, femoral hd, caput femoris, hueftkopf, hüftkopf
+hip, hip bone, os coxae
+femur, femoral bone
+spinal cord, cord, myelon
+brainstem, brain stem, hirnstamm
+parotid gland, parotid, glnd parotid, parotis
+submandibular gland, submandibular, submand, glnd submand, smg
+mandible, bone mandible, mandibula
+esophagus, oesophagus, oesoph, esoph
+optic nerve, optic nrv, optic n
+eye, eyeball, globe
+gallbladder, gall bladder
+inferior vena cava, ivc, postcava, v venacava i
+adrenal gland, adrenal, glnd adrenal
+liver, leber
+kidney, niere
+spleen, milz
+lung, lunge
+heart, herz
+stomach, magen
+"""
+_FIRST = {
+    name.strip(): row.split(",")[0] for row in SYNONYMS.replace(" ", "").split() for name in row.split(",")
+}
 
 
 def key_of(name: str) -> tuple[str, str | None]:

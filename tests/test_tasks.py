@@ -51,7 +51,7 @@ def test_a_task_runs_with_its_own_network(task, tmp_path, cohorts):
 def test_a_demo_keeps_its_backbone_only_where_no_model_is_named(words, backbone):
     """Else `--model unet` would train the V-Net that the demo of the pelvic bones puts into its passes."""
     arguments = run_pipeline.build_parser().parse_args(["--all", "--task", "pelvic_bones", *words])
-    run_pipeline._use_demo_settings(arguments)
+    run_pipeline.use_demo_settings(arguments)
     settings = cli.settings_from(arguments)[1]
     assert settings.model.backbone == backbone and settings.data.spacing_mm == (4.0,)
 

@@ -1,5 +1,6 @@
-"""Calibration of the test scans' probabilities, while they are at hand: case by case, structure by structure,
-in its box on the scan's grid.
+"""Calibration of the test scans' probabilities, while they are at hand, case by case.
+
+Each structure in its box on the scan's grid.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from ctseg import artifacts
 from ctseg.artifacts import Workspace
 from ctseg.errors import IntegrityError
 from ctseg.geometry.boxes import box_shape, grow, label_boxes, make_box, union, within
-from ctseg.geometry.probabilities import Shares
+from ctseg.geometry.probabilities import Probabilities
 from ctseg.geometry.soft_masks import probability_on_scan
 from ctseg.geometry.volume import Grid
 from ctseg.manifest import Case
@@ -39,13 +40,18 @@ class Calibration:
     cases: dict[str, dict[str, dict[str, float | None]]] = dataclasses.field(default_factory=dict)
 
     def add(
-        self, case: Case, probabilities: Shares, canvas: Grid, prediction: np.ndarray, workspace: Workspace
+        self,
+        case: Case,
+        probabilities: Probabilities,
+        canvas: Grid,
+        prediction: np.ndarray,
+        workspace: Workspace,
     ) -> None:
         """Count one case of the manifest.
 
-        canvas: where the probabilities lie; prediction: label map (D, H, W) on the scan's grid. Only structures
-        that the case is annotated for, and voxels that somebody looked at. IntegrityError when the reference lies on another grid
-        than the scan.
+        canvas: where the probabilities lie; prediction: label map (D, H, W) on the scan's grid. What counts are
+        structures that the case is annotated for, and voxels that somebody looked at. IntegrityError when the
+        reference lies on another grid than the scan.
         """
         scan, file = case.scan, case.written_reference().file
         reference = volume_files.read_integers(

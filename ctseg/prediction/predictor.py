@@ -17,13 +17,13 @@ from ctseg.geometry import argmax_on_scan, grids
 from ctseg.geometry.boxes import Box
 from ctseg.geometry.distance_maps import coarse_maps
 from ctseg.geometry.intensity import window
-from ctseg.geometry.probabilities import Shares
+from ctseg.geometry.probabilities import Probabilities
 from ctseg.geometry.volume import Grid, Volume
 from ctseg.prediction import guide_input, mirroring, network_input
 from ctseg.prediction.largest_component import keep_largest
 from ctseg.prediction.locator import Locator, restore_locator
 from ctseg.prediction.network_input import CaseInput, NetworkInput
-from ctseg.prediction.sliding_windows import Windows, predict_shares
+from ctseg.prediction.sliding_windows import Windows, predict_probabilities
 from ctseg.runtime import checkpoints, hardware
 from ctseg.scans.guide_organs import CaseGuide
 from ctseg.scoring.failure import agreement
@@ -41,7 +41,7 @@ class Prediction:
     """
 
     label: np.ndarray
-    probabilities: Shares
+    probabilities: Probabilities
     canvas: Grid
     region: Box | None
     confidence: dict[str, float | None]
@@ -141,21 +141,23 @@ class Predictor:
         canvas = case.canvas.crop(seen.origin, (d, h, w))
         members: list[np.ndarray] = []
 
-        def on_scan(probabilities: Shares) -> np.ndarray:
+        def on_scan(probabilities: Probabilities) -> np.ndarray:
             return keep_largest(argmax_on_scan.label_on_scan(probabilities, canvas, case.scan), self.filtered)
 
-        def tell_pass(number: int, probabilities: Shares) -> None:
+        def tell_pass(number: int, probabilities: Probabilities) -> None:
             on_pass(number, on_scan(probabilities))  # type: ignore[misc]
 
-        def look(one: Predictor, tell_pass: Callable[[int, Shares], None] | None = None) -> Shares:
+        def look(
+            one: Predictor, tell_pass: Callable[[int, Probabilities], None] | None = None
+        ) -> Probabilities:
             tell_view = members.append if self.members > 1 else None
-            return predict_shares(
+            return predict_probabilities(
                 one.network, seen, one.windows, one.machine, on_pass=tell_pass, on_view=tell_view
             )
 
         probabilities = look(self, tell_pass if on_pass is not None else None)
         for other in self.others:
-            probabilities.add_shares(look(other))
+            probabilities.add_model(look(other))
         if self.others:
             probabilities.divide(1 + len(self.others))
         confidence = dict(zip(self.names, agreement(members, len(self.names))))

@@ -10,7 +10,7 @@ import numpy as np
 
 from ctseg import artifacts
 from ctseg.errors import Finding
-from ctseg.geometry.probabilities import Shares
+from ctseg.geometry.probabilities import Probabilities
 from ctseg.geometry.volume import Grid, Volume, resample
 from ctseg.palette import rgb_of
 from ctseg.scans.dicom import dicom_seg, rtstruct
@@ -100,7 +100,7 @@ def file_name(structure: str) -> str:
 
 
 def write_probabilities(
-    folder: Path, probabilities: Shares, canvas: Grid, scan: Grid, names: dict[int, str]
+    folder: Path, probabilities: Probabilities, canvas: Grid, scan: Grid, names: dict[int, str]
 ) -> None:
     """One NIfTI (float32, 0 to 1) per structure on the scan's grid; where nothing was looked at: 0."""
     for number, name in names.items():
@@ -111,7 +111,7 @@ def write_probabilities(
         )
 
 
-def write_uncertainty(path: Path, probabilities: Shares, canvas: Grid, scan: Grid) -> None:
+def write_uncertainty(path: Path, probabilities: Probabilities, canvas: Grid, scan: Grid) -> None:
     """A NIfTI (float32) of the entropy of the classes over its largest possible value.
 
     0 is certain, 1 that anything is as likely; 0 outside what was looked at.

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from ctseg.geometry.probabilities import Shares
+from ctseg.geometry.probabilities import Probabilities
 from ctseg.prediction.guide_input import guide_patch
 from ctseg.prediction.network_input import NetworkInput
 from ctseg.runtime.hardware import Machine
@@ -102,15 +102,15 @@ def predict_canvas(
 
 
 @torch.no_grad()
-def predict_shares(
+def predict_probabilities(
     network: torch.nn.Module,
     seen: NetworkInput,
     windows: Windows,
     machine: Machine,
     *,
-    on_pass: Callable[[int, Shares], None] | None = None,
+    on_pass: Callable[[int, Probabilities], None] | None = None,
     on_view: Callable[[np.ndarray], None] | None = None,
-) -> Shares:
+) -> Probabilities:
     """As `predict_canvas`, but each structure is kept only where it has any probability.
 
     So memory does not grow with their number; only a network that hands whole volumes from pass to pass takes
@@ -122,13 +122,13 @@ def predict_shares(
 
         def tell_pass(number: int, probabilities: torch.Tensor) -> None:
             if on_pass is not None:
-                on_pass(number, Shares.of(probabilities.numpy()))
+                on_pass(number, Probabilities.of(probabilities.numpy()))
 
-        result = Shares.of(predict_canvas(network, seen, windows, machine, on_pass=tell_pass).numpy())
+        result = Probabilities.of(predict_canvas(network, seen, windows, machine, on_pass=tell_pass).numpy())
         tell_view(result.label())
         return result
     look = _Look(network.eval(), seen, windows, machine)
-    views = [Shares(windows.n_classes, seen.image.shape) for _ in range(windows.count_views(network))]
+    views = [Probabilities(windows.n_classes, seen.image.shape) for _ in range(windows.count_views(network))]
     for place, number, values in look.windows_seen(None):
         views[number].add(place, values, look.weight / look.total[place])
     for view in views:
@@ -136,7 +136,7 @@ def predict_shares(
         tell_view(view.label())
     total, *others = views
     for other in others:
-        total.add_shares(other)
+        total.add_model(other)
     total.divide(len(views))
     return total
 

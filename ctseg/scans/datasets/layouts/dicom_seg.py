@@ -82,7 +82,7 @@ def read(root: Path, *, follow_links: bool = False) -> DataSet:
     cases = Gathering("dicom_seg", root, follow_links)
     names: set[str] = set()
     for folder, series in _patient_folders(cases):
-        names |= _read_patient(cases, folder, series)
+        names |= read_patient(cases, folder, series)
     return _group_patients(_one_spelling(cases.data_set(sorted(names, key=gathering.natural_key))))
 
 
@@ -153,8 +153,9 @@ def _holds_both(series: list[SeriesInfo]) -> bool:
 
 
 def _series(cases: Gathering, folder: Path) -> list[SeriesInfo]:
-    """The series below a folder; one that links lead out of the data folder for, and a folder that cannot be
-    read, is refused.
+    """The series below a folder.
+
+    One that links lead out of the data folder for, and a folder that cannot be read, is refused.
     """
     from ctseg.scans.dicom import dicom_files
 
@@ -164,10 +165,8 @@ def _series(cases: Gathering, folder: Path) -> list[SeriesInfo]:
         return []
     try:
         found = dicom_files.find(folder)
-        if found.damaged and not any(
-            info.modality == "CT" for info in found.series
-        ):  # else reading the case says it
-            raise next(iter(found.damaged.values()))
+        if found.damaged and not any(info.modality == "CT" for info in found.series):
+            raise next(iter(found.damaged.values()))  # beside a CT, reading the case says it
     except CaseError as error:
         cases.refuse(folder.name, (error.code, error.cause, error.fix), Path(error.file))
         cases.account(folder)
@@ -178,198 +177,151 @@ def _series(cases: Gathering, folder: Path) -> list[SeriesInfo]:
         problem = next((problem for path in info.files if (problem := cases.problem(path)) is not None), None)
         if problem is None:
             inside.append(info)
-        else:
-            way = [
-                cases.root / part
-                for part in (
-                    *reversed(info.folder.relative_to(cases.root).parents),
-                    info.folder.relative_to(cases.root),
-                )
-            ][1:]
-            link = next((place for place in way if place.is_symlink()), info.folder)
-            cases.refuse(
-                "_".join(link.relative_to(cases.root).parts) or cases.root.absolute().name, problem, link
-            )
+            continue
+        way = [place for place in (info.folder, *info.folder.parents) if cases.root in place.parents]
+        link = next((place for place in reversed(way) if place.is_symlink()), info.folder)
+        name = "_".join(link.relative_to(cases.root).parts) or cases.root.absolute().name
+        cases.refuse(name, problem, link)
     return inside
 
 
-def _read_patient(cases: Gathering, folder: Path, series: list[SeriesInfo]) -> set[str]:
+def read_patient(cases: Gathering, folder: Path, series: list[SeriesInfo]) -> set[str]:
     """Offer the pairs of one patient folder; the names of their segments. Whatever is no pair is reported."""
-    scans = _scans(series)
-    segmentations: dict[SeriesInfo, list[LabelSource]] = {scan: [] for scan in scans}
+    scans = ct_volumes(series)
+    drawn: dict[SeriesInfo, list[tuple[str, Path]]] = {scan: [] for scan in scans}
     stray = []
-    for source in (
-        LabelSource(LABELS[info.modality], path)
-        for info in series
-        if info.modality in LABELS
-        for path in info.files
-    ):
-        scan = _scan_of(source, scans)
-        if scan is None:
-            stray.append(_file(source))
-        else:
-            segmentations[scan].append(source)
-    labelled = [scan for scan in scans if segmentations[scan]]
+    for modality, path in ((info.modality, path) for info in series for path in info.files):
+        if modality in LABELS:
+            scan = scan_of(modality, path, scans)
+            if scan is None:
+                stray.append(path)
+            else:
+                drawn[scan].append((modality, path))
+    labelled = [scan for scan in scans if drawn[scan]]
     names: set[str] = set()
-    for scan, case_id in zip(labelled, _case_names(cases.root, folder, labelled)):
-        names |= _offer(cases, case_id, scan, segmentations[scan])
-    _report_rest(
-        cases, folder, series, stray, [scan for scan in scans if not segmentations[scan]], bool(labelled)
-    )
+    for scan, case_id in zip(labelled, case_names(cases.root, folder, labelled)):
+        names |= offer_scan(cases, case_id, scan, drawn[scan])
+    name = cases.root.absolute().name if folder == cases.root else folder.name
+    unlabelled = [scan for scan in scans if not drawn[scan]]
+    report_rest(cases, name, stray, unlabelled, some_labelled=bool(labelled))
+    report_others(cases, name, folder, series)
     return names
 
 
-def _scans(series: list[SeriesInfo]) -> list[SeriesInfo]:
-    """The CT volumes, without scouts where there are others and without copies of one. One whose slices are
-    spread over subfolders counts as one, in their common folder.
+def ct_volumes(series: list[SeriesInfo]) -> list[SeriesInfo]:
+    """The CT volumes, without scouts where there are others and without copies of one.
+
+    One whose slices are spread over subfolders counts as one, in their common folder.
     """
     from ctseg.scans.dicom import dicom_files
 
     joined = dicom_files.join_parts([info for info in series if info.modality == "CT"])
-    merged = [
-        info
-        for index, info in enumerate(joined)
-        if not any((info.uid, info.slices) == (other.uid, other.slices) for other in joined[:index])
-    ]
+    merged = list({(info.uid, info.slices): info for info in reversed(joined)}.values())[::-1]
     return [info for info in merged if info.n_slices > SCOUT_SLICES] or merged
 
 
-def _file(source: LabelSource) -> Path:
-    return Path(source.path or "")
+def scan_of(modality: str, path: Path, scans: list[SeriesInfo]) -> SeriesInfo | None:
+    """The scan that labels were drawn on: the one they refer to, else the only one there is.
 
-
-def _scan_of(source: LabelSource, scans: list[SeriesInfo]) -> SeriesInfo | None:
-    """The scan that labels were drawn on: the one they refer to, else the only one there is (reading the
-    case then checks the frame of reference)."""
+    Reading the case then checks the frame of reference.
+    """
     from ctseg.scans.dicom import dicom_seg, rtstruct
 
     try:
-        referenced = (dicom_seg if source.format == "dicom_seg" else rtstruct).referenced_series(
-            _file(source)
-        )
+        referenced = (dicom_seg if modality == "SEG" else rtstruct).referenced_series(path)
     except CaseError:  # reading names the fault, if there is a scan that the file can belong to
         referenced = frozenset()
     found = [scan for scan in scans if scan.uid in referenced] or scans
     return found[0] if len(found) == 1 else None
 
 
-def _case_names(root: Path, folder: Path, scans: list[SeriesInfo]) -> list[str]:
+def case_names(root: Path, folder: Path, scans: list[SeriesInfo]) -> list[str]:
     """The patient folder's name; of several scans with the name of each one's folder, then a number."""
     top = root.absolute().name if folder == root else folder.name
     if len(scans) == 1:
         return [top]
     inner = ["_".join(scan.folder.relative_to(folder).parts) for scan in scans]
-    names = [
-        text if folder == root and text else "_".join(part for part in (top, text) if part) for text in inner
-    ]
+    names = [text if folder == root and text else "_".join(filter(None, (top, text))) for text in inner]
     return [
         name if names.count(name) == 1 else f"{name}_{names[:index].count(name) + 1}"
         for index, name in enumerate(names)
     ]
 
 
-def _offer(cases: Gathering, case_id: str, scan: SeriesInfo, segmentations: list[LabelSource]) -> set[str]:
-    """Offer one scan with its SEG or RTSTRUCT; the names of its segments."""
+def offer_scan(cases: Gathering, case_id: str, scan: SeriesInfo, drawn: list[tuple[str, Path]]) -> set[str]:
+    """Offer one scan with its SEG or RTSTRUCT; the names of its segments. drawn: (modality, file)."""
     from ctseg.scans.dicom.dicom_files import NO_PATIENT
     from ctseg.scans.dicom.dicom_seg import list_segments
     from ctseg.scans.dicom.rtstruct import list_structures
 
-    if len(segmentations) > 1:
-        cause = f"{len(segmentations)} SEG or RTSTRUCT files belong to one CT series"
-        cases.refuse(case_id, ("SEG_AMBIGUOUS", cause, "keep the one that is meant"), _file(segmentations[1]))
+    if len(drawn) > 1:
+        cause = f"{len(drawn)} SEG or RTSTRUCT files belong to one CT series"
+        cases.refuse(case_id, ("SEG_AMBIGUOUS", cause, "keep the one that is meant"), drawn[1][1])
         return set()
-    labels = segmentations[0]
+    ((modality, path),) = drawn
     try:
-        names = set(
-            (list_segments if labels.format == "dicom_seg" else list_structures)(_file(labels)).values()
-        )
+        names = set((list_segments if modality == "SEG" else list_structures)(path).values())
     except CaseError as error:
-        cases.refuse(case_id, (error.code, error.cause, error.fix), _file(labels))
+        cases.refuse(case_id, (error.code, error.cause, error.fix), path)
         return set()
-    image = ImageSource("dicom", scan.folder, scan.uid)
+    image, labels = ImageSource("dicom", scan.folder, scan.uid), LabelSource(LABELS[modality], path)
     patient = None if scan.patient_key == NO_PATIENT else scan.patient_key
     cases.offer(case_id, image, labels, annotated=names, patient_id=patient)
     return names
 
 
-def _report_rest(
-    cases: Gathering,
-    folder: Path,
-    series: list[SeriesInfo],
-    stray: list[Path],
-    unlabelled: list[SeriesInfo],
-    some_labelled: bool,
+def report_rest(
+    cases: Gathering, name: str, stray: list[Path], unlabelled: list[SeriesInfo], *, some_labelled: bool
 ) -> None:
-    """What of a patient folder became no case: errors when nothing did, else warnings and notes."""
-    from ctseg.scans.dicom.dicom_files import word
-
-    name = cases.root.absolute().name if folder == cases.root else folder.name
+    """Labels without scan and scans without labels: an error where nothing became a case, else told."""
+    wrong = "the SEG or RTSTRUCT does not refer to a CT series of this folder"
     if not some_labelled and stray:
-        cases.refuse(
-            name,
-            (
-                "SEG_WRONG_SERIES",
-                "the SEG or RTSTRUCT does not refer to a CT series of this folder",
-                "put its CT series beside it",
-            ),
-            stray[0],
-        )
+        cases.refuse(name, ("SEG_WRONG_SERIES", wrong, "put its CT series beside it"), stray[0])
     elif not some_labelled and unlabelled:
-        cases.refuse(
-            name,
-            ("LABEL_MISSING", "a CT series without SEG or RTSTRUCT", "add one, or move the folder away"),
-            unlabelled[0].folder,
-        )
+        fix = "add one, or move the folder away"
+        problem = ("LABEL_MISSING", "a CT series without SEG or RTSTRUCT", fix)
+        cases.refuse(name, problem, unlabelled[0].folder)
     else:
         for path in stray:
-            cases.warn(
-                "SEG_WRONG_SERIES",
-                "the SEG or RTSTRUCT does not refer to a CT series of this folder",
-                "remove it, or add its CT series",
-                path=path,
-            )
+            cases.warn("SEG_WRONG_SERIES", wrong, "remove it, or add its CT series", path=path)
         if unlabelled:
-            cases.note(
-                "EXTRA_SERIES",
-                f"{len(unlabelled)} CT series without SEG or RTSTRUCT are not used",
-                path=folder,
-            )
-    others = Counter(
-        info.modality for info in series if info.modality != "CT" and info.modality not in LABELS
-    )
-    if others and len(series) == sum(others.values()):
-        cases.refuse(
-            name,
-            (
-                "NOT_CT",
-                f"modality {', '.join(sorted(map(word, others)))} instead of CT",
-                "add the CT series and its labels, or move the folder away",
-            ),
-            folder,
-        )
+            told = f"{len(unlabelled)} CT series without SEG or RTSTRUCT are not used"
+            cases.note("EXTRA_SERIES", told, path=unlabelled[0].folder)
+
+
+def report_others(cases: Gathering, name: str, folder: Path, series: list[SeriesInfo]) -> None:
+    """Series that are neither CT nor labels: an error where there is nothing else."""
+    from ctseg.scans.dicom.dicom_files import word
+
+    others = [info.modality for info in series if info.modality not in ("CT", *LABELS)]
+    if others and len(others) == len(series):
+        cause = f"modality {', '.join(sorted(word(modality) for modality in set(others)))} instead of CT"
+        fix = "add the CT series and its labels, or move the folder away"
+        cases.refuse(name, ("NOT_CT", cause, fix), folder)
     elif others:
-        cases.note(
-            "EXTRA_SERIES",
-            f"{sum(others.values())} series that are neither CT nor labels are not used",
-            path=folder,
-        )
+        told = f"{len(others)} series that are neither CT nor labels are not used"
+        cases.note("EXTRA_SERIES", told, path=folder)
 
 
 def _group_patients(data: DataSet) -> DataSet:
-    """The data set with patients named after their first case (a hash of a short record number can be
-    guessed), or with folders as patients where anonymisation gave all of them one patient id.
+    """The data set with patients named after their first case: a hash of a short record number can be guessed.
+
+    Folders are the patients where anonymisation gave all of them one patient id.
     """
-    if len(data.cases) < 2 or len({case.patient_id for case in data.cases}) > 1:
-        first: dict[str, str] = {}
-        cases = tuple(
-            dataclasses.replace(case, patient_id=first.setdefault(case.patient_id, case.case_id))
-            for case in data.cases
+    first: dict[str, str] = {}
+    alike = len(data.cases) > 1 and len({case.patient_id for case in data.cases}) == 1
+    cases = tuple(
+        dataclasses.replace(
+            case, patient_id=case.case_id if alike else first.setdefault(case.patient_id, case.case_id)
         )
-        return dataclasses.replace(data, cases=cases)
-    cause = (
-        f"all {len(data.cases)} cases carry one patient id, as after anonymisation; "
-        "each case counts as a patient"
+        for case in data.cases
     )
-    finding = Finding("WARN", "PATIENT_ID_SHARED", cause, "split by hand if they are scans of one person")
-    cases = tuple(dataclasses.replace(case, patient_id=case.case_id) for case in data.cases)
-    return dataclasses.replace(data, cases=cases, findings=(*data.findings, finding))
+    findings = data.findings
+    if alike:
+        cause = (
+            f"all {len(data.cases)} cases carry one patient id, as after anonymisation; "
+            "each case counts as a patient"
+        )
+        fix = "split by hand if they are scans of one person"
+        findings = (*findings, Finding("WARN", "PATIENT_ID_SHARED", cause, fix))
+    return dataclasses.replace(data, cases=cases, findings=findings)
