@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from ctseg.artifacts import canonical_hash, file_hash, read_arrays, safe_name, write_arrays, write_text
-from ctseg.errors import CaseError, Finding, IntegrityError, PipelineError, PreconditionError, UsageError
+from ctseg.errors import CaseError, Finding, IntegrityError, PreconditionError, UsageError, at_case
 from ctseg.geometry.distance_maps import organ_masks
 from ctseg.geometry.grids import Index
 from ctseg.geometry.volume import Grid, Volume
@@ -189,13 +189,10 @@ def _from_folder(
         cause = f"{root.name} holds neither a folder nor a label map for this case"
         fix = f"put the masks into {root.name}/{safe_name(name)}/"
         raise CaseError("GUIDE_MISSING", cause, fix, case=case_id, file=root.name)
-    try:
+    with at_case(case_id):
         masks, findings = (_from_files if found.is_dir() else _from_map)(organs, found, scan)
-    except PipelineError as error:
-        file = Path(error.file).name
-        raise type(error)(error.code, error.cause, error.fix, case=case_id, file=file) from None
     told = [finding for finding in findings if finding.severity == "WARN"]
-    return masks, [dataclasses.replace(one, case=case_id, file=Path(one.file).name) for one in told]
+    return masks, [finding.at(case_id) for finding in told]
 
 
 def _from_files(organs: Sequence[str], folder: Path, scan: Grid) -> tuple[list[Volume | None], list[Finding]]:
