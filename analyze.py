@@ -1,11 +1,13 @@
 """Stage 4: show what training and evaluation gave.
 
-Reads   checkpoints/training_history.json; evaluation_results/, comparison/ and processed_data/ where they exist
-Writes  analysis/: report.html and viewer.html (each one file, opens offline), training_summary.txt, loss_curves.png, dice_scores.png,
-        hausdorff_distances.png, learning_rate.png, resource_usage.png, combined_metrics.png
+Reads   checkpoints/training_history.json; evaluation_results/, comparison/ and processed_data/ where they
+        exist
+Writes  analysis/: report.html and viewer.html (each one file, opens offline), training_summary.txt,
+        loss_curves.png, dice_scores.png, hausdorff_distances.png, learning_rate.png, resource_usage.png,
+        combined_metrics.png
 
     python analyze.py
-    python analyze.py --compare-with OTHER_WORKSPACE      (finished runs on the same split, side by side on the page)
+    python analyze.py --compare-with OTHER_WORKSPACE   (finished runs on the same split, side by side)
 """
 
 from __future__ import annotations
@@ -29,7 +31,10 @@ OWN_PLOTS = ("per_pass.png", "reliability.png", "confidence.png")  # drawn by th
 
 
 def run(workspace: Workspace, settings: Settings, options: Options, others: Sequence[Path] = ()) -> int:
-    """Draw the plots and write the page of a workspace. others: workspaces to compare it with. Returns the exit code."""
+    """Draw the plots and write the page of a workspace. others: workspaces to compare it with.
+
+    Returns the exit code.
+    """
     from ctseg.reporting import gallery, other_runs, report, results, verdict, viewer
     from ctseg.reporting.pictures import slices
 

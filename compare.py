@@ -1,13 +1,13 @@
 """Which method is better on these data, by how much, and is it more than chance.
 
-Reads   processed_data/ (or makes it first)
-Writes  comparison/runs/<method>_seed<n>/ (a workspace per training run that shares the tensors) and comparison/comparison.{json,csv,png,html}
+Reads   processed_data/ (or makes it first) Writes  comparison/runs/<method>_seed<n>/ (a workspace per
+training run that shares the tensors) and comparison/comparison.{json,csv,png,html}
 
-    python run_pipeline.py --compare unet,multi_decoder --seeds 3 --minutes 10
-    python run_pipeline.py --compare unet,unet+train.augmentation=none --data PATH      (settings after a plus sign)
+    python run_pipeline.py --compare unet,multi_decoder --seeds 3 --minutes 10 python run_pipeline.py
+    --compare unet,unet+train.augmentation=none --data PATH      (settings after a plus sign)
 
-Every run has the same patients, tensors, crops per step and time. A finished run is not repeated: the same command goes on where it
-was interrupted; --restart repeats all.
+Every run has the same patients, tensors, crops per step and time. A finished run is not repeated: the same
+command goes on where it was interrupted; --restart repeats all.
 """
 
 from __future__ import annotations
@@ -20,15 +20,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-from ctseg import artifacts, cli, config, processes
+from ctseg import artifacts, cli, processes
 from ctseg.artifacts import Workspace
 from ctseg.cli import LOG
-from ctseg.errors import UsageError
+from ctseg.errors import CaseError, UsageError
 from ctseg.manifest import Manifest
-from models import PRESETS
 
 ROOT = Path(__file__).resolve().parent
-CASES_SKIPPED = 3  # exit code of a stage that finished but left cases out
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +56,9 @@ class Run:
 
 
 def plan(workspace: Workspace, arguments: argparse.Namespace) -> list[Run]:
-    """All runs of --compare and --seeds. Raises UsageError for fewer than two methods, twice the same, or one that does not exist."""
+    """All runs of --compare and --seeds. Raises UsageError for fewer than two methods, twice the same, or one
+    that does not exist.
+    """
     names = [name.strip() for name in arguments.compare.split(",") if name.strip()]
     if len(names) < 2 or len(set(names)) < len(names):
         raise UsageError(
@@ -67,7 +67,7 @@ def plan(workspace: Workspace, arguments: argparse.Namespace) -> list[Run]:
             "write for example --compare unet,multi_decoder",
         )
     for name in names:  # now, and not after the hours that those before it take
-        _check_method(Method(name), arguments)
+        check_method(Method(name), arguments)
     if arguments.seeds < 1:
         raise UsageError("BAD_VALUE", f"--seeds {arguments.seeds} is not positive", "give 1 or more")
     first = arguments.seed or 0
@@ -84,15 +84,8 @@ def plan(workspace: Workspace, arguments: argparse.Namespace) -> list[Run]:
     ]
 
 
-def _check_method(method: Method, arguments: argparse.Namespace) -> None:
-    model, *changes = method.name.split("+")
-    if model not in PRESETS:
-        raise UsageError(
-            "UNKNOWN_MODEL",
-            f"there is no model '{model}' (--compare {method.name})",
-            f"choose one of {', '.join(PRESETS)}{config.did_you_mean(model, PRESETS)}",
-        )
-    config.resolve(None, config.parse_assignments(changes))
+def check_method(method: Method, arguments: argparse.Namespace) -> None:
+    """Refuse what the training of a method would refuse. Raises UsageError."""
     _, settings, options = cli.settings_from(
         cli.parser("train.py", "").parse_args([*cli.shared_words(arguments), *method.arguments()])
     )
@@ -108,8 +101,8 @@ def run(workspace: Workspace, arguments: argparse.Namespace) -> int:
     runs = plan(workspace, arguments)
     for number, one in enumerate(runs, start=1):
         LOG.info("\n[run %d/%d] %s", number, len(runs), one.title)
-        code = _train_and_score(one, arguments)
-        if code not in (0, CASES_SKIPPED):
+        code = train_and_score(one, arguments)
+        if code not in (0, CaseError.exit_code):
             return code
     record = comparison_runs.gather([(one.method.name, one.seed, one.workspace) for one in runs])
     write_comparison(record, workspace.comparison)
@@ -120,54 +113,36 @@ def run(workspace: Workspace, arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _train_and_score(one: Run, arguments: argparse.Namespace) -> int:
-    """Run train.py and evaluate.py of one run in processes of their own: memory is measured per run, and a crash stays there."""
+def train_and_score(one: Run, arguments: argparse.Namespace) -> int:
+    """Run train.py and evaluate.py of one run in processes of their own: memory is measured per run, and a
+    crash stays there.
+    """
     from ctseg.reporting.comparison_runs import is_finished
 
-    words = [
-        *cli.shared_words(arguments),
-        *one.method.arguments(),
-        "--seed",
-        str(one.seed),
-        "--set",
-        f"data.seed={arguments.seed or 0}",
-    ]
-    done = {"arguments": words, "manifest": Manifest.load(one.workspace).data_hash()}
+    seeds = ["--seed", str(one.seed), "--set", f"data.seed={arguments.seed or 0}"]
+    words = [*cli.shared_words(arguments), *one.method.arguments(), *seeds]
+    done = {
+        "arguments": words,
+        "settings": cli.given_settings(arguments),  # a file of settings may have changed
+        "manifest": Manifest.load(one.workspace).data_hash(),
+    }
     marker = one.workspace.root / "run.json"
-    if (
-        not arguments.restart
-        and marker.exists()
-        and artifacts.read_json(marker) == done
-        and is_finished(one.workspace)
-    ):
+    same = marker.exists() and artifacts.read_json(marker) == done
+    if same and not arguments.restart and is_finished(one.workspace):
         LOG.info("  already there")
         return 0
+    place = ["--workspace", str(one.workspace.root), "--processed", str(one.workspace.processed)]
     for script, more in (("train.py", ["--restart"] * arguments.restart), ("evaluate.py", [])):
-        command = [
-            sys.executable,
-            str(ROOT / script),
-            "--workspace",
-            str(one.workspace.root),
-            "--processed",
-            str(one.workspace.processed),
-            *words,
-            *more,
-        ]
-        code = _run_script(command)
-        if code not in (0, CASES_SKIPPED):
-            LOG.error(
-                "%s of %s ended with exit code %d%s.",
-                script,
-                one.title,
-                code,
-                "" if code == UsageError.exit_code else "; the same command goes on from here",
-            )
+        code = run_script([sys.executable, str(ROOT / script), *place, *words, *more])
+        if code not in (0, CaseError.exit_code):
+            again = "" if code == UsageError.exit_code else "; the same command goes on from here"
+            LOG.error("%s of %s ended with exit code %d%s.", script, one.title, code, again)
             return code
     artifacts.write_json(marker, done)
     return 0
 
 
-def _run_script(command: list[str]) -> int:
+def run_script(command: list[str]) -> int:
     """The exit code of a command. When this process is told to stop, the script is too, and may save its
     state.
     """

@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ctseg import cli
+from ctseg import cli, config_file
 from ctseg.artifacts import UNFINISHED, Workspace, read_json
 from ctseg.cli import LOG, Options
 from ctseg.config import Settings
@@ -68,6 +68,7 @@ def run(workspace: Workspace, settings: Settings, options: Options) -> int:
                 "WARN NOT_LOCATED case=%s: the locator found no structure; the whole canvas was predicted.",
                 case["case_id"],
             )
+    config_file.note(workspace, {"evaluate": settings.record()["evaluate"]}, options.task)
     return score_run(workspace, settings, cli.worker_count(options))
 
 
@@ -178,7 +179,7 @@ def score_passes(
 
     from ctseg.evaluation.result_files import write_passes
     from ctseg.reporting.pictures import plots
-    from ctseg.scoring.passes import pass_gain
+    from ctseg.scoring.summary import pass_gain
 
     files = {case["case_id"]: case.get("passes", []) for case in cases}
     count = max((len(names) for names in files.values()), default=0)

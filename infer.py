@@ -1,19 +1,19 @@
 """New scans to masks: needs a checkpoint and the scans, nothing else.
 
-Reads   --input: a NIfTI, NRRD (.nrrd) or MetaImage (.mha) file, a folder with a DICOM CT series, or a folder of such;
-        --checkpoint (default checkpoints/best_model.pth)
-Writes  --output: <scan>.nii.gz in the geometry of each scan (--format: a file per structure, DICOM SEG, RTSTRUCT),
-        labels.json with the names, inference.json with what was done and found (--statistics: as a table too); on
-        request probabilities and uncertainty
+Reads --input: a NIfTI, NRRD (.nrrd) or MetaImage (.mha) file, a folder with a DICOM CT series, or a folder of
+such; --checkpoint (default checkpoints/best_model.pth) Writes --output: <scan>.nii.gz in the geometry of each
+scan (--format: a file per structure, DICOM SEG, RTSTRUCT), labels.json with the names, inference.json with
+what was done and found (--statistics: as a table too); on request probabilities and uncertainty
 
-    python infer.py --input scan.nii.gz --output masks
-    python infer.py --input dicom_series --output masks --format nifti,seg,rtstruct --statistics
-    python infer.py --input new_patients --output masks --guide totalsegmentator_masks
-    python infer.py --input new_patients --output masks --checkpoint a/best_model.pth b/best_model.pth   (an ensemble)
+python infer.py --input scan.nii.gz --output masks python infer.py --input dicom_series --output masks
+--format nifti,seg,rtstruct --statistics python infer.py --input new_patients --output masks --guide
+totalsegmentator_masks python infer.py --input new_patients --output masks --checkpoint a/best_model.pth
+b/best_model.pth (an ensemble)
 
-A network that was trained with guide organs needs them here too: --guide, a folder of masks (<scan>/<organ>.nii.gz),
-totalsegmentator, or an earlier best_model.pth. A scan that cannot be used is told and left out (exit code 3); the
-others are still done. After an interruption the same command goes on with the scans that are left.
+A network that was trained with guide organs needs them here too: --guide, a folder of masks
+(<scan>/<organ>.nii.gz), totalsegmentator, or an earlier best_model.pth. A scan that cannot be used is told
+and left out (exit code 3); the others are still done. After an interruption the same command goes on with the
+scans that are left.
 """
 
 from __future__ import annotations
@@ -127,7 +127,10 @@ def infer(arguments: argparse.Namespace) -> int:
 
 
 def checkpoint_hashes(checkpoints: list[Path]) -> list[str]:
-    """The hashes of the models of --checkpoint. PreconditionError for a missing one, UsageError for one given twice."""
+    """The hashes of the models of --checkpoint.
+
+    PreconditionError for a missing one, UsageError for one given twice.
+    """
     for path in checkpoints:
         if not os.path.lexists(path):
             raise PreconditionError(
@@ -206,17 +209,18 @@ def build_parser() -> argparse.ArgumentParser:
         "--format",
         default="nifti",
         metavar="LIST",
-        help="what to write, from nifti, organs (a file per structure), seg, rtstruct (default: nifti); the last two need DICOM scans",
+        help="what to write, from nifti, organs (a file per structure), seg, rtstruct (default: nifti); "
+        "the last two need DICOM scans",
     )
     parser.add_argument(
         "--tta",
         action=argparse.BooleanOptionalAction,
-        help="predict the mirror image too and take the mean (default: yes, where the network has seen mirrored scans)",
+        help="predict the mirror image too and take the mean (default: where the network has seen such)",
     )
     parser.add_argument(
         "--keep-largest",
         choices=["auto", "all", "none"],
-        help="of which structures only the largest piece stays (default: auto, what validation found to help)",
+        help="of which structures only the largest piece stays (default: auto, where validation gained)",
     )
     parser.add_argument(
         "--probabilities",
@@ -234,7 +238,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--guide",
         metavar="SOURCE",
-        help="for guided networks: a folder of masks, totalsegmentator, or a best_model.pth that predicts the organs",
+        help="for guided networks: a folder of masks, totalsegmentator, or a best_model.pth",
     )
     parser.add_argument(
         "--device", default="auto", choices=["auto", "cpu", "cuda", "mps"], help="default: auto"

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ctseg import artifacts, cli, processes
+from ctseg import artifacts, cli, config_file, processes
 from ctseg.artifacts import Workspace
 from ctseg.config import DataSettings, Settings
 from ctseg.errors import Finding, IntegrityError, PreconditionError, ResourceError, UsageError
@@ -98,6 +98,7 @@ def run(workspace: Workspace, settings: Settings, options: cli.Options) -> int:
         )
     write_if_changed(workspace.manifest, to_record(manifest))
     shutil.rmtree(workspace.finished, ignore_errors=True)
+    config_file.note(workspace, {"data": manifest.settings}, options.task)
     return tell(report, manifest, options)
 
 

@@ -4,8 +4,8 @@
     python run_pipeline.py --all --data PATH --minutes 30 your own scans
     python run_pipeline.py --eval --analyze               single stages, always in this order
 
-Stages talk through files only: --preprocess writes processed_data/, --train writes checkpoints/, --eval writes
-evaluation_results/, --analyze writes analysis/. This is a research tool, not a medical device.
+Stages talk through files only: --preprocess writes processed_data/, --train writes checkpoints/, --eval
+writes evaluation_results/, --analyze writes analysis/. This is a research tool, not a medical device.
 """
 
 from __future__ import annotations
@@ -19,16 +19,11 @@ from ctseg import cli, config
 from ctseg.artifacts import Workspace
 from ctseg.cli import LOG, Options
 from ctseg.config import Settings
-from ctseg.errors import UsageError
+from ctseg.errors import CaseError, UsageError
 from ctseg.tasks import TASKS, find_task
 
-STAGES = {
-    "preprocess": "preprocessing",
-    "train": "train",
-    "eval": "evaluate",
-    "analyze": "analyze",
-}  # flag -> script
-SKIPPED_CASES = 3  # exit code of a stage that finished but left cases out
+# flag -> script
+STAGES = {"preprocess": "preprocessing", "train": "train", "eval": "evaluate", "analyze": "analyze"}
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -44,7 +39,8 @@ def build_parser() -> argparse.ArgumentParser:
     stages.add_argument(
         "--compare",
         metavar="A,B,...",
-        help="train and score these models on the same data and say which is better; settings may follow a plus sign: unet+model.width=32",
+        help="train and score these models on the same data and say which is better; settings may follow a "
+        "plus sign: unet+model.width=32",
     )
     stages.add_argument(
         "--seeds",
@@ -71,7 +67,7 @@ def chosen_stages(arguments: argparse.Namespace) -> list[str]:
                 "--no-preprocess needs --all or other stages",
                 "write --all --no-preprocess, or the stages you want",
             )
-        chosen.remove("preprocess") if "preprocess" in chosen else None
+        chosen = [stage for stage in chosen if stage != "preprocess"]
     if not chosen:
         raise UsageError(
             "BAD_OPTION",
@@ -82,26 +78,27 @@ def chosen_stages(arguments: argparse.Namespace) -> list[str]:
 
 
 def check_options(stages: list[str], workspace: Workspace, settings: Settings, options: Options) -> None:
-    """Refuse the options that a stage would refuse later, before any work. Raises UsageError, PreconditionError."""
+    """Refuse the options that a stage would refuse later, before any work. Raises UsageError,
+    PreconditionError.
+    """
     if "preprocess" in stages:
         importlib.import_module("preprocessing").check_options(workspace, settings, options)
-    if (
-        {"train", "eval"} & set(stages) or options.model is not None or options.device != "auto"
-    ):  # the others need no torch, which takes seconds to load
+    # the others need no torch, which takes seconds to load
+    if {"train", "eval"} & set(stages) or options.model is not None or options.device != "auto":
         importlib.import_module("train").check_options(
             settings, options, guided="preprocess" not in stages or settings.data.guide != "none"
         )
 
 
 def run_stages(stages: list[str], workspace: Workspace, settings: Settings, options: Options) -> int:
-    """Run stages in order; the first that fails ends the pipeline. Returns 0, or 3 when cases were left out."""
+    """Run stages in order; the first that fails ends the pipeline. Exit code: 3 when cases were left out."""
     started, skipped = time.monotonic(), False
     for number, flag in enumerate(stages, start=1):
         LOG.info("\n[%d/%d] %s", number, len(stages), flag)
         code = importlib.import_module(STAGES[flag]).run(workspace, settings, options)
-        if code not in (0, SKIPPED_CASES):
+        if code not in (0, CaseError.exit_code):
             return int(code)
-        skipped |= code == SKIPPED_CASES
+        skipped |= code == CaseError.exit_code
     LOG.info(
         "\nCOMPLETE in %.1f minutes%s.",
         (time.monotonic() - started) / 60,
@@ -116,11 +113,14 @@ def run_stages(stages: list[str], workspace: Workspace, settings: Settings, opti
     ):
         if path.exists():
             LOG.info("  %-9s %s", label, workspace.relative(path))
-    return SKIPPED_CASES if skipped else 0
+    return CaseError.exit_code if skipped else 0
 
 
 def show_list(workspace: Workspace, settings: Settings, options: Options) -> int:
-    """Print what can be chosen: models, profiles, layouts, settings; of a folder what preprocessing would use and refuse."""
+    """Print what can be chosen: models, profiles, layouts, settings.
+
+    Of a folder what preprocessing would use and refuse, too.
+    """
     from ctseg.scans.datasets.layouts import LAYOUTS
     from models import PRESETS
 
@@ -135,36 +135,33 @@ def show_list(workspace: Workspace, settings: Settings, options: Options) -> int
     for name, layout in LAYOUTS.items():
         print(f"  {name:17s} {layout.SHAPE}")
     print("Settings (--set key=value):")
-    defaults = Settings().record()
-    for key in config.setting_types():
-        section, name = key.split(".")
-        print(f"  {key:28s} {defaults[section][name]}")
+    for key, value in config.flat(Settings().record()).items():
+        print(f"  {key:28s} {value}")
     if options.data is None:
         return 0
     cli.log_to_terminal()
     return int(importlib.import_module("preprocessing").preview(workspace, settings, options))
 
 
-def _use_demo_settings(arguments: argparse.Namespace) -> None:
-    """The training time and settings of the task's synthetic cohort, when neither --minutes nor --epochs is given.
+def use_demo_settings(arguments: argparse.Namespace) -> None:
+    """The training time and settings of the task's synthetic cohort, unless a training time is given
+    anywhere.
 
-    The task's own choice of a backbone stays out where the user names the models.
+    The task's own choice of a backbone stays out where the user names the models; what is given wins.
     """
-    if (
-        arguments.minutes is not None
-        or arguments.epochs is not None
-        or any(text.startswith(("train.minutes", "train.epochs")) for text in arguments.assignments)
-    ):
+    given = cli.given_settings(arguments)
+    timed = arguments.minutes is not None or arguments.epochs is not None
+    if timed or {"train.minutes", "train.epochs"} & set(given):
         return
     task = find_task(arguments.task or "pelvis")
     arguments.minutes = task.demo_minutes
-    named = (
-        arguments.compare
-        or arguments.model
-        or any(text.startswith("model.name=") for text in arguments.assignments)
-    )
-    demo = {key: value for key, value in task.demo.items() if not (named and key == "model.backbone")}
-    arguments.assignments = [*(f"{key}={value}" for key, value in demo.items()), *arguments.assignments]
+    named = arguments.compare or arguments.model or "model.name" in given
+    demo = [
+        f"{key}={value}"
+        for key, value in task.demo.items()
+        if key not in given and not (named and key == "model.backbone")
+    ]
+    arguments.assignments = [*demo, *arguments.assignments]
 
 
 def _main(argv: list[str] | None) -> int:
@@ -176,7 +173,7 @@ def _main(argv: list[str] | None) -> int:
     else:
         stages = chosen_stages(arguments)
     if arguments.data is None and (arguments.compare or {"preprocess", "train"} <= set(stages)):
-        _use_demo_settings(arguments)
+        use_demo_settings(arguments)
     workspace, settings, options = cli.settings_from(arguments)
     check_options(stages, workspace, settings, options)
     if arguments.compare:
@@ -184,7 +181,7 @@ def _main(argv: list[str] | None) -> int:
     with cli.open_workspace(workspace, settings, options):
         LOG.debug("stages %s, settings %s", stages, settings.record())
         code = run_stages(stages, workspace, settings, options) if stages else 0
-        if code not in (0, SKIPPED_CASES) or not arguments.compare:
+        if code not in (0, CaseError.exit_code) or not arguments.compare:
             return code
         return importlib.import_module("compare").run(workspace, arguments)
 

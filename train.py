@@ -1,7 +1,7 @@
 """Stage 2: learn from the tensors.
 
-Reads   processed_data/ (manifest.json, splits.json, tensors of the splits train and val; test is never opened)
-Writes  checkpoints/best_model.pth, last.pth (an interrupted run goes on from it), training_history.json
+Reads processed_data/ (manifest.json, splits.json, tensors of the splits train and val; test is never opened)
+Writes checkpoints/best_model.pth, last.pth (an interrupted run goes on from it), training_history.json
 
 A trained model is never overwritten by another training: on the same data, other settings need --restart. A
 model of other data, or that --restart replaces, is kept as checkpoints/best_model.<start of its hash>.pth.
@@ -17,7 +17,7 @@ import signal
 import sys
 from typing import Any
 
-from ctseg import artifacts, cli, config
+from ctseg import artifacts, cli, config, config_file
 from ctseg.artifacts import Workspace
 from ctseg.cli import LOG, Options
 from ctseg.config import Settings
@@ -38,7 +38,7 @@ def run(workspace: Workspace, settings: Settings, options: Options) -> int:
     from ctseg.learning import planning, training
     from ctseg.learning.dataset import load_cases
     from ctseg.learning.resuming import fell_back
-    from ctseg.learning.trainer import Stopped
+    from ctseg.learning.training_state import Stopped
     from ctseg.runtime import hardware
 
     device = hardware.choose_device(options.device)
@@ -57,6 +57,9 @@ def run(workspace: Workspace, settings: Settings, options: Options) -> int:
     if device.type == "cpu" and machine.precision == "bf16":
         torch.set_float32_matmul_precision("high")
     check_model(settings.model.name)
+    used = settings.record()
+    sections = {"data": manifest.settings, "model": used["model"], "train": used["train"]}
+    config_file.note(workspace, sections, options.task)
     terminal, regions = Terminal(settings), None
     plan = training.Plan(workspace, manifest, machine, build, terminal, options.restart)
     try:
@@ -94,8 +97,8 @@ def run(workspace: Workspace, settings: Settings, options: Options) -> int:
             training.train_network(plan, settings)
         except torch.OutOfMemoryError:
             LOG.warning(
-                "WARN GPU_OOM: the GPU's memory does not suffice; trying once more with batch size 1 and width 8 "
-                "(--low-vram)."
+                "WARN GPU_OOM: the GPU's memory does not suffice; trying once more with batch size 1 and "
+                "width 8 (--low-vram)."
             )
             torch.cuda.empty_cache()
             training.train_network(dataclasses.replace(plan, restart=True), smaller)
@@ -140,8 +143,8 @@ def check_model(name: str) -> None:
 def check_options(settings: Settings, options: Options, *, guided: bool) -> None:
     """Refuse what training would refuse, before other stages work for it.
 
-    An unknown model, a device that is not there, parts that do not fit. guided: whether the data have guide organs.
-    Raises UsageError.
+    An unknown model, a device that is not there, parts that do not fit. guided: whether the data have guide
+    organs. Raises UsageError.
     """
     import torch
 
@@ -188,16 +191,16 @@ def without_wrong_mirror(settings: Settings, options: Options, manifest: Manifes
     if not names or not settings.train.mirror:
         return settings
     cause = (
-        f"{', '.join(names)}: one side only, the mirror image is another structure that is not among those to be "
-        "learned"
+        f"{', '.join(names)}: one side only, the mirror image is another structure that is not among "
+        "those to be learned"
     )
     if "train.mirror" in options.overrides:
         cause += ", and train.mirror=true teaches the network to take it for the same"
         LOG.warning("%s", Finding("WARN", "ONE_SIDED", cause, "leave train.mirror out").line())
         return settings
     remedy = (
-        "preprocess with its partner among --structures, and with --set data.pairs=LEFT:RIGHT if their names do not "
-        "say left and right"
+        "preprocess with its partner among --structures, and with --set data.pairs=LEFT:RIGHT if their "
+        "names do not say left and right"
     )
     cause += ", so nothing is mirrored in training and prediction"
     LOG.info("%s", Finding("NOTE", "ONE_SIDED", cause, remedy).line())
@@ -207,7 +210,8 @@ def without_wrong_mirror(settings: Settings, options: Options, manifest: Manifes
 class Terminal:
     """Tells people of a training: a bar per epoch, a line after it, a notice at each new best.
 
-    While it is entered, Ctrl-C and SIGTERM ask training to save its state and end; a second Ctrl-C ends it at once.
+    While it is entered, Ctrl-C and SIGTERM ask training to save its state and end; a second Ctrl-C ends it at
+    once.
     """
 
     def __init__(self, settings: Settings):

@@ -1,8 +1,8 @@
 """Masks to a film that turns around them, to stills, and to a sheet of slices.
 
-Reads   --input: a label map (NIfTI, NRRD, MetaImage; names from labels.json beside it), a .seg.nrrd, a folder with one
-        file per structure, a DICOM SEG or an RTSTRUCT (these with --ct); files of one structure may hold its
-        probabilities instead (0 to 1; drawn where they reach --level)
+Reads   --input: a label map (NIfTI, NRRD, MetaImage; names from labels.json beside it), a .seg.nrrd, a folder
+        with one file per structure, a DICOM SEG or an RTSTRUCT (these with --ct); files of one structure may
+        hold its probabilities instead (0 to 1; drawn where they reach --level)
         --ct: the scan, for what is around them; --reference: other masks, to show errors in mm
 Writes  --output: an .mp4, or a .gif where no encoder is installed
         --stills DIR: front.png, left.png, back.png, right.png
@@ -108,13 +108,16 @@ def draw_sheet(arguments: argparse.Namespace, subject: Subject) -> None:
 
 
 def tell_shown(subject: Subject, shown: tuple[str, ...], probabilities: tuple[str, ...]) -> None:
-    """What the pictures cannot say themselves: which structures are not in them, and which ones are probabilities."""
+    """What the pictures cannot say themselves: which structures are not in them, and which ones are
+    probabilities.
+    """
     empty = [name for name in subject.chosen if name not in shown]
     if empty:
         LOG.warning("NOTE LABEL_EMPTY: no voxel belongs to %s: not drawn.", listed(empty))
     if 0 < len(probabilities) < len(shown):
         LOG.warning(
-            "NOTE MIXED_MASKS: %s: probabilities, drawn where they reach %g; the other %d of the structures: masks.",
+            "NOTE MIXED_MASKS: %s: probabilities, drawn where they reach %g; the other %d of the "
+            "structures: masks.",
             ", ".join(probabilities),
             subject.masks.level,
             len(shown) - len(probabilities),
@@ -257,7 +260,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--context",
         choices=["body", "bone", "slices", "none"],
-        help="what of the scan is drawn around the masks: the body or the bones, translucent, or three slices (default: body with --ct)",
+        help="what of the scan is drawn around the masks: the body or the bones, translucent, or three "
+        "slices (default: body with --ct)",
     )
     parser.add_argument(
         "--reference",
@@ -277,7 +281,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--window",
         metavar="LOW,HIGH",
-        help="HU that are black and white in slices (default: by the structures, for soft tissue or lungs); write --window=-160,240",
+        help="HU that are black and white in slices (default: by the structures, for soft tissue or lungs); "
+        "write --window=-160,240",
     )
     parser.add_argument("--seconds", type=float, default=6.0, metavar="S", help="for one turn (default: 6)")
     parser.add_argument("--fps", type=int, default=20, metavar="N", help="pictures per second (default: 20)")

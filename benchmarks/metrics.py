@@ -22,7 +22,6 @@ import warnings
 from collections.abc import Callable
 from importlib import util
 from pathlib import Path
-from unittest import mock
 
 import numpy as np
 
@@ -262,12 +261,6 @@ class Timer:
         return {name: statistics.median(seconds) for name, seconds in self.seconds.items()}
 
 
-def without_edt(work: Callable[[], object]) -> object:
-    """`work()` as if the edt package were not installed."""
-    with mock.patch.object(distances, "_edt", None):
-        return work()
-
-
 def jobs_of(
     prediction: np.ndarray,
     reference: np.ndarray,
@@ -279,9 +272,6 @@ def jobs_of(
     """(name -> job, name -> number of structures it runs on)."""
     jobs: dict[str, Callable[[], object]] = {
         "ours, surfel (default)": lambda: ours(prediction, reference, spacing_mm, labels, "surfel"),
-        "ours, surfel, SciPy only": lambda: without_edt(
-            lambda: ours(prediction, reference, spacing_mm, labels, "surfel")
-        ),
         "ours, voxel": lambda: ours(prediction, reference, spacing_mm, labels, "voxel"),
         "ours, the whole row (surfel)": lambda: whole_case(prediction, reference, spacing_mm, labels),
     }
@@ -352,7 +342,7 @@ def main() -> int:
         SimpleITK.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
     print(
         f"{platform.processor() or platform.machine()}, Python {platform.python_version()}, NumPy {np.__version__}, "
-        f"edt {'installed' if distances._edt else 'not installed'}; synthetic label maps, CPU time"
+        "synthetic label maps, CPU time"
     )
     for size in options.sizes:
         prediction, reference = phantom(size)

@@ -71,6 +71,7 @@ class Workspace:
         self.viewer = self.analysis / "viewer.html"
         self.comparison = self.root / "comparison"
         self.log = self.root / "logs" / "pipeline.log"
+        self.config = self.root / "config.toml"
 
     def for_locator(self) -> Workspace:
         """The same workspace, with the names that the training of a locator uses for its checkpoints and

@@ -17,9 +17,9 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
-from ctseg import config
+from ctseg import config, config_file
 from ctseg.artifacts import Workspace, lock_workspace, writing
 from ctseg.errors import SYSTEM_FAULTS, PipelineError, ResourceError, UsageError
 from ctseg.outputs import keep_data
@@ -46,7 +46,9 @@ class Options:
 
 
 class _Store(argparse.Action):
-    """Keep the value of an option. Given again, lists are joined and other names and paths refused; of numbers the last one counts."""
+    """Keep the value of an option. Given again, lists are joined and other names and paths refused; of
+    numbers the last one counts.
+    """
 
     def __call__(
         self,
@@ -67,7 +69,9 @@ class _Store(argparse.Action):
 
 
 class _Parser(argparse.ArgumentParser):
-    """argparse with this project's error line, a hint at the nearest option and no value that is dropped without a word."""
+    """argparse with this project's error line, a hint at the nearest option and no value dropped without a
+    word.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
@@ -91,103 +95,120 @@ def plain_parser(prog: str, description: str) -> argparse.ArgumentParser:
     )
 
 
+class Option(NamedTuple):
+    """An option that all stages share. An empty metavar: a switch."""
+
+    flag: str
+    metavar: str
+    help: str
+    type: Callable[[str], Any] = str
+    more: dict[str, Any] = {}  # noqa: RUF012  (is not written to)
+
+
+SHARED_OPTIONS = {
+    "data": [
+        Option(
+            "--data", "PATH", "folder with your scans (default: a synthetic cohort of the task is made)", Path
+        ),
+        Option(
+            "--task",
+            "NAME",
+            f"defaults for what is learned: {', '.join(TASKS)} "
+            "(default: none; without --data the pelvis is drawn)",
+        ),
+        Option("--layout", "NAME", "layout of that folder (default: detected and told; see --list)"),
+        Option("--structures", "A,B,C", "only these structures (default: all that the data name)"),
+        Option(
+            "--guide",
+            "SOURCE",
+            "organs that guide the network: labels (other labelled structures), totalsegmentator, "
+            "or a folder of masks",
+        ),
+        Option(
+            "--guide-model",
+            "FILE",
+            "the same, predicted by an earlier model of this pipeline (best_model.pth)",
+            Path,
+        ),
+        Option(
+            "--workspace",
+            "DIR",
+            "where all results lie (default: the current folder)",
+            Path,
+            {"default": Path()},
+        ),
+        Option(
+            "--processed",
+            "DIR",
+            "tensors that several workspaces share (default: processed_data in the workspace)",
+            Path,
+        ),
+    ],
+    "learning": [
+        Option("--model", "NAME", "see --list (default: the task's, else unet)"),
+        Option("--profile", "NAME", "low_vram, standard, full or cpu (default: the hardware decides)"),
+        Option(
+            "--low-vram", "", "tiny channels and batch 1 for GPUs below 8 GB; the same as --profile low_vram"
+        ),
+        Option("--minutes", "M", "train for this long; the learning rate reaches zero at the end", float),
+        Option("--epochs", "N", "train for this many epochs", int),
+        Option(
+            "--device",
+            "NAME",
+            "auto, cpu, cuda or mps (default: auto)",
+            more={"default": "auto", "choices": ["auto", "cpu", "cuda", "mps"]},
+        ),
+        Option("--seed", "N", "seed of the split and of training (default: 0)", int),
+        Option(
+            "--restart", "", "train anew, whatever training is there; its model is kept beside the new one"
+        ),
+    ],
+    "other": [
+        Option(
+            "--config",
+            "FILE",
+            "settings in TOML, such as the config.toml that every run leaves in its workspace; "
+            "the command line wins",
+            Path,
+        ),
+        Option(
+            "--set",
+            "KEY=VALUE",
+            "any setting, for example --set train.epochs=5; may be repeated",
+            more={"action": "append", "default": [], "dest": "assignments"},
+        ),
+        Option(
+            "--workers", "N", "processes for reading and scoring (default: number of cores, at most 8)", int
+        ),
+        Option("--allow-skips", "", "end with exit code 0 although some cases were skipped"),
+    ],
+}
+
+
 def parser(prog: str, description: str) -> argparse.ArgumentParser:
     """A parser with the options that all stages share."""
     result = plain_parser(prog, description)
-    data = result.add_argument_group("data")
-    data.add_argument(
-        "--data",
-        type=Path,
-        metavar="PATH",
-        help="folder with your scans (default: a synthetic cohort of the task is made)",
-    )
-    data.add_argument(
-        "--task",
-        metavar="NAME",
-        help="defaults for what is learned: "
-        + ", ".join(TASKS)
-        + " (default: none; without --data the pelvis is drawn)",
-    )
-    data.add_argument(
-        "--layout", metavar="NAME", help="layout of that folder (default: detected and told; see --list)"
-    )
-    data.add_argument(
-        "--structures", metavar="A,B,C", help="only these structures (default: all that the data name)"
-    )
-    data.add_argument(
-        "--guide",
-        metavar="SOURCE",
-        help="organs that guide the network: labels (other labelled structures), totalsegmentator, or a folder of masks",
-    )
-    data.add_argument(
-        "--guide-model",
-        type=Path,
-        metavar="FILE",
-        help="the same, predicted by an earlier model of this pipeline (best_model.pth)",
-    )
-    data.add_argument(
-        "--workspace",
-        type=Path,
-        default=Path(),
-        metavar="DIR",
-        help="where all results lie (default: the current folder)",
-    )
-    data.add_argument(
-        "--processed",
-        type=Path,
-        metavar="DIR",
-        help="tensors that several workspaces share (default: processed_data in the workspace)",
-    )
-    learn = result.add_argument_group("learning")
-    learn.add_argument("--model", metavar="NAME", help="see --list (default: the task's, else unet)")
-    learn.add_argument(
-        "--profile", metavar="NAME", help="low_vram, standard, full or cpu (default: the hardware decides)"
-    )
-    learn.add_argument(
-        "--low-vram",
-        action="store_true",
-        help="tiny channels and batch 1 for GPUs below 8 GB; the same as --profile low_vram",
-    )
-    learn.add_argument(
-        "--minutes",
-        type=float,
-        metavar="M",
-        help="train for this long; the learning rate reaches zero at the end",
-    )
-    learn.add_argument("--epochs", type=int, metavar="N", help="train for this many epochs")
-    learn.add_argument(
-        "--device", default="auto", choices=["auto", "cpu", "cuda", "mps"], help="default: auto"
-    )
-    learn.add_argument("--seed", type=int, metavar="N", help="seed of the split and of training (default: 0)")
-    learn.add_argument(
-        "--restart",
-        action="store_true",
-        help="train anew, whatever training is there; its model is kept beside the new one",
-    )
-    other = result.add_argument_group("other")
-    other.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        dest="assignments",
-        help="any setting, for example --set train.epochs=5; may be repeated",
-    )
-    other.add_argument(
-        "--workers",
-        type=int,
-        metavar="N",
-        help="processes for reading and scoring (default: number of cores, at most 8)",
-    )
-    other.add_argument(
-        "--allow-skips", action="store_true", help="end with exit code 0 although some cases were skipped"
-    )
+    for group, options in SHARED_OPTIONS.items():
+        part = result.add_argument_group(group)
+        for one in options:
+            value = {"metavar": one.metavar, "type": one.type, **one.more}
+            part.add_argument(one.flag, help=one.help, **(value if one.metavar else {"action": "store_true"}))
     return result
 
 
-def settings_from(arguments: argparse.Namespace) -> tuple[Workspace, config.Settings, Options]:
-    """Workspace, settings and options of parsed arguments. Raises UsageError for anything unknown."""
-    overrides: dict[str, Any] = dict(config.parse_assignments(arguments.assignments))
+def given_settings(arguments: argparse.Namespace) -> dict[str, Any]:
+    """{"train.epochs": 5}: what --config and --set say; the command line wins. The file may also name the
+    task.
+    """
+    from_file: dict[str, Any] = {}
+    if arguments.config is not None:
+        task, from_file = config_file.read(arguments.config)
+        arguments.task = arguments.task or task
+    return {**from_file, **config.parse_assignments(arguments.assignments)}
+
+
+def refuse_contradictions(arguments: argparse.Namespace) -> None:
+    """UsageError for options that exclude each other; --low-vram and --guide-model become what they mean."""
     if arguments.low_vram:
         if arguments.profile not in (None, "low_vram"):
             raise UsageError(
@@ -198,65 +219,66 @@ def settings_from(arguments: argparse.Namespace) -> tuple[Workspace, config.Sett
         if arguments.guide is not None:
             raise UsageError("BAD_OPTION", "--guide-model contradicts --guide", "give one of them")
         arguments.guide = str(arguments.guide_model)
-    if arguments.task is not None:
-        overrides = {**find_task(arguments.task).settings, **overrides}
-    for key, value in (
-        ("model.name", arguments.model),
-        ("data.guide", arguments.guide),
-        ("data.structures", arguments.structures),
-        ("train.minutes", arguments.minutes),
-        ("train.epochs", arguments.epochs),
-        ("train.seed", arguments.seed),
-        ("data.seed", arguments.seed),
-    ):
-        if value is not None:
-            overrides[key] = value
     if arguments.minutes is not None and not arguments.minutes > 0:
         raise UsageError(
             "BAD_VALUE", f"--minutes {arguments.minutes} is not positive", "give a number above 0"
         )
     if arguments.workers is not None and arguments.workers < 1:
         raise UsageError("BAD_VALUE", f"--workers {arguments.workers} is not positive", "give 1 or more")
+
+
+def settings_from(arguments: argparse.Namespace) -> tuple[Workspace, config.Settings, Options]:
+    """Workspace, settings and options of parsed arguments. Raises UsageError for anything unknown."""
+    refuse_contradictions(arguments)
+    overrides = given_settings(arguments)
+    if arguments.task is not None:
+        overrides = {**find_task(arguments.task).settings, **overrides}
+    if arguments.epochs is not None and "train.minutes" not in config.parse_assignments(
+        arguments.assignments
+    ):
+        overrides["train.minutes"] = 0.0  # those of a file do not count any more
+    named = {
+        "model.name": arguments.model,
+        "data.guide": arguments.guide,
+        "data.structures": arguments.structures,
+        "train.minutes": arguments.minutes,
+        "train.epochs": arguments.epochs,
+        "train.seed": arguments.seed,
+        "data.seed": arguments.seed,
+    }
+    overrides |= {key: value for key, value in named.items() if value is not None}
+    given = vars(arguments)
     options = Options(
-        data=arguments.data,
-        layout=arguments.layout,
-        model=arguments.model,
-        profile=arguments.profile,
-        device=arguments.device,
-        workers=arguments.workers,
-        allow_skips=arguments.allow_skips,
-        restart=arguments.restart,
-        task=arguments.task,
         overrides=overrides,
+        **{field.name: given[field.name] for field in dataclasses.fields(Options) if field.name in given},
     )
-    return (
-        Workspace(arguments.workspace, arguments.processed),
-        config.resolve(arguments.profile, overrides),
-        options,
-    )
+    workspace = Workspace(arguments.workspace, arguments.processed)
+    return workspace, config.resolve(arguments.profile, overrides), options
 
 
 def shared_words(arguments: argparse.Namespace) -> list[str]:
-    """The command line that gives another stage the same options; workspace, model, seed and restart are left out."""
+    """The command line that gives another stage the same options but workspace, model, seed and restart."""
     words = []
-    for name in ("data", "layout", "task", "structures", "profile", "minutes", "epochs", "device", "workers"):
-        value = getattr(arguments, name)
-        if value is not None:
+    of_data, of_training = (
+        ("data", "layout", "task", "structures"),
+        ("profile", "minutes", "epochs", "device"),
+    )
+    for name in (*of_data, *of_training, "config", "workers"):
+        if (value := getattr(arguments, name)) is not None:
             words += [f"--{name}", str(value)]
     return words + [word for text in arguments.assignments for word in ("--set", text)]
 
 
 def worker_count(options: Options) -> int:
     """How many processes to use: what was asked, else the usable cores, at most 8."""
-    if options.workers:
-        return options.workers
-    return max(
-        1, min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-    )
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return options.workers or min(8, usable)
 
 
 def bar(label: str, *, unit: str = "case") -> Callable[..., Any]:
-    """A function that wraps an iterable in a progress bar; nothing is drawn where no one watches (a file, a pipe)."""
+    """A function that wraps an iterable in a progress bar; nothing is drawn where no one watches (a file, a
+    pipe).
+    """
     from tqdm import tqdm
 
     return lambda items, total=None: tqdm(
@@ -296,37 +318,35 @@ def open_workspace(workspace: Workspace, settings: config.Settings, options: Opt
 
 def start_log(workspace: Workspace) -> None:
     """Send everything to logs/pipeline.log and messages of level INFO also to the terminal."""
-    if any(getattr(handler, "ctseg_file", None) == workspace.log for handler in LOG.handlers):
+    if log_file() == workspace.log:
         return
     with writing(workspace.log):
         workspace.log.parent.mkdir(parents=True, exist_ok=True)
         if workspace.log.exists() and not workspace.log.is_file():  # opening a pipe would wait for a reader
             raise OSError(errno.EEXIST, os.strerror(errno.EEXIST))
         to_file = logging.FileHandler(workspace.log, encoding="utf-8", errors="backslashreplace")
+    to_file.set_name(str(workspace.log))
+    to_file.setFormatter(_UtcFormatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%SZ"))
+    log_to_terminal(to_file)
+
+
+def log_to_terminal(*others: logging.Handler) -> None:
+    """Send messages of level INFO to the terminal, and everything to `others`, in place of those before."""
     for old in list(LOG.handlers):
         LOG.removeHandler(old)
         old.close()
     LOG.setLevel(logging.DEBUG)
     LOG.propagate = False
-    to_file.setFormatter(_UtcFormatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%SZ"))
-    to_file.ctseg_file = workspace.log  # type: ignore[attr-defined]
     to_terminal = logging.StreamHandler(sys.stdout)
     to_terminal.setLevel(logging.INFO)
     to_terminal.setFormatter(logging.Formatter("%(message)s"))
-    LOG.addHandler(to_file)
-    LOG.addHandler(to_terminal)
+    for handler in (*others, to_terminal):
+        LOG.addHandler(handler)
 
 
-def log_to_terminal() -> None:
-    """Send messages of level INFO to the terminal, for scripts that have no workspace and so no log file."""
-    for old in list(LOG.handlers):
-        LOG.removeHandler(old)
-        old.close()
-    LOG.setLevel(logging.INFO)
-    LOG.propagate = False
-    handler = logging.StreamHandler(sys.stdout)
-    handler.setFormatter(logging.Formatter("%(message)s"))
-    LOG.addHandler(handler)
+def log_file() -> Path | None:
+    """Where the log goes, None while it has no file."""
+    return next((Path(str(one.name)) for one in LOG.handlers if isinstance(one, logging.FileHandler)), None)
 
 
 class _UtcFormatter(logging.Formatter):
@@ -338,7 +358,7 @@ class Terminated(BaseException):
 
 
 class _Signals:
-    """While entered, Ctrl-C and SIGTERM are exceptions and remembered: a library may swallow the exception."""
+    """While entered, Ctrl-C and SIGTERM are exceptions and remembered: a library may swallow those."""
 
     def __init__(self) -> None:
         self.stopped: BaseException | None = None
@@ -367,7 +387,7 @@ class _Signals:
 
 
 def guarded(main: Callable[[list[str] | None], int], argv: list[str] | None) -> int:
-    """The exit code of `main(argv)`: a PipelineError prints its line, everything else goes to the log file."""
+    """The exit code of `main(argv)`: a PipelineError prints its line, all else goes to the log file."""
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by whoever started us
             setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115
@@ -381,12 +401,10 @@ def guarded(main: Callable[[list[str] | None], int], argv: list[str] | None) -> 
             return signals.run(main, argv)
     except PipelineError as error:
         return _told(error)
-    except KeyboardInterrupt:
-        print("Stopped. What is finished is kept; run the same command again to go on.", file=sys.stderr)
-        return 130
-    except Terminated:
-        print("Terminated. What is finished is kept; run the same command again to go on.", file=sys.stderr)
-        return 143
+    except (KeyboardInterrupt, Terminated) as error:
+        how, code = ("Stopped", 130) if isinstance(error, KeyboardInterrupt) else ("Terminated", 143)
+        print(f"{how}. What is finished is kept; run the same command again to go on.", file=sys.stderr)
+        return code
     except MemoryError:
         return _told(
             ResourceError("OUT_OF_MEMORY", "the memory does not suffice", "use --workers 1 or --low-vram")
@@ -397,21 +415,14 @@ def guarded(main: Callable[[list[str] | None], int], argv: list[str] | None) -> 
         if isinstance(error, OSError) and error.errno in SYSTEM_FAULTS:
             return _told(ResourceError.from_os(error))
         LOG.debug("internal error", exc_info=True)
-        where = next(
-            (
-                getattr(handler, "ctseg_file", None)
-                for handler in LOG.handlers
-                if hasattr(handler, "ctseg_file")
-            ),
-            None,
-        )
+        where = log_file()
         if where is None:
             raise
-        print(
-            f"ERROR INTERNAL case=- file=-: {type(error).__name__}, see {where.name}. Fix: please report it with that file.",
-            file=sys.stderr,
+        internal = PipelineError(
+            "INTERNAL", f"{type(error).__name__}, see {where.name}", "please report it with that file"
         )
-        return 1
+        print(internal, file=sys.stderr)
+        return internal.exit_code
 
 
 def _told(error: PipelineError) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import typing
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal
@@ -277,6 +278,7 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return f"; did you mean '{near[0]}'?" if near else ""
 
 
+@functools.cache
 def setting_types() -> dict[str, Any]:
     """Every settable key with the type on its field."""
     sections = typing.get_type_hints(Settings)
@@ -287,17 +289,11 @@ def changed(settings: Settings, overrides: Mapping[str, Any]) -> Settings:
     """The settings with other values; UsageError for an unknown key, a wrong value, or values that do not go
     together.
     """
-    known = setting_types()
     values = {section: dict(vars(part)) for section, part in vars(settings).items()}
     for key, value in overrides.items():
-        if key not in known:
-            raise UsageError(
-                "UNKNOWN_KEY",
-                f"there is no setting '{key}'",
-                f"see `python run_pipeline.py --list`{did_you_mean(key, known)}",
-            )
+        as_wanted = known_value(key, value)
         section, name = key.split(".")
-        values[section][name] = converted(key, value, known[key])
+        values[section][name] = as_wanted
     result = Settings(
         DataSettings(**values["data"]),
         ModelSettings(**values["model"]),
@@ -306,6 +302,18 @@ def changed(settings: Settings, overrides: Mapping[str, Any]) -> Settings:
     )
     check_together(result)
     return result
+
+
+def known_value(key: str, value: Any) -> Any:
+    """A value as the setting `key` wants it. UsageError UNKNOWN_KEY, BAD_VALUE."""
+    known = setting_types()
+    if key not in known:
+        raise UsageError(
+            "UNKNOWN_KEY",
+            f"there is no setting '{key}'",
+            f"see `python run_pipeline.py --list`{did_you_mean(key, known)}",
+        )
+    return converted(key, value, known[key])
 
 
 BOOLEANS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}

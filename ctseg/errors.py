@@ -1,16 +1,36 @@
 """The exception tree for everything a user can fix, and the record of a finding.
 
 Scripts catch `PipelineError` and print its line; anything else is our own mistake and keeps its traceback
-(in the log file). Codes are stable strings: one may be added, none is renamed.
+(in the log file). Codes are stable strings, listed in codes.csv: one may be added, none is renamed.
 """
 
 from __future__ import annotations
 
 import contextlib
+import csv
 import dataclasses
 import errno
 from collections.abc import Iterator
 from pathlib import Path
+
+EXIT_CODES = {
+    0: "Done.",
+    1: "Training diverged (train anew with a smaller learning rate), or this program failed (report it).",
+    2: "A wrong option, setting, name or file of settings: the line names the right ones. Nothing was begun.",
+    3: "Done, but some cases could not be used: the last lines say which. `--allow-skips` makes it 0.",
+    4: "No data, no model, too few cases, or a stage before has not run: the line names stage or path.",
+    5: "Files that do not belong together, or a checkpoint that must not be loaded: run that stage again.",
+    6: "Disk or memory do not suffice, or a place cannot be read or written: free some, or choose another.",
+    7: "Another run works in the same workspace: wait for it, or give another `--workspace`.",
+    130: "Stopped with Ctrl-C. What is finished is kept: the same command goes on.",
+    143: "Terminated (SIGTERM). What is finished is kept: the same command goes on.",
+}
+
+
+def code_table() -> list[dict[str, str]]:
+    """All codes of messages with "meaning" and "remedy", in alphabetical order."""
+    with Path(__file__).with_name("codes.csv").open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
 
 
 class PipelineError(Exception):
@@ -46,8 +66,6 @@ def at_case(
 
 class DivergedError(PipelineError):
     """Loss, gradients or weights became NaN or infinite."""
-
-    exit_code = 1
 
 
 class UsageError(PipelineError):

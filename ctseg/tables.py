@@ -27,8 +27,8 @@ def read_csv(
 ) -> list[dict[str, Any]]:
     """The rows: cells of the `text` columns as they are, all others as float, empty ones None.
 
-    Raises IntegrityError ARTIFACT_CORRUPT, whose remedy is `fix`, for what is no such table and for a row without one
-    of the `required` cells.
+    Raises IntegrityError ARTIFACT_CORRUPT, whose remedy is `fix`, for what is no such table and for a row
+    without one of the `required` cells.
     """
     import pandas
 

@@ -1,7 +1,7 @@
 """The five tasks: what each learns by default, on which grid, in which window, with which network.
 
-A task is only a set of defaults. `defaults < profile < task < command line`; with `--data` it applies to the user's scans, without it
-the pipeline draws the task's synthetic cohort.
+A task is only a set of defaults. `defaults < profile < task < command line`; with `--data` it applies to the
+user's scans, without it the pipeline draws the task's synthetic cohort.
 """
 
 from __future__ import annotations
@@ -9,12 +9,15 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from ctseg.config import did_you_mean
 from ctseg.errors import UsageError
 
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """One row of TASKS. demo_minutes, demo: training time and settings of the synthetic cohort when the user names neither time nor epochs."""
+    """One row of TASKS. demo_minutes, demo: training time and settings of the synthetic cohort when the user
+    names neither time nor epochs.
+    """
 
     about: str
     settings: dict[str, Any]
@@ -22,9 +25,11 @@ class Task:
     demo: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
-# So few steps leave the network far from overfitting (patch Dice below validation Dice at the end): strong augmentation only slows it down.
+# So few steps leave the network far from overfitting (patch Dice below validation Dice at the end): strong
+# augmentation only slows it down.
 _SHORT = {"train.augmentation": "light"}
-# At twice the width a step costs up to four times as much, and few steps teach less than a narrow network learns in many.
+# At twice the width a step costs up to four times as much, and few steps teach less than a narrow network
+# learns in many.
 _NARROW = {**_SHORT, "model.width": 8}
 
 TASKS: dict[str, Task] = {
@@ -33,8 +38,8 @@ TASKS: dict[str, Task] = {
         {"model.name": "multi_decoder"},
         demo=_NARROW,
     ),
-    # Patches show both sides of the body. The V-Net inside learned this task several times faster per step than the plain U-Net
-    # (docs/decisions/003-training.md).
+    # Patches show both sides of the body. The V-Net inside learned this task several times faster per step
+    # than the plain U-Net (docs/decisions/003-training.md).
     "pelvic_bones": Task(
         "hips, sacrum and femora; two passes",
         {"model.name": "multipass_unet", "data.window_hu": (-250.0, 1250.0)},
@@ -64,8 +69,9 @@ TASKS: dict[str, Task] = {
         demo_minutes=9,
         demo={**_SHORT, "evaluate.overlap": 0.25, "evaluate.flip": False},
     ),
-    # Heart chambers are no mirror pairs, so a mirrored heart is no heart. The guide: the chambers, by their own reference labels. On thin
-    # vessels, too, a narrow V-Net learned more in the same minutes than the U-Net, narrow or wide.
+    # Heart chambers are no mirror pairs, so a mirrored heart is no heart. The guide: the chambers, by their
+    # own reference labels. On thin vessels, too, a narrow V-Net learned more in the same minutes than the
+    # U-Net, narrow or wide.
     "heart_like": Task(
         "coronary arteries, guided by the chambers around them",
         {
@@ -84,8 +90,6 @@ TASKS: dict[str, Task] = {
 def find_task(name: str) -> Task:
     """The task of that name. Raises UsageError with the nearest known name."""
     if name not in TASKS:
-        from ctseg.config import did_you_mean
-
         raise UsageError(
             "UNKNOWN_TASK",
             f"there is no task '{name}'",

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 from unittest import mock
 
+import filelock
 import pytest
 
 # One thread per process: tests run side by side, and so many tiny steps only lose time in waiting for each other.
@@ -68,3 +69,24 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
         return (yield)
     with mock.patch("matplotlib.figure.Figure.savefig", save_dot):
         return (yield)
+
+
+@pytest.fixture(scope="session")
+def cohorts(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> dict[str, Path]:
+    """Tiny synthetic cohorts of six patients by task, drawn when first asked for, once for all processes."""
+    root = tmp_path_factory.getbasetemp()
+    root = (root if worker_id == "master" else root.parent) / "cohorts"
+    root.mkdir(exist_ok=True)
+
+    class Drawn(dict[str, Path]):
+        def __missing__(self, task: str) -> Path:
+            from ctseg.anatomy import write_cohort
+
+            with filelock.FileLock(root / f"{task}.lock"):
+                write_cohort(
+                    root / task, task=task, patients=6, seed=1, size="tiny"
+                )  # what stands there is kept
+            self[task] = root / task
+            return self[task]
+
+    return Drawn()

@@ -81,6 +81,7 @@ FLOORS = [
     {
         "artifacts",
         "config",
+        "config_file",
         "laterality",
         "outputs",
         "palette",

@@ -230,3 +230,21 @@ def test_one_bad_scan_is_skipped_and_told(cohort, tmp_path, capsys):
         and report["skipped"] == 1
     )
     assert run_pipeline.main([*arguments, "--allow-skips"]) == 0
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--model", "nonsense"],
+        ["--set", "data.guide=nonsense"],
+        ["--structures", "nonsense"],
+        ["--guide", "labels", "--set", "data.guide_organs=nonsense"],
+        ["--set", "data.pairs=nonsense"],
+    ],
+)
+def test_texts_that_mean_nothing_in_these_data_are_refused_before_any_work(words, cohort, tmp_path, capsys):
+    """The settings that may be any text: all others are refused by themselves, see test_config.py."""
+    words = ["--preprocess", "--train", "--data", str(cohort), "--workspace", str(tmp_path), *words]
+    assert run_pipeline.main(words) == 2
+    error = capsys.readouterr().err
+    assert "nonsense" in error and "Fix: " in error and not list(tmp_path.rglob("*.npz"))

@@ -54,13 +54,6 @@ class Scan:
         return reorient(Volume(array, scene.affine), self.order, self.flips)
 
 
-def random_axes(rng: np.random.Generator) -> tuple[tuple[int, int, int], tuple[bool, bool, bool]]:
-    """Any order and directions of the three axes."""
-    a, b, c = rng.permutation(3).tolist()
-    p, q, r = rng.integers(0, 2, 3).astype(bool).tolist()
-    return (a, b, c), (p, q, r)
-
-
 def blend(picture: np.ndarray, share: np.ndarray, hu: float | np.ndarray) -> None:
     """Mix a tissue into the picture by its share of each voxel (0..1), in place."""
     picture += share * (hu - picture)

@@ -1,9 +1,9 @@
 """Writing the synthetic cohort of a task to disk as raw scans, in two of the formats that people bring.
 
-synthetic.json                                            written last: its presence says the cohort is complete
-nifti/BDMAP_90000001/ct.nii.gz, segmentations/<name>.nii.gz    an empty mask = looked for, absent
-dicom/Patient_03/im_1/*.dcm, im_3/seg.dcm                 where the task draws some patients for DICOM: those
-                                                          with every target, as a SEG cannot say "absent"
+synthetic.json      written last: its presence says the cohort is complete
+nifti/BDMAP_90000001/ct.nii.gz, segmentations/<name>.nii.gz     an empty mask = looked for, absent
+dicom/Patient_03/im_1/*.dcm, im_3/seg.dcm     where the task draws some patients for DICOM: those with every
+                                              target, as a SEG cannot say "absent"
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ def write_cohort(
 ) -> None:
     """Write the cohort of a task into `folder`; returns at once when the same cohort stands there already.
 
-    task: one of `tasks.TASKS`. patients: None for the task's own number. progress: called with (patients done,
-    patients in all). size: "full", or "tiny" for quick tests. The same seed gives the same files, whatever
-    `workers`. An older cohort, or that of another task, is replaced; raises PreconditionError when the folder holds
-    anything that is no synthetic cohort.
+    task: one of `tasks.TASKS`. patients: None for the task's own number. progress: called with (patients
+    done, patients in all). size: "full", or "tiny" for quick tests. The same seed gives the same files,
+    whatever `workers`. An older cohort, or that of another task, is replaced; raises PreconditionError when
+    the folder holds anything that is no synthetic cohort.
     """
     module = load_task(task)
     patients = module.PATIENTS if patients is None else patients
@@ -90,55 +90,38 @@ def case_name(index: int, task: str = DEFAULT) -> str:
     )
 
 
-def cohort_task(folder: str | Path) -> str | None:
-    """The task whose complete cohort stands in `folder`; None when there is none."""
-    found = _marker(Path(folder))
-    return None if found is None else str(found["task"])
-
-
-def _marker(folder: Path) -> dict[str, Any] | None:
-    """The marker file's content, None when there is none that can be read."""
+def _stands_already(folder: Path, wanted: dict[str, Any]) -> bool:
+    """Whether the folder holds the complete cohort that is wanted."""
     if not (folder / MARKER).is_file():
-        return None
+        return False
     try:
         found = read_json(folder / MARKER)
     except IntegrityError:
-        return None
-    # cohorts from before there were several tasks name none: they are of the pelvis
-    return {"task": DEFAULT, **found} if isinstance(found, dict) else None
-
-
-def _stands_already(folder: Path, wanted: dict[str, Any]) -> bool:
-    found = _marker(folder)
-    return found is not None and all(found.get(key) == value for key, value in wanted.items())
+        return False
+    return isinstance(found, dict) and all(found.get(key) == value for key, value in wanted.items())
 
 
 def _clear(folder: Path) -> None:
     """Remove an older or unfinished cohort; refuse to touch a folder with anything in it that is not ours."""
     folder.mkdir(parents=True, exist_ok=True)
     sweep_temporaries(folder)
-    for part, prefix in _PARTS.items():
-        if (folder / part).is_dir():
-            strange = sorted(
-                entry.name for entry in (folder / part).iterdir() if not entry.name.startswith(prefix)
-            )
-            if strange:
-                raise _not_ours(folder, f"{part}/{strange[0]}")
-    strange = sorted(entry.name for entry in folder.iterdir() if entry.name not in {*_PARTS, MARKER})
+    strange = [
+        entry
+        for part, prefix in _PARTS.items()
+        for entry in (folder / part).glob("*")
+        if not entry.name.startswith(prefix)
+    ]
+    strange += [entry for entry in folder.iterdir() if entry.name not in {*_PARTS, MARKER}]
     if strange:
-        raise _not_ours(folder, strange[0])
+        raise PreconditionError(
+            "FOLDER_NOT_EMPTY",
+            f"{min(strange).relative_to(folder).as_posix()} is not part of a synthetic cohort",
+            "choose an empty folder for it",
+            file=folder.name,
+        )
     (folder / MARKER).unlink(missing_ok=True)
     for part in _PARTS:
         shutil.rmtree(folder / part, ignore_errors=True)
-
-
-def _not_ours(folder: Path, name: str) -> PreconditionError:
-    return PreconditionError(
-        "FOLDER_NOT_EMPTY",
-        f"{name} is not part of a synthetic cohort",
-        "choose an empty folder for it",
-        file=folder.name,
-    )
 
 
 def _write_patient(folder: Path, task: str, seed: int, size: str, index: int) -> dict[str, Any]:
@@ -148,9 +131,7 @@ def _write_patient(folder: Path, task: str, seed: int, size: str, index: int) ->
     name = case_name(index, task)
     place = folder / name
     (_write_dicom if is_dicom(module, index) else _write_nifti)(place, module, picture, seed)
-    order, _ = canonical_axes(
-        picture.image.affine
-    )  # written as slice, row, column, however the file stores them
+    order, _ = canonical_axes(picture.image.affine)  # as slice, row, column, however the file stores them
     return {
         "id": place.name,
         "folder": name,
@@ -167,7 +148,7 @@ def _present(module: Task, picture: Picture) -> list[str]:
 
 
 def _write_nifti(place: Path, module: Task, picture: Picture, seed: int) -> None:
-    """AbdomenAtlas layout; every structure has a mask file, an empty one where the patient or the scan has none."""
+    """AbdomenAtlas layout; every structure has a mask file, an empty one where there is none of it."""
     for name, number in module.IDS.items():
         mask = (picture.label.array == number).view(np.uint8)
         nifti.write_label(place / "segmentations" / f"{name}.nii.gz", Volume(mask, picture.label.affine))

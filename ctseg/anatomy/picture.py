@@ -10,7 +10,7 @@ from ctseg.geometry.volume import Volume
 
 @dataclasses.dataclass(frozen=True)
 class Picture:
-    """A drawn patient. image: HU float32; label: uint8 ids of the task's structures; both (D, H, W) on one grid.
+    """A drawn patient. image: HU float32; label: uint8 ids of the task's structures; one grid (D, H, W).
 
     facts: JSON values for the cohort's record, such as sex or whether contrast medium was given.
     """

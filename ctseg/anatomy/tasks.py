@@ -20,8 +20,8 @@ TASKS: dict[str, str] = {  # task -> module of this package, imported when the t
 
 
 class Task(Protocol):
-    """What the module of a task holds. VERSION (1 where a module has none) rises when the same seed draws other
-    pictures; is_dicom(index) -> bool, where there is one, says which patients are written as DICOM."""
+    """What the module of a task holds. VERSION (1 where a module has none) rises when the same seed draws
+    other pictures; is_dicom(index) -> bool, where there is one, says which patients are written as DICOM."""
 
     IDS: Mapping[str, int]  # structure -> id in the label map, 1..n
     TARGETS: tuple[str, ...]  # what the task learns

@@ -18,7 +18,7 @@ from ctseg.artifacts import read_json
 from ctseg.errors import Finding, IntegrityError, PipelineError, PreconditionError, UsageError
 from ctseg.geometry.boxes import tight_box
 from ctseg.geometry.volume import Grid, Volume
-from ctseg.scoring.metrics import MAX_LABEL, Row, Structure, score_case
+from ctseg.scoring.metrics import MAX_LABEL, Row, Structure, has_reference, score_case
 from ctseg.scoring.shape import tubular
 from ctseg.scoring.summary import RESERVED_NAMES
 
@@ -357,7 +357,7 @@ def score_maps(
     )
     wanted = tubular.measured([structure.name for structure in structures], settings.topology)
     for structure, row, empty in zip(structures, rows, nothing):
-        chosen = structure.name in wanted and tubular.has_reference(row)
+        chosen = structure.name in wanted and has_reference(row)
         found = (
             _topology(prediction, reference, spacing_mm, structure, settings.ignore_label)
             if chosen

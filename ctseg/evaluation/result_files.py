@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from ctseg.artifacts import write_json, write_text
-from ctseg.scoring import calibration, failure, passes
+from ctseg.scoring import calibration, failure
 from ctseg.scoring import summary as scores
 from ctseg.scoring.metrics import UNANNOTATED, UNEVALUABLE, Row
 from ctseg.scoring.shape import tubular
@@ -179,7 +179,7 @@ PASS_COLUMNS = (
 
 def write_passes(folder: Path, rows_by_pass: Sequence[Sequence[Row]]) -> None:
     """Write per_pass.csv, one line per case, structure and pass."""
-    write_csv(folder / "per_pass.csv", passes.pass_lines(rows_by_pass), PASS_COLUMNS)
+    write_csv(folder / "per_pass.csv", scores.pass_lines(rows_by_pass), PASS_COLUMNS)
 
 
 def topology_lines(rows: Sequence[Row]) -> list[dict[str, Any]]:

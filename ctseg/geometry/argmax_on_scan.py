@@ -1,8 +1,9 @@
-"""From probabilities on a canvas to a label map on the scan: every structure is interpolated where it could win, block by block.
+"""From probabilities on a canvas to a label map on the scan: every structure is interpolated where it could
+win, block by block.
 
-The scan is cut into blocks of about eight canvas voxels. A block that one class holds all around with 0.9 is that class without any
-interpolation; in the others only the classes that reach what can win are interpolated, by cubic splines, axis by axis. So neither memory nor
-time grows with structures that lie elsewhere.
+The scan is cut into blocks of about eight canvas voxels. A block that one class holds all around with 0.9 is
+that class without any interpolation; in the others only the classes that reach what can win are interpolated,
+by cubic splines, axis by axis. So neither memory nor time grows with structures that lie elsewhere.
 """
 
 from __future__ import annotations
@@ -14,23 +15,25 @@ import numpy as np
 
 from ctseg.geometry.boxes import Box, whole_box
 from ctseg.geometry.grids import SPLINE_MARGIN, argmax_of, find_placement, place
-from ctseg.geometry.probabilities import Shares
+from ctseg.geometry.probabilities import Probabilities
 from ctseg.geometry.volume import Grid, Volume, parallel_axes, spline_weights
 
 BLOCK = 8  # canvas voxels along each edge of a block
 MARGIN = 8  # canvas voxels around it that a spline still feels: 0.268^8 of them
-# One class with this much at every voxel that shapes a block wins all of it: interpolation multiplies what is left for the others (0.1)
-# by at most 1.55^3 (the Lebesgue constant of cubic splines, per axis), which is less than what then remains of the class.
+# One class with this much at every voxel that shapes a block wins all of it: interpolation multiplies what is
+# left for the others (0.1) by at most 1.55^3 (the Lebesgue constant of cubic splines, per axis), which is
+# less than what then remains of the class.
 CERTAIN = 0.9
-SHARE_OF_LEADER = 0.5  # a class with less than this share of the leading one, everywhere around, cannot win between the voxels
+# a class with less than this share of the leading one, everywhere around, cannot win between the voxels
+SHARE_OF_LEADER = 0.5
 
 
-def label_on_scan(probabilities: Shares, canvas: Grid, scan: Grid) -> np.ndarray:
+def label_on_scan(probabilities: Probabilities, canvas: Grid, scan: Grid) -> np.ndarray:
     """Label map (uint8) on the scan's grid from probabilities on the canvas: interpolated there, then argmax.
 
-    A structure takes part in a block where it somewhere reaches half of what the leading class has everywhere there (at least
-    1 / (S + 1)). Ties go to the lower number, that is to background first. Outside the canvas is background. When canvas and
-    scan share their voxels, this is the argmax on the canvas, copied.
+    A structure takes part in a block where it somewhere reaches half of what the leading class has everywhere
+    there (at least 1 / (S + 1)). Ties go to the lower number, that is to background first. Outside the canvas
+    is background. When canvas and scan share their voxels, this is the argmax on the canvas, copied.
     """
     placement = find_placement(canvas, scan)
     if placement is not None:
@@ -59,7 +62,8 @@ def label_on_scan(probabilities: Shares, canvas: Grid, scan: Grid) -> np.ndarray
 
 @dataclasses.dataclass(frozen=True)
 class _Block:
-    """A stretch of one axis. target: of the scan; source: of the canvas, with margin; near: what lies in it, two voxels wider; weights: (target, source)."""
+    """A stretch of one axis. target: of the scan; source: of the canvas, with margin; near: what lies in it,
+    two voxels wider; weights: (target, source)."""
 
     target: slice
     source: slice
@@ -68,7 +72,8 @@ class _Block:
 
 
 def _blocks(places: np.ndarray, size: int) -> list[_Block]:
-    """The blocks of one axis. places: canvas coordinate of each voxel of the scan, evenly spaced; those off the canvas are in no block."""
+    """The blocks of one axis. places: canvas coordinate of each voxel of the scan, evenly spaced; those off
+    the canvas are in no block."""
     inside = np.flatnonzero((places >= -0.5) & (places <= size - 0.5))
     if not len(inside):
         return []
@@ -86,7 +91,7 @@ def _blocks(places: np.ndarray, size: int) -> list[_Block]:
     return blocks
 
 
-def _fill(result: np.ndarray, probabilities: Shares, lines: list[list[_Block]]) -> None:
+def _fill(result: np.ndarray, probabilities: Probabilities, lines: list[list[_Block]]) -> None:
     """Write the winner of every voxel into `result`, whose axes are those of the canvas."""
     if not all(lines):
         return
@@ -125,7 +130,8 @@ def _fill(result: np.ndarray, probabilities: Shares, lines: list[list[_Block]]) 
 
 
 def _extremes(part: tuple[Box, np.ndarray], ranges: list[list[slice]], *, highest: bool) -> np.ndarray:
-    """The highest or lowest value in every block, (blocks of D, of H, of W). part: a box of the canvas and the values in it; outside it is 0."""
+    """The highest or lowest value in every block, (blocks of D, of H, of W). part: a box of the canvas and
+    the values in it; outside it is 0."""
     box, values = part
     for axis, (held, line) in enumerate(zip(box, ranges)):
         rows = []
@@ -141,7 +147,7 @@ def _extremes(part: tuple[Box, np.ndarray], ranges: list[list[slice]], *, highes
     return values
 
 
-def _interpolated(probabilities: Shares, number: int, blocks: list[_Block]) -> np.ndarray:
+def _interpolated(probabilities: Probabilities, number: int, blocks: list[_Block]) -> np.ndarray:
     """(target voxels of D, of H, of W) float32 of a class in one block."""
     one, two, three = blocks
     array = probabilities.cut(number, (one.source, two.source, three.source))

@@ -1,7 +1,7 @@
 """The region of the lungs and the trachea in a CT of the chest, by threshold and shape alone.
 
-Axis 0 of the arrays runs along the patient (superior), so a slice along it is an axial slice. Images are 0..1, see
-`ctseg.geometry.intensity.window`.
+Axis 0 of the arrays runs along the patient (superior), so a slice along it is an axial slice. Images are
+0..1, see `ctseg.geometry.intensity.window`.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ MARGIN_MM = 10.0
 def body_mask(image: Volume) -> Volume:
     """Bool mask of the patient on a coarse copy of the image (every n-th voxel, about 6 mm).
 
-    Opened once, so that thin things (blanket, tubes, a hollow table top) fall off. Body is the component that is
-    largest after peeling off some 12 mm, and those level with it from front to back (a second leg, arms, pieces of a
-    masked scan): a table lies behind.
+    Opened once, so that thin things (blanket, tubes, a hollow table top) fall off. Body is the component that
+    is largest after peeling off some 12 mm, and those level with it from front to back (a second leg, arms,
+    pieces of a masked scan): a table lies behind.
     Empty when nothing in the image is denser than -300 HU.
     """
     steps = [max(1, int(BODY_MM / spacing)) for spacing in image.spacing_mm]
@@ -60,8 +60,9 @@ def lung_region(
 ) -> np.ndarray:
     """(D, H, W) bool: lungs with their vessels, and the trachea; all False when there is no such thing.
 
-    image: (D, H, W), 0..1 in the window. Air of an axial slice that reaches the slice's edge is outside the patient;
-    of the rest, the largest component and the second, unless both lungs are one, are closed over vessels and walls.
+    image: (D, H, W), 0..1 in the window. Air of an axial slice that reaches the slice's edge is outside the
+    patient; of the rest, the largest component and the second, unless both lungs are one, are closed over
+    vessels and walls.
     """
     threshold = (AIR_HU - window_hu[0]) / (window_hu[1] - window_hu[0])
     if not 0 < threshold < 1:
@@ -87,7 +88,8 @@ def lung_region(
 
 
 def lung_box(region: np.ndarray, spacing_mm: tuple[float, float, float]) -> Box:
-    """The box of a lung region with 10 mm around it, inside the array; the whole array when the region is empty."""
+    """The box of a lung region with 10 mm around it, inside the array; the whole array when the region is
+    empty."""
     box = bounding_box(region) or whole_box(region.shape)
     return grow(box, [int(np.ceil(MARGIN_MM / s)) for s in spacing_mm], region.shape)
 
@@ -95,8 +97,8 @@ def lung_box(region: np.ndarray, spacing_mm: tuple[float, float, float]) -> Box:
 def _outside(air: np.ndarray) -> np.ndarray:
     """Air connected to the edge of its own axial slice.
 
-    By slice, because the trachea leaves the scan at the top and the lungs may at the bottom: that end is no reason to
-    lose them.
+    By slice, because the trachea leaves the scan at the top and the lungs may at the bottom: that end is no
+    reason to lose them.
     """
     in_plane = np.zeros((3, 3, 3), bool)
     in_plane[1] = ndimage.generate_binary_structure(2, 1)
@@ -109,7 +111,8 @@ def _outside(air: np.ndarray) -> np.ndarray:
 
 
 def _close(mask: np.ndarray, spacing_mm: tuple[float, ...]) -> np.ndarray:
-    """The mask closed with a ball of CLOSING_MM; room is left at the edges so that they do not count as tissue."""
+    """The mask closed with a ball of CLOSING_MM; room is left at the edges so that they do not count as
+    tissue."""
     pad = [(int(np.ceil(CLOSING_MM / s)) + 1,) * 2 for s in spacing_mm]
     grown = ndimage.distance_transform_edt(~np.pad(mask, pad), sampling=spacing_mm) <= CLOSING_MM
     closed = ndimage.distance_transform_edt(grown, sampling=spacing_mm) > CLOSING_MM
@@ -120,9 +123,11 @@ def _close(mask: np.ndarray, spacing_mm: tuple[float, ...]) -> np.ndarray:
 def _trachea(
     components: np.ndarray, sizes: np.ndarray, lungs: list[int], spacing_mm: tuple[float, ...]
 ) -> np.ndarray:
-    """The largest other component of a trachea's volume whose centre is above the lungs' and near their middle in W.
+    """The largest other component of a trachea's volume whose centre is above the lungs' and near their
+    middle in W.
 
-    Often the trachea is one component with a lung; then nothing is added, or a pocket of gas too small to matter.
+    Often the trachea is one component with a lung; then nothing is added, or a pocket of gas too small to
+    matter.
     """
     box = tight_box(np.isin(components, lungs))
     d_middle, w_quarter = (box[0].start + box[0].stop) / 2, (box[2].stop - box[2].start) / 4

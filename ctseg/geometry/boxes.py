@@ -1,4 +1,5 @@
-"""Boxes of voxels along the axes of an array: three slices with a start and a stop, so that a box is an index.
+"""Boxes of voxels along the axes of an array: three slices with a start and a stop, so that a box is an
+index.
 
 A box may reach beyond its array (negative starts too) until it is cut; only then does it index.
 """

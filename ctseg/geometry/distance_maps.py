@@ -1,14 +1,14 @@
 """How far every voxel lies from an organ, in mm: negative inside, positive outside, never infinite.
 
-Two uses: the map of a label on its own grid (`signed_distance_maps`), and the coarse maps that guide a network
-(`coarse_maps`), whose voxels are blocks of voxels of the canvas.
+Two uses: the map of a label on its own grid (`signed_distance_maps`), and the coarse maps that guide a
+network (`coarse_maps`), whose voxels are blocks of voxels of the canvas.
 
-The distance is measured between voxel centres (the exact Euclidean transform) and then shortened by half a voxel,
-because the boundary lies half a voxel before the nearest centre of the other side. "Half a voxel" along the unit
-vector u to that centre is sqrt(sum (u_i s_i)^2) / 2: along an axis half its spacing, on an isotropic grid s / 2 in
-every direction. So the map changes by one voxel from centre to centre across a face, and is never zero. Where two
-centres are equally near on an anisotropic grid, either one counts: the map may differ there by half the difference of
-the spacings.
+The distance is measured between voxel centres (the exact Euclidean transform) and then shortened by half a
+voxel, because the boundary lies half a voxel before the nearest centre of the other side. "Half a voxel"
+along the unit vector u to that centre is sqrt(sum (u_i s_i)^2) / 2: along an axis half its spacing, on an
+isotropic grid s / 2 in every direction. So the map changes by one voxel from centre to centre across a face,
+and is never zero. Where two centres are equally near on an anisotropic grid, either one counts: the map may
+differ there by half the difference of the spacings.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ def signed_distance_maps(
 ) -> tuple[np.ndarray, np.ndarray]:
     """(maps (K, D, H, W) float32 in mm, presence (K,) bool) of the structures `ids` of a label map (D, H, W).
 
-    limit_mm: clip to [-limit_mm, limit_mm] and compute only where that can matter; exact in between. A structure
-    without a voxel is +limit_mm (FAR_MM without a limit) everywhere, with presence False. One that fills the whole
-    array is the negative of that. The edge of the array is no boundary.
+    limit_mm: clip to [-limit_mm, limit_mm] and compute only where that can matter; exact in between. A
+    structure without a voxel is +limit_mm (FAR_MM without a limit) everywhere, with presence False. One that
+    fills the whole array is the negative of that. The edge of the array is no boundary.
     """
     boxes = label_boxes(label)
     maps = np.full((len(ids), *label.shape), FAR_MM if limit_mm is None else limit_mm, dtype=np.float32)
@@ -82,8 +82,8 @@ def _fill(
 def _distance_to_zero(mask: np.ndarray, spacing_mm: Spacing) -> np.ndarray:
     """(D, H, W) float32: mm from each True voxel to the boundary of the nearest False voxel; 0 where False.
 
-    At least one voxel must be False. Only the nearest voxel's index is asked of SciPy: its own way from there to the
-    distance takes several arrays of 64 bits per voxel and axis.
+    At least one voxel must be False. Only the nearest voxel's index is asked of SciPy: its own way from there
+    to the distance takes several arrays of 64 bits per voxel and axis.
     """
     nearest = ndimage.distance_transform_edt(
         mask, sampling=spacing_mm, return_distances=False, return_indices=True
@@ -110,15 +110,16 @@ def _distance_to_zero(mask: np.ndarray, spacing_mm: Spacing) -> np.ndarray:
     return distance
 
 
-# ---- coarse maps of a canvas --------------------------------------------------------------------------------
+# ---- coarse maps of a canvas ------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
 class CoarseMaps:
     """Distances on the guide grid of a canvas.
 
-    distance_mm: (K, d, h, w) float16, within plus and minus GUIDE_RANGE_MM. presence: (K,) bool, whether the scan
-    shows the organ at all. stride: guide voxel g covers the canvas voxels [g * stride, (g + 1) * stride) of an axis.
+    distance_mm: (K, d, h, w) float16, within plus and minus GUIDE_RANGE_MM. presence: (K,) bool, whether the
+    scan shows the organ at all. stride: guide voxel g covers the canvas voxels [g * stride, (g + 1) * stride)
+    of an axis.
     """
 
     distance_mm: np.ndarray
@@ -127,20 +128,19 @@ class CoarseMaps:
 
 
 def guide_stride(canvas: Grid, target_mm: float = GUIDE_MM) -> Index:
-    """Whole canvas voxels per guide voxel along D, H, W: as near to `target_mm` as possible, the finer one of two."""
+    """Whole canvas voxels per guide voxel along D, H, W: as near to `target_mm` as possible, the finer one of
+    two."""
     steps = []
     for spacing in canvas.spacing_mm:
         fewer = max(1, int(target_mm / spacing))
-        steps.append(
-            fewer
-            if abs(fewer * spacing - target_mm) <= abs((fewer + 1) * spacing - target_mm) + 1e-9
-            else fewer + 1
-        )
+        nearer = abs(fewer * spacing - target_mm) <= abs((fewer + 1) * spacing - target_mm) + 1e-9
+        steps.append(fewer if nearer else fewer + 1)
     return steps[0], steps[1], steps[2]
 
 
 def guide_grid(canvas: Grid, stride: Index) -> Grid:
-    """The grid whose voxels are blocks of canvas voxels; the last block of an axis may stick out of the canvas."""
+    """The grid whose voxels are blocks of canvas voxels; the last block of an axis may stick out of the
+    canvas."""
     affine = canvas.affine.copy()
     affine[:3, 3] = (canvas.affine @ np.array([*((step - 1) / 2 for step in stride), 1.0]))[:3]
     affine[:3, :3] *= stride
@@ -158,10 +158,10 @@ def organ_masks(label: Volume, ids: Sequence[int]) -> list[Volume | None]:
 def coarse_maps(masks: Sequence[Volume | None], canvas: Grid, *, target_mm: float = GUIDE_MM) -> CoarseMaps:
     """Distances to organs, for training and prediction on `canvas`.
 
-    masks: for each organ a 0/1 array with its place in the patient (cut to the organ or as large as the scan, on any
-    grid), None when the organ is not there. The distances are those of the whole scan: an organ beside the canvas
-    counts, what lies beyond the scan is not organ. Masks are brought to the guide grid with nearest neighbour; an organ
-    that falls between its voxels altogether is marked in the voxels that hold it.
+    masks: for each organ a 0/1 array with its place in the patient (cut to the organ or as large as the scan,
+    on any grid), None when the organ is not there. The distances are those of the whole scan: an organ beside
+    the canvas counts, what lies beyond the scan is not organ. Masks are brought to the guide grid with
+    nearest neighbour; an organ that falls between its voxels altogether is marked in the voxels that hold it.
     """
     stride = guide_stride(canvas, target_mm)
     grid = guide_grid(canvas, stride)
@@ -179,8 +179,8 @@ def coarse_maps(masks: Sequence[Volume | None], canvas: Grid, *, target_mm: floa
 def _coarse_map(mask: Volume, grid: Grid) -> np.ndarray:
     """(d, h, w) float32 mm on the guide grid, clipped to the range.
 
-    The transform runs on the guide grid continued to where the organ ends, at most as far as the range goes: what
-    lies beyond changes nothing within the range.
+    The transform runs on the guide grid continued to where the organ ends, at most as far as the range goes:
+    what lies beyond changes nothing within the range.
     """
     box, organ = _on_guide_grid(mask, grid)
     canvas = whole_box(grid.shape)

@@ -1,15 +1,15 @@
 """The grids the networks see, and the way back to the scan.
 
-A canvas is the grid on which the 128^3 tensors of a case lie. Its axes are the scan's own axes in canonical order
-(superior, posterior, left), so an oblique scan is not interpolated more than needed. Three kinds:
+A canvas is the grid on which the 128^3 tensors of a case lie. Its axes are the scan's own axes in canonical
+order (superior, posterior, left), so an oblique scan is not interpolated more than needed. Three kinds:
 
 * `whole`: the canvas is one 128^3 tensor that holds the body at the finest isotropic spacing;
 * `windows`: a canvas of fixed spacing, at least 128 voxels along each axis, cut into 128^3 tensors;
-* `roi`: the same canvas, of which training sees the 128^3 around the structures, and prediction what a locator, trained
-  on the `whole` canvas, finds there.
+* `roi`: the same canvas, of which training sees the 128^3 around the structures, and prediction what a
+  locator, trained on the `whole` canvas, finds there.
 
-Where an axis of the scan already has the wanted spacing (within 1 %), the canvas lies on the scan's own voxels along
-it; when all three do, nothing is interpolated and the way there and back is exact.
+Where an axis of the scan already has the wanted spacing (within 1 %), the canvas lies on the scan's own
+voxels along it; when all three do, nothing is interpolated and the way there and back is exact.
 """
 
 from __future__ import annotations
@@ -57,7 +57,8 @@ SHEAR_TOLERANCE = 1e-3  # axes further than this from orthogonal are made orthog
 
 @dataclasses.dataclass(frozen=True)
 class Extent:
-    """A box in space along the axes of `frame_of` a scan: its edges in mm, low and high of each of D, H, W."""
+    """A box in space along the axes of `frame_of` a scan: its edges in mm, low and high of each of D, H,
+    W."""
 
     low_mm: tuple[float, float, float]
     high_mm: tuple[float, float, float]
@@ -89,18 +90,20 @@ class GridPlan:
         return window_grid(scan, box, self.spacing_mm)
 
 
-# ---- axes and the body's box --------------------------------------------------------------------------------
+# ---- axes and the body's box ------------------------------------------------------------------------------
 
 
 def canonical_grid(grid: Grid) -> Grid:
-    """The same voxels with the axes in canonical order and direction (as `volume.to_canonical`, without array)."""
+    """The same voxels with the axes in canonical order and direction (as `volume.to_canonical`, without
+    array)."""
     return grid.reorient(*canonical_axes(grid.affine))
 
 
 def frame_of(scan: Grid) -> np.ndarray:
     """(3, 3) unit vectors in LPS as columns: the scan's own axes in canonical order.
 
-    Sheared axes (a tilted gantry) are replaced by the nearest orthogonal ones, so that tensors show anatomy unsheared.
+    Sheared axes (a tilted gantry) are replaced by the nearest orthogonal ones, so that tensors show anatomy
+    unsheared.
     """
     affine = canonical_grid(scan).affine
     directions = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
@@ -110,13 +113,15 @@ def frame_of(scan: Grid) -> np.ndarray:
 
 
 def _reach(grid: Grid, frame: np.ndarray, box: Box | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Lowest and highest coordinate in mm along each frame axis of the voxels of a box (all), outer faces included."""
+    """Lowest and highest coordinate in mm along each frame axis of the voxels of a box (all), outer faces
+    included."""
     coordinates = np.linalg.inv(frame) @ face_corners(grid.affine, box or whole_box(grid.shape))
     return coordinates.min(axis=1), coordinates.max(axis=1)
 
 
 def kept_extent(image: Volume, crop: str, margin_mm: float) -> Extent:
-    """What of a scan (HU) the tensors keep: crop "body" or "lungs" (with the trachea) plus a margin, cut at the scan's edge.
+    """What of a scan (HU) the tensors keep: crop "body" or "lungs" (with the trachea) plus a margin, cut at
+    the scan's edge.
 
     The body where no lungs are found, the whole scan where no body is found.
     """
@@ -146,7 +151,7 @@ def extent_with(extent: Extent, label: Volume) -> Extent:
     return Extent.between(np.minimum(low, extent.low_mm), np.maximum(high, extent.high_mm))
 
 
-# ---- canvases and tensors -----------------------------------------------------------------------------------
+# ---- canvases and tensors ---------------------------------------------------------------------------------
 
 
 def whole_grid(scan: Grid, box: Extent) -> Grid:
@@ -210,8 +215,8 @@ ROI_MARGIN_MM = 15.0  # around the structures: what a network should see of thei
 
 
 def region_around(box: Box, canvas: Grid) -> Box:
-    """The part of a canvas around a box of its voxels plus a margin: 128 voxels along each axis, more where the box
-    needs it, moved to lie inside."""
+    """The part of a canvas around a box of its voxels plus a margin: 128 voxels along each axis, more where
+    the box needs it, moved to lie inside."""
     start, stop = [], []
     for side, size, step in zip(box, canvas.shape, canvas.spacing_mm):
         margin = int(np.ceil(ROI_MARGIN_MM / step))
@@ -227,12 +232,13 @@ def labelled_region(label: Volume) -> Box:
     return region_around(bounding_box(label.array) or make_box(middle, middle + 1), label.grid)
 
 
-# ---- moving voxels between scan and canvas ------------------------------------------------------------------
+# ---- moving voxels between scan and canvas ----------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
 class Placement:
-    """How voxels of one grid become voxels of another: axis order, then flips, then the index of the first one."""
+    """How voxels of one grid become voxels of another: axis order, then flips, then the index of the first
+    one."""
 
     order: Index
     flips: Flips
@@ -277,8 +283,8 @@ def image_on_canvas(image: Volume, canvas: Grid) -> Volume:
 def _average_blocks(volume: Volume, target: Grid) -> Volume:
     """The volume averaged over blocks of as many whole voxels as fit into one voxel of `target`.
 
-    Area averaging is the low-pass that downsampling needs, ten times faster than a wide Gaussian; `resample` adds
-    the small rest. A last incomplete block is filled up with the last voxel.
+    Area averaging is the low-pass that downsampling needs, ten times faster than a wide Gaussian; `resample`
+    adds the small rest. A last incomplete block is filled up with the last voxel.
     """
     array, affine = volume.array, volume.affine.copy()
     steps = np.linalg.norm((np.linalg.inv(volume.affine) @ target.affine)[:3, :3], axis=1)
@@ -301,8 +307,8 @@ def _average_blocks(volume: Volume, target: Grid) -> Volume:
 def label_on_canvas(label: Volume, canvas: Grid) -> Volume:
     """Label map (uint8) on the canvas. Exact where the grids align, else the structure with most weight wins.
 
-    Masks are interpolated one by one, never the label numbers, and without a low-pass, which would erase structures
-    thinner than a voxel of the canvas.
+    Masks are interpolated one by one, never the label numbers, and without a low-pass, which would erase
+    structures thinner than a voxel of the canvas.
     """
     placement = find_placement(label.grid, canvas)
     if placement is not None:
@@ -318,9 +324,9 @@ def label_on_canvas(label: Volume, canvas: Grid) -> Volume:
 def argmax_of(candidates: list[tuple[int, Volume]], background: Volume, target: Grid) -> np.ndarray:
     """Label map (uint8) on `target`: at each voxel the number whose interpolated weight is highest.
 
-    Cubic, because linear interpolation lowers every ridge: a vessel one or two voxels thick lost a fifth of its volume on
-    the way to a grid of the same spacing and back (docs/geometry.md). Weights are 0 outside a candidate's volume, the
-    background's 1. Only the running best is kept.
+    Cubic, because linear interpolation lowers every ridge: a vessel one or two voxels thick lost a fifth of
+    its volume on the way to a grid of the same spacing and back (docs/geometry.md). Weights are 0 outside a
+    candidate's volume, the background's 1. Only the running best is kept.
     """
     result = np.zeros(target.shape, dtype=np.uint8)
     placed = [
@@ -353,7 +359,7 @@ def covered_part(source: Grid, target: Grid, margin: int = 1) -> Box | None:
     return intersection(grow(covered_box(source, target), margin), whole_box(target.shape))
 
 
-# ---- what the way to the canvas costs -----------------------------------------------------------------------
+# ---- what the way to the canvas costs ---------------------------------------------------------------------
 
 
 def count_voxels(label: np.ndarray) -> dict[int, int]:

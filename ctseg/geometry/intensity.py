@@ -1,4 +1,5 @@
-"""From Hounsfield units to the 0..1 that networks see. The bounds are fixed numbers, never statistics of scans."""
+"""From Hounsfield units to the 0..1 that networks see. The bounds are fixed numbers, never statistics of
+scans."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""Probabilities of many structures on one canvas, each kept only where it has any: organs fill a scan once, however many they are.
+"""Probabilities of many structures on one canvas, each kept only where it has any: organs fill a scan once,
+however many they are.
 
-Stored whole, a hundred structures cost a hundred canvases. Here each keeps the blocks in which it somewhere reaches `least`,
-so that memory follows the anatomy instead of the number of structures.
+Stored whole, a hundred structures cost a hundred canvases. Here each keeps the blocks in which it somewhere
+reaches `least`, so that memory follows the anatomy instead of the number of structures.
 """
 
 from __future__ import annotations
@@ -13,14 +14,16 @@ import numpy as np
 from ctseg.geometry.boxes import Box, bounding_box, box_shape, box_start, grow, move, whole_box
 from ctseg.geometry.sparse_volume import SparseVolume, from_blocks, in_blocks
 
-LEAST = 1e-4  # probabilities below this are 0 in blocks that hold no higher ones: no surface lies there, and no structure can win with it
+# probabilities below this are 0 in blocks that hold no higher ones: no surface lies there, and no structure
+# can win with it
+LEAST = 1e-4
 
 
-class Shares:
+class Probabilities:
     """Weighted means of probabilities that arrive window by window, one sparse volume per class.
 
-    shape: (D, H, W) of the canvas. Class 0 is background. Values in a class's blocks are exact; what a window adds
-    elsewhere is dropped where it is below `least`.
+    shape: (D, H, W) of the canvas. Class 0 is background. Values in a class's blocks are exact; what a window
+    adds elsewhere is dropped where it is below `least`.
     """
 
     def __init__(self, n_classes: int, shape: Sequence[int], least: float = LEAST):
@@ -30,7 +33,7 @@ class Shares:
         self._parts: dict[int, SparseVolume] = {}
 
     @classmethod
-    def of(cls, probabilities: np.ndarray) -> Shares:
+    def of(cls, probabilities: np.ndarray) -> Probabilities:
         """From whole arrays (S+1, D, H, W), nothing dropped."""
         result = cls(len(probabilities), probabilities.shape[1:], least=0.0)
         result.add(whole_box(result.shape), probabilities)
@@ -42,13 +45,14 @@ class Shares:
         return sum(part.stored for part in self._parts.values())
 
     def add(self, place: tuple[slice, ...], values: np.ndarray, weight: np.ndarray | None = None) -> None:
-        """Add the probabilities (S+1, d, h, w) of a window at `place`, times its share `weight` (d, h, w) in them."""
+        """Add the probabilities (S+1, d, h, w) of a window at `place`, times its share `weight` (d, h, w) in
+        them."""
         d, h, w = place
         highest = values.max(axis=(1, 2, 3))
         for number in np.flatnonzero(highest >= self.least):
             self._of(int(number)).add((d, h, w), values[number], weight, least=self.least)
 
-    def add_shares(self, other: Shares) -> None:
+    def add_model(self, other: Probabilities) -> None:
         """Add another model's probabilities of the same canvas."""
         for number, part in other._parts.items():
             self._of(number).add_volume(part)
@@ -89,7 +93,8 @@ class Shares:
         return from_blocks(best, self.shape)
 
     def box_above(self, number: int, least: float, *, margin: int = 0) -> Box | None:
-        """The box of the canvas where a class has at least `least`, `margin` voxels wider; None where it never has."""
+        """The box of the canvas where a class has at least `least`, `margin` voxels wider; None where it
+        never has."""
         found = self.part(number)
         if found is None or (inner := bounding_box(found[1] >= least)) is None:
             return None

@@ -6,17 +6,17 @@ import numpy as np
 
 from ctseg.geometry.boxes import Box, grow
 from ctseg.geometry.grids import covered_part, find_placement, place
-from ctseg.geometry.probabilities import Shares
+from ctseg.geometry.probabilities import Probabilities
 from ctseg.geometry.volume import Grid, Volume, resample
 
 
 def probability_on_scan(
-    probabilities: Shares, number: int, canvas: Grid, scan: Grid
+    probabilities: Probabilities, number: int, canvas: Grid, scan: Grid
 ) -> tuple[Box, np.ndarray] | None:
     """(box of the scan, float32 probabilities 0..1 of class `number` in it); outside the box they are 0.
 
-    None where the structure has none at all. Interpolated linearly between canvas voxels; copied where canvas and scan
-    share their voxels.
+    None where the structure has none at all. Interpolated linearly between canvas voxels; copied where canvas
+    and scan share their voxels.
     """
     held = probabilities.held_box(number)
     if held is None:

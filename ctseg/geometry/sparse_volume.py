@@ -8,7 +8,9 @@ import numpy as np
 
 from ctseg.geometry.boxes import Box, bounding_box, box_shape, intersection, make_box, whole_box, within
 
-EDGE = 4  # voxels along each edge of a block: half as much is stored as with 8, and the table is a hundredth of the volume
+# voxels along each edge of a block: half as much is stored as with 8, and the table is a hundredth of the
+# volume
+EDGE = 4
 _VOXELS_AT_ONCE = 1 << 21
 
 
@@ -40,7 +42,8 @@ class SparseVolume:
     def add(
         self, place: Box, values: np.ndarray, weight: np.ndarray | None = None, *, least: float = 0.0
     ) -> None:
-        """Add `values` (d, h, w), not negative, times `weight` (d, h, w), at `place`. New blocks only where some value reaches `least`."""
+        """Add `values` (d, h, w), not negative, times `weight` (d, h, w), at `place`. New blocks only where
+        some value reaches `least`."""
         places = _places_of(place)
         wide = _in_voxels(places)
         padded, inner = np.zeros(box_shape(wide), dtype=np.float32), within(place, wide)

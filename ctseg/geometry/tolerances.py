@@ -1,9 +1,10 @@
-"""How far two statements about one place may lie apart and still mean the same: fractions of a voxel, never mm.
+"""How far two statements about one place may lie apart and still mean the same: fractions of a voxel, never
+mm.
 
-Decimal strings, float32 and quaternions round by a share of what they describe: 0.05 mm is a rounding on voxels
-of 3 mm and a fault on voxels of 0.3 mm. One rule for slices of a series, for two forms in one header and for a
-mask on its scan (docs/decisions/012-tolerances.md): up to `EQUAL` nothing is said, up to `ROUNDED` the data is
-used with a WARN, beyond it is refused.
+Decimal strings, float32 and quaternions round by a share of what they describe: 0.05 mm is a rounding on
+voxels of 3 mm and a fault on voxels of 0.3 mm. One rule for slices of a series, for two forms in one header
+and for a mask on its scan (docs/decisions/012-tolerances.md): up to `EQUAL` nothing is said, up to `ROUNDED`
+the data is used with a WARN, beyond it is refused.
 """
 
 from __future__ import annotations

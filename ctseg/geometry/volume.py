@@ -1,7 +1,7 @@
 """`Volume` = array + affine, and the only resampling of the project.
 
-Arrays are (D, H, W). `affine` maps an index (d, h, w, 1), in that order, to LPS millimetres (x to the patient's
-left, y to posterior, z to superior), the convention of DICOM and ITK. Readers convert at the door.
+Arrays are (D, H, W). `affine` maps an index (d, h, w, 1), in that order, to LPS millimetres (x to the
+patient's left, y to posterior, z to superior), the convention of DICOM and ITK. Readers convert at the door.
 """
 
 from __future__ import annotations
@@ -114,13 +114,15 @@ class Volume:
 
 
 def tight(volume: Volume, margin: int = 0) -> Volume | None:
-    """The part that holds all non-zero voxels, `margin` voxels wider where the array goes on; None when there are none."""
+    """The part that holds all non-zero voxels, `margin` voxels wider where the array goes on; None when there
+    are none."""
     box = bounding_box(volume.array)
     return None if box is None else volume.crop_to(grow(box, margin, volume.grid.shape))
 
 
 def corner_points(affine: np.ndarray, low: Sequence[float], high: Sequence[float]) -> np.ndarray:
-    """(3, 8) where an affine (4, 4) puts the corners of the box from `low` to `high` (index or mm, one an axis)."""
+    """(3, 8) where an affine (4, 4) puts the corners of the box from `low` to `high` (index or mm, one an
+    axis)."""
     corners = np.array([[*corner, 1.0] for corner in itertools.product(*zip(low, high))])
     return (affine @ corners.T)[:3]
 
@@ -131,7 +133,8 @@ def face_corners(affine: np.ndarray, box: Box) -> np.ndarray:
 
 
 def covered_box(source: Grid, target: Grid) -> Box:
-    """The smallest box of `target` voxels that holds all of `source`, outer faces included; may reach beyond `target`."""
+    """The smallest box of `target` voxels that holds all of `source`, outer faces included; may reach beyond
+    `target`."""
     corners = face_corners(np.linalg.inv(target.affine) @ source.affine, whole_box(source.shape))
     return make_box(np.floor(corners.min(axis=1)), np.ceil(corners.max(axis=1)) + 1)
 
@@ -162,7 +165,8 @@ def to_canonical(volume: Volume) -> Volume:
 
 
 def axes_towards(source: Grid, target: Grid) -> tuple[Index, Flips] | None:
-    """Which axis of `source` runs most like each axis of `target`, and whether backwards; None where two would be one."""
+    """Which axis of `source` runs most like each axis of `target`, and whether backwards; None where two
+    would be one."""
     to_target = np.linalg.inv(target.affine) @ source.affine
     d, h, w = (int(axis) for axis in np.abs(to_target[:3, :3]).argmax(axis=1))
     if sorted((d, h, w)) != [0, 1, 2]:
@@ -171,7 +175,8 @@ def axes_towards(source: Grid, target: Grid) -> tuple[Index, Flips] | None:
 
 
 def axes_like(volume: Volume, grid: Grid) -> Volume:
-    """The volume with its axes permuted and flipped to run like those of `grid`; itself where they do, or cannot."""
+    """The volume with its axes permuted and flipped to run like those of `grid`; itself where they do, or
+    cannot."""
     axes = axes_towards(volume.grid, grid)
     if axes is None or axes == ((0, 1, 2), (False, False, False)):
         return volume
@@ -179,7 +184,8 @@ def axes_like(volume: Volume, grid: Grid) -> Volume:
 
 
 def match_grid(volume: Volume, grid: Grid, tolerance: float = ROUNDED) -> Volume | None:
-    """The volume on `grid` when a permutation and flips of its axes lead there within `tolerance` of a voxel, else None."""
+    """The volume on `grid` when a permutation and flips of its axes lead there within `tolerance` of a voxel,
+    else None."""
     moved = axes_like(volume, grid)
     return moved if grid.matches(moved.grid, tolerance) else None
 
@@ -190,8 +196,8 @@ _INTERPOLATORS = {"linear": sitk.sitkLinear, "cubic": sitk.sitkBSpline3, "neares
 def resample(volume: Volume, grid: Grid, *, order: str, fill: float, smooth: bool = False) -> Volume:
     """The volume's values at the voxel centres of `grid`.
 
-    order: "linear", "cubic" (B-spline; both give float32) or "nearest" (the input's type). fill: value outside the volume.
-    smooth: Gaussian filter before downsampling, against aliasing (images only).
+    order: "linear", "cubic" (B-spline; both give float32) or "nearest" (the input's type). fill: value
+    outside the volume. smooth: Gaussian filter before downsampling, against aliasing (images only).
     Works in index space with the full affine, so sheared and left-handed grids are exact. Where the grids are
     equal the values come back unchanged.
     """
@@ -219,7 +225,8 @@ def resample(volume: Volume, grid: Grid, *, order: str, fill: float, smooth: boo
 
 
 def parallel_axes(mapping: np.ndarray) -> Index | None:
-    """For each axis of the array the axis of the grid that is parallel to it, or None where they are oblique."""
+    """For each axis of the array the axis of the grid that is parallel to it, or None where they are
+    oblique."""
     steps = np.abs(mapping[:3, :3])
     d, h, w = (int(axis) for axis in steps.argmax(axis=1))
     aside = steps.copy()
@@ -230,9 +237,11 @@ def parallel_axes(mapping: np.ndarray) -> Index | None:
 def _separable_cubic(
     array: np.ndarray, mapping: np.ndarray, axes: Index, shape: tuple[int, ...], fill: float
 ) -> np.ndarray:
-    """Cubic spline interpolation one axis after the other, as products with small matrices: 5 times faster than voxel by voxel.
+    """Cubic spline interpolation one axis after the other, as products with small matrices: 5 times faster
+    than voxel by voxel.
 
-    A voxel reaches half its size beyond its centre; there the spline keeps its last value, and `fill` begins behind it.
+    A voxel reaches half its size beyond its centre; there the spline keeps its last value, and `fill` begins
+    behind it.
     """
     outside = []
     for axis in np.argsort(
@@ -251,7 +260,8 @@ def _separable_cubic(
 
 
 def spline_weights(places: np.ndarray, size: int) -> np.ndarray:
-    """(len(places), size) float32: what each of `size` samples at 0, 1, 2, ... contributes to a cubic spline through them at `places`."""
+    """(len(places), size) float32: what each of `size` samples at 0, 1, 2, ... contributes to a cubic spline
+    through them at `places`."""
     from scipy.interpolate import make_interp_spline
 
     degree = min(3, size - 1)

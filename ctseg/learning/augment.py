@@ -1,6 +1,8 @@
-"""Random patches: where their voxels come from (affine and elastic deformation, mirror), then intensity and noise.
+"""Random patches: where their voxels come from (affine and elastic deformation, mirror), then intensity and
+noise.
 
-One `Sampling` is drawn per patch and used for everything that belongs to it: image, label, and what a technique adds.
+One `Sampling` is drawn per patch and used for everything that belongs to it: image, label, and what a
+technique adds.
 """
 
 from __future__ import annotations
@@ -16,7 +18,10 @@ from ctseg.scans.datasets.case import IGNORED
 
 @dataclasses.dataclass(frozen=True)
 class Strength:
-    """How far each change may go. Angles in degrees, elastic shift in voxels, intensities on the 0..1 scale."""
+    """How far each change may go.
+
+    Angles in degrees, elastic shift in voxels, intensities on the 0..1 scale.
+    """
 
     probability: float  # of the spatial deformation
     angle: float
@@ -37,10 +42,11 @@ STRENGTHS = {
 
 @dataclasses.dataclass
 class Sampling:
-    """Where the voxels of a patch come from: an upright box of the canvas, or free positions; then perhaps mirrored.
+    """Where the voxels of a patch come from: an upright box of the canvas, or free positions; then perhaps
+    mirrored.
 
-    positions: (3, D, H, W) canvas voxels, None for the upright box that begins at `start`. zoom: mm in the scan per
-    mm in the patch.
+    positions: (3, D, H, W) canvas voxels, None for the upright box that begins at `start`. zoom: mm in the
+    scan per mm in the patch.
     """
 
     start: np.ndarray
@@ -82,10 +88,11 @@ def draw_sampling(
     spacing: tuple[float, float, float],
     rng: np.random.Generator,
 ) -> Sampling:
-    """A random sampling of a patch of `size` about the voxel `centre`, moved to lie inside a canvas of `shape`.
+    """A random sampling of a patch of `size` about the voxel `centre`, moved to lie inside a canvas of
+    `shape`.
 
-    spacing: voxel size in mm, so that rotations are rotations in space. W is the patient's left-right axis on every
-    canvas.
+    spacing: voxel size in mm, so that rotations are rotations in space. W is the patient's left-right axis on
+    every canvas.
     """
     limits = np.array(shape) - np.array(size)
     start = np.clip(np.round(np.asarray(centre) - np.array(size) / 2).astype(int), 0, np.maximum(limits, 0))

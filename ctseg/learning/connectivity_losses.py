@@ -1,11 +1,13 @@
 """Losses that keep thin tubes connected: airways, vessels.
 
-They are added to `deep_loss` (Dice + cross-entropy), which counts voxels and hardly notices a cut of a few voxels
-through a thin branch. The multi-task form (mask, centreline and radius learned together) is our reconstruction of
-AnatomicalPriorsMTL-AirwaySegment, which publishes an idea and no code; each term names its own source.
+They are added to `deep_loss` (Dice + cross-entropy), which counts voxels and hardly notices a cut of a few
+voxels through a thin branch. The multi-task form (mask, centreline and radius learned together) is our
+reconstruction of AnatomicalPriorsMTL-AirwaySegment, which publishes an idea and no code; each term names its
+own source.
 
-Inside, tensors are (N, D, H, W): one item per pair of a case and a structure annotated there. `owner` (N,) says which
-structure an item shows; sums run over the items of a structure (batch Dice), means over the structures present.
+Inside, tensors are (N, D, H, W): one item per pair of a case and a structure annotated there. `owner` (N,)
+says which structure an item shows; sums run over the items of a structure (batch Dice), means over the
+structures present.
 """
 
 from __future__ import annotations
@@ -53,13 +55,13 @@ def connectivity_loss(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """(weighted sum, unweighted value of each term that was computed, detached).
 
-    outputs: "logits" (B, S+1, D, H, W) and, when the network has these heads, "centreline" (B, S, D, H, W) logits and
-    "radius" (B, S, D, H, W) non-negative, in units of the cap; terms of a missing head are left out.
-    label, centreline, skeleton: (B, D, H, W) structure ids, see `ctseg.learning.tubes`; radius_mm (B, D, H, W).
-    labelled: (B, S) bool; what was not annotated in a case has no part in any term, nor have voxels of the label
-    that are IGNORED. progress: share of training done, 0..1.
-    A structure without a voxel in the batch counts only in the cross-entropy of its centreline and in the
-    consistency; a batch without any annotation gives 0.
+    outputs: "logits" (B, S+1, D, H, W) and, when the network has these heads, "centreline" (B, S, D, H, W)
+    logits and "radius" (B, S, D, H, W) non-negative, in units of the cap; terms of a missing head are left
+    out. label, centreline, skeleton: (B, D, H, W) structure ids, see `ctseg.learning.tubes`; radius_mm (B, D,
+    H, W). labelled: (B, S) bool; what was not annotated in a case has no part in any term, nor have voxels of
+    the label that are IGNORED. progress: share of training done, 0..1. A structure without a voxel in the
+    batch counts only in the cross-entropy of its centreline and in the consistency; a batch without any
+    annotation gives 0.
     """
     numbers = torch.arange(1, labelled.shape[1] + 1, device=label.device)[:, None, None, None]
     owner = torch.nonzero(labelled)[:, 1]
@@ -137,10 +139,12 @@ def imbalance_weight(mask: Tensor) -> Tensor:
 
 
 def general_union_loss(p: Tensor, mask: Tensor, sums: Sums, *, alpha: float) -> Tensor:
-    """1 - weighted overlap / weighted union, thin parts first (Zheng et al. 2021, doi 10.1109/TMI.2021.3093067).
+    """1 - weighted overlap / weighted union, thin parts first (Zheng et al.
 
-    The root of p makes a voxel at 0.1 worth more than a tenth, and alpha < 1/2 makes a missed voxel cost more than
-    an invented one.
+    2021, doi 10.1109/TMI.2021.3093067).
+
+    The root of p makes a voxel at 0.1 worth more than a tenth, and alpha < 1/2 makes a missed voxel cost more
+    than an invented one.
     """
     weight = imbalance_weight(mask)
     overlap = sums(torch.where(mask, weight * (p + 1e-4) ** 0.7, 0))
@@ -151,10 +155,10 @@ def general_union_loss(p: Tensor, mask: Tensor, sums: Sums, *, alpha: float) -> 
 def soft_cldice_loss(p: Tensor, mask: Tensor, skeleton: Tensor, sums: Sums) -> Tensor:
     """1 - harmonic mean of skeleton precision and skeleton recall (Shit et al. 2021, arXiv:2003.07311).
 
-    skeleton: (N, D, H, W) bool, of the whole structure and not of the patch. The value is the published one; in its
-    gradient the place of the predicted skeleton is held fixed and only the probability there moves. That is about
-    twelve times cheaper than a gradient through the pooling, which would also push the sides of a branch down to make
-    its ridge sharper.
+    skeleton: (N, D, H, W) bool, of the whole structure and not of the patch. The value is the published one;
+    in its gradient the place of the predicted skeleton is held fixed and only the probability there moves.
+    That is about twelve times cheaper than a gradient through the pooling, which would also push the sides of
+    a branch down to make its ridge sharper.
     """
     with torch.no_grad():
         place = soft_skeleton(p, CLDICE_ITERATIONS) / p.clamp_min(1e-6)
@@ -167,8 +171,8 @@ def soft_cldice_loss(p: Tensor, mask: Tensor, skeleton: Tensor, sums: Sums) -> T
 def soft_skeleton(p: Tensor, iterations: int) -> Tensor:
     """Ridges of (N, D, H, W) values 0..1 that at most `iterations` erosions reach.
 
-    What an opening removes is thin at that scale; the parts found at all scales are united. Wider parts have no
-    skeleton here.
+    What an opening removes is thin at that scale; the parts found at all scales are united. Wider parts have
+    no skeleton here.
     """
     skeleton = torch.zeros_like(p)
     for _ in range(iterations + 1):
@@ -207,7 +211,7 @@ def _of_three(x: Tensor, axis: int, choose: Callable[[Tensor, Tensor], Tensor]) 
 
 
 def centreline_loss(logits: Tensor, target: Tensor, sums: Sums) -> Tensor:
-    """Dice + cross-entropy of the thick centreline; the former over structures present, the latter over all."""
+    """Dice (structures present) + cross-entropy (all structures) of the thick centreline."""
     p, truth = torch.sigmoid(logits), target.float()
     dice = (2 * sums(p * truth) + 1) / (sums(p) + sums(truth) + 1)
     return sums.mean(1 - dice, sums.present(target)) + F.binary_cross_entropy_with_logits(logits, truth)
@@ -220,7 +224,8 @@ def radius_loss(radius: Tensor, target: Tensor, mask: Tensor, sums: Sums) -> Ten
 
 
 def consistency_loss(p: Tensor, centreline: Tensor | None, radius: Tensor | None) -> Tensor:
-    """What the heads say about the same voxel should agree: a centreline lies inside, a radius > 0 means inside.
+    """What the heads say about the same voxel should agree: a centreline lies inside, a radius > 0 means
+    inside.
 
     Each of two partners learns from the other held fixed, so that they cannot agree by both giving way.
     """

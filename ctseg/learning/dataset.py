@@ -1,7 +1,7 @@
 """Cases in memory and the choice of patches.
 
-Seeds are counters: patch `i` of step `t` of epoch `e` depends on (seed, e, t, i) alone, so a resumed run and any
-number of threads see the same patches, and no generator state has to be saved.
+Seeds are counters: patch `i` of step `t` of epoch `e` depends on (seed, e, t, i) alone, so a resumed run and
+any number of threads see the same patches, and no generator state has to be saved.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from ctseg.prediction.network_input import NetworkInput, assemble, read_tensor
 from ctseg.scans.datasets.case import IGNORED
 
 POINTS_PER_STRUCTURE = 4000  # remembered positions per structure and tensor; enough to be as good as all
-# Patch centres when tubes are learned: where branches are thin, where they are not, where the network failed, and
-# where there are none.
+# Patch centres when tubes are learned: where branches are thin, where they are not, where the network failed,
+# and where there are none.
 TUBE_SHARES = {"thin": 0.4, "wide": 0.2, "missed": 0.2, "background": 0.2}
 
 
@@ -76,7 +76,8 @@ def load_cases(
 ) -> list[TrainingCase]:
     """The cases of one split, in memory (6 MB per tensor, three times that with tubes).
 
-    whole_body: on the small canvas of the whole body, for the locator. regions: parts of canvases to keep, by case.
+    whole_body: on the small canvas of the whole body, for the locator. regions: parts of canvases to keep, by
+    case.
     """
     cases = []
     for stored in progress(manifest.of_split(split)):
@@ -100,7 +101,7 @@ def load_cases(
 def prepare_case(
     case: Case, image: torch.Tensor, label: torch.Tensor, structures: Sequence[str]
 ) -> TrainingCase:
-    """A case with the positions that sampling draws from; the choice of them depends on the case's id alone."""
+    """A case with the positions that sampling draws from; their choice depends on the case's id alone."""
     rng = generator_of(case.case_id)
     flat = label.numpy().ravel()
     inside = np.flatnonzero((flat > 0) & (flat != IGNORED))
@@ -140,10 +141,11 @@ def find_tubes(case: TrainingCase, window_hu: Sequence[float]) -> Tubes:
 
 @dataclasses.dataclass
 class Batch:
-    """image (B, 1, D, H, W) float32, label (B, D, H, W) uint8, labelled (B, S) bool, and whose patches they are.
+    """image (B, 1, D, H, W) float32, label (B, D, H, W) uint8, labelled (B, S) bool, and whose patches they
+    are.
 
-    inputs: what the network sees beside the image ("guide": (B, K', D, H, W)). targets: what it learns beside the
-    label ("centreline", "skeleton" uint8 and "radius_mm" float32, each (B, D, H, W)).
+    inputs: what the network sees beside the image ("guide": (B, K', D, H, W)). targets: what it learns beside
+    the label ("centreline", "skeleton" uint8 and "radius_mm" float32, each (B, D, H, W)).
     """
 
     image: torch.Tensor
@@ -158,8 +160,8 @@ class PatchSampler:
     """Draws augmented patches, foreground-aware with a probability per patch (so also at batch size 1).
 
     A foreground patch first draws a structure, evenly over those annotated anywhere, then a case that has it,
-    then a voxel of it: rare structures are seen as often as common ones. Other patches are centred anywhere in
-    the body of any case. Where cases carry tubes, TUBE_SHARES decides instead.
+    then a voxel of it: rare structures are seen as often as common ones. Other patches are centred anywhere
+    in the body of any case. Where cases carry tubes, TUBE_SHARES decides instead.
     """
 
     def __init__(

@@ -1,12 +1,12 @@
 """Class-balanced remapping of intensities: airway lumen and wall get most of the range that the network sees.
 
-An airway is a hundredth of the lung region, so a window that suits the region spends its range elsewhere. The table
-follows the intensities of lumen, wall and the rest as if the three were equally common. This is our reconstruction of
-"DDR-CB" of AnatomicalPriorsMTL-AirwaySegment, which publishes the idea and no code. The table is fitted on training
-cases only and travels in the checkpoint.
+An airway is a hundredth of the lung region, so a window that suits the region spends its range elsewhere. The
+table follows the intensities of lumen, wall and the rest as if the three were equally common. This is our
+reconstruction of "DDR-CB" of AnatomicalPriorsMTL-AirwaySegment, which publishes the idea and no code. The
+table is fitted on training cases only and travels in the checkpoint.
 
-Axis 0 of the arrays runs along the patient (superior), so a slice along it is an axial slice. Images are 0..1, see
-`ctseg.geometry.intensity.window`.
+Axis 0 of the arrays runs along the patient (superior), so a slice along it is an axial slice. Images are
+0..1, see `ctseg.geometry.intensity.window`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ WALL_MM = 1.5
 
 
 class LookupCase(NamedTuple):
-    """What one case gives to the table: image (D, H, W) 0..1, tube (D, H, W) bool, and the split it belongs to."""
+    """What one case gives to the table: image (D, H, W) 0..1, tube (D, H, W) bool, and the split it belongs
+    to.
+    """
 
     case_id: str
     split: str
@@ -38,10 +40,10 @@ def fit_lookup(
 ) -> np.ndarray:
     """(n + 1,) float32: new values at n + 1 evenly spaced old values 0..1, to be interpolated linearly.
 
-    Strictly increasing, first 0 and last exactly 1. mix: share of the straight line in the table, 0.01..1; 1 gives the
-    identity. bin_hu: width of a bin; the window is cut into the nearest whole number of them. Cases are read one after
-    another, so an iterator that loads them needs memory for one. A case that is not of the training split is refused:
-    the table would know what the scores are to measure.
+    Strictly increasing, first 0 and last exactly 1. mix: share of the straight line in the table, 0.01..1; 1
+    gives the identity. bin_hu: width of a bin; the window is cut into the nearest whole number of them. Cases
+    are read one after another, so an iterator that loads them needs memory for one. A case that is not of the
+    training split is refused: the table would know what the scores are to measure.
     """
     if not 0.01 <= mix <= 1:
         raise UsageError(

@@ -29,18 +29,17 @@ def segmentation_loss(
 ) -> tuple[Tensor, Tensor]:
     """(loss, soft Dice per structure) of a batch.
 
-    logits: (B, S+1, D, H, W), softmax over background and S structures. label: (B, D, H, W) integers; voxels that
-    are IGNORED take no part. labelled: (B, S) bool, False where the structure was not annotated in that case: its
-    probability is then merged with background ("merged" partial-label loss, Shi et al. 2021, doi
-    10.1016/j.media.2021.101979) and it takes no part in Dice.
-    The loss is 1 - mean soft Dice over the structures present in the batch (annotated cases only), plus
-    cross-entropy over all voxels, which is also the penalty for a structure predicted where it is absent.
-    A batch without any present structure has the cross-entropy alone. Soft Dice of a structure that is not
-    present in the batch is NaN.
-    kind: "dice_ce"; "dice" or "ce" alone; "dice_focal", where easy voxels count less. Without a present structure
-    "dice" is 0 with a gradient of 0.
-    independent: each structure by itself, by the sigmoid of its logit; the background's has no part. The
-    cross-entropy is then the sum of the binary ones of the annotated structures, about as large as the softmax's.
+    logits: (B, S+1, D, H, W), softmax over background and S structures. label: (B, D, H, W) integers; voxels
+    that are IGNORED take no part. labelled: (B, S) bool, False where the structure was not annotated in that
+    case: its probability is then merged with background ("merged" partial-label loss, Shi et al. 2021, doi
+    10.1016/j.media.2021.101979) and it takes no part in Dice. The loss is 1 - mean soft Dice over the
+    structures present in the batch (annotated cases only), plus cross-entropy over all voxels, which is also
+    the penalty for a structure predicted where it is absent. A batch without any present structure has the
+    cross-entropy alone. Soft Dice of a structure that is not present in the batch is NaN. kind: "dice_ce";
+    "dice" or "ce" alone; "dice_focal", where easy voxels count less. Without a present structure "dice" is 0
+    with a gradient of 0. independent: each structure by itself, by the sigmoid of its logit; the background's
+    has no part. The cross-entropy is then the sum of the binary ones of the annotated structures, about as
+    large as the softmax's.
     """
     ignored = label == IGNORED
     seen = None if not bool(ignored.any()) else ~ignored
@@ -127,7 +126,9 @@ def pass_weights(count: int) -> list[float]:
 def passes_loss(
     outputs: dict, *, label: Tensor, labelled: Tensor, kind: str = "dice_ce"
 ) -> tuple[Tensor, Tensor]:
-    """(loss, soft Dice of the last pass): each pass of a MultiPass network is supervised, the last one deeply."""
+    """(loss, soft Dice of the last pass): each pass of a MultiPass network is supervised, the last one
+    deeply.
+    """
     earlier = outputs.get("passes", [outputs["logits"]])[:-1]
     *weights, last = pass_weights(len(earlier) + 1)
     total, dice = deep_loss(outputs, label=label, labelled=labelled, kind=kind)
@@ -143,8 +144,9 @@ def objective(
 ) -> tuple[Tensor, Tensor]:
     """(loss, soft Dice per structure) of a batch. progress: 0 at the start of training, 1 at its end.
 
-    "logits" with "deep" and "passes": the segmentation loss, of each structure by itself where the network says
-    "independent". "centreline" and "radius", where the batch carries their targets: the connectivity loss on top.
+    "logits" with "deep" and "passes": the segmentation loss, of each structure by itself where the network
+    says "independent". "centreline" and "radius", where the batch carries their targets: the connectivity
+    loss on top.
     """
     label, labelled = batch.label.to(device), batch.labelled.to(device)
     loss, dice = passes_loss(outputs, label=label, labelled=labelled, kind=settings.loss)

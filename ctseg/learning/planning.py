@@ -20,7 +20,8 @@ SMALLEST, LARGEST = 32, 128  # voxels along an axis
 def fit_patch(extent: Sequence[float], budget: int, *, multiple: int) -> tuple[int, int, int]:
     """Patch (D, H, W) that holds a box of `extent` voxels with a margin, shrunk to `budget` voxels.
 
-    Sizes are multiples of what the network needs. Too big a patch loses from its relatively longest axis first.
+    Sizes are multiples of what the network needs. Too big a patch loses from its relatively longest axis
+    first.
     """
     smallest = -(-SMALLEST // multiple) * multiple
     wanted = [min(LARGEST, max(smallest, int(-(-MARGIN * n // multiple)) * multiple)) for n in extent]
@@ -35,7 +36,9 @@ def fit_patch(extent: Sequence[float], budget: int, *, multiple: int) -> tuple[i
 
 
 def plan_patch(cases: Sequence[TrainingCase], settings: Settings) -> tuple[int, int, int]:
-    """The patch size of a training run: the setting if given, else fitted to the median box of all structures."""
+    """The patch size of a training run: the setting if given, else fitted to the median box of all
+    structures.
+    """
     if settings.train.patch_size:
         return settings.train.fixed_patch()
     extents = []

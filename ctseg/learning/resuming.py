@@ -32,7 +32,9 @@ def conflicts(before: dict[str, Any], now: dict[str, Any], *, finished: bool) ->
 
 
 def is_finished(workspace: Workspace) -> bool:
-    """Whether the training that is there came to its end; a damaged history is written anew from the last state."""
+    """Whether the training that is there came to its end; a damaged history is written anew from the last
+    state.
+    """
     try:
         history = artifacts.read_json(workspace.history) if workspace.history.exists() else {}
         return history.get("stopped") in artifacts.TRAINED
@@ -55,8 +57,8 @@ def earlier_state(
 ) -> dict[str, Any] | None:
     """The last state of an earlier training that this one is or goes on from; None where there is none.
 
-    any_length: whether a finished training of another length will do. UsageError RESUME_CONFLICT when it was on the
-    same data with other settings: which of the two is wanted, only the user can say.
+    any_length: whether a finished training of another length will do. UsageError RESUME_CONFLICT when it was
+    on the same data with other settings: which of the two is wanted, only the user can say.
     """
     content, warning = checkpoints.load_last(workspace.last_model)
     if warning:

@@ -8,10 +8,11 @@ from ctseg.config import TrainSettings
 
 
 class Budget:
-    """Progress by minutes when `train.minutes` is set, else by steps (the only form that resumes bit-exactly).
+    """Progress by minutes when `train.minutes` is set, else by steps (the only form that resumes
+    bit-exactly).
 
-    seconds: of training before a resume. validation_seconds: of the latest validation, reserved at the end of a
-    timed run; validation_total: of all.
+    seconds: of training before a resume. validation_seconds: of the latest validation, reserved at the end of
+    a timed run; validation_total: of all.
     """
 
     def __init__(
@@ -49,8 +50,8 @@ class Budget:
     def validation_due(self, epoch: int, progress: float) -> bool:
         """Whether to predict the validation scans after this epoch (0-based).
 
-        Timed: at the first epoch past a tenth, then as often as keeps validation near a twentieth of the time. By
-        steps: `train.validations` times, evenly.
+        Timed: at the first epoch past a tenth, then as often as keeps validation near a twentieth of the
+        time. By steps: `train.validations` times, evenly.
         """
         if progress >= 1:
             return True

@@ -1,8 +1,8 @@
 """The training loop: steps, averaged weights, whole-volume validation, checkpoints that resume bit-exactly.
 
-Everything random is drawn from counters (see `dataset`), so a checkpoint needs no generator state: on a CPU with
-the same number of threads, a run that was killed, or stopped in the middle of an epoch, ends in the same weights
-as one that was not (`--epochs`; with `--minutes` the clock decides how many steps fit).
+Everything random is drawn from counters (see `dataset`), so a checkpoint needs no generator state: on a CPU
+with the same number of threads, a run that was killed, or stopped in the middle of an epoch, ends in the same
+weights as one that was not (`--epochs`; with `--minutes` the clock decides how many steps fit).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import functools
 import json
 import time
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,7 +26,16 @@ from ctseg.learning.dataset import Batch, PatchSampler, TrainingCase
 from ctseg.learning.losses import objective
 from ctseg.learning.optimizer import learning_rate_factor, make_optimizer, require_fitting_state
 from ctseg.learning.schedule import Budget
-from ctseg.learning.training_state import Epoch, Provenance, TrainingState, empty_history
+from ctseg.learning.training_state import (
+    Epoch,
+    Listener,
+    Provenance,
+    Stopped,
+    TrainingState,
+    counter_seed,
+    empty_history,
+    on_cpu,
+)
 from ctseg.learning.validation import Validation
 from ctseg.prediction.largest_component import in_one_piece
 from ctseg.prediction.sliding_windows import Windows, predict_canvas
@@ -37,33 +46,6 @@ REFERENCES_LOOKED_AT = 50  # training cases that tell whether a structure is one
 HALVE_AFTER = 3  # plateau schedule: validations without a better Dice before the learning rate is halved
 SKIPS_ALLOWED = 8  # steps in a row whose gradient is not finite; a single one may be chance
 RUNNING_MEAN = 0.9  # smoothing of the training Dice per structure, which is NaN where a batch lacks it
-
-
-class Listener(Protocol):
-    """Who is told what happens, and decides how it looks. Entered while a trainer works."""
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, *_: object) -> None: ...
-
-    def step(self, epoch: int, step: int, loss: float, dice: float | None, progress: float) -> None:
-        """After each step. loss: mean of the epoch so far; dice: running mean on patches."""
-
-    def epoch(self, record: dict[str, Any]) -> None:
-        """After each epoch: epoch, loss, dice, validation (mean Dice), rate, seconds."""
-
-    def best(self, epoch: int, dice: float) -> None:
-        """After a validation that was better than all before."""
-
-    def note(self, line: str) -> None:
-        """A line for the user."""
-
-    def stop(self) -> bool:
-        """Asked after every step and every validation scan: whether to save and end."""
-
-
-class Stopped(Exception):
-    """The listener asked to stop; the state is saved."""
 
 
 class Trainer:
@@ -103,7 +85,9 @@ class Trainer:
     # ---- the loop ----
 
     def fit(self) -> dict[str, Any]:
-        """Train until the budget ends and return the history. Writes best_model.pth, last.pth and the history.
+        """Train until the budget ends and return the history.
+
+        Writes best_model.pth, last.pth and the history.
 
         Raises Stopped when that was asked for, with the state saved in last.pth, and DivergedError; `stopped`
         of the history says which.
@@ -150,7 +134,7 @@ class Trainer:
         """Do the steps of an epoch that are left; it ends early when a timed budget does."""
         self.network.train()
         number, epoch, last = self.state.epoch, self.state.partial, self.settings.train.steps_per_epoch
-        # A GPU waits for patches, so threads prepare them. On a CPU they would fight the network for its cores.
+        # A GPU waits for patches, so threads prepare them; on a CPU they would fight the network for cores.
         threads = 0 if self.machine.device.type == "cpu" else 4
         batches = self.sampler.batches(number, epoch.steps, last, threads=threads)
         for step, batch in enumerate(batches, start=epoch.steps):
@@ -209,8 +193,9 @@ class Trainer:
     def change_weights(self, batch: Batch) -> None:
         """Change the weights by their gradients, or leave the step out where these are not finite.
 
-        Clipping would turn one infinite gradient into NaN everywhere. In float16 such steps are normal until the
-        scale of the loss has come down, so only those in a row at a scale of 1 count against the run there.
+        Clipping would turn one infinite gradient into NaN everywhere. In float16 such steps are normal until
+        the scale of the loss has come down, so only those in a row at a scale of 1 count against the run
+        there.
         """
         state = self.state
         self.scaler.unscale_(self.optimizer)
@@ -247,9 +232,10 @@ class Trainer:
         number = 0 if self.told_float32_layers else cpu_bfloat16.count_in_float32(self.network)
         self.told_float32_layers = True
         if number:
+            size = " x ".join(map(str, self.patch_size))
             self.listener.note(
-                f"NOTE BF16_LAYERS: {number} convolutions run in float32: this processor computes them wrongly in "
-                f"bfloat16 where little is left of a patch of {' x '.join(map(str, self.patch_size))} (found by trial)"
+                f"NOTE BF16_LAYERS: {number} convolutions run in float32: this processor computes them "
+                f"wrongly in bfloat16 where little is left of a patch of {size} (found by trial)"
             )
 
     @torch.no_grad()
@@ -308,13 +294,16 @@ class Trainer:
         return by_pass[best]
 
     def look_for_missed(self) -> None:
-        """Predict one training case, each time another one, and remember which parts of its tubes were missed."""
+        """Predict one training case, each time another one, and remember which parts of its tubes were
+        missed.
+        """
         cases = [case for case in self.sampler.cases if case.tubes is not None]
         number = len(self.state.missed)
         case = cases[number % len(cases)]
         found = predict_canvas(self.network, case.seen, self.windows, self.machine).argmax(0).to(torch.uint8)
         rng = np.random.default_rng([self.settings.train.seed, 2, number])
-        points = tubes.missed_points(case.tubes.skeleton.numpy(), found.numpy(), rng=rng)  # type: ignore[union-attr]
+        skeleton = case.tubes.skeleton.numpy()  # type: ignore[union-attr]
+        points = tubes.missed_points(skeleton, found.numpy(), rng=rng)
         self.state.missed.append((case.case_id, torch.from_numpy(points)))
         self.sampler.remember_missed(case.case_id, points)
 
@@ -427,7 +416,9 @@ class Trainer:
         artifacts.write_json(self.workspace.history, self.history)
 
     def resume(self, content: dict[str, Any]) -> None:
-        """Continue from what `last.pth` holds, which must be of the same settings; IntegrityError where it is not."""
+        """Continue from what `last.pth` holds, which must be of the same settings; IntegrityError where it is
+        not.
+        """
         file = self.workspace.relative(self.workspace.last_model)
         history = checkpoint_schema.check_training(content, file)
         checkpoints.load_weights(self.network, content["model"], file=file)
@@ -458,13 +449,3 @@ class Trainer:
         self.state.best = None
         self.save_best()
         self.save_last()
-
-
-def counter_seed(*numbers: int) -> int:
-    """One 63-bit seed from several numbers."""
-    return int(artifacts.canonical_hash(list(numbers))[:15], 16)
-
-
-def on_cpu(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """A copy of weights on the CPU."""
-    return {key: value.detach().cpu().clone() for key, value in weights.items()}

@@ -1,4 +1,6 @@
-"""A whole training: a network is built and fitted on the cases of a workspace; for the roi grid a locator before it."""
+"""A whole training: a network is built and fitted on the cases of a workspace; for the roi grid a locator
+before it.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +18,8 @@ from ctseg.errors import PreconditionError
 from ctseg.geometry.boxes import Box
 from ctseg.learning import density_remap, planning, resuming
 from ctseg.learning.dataset import TrainingCase, load_cases
-from ctseg.learning.trainer import Listener, Stopped, Trainer
-from ctseg.learning.training_state import Provenance
+from ctseg.learning.trainer import Trainer
+from ctseg.learning.training_state import Listener, Provenance, Stopped
 from ctseg.manifest import Manifest, to_record
 from ctseg.prediction import guide_input
 from ctseg.prediction.locator import restore_locator
@@ -50,7 +52,10 @@ def architecture(settings: Settings, *, n_structures: int, guide_channels: int) 
 
 
 def with_planned_patch(plan: Plan, settings: Settings) -> Settings:
-    """The settings with the patch size that fits the cases. PreconditionError when none shows any structure."""
+    """The settings with the patch size that fits the cases.
+
+    PreconditionError when none shows any structure.
+    """
     if not any("present" in case.states.values() for case in plan.training):
         raise PreconditionError(
             "NO_LABELS",

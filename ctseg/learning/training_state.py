@@ -1,12 +1,13 @@
-"""What a training run knows of itself: where it comes from, how far it is, and the history that people read."""
+"""What a training run knows of itself: where it comes from, how far it is, the history that people read."""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
+from ctseg import artifacts
 from ctseg.config import Settings
 from ctseg.runtime import checkpoint_schema
 
@@ -63,6 +64,33 @@ class TrainingState:
         return cls(**own | {"partial": Epoch(**content["partial"])})
 
 
+class Listener(Protocol):
+    """Who is told what happens, and decides how it looks. Entered while a trainer works."""
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def step(self, epoch: int, step: int, loss: float, dice: float | None, progress: float) -> None:
+        """After each step. loss: mean of the epoch so far; dice: running mean on patches."""
+
+    def epoch(self, record: dict[str, Any]) -> None:
+        """After each epoch: epoch, loss, dice, validation (mean Dice), rate, seconds."""
+
+    def best(self, epoch: int, dice: float) -> None:
+        """After a validation that was better than all before."""
+
+    def note(self, line: str) -> None:
+        """A line for the user."""
+
+    def stop(self) -> bool:
+        """Asked after every step and every validation scan: whether to save and end."""
+
+
+class Stopped(Exception):
+    """The listener asked to stop; the state is saved."""
+
+
 def empty_history(settings: Settings, provenance: Provenance, network: torch.nn.Module) -> dict[str, Any]:
     """The history of a run before its first epoch."""
     names = provenance.structures
@@ -85,3 +113,13 @@ def empty_history(settings: Settings, provenance: Provenance, network: torch.nn.
         "manifest_hash": provenance.manifest_hash,
         "stopped": "running",
     }
+
+
+def counter_seed(*numbers: int) -> int:
+    """One 63-bit seed from several numbers."""
+    return int(artifacts.canonical_hash(list(numbers))[:15], 16)
+
+
+def on_cpu(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A copy of weights on the CPU."""
+    return {key: value.detach().cpu().clone() for key, value in weights.items()}

@@ -1,7 +1,8 @@
-"""What the connectivity losses and the patch sampler need to know of tubes: centreline, radius, places to look at.
+"""What the connectivity losses and the patch sampler need to know of tubes: centreline, radius, places to
+look at.
 
-Everything is computed once per case on its whole canvas, (D, H, W): in a patch the end of a branch and the edge of the
-patch look alike.
+Everything is computed once per case on its whole canvas, (D, H, W): in a patch the end of a branch and the
+edge of the patch look alike.
 """
 
 from __future__ import annotations
@@ -24,10 +25,10 @@ def tube_targets(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(centreline, skeleton, radius_mm) of the structures, each (D, H, W).
 
-    label: (D, H, W) integers. structures: the ids that are tubes; others get no targets.
-    skeleton: uint8, the structure's id on its one voxel thin centreline. centreline: uint8, the same made thick by its
-    26 neighbours, inside the structure or not, so that a network can hit it. radius_mm: float16, distance to
-    the nearest voxel outside, 0 outside; the canvas' edge is not outside, for a tube goes on there.
+    label: (D, H, W) integers. structures: the ids that are tubes; others get no targets. skeleton: uint8, the
+    structure's id on its one voxel thin centreline. centreline: uint8, the same made thick by its 26
+    neighbours, inside the structure or not, so that a network can hit it. radius_mm: float16, distance to the
+    nearest voxel outside, 0 outside; the canvas' edge is not outside, for a tube goes on there.
     """
     centreline, skeleton = np.zeros(label.shape, np.uint8), np.zeros(label.shape, np.uint8)
     radius_mm = np.zeros(label.shape, np.float16)
@@ -49,8 +50,9 @@ def tube_targets(
 def depth_mm(mask: np.ndarray, spacing_mm: tuple[float, float, float]) -> np.ndarray:
     """(D, H, W) float32: distance from a voxel inside to the nearest one outside, between centres; 0 outside.
 
-    The Euclidean distance transform, but only the structure's own voxels and the shell around it are looked at: time and
-    memory do not depend on the canvas. A mask that fills its whole array ends at the array's edge.
+    The Euclidean distance transform, but only the structure's own voxels and the shell around it are looked
+    at: time and memory do not depend on the canvas. A mask that fills its whole array ends at the array's
+    edge.
     """
     shell = ndimage.binary_dilation(mask, ndimage.generate_binary_structure(3, 1)) & ~mask
     if mask.all() and mask.size:
@@ -58,7 +60,8 @@ def depth_mm(mask: np.ndarray, spacing_mm: tuple[float, float, float]) -> np.nda
     result = np.zeros(mask.shape, np.float32)
     if mask.any():
         spacing = np.array(spacing_mm)
-        # the nearest voxel outside always has a face neighbour inside, so it is in the shell; argwhere keeps mask's order
+        # the nearest voxel outside always has a face neighbour inside, so it is in the shell; argwhere keeps
+        # mask's order
         result[mask] = cKDTree(np.argwhere(shell) * spacing).query(np.argwhere(mask) * spacing)[0]
     return result
 
@@ -73,11 +76,12 @@ def sampling_points(
     limit: int = 4000,
     thin_mm: float = THIN_MM,
 ) -> dict[str, np.ndarray]:
-    """Where patches may be centred: "thin" and "wide" skeleton voxels, and "background", each (n <= limit, 3) int16.
+    """Where patches may be centred: "thin" and "wide" skeleton voxels, and "background", each (n <= limit, 3)
+    int16.
 
     label, skeleton: (D, H, W) ids; radius_mm: (D, H, W). lung: (D, H, W) bool, see
-    `ctseg.geometry.body_regions`; the background is what lies there outside every structure. None: it is what lies
-    outside within 10 voxels of a skeleton's box. A kind without voxels has n = 0.
+    `ctseg.geometry.body_regions`; the background is what lies there outside every structure. None: it is what
+    lies outside within 10 voxels of a skeleton's box. A kind without voxels has n = 0.
     """
     line = skeleton > 0
     near = np.zeros(label.shape, bool)
@@ -95,10 +99,12 @@ def sampling_points(
 def missed_points(
     skeleton: np.ndarray, prediction: np.ndarray, *, rng: np.random.Generator, limit: int = 4000
 ) -> np.ndarray:
-    """(n <= limit, 3) int16: skeleton voxels that a prediction misses, gaps between two predicted parts first.
+    """(n <= limit, 3) int16: skeleton voxels that a prediction misses, gaps between two predicted parts
+    first.
 
-    skeleton, prediction: (D, H, W) ids. A run of missed voxels that joins two runs that were found is a gap; the others
-    are lost ends or whole branches, and get at most half of the places as long as gaps can fill the other half.
+    skeleton, prediction: (D, H, W) ids. A run of missed voxels that joins two runs that were found is a gap;
+    the others are lost ends or whole branches, and get at most half of the places as long as gaps can fill
+    the other half.
     """
     gaps, ends = [], []
     for value in np.unique(skeleton[skeleton > 0]):

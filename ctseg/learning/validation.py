@@ -69,8 +69,8 @@ class Validation:
     def keeps_largest(self, in_one_piece: Sequence[bool]) -> list[bool]:
         """Whether of each structure only the largest component should stay.
 
-        Where that scores higher than all that was predicted, or just as high and the structure is in one piece in
-        the training references.
+        Where that scores higher than all that was predicted, or just as high and the structure is in one
+        piece in the training references.
         """
         return [
             sum(one) > sum(everything) or (whole and sum(one) == sum(everything))

@@ -1,4 +1,6 @@
-"""Calibration of the test scans' probabilities, while they are at hand: case by case, structure by structure, in its box on the scan's grid."""
+"""Calibration of the test scans' probabilities, while they are at hand: case by case, structure by structure,
+in its box on the scan's grid.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,7 @@ from ctseg import artifacts
 from ctseg.artifacts import Workspace
 from ctseg.errors import IntegrityError
 from ctseg.geometry.boxes import Box, box_shape, grow, label_boxes, union, within
-from ctseg.geometry.probabilities import Shares
+from ctseg.geometry.probabilities import Probabilities
 from ctseg.geometry.soft_masks import probability_on_scan
 from ctseg.geometry.volume import Grid
 from ctseg.manifest import Case
@@ -26,18 +28,29 @@ _ANNOTATED = ("present", "absent")
 
 @dataclasses.dataclass
 class Calibration:
-    """What was counted over the test cases. sums: structure -> region -> sums over all cases; cases: case id -> structure -> ece_whole, ece_band."""
+    """What was counted over the test cases.
+
+    sums: structure -> region -> sums over all cases; cases: case id -> structure -> ece_whole, ece_band.
+    """
 
     names: Sequence[str]
     sums: dict[str, Regions] = dataclasses.field(default_factory=dict)
     cases: dict[str, dict[str, dict[str, float | None]]] = dataclasses.field(default_factory=dict)
 
     def add(
-        self, case: Case, probabilities: Shares, canvas: Grid, prediction: np.ndarray, workspace: Workspace
+        self,
+        case: Case,
+        probabilities: Probabilities,
+        canvas: Grid,
+        prediction: np.ndarray,
+        workspace: Workspace,
     ) -> None:
-        """Count one case of the manifest. canvas: where the probabilities lie; prediction: label map (D, H, W) on the scan's grid.
+        """Count one case of the manifest.
 
-        Only structures that the case is annotated for. IntegrityError when the reference lies on another grid than the scan.
+        canvas: where the probabilities lie; prediction: label map (D, H, W) on the scan's grid.
+
+        Only structures that the case is annotated for. IntegrityError when the reference lies on another grid
+        than the scan.
         """
         scan, file = case.scan, case.written_reference().file
         reference = volume_files.read_integers(
@@ -98,7 +111,11 @@ def _structure_sums(
     reference: np.ndarray,
     prediction: np.ndarray,
 ) -> Regions:
-    """The sums of one structure. soft: its box and probabilities there; boxes: of its masks in the label maps (D, H, W), where they hold it."""
+    """The sums of one structure.
+
+    soft: its box and probabilities there; boxes: of its masks in the label maps (D, H, W), where they hold
+    it.
+    """
     near = [grow(box, calibration.MARGIN, reference.shape) for box in boxes]
     held = [*near, *([soft[0]] if soft is not None else [])]
     if not held:

@@ -1,8 +1,9 @@
 """Guide channels of a patch: how far, and on which side, every voxel lies from each guide organ.
 
-Channels (K organs, T length scales tau): first tanh(d / tau) of all organs for the first tau, then for the next, last
-the K presence channels, K * (T + 1) in all. d is negative inside an organ, positive outside. An organ that is not
-there, or was dropped, is +1 in every distance channel (infinitely far) and 0 in its presence channel.
+Channels (K organs, T length scales tau): first tanh(d / tau) of all organs for the first tau, then for the
+next, last the K presence channels, K * (T + 1) in all. d is negative inside an organ, positive outside. An
+organ that is not there, or was dropped, is +1 in every distance channel (infinitely far) and 0 in its
+presence channel.
 """
 
 from __future__ import annotations
@@ -30,9 +31,9 @@ Triple = tuple[int, int, int]
 class Guide:
     """The guide maps of one case.
 
-    distance_mm: (K, d, h, w) float16. presence: (K,) bool. stride: canvas voxels per guide voxel along each axis;
-    guide voxel g covers canvas voxels [g * stride, (g + 1) * stride). swaps: (K,) the organ whose place each organ
-    takes in a left/right mirror (an involution).
+    distance_mm: (K, d, h, w) float16. presence: (K,) bool. stride: canvas voxels per guide voxel along each
+    axis; guide voxel g covers canvas voxels [g * stride, (g + 1) * stride). swaps: (K,) the organ whose place
+    each organ takes in a left/right mirror (an involution).
     """
 
     distance_mm: torch.Tensor
@@ -42,7 +43,7 @@ class Guide:
 
 
 def load(workspace: artifacts.Workspace, manifest: Manifest, case: Case) -> Guide | None:
-    """The guide of a case of the manifest, its hash checked; None when the data were processed without one."""
+    """The guide of a case of the manifest, its hash checked; None when the data have none."""
     if case.guide is None:
         return None
     found = read_guide(workspace.processed / case.guide.file, sha256=case.guide.sha256)
@@ -56,7 +57,10 @@ def make_guide(
     organs: Sequence[str],
     sides: Sides | None = None,
 ) -> Guide:
-    """The Guide of what `ctseg.scans.guide_organs.read_guide` returned. sides: from the organs' names when None."""
+    """The Guide of what `ctseg.scans.guide_organs.read_guide` returned.
+
+    sides: from the organs' names when None.
+    """
     swaps = mirror_permutation(organs, sides)
     return Guide(torch.from_numpy(distance_mm), torch.from_numpy(presence), stride, swaps)
 
@@ -106,10 +110,10 @@ def guide_patch(
 ) -> torch.Tensor:
     """(K * (T + 1), D, H, W) guide channels of a patch of the canvas.
 
-    start, size: first canvas voxel and voxels of an upright patch (it may reach beyond the canvas: the edge goes
-    on). positions: (3, D, H, W) canvas voxel coordinates instead, where the patch was rotated or bent; start and
-    size do not count then. mirrored: the patch is flipped along W afterwards, so paired organs change channels.
-    dropped: (K,) bool in the order of the resulting channels.
+    start, size: first canvas voxel and voxels of an upright patch (it may reach beyond the canvas: the edge
+    goes on). positions: (3, D, H, W) canvas voxel coordinates instead, where the patch was rotated or bent;
+    start and size do not count then. mirrored: the patch is flipped along W afterwards, so paired organs
+    change channels. dropped: (K,) bool in the order of the resulting channels.
     """
     distance_mm = _along_axes(guide, start, size) if positions is None else _at_positions(guide, positions)
     presence = guide.presence
@@ -143,7 +147,9 @@ def _along_axes(guide: Guide, start: Sequence[int], size: Sequence[int]) -> torc
 
 
 def _between(first: int, count: int, stride: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """(lower guide index (count,), weight of the next one (count,)) of consecutive canvas voxels along an axis."""
+    """(lower guide index (count,), weight of the next one (count,)) of consecutive canvas voxels along an
+    axis.
+    """
     places = (torch.arange(first, first + count, dtype=torch.float64) - (stride - 1) / 2) / stride
     places = places.clamp_(0, length - 1)
     low = places.floor()
@@ -151,7 +157,7 @@ def _between(first: int, count: int, stride: int, length: int) -> tuple[torch.Te
 
 
 def _at_positions(guide: Guide, positions: torch.Tensor) -> torch.Tensor:
-    """(K, D, H, W) float32 mm, trilinear, at canvas voxels (3, D, H, W); beyond the canvas the edge goes on."""
+    """(K, D, H, W) float32 mm, trilinear, at canvas voxels (3, D, H, W); beyond them the edge goes on."""
     grid = torch.empty((*positions.shape[1:], 3))
     box = []
     for axis, (stride, length) in enumerate(zip(guide.stride, guide.distance_mm.shape[1:])):

@@ -24,8 +24,8 @@ def predict_guide_masks(
 ) -> None:
     """Write <folder>/<case id>.nii.gz for each case, and labels.json with the names.
 
-    What an earlier run left is kept. model_hash: of the checkpoint. A case whose scan cannot be read is left out:
-    preprocessing refuses it later with its reason.
+    What an earlier run left is kept. model_hash: of the checkpoint. A case whose scan cannot be read is left
+    out: preprocessing refuses it later with its reason.
     """
     done_file = folder / "made.json"
     done = artifacts.read_json(done_file) if done_file.exists() else {}

@@ -1,7 +1,8 @@
-"""Largest component per structure, where the validation cases say that it helps, or that it does no harm to what is one piece in the training references.
+"""Largest component per structure, where the validation cases say that it helps, or that it does no harm to
+what is one piece in the training references.
 
-Components are found on runs of equal voxels along W, for all structures at once: memory and time follow the surface of the structures, not
-their number or the boxes that a stray voxel makes large.
+Components are found on runs of equal voxels along W, for all structures at once: memory and time follow the
+surface of the structures, not their number or the boxes that a stray voxel makes large.
 """
 
 from __future__ import annotations
@@ -24,7 +25,10 @@ _LINES_BEFORE = (
 
 @dataclasses.dataclass(frozen=True)
 class _Runs:
-    """Runs of equal voxels along W, in memory order; all (n,). line: of the D x H lines; from start to stop along W; component: numbered over all structures."""
+    """Runs of equal voxels along W, in memory order; all (n,).
+
+    line: of the D x H lines; from start to stop along W; component: numbered over all structures.
+    """
 
     value: np.ndarray
     line: np.ndarray
@@ -41,9 +45,11 @@ class _Runs:
 
 
 def keep_largest(label: np.ndarray, structures: Sequence[int]) -> np.ndarray:
-    """A copy of a label map (D, H, W) in which each of `structures` (label ids) has lost the 26-components that are smaller than its largest.
+    """A copy of a label map (D, H, W) in which each of `structures` (label ids) has lost the 26-components
+    that are smaller than its largest.
 
-    Equals stay, so that the result does not depend on the order of the axes. A structure that is not there changes nothing.
+    Equals stay, so that the result does not depend on the order of the axes. A structure that is not there
+    changes nothing.
     """
     result = label.copy()
     runs = _find_runs(label, structures)
@@ -57,7 +63,9 @@ def keep_largest(label: np.ndarray, structures: Sequence[int]) -> np.ndarray:
 
 
 def in_one_piece(labels: Iterable[np.ndarray], n_structures: int) -> list[bool]:
-    """Whether each structure (label ids 1..n) is one 26-component, but for crumbs, in every label map (D, H, W) that shows it; False where none does."""
+    """Whether each structure (label ids 1..n) is one 26-component, but for crumbs, in every label map (D, H,
+    W) that shows it; False where none does.
+    """
     shown, whole = [False] * n_structures, [True] * n_structures
     for label in labels:
         runs = _find_runs(label, range(1, n_structures + 1))

@@ -1,7 +1,7 @@
 """Where the structures lie: a small network that looks at the whole body tells the roi grid where to cut.
 
-It travels inside the checkpoint of the network that it serves, so that prediction needs nothing else. Its training:
-`ctseg.learning.training`.
+It travels inside the checkpoint of the network that it serves, so that prediction needs nothing else. Its
+training: `ctseg.learning.training`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ class Locator:
     machine: Machine
 
     def find(self, case: CaseInput) -> Box | None:
-        """The part of a case's canvas that holds the structures; None when nothing was found on the whole body."""
+        """The part of a case's canvas that holds the structures; None when nothing was found on the whole
+        body.
+        """
         if case.body is None:
             raise ValueError("a locator needs the whole body")
         image, whole = case.body

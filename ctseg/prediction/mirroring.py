@@ -1,4 +1,6 @@
-"""What a left/right mirror of a scan does to names and labels, and whether a network knows mirrored scans at all."""
+"""What a left/right mirror of a scan does to names and labels, and whether a network knows mirrored scans at
+all.
+"""
 
 from __future__ import annotations
 

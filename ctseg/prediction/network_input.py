@@ -48,7 +48,10 @@ class CaseInput:
 def read_case(
     workspace: artifacts.Workspace, manifest: Manifest, case: Case, *, guided: bool, located: bool
 ) -> CaseInput:
-    """A case of the manifest from its tensors. guided, located: whether its guide, and its whole body, are read too."""
+    """A case of the manifest from its tensors.
+
+    guided, located: whether its guide, and its whole body, are read too.
+    """
     image, _, origin = assemble(workspace, case)
     guide = guide_input.load(workspace, manifest, case) if guided else None
     body = None
@@ -60,10 +63,11 @@ def read_case(
 def assemble(
     workspace: artifacts.Workspace, case: Case
 ) -> tuple[torch.Tensor, torch.Tensor, tuple[int, int, int]]:
-    """(image, label, first voxel on the canvas) of what there is of a case, from its 128^3 tensors; hashes are checked.
+    """(image, label, first voxel on the canvas) of what there is of a case, from its 128^3 tensors; hashes
+    are checked.
 
-    It is the whole canvas, or for a training case of the roi grid the part about the structures. Where tensors
-    overlap they hold the same voxels. What no tensor covers is air and background.
+    It is the whole canvas, or for a training case of the roi grid the part about the structures. Where
+    tensors overlap they hold the same voxels. What no tensor covers is air and background.
     """
     origins = np.array([file.origin for file in case.tensors])
     parts = [read_tensor(workspace, file) for file in case.tensors]

@@ -1,4 +1,7 @@
-"""One new scan after the other: predicted, written, recorded. What goes wrong with one does not end the others."""
+"""One new scan after the other: predicted, written, recorded.
+
+What goes wrong with one does not end the others.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +48,10 @@ class Guides:
 def choose_guides(
     predictor: Predictor, wanted: str | None, output: Path, load: Callable[[Path], Predictor]
 ) -> Guides:
-    """The guides for a network. UsageError when it needs some and none were given, or they do not know its organs."""
+    """The guides for a network.
+
+    UsageError when it needs some and none were given, or they do not know its organs.
+    """
     if not predictor.takes_guide:
         return Guides()
     organs = tuple(predictor.checkpoint["guide"]["organs"])
@@ -143,7 +149,9 @@ class Inference:
 
 
 def unforeseen(error: Exception, name: str, image: Volume | None) -> Finding:
-    """What is said of an error that nobody planned for: its place, but not its text, which may quote a header."""
+    """What is said of an error that nobody planned for: its place, but not its text, which may quote a
+    header.
+    """
     if isinstance(error, MemoryError):
         what = "the scan does not fit" if image is None else f"{image.array.shape} voxels do not fit"
         fix = "crop the scan, or use a machine with more memory"

@@ -17,13 +17,13 @@ from ctseg.geometry import argmax_on_scan, grids
 from ctseg.geometry.boxes import Box
 from ctseg.geometry.distance_maps import coarse_maps
 from ctseg.geometry.intensity import window
-from ctseg.geometry.probabilities import Shares
+from ctseg.geometry.probabilities import Probabilities
 from ctseg.geometry.volume import Grid, Volume
 from ctseg.prediction import guide_input, mirroring, network_input
 from ctseg.prediction.largest_component import keep_largest
 from ctseg.prediction.locator import Locator, restore_locator
 from ctseg.prediction.network_input import CaseInput, NetworkInput
-from ctseg.prediction.sliding_windows import Windows, predict_shares
+from ctseg.prediction.sliding_windows import Windows, predict_probabilities
 from ctseg.runtime import checkpoints, hardware
 from ctseg.scans.guide_organs import CaseGuide
 from ctseg.scoring.failure import agreement
@@ -35,13 +35,13 @@ BuildNetwork = Callable[..., torch.nn.Module]
 class Prediction:
     """What is predicted of a case.
 
-    label: (D, H, W) uint8 on the scan's grid, ids in the order of the predictor's names. probabilities: on `canvas`,
-    which is the part `region` of the case's canvas where a locator found one. confidence: structure -> agreement of
-    the members, see `ctseg.scoring.failure.agreement`.
+    label: (D, H, W) uint8 on the scan's grid, ids in the order of the predictor's names. probabilities: on
+    `canvas`, which is the part `region` of the case's canvas where a locator found one. confidence: structure
+    -> agreement of the members, see `ctseg.scoring.failure.agreement`.
     """
 
     label: np.ndarray
-    probabilities: Shares
+    probabilities: Probabilities
     canvas: Grid
     region: Box | None
     confidence: dict[str, float | None]
@@ -49,7 +49,10 @@ class Prediction:
 
 @dataclasses.dataclass(frozen=True)
 class Predictor:
-    """A network with its weights and how it is used. filtered: ids of which only the largest component stays."""
+    """A network with its weights and how it is used.
+
+    filtered: ids of which only the largest component stays.
+    """
 
     checkpoint: dict[str, Any]
     network: torch.nn.Module
@@ -71,7 +74,7 @@ class Predictor:
 
     @property
     def why_not_mirrored(self) -> str | None:
-        """The line that says that one-sided structures forbid to predict the mirrored scan; None without any."""
+        """The line that says that structures of one side forbid to mirror a scan; None without any."""
         if not (names := one_sided(self.checkpoint)):
             return None
         cause = f"{', '.join(names)}: one side only, so the mirrored scan is not predicted too"
@@ -100,7 +103,8 @@ class Predictor:
     def read_scan(self, image: Volume, guide: CaseGuide | None = None) -> CaseInput:
         """A case from a raw CT in HU.
 
-        guide: for networks that take one, see `ctseg.scans.guide_organs.load_guide`; ValueError when it is missing.
+        guide: for networks that take one, see `ctseg.scans.guide_organs.load_guide`; ValueError when it is
+        missing.
         """
         if self.takes_guide and guide is None:
             raise ValueError("this network needs a guide")
@@ -137,21 +141,23 @@ class Predictor:
         canvas = case.canvas.crop(seen.origin, (d, h, w))
         members: list[np.ndarray] = []
 
-        def on_scan(probabilities: Shares) -> np.ndarray:
+        def on_scan(probabilities: Probabilities) -> np.ndarray:
             return keep_largest(argmax_on_scan.label_on_scan(probabilities, canvas, case.scan), self.filtered)
 
-        def tell_pass(number: int, probabilities: Shares) -> None:
+        def tell_pass(number: int, probabilities: Probabilities) -> None:
             on_pass(number, on_scan(probabilities))  # type: ignore[misc]
 
-        def look(one: Predictor, tell_pass: Callable[[int, Shares], None] | None = None) -> Shares:
+        def look(
+            one: Predictor, tell_pass: Callable[[int, Probabilities], None] | None = None
+        ) -> Probabilities:
             tell_view = members.append if self.members > 1 else None
-            return predict_shares(
+            return predict_probabilities(
                 one.network, seen, one.windows, one.machine, on_pass=tell_pass, on_view=tell_view
             )
 
         probabilities = look(self, tell_pass if on_pass is not None else None)
         for other in self.others:
-            probabilities.add_shares(look(other))
+            probabilities.add_model(look(other))
         if self.others:
             probabilities.divide(1 + len(self.others))
         confidence = dict(zip(self.names, agreement(members, len(self.names))))
@@ -161,7 +167,10 @@ class Predictor:
 def load_predictor(
     path: Path, settings: EvaluateSettings, *, device: str, build_network: BuildNetwork, file: str
 ) -> Predictor:
-    """The predictor of a checkpoint. file: how messages call it. IntegrityError for a damaged or foreign one."""
+    """The predictor of a checkpoint.
+
+    file: how messages call it. IntegrityError for a damaged or foreign one.
+    """
     checkpoint = checkpoints.load(path)
     trained: Settings = config.from_record(checkpoint["settings"])
     precision = "auto" if trained.train.precision == "fp16" else trained.train.precision
@@ -185,7 +194,7 @@ def load_predictor(
 
 
 def _check_companions(checkpoint: dict[str, Any], network: torch.nn.Module, file: str) -> None:
-    """IntegrityError unless a checkpoint brings the locator of its grid, and the organs whose guide it takes."""
+    """IntegrityError unless a checkpoint brings the locator of its grid and names its guide organs."""
     if (checkpoint["preprocess"]["grid"] == "roi") != bool(checkpoint["locator"]):
         raise checkpoints.mismatch(
             "a network of the roi grid and a locator belong together; this has one",
@@ -203,8 +212,8 @@ def _check_companions(checkpoint: dict[str, Any], network: torch.nn.Module, file
 def ensemble(members: Sequence[Predictor]) -> Predictor:
     """One predictor whose probabilities are the mean of all.
 
-    The first one's region (roi grid) holds, and only what all filter is filtered. UsageError unless all were trained
-    for the same structures, on the same grid, with the same guide.
+    The first one's region (roi grid) holds, and only what all filter is filtered. UsageError unless all were
+    trained for the same structures, on the same grid, with the same guide.
     """
     first, *others = members
     for other in others:

@@ -10,7 +10,7 @@ import numpy as np
 
 from ctseg import artifacts
 from ctseg.errors import Finding
-from ctseg.geometry.probabilities import Shares
+from ctseg.geometry.probabilities import Probabilities
 from ctseg.geometry.volume import Grid, Volume, resample
 from ctseg.palette import rgb_of
 from ctseg.scans.dicom import dicom_seg, rtstruct
@@ -30,7 +30,10 @@ LONGEST = 200  # bytes of a file name without its ending; file systems allow 255
 
 @dataclasses.dataclass(frozen=True)
 class Wanted:
-    """What is written of each scan. formats: of FORMATS; algorithm: how DICOM files call what predicted it."""
+    """What is written of each scan.
+
+    formats: of FORMATS; algorithm: how DICOM files call what predicted it.
+    """
 
     formats: tuple[str, ...]
     probabilities: bool
@@ -86,7 +89,8 @@ class Wanted:
 
 
 def file_name(structure: str) -> str:
-    """The structure's own name wherever it can be one of a file, in every script, so that masks are found by it.
+    """The structure's own name wherever it can be one of a file, in every script, so that masks are found by
+    it.
 
     Else `artifacts.safe_name`.
     """
@@ -96,7 +100,7 @@ def file_name(structure: str) -> str:
 
 
 def write_probabilities(
-    folder: Path, probabilities: Shares, canvas: Grid, scan: Grid, names: dict[int, str]
+    folder: Path, probabilities: Probabilities, canvas: Grid, scan: Grid, names: dict[int, str]
 ) -> None:
     """One NIfTI (float32, 0 to 1) per structure on the scan's grid; where nothing was looked at: 0."""
     for number, name in names.items():
@@ -107,7 +111,7 @@ def write_probabilities(
         )
 
 
-def write_uncertainty(path: Path, probabilities: Shares, canvas: Grid, scan: Grid) -> None:
+def write_uncertainty(path: Path, probabilities: Probabilities, canvas: Grid, scan: Grid) -> None:
     """A NIfTI (float32) of the entropy of the classes over its largest possible value.
 
     0 is certain, 1 that anything is as likely; 0 outside what was looked at.
@@ -128,7 +132,8 @@ def _on_scan(values: np.ndarray, canvas: Grid, scan: Grid) -> Volume:
 
 
 def statistics_of(label: Volume, image: Volume, names: dict[int, str]) -> dict[str, dict[str, Any]]:
-    """Of each structure: volume in mL, mean and standard deviation of its HU, and whether it meets the scan's border.
+    """Of each structure: volume in mL, mean and standard deviation of its HU, and whether it meets the scan's
+    border.
 
     There it may go on. label, image: (D, H, W) on one grid. One walk over the slices for all structures.
     """

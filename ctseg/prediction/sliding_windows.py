@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from ctseg.geometry.probabilities import Shares
+from ctseg.geometry.probabilities import Probabilities
 from ctseg.prediction.guide_input import guide_patch
 from ctseg.prediction.network_input import NetworkInput
 from ctseg.runtime.hardware import Machine
@@ -65,8 +65,8 @@ class Windows:
     def count_views(self, network: torch.nn.Module) -> int:
         """How many predictions of its own the result of a network is the mean of: 2 with the mirror image.
 
-        1 without, and where whole volumes go from pass to pass: each pass then hands on the mean of both views,
-        so that they are not independent of each other.
+        1 without, and where whole volumes go from pass to pass: each pass then hands on the mean of both
+        views, so that they are not independent of each other.
         """
         return 2 if self.swaps is not None and not self.stitch_passes_of(network) else 1
 
@@ -82,8 +82,9 @@ def predict_canvas(
 ) -> torch.Tensor:
     """(S+1, D, H, W) float32 probabilities of a canvas, on the CPU.
 
-    Windows are blended by their Gaussian weights; those that see only air are not computed: they are background.
-    A network of several passes stops when they agree; on_pass is told (pass number from 0, its probabilities).
+    Windows are blended by their Gaussian weights; those that see only air are not computed: they are
+    background. A network of several passes stops when they agree; on_pass is told (pass number from 0, its
+    probabilities).
     """
     look = _Look(network.eval(), seen, windows, machine)
     if not windows.stitch_passes_of(network):
@@ -101,33 +102,33 @@ def predict_canvas(
 
 
 @torch.no_grad()
-def predict_shares(
+def predict_probabilities(
     network: torch.nn.Module,
     seen: NetworkInput,
     windows: Windows,
     machine: Machine,
     *,
-    on_pass: Callable[[int, Shares], None] | None = None,
+    on_pass: Callable[[int, Probabilities], None] | None = None,
     on_view: Callable[[np.ndarray], None] | None = None,
-) -> Shares:
+) -> Probabilities:
     """As `predict_canvas`, but each structure is kept only where it has any probability.
 
     So memory does not grow with their number; only a network that hands whole volumes from pass to pass takes
-    whole arrays. on_view is told the label map (D, H, W) of each of `Windows.count_views` predictions that the
-    result is the mean of.
+    whole arrays. on_view is told the label map (D, H, W) of each of `Windows.count_views` predictions that
+    the result is the mean of.
     """
     tell_view = on_view or (lambda label: None)
     if windows.stitch_passes_of(network):
 
         def tell_pass(number: int, probabilities: torch.Tensor) -> None:
             if on_pass is not None:
-                on_pass(number, Shares.of(probabilities.numpy()))
+                on_pass(number, Probabilities.of(probabilities.numpy()))
 
-        result = Shares.of(predict_canvas(network, seen, windows, machine, on_pass=tell_pass).numpy())
+        result = Probabilities.of(predict_canvas(network, seen, windows, machine, on_pass=tell_pass).numpy())
         tell_view(result.label())
         return result
     look = _Look(network.eval(), seen, windows, machine)
-    views = [Shares(windows.n_classes, seen.image.shape) for _ in range(windows.count_views(network))]
+    views = [Probabilities(windows.n_classes, seen.image.shape) for _ in range(windows.count_views(network))]
     for place, number, values in look.windows_seen(None):
         views[number].add(place, values, look.weight / look.total[place])
     for view in views:
@@ -135,7 +136,7 @@ def predict_shares(
         tell_view(view.label())
     total, *others = views
     for other in others:
-        total.add_shares(other)
+        total.add_model(other)
     total.divide(len(views))
     return total
 
@@ -150,8 +151,8 @@ class _Pass(NamedTuple):
 class _Look:
     """One look of a network at a canvas through its windows.
 
-    places: the windows that see more than air. weight: (d, h, w) of one window; total: (D, H, W), the sum of all
-    weights at each voxel, 0 where no window looks.
+    places: the windows that see more than air. weight: (d, h, w) of one window; total: (D, H, W), the sum of
+    all weights at each voxel, 0 where no window looks.
     """
 
     def __init__(self, network: torch.nn.Module, seen: NetworkInput, windows: Windows, machine: Machine):

@@ -28,10 +28,11 @@ def predict_test_cases(
     build_network: BuildNetwork,
     progress: Callable = iter,
 ) -> dict[str, Any]:
-    """Write predictions/<case>.nii.gz and labels.json, calibration.json, evaluation_run.json; return the latter.
+    """Write predictions/<case>.nii.gz and labels.json, calibration.json, evaluation_run.json; return the
+    latter.
 
-    What defines the network and its patches comes from the checkpoint. Raises IntegrityError when the checkpoint
-    was trained on other structures, another split, or other tensors.
+    What defines the network and its patches comes from the checkpoint. Raises IntegrityError when the
+    checkpoint was trained on other structures, another split, or other tensors.
     """
     manifest = Manifest.load(workspace)
     workspace.require(workspace.best_model, stage="train")
@@ -77,7 +78,7 @@ def predict_test_cases(
 
 
 def end_of_training(workspace: Workspace, checkpoint: dict[str, Any]) -> str | None:
-    """How the training of the checkpoint ended, as its history says; None when that is missing or another's."""
+    """How the checkpoint's training ended, as its history says; None when that is missing or another's."""
     history = artifacts.read_json(workspace.history) if workspace.history.exists() else {}
     model = (history.get("settings") or {}).get("model")
     same = history.get("manifest_hash") == checkpoint["manifest_hash"]

@@ -7,13 +7,16 @@ The record (JSON values only; what is missing or None is shown as a dash):
     synthetic         whether the scans were generated
     facts             name -> text on data, split, budget, device; shown in this order
     statistics        `ctseg.scoring.comparison.Comparison.record()`
-    costs             method -> parameters, peak_memory_gb, seconds_per_step, steps, seconds_per_scan, and beside these
-                      hd95_imputed_mm: macro HD95 in which a missed structure counts as the image diagonal
-    topology          method -> column name -> mean, may be left out; the columns of the first method that has any
+    costs             method -> parameters, peak_memory_gb, seconds_per_step, steps, seconds_per_scan, and
+                      beside these hd95_imputed_mm: macro HD95 in which a missed structure counts as the image
+                      diagonal
+    topology          method -> column name -> mean, may be left out; the columns of the first method that has
+                      any
     warnings          further sentences for the top of the page
 
-Written: comparison.json (the record), comparison.csv (one line per method), comparison_pairs.csv (one line per pair,
-metric and structure), comparison.png, comparison.html (one file, nothing is loaded from anywhere).
+Written: comparison.json (the record), comparison.csv (one line per method), comparison_pairs.csv (one line
+per pair, metric and structure), comparison.png, comparison.html (one file, nothing is loaded from
+anywhere).
 """
 
 from __future__ import annotations
@@ -23,15 +26,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from matplotlib.axes import Axes
 
 from ctseg.artifacts import write_json, write_text
 from ctseg.reporting.method_sentences import METRIC_WORDS, p_text
-from ctseg.reporting.page import DASH, data_uri, plural, template, text_of
+from ctseg.reporting.page import DASH, data_uri, interval_text, minus, plural, template, text_of
 from ctseg.reporting.pictures import style
 from ctseg.reporting.pictures.style import Target
-from ctseg.scoring.comparison import ALL
+from ctseg.reporting.results import dig
+from ctseg.scoring.comparison import ALL, TOO_SMALL
 from ctseg.tables import write_csv
 
 Record = Mapping[str, Any]
@@ -83,7 +86,7 @@ def write_comparison(record: Record, folder: Path) -> None:
     picture = io.BytesIO()
     draw(record, picture)
     write_json(folder / "comparison.json", record)
-    columns = [*METHOD_COLUMNS, *_topology_columns(record)]
+    columns = [*METHOD_COLUMNS, *topology_columns(record)]
     write_csv(folder / "comparison.csv", method_lines(record), columns)
     write_csv(folder / "comparison_pairs.csv", pair_lines(record), PAIR_COLUMNS)
     draw(record, folder / "comparison.png")
@@ -102,7 +105,7 @@ def method_lines(record: Record) -> list[dict[str, Any]]:
         name, rank, costs = (
             score["method"],
             ranks[score["method"]],
-            (record.get("costs") or {}).get(score["method"]) or {},
+            dig(record, "costs", score["method"]) or {},
         )
         low, high = score["macro_ci95"]["dice"] or (None, None)
         rank_low, rank_high = rank["ci95"] or (None, None)
@@ -124,10 +127,7 @@ def method_lines(record: Record) -> list[dict[str, Any]]:
                 "rank_high": rank_high,
                 "wins": rank["wins"],
                 **{key: costs.get(key) for key in COSTS},
-                **{
-                    key: ((record.get("topology") or {}).get(name) or {}).get(key)
-                    for key in _topology_columns(record)
-                },
+                **{key: dig(record, "topology", name, key) for key in topology_columns(record)},
             }
         )
     return lines
@@ -149,7 +149,7 @@ def pair_lines(record: Record) -> list[dict[str, Any]]:
     return lines
 
 
-def _topology_columns(record: Record) -> list[str]:
+def topology_columns(record: Record) -> list[str]:
     return next((list(columns) for columns in (record.get("topology") or {}).values() if columns), [])
 
 
@@ -159,15 +159,15 @@ def _topology_columns(record: Record) -> list[str]:
 def render(record: Record, picture: bytes) -> str:
     """The page as text. picture: the PNG of `draw`."""
     found = record["statistics"]
-    pairs = [_pair_cells(pair) for pair in found["pairs"]]
+    pairs = [pair_cells(pair) for pair in found["pairs"]]
     return template("comparison.html.j2").render(
         title=record.get("title") or f"Comparison of {plural(len(found['methods']), 'method')}",
         synthetic=bool(record.get("synthetic")),
         notices=[],
         sentences=[found["sentences"][score["method"]] for score in found["methods"]],
         warnings=[*found["warnings"], *(record.get("warnings") or [])],
-        methods=[_method_cells(line, _topology_columns(record)) for line in method_lines(record)],
-        topology=_topology_columns(record),
+        methods=[method_cells(line, topology_columns(record)) for line in method_lines(record)],
+        topology=topology_columns(record),
         reference=found["reference"],
         first=[pair for pair in pairs if pair["with_reference"]],
         others=[pair for pair in pairs if not pair["with_reference"]],
@@ -181,7 +181,7 @@ def render(record: Record, picture: bytes) -> str:
     )
 
 
-def _method_cells(line: Mapping[str, Any], topology: Sequence[str]) -> dict[str, Any]:
+def method_cells(line: Mapping[str, Any], topology: Sequence[str]) -> dict[str, Any]:
     """A method's line as words."""
     few = line["dice_ci_low"] is not None
     return {
@@ -199,7 +199,7 @@ def _method_cells(line: Mapping[str, Any], topology: Sequence[str]) -> dict[str,
         "rank": text_of(line["rank"], "{:g}"),
         "rank_range": f"{line['rank_low']:g}–{line['rank_high']:g}" if line["rank_low"] is not None else "",
         "wins": text_of(line["wins"], "{:.0%}"),
-        "parameters": _count(line["parameters"]),
+        "parameters": count_text(line["parameters"]),
         "memory": text_of(line["peak_memory_gb"], "{:.2f}"),
         "step": text_of(line["seconds_per_step"], "{:.3g}"),
         "steps": text_of(line["steps"], "{:,}"),
@@ -208,7 +208,7 @@ def _method_cells(line: Mapping[str, Any], topology: Sequence[str]) -> dict[str,
     }
 
 
-def _count(value: object) -> str:
+def count_text(value: object) -> str:
     """Parameters as "2.77 M" or "850 k"."""
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         return DASH
@@ -217,27 +217,19 @@ def _count(value: object) -> str:
     )
 
 
-def _pair_cells(pair: Mapping[str, Any]) -> dict[str, Any]:
+def pair_cells(pair: Mapping[str, Any]) -> dict[str, Any]:
     """A row of the pairwise table as words."""
     form, unit = ("{:+.2f}", " mm") if pair["metric"] == "hd95_mm" else ("{:+.3f}", "")
     star = "*" if "optimistic_ci" in pair["flags"] else ""
     spread = [text_of(pair[key], form.replace("+", "")) for key in ("sd_reference", "sd_method")]
+    untested = pair["verdict"] if pair["verdict"] == TOO_SMALL else DASH
     return {
         **{key: pair[key] for key in ("reference", "method", "structure", "n", "verdict", "with_reference")},
         "metric": METRIC_WORDS.get(pair["metric"], pair["metric"]),
-        "difference": _signed(text_of(pair["difference"], form))
-        + (unit if pair["difference"] is not None else ""),
-        "interval": _signed(f"{form.format(pair['ci95'][0])} to {form.format(pair['ci95'][1])}") + star
-        if pair["ci95"]
-        else "",
-        "p": p_text(pair["p"]).removeprefix("p = ").removeprefix("p ")
-        if pair["p"] is not None
-        else pair["verdict"]
-        if pair["verdict"] == "n too small"
-        else DASH,
-        "holm": p_text(pair["p_holm"]).removeprefix("p = ").removeprefix("p ")
-        if pair["p_holm"] is not None
-        else DASH,
+        "difference": minus(text_of(pair["difference"], form + unit)),
+        "interval": minus(interval_text(pair["ci95"], form)) + star * bool(pair["ci95"]),
+        "p": bare_p(pair["p"], untested),
+        "holm": bare_p(pair["p_holm"]),
         "spread": " / ".join(spread),
         "missed": f"{pair['missed_reference']} / {pair['missed_method']}",
         "any_missed": bool(pair["missed_reference"] or pair["missed_method"]),
@@ -245,15 +237,18 @@ def _pair_cells(pair: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _signed(text: str) -> str:
-    return text.replace("-", "−")
+def bare_p(value: float | None, untested: str = DASH) -> str:
+    """A p for a column that is headed so: "0.012", "< 0.001"."""
+    return untested if value is None else p_text(value).removeprefix("p = ").removeprefix("p ")
 
 
 # ---- picture ----------------------------------------------------------------------------------------------
 
 
 def draw(record: Record, target: Target) -> None:
-    """`comparison.png`: paired differences in Dice to the reference per structure, and the macro Dice of every run."""
+    """`comparison.png`: paired differences in Dice to the reference per structure, and the macro Dice of
+    every run.
+    """
     found = record["statistics"]
     others = [score["method"] for score in found["methods"] if score["method"] != found["reference"]]
     lines = (1 + len(found["structures"])) * max(1, len(others))
@@ -265,15 +260,16 @@ def draw(record: Record, target: Target) -> None:
         synthetic=bool(record.get("synthetic")),
     ) as figure:
         left, right = figure.subplots(1, 2, gridspec_kw={"width_ratios": [1.25, 1]})
-        _draw_differences(left, found, others)
-        _draw_runs(right, found)
+        draw_differences(left, found, others)
+        draw_runs(right, found)
         if others:
             figure.legend(
                 *left.get_legend_handles_labels(), loc="outside lower left", ncols=min(5, len(others))
             )
 
 
-def _draw_differences(axes: Axes, found: Mapping[str, Any], others: Sequence[str]) -> None:
+def draw_differences(axes: Axes, found: Mapping[str, Any], others: Sequence[str]) -> None:
+    """The difference of every method to the reference, overall and per structure, with its interval."""
     axes.set_title(f"Dice: difference to {style.short(found['reference'])}")
     if not others:
         return style.say(axes, "only one method")
@@ -281,77 +277,41 @@ def _draw_differences(axes: Axes, found: Mapping[str, Any], others: Sequence[str
     pairs = {
         (pair["method"], pair["structure"]): pair
         for pair in found["pairs"]
-        if pair["with_reference"] and pair["metric"] == "dice"
+        if pair["with_reference"] and pair["metric"] == "dice" and pair["difference"] is not None
     }
     step = 0.8 / len(others)
     for i, name in enumerate(others):
-        places = np.arange(len(groups)) + step * (i - (len(others) - 1) / 2)
-        shown = [
-            (place, pairs[name, group])
-            for place, group in zip(places, groups)
-            if pairs[name, group]["difference"] is not None
-        ]
+        shift = step * (i - (len(others) - 1) / 2)
+        shown = [(n + shift, pairs[name, group]) for n, group in enumerate(groups) if (name, group) in pairs]
         for place, pair in shown:
             if pair["ci95"]:
-                axes.plot(
-                    pair["ci95"],
-                    [place] * 2,
-                    "-",
-                    color=style.colour(i),
-                    linewidth=2,
-                    alpha=0.75,
-                    solid_capstyle="butt",
-                )
-        axes.plot(
-            [pair["difference"] for _, pair in shown],
-            [place for place, _ in shown],
-            "osD^vP*"[i % 7],
-            color=style.colour(i),
-            markersize=6.5,
-            markeredgecolor="white",
-            markeredgewidth=0.6,
-            label=style.short(name),
-            zorder=3,
-        )
+                draw_interval(axes, pair["ci95"], place, style.colour(i), linewidth=2, alpha=0.75)
+        x, y = [pair["difference"] for _, pair in shown], [place for place, _ in shown]
+        marker, more = style.MARKERS[i % len(style.MARKERS)], {"label": style.short(name), "zorder": 3}
+        style.dots(axes, x, y, marker, colour=style.colour(i), size=6.5, **more)
     axes.axvline(0, color=style.INK, linewidth=1)
-    _group_axis(axes, [style.short(group) for group in groups])
+    style.name_rows(axes, [style.short(group) for group in groups])
     axes.set_xlabel("left: worse than it, right: better; bars: 95 % CI over patients")
 
 
-def _draw_runs(axes: Axes, found: Mapping[str, Any]) -> None:
+def draw_interval(axes: Axes, interval: Sequence[float], place: float, colour: str, **more: Any) -> None:
+    """A bar from the lower to the upper limit at the height `place`."""
+    axes.plot(interval, [place] * 2, "-", color=colour, solid_capstyle="butt", **more)
+
+
+def draw_runs(axes: Axes, found: Mapping[str, Any]) -> None:
     """A dot per training run, a bar for the 95 % CI over patients of the mean over the runs."""
     axes.set_title("Mean Dice, one dot per training run")
-    colours = {score["method"]: style.INK for score in found["methods"]}
-    colours |= {
-        name: style.colour(i) for i, name in enumerate(name for name in colours if name != found["reference"])
-    }
+    names = [score["method"] for score in found["methods"]]
+    others = [name for name in names if name != found["reference"]]
+    colours = {found["reference"]: style.INK} | {name: style.colour(i) for i, name in enumerate(others)}
     for place, score in enumerate(found["methods"]):
-        colour, interval = colours[score["method"]], score["macro_ci95"]["dice"]
+        colour, interval, mean = colours[score["method"]], score["macro_ci95"]["dice"], score["macro"]["dice"]
         if interval:
-            axes.plot(interval, [place] * 2, "-", color=colour, linewidth=7, alpha=0.2, solid_capstyle="butt")
-        if score["macro"]["dice"] is not None:
-            axes.plot(
-                [score["macro"]["dice"]] * 2, [place - 0.26, place + 0.26], "-", color=colour, linewidth=2
-            )
+            draw_interval(axes, interval, place, colour, linewidth=7, alpha=0.2)
+        if mean is not None:
+            axes.plot([mean] * 2, [place - 0.26, place + 0.26], "-", color=colour, linewidth=2)
         values = [value for value in score["seed_macro"]["dice"].values() if value is not None]
-        axes.plot(
-            values,
-            [place] * len(values),
-            "o",
-            color=colour,
-            markersize=6,
-            alpha=0.85,
-            markeredgecolor="white",
-            markeredgewidth=0.6,
-            zorder=3,
-        )
-    _group_axis(axes, [style.short(score["method"]) for score in found["methods"]])
+        style.dots(axes, values, [place] * len(values), "o", colour=colour, alpha=0.85, zorder=3)
+    style.name_rows(axes, [style.short(name) for name in names])
     axes.set_xlabel("mean over structures; pale bar: 95 % CI over patients")
-
-
-def _group_axis(axes: Axes, names: Sequence[str]) -> None:
-    axes.set_yticks(range(len(names)), names)
-    axes.set_ylim(len(names) - 0.45, -0.55)
-    axes.grid(axis="y", visible=False)
-    for index in range(1, len(names), 2):
-        axes.axhspan(index - 0.5, index + 0.5, color="#f5f7f9", zorder=0, linewidth=0)

@@ -66,12 +66,13 @@ def _facts(first: results.Results, runs: Sequence[tuple[str, int, Workspace]]) -
         else f"{train['epochs']} epochs of {train['steps_per_epoch']} steps each"
     )
     return {
-        "data": f"layout {manifest['layout']}, {splits['train']} training, {splits['val']} validation and {splits['test']} test cases",
+        "data": f"layout {manifest['layout']}, {splits['train']} training, {splits['val']} validation and "
+        f"{splits['test']} test cases",
         "structures": ", ".join(manifest["structures"]),
         "split": manifest["splits_hash"][:12],
         "budget": budget,
         "seeds": ", ".join(str(seed) for seed in sorted({seed for _, seed, _ in runs})),
-        "patches": f"{train['batch_size']} of {' x '.join(str(n) for n in train['patch_size'])} voxels per step",
+        "patches": f"{train['batch_size']} of {' x '.join(map(str, train['patch_size']))} voxels per step",
         "device": str(first.run.get("device", "unknown")),
     }
 
@@ -96,7 +97,9 @@ def _costs(found: Sequence[results.Results]) -> dict[str, float | int | None]:
 
 
 def _topology(workspaces: Sequence[Workspace]) -> dict[str, float | None]:
-    """Means over structures, cases and seeds of the columns of `topology.csv`; empty where no structure is a tube."""
+    """Means over structures, cases and seeds of the columns of `topology.csv`; empty where no structure is a
+    tube.
+    """
     rows = [
         row
         for workspace in workspaces
@@ -125,7 +128,8 @@ def _warnings(by_method: Mapping[str, Sequence[results.Results]]) -> list[str]:
     )
     if most > 1.5 * fewest:
         warnings.append(
-            f"At equal time the methods made between {fewest} and {most} steps: what is compared is what a user gets in that time, not the methods at convergence."
+            f"At equal time the methods made between {fewest} and {most} steps: what is compared is "
+            "what a user gets in that time, not the methods at convergence."
         )
     return warnings
 

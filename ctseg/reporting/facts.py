@@ -9,7 +9,7 @@ from typing import Any
 from ctseg.artifacts import TRAINED, UNFINISHED
 from ctseg.reporting.page import DASH, plural, text_of
 from ctseg.reporting.pictures.plots import number
-from ctseg.reporting.results import Results
+from ctseg.reporting.results import Results, dig
 
 STOP_WORDS = {**TRAINED, **UNFINISHED}
 
@@ -17,7 +17,7 @@ STOP_WORDS = {**TRAINED, **UNFINISHED}
 def facts(found: Results) -> list[tuple[str, list[tuple[str, str]]]]:
     """Groups of (name, value) on the network, the data and the run."""
     history, manifest, run = found.history, found.manifest, found.run
-    train = (history.get("settings") or {}).get("train") or {}
+    train = dig(history, "settings", "train") or {}
     minutes = number(history, "seconds")
     best = text_of(history.get("best_val_dice"))
     stopped = STOP_WORDS.get(str(history.get("stopped")), str(history.get("stopped") or DASH))
@@ -26,7 +26,9 @@ def facts(found: Results) -> list[tuple[str, list[tuple[str, str]]]]:
         ("Parameters", text_of(history.get("parameters"), "{:,}")),
         (
             "Training",
-            f"{DASH if minutes is None else f'{minutes / 60:.1f}'} minutes, {plural(len(history.get('epochs') or []), 'epoch')}, {text_of(history.get('steps'), '{:,}')} steps",
+            f"{DASH if minutes is None else f'{minutes / 60:.1f}'} minutes, "
+            f"{plural(len(history.get('epochs') or []), 'epoch')}, "
+            f"{text_of(history.get('steps'), '{:,}')} steps",
         ),
         ("Ended by", stopped),
         ("Best model", f"epoch {text_of(history.get('best_epoch'), '{:g}')}, validation Dice {best}"),
@@ -40,8 +42,8 @@ def facts(found: Results) -> list[tuple[str, list[tuple[str, str]]]]:
         ("Grid", _grid(manifest)),
         ("Intensities", _window(manifest)),
     ]
-    seeds = (manifest.get("settings") or {}).get("seed"), train.get("seed")
-    test_split = (found.summary.get("settings") or {}).get("split_hash") or manifest.get("splits_hash")
+    seeds = dig(manifest, "settings", "seed"), train.get("seed")
+    test_split = dig(found.summary, "settings", "split_hash") or manifest.get("splits_hash")
     identity = [
         ("Seeds", f"split {text_of(seeds[0], '{:g}')}, training {text_of(seeds[1], '{:g}')}"),
         ("Split hash", _hash(test_split)),
@@ -72,7 +74,10 @@ def _data_name(manifest: Mapping[str, Any]) -> str:
     shown = (
         Path(root).name if Path(root).is_absolute() or root.startswith("..") else root
     )  # folders above are nobody's business
-    return f"{'synthetic, ' if manifest.get('synthetic') else ''}{shown or DASH}, layout {manifest.get('layout') or DASH}"
+    return (
+        f"{'synthetic, ' if manifest.get('synthetic') else ''}{shown or DASH}, layout "
+        f"{manifest.get('layout') or DASH}"
+    )
 
 
 def _case_counts(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -109,7 +114,10 @@ def _hash(value: object) -> str:
 
 
 def settings_lines(found: Results) -> list[tuple[str, str]]:
-    """Every recorded setting as (name, value): of preprocessing (data), training and evaluation. A folder shows its name only."""
+    """Every recorded setting as (name, value): of preprocessing (data), training and evaluation.
+
+    A folder shows its name only.
+    """
     sources = (
         ("data", found.manifest.get("settings")),
         ("", found.history.get("settings")),
@@ -143,11 +151,10 @@ def _shown(value: object) -> str:
 
 
 def commands(found: Results) -> list[str]:
-    """The command that makes these results again, as far as the files tell; PATH stands for the folder of the scans."""
-    train, seed = (
-        (found.history.get("settings") or {}).get("train") or {},
-        (found.manifest.get("settings") or {}).get("seed"),
-    )
+    """The command that makes these results again, as far as the files tell; PATH stands for the folder of the
+    scans.
+    """
+    train, seed = (dig(found.history, "settings", "train") or {}, dig(found.manifest, "settings", "seed"))
     words = ["python run_pipeline.py"]
     if found.manifest.get("task"):
         words.append(f"--task {found.manifest['task']}")

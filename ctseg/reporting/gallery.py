@@ -1,4 +1,6 @@
-"""The pictures of chosen test cases: reads scan, reference and prediction of each case once, in scan geometry."""
+"""The pictures of chosen test cases: reads scan, reference and prediction of each case once, in scan
+geometry.
+"""
 
 from __future__ import annotations
 
@@ -79,7 +81,10 @@ def make(
 
 
 def load_case_volumes(workspace: Workspace, found: Results, case_id: str) -> CaseVolumes:
-    """Scan, reference and prediction of a case. Raises CaseError when one is missing or no longer what it was."""
+    """Scan, reference and prediction of a case.
+
+    Raises CaseError when one is missing or no longer what it was.
+    """
     entry = found.entry(case_id)
     run = next((case for case in found.run.get("cases", []) if case["case_id"] == case_id), None)
     if entry is None or run is None:

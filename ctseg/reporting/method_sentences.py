@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from ctseg.reporting.page import listed, plural
 from ctseg.scoring.comparison import (
     ALL,
     BETTER,
@@ -52,7 +53,9 @@ def _on_reference(found: Comparison, score: MethodScore) -> str:
 
 
 def _against_reference(found: Comparison, score: MethodScore, rows: Sequence[PairTest]) -> str:
-    """What the macro Dice says, then what speaks for or against it: other metrics, structures, missed ones, seeds."""
+    """What the macro Dice says, then what speaks for or against it: other metrics, structures, missed ones,
+    seeds.
+    """
     main = next(pair for pair in rows if pair.metric == "dice" and pair.structure == ALL)
     text = _main_clause(main, found.n_tests)
     for verdict in (BETTER, WORSE):
@@ -68,10 +71,11 @@ def _against_reference(found: Comparison, score: MethodScore, rows: Sequence[Pai
             if pair.metric == "dice" and pair.structure != ALL and pair.verdict == verdict
         ]
         if others:
-            text += f"; it is {'also ' if same else ''}{verdict} in {_listed(others)}"
+            text += f"; it is {'also ' if same else ''}{verdict} in {listed(others, NAMED_STRUCTURES)}"
         if places and not same:
             text += (
-                f"; {'but ' if main.verdict in (BETTER, WORSE) else ''}on {_listed(places)} it is {verdict}"
+                f"; {'but ' if main.verdict in (BETTER, WORSE) else ''}on "
+                f"{listed(places, NAMED_STRUCTURES)} it is {verdict}"
             )
     if main.missed_method * main.scored_reference != main.missed_reference * main.scored_method:
         text += (
@@ -97,10 +101,16 @@ def _main_clause(pair: PairTest, tests: int) -> str:
         return f"{one} scores {size} {side} {other}, but {plural(pair.n, 'patient')} are too few for any test"
     if pair.verdict == NOT_SEPARABLE:
         spread = max(value for value in (pair.sd_method, pair.sd_reference) if value is not None)
-        return f"{one} scores {size} {side} {other} ({evidence(pair, tests)}), but that is less than twice the scatter between seeds (SD {spread:.3f}): not separable"
+        return (
+            f"{one} scores {size} {side} {other} ({evidence(pair, tests)}), but that is less than twice "
+            f"the scatter between seeds (SD {spread:.3f}): not separable"
+        )
     if pair.verdict in (BETTER, WORSE):
         return f"{one} is {pair.verdict} than {other} by {size} ({evidence(pair, tests)})"
-    text = f"Between {one} and {other} there is no difference that these {plural(pair.n, 'patient')} could show: {pair.difference:+.3f} Dice ({evidence(pair, tests)})"
+    text = (
+        f"Between {one} and {other} there is no difference that these {plural(pair.n, 'patient')} could "
+        f"show: {pair.difference:+.3f} Dice ({evidence(pair, tests)})"
+    )
     if pair.p is not None and pair.p < LEVEL <= (pair.p_holm or 0):
         text += f"; {p_text(pair.p)} taken alone does not survive the correction for {tests} tests"
     return text
@@ -130,20 +140,8 @@ def amount(pair: PairTest) -> str:
     )
 
 
-def plural(count: int, word: str) -> str:
-    """ "1 patient", "2 patients"."""
-    return f"{count} {word}" + ("" if count == 1 else "s")
-
-
 def _number(value: float | None) -> str:
     return "not defined" if value is None else f"{value:.3f}"
-
-
-def _listed(names: Sequence[str]) -> str:
-    shown = list(names[:NAMED_STRUCTURES]) + (
-        [f"{len(names) - NAMED_STRUCTURES} more"] if len(names) > NAMED_STRUCTURES else []
-    )
-    return shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} and {shown[-1]}"
 
 
 # ---- what weakens all of it -------------------------------------------------------------------------------
@@ -154,15 +152,18 @@ def warnings(found: Comparison) -> list[str]:
     lines, n = [], found.n_patients
     if n < SMALLEST_TEST_N:
         lines.append(
-            f"Only {plural(n, 'test patient')}: below {SMALLEST_TEST_N} no test can find anything, so no p is given."
+            f"Only {plural(n, 'test patient')}: below {SMALLEST_TEST_N} no test can find anything, so "
+            "no p is given."
         )
     elif found.n_tests and found.n_tests * 0.5 ** (n - 1) >= LEVEL:
         lines.append(
-            f"With {n} patients and {found.n_tests} tests at once no difference can be significant, however large: compare fewer methods or test on more patients."
+            f"With {n} patients and {found.n_tests} tests at once no difference can be significant, "
+            "however large: compare fewer methods or test on more patients."
         )
     if SMALLEST_TEST_N <= n < RELIABLE_N:
         lines.append(
-            f"{n} test patients: the confidence intervals marked * are narrower than they should be (below {RELIABLE_N}), and small differences cannot be found."
+            f"{n} test patients: the confidence intervals marked * are narrower than they should be "
+            f"(below {RELIABLE_N}), and small differences cannot be found."
         )
     lines += _seed_warnings(found.methods)
     if found.structures_without_reference:
@@ -172,7 +173,9 @@ def warnings(found: Comparison) -> list[str]:
     missing = [f"{score.method} {score.missed} of {score.scored}" for score in found.methods if score.missed]
     if missing:
         lines.append(
-            f"Structures missed entirely: {', '.join(missing)}. They count 0 in Dice and NSD and have no HD95, which is therefore compared only where every run of both methods found the structure."
+            f"Structures missed entirely: {', '.join(missing)}. They count 0 in Dice and NSD and have "
+            "no HD95, which is therefore compared only where every run of both methods found the "
+            "structure."
         )
     return lines
 
@@ -184,10 +187,12 @@ def _seed_warnings(methods: Sequence[MethodScore]) -> list[str]:
         lines.append("Trained once per method: how much the score changes with the seed alone is not known.")
     elif min(counts.values()) < ENOUGH_SEEDS:
         lines.append(
-            f"Fewer than {ENOUGH_SEEDS} training runs per method: the scatter over the seeds is only a rough figure."
+            f"Fewer than {ENOUGH_SEEDS} training runs per method: the scatter over the seeds is only a "
+            "rough figure."
         )
     if len({tuple(sorted(score.seeds)) for score in methods}) > 1:
         lines.append(
-            f"The methods were not trained with the same seeds ({', '.join(f'{name}: {count}' for name, count in counts.items())} runs)."
+            "The methods were not trained with the same seeds "
+            f"({', '.join(f'{name}: {count}' for name, count in counts.items())} runs)."
         )
     return lines

@@ -1,6 +1,7 @@
 """This run beside others on the same test patients, for one table of the report.
 
-Runs of another split, of other references or another surface definition are refused: their means cannot be compared.
+Runs of another split, of other references or another surface definition are refused: their means cannot be
+compared.
 """
 
 from __future__ import annotations
@@ -13,10 +14,10 @@ from ctseg import artifacts
 from ctseg.artifacts import Workspace
 from ctseg.errors import IntegrityError, PreconditionError
 from ctseg.reporting import results
-from ctseg.reporting.comparison import FORMAT, pair_lines
+from ctseg.reporting.comparison import FORMAT, bare_p, pair_lines
 from ctseg.reporting.method_sentences import described
-from ctseg.reporting.page import DASH, interval_text, plural, text_of
-from ctseg.reporting.results import Results
+from ctseg.reporting.page import interval_text, minus, plural, text_of
+from ctseg.reporting.results import Results, dig
 from ctseg.scoring.comparison import ALL, compare
 
 THIS = "this run"
@@ -78,7 +79,8 @@ def gather(found: Results, folders: Sequence[Path]) -> dict[str, Any]:
     left_out = max(len(mine) - len(shared) for mine in rows.values())
     warnings = (
         [
-            f"Only what all runs scored is compared; up to {plural(left_out, 'result')} of a run are left out, so its mean can differ from that at the top of its own page."
+            f"Only what all runs scored is compared; up to {plural(left_out, 'result')} of a run are "
+            "left out, so its mean can differ from that at the top of its own page."
         ]
         if left_out
         else []
@@ -87,7 +89,7 @@ def gather(found: Results, folders: Sequence[Path]) -> dict[str, Any]:
 
 
 def _seed(run: Results) -> int:
-    return int(((run.history.get("settings") or {}).get("train") or {}).get("seed") or 0)
+    return int(dig(run.history, "settings", "train", "seed") or 0)
 
 
 def _check(found: Results, other: Results, name: str) -> None:
@@ -105,7 +107,7 @@ def _check(found: Results, other: Results, name: str) -> None:
         ),
         ("boundary_mode", "definition of a surface", "evaluate both with the same --boundary-mode"),
     ):
-        mine, theirs = ((run.summary.get("settings") or {}).get(key) for run in (found, other))
+        mine, theirs = (dig(run.summary, "settings", key) for run in (found, other))
         if mine != theirs or mine is None:
             raise IntegrityError(
                 "SPLITS_DIFFER" if key == "split_hash" else "SETTINGS_DIFFER",
@@ -142,11 +144,11 @@ def table(record: Mapping[str, Any] | None) -> dict[str, Any]:
                 "any_missed": bool(score["missed"]),
                 "sd": text_of(score["seed_sd"]["dice"]),
                 "runs": plural(len(score["seeds"]), "run"),
-                "difference": _minus(text_of(pair["difference"] if pair else None, "{:+.3f}")),
-                "difference_ci": _minus(interval_text([pair["ci_low"], pair["ci_high"]], "{:+.3f}"))
+                "difference": minus(text_of(pair["difference"] if pair else None, "{:+.3f}")),
+                "difference_ci": minus(interval_text([pair["ci_low"], pair["ci_high"]], "{:+.3f}"))
                 if pair and pair["ci_low"] is not None
                 else "",
-                "p": _p(pair["p_holm"] if pair else None),
+                "p": bare_p(pair["p_holm"] if pair else None),
                 "verdict": pair["verdict"] if pair else "reference",
             }
         )
@@ -159,14 +161,6 @@ def table(record: Mapping[str, Any] | None) -> dict[str, Any]:
         "n_tests": found["n_tests"],
         "reference": found["reference"],
     }
-
-
-def _minus(text: str) -> str:
-    return text.replace("-", "−")
-
-
-def _p(value: float | None) -> str:
-    return DASH if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def _starred(interval: Sequence[float] | None, flags: Sequence[str]) -> str:

@@ -1,7 +1,7 @@
 """How every page is made: templates, embedded pictures, and how a number, a count and a term are written.
 
-A page is one file: pictures are embedded, nothing is loaded from anywhere, and every text is HTML-escaped by the
-template engine. Undefined values are a dash, never a number.
+A page is one file: pictures are embedded, nothing is loaded from anywhere, and every text is HTML-escaped
+by the template engine. Undefined values are a dash, never a number.
 """
 
 from __future__ import annotations
@@ -52,7 +52,9 @@ def _commands(line: str) -> Markup:
 
 
 def term(text: str, name: str | None = None) -> Markup:
-    """`text` as a link to the glossary's line on `name` (default: `text` itself), which also shows when pointed at. KeyError for an unknown one."""
+    """`text` as a link to the glossary's line on `name` (default: `text` itself), which also shows when
+    pointed at. KeyError for an unknown one.
+    """
     found = glossary.find(name or text)
     return Markup('<a class="term" href="#{}" title="{}">{}</a>').format(found.anchor, found.line, text)
 
@@ -63,7 +65,9 @@ def data_uri(content: bytes, kind: str) -> str:
 
 
 def slim(content: bytes) -> bytes:
-    """A PNG of a plot with at most 128 colours, a third of its size to the same eye; as it was where that is smaller or no picture."""
+    """A PNG of a plot with at most 128 colours, a third of its size to the same eye; as it was where that is
+    smaller or no picture.
+    """
     if not content:
         return content
     stream = io.BytesIO()
@@ -84,6 +88,11 @@ def interval_text(interval: object, form: str = "{:.2f}") -> str:
     if not isinstance(interval, (list, tuple)) or len(interval) != 2:
         return ""
     return f"{text_of(interval[0], form)} to {text_of(interval[1], form)}"
+
+
+def minus(text: str) -> str:
+    """The text with real minus signs."""
+    return text.replace("-", "−")
 
 
 def plural(count: int, word: str) -> str:

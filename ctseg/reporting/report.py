@@ -1,7 +1,9 @@
-"""The page `report.html` and the text `training_summary.txt`, put together from what its neighbours say in words.
+"""The page `report.html` and the text `training_summary.txt`, put together from what its neighbours say in
+words.
 
-`verdict.py` has the sentences at the top, `tables.py` the tables, `facts.py` how it was made, `other_runs.py` the comparison
-of runs, `glossary.py` the terms, `page.py` the way from there to one HTML file.
+`verdict.py` has the sentences at the top, `tables.py` the tables, `facts.py` how it was made,
+`other_runs.py` the comparison of runs, `glossary.py` the terms, `page.py` the way from there to one HTML
+file.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from ctseg.reporting.pictures.slices import (
     display_window,
     window_text,
 )
-from ctseg.reporting.results import Results
+from ctseg.reporting.results import Results, dig
 
 FINDING_LINES, NAMED_CASES = 60, 6
 SEVERITY_ORDER = {"ERROR": 0, "WARN": 1, "NOTE": 2}
@@ -37,8 +39,11 @@ def render(
     with_viewer: bool = False,
     comparison: Mapping[str, Any] | None = None,
 ) -> str:
-    """The page as text. plots: file name -> PNG; gallery: pictures of cases in their order; with_viewer: whether viewer.html lies
-    beside it; comparison: record of `other_runs`."""
+    """The page as text.
+
+    plots: file name -> PNG; gallery: pictures of cases in their order; with_viewer: whether viewer.html lies
+    beside it; comparison: record of `other_runs`.
+    """
     settings = found.summary.get("settings") or {}
     return template("report.html.j2").render(
         title=title(found),
@@ -90,14 +95,17 @@ def limits(found: Results) -> list[str]:
     """What this page does not say."""
     lines = [
         "This is a research tool, not a medical device. Do not use its output for diagnosis or treatment.",
-        "The scores hold for scans like the test scans: same kind of patients, scanners, protocols and labels. Elsewhere they can be much lower.",
-        "The references were drawn by people or programs and have errors of their own; a Dice of 1 is neither reachable nor wanted.",
+        "The scores hold for scans like the test scans: same kind of patients, scanners, protocols and "
+        "labels. Elsewhere they can be much lower.",
+        "The references were drawn by people or programs and have errors of their own; a Dice of 1 is "
+        "neither reachable nor wanted.",
         "One training run and one split: another seed or another split gives somewhat other numbers.",
     ]
     if found.synthetic:
         lines.insert(
             0,
-            "Everything here was made from synthetic scans. The numbers show that the pipeline works; they say nothing about real patients.",
+            "Everything here was made from synthetic scans. The numbers show that the pipeline works; "
+            "they say nothing about real patients.",
         )
     return lines
 
@@ -109,7 +117,9 @@ def _display(found: Results) -> str:
 
 
 def findings(report: Mapping[str, Any]) -> dict[str, Any]:
-    """Preprocessing findings, skipped cases first: each refusal by itself, warnings and notes grouped by code."""
+    """Preprocessing findings, skipped cases first: each refusal by itself, warnings and notes grouped by
+    code.
+    """
     groups: dict[tuple, list[Mapping[str, Any]]] = {}
     for position, item in enumerate(report.get("findings") or []):
         severity, code = str(item.get("severity")), str(item.get("code"))
@@ -196,10 +206,9 @@ def training_summary(found: Results) -> str:
             f"  {'structure':<28}{'mean':>8}{'median':>8}{'n':>6}{'missed':>8}",
         ]
         for line in tables.structure_table(found):
-            n = (found.summary.get(f"{line['name']}_dice") or {}).get("n")
-            lines.append(
-                f"  {line['name']:<28}{line['dice']:>8}{line['median']:>8}{text_of(n, '{:d}'):>6}{line['counts'][1]:>8}"
-            )
+            n = dig(found.summary, f"{line['name']}_dice", "n")
+            scores = f"{line['dice']:>8}{line['median']:>8}{text_of(n, '{:d}'):>6}{line['counts'][1]:>8}"
+            lines.append(f"  {line['name']:<28}{scores}")
         lines += [
             f"  {'mean over structures':<28}{verdict.headline(found)['dice']:>8}",
             f"  {'predicting nothing':<28}{tables.baseline_row(found)['dice']:>8}",

@@ -1,7 +1,7 @@
 """Everything the report is made from, read once: history, processed data and evaluation of one workspace.
 
-Training must have run. Evaluation and processed data may be missing or belong to another run: then `notices` says
-so, and the page shows what is left. Nothing is corrected or recomputed here.
+Training must have run. Evaluation and processed data may be missing or belong to another run: then
+`notices` says so, and the page shows what is left. Nothing is corrected or recomputed here.
 """
 
 from __future__ import annotations
@@ -34,8 +34,10 @@ _TEXT_COLUMNS = frozenset(
 
 @dataclasses.dataclass
 class Results:
-    """history is always there; the others are empty when their stage did not run. notices: sentences for the top
-    of the page, most important first."""
+    """history is always there; the others are empty when their stage did not run.
+
+    notices: sentences for the top of the page, most important first.
+    """
 
     history: dict[str, Any]
     manifest: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -72,8 +74,18 @@ class Results:
         return next((case for case in self.manifest.get("cases", []) if case["case_id"] == case_id), None)
 
 
+def dig(record: Any, *keys: str) -> Any:
+    """What stands under keys inside each other; None where one of them is missing or null."""
+    for key in keys:
+        record = (record or {}).get(key)
+    return record
+
+
 def read(workspace: Workspace) -> Results:
-    """Read a workspace. PreconditionError MISSING_ARTIFACT when training has not run, IntegrityError for damage."""
+    """Read a workspace.
+
+    PreconditionError MISSING_ARTIFACT when training has not run, IntegrityError for damage.
+    """
     results = Results(
         history=_mapping(workspace.require(workspace.history, stage="train"), workspace, stage="train")
     )
@@ -85,11 +97,13 @@ def read(workspace: Workspace) -> Results:
     _read_evaluation(workspace, results)
     if not results.manifest:
         results.notices.append(
-            "processed_data/ is gone: data set, findings and pictures of cases are missing here; run `python run_pipeline.py --preprocess` again."
+            "processed_data/ is gone: data set, findings and pictures of cases are missing here; run "
+            "`python run_pipeline.py --preprocess` again."
         )
     elif results.history.get("manifest_hash") not in (None, results.data_hash):
         results.notices.append(
-            "The processed data changed after training: cases and findings below describe the new data; run `python run_pipeline.py --train --eval --analyze`."
+            "The processed data changed after training: cases and findings below describe the new "
+            "data; run `python run_pipeline.py --train --eval --analyze`."
         )
     if (stopped := results.history.get("stopped")) in artifacts.UNFINISHED:
         again = "run `python run_pipeline.py --train` to go on"
@@ -108,7 +122,8 @@ def _read_evaluation(workspace: Workspace, results: Results) -> None:
     missing = [path for path in (summary_file, rows_file, workspace.run_record) if not path.exists()]
     if missing:
         results.notices.append(
-            f"The model has not been evaluated ({workspace.relative(missing[0])} does not exist): this page has no test results; {EVALUATE_AGAIN}."
+            f"The model has not been evaluated ({workspace.relative(missing[0])} does not exist): this "
+            f"page has no test results; {EVALUATE_AGAIN}."
         )
         return
     run = _mapping(workspace.run_record, workspace, stage="eval")
@@ -117,7 +132,8 @@ def _read_evaluation(workspace: Workspace, results: Results) -> None:
         and trained != tested
     ):
         results.notices.append(
-            f"evaluation_results/ belongs to other processed data than this training run and is left out; {EVALUATE_AGAIN}."
+            "evaluation_results/ belongs to other processed data than this training run and is left "
+            f"out; {EVALUATE_AGAIN}."
         )
         return
     if run.get("checkpoint_sha256") not in (
@@ -125,7 +141,8 @@ def _read_evaluation(workspace: Workspace, results: Results) -> None:
         artifacts.file_hash(workspace.best_model) if workspace.best_model.is_file() else None,
     ):
         results.notices.append(
-            f"The test results below were made with other weights than checkpoints/best_model.pth, for example before the last training; {EVALUATE_AGAIN}."
+            "The test results below were made with other weights than checkpoints/best_model.pth, for "
+            f"example before the last training; {EVALUATE_AGAIN}."
         )
     results.run = run
     results.summary = _mapping(summary_file, workspace, stage="eval")
@@ -145,13 +162,15 @@ def _mapping(path: Path, workspace: Workspace, *, stage: str) -> dict[str, Any]:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of `per_case.csv` or `topology.csv`: numbers as float, empty cells None, text and lists as they are."""
+    """The rows of `per_case.csv` or `topology.csv`: numbers as float, empty cells None, text and lists as
+    they are.
+    """
     required = ("case_id", "structure", "state")
     return read_csv(path, text=_TEXT_COLUMNS, required=required, fix=EVALUATE_AGAIN)
 
 
 def data_root(workspace: Workspace, manifest: dict[str, Any]) -> Path:
-    """The folder of the raw scans; a relative one counts from the workspace that they were preprocessed in."""
+    """The folder of the raw scans; a relative one counts from the workspace of their preprocessing."""
     recorded = manifest.get("data_root")
     if not recorded:
         raise PreconditionError(

@@ -11,7 +11,7 @@ from ctseg.reporting.gallery import CasePicture
 from ctseg.reporting.page import DASH, interval_text, text_of
 from ctseg.reporting.pictures.plots import dice_of, mean_of, number, with_reference
 from ctseg.reporting.pictures.slices import case_means
-from ctseg.reporting.results import Results
+from ctseg.reporting.results import Results, dig
 from ctseg.scoring.paired import macro, macro_interval
 
 WIDE = 8  # more structures than this: the table of cases names the lowest one instead of all
@@ -40,14 +40,13 @@ TOPOLOGY_COLUMNS = (
 
 
 def topology_table(found: Results) -> list[dict[str, Any]]:
-    """One line per structure that is a tube: means over the test scans that show it; empty without such structures."""
+    """One line per structure that is a tube: means over the test scans that show it; empty without such
+    structures.
+    """
     lines = []
     for name, block in ((found.summary.get("topology") or {}) if found.evaluated else {}).items():
-        cells = [text_of((block.get(column) or {}).get("mean"), form) for column, form in TOPOLOGY_COLUMNS]
-        nothing = [
-            text_of((block.get("all_background") or {}).get(column), form)
-            for column, form in TOPOLOGY_COLUMNS
-        ]
+        cells = [text_of(dig(block, column, "mean"), form) for column, form in TOPOLOGY_COLUMNS]
+        nothing = [text_of(dig(block, "all_background", column), form) for column, form in TOPOLOGY_COLUMNS]
         lines.append({"name": name, "n": block.get("n_reference"), "cells": cells, "nothing": nothing})
     return lines
 
@@ -56,13 +55,13 @@ def structure_table(found: Results) -> list[dict[str, Any]]:
     """One line per structure, all numbers from `summary_statistics.json`."""
     if not found.evaluated:
         return []
-    tolerances = (found.summary.get("settings") or {}).get("tolerances_mm") or {}
+    tolerances = dig(found.summary, "settings", "tolerances_mm") or {}
     lines = []
     for name in found.structures:
         dice, nsd, imputed, defined = (
             found.summary.get(f"{name}_{metric}") or {} for metric in ("dice", "nsd", "hd95_imputed", "hd95")
         )
-        counts = (found.summary.get("presence") or {}).get(name) or {}
+        counts = dig(found.summary, "presence", name) or {}
         interval = dice.get("ci95")
         low, high = [100 * min(1.0, max(0.0, value)) for value in interval] if interval else (0.0, 0.0)
         lines.append(
@@ -100,7 +99,7 @@ def baseline_row(found: Results) -> dict[str, str]:
     """The predictor that says "background" everywhere, as the same table shows it."""
     if not found.evaluated:
         return {}
-    values = (found.summary.get("baselines") or {}).get("all_background") or {}
+    values = dig(found.summary, "baselines", "all_background") or {}
     names = found.summary["headline"]["structures"]
     imputed = [
         values[f"{name}_hd95_imputed"] for name in names if values.get(f"{name}_hd95_imputed") is not None
@@ -116,7 +115,10 @@ def baseline_row(found: Results) -> dict[str, str]:
 
 
 def case_table(found: Results) -> dict[str, Any]:
-    """Every test case, the lowest mean Dice first. Few structures: one column each; many: the lowest one by name."""
+    """Every test case, the lowest mean Dice first.
+
+    Few structures: one column each; many: the lowest one by name.
+    """
     means = case_means(found.rows)
     cases = sorted({str(row["case_id"]) for row in found.rows}, key=lambda case: (means.get(case, 2.0), case))
     wide = len(found.structures) > WIDE
@@ -166,7 +168,8 @@ def _case_cell(row: Mapping[str, Any] | None) -> dict[str, str]:
 
 
 def worst_table(found: Results, gallery: Sequence[CasePicture]) -> dict[str, Any]:
-    """The lowest single results (case and structure) by Dice and, where it was measured, those of lowest confidence.
+    """The lowest single results (case and structure) by Dice and, where it was measured, those of lowest
+    confidence.
 
     Each line: case, structure, Dice, HD95, confidence, state and the anchor of a picture that shows it.
     """
@@ -210,7 +213,9 @@ def _worst_line(row: Mapping[str, Any], anchors: Mapping[tuple[str, str | None],
 
 
 def calibration_table(found: Results) -> list[dict[str, str]]:
-    """One line per structure whose probabilities were kept; the whole volume is never shown without the boundary band."""
+    """One line per structure whose probabilities were kept; the whole volume is never shown without the
+    boundary band.
+    """
     lines = []
     for name, regions in (found.summary.get("calibration") or {}).items():
         whole, band = (regions.get(region) or {} for region in ("whole", "band"))
@@ -252,7 +257,9 @@ def failure_detection(found: Results) -> dict[str, str]:
 
 
 def macro_ci(found: Results) -> str:
-    """95 % CI of the mean over structures, by resampling patients; empty where patients with several scans would change the mean."""
+    """95 % CI of the mean over structures, by resampling patients; empty where patients with several scans
+    would change the mean.
+    """
     rows = with_reference(found.rows)
     patients = sorted({str(row.get("patient_id") or row["case_id"]) for row in rows})
     names = sorted({str(row["structure"]) for row in rows})
@@ -265,7 +272,7 @@ def macro_ci(found: Results) -> str:
         matrix[
             patients.index(str(row.get("patient_id") or row["case_id"])), names.index(str(row["structure"]))
         ] = dice_of(row)
-    stated = (found.summary.get("headline") or {}).get("macro_dice")
+    stated = dig(found.summary, "headline", "macro_dice")
     if stated is None or abs(macro(matrix) - stated) > SAME:
         return ""
     interval, flags = macro_interval(matrix)

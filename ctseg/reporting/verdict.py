@@ -1,7 +1,9 @@
-"""What works, what fails and how sure one can be, in plain words: every clause follows from a number of the evaluation.
+"""What works, what fails and how sure one can be, in plain words: every clause follows from a number of the
+evaluation.
 
-A structure is said to work when its mean Dice is at least 0.70, called good agreement since Zijdenbos et al. (1994), and
-it was neither missed nor hallucinated in any test scan. The page states the rule. Small structures can be of use below it.
+A structure is said to work when its mean Dice is at least 0.70, called good agreement since Zijdenbos et
+al. (1994), and it was neither missed nor hallucinated in any test scan. The page states the rule. Small
+structures can be of use below it.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from typing import Any
 
 from ctseg.reporting.page import interval_text, listed, plural, text_of
 from ctseg.reporting.pictures.plots import dice_of, number, with_reference
-from ctseg.reporting.results import Results
+from ctseg.reporting.results import Results, dig
 from ctseg.scoring.statistics import RELIABLE_N, SMALLEST_N
 
 GOOD_DICE = 0.70
@@ -19,12 +21,18 @@ FAR_MM = 30.0  # an HD95 of this much is no inexact outline
 FEW_PATIENTS = 10  # below it the test is called an indication
 NAMED, WITH_INTERVAL = 6, 4  # names in a list; structures that are given with their interval
 NOT_BETTER = "NOT BETTER THAN PREDICTING NOTHING"
-RULE = f"“Works” means here: mean Dice of at least {GOOD_DICE:.2f}, in no test scan missed and in none hallucinated. What a use needs can be more or less than that."
+RULE = (
+    f"“Works” means here: mean Dice of at least {GOOD_DICE:.2f}, in no test scan missed and in none "
+    "hallucinated. What a use needs can be more or less than that."
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class Structure:
-    """What the evaluation says of one structure that some test reference shows. n: scans; ci95 of the mean Dice."""
+    """What the evaluation says of one structure that some test reference shows.
+
+    n: scans; ci95 of the mean Dice.
+    """
 
     name: str
     mean: float
@@ -60,13 +68,10 @@ class Structure:
 
 def structures(found: Results) -> list[Structure]:
     """The structures with a score, best mean first."""
-    names = (found.summary.get("headline") or {}).get("structures") or []
+    names = dig(found.summary, "headline", "structures") or []
     result = []
     for name in names:
-        dice, counts = (
-            found.summary.get(f"{name}_dice") or {},
-            (found.summary.get("presence") or {}).get(name) or {},
-        )
+        dice, counts = (found.summary.get(f"{name}_dice") or {}, dig(found.summary, "presence", name) or {})
         if dice.get("mean") is None:
             continue
         interval = dice.get("ci95")
@@ -85,7 +90,7 @@ def structures(found: Results) -> list[Structure]:
 
 def better_than_nothing(found: Results) -> bool | None:
     """Whether the headline is above that of the all-background predictor; None where that is not known."""
-    baselines = (found.summary.get("baselines") or {}).get("all_background") or {}
+    baselines = dig(found.summary, "baselines", "all_background") or {}
     return baselines.get("better_than_baseline")
 
 
@@ -105,8 +110,11 @@ def paragraphs(found: Results) -> list[tuple[str, str]]:
 def sentence(found: Results) -> str:
     """The whole result in one or two sentences, also for the terminal."""
     if not found.evaluated:
-        return "There is no test result yet: the model has been trained, but not evaluated on scans it has not seen."
-    macro = (found.summary.get("headline") or {}).get("macro_dice")
+        return (
+            "There is no test result yet: the model has been trained, but not evaluated on scans it "
+            "has not seen."
+        )
+    macro = dig(found.summary, "headline", "macro_dice")
     scored = structures(found)
     if macro is None or not scored:
         return "The test references hold none of the structures, so nothing can be said about the model."
@@ -117,11 +125,17 @@ def sentence(found: Results) -> str:
     )
     text = f"On {who} kept out of training the mean Dice (overlap with the reference, 0 to 1) is {macro:.3f}"
     if len(scored) > 1:
-        text += f" over {plural(len(scored), 'structure')}: lowest {scored[-1].name} {scored[-1].mean:.3f}, highest {scored[0].name} {scored[0].mean:.3f}"
+        text += (
+            f" over {plural(len(scored), 'structure')}: lowest {scored[-1].name} {scored[-1].mean:.3f}, "
+            f"highest {scored[0].name} {scored[0].mean:.3f}"
+        )
     else:
         text += f" for {scored[0].name}"
     missed, all_scored = sum(one.missed for one in scored), sum(one.n for one in scored)
-    text += f". Of {plural(all_scored, 'structure')} shown in these scans {missed or 'none'} {'was' if missed < 2 else 'were'} missed entirely."
+    text += (
+        f". Of {plural(all_scored, 'structure')} shown in these scans {missed or 'none'} "
+        f"{'was' if missed < 2 else 'were'} missed entirely."
+    )
     if better_than_nothing(found) is False:
         text += f" {NOT_BETTER}: marking no voxel at all scores as high."
     return text
@@ -130,7 +144,10 @@ def sentence(found: Results) -> str:
 def _works(scored: list[Structure]) -> str:
     good = [one for one in scored if one.works]
     if not good:
-        return f"No structure reaches a mean Dice of {GOOD_DICE:.2f} without being missed or hallucinated somewhere."
+        return (
+            f"No structure reaches a mean Dice of {GOOD_DICE:.2f} without being missed or hallucinated "
+            "somewhere."
+        )
     which = (
         ""
         if len(scored) == 1
@@ -142,7 +159,10 @@ def _works(scored: list[Structure]) -> str:
         intervals = (
             "intervals in the table" if any(one.ci95 for one in good) else "too few scans for intervals"
         )
-        return f"{which}, mean Dice from {good[-1].mean:.3f} to {good[0].mean:.3f}: {listed([one.name for one in good], NAMED)} ({intervals})."
+        return (
+            f"{which}, mean Dice from {good[-1].mean:.3f} to {good[0].mean:.3f}: "
+            f"{listed([one.name for one in good], NAMED)} ({intervals})."
+        )
     return f"{which}{': ' if which else ''}{listed([_with_interval(one) for one in good])}."
 
 
@@ -163,7 +183,11 @@ def _fails(found: Results, scored: list[Structure]) -> str:
     if hallucinated_only:
         text += f"Marked although no test reference shows it: {listed(hallucinated_only, NAMED)}. "
     lowest = min(with_reference(found.rows), key=lambda row: (dice_of(row), str(row["case_id"])))
-    return f"{text}The lowest single result is {lowest['structure']} in scan {lowest['case_id']}: {'missed, ' if lowest['state'] == 'missed' else ''}Dice {dice_of(lowest):.3f}.{_farthest(found)}"
+    return (
+        f"{text}The lowest single result is {lowest['structure']} in scan {lowest['case_id']}: "
+        f"{'missed, ' if lowest['state'] == 'missed' else ''}Dice "
+        f"{dice_of(lowest):.3f}.{_farthest(found)}"
+    )
 
 
 def _farthest(found: Results) -> str:
@@ -183,11 +207,9 @@ def _farthest(found: Results) -> str:
 def _only_hallucinated(found: Results) -> list[tuple[str, int]]:
     """Structures without any reference that were predicted all the same."""
     presence = found.summary.get("presence") or {}
-    without = (found.summary.get("headline") or {}).get("structures_without_reference") or []
+    without = dig(found.summary, "headline", "structures_without_reference") or []
     return [
-        (str(name), count)
-        for name in without
-        if (count := int((presence.get(name) or {}).get("n_hallucinated") or 0))
+        (str(name), count) for name in without if (count := int(dig(presence, name, "n_hallucinated") or 0))
     ]
 
 
@@ -200,7 +222,8 @@ def _fault(one: Structure) -> str:
         )
     if one.hallucinated:
         faults.append(
-            f"hallucinated in {one.hallucinated} of {plural(one.hallucinated + one.absent, 'scan')} without it"
+            f"hallucinated in {one.hallucinated} of {plural(one.hallucinated + one.absent, 'scan')} "
+            "without it"
         )
     return f"{one.name}: {', '.join(faults)}"
 
@@ -219,12 +242,14 @@ def _doubts(found: Results, scored: list[Structure]) -> list[str]:
     uncertain = [one.name for one in scored if one.works and one.ci95 and one.ci95[0] < GOOD_DICE]
     if uncertain:
         lines.append(
-            f"For {listed(uncertain, 3)} the interval reaches below {GOOD_DICE:.2f}: that {'it works' if len(uncertain) == 1 else 'they work'} is not certain."
+            f"For {listed(uncertain, 3)} the interval reaches below {GOOD_DICE:.2f}: that "
+            f"{'it works' if len(uncertain) == 1 else 'they work'} is not certain."
         )
     lines += _not_scored(found)
-    seed = ((found.history.get("settings") or {}).get("train") or {}).get("seed")
+    seed = dig(found.history, "settings", "train", "seed")
     lines.append(
-        f"One training run{'' if seed is None else f' (seed {seed})'} and one split: how much another run would differ was not measured."
+        f"One training run{'' if seed is None else f' (seed {seed})'} and one split: how much another "
+        "run would differ was not measured."
     )
     return lines
 
@@ -256,17 +281,17 @@ def _not_scored(found: Results) -> list[str]:
         if which:
             places = [f"{name} in {plural(count, 'scan')}" for name, count in which.items()]
             lines.append(f"Not scored, because {word}: {listed(places, NAMED)}.")
-    without = [
-        str(name) for name in (found.summary.get("headline") or {}).get("structures_without_reference") or []
-    ]
+    without = [str(name) for name in dig(found.summary, "headline", "structures_without_reference") or []]
     if without:
         lines.append(
-            f"No test reference shows {listed(without, NAMED)}: whether the model finds {'it' if len(without) == 1 else 'them'} is not known."
+            f"No test reference shows {listed(without, NAMED)}: whether the model finds "
+            f"{'it' if len(without) == 1 else 'them'} is not known."
         )
-    missing = (found.summary.get("settings") or {}).get("n_missing_predictions")
+    missing = dig(found.summary, "settings", "n_missing_predictions")
     if missing:
         lines.append(
-            f"{plural(int(missing), 'prediction')} {'was' if missing == 1 else 'were'} missing; everything in {'it' if missing == 1 else 'them'} counts as missed."
+            f"{plural(int(missing), 'prediction')} {'was' if missing == 1 else 'were'} missing; "
+            f"everything in {'it' if missing == 1 else 'them'} counts as missed."
         )
     return lines
 

@@ -1,7 +1,8 @@
-"""A page to scroll through chosen test cases: scan, reference and prediction, in one file that needs no network.
+"""A page to scroll through chosen test cases: scan, reference and prediction, in one file that needs no
+network.
 
-The volumes stand in the page, cropped to the body around the masks, at most LARGEST voxels along an axis, compressed. The page's policy
-allows its own script, by hash, and nothing else.
+The volumes stand in the page, cropped to the body around the masks, at most LARGEST voxels along an axis,
+compressed. The page's policy allows its own script, by hash, and nothing else.
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ SCRIPT = TEMPLATES / "viewer.js"
 
 @dataclasses.dataclass(frozen=True)
 class ViewedCase:
-    """A case as the page carries it. arrays: image (0 to 255), reference and prediction, uint8 (D, H, W) in canonical order."""
+    """A case as the page carries it. arrays: image (0 to 255), reference and prediction, uint8 (D, H, W) in
+    canonical order.
+    """
 
     title: str
     spacing_mm: tuple[float, float, float]

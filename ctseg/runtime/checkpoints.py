@@ -1,8 +1,8 @@
 """Saving and loading checkpoints: one way to write, one way to read, nothing in them is ever executed.
 
-A checkpoint holds only tensors, numbers, strings, lists and dicts, so `torch.load(weights_only=True)` suffices.
-Beside each `x.pth` lies `x.pth.json` with its sha256; while a file is replaced the sidecar accepts the old and the
-new hash, so that no moment of a crash makes a good file look corrupt.
+A checkpoint holds only tensors, numbers, strings, lists and dicts, so `torch.load(weights_only=True)`
+suffices. Beside each `x.pth` lies `x.pth.json` with its sha256; while a file is replaced the sidecar accepts
+the old and the new hash, so that no moment of a crash makes a good file look corrupt.
 """
 
 from __future__ import annotations
@@ -267,7 +267,9 @@ def remove(path: Path) -> None:
 
 
 def load_last(path: Path) -> tuple[dict[str, Any] | None, str | None]:
-    """(content, warning) of `last.pth`, or of the one before it when the last is damaged; None when there is none."""
+    """(content, warning) of `last.pth`, or of the one before it when the last is damaged; None when there is
+    none.
+    """
     previous = _previous(path)
     problem: IntegrityError | None = None
     for candidate in (path, previous):

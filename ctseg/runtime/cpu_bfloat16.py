@@ -56,37 +56,31 @@ def count_in_float32(network: nn.Module) -> int:
 
 
 class _Call(NamedTuple):
-    """All that decides which routine computes a convolution. The trial of each is made once per process."""
+    """All that decides which routine computes a convolution. The trial of each is made once per process.
+
+    how: the arguments of `torch.convolution` after the bias, the second of which is the padding.
+    """
 
     image_shape: tuple[int, ...]
     image_stride: tuple[int, ...]
     weight_shape: tuple[int, ...]
     weight_stride: tuple[int, ...]
     bias: int | None  # its length
-    stride: tuple[int, ...]
-    padding: tuple[int, ...]
-    dilation: tuple[int, ...]
-    transposed: bool
-    output_padding: tuple[int, ...]
-    groups: int
+    how: tuple[Any, ...]
     gradients: bool
     threads: int
 
     @classmethod
     def of(cls, layer: Any, image: Tensor) -> _Call:
         weight, bias = layer.weight, layer.bias
+        names = ("stride", "padding", "dilation", "transposed", "output_padding", "groups")
         return cls(
             tuple(image.shape),
             image.stride(),
             tuple(weight.shape),
             weight.stride(),
             None if bias is None else len(bias),
-            layer.stride,
-            layer.padding,
-            layer.dilation,
-            layer.transposed,
-            layer.output_padding,
-            layer.groups,
+            tuple(getattr(layer, name) for name in names),
             torch.is_grad_enabled(),
             torch.get_num_threads(),
         )
@@ -98,7 +92,7 @@ def _is_right(call: _Call) -> bool:
 
     Where the padding is as long as an axis nothing is tried: some routines write outside their memory there.
     """
-    if any(n <= padding for n, padding in zip(call.image_shape[2:], call.padding)):
+    if any(n <= padding for n, padding in zip(call.image_shape[2:], call.how[1])):
         return False
     generator = torch.Generator().manual_seed(0)
     image = torch.empty_strided(call.image_shape, call.image_stride).normal_(generator=generator)
@@ -119,8 +113,7 @@ def _results(call: _Call, numbers: list[Tensor]) -> list[Tensor]:
     with torch.set_grad_enabled(call.gradients):
         inputs = [number.detach().requires_grad_(call.gradients) for number in numbers]
         bias = inputs[2] if call.bias else None
-        how = (call.stride, call.padding, call.dilation, call.transposed, call.output_padding, call.groups)
-        output = torch.convolution(inputs[0], inputs[1], bias, *how)
+        output = torch.convolution(inputs[0], inputs[1], bias, *call.how)
         if not call.gradients:
             return [output]
         towards = torch.randn(output.shape, generator=torch.Generator().manual_seed(1)).bfloat16()

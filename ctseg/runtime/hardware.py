@@ -59,8 +59,9 @@ SLOW_BELOW = 20480  # N C D H of an input, see ATen's use_mkldnn
 def _avoid_slow_convolutions(network: nn.Module) -> None:
     """Make float32 convolutions of small single images on a CPU take the fast way.
 
-    torch gives a 3^3 convolution of one image with C D H of up to SLOW_BELOW to a general routine that takes 5 to 8
-    times as long as two such images in one batch take; so these are computed twice and one result is used.
+    torch gives a 3^3 convolution of one image with C D H of up to SLOW_BELOW to a general routine that takes
+    5 to 8 times as long as two such images in one batch take; so these are computed twice and one result is
+    used.
     """
 
     def double(layer: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...] | None:
@@ -118,12 +119,13 @@ def choose_machine(device_name: str, precision: str) -> Machine:
 def _bf16_gain() -> float:
     """How many times faster training a 3D convolution is in bfloat16 than in float32 on this CPU.
 
-    Forward and backward: without bfloat16 instructions the forward pass alone may look as fast while the backward
-    pass takes several times as long. Processor time, in turn, the best of three: other programs on the machine must
-    not decide. Thirty-two channels, because with sixteen the gain is smaller than that of a whole network and the
-    trial came out both ways on one machine.
+    Forward and backward: without bfloat16 instructions the forward pass alone may look as fast while the
+    backward pass takes several times as long. Processor time, in turn, the best of three: other programs on
+    the machine must not decide. Thirty-two channels, because with sixteen the gain is smaller than that of a
+    whole network and the trial came out both ways on one machine.
     """
-    layer = nn.Conv3d(32, 32, 3, padding=1).to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    layer = nn.Conv3d(32, 32, 3, padding=1)
+    layer = layer.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     image = torch.rand(1, 32, 32, 32, 32).contiguous(memory_format=torch.channels_last_3d).requires_grad_()
     seconds: dict[bool, list[float]] = {False: [], True: []}
     with torch.enable_grad():
@@ -158,10 +160,11 @@ def available_memory_gb(device: torch.device) -> float:
 def estimate_memory_gb(
     network: nn.Module, patch_size: tuple[int, int, int], batch_size: int, machine: Machine
 ) -> float:
-    """Memory in GB that a training step needs: activations kept for the backward pass, weights, optimizer state.
+    """Memory in GB that a training step needs: activations kept for the backward pass, weights, optimizer
+    state.
 
-    Measured on a 32^3 patch (saved tensors of one forward pass of a copy, so that the network stays as it is) and
-    scaled by the number of voxels.
+    Measured on a 32^3 patch (saved tensors of one forward pass of a copy, so that the network stays as it is)
+    and scaled by the number of voxels.
     """
     probe = (32, 32, 32)
     saved: dict[int, int] = {}
@@ -175,7 +178,8 @@ def estimate_memory_gb(
     weights = {p.untyped_storage().data_ptr() for p in copied.parameters()}
     inputs = {}
     if "guide" in getattr(copied, "inputs", ()):
-        inputs["guide"] = machine.image(torch.zeros(1, int(copied.guide_channels), *probe))  # type: ignore[arg-type]
+        channels: Any = copied.guide_channels
+        inputs["guide"] = machine.image(torch.zeros(1, channels, *probe))
     with torch.autograd.graph.saved_tensors_hooks(remember, lambda tensor: tensor), machine.autocast():
         outputs = copied(machine.image(torch.zeros(1, 1, *probe)), **inputs)
     outputs_bytes = 3 * outputs["logits"].numel() * 4  # the loss works in float32

@@ -1,9 +1,11 @@
 """Whether probabilities mean what they say: of voxels called 0.8, are 80 % the structure?
 
-Per structure, one against the rest: sums over 15 equal bins that add up over cases, and from them the expected calibration error
-(Naeini, Cooper and Hauskrecht, 2015), Brier score (1950) and negative log likelihood in nats. Over two regions: the whole scan, where
-millions of certain voxels far from everything hide any fault, and the boundary band: dilate(R|P, 5) without erode(R&P, 5), 6-connected steps in
-voxels, R reference, P prediction; outside the scan is background. Arrays are (D, H, W). Undefined (a region without voxels) is None.
+Per structure, one against the rest: sums over 15 equal bins that add up over cases, and from them the
+expected calibration error (Naeini, Cooper and Hauskrecht, 2015), Brier score (1950) and negative log
+likelihood in nats. Over two regions: the whole scan, where millions of certain voxels far from everything
+hide any fault, and the boundary band: dilate(R|P, 5) without erode(R&P, 5), 6-connected steps in voxels, R
+reference, P prediction; outside the scan is background. Arrays are (D, H, W). Undefined (a region without
+voxels) is None.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ _CHUNK = 1 << 17  # voxels per step: the temporaries stay in the cache
 
 @dataclasses.dataclass
 class Sums:
-    """What adds up over voxels, cases and structures. n, y: (15,) int64 voxels and those that are the structure; p: (15,) float64 sum of probabilities."""
+    """What adds up over voxels, cases and structures. n, y: (15,) int64 voxels and those that are the
+    structure; p: (15,) float64 sum of probabilities."""
 
     n: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(BINS, dtype=np.int64))
     p: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(BINS, dtype=np.float64))
@@ -42,7 +45,8 @@ class Sums:
 
     @property
     def ece(self) -> float | None:
-        """Expected calibration error: mean over voxels of the gap between the mean probability and the frequency of their bin."""
+        """Expected calibration error: mean over voxels of the gap between the mean probability and the
+        frequency of their bin."""
         return float(np.abs(self.p - self.y).sum() / self.voxels) if self.voxels else None
 
     def add(self, probability: np.ndarray, reference: np.ndarray) -> None:
@@ -120,8 +124,9 @@ def structure_sums(
 ) -> Regions:
     """The sums of one structure in one case.
 
-    probability (0..1), reference and prediction (bool): (d, h, w), one box of the scan that holds everything of all three and, inside the scan,
-    MARGIN voxels around both masks. voxels: of the whole scan; those outside the box have probability 0 and are not the structure.
+    probability (0..1), reference and prediction (bool): (d, h, w), one box of the scan that holds everything
+    of all three and, inside the scan, MARGIN voxels around both masks. voxels: of the whole scan; those
+    outside the box have probability 0 and are not the structure.
     """
     if voxels < probability.size:
         raise ValueError(f"a scan of {voxels} voxels cannot hold a box of {probability.size}")

@@ -1,12 +1,13 @@
 """Which method is better, by how much, and is it more than chance: paired statistics over patients.
 
-The unit is the patient: several scans of one patient are averaged first, and several training runs (seeds) of one
-method are averaged per scan. Only structures that the reference holds take part; a missed one counts 0 in Dice and
-NSD. HD95 is undefined where a structure was missed, so two methods are paired only where every run of both found
-it, and how often each missed is reported beside it: nobody wins by missing.
+The unit is the patient: several scans of one patient are averaged first, and several training runs (seeds) of
+one method are averaged per scan. Only structures that the reference holds take part; a missed one counts 0 in
+Dice and NSD. HD95 is undefined where a structure was missed, so two methods are paired only where every run
+of both found it, and how often each missed is reported beside it: nobody wins by missing.
 
-Tests are corrected by Holm over the whole family of pairs, metrics and structures. Intervals: percentile bootstrap
-of a median, BCa of a macro mean. `paired.py` has the formulas, `reporting/method_sentences.py` the sentences.
+Tests are corrected by Holm over the whole family of pairs, metrics and structures. Intervals: percentile
+bootstrap of a median, BCa of a macro mean. `paired.py` has the formulas, `reporting/method_sentences.py` the
+sentences.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ from typing import Any
 import numpy as np
 
 from ctseg.errors import IntegrityError, UsageError
-from ctseg.scoring.metrics import MISSED
+from ctseg.scoring.metrics import MISSED, has_reference
 from ctseg.scoring.paired import (
+    SMALLEST_TEST_N,
     Rank,
     holm,
     macro,
@@ -30,7 +32,6 @@ from ctseg.scoring.paired import (
     rank,
     wilcoxon_p,
 )
-from ctseg.scoring.summary import HEADLINE_STATES
 
 CaseKey = tuple[str, str, str]  # patient_id, case_id, structure
 Rows = Mapping[CaseKey, Mapping[str, Any]]  # -> metric values (None: undefined) and "state"
@@ -40,7 +41,6 @@ METRICS = {"dice": 1, "nsd": 1, "hd95_mm": -1}  # +1: higher is better
 ZERO_WHEN_MISSED = ("dice", "nsd")
 ALL = "all structures"
 LEVEL = 0.05
-SMALLEST_TEST_N = 6  # with fewer patients no p below 0.05 exists
 TOO_SMALL, NOT_SEPARABLE, BETTER, WORSE, NOTHING_SHOWN = (
     "n too small",
     "not separable",
@@ -52,10 +52,11 @@ TOO_SMALL, NOT_SEPARABLE, BETTER, WORSE, NOTHING_SHOWN = (
 
 @dataclasses.dataclass
 class MethodScore:
-    """One method by itself. `macro`: metric -> mean over the structures of the structure's mean over patients;
-    hd95_mm there is "where defined" and never to be read without `missed`. `seed_macro`: metric -> seed -> macro.
-    `seed_sd`: metric -> deviation (ddof 1) of `seed_macro`, None with one seed. `structures`: name -> metric -> mean.
-    missed, scored: structures in scans, all runs counted."""
+    """One method by itself. `macro`: metric -> mean over the structures of the structure's mean over
+    patients; hd95_mm there is "where defined" and never to be read without `missed`. `seed_macro`: metric ->
+    seed -> macro.
+    `seed_sd`: metric -> deviation (ddof 1) of `seed_macro`, None with one seed. `structures`: name -> metric
+    -> mean. missed, scored: structures in scans, all runs counted."""
 
     method: str
     seeds: list[int]
@@ -73,10 +74,11 @@ class MethodScore:
 class PairTest:
     """`method` against `reference` in one metric and one structure (or ALL of them).
 
-    difference: method minus reference; the median over patients, for ALL the difference of the macro means. n:
-    patients in it. p: two-sided, None when it could not be tested; p_holm: corrected over the whole family.
-    sd_*: deviation over the seeds of the mean. separable: False when the difference is below twice the larger sd,
-    None with single seeds. verdict: about `method`. missed_*: of scored_* structures in scans, all runs counted.
+    difference: method minus reference; the median over patients, for ALL the difference of the macro means.
+    n: patients in it. p: two-sided, None when it could not be tested; p_holm: corrected over the whole
+    family. sd_*: deviation over the seeds of the mean. separable: False when the difference is below twice
+    the larger sd, None with single seeds. verdict: about `method`. missed_*: of scored_* structures in scans,
+    all runs counted.
     """
 
     reference: str
@@ -102,7 +104,8 @@ class PairTest:
 
 @dataclasses.dataclass
 class Comparison:
-    """Everything said about the methods. kendall_tau: mean tau-b of the resampled rankings to that of all patients."""
+    """Everything said about the methods. kendall_tau: mean tau-b of the resampled rankings to that of all
+    patients."""
 
     reference: str
     structures: list[str]
@@ -123,22 +126,22 @@ class Comparison:
 def compare(scores: Scores) -> Comparison:
     """Compare all methods; the first one is the reference that the sentences speak of.
 
-    Raises UsageError with fewer than one method or run, IntegrityError CASES_DIFFER when two runs were not scored on
-    the same cases, structures and references.
+    Raises UsageError with fewer than one method or run, IntegrityError CASES_DIFFER when two runs were not
+    scored on the same cases, structures and references.
     """
     data = _Data.of(scores)
-    methods = [_method_score(data, name) for name in data.runs]
+    methods = [score_method(data, name) for name in data.runs]
     by_name = {score.method: score for score in methods}
     names = list(data.runs)
     pairs = [
-        _test(data, by_name[a], by_name[b], metric, structure, a == names[0])
+        compare_pair(data, by_name[a], by_name[b], metric, structure, a == names[0])
         for a, b in itertools.combinations(names, 2)
         for metric in METRICS
         for structure in [ALL, *data.structures]
     ]
-    _correct(pairs)
+    correct_family(pairs)
     ranking, tau = rank(np.stack([data.matrix(data.mean_over_runs(name, "dice")) for name in names]), names)
-    found = Comparison(
+    return Comparison(
         reference=names[0],
         structures=data.structures,
         structures_without_reference=data.without,
@@ -150,7 +153,6 @@ def compare(scores: Scores) -> Comparison:
         ranking=ranking,
         kendall_tau=tau,
     )
-    return found
 
 
 # ---- the numbers as arrays --------------------------------------------------------------------------------
@@ -158,8 +160,9 @@ def compare(scores: Scores) -> Comparison:
 
 @dataclasses.dataclass
 class _Data:
-    """runs: method -> metric -> (runs, rows) values, NaN where undefined; the rows are those with a reference.
-    missed: method -> (runs, rows). patient, structure: (rows,) numbers in `patients` and `structures`."""
+    """runs: method -> metric -> (runs, rows) values, NaN where undefined; the rows are those with a
+    reference. missed: method -> (runs, rows). patient, structure: (rows,) numbers in `patients` and
+    `structures`."""
 
     runs: dict[str, dict[str, np.ndarray]]
     missed: dict[str, np.ndarray]
@@ -175,7 +178,7 @@ class _Data:
     def of(cls, scores: Scores) -> _Data:
         keys = check_same_cases(scores)
         everyone = next(iter(next(iter(scores.values())).values()))
-        used = [key for key in keys if everyone[key]["state"] in HEADLINE_STATES]
+        used = [key for key in keys if has_reference(everyone[key])]
         patients = sorted({key[0] for key in keys})
         named = list(dict.fromkeys(key[2] for key in everyone))
         structures = [name for name in named if any(key[2] == name for key in used)]
@@ -211,7 +214,8 @@ class _Data:
         return nan_mean(self.runs[method][metric], axis=0)
 
     def matrix(self, values: np.ndarray) -> np.ndarray:
-        """(patients, structures) from (rows,): several scans of one patient averaged, NaN where there is nothing."""
+        """(patients, structures) from (rows,): several scans of one patient averaged, NaN where there is
+        nothing."""
         total, count = (np.zeros((len(self.patients), len(self.structures))) for _ in range(2))
         defined = ~np.isnan(values)
         place = self.patient[defined], self.structure[defined]
@@ -239,7 +243,7 @@ def check_same_cases(scores: Scores) -> list[CaseKey]:
     first_name, first = runs[0]
     for name, rows in runs[1:]:
         strange = sorted(set(first) ^ set(rows)) or sorted(
-            key for key in first if _has_reference(first[key]) != _has_reference(rows[key])
+            key for key in first if has_reference(first[key]) != has_reference(rows[key])
         )
         if strange:
             cases = sorted({key[1] for key in strange})
@@ -253,14 +257,11 @@ def check_same_cases(scores: Scores) -> list[CaseKey]:
     return sorted(first)
 
 
-def _has_reference(row: Mapping[str, Any]) -> bool:
-    return row["state"] in HEADLINE_STATES
-
-
 # ---- one method, two methods ------------------------------------------------------------------------------
 
 
-def _method_score(data: _Data, name: str) -> MethodScore:
+def score_method(data: _Data, name: str) -> MethodScore:
+    """One method by itself: means over the structures, their intervals, and what it missed."""
     matrices = {metric: data.matrix(data.mean_over_runs(name, metric)) for metric in METRICS}
     intervals = {metric: macro_interval(matrix) for metric, matrix in matrices.items()}
     seed_macro = {
@@ -289,7 +290,7 @@ def _method_score(data: _Data, name: str) -> MethodScore:
     )
 
 
-def _test(
+def compare_pair(
     data: _Data,
     reference: MethodScore,
     method: MethodScore,
@@ -301,7 +302,9 @@ def _test(
     one, other = data.runs[reference.method][metric], data.runs[method.method][metric]
     paired = ~np.isnan(one).any(axis=0) & ~np.isnan(other).any(axis=0)  # every run of both methods
     chosen = (
-        np.ones(len(data.structure), bool) if structure == ALL else data.structure == _number(data, structure)
+        np.ones(len(data.structure), bool)
+        if structure == ALL
+        else data.structure == data.structures.index(structure)
     )
     difference = np.full(len(paired), np.nan)
     use = paired & chosen
@@ -316,6 +319,7 @@ def _test(
     )
     interval, flags = macro_interval(matrix) if structure == ALL else median_interval(per_patient)
     sd = [_seed_deviation(data, score, metric, structure) for score in (reference, method)]
+    missed = [data.missed[score.method][:, chosen] for score in (reference, method)]
     return PairTest(
         reference=reference.method,
         method=method.method,
@@ -332,25 +336,17 @@ def _test(
         sd_method=sd[1],
         separable=_separable(effect, sd),
         verdict="",
-        **{
-            f"{what}_{who}": int(np.count_nonzero(table))
-            for who, score in (("reference", reference), ("method", method))
-            for what, table in (
-                ("missed", data.missed[score.method][:, chosen]),
-                ("scored", np.ones_like(data.missed[score.method][:, chosen])),
-            )
-        },
+        missed_reference=int(missed[0].sum()),
+        scored_reference=missed[0].size,
+        missed_method=int(missed[1].sum()),
+        scored_method=missed[1].size,
     )
-
-
-def _number(data: _Data, structure: str) -> int:
-    return data.structures.index(structure)
 
 
 def _seed_deviation(data: _Data, score: MethodScore, metric: str, structure: str) -> float | None:
     if structure == ALL:
         return score.seed_sd[metric]
-    column = _number(data, structure)
+    column = data.structures.index(structure)
     return _deviation(
         [
             _plain(float(nan_mean(data.matrix(run)[:, column], axis=0)))
@@ -373,17 +369,18 @@ def _plain(value: float) -> float | None:
     return None if np.isnan(value) else float(value)
 
 
-def _correct(pairs: Sequence[PairTest]) -> None:
+def correct_family(pairs: Sequence[PairTest]) -> None:
+    """Fill in p_holm and verdict of all pairs, which are one family of tests."""
     tested = [pair for pair in pairs if pair.p is not None]
     for pair, p in zip(tested, holm([pair.p for pair in tested if pair.p is not None])):
         pair.p_holm = p
     for pair in pairs:
-        pair.verdict = _verdict(pair)
+        pair.verdict = verdict_of(pair)
 
 
-def _verdict(pair: PairTest) -> str:
-    """What may be said of `method`. Better or worse: significant after correction, more than the seeds scatter, and
-    an interval that agrees (median and ranks can point different ways)."""
+def verdict_of(pair: PairTest) -> str:
+    """What may be said of `method`. Better or worse: significant after correction, more than the seeds
+    scatter, and an interval that agrees (median and ranks can point different ways)."""
     if pair.p_holm is None or pair.difference is None:
         return TOO_SMALL
     if pair.separable is False and pair.difference:

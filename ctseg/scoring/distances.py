@@ -4,7 +4,8 @@ Two boundary modes, whose values must never be compared with each other:
 "surfel"  the points are voxel corners, weighted by the area of the surface there (values of DeepMind's
           surface-distance package, Nikolov et al., arXiv:1809.04430)
 "voxel"   the points are foreground voxels with a 6-neighbour in the background; outside the image is
-          background; weight 1 (values of MONAI and of Metrics Reloaded, Maier-Hein et al., Nature Methods 2024)
+          background; weight 1 (values of MONAI and of Metrics Reloaded, Maier-Hein et al., Nature Methods
+          2024)
 
 Distances are computed once per pair of masks; every metric is a small function of them.
 """
@@ -21,14 +22,9 @@ from scipy.spatial import cKDTree
 from ctseg.geometry.boxes import tight_box, union
 from ctseg.scoring import shells, surfel
 
-try:
-    import edt as _edt
-except ImportError:  # an accelerator only: SciPy gives the same distances
-    _edt = None
-
 BOUNDARY_MODES = ("surfel", "voxel")
-ENGINES = ("auto", "shells", "edt", "scipy", "tree")
-TOLERANCE_EPSILON = 1e-6  # relative; without it exact multiples of the spacing flip, 3 x 0.6 > 1.8 in floats
+ENGINES = ("auto", "shells", "scipy", "tree")
+TOLERANCE_EPSILON = 1e-6  # relative; without it exact multiples of the spacing flip, 3 x 0.1 > 0.3 in floats
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +41,14 @@ class SurfaceDistances:
     prediction_weights: np.ndarray
     boundary_mode: str
 
+    @property
+    def sides(self) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
+        """(distances, weights) of the reference's points and of the prediction's."""
+        return (
+            (self.from_reference_mm, self.reference_weights),
+            (self.from_prediction_mm, self.prediction_weights),
+        )
+
 
 def surface_distances(
     *,
@@ -56,8 +60,9 @@ def surface_distances(
 ) -> SurfaceDistances | None:
     """Distances between the surfaces of two masks (D, H, W) of any memory order; None when either is empty.
 
-    spacing_mm in the order of the axes. engine: "auto" takes the cheapest of "edt" (the package), "scipy" and
-    "tree" (KD-tree over the points that do not coincide); they agree to 1e-5 mm.
+    spacing_mm in the order of the axes. engine: "auto" takes the cheapest of "shells" (look around each
+    point), "scipy" (distance transform) and "tree" (KD-tree over the points that do not coincide); they agree
+    to 1e-9 mm.
     """
     prediction, reference, spacing_mm = check_masks(prediction, reference, spacing_mm)
     if boundary_mode not in BOUNDARY_MODES or engine not in ENGINES:
@@ -79,7 +84,8 @@ def surface_distances(
 def check_masks(
     prediction: np.ndarray, reference: np.ndarray, spacing_mm: tuple[float, float, float]
 ) -> tuple[np.ndarray, np.ndarray, tuple[float, float, float]]:
-    """The two masks as bool arrays and the spacing as floats; ValueError unless shapes and spacing make sense."""
+    """The two masks as bool arrays and the spacing as floats; ValueError unless shapes and spacing make
+    sense."""
     prediction, reference = np.asarray(prediction), np.asarray(reference)
     if prediction.ndim != 3 or prediction.shape != reference.shape:
         raise ValueError(
@@ -103,81 +109,69 @@ def distances_in_box(
     boundary_mode: str,
     engine: str = "auto",
 ) -> SurfaceDistances:
-    """As `surface_distances`, for contiguous bool crops that hold all of both masks, neither of them empty."""
+    """As `surface_distances`, for contiguous bool crops that hold all of both masks, neither of them
+    empty."""
+    one, other = (boundary_of(mask, spacing_mm, boundary_mode) for mask in (reference, prediction))
+    thickness = 2.0 * np.count_nonzero(prediction ^ reference) / (one.points.size + other.points.size)
+    from_reference, from_prediction = (
+        directed_distances(source, target, spacing_mm, engine, thickness)
+        for source, target in ((one, other), (other, one))
+    )
+    return SurfaceDistances(*from_reference, *from_prediction, boundary_mode)
+
+
+@dataclasses.dataclass(frozen=True)
+class Boundary:
+    """mask: (D, H, W) bool, where the points of a boundary lie; points: their flat positions; weights: of
+    each."""
+
+    mask: np.ndarray
+    points: np.ndarray
+    weights: np.ndarray
+
+
+def boundary_of(mask: np.ndarray, spacing_mm: tuple[float, float, float], boundary_mode: str) -> Boundary:
+    """The boundary of a contiguous bool mask (D, H, W)."""
     if boundary_mode == "surfel":
-        areas = surfel.area_table(spacing_mm)
-        reference_codes, prediction_codes = surfel.padded_codes(reference), surfel.padded_codes(prediction)
-        reference_side, prediction_side = (
-            _Side(surfel.is_boundary(reference_codes)),
-            _Side(surfel.is_boundary(prediction_codes)),
-        )
-        reference_weights = areas[reference_codes.reshape(-1)[reference_side.points]]
-        prediction_weights = areas[prediction_codes.reshape(-1)[prediction_side.points]]
-    else:
-        reference_side, prediction_side = _Side(voxel_boundary(reference)), _Side(voxel_boundary(prediction))
-        reference_weights, prediction_weights = (
-            np.ones(reference_side.points.size),
-            np.ones(prediction_side.points.size),
-        )
-    thickness = (
-        2.0
-        * np.count_nonzero(prediction ^ reference)
-        / (reference_side.points.size + prediction_side.points.size)
-    )
-    from_reference, reference_order = _one_way(reference_side, prediction_side, spacing_mm, engine, thickness)
-    from_prediction, prediction_order = _one_way(
-        prediction_side, reference_side, spacing_mm, engine, thickness
-    )
-    return SurfaceDistances(
-        from_reference,
-        reference_weights[reference_order],
-        from_prediction,
-        prediction_weights[prediction_order],
-        boundary_mode,
-    )
-
-
-class _Side:
-    """One boundary: `mask` bool (D, H, W) and the flat positions of its points."""
-
-    def __init__(self, mask: np.ndarray):
-        self.mask, self.points = mask, np.flatnonzero(mask)
+        codes = surfel.padded_codes(mask)
+        corners = surfel.is_boundary(codes)
+        points = np.flatnonzero(corners)
+        return Boundary(corners, points, surfel.area_table(spacing_mm)[codes.reshape(-1)[points]])
+    voxels = voxel_boundary(mask)
+    points = np.flatnonzero(voxels)
+    return Boundary(voxels, points, np.ones(points.size))
 
 
 def voxel_boundary(mask: np.ndarray) -> np.ndarray:
     """Foreground voxels with at least one 6-neighbour in the background; outside the image is background."""
-    inside = mask.copy()
+    padded, inside = np.pad(mask, 1), mask.copy()
     for axis in range(3):
-        lower, upper = [slice(None)] * 3, [slice(None)] * 3
-        lower[axis], upper[axis] = slice(None, -1), slice(1, None)
-        inside[tuple(lower)] &= mask[tuple(upper)]
-        inside[tuple(upper)] &= mask[tuple(lower)]
-        for end in (0, -1):
-            border = [slice(None)] * 3
-            border[axis] = end  # type: ignore[call-overload]
-            inside[tuple(border)] = False
+        for step in (-1, 1):
+            inside &= np.roll(padded, step, axis)[1:-1, 1:-1, 1:-1]
     return mask & ~inside
 
 
-# What a step costs, in look-ups of `shells.search` (measured on balls in 32^3 to 128^3 voxels; only the ratios matter).
-_TRANSFORM_PER_VOXEL = {"edt": 8.0, "scipy": 25.0}
-_TREE_PER_TARGET, _TREE_PER_POINT = 30.0, 200.0
-_NEAR_VOXELS = 2.5  # mean distance of the surfaces up to which looking around each point is tried
+# What a step costs, in look-ups of `shells.search` (measured on balls in 32^3 to 128^3 voxels; only the
+# ratios matter).
+TRANSFORM_PER_VOXEL = 25.0
+TREE_PER_TARGET, TREE_PER_POINT = 30.0, 200.0
+NEAR_VOXELS = 2.5  # mean distance of the surfaces up to which looking around each point is tried
 
 
-def _one_way(
-    source: _Side, target: _Side, spacing_mm: tuple[float, float, float], engine: str, thickness: float
+def directed_distances(
+    source: Boundary, target: Boundary, spacing_mm: tuple[float, float, float], engine: str, thickness: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Distances (mm, float64, increasing) of the points of `source` to `target`, and the points' numbers in that order.
+    """(distances of the points of `source` to `target` in mm, float64, increasing; their weights in that
+    order).
 
-    thickness: mean distance of the surfaces in voxels, roughly. "auto" looks around the points while that is cheaper
-    than a transform or a tree, and takes the cheaper of these for the points that are left.
+    thickness: mean distance of the surfaces in voxels, roughly. "auto" looks around the points while that is
+    cheaper than a transform or a tree, and takes the cheaper of these for the points that are left.
     """
     shared = target.mask.reshape(-1)[source.points]
     groups, steps_mm, left = [np.flatnonzero(shared)], [0.0], np.flatnonzero(~shared)
-    transform = "edt" if _edt is not None else "scipy"
-    if left.size and (engine == "shells" or (engine == "auto" and thickness <= _NEAR_VOXELS)):
-        budget = math.inf if engine == "shells" else 0.5 * _TRANSFORM_PER_VOXEL[transform] * source.mask.size
+    transform = TRANSFORM_PER_VOXEL * source.mask.size
+    if left.size and (engine == "shells" or (engine == "auto" and thickness <= NEAR_VOXELS)):
+        budget = math.inf if engine == "shells" else 0.5 * transform
         found, distances_mm, missing = shells.search(
             source.points[left], target.mask, spacing_mm, budget=budget
         )
@@ -186,40 +180,32 @@ def _one_way(
         left = left[missing]
     distances = np.repeat(steps_mm, [group.size for group in groups])
     if left.size:
-        if engine in ("auto", "shells"):
-            tree = _TREE_PER_TARGET * target.points.size + _TREE_PER_POINT * max(1.0, thickness) * left.size
-            engine = "tree" if tree < _TRANSFORM_PER_VOXEL[transform] * source.mask.size else transform
-        rest = (_by_tree if engine == "tree" else _by_transform)(
-            source.points[left], target, spacing_mm, engine
-        )
+        tree = TREE_PER_TARGET * target.points.size + TREE_PER_POINT * max(1.0, thickness) * left.size
+        by_tree = engine == "tree" or (engine != "scipy" and tree < transform)
+        rest = (tree_distances if by_tree else transform_distances)(source.points[left], target, spacing_mm)
         order = np.argsort(rest, kind="stable")
         groups.append(left[order])
         distances = np.concatenate([distances, rest[order]])
-    return distances, np.concatenate(groups)
+    return distances, source.weights[np.concatenate(groups)]
 
 
-def _by_transform(
-    points: np.ndarray, target: _Side, spacing_mm: tuple[float, float, float], engine: str
+def transform_distances(
+    points: np.ndarray, target: Boundary, spacing_mm: tuple[float, float, float]
 ) -> np.ndarray:
-    """Distance of every point (flat positions) to `target` through a Euclidean distance transform of the box."""
-    away = ~target.mask
-    if engine == "edt":
-        # the same bytes as uint8: three times faster than as bool
-        field = _edt.edt(away.view(np.uint8), anisotropy=spacing_mm, black_border=False, parallel=1)
-    else:
-        field = ndimage.distance_transform_edt(away, sampling=spacing_mm)
-    return field.reshape(-1)[points].astype(np.float64)
+    """Distance (mm) of every point (flat positions) to `target`, by a Euclidean distance transform of the
+    box."""
+    return ndimage.distance_transform_edt(~target.mask, sampling=spacing_mm).reshape(-1)[points]
 
 
-def _by_tree(
-    points: np.ndarray, target: _Side, spacing_mm: tuple[float, float, float], _engine: str
+def tree_distances(
+    points: np.ndarray, target: Boundary, spacing_mm: tuple[float, float, float]
 ) -> np.ndarray:
-    """The same through a KD-tree of the target's points."""
-    corners = [
+    """The same by a KD-tree of the target's points."""
+    one, other = (
         np.stack(np.unravel_index(flat, target.mask.shape), axis=1) * spacing_mm
         for flat in (target.points, points)
-    ]
-    return cKDTree(corners[0], balanced_tree=False, compact_nodes=False).query(corners[1])[0]
+    )
+    return cKDTree(one, balanced_tree=False, compact_nodes=False).query(other)[0]
 
 
 # ---- what is read off the distances -----------------------------------------------------------------------
@@ -227,7 +213,7 @@ def _by_tree(
 
 def hausdorff_mm(distances: SurfaceDistances) -> float:
     """Largest distance of a point of one surface to the other one."""
-    return float(max(distances.from_reference_mm[-1], distances.from_prediction_mm[-1]))
+    return float(max(d[-1] for d, _ in distances.sides))
 
 
 def percentile_hausdorff_mm(distances: SurfaceDistances, percent: float = 95.0) -> float:
@@ -235,14 +221,10 @@ def percentile_hausdorff_mm(distances: SurfaceDistances, percent: float = 95.0) 
 
     surfel: the first distance at which the weights reach the share. voxel: linear interpolation.
     """
-    sides = (
-        (distances.from_reference_mm, distances.reference_weights),
-        (distances.from_prediction_mm, distances.prediction_weights),
-    )
     if distances.boundary_mode == "voxel":
-        return float(max(np.percentile(d, percent) for d, _ in sides))
+        return float(max(np.percentile(d, percent) for d, _ in distances.sides))
     values = []
-    for d, weights in sides:
+    for d, weights in distances.sides:
         share = np.cumsum(weights) / weights.sum()
         values.append(d[min(int(np.searchsorted(share, percent / 100.0)), d.size - 1)])
     return float(max(values))
@@ -250,38 +232,17 @@ def percentile_hausdorff_mm(distances: SurfaceDistances, percent: float = 95.0) 
 
 def average_symmetric_mm(distances: SurfaceDistances) -> float:
     """ASSD: mean over the points of both surfaces together."""
-    total = distances.reference_weights.sum() + distances.prediction_weights.sum()
-    return float(
-        (
-            _weighted(distances.from_reference_mm, distances.reference_weights)
-            + _weighted(distances.from_prediction_mm, distances.prediction_weights)
-        )
-        / total
-    )
+    total = sum((d * weights).sum() for d, weights in distances.sides)
+    return float(total / sum(weights.sum() for _, weights in distances.sides))
 
 
 def mean_average_mm(distances: SurfaceDistances) -> float:
     """MASD: mean of the two directed means."""
-    return float(
-        0.5
-        * (
-            _weighted(distances.from_reference_mm, distances.reference_weights)
-            / distances.reference_weights.sum()
-            + _weighted(distances.from_prediction_mm, distances.prediction_weights)
-            / distances.prediction_weights.sum()
-        )
-    )
+    return float(0.5 * sum((d * weights).sum() / weights.sum() for d, weights in distances.sides))
 
 
 def surface_dice(distances: SurfaceDistances, tolerance_mm: float) -> float:
     """NSD: share of both surfaces that lies within the tolerance of the other one."""
     limit = tolerance_mm * (1.0 + TOLERANCE_EPSILON)
-    near = (
-        distances.reference_weights[distances.from_reference_mm <= limit].sum()
-        + distances.prediction_weights[distances.from_prediction_mm <= limit].sum()
-    )
-    return float(near / (distances.reference_weights.sum() + distances.prediction_weights.sum()))
-
-
-def _weighted(distances: np.ndarray, weights: np.ndarray) -> float:
-    return float((distances * weights).sum())
+    near = sum(weights[d <= limit].sum() for d, weights in distances.sides)
+    return float(near / sum(weights.sum() for _, weights in distances.sides))

@@ -1,8 +1,10 @@
-"""Knowing without a reference which results to distrust: agreement of several predictions of one scan, and how well that foretells the Dice.
+"""Knowing without a reference which results to distrust: agreement of several predictions of one scan, and
+how well that foretells the Dice.
 
-Confidence is the mean pairwise Dice between the label maps of members: the plain and the mirrored view of a network, the models of an ensemble.
-Risk is 1 - Dice. AURC is the area under the risk-coverage curve (Geifman and El-Yaniv, 2017): the mean over k of the mean risk of the k most
-confident cases. Undefined is None: the confidence of a structure that no member predicts, a correlation of equal values.
+Confidence is the mean pairwise Dice between the label maps of members: the plain and the mirrored view of a
+network, the models of an ensemble. Risk is 1 - Dice. AURC is the area under the risk-coverage curve (Geifman
+and El-Yaniv, 2017): the mean over k of the mean risk of the k most confident cases. Undefined is None: the
+confidence of a structure that no member predicts, a correlation of equal values.
 """
 
 from __future__ import annotations
@@ -12,19 +14,20 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from scipy.stats import rankdata
+from scipy.stats import spearmanr
 
-from ctseg.scoring.metrics import MISSED, PRESENT, Row
+from ctseg.scoring.metrics import Row, has_reference
+from ctseg.scoring.summary import lowest
 
-WORST = 5
+_COLUMNS = ("case_id", "structure", "confidence", "dice")
 _CHUNK = 1 << 20
 
 
 def agreement(labels: Sequence[np.ndarray], n_structures: int) -> list[float | None]:
     """Mean pairwise Dice of each structure (label ids 1..n) between label maps (D, H, W) of one scan.
 
-    A pair of which only one member has the structure counts 0, one of which neither has it does not count. None where no member has it,
-    and for fewer than two members.
+    A pair of which only one member has the structure counts 0, one of which neither has it does not count.
+    None where no member has it, and for fewer than two members.
     """
     sizes = [_counts([label], n_structures) for label in labels]
     sums, counts = np.zeros(n_structures), np.zeros(n_structures)
@@ -49,7 +52,8 @@ def _counts(labels: Sequence[np.ndarray], n_structures: int) -> np.ndarray:
 
 
 def aurc(confidence: Sequence[float], risk: Sequence[float]) -> float | None:
-    """Area under the risk-coverage curve; None without cases. Cases of equal confidence count as their mean: the value expected over their orders."""
+    """Area under the risk-coverage curve; None without cases. Cases of equal confidence count as their mean:
+    the value expected over their orders."""
     if not len(risk):
         return None
     return float(np.mean(coverage_risk(confidence, risk)))
@@ -64,39 +68,23 @@ def coverage_risk(confidence: Sequence[float], risk: Sequence[float]) -> np.ndar
 
 
 def spearman(one: Sequence[float], other: Sequence[float]) -> float | None:
-    """Spearman's rank correlation, ties at their mean rank; None for fewer than two values or when either side is constant."""
-    if len(one) < 2:
+    """Spearman's rank correlation; None for fewer than two values or when either side is constant."""
+    if len(one) < 2 or np.ptp(one) == 0 or np.ptp(other) == 0:
         return None
-    a, b = (rankdata(values) - (len(one) + 1) / 2 for values in (one, other))
-    scale = float(np.sqrt((a @ a) * (b @ b)))
-    return float(a @ b / scale) if scale > 0 else None
-
-
-def worst(rows: Sequence[Row], key: str, count: int = WORST) -> list[dict[str, Any]]:
-    """The `count` reference-present rows of lowest `key` ("confidence" or "dice") where that is defined; ties by case id, then structure."""
-    chosen = [row for row in rows if row["state"] in (PRESENT, MISSED) and row.get(key) is not None]
-    chosen.sort(key=lambda row: (row[key], row["case_id"], row["structure"]))
-    return [
-        {
-            "case_id": row["case_id"],
-            "structure": row["structure"],
-            "confidence": row.get("confidence"),
-            "dice": row["dice"],
-        }
-        for row in chosen[:count]
-    ]
+    return float(spearmanr(one, other).statistic)
 
 
 def case_points(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """{case_id, confidence, dice} of every case where both are defined: mean confidence over what was predicted, mean Dice over what the reference
-    holds (a missed structure counts 0). The first can be had without a reference."""
+    """{case_id, confidence, dice} of every case where both are defined: mean confidence over what was
+    predicted, mean Dice over what the reference holds (a missed structure counts 0). The first can be had
+    without a reference."""
     cases: dict[str, list[Row]] = {}
     for row in rows:
         cases.setdefault(row["case_id"], []).append(row)
     points = []
     for case_id, own in cases.items():
         sure = [row["confidence"] for row in own if row.get("confidence") is not None]
-        dice = [row["dice"] for row in own if row["state"] in (PRESENT, MISSED)]
+        dice = [row["dice"] for row in own if has_reference(row)]
         if sure and dice:
             points.append(
                 {"case_id": case_id, "confidence": float(np.mean(sure)), "dice": float(np.mean(dice))}
@@ -107,12 +95,13 @@ def case_points(rows: Sequence[Row]) -> list[dict[str, Any]]:
 def summarise(rows: Sequence[Row], members: int = 1, reason: str | None = None) -> dict[str, Any]:
     """The content of "failure_detection" in `summary_statistics.json`.
 
-    rows: of all cases and structures, with "confidence" where it is known. members: how many predictions were compared; reason: why there is no
-    confidence. aurc lies between aurc_oracle (cases in order of their Dice) and, when confidence knows something, aurc_random (in any order).
-    n_missed_by_all: structures of the reference that no member predicts, so that no confidence warns of them.
+    rows: of all cases and structures, with "confidence" where it is known. members: how many predictions were
+    compared; reason: why there is no confidence. aurc lies between aurc_oracle (cases in order of their Dice)
+    and, when confidence knows something, aurc_random (in any order). n_missed_by_all: structures of the
+    reference that no member predicts, so that no confidence warns of them.
     """
     points = case_points(rows)
-    scored = [row for row in rows if row["state"] in (PRESENT, MISSED)]
+    scored = [row for row in rows if has_reference(row)]
     by_structure = {}
     for name in dict.fromkeys(row["structure"] for row in rows):
         own = [row for row in scored if row["structure"] == name and row.get("confidence") is not None]
@@ -124,8 +113,8 @@ def summarise(rows: Sequence[Row], members: int = 1, reason: str | None = None) 
         "reason": reason,
         "n_missed_by_all": sum(row.get("confidence") is None for row in scored) if members > 1 else None,
         "structures": by_structure,
-        "worst_by_confidence": worst(rows, "confidence"),
-        "worst_by_dice": worst(rows, "dice") if by_structure else [],
+        "worst_by_confidence": lowest(rows, "confidence", _COLUMNS),
+        "worst_by_dice": lowest(rows, "dice", _COLUMNS) if by_structure else [],
     }
 
 

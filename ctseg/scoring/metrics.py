@@ -1,7 +1,9 @@
-"""Scores of one case: overlap from one confusion matrix for all structures, surfaces in the structures' boxes.
+"""Scores of one case: overlap from one confusion matrix for all structures, surfaces in the structures'
+boxes.
 
 Masks are arrays (D, H, W); `spacing_mm` is in the same axis order. Everything is keyword-only: the order of
-prediction and reference differs between packages, so a position would lie. Undefined is None, never 0, 1 or NaN.
+prediction and reference differs between packages, so a position would lie. Undefined is None, never 0, 1 or
+NaN.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from ctseg.scoring import tolerances
 Row = dict[str, Any]
 PRESENT, MISSED, HALLUCINATED, ABSENT = "present", "missed", "hallucinated", "absent"
 UNANNOTATED, UNEVALUABLE = "unannotated", "unevaluable"
+HEADLINE_STATES = (PRESENT, MISSED)  # the reference holds the structure
 STATES = (PRESENT, MISSED, HALLUCINATED, ABSENT, UNANNOTATED, UNEVALUABLE)
 # What a case may say about a structure, and the state that follows whatever the masks hold.
 _NOT_SCORED = {"unlabelled": UNANNOTATED, UNANNOTATED: UNANNOTATED, UNEVALUABLE: UNEVALUABLE}
@@ -53,8 +56,7 @@ class Counts:
     def of(cls, *, prediction: np.ndarray, reference: np.ndarray) -> Counts:
         """Counts of two masks of one shape."""
         prediction, reference = (
-            np.asarray(prediction).astype(bool, copy=False),
-            np.asarray(reference).astype(bool, copy=False),
+            np.asarray(mask).astype(bool, copy=False) for mask in (prediction, reference)
         )
         if prediction.shape != reference.shape:
             raise ValueError(f"prediction {prediction.shape} and reference {reference.shape} differ in shape")
@@ -97,51 +99,20 @@ def _ratio(numerator: int, denominator: int) -> float | None:
     return numerator / denominator if denominator else None
 
 
+def has_reference(row: Mapping[str, Any]) -> bool:
+    """Whether a row's reference holds the structure: only such rows enter a headline."""
+    return row["state"] in HEADLINE_STATES
+
+
 def image_diagonal_mm(shape: Sequence[int], spacing_mm: Sequence[float]) -> float:
     """The diagonal of the grid: the distance charged for a missed structure (221.7025 for 128^3 at 1 mm)."""
     return math.sqrt(sum((n * s) ** 2 for n, s in zip(shape, spacing_mm)))
 
 
-def mask_metrics(
-    *,
-    prediction: np.ndarray,
-    reference: np.ndarray,
-    spacing_mm: tuple[float, float, float],
-    tolerances_mm: Sequence[float] = tolerances.DEFAULT_MM,
-    boundary_mode: str = "surfel",
-    engine: str = "auto",
-) -> dict[str, float | None]:
-    """Every metric of one pair of masks by its plain formula (Dice of a hallucination is 0; both empty: None).
-
-    Keys: dice, iou, precision, recall, specificity, volume_error, volume_error_ml, hd_mm, hd95_mm, assd_mm,
-    masd_mm, and nsd_{tolerance}mm.
-    """
-    prediction, reference, spacing_mm = surfaces.check_masks(prediction, reference, spacing_mm)
-    counts = Counts.of(prediction=prediction, reference=reference)
-    pair = surfaces.surface_distances(
-        prediction=prediction,
-        reference=reference,
-        spacing_mm=spacing_mm,
-        boundary_mode=boundary_mode,
-        engine=engine,
-    )
-    if pair is None:
-        one_sided = 0.0 if counts.tp + counts.fp + counts.fn else None
-        surface: dict[str, float | None] = {"hd_mm": None, "hd95_mm": None, "assd_mm": None, "masd_mm": None}
-        surface |= {tolerances.key(t): one_sided for t in tolerances_mm}
-    else:
-        surface = _surface_metrics(pair, tolerances_mm)
-    names = ("dice", "iou", "precision", "recall", "specificity", "volume_error")
-    return {
-        **{name: getattr(counts, name) for name in names},
-        "volume_error_ml": (counts.fp - counts.fn) * math.prod(spacing_mm) / 1000.0,
-        **surface,
-    }
-
-
-def _surface_metrics(
+def surface_metrics(
     pair: surfaces.SurfaceDistances, tolerances_mm: Sequence[float]
 ) -> dict[str, float | None]:
+    """hd_mm, hd95_mm, assd_mm, masd_mm and nsd_{tolerance}mm of one pair of surfaces."""
     return {
         "hd_mm": surfaces.hausdorff_mm(pair),
         "hd95_mm": surfaces.percentile_hausdorff_mm(pair),
@@ -182,8 +153,8 @@ def score_case(
     matrix = confusion_matrix(prediction=prediction, reference=reference, n_labels=n_labels)
     matrix[0, 0] -= ignored
     members = [[index_of[label] for label in structure.labels] for structure in structures]
-    counts = [_counts(matrix, member) for member in members]
-    states = [_state(c, (annotation or {}).get(s.name)) for s, c in zip(structures, counts)]
+    counts = [counts_of(matrix, member) for member in members]
+    states = [state_of(c, (annotation or {}).get(s.name)) for s, c in zip(structures, counts)]
     boxes = [label_boxes(array) for array in (prediction, reference)]
     rows = []
     for structure, member, count, state in zip(structures, members, counts, states):
@@ -196,7 +167,7 @@ def score_case(
                 spacing_mm=spacing_mm,
                 boundary_mode=boundary_mode,
             )
-            surface = _surface_metrics(pair, tolerances_mm[structure.name])
+            surface = surface_metrics(pair, tolerances_mm[structure.name])
         rows.append(
             {
                 "structure": structure.name,
@@ -241,7 +212,8 @@ def _compact(
 
 
 def _renumber(array: np.ndarray, ids: list[int]) -> np.ndarray:
-    """`array` with ids[i] replaced by i + 1 and everything else by 0; contiguous uint8, or uint16 above 255 ids."""
+    """`array` with ids[i] replaced by i + 1 and everything else by 0; contiguous uint8, or uint16 above 255
+    ids."""
     target = np.uint8 if len(ids) < 256 else np.uint16
     top = max(ids, default=0)
     if array.min(initial=0) < 0 or array.max(initial=0) > top:
@@ -252,9 +224,11 @@ def _renumber(array: np.ndarray, ids: list[int]) -> np.ndarray:
 
 
 def confusion_matrix(*, prediction: np.ndarray, reference: np.ndarray, n_labels: int) -> np.ndarray:
-    """(n_labels, n_labels) int64 voxel counts, [reference label, prediction label], of maps with labels below n_labels.
+    """(n_labels, n_labels) int64 voxel counts, [reference label, prediction label], of maps with labels below
+    n_labels.
 
-    Piece by piece, so that temporaries stay in the cache; background in both, most of a scan, is counted by the rest.
+    Piece by piece, so that temporaries stay in the cache; background in both, most of a scan, is counted by
+    the rest.
     """
     flat = prediction.reshape(-1), reference.reshape(-1)
     counts = np.zeros(n_labels**2, np.int64)
@@ -268,13 +242,15 @@ def confusion_matrix(*, prediction: np.ndarray, reference: np.ndarray, n_labels:
     return counts.reshape(n_labels, n_labels)
 
 
-def _counts(matrix: np.ndarray, member: list[int]) -> Counts:
+def counts_of(matrix: np.ndarray, member: list[int]) -> Counts:
+    """The counts of a structure of one or several labels, from the confusion matrix of all labels."""
     tp = int(matrix[np.ix_(member, member)].sum())
     fn, fp = int(matrix[member].sum()) - tp, int(matrix[:, member].sum()) - tp
     return Counts(tp, fp, fn, int(matrix.sum()) - tp - fp - fn)
 
 
-def _state(counts: Counts, annotation: str | None) -> str:
+def state_of(counts: Counts, annotation: str | None) -> str:
+    """One of STATES, from the masks and from what the case says about the structure."""
     if annotation in _NOT_SCORED:
         return _NOT_SCORED[annotation]
     in_reference, in_prediction = counts.tp + counts.fn > 0, counts.tp + counts.fp > 0
@@ -301,7 +277,8 @@ def _overlap_columns(counts: Counts, state: str, spacing_mm: tuple[float, float,
 def _surface_columns(
     surface: dict[str, float | None], state: str, tolerances_mm: tuple[float, ...], diagonal_mm: float
 ) -> Row:
-    """The columns of the surface metrics. A missed structure is charged the image diagonal in the imputed ones."""
+    """The columns of the surface metrics. A missed structure is charged the image diagonal in the imputed
+    ones."""
     keys = [tolerances.key(t) for t in tolerances_mm]
     by_tolerance = {key: (0.0 if state == MISSED else surface.get(key)) for key in keys}
     columns: Row = {}

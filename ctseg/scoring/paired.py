@@ -1,7 +1,8 @@
 """Statistics of paired values, one per patient: intervals, test, correction, ranking. No names, no verdicts.
 
 A matrix is (patients, structures), NaN where a patient's reference does not hold the structure.
-Sources: Wilcoxon (1945), zeros by Pratt (1959), Holm (1979), BCa intervals by Efron (1987), tau-b by Kendall (1945).
+Sources: Wilcoxon (1945), zeros by Pratt (1959), Holm (1979), BCa intervals by Efron (1987), tau-b by Kendall
+(1945).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from scipy.stats import rankdata, wilcoxon
 from ctseg.scoring.statistics import RELIABLE_N, RESAMPLES, SMALLEST_N, bca_limits, patient_draws
 
 EXACT_N = 50
+SMALLEST_TEST_N = 6  # with fewer patients no p below 0.05 exists
 RANKINGS = 1000
 
 
@@ -28,12 +30,14 @@ def nan_mean(values: np.ndarray, axis: int) -> np.ndarray:
 
 
 def macro(matrix: np.ndarray) -> float:
-    """Mean over the structures of their means over patients, from (patients, structures) with NaN; NaN for nothing."""
+    """Mean over the structures of their means over patients, from (patients, structures) with NaN; NaN for
+    nothing."""
     return float(nan_mean(nan_mean(matrix, axis=0), axis=0))
 
 
 def resampled_macro(matrix: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """(resamples,) macro means of resampled patients. A structure that no drawn patient has is left out of that one.
+    """(resamples,) macro means of resampled patients. A structure that no drawn patient has is left out of
+    that one.
 
     counts: (resamples, patients) of `patient_counts`.
     """
@@ -79,8 +83,9 @@ def median_interval(values: np.ndarray) -> tuple[list[float] | None, list[str]]:
 
 
 def wilcoxon_p(differences: np.ndarray) -> float:
-    """Two-sided p of the signed-rank test, zeros by Pratt; above 50 values by the normal approximation, else exact,
-    with ties and zeros too: there the approximation can fall below the smallest p that n signs allow."""
+    """Two-sided p of the signed-rank test, zeros by Pratt; above 50 values by the normal approximation, else
+    exact, with ties and zeros too: there the approximation can fall below the smallest p that n signs
+    allow."""
     sizes = np.abs(differences)
     if not sizes.any():
         return 1.0
@@ -113,7 +118,8 @@ def holm(p: Sequence[float]) -> list[float]:
 
 @dataclasses.dataclass
 class Rank:
-    """A method's place by macro Dice: on all patients, its 95 % range over resamples, and the share of first places."""
+    """A method's place by macro Dice: on all patients, its 95 % range over resamples, and the share of first
+    places."""
 
     method: str
     rank: float
@@ -124,8 +130,9 @@ class Rank:
 def rank(
     matrices: np.ndarray, names: Sequence[str], resamples: int = RANKINGS
 ) -> tuple[list[Rank], float | None]:
-    """Ranks by macro mean (higher is better) over bootstraps of patients, and the mean Kendall tau-b to the ranking
-    on all patients. matrices: (methods, patients, structures). Equal methods share the mean rank and the win.
+    """Ranks by macro mean (higher is better) over bootstraps of patients, and the mean Kendall tau-b to the
+    ranking on all patients. matrices: (methods, patients, structures). Equal methods share the mean rank and
+    the win.
 
     With fewer than 5 patients there is no range; tau is None when all methods are equal.
     """

@@ -1,7 +1,8 @@
 """Nearest boundary point by looking at the lattice around each point, the near offsets first.
 
-Surfaces of a fair prediction lie a few voxels apart. Then a handful of look-ups per point finds the nearest point of
-the other surface exactly, and the points come out in the order of their distance, so that nothing has to be sorted.
+Surfaces of a fair prediction lie a few voxels apart. Then a handful of look-ups per point finds the nearest
+point of the other surface exactly, and the points come out in the order of their distance, so that nothing
+has to be sorted.
 """
 
 from __future__ import annotations
@@ -41,9 +42,9 @@ def search(
 ) -> tuple[list[np.ndarray], list[float], np.ndarray]:
     """Looks from each point for the nearest True voxel of `target`.
 
-    points: flat positions in `target` (bool, 3D), none of them True there. budget: look-ups after which no further
-    shell is begun. Returns, nearest first, the numbers of the points found in each shell, the shells' distances in
-    mm, and the numbers of the points that were not found.
+    points: flat positions in `target` (bool, 3D), none of them True there. budget: look-ups after which no
+    further shell is begun. Returns, nearest first, the numbers of the points found in each shell, the shells'
+    distances in mm, and the numbers of the points that were not found.
     """
     shells = shells_of(spacing_mm)
     reach = np.abs(np.concatenate([offsets for _, offsets in shells])).max(axis=0)

@@ -74,8 +74,8 @@ def bca_interval(values: np.ndarray, patients: Sequence[Hashable]) -> tuple[list
 def bca_limits(resampled: np.ndarray, observed: float, without: np.ndarray) -> list[float]:
     """95 % BCa limits (Efron, 1987) of any statistic.
 
-    resampled: (R,) its values in the bootstrap resamples. observed: its value. without: (n,) its values with one
-    patient left out, for the acceleration.
+    resampled: (R,) its values in the bootstrap resamples. observed: its value. without: (n,) its values with
+    one patient left out, for the acceleration.
     """
     ordered, count = np.sort(resampled), len(resampled)
     below = (np.count_nonzero(ordered < observed) + 0.5 * np.count_nonzero(ordered == observed)) / count

@@ -1,20 +1,23 @@
 """From rows (one per case and structure, see `ctseg.scoring.metrics.score_case`) to the numbers people read.
 
-The headline of a structure is the mean over the cases whose reference holds it, `present` and `missed`, a missed
-one counting 0. A case without the structure never enters a mean of overlap: it is counted. Structures without any
-reference have no headline. Rows additionally carry case_id and patient_id.
+The headline of a structure is the mean over the cases whose reference holds it, `present` and `missed`, a
+missed one counting 0. A case without the structure never enters a mean of overlap: it is counted. Structures
+without any reference have no headline. Rows additionally carry case_id and patient_id.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from ctseg.scoring import statistics
-from ctseg.scoring.metrics import ABSENT, HALLUCINATED, MISSED, PRESENT, STATES, Row
+from ctseg.scoring.metrics import ABSENT, HALLUCINATED, MISSED, PRESENT, STATES, Row, has_reference
+from ctseg.scoring.paired import SMALLEST_TEST_N, median_interval, wilcoxon_p
 
 Summary = dict[str, Any]
-HEADLINE_STATES = (PRESENT, MISSED)
 ALL_STATES = (PRESENT, MISSED, HALLUCINATED)
 # Key in summary_statistics.json and detailed_results.json -> column of a row.
 METRICS = {
@@ -39,6 +42,7 @@ BASELINE_METRICS = ("dice", "iou", "nsd", "sensitivity", "precision", "hd95", "h
 ALL_METRICS = ("dice", "iou", "nsd", "hd_imputed", "hd95_imputed")
 CASE_MEANS = ("dice", "iou", "hd", "hd95", "hd95_imputed")
 WORST = 5
+WORST_COLUMNS = ("case_id", "dice", "state", "hd95_mm")
 # Top-level keys of the summary, which a structure therefore cannot be called ("mean" makes mean_dice).
 RESERVED_NAMES = frozenset(
     (
@@ -62,21 +66,26 @@ RESERVED_NAMES = frozenset(
 def summarise(rows: Sequence[Row], baseline_rows: Sequence[Row], settings: Mapping[str, Any]) -> Summary:
     """The content of `summary_statistics.json`.
 
-    baseline_rows: rows of the predictor that leaves every voxel background, made by the same code from the same
-    references. settings goes into the file as it is.
+    baseline_rows: rows of the predictor that leaves every voxel background, made by the same code from the
+    same references. settings goes into the file as it is.
     """
     names = list(dict.fromkeys(row["structure"] for row in rows))
     by_name = {name: [row for row in rows if row["structure"] == name] for name in names}
     summary: Summary = {"schema_version": 1, "settings": dict(settings)}
     for name in names:
-        headline = [row for row in by_name[name] if row["state"] in HEADLINE_STATES]
-        for metric, value_of in _metric_readers(by_name[name]).items():
-            summary[f"{name}_{metric}"] = _describe(headline, value_of)
-    cases = case_records(rows)
+        headline = [row for row in by_name[name] if has_reference(row)]
+        patients = [row["patient_id"] for row in headline]
+        columns: dict[str, Sequence[float | None]] = {
+            metric: [row[column] for row in headline] for metric, column in METRICS.items()
+        }
+        for key in by_name[name][0]["nsd_by_tolerance"]:
+            columns[key] = [row["nsd_by_tolerance"][key] for row in headline]
+        for metric, values in columns.items():
+            summary[f"{name}_{metric}"] = statistics.describe(values, patients)
+    cases = [case for case in case_records(rows) if case["n_reference"]]
     for metric in CASE_MEANS:
-        values = [case[f"mean_{metric}"] for case in cases if case["n_reference"]]
         summary[f"mean_{metric}"] = statistics.describe(
-            values, [case["patient_id"] for case in cases if case["n_reference"]]
+            [case[f"mean_{metric}"] for case in cases], [case["patient_id"] for case in cases]
         )
     summary["presence"] = {name: presence(by_name[name]) for name in names}
     summary["all_cases"] = {
@@ -84,7 +93,7 @@ def summarise(rows: Sequence[Row], baseline_rows: Sequence[Row], settings: Mappi
     }
     summary["headline"] = headline_of(rows)
     summary["baselines"] = {"all_background": _baseline(baseline_rows, summary["headline"])}
-    summary["worst_cases"] = {name: worst_cases(by_name[name]) for name in names}
+    summary["worst_cases"] = {name: lowest(by_name[name], "dice", WORST_COLUMNS) for name in names}
     summary |= {
         "topology": {},
         "airway": {},
@@ -94,20 +103,6 @@ def summarise(rows: Sequence[Row], baseline_rows: Sequence[Row], settings: Mappi
     }
     summary["warnings"] = _warnings(by_name, summary)
     return summary
-
-
-def _metric_readers(rows: Sequence[Row]) -> dict[str, Callable[[Row], float | None]]:
-    """Metric key -> function of a row; the NSD at each tolerance has a key of its own."""
-    readers: dict[str, Callable[[Row], float | None]] = {}
-    for metric, column in METRICS.items():
-        readers[metric] = lambda row, column=column: row[column]  # type: ignore[misc]
-    for key in rows[0]["nsd_by_tolerance"]:
-        readers[key] = lambda row, key=key: row["nsd_by_tolerance"][key]  # type: ignore[misc]
-    return readers
-
-
-def _describe(rows: Sequence[Row], value_of: Callable[[Row], float | None]) -> dict[str, Any]:
-    return statistics.describe([value_of(row) for row in rows], [row["patient_id"] for row in rows])
 
 
 def mean(values: Sequence[float | None]) -> float | None:
@@ -120,8 +115,7 @@ def headline_of(rows: Sequence[Row]) -> dict[str, Any]:
     """Means over the structures' own headlines, each structure counting once, and who takes part."""
     names = list(dict.fromkeys(row["structure"] for row in rows))
     headline = {
-        name: [row for row in rows if row["structure"] == name and row["state"] in HEADLINE_STATES]
-        for name in names
+        name: [row for row in rows if row["structure"] == name and has_reference(row)] for name in names
     }
     with_reference = [name for name in names if headline[name]]
     macro = {
@@ -150,7 +144,8 @@ def presence(rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def _mean_of_all(rows: Sequence[Row], metric: str) -> dict[str, Any]:
-    """Mean over present, missed and hallucinated cases; a hallucination overlaps 0 and is the image diagonal off."""
+    """Mean over present, missed and hallucinated cases; a hallucination overlaps 0 and is the image diagonal
+    off."""
     scored = [row for row in rows if row["state"] in ALL_STATES]
     charged = "image_diagonal_mm" if metric.endswith("_imputed") else None
     values = [
@@ -165,7 +160,7 @@ def _baseline(rows: Sequence[Row], headline: Mapping[str, Any]) -> dict[str, Any
     result: dict[str, Any] = {}
     for name in dict.fromkeys(row["structure"] for row in rows):
         own = [row for row in rows if row["structure"] == name]
-        scored = [row for row in own if row["state"] in HEADLINE_STATES]
+        scored = [row for row in own if has_reference(row)]
         result |= {
             f"{name}_{metric}": mean([row[METRICS[metric]] for row in scored]) for metric in BASELINE_METRICS
         }
@@ -177,11 +172,16 @@ def _baseline(rows: Sequence[Row], headline: Mapping[str, Any]) -> dict[str, Any
     return {**result, "better_than_baseline": None if mine is None else mine > nothing}
 
 
-def worst_cases(rows: Sequence[Row], count: int = WORST) -> list[dict[str, Any]]:
-    """The `count` reference-present cases of lowest Dice; ties by the larger distance, then by case id."""
-    scored = [row for row in rows if row["state"] in HEADLINE_STATES]
-    scored.sort(key=lambda row: (row["dice"], -row["hd95_imputed_mm"], row["case_id"]))
-    return [{key: row[key] for key in ("case_id", "dice", "state", "hd95_mm")} for row in scored[:count]]
+def lowest(rows: Sequence[Row], key: str, columns: Sequence[str], count: int = WORST) -> list[dict[str, Any]]:
+    """Some columns of the `count` rows with a reference that are lowest in `key`, where that is defined.
+
+    Ties by the larger distance, then by case id and structure.
+    """
+    ranked = sorted(
+        (row for row in rows if has_reference(row) and row.get(key) is not None),
+        key=lambda row: (row[key], -(row.get("hd95_imputed_mm") or 0.0), row["case_id"], row["structure"]),
+    )
+    return [{column: row.get(column) for column in columns} for row in ranked[:count]]
 
 
 def case_records(rows: Sequence[Row]) -> list[dict[str, Any]]:
@@ -200,7 +200,7 @@ def case_records(rows: Sequence[Row]) -> list[dict[str, Any]]:
             name = row["structure"]
             record |= {f"{name}_{metric}": row[column] for metric, column in METRICS.items()}
             record |= {f"{name}_{key}": row[key] for key in ("state", "reference_ml", "prediction_ml")}
-        scored = [row for row in own if row["state"] in HEADLINE_STATES]
+        scored = [row for row in own if has_reference(row)]
         record["n_reference"] = len(scored)
         record |= {f"mean_{metric}": mean([row[METRICS[metric]] for row in scored]) for metric in CASE_MEANS}
         records.append(record)
@@ -211,12 +211,14 @@ def _warnings(by_name: Mapping[str, Sequence[Row]], summary: Summary) -> list[st
     found = []
     if summary["baselines"]["all_background"]["better_than_baseline"] is False:
         found.append(
-            "NOT BETTER THAN PREDICTING NOTHING: the headline is not above that of the all-background predictor"
+            "NOT BETTER THAN PREDICTING NOTHING: "
+            "the headline is not above that of the all-background predictor"
         )
     without = summary["headline"]["structures_without_reference"]
     if without:
         found.append(
-            f"no case holds it in the reference, so it has no score and is left out of the headline: {', '.join(without)}"
+            "no case holds it in the reference, so it has no score and is left out of the headline: "
+            + ", ".join(without)
         )
     fine: dict[tuple[float, float], list[str]] = {}
     for name, rows in by_name.items():
@@ -225,11 +227,83 @@ def _warnings(by_name: Mapping[str, Sequence[Row]], summary: Summary) -> list[st
             if tau < coarsest:
                 fine.setdefault((tau, coarsest), []).append(name)
     found += [
-        f"NSD at {tau:g} mm is finer than the largest voxel spacing ({coarsest:g} mm) and therefore quantised: {', '.join(names)}"
+        f"NSD at {tau:g} mm is finer than the largest voxel spacing ({coarsest:g} mm) "
+        "and therefore quantised: " + ", ".join(names)
         for (tau, coarsest), names in sorted(fine.items())
     ]
     if any("optimistic_ci" in summary[f"{name}_dice"]["flags"] for name in by_name):
         found.append(
-            "confidence intervals marked * come from fewer than 50 patients and are narrower than they should be"
+            "confidence intervals marked * come from fewer than 50 patients "
+            "and are narrower than they should be"
         )
     return found
+
+
+# ---- what each pass of a multi-pass network adds ----------------------------------------------------------
+
+
+def pass_lines(rows_by_pass: Sequence[Sequence[Row]]) -> list[dict[str, Any]]:
+    """One line per case, structure and pass: scores, and what was predicted outside the structure in mL."""
+    lines = [
+        {
+            **{key: row[key] for key in ("case_id", "patient_id", "structure", "state")},
+            "pass": number,
+            **{key: row[key] for key in ("dice", "hd95_mm", "assd_mm")},
+            "fp_volume_ml": None
+            if row["fp"] is None
+            else row["fp"] * (row["spacing_d_mm"] * row["spacing_h_mm"] * row["spacing_w_mm"] / 1000),
+        }
+        for number, rows in enumerate(rows_by_pass, start=1)
+        for row in rows
+    ]
+    return sorted(lines, key=lambda line: (line["case_id"], line["structure"], line["pass"]))
+
+
+@dataclasses.dataclass(frozen=True)
+class PassGain:
+    """Last pass minus first in Dice over patients: median difference with its 95 % interval, and the
+    two-sided p.
+
+    p: None below 6 patients, where no outcome could be significant.
+    """
+
+    n: int
+    first: float
+    last: float
+    difference: float
+    ci95: list[float] | None
+    p: float | None
+
+    def sentence(self) -> str:
+        """The result in words."""
+        interval = f", 95 % interval {self.ci95[0]:+.4f} to {self.ci95[1]:+.4f}" if self.ci95 else ""
+        evidence = f", p = {self.p:.2g}" if self.p is not None else ", too few patients for a test"
+        return (
+            f"Passes: mean Dice {self.first:.3f} after the first, {self.last:.3f} after the last; "
+            f"median difference {self.difference:+.4f} (n = {self.n} patients{interval}{evidence})."
+        )
+
+
+def pass_gain(rows_by_pass: Sequence[Sequence[Row]]) -> PassGain | None:
+    """The gain over present and missed structures, averaged per patient; None when no test case shows a
+    structure."""
+    by_patient: list[dict[str, list[float]]] = []
+    for rows in (rows_by_pass[0], rows_by_pass[-1]):
+        by_patient.append({})
+        for row in rows:
+            if has_reference(row):
+                by_patient[-1].setdefault(row["patient_id"], []).append(row["dice"])
+    first, last = (
+        np.array([np.mean(values[patient]) for patient in sorted(values)]) for values in by_patient
+    )
+    if not len(first):
+        return None
+    gain = last - first
+    return PassGain(
+        len(gain),
+        float(first.mean()),
+        float(last.mean()),
+        float(np.median(gain)),
+        median_interval(gain)[0],
+        wilcoxon_p(gain) if len(gain) >= SMALLEST_TEST_N else None,
+    )

@@ -74,7 +74,7 @@ def _normals_of(code: int) -> np.ndarray:
     foreground = frozenset(i for i in range(8) if code & 128 >> i)
     if len(foreground) > 4:
         foreground = frozenset(range(8)) - foreground
-    normals = [normal for loop in _loops(foreground) for normal in _triangulate(loop)]
+    normals = [normal for loop in _loops(foreground) for normal in largest_triangulation(loop)]
     return np.array(normals).reshape(-1, 3)
 
 
@@ -123,7 +123,7 @@ def _midpoint(edge: Edge) -> np.ndarray:
     return (np.array(_CORNERS[edge[0]]) + np.array(_CORNERS[edge[1]])) / 2.0
 
 
-def _triangulate(loop: np.ndarray) -> list[np.ndarray]:
+def largest_triangulation(loop: np.ndarray) -> list[np.ndarray]:
     """Area-weighted normals of the triangulation of polygon `loop` (n, 3) with the largest total area."""
 
     @functools.cache

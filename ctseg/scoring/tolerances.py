@@ -1,7 +1,7 @@
 """Tolerances in mm for the surface Dice (NSD), by structure name. The first one is the main tolerance.
 
-Liver to duodenum: FLARE challenge (Ma et al., arXiv:2308.05862). For bladder, prostate and rectum no standard on
-CT was found: 3 mm, and 2 and 5 mm beside it.
+Liver to duodenum: FLARE challenge (Ma et al., arXiv:2308.05862). For bladder, prostate and rectum no standard
+on CT was found: 3 mm, and 2 and 5 mm beside it.
 """
 
 from __future__ import annotations

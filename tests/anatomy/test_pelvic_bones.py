@@ -1,4 +1,4 @@
-"""The pelvic bones with hard edges: the pelvis patients, their bones worn, pale or fused, and noisier scans."""
+"""The pelvic bones with hard edges: the pelvis patients, bones worn, pale or fused, noisier scans."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from ctseg.anatomy import labels, write_cohort
 from ctseg.anatomy.pelvis import pelvic_bones_task
 from ctseg.anatomy.pelvis.drawing import Drawing, is_dicom, plan, render
 from ctseg.anatomy.pelvis.pelvic_bones_task import IDS, PATIENTS, TARGETS
+from ctseg.anatomy.pelvis.wear import HEALTHY, Spur, Wear, sample_wear
 from ctseg.anatomy.picture import Picture
-from ctseg.anatomy.wear import HEALTHY, Wear, sample_wear
 from ctseg.geometry.volume import to_canonical
 from ctseg.scans.datasets.case import PRESENT
 from ctseg.scans.datasets.layouts import open_data_set
@@ -32,7 +32,7 @@ def pictures() -> list[Picture]:
 
 
 def render_with(wear: Wear) -> Drawing:
-    """One patient, always the same, with the bones in some state: hips and sacrum alone, small enough to be quick."""
+    """Always the same patient, the bones in some state: hips and sacrum alone, small enough to be quick."""
     patient, protocol, rng = plan(0, INDEX)
     height, width = (int(n * s / 2.6) for n, s in zip(protocol.shape[1:], protocol.spacing_mm[1:]))
     protocol = dataclasses.replace(
@@ -98,13 +98,13 @@ def test_healthy_bones_are_those_of_the_pelvis(healthy: Drawing) -> None:
 
 
 def test_narrow_joints_bring_the_bones_together(healthy: Drawing) -> None:
-    worn = render_with(Wear(hip_gap_mm=(2.2, 0.2)))
+    worn = render_with(Wear(hip_gap_mm={1: 0.2, -1: 2.2}))
     assert contacts(worn, "hip_left", "femur_left") > contacts(healthy, "hip_left", "femur_left") + 100
     assert contacts(worn, "hip_right", "femur_right") == contacts(healthy, "hip_right", "femur_right")
 
 
 def test_a_sacroiliac_gap_parts_the_bones_and_a_fused_joint_hides_the_edge(healthy: Drawing) -> None:
-    apart, fused = render_with(Wear(sacroiliac_gap_mm=(2.8, 2.8))), render_with(Wear(fused=(True, True)))
+    apart, fused = render_with(Wear(sacroiliac_gap_mm={1: 2.8, -1: 2.8})), render_with(Wear(fused=(1, -1)))
     assert contacts(apart, "hip_left", "sacrum") < 0.6 * contacts(healthy, "hip_left", "sacrum")
     assert np.array_equal(
         fused.label.array, healthy.label.array
@@ -115,7 +115,7 @@ def test_a_sacroiliac_gap_parts_the_bones_and_a_fused_joint_hides_the_edge(healt
 
 
 def test_dense_rims_and_spurs_grow_on_the_worn_side_alone(healthy: Drawing) -> None:
-    worn = render_with(Wear(sclerosis_hu=(0.0, 300.0), spurs=(("femur_left", (104.0, 18.0, 8.0), 6.0),)))
+    worn = render_with(Wear(sclerosis_hu={1: 300.0}, spurs=(Spur("femur_left", (104.0, 18.0, 8.0), 6.0),)))
     rise = {}
     for side in ("left", "right"):
         bone = [drawing.label.array == labels.IDS[f"hip_{side}"] for drawing in (worn, healthy)]
@@ -133,14 +133,13 @@ def test_dense_rims_and_spurs_grow_on_the_worn_side_alone(healthy: Drawing) -> N
 
 def test_wear_varies_and_keeps_to_its_side() -> None:
     states = [sample_wear(np.random.default_rng(number)) for number in range(60)]
-    assert any(any(state.fused) for state in states) and any(min(state.hip_gap_mm) < 0.6 for state in states)
-    assert (
-        any(state.sclerosis_hu == (0.0, 0.0) for state in states)
-        and min(state.cortex for state in states) < 0.6
+    assert any(state.fused for state in states) and any(
+        min(state.hip_gap_mm.values()) < 0.6 for state in states
     )
+    assert any(not state.sclerosis_hu for state in states) and min(state.cortex for state in states) < 0.6
     for state in states:
-        assert all((center[0] > 0) == bone.endswith("left") for bone, center, _ in state.spurs)
-        assert all(gap == 0 for gap, joined in zip(state.sacroiliac_gap_mm, state.fused) if joined)
+        assert all((spur.center[0] > 0) == spur.bone.endswith("left") for spur in state.spurs)
+        assert all(state.sacroiliac_gap_mm[side] == 0 for side in state.fused)
 
 
 def test_the_pipeline_reads_the_cohort(tmp_path: Path) -> None:

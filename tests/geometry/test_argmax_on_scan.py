@@ -1,4 +1,4 @@
-"""Probabilities kept where they are, and the label map that they elect on the scan: against whole arrays interpolated everywhere."""
+"""Probabilities kept where they are, and the label map whose argmax is taken on the scan: against whole arrays interpolated."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 from scipy.ndimage import gaussian_filter
 
 from ctseg.geometry.argmax_on_scan import label_on_scan
-from ctseg.geometry.probabilities import Shares
+from ctseg.geometry.probabilities import Probabilities
 from ctseg.geometry.volume import Grid, Volume, resample
 
 
@@ -27,7 +27,11 @@ def test_windows_add_up_to_the_whole_array():
         (slice(4, 12), slice(0, 10), slice(5, 14)),
         (slice(2, 9), slice(1, 7), slice(3, 11)),
     ]
-    total, exact, loose = np.zeros((4, *shape)), Shares(4, shape, least=0.0), Shares(4, shape, least=0.01)
+    total, exact, loose = (
+        np.zeros((4, *shape)),
+        Probabilities(4, shape, least=0.0),
+        Probabilities(4, shape, least=0.01),
+    )
     for place in windows:
         size = [part.stop - part.start for part in place]
         values = rng.dirichlet((1, 1, 1, 1), size=size).transpose(3, 0, 1, 2).astype(np.float32)
@@ -45,7 +49,7 @@ def test_windows_add_up_to_the_whole_array():
 def test_a_stray_voxel_costs_a_block_and_not_the_way_to_it():
     values = np.zeros((2, 64, 64, 64), np.float32)
     values[1, 2:8, 2:8, 2:8], values[1, 60, 60, 60] = 1.0, 0.01
-    shares = Shares.of(values)
+    shares = Probabilities.of(values)
     assert (
         shares.stored < 2000
         and shares.part(1)[1].shape == (64, 64, 64)
@@ -63,7 +67,7 @@ def test_many_structures_take_no_more_room_than_few():
         values = (np.broadcast_to(label, (40, 40, 40)) == np.arange(-1, count)[:, None, None, None]).astype(
             np.float32
         )
-        shares = Shares(count + 1, (40, 40, 40))
+        shares = Probabilities(count + 1, (40, 40, 40))
         for start in range(0, 40, 5):
             shares.add((slice(start, start + 5), slice(0, 40), slice(0, 40)), values[:, start : start + 5])
         assert (
@@ -74,7 +78,7 @@ def test_many_structures_take_no_more_room_than_few():
 
 
 @pytest.mark.parametrize(("axes", "flip"), [((0, 1, 2), False), ((2, 0, 1), True), ((1, 0, 2), True)])
-def test_the_election_is_that_of_every_class_interpolated_everywhere(axes, flip):
+def test_the_argmax_is_that_of_every_class_interpolated_everywhere(axes, flip):
     values = probabilities((26, 30, 34), 6, seed=1)
     canvas = Grid(values.shape[1:], np.diag([3.0, 2.5, 2.0, 1.0]))
     step = np.array([[1.1, 0, 0], [0, 0.9, 0], [0, 0, 1.3]])[:, list(axes)]
@@ -85,7 +89,7 @@ def test_the_election_is_that_of_every_class_interpolated_everywhere(axes, flip)
         affine[:3, 3] += affine[:3, 1] * (shape[1] - 1)
         affine[:3, 1] *= -1
     scan = Grid(shape, affine)
-    found = label_on_scan(Shares.of(values), canvas, scan)
+    found = label_on_scan(Probabilities.of(values), canvas, scan)
     everywhere = np.stack(
         [
             resample(
@@ -109,11 +113,11 @@ def test_a_thin_sheet_inside_a_certain_organ_is_not_overlooked():
         Grid((40, 40, 40), np.diag([2.0, 2.0, 2.0, 1.0])),
         Grid((80, 80, 80), np.diag([1.0, 1.0, 1.0, 1.0])),
     )
-    found = label_on_scan(Shares.of(values), canvas, scan)
+    found = label_on_scan(Probabilities.of(values), canvas, scan)
     assert (found[10:70, 10:70, 40] == 2).all() and (found[10:70, 10:70, 44] == 1).all()
 
 
 def test_a_canvas_beside_the_scan_labels_nothing():
     canvas, scan = Grid((10, 10, 10), np.diag([2.0, 2.0, 2.0, 1.0])), Grid((12, 12, 12), np.eye(4))
     scan.affine[:3, 3] = 500.0
-    assert not label_on_scan(Shares.of(probabilities((10, 10, 10), 2, seed=2)), canvas, scan).any()
+    assert not label_on_scan(Probabilities.of(probabilities((10, 10, 10), 2, seed=2)), canvas, scan).any()

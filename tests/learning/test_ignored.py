@@ -9,10 +9,11 @@ import pytest
 import tiny_workspace
 import torch
 
-from ctseg import artifacts, config
+from ctseg import config
 from ctseg.learning import augment, dataset, losses, planning, tubes
 from ctseg.learning.connectivity_losses import ConnectivityWeights, connectivity_loss
 from ctseg.learning.validation import Validation
+from ctseg.manifest import Manifest
 from ctseg.scans.datasets.case import IGNORED
 
 KEPT = slice(0, 6)  # rows of axis D that somebody looked at; the others are ignored
@@ -95,7 +96,7 @@ def test_connectivity_learns_nothing_from_them():
 def case(tmp_path) -> dataset.TrainingCase:
     """A case of which nobody looked at the upper half; all that is left lies in the other one."""
     workspace = tiny_workspace.make(tmp_path, cases=3)
-    entry = artifacts.load_manifest(workspace)["cases"][0]
+    entry = Manifest.load(workspace).cases[0]
     image, label = (torch.from_numpy(array) for array in tiny_workspace.draw(0))
     label[16:] = IGNORED
     return dataset.prepare_case(entry, image, label, tiny_workspace.STRUCTURES)

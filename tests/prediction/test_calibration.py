@@ -14,7 +14,7 @@ from tiny_workspace import SIZE, STRUCTURES, draw, make
 
 import evaluate
 from ctseg import artifacts, config
-from ctseg.geometry.probabilities import Shares
+from ctseg.geometry.probabilities import Probabilities
 from ctseg.geometry.soft_masks import probability_on_scan
 from ctseg.geometry.volume import Grid, Volume, resample
 from ctseg.manifest import Manifest
@@ -168,8 +168,8 @@ def test_an_overconfident_map_looks_well_on_the_whole_scan_and_bad_in_the_band()
 # ---- on the scan ------------------------------------------------------------------------------------------
 
 
-def shares(probabilities: np.ndarray) -> Shares:
-    result = Shares(len(probabilities), probabilities.shape[1:])
+def shares(probabilities: np.ndarray) -> Probabilities:
+    result = Probabilities(len(probabilities), probabilities.shape[1:])
     result.add([slice(0, n) for n in result.shape], probabilities)
     return result
 
@@ -288,7 +288,7 @@ def test_views_are_told_and_their_mean_is_the_result(mirror):
     swaps = torch.tensor([0, 2, 1, 3]) if mirror else None
     windows, sight = sliding_windows.Windows(4, (20, 20, 24), 0.5, swaps), NetworkInput(image)
     labels: list[np.ndarray] = []
-    mean = sliding_windows.predict_shares(Mirrored(), sight, windows, CPU, on_view=labels.append)
+    mean = sliding_windows.predict_probabilities(Mirrored(), sight, windows, CPU, on_view=labels.append)
     canvas = sliding_windows.predict_canvas(Mirrored(), sight, windows, CPU).numpy()
     assert (
         np.abs(np.stack([mean.whole(number) for number in range(4)]) - canvas).max() < 1e-3

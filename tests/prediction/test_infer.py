@@ -12,82 +12,36 @@ import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from tiny_runs import run, words_of
 
 import infer
-import run_pipeline
 from ctseg import artifacts
-from ctseg.anatomy import write_cohort
 from ctseg.scans.datasets.find_scans import find_scans
 from ctseg.scans.formats import nifti, volume_files
 from ctseg.scans.masks import open_masks
 
-TINY = [
-    "--workers",
-    "1",
-    "--epochs",
-    "2",
-    "--profile",
-    "cpu",
-    "--model",
-    "unet",
-    "--set",
-    "train.steps_per_epoch=4",
-    "--set",
-    "train.patch_size=32,32,32",
-    "--set",
-    "model.levels=3",
-    "--set",
-    "model.width=4",
-    "--set",
-    "train.validations=1",
-    "--set",
-    "evaluate.overlap=0",
-]
-
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory) -> tuple[Path, list[Path]]:
+def trained(tmp_path_factory, cohorts) -> tuple[Path, list[Path]]:
     """(a scan, checkpoints of two seeds and of another structure)."""
-    root = tmp_path_factory.mktemp("trained")
-    write_cohort(root / "cohort", task="pelvis", patients=6, seed=1, size="tiny")
-    data = root / "cohort" / "nifti"
-    checkpoints = []
-    for name, words in (("a", []), ("b", ["--set", "train.seed=1"]), ("c", ["--structures", "bladder"])):
-        assert (
-            run_pipeline.main(
-                [
-                    "--preprocess",
-                    "--train",
-                    "--data",
-                    str(data),
-                    "--workspace",
-                    str(root / name),
-                    *TINY,
-                    *words,
-                ]
-            )
-            == 0
-        )
-        checkpoints.append(artifacts.Workspace(root / name).best_model)
-    return next(data.rglob("ct.nii.gz")), checkpoints
+    root, data = tmp_path_factory.mktemp("trained"), cohorts["pelvis"] / "nifti"
+    runs = {
+        "a": (["preprocess", "train"], []),
+        "b": (["train"], ["--set", "train.seed=1", "--processed", str(root / "a" / "processed_data")]),
+        "c": (["preprocess", "train"], ["--structures", "bladder"]),
+    }
+    words = ["--model", "unet", *words_of(**{"train.precision": "fp32", "train.schedule": "plateau"})]
+    places = [
+        run(root / name, data, *words, *more, stages=tuple(stages)) for name, (stages, more) in runs.items()
+    ]
+    return next(data.rglob("ct.nii.gz")), [place.best_model for place in places]
 
 
-def predict(scan: Path, output: Path, checkpoints: list[Path], *words: str) -> int:
-    return infer.main(
-        [
-            "--input",
-            str(scan),
-            "--output",
-            str(output),
-            "--checkpoint",
-            *map(str, checkpoints),
-            "--device",
-            "cpu",
-            "--set",
-            "evaluate.overlap=0",
-            *words,
-        ]
-    )
+def predict(scan: Path, output: Path, checkpoints: list[Path], *words: str, mirror: bool = False) -> int:
+    """The exit code of infer.py; the mirrored scan is predicted only where it is the subject."""
+    models = ["--checkpoint", *map(str, checkpoints), *([] if mirror else ["--no-tta"])]
+    common = ["--input", str(scan), "--output", str(output), "--device", "cpu", "--set", "evaluate.overlap=0"]
+    return infer.main([*common, *models, *words])
 
 
 def array(path: Path) -> np.ndarray:
@@ -165,7 +119,7 @@ def test_mirrored_views_can_be_left_out(tmp_path, trained):
     results, records = [], []
     for words in ([], ["--tta"], ["--no-tta"]):
         output = tmp_path / ("".join(words) or "default")
-        assert predict(scan, output, checkpoints[:1], "--probabilities", *words) == 0
+        assert predict(scan, output, checkpoints[:1], "--probabilities", *words, mirror=True) == 0
         results.append(array(output / "ct_probabilities" / "bladder.nii.gz"))
         records.append(artifacts.read_json(output / "inference.json"))
     assert np.array_equal(results[0], results[1]) and not np.array_equal(results[0], results[2])
@@ -185,7 +139,10 @@ def test_mirrored_views_can_be_left_out(tmp_path, trained):
 
 def test_doubtful_scans_are_named(tmp_path, trained, capsys):
     scan, checkpoints = trained
-    assert predict(scan, tmp_path / "strict", checkpoints[:2], "--set", "evaluate.low_confidence=1") == 0
+    assert (
+        predict(scan, tmp_path / "strict", checkpoints[:2], "--set", "evaluate.low_confidence=1", mirror=True)
+        == 0
+    )
     record = artifacts.read_json(tmp_path / "strict" / "inference.json")["scans"][0]
     lowest = min((value, name) for name, value in record["confidence"].items() if value is not None)
     assert record["members"] == 4 and lowest[0] < 1
@@ -277,6 +234,18 @@ def test_scans_in_nrrd_and_metaimage_get_the_mask_of_the_same_nifti_on_exactly_t
     for name in ("as_nrrd", "as_mha"):
         mask, _ = volume_files.read_integers(tmp_path / "masks" / f"{name}.nii.gz")
         assert np.array_equal(mask.array, plain.array) and mask.grid.corner_distance_mm(plain.grid) < 1e-3
+
+
+def test_infer_goes_on_after_a_bad_scan(tmp_path, trained, capsys):
+    scan, checkpoints = trained
+    scans = tmp_path / "scans"
+    scans.mkdir()
+    shutil.copy(scan, scans / "good.nii.gz")
+    (scans / "bad.nii.gz").write_bytes(b"no scan")
+    assert predict(scans, tmp_path / "masks", checkpoints[:1]) == 3
+    record = artifacts.read_json(tmp_path / "masks" / "inference.json")
+    assert [("error" in scan) for scan in record["scans"]] == [True, False]
+    assert (tmp_path / "masks" / "good.nii.gz").exists() and "case=bad" in capsys.readouterr().out
 
 
 def test_a_scan_that_breaks_in_an_unforeseen_way_does_not_end_the_others(
@@ -418,7 +387,7 @@ def test_the_same_command_goes_on_after_an_interruption_and_begins_anew_where_so
     assert predict(tmp_path, tmp_path / "out", checkpoints[:1]) == 0 and read == ["a", "c"]
     assert (tmp_path / "out" / "b.nii.gz").stat().st_mtime_ns == first
     assert len(artifacts.read_json(tmp_path / "out" / "inference.json")["scans"]) == 3
-    for words in (["--no-tta"], ["--format", "nifti,organs"]):
+    for words in (["--keep-largest", "all"], ["--format", "nifti,organs"]):
         read.clear()
         assert predict(tmp_path, tmp_path / "out", checkpoints[:1], *words) == 0 and read == ["a", "b", "c"]
 

@@ -28,7 +28,7 @@ from ctseg.errors import (
 )
 from ctseg.geometry import grids
 from ctseg.geometry.argmax_on_scan import label_on_scan
-from ctseg.geometry.probabilities import Shares
+from ctseg.geometry.probabilities import Probabilities
 from ctseg.geometry.volume import Grid
 from ctseg.manifest import Manifest
 from ctseg.processes import ordered_map
@@ -165,7 +165,7 @@ def test_tensors_and_references(data: Path, tmp_path: Path, grid: str) -> None:
             image.min() == 0 and 0.25 < float(image.max()) < 0.5
         )  # window -250..750: 40 HU is 0.29, air is 0
         back = label_on_scan(
-            Shares.of(np.stack([label == n for n in range(4)]).astype(np.float32)), canvas, scan
+            Probabilities.of(np.stack([label == n for n in range(4)]).astype(np.float32)), canvas, scan
         )
         path = workspace.processed / case["reference"]["file"]
         assert artifacts.file_hash(path) == case["reference"]["sha256"]

@@ -13,6 +13,7 @@ from ctseg.prediction.new_scans import low_confidence
 from ctseg.reporting.pictures import reliability
 from ctseg.scoring import failure
 from ctseg.scoring.failure import agreement, aurc, coverage_risk, spearman
+from ctseg.scoring.summary import lowest
 
 RISK = [0.1, 0.2, 0.3, 0.4]
 
@@ -125,7 +126,7 @@ def test_the_worst_by_confidence_and_by_dice():
         ("b", "spleen"),
         ("b", "liver"),
     ]
-    assert len(failure.worst(ROWS, "dice", 2)) == 2
+    assert len(lowest(ROWS, "dice", ("case_id",), 2)) == 2
 
 
 def test_without_members_nothing_is_known_and_it_says_why():

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from metric_oracles import ENGINES, MODES, scores
+from metric_oracles import ENGINES, MODES, mask_metrics, scores
 
 from ctseg.geometry.boxes import label_boxes
 from ctseg.scoring import distances, metrics, shells, tolerances
-from ctseg.scoring.metrics import Structure, confusion_matrix, mask_metrics, score_case
+from ctseg.scoring.metrics import Structure, confusion_matrix, score_case
 from ctseg.scoring.summary import summarise
 
 DISTANCES = ("hd_mm", "hd95_mm", "assd_mm", "masd_mm")
@@ -46,11 +46,6 @@ def same(one: dict, other: dict, within: float = 1e-9, skip: tuple[str, ...] = (
             assert one[key] == pytest.approx(other[key], abs=within), key
 
 
-def within(engine: str) -> float:
-    """The edt package, which "auto" uses where it is installed, computes in single precision."""
-    return 1e-5 if engine == "edt" or (engine == "auto" and distances._edt is not None) else 1e-9
-
-
 @pytest.mark.parametrize(("mode", "engine"), list(itertools.product(MODES, ENGINES)))
 @FAST
 @given(pairs(), st.permutations(range(3)), st.integers(0, 2), st.tuples(*[st.integers(0, 5)] * 3))
@@ -62,15 +57,15 @@ def test_place_and_direction_do_not_matter(
     def scored(one: np.ndarray, other: np.ndarray, spacing_mm=spacing) -> dict:
         return scores(one, other, spacing_mm, mode=mode, engine=engine)
 
-    result, close = scored(prediction, reference), within(engine)
+    result = scored(prediction, reference)
     same(
         result,
         scored(prediction.transpose(order), reference.transpose(order), tuple(spacing[i] for i in order)),
-        close,
+        1e-9,
     )
-    same(result, scored(np.flip(prediction, axis), np.flip(reference, axis)), close)
+    same(result, scored(np.flip(prediction, axis), np.flip(reference, axis)))
     wider = [(a, 5 - a) for a in shift]  # the same masks anywhere in a larger grid
-    same(result, scored(np.pad(prediction, wider), np.pad(reference, wider)), close, skip=("specificity",))
+    same(result, scored(np.pad(prediction, wider), np.pad(reference, wider)), skip=("specificity",))
     same(
         result,
         scored(
@@ -89,10 +84,7 @@ def test_swap_identity_and_scale(mode: str, engine: str, pair, scale: float) -> 
     result = scores(prediction, reference, spacing, mode=mode, engine=engine)
     swapped = scores(reference, prediction, spacing, mode=mode, engine=engine)
     same(
-        result,
-        swapped,
-        within(engine),
-        skip=("precision", "recall", "specificity", "volume_error", "volume_error_ml"),
+        result, swapped, 1e-9, skip=("precision", "recall", "specificity", "volume_error", "volume_error_ml")
     )
     assert (result["precision"], result["recall"]) == (swapped["recall"], swapped["precision"])
     itself = scores(reference, reference, spacing, mode=mode, engine=engine)
@@ -106,7 +98,7 @@ def test_swap_identity_and_scale(mode: str, engine: str, pair, scale: float) -> 
         engine=engine,
     )
     for key in DISTANCES:
-        assert scaled[key] == pytest.approx(scale * result[key], abs=scale * max(1e-9, within(engine)))
+        assert scaled[key] == pytest.approx(scale * result[key], abs=scale * 1e-9)
     assert [scaled[tolerances.key(t * scale)] for t in (1, 2)] == pytest.approx(
         [result["nsd_1mm"], result["nsd_2mm"]], abs=1e-9
     )
@@ -135,7 +127,7 @@ def test_ranges(mode: str, engine: str, pair) -> None:
 @FAST
 @given(pairs())
 def test_every_engine_agrees_with_all_pairs_of_points(mode: str, pair) -> None:
-    """Boundaries by definition, distances of all pairs, in both modes; and without the edt package."""
+    """Boundaries by definition, distances of all pairs, in both modes."""
     prediction, reference, spacing = pair
     points, weights = zip(*(boundary(mask, spacing, mode) for mask in (reference, prediction)))
     table = np.linalg.norm(points[0][:, None] - points[1][None], axis=2)
@@ -146,8 +138,8 @@ def test_every_engine_agrees_with_all_pairs_of_points(mode: str, pair) -> None:
             prediction=prediction, reference=reference, spacing_mm=spacing, boundary_mode=mode, engine=engine
         )
         assert found is not None
-        np.testing.assert_allclose(found.from_reference_mm, np.sort(there), atol=1e-5)
-        np.testing.assert_allclose(found.from_prediction_mm, np.sort(back), atol=1e-5)
+        np.testing.assert_allclose(found.from_reference_mm, np.sort(there), atol=1e-9)
+        np.testing.assert_allclose(found.from_prediction_mm, np.sort(back), atol=1e-9)
         assert distances.hausdorff_mm(found) == pytest.approx(pooled.max(), abs=1e-5)
         assert distances.average_symmetric_mm(found) == pytest.approx(
             (pooled * weight).sum() / weight.sum(), abs=1e-5
@@ -199,10 +191,8 @@ def test_the_automatic_choice_changes_no_value(mode: str, pair) -> None:
         (0.0, 8.0),
     ):  # look around, hardly, a little, not at all
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(distances, "_NEAR_VOXELS", near)
-            patch.setattr(distances, "_TRANSFORM_PER_VOXEL", {"edt": per_voxel, "scipy": per_voxel})
-            same(expected, scores(prediction, reference, spacing, mode=mode), 1e-5)
-            patch.setattr(distances, "_edt", None)
+            patch.setattr(distances, "NEAR_VOXELS", near)
+            patch.setattr(distances, "TRANSFORM_PER_VOXEL", per_voxel)
             same(expected, scores(prediction, reference, spacing, mode=mode), 1e-9)
 
 

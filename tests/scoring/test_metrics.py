@@ -9,21 +9,15 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from metric_oracles import mask_metrics
 
-from ctseg.scoring import distances, surfel, tolerances
-from ctseg.scoring.metrics import (
-    Counts,
-    Structure,
-    confusion_matrix,
-    image_diagonal_mm,
-    mask_metrics,
-    score_case,
-)
+from ctseg.scoring import surfel, tolerances
+from ctseg.scoring.metrics import Counts, Structure, confusion_matrix, image_diagonal_mm, score_case
 from ctseg.scoring.statistics import bca_interval, describe
 from ctseg.scoring.summary import mean, summarise
 
 MODES = ("surfel", "voxel")
-ENGINES = ("edt", "scipy", "tree", "shells") if distances._edt is not None else ("scipy", "tree", "shells")
+ENGINES = ("scipy", "tree", "shells")
 UNIT = (1.0, 1.0, 1.0)
 DISTANCES = ("hd_mm", "hd95_mm", "assd_mm", "masd_mm")
 

@@ -8,19 +8,18 @@ with `draw`; what varies stands in `people.py`, the frame in `trunk.py`.
 from __future__ import annotations
 
 import numpy as np
-from scipy.ndimage import gaussian_filter
 
 from ctseg.anatomy.abdomen.gut import paint_gut
 from ctseg.anatomy.abdomen.organs import build_organs, paint_organs
 from ctseg.anatomy.abdomen.people import Person, sample_person, sample_scan
 from ctseg.anatomy.abdomen.trunk import Trunk, build_trunk, paint_trunk
-from ctseg.anatomy.abdomen.vessels import build_vessels, paint_liver_vessels, paint_twigs, paint_vessels
+from ctseg.anatomy.abdomen.vessels import TWIGS, build_vessels, paint_liver_vessels, paint_vessels
+from ctseg.anatomy.body import paint_twigs
 from ctseg.anatomy.implicit import Scene
 from ctseg.anatomy.patients import Protocol, coarse
-from ctseg.anatomy.pelvis.drawing import TINY_SPACING_MM, body_rows, scan_geometry
 from ctseg.anatomy.picture import Picture
-from ctseg.anatomy.texture import Texture, add_noise, fields, finish, paint_table
-from ctseg.geometry.volume import Volume, reorient
+from ctseg.anatomy.scanner import TINY_SPACING_MM, begin_scan, paint_table
+from ctseg.anatomy.texture import Texture, fields
 
 STRUCTURES = (
     "liver",
@@ -45,21 +44,13 @@ _STREAM = 3  # keeps the draws of this task apart from those of others
 def draw(seed: int, index: int, size: str = "full") -> Picture:
     """Patient `index` of the cohort with this seed. size: "full", or "tiny" for quick tests (6 mm voxels)."""
     person, protocol, rng = plan(seed, index, size)
-    grid, pose = scan_geometry(person, protocol)
-    rows = body_rows(grid, pose, person)  # only these are drawn: the rest is air
-    shape = (grid.shape[0], rows.stop - rows.start, grid.shape[2])
-    scene = Scene(shape, grid.crop((0, rows.start, 0), shape).affine, pose, rng, person.warp_mm)
-    texture = fields(scene, rng)
-    trunk = build_trunk(scene, person, scene.smooth_field(rng, 40.0))
-    paint_table(scene, person)
-    _paint_body(scene, trunk, person, rng, texture)
-    scene.hu = gaussian_filter(scene.hu, (0, 0.45, 0.45), truncate=2.5)  # the scanner's own blur
-    add_noise(scene, rng, protocol, trunk.skin, streaks_z_mm=150.0, streak_share=0.3)
-    image = Volume(finish(scene, protocol, grid.shape, rows, rng), grid.affine)
-    label = Volume(np.zeros(grid.shape, dtype=np.uint8), grid.affine)
-    label.array[:, rows] = scene.label
-    order, flips = protocol.axis_order, protocol.axis_flips
-    return Picture(reorient(image, order, flips), reorient(label, order, flips), _facts(person, protocol))
+    scan = begin_scan(person, protocol, rng)
+    texture = fields(scan.scene, rng)
+    trunk = build_trunk(scan.scene, person, scan.scene.smooth_field(rng, 40.0))
+    paint_table(scan.scene, person.fat_mm)
+    _paint_body(scan.scene, trunk, person, rng, texture)
+    image, label = scan.finish(rng, trunk.skin, streaks_z_mm=150.0, streak_share=0.3)
+    return Picture(image, label, _facts(person, protocol))
 
 
 def plan(seed: int, index: int, size: str = "full") -> tuple[Person, Protocol, np.random.Generator]:
@@ -75,7 +66,8 @@ def _paint_body(
 ) -> None:
     """Everything inside the skin, from the frame to the solid organs."""
     spine = paint_trunk(scene, trunk, person, texture)
-    paint_twigs(scene, person, rng)
+    vein_hu = person.hu["vein"]
+    paint_twigs(scene, rng, TWIGS, vein_hu, step_mm=(4, 9), radius_mm=(0.7, 1.8), mirrored=False)
     organs = build_organs(scene, person, trunk, texture)
     vessels = build_vessels(scene)
     solid = scene.spread(*organs.solid(), *spine, *vessels.values())

@@ -5,18 +5,15 @@ The standard ones stand in `gut.csv`; its coordinates are those of `people.py`.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 
 from ctseg.anatomy.abdomen.people import Person
+from ctseg.anatomy.bowel import along_line, fill_cavity, paint_colon, paint_gas, paint_loops
 from ctseg.anatomy.implicit import Scene, Shape
-from ctseg.anatomy.pelvis.bowel import along_line, fill_cavity
-from ctseg.anatomy.pelvis.organs import paint_gas, stool
-from ctseg.anatomy.shape_tables import read_table, tube
+from ctseg.anatomy.shape_tables import read_table
 from ctseg.anatomy.texture import Texture
 
-SHAPES = read_table(Path(__file__).with_suffix(".csv"))
+SHAPES = read_table(__file__)
 
 
 def paint_gut(
@@ -36,23 +33,23 @@ def paint_gut(
     stomach = along_line(stomach, 0.02)
     taken = np.concatenate([colon, duodenum, stomach])
     loops = fill_cavity(scene, rng, taken, keep_out, (-95, -100, -175), (95, 0, -12))
-    paint_loops(scene, person, rng, loops, keep_out, ids["intestine"], texture)
+    contents = [rng.uniform((0, 18), (1, 46)).tolist() for _ in loops]
+    filled = [(line, fluid_hu, 0.35 + 0.5 * (gas - 0.75)) for line, (gas, fluid_hu) in zip(loops, contents)]
+    paint_loops(scene, filled, hu["bowel_wall"], ids["intestine"], keep_out, (1.8, 1.0), texture)
 
-    wall = tube(scene, colon, blend_mm=2, with_axis=True)
+    wall = scene.tube(colon, blend_mm=2, with_axis=True)
     wall.f += 1.4 * texture.lumps[wall.box]
     wall = wall.cut(keep_out, 1.6)
-    scene.paint(wall, hu["bowel_wall"] - 4, ids["colon"])
-    lumen = wall.inset(2.6 + 0.8 * texture.blotch[wall.box])
-    scene.paint(lumen, stool(person, texture.grain[wall.box] * 1.2 + 0.1, texture.blotch[wall.box]))
-    paint_gas(scene, lumen.inset(0.5), rng.uniform(0.15, 0.6))
+    lumen = paint_colon(scene, wall, hu["bowel_wall"] - 4, ids["colon"], hu["stool"], texture)
+    paint_gas(scene, lumen, rng.uniform(0.15, 0.6))
 
-    wall = tube(scene, duodenum, blend_mm=2).cut(keep_out, 1.2)
+    wall = scene.tube(duodenum, blend_mm=2).cut(keep_out, 1.2)
     wall.f += 1.0 * texture.blotch[wall.box]
     scene.paint(wall, hu["bowel_wall"], ids["duodenum"])
     lumen = wall.inset(3.0 + 1.0 * texture.blotch[wall.box])
     scene.paint(lumen, hu["fluid"] + 8 * texture.grain[wall.box])
 
-    wall = tube(scene, stomach, blend_mm=6)
+    wall = scene.tube(stomach, blend_mm=6)
     wall.f += 1.4 * texture.lumps[wall.box]
     paint_stomach(scene, person, wall.cut(keep_out, 0.3 + 0.6 * person.gap_mm), ids["stomach"], texture)
 
@@ -75,27 +72,3 @@ def paint_stomach(scene: Scene, person: Person, stomach: Shape, label: int, text
     if (lumen.f < -1).any():  # gas above one level: the patient lies on the back
         level = float(np.quantile(y[lumen.f < -1], person.stomach_gas * 0.7))
         scene.paint(Shape(lumen.box, np.maximum(lumen.f + 0.4, y - level)), -960.0)
-
-
-def paint_loops(
-    scene: Scene,
-    person: Person,
-    rng: np.random.Generator,
-    loops: list[np.ndarray],
-    keep_out: np.ndarray,
-    label: int,
-    texture: Texture,
-) -> None:
-    """Loops of small bowel with fluid, in some with gas, each clear of those before it."""
-    drawn = scene.empty()
-    for line in loops:
-        content, density = rng.uniform((0, 18), (1, 46)).tolist()
-        loop = tube(scene, line, blend_mm=3, with_axis=True)
-        loop.f += 1.1 * texture.lumps[loop.box]
-        loop = loop.cut(keep_out, 1.8).cut(drawn, 1.0)
-        np.minimum(drawn[loop.box], loop.f, out=drawn[loop.box])
-        scene.paint(loop, person.hu["bowel_wall"] + 3 * texture.grain[loop.box], label)
-        lumen = loop.inset(2.6)
-        scene.paint(lumen, density + 6 * texture.blotch[loop.box])
-        if content > 0.75:
-            paint_gas(scene, lumen, 0.35 + 0.5 * (content - 0.75))

@@ -6,22 +6,20 @@ The standard ones stand in `organs.csv`; its coordinates are those of `people.py
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 
 import numpy as np
 
 from ctseg.anatomy.abdomen.people import Person
 from ctseg.anatomy.abdomen.trunk import Trunk
-from ctseg.anatomy.implicit import Scene, Shape, ellipsoid_distance
+from ctseg.anatomy.implicit import NOTHING, Scene, Shape, ellipsoid_distance
 from ctseg.anatomy.labels import SIDES
-from ctseg.anatomy.shape_tables import loft, read_table, tube
+from ctseg.anatomy.shape_tables import read_table
 from ctseg.anatomy.texture import Texture
 
-SHAPES = read_table(Path(__file__).with_suffix(".csv"))
+SHAPES = read_table(__file__)
 SPLEEN_CENTER = (88.0, 24.0, 66.0)
 KIDNEY_CENTER = {1: (62.0, 9.0, -4.0), -1: (-62.0, 9.0, -20.0)}  # the right one lies lower
 KIDNEY_RADII = (29.5, 25.5, 57.0)
-NOTHING = Shape((slice(0, 0), slice(0, 0), slice(0, 0)), np.zeros((0, 0, 0), np.float32))  # a removed organ
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,16 +68,16 @@ def build_organs(scene: Scene, person: Person, trunk: Trunk, texture: Texture) -
     gallbladder = spleen = NOTHING
     if person.gallbladder:
         nodes = SHAPES["gallbladder"] * (1, 1, 1, person.gallbladder)
-        gallbladder = tube(scene, nodes, blend_mm=3)
+        gallbladder = scene.tube(nodes, blend_mm=3)
     if person.removed != "spleen":  # a crescent, larger or smaller about its middle
         middle = np.array((*SPLEEN_CENTER, 0.0))
-        spleen = loft(scene, middle + person.spleen * (SHAPES["spleen"] - middle), margin_mm=4)
+        spleen = scene.loft(middle + person.spleen * (SHAPES["spleen"] - middle), margin_mm=4)
         spleen.f += 1.2 * texture.lumps[spleen.box]
         spleen = under_ribs(spleen, 0.6 + gap, 0.4 + gap)
     liver = under_ribs(build_liver(scene, person, texture), 0.4 + 0.8 * gap, 0.3 + 0.7 * gap)
     liver = liver.cut(scene.spread(gallbladder), 0.4)
     liver = liver.cut(scene.spread(spleen), 0.6)  # a long left lobe may touch the spleen
-    pancreas = tube(scene, SHAPES["pancreas"], blend_mm=4)
+    pancreas = scene.tube(SHAPES["pancreas"], blend_mm=4)
     pancreas.f += 2.0 * texture.blotch[pancreas.box] + 0.8 * texture.grain[pancreas.box]
     pancreas = pancreas.cut(scene.spread(liver, spleen), 2.0).cut(outer, 2.0)
     adrenals = []
@@ -96,12 +94,14 @@ def build_liver(scene: Scene, person: Person, texture: Texture) -> Shape:
     bent = np.where(x < -35, x, -35 + (x + 35) * left)
     height = np.where(z > 0, z, z * (1 - person.liver_tip_mm / 78))
     radius = np.where(x < 0, radius, radius * min(1.1, left**0.5))
-    lobes = loft(scene, np.column_stack([bent, y, height, radius]), margin_mm=4)
+    lobes = scene.loft(np.column_stack([bent, y, height, radius]), margin_mm=4)
     liver = scene.join([lobes, scene.ellipsoid((-14, -34, 56), (15, 14, 26))], 5.0)
     liver.f += 1.8 * texture.lumps[liver.box] + 0.4 * texture.blotch[liver.box]
-    scene.carve(liver, scene.ellipsoid((-24, -32, 22), (30, 9, 8), pitch=0.3))
-    scene.carve(liver, loft(scene, SHAPES["ligament cleft"]))
-    return liver
+    porta, cleft = (
+        scene.ellipsoid((-24, -32, 22), (30, 9, 8), pitch=0.3),
+        scene.loft(SHAPES["ligament cleft"]),
+    )
+    return liver.cut(scene.spread(porta, cleft), 0.0)
 
 
 def build_kidney(scene: Scene, person: Person, side: int, texture: Texture) -> Kidney:
@@ -152,7 +152,7 @@ def paint_organs(
     mottled = 26.0 if person.phase == "arterial" else 2.0
     scene.paint(spleen, hu["spleen"] + mottled * blotch[spleen.box], ids["spleen"])
     scene.paint(organs.gallbladder, hu["bowel_wall"], ids["gall_bladder"])
-    scene.paint(organs.gallbladder, hu["bile"], inset_mm=1.8)
+    scene.paint(organs.gallbladder.inset(1.8), hu["bile"])
     scene.paint(liver, hu["liver"] + 2.5 * blotch[liver.box] + 1.5 * lumps[liver.box], ids["liver"])
     paint_blobs(scene, liver, rng, person.liver_cysts, (4, 18), 9.0)
     paint_blobs(scene, liver, rng, person.metastases, (5, 17), hu["liver"] - 32.0)

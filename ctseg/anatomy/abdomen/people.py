@@ -7,7 +7,6 @@ vertebra: x to the patient's left, y to the back, z to the head.
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 
 import numpy as np
 
@@ -15,7 +14,7 @@ from ctseg.anatomy.patients import Protocol, sample_protocol
 from ctseg.anatomy.shape_tables import read_table
 
 PHASES = ("none", "arterial", "portal", "late")
-_ATTENUATION = read_table(Path(__file__).with_name("attenuation.csv"))
+_ATTENUATION = read_table(__file__, "attenuation")
 # Patients of a cohort of 24 without an organ: one kidney or the spleen was removed.
 _REMOVED = {4: "kidney_left", 11: "spleen", 18: "kidney_right"}
 

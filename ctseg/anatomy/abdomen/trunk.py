@@ -6,19 +6,18 @@ The standard frame stands in `trunk.csv`; its coordinates are those of `people.p
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 
 import numpy as np
 
 from ctseg.anatomy.abdomen.people import Person
-from ctseg.anatomy.implicit import Scene, Shape, level_table, smooth_minimum, table_row
+from ctseg.anatomy.body import ROUNDNESS, body_outline, flattened, muscle_hu, paint_skin_and_fat
+from ctseg.anatomy.bones import paint_bone, vertebra
+from ctseg.anatomy.implicit import Scene, Shape, smooth_minimum
 from ctseg.anatomy.labels import SIDES
-from ctseg.anatomy.pelvis.skeleton import paint_bone, vertebra
-from ctseg.anatomy.shape_tables import loft, read_table, tube
+from ctseg.anatomy.shape_tables import read_table
 from ctseg.anatomy.texture import Texture
 
-SHAPES = read_table(Path(__file__).with_suffix(".csv"))
-_ROUNDNESS = 2.3  # exponent of the outline: 2 an ellipse, more a rounded rectangle
+SHAPES = read_table(__file__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,9 +38,7 @@ class Trunk:
 def build_trunk(scene: Scene, person: Person, ripple: np.ndarray) -> Trunk:
     """Outlines of the body and its cavities. ripple: smooth field (deviation 1) that makes the fat uneven."""
     inner, thickness = outline(scene, person, ripple)
-    skin = -smooth_minimum(
-        thickness - inner, (102 + person.fat_mm * 0.95) - scene.y, 16.0
-    )  # flat on the table
+    skin = flattened(scene, inner - thickness, person.fat_mm)
     inner = np.maximum(inner, skin + 5)
     ux = np.abs(scene.x)
     low, high = (
@@ -53,19 +50,11 @@ def build_trunk(scene: Scene, person: Person, ripple: np.ndarray) -> Trunk:
 
 def outline(scene: Scene, person: Person, ripple: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The outline below the fat, and the thickness of the fat with the skin."""
-    heights, *columns = SHAPES["outline"].T
-    table = level_table(heights, np.stack(columns, axis=1))
-    row = table_row(scene.z, heights.min(), len(table))
-    half, centre, front, back = (column[row] for column in table.T)
-    x, y = scene.x, scene.y - centre
-    level = (np.abs(x) / half) ** _ROUNDNESS + (np.abs(y) / np.where(y < 0, front, back)) ** _ROUNDNESS
-    level = np.maximum(level, 1e-6) ** (1 / _ROUNDNESS)
-    distance = np.sqrt(x * x + y * y)
-    backwards = np.clip(y / np.maximum(distance, 1), -1, 1)
+    f, y, backwards = body_outline(scene, SHAPES["outline"])
     lower = np.clip((40 - scene.z) / 100, 0, 1)  # over the ribs the fat is thinner
     around = np.where(y < 0, 1 - 0.25 * backwards, 1 + 0.2 * backwards)
     thickness = person.fat_mm * (1 + 0.12 * ripple) * (0.6 + 0.4 * lower) * around
-    return distance * (1 - 1 / level), thickness
+    return f, thickness
 
 
 def diaphragm(scene: Scene, person: Person) -> np.ndarray:
@@ -83,10 +72,7 @@ def diaphragm(scene: Scene, person: Person) -> np.ndarray:
 
 def paint_trunk(scene: Scene, trunk: Trunk, person: Person, texture: Texture) -> list[Shape]:
     """Skin, fat, muscles, chest and bones; returns the vertebrae."""
-    strand = np.exp(-(((texture.blotch + 0.25 * texture.grain) / 0.12) ** 2))
-    body = scene.whole(trunk.skin)
-    scene.paint(body, person.hu["skin"])
-    scene.paint(body, person.hu["fat"] + 3 * texture.blotch + 14 * strand, inset_mm=2.2)
+    paint_skin_and_fat(scene, trunk.skin, person.hu, texture)
     paint_muscles(scene, trunk, person, texture)
     paint_chest(scene, trunk, person, texture)
     paint_ribs(scene, person, texture)
@@ -107,13 +93,12 @@ def paint_muscles(scene: Scene, trunk: Trunk, person: Person, texture: Texture) 
     f = np.minimum.reduce([rectus, np.maximum(layers, flank), latissimus])
     for side in SIDES:
         for name in ("psoas", "loin", "inner spine", "outer spine"):
-            shape = loft(scene, SHAPES[name], side=side)
+            shape = scene.loft(SHAPES[name], side=side)
             f[shape.box] = np.minimum(f[shape.box], shape.f + 0.8 * texture.blotch[shape.box])
-    fatty = np.clip(texture.grain * 0.8 + texture.blotch * 0.4 - np.where(y > 40, 0.8, 1.3), 0, 1.5)
     muscle = scene.whole(np.maximum(f, trunk.inner + 1))
-    scene.paint(muscle, person.hu["muscle"] + 3 * texture.blotch - 34 * fatty)
+    scene.paint(muscle, muscle_hu(scene, person.hu, texture, (0.8, 1.3)))
     for side in SIDES:
-        scene.paint(tube(scene, SHAPES["crus"], side=side, blend_mm=2), person.hu["muscle"])
+        scene.paint(scene.tube(SHAPES["crus"], side=side, blend_mm=2), person.hu["muscle"])
 
 
 def paint_chest(scene: Scene, trunk: Trunk, person: Person, texture: Texture) -> None:
@@ -144,7 +129,7 @@ def paint_ribs(scene: Scene, person: Person, texture: Texture) -> None:
         cartilage = np.array([end, (0.55 * end[0], -108, end[2] + 14), (16, -112, max(end[2] + 36, 70))])
         for side in SIDES:
             rib = scene.tube(path, np.linspace(5.6, 4.6, len(path)), side=side, blend_mm=1)
-            paint_bone(scene, rib, person, texture.grain, texture.blotch, None, cortex_mm=1.2)
+            paint_bone(scene, rib, person.hu, texture, cortex_mm=1.2, label=None)
             if joins:
                 scene.paint(scene.tube(cartilage, 4.6, side=side, blend_mm=1), person.hu["cartilage"] + 25)
 
@@ -157,7 +142,7 @@ def rib_line(z: float, reach: float) -> np.ndarray:
     heights, *columns = SHAPES["outline"].T
     half, centre, front, back = (np.interp(z - 25, heights, column) for column in columns)
     depth = np.where(np.cos(angles) > 0, back, front) - 10.5
-    power = 2 / _ROUNDNESS
+    power = 2 / ROUNDNESS
     x = (half - 10.5) * np.abs(np.sin(angles)) ** power
     y = centre + depth * np.sign(np.cos(angles)) * np.abs(np.cos(angles)) ** power
     fall = 0.62 * (np.degrees(angles) - 20)
@@ -168,12 +153,12 @@ def rib_line(z: float, reach: float) -> np.ndarray:
 def paint_spine(scene: Scene, person: Person, texture: Texture) -> list[Shape]:
     """Discs, vertebrae and the canal; returns the vertebrae."""
     levels = SHAPES["vertebra"].tolist()
-    discs = scene.loft([(z, [(-8.0, y, 15 * size), (8.0, y, 15 * size)]) for z, y, _, size in levels])
+    discs = scene.loft([(x, y, z, 15 * size) for z, y, _, size in levels for x in (-8.0, 8.0)])
     scene.paint(discs, person.hu["cartilage"] + 8)
     bones = []
     for z, y, pitch, size in levels:
         bone, canal = vertebra(scene, z, y, pitch, size)
-        paint_bone(scene, bone, person, texture.grain, texture.blotch, None, cortex_mm=1.2)
+        paint_bone(scene, bone, person.hu, texture, cortex_mm=1.2, label=None)
         scene.paint(canal, 25.0)
         bones.append(bone)
     return bones

@@ -5,20 +5,18 @@ Their courses stand in `vessels.csv` and `liver_vessels.csv`.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 
 from ctseg.anatomy.abdomen.people import Person
 from ctseg.anatomy.implicit import Scene, Shape
-from ctseg.anatomy.shape_tables import read_table, tube
+from ctseg.anatomy.shape_tables import read_table
 from ctseg.anatomy.texture import Texture
 
-VESSELS = read_table(Path(__file__).with_suffix(".csv"))
-LIVER_VESSELS = read_table(Path(__file__).with_name("liver_vessels.csv"))
+VESSELS = read_table(__file__)
+LIVER_VESSELS = read_table(__file__, "liver_vessels")
 _LABELS = {"artery aorta": "aorta", "vein cava": "postcava"}
 # Around mesentery, omentum, left and right kidney: centre, spread along each axis, number of small vessels.
-_TWIGS = (
+TWIGS = (
     ((0, -60, -70), (45, 22, 30), 55),
     ((0, -88, -40), (60, 8, 45), 20),
     ((58, 0, -30), (22, 26, 45), 16),
@@ -28,7 +26,7 @@ _TWIGS = (
 
 def build_vessels(scene: Scene) -> dict[str, Shape]:
     """The vessels outside the liver by name, in the order in which they are painted."""
-    return {name: tube(scene, nodes, blend_mm=1) for name, nodes in VESSELS.items()}
+    return {name: scene.tube(nodes, blend_mm=1) for name, nodes in VESSELS.items()}
 
 
 def paint_vessels(
@@ -46,14 +44,4 @@ def paint_liver_vessels(scene: Scene, liver: Shape, person: Person) -> None:
     """Portal and hepatic veins inside the liver; the label stays the liver's, as annotators leave them in."""
     outside = -scene.spread(liver)
     for name, nodes in LIVER_VESSELS.items():
-        scene.paint(tube(scene, nodes, blend_mm=1).cut(outside, 1.0), person.hu[name.split()[0]])
-
-
-def paint_twigs(scene: Scene, person: Person, rng: np.random.Generator) -> None:
-    """Small vessels and nodes in the fat of the mesentery, the omentum and around the kidneys."""
-    for center, spread, count in _TWIGS:
-        for _ in range(count):
-            start = np.array(center) + rng.normal(0, 0.6, 3) * spread
-            steps = rng.normal(0, 1, (4, 3)).cumsum(axis=0) * rng.uniform(4, 9)
-            twig = scene.tube(start + steps, rng.uniform(0.7, 1.8))
-            scene.paint(twig, 0.6 * person.hu["vein"] + 10, strength=0.8)
+        scene.paint(scene.tube(nodes, blend_mm=1).cut(outside, 1.0), person.hu[name.split()[0]])

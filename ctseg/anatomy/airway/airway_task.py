@@ -23,8 +23,9 @@ from ctseg.anatomy.airway.airway_tree import (
     veins,
 )
 from ctseg.anatomy.airway.chest import Build, Chest, paint_body, paint_bones, paint_mediastinum, soft
-from ctseg.anatomy.chest_scan import Scan, blend, random_axes
+from ctseg.anatomy.chest_scan import Scan, blend
 from ctseg.anatomy.implicit import Scene
+from ctseg.anatomy.patients import random_axes
 from ctseg.anatomy.picture import Picture
 from ctseg.anatomy.thin_tubes import AirwayLayer, TubeLayer, axis_voxels, lines_to_index, to_index
 

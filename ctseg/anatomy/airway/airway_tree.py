@@ -14,7 +14,6 @@ from __future__ import annotations
 import dataclasses
 import heapq
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 from scipy.spatial import cKDTree
@@ -62,7 +61,7 @@ class Branch:
         return float(arc_mm(self.points)[-1])
 
 
-NODES = read_table(Path(__file__).with_name("bronchi.csv"))
+NODES = read_table(__file__, "bronchi")
 # name, parent, diameter mm, way on which the artery lies. The trachea starts above the scan.
 _TRUNKS: tuple[tuple[str, str, float, tuple[float, float, float]], ...] = (
     ("trachea", "", 17.0, (0, -1, 0)),

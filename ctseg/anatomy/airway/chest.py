@@ -10,20 +10,19 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from pathlib import Path
 
 import numpy as np
 from scipy.ndimage import gaussian_filter, map_coordinates
 
 from ctseg.anatomy.airway.airway_tree import smooth_line
 from ctseg.anatomy.chest_scan import blend
-from ctseg.anatomy.implicit import Scene, Shape, level_table, table_row
+from ctseg.anatomy.implicit import Scene, Shape, at_heights
 from ctseg.anatomy.labels import SIDES
-from ctseg.anatomy.shape_tables import read_table, tube
+from ctseg.anatomy.shape_tables import read_table
 from ctseg.anatomy.thin_tubes import TubeLayer, lines_to_index
 
-CHEST = read_table(Path(__file__).with_suffix(".csv"))
-VESSELS = read_table(Path(__file__).with_name("vessels.csv"))
+CHEST = read_table(__file__)
+VESSELS = read_table(__file__, "vessels")
 _CORNERS = 0.58  # of the outlines: 0 an ellipse, 1 a rectangle
 
 _EXTENT, _DEPTH_STEP_MM = ((-150, 150), (-120, 120), (-210, 120)), 3.0  # x, y, z of all that can be lung
@@ -66,10 +65,7 @@ class Chest:
 
         A closed line between an ellipse and a rectangle at each height.
         """
-        heights, *columns = CHEST[name].T
-        table = level_table(heights, np.stack(columns, axis=1))
-        row = table_row(z, heights.min(), len(table))
-        a, b, middle = (np.ascontiguousarray(column)[row] for column in table.T)
+        a, b, middle = at_heights(CHEST[name], z)
         px, py = x / (a + extra_mm), (y - middle) / (b + extra_mm)
         u, v = np.minimum(px * px, 4), np.minimum(py * py, 4)
         corner = _CORNERS**2
@@ -85,11 +81,15 @@ class Chest:
             back = np.where(dy > 0, np.float32(58), np.float32(26))
             domes.append(top - 30 * dx * dx - back * dy * dy)
         above = (np.maximum(*domes) - z) * 0.85
-        around, lungs = np.maximum(cage, above), {}
-        for side, (width, slope) in self._sides.items():
-            row = np.clip(z - _TABLE_Z[0], 0, width.shape[0] - 1).astype(np.intp)
-            column = np.clip(y - _TABLE_Y[0], 0, width.shape[1] - 1).astype(np.intp)
-            lungs[side] = np.maximum(around, (width[row, column] - side * x) * slope[row, column])
+        around = np.maximum(cage, above)
+        row, column = (
+            np.clip(axis - low, 0, high - low - 1).astype(np.intp)
+            for axis, (low, high) in ((z, _TABLE_Z), (y, _TABLE_Y))
+        )
+        lungs = {
+            side: np.maximum(around, (width[row, column] - side * x) * slope[row, column])
+            for side, (width, slope) in self._sides.items()
+        }
         return Cavities(cage, above, lungs)
 
     def depth(self, points: np.ndarray) -> np.ndarray:
@@ -107,9 +107,7 @@ class Chest:
 
 def rib_cage(z: np.ndarray) -> np.ndarray:
     """Half width, half depth and middle (y) of the cavity at heights (n,): (3, n)."""
-    heights, *columns = CHEST["cavity"].T
-    table = level_table(heights, np.stack(columns, axis=1))
-    return table[table_row(z, heights.min(), len(table))].astype(np.float64).T
+    return np.array(at_heights(CHEST["cavity"], z), dtype=np.float64)
 
 
 def spine_y(build: Build, z: np.ndarray) -> np.ndarray:
@@ -196,7 +194,7 @@ def paint_mediastinum(scene: Scene, chest: Chest, cavities: Cavities, hu: dict[s
         line, share = smooth_line(nodes[:, :3]), np.linspace(0, 1, len(nodes))
         radius = np.interp(np.linspace(0, 1, len(line)), share, nodes[:, 3])
         scene.paint(scene.tube(line, radius), hu["blood"])
-    scene.paint(tube(scene, CHEST["oesophagus"], blend_mm=2), hu["muscle"] - 12)
+    scene.paint(scene.tube(CHEST["oesophagus"], blend_mm=2), hu["muscle"] - 12)
     liver = np.maximum.reduce([cavities.cage, -cavities.above, scene.x + 30])
     blend(scene.hu, soft(liver, float(scene.spacing_mm.mean())), hu["liver"])
     middle = chest.build.dome_mm[1] - 38
@@ -230,13 +228,13 @@ def paint_spine(scene: Scene, chest: Chest, hu: dict[str, float], blotch: np.nda
             parts.append(scene.tube([(12, y + 24, z), (32, y + 30, z + 3)], [6, 4], side=side))
     for part in parts:
         scene.paint(part, hu["cortex"] * 0.7)
-        scene.paint(part, hu["marrow"] + 40, inset_mm=2.0)
+        scene.paint(part.inset(2.0), hu["marrow"] + 40)
     body = scene.tube(middle, 16.5)
     gap = np.abs((scene.z[body.box] + 207.5) % 23.0 - 11.5)  # 11.5 in the middle of a disc
     disc = np.clip((gap - 8.5) / 1.5, 0, 1)
     spongy = hu["marrow"] + 35 * blotch[body.box]
     scene.paint(body, (1 - disc) * hu["cortex"] * 0.8 + disc * 75)
-    scene.paint(body, (1 - disc) * spongy + disc * 75, inset_mm=1.6)
+    scene.paint(body.inset(1.6), (1 - disc) * spongy + disc * 75)
     scene.paint(scene.tube(middle + (0, 28, 0), 8.0), 25.0)
 
 

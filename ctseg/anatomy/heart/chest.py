@@ -6,18 +6,16 @@ Template coordinates are LPS mm with the origin between the heart's valves. The 
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 
 from ctseg.anatomy.chest_scan import blend
 from ctseg.anatomy.heart.shape import FRAME, Heart
 from ctseg.anatomy.implicit import Scene, Shape, ellipsoid_distance, occupancy, smooth_minimum
-from ctseg.anatomy.shape_tables import read_table, tube
+from ctseg.anatomy.shape_tables import read_table
 from ctseg.anatomy.thin_tubes import TubeLayer, to_index
 
-TUBES = read_table(Path(__file__).with_suffix(".csv"))
-GREAT_VESSELS = read_table(Path(__file__).with_name("great_vessels.csv"))
+TUBES = read_table(__file__)
+GREAT_VESSELS = read_table(__file__, "great_vessels")
 HILA = ((-38.0, 22.0, 24.0), (38.0, 25.0, 28.0))
 
 
@@ -52,11 +50,11 @@ def paint_chest(
         scene.paint(ball.cut(sac, 1.5), hu["muscle"])
         scene.paint(ball.inset(2.5).cut(sac, 3.0), hu[tissue])
     paint_bones(scene, hu)
-    scene.paint(tube(scene, TUBES["gullet"]), hu["muscle"])
-    scene.paint(tube(scene, TUBES["windpipe"]), -990.0)
+    scene.paint(scene.tube(TUBES["gullet"]), hu["muscle"])
+    scene.paint(scene.tube(TUBES["windpipe"]), -990.0)
     for name in ("left bronchus", "right bronchus"):
-        scene.paint(tube(scene, TUBES[name]), hu["muscle"])
-        scene.paint(tube(scene, TUBES[name] - (0, 0, 0, 1.5)), -985.0)
+        scene.paint(scene.tube(TUBES[name]), hu["muscle"])
+        scene.paint(scene.tube(TUBES[name] - (0, 0, 0, 1.5)), -985.0)
 
 
 def paint_lungs(
@@ -89,9 +87,9 @@ def paint_lungs(
 def paint_bones(scene: Scene, hu: dict[str, float]) -> None:
     """Vertebrae, breastbone and the front ends of ribs."""
     bones = [scene.ellipsoid((0.0, 67.0, z), (19.0, 16.0, 10.5)) for z in range(-62, 90, 24)]
-    bones.append(tube(scene, TUBES["breastbone"]))
+    bones.append(scene.tube(TUBES["breastbone"]))
     for side in (-1, 1):
-        bones += [tube(scene, TUBES["rib"] + (0, 0, z, 0), side=side) for z in range(-50, 90, 27)]
+        bones += [scene.tube(TUBES["rib"] + (0, 0, z, 0), side=side) for z in range(-50, 90, 27)]
     for bone in bones:
         scene.paint(bone, hu["cortex"])
         scene.paint(bone.inset(1.8), hu["marrow"])

@@ -14,11 +14,12 @@ import dataclasses
 
 import numpy as np
 
-from ctseg.anatomy.chest_scan import Scan, blend, random_axes
+from ctseg.anatomy.chest_scan import Scan, blend
 from ctseg.anatomy.heart.chest import GREAT_VESSELS, great_vessels, mammary_arteries, paint_chest, placed
 from ctseg.anatomy.heart.shape import Coordinates, Heart, SurfaceMap, make_heart, rotation
 from ctseg.anatomy.heart.vessels import Vessel, VesselMaker
 from ctseg.anatomy.implicit import Scene
+from ctseg.anatomy.patients import random_axes
 from ctseg.anatomy.picture import Picture
 from ctseg.anatomy.thin_tubes import TubeLayer, axis_voxels, to_index
 

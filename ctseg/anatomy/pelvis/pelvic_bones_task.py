@@ -1,8 +1,8 @@
 """The task "pelvic_bones": the pelvis patients with bones whose edges are hard to see, and quick noisy scans.
 
-Thin or pale cortex, worn and fused joints, dense rims, spurs, metal hips and low dose: where two bones touch, the
-shape alone tells which is which. Five bones to learn, as in AIDA CTPEL (doi.org/10.23698/aida/ctpel); the lumbar
-vertebrae are in the label map but no target, as a scan of the pelvis cuts through them at any height.
+Thin or pale cortex, worn and fused joints, dense rims, spurs, metal hips and low dose: where two bones touch,
+the shape alone tells which is which. Five bones to learn, as in AIDA CTPEL (doi.org/10.23698/aida/ctpel); the
+lumbar vertebrae are in the label map but no target, as a scan of the pelvis cuts through them at any height.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ import dataclasses
 import numpy as np
 
 from ctseg.anatomy import labels
-from ctseg.anatomy.patients import Patient, Protocol
+from ctseg.anatomy.patients import Protocol
 from ctseg.anatomy.pelvis.drawing import is_dicom, plan, render
+from ctseg.anatomy.pelvis.people import Patient
+from ctseg.anatomy.pelvis.wear import Wear, sample_wear
 from ctseg.anatomy.picture import Picture
-from ctseg.anatomy.wear import Wear, sample_wear
 from ctseg.geometry.volume import Volume
 
 __all__ = ["IDS", "PATIENTS", "TARGETS", "draw", "is_dicom"]
@@ -64,7 +65,7 @@ def _facts(patient: Patient, protocol: Protocol, wear: Wear) -> dict[str, object
         "cortex_hu": round(patient.hu["cortex"]),
         "marrow_hu": round(patient.hu["marrow"]),
         "noise_hu": round(protocol.noise_hu, 1),
-        "hip_gap_mm": [round(gap, 1) for gap in wear.hip_gap_mm],
-        "sacroiliac_gap_mm": [round(gap, 1) for gap in wear.sacroiliac_gap_mm],
-        "sacroiliac_fused": list(wear.fused),
+        "hip_gap_mm": [round(wear.hip_gap_mm[side], 1) for side in (-1, 1)],
+        "sacroiliac_gap_mm": [round(wear.sacroiliac_gap_mm[side], 1) for side in (-1, 1)],
+        "sacroiliac_fused": [side in wear.fused for side in (-1, 1)],
     }

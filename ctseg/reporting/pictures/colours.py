@@ -1,7 +1,8 @@
-"""One colour per structure, the same in every film and still: bones pale, muscles and vessels red, veins blue, organs told apart.
+"""One colour per structure, the same in every film and still: bones pale, muscles and vessels red, veins
+blue, organs told apart.
 
-The first row of colours.csv whose words all occur in a structure's name decides; the right one of a pair is lighter. Other
-names take turns in the palette of the slice pictures.
+The first row of colours.csv whose words all occur in a structure's name decides; the right one of a pair
+is lighter. Other names take turns in the palette of the slice pictures.
 """
 
 from __future__ import annotations
@@ -44,7 +45,10 @@ def table() -> list[list[str]]:
 
 
 def colour_of(name: str, index: int) -> np.ndarray:
-    """(3,) red, green and blue from 0 to 1. index: position of the structure, for names that the table does not know."""
+    """(3,) red, green and blue from 0 to 1.
+
+    index: position of the structure, for names that the table does not know.
+    """
     words = {word.rstrip("s") if len(word) > 3 else word for word in words_of(name)} | set(words_of(name))
     joined = "".join(words_of(name))
     for key, text in table():
@@ -62,7 +66,8 @@ def colours_of(names: Sequence[str]) -> dict[str, np.ndarray]:
 def colours_on_ct(names: Sequence[str]) -> dict[str, np.ndarray]:
     """The colour of each structure on a grey picture.
 
-    That of the table where it is vivid and no other has one like it, else the vivid one least like all others.
+    That of the table where it is vivid and no other has one like it, else the vivid one least like all
+    others.
     """
     pool = np.array(
         [

@@ -1,6 +1,8 @@
-"""Masks on the CT at a glance: one sheet of axial, coronal and sagittal slices, evenly spaced through the masks.
+"""Masks on the CT at a glance: one sheet of axial, coronal and sagittal slices, evenly spaced through the
+masks.
 
-Orientation as in `slices`: the patient's left is on the right, superior and anterior are up. All panels have one scale.
+Orientation as in `slices`: the patient's left is on the right, superior and anterior are up. All panels
+have one scale.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from scipy import ndimage
 
 from ctseg.artifacts import atomic_write
 from ctseg.errors import UsageError
-from ctseg.geometry.boxes import Box, union
+from ctseg.geometry.boxes import Box, box_shape, union
 from ctseg.geometry.volume import Volume, to_canonical
 from ctseg.reporting.pictures import slices, style
 from ctseg.reporting.pictures.colours import colours_on_ct
@@ -81,15 +83,16 @@ class Sheet:
         return colours_on_ct(list(self.found))
 
     @functools.cached_property
-    def covered(self) -> Box:
+    def masks_box(self) -> Box:
         """The box of the scan that holds all masks (of the reference too)."""
         return union(*(p.box for p in [*self.found.values(), *self.truth.values()] if p is not None))
 
     @functools.cached_property
     def box(self) -> Box:
         """The part of the scan that panels show."""
-        shape, spacing = self.scan.array.shape, self.scan.spacing_mm
-        return slices.box_around(self.covered, shape, spacing, margin_mm=slices.WHOLE_MARGIN_MM)
+        return slices.box_around(
+            self.masks_box, self.scan.array.shape, self.scan.spacing_mm, margin_mm=slices.WHOLE_MARGIN_MM
+        )
 
     @functools.cached_property
     def mm_per_pixel(self) -> float:
@@ -98,7 +101,7 @@ class Sheet:
 
     def size_mm(self, plane: Plane) -> tuple[float, float]:
         """Height and width of a plane's panels."""
-        return plane.size_mm([part.stop - part.start for part in self.box], self.scan.spacing_mm)
+        return plane.size_mm(box_shape(self.box), self.scan.spacing_mm)
 
     def size(self, plane: Plane) -> tuple[int, int]:
         """Height and width of a plane's panels in pixels."""
@@ -135,13 +138,17 @@ def spread(first: int, last: int, count: int) -> list[int]:
 
 
 def slice_rows(sheet: Sheet) -> list[tuple[Plane, list[int]]]:
-    """The rows of the sheet: plane and numbers of the slices. Axial ones from the head down, as films are hung."""
+    """The rows of the sheet: plane and numbers of the slices.
+
+    Axial ones from the head down, as films are hung.
+    """
     rows = []
     for plane in PLANES:
         axial = plane.axis == 0
-        side = sheet.covered[plane.axis]
-        numbers = spread(side.start, side.stop - 1, COLUMNS * (AXIAL_ROWS if axial else 1))
-        numbers = numbers[::-1] if axial else numbers
+        side = sheet.masks_box[plane.axis]
+        numbers = spread(side.start, side.stop - 1, COLUMNS * (AXIAL_ROWS if axial else 1))[
+            :: -1 if axial else 1
+        ]
         rows += [(plane, numbers[start : start + COLUMNS]) for start in range(0, len(numbers), COLUMNS)]
     return rows
 
@@ -248,7 +255,8 @@ def paint(
     opacity: float,
     line: int,
 ) -> None:
-    """Fill what is covered of a part of a picture, (h, w, 3) of 0 to 255, and draw a line along the inside of its border.
+    """Fill what is covered of a part of a picture, (h, w, 3) of 0 to 255, and draw a line along the inside of
+    its border.
 
     line: width in picture elements.
     """
@@ -301,7 +309,9 @@ Entry = tuple[tuple[float, float], str, np.ndarray | None]
 
 
 def legend_of(sheet: Sheet) -> tuple[list[Entry], int]:
-    """(place relative to the legend's corner, text and colour of each line, None for what is not shown; height in pixels)."""
+    """(place relative to the legend's corner, text and colour of each line, None for what is not shown;
+    height in pixels).
+    """
     entries: list[tuple[str, np.ndarray | None]] = []
     for name, piece in sheet.found.items():
         truth = sheet.truth.get(name)

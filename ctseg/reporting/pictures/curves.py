@@ -1,7 +1,7 @@
 """The six pictures of a training run, drawn from `training_history.json`.
 
-A value that was not measured (null) is a gap; a series that was never measured says "not recorded". Up to seven
-structures are lines; more become a map of structure over epoch, which stays readable up to about 60.
+A value that was not measured (null) is a gap; a series that was never measured says "not recorded". Up to
+seven structures are lines; more become a map of structure over epoch, which stays readable up to about 60.
 """
 
 from __future__ import annotations
@@ -71,8 +71,11 @@ def draw_series(
     width: float = 1.8,
     line: str = "-",
 ) -> bool:
-    """Draw one series; False when it holds no value. Measured points stand out where neighbours were not measured;
-    a thin dotted line leads over the gap, so nobody takes it for a measurement."""
+    """Draw one series; False when it holds no value.
+
+    Measured points stand out where neighbours were not measured; a thin dotted line leads over the gap, so
+    nobody takes it for a measurement.
+    """
     measured = np.isfinite(values)
     if not measured.any():
         return False
@@ -172,7 +175,9 @@ def draw_dice(axes: Axes, history: History, key: str, title: str, *, small: bool
 
 
 def _draw_structures(axes: Axes, epochs: np.ndarray, found: Mapping[str, np.ndarray]) -> None:
-    """A line per structure; a band from the lowest to the highest and the median when there are more than colours."""
+    """A line per structure; a band from the lowest to the highest and the median when there are more than
+    colours.
+    """
     if len(found) <= len(style.PALETTE):
         for index, (name, values) in enumerate(found.items()):
             draw_series(axes, epochs, values, colour=style.colour(index), label=name)

@@ -1,4 +1,6 @@
-"""Masks on the scan's own voxels, packed to bits, so that many structures fit in memory while slices are cut from them."""
+"""Masks on the scan's own voxels, packed to bits, so that many structures fit in memory while slices are cut
+from them.
+"""
 
 from __future__ import annotations
 
@@ -15,21 +17,24 @@ ALIGNED = 0.01  # voxels by which masks may lie beside the scan's voxels and sti
 
 @dataclasses.dataclass(frozen=True)
 class Piece:
-    """The mask of one structure inside its box of the canonical scan. packed: its voxels, eight along W in one byte."""
+    """The mask of one structure inside its box of the canonical scan.
+
+    packed: its voxels, eight along W in one byte.
+    """
 
     box: Box
     packed: np.ndarray
 
     def cut(self, axis: int, number: int) -> np.ndarray | None:
         """The slice (bool) across an axis, as wide and high as the box; None when it has no voxel."""
-        inside = number - self.box[axis].start
-        if not 0 <= inside < box_shape(self.box)[axis]:
+        side = self.box[axis]
+        if not side.start <= number < side.stop:
             return None
+        inside, width = number - side.start, box_shape(self.box)[2]
         if axis == 2:
             part = np.unpackbits(self.packed[:, :, inside // 8, None], axis=2)[:, :, inside % 8]
         else:
-            row = np.take(self.packed, inside, axis=axis)
-            part = np.unpackbits(row, axis=1, count=box_shape(self.box)[2])
+            part = np.unpackbits(np.take(self.packed, inside, axis=axis), axis=1, count=width)
         return part.astype(bool) if part.any() else None
 
 
@@ -46,8 +51,8 @@ def mask_of(masks: Masks, name: str) -> tuple[Volume | None, bool]:
 def piece_of(part: Volume | None, grid: Grid) -> tuple[Piece | None, bool]:
     """A mask on a canonical grid.
 
-    part: as `Masks.tight` gives it. Returns (None when it is empty there; whether it had to be resampled, to the nearest
-    voxel).
+    part: as `Masks.tight` gives it. Returns (None when it is empty there; whether it had to be resampled,
+    to the nearest voxel).
     """
     if part is None:
         return None, False
@@ -59,13 +64,13 @@ def piece_of(part: Volume | None, grid: Grid) -> tuple[Piece | None, bool]:
         covered = intersection(covered_box(part.grid, grid), whole_box(grid.shape))
         if covered is None:
             return None, True
-        values = Volume(part.array.astype(np.uint8), part.affine)
-        part = tight(resample(values, grid.crop_to(covered), order="nearest", fill=0))
+        voxels = Volume(part.array.astype(np.uint8), part.affine)
+        part = tight(resample(voxels, grid.crop_to(covered), order="nearest", fill=0))
         if part is None:
             return None, True
         to_grid = np.linalg.inv(grid.affine) @ part.affine
-    own = move(whole_box(part.array.shape), np.rint(to_grid[:3, 3]).astype(int))
-    box = intersection(own, whole_box(grid.shape))  # what lies beside the scan has no picture
-    if box is None:
+    own = move(whole_box(part.array.shape), np.rint(to_grid[:3, 3]))
+    box = intersection(own, whole_box(grid.shape))
+    if box is None:  # it lies beside the scan, where there is no picture
         return None, moved
     return Piece(box, np.packbits(part.array[within(box, own)] > 0, axis=2)), moved

@@ -1,4 +1,6 @@
-"""Slices of a CT as pictures in space: an axial, a coronal and a sagittal plane, cut out along the patient's outline."""
+"""Slices of a CT as pictures in space: an axial, a coronal and a sagittal plane, cut out along the patient's
+outline.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +54,9 @@ def slice_plane(
 
 
 def patient_share(picture: np.ndarray) -> np.ndarray:
-    """The patient in a slice, hollows filled and the border smoothed: above 0.5; all of it where there is no outline."""
+    """The patient in a slice, hollows filled and the border smoothed: above 0.5; all of it where there is no
+    outline.
+    """
     body = ndimage.binary_opening(picture > OUTLINE_HU, iterations=2)
     if not body.any():
         return np.ones(picture.shape, dtype=np.float32)

@@ -1,7 +1,9 @@
-"""Pictures of trust: do probabilities mean what they say (reliability diagram), and does confidence foretell the Dice.
+"""Pictures of trust: do probabilities mean what they say (reliability diagram), and does confidence foretell
+the Dice.
 
-`blocks` is "calibration" of `summary_statistics.json`: structure -> region -> {ece, bins: [{n, p, y}]}; rows are those of `per_case.csv`. Up to seven
-structures have a line or a colour each; more are drawn together.
+`blocks` is "calibration" of `summary_statistics.json`: structure -> region -> {ece, bins: [{n, p, y}]};
+rows are those of `per_case.csv`. Up to seven structures have a line or a colour each; more are drawn
+together.
 """
 
 from __future__ import annotations
@@ -23,14 +25,16 @@ PANELS = (
     ("whole", "Whole scan: nearly all voxels are easy"),
 )
 MARKED = 3  # cases of lowest Dice that are named
-MARKERS = "osD^vP*"
 
 
 # ---- reliability ------------------------------------------------------------------------------------------
 
 
 def diagram(blocks: Mapping[str, Any], pooled: Mapping[str, Any], path: Target, synthetic: bool) -> None:
-    """`reliability.png`: frequency against probability in each bin, below it how many voxels the bins hold. pooled: region -> the same of all structures."""
+    """`reliability.png`: frequency against probability in each bin, below it how many voxels the bins hold.
+
+    pooled: region -> the same of all structures.
+    """
     with style.picture(
         path, (11.5, 6.4), title="Calibration of the test probabilities", synthetic=synthetic
     ) as figure:
@@ -55,26 +59,12 @@ def draw_reliability(axes: Axes, blocks: Mapping[str, Any], pooled: Mapping[str,
     axes.plot([0, 1], [0, 1], "--", color=style.GREY, linewidth=1.2)
     for index, (name, block) in enumerate(shown.items()):
         points = np.array([(item["p"], item["y"]) for item in block["bins"] if item["n"]])
-        axes.plot(
-            points[:, 0],
-            points[:, 1],
-            f"{MARKERS[index % len(MARKERS)]}-",
-            color=style.colour(index),
-            markersize=5,
-            markeredgecolor="white",
-            markeredgewidth=0.5,
-            linewidth=1.5,
-            label=f"{style.short(name)} (ECE {block['ece']:.3f})",
-        )
-    axes.text(
-        0.98,
-        0.04,
-        "below the dashed line: probabilities too high",
-        transform=axes.transAxes,
-        ha="right",
-        fontsize=8.5,
-        color=style.GREY,
-    )
+        label = f"{style.short(name)} (ECE {block['ece']:.3f})"
+        line: Any = {"size": 5, "linewidth": 1.5, "label": label}
+        marker = f"{style.MARKERS[index]}-"
+        style.dots(axes, points[:, 0], points[:, 1], marker, colour=style.colour(index), **line)
+    note: Any = {"transform": axes.transAxes, "ha": "right", "fontsize": 8.5, "color": style.GREY}
+    axes.text(0.98, 0.04, "below the dashed line: probabilities too high", **note)
     axes.set_xlim(-0.02, 1.02)
     axes.set_ylim(-0.02, 1.02)
     axes.legend(loc="upper left")
@@ -99,7 +89,9 @@ def draw_counts(axes: Axes, pooled: Mapping[str, Any]) -> None:
 
 
 def confidence(rows: Sequence[Row], structures: Sequence[str], path: Target, synthetic: bool) -> None:
-    """`confidence.png`: left confidence against Dice of every case and structure, right the mean risk of the most confident cases."""
+    """`confidence.png`: left confidence against Dice of every case and structure, right the mean risk of the
+    most confident cases.
+    """
     with style.picture(
         path, (12.0, 5.4), title="Does agreement between predictions foretell the Dice?", synthetic=synthetic
     ) as figure:
@@ -109,103 +101,65 @@ def confidence(rows: Sequence[Row], structures: Sequence[str], path: Target, syn
 
 
 def draw_confidence(axes: Axes, rows: Sequence[Row], structures: Sequence[str]) -> None:
-    """A point per case and structure of the reference, the ones of lowest Dice named; structures that no member predicts stand in a strip at the left."""
+    """A point per case and structure of the reference, the ones of lowest Dice named.
+
+    Structures that no member predicts stand in a strip at the left.
+    """
     axes.set_title("Each case and structure")
     chosen = with_reference(rows)
-    known = [row for row in chosen if number(row, "confidence") is not None]
+    known = {id(row): sure for row in chosen if (sure := number(row, "confidence")) is not None}
     if not known:
         return style.say(axes, "confidence is not known")
-    silent = [row for row in chosen if number(row, "confidence") is None]
-    many = len(structures) > len(style.PALETTE)
-    for index, name in enumerate([f"all {len(structures)} structures"] if many else structures):
-        own = known if many else [row for row in known if row["structure"] == name]
-        if not own:
-            continue
-        sure, dice = [number(row, "confidence") or 0.0 for row in own], [dice_of(row) for row in own]
-        rank = failure.spearman(sure, dice)
-        axes.plot(
-            sure,
-            dice,
-            MARKERS[index % len(MARKERS)],
-            color=style.colour(index),
-            alpha=0.8,
-            markersize=6,
-            markeredgecolor="white",
-            markeredgewidth=0.5,
-            label=f"{style.short(name)} (n={len(own)}{'' if rank is None else f', Spearman {rank:.2f}'})",
-        )
-    low = min([number(row, "confidence") or 0.0 for row in known])
-    left = shown_from = max(-0.02, low - 0.04)
+    silent = [row for row in chosen if id(row) not in known]
+    sure_rows = [row for row in chosen if id(row) in known]
+    groups = {name: [row for row in sure_rows if row["structure"] == name] for name in structures}
+    if len(structures) > len(style.PALETTE):
+        groups = {f"all {len(structures)} structures": sure_rows}
+    for index, (name, own) in enumerate(groups.items()):
+        if own:
+            x, y = [known[id(row)] for row in own], [dice_of(row) for row in own]
+            rank = failure.spearman(x, y)
+            label = f"{style.short(name)} (n={len(own)}{'' if rank is None else f', Spearman {rank:.2f}'})"
+            style.dots(axes, x, y, style.MARKERS[index], colour=style.colour(index), alpha=0.8, label=label)
+    left = shown_from = max(-0.02, min(known.values()) - 0.04)
     if silent:
-        strip = 0.16 * (1.0 - left)
-        axes.axvspan(left - strip, left, color="#fbeee6", zorder=0)
-        places = left - strip * (0.5 + np.linspace(-0.3, 0.3, len(silent)) * (len(silent) > 1))
-        axes.plot(
-            places,
-            [dice_of(row) for row in silent],
-            "X",
-            color=style.MISSED,
-            markersize=8,
-            markeredgecolor="white",
-            clip_on=False,
-        )
-        axes.text(
-            left - strip / 2,
-            0.5,
-            f"predicted by no member (n={len(silent)})",
-            rotation=90,
-            ha="center",
-            va="center",
-            fontsize=9,
-            color=style.MISSED,
-        )
-        left -= strip
+        left -= 0.16 * (1.0 - shown_from)
     right = 1.0 + 0.02 * (1.0 - left)
-    marked = sorted(known, key=lambda row: (dice_of(row), row["case_id"]))[:MARKED]
-    for rank, row in enumerate(marked, start=1):
-        at = number(row, "confidence") or 0.0
-        axes.plot(
-            [at],
-            [dice_of(row)],
-            "o",
-            markersize=11,
-            markerfacecolor="none",
-            markeredgecolor=style.MISSED,
-            markeredgewidth=1.2,
-        )
-        axes.annotate(
-            str(rank),
-            (at, dice_of(row)),
-            xytext=(8, -10),
-            textcoords="offset points",
-            fontsize=8,
-            color=style.MISSED,
-        )
-    named = "\n".join(
-        f"{rank}  {style.short(str(row['case_id']), 18)}, {style.short(str(row['structure']), 18)}"
-        for rank, row in enumerate(marked, start=1)
-    )
-    axes.text(
-        shown_from + 0.02 * (right - shown_from),
-        0.02,
-        f"lowest Dice:\n{named}",
-        ha="left",
-        va="bottom",
-        fontsize=8,
-        color=style.MISSED,
-    )
-    axes.set_xticks(
-        [tick for tick in MaxNLocator(6).tick_values(shown_from, 1.0) if shown_from <= tick <= 1.0]
-    )
+    ticks = MaxNLocator(6).tick_values(shown_from, 1.0)
+    axes.set_xticks([tick for tick in ticks if shown_from <= tick <= 1.0])
     axes.set_xlim(left, right)
     axes.set_ylim(-0.03, 1.03)
+    if silent:
+        style.missed_strip(axes, left, shown_from, f"predicted by no member (n={len(silent)})")
+        spread = np.linspace(0.2, 0.8, len(silent)) if len(silent) > 1 else np.array([0.5])
+        style.missed_dots(
+            axes, shown_from + spread * (left - shown_from), [dice_of(row) for row in silent], clip_on=False
+        )
+    lowest = sorted(sure_rows, key=lambda row: (dice_of(row), row["case_id"]))[:MARKED]
+    places = [(known[id(row)], dice_of(row)) for row in lowest]
+    name_lowest(axes, lowest, places, shown_from + 0.02 * (right - shown_from))
     axes.set_xlabel("confidence: mean pairwise Dice of the members")
     axes.set_ylabel("Dice against the reference; missed = 0")
     axes.legend(loc="lower right", fontsize=8)
 
 
+def name_lowest(axes: Axes, rows: Sequence[Row], places: Sequence[tuple[float, float]], left: float) -> None:
+    """Ring the points of the rows, number them, and list their names from `left` on."""
+    ring: Any = {"markersize": 11, "markerfacecolor": "none", "markeredgewidth": 1.2}
+    words: Any = {"fontsize": 8, "color": style.MISSED}
+    lines = ["lowest Dice:"]
+    for rank, (row, place) in enumerate(zip(rows, places), start=1):
+        axes.plot(*place, "o", markeredgecolor=style.MISSED, **ring)
+        axes.annotate(str(rank), place, xytext=(8, -10), textcoords="offset points", **words)
+        names = [style.short(str(row[key]), 18) for key in ("case_id", "structure")]
+        lines.append(f"{rank}  {', '.join(names)}")
+    axes.text(left, 0.02, "\n".join(lines), ha="left", va="bottom", **words)
+
+
 def draw_risk(axes: Axes, rows: Sequence[Row]) -> None:
-    """Mean risk of the k most confident cases over their share; in any order it would be the mean of all, in the best order the curve below."""
+    """Mean risk of the k most confident cases over their share; in any order it would be the mean of all, in
+    the best order the curve below.
+    """
     axes.set_title("If only the most confident cases were kept")
     points = failure.case_points(
         [{**row, "dice": dice_of(row) if row.get("state") in ("present", "missed") else None} for row in rows]

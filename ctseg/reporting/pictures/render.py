@@ -1,8 +1,9 @@
 """Surfaces to pictures, by numpy alone: no display, no OpenGL.
 
-The patient stands upright and turns about the long axis. At 0 degrees the viewer faces the patient, whose left is on the right
-of the picture, as in a radiograph. Each pixel keeps the nearest point (a depth buffer), shaded by its normal and darkened in
-hollows; flat pictures come next, not lit, and translucent surfaces last.
+The patient stands upright and turns about the long axis. At 0 degrees the viewer faces the patient, whose
+left is on the right of the picture, as in a radiograph. Each pixel keeps the nearest point (a depth
+buffer), shaded by its normal and darkened in hollows; flat pictures come next, not lit, and translucent
+surfaces last.
 """
 
 from __future__ import annotations
@@ -65,7 +66,10 @@ class View:
 def fit_view(
     surfaces: Sequence[Surface], *, width: int, height: int, left: int = 0, tilt: float = 0.0
 ) -> View:
-    """A view in which everything stays inside the picture all the way round. ValueError when there is nothing to see."""
+    """A view in which everything stays inside the picture all the way round.
+
+    ValueError when there is nothing to see.
+    """
     low, high = box_mm(surfaces)
     centre = (low + high) / 2
     points = [surface.points_mm for surface in surfaces if len(surface.points_mm)]
@@ -87,8 +91,8 @@ def fit_view(
 class Layer:
     """What is nearest to the viewer.
 
-    hit: bool (h, w), where something is; of these n elements: colours (n, 3), lit, and the cosine between surface and
-    viewer (n,). depth: (h, w) in mm, inf elsewhere.
+    hit: bool (h, w), where something is; of these n elements: colours (n, 3), lit, and the cosine between
+    surface and viewer (n,). depth: (h, w) in mm, inf elsewhere.
     """
 
     hit: np.ndarray
@@ -133,7 +137,10 @@ def draw(surfaces: Sequence[Surface], view: View, degrees: float) -> np.ndarray:
 
 
 def nearest(surfaces: Sequence[Surface], view: View, degrees: float) -> Layer:
-    """What is seen of surfaces, all of them flat or none. Every point is three elements wide, so that no holes open."""
+    """What is seen of surfaces, all of them flat or none.
+
+    Every point is three elements wide, so that no holes open.
+    """
     right, towards, up = view.axes(degrees)
     flat = surfaces[0].flat
     facing = [slice(None) if flat else surface.normals @ towards > 0 for surface in surfaces]
@@ -176,7 +183,9 @@ def hollow_shade(depth: np.ndarray, hit: np.ndarray) -> np.ndarray:
 
 
 def block_means(picture: np.ndarray, part: int) -> np.ndarray:
-    """Means of blocks of part x part elements of a picture, (h, w) or (h, w, 3), filled up with zeros at the ends."""
+    """Means of blocks of part x part elements of a picture, (h, w) or (h, w, 3), filled up with zeros at the
+    ends.
+    """
     height, width = (-(-length // part) for length in picture.shape[:2])
     ends = [(0, height * part - picture.shape[0]), (0, width * part - picture.shape[1])]
     padded = np.pad(picture, ends + [(0, 0)] * (picture.ndim - 2))

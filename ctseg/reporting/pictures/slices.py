@@ -1,7 +1,9 @@
-"""Pictures of cases: an axial, a coronal and a sagittal slice of the CT with the outlines of reference and prediction.
+"""Pictures of cases: an axial, a coronal and a sagittal slice of the CT with the outlines of reference and
+prediction.
 
-Orientation as radiologists read it: the patient's left is on the right of axial and coronal slices, anterior is up
-in axial slices and left in sagittal ones, superior is up. Pixels have the scan's own proportions.
+Orientation as radiologists read it: the patient's left is on the right of axial and coronal slices,
+anterior is up in axial slices and left in sagittal ones, superior is up. Pixels have the scan's own
+proportions.
 """
 
 from __future__ import annotations
@@ -38,7 +40,10 @@ STRUCTURE_PICTURES = 24  # worst cases of at most so many structures
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """One picture to make. structure: None = all structures of the case. dice: mean of the case, or of that row."""
+    """One picture to make. structure: None = all structures of the case.
+
+    dice: mean of the case, or of that row.
+    """
 
     case_id: str
     structure: str | None
@@ -48,7 +53,7 @@ class Choice:
 
 
 def case_means(rows: Sequence[Row]) -> dict[str, float]:
-    """Case -> mean Dice over its reference-present structures, missed ones 0; cases without any are left out."""
+    """Case -> mean Dice over its reference-present structures, missed ones 0; only cases that have any."""
     values: dict[str, list[float]] = {}
     for row in with_reference(rows):
         values.setdefault(str(row["case_id"]), []).append(dice_of(row))
@@ -58,8 +63,8 @@ def case_means(rows: Sequence[Row]) -> dict[str, float]:
 def choose(rows: Sequence[Row], structures: Sequence[str]) -> list[Choice]:
     """Best, median and worst case by mean Dice, then the worst case of each structure, the lowest Dice first.
 
-    Equal values are ordered by case id. The median of an even number is the lower one. With one or two cases a
-    case appears once, with both reasons.
+    Equal values are ordered by case id. The median of an even number is the lower one. With one or two
+    cases a case appears once, with both reasons.
     """
     means = case_means(rows)
     ranked = sorted(means, key=lambda case: (means[case], case))
@@ -99,7 +104,9 @@ def choose(rows: Sequence[Row], structures: Sequence[str]) -> list[Choice]:
 
 
 def busiest_slices(label: np.ndarray) -> tuple[int, int, int]:
-    """Per axis of a (D, H, W) label map the slice that shows most: each structure adds its area, 1 at its largest."""
+    """Per axis of a (D, H, W) label map the slice that shows most: each structure adds its area, 1 at its
+    largest.
+    """
     if not label.any():
         d, h, w = label.shape
         return d // 2, h // 2, w // 2
@@ -112,7 +119,7 @@ def busiest_slices(label: np.ndarray) -> tuple[int, int, int]:
 
 
 def centre_voxel(mask: np.ndarray) -> tuple[int, int, int]:
-    """The voxel of a (D, H, W) mask nearest to its centroid, so every slice through it shows the structure."""
+    """The voxel of a (D, H, W) mask nearest to its centroid: every slice through it shows the structure."""
     points = np.argwhere(mask)
     if not len(points):
         d, h, w = mask.shape
@@ -124,7 +131,9 @@ def centre_voxel(mask: np.ndarray) -> tuple[int, int, int]:
 def view_box(
     mask: np.ndarray, spacing_mm: Sequence[float], *, margin_mm: float, smallest_mm: float = SMALLEST_VIEW_MM
 ) -> Box:
-    """The part of the scan to show: the mask's box and a margin, at least `smallest_mm` wide where the scan allows."""
+    """The part of the scan to show: the mask's box and a margin, at least `smallest_mm` wide where the scan
+    allows.
+    """
     box = bounding_box(mask)
     if box is None:
         return whole_box(mask.shape)
@@ -199,7 +208,7 @@ class CaseVolumes:
 
 
 def on_one_grid(image: Volume, reference: Volume, prediction: Volume) -> CaseVolumes:
-    """A case to draw, axes permuted where needed; CaseError when reference or prediction lie on another grid."""
+    """A case to draw, axes permuted where needed; CaseError for labels that lie on another grid."""
     labels = {"reference": reference, "prediction": prediction}
     matched = []
     for what, label in labels.items():
@@ -242,7 +251,9 @@ class Ink:
 
 
 def ink_for(values: Sequence[int], count: int, *, whole: bool) -> Ink:
-    """The colours for labels out of `count`; by structure where a whole case is shown and there are enough colours."""
+    """The colours for labels out of `count`; by structure where a whole case is shown and there are enough
+    colours.
+    """
     if whole and count <= len(ON_CT):
         return Ink({value: (ON_CT[value - 1],) * 2 for value in values}, True)
     return Ink(dict.fromkeys(values, (REFERENCE_COLOUR, PREDICTION_COLOUR)), False)
@@ -260,9 +271,9 @@ def draw_case(
 ) -> None:
     """Three slices as one JPEG. Label i + 1 is structures[i].
 
-    only: one structure, shown enlarged through the centre of its reference (of the prediction if there is none);
-    else the planes that show most structures. remarks: structure -> words for the legend, such as "not annotated",
-    without which an outline that stands alone would be read as an error.
+    only: one structure, shown enlarged through the centre of its reference (of the prediction if there is
+    none); else the planes that show most structures. remarks: structure -> words for the legend, such as
+    "not annotated", without which an outline that stands alone would be read as an error.
     """
     (low, high), spacing_mm = display_hu, case.scan.spacing_mm
     truth, found = case.truth.array, case.found.array
@@ -295,7 +306,9 @@ def draw_case(
 
 
 def figure_inches(sizes_mm: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    """Width and height of the figure so that three panels of these (height, width) in mm fill it without bands."""
+    """Width and height of the figure so that three panels of these (height, width) in mm fill it without
+    bands.
+    """
     height_mm, width_mm = max(h for h, _ in sizes_mm), sum(w for _, w in sizes_mm)
     inches_per_mm = min(10.6 / width_mm, 4.6 / height_mm)
     return max(6.0, inches_per_mm * width_mm + 0.5), inches_per_mm * height_mm + 0.8

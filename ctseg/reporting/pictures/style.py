@@ -11,7 +11,7 @@ import functools
 import io
 import itertools
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -28,12 +28,16 @@ from ctseg.artifacts import atomic_write
 
 Target = str | Path | BinaryIO
 
-# Okabe and Ito, "Color Universal Design" (2008), without black and with the yellow left out: it vanishes on white.
+# Okabe and Ito, "Color Universal Design" (2008), without black and with the yellow left out: it vanishes on
+# white.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#6b6b6b")
 INK, GREY, PALE, GRID = "#1c2733", "#6b7682", "#c9d1d9", "#e6eaee"
 MISSED = "#D55E00"
 SCORE_MAP = "cividis"  # readable in grey and with every common colour vision
 DPI = 120
+MARKERS = "osD^vP*"
+RIM = {"markeredgewidth": 0.5}
+MANY_ROWS = 15
 
 _SHEET: Any = {
     "font.family": "sans-serif",
@@ -121,8 +125,42 @@ def say(axes: Axes, message: str) -> None:
     axes.text(0.5, 0.5, message, transform=axes.transAxes, ha="center", va="center", color=GREY, fontsize=11)
 
 
+def dots(axes: Axes, x: Any, y: Any, marker: str, *, colour: str, size: float = 6, **more: Any) -> None:
+    """Points with a white rim, so that neighbours can be told apart."""
+    axes.plot(x, y, marker, color=colour, markersize=size, markeredgecolor="white", **RIM | more)
+
+
+def missed_dots(axes: Axes, x: Any, y: Any, **more: Any) -> None:
+    """Points of structures that were not found."""
+    dots(axes, x, y, "X", colour=MISSED, size=8, markeredgewidth=1.0, **{"zorder": 4} | more)
+
+
+def missed_strip(axes: Axes, left: float, right: float, message: str) -> None:
+    """A tinted strip from left to right for results that have no place on the axis, and what they are."""
+    axes.axvspan(left, right, color="#fbeee6", zorder=0)
+    look: Any = {"rotation": 90, "ha": "center", "va": "center", "fontsize": 9, "color": MISSED}
+    scale = axes.transData
+    middle = scale.inverted().transform((scale.transform([(left, 0), (right, 0)])[:, 0].mean(), 0))[0]
+    axes.text(middle, 0.5, message, **look)
+
+
+def name_rows(axes: Axes, names: Sequence[str]) -> None:
+    """A labelled line per name, the first on top, every other one tinted; labels below and above where there
+    are many.
+    """
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.grid(axis="y", visible=False)
+    for index in range(1, len(names), 2):
+        axes.axhspan(index - 0.5, index + 0.5, color="#f5f7f9", zorder=0, linewidth=0)
+    if len(names) > MANY_ROWS:
+        axes.tick_params(top=True, labeltop=True)
+
+
 def short(name: str, limit: int = 26) -> str:
-    """The name, its middle replaced by an ellipsis when it is longer than `limit`; letters that the font lacks by their code, as boxes all look alike."""
+    """The name, its middle replaced by an ellipsis when it is longer than `limit`; letters that the font
+    lacks by their code, as boxes all look alike.
+    """
     name = " ".join(str(name).split())
     name = "".join(
         "".join(run) if shown else "[" + " ".join(f"{ord(c):X}" for c in run) + "]"
@@ -155,7 +193,9 @@ def rgb(colour: np.ndarray) -> tuple[int, ...]:
 def scale_bar(
     pen: ImageDraw.ImageDraw, right: float, bottom: float, mm_per_pixel: float, longest: float, size: int
 ) -> None:
-    """A bar of a round length, at most `longest` pixels, that ends at (right, bottom), its length in words above it."""
+    """A bar of a round length, at most `longest` pixels, that ends at (right, bottom), its length in words
+    above it.
+    """
     bar_mm = max(
         (length for length in (5, 10, 20, 50, 100, 200) if length <= longest * mm_per_pixel), default=5
     )
@@ -166,5 +206,7 @@ def scale_bar(
 
 
 def colour(index: int) -> str:
-    """The colour of the i-th structure; it repeats after the palette's end, so plots with more need another form."""
+    """The colour of the i-th structure; it repeats after the palette's end, so plots with more need another
+    form.
+    """
     return PALETTE[index % len(PALETTE)]

@@ -14,7 +14,8 @@ from ctseg.scans.masks import Masks
 class Subject:
     """Chosen structures of masks, their scan in HU and other masks to compare with, where these are known.
 
-    window_hu: what is black and white in slices, by default chosen by the structures' names. synthetic: said in pictures.
+    window_hu: what is black and white in slices, by default chosen by the structures' names. synthetic:
+    said in pictures.
     """
 
     masks: Masks

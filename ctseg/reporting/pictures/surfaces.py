@@ -1,8 +1,8 @@
 """From masks to surfaces that can be drawn: dense points with normals, in LPS millimetres.
 
-No mesh: a surface is the set of points where a smoothed mask crosses one level, at least one point per picture element. It
-needs no triangulation, no library and no order of drawing (after Levoy and Whitted 1985, "The use of points as a display
-primitive").
+No mesh: a surface is the set of points where a smoothed mask crosses one level, at least one point per
+picture element. It needs no triangulation, no library and no order of drawing (after Levoy and Whitted
+1985, "The use of points as a display primitive").
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ ROOM = 3  # voxels around the box of a mask
 class Surface:
     """What is drawn.
 
-    points_mm, normals: (N, 3) float32, LPS mm and unit vectors out of the structure. colour: (3,) or (N, 3), 0 to 1.
-    opacity: below 1, only what lies nearest is drawn, over the rest. flat: a picture in a plane, not a body: seen from
-    both sides and not lit.
+    points_mm, normals: (N, 3) float32, LPS mm and unit vectors out of the structure. colour: (3,) or (N,
+    3), 0 to 1. opacity: below 1, only what lies nearest is drawn, over the rest. flat: a picture in a
+    plane, not a body: seen from both sides and not lit.
     """
 
     name: str
@@ -55,10 +55,11 @@ def surface_of(
     opacity: float = 1.0,
     smooth_voxels: float = SMOOTH_VOXELS,
 ) -> Surface:
-    """The surface of a mask (bool (D, H, W)), closed where it meets the scan's border; no points for an empty one.
+    """The surface of a mask (bool (D, H, W)), closed where it meets the scan's border; no points for an empty
+    one.
 
-    step_mm: distance of the points. The level is the one that keeps the mask's volume, so a thin vessel does not vanish
-    in the smoothing.
+    step_mm: distance of the points. The level is the one that keeps the mask's volume, so a thin vessel
+    does not vanish in the smoothing.
     """
     box = bounding_box(mask.array)
     if box is None:
@@ -67,8 +68,9 @@ def surface_of(
     smooth = ndimage.gaussian_filter(tight, smooth_voxels)
     count = int(tight.sum())
     level = min(max(float(np.partition(smooth.ravel(), -count)[-count]), LEVELS[0]), LEVELS[1])
-    start = box_start(grow(box, ROOM))
-    return Surface(name, *crossings_mm(smooth, level, start, mask, step_mm), colour, opacity)
+    return Surface(
+        name, *crossings_mm(smooth, level, box_start(grow(box, ROOM)), mask, step_mm), colour, opacity
+    )
 
 
 def surface_at(values: Volume, level: float, name: str, colour: np.ndarray, *, step_mm: float) -> Surface:
@@ -80,8 +82,8 @@ def surface_at(values: Volume, level: float, name: str, colour: np.ndarray, *, s
     if box is None:
         return _nowhere(name, colour)
     wide = grow(box, ROOM, values.array.shape)
-    start = box_start(grow(wide, ROOM))
     field = np.pad(values.array[wide], ROOM)
+    start = box_start(grow(wide, ROOM))
     return Surface(name, *crossings_mm(field, level, start, values, step_mm), colour)
 
 
@@ -95,8 +97,8 @@ def crossings_mm(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Points in mm and outward normals, each (N, 3) float32, where a field (D, H, W) falls below the level.
 
-    start: index of the field's first voxel in the whole volume. Each voxel beside the crossing is divided into parts of
-    about `step_mm`; what lies near the surface is moved onto it.
+    start: index of the field's first voxel in the whole volume. Each voxel beside the crossing is divided
+    into parts of about `step_mm`; what lies near the surface is moved onto it.
     """
     parts = [max(1, round(spacing / step_mm)) for spacing in whole.spacing_mm]
     inside = field > level

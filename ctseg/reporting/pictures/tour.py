@@ -1,4 +1,6 @@
-"""A turn around the patient: pictures of masks from all sides with names, colours, and which side is the patient's left."""
+"""A turn around the patient: pictures of masks from all sides with names, colours, and which side is the
+patient's left.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +52,8 @@ TILT = (
 class Scene:
     """Surfaces of a subject and what the legend says of them.
 
-    probabilities: names of the structures that were drawn from probabilities. tilt: degrees by which the viewer looks down.
+    probabilities: names of the structures that were drawn from probabilities. tilt: degrees by which the
+    viewer looks down.
     """
 
     subject: Subject
@@ -84,9 +87,9 @@ class Scene:
 def build_scene(subject: Subject, *, context: str = "none", progress: Callable[..., Any] = iter) -> Scene:
     """Surfaces of the chosen structures.
 
-    With a reference: coloured by their distance to it, in mm, and the reference translucent. context: "body" or "bone"
-    of the scan, translucent, or three "slices" through the middle of the masks. Raises ValueError when no chosen
-    structure has a voxel.
+    With a reference: coloured by their distance to it, in mm, and the reference translucent. context:
+    "body" or "bone" of the scan, translucent, or three "slices" through the middle of the masks. Raises
+    ValueError when no chosen structure has a voxel.
     """
     masks, scan = subject.masks, subject.ct if context != "none" else None
     grid = scan.grid if scan is not None else masks.read(subject.chosen[0]).grid

@@ -1,4 +1,5 @@
-"""Pictures to a film: MP4 (H.264, plays in browsers and slides) where an encoder is found, else an animated GIF.
+"""Pictures to a film: MP4 (H.264, plays in browsers and slides) where an encoder is found, else an animated
+GIF.
 
 The encoder is the ffmpeg program, from the package imageio-ffmpeg or the system; it is run, never imported.
 """
@@ -36,7 +37,10 @@ def encoder() -> str | None:
 
 
 def film_path(path: Path) -> tuple[Path, bool]:
-    """(where the film goes, whether that differs from what was asked): .mp4 becomes .gif without an encoder. UsageError for other suffixes."""
+    """(where the film goes, whether that differs from what was asked): .mp4 becomes .gif without an encoder.
+
+    UsageError for other suffixes.
+    """
     if path.suffix.lower() not in (".mp4", ".gif"):
         raise UsageError(
             "BAD_OPTION", f"'{path.name}' after --output is no film", "end it in .mp4 or .gif", file=path.name
@@ -47,7 +51,10 @@ def film_path(path: Path) -> tuple[Path, bool]:
 
 
 def write_film(path: Path, frames: Iterable[np.ndarray], *, fps: int) -> None:
-    """Write pictures, each (H, W, 3) uint8 with even H and W, atomically as .mp4 or .gif. Raises ResourceError when the encoder fails."""
+    """Write pictures, each (H, W, 3) uint8 with even H and W, atomically as .mp4 or .gif.
+
+    Raises ResourceError when the encoder fails.
+    """
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix.lower() == ".gif":
@@ -79,36 +86,9 @@ def _mp4(path: Path, frames: Iterator[np.ndarray], fps: int) -> None:
     first = next(frames)
     height, width = first.shape[:2]
     temporary = path.with_name(f".tmp-{os.getpid()}-{os.urandom(4).hex()}")
-    command = [
-        program,
-        "-y",
-        "-loglevel",
-        "error",
-        "-f",
-        "rawvideo",
-        "-pix_fmt",
-        "rgb24",
-        "-s",
-        f"{width}x{height}",
-        "-r",
-        str(fps),
-        "-i",
-        "-",
-        "-an",
-        "-c:v",
-        "libx264",
-        "-pix_fmt",
-        "yuv420p",
-        "-crf",
-        "20",
-        "-preset",
-        "medium",
-        "-movflags",
-        "+faststart",
-        "-f",
-        "mp4",
-        str(temporary),
-    ]
+    raw = f"-f rawvideo -pix_fmt rgb24 -s {width}x{height} -r {fps} -i -"
+    h264 = "-an -c:v libx264 -pix_fmt yuv420p -crf 20 -preset medium -movflags +faststart -f mp4"
+    command = [program, *f"-y -loglevel error {raw} {h264}".split(), str(temporary)]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdin is not None and process.stderr is not None
     try:

@@ -1,11 +1,13 @@
-"""Branching tubes: the branches of a reference tree, and how much of the tree a prediction found, without leaking.
+"""Branching tubes: the branches of a reference tree, and how much of the tree a prediction found, without
+leaking.
 
-The branch parser follows the evaluation of the ATM'22 challenge (Zhang et al., Medical Image Analysis 90, 2023):
-cut the centre line at its junctions, give every voxel to the nearest piece, build the tree from the trachea, join
-what was cut by mistake. Here the joining happens on the small graph of branches, never on the voxels, and lengths
-are also given in mm.
+The branch parser follows the evaluation of the ATM'22 challenge (Zhang et al., Medical Image Analysis 90,
+2023): cut the centre line at its junctions, give every voxel to the nearest piece, build the tree from the
+trachea, join what was cut by mistake. Here the joining happens on the small graph of branches, never on the
+voxels, and lengths are also given in mm.
 
-Tree length and branches detected rise when a prediction leaks: they are never shown without precision and leakage.
+Tree length and branches detected rise when a prediction leaks: they are never shown without precision and
+leakage.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import math
 
 import numpy as np
 from scipy.sparse import coo_array, csr_array
-from scipy.sparse.csgraph import connected_components, minimum_spanning_tree
+from scipy.sparse.csgraph import connected_components, minimum_spanning_tree, shortest_path
 from scipy.spatial import cKDTree
 
 from ctseg.geometry.boxes import tight_box
@@ -37,10 +39,10 @@ _FORWARD = np.array([offset for offset in itertools.product((-1, 0, 1), repeat=3
 class Tree:
     """What the parser read off a reference; S centre-line voxels, B branches, E edges.
 
-    skeleton: (S, 3) voxel indices in the reference's array. branch_of: (S,) branch of each, UNREACHED when the
-    reference is too short for any branch. generation: (B,) 0 for the trachea (the largest branch), 1 for its
-    children, UNREACHED for what does not hang together with it. edges: (E, 2) pairs of centre-line voxels that a
-    line runs between, edge_mm: (E,) their lengths. n_pieces: branches before the joining.
+    skeleton: (S, 3) voxel indices in the reference's array. branch_of: (S,) branch of each, UNREACHED when
+    the reference is too short for any branch. generation: (B,) 0 for the trachea (the largest branch), 1 for
+    its children, UNREACHED for what does not hang together with it. edges: (E, 2) pairs of centre-line voxels
+    that a line runs between, edge_mm: (E,) their lengths. n_pieces: branches before the joining.
     """
 
     skeleton: np.ndarray
@@ -57,7 +59,8 @@ class Tree:
 
     @property
     def n_branches(self) -> int:
-        """Branches after the joining; each has at least MIN_BRANCH_VOXELS centre-line voxels by construction."""
+        """Branches after the joining; each has at least MIN_BRANCH_VOXELS centre-line voxels by
+        construction."""
         return int(self.generation.size)
 
 
@@ -84,14 +87,15 @@ def parse_tree(
     )
     voxels, of_line = np.flatnonzero(mask), np.flatnonzero(line)
     points = np.stack(np.unravel_index(of_line, mask.shape), axis=1)
-    neighbours = _neighbours(of_line, mask.shape, spacing_mm)
+    neighbours = neighbour_graph(of_line, mask.shape, spacing_mm)
     forest = minimum_spanning_tree(neighbours).tocoo()
-    piece, n_pieces = _pieces(neighbours)
+    piece, n_pieces = cut_at_junctions(neighbours)
     nearest = _nearest(
         np.stack(np.unravel_index(voxels, mask.shape), axis=1) * spacing_mm, points * spacing_mm, piece
     )
-    branch_of_piece, generation = _grow(
-        _touching(voxels, nearest, mask.shape, n_pieces), np.bincount(nearest + 1, minlength=n_pieces + 1)[1:]
+    branch_of_piece, generation = grow_tree(
+        touching_pieces(voxels, nearest, mask.shape, n_pieces),
+        np.bincount(nearest + 1, minlength=n_pieces + 1)[1:],
     )
     branch_of = np.append(branch_of_piece, UNREACHED)[nearest[np.searchsorted(voxels, of_line)]]
     return Tree(
@@ -104,7 +108,7 @@ def parse_tree(
     )
 
 
-def _neighbours(
+def neighbour_graph(
     positions: np.ndarray, shape: tuple[int, ...], spacing_mm: tuple[float, float, float]
 ) -> csr_array:
     """(S, S) upper triangle of the distances in mm between centre-line voxels that are 26-neighbours.
@@ -129,7 +133,7 @@ def _steps(shape: tuple[int, ...]) -> np.ndarray:
     return _FORWARD @ np.array([shape[1] * shape[2], shape[2], 1])
 
 
-def _pieces(neighbours: csr_array) -> tuple[np.ndarray, int]:
+def cut_at_junctions(neighbours: csr_array) -> tuple[np.ndarray, int]:
     """((S,) piece of each centre-line voxel, counted from 0, UNREACHED for none; number of pieces).
 
     Pieces are what hangs together without the junctions, voxels with more than two neighbours.
@@ -148,7 +152,8 @@ def _pieces(neighbours: csr_array) -> tuple[np.ndarray, int]:
 
 
 def _nearest(places_mm: np.ndarray, points_mm: np.ndarray, piece: np.ndarray) -> np.ndarray:
-    """(N,) piece whose centre line is nearest to each of the (N, 3) places; UNREACHED when there is no piece."""
+    """(N,) piece whose centre line is nearest to each of the (N, 3) places; UNREACHED when there is no
+    piece."""
     known = piece >= 0
     if not known.any():
         return np.full(len(places_mm), UNREACHED)
@@ -156,7 +161,9 @@ def _nearest(places_mm: np.ndarray, points_mm: np.ndarray, piece: np.ndarray) ->
     return piece[known][tree.query(places_mm)[1]]
 
 
-def _touching(voxels: np.ndarray, piece: np.ndarray, shape: tuple[int, ...], n_pieces: int) -> np.ndarray:
+def touching_pieces(
+    voxels: np.ndarray, piece: np.ndarray, shape: tuple[int, ...], n_pieces: int
+) -> np.ndarray:
     """(B, B) bool: which pieces' volumes touch (26-connected). voxels: flat indices, piece: that of each."""
     grid = np.zeros(math.prod(shape), np.int32)
     grid[voxels] = piece + 1
@@ -168,19 +175,20 @@ def _touching(voxels: np.ndarray, piece: np.ndarray, shape: tuple[int, ...], n_p
     return touching
 
 
-def _grow(touching: np.ndarray, volume: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def grow_tree(touching: np.ndarray, volume: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(branch of each piece, generation of each branch): the tree from the trachea, mistaken cuts joined.
 
-    The trachea is the piece of the largest volume. Two parents of one child are one branch, and so are a parent
-    and its only child; repeated until nothing changes. Branches are numbered in the order of their first piece.
+    The trachea is the piece of the largest volume. Two parents of one child are one branch, and so are a
+    parent and its only child; repeated until nothing changes. Branches are numbered in the order of their
+    first piece.
     """
     branch_of = np.arange(volume.size)
     if not volume.size:
         return branch_of, branch_of
     trachea = int(np.argmax(volume))
     while True:
-        generation = _generations(touching, trachea)
-        joined = _joined(touching, generation)
+        generation = generations_of(touching, trachea)
+        joined = join_once(touching, generation)
         if joined.max() + 1 == generation.size:
             return branch_of, generation
         branch_of, trachea = joined[branch_of], int(joined[trachea])
@@ -190,21 +198,15 @@ def _grow(touching: np.ndarray, volume: np.ndarray) -> tuple[np.ndarray, np.ndar
         np.fill_diagonal(touching, False)
 
 
-def _generations(touching: np.ndarray, trachea: int) -> np.ndarray:
+def generations_of(touching: np.ndarray, trachea: int) -> np.ndarray:
     """Steps from the trachea, breadth first; UNREACHED where no step leads."""
-    generation = np.full(len(touching), UNREACHED)
-    front = np.zeros(len(touching), bool)
-    front[trachea] = True
-    for depth in itertools.count():
-        if not front.any():
-            return generation
-        generation[front] = depth
-        front = touching[front].any(axis=0) & (generation == UNREACHED)
-    return generation
+    steps = shortest_path(csr_array(touching), unweighted=True, indices=trachea)
+    return np.where(np.isfinite(steps), steps, UNREACHED).astype(int)
 
 
-def _joined(touching: np.ndarray, generation: np.ndarray) -> np.ndarray:
-    """New number of each branch after one round of joining; only children wait until nobody has two parents."""
+def join_once(touching: np.ndarray, generation: np.ndarray) -> np.ndarray:
+    """New number of each branch after one round of joining; only children wait until nobody has two
+    parents."""
     # [child, parent]: they touch and the parent is one step nearer to the trachea
     parents = touching & (generation[:, None] > 0) & (generation[:, None] == generation[None] + 1)
     number = np.arange(len(touching))
@@ -231,12 +233,13 @@ def tree_metrics(
 ) -> dict[str, float | int | None]:
     """Every metric of one prediction against the reference `tree` was parsed from, both (D, H, W).
 
-    Keys with `_full` are of the whole prediction, with `_lcc` of its largest 6-connected component: only the second
-    hides breaks, only the first hides what hangs on nothing. dice, td (tree length detected, in voxels), td_mm (in
-    mm), bd (branches detected), precision, leakage (predicted outside / reference, can exceed 1) and amr (missing
-    share). Without suffix: breaks (predicted 26-components that touch the reference, less one), branches,
-    tree_length_mm. An empty prediction: td, bd and leakage 0, amr 1, precision and breaks None. An empty reference:
-    all None. prediction_components: its 26-components, when they are known.
+    Keys with `_full` are of the whole prediction, with `_lcc` of its largest 6-connected component: only the
+    second hides breaks, only the first hides what hangs on nothing. dice, td (tree length detected, in
+    voxels), td_mm (in mm), bd (branches detected), precision, leakage (predicted outside / reference, can
+    exceed 1) and amr (missing share). Without suffix: breaks (predicted 26-components that touch the
+    reference, less one), branches, tree_length_mm. An empty prediction: td, bd and leakage 0, amr 1,
+    precision and breaks None. An empty reference: all None. prediction_components: its 26-components, when
+    they are known.
     """
     prediction, reference = (
         np.asarray(prediction).astype(bool, copy=False),
@@ -281,13 +284,15 @@ def _shares(hit: np.ndarray, group: np.ndarray, n_groups: int) -> np.ndarray:
 
 
 def _breaks(predicted: np.ndarray, reference: np.ndarray) -> int | None:
-    """Predicted 26-components (numbered, 0 is background) that touch the reference, less one; None when none does."""
+    """Predicted 26-components (numbered, 0 is background) that touch the reference, less one; None when none
+    does."""
     touching = np.unique(predicted[reference])
     return int(np.count_nonzero(touching)) - 1 if touching.any() else None
 
 
 def td_by_generation(*, prediction: np.ndarray, tree: Tree) -> list[float]:
-    """Share of the centre-line voxels found in generation 0, 1, 2, ...; parts that hang on nothing take no part."""
+    """Share of the centre-line voxels found in generation 0, 1, 2, ...; parts that hang on nothing take no
+    part."""
     if not tree.n_branches:
         return []
     prediction = np.asarray(prediction).astype(bool, copy=False)

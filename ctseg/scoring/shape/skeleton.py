@@ -1,14 +1,16 @@
-"""Centre lines of masks: 3-D thinning that keeps the topology (foreground 26-connected, background 6-connected).
+"""Centre lines of masks: 3-D thinning that keeps the topology (foreground 26-connected, background
+6-connected).
 
-After Lee, Kashyap and Chu (CVGIP: Graphical Models and Image Processing 56(6), 1994): layer by layer, from six
-sides in turn, border voxels are deleted that are simple (their deletion changes no component, tunnel or cavity) and
-no end of a line. Two differences. Whether a voxel is simple is decided by the part of its surface that it shares
-with its neighbours. And the candidates of one side are deleted in eight groups, by the parity of their coordinates:
-no two voxels of a group touch, so a whole group is tested again and deleted at once, and every deletion is safe.
-As in the original only the first test looks for ends of lines: with it in the second one, spurs stay everywhere.
+After Lee, Kashyap and Chu (CVGIP: Graphical Models and Image Processing 56(6), 1994): layer by layer, from
+six sides in turn, border voxels are deleted that are simple (their deletion changes no component, tunnel or
+cavity) and no end of a line. Two differences. Whether a voxel is simple is decided by the part of its surface
+that it shares with its neighbours. And the candidates of one side are deleted in eight groups, by the parity
+of their coordinates: no two voxels of a group touch, so a whole group is tested again and deleted at once,
+and every deletion is safe. As in the original only the first test looks for ends of lines: with it in the
+second one, spurs stay everywhere.
 
-A component therefore never vanishes, not even the 2 x 2 x 2 cube or the 2 x 2 x 8 bar that common implementations
-of Lee's thinning delete entirely.
+A component therefore never vanishes, not even the 2 x 2 x 2 cube or the 2 x 2 x 8 bar that common
+implementations of Lee's thinning delete entirely.
 """
 
 from __future__ import annotations
@@ -19,8 +21,9 @@ import numpy as np
 
 from ctseg.geometry.boxes import tight_box
 
-# The 26 neighbours of a voxel; a neighbourhood is a 26-bit number, bit k for neighbour k. The surface of the voxel
-# (a cube) has 26 cells too, 6 faces, 12 edges and 8 corners, one towards each neighbour: they share the numbering.
+# The 26 neighbours of a voxel; a neighbourhood is a 26-bit number, bit k for neighbour k. The surface of the
+# voxel (a cube) has 26 cells too, 6 faces, 12 edges and 8 corners, one towards each neighbour: they share the
+# numbering.
 _OFFSETS = np.array([offset for offset in itertools.product((-1, 0, 1), repeat=3) if any(offset)])
 _ROWS = np.array(
     list(itertools.product((-1, 0, 1), repeat=2))
@@ -50,34 +53,36 @@ def _tables(relation: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return halves[0], halves[1]
 
 
-# Neighbours that touch each other (or are the same), and the surface cells that a neighbour covers: the cell lies
-# wherever the neighbour's offset is not 0 on the same side.
+# Neighbours that touch each other (or are the same), and the surface cells that a neighbour covers: the cell
+# lies wherever the neighbour's offset is not 0 on the same side.
 _TOUCHING = _tables(np.abs(_OFFSETS[:, None] - _OFFSETS[None]).max(axis=2) <= 1)
 _COVERED = _tables(((_OFFSETS[:, None] == 0) | (_OFFSETS[:, None] == _OFFSETS[None])).all(axis=2))
 _FACES, _EDGES, _CORNERS = (np.uint32(_bits(np.abs(_OFFSETS).sum(axis=1) == n)) for n in (1, 2, 3))
 
 
 def skeletonise(mask: np.ndarray) -> np.ndarray:
-    """The centre lines of a mask (D, H, W), bool of the same shape. Empty stays empty; the input is not changed.
+    """The centre lines of a mask (D, H, W), bool of the same shape. Empty stays empty; the input is not
+    changed.
 
-    One voxel wide except where lines meet, with the Betti numbers of the mask: tunnels stay as rings, cavities as
-    shells. The outside of the array counts as background. Does not depend on where in the array the mask lies.
+    One voxel wide except where lines meet, with the Betti numbers of the mask: tunnels stay as rings,
+    cavities as shells. The outside of the array counts as background. Does not depend on where in the array
+    the mask lies.
     """
     mask = np.asarray(mask).astype(bool, copy=False)
     result = np.zeros(mask.shape, bool)
     if mask.any():
         box = tight_box(mask)
-        grid = np.pad(np.ascontiguousarray(mask[box]).view(np.uint8), 1)  # _thin needs the order of C
-        _thin(grid)
+        grid = np.pad(np.ascontiguousarray(mask[box]).view(np.uint8), 1)  # thin_in_place needs the order of C
+        thin_in_place(grid)
         result[box] = grid[1:-1, 1:-1, 1:-1]
     return result
 
 
-def _thin(grid: np.ndarray) -> None:
+def thin_in_place(grid: np.ndarray) -> None:
     """Thin a contiguous uint8 array in place; its outermost voxels are background.
 
-    `rows` holds three voxels in each element (the one before, itself, the one after), so that a neighbourhood is read
-    in 9 steps instead of 26.
+    `rows` holds three voxels in each element (the one before, itself, the one after), so that a neighbourhood
+    is read in 9 steps instead of 26.
     """
     strides = np.array([grid.shape[1] * grid.shape[2], grid.shape[2], 1])
     flat, steps = grid.reshape(-1), _ROWS @ strides[:2]
@@ -118,8 +123,9 @@ def _neighbourhoods(rows: np.ndarray, positions: np.ndarray, steps: np.ndarray) 
 def is_simple(codes: np.ndarray) -> np.ndarray:
     """Whether deleting a voxel with this neighbourhood (uint32) changes no component, tunnel or cavity.
 
-    That is so when the part of the voxel's surface that is shared with foreground neighbours is one piece without
-    a hole: connected, and of Euler number 1. An isolated voxel shares nothing (0), an inner one everything (2).
+    That is so when the part of the voxel's surface that is shared with foreground neighbours is one piece
+    without a hole: connected, and of Euler number 1. An isolated voxel shares nothing (0), an inner one
+    everything (2).
     """
     covered = _union(_COVERED, codes)
     euler = (

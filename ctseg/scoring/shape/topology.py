@@ -1,8 +1,9 @@
-"""Is the shape in one piece, with the right holes: Betti numbers, components and centre-line overlap of two masks.
+"""Is the shape in one piece, with the right holes: Betti numbers, components and centre-line overlap of two
+masks.
 
-Masks are arrays (D, H, W) of anything that is 0 or not; foreground is 26-connected, background 6-connected ("26/6")
-wherever nothing else is said, and outside the array lies background. The 6/26 pairing gives other numbers.
-Undefined is None, never 0 or NaN.
+Masks are arrays (D, H, W) of anything that is 0 or not; foreground is 26-connected, background 6-connected
+("26/6") wherever nothing else is said, and outside the array lies background. The 6/26 pairing gives other
+numbers. Undefined is None, never 0 or NaN.
 """
 
 from __future__ import annotations
@@ -60,8 +61,9 @@ class ComponentErrors:
 
 @dataclasses.dataclass(frozen=True)
 class CentrelineOverlap:
-    """precision: share of the prediction's centre line inside the reference, None when the prediction is empty.
-    recall: the reverse, None when the reference is empty. cldice: their harmonic mean, None when both are empty."""
+    """precision: share of the prediction's centre line inside the reference, None when the prediction is
+    empty. recall: the reverse, None when the reference is empty. cldice: their harmonic mean, None when both
+    are empty."""
 
     precision: float | None
     recall: float | None
@@ -133,21 +135,22 @@ def component_errors(
 
 
 def betti_numbers(mask: np.ndarray, n_components: int | None = None) -> Betti:
-    """Betti numbers of a mask of any kind; (0, 0, 0) for an empty one. n_components: its 26-components, when known."""
+    """Betti numbers of a mask of any kind; (0, 0, 0) for an empty one. n_components: its 26-components, when
+    known."""
     mask = np.asarray(mask).astype(bool, copy=False)
     if not mask.any():
         return Betti(0, 0, 0)
     padded = np.pad(mask[tight_box(mask)], 1)  # so that the outside is one piece of background
     b0 = components(padded)[1] if n_components is None else n_components
     b2 = components(~padded, 6)[1] - 1
-    return Betti(b0, b0 + b2 - _euler(padded), b2)
+    return Betti(b0, b0 + b2 - euler_number(padded), b2)
 
 
-def _euler(padded: np.ndarray) -> int:
+def euler_number(padded: np.ndarray) -> int:
     """Vertices - edges + faces - voxels of the union of closed cubes, of a mask with a border of background.
 
-    A face (edge, vertex) belongs to the union when any of its 2 (4, 8) voxels does: voxels ORed with themselves,
-    shifted by one along one, two or all three axes.
+    A face (edge, vertex) belongs to the union when any of its 2 (4, 8) voxels does: voxels ORed with
+    themselves, shifted by one along one, two or all three axes.
     """
     faces = [_either(padded, axis) for axis in range(3)]
     edges = [_either(faces[0], 1), _either(faces[0], 2), _either(faces[1], 2)]

@@ -1,8 +1,8 @@
 """Topology and tree metrics of one structure in one case, which structures get them, and their summary.
 
 Only cases whose reference holds the structure are measured, `present` and `missed` alike (see
-`ctseg.scoring.metrics`). A missed one counts: no centre line, no tree length and no branch found, leakage 0, the
-reference's own Betti numbers as errors; precision and breaks are undefined then.
+`ctseg.scoring.metrics`). A missed one counts: no centre line, no tree length and no branch found, leakage 0,
+the reference's own Betti numbers as errors; precision and breaks are undefined then.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ctseg.scoring import statistics
-from ctseg.scoring.metrics import HALLUCINATED, MISSED, PRESENT, UNANNOTATED, UNEVALUABLE, Row
+from ctseg.scoring.metrics import HALLUCINATED, MISSED, UNANNOTATED, UNEVALUABLE, Row
 from ctseg.scoring.shape.airway_tree import Tree, parse_tree, td_by_generation, tree_metrics
 from ctseg.scoring.shape.skeleton import skeletonise
 from ctseg.scoring.shape.topology import (
@@ -30,8 +30,8 @@ from ctseg.scoring.shape.topology import (
 TREE, TUBE, OTHER = "tree", "tube", "other"
 _AIRWAYS = ("airway", "bronch")
 CHOICES = ("auto", "all", "none")
-# Words in a structure's name, read without case and anything but letters; the first row that fits decides. Walls
-# and what grows in a vessel are no tubes; branching metrics make sense only where there are branches.
+# Words in a structure's name, read without case and anything but letters; the first row that fits decides.
+# Walls and what grows in a vessel are no tubes; branching metrics make sense only where there are branches.
 _KINDS: tuple[tuple[tuple[str, ...], str], ...] = (
     (
         (
@@ -111,7 +111,8 @@ def measured(names: Iterable[str], choice: str) -> list[str]:
 
 @dataclasses.dataclass(frozen=True)
 class Reference:
-    """A reference mask (D, H, W) with what every comparison needs of it; tree None unless it is a branching one."""
+    """A reference mask (D, H, W) with what every comparison needs of it; tree None unless it is a branching
+    one."""
 
     mask: np.ndarray
     spacing_mm: tuple[float, float, float]
@@ -136,7 +137,8 @@ def study(*, reference: np.ndarray, spacing_mm: tuple[float, float, float], tree
 
 
 def compare(*, prediction: np.ndarray, reference: Reference) -> Row:
-    """SHAPE_COLUMNS and, for a tree, TREE_COLUMNS and GENERATIONS of one prediction of the reference's shape."""
+    """SHAPE_COLUMNS and, for a tree, TREE_COLUMNS and GENERATIONS of one prediction of the reference's
+    shape."""
     mask = np.ascontiguousarray(prediction).astype(bool, copy=False)
     centre = cldice(prediction=mask, reference=reference.mask, reference_skeleton=reference.skeleton)
     pieces = components(mask)
@@ -173,8 +175,8 @@ def compare(*, prediction: np.ndarray, reference: Reference) -> Row:
 def summarise(rows: Sequence[Row], baseline_rows: Sequence[Row]) -> dict[str, Any]:
     """The `topology` block of summary_statistics.json: structure -> counts and statistics of every column.
 
-    rows: those of `score_case` with patient_id and "topology", what `compare` returned, or None where nothing was
-    measured. baseline_rows: the same of predicting nothing, whose means stand under "all_background".
+    rows: those of `score_case` with patient_id and "topology", what `compare` returned, or None where nothing
+    was measured. baseline_rows: the same of predicting nothing, whose means stand under "all_background".
     Empty when no structure was measured.
     """
     names = list(dict.fromkeys(row["structure"] for row in rows if row.get("topology")))
@@ -211,7 +213,8 @@ def _of_structure(rows: Sequence[Row], nothing: Sequence[Row]) -> dict[str, Any]
 
 
 def airway_block(topology: Mapping[str, Any]) -> dict[str, Any]:
-    """The `airway` block of summary_statistics.json: the tree columns of the airways, out of `summarise`'s block.
+    """The `airway` block of summary_statistics.json: the tree columns of the airways, out of `summarise`'s
+    block.
 
     "structure" says whose they are; of several airways the first. Empty without one: other trees (coronaries,
     vessels) stand in the `topology` block only.
@@ -244,8 +247,3 @@ def _of_generations(shares: Sequence[Sequence[float]]) -> list[dict[str, Any]]:
             }
         )
     return result
-
-
-def has_reference(row: Row) -> bool:
-    """Whether a row's reference holds the structure, so that it is measured."""
-    return row["state"] in (PRESENT, MISSED)

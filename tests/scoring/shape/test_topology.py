@@ -376,7 +376,7 @@ def touching(n: int, *pairs: tuple[int, int]) -> np.ndarray:
     ],
 )
 def test_joining_of_mistaken_cuts(pairs, volumes, branch_of, generation) -> None:
-    found = airway_tree._grow(touching(len(volumes), *pairs), np.array(volumes))
+    found = airway_tree.grow_tree(touching(len(volumes), *pairs), np.array(volumes))
     assert found[0].tolist() == branch_of and found[1].tolist() == generation
 
 
