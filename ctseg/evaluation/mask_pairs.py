@@ -274,11 +274,11 @@ def listed(names: Sequence[str]) -> str:
 
 def volumes_in(folder: Path) -> dict[str, Path]:
     """Case id -> volume directly in a folder, detached headers too (their reader refuses them by name)."""
-    from ctseg.scans.datasets import gathering
+    from ctseg.scans.datasets import listing
     from ctseg.scans.formats import volume_files
 
     found: dict[str, Path] = {}
-    for path in gathering.entries(folder):
+    for path in listing.entries(folder):
         stem = volume_files.stem_of(path, detached=True)
         if stem is None:
             continue

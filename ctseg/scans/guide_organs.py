@@ -25,7 +25,7 @@ from ctseg.errors import CaseError, Finding, IntegrityError, PreconditionError, 
 from ctseg.geometry.distance_maps import organ_masks
 from ctseg.geometry.grids import Index
 from ctseg.geometry.volume import Grid, Volume
-from ctseg.scans.datasets import gathering, metadata
+from ctseg.scans.datasets import listing, metadata
 from ctseg.scans.formats import nifti
 from ctseg.scans.masks import Naming, label_map, mask_files, tight
 
@@ -64,7 +64,7 @@ class GuideSource:
             content += [
                 [path.relative_to(found).as_posix(), file_hash(path)]
                 for path in sorted(found.rglob("*"))
-                if gathering.volume_stem(path) is not None
+                if listing.volume_stem(path) is not None
             ]
         elif found is not None:
             content += [
@@ -95,7 +95,7 @@ def check_source(source: GuideSource, structures: Sequence[str], targets: Sequen
 
     structures: all names in the reference labels; targets: those that the network learns.
     """
-    unsafe = next((organ for organ in source.organs if gathering.unsafe_name(organ)), None)
+    unsafe = next((organ for organ in source.organs if listing.unsafe_name(organ)), None)
     labels = source.kind == "labels"
     unknown = next((organ for organ in source.organs if labels and organ not in structures), None)
     faults = (
@@ -170,11 +170,11 @@ def load_guide(
 def _find(root: Path, name: str) -> Path | None:
     """The folder of masks or the label map of a case; `safe_name` serves names with odd characters."""
     for candidate in dict.fromkeys((name, safe_name(name))):
-        if gathering.unsafe_name(candidate):
+        if listing.unsafe_name(candidate):
             continue
         if (root / candidate).is_dir():
             return root / candidate
-        path = gathering.volume(root, gathering.folded(candidate))
+        path = listing.volume(root, listing.folded(candidate))
         if path is not None:
             return path
     return None
@@ -196,7 +196,7 @@ def _from_folder(
 
 
 def _from_files(organs: Sequence[str], folder: Path, scan: Grid) -> tuple[list[Volume | None], list[Finding]]:
-    files = gathering.volumes(folder / "segmentations") or gathering.volumes(folder)
+    files = listing.volumes(folder / "segmentations") or listing.volumes(folder)
     missing = [organ for organ in organs if organ not in files]
     if len(missing) == len(organs):
         cause = f"none of the guide organs has a mask ({', '.join(organs)})"
@@ -347,10 +347,10 @@ def run_totalsegmentator(
             ) from None
         log = result.with_name(result.name + ".log")
         write_text(log, done.stdout.decode("utf-8", "replace"))
-        if done.returncode or not gathering.volumes(masks):
+        if done.returncode or not listing.volumes(masks):
             raise CaseError(
                 "GUIDE_FAILED",
-                f"TotalSegmentator ended with code {done.returncode} and {len(gathering.volumes(masks))} masks",
+                f"TotalSegmentator ended with code {done.returncode} and {len(listing.volumes(masks))} masks",
                 f"see {log.name}",
                 case=case_id,
                 file=log.name,
