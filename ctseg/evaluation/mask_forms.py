@@ -14,7 +14,7 @@ from pathlib import Path
 from ctseg.errors import CaseError, PreconditionError
 from ctseg.evaluation import mask_pairs
 from ctseg.evaluation.mask_pairs import LabelNames
-from ctseg.scans.datasets import gathering, masks
+from ctseg.scans.datasets import listing, masks
 from ctseg.scans.datasets.case import ImageSource
 from ctseg.scans.datasets.masks import Naming
 from ctseg.scans.dicom import dicom_files, dicom_seg, rtstruct
@@ -65,7 +65,7 @@ def find_cases(path: Path) -> dict[str, Path]:
     """
     found = mask_pairs.volumes_in(path)
     others: dict[str, Path] = {}
-    for entry in gathering.entries(path):
+    for entry in listing.entries(path):
         masks_at = _dicom_masks([entry]) if entry.is_file() else _in_folder(entry)
         if not masks_at or volume_files.stem_of(entry, detached=True) is not None:
             continue
@@ -101,7 +101,7 @@ def case_of(path: Path) -> str:
 
 def is_one_case(path: Path) -> bool:
     """A file, or a folder whose masks lie in `segmentations`."""
-    inner = None if path.is_file() else gathering.child(path, "segmentations")
+    inner = None if path.is_file() else listing.child(path, "segmentations")
     return path.is_file() or (inner is not None and inner.is_dir())
 
 
@@ -123,7 +123,7 @@ def one_case(path: Path) -> Path:
 
 def _in_folder(folder: Path) -> list[Path]:
     """[the folder] when it holds one mask per structure, else its DICOM files of masks."""
-    return [folder] if masks.organ_files(folder) else _dicom_masks(gathering.entries(folder))
+    return [folder] if masks.organ_files(folder) else _dicom_masks(listing.entries(folder))
 
 
 def _dicom_masks(paths: list[Path]) -> list[Path]:

@@ -17,7 +17,7 @@ import numpy as np
 from ctseg.artifacts import read_json
 from ctseg.errors import CaseError, Finding, IntegrityError, PreconditionError, UsageError
 from ctseg.geometry.boxes import tight_box
-from ctseg.scans.datasets import gathering
+from ctseg.scans.datasets import listing
 from ctseg.scans.datasets.masks import Naming, label_map, values_of
 from ctseg.scans.formats import volume_files
 from ctseg.scoring.metrics import MAX_LABEL, Row, Structure, has_reference, score_case
@@ -279,7 +279,7 @@ def listed(names: Sequence[str]) -> str:
 def volumes_in(folder: Path) -> dict[str, Path]:
     """Case id -> volume directly in a folder, detached headers too (their reader refuses them by name)."""
     found: dict[str, Path] = {}
-    for path in gathering.entries(folder):
+    for path in listing.entries(folder):
         stem = volume_files.stem_of(path, detached=True)
         if stem is None:
             continue

@@ -22,11 +22,11 @@ from typing import Any
 import numpy as np
 
 from ctseg.artifacts import canonical_hash, file_hash, read_arrays, safe_name, write_arrays, write_text
-from ctseg.errors import CaseError, Finding, IntegrityError, PipelineError, PreconditionError, UsageError
+from ctseg.errors import CaseError, Finding, IntegrityError, PreconditionError, UsageError, at_case
 from ctseg.geometry.distance_maps import organ_masks
 from ctseg.geometry.grids import Index
 from ctseg.geometry.volume import Grid, Volume
-from ctseg.scans.datasets import gathering, metadata
+from ctseg.scans.datasets import listing, metadata
 from ctseg.scans.datasets.masks import Naming, label_map, mask_files, tight
 from ctseg.scans.formats import nifti
 
@@ -62,7 +62,7 @@ class GuideSource:
         found = _find(root, case_id) if self.kind == "folder" else None
         files: list[Path] = []
         if found is not None and found.is_dir():
-            files = [path for path in sorted(found.rglob("*")) if gathering.volume_stem(path) is not None]
+            files = [path for path in sorted(found.rglob("*")) if listing.volume_stem(path) is not None]
         elif found is not None:
             files = [path for path in (found, found.with_name("labels.json")) if path.exists()]
         content += [[path.relative_to(root).as_posix(), file_hash(path)] for path in files]
@@ -89,7 +89,7 @@ def check_source(source: GuideSource, structures: Sequence[str], targets: Sequen
 
     structures: all names in the reference labels; targets: those that the network learns.
     """
-    unsafe = next((organ for organ in source.organs if gathering.unsafe_name(organ)), None)
+    unsafe = next((organ for organ in source.organs if listing.unsafe_name(organ)), None)
     labels = source.kind == "labels"
     unknown = next((organ for organ in source.organs if labels and organ not in structures), None)
     faults = (
@@ -165,11 +165,11 @@ def load_guide(
 def _find(root: Path, name: str) -> Path | None:
     """The folder of masks or the label map of a case; `safe_name` serves names with odd characters."""
     for candidate in dict.fromkeys((name, safe_name(name))):
-        if gathering.unsafe_name(candidate):
+        if listing.unsafe_name(candidate):
             continue
         if (root / candidate).is_dir():
             return root / candidate
-        path = gathering.volume(root, gathering.folded(candidate))
+        path = listing.volume(root, listing.folded(candidate))
         if path is not None:
             return path
     return None
@@ -184,17 +184,14 @@ def _from_folder(
         cause = f"{root.name} holds neither a folder nor a label map for this case"
         fix = f"put the masks into {root.name}/{safe_name(name)}/"
         raise CaseError("GUIDE_MISSING", cause, fix, case=case_id, file=root.name)
-    try:
+    with at_case(case_id):
         masks, findings = (_from_files if found.is_dir() else _from_map)(organs, found, scan)
-    except PipelineError as error:
-        file = Path(error.file).name
-        raise type(error)(error.code, error.cause, error.fix, case=case_id, file=file) from None
     told = [finding for finding in findings if finding.severity == "WARN"]
-    return masks, [dataclasses.replace(one, case=case_id, file=Path(one.file).name) for one in told]
+    return masks, [finding.at(case_id) for finding in told]
 
 
 def _from_files(organs: Sequence[str], folder: Path, scan: Grid) -> tuple[list[Volume | None], list[Finding]]:
-    files = gathering.volumes(folder / "segmentations") or gathering.volumes(folder)
+    files = listing.volumes(folder / "segmentations") or listing.volumes(folder)
     missing = [organ for organ in organs if organ not in files]
     if len(missing) == len(organs):
         cause = f"none of the guide organs has a mask ({', '.join(organs)})"
@@ -336,11 +333,10 @@ def run_totalsegmentator(source: GuideSource, case_id: str, scan: Volume) -> Pat
             ) from None
         log = result.with_name(result.name + ".log")
         write_text(log, done.stdout.decode("utf-8", "replace"))
-        if done.returncode or not gathering.volumes(masks):
+        if done.returncode or not listing.volumes(masks):
             raise CaseError(
                 "GUIDE_FAILED",
-                f"TotalSegmentator ended with code {done.returncode} and "
-                f"{len(gathering.volumes(masks))} masks",
+                f"TotalSegmentator ended with code {done.returncode} and {len(listing.volumes(masks))} masks",
                 f"see {log.name}",
                 case=case_id,
                 file=log.name,

@@ -18,7 +18,7 @@ import numpy as np
 from ctseg.errors import Finding, PreconditionError
 from ctseg.geometry.boxes import Box, label_boxes, whole_box
 from ctseg.geometry.volume import Grid, Volume, tight
-from ctseg.scans.datasets import gathering, metadata
+from ctseg.scans.datasets import listing, metadata
 from ctseg.scans.datasets.case import ImageSource
 from ctseg.scans.formats import nrrd, slice_gaps, volume_files
 from ctseg.scans.formats.checks import put_on
@@ -146,8 +146,8 @@ def open_masks(
 def organ_files(folder: Path) -> dict[str, Path]:
     """Structure -> file of a folder with one mask per structure, in it or in its `segmentations`; empty
     without any."""
-    inner = gathering.child(folder, "segmentations")
-    return gathering.volumes(inner if inner is not None and inner.is_dir() else folder)
+    inner = listing.child(folder, "segmentations")
+    return listing.volumes(inner if inner is not None and inner.is_dir() else folder)
 
 
 def mask_files(files: Mapping[str, Path], *, level: float | None = None, strict: bool = False) -> Masks:
