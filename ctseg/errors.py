@@ -6,9 +6,11 @@ Scripts catch `PipelineError` and print its line; anything else is our own mista
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import errno
+from collections.abc import Iterator
 from pathlib import Path
 
 EXIT_CODES = {
@@ -43,6 +45,23 @@ class PipelineError(Exception):
 
     def __str__(self) -> str:
         return format_line("ERROR", self.code, self.case, self.file, self.cause, self.fix)
+
+
+@contextlib.contextmanager
+def at_case(
+    case: str, file: str | Path | None = None, *, kind: type[PipelineError] | None = None
+) -> Iterator[None]:
+    """A place where what is wrong is wrong with this case.
+
+    file: what messages call its file; by default the name of the one that the error names. kind: the class that
+    a CaseError becomes where the case cannot be left out.
+    """
+    try:
+        yield
+    except PipelineError as error:
+        raised = kind if kind is not None and isinstance(error, CaseError) else type(error)
+        place = Path(error.file).name if file is None else file
+        raise raised(error.code, error.cause, error.fix, case=case, file=place) from None
 
 
 class DivergedError(PipelineError):
@@ -158,6 +177,10 @@ class Finding:
     def from_error(cls, error: PipelineError, *, case: str, file: str | None = None) -> Finding:
         """The finding that reports a refused case."""
         return cls("ERROR", error.code, error.cause, error.fix, case, file or error.file)
+
+    def at(self, case: str, file: str | Path | None = None) -> Finding:
+        """The finding about this case. file: what messages call its file; by default the name of its own."""
+        return dataclasses.replace(self, case=case, file=str(Path(self.file).name if file is None else file))
 
     def line(self) -> str:
         """The finding as it is printed."""

@@ -21,11 +21,12 @@ from numpy.typing import ArrayLike
 from scipy.interpolate import BSpline
 from scipy.ndimage import gaussian_filter1d
 
+from ctseg.geometry.boxes import Box, box_shape, make_box, union, within
+
 FAR_MM = 60.0  # value of f where a shape was not evaluated
 _TABLE_STEP_MM = 0.5
 _WARP_NODES_MM = 50.0
 
-Box = tuple[slice, slice, slice]
 Coordinates = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
@@ -115,17 +116,13 @@ class Scene:
     def join(self, shapes: Iterable[Shape], blend_mm: float) -> Shape:
         """The union of shapes with rounded seams, in the box around them all."""
         shapes = list(shapes)
-        boxes = [shape.box for shape in shapes if shape.f.size] or [shapes[0].box]
-        d, h, w = (
-            slice(min(part.start for part in parts), max(part.stop for part in parts))
-            for parts in zip(*boxes)
-        )
-        f = np.full([part.stop - part.start for part in (d, h, w)], FAR_MM, dtype=np.float32)
+        box = union(*([shape.box for shape in shapes if shape.f.size] or [shapes[0].box]))
+        f = np.full(box_shape(box), FAR_MM, dtype=np.float32)
         for shape in shapes:
-            inner = f[_relative(shape.box, (d, h, w))]
+            inner = f[within(shape.box, box)]
             if shape.f.size:
                 inner[...] = smooth_minimum(inner, shape.f, blend_mm)
-        return Shape((d, h, w), f)
+        return Shape(box, f)
 
     # ---- shapes ------------------------------------------------------------------------------------------
 
@@ -135,8 +132,7 @@ class Scene:
         index = self._to_index[:3, :3] @ corners + self._to_index[:3, 3:]
         start = np.clip(np.floor(index.min(axis=1)).astype(int) - self._pad, 0, self.shape)
         stop = np.clip(np.ceil(index.max(axis=1)).astype(int) + self._pad + 1, 0, self.shape)
-        d, h, w = (slice(int(a), int(max(a, b))) for a, b in zip(start, stop))
-        return d, h, w
+        return make_box(start, np.maximum(start, stop))
 
     def at(self, box: Box) -> Coordinates:
         """Template coordinates x, y, z of the voxels of a box."""
@@ -180,12 +176,12 @@ class Scene:
         radius = np.broadcast_to(np.asarray(table[:, 3] if radii is None else radii, float), len(nodes))
         reach = radius.max() + blend_mm
         outer = self.box((nodes - reach).min(axis=0), (nodes + reach).max(axis=0))
-        f = np.full([s.stop - s.start for s in outer], FAR_MM, dtype=np.float32)
+        f = np.full(box_shape(outer), FAR_MM, dtype=np.float32)
         axis_y = np.zeros_like(f) if with_axis else None
         for a, b, ra, rb in zip(nodes[:-1], nodes[1:], radius[:-1], radius[1:]):
             margin = max(ra, rb) + blend_mm
             box = self.box(np.minimum(a, b) - margin, np.maximum(a, b) + margin)
-            part = _relative(box, outer)
+            part = within(box, outer)
             inner = f[part]
             if not inner.size:
                 continue
@@ -282,12 +278,6 @@ def at_heights(levels: np.ndarray, z: np.ndarray) -> list[np.ndarray]:
         smooth = gaussian_filter1d(np.interp(steps, heights, column), 8.0, mode="nearest").astype(np.float32)
         found.append(np.take(smooth, row, mode="clip"))  # "clip" spares the check of every index
     return found
-
-
-def _relative(box: Box, outer: Box) -> Box:
-    """The box in the indices of an array over the outer one."""
-    d, h, w = (slice(i.start - o.start, i.stop - o.start) for i, o in zip(box, outer))
-    return d, h, w
 
 
 def _cone(

@@ -14,7 +14,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from scipy.ndimage import map_coordinates
 
-from ctseg.anatomy.implicit import Box, Scene
+from ctseg.anatomy.implicit import Scene
+from ctseg.geometry.boxes import Box, make_box
 
 
 def to_index(scene: Scene, points: np.ndarray) -> np.ndarray:
@@ -91,12 +92,7 @@ class TubeLayer:
             t = (p[0] * step[0] + p[1] * step[1] + p[2] * step[2]) / max(float(step @ step), 1e-6)
             t = np.clip(t, 0, 1)
             distance = np.sqrt(sum((p[k] - t * step[k]) ** 2 for k in range(3)))
-            yield (
-                number,
-                (slice(start[0], stop[0]), slice(start[1], stop[1]), slice(start[2], stop[2])),
-                distance,
-                ra + t * (rb - ra),
-            )
+            yield (number, make_box(start, stop), distance, ra + t * (rb - ra))
 
     def add(self, index: np.ndarray, radii: np.ndarray | float) -> None:
         """Add one tube through nodes (n, 3), voxel indices, radii in mm. Two equal nodes make a ball."""

@@ -124,13 +124,13 @@ class Inference:
             started = time.monotonic()
             image, findings = load_case.load_image(source)
             for finding in findings:
-                LOG.info("%s", dataclasses.replace(finding, case=name, file=Path(finding.file).name).line())
+                LOG.info("%s", finding.at(name).line())
             names = dict(enumerate(self.predictor.names, start=1))
             case = self.predictor.read_scan(image, self.guides.of(name, image))
             found = self.predictor.predict(case)
             findings = self.wanted.write(self.output, name, found, image, names, source)
             for finding in findings:
-                LOG.warning("%s", dataclasses.replace(finding, case=name).line())
+                LOG.warning("%s", finding.at(name, finding.file).line())
         except (CaseError, PreconditionError) as error:
             return failed(Finding.from_error(error, case=name, file=Path(error.file).name))
         except ResourceError:  # the output, not the scan: the next one would fare no better

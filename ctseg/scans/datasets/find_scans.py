@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ctseg.errors import Finding, PreconditionError, UsageError
-from ctseg.scans.datasets import gathering
+from ctseg.scans.datasets import listing
 from ctseg.scans.datasets.case import ImageSource
 from ctseg.scans.formats import folder_walk, volume_files
 
@@ -73,7 +73,7 @@ def search(path: Path, *, option: str = "--input") -> tuple[dict[str, ImageSourc
                 "give the folder that holds the series",
                 file=path.name,
             )
-        return {volume_files.stem_of(path, detached=True) or path.stem: gathering.image_source(path)}, []
+        return {volume_files.stem_of(path, detached=True) or path.stem: listing.image_source(path)}, []
     if not path.is_dir():
         raise PreconditionError(
             "NO_DATA", f"'{path}' after {option} does not exist", "check the path", file=path.name
@@ -110,7 +110,7 @@ class _LeftOut:
 
     def _place(self, path: Path) -> str:
         inner = path.relative_to(self.root).as_posix()
-        return gathering.printable(self.root.resolve().name if inner == "." else inner)
+        return listing.printable(self.root.resolve().name if inner == "." else inner)
 
     def count(self, path: Path, code: str, kind: str) -> None:
         """Something that is no scan of its own."""
@@ -238,7 +238,7 @@ def _named(root: Path, files: list[Path], series: dict[str, list[SeriesInfo]]) -
         short = "_".join(parts[:-1])
         add(
             short if short and stem.casefold() == "ct" and short not in scans else "_".join(parts),
-            gathering.image_source(path),
+            listing.image_source(path),
         )
     return scans
 
@@ -250,7 +250,7 @@ def _lost_files(found: Found, rest: Iterable[Path], scans: list[Path], out: _Lef
     lost: dict[Path, list[tuple[str, str, str]]] = {}
     for path in rest:
         archive = next(
-            (suffix for suffix in gathering.ARCHIVE_SUFFIXES if path.name.casefold().endswith(suffix)), None
+            (suffix for suffix in listing.ARCHIVE_SUFFIXES if path.name.casefold().endswith(suffix)), None
         )
         if (
             path.is_symlink() and not path.exists()
@@ -297,7 +297,7 @@ def _empty_folders(root: Path, found: Found, out: _LeftOut) -> None:
             *(info.files[0] for info in found.series),
         )
     }
-    for folder in gathering.folders(root):
+    for folder in listing.folders(root):
         if folder.name in used:
             continue
         if volume_files.stem_of(folder, detached=True) is not None:

@@ -7,22 +7,18 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import stat
-import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from ctseg.errors import Finding, PreconditionError
+from ctseg.scans.datasets import listing
 from ctseg.scans.datasets.case import CaseRecord, DataSet, ImageSource, LabelSource, LabelTable
 from ctseg.scans.formats import volume_files
 from ctseg.scans.formats.folder_walk import HIDDEN, TWICE, hidden, walk
 
-ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".7z", ".rar")
-CLOSED = ("PERMISSION", "the folder may not be listed or entered", "change its permissions, or move it away")
-FOLLOW = "copy the file into the data folder, or trust its links: --set data.follow_links=true"
 SHOWN = 20  # files reported one by one; the rest are counted in one finding
 SPLITS = {
     "train": "train",
@@ -33,154 +29,6 @@ SPLITS = {
     "test": "test",
     "testing": "test",
 }
-
-
-# ---- names and listings -----------------------------------------------------------------------------------
-
-
-def natural_key(text: str) -> tuple:
-    """Sort key with numbers by value ("pt_2" before "pt_10"), upper and lower case alike."""
-    parts = re.split(r"(\d+)", text.casefold())
-    return tuple((1, int(part), "") if part.isdecimal() else (0, 0, part) for part in parts if part), text
-
-
-def entries(folder: Path) -> list[Path]:
-    """Everything in a folder in natural order, without hidden names; empty when there is no such folder."""
-    try:
-        return sorted(
-            (path for path in folder.iterdir() if not hidden(path.name)),
-            key=lambda path: natural_key(path.name),
-        )
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    except OSError as error:
-        raise PreconditionError(
-            "NO_DATA",
-            f"the folder cannot be listed ({error.strerror})",
-            "check its permissions",
-            file=folder.name,
-        ) from error
-
-
-def folders(folder: Path) -> list[Path]:
-    """The subfolders (and links to folders) in natural order, without hidden and closed ones.
-
-    One that may not be entered costs what is in it, not the run: `Gathering` reports it.
-    """
-    return [path for path in entries(folder) if readable(path)]
-
-
-def readable(folder: Path) -> bool:
-    """Whether a path is a folder whose entries can be listed and opened."""
-    return folder.is_dir() and os.access(folder, os.R_OK | os.X_OK)
-
-
-def child(folder: Path, name: str) -> Path | None:
-    """The entry of that name, upper and lower case alike."""
-    return next((path for path in entries(folder) if path.name.casefold() == name.casefold()), None)
-
-
-def volume_stem(path: Path) -> str | None:
-    """The file name without `.nii.gz` or another suffix of a volume (any case); None when it has none."""
-    return volume_files.stem_of(path)
-
-
-def image_source(path: Path) -> ImageSource:
-    """The scan in one file of a volume format, or in a folder of a DICOM series (its name is not that of a
-    volume).
-    """
-    series = volume_stem(path) is None and path.is_dir()
-    return ImageSource("dicom" if series else volume_files.format_of(path), path)
-
-
-def volumes(folder: Path) -> dict[str, Path]:
-    """Stem -> file for the volumes in a folder; two files of one stem (`.nii` and `.nii.gz`) are refused."""
-    found: dict[str, Path] = {}
-    seen: dict[str, Path] = {}
-    for path in entries(folder):
-        stem = volume_stem(path)
-        if stem is None:
-            continue
-        other = seen.setdefault(folded(stem), path)
-        if other is not path:
-            raise duplicate_error(f"{path.parent.name}/{other.name} and {path.parent.name}/{path.name}")
-        found[stem] = path
-    return found
-
-
-def volume(folder: Path, *stems: str) -> Path | None:
-    """The volume whose stem is one of `stems` (any case), in their order of preference."""
-    by_name = {folded(stem): path for stem, path in volumes(folder).items()}
-    return next((by_name[stem] for stem in stems if stem in by_name), None)
-
-
-def folded(text: str) -> str:
-    """The text as file systems that ignore case and composition see it."""
-    return unicodedata.normalize("NFC", text).casefold()
-
-
-def printable(text: str) -> str:
-    """The text with bytes that are no UTF-8 escaped, so that it can be printed and stored."""
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
-
-
-def text_of(value: object) -> str | None:
-    """A value of metadata as text, None where it is empty."""
-    return None if value in (None, "") else str(value)
-
-
-def unsafe_name(text: str) -> str | None:
-    """Why a name from metadata must not become part of a path, or None."""
-    if not text or text in (".", ".."):
-        return "the name is empty" if not text else f"'{text}' is not a name"
-    if "/" in text or "\\" in text or "\0" in text:
-        return "the name is a path"
-    if printable(text) != text:
-        return "the name is not valid UTF-8"
-    return None
-
-
-def duplicate_error(what: str) -> PreconditionError:
-    """The same case or file twice: nothing may be overwritten, so the run stops."""
-    return PreconditionError(
-        "DUPLICATE_ID",
-        f"the same name stands twice: {what}",
-        "remove or rename one of them (upper and lower case count as the same)",
-    )
-
-
-def file_problem(path: Path, real_root: Path, *, folder: bool = False) -> tuple[str, str, str] | None:
-    """(code, cause, fix) when `path` is not a regular file (or folder) inside the data folder, else None.
-
-    Decided by `stat` alone: a FIFO that is opened waits for ever.
-    """
-    try:
-        real = path.resolve(strict=True)
-        mode = real.stat().st_mode
-    except PermissionError:
-        return "PERMISSION", "the file may not be read", "change its permissions"
-    except FileNotFoundError:
-        return (
-            "FILE_MISSING",
-            "a link that leads nowhere" if path.is_symlink() else "the file does not exist",
-            "put the file there",
-        )
-    except (RuntimeError, OSError):  # 3.13 raises OSError for a loop, earlier versions RuntimeError
-        return "FILE_MISSING", "a link loop, or a path that cannot exist", "replace the link by the file"
-    if not (stat.S_ISDIR(mode) if folder else stat.S_ISREG(mode)):
-        return "NOT_REGULAR", f"not a regular {'folder' if folder else 'file'}", "put the real file there"
-    if not real.is_relative_to(real_root):
-        return "LINK_OUTSIDE", "a link that leaves the data folder", FOLLOW
-    return None
-
-
-def below(path: Path, root: Path) -> Path | None:
-    """`path` relative to `root`, None when it lies elsewhere. As written: `..` is resolved, no link is."""
-    path, root = (Path(os.path.normpath(place.absolute())) for place in (path, root))
-    return path.relative_to(root) if path.is_relative_to(root) else None
-
-
-# ---- collecting -------------------------------------------------------------------------------------------
 
 
 class Gathering:
@@ -201,8 +49,8 @@ class Gathering:
         """The path below the data folder as it is printed."""
         if path is None:
             return "-"
-        inner = below(path, self.root)
-        return printable(path.name if inner is None else inner.as_posix())
+        inner = listing.below(path, self.root)
+        return listing.printable(path.name if inner is None else inner.as_posix())
 
     def note(self, code: str, cause: str, *, path: Path | None = None, case: str = "-") -> None:
         """Something worth knowing; nothing is lost."""
@@ -214,7 +62,7 @@ class Gathering:
 
     def refuse(self, case_id: str, problem: tuple[str, str, str], path: Path | None = None) -> None:
         """Leave a case out, for the reason (code, cause, fix). Of several reasons the first counts."""
-        case_id = printable(case_id)
+        case_id = listing.printable(case_id)
         self.account(path)
         if case_id in self._refused:
             return
@@ -234,7 +82,7 @@ class Gathering:
         if word and split is None:
             self.warn(
                 "SPLIT_UNKNOWN",
-                f"its split '{printable(word)}' is none of {', '.join(SPLITS)}: "
+                f"its split '{listing.printable(word)}' is none of {', '.join(SPLITS)}: "
                 "it is assigned to any of train, val and test",
                 "rename the split, or move the case away",
                 path=path,
@@ -246,12 +94,12 @@ class Gathering:
         """A warning about cases that a file of splits names and that are not there: another spelling makes a
         split without effect.
         """
-        unknown = sorted(set(splits) - set(self._ids), key=natural_key)
+        unknown = sorted(set(splits) - set(self._ids), key=listing.natural_key)
         if unknown:
             self.warn(
                 "SPLIT_UNKNOWN",
                 f"{len(unknown)} of its cases are not in this data set, "
-                f"the first is '{printable(unknown[0])}'",
+                f"the first is '{listing.printable(unknown[0])}'",
                 "spell them like the cases, or take them out",
                 path=path,
             )
@@ -265,7 +113,7 @@ class Gathering:
             with contextlib.suppress(OSError):
                 if stat.S_ISREG(os.lstat(path).st_mode) and name not in ("", "..") and self._inside(place):
                     return None
-        found = file_problem(path, self._real_root, folder=folder)
+        found = listing.file_problem(path, self._real_root, folder=folder)
         return None if self.follow_links and found is not None and found[0] == "LINK_OUTSIDE" else found
 
     def _inside(self, place: str) -> bool:
@@ -287,7 +135,7 @@ class Gathering:
         """Add a case after checking its name and that its files are regular files inside the data folder."""
         files = _files(image, labels)
         self.account(*files)
-        bad_name = unsafe_name(case_id)
+        bad_name = listing.unsafe_name(case_id)
         if bad_name is not None:
             return self.refuse(
                 case_id, ("UNSAFE_NAME", bad_name, "rename the case"), files[0] if files else None
@@ -315,7 +163,7 @@ class Gathering:
 
     def offer_map(self, case_id: str, image: Path, label: Path, table: LabelTable, **more: Any) -> None:
         """`offer` a scan with a label map."""
-        self.offer(case_id, image_source(image), table.map_at(label), **more)
+        self.offer(case_id, listing.image_source(image), table.map_at(label), **more)
 
     def offer_listed(
         self, case_id: str, image: object, label: object, base: Path, table: LabelTable, **more: Any
@@ -333,7 +181,7 @@ class Gathering:
         if scan is None or mask is None:
             return
         for path in (scan, mask):
-            if volume_stem(path) is None:
+            if listing.volume_stem(path) is None:
                 cause = "it is no volume file (.nii.gz, .nii, .nrrd, .mha)"
                 return self.refuse(case_id, ("FORMAT_UNSUPPORTED", cause, "convert it to .nii.gz"), path)
         self.offer_map(case_id, scan, mask, table, annotated=table.values.values(), **more)
@@ -353,7 +201,7 @@ class Gathering:
         if not isinstance(text, str) or not text.strip() or "\0" in text:
             self.refuse(case_id, ("METADATA_INVALID", f"{text!r} is not a file name", "correct the entry"))
             return None
-        inner = below(base / text, self.root)
+        inner = listing.below(base / text, self.root)
         if inner is None:
             self.refuse(
                 case_id,
@@ -373,9 +221,9 @@ class Gathering:
         """
         names: dict[str, str] = {}
         for case_id in self._ids:
-            if folded(case_id) in names:
-                raise duplicate_error(f"case '{names[folded(case_id)]}' and case '{case_id}'")
-            names[folded(case_id)] = case_id
+            if listing.folded(case_id) in names:
+                raise listing.duplicate_error(f"case '{names[listing.folded(case_id)]}' and case '{case_id}'")
+            names[listing.folded(case_id)] = case_id
         self._report_leftovers()
         if not self._cases:
             raise PreconditionError(
@@ -384,7 +232,7 @@ class Gathering:
                 "repair the first one named, or give --layout",
                 file=self.root.name or ".",
             )
-        cases = sorted(self._cases, key=lambda case: natural_key(case.case_id))
+        cases = sorted(self._cases, key=lambda case: listing.natural_key(case.case_id))
         return DataSet(
             self.layout, self.root, tuple(structures), tuple(cases), tuple(self.findings), synthetic
         )
@@ -405,19 +253,22 @@ class Gathering:
         for folder, subfolders, files in walk(self.root, not_entered):
             place = "" if os.path.normpath(folder) == "." else os.path.normpath(folder) + os.sep
             subfolders[:] = sorted(
-                (name for name in subfolders if place + name not in self._accounted), key=natural_key
+                (name for name in subfolders if place + name not in self._accounted), key=listing.natural_key
             )
             for path in [folder / name for name in subfolders if not self._inside(place + name)]:
                 subfolders.remove(path.name)
                 self.warn(
-                    "LINK_OUTSIDE", "a link that leaves the data folder is not searched", FOLLOW, path=path
+                    "LINK_OUTSIDE",
+                    "a link that leaves the data folder is not searched",
+                    listing.FOLLOW,
+                    path=path,
                 )
             for name in sorted(
                 (name for name in files if place + name not in self._accounted and not hidden(name)),
-                key=natural_key,
+                key=listing.natural_key,
             ):
                 path = Path(folder, name)
-                if name.casefold().endswith(ARCHIVE_SUFFIXES):
+                if name.casefold().endswith(listing.ARCHIVE_SUFFIXES):
                     self._report_archive(path)
                 elif (
                     folder == self.root and path.is_symlink() and not path.exists()
@@ -431,7 +282,7 @@ class Gathering:
                         ),
                         path,
                     )
-                elif volume_stem(path) is not None:
+                elif listing.volume_stem(path) is not None:
                     strays.append(path)
                 else:
                     others[path.suffix.casefold() or "no suffix"] += 1
@@ -458,13 +309,13 @@ class Gathering:
     def _refuse_folder(self, path: Path) -> None:
         """A folder that cannot be listed may hold cases, unless it lies in a case or is a file system's."""
         if any(part in self._ids for part in Path(self.relative(path)).parts):
-            self.warn(*CLOSED, path=path)
+            self.warn(*listing.CLOSED, path=path)
         elif path.name != "lost+found":
-            self.refuse(self.relative(path), CLOSED, path)
+            self.refuse(self.relative(path), listing.CLOSED, path)
 
     def _report_archive(self, path: Path) -> None:
         """An archive may hold cases: an error, unless it was unpacked beside itself."""
-        suffix = next(suffix for suffix in ARCHIVE_SUFFIXES if path.name.casefold().endswith(suffix))
+        suffix = next(suffix for suffix in listing.ARCHIVE_SUFFIXES if path.name.casefold().endswith(suffix))
         if path.with_name(path.name[: -len(suffix)]).exists():
             self.note("ARCHIVE_INPUT", "an archive; what was unpacked from it stands beside it", path=path)
             return
@@ -493,16 +344,16 @@ def offer_pairs(
 
     annotated: as in `CaseRecord`.
     """
-    maps = {folded(name): path for name, path in labels.items()}
+    maps = {listing.folded(name): path for name, path in labels.items()}
     no_label = ("LABEL_MISSING", "a scan without label", "add its label, or move the scan away")
     no_scan = ("FILE_MISSING", "a label without scan", "add the scan, or move the label away")
     for case_id, path in images.items():
-        label = maps.pop(folded(case_id), None)
+        label = maps.pop(listing.folded(case_id), None)
         if label is None:
             cases.refuse(case_id, no_label, path)
         else:
             split = (splits or {}).get(case_id)
             cases.offer_map(case_id, path, label, table, annotated=annotated, split=split)
     for case_id, path in labels.items():
-        if folded(case_id) in maps:
+        if listing.folded(case_id) in maps:
             cases.refuse(case_id, no_scan, path)

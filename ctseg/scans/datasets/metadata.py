@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ctseg.errors import PreconditionError
-from ctseg.scans.datasets import gathering
+from ctseg.scans.datasets import listing
 from ctseg.scans.datasets.case import LabelTable
 
 LARGEST_BYTES = 256 * 2**20  # no public data set comes near it; a wrong file does
@@ -106,7 +106,7 @@ def label_table(raw: Any, path: Path) -> LabelTable:
             ignore_value = number
         else:
             values[number] = name.strip()
-    names = [gathering.folded(name) for name in values.values()]
+    names = [listing.folded(name) for name in values.values()]
     if len(set(names)) < len(names) or "" in names:
         raise invalid(path, "a label name is empty or stands twice", "give every structure its own name")
     if not values:

@@ -256,7 +256,9 @@ def test_infer_counts_a_lost_scan_as_one_that_failed(tmp_path, monkeypatch, caps
     monkeypatch.setattr("ctseg.prediction.predictor.load_predictor", lambda *_, **__: Stub())
     monkeypatch.setattr("ctseg.prediction.predictor.ensemble", lambda members: members[0])
     monkeypatch.setattr("ctseg.runtime.hardware.peak_memory_gb", lambda _: 0.0)
-    monkeypatch.setattr(infer, "_predict", lambda predictor, guides, name, *_: {"scan": name, "files": {}})
+    monkeypatch.setattr(
+        "ctseg.prediction.new_scans.Inference.predict", lambda self, name, *_: {"scan": name, "files": {}}
+    )
     assert (
         infer.main(
             [

@@ -14,13 +14,13 @@ from builders import small_phantom, with_itk
 from ctseg.artifacts import write_json
 from ctseg.errors import CaseError, PreconditionError, UsageError
 from ctseg.geometry.volume import Volume
-from ctseg.scans.datasets import gathering, load_case
+from ctseg.scans.datasets import listing, load_case
 from ctseg.scans.datasets.case import CaseRecord, ImageSource, LabelSource
 from ctseg.scans.datasets.find_scans import find_scans
 from ctseg.scans.datasets.layouts import open_data_set
+from ctseg.scans.datasets.masks import open_masks
 from ctseg.scans.dicom import dicom_series
 from ctseg.scans.formats import nifti, nrrd, volume_files
-from ctseg.scans.masks import open_masks
 
 SHAPE = (9, 10, 12)  # D, H, W
 
@@ -563,7 +563,7 @@ def test_training_data_in_nrrd_are_read_like_nifti(tmp_path: Path) -> None:
 
 def test_names_of_files(tmp_path: Path) -> None:
     names = {"a.nrrd": "a", "a.seg.nrrd": "a", "a.NII.GZ": "a", "b.mha": "b", "b.nhdr": None, "b.dcm": None}
-    assert {name: gathering.volume_stem(Path(name)) for name in names} == names
+    assert {name: listing.volume_stem(Path(name)) for name in names} == names
     with pytest.raises(PreconditionError, match="NO_DATA"):
         open_masks(tmp_path)
 
@@ -582,7 +582,7 @@ def test_the_real_nrrd_equals_its_dicom_series_and_simpleitk(real_data: Path) ->
     assert np.array_equal(
         volume.array, np.maximum(sitk.GetArrayFromImage(sitk.ReadImage(str(folder / "ct-64.nrrd"))), -1024)
     )
-    assert load_case.load_image(gathering.image_source(folder / "TestInput.nrrd"))[1][0].code == "PADDING"
+    assert load_case.load_image(listing.image_source(folder / "TestInput.nrrd"))[1][0].code == "PADDING"
 
 
 @pytest.mark.real

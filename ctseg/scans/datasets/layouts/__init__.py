@@ -20,7 +20,7 @@ from typing import Protocol
 
 from ctseg.config import did_you_mean
 from ctseg.errors import Finding, PreconditionError, UsageError
-from ctseg.scans.datasets import gathering
+from ctseg.scans.datasets import listing
 from ctseg.scans.datasets.case import DataSet
 from ctseg.scans.datasets.layouts import (
     abdomenatlas,
@@ -122,7 +122,7 @@ def _require_folder(root: Path) -> None:
         is_folder = exists = False
     if not exists:
         raise PreconditionError("NO_DATA", f"there is no folder '{root}'", fix, file=root.name)
-    if not is_folder and root.name.casefold().endswith(gathering.ARCHIVE_SUFFIXES):
+    if not is_folder and root.name.casefold().endswith(listing.ARCHIVE_SUFFIXES):
         raise PreconditionError(
             "ARCHIVE_INPUT",
             "an archive is not opened",
@@ -131,7 +131,7 @@ def _require_folder(root: Path) -> None:
         )
     if not is_folder:
         raise PreconditionError("NO_DATA", f"'{root.name}' is a file, not a folder", fix, file=root.name)
-    if not gathering.entries(root):
+    if not listing.entries(root):
         raise PreconditionError("NO_DATA", f"the folder '{root}' is empty", fix, file=root.name)
 
 
@@ -140,13 +140,13 @@ def _not_recognised(root: Path) -> PreconditionError:
     cause = f"the folder '{root}' has no known layout; it holds {_contents(root)}"
     closed = [
         path.name
-        for path in gathering.entries(root)
+        for path in listing.entries(root)
         if not os.access(path, os.R_OK | os.X_OK if path.is_dir() else os.R_OK)
     ]
     cause += f"; {closed[0]} may not be opened" if closed else ""
     inner = [
         (folder.name, name)
-        for folder in gathering.folders(root)[:20]
+        for folder in listing.folders(root)[:20]
         for name, adapter in LAYOUTS.items()
         if adapter.matches(folder)
     ]
@@ -164,9 +164,9 @@ def _contents(root: Path) -> str:
     kinds: Counter[str] = Counter()
     for _, _, files in folder_walk.walk(root):
         for name in files:
-            if not gathering.hidden(name):
+            if not listing.hidden(name):
                 lowered = name.casefold()
-                known = (*volume_files.SUFFIXES, ".dcm", ".json", ".csv", *gathering.ARCHIVE_SUFFIXES)
+                known = (*volume_files.SUFFIXES, ".dcm", ".json", ".csv", *listing.ARCHIVE_SUFFIXES)
                 kinds[next((suffix for suffix in known if lowered.endswith(suffix)), "other")] += 1
         if sum(kinds.values()) > _COUNTED_FILES:
             break

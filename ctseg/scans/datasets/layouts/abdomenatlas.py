@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ctseg.scans.datasets import gathering, metadata
+from ctseg.scans.datasets import listing, metadata
 from ctseg.scans.datasets.case import DataSet, LabelSource, LabelTable
 from ctseg.scans.datasets.gathering import Gathering
 
@@ -26,20 +26,20 @@ SHAPE = (
 
 def matches(root: Path) -> bool:
     """Some subfolder is a case."""
-    return any(is_case(folder) for folder in gathering.folders(root))
+    return any(is_case(folder) for folder in listing.folders(root))
 
 
 def is_case(folder: Path) -> bool:
     """Whether a folder has the labels of a case (its CT may be missing: reading then says so)."""
-    masks = gathering.child(folder, "segmentations")
-    if masks is not None and masks.is_dir() and (gathering.volume(folder, "ct") or _mask_files(folder)):
+    masks = listing.child(folder, "segmentations")
+    if masks is not None and masks.is_dir() and (listing.volume(folder, "ct") or _mask_files(folder)):
         return True
     return combined_map(folder) is not None
 
 
 def combined_map(folder: Path) -> Path | None:
     """The combined label map of a case folder."""
-    return gathering.volume(folder, "combined_labels")
+    return listing.volume(folder, "combined_labels")
 
 
 def read(root: Path, *, follow_links: bool = False) -> DataSet:
@@ -60,18 +60,16 @@ def read_case_folders(
         cases.account(root / "labels.json")
     found = {
         folder: _mask_files(folder)
-        for folder in gathering.folders(root)
-        if is_case(folder) or gathering.volume(folder, "ct")
+        for folder in listing.folders(root)
+        if is_case(folder) or listing.volume(folder, "ct")
     }
     names = {name for masks in found.values() for name in masks}
     if table is not None and any(not masks for masks in found.values()):
         names |= set(table.values.values())
     # one spelling per structure: the first in natural order
-    spelling = {
-        gathering.folded(name): name for name in sorted(names, key=gathering.natural_key, reverse=True)
-    }
+    spelling = {listing.folded(name): name for name in sorted(names, key=listing.natural_key, reverse=True)}
     for folder, masks in found.items():
-        masks = {spelling[gathering.folded(name)]: path for name, path in masks.items()}
+        masks = {spelling[listing.folded(name)]: path for name, path in masks.items()}
         _read_case(
             cases,
             folder,
@@ -79,24 +77,24 @@ def read_case_folders(
             table,
             cases.split_of(splits.get(folder.name.casefold()), folder.name, next(iter(metadata_files), root)),
         )
-    return cases.data_set(sorted(spelling.values(), key=gathering.natural_key))
+    return cases.data_set(sorted(spelling.values(), key=listing.natural_key))
 
 
 def _mask_files(folder: Path) -> dict[str, Path]:
     """Structure name (the file's stem) -> mask file of one case."""
-    masks = gathering.child(folder, "segmentations")
-    return gathering.volumes(masks) if masks is not None and gathering.readable(masks) else {}
+    masks = listing.child(folder, "segmentations")
+    return listing.volumes(masks) if masks is not None and listing.readable(masks) else {}
 
 
 def _read_case(
     cases: Gathering, folder: Path, masks: dict[str, Path], table: LabelTable | None, split: str | None
 ) -> None:
     """Offer one case folder, or refuse it with what it lacks."""
-    ct, combined = gathering.volume(folder, "ct"), combined_map(folder)
+    ct, combined = listing.volume(folder, "ct"), combined_map(folder)
     cases.account(ct, combined, *masks.values())
-    closed = gathering.child(folder, "segmentations")
-    if closed is not None and closed.is_dir() and not gathering.readable(closed):
-        cases.refuse(folder.name, gathering.CLOSED, closed)
+    closed = listing.child(folder, "segmentations")
+    if closed is not None and closed.is_dir() and not listing.readable(closed):
+        cases.refuse(folder.name, listing.CLOSED, closed)
         cases.account(folder)
     elif ct is None:
         cases.refuse(
@@ -106,7 +104,7 @@ def _read_case(
         )
     elif masks:
         source = LabelSource("masks", masks=masks)
-        cases.offer(folder.name, gathering.image_source(ct), source, annotated=masks, split=split)
+        cases.offer(folder.name, listing.image_source(ct), source, annotated=masks, split=split)
     elif combined is None:
         cases.refuse(
             folder.name,

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from ctseg import structure_names
 from ctseg.errors import CaseError, Finding
-from ctseg.scans.datasets import gathering
+from ctseg.scans.datasets import listing
 from ctseg.scans.datasets.case import CaseRecord, DataSet, ImageSource, LabelSource
 from ctseg.scans.datasets.gathering import Gathering
 from ctseg.scans.formats import folder_walk
@@ -58,7 +58,7 @@ def matches(root: Path) -> bool:
     for folder, _, files in folder_walk.walk(root):
         for name in files:
             path = folder / name
-            if gathering.hidden(name) or name.casefold().endswith(_NOT_DICOM) or not path.is_file():
+            if listing.hidden(name) or name.casefold().endswith(_NOT_DICOM) or not path.is_file():
                 continue
             if _has_mark(path):
                 return True
@@ -83,7 +83,7 @@ def read(root: Path, *, follow_links: bool = False) -> DataSet:
     names: set[str] = set()
     for folder, series in _patient_folders(cases):
         names |= read_patient(cases, folder, series)
-    return _group_patients(_one_spelling(cases.data_set(sorted(names, key=gathering.natural_key))))
+    return _group_patients(_one_spelling(cases.data_set(sorted(names, key=listing.natural_key))))
 
 
 def _one_spelling(data: DataSet) -> DataSet:
@@ -135,11 +135,11 @@ def _patient_folders(cases: Gathering) -> list[tuple[Path, list[SeriesInfo]]]:
     and labels but the root does (one patient, or scans and labels in separate trees).
     """
     found = []
-    for folder in gathering.folders(cases.root):
+    for folder in listing.folders(cases.root):
         series = _series(cases, folder)
         if series:
             found.append((folder, series))
-    loose = any(path.is_file() and _has_mark(path) for path in gathering.entries(cases.root))
+    loose = any(path.is_file() and _has_mark(path) for path in listing.entries(cases.root))
     if loose or not any(_holds_both(series) for _, series in found):
         everything = _series(cases, cases.root)
         if loose or _holds_both(everything):

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ctseg.errors import PreconditionError
-from ctseg.scans.datasets import gathering, metadata
+from ctseg.scans.datasets import listing, metadata
 from ctseg.scans.datasets.case import DataSet, LabelTable
 from ctseg.scans.datasets.gathering import Gathering
 
@@ -33,7 +33,7 @@ def matches(root: Path) -> bool:
 def _data_lists(root: Path) -> list[Path]:
     """The JSON files that are data lists."""
     found = []
-    for path in gathering.entries(root):
+    for path in listing.entries(root):
         content = metadata.peek(path) if path.suffix.casefold() == ".json" else None
         training = content.get("training") if content else None
         if isinstance(training, list) and any(
@@ -79,7 +79,7 @@ def read(root: Path, *, follow_links: bool = False) -> DataSet:
                 base,
                 table,
                 split=split if split_given else None,
-                patient_id=gathering.text_of(entry.get("patient_id", entry.get("patient"))),
+                patient_id=listing.text_of(entry.get("patient_id", entry.get("patient"))),
             )
     cases.note_unlabelled(unlabelled, path, "the testing list")
     return cases.data_set(tuple(table.values.values()))
@@ -126,7 +126,7 @@ def _base(root: Path, raw: object, path: Path) -> Path:
     """The folder that relative paths start at. A data root elsewhere is not followed."""
     if raw is None or raw == "":
         return root
-    inner = gathering.below(root / str(raw), root)
+    inner = listing.below(root / str(raw), root)
     if inner is None:
         raise metadata.invalid(
             path,
@@ -141,8 +141,8 @@ def _case_names(entries: list[Any]) -> list[str]:
     case).
     """
     paths = [_image_text(entry) or f"entry_{number}" for number, entry in enumerate(entries)]
-    stems = [gathering.volume_stem(Path(text)) or Path(text).name for text in paths]
-    folded = [gathering.folded(stem) for stem in stems]
+    stems = [listing.volume_stem(Path(text)) or Path(text).name for text in paths]
+    folded = [listing.folded(stem) for stem in stems]
     whole = [str(Path(text).with_name(stem)).strip("./") for text, stem in zip(paths, stems)]
     count = Counter(folded)
     return [

@@ -15,7 +15,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ctseg.errors import PreconditionError
-from ctseg.scans.datasets import gathering, metadata
+from ctseg.scans.datasets import listing, metadata
 from ctseg.scans.datasets.case import DataSet, LabelTable
 from ctseg.scans.datasets.gathering import Gathering
 from ctseg.scans.datasets.layouts import nnunet
@@ -61,8 +61,8 @@ def read(root: Path, *, follow_links: bool = False) -> DataSet:
             problem = ("METADATA_INVALID", "the entry names no image", "correct dataset.json")
             cases.refuse(f"training[{number}]", problem)
         else:
-            case_id = gathering.volume_stem(Path(image)) or Path(image).name
+            case_id = listing.volume_stem(Path(image)) or Path(image).name
             cases.offer_listed(case_id, image, entry.get("label"), folder, table)
-    unlabelled = list(gathering.volumes(folder / "imagesTs").values())
+    unlabelled = list(listing.volumes(folder / "imagesTs").values())
     cases.note_unlabelled(unlabelled, folder / "imagesTs", "imagesTs")
     return cases.data_set(tuple(table.values.values()))

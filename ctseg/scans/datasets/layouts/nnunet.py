@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ctseg.errors import PreconditionError
-from ctseg.scans.datasets import gathering, metadata
+from ctseg.scans.datasets import gathering, listing, metadata
 from ctseg.scans.datasets.case import DataSet, LabelTable
 from ctseg.scans.datasets.gathering import Gathering
 from ctseg.scans.formats import volume_files
@@ -39,9 +39,9 @@ def dataset_folders(root: Path) -> list[Path]:
         return [root]
     tops = [
         root,
-        *(folder for folder in gathering.folders(root) if folder.name.casefold().startswith("nnunet_raw")),
+        *(folder for folder in listing.folders(root) if folder.name.casefold().startswith("nnunet_raw")),
     ]
-    return [folder for top in tops for folder in gathering.folders(top) if (folder / "dataset.json").exists()]
+    return [folder for top in tops for folder in listing.folders(top) if (folder / "dataset.json").exists()]
 
 
 def _is_nnunet(folder: Path) -> bool:
@@ -52,8 +52,8 @@ def _is_nnunet(folder: Path) -> bool:
         ) is not None
     if "channel_names" in content or "dataset" in content:
         return True
-    labels = set(gathering.volumes(folder / "labelsTr"))
-    stems = [stem for stem in gathering.volumes(folder / "imagesTr") if stem not in labels]
+    labels = set(listing.volumes(folder / "labelsTr"))
+    stems = [stem for stem in listing.volumes(folder / "imagesTr") if stem not in labels]
     return any((match := _CHANNEL.fullmatch(stem)) and match["case"] in labels for stem in stems)
 
 
@@ -80,10 +80,10 @@ def read(root: Path, *, follow_links: bool = False) -> DataSet:
     if isinstance(content.get("dataset"), dict):
         _read_listed(cases, folder, content["dataset"], channel, table, splits)
     else:
-        images, labels = _images(cases, folder / "imagesTr", channel), gathering.volumes(folder / "labelsTr")
+        images, labels = _images(cases, folder / "imagesTr", channel), listing.volumes(folder / "labelsTr")
         declared, count = (
             content.get("numTraining"),
-            len({gathering.folded(name) for name in (*images, *labels)}),
+            len({listing.folded(name) for name in (*images, *labels)}),
         )
         if isinstance(declared, int) and declared > count:
             cases.warn(
@@ -101,7 +101,7 @@ def read(root: Path, *, follow_links: bool = False) -> DataSet:
 def _images(cases: Gathering, folder: Path, channel: int) -> dict[str, Path]:
     """Case id -> file of the CT channel. Other channels are accounted for, other names are left over."""
     images = {}
-    for stem, path in gathering.volumes(folder).items():
+    for stem, path in listing.volumes(folder).items():
         match = _CHANNEL.fullmatch(stem)
         if match and int(match["channel"]) == channel:
             images[match["case"]] = path
@@ -134,7 +134,7 @@ def _read_listed(
 
 def _read_test(cases: Gathering, folder: Path, channel: int, table: LabelTable) -> None:
     """imagesTs with labelsTs are test cases; without, they are noted and left alone."""
-    images, labels = _images(cases, folder / "imagesTs", channel), gathering.volumes(folder / "labelsTs")
+    images, labels = _images(cases, folder / "imagesTs", channel), listing.volumes(folder / "labelsTs")
     with_label = {case_id: path for case_id, path in images.items() if case_id in labels}
     without = [path for case_id, path in images.items() if case_id not in labels]
     cases.note_unlabelled(without, folder / "imagesTs", "imagesTs")

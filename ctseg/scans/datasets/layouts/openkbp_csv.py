@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from ctseg.scans.datasets import gathering
+from ctseg.scans.datasets import listing
 from ctseg.scans.datasets.case import DataSet, ImageSource, LabelSource
 from ctseg.scans.datasets.gathering import Gathering
 from ctseg.scans.formats.openkbp_csv import STRUCTURES
@@ -34,13 +34,13 @@ def _patients(root: Path) -> list[tuple[Path, str | None]]:
     for top in (root, root / "provided-data"):
         pools = [
             (folder, SPLITS[folder.name.casefold()])
-            for folder in gathering.folders(top)
+            for folder in listing.folders(top)
             if folder.name.casefold() in SPLITS
         ]
         if pools:
-            return [(folder, split) for pool, split in pools for folder in gathering.folders(pool)]
+            return [(folder, split) for pool, split in pools for folder in listing.folders(pool)]
     split = SPLITS.get(root.absolute().name.casefold())
-    return [(folder, split) for folder in gathering.folders(root)]
+    return [(folder, split) for folder in listing.folders(root)]
 
 
 def read(root: Path, *, follow_links: bool = False) -> DataSet:
@@ -48,7 +48,7 @@ def read(root: Path, *, follow_links: bool = False) -> DataSet:
     cases = Gathering("openkbp_csv", root, follow_links)
     present: set[str] = set()
     for folder, split in _patients(root):
-        tables = {path.stem: path for path in gathering.entries(folder) if path.suffix.casefold() == ".csv"}
+        tables = {path.stem: path for path in listing.entries(folder) if path.suffix.casefold() == ".csv"}
         if tables:
             present |= _read_patient(cases, folder, tables, split)
     return cases.data_set([name for name in STRUCTURES.values() if name in present])

@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ctseg.errors import PreconditionError
-from ctseg.scans.datasets import gathering
+from ctseg.scans.datasets import gathering, listing
 from ctseg.scans.datasets.case import DataSet, LabelTable
 from ctseg.scans.datasets.gathering import Gathering
 from ctseg.scans.formats import folder_walk
@@ -67,10 +67,10 @@ class PairedFolders:
             subfolders[:] = [
                 name for name in subfolders if name not in series and fits(self.enter, inner + name)
             ]
-            subfolders.sort(key=gathering.natural_key)
-            for name in sorted((*series, *files), key=gathering.natural_key):
-                stem = name if name in series else gathering.volume_stem(Path(name))
-                if stem is not None and not gathering.hidden(name):
+            subfolders.sort(key=listing.natural_key)
+            for name in sorted((*series, *files), key=listing.natural_key):
+                stem = name if name in series else listing.volume_stem(Path(name))
+                if stem is not None and not listing.hidden(name):
                     yield inner + stem, folder / name
 
     def read(self, root: Path, *, follow_links: bool = False) -> DataSet:
@@ -88,7 +88,7 @@ class PairedFolders:
                     continue
                 other = found.setdefault(match["case"], path)
                 if other is not path:
-                    raise gathering.duplicate_error(f"{cases.relative(other)} and {cases.relative(path)}")
+                    raise listing.duplicate_error(f"{cases.relative(other)} and {cases.relative(path)}")
                 if split := match.groupdict().get("split"):
                     splits[match["case"]] = gathering.SPLITS[split.casefold()]
         if not scans and not labels:

@@ -18,7 +18,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ctseg.scans.datasets import gathering, metadata
+from ctseg.scans.datasets import listing, metadata
 from ctseg.scans.datasets.case import DataSet, LabelTable
 from ctseg.scans.datasets.gathering import Gathering
 
@@ -56,12 +56,12 @@ def _read_case(cases: Gathering, entry: dict[str, Any], table: LabelTable) -> No
     if not isinstance(split, str | None):
         bad: str | None = "the split is not a name"
     else:
-        bad = gathering.unsafe_name(case_id) or (gathering.unsafe_name(split) if split is not None else None)
+        bad = listing.unsafe_name(case_id) or (listing.unsafe_name(split) if split is not None else None)
     if bad is not None:
         fix = "use plain folder names for cases and splits"
         return cases.refuse(case_id, ("UNSAFE_NAME", f"manifest.json: {bad}", fix))
     folder = cases.root / case_id if split is None else cases.root / split / case_id
-    image, labels = gathering.volume(folder, "ct"), gathering.volume(folder, "labels", "label")
+    image, labels = listing.volume(folder, "ct"), listing.volume(folder, "labels", "label")
     if image is None or labels is None:
         code, name, what = (
             ("FILE_MISSING", "ct.nii.gz", "scan")
@@ -78,7 +78,7 @@ def _read_case(cases: Gathering, entry: dict[str, Any], table: LabelTable) -> No
         table,
         annotated=_annotated(cases, case_id, entry.get("annotated"), table.values),
         split=cases.split_of(split, case_id, cases.root / "manifest.json"),
-        patient_id=gathering.text_of(entry.get("patient")),
+        patient_id=listing.text_of(entry.get("patient")),
     )
 
 
@@ -88,11 +88,11 @@ def _annotated(cases: Gathering, case_id: str, raw: object, values: dict[int, st
     """
     if raw is None:
         return list(values.values())
-    known = {gathering.folded(name): name for name in values.values()}
+    known = {listing.folded(name): name for name in values.values()}
     annotated = []
     for name in raw if isinstance(raw, list) else [raw]:
-        if isinstance(name, str) and gathering.folded(name) in known:
-            annotated.append(known[gathering.folded(name)])
+        if isinstance(name, str) and listing.folded(name) in known:
+            annotated.append(known[listing.folded(name)])
             continue
         cause = f'manifest.json: "annotated" has {name!r}, which "labels" does not name'
         cases.warn(

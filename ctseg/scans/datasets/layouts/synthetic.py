@@ -12,7 +12,7 @@ from pathlib import Path
 from types import ModuleType
 
 from ctseg.errors import PreconditionError
-from ctseg.scans.datasets import gathering
+from ctseg.scans.datasets import listing
 from ctseg.scans.datasets.case import CaseRecord, DataSet
 from ctseg.scans.datasets.layouts import abdomenatlas, dicom_seg
 
@@ -41,16 +41,16 @@ def read(root: Path, *, follow_links: bool = False) -> DataSet:
         )
     cases: dict[str, CaseRecord] = {}
     for case in (case for part in parts.values() for case in part.cases):
-        if gathering.folded(case.case_id) in cases:
-            raise gathering.duplicate_error(f"case '{case.case_id}'")
-        cases[gathering.folded(case.case_id)] = case
+        if listing.folded(case.case_id) in cases:
+            raise listing.duplicate_error(f"case '{case.case_id}'")
+        cases[listing.folded(case.case_id)] = case
     findings = [
         dataclasses.replace(finding, file=finding.file if finding.file == "-" else f"{name}/{finding.file}")
         for name, part in parts.items()
         for finding in part.findings
     ]
     structures = sorted(
-        {name for part in parts.values() for name in part.structures}, key=gathering.natural_key
+        {name for part in parts.values() for name in part.structures}, key=listing.natural_key
     )
-    ordered = sorted(cases.values(), key=lambda case: gathering.natural_key(case.case_id))
+    ordered = sorted(cases.values(), key=lambda case: listing.natural_key(case.case_id))
     return DataSet("synthetic", root, tuple(structures), tuple(ordered), tuple(findings), synthetic=True)

@@ -16,7 +16,7 @@ import re
 from pathlib import Path
 
 from ctseg.errors import PreconditionError
-from ctseg.scans.datasets import gathering
+from ctseg.scans.datasets import listing
 from ctseg.scans.datasets.case import DataSet
 from ctseg.scans.datasets.layouts import abdomenatlas
 
@@ -26,15 +26,15 @@ _CASE = re.compile(r"s\d{4,5}", re.IGNORECASE)
 
 def matches(root: Path) -> bool:
     """Case folders named sXXXX, or any mask folders beside a meta.csv."""
-    case_folders = [folder for folder in gathering.folders(root) if abdomenatlas.is_case(folder)]
+    case_folders = [folder for folder in listing.folders(root) if abdomenatlas.is_case(folder)]
     return any(_CASE.fullmatch(folder.name) for folder in case_folders) or bool(
-        case_folders and gathering.child(root, "meta.csv")
+        case_folders and listing.child(root, "meta.csv")
     )
 
 
 def read(root: Path, *, follow_links: bool = False) -> DataSet:
     """All case folders, with the splits of meta.csv."""
-    table = gathering.child(root, "meta.csv")
+    table = listing.child(root, "meta.csv")
     if table is None:
         return abdomenatlas.read_case_folders("totalsegmentator", root, follow_links, {})
     return abdomenatlas.read_case_folders("totalsegmentator", root, follow_links, _splits(table), table)
