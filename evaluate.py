@@ -1,14 +1,16 @@
 """Stage 3: predict the test scans and score them; or score any masks against any others.
 
-Reads   processed_data/ and checkpoints/best_model.pth, or the masks --reference and --prediction: label maps (NIfTI, NRRD, MetaImage),
-        .seg.nrrd of 3D Slicer, folders with one file per structure, DICOM SEG or RTSTRUCT (these with --ct); a file each, or folders of cases
-Writes  evaluation_results/ (or --output; without it masks are only printed): predictions/, detailed_results.json, summary_statistics.json, summary.json,
-        per_case.csv, evaluation_report.txt, dice_boxplots.png, dice_vs_hausdorff.png, metrics_heatmap.png,
-        and topology.csv when a structure is a tube (airway, vessels); of a model also calibration.json, reliability.png and confidence.png
+Reads   processed_data/ and checkpoints/best_model.pth; or the masks --reference and --prediction, a file each
+        or folders of cases: label maps (NIfTI, NRRD, MetaImage), .seg.nrrd of 3D Slicer, folders with one file
+        per structure, DICOM SEG or RTSTRUCT (these with --ct)
+Writes  evaluation_results/ (or --output; without it masks are only printed): predictions/,
+        detailed_results.json, summary_statistics.json, summary.json, per_case.csv, evaluation_report.txt,
+        dice_boxplots.png, dice_vs_hausdorff.png, metrics_heatmap.png, and topology.csv when a structure is a
+        tube (airway, vessels); of a model also calibration.json, reliability.png and confidence.png
 
     python evaluate.py
     python evaluate.py --reference labelsTs --prediction predicted --output scores --labels names.json
-    python evaluate.py --reference rtstruct.dcm --prediction masks/scan.nii.gz --ct dicom_series --structures liver,spleen
+    python evaluate.py --reference rtstruct.dcm --prediction masks/a.nii.gz --ct series --structures liver
 """
 
 from __future__ import annotations
@@ -59,7 +61,8 @@ def run(workspace: Workspace, settings: Settings, options: Options) -> int:
         )
     elif record["training"] is None:
         LOG.warning(
-            "WARN BEST_MISMATCH: training_history.json is missing or not that of checkpoints/best_model.pth, so "
+            "WARN BEST_MISMATCH: training_history.json is missing or not that of "
+            "checkpoints/best_model.pth, so "
             "how its training ended is not known."
         )
     for case in record["cases"]:
@@ -135,9 +138,11 @@ def score_run(workspace: Workspace, settings: Settings, workers: int = 1) -> int
 
 
 def join_trust(workspace: Workspace, record: Mapping[str, Any], rows: Sequence[Row]) -> Trust:
-    """Put confidence and calibration errors of the prediction run into the rows; return what belongs to all cases.
+    """Put confidence and calibration errors of the prediction run into the rows; return what belongs to all
+    cases.
 
-    A calibration.json of other weights or data than the run's is left out, as is what an earlier version did not record.
+    A calibration.json of other weights or data than the run's is left out, as is what an earlier version did
+    not record.
     """
     from ctseg.evaluation.result_files import Trust
     from ctseg.scoring.calibration import Sums
@@ -174,7 +179,8 @@ def score_passes(
     workers: int,
     synthetic: bool,
 ) -> None:
-    """Score every pass of a multi-pass network: per_pass.csv, per_pass.png and one sentence. A case that stopped early keeps its last pass."""
+    """Score every pass of a multi-pass network: per_pass.csv, per_pass.png and one sentence. A case that
+    stopped early keeps its last pass."""
     import dataclasses
 
     from ctseg.evaluation.result_files import write_passes
@@ -224,7 +230,8 @@ def score_pairs(
     workers: int = 1,
     score: Callable[..., Any] | None = None,
 ) -> tuple[list[Row], list[Row], list[str]]:
-    """(rows, rows of predicting nothing, lines of what was noticed), ordered by case id and structure. score: `score_pair` unless said otherwise.
+    """(rows, rows of predicting nothing, lines of what was noticed), ordered by case id and structure. score:
+    `score_pair` unless said otherwise.
 
     One process per case at a time, one thread each; the result does not depend on the number of workers.
     """
@@ -299,7 +306,8 @@ def _draw(folder: Path, rows: Sequence[Row], names: Sequence[str], synthetic: bo
 def _draw_trust(
     folder: Path, rows: Sequence[Row], names: Sequence[str], trust: Trust | None, synthetic: bool
 ) -> None:
-    """reliability.png and confidence.png where there is something to draw; those of an earlier evaluation go."""
+    """reliability.png and confidence.png where there is something to draw; those of an earlier evaluation
+    go."""
     from ctseg.reporting.pictures import reliability
     from ctseg.scoring import calibration
 
@@ -320,7 +328,8 @@ def _draw_trust(
 
 
 def compare(arguments: argparse.Namespace, settings: Settings, workers: int) -> int:
-    """Score --prediction against --reference and print the report; the files go to --output, where that is given."""
+    """Score --prediction against --reference and print the report; the files go to --output, where that is
+    given."""
     from ctseg.evaluation import mask_comparison, mask_pairs
     from ctseg.evaluation.result_files import RESULTS
 
@@ -476,7 +485,8 @@ def build_parser() -> argparse.ArgumentParser:
         help="surface of a mask (default: surfel); values of different modes are never compared",
     )
     masks = parser.add_argument_group(
-        "masks against masks instead of a model (a file each, or folders with a file or a sub-folder for each case; --structures limits what is compared)"
+        "masks against masks instead of a model (a file each, or folders with a file or a sub-folder "
+        "for each case; --structures limits what is compared)"
     )
     masks.add_argument(
         "--reference",
@@ -500,13 +510,15 @@ def build_parser() -> argparse.ArgumentParser:
         "--ct",
         type=Path,
         metavar="PATH",
-        help="the scan or the folder of scans: masks are put on its grid, by exact reordering of axes; needed for DICOM masks",
+        help="the scan or the folder of scans: masks are put on its grid, by exact reordering of "
+        "axes; needed for DICOM masks",
     )
     masks.add_argument(
         "--labels",
         type=Path,
         metavar="FILE",
-        help='names of the ids of label maps, {"1": "liver"} or a dataset.json (default: labels.json or dataset.json beside them)',
+        help='names of the ids of label maps, {"1": "liver"} or a dataset.json (default: labels.json '
+        "or dataset.json beside them)",
     )
     masks.add_argument(
         "--one-case", action="store_true", help="both folders hold one mask per structure of one single case"
@@ -520,7 +532,8 @@ def build_parser() -> argparse.ArgumentParser:
     masks.add_argument(
         "--allow-missing",
         action="store_true",
-        help="count a missing prediction, or a structure that it does not hold, as missed instead of refusing",
+        help="count a missing prediction, or a structure that it does not hold, as missed instead of "
+        "refusing",
     )
     masks.add_argument(
         "--synthetic", action="store_true", help="say in every result that the data are synthetic"

@@ -36,7 +36,7 @@ from ctseg.outputs import keep_inputs, require_writable
 if TYPE_CHECKING:
     from ctseg.geometry.volume import Volume
     from ctseg.reporting.pictures.subject import Subject
-    from ctseg.scans.masks import Masks
+    from ctseg.scans.datasets.masks import Masks
 
 SMALLEST, LARGEST = 120, 4096  # pixels
 
@@ -194,7 +194,7 @@ def window_of(text: str | None) -> tuple[float, float] | None:
 def read(arguments: argparse.Namespace) -> tuple[Masks, Masks | None, Volume | None]:
     """The masks, those of the reference, and the scan."""
     from ctseg.scans.datasets import find_scans, load_case
-    from ctseg.scans.masks import named_like, open_masks
+    from ctseg.scans.datasets.masks import named_like, open_masks
 
     source, ct = None, None
     if arguments.ct is not None:

@@ -10,8 +10,7 @@ from builders import small_phantom, write_dicom_seg
 
 from ctseg import structure_names
 from ctseg.prediction import scan_outputs
-from ctseg.scans import masks
-from ctseg.scans.datasets import load_case
+from ctseg.scans.datasets import load_case, masks
 from ctseg.scans.datasets.case import PRESENT, UNLABELLED
 from ctseg.scans.datasets.layouts import dicom_seg
 from ctseg.scans.dicom import rtstruct

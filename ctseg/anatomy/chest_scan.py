@@ -1,6 +1,4 @@
-"""How the two tasks in the chest (airway, heart) are scanned: the grid around the organ, the scanner, the
-axes.
-"""
+"""How the chest is scanned (airway, heart): the grid around the organ, the scanner, the axes."""
 
 from __future__ import annotations
 
@@ -14,7 +12,7 @@ from ctseg.geometry.volume import CANONICAL_DIRECTIONS, Volume, reorient
 
 
 @dataclasses.dataclass(frozen=True)
-class Scan:
+class ChestScan:
     """A scan with its axes in some order. spacing_mm: slice, row, column, before its axes are reordered."""
 
     spacing_mm: tuple[float, float, float]
@@ -31,9 +29,7 @@ class Scan:
         warp_mm: float,
         rng: np.random.Generator,
     ) -> Scene:
-        """The grid of `extent_mm` (z, y, x) around a place in LPS mm; to_template (3, 3): LPS to template
-        mm.
-        """
+        """The grid of `extent_mm` (z, y, x) about a place in LPS mm. to_template: (3, 3), from LPS mm."""
         shape = np.round(extent_mm / self.spacing_mm).astype(int)
         affine, pose = np.eye(4), np.eye(4)
         affine[:3, :3] = CANONICAL_DIRECTIONS.T * np.array(self.spacing_mm)

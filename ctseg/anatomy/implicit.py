@@ -13,6 +13,7 @@ random warp.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -20,11 +21,12 @@ from numpy.typing import ArrayLike
 from scipy.interpolate import BSpline
 from scipy.ndimage import gaussian_filter1d
 
+from ctseg.geometry.boxes import Box, box_shape, make_box, union, within
+
 FAR_MM = 60.0  # value of f where a shape was not evaluated
 _TABLE_STEP_MM = 0.5
 _WARP_NODES_MM = 50.0
 
-Box = tuple[slice, slice, slice]
 Coordinates = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
@@ -114,17 +116,13 @@ class Scene:
     def join(self, shapes: Iterable[Shape], blend_mm: float) -> Shape:
         """The union of shapes with rounded seams, in the box around them all."""
         shapes = list(shapes)
-        boxes = [shape.box for shape in shapes if shape.f.size] or [shapes[0].box]
-        d, h, w = (
-            slice(min(part.start for part in parts), max(part.stop for part in parts))
-            for parts in zip(*boxes)
-        )
-        f = np.full([part.stop - part.start for part in (d, h, w)], FAR_MM, dtype=np.float32)
+        box = union(*([shape.box for shape in shapes if shape.f.size] or [shapes[0].box]))
+        f = np.full(box_shape(box), FAR_MM, dtype=np.float32)
         for shape in shapes:
-            inner = f[_relative(shape.box, (d, h, w))]
+            inner = f[within(shape.box, box)]
             if shape.f.size:
                 inner[...] = smooth_minimum(inner, shape.f, blend_mm)
-        return Shape((d, h, w), f)
+        return Shape(box, f)
 
     # ---- shapes ------------------------------------------------------------------------------------------
 
@@ -134,8 +132,7 @@ class Scene:
         index = self._to_index[:3, :3] @ corners + self._to_index[:3, 3:]
         start = np.clip(np.floor(index.min(axis=1)).astype(int) - self._pad, 0, self.shape)
         stop = np.clip(np.ceil(index.max(axis=1)).astype(int) + self._pad + 1, 0, self.shape)
-        d, h, w = (slice(int(a), int(max(a, b))) for a, b in zip(start, stop))
-        return d, h, w
+        return make_box(start, np.maximum(start, stop))
 
     def at(self, box: Box) -> Coordinates:
         """Template coordinates x, y, z of the voxels of a box."""
@@ -179,12 +176,12 @@ class Scene:
         radius = np.broadcast_to(np.asarray(table[:, 3] if radii is None else radii, float), len(nodes))
         reach = radius.max() + blend_mm
         outer = self.box((nodes - reach).min(axis=0), (nodes + reach).max(axis=0))
-        f = np.full([s.stop - s.start for s in outer], FAR_MM, dtype=np.float32)
+        f = np.full(box_shape(outer), FAR_MM, dtype=np.float32)
         axis_y = np.zeros_like(f) if with_axis else None
         for a, b, ra, rb in zip(nodes[:-1], nodes[1:], radius[:-1], radius[1:]):
             margin = max(ra, rb) + blend_mm
             box = self.box(np.minimum(a, b) - margin, np.maximum(a, b) + margin)
-            part = _relative(box, outer)
+            part = within(box, outer)
             inner = f[part]
             if not inner.size:
                 continue
@@ -283,12 +280,6 @@ def at_heights(levels: np.ndarray, z: np.ndarray) -> list[np.ndarray]:
     return found
 
 
-def _relative(box: Box, outer: Box) -> Box:
-    """The box in the indices of an array over the outer one."""
-    d, h, w = (slice(i.start - o.start, i.stop - o.start) for i, o in zip(box, outer))
-    return d, h, w
-
-
 def _cone(
     offset: Sequence[np.ndarray],
     step: Sequence[np.ndarray | np.float32],
@@ -298,11 +289,14 @@ def _cone(
 ) -> np.ndarray:
     """Distance to a rounded cone in two or three dimensions.
 
-    offset: coordinates about its first end, where it has `radius`. step: the way to its other end, where the
-    radius is larger by `growth`; inverse: one over the square of its length.
+    offset: coordinates about its first end (overwritten), where it has `radius`. step: the way to its other
+    end, where the radius is larger by `growth`; inverse: one over the square of its length.
     """
-    t = np.clip(sum(p * s for p, s in zip(offset, step)) * inverse, 0, 1)
-    return np.sqrt(sum((p - t * s) ** 2 for p, s in zip(offset, step))) - (radius + t * growth)
+    t = functools.reduce(np.add, (p * s for p, s in zip(offset, step)))
+    t = np.clip(t * inverse, 0, 1)
+    for p, s in zip(offset, step):
+        p -= t * s
+    return np.sqrt(functools.reduce(np.add, (p * p for p in offset))) - (radius + t * growth)
 
 
 def _spline_weights(n: int, node_step: float) -> np.ndarray:

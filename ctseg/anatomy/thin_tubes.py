@@ -14,7 +14,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from scipy.ndimage import map_coordinates
 
-from ctseg.anatomy.implicit import Box, Scene
+from ctseg.anatomy.implicit import Scene
+from ctseg.geometry.boxes import Box, make_box
 
 
 def to_index(scene: Scene, points: np.ndarray) -> np.ndarray:
@@ -46,9 +47,7 @@ def arc_mm(points: np.ndarray) -> np.ndarray:
 
 
 def disk_overlap(distance: np.ndarray, radius: np.ndarray | float, voxel: float) -> np.ndarray:
-    """Share (0..1) of a disk of radius `voxel` that a disk of `radius` covers, their centres `distance` apart
-    (mm).
-    """
+    """Share (0..1) of a disk of radius `voxel` covered by one of `radius`, centres `distance` apart (mm)."""
     rho = np.maximum(distance, 1e-3)
     near = np.arccos(np.clip((rho * rho + voxel * voxel - radius * radius) / (2 * rho * voxel), -1, 1))
     far = np.arccos(np.clip((rho * rho + radius * radius - voxel * voxel) / (2 * rho * radius), -1, 1))
@@ -58,9 +57,7 @@ def disk_overlap(distance: np.ndarray, radius: np.ndarray | float, voxel: float)
 
 
 class TubeLayer:
-    """Tubes collected on a grid. share: (D, H, W) float32, how much of each voxel they fill (the largest of
-    all).
-    """
+    """Tubes collected on a grid. share: (D, H, W) float32, how much of each voxel they fill."""
 
     def __init__(self, scene: Scene):
         self._spacing = scene.spacing_mm
@@ -95,17 +92,10 @@ class TubeLayer:
             t = (p[0] * step[0] + p[1] * step[1] + p[2] * step[2]) / max(float(step @ step), 1e-6)
             t = np.clip(t, 0, 1)
             distance = np.sqrt(sum((p[k] - t * step[k]) ** 2 for k in range(3)))
-            yield (
-                number,
-                (slice(start[0], stop[0]), slice(start[1], stop[1]), slice(start[2], stop[2])),
-                distance,
-                ra + t * (rb - ra),
-            )
+            yield (number, make_box(start, stop), distance, ra + t * (rb - ra))
 
     def add(self, index: np.ndarray, radii: np.ndarray | float) -> None:
-        """Add one tube through nodes (n, 3) given as voxel indices, radii in mm. Two equal nodes make a
-        ball.
-        """
+        """Add one tube through nodes (n, 3), voxel indices, radii in mm. Two equal nodes make a ball."""
         radius = np.broadcast_to(np.asarray(radii, dtype=np.float64), len(index))
         for _, box, distance, local in self.pieces(index, radius, self.voxel_mm):
             np.maximum(self.share[box], disk_overlap(distance, local, self.voxel_mm), out=self.share[box])
@@ -143,9 +133,7 @@ class AirwayLayer(TubeLayer):
 
 
 def axis_voxels(index: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
-    """Voxels (n, 3) along a chain of nodes, each sharing a face with the next; those outside the grid left
-    out.
-    """
+    """Voxels (n, 3) along a chain of nodes, each sharing a face with the next, those in the grid."""
     fine = [
         a + (b - a) * np.linspace(0, 1, int(np.ceil(np.abs(b - a).max() * 4)) + 1)[:, None]
         for a, b in itertools.pairwise(index)

@@ -1,13 +1,14 @@
-"""Masks of any form against masks of any form: structures matched by name, put on one grid without interpolation, scored one by one.
+"""Masks of any form against masks of any form: structures matched by name, put on one grid without
+interpolation, scored one by one.
 
-Absent is not empty: a structure that the reference does not speak about is unannotated, one that the prediction does not hold is refused or, with
---allow-missing, missed. Nothing that only one side has is dropped in silence. Segments may overlap, because each structure is scored by its own masks.
+Absent is not empty: a structure that the reference does not speak about is unannotated, one that the
+prediction does not hold is refused or, with --allow-missing, missed. Nothing that only one side has is
+dropped in silence. Segments may overlap, because each structure is scored by its own masks.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,11 +16,12 @@ import numpy as np
 
 from ctseg import structure_names
 from ctseg.config import did_you_mean
-from ctseg.errors import CaseError, Finding, IntegrityError, PreconditionError, UsageError
+from ctseg.errors import CaseError, IntegrityError, PreconditionError, UsageError
 from ctseg.evaluation import mask_forms
 from ctseg.evaluation.mask_forms import MAP, RTSTRUCT, Side
 from ctseg.evaluation.mask_pairs import (
     LabelNames,
+    Refusals,
     ScoreSettings,
     check_names,
     check_sets,
@@ -27,10 +29,9 @@ from ctseg.evaluation.mask_pairs import (
     score_maps,
     warnings_of,
 )
-from ctseg.geometry.volume import Grid, Volume
 from ctseg.scans.datasets import load_case
 from ctseg.scans.datasets.case import ImageSource
-from ctseg.scans.formats import checks
+from ctseg.scans.datasets.masks import Masks, open_masks, scan_missing
 from ctseg.scoring.metrics import Row, Structure
 
 _IGNORED = 2  # in the map of one structure: 0 background, 1 the structure
@@ -38,7 +39,8 @@ _IGNORED = 2  # in the map of one structure: 0 background, 1 the structure
 
 @dataclasses.dataclass(frozen=True)
 class Match:
-    """One structure of one case: its name in the results, and what either side calls it (None: the side does not have it)."""
+    """One structure of one case: its name in the results, and what either side calls it (None: the side does
+    not have it)."""
 
     name: str
     reference: str | None
@@ -47,7 +49,8 @@ class Match:
 
 @dataclasses.dataclass(frozen=True)
 class MaskPair:
-    """One case to score. prediction None: the masks are missing and count as empty. scan: whose grid the masks are put on."""
+    """One case to score. prediction None: the masks are missing and count as empty. scan: whose grid the
+    masks are put on."""
 
     case_id: str
     patient_id: str
@@ -71,7 +74,8 @@ def pair_masks(
     single: bool,
     allow_missing: bool,
 ) -> tuple[list[MaskPair], list[str]]:
-    """(pairs by case id, names of the structures). single: both paths are one case. structures: the words after --structures."""
+    """(pairs by case id, names of the structures). single: both paths are one case. structures: the words
+    after --structures."""
     if single or mask_forms.is_one_case(reference) or mask_forms.is_one_case(prediction):
         case_id = mask_forms.case_of(reference)
         references, predictions = (
@@ -93,13 +97,7 @@ def pair_masks(
         one = _open(path, own, case_id)
         other = None if predicted is None else _open(predicted, theirs, case_id)
         if ct is None and (one.is_dicom or (other is not None and other.is_dicom)):
-            raise PreconditionError(
-                "SCAN_MISSING",
-                "a DICOM SEG or RTSTRUCT lies on the slices of a scan",
-                "give the scan, or the folder of scans, with --ct",
-                case=case_id,
-                file=one.file if one.is_dicom else predicted.name if predicted else "-",
-            )
+            raise scan_missing(path if one.is_dicom else predicted or path, case_id)
         scan = None if ct is None else mask_forms.find_scan(ct, case_id, only=len(references) == 1)
         pairs.append(MaskPair(case_id, case_id, other, one, scan, unlabelled=_unlabelled(one, own, case_id)))
     chosen = _wanted(structures, pairs) if structures else _named(pairs)
@@ -134,7 +132,8 @@ def _spoken(side: Side) -> list[str]:
 
 
 def _named(pairs: Sequence[MaskPair]) -> list[str]:
-    """Every structure of the references, the first spelling of each; two names of one case are two structures."""
+    """Every structure of the references, the first spelling of each; two names of one case are two
+    structures."""
     chosen: list[str] = []
     for pair in pairs:
         own = _spoken(pair.reference)
@@ -189,7 +188,8 @@ def _partner(
 def _matches(
     pair: MaskPair, chosen: Sequence[str], *, limited: bool, allow_missing: bool
 ) -> tuple[Match, ...]:
-    """The structures of one case on both sides. Refuses what only one side has, unless --structures limits the comparison."""
+    """The structures of one case on both sides. Refuses what only one side has, unless --structures limits
+    the comparison."""
     ours, theirs = _spoken(pair.reference), () if pair.prediction is None else pair.prediction.names
     file = pair.reference.file if pair.prediction is None else pair.prediction.file
     matches = tuple(
@@ -254,34 +254,41 @@ def _matches(
 def score_masks(
     pair: MaskPair, structures: Sequence[Structure], settings: ScoreSettings
 ) -> tuple[list[Row], list[Row], list[str]]:
-    """(rows, rows of predicting nothing, lines of what was noticed) of one case, a structure at a time. Raises PipelineError."""
+    """(rows, rows of predicting nothing, lines of what was noticed) of one case, a structure at a time.
+    Raises PipelineError."""
     scan, notes = None, []
     if pair.scan is not None:
-        with _Refusals(pair, pair.scan.path.name):
+        with Refusals(pair.case_id, pair.scan.path.name):
             scan, findings = load_case.load_image(pair.scan)
             notes = warnings_of(findings, pair.case_id, pair.scan.path.name)
-    with _Refusals(pair, pair.reference.file):
-        read_reference, ignored, about_reference = mask_forms.open_reader(
-            pair.reference, scan, pair.scan, pair.case_id, fill_gaps=settings.fill_gaps
-        )
-        first = scan or (read_reference(pair.reference.names[0]) if pair.reference.names else None)
-        if first is None:
-            raise CaseError("LABEL_EMPTY", "it names no structure", "restore the labels")
-        place = functools.partial(
-            _place,
-            grid=first.grid,
-            of="reference" if scan is None else "scan",
-            case_id=pair.case_id,
-            notes=notes,
-        )
-        ignore = None if ignored is None else place(ignored, pair.reference.file)
-    read_prediction = None
-    about_prediction: list[Finding] = []
-    if pair.prediction is not None:
-        with _Refusals(pair, pair.prediction.file):
-            read_prediction, _, about_prediction = mask_forms.open_reader(
-                pair.prediction, scan, pair.scan, pair.case_id, fill_gaps=settings.fill_gaps
+    sides = [side for side in (pair.reference, pair.prediction) if side is not None]
+    opened: list[Masks] = []
+    for side in sides:
+        with Refusals(pair.case_id, side.file):
+            opened.append(
+                open_masks(side.path, scan, pair.scan, naming=side.naming, fill_gaps=settings.fill_gaps)
             )
+    reference = opened[0]
+    with Refusals(pair.case_id, pair.reference.file):
+        if not reference.names:
+            raise CaseError("LABEL_EMPTY", "it names no structure", "restore the labels")
+        grid = (scan or reference.labels or reference.read(reference.names[0])).grid
+    of = "reference" if scan is None else "scan"
+
+    def placed(place: int, name: str | None) -> np.ndarray:
+        """A structure of a side (0: reference) on the grid that everything is compared on (uint8); empty
+        without."""
+        if name is None or place >= len(sides):
+            return np.zeros(grid.shape, np.uint8)
+        side = sides[place]
+        with Refusals(pair.case_id, side.file):
+            return opened[place].on(grid, of, side.path, name).astype(np.uint8)
+
+    ignore = None
+    if reference.naming is not None and reference.naming.ignore is not None:
+        with Refusals(pair.case_id, pair.reference.file):
+            ignore = reference.on(grid, of, pair.reference.path) == reference.naming.ignore
+    how = dataclasses.replace(settings, ignore_label=None if ignore is None else _IGNORED)
     rows: list[Row] = []
     nothing: list[Row] = []
     names = {
@@ -291,25 +298,16 @@ def score_masks(
         "reference_file": pair.reference.file,
     }
     for structure, match in zip(structures, pair.matches):
-        reference, prediction = np.zeros(first.array.shape, np.uint8), np.zeros(first.array.shape, np.uint8)
-        if match.reference is not None:
-            with _Refusals(pair, pair.reference.file):
-                reference[place(read_reference(match.reference), pair.reference.file)] = 1
-        if match.prediction is not None and read_prediction is not None and pair.prediction is not None:
-            with _Refusals(pair, pair.prediction.file):
-                prediction[place(read_prediction(match.prediction), pair.prediction.file)] = 1
-        unannotated = (
-            match.reference is None
-            or match.name in pair.unlabelled
-            or (pair.reference.kind == RTSTRUCT and not reference.any())
-        )  # contours cannot say "none there"
+        truth, prediction = placed(0, match.reference), placed(1, match.prediction)
+        # Contours cannot say "none there".
+        undrawn = pair.reference.kind == RTSTRUCT and not truth.any()
+        unannotated = match.reference is None or match.name in pair.unlabelled or undrawn
         if ignore is not None:
-            reference[ignore] = _IGNORED
-        how = dataclasses.replace(settings, ignore_label=None if ignore is None else _IGNORED)
+            truth[ignore] = _IGNORED
         scored = score_maps(
             prediction=prediction,
-            reference=reference,
-            spacing_mm=first.grid.spacing_mm,
+            reference=truth,
+            spacing_mm=grid.spacing_mm,
             structures=[Structure(match.name, (1,))],
             settings=how,
             states={match.name: "unlabelled"} if unannotated else {},
@@ -318,33 +316,10 @@ def score_masks(
             kept + [names | row | {"label": structure.key} for row in new]
             for kept, new in zip((rows, nothing), scored)
         )
-    notes += warnings_of(about_reference, pair.case_id, pair.reference.file, notes_too=True)
-    if pair.prediction is not None:
-        notes += warnings_of(about_prediction, pair.case_id, pair.prediction.file, notes_too=True)
+    for side, masks in zip(sides, opened):
+        told = [finding for finding in masks.findings if finding.code != "GRID_REORDERED"]
+        notes += warnings_of(told, pair.case_id, side.file, notes_too=True)
     return rows, nothing, notes
-
-
-def _place(volume: Volume, file: str, *, grid: Grid, of: str, case_id: str, notes: list[str]) -> np.ndarray:
-    """The mask on the grid that everything is compared on. A warning about its place is added to `notes`, once for each file."""
-    placed, findings = checks.put_on(volume, grid, of=of)
-    notes += [line for line in warnings_of(findings, case_id, file) if line not in notes]
-    return placed.array
-
-
-class _Refusals:
-    """Here one bad file is no case to skip: nothing may drop out. Its error gets the case and the file."""
-
-    def __init__(self, pair: MaskPair, file: str):
-        self.pair, self.file = pair, file
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, CaseError):
-            raise IntegrityError(
-                error.code, error.cause, error.fix, case=self.pair.case_id, file=self.file
-            ) from None
 
 
 def numbered(names: Sequence[str]) -> tuple[Structure, ...]:

@@ -1,25 +1,22 @@
 """One side of a comparison of masks in any form: which cases a path holds, and what each of them names.
 
-A case is a label map, a segmentation of 3D Slicer, a folder with one mask per structure, a DICOM SEG or an RTSTRUCT. Everything here is told from names
-and headers, so that whatever does not fit together is refused before anything is scored.
+A case is a label map, a segmentation of 3D Slicer, a folder with one mask per structure, a DICOM SEG or an
+RTSTRUCT. Everything here is told from names and headers, so that whatever does not fit together is refused
+before anything is scored.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import unicodedata
-from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import numpy as np
-
-from ctseg.errors import CaseError, Finding, PreconditionError
+from ctseg.errors import CaseError, PreconditionError
 from ctseg.evaluation import mask_pairs
 from ctseg.evaluation.mask_pairs import LabelNames
-from ctseg.geometry.volume import Volume
-from ctseg.scans import masks
-from ctseg.scans.datasets import listing
+from ctseg.scans.datasets import listing, masks
 from ctseg.scans.datasets.case import ImageSource
+from ctseg.scans.datasets.masks import Naming
 from ctseg.scans.dicom import dicom_files, dicom_seg, rtstruct
 from ctseg.scans.formats import nrrd, regular_files, volume_files
 
@@ -29,15 +26,15 @@ _OUR_ENDS = ("_seg", "_rtstruct")  # how infer.py names the DICOM files of a sca
 
 @dataclasses.dataclass(frozen=True)
 class Side:
-    """The masks of one case. kind: MAP, SEGMENTS, ORGANS, SEG or RTSTRUCT. names: what it speaks about; a name here with no voxel is an empty mask.
-    undrawn: listed in an RTSTRUCT without a contour, so that nobody drew them. labels: the ids of the names of a MAP."""
+    """The masks of one case. kind: MAP, SEGMENTS, ORGANS, SEG or RTSTRUCT. names: what it speaks about; a
+    name here with no voxel is an empty mask. undrawn: listed in an RTSTRUCT without a contour, so that nobody
+    drew them. naming: of the ids of a MAP."""
 
     path: Path
     kind: str
     names: tuple[str, ...]
     undrawn: frozenset[str] = frozenset()
-    labels: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
-    ignore_label: int | None = None
+    naming: Naming | None = None
 
     @property
     def file(self) -> str:
@@ -60,9 +57,11 @@ def is_folder_of_maps(path: Path) -> bool:
 
 
 def find_cases(path: Path) -> dict[str, Path]:
-    """Case id -> its masks, of a folder with a file or a sub-folder for each case; where a case has several forms the label map counts.
+    """Case id -> its masks, of a folder with a file or a sub-folder for each case; where a case has several
+    forms the label map counts.
 
-    A sub-folder holds one mask per structure (or has them in `segmentations`), or one DICOM SEG or RTSTRUCT. Folders of scans are passed over.
+    A sub-folder holds one mask per structure (or has them in `segmentations`), or one DICOM SEG or RTSTRUCT.
+    Folders of scans are passed over.
     """
     found = mask_pairs.volumes_in(path)
     others: dict[str, Path] = {}
@@ -107,7 +106,8 @@ def is_one_case(path: Path) -> bool:
 
 
 def one_case(path: Path) -> Path:
-    """The masks of the one case at a path: a file, a folder with one mask per structure, or a folder with one DICOM file of masks."""
+    """The masks of the one case at a path: a file, a folder with one mask per structure, or a folder with one
+    DICOM file of masks."""
     found = _in_folder(path) if path.is_dir() else [path]
     if len(found) != 1:
         cause = (
@@ -160,34 +160,31 @@ def open_side(path: Path, names: LabelNames | None) -> Side:
     if _describes_segments(path):
         return Side(path, SEGMENTS, tuple(segment.name for segment in nrrd.list_segments(path)))
     if names is not None:
-        volume_files.check_names(path, {s.labels[0]: s.name for s in names.structures if len(s.labels) == 1})
-        return Side(
-            path,
-            MAP,
-            tuple(s.name for s in names.structures),
-            labels={s.name: s.labels for s in names.structures},
-            ignore_label=names.ignore_label,
+        naming = Naming({one.name: one.labels for one in names.structures}, names.ignore_label)
+        volume_files.check_names(path, naming.names)
+    else:
+        naming = Naming.of(volume_files.read_names(path))
+    if not naming.values:
+        cause = "its label ids have no names, neither in it nor in labels.json or dataset.json beside it"
+        fix = (
+            'give --labels names.json, for example {"1": "liver", "2": "spleen"}; for a folder with '
+            "one mask per "
+            "structure of one case, --one-case"
         )
-    own = volume_files.read_names(path)
-    if not own:
-        raise PreconditionError(
-            "NO_LABEL_NAMES",
-            "its label ids have no names, neither in it nor in labels.json or dataset.json beside it",
-            'give --labels names.json, for example {"1": "liver", "2": "spleen"}; for a folder with one mask per structure of one case, --one-case',
-            file=path.name,
-        )
-    return Side(path, MAP, tuple(own.values()), labels={name: (value,) for value, name in own.items()})
+        raise PreconditionError("NO_LABEL_NAMES", cause, fix, file=path.name)
+    return Side(path, MAP, tuple(naming.values), naming=naming)
 
 
 def _describes_segments(path: Path) -> bool:
     try:
-        return volume_files.format_of(path) == "nrrd" and bool(nrrd.list_segments(path))
+        return volume_files.describes_segments(path)
     except CaseError:
         return False  # reading it says what is wrong with it
 
 
 def names_of(paths: list[Path], given: Path | None) -> LabelNames | None:
-    """The names of label maps: from --labels, else from labels.json or dataset.json beside the files or one folder above; None without any."""
+    """The names of label maps: from --labels, else from labels.json or dataset.json beside the files or one
+    folder above; None without any."""
     if given is not None:
         return mask_pairs.read_label_names(given)
     folders = list(
@@ -205,43 +202,9 @@ def names_of(paths: list[Path], given: Path | None) -> LabelNames | None:
         return None
 
 
-# ---- voxels -----------------------------------------------------------------------------------------------
-
-Reader = Callable[[str], Volume]
-
-
-def open_reader(
-    side: Side, scan: Volume | None, source: ImageSource | None, case_id: str, *, fill_gaps: bool = False
-) -> tuple[Reader, Volume | None, list[Finding]]:
-    """(the mask of one of the side's names as a Volume of bool, where a label map says "ignore" or None, what reading notices).
-
-    fill_gaps: see `masks.open_masks`.
-    """
-    if side.kind != MAP:
-        opened = masks.open_masks(side.path, scan, source, fill_gaps=fill_gaps)
-        return opened.read, None, opened.findings
-    volume, findings = volume_files.read_integers(side.path)
-    ignore = set() if side.ignore_label is None else {side.ignore_label}
-    array = mask_pairs.checked_labels(
-        volume.array,
-        {0, *ignore, *(label for labels in side.labels.values() for label in labels)},
-        case_id,
-        side.file,
-    )
-
-    def read(name: str) -> Volume:
-        labels = side.labels[name]
-        return Volume(array == labels[0] if len(labels) == 1 else np.isin(array, labels), volume.affine)
-
-    return (
-        read,
-        None if side.ignore_label is None else Volume(array == side.ignore_label, volume.affine),
-        findings,
-    )
-
-
 def find_scan(path: Path, case_id: str, *, only: bool) -> ImageSource:
-    """The scan of a case at the path after --ct. only: there is one case, so one scan is its scan whatever its name."""
+    """The scan of a case at the path after --ct. only: there is one case, so one scan is its scan whatever
+    its name."""
     from ctseg.scans.datasets.find_scans import find_scans
 
     found = {

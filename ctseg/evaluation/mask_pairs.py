@@ -1,7 +1,7 @@
 """Pairs of predicted and reference masks on disk: found, named, checked against each other, and scored.
 
-What does not fit together is refused before anything is scored: a prediction without reference or the reverse,
-another grid, label values that no structure has.
+What does not fit together is refused before anything is scored: a prediction without reference or the
+reverse, another grid, label values that no structure has.
 """
 
 from __future__ import annotations
@@ -15,14 +15,15 @@ from typing import Any
 import numpy as np
 
 from ctseg.artifacts import read_json
-from ctseg.errors import Finding, IntegrityError, PipelineError, PreconditionError, UsageError
+from ctseg.errors import CaseError, Finding, IntegrityError, PreconditionError, UsageError
 from ctseg.geometry.boxes import tight_box
-from ctseg.geometry.volume import Grid, Volume
+from ctseg.scans.datasets import listing
+from ctseg.scans.datasets.masks import Naming, label_map, values_of
+from ctseg.scans.formats import volume_files
 from ctseg.scoring.metrics import MAX_LABEL, Row, Structure, has_reference, score_case
 from ctseg.scoring.shape import tubular
 from ctseg.scoring.summary import RESERVED_NAMES
 
-_BLOCK = 1 << 20
 _NAME_FILES = ("labels.json", "dataset.json")
 
 
@@ -43,8 +44,8 @@ class Pair:
 
 @dataclasses.dataclass(frozen=True)
 class ScoreSettings:
-    """How pairs are scored. tolerances_mm: structure -> tolerances of the NSD, the main one first. topology: which
-    structures' topology is measured, see `tubular.measured`."""
+    """How pairs are scored. tolerances_mm: structure -> tolerances of the NSD, the main one first. topology:
+    which structures' topology is measured, see `tubular.measured`."""
 
     tolerances_mm: Mapping[str, tuple[float, ...]]
     boundary_mode: str = "surfel"
@@ -55,8 +56,8 @@ class ScoreSettings:
 
 @dataclasses.dataclass(frozen=True)
 class LabelNames:
-    """Structures of a folder of label maps; ignore_label: voxels nobody looked at; annotated: case id -> names
-    of the structures that were looked for there (cases that are not listed: all)."""
+    """Structures of a folder of label maps; ignore_label: voxels nobody looked at; annotated: case id ->
+    names of the structures that were looked for there (cases that are not listed: all)."""
 
     structures: tuple[Structure, ...]
     ignore_label: int | None = None
@@ -73,8 +74,8 @@ class LabelNames:
 
 
 def find_label_names(reference: Path, prediction: Path, given: Path | None) -> LabelNames:
-    """Names from `given`, else from labels.json or dataset.json in the reference folder, the prediction folder, or the
-    parent of either (nnU-Net's place). Raises when the folders contradict each other."""
+    """Names from `given`, else from labels.json or dataset.json in the reference folder, the prediction
+    folder, or the parent of either (nnU-Net's place). Raises when the folders contradict each other."""
     if given is not None:
         return read_label_names(given)
     found = {}
@@ -94,7 +95,8 @@ def find_label_names(reference: Path, prediction: Path, given: Path | None) -> L
         if set(other.structures) != set(names.structures):
             raise IntegrityError(
                 "ORGAN_MAP_MISMATCH",
-                f"{first.parent.name}/{first.name} and {path.parent.name}/{path.name} give the label ids different names",
+                f"{first.parent.name}/{first.name} and {path.parent.name}/{path.name} give the label "
+                "ids different names",
                 "give the right names with --labels",
                 file=path.name,
             )
@@ -102,7 +104,8 @@ def find_label_names(reference: Path, prediction: Path, given: Path | None) -> L
 
 
 def read_label_names(path: Path) -> LabelNames:
-    """Names from {"1": "liver"}, {"liver": 1}, or a dataset.json or manifest.json with such a map under "labels".
+    """Names from {"1": "liver"}, {"liver": 1}, or a dataset.json or manifest.json with such a map under
+    "labels".
 
     A list of ids makes a region. "background" is left out, "ignore" is the ignore label. An "annotated" map
     (case id -> names), or "annotated" in each of a manifest's "cases", says what was looked for in a case.
@@ -209,7 +212,8 @@ def pair_folders(
 ) -> list[Pair]:
     """One pair per mask of the reference folder, by file name, ordered by case id.
 
-    A missing prediction is refused, or with allow_missing kept as an empty one; an extra prediction is refused.
+    A missing prediction is refused, or with allow_missing kept as an empty one; an extra prediction is
+    refused.
     """
     references, predictions = volumes_in(reference), volumes_in(prediction)
     if not references:
@@ -274,9 +278,6 @@ def listed(names: Sequence[str]) -> str:
 
 def volumes_in(folder: Path) -> dict[str, Path]:
     """Case id -> volume directly in a folder, detached headers too (their reader refuses them by name)."""
-    from ctseg.scans.datasets import listing
-    from ctseg.scans.formats import volume_files
-
     found: dict[str, Path] = {}
     for path in listing.entries(folder):
         stem = volume_files.stem_of(path, detached=True)
@@ -303,22 +304,24 @@ def score_pair(
 ) -> tuple[list[Row], list[Row], list[str]]:
     """(rows, rows of predicting nothing, lines of what was noticed) of one pair. Raises PipelineError.
 
-    Rows of structures whose topology is measured carry it under "topology" (see `tubular.compare`), others None.
+    Rows of structures whose topology is measured carry it under "topology" (see `tubular.compare`), others
+    None.
     """
-    called = {structure.labels[0]: structure.name for structure in structures if len(structure.labels) == 1}
-    volume, notes = _read(pair.reference, None, called, pair.case_id, pair.reference_file)
-    allowed = {0, *(label for structure in structures for label in structure.labels)}
-    ignored = set() if settings.ignore_label is None else {settings.ignore_label}
-    reference = checked_labels(volume.array, allowed | ignored, pair.case_id, pair.reference_file)
-    prediction = np.zeros(reference.shape, np.uint8)
+    naming = Naming({structure.name: structure.labels for structure in structures}, settings.ignore_label)
+    with Refusals(pair.case_id, pair.reference_file):
+        reference = label_map(pair.reference, naming)
+        label = reference.label_volume()
+    notes = warnings_of(reference.findings, pair.case_id, pair.reference_file)
+    prediction = np.zeros(label.array.shape, np.uint8)
     if pair.prediction is not None:
-        predicted, more = _read(pair.prediction, volume.grid, called, pair.case_id, pair.prediction_file)
-        notes += more
-        prediction = checked_labels(predicted.array, allowed, pair.case_id, pair.prediction_file)
+        with Refusals(pair.case_id, pair.prediction_file):
+            predicted = label_map(pair.prediction, Naming(naming.values))
+            prediction = predicted.on(label.grid, "reference", pair.prediction)
+        notes += warnings_of(predicted.findings, pair.case_id, pair.prediction_file)
     rows, nothing = score_maps(
         prediction=prediction,
-        reference=reference,
-        spacing_mm=volume.spacing_mm,
+        reference=label.array,
+        spacing_mm=label.spacing_mm,
         structures=structures,
         settings=settings,
         states=pair.states,
@@ -374,39 +377,20 @@ def _topology(
     structure: Structure,
     ignore_label: int | None,
 ) -> tuple[Row, Row]:
-    """(topology of one structure, that of predicting nothing), in the box that holds all of it; ignored voxels are background."""
-    labels = list(structure.labels)
-    masks = [
-        array == labels[0] if len(labels) == 1 else np.isin(array, labels)
-        for array in (prediction, reference)
-    ]
+    """(topology of one structure, that of predicting nothing), in the box that holds all of it; ignored
+    voxels are background.
+    """
+    masks = [values_of(array, structure.labels) for array in (prediction, reference)]
     box = tight_box(masks[0] | masks[1])
     mask, truth = (mask[box] for mask in masks)
     if ignore_label is not None:
         mask &= reference[box] != ignore_label
-    known = tubular.study(
-        reference=truth, spacing_mm=spacing_mm, tree=tubular.kind_of(structure.name) == tubular.TREE
+    tree = tubular.kind_of(structure.name) == tubular.TREE
+    known = tubular.study(reference=truth, spacing_mm=spacing_mm, tree=tree)
+    found, nothing = (
+        tubular.compare(prediction=part, reference=known) for part in (mask, np.zeros_like(truth))
     )
-    return tubular.compare(prediction=mask, reference=known), tubular.compare(
-        prediction=np.zeros_like(truth), reference=known
-    )
-
-
-def _read(
-    path: Path, grid: Grid | None, names: Mapping[int, str], case_id: str, shown: str
-) -> tuple[Volume, list[str]]:
-    """(label map, on `grid` when one is given; notes). Here one bad file is no case to skip: nothing may drop out."""
-    from ctseg.scans.formats import checks, volume_files
-
-    try:
-        volume, findings = volume_files.read_integers(path)
-        volume_files.check_names(path, names)
-        if grid is not None:
-            volume, more = checks.put_on(volume, grid, of="reference")
-            findings = findings + more
-    except PipelineError as error:
-        raise IntegrityError(error.code, error.cause, error.fix, case=case_id, file=shown) from None
-    return volume, warnings_of(findings, case_id, shown)
+    return found, nothing
 
 
 def warnings_of(
@@ -417,26 +401,17 @@ def warnings_of(
     return [dataclasses.replace(finding, case=case_id, file=shown).line() for finding in told]
 
 
-def checked_labels(array: np.ndarray, allowed: set[int], case_id: str, shown: str) -> np.ndarray:
-    """The label map in the smallest unsigned type; refuses values without a structure."""
-    low, high = int(array.min()), int(array.max())
-    if low >= 0 and high <= MAX_LABEL:
-        array = array.astype(np.uint8 if high < 256 else np.uint16)
-        found = np.zeros(high + 1, bool)
-        for block in np.array_split(
-            array.reshape(-1), array.size // _BLOCK + 1
-        ):  # bincount makes 8 bytes of each voxel
-            found |= np.bincount(block, minlength=high + 1) > 0
-        values = {int(v) for v in np.flatnonzero(found)}
-    else:
-        values = {low, high}
-    unknown = sorted(values - allowed)
-    if unknown:
-        raise IntegrityError(
-            "LABEL_VALUES",
-            f"label values {listed([str(v) for v in unknown])} have no name (known: {listed([str(v) for v in sorted(allowed)])})",
-            "name them with --labels, or correct the file",
-            case=case_id,
-            file=shown,
-        )
-    return array
+class Refusals:
+    """Where one bad file is no case to skip, since nothing may drop out: its error gets the case and the
+    file."""
+
+    def __init__(self, case_id: str, file: str):
+        self.case_id, self.file = case_id, file
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, CaseError):
+            fault = IntegrityError(error.code, error.cause, error.fix, case=self.case_id, file=self.file)
+            raise fault from None

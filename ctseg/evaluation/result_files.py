@@ -2,15 +2,18 @@
 
 detailed_results.json    one object per case, keys {organ}_{metric} and mean_{metric}
 summary_statistics.json  everything aggregated (`ctseg.scoring.summary.summarise`)
-summary.json             the format of nnU-Net, whose readers need floats: the only file with the bare token NaN
-per_case.csv             one line per case and structure, the columns of COLUMNS; an empty cell is undefined or
+summary.json             the format of nnU-Net, whose readers need floats: the only file with the bare token
+NaN per_case.csv             one line per case and structure, the columns of COLUMNS; an empty cell is
+undefined or
                          was not measured
-topology.csv             all that was measured of tubes and trees, more than per_case.csv has columns for: one line
+topology.csv             all that was measured of tubes and trees, more than per_case.csv has columns for: one
+line
                          per case and structure its reference holds, the columns of TOPOLOGY_COLUMNS
 per_pass.csv             the same scores after each pass, only for a network of several passes
 evaluation_report.txt    the same for reading
 
-The columns of calibration (ece_whole, ece_band) and confidence are empty where rows do not hold them: two folders of masks have no probabilities.
+The columns of calibration (ece_whole, ece_band) and confidence are empty where rows do not hold them: two
+folders of masks have no probabilities.
 """
 
 from __future__ import annotations
@@ -118,8 +121,9 @@ NOT_BETTER = "NOT BETTER THAN PREDICTING NOTHING"
 
 @dataclasses.dataclass(frozen=True)
 class Trust:
-    """What is known of the probabilities behind a prediction. sums: structure -> region -> sums of its calibration; members: how many predictions
-    each is the mean of; reason: why there is no confidence, None where there is."""
+    """What is known of the probabilities behind a prediction. sums: structure -> region -> sums of its
+    calibration; members: how many predictions each is the mean of; reason: why there is no confidence, None
+    where there is."""
 
     sums: Mapping[str, Mapping[str, calibration.Sums]] = dataclasses.field(default_factory=dict)
     members: int = 1
@@ -136,10 +140,10 @@ def write_results(
 ) -> str:
     """Write the text files and return the report; without a folder only the report.
 
-    rows: of `score_case`, completed by case_id, patient_id, prediction_file and reference_file, ordered by case;
-    with "topology" where that was measured, and "ece_whole", "ece_band" and "confidence" where those are known.
-    settings: what stands in summary_statistics.json; "synthetic" and "tolerances_mm" are read from it.
-    warnings: said in the report and the summary beside those that follow from the rows.
+    rows: of `score_case`, completed by case_id, patient_id, prediction_file and reference_file, ordered by
+    case; with "topology" where that was measured, and "ece_whole", "ece_band" and "confidence" where those
+    are known. settings: what stands in summary_statistics.json; "synthetic" and "tolerances_mm" are read from
+    it. warnings: said in the report and the summary beside those that follow from the rows.
     """
     summary = scores.summarise(rows, baseline_rows, settings)
     summary["topology"] = tubular.summarise(rows, baseline_rows)
@@ -197,8 +201,9 @@ _NNUNET_KEYS = ("Dice", "FN", "FP", "IoU", "TN", "TP", "n_pred", "n_ref")
 
 
 def nnunet_summary(rows: Sequence[Row]) -> dict[str, Any]:
-    """The content of `summary.json`, by nnU-Net's own rules: a hallucination counts 0, an absent case is NaN and
-    left out of a mean, a label that never occurs makes foreground_mean NaN. These means are not the headline."""
+    """The content of `summary.json`, by nnU-Net's own rules: a hallucination counts 0, an absent case is NaN
+    and left out of a mean, a label that never occurs makes foreground_mean NaN. These means are not the
+    headline."""
     cases: dict[str, list[Row]] = {}
     for row in rows:
         cases.setdefault(row["case_id"], []).append(row)
@@ -282,7 +287,8 @@ def _opening(rows: Sequence[Row], settings: Mapping[str, Any], names: Sequence[s
         f"{name} {', '.join(f'{t:g}' for t in settings['tolerances_mm'][name])}" for name in names
     )
     return (
-        f"Evaluation{mark}: boundary mode {settings['boundary_mode']}, {cases} cases of {settings['n_patients']} patients\n"
+        f"Evaluation{mark}: boundary mode {settings['boundary_mode']}, {cases} cases of "
+        f"{settings['n_patients']} patients\n"
         f"Distances in mm on each scan's own grid. HD95 is the larger of the two directed percentiles.\n"
         + "\n".join(
             textwrap.wrap(
@@ -320,11 +326,15 @@ def _counts_table(summary: scores.Summary, names: Sequence[str], mark: str) -> s
     table = _table(
         "Counts of cases", mark, ("structure", *shown.values(), "sens.", "spec.", "false mL"), lines
     )
-    return f"{table}\nhalluc.: predicted, the reference holds none (false mL: mean volume). sens., spec.: of presence."
+    return (
+        f"{table}\nhalluc.: predicted, the reference holds none (false mL: mean volume). sens., "
+        "spec.: of presence."
+    )
 
 
 def _headline_table(summary: scores.Summary, names: Sequence[str], mark: str) -> str:
-    """Present-only means, the macro line and the row of the predictor that predicts nothing; below it overlap and volume."""
+    """Present-only means, the macro line and the row of the predictor that predicts nothing; below it overlap
+    and volume."""
     nothing, head, lines = summary["baselines"]["all_background"], summary["headline"], []
     for name in names:
         dice, found = summary[f"{name}_dice"], summary["presence"][name]
@@ -461,7 +471,8 @@ def _distance_table(summary: scores.Summary, names: Sequence[str], mark: str) ->
         lines,
     )
     return (
-        f"{table}\nWhere defined: missed structures have no distance, so this mean improves when structures are missed.\n"
+        f"{table}\nWhere defined: missed structures have no distance, so this mean improves when "
+        "structures are missed.\n"
         "median: of HD95 where defined. nothing: HD95 imputed of predicting nothing (all background)."
     )
 
@@ -511,7 +522,8 @@ _TREE_SHOWN = (
 
 
 def _topology_tables(topology: Mapping[str, Any], mark: str) -> list[str]:
-    """Pieces, holes and centre lines; and for trees how much of them was found, never without how much leaked."""
+    """Pieces, holes and centre lines; and for trees how much of them was found, never without how much
+    leaked."""
     tables = []
     if topology:
         table = _topology_table(
@@ -521,7 +533,8 @@ def _topology_tables(topology: Mapping[str, Any], mark: str) -> list[str]:
             _SHAPE_SHOWN,
         )
         tables.append(
-            f"{table}\nBetti error: of the numbers of pieces (b0), tunnels (b1) and cavities (b2). Extra parts touch nothing of the reference."
+            f"{table}\nBetti error: of the numbers of pieces (b0), tunnels (b1) and cavities (b2). "
+            "Extra parts touch nothing of the reference."
         )
     trees = {name: block for name, block in topology.items() if tubular.GENERATIONS in block}
     if trees:
@@ -529,8 +542,10 @@ def _topology_tables(topology: Mapping[str, Any], mark: str) -> list[str]:
             "Trees: tree length (TD) and branches (BD) detected", mark, trees, _TREE_SHOWN
         )
         tables.append(
-            f"{table}\nlcc: of the prediction's largest 6-connected part. TD and BD rise with leakage (predicted outside / reference).\n"
-            "A missed tree has TD and BD 0 and no precision and no breaks: these means are then over fewer cases, (n=...)."
+            f"{table}\nlcc: of the prediction's largest 6-connected part. TD and BD rise with leakage "
+            "(predicted outside / reference).\n"
+            "A missed tree has TD and BD 0 and no precision and no breaks: these means are then over "
+            "fewer cases, (n=...)."
         )
     return tables
 
@@ -558,7 +573,8 @@ def _topology_table(
 
 
 def _calibration_table(blocks: Mapping[str, Any], mark: str) -> str:
-    """The boundary band first: over the whole scan nearly every voxel is certain and right, which hides any fault."""
+    """The boundary band first: over the whole scan nearly every voxel is certain and right, which hides any
+    fault."""
     title = "Calibration of the probabilities over all test cases"
     if not blocks:
         return _titled(title, mark, ["not measured: only masks were given, no probabilities"])
@@ -577,8 +593,10 @@ def _calibration_table(blocks: Mapping[str, Any], mark: str) -> str:
         lines,
     )
     return (
-        f"{table}\nBand: within {calibration.BAND_STEPS} voxels of the outlines of reference or prediction. Whole: all voxels of the scans, most of them far from everything; never read it\n"
-        f"alone. ECE: mean gap between probability and frequency in {calibration.BINS} bins, 0 is best. Only structures that a case is annotated for."
+        f"{table}\nBand: within {calibration.BAND_STEPS} voxels of the outlines of reference or "
+        "prediction. Whole: all voxels of the scans, most of them far from everything; never read it\n"
+        f"alone. ECE: mean gap between probability and frequency in {calibration.BINS} bins, 0 is "
+        "best. Only structures that a case is annotated for."
     )
 
 
@@ -610,8 +628,10 @@ def _failure_table(block: Mapping[str, Any], mark: str) -> str:
     return "\n".join(
         [
             table,
-            f"Confidence: mean pairwise Dice of {block['members']} predictions of each scan. AURC: mean risk (1 - Dice) of the most confident cases, lower is better.",
-            f"{block['n_missed_by_all']} structures of the references were found by no member: no confidence warns of them.",
+            f"Confidence: mean pairwise Dice of {block['members']} predictions of each scan. AURC: "
+            "mean risk (1 - Dice) of the most confident cases, lower is better.",
+            f"{block['n_missed_by_all']} structures of the references were found by no member: no "
+            "confidence warns of them.",
             "Lowest confidence:",
             *["".join(c if c.isprintable() else "?" for c in line) for line in lowest],
         ]
@@ -645,8 +665,8 @@ def _table(title: str, mark: str, header: Sequence[str], lines: Sequence[Sequenc
 
 
 def _columns(header: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]:
-    """Columns aligned, the first one to the left, the others to the right; control characters are shown as ?. The last cell of a shorter
-    line is text that takes the rest of it."""
+    """Columns aligned, the first one to the left, the others to the right; control characters are shown as ?.
+    The last cell of a shorter line is text that takes the rest of it."""
     cells = [
         ["".join(c if c.isprintable() else "?" for c in cell) for cell in line] for line in (header, *lines)
     ]

@@ -66,9 +66,8 @@ class Trainer:
         self.settings, self.provenance, self.machine = settings, provenance, machine
         self.workspace, self.listener, self.names = workspace, listener, provenance.structures
         self.network = machine.place(network)
-        # the part of the network that runs several passes
-        passes = (part for part in self.network.modules() if hasattr(part, "n_train"))
-        self.multipass: Any = next(passes, None)
+        several = (part for part in self.network.modules() if hasattr(part, "n_train"))  # that run passes
+        self.multipass: Any = next(several, None)
         self.dice_of_passes: list[float | None] = []  # of the latest validation
         self.averaged = {key: value.detach().clone() for key, value in self.network.state_dict().items()}
         self.optimizer = make_optimizer(self.network, settings.train)

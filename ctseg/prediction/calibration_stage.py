@@ -1,5 +1,6 @@
-"""Calibration of the test scans' probabilities, while they are at hand: case by case, structure by structure,
-in its box on the scan's grid.
+"""Calibration of the test scans' probabilities, while they are at hand, case by case.
+
+Each structure in its box on the scan's grid.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ import numpy as np
 from ctseg import artifacts
 from ctseg.artifacts import Workspace
 from ctseg.errors import IntegrityError
-from ctseg.geometry.boxes import Box, box_shape, grow, label_boxes, union, within
+from ctseg.geometry.boxes import box_shape, grow, label_boxes, make_box, union, within
 from ctseg.geometry.probabilities import Probabilities
 from ctseg.geometry.soft_masks import probability_on_scan
 from ctseg.geometry.volume import Grid
 from ctseg.manifest import Case
+from ctseg.scans.datasets.case import IGNORED
 from ctseg.scans.formats import volume_files
 from ctseg.scoring import calibration
 from ctseg.scoring.calibration import Regions
@@ -47,10 +49,9 @@ class Calibration:
     ) -> None:
         """Count one case of the manifest.
 
-        canvas: where the probabilities lie; prediction: label map (D, H, W) on the scan's grid.
-
-        Only structures that the case is annotated for. IntegrityError when the reference lies on another grid
-        than the scan.
+        canvas: where the probabilities lie; prediction: label map (D, H, W) on the scan's grid. What counts are
+        structures that the case is annotated for, and voxels that somebody looked at. IntegrityError when the
+        reference lies on another grid than the scan.
         """
         scan, file = case.scan, case.written_reference().file
         reference = volume_files.read_integers(
@@ -67,17 +68,25 @@ class Calibration:
         numbers = [
             number for number, name in enumerate(self.names, start=1) if case.states.get(name) in _ANNOTATED
         ]
+        ignored = reference.array == IGNORED
+        voxels = int(np.count_nonzero(~ignored))
         found = [label_boxes(label) for label in (reference.array, prediction)]
         scores = self.cases.setdefault(case.case_id, {})
         for number in numbers:
             name = self.names[number - 1]
-            boxes = [own[number] for own in found if number in own]
-            own = _structure_sums(
-                probability_on_scan(probabilities, number, canvas, scan),
-                number,
-                boxes,
-                reference.array,
-                prediction,
+            soft = probability_on_scan(probabilities, number, canvas, scan)
+            held = [grow(own[number], calibration.MARGIN, scan.shape) for own in found if number in own]
+            held += [soft[0]] if soft is not None else []
+            box = union(*held) if held else make_box((0, 0, 0), (0, 0, 0))
+            probability = np.zeros(box_shape(box), dtype=np.float32)
+            if soft is not None:
+                probability[within(soft[0], box)] = soft[1]
+            own = calibration.structure_sums(
+                probability=probability,
+                reference=reference.array[box] == number,
+                prediction=prediction[box] == number,
+                voxels=voxels,
+                ignored=ignored[box],
             )
             total = self.sums.setdefault(name, calibration.empty())
             for region, sums in own.items():
@@ -102,33 +111,3 @@ class Calibration:
                 "cases": self.cases,
             },
         )
-
-
-def _structure_sums(
-    soft: tuple[Box, np.ndarray] | None,
-    number: int,
-    boxes: Sequence[Box],
-    reference: np.ndarray,
-    prediction: np.ndarray,
-) -> Regions:
-    """The sums of one structure.
-
-    soft: its box and probabilities there; boxes: of its masks in the label maps (D, H, W), where they hold
-    it.
-    """
-    near = [grow(box, calibration.MARGIN, reference.shape) for box in boxes]
-    held = [*near, *([soft[0]] if soft is not None else [])]
-    if not held:
-        result = calibration.empty()
-        result["whole"].add_background(reference.size)
-        return result
-    box = union(*held)
-    probability = np.zeros(box_shape(box), dtype=np.float32)
-    if soft is not None:
-        probability[within(soft[0], box)] = soft[1]
-    return calibration.structure_sums(
-        probability=probability,
-        reference=reference[box] == number,
-        prediction=prediction[box] == number,
-        voxels=reference.size,
-    )

@@ -1,8 +1,9 @@
 """Where the organs come from that guide a network, and the file that keeps their distance maps.
 
 Three sources: other structures of the case's own reference labels (`labels`), masks that another model wrote
-(`folder`), or the installed TotalSegmentator (`totalsegmentator`; Wasserthal et al. 2023, doi 10.1148/ryai.230024),
-called as a program of its own. The one thing a guide must never be is the answer: see `_refuse_leaks`.
+(`folder`), or the installed TotalSegmentator (`totalsegmentator`; Wasserthal et al. 2023, doi
+10.1148/ryai.230024), called as a program of its own. The one thing a guide must never be is the answer: see
+`_refuse_leaks`.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ from ctseg.geometry.distance_maps import organ_masks
 from ctseg.geometry.grids import Index
 from ctseg.geometry.volume import Grid, Volume
 from ctseg.scans.datasets import listing, metadata
+from ctseg.scans.datasets.masks import Naming, label_map, mask_files, tight
 from ctseg.scans.formats import nifti
-from ctseg.scans.masks import Naming, label_map, mask_files, tight
 
 KINDS = ("labels", "folder", "totalsegmentator")
 LEAK_DICE = 0.995  # a mask this equal to the reference is the reference, saved or resampled once more
@@ -39,16 +40,14 @@ TIMEOUT_S = 3600.0  # one scan on a slow processor takes minutes
 class GuideSource:
     """What guides: `organs` by name (they become the channels in this order) and where their masks come from.
 
-    folder: for `folder` <folder>/<case id>/<organ>.nii.gz (also below `segmentations/`), or <folder>/<case id>.nii.gz
-    with the names in <folder>/labels.json; for `totalsegmentator` where its masks are kept between runs.
-    fast: TotalSegmentator's 3 mm model. device: as its own option, "gpu" (falls back), "cpu" or "gpu:1".
+    folder: for `folder` <folder>/<case id>/<organ>.nii.gz (also below `segmentations/`), or <folder>/<case
+    id>.nii.gz with the names in <folder>/labels.json; for `totalsegmentator` where its masks are kept between
+    runs.
     """
 
     kind: str
     organs: tuple[str, ...]
     folder: Path | None = None
-    fast: bool = True
-    device: str = "gpu"
 
     @property
     def provenance(self) -> str:
@@ -56,29 +55,24 @@ class GuideSource:
         return "ground_truth" if self.kind == "labels" else "predicted"
 
     def digest(self, case_id: str) -> str:
-        """A hash of what decides the guide of a case, so that changed masks are noticed. The voxels of the scan and
-        its labels are not in it: whoever keeps guides knows them already."""
-        content: list[Any] = [self.kind, self.organs, self.fast]
-        found = _find(self.folder, case_id) if self.kind == "folder" and self.folder is not None else None
+        """A hash of what decides the guide of a case, so that changed masks are noticed. The voxels of the
+        scan and its labels are not in it: whoever keeps guides knows them already."""
+        content: list[Any] = [self.kind, self.organs]
+        root = Path(self.folder or "")
+        found = _find(root, case_id) if self.kind == "folder" else None
+        files: list[Path] = []
         if found is not None and found.is_dir():
-            content += [
-                [path.relative_to(found).as_posix(), file_hash(path)]
-                for path in sorted(found.rglob("*"))
-                if listing.volume_stem(path) is not None
-            ]
+            files = [path for path in sorted(found.rglob("*")) if listing.volume_stem(path) is not None]
         elif found is not None:
-            content += [
-                [path.name, file_hash(path)]
-                for path in (found, found.with_name("labels.json"))
-                if path.exists()
-            ]
+            files = [path for path in (found, found.with_name("labels.json")) if path.exists()]
+        content += [[path.relative_to(root).as_posix(), file_hash(path)] for path in files]
         return canonical_hash(content)
 
 
 @dataclasses.dataclass(frozen=True)
 class CaseGuide:
-    """The guide organs of one case. masks: for each organ a uint8 0/1 array cut to the organ, with its place in the
-    patient (organs may overlap), None where the scan does not show it or nobody looked."""
+    """The guide organs of one case. masks: for each organ a uint8 0/1 array cut to the organ, with its place
+    in the patient (organs may overlap), None where the scan does not show it or nobody looked."""
 
     organs: tuple[str, ...]
     masks: tuple[Volume | None, ...]
@@ -136,9 +130,10 @@ def load_guide(
 ) -> tuple[CaseGuide, list[Finding]]:
     """The guide organs of one case, and what was noticed.
 
-    scan: the CT in HU. label: reference labels on the scan's grid (ids 1, 2, ... as in `structures`), None when there
-    are none (prediction). An organ without mask or without a voxel is allowed and has no presence. CaseError when
-    the case has no guide at all or its grid differs; PreconditionError GUIDE_LEAK when the guide is the answer.
+    scan: the CT in HU. label: reference labels on the scan's grid (ids 1, 2, ... as in `structures`), None
+    when there are none (prediction). An organ without mask or without a voxel is allowed and has no presence.
+    CaseError when the case has no guide at all or its grid differs; PreconditionError GUIDE_LEAK when the
+    guide is the answer.
     """
     check_source(source, structures, targets)
     if source.kind == "labels":
@@ -164,7 +159,7 @@ def load_guide(
     return CaseGuide(source.organs, tuple(masks), source.provenance), findings
 
 
-# ---- masks of another model ---------------------------------------------------------------------------------
+# ---- masks of another model -----------------------------------------------------------------------------
 
 
 def _find(root: Path, name: str) -> Path | None:
@@ -241,9 +236,11 @@ def _refuse_leaks(
     label: Volume,
     targets: dict[int, str],
 ) -> None:
-    """PreconditionError GUIDE_LEAK when a mask equals a target's reference: the network would only copy its input.
+    """PreconditionError GUIDE_LEAK when a mask equals a target's reference: the network would only copy its
+    input.
 
-    targets: label id -> name. Overlap is counted inside the organ's box, where the masks share the scan's voxels.
+    targets: label id -> name. Overlap is counted inside the organ's box, where the masks share the scan's
+    voxels.
     """
     volumes = np.bincount(label.array.ravel(), minlength=max(targets, default=0) + 1)
     for organ, mask in zip(organs, masks):
@@ -260,17 +257,19 @@ def _refuse_leaks(
             if volumes[number] and 2 * int(common[number]) > LEAK_DICE * total:
                 raise PreconditionError(
                     "GUIDE_LEAK",
-                    f"the guide mask of {organ} is the reference mask of the target {target} (Dice {2 * int(common[number]) / total:.4f})",
+                    f"the guide mask of {organ} is the reference mask of the target {target} (Dice "
+                    f"{2 * int(common[number]) / total:.4f})",
                     "guide with masks of a separate model, or with other structures",
                     case=case_id,
                 )
 
 
-# ---- TotalSegmentator ---------------------------------------------------------------------------------------
+# ---- TotalSegmentator -----------------------------------------------------------------------------------
 
 
 def available() -> bool:
-    """Whether TotalSegmentator can be called: the package or its program is installed. Nothing is imported."""
+    """Whether TotalSegmentator can be called: the package or its program is installed. Nothing is
+    imported."""
     return (
         importlib.util.find_spec("totalsegmentator") is not None
         or shutil.which("TotalSegmentator") is not None
@@ -289,18 +288,16 @@ def totalsegmentator_command() -> list[str]:
     return [found] if found else [sys.executable, "-m", "totalsegmentator.bin.TotalSegmentator"]
 
 
-def run_totalsegmentator(
-    source: GuideSource, case_id: str, scan: Volume, *, timeout_s: float = TIMEOUT_S
-) -> Path:
+def run_totalsegmentator(source: GuideSource, case_id: str, scan: Volume) -> Path:
     """The folder with TotalSegmentator's masks of one scan, made now unless an earlier run kept it.
 
-    The folder's name holds a hash of voxels and options, so another scan of the same name is not mistaken for it. It
-    appears complete or not at all; what the program said stands beside it in a .log. On its first call the program
-    fetches its weights from the network. Memory: several GB, so not in many processes at once.
+    The folder's name holds a hash of voxels and options, so another scan of the same name is not mistaken for
+    it. It appears complete or not at all; what the program said stands beside it in a .log. On its first call
+    the program fetches its weights from the network. Memory: several GB, so not in many processes at once.
     """
     cache = Path(source.folder or "")
     digest = hashlib.sha256(np.ascontiguousarray(scan.array).data)
-    digest.update(canonical_hash([scan.grid.record(), sorted(source.organs), source.fast]).encode())
+    digest.update(canonical_hash([scan.grid.record(), sorted(source.organs)]).encode())
     result = cache / f"{safe_name(case_id)}-{digest.hexdigest()[:16]}"
     if result.is_dir():
         return result
@@ -310,32 +307,21 @@ def run_totalsegmentator(
         image, masks = Path(temporary) / "ct.nii.gz", Path(temporary) / "masks"
         nifti.write_image(image, scan)
         masks.mkdir()
-        speed = ["--fast"] if source.fast else []
-        arguments = [
-            *program,
-            "-i",
-            str(image),
-            "-o",
-            str(masks),
-            "--device",
-            source.device,
-            *speed,
-            "--roi_subset",
-            *source.organs,
-        ]
+        # Its 3 mm model, whose distances are as good a guide; "gpu" falls back to the processor.
+        options = ["--device", "gpu", "--fast", "--roi_subset", *source.organs]
         try:
             done = subprocess.run(
-                arguments,
+                [*program, "-i", str(image), "-o", str(masks), *options],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
-                timeout=timeout_s,
+                timeout=TIMEOUT_S,
                 check=False,
             )
         except subprocess.TimeoutExpired:
             raise CaseError(
                 "GUIDE_FAILED",
-                f"TotalSegmentator had not ended after {timeout_s:g} s",
+                f"TotalSegmentator had not ended after {TIMEOUT_S:g} s",
                 "run it by itself and give its folder of masks",
                 case=case_id,
             ) from None
@@ -359,14 +345,15 @@ def run_totalsegmentator(
     return result
 
 
-# ---- the file -----------------------------------------------------------------------------------------------
+# ---- the file -------------------------------------------------------------------------------------------
 
 
 def write_guide(path: str | Path, distance_mm: np.ndarray, presence: np.ndarray, stride: Index) -> str:
-    """Write the coarse maps of one case and return the sha256 of the file (the same content gives the same bytes).
+    """Write the coarse maps of one case and return the sha256 of the file (the same content gives the same
+    bytes).
 
-    distance_mm: (K, d, h, w) float16, finite. presence: (K,) bool. stride: canvas voxels per guide voxel. Stored, not
-    compressed, and without pickle, as the tensors are.
+    distance_mm: (K, d, h, w) float16, finite. presence: (K,) bool. stride: canvas voxels per guide voxel.
+    Stored, not compressed, and without pickle, as the tensors are.
     """
     arrays = {
         "distance_mm": distance_mm,
@@ -380,7 +367,8 @@ def write_guide(path: str | Path, distance_mm: np.ndarray, presence: np.ndarray,
 
 
 def read_guide(path: str | Path, *, sha256: str | None = None) -> tuple[np.ndarray, np.ndarray, Index]:
-    """(distance_mm (K, d, h, w) float16, presence (K,) bool, stride) of one case. Checks the hash when one is given."""
+    """(distance_mm (K, d, h, w) float16, presence (K,) bool, stride) of one case. Checks the hash when one is
+    given."""
     arrays = read_arrays(path, ("distance_mm", "presence", "stride"), sha256=sha256)
     distance_mm, presence, stride = arrays["distance_mm"], arrays["presence"], arrays["stride"]
     problem = _guide_problem(distance_mm, presence, stride)
@@ -401,7 +389,10 @@ def _guide_problem(distance_mm: np.ndarray, presence: np.ndarray, stride: np.nda
         or presence.shape != distance_mm.shape[:1]
         or presence.dtype != bool
     ):
-        return f"distances {distance_mm.dtype} {distance_mm.shape} with presence {presence.dtype} {presence.shape}"
+        return (
+            f"distances {distance_mm.dtype} {distance_mm.shape} with presence {presence.dtype} "
+            f"{presence.shape}"
+        )
     if stride.shape != (3,) or stride.dtype.kind != "i" or stride.min() < 1:
         return "the stride is not three whole numbers from 1 on"
     return None if np.isfinite(distance_mm).all() else "a distance is NaN or infinite"

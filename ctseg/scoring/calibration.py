@@ -120,23 +120,31 @@ def empty() -> Regions:
 
 
 def structure_sums(
-    *, probability: np.ndarray, reference: np.ndarray, prediction: np.ndarray, voxels: int
+    *,
+    probability: np.ndarray,
+    reference: np.ndarray,
+    prediction: np.ndarray,
+    voxels: int,
+    ignored: np.ndarray | None = None,
 ) -> Regions:
     """The sums of one structure in one case.
 
     probability (0..1), reference and prediction (bool): (d, h, w), one box of the scan that holds everything
-    of all three and, inside the scan, MARGIN voxels around both masks. voxels: of the whole scan; those
-    outside the box have probability 0 and are not the structure.
+    of all three and, inside the scan, MARGIN voxels around both masks. ignored: bool, the voxels of the box
+    that do not count, for nobody looked at them. voxels: of the whole scan, without what is ignored anywhere;
+    those outside the box have probability 0 and are not the structure.
     """
-    if voxels < probability.size:
-        raise ValueError(f"a scan of {voxels} voxels cannot hold a box of {probability.size}")
+    seen = np.ones(reference.shape, bool) if ignored is None else ~ignored
+    inside = int(np.count_nonzero(seen))
+    if voxels < inside:
+        raise ValueError(f"a scan of {voxels} voxels cannot hold a box of {inside}")
     result = empty()
-    result["whole"].add(probability, reference)
-    result["whole"].add_background(voxels - probability.size)
+    result["whole"].add(probability[seen], reference[seen])
+    result["whole"].add_background(voxels - inside)
     either = reference | prediction
     if (box := bounding_box(either)) is not None:
         near = grow(box, MARGIN, either.shape)
-        band = boundary_band(reference=reference[near], prediction=prediction[near])
+        band = boundary_band(reference=reference[near], prediction=prediction[near]) & seen[near]
         result["band"].add(probability[near][band], reference[near][band])
     return result
 

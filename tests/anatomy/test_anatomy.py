@@ -26,8 +26,8 @@ WINDOW_PATIENTS = range(0, COHORT, 3)  # a sample without choice; these are men
 
 @pytest.fixture(scope="module")
 def tiny_drawings() -> list[Drawing]:
-    """The whole default cohort with 6 mm voxels."""
-    return [draw(0, index, "tiny") for index in range(COHORT)]
+    """The first half of the default cohort with 6 mm voxels: three women, two metal hips, every contrast."""
+    return [draw(0, index, "tiny") for index in range(COHORT // 2)]
 
 
 @pytest.fixture(scope="module")
@@ -73,9 +73,11 @@ def test_other_seeds_and_other_numbers_give_other_patients() -> None:
 
 
 def test_the_number_of_workers_does_not_change_a_byte(cohort: Path, tmp_path: Path) -> None:
-    write_cohort(tmp_path / "again", patients=6, seed=3, size="tiny", workers=2)
-    first, second = all_hashes(cohort), all_hashes(tmp_path / "again")
-    assert first == second and len(first) > 6 * len(STRUCTURES) / 2
+    write_cohort(tmp_path / "again", patients=3, seed=3, size="tiny", workers=2)
+    again = {
+        name: digest for name, digest in all_hashes(tmp_path / "again").items() if name != "synthetic.json"
+    }
+    assert again.items() < all_hashes(cohort).items() and len(again) > 2 * len(STRUCTURES)
 
 
 def test_the_pelvis_still_looks_as_it_did() -> None:
@@ -106,7 +108,7 @@ def test_the_pipeline_reads_what_was_drawn(cohort: Path) -> None:
     assert set(TARGETS) <= set(data.structures)
     structures = ["prostate", "bladder", "rectum", "hip_left", "hip_right", "uterus"]
     by_folder = {record.image.path: record for record in data.cases}
-    for index in range(6):
+    for index in range(3):  # man and woman as NIfTI, man as DICOM
         [case] = [
             record for path, record in by_folder.items() if case_name(index).split("/")[1] in path.as_posix()
         ]
@@ -156,7 +158,7 @@ def test_a_cohort_of_another_task_is_replaced(tmp_path: Path) -> None:
     write_cohort(tmp_path, task="pelvic_bones", patients=3, size="tiny")
     assert (tmp_path / case_name(2, "pelvic_bones") / "im_1").is_dir()
     assert set(open_data_set(tmp_path, None).structures) == set(load_task("pelvic_bones").IDS)
-    write_cohort(tmp_path, task="abdomen", patients=3, size="tiny")
+    write_cohort(tmp_path, task="abdomen", patients=1, size="tiny")
     marker = json.loads((tmp_path / "synthetic.json").read_text(encoding="utf-8"))
     assert marker["task"] == "abdomen" and marker["structures"] == list(load_task("abdomen").TARGETS)
     assert not (tmp_path / "dicom").exists()
@@ -274,7 +276,7 @@ def test_tissues_have_the_attenuation_of_ct(tiny_drawings: list[Drawing]) -> Non
             assert abs(np.median(image[core]) - tissue["prostate"]) < 12
             measured += 1
         assert 150 < image[label == IDS["hip_left"]].mean() < 450
-    assert measured >= 10
+    assert measured >= 5
 
 
 def test_noise_is_that_of_ct_and_streaks_go_with_metal() -> None:

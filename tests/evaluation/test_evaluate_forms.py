@@ -483,6 +483,30 @@ def test_axes_are_reordered_with_and_without_a_scan(
     assert scores(tmp_path / "without") == scores(tmp_path / "with")
 
 
+def test_equal_label_maps_whose_axes_run_differently_score_1(
+    world: tuple[Path, dict[str, Volume]], tmp_path: Path
+) -> None:
+    """Files and folders, with and without the scan: one grid rule."""
+    root, labels = world
+    turned = reorient(labels["a"], (2, 0, 1), (True, False, True))
+    paths = [
+        write(tmp_path / side, "nifti", "a", label, root)
+        for side, label in (("r", labels["a"]), ("p", turned))
+    ]
+    shutil.copytree(root / "ct" / "a", tmp_path / "ct" / "a")
+    for number, (one, other, *ct) in enumerate(
+        (
+            paths,
+            [path.parent for path in paths],
+            [*paths, "--ct", root / "ct" / "a"],
+            [*(path.parent for path in paths), "--ct", tmp_path / "ct"],
+        )
+    ):
+        out = tmp_path / str(number)
+        assert run("--reference", one, "--prediction", other, "--output", out, *ct) == 0
+        assert [row["dice"] for row in scores(out)] == ["1.0"] * 3
+
+
 def test_a_label_map_under_another_name_is_the_same_for_every_script(
     world: tuple[Path, dict[str, Volume]], tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:

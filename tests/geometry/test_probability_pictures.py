@@ -14,8 +14,8 @@ from ctseg.geometry.volume import Volume
 from ctseg.reporting.pictures import tour
 from ctseg.reporting.pictures.subject import Subject
 from ctseg.reporting.pictures.surfaces import surface_at, surface_of
+from ctseg.scans.datasets.masks import Masks, open_masks
 from ctseg.scans.formats import nifti
-from ctseg.scans.masks import Masks, open_masks
 
 
 def fuzzy_ball(

@@ -71,12 +71,9 @@ def test_the_test_split_is_never_opened(tmp_path, model):
     assert train.main([*tiny_workspace.arguments(workspace, **{"train.epochs": 1}), "--model", model]) == 0
 
 
-@pytest.mark.parametrize(
-    "parts",
-    [{}, {"model.passes": 2, "model.connectivity": "multitask", "model.remap": "lut"}],
-    ids=["plain", "passes and tubes"],
-)
-def test_killed_and_resumed_equals_undisturbed(tmp_path, parts):
+def test_killed_and_resumed_equals_undisturbed(tmp_path):
+    """With all that a run has to remember: passes, missed places of tubes, the density table."""
+    parts = {"model.passes": 2, "model.connectivity": "multitask", "model.remap": "lut"}
     whole, broken = tiny_workspace.make(tmp_path / "whole"), tiny_workspace.make(tmp_path / "broken")
     values = {"train.epochs": 6, "train.steps_per_epoch": 6, "train.validations": 3, **parts}
     assert train.main(tiny_workspace.arguments(whole, **values)) == 0
@@ -297,10 +294,10 @@ def test_minutes_end_in_time_with_the_rate_near_zero(tmp_path):
     workspace = tiny_workspace.make(tmp_path)
     started = time.monotonic()
     assert (
-        train.main([*tiny_workspace.arguments(workspace, **{"train.steps_per_epoch": 5}), "--minutes", "0.2"])
+        train.main([*tiny_workspace.arguments(workspace, **{"train.steps_per_epoch": 5}), "--minutes", "0.1"])
         == 0
     )
-    assert time.monotonic() - started < 12 * 1.2 + 6
+    assert time.monotonic() - started < 6 * 1.2 + 9
     history = artifacts.read_json(workspace.history)
     assert history["stopped"] == "minutes" and history["learning_rate"][-1] < 0.03 * max(
         history["learning_rate"]

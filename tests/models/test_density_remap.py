@@ -141,7 +141,8 @@ def test_a_window_wholly_inside_lung_has_a_table_too(window_hu):
     hu = given.image.astype(np.float32) * (WINDOW_HU[1] - WINDOW_HU[0]) + WINDOW_HU[0]
     table = fit_lookup([given._replace(image=window(hu, window_hu))], window_hu)
     assert table[0] == 0 and table[-1] == 1 and (np.diff(table) > 0).all()
-    network = DensityRemap(build_network("unet", n_structures=1, width=2, levels=2), table)
+    network = DensityRemap(build_network("unet", n_structures=1, width=2, levels=2))
+    network.set_lookup(table)
     assert bool(network(torch.full((1, 1, 8, 8, 8), 0.3))["logits"].isfinite().all())
 
 

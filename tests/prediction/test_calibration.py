@@ -22,6 +22,7 @@ from ctseg.prediction import sliding_windows
 from ctseg.prediction.calibration_stage import Calibration
 from ctseg.prediction.network_input import NetworkInput
 from ctseg.runtime.hardware import choose_machine
+from ctseg.scans.datasets.case import IGNORED
 from ctseg.scans.formats import nifti, volume_files
 from ctseg.scoring import calibration
 from ctseg.scoring.calibration import BINS, Sums, structure_sums
@@ -221,7 +222,7 @@ def softmax_of(index: int) -> np.ndarray:
     return (weights / weights.sum(axis=0)).astype(np.float32)
 
 
-def test_a_case_counts_only_what_it_is_annotated_for_and_cases_add_up(tmp_path):
+def test_a_case_counts_only_what_somebody_looked_for_and_at_and_cases_add_up(tmp_path):
     workspace = make(tmp_path, unlabelled={5: ["middle"]})
     manifest = Manifest.load(workspace)
     found, expected = Calibration(STRUCTURES), {}
@@ -231,6 +232,8 @@ def test_a_case_counts_only_what_it_is_annotated_for_and_cases_add_up(tmp_path):
         reference, prediction = draw(index)[1], soft.argmax(0).astype(np.uint8)
         if index == 5:
             reference[reference == 3] = 0
+        reference[14:17, :, 20:] = IGNORED  # through the left blob
+        looked_at = reference != IGNORED
         nifti.write_label(
             workspace.processed / entry.written_reference().file, Volume(reference, grid.affine), names=None
         )
@@ -240,7 +243,7 @@ def test_a_case_counts_only_what_it_is_annotated_for_and_cases_add_up(tmp_path):
                 band = calibration.boundary_band(
                     reference=reference == number, prediction=prediction == number
                 )
-                for region, chosen in (("whole", np.ones_like(band)), ("band", band)):
+                for region, chosen in (("whole", looked_at), ("band", band & looked_at)):
                     expected.setdefault((name, region), []).append(
                         (soft[number][chosen], (reference == number)[chosen])
                     )

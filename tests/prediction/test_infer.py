@@ -17,8 +17,8 @@ from tiny_runs import run, words_of
 import infer
 from ctseg import artifacts
 from ctseg.scans.datasets.find_scans import find_scans
+from ctseg.scans.datasets.masks import open_masks
 from ctseg.scans.formats import nifti, volume_files
-from ctseg.scans.masks import open_masks
 
 
 @pytest.fixture(scope="module")

@@ -435,7 +435,7 @@ def test_contrast_is_enough_in_light_and_dark() -> None:
     css = (page.TEMPLATES / "page.css").read_text(encoding="utf-8")
     schemes = [
         dict(re.findall(r"--([a-z-]+): (#[0-9a-f]{6})", block))
-        for block in re.findall(r":root \{(.*?)\}", css)
+        for block in re.findall(r":root \{(.*?)\}", css, re.DOTALL)
     ]
     assert len(schemes) == 2
 

@@ -259,7 +259,7 @@ def fake_program(tmp_path, monkeypatch) -> Path:
 
 def test_the_program_is_called_once_per_scan(tmp_path, fake_program):
     scan, label = scan_and_label()
-    source = GuideSource("totalsegmentator", ORGANS, tmp_path / "cache", device="cpu")
+    source = GuideSource("totalsegmentator", ORGANS, tmp_path / "cache")
     assert guide_organs.available()
     first, _ = load_guide(source, "case_1", scan, label, STRUCTURES, ["prostate"])
     again, _ = load_guide(source, "case_1", scan, label, STRUCTURES, ["prostate"])

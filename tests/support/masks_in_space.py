@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ctseg.geometry.volume import Volume
-from ctseg.scans.masks import Masks
+from ctseg.scans.datasets.masks import Masks
 
 RED, BLUE = np.array([1.0, 0.0, 0.0]), np.array([0.0, 0.0, 1.0])
 

@@ -1,5 +1,4 @@
-"""Synthetic chest CT for learning airways: a tree of bronchi with walls, vessels beside it, gaps and
-impostors.
+"""Synthetic chest CT for learning airways: a bronchial tree with walls, vessels, gaps and impostors.
 
 One patient from seed and number: `draw`. The tree stands in `airway_tree.py`, the body in `chest.py`.
 """
@@ -23,7 +22,7 @@ from ctseg.anatomy.airway.airway_tree import (
     veins,
 )
 from ctseg.anatomy.airway.chest import Build, Chest, paint_body, paint_bones, paint_mediastinum, soft
-from ctseg.anatomy.chest_scan import Scan, blend
+from ctseg.anatomy.chest_scan import ChestScan, blend
 from ctseg.anatomy.implicit import Scene
 from ctseg.anatomy.patients import random_axes
 from ctseg.anatomy.picture import Picture
@@ -51,15 +50,13 @@ class Patient:
     gravity_hu: float  # how much denser the back of the lung is than its front
     emphysema: int  # number of dark spots
     gap_rate: float  # share of the thin branches with a gap
-    scan: Scan
+    scan: ChestScan
     hu: dict[str, float]
 
 
 @dataclasses.dataclass(frozen=True)
 class Gap:
-    """A stretch of a branch without the usual contrast, whose label goes on. share: from where to where along
-    it.
-    """
+    """A stretch of a branch without contrast, whose label goes on. share: from where to where along it."""
 
     branch: int
     share: tuple[float, float]
@@ -163,7 +160,7 @@ def sample_patient(rng: np.random.Generator, index: int, size: str) -> Patient:
         gravity_hu=rng.uniform(20, 60),
         emphysema=int(rng.choice([0, 15, 40, 90])),
         gap_rate=rng.uniform(0.08, 0.14),
-        scan=Scan(
+        scan=ChestScan(
             spacing, 15 + 25 * rng.random() ** 3, rng.uniform(0.55, 0.75), *(axes if index % 3 == 2 else ())
         ),
         hu={
@@ -201,9 +198,7 @@ def choose_gaps(rng: np.random.Generator, tree: list[Branch], patient: Patient) 
 def paint_chest(
     scene: Scene, chest: Chest, patient: Patient, rng: np.random.Generator
 ) -> dict[int, np.ndarray]:
-    """Everything but vessels and airways of the lungs. Returns the lungs' functions by side (1 left, -1
-    right).
-    """
+    """All but vessels and airways of the lungs. Returns the lungs' functions by side (1 left, -1 right)."""
     blotch = scene.smooth_field(rng, 9.0)
     cavities = chest.cavities(scene.x, scene.y, scene.z)
     paint_body(scene, chest, cavities, patient.hu, blotch)

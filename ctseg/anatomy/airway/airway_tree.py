@@ -110,9 +110,7 @@ def regions(points: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def airways(tree: list[Branch], finest_mm: float) -> list[Branch]:
-    """The branches with a lumen of at least `finest_mm`, with parents numbered anew. The trachea comes
-    first.
-    """
+    """The branches at least `finest_mm` wide, with parents numbered anew. The trachea comes first."""
     kept = [number for number, branch in enumerate(tree) if branch.diameter >= finest_mm]
     place = {number: k for k, number in enumerate(kept)} | {-1: -1}
     return [dataclasses.replace(tree[number], parent=place[tree[number].parent]) for number in kept]
@@ -147,9 +145,7 @@ def grow_tree(
 def grow(
     rng: np.random.Generator, tree: list[Branch], depth: Depth, finest_mm: float, clear_mm: float
 ) -> list[Branch]:
-    """Divide every branch that has a region, again and again. clear_mm: narrower branches may touch
-    others.
-    """
+    """Divide every branch that has a region, again and again. clear_mm: narrower ones may touch others."""
     taken = Taken(tree, clear_mm)
     order = [(-branch.diameter, number) for number, branch in enumerate(tree) if branch.cloud is not None]
     heapq.heapify(order)  # the widest first: they find free space

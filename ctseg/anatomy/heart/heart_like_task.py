@@ -14,7 +14,7 @@ import dataclasses
 
 import numpy as np
 
-from ctseg.anatomy.chest_scan import Scan, blend
+from ctseg.anatomy.chest_scan import ChestScan, blend
 from ctseg.anatomy.heart.chest import GREAT_VESSELS, great_vessels, mammary_arteries, paint_chest, placed
 from ctseg.anatomy.heart.shape import Coordinates, Heart, SurfaceMap, make_heart, rotation
 from ctseg.anatomy.heart.vessels import Vessel, VesselMaker
@@ -52,7 +52,7 @@ class Patient:
     sac_mm: float  # fat between the heart and its sac
     left_dominant: bool  # which tree feeds the heart's lower groove
     calcium: float  # plaques per 100 mm of vessel, arteries and veins alike: it tells nothing
-    scan: Scan
+    scan: ChestScan
     hu: dict[str, float]
 
 
@@ -134,7 +134,7 @@ def sample_patient(rng: np.random.Generator, size: str) -> Patient:
         sac_mm=rng.uniform(6.0, 9.0),
         left_dominant=rng.random() < 0.2,
         calcium=float(rng.choice([0.0, 1.0, 2.5])),
-        scan=Scan(spacing, rng.uniform(15, 28), rng.uniform(0.5, 0.65), *axes),
+        scan=ChestScan(spacing, rng.uniform(15, 28), rng.uniform(0.5, 0.65), *axes),
         hu={
             "fat": rng.uniform(-108, -88),
             "muscle": rng.uniform(45, 60),

@@ -89,9 +89,7 @@ class Heart:
 
 
 def make_heart(rng: np.random.Generator, wall_mm: float) -> Heart:
-    """A heart rolled about its long axis by up to 23 degrees and tilted by up to 11, each chamber of its own
-    size.
-    """
+    """A heart rolled by up to 23 degrees, tilted by up to 11, with chambers of their own size."""
     roll = rotation([rng.uniform(-0.4, 0.4), 0.0, 0.0])  # the first axis of the frame is the long one
     basis = roll @ FRAME @ rotation(rng.uniform(-0.2, 0.2, 3))
     return Heart(basis, {name: rng.uniform(0.95, 1.05) for name in OUTER}, wall_mm)

@@ -10,7 +10,7 @@ import numpy as np
 
 from ctseg.geometry.boxes import Box, box_shape, intersection, move, whole_box, within
 from ctseg.geometry.volume import Grid, Volume, covered_box, resample, tight, to_canonical
-from ctseg.scans.masks import Masks
+from ctseg.scans.datasets.masks import Masks
 
 ALIGNED = 0.01  # voxels by which masks may lie beside the scan's voxels and still count as on them
 

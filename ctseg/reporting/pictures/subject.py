@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from ctseg.geometry.volume import Volume
 from ctseg.reporting.pictures.slices import window_for
-from ctseg.scans.masks import Masks
+from ctseg.scans.datasets.masks import Masks
 
 
 @dataclasses.dataclass(frozen=True)

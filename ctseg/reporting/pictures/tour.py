@@ -18,7 +18,7 @@ from ctseg.reporting.pictures import planes, render, style
 from ctseg.reporting.pictures.colours import colours_of
 from ctseg.reporting.pictures.subject import Subject
 from ctseg.reporting.pictures.surfaces import Surface, box_mm, surface_at, surface_of
-from ctseg.scans.masks import Masks
+from ctseg.scans.datasets.masks import Masks
 
 SIDES = {
     0: "front",

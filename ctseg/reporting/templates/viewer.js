@@ -1,5 +1,6 @@
 "use strict";
-// Scrolls through volumes that stand in the page. Arrays are (D, H, W): to superior, to posterior, to the patient's left.
+// Scrolls through volumes that stand in the page. Arrays are (D, H, W): to superior, to posterior, to the patient's
+// left.
 const PLANES = {
   axial: {axis: 0, marks: ["A", "L", "P", "R"]},
   coronal: {axis: 1, marks: ["S", "L", "I", "R"]},
@@ -19,7 +20,8 @@ async function unpack(text) {
 
 async function open(number) {
   const found = data.cases[number];
-  const [image, reference, prediction] = await Promise.all([found.image, found.reference, found.prediction].map(unpack));
+  const packed = [found.image, found.reference, found.prediction];
+  const [image, reference, prediction] = await Promise.all(packed.map(unpack));
   state.volume = {shape: found.shape, spacing: found.spacing, image, reference, prediction};
   Object.keys(PLANES).forEach((name) => { state.slice[name] = found.start[PLANES[name].axis]; });
   choose(state.plane);
@@ -27,7 +29,8 @@ async function open(number) {
 
 function choose(plane) {
   state.plane = plane;
-  document.querySelectorAll("button[data-plane]").forEach((button) => button.setAttribute("aria-pressed", String(button.dataset.plane === plane)));
+  document.querySelectorAll("button[data-plane]").forEach((button) => button.setAttribute("aria-pressed",
+    String(button.dataset.plane === plane)));
   byId("slice").max = state.volume.shape[PLANES[plane].axis] - 1;
   draw();
 }
@@ -43,7 +46,8 @@ function voxel(row, column) {
 function extent() {
   const [rows, columns] = [0, 1, 2].filter((axis) => axis !== PLANES[state.plane].axis);
   const {shape, spacing} = state.volume;
-  return {rows: shape[rows], columns: shape[columns], tall: shape[rows] * spacing[rows], wide: shape[columns] * spacing[columns]};
+  return {rows: shape[rows], columns: shape[columns], tall: shape[rows] * spacing[rows],
+    wide: shape[columns] * spacing[columns]};
 }
 
 function draw() {
@@ -65,10 +69,13 @@ function draw() {
         red = 0.6 * red + 0.4 * r; green = 0.6 * green + 0.4 * g; blue = 0.6 * blue + 0.4 * b;
       }
       if (outlined) {
-        const right = reference[voxel(rows[y], columns[Math.min(x + 2, canvas.width - 1)])], below = reference[voxel(rows[Math.min(y + 2, canvas.height - 1)], columns[x])];
-        const left = reference[voxel(rows[y], columns[Math.max(x - 1, 0)])], above = reference[voxel(rows[Math.max(y - 1, 0)], columns[x])];
+        const right = reference[voxel(rows[y], columns[Math.min(x + 2, canvas.width - 1)])],
+          below = reference[voxel(rows[Math.min(y + 2, canvas.height - 1)], columns[x])];
+        const left = reference[voxel(rows[y], columns[Math.max(x - 1, 0)])],
+          above = reference[voxel(rows[Math.max(y - 1, 0)], columns[x])];
         const edge = [truth, right, below, left, above].find((value) => value > 0);
-        if (edge && (right !== truth || below !== truth || left !== truth || above !== truth)) [red, green, blue] = colours[(edge - 1) % colours.length];
+        if (edge && (right !== truth || below !== truth || left !== truth || above !== truth))
+          [red, green, blue] = colours[(edge - 1) % colours.length];
       }
       pixels[to] = red; pixels[to + 1] = green; pixels[to + 2] = blue; pixels[to + 3] = 255;
     }
@@ -76,7 +83,8 @@ function draw() {
   context.putImageData(picture, 0, 0);
   mark();
   byId("slice").value = state.slice[state.plane];
-  byId("place").textContent = `${state.plane}, slice ${state.slice[state.plane] + 1} of ${state.volume.shape[PLANES[state.plane].axis]}`;
+  const count = state.volume.shape[PLANES[state.plane].axis];
+  byId("place").textContent = `${state.plane}, slice ${state.slice[state.plane] + 1} of ${count}`;
 }
 
 function mark() {
@@ -84,7 +92,10 @@ function mark() {
   context.textAlign = "center";
   context.textBaseline = "middle";
   const [top, right, bottom, left] = PLANES[state.plane].marks, middle = [canvas.width / 2, canvas.height / 2];
-  for (const [letter, x, y] of [[top, middle[0], 12], [right, canvas.width - 12, middle[1]], [bottom, middle[0], canvas.height - 12], [left, 12, middle[1]]]) {
+  for (const [letter, x, y] of [
+    [top, middle[0], 12], [right, canvas.width - 12, middle[1]],
+    [bottom, middle[0], canvas.height - 12], [left, 12, middle[1]],
+  ]) {
     context.lineWidth = 3;
     context.strokeStyle = "black";
     context.strokeText(letter, x, y);
@@ -99,7 +110,8 @@ function move(by) {
   draw();
 }
 
-canvas.addEventListener("wheel", (event) => { event.preventDefault(); move(event.deltaY > 0 ? -1 : 1); }, {passive: false});
+canvas.addEventListener("wheel", (event) => { event.preventDefault(); move(event.deltaY > 0 ? -1 : 1); },
+  {passive: false});
 canvas.addEventListener("keydown", (event) => {
   const by = {ArrowUp: 1, ArrowDown: -1, PageUp: 10, PageDown: -10}[event.key];
   if (by) { event.preventDefault(); move(by); }
@@ -107,13 +119,16 @@ canvas.addEventListener("keydown", (event) => {
 canvas.addEventListener("mousemove", (event) => {
   const box = canvas.getBoundingClientRect(), size = extent();
   const row = Math.min(size.rows - 1, Math.max(0, Math.floor((event.clientY - box.top) / box.height * size.rows)));
-  const column = Math.min(size.columns - 1, Math.max(0, Math.floor((event.clientX - box.left) / box.width * size.columns)));
+  const column = Math.min(size.columns - 1, Math.max(0,
+    Math.floor((event.clientX - box.left) / box.width * size.columns)));
   const here = voxel(row, column), name = (value) => (value ? data.structures[value - 1] : "nothing");
-  byId("under").textContent = `reference: ${name(state.volume.reference[here])}, prediction: ${name(state.volume.prediction[here])}`;
+  const {reference, prediction} = state.volume;
+  byId("under").textContent = `reference: ${name(reference[here])}, prediction: ${name(prediction[here])}`;
 });
 byId("slice").addEventListener("input", (event) => { state.slice[state.plane] = Number(event.target.value); draw(); });
 byId("case").addEventListener("change", (event) => open(Number(event.target.value)));
 ["reference", "prediction"].forEach((name) => byId(name).addEventListener("change", draw));
-document.querySelectorAll("button[data-plane]").forEach((button) => button.addEventListener("click", () => choose(button.dataset.plane)));
+document.querySelectorAll("button[data-plane]").forEach((button) => button.addEventListener("click",
+  () => choose(button.dataset.plane)));
 data.cases.forEach((found, number) => byId("case").add(new Option(found.title, number)));
 open(0).then(() => { document.body.dataset.ready = "yes"; });

@@ -1,7 +1,8 @@
-"""One case as the pipeline uses it: image in HU, label on exactly the image's grid, a state for each structure.
+"""One case as the pipeline uses it: image in HU, label on exactly the image's grid, a state for each
+structure.
 
-This is the case boundary: whatever goes wrong below becomes a CaseError with the case id and the file relative
-to the data folder. Nothing here prints, and no text from a scan's header reaches a message.
+This is the case boundary: whatever goes wrong below becomes a CaseError with the case id and the file
+relative to the data folder. Nothing here prints, and no text from a scan's header reaches a message.
 """
 
 from __future__ import annotations
@@ -30,9 +31,9 @@ from ctseg.scans.datasets.case import (
     LabelSource,
     LoadedCase,
 )
+from ctseg.scans.datasets.masks import Naming, label_map, mask_files
 from ctseg.scans.formats import folder_walk, volume_files
 from ctseg.scans.formats.regular_files import refuse, require_regular
-from ctseg.scans.masks import Naming, label_map, mask_files
 
 IMPLAUSIBLE_FRACTION = 0.6  # of the body; labels that cover more are a mistake (or a crop: only a warning)
 NAMED = 5  # structures that one message names
@@ -47,8 +48,9 @@ _LEFT_OUT = (
 
 @dataclasses.dataclass
 class _Labels:
-    """What a label source says. array: (D, H, W) uint8, i+1 = i-th requested structure, or IGNORED; nameable: every
-    structure the source speaks about; empty: no voxel of any structure; empty_masks: the requested ones whose own mask is empty."""
+    """What a label source says. array: (D, H, W) uint8, i+1 = i-th requested structure, or IGNORED; nameable:
+    every structure the source speaks about; empty: no voxel of any structure; empty_masks: the requested ones
+    whose own mask is empty."""
 
     array: np.ndarray
     nameable: frozenset[str]
@@ -164,7 +166,8 @@ def _read_map(record: CaseRecord, source: LabelSource, structures: Sequence[str]
 def _translate(
     stored: np.ndarray, values: dict[int, str], structures: Sequence[str], ignore: int | None
 ) -> tuple[np.ndarray, bool]:
-    """(uint8 array with the ids of the requested structures and IGNORED, whether no structure at all is there).
+    """(uint8 array with the ids of the requested structures and IGNORED, whether no structure at all is
+    there).
 
     stored: int32, every value of which has a name, or is 0 or the ignore value.
     """
@@ -184,7 +187,8 @@ def _translate(
 
 
 def _read_masks(record: CaseRecord, source: LabelSource, structures: Sequence[str], image: Volume) -> _Labels:
-    """One file per structure. A file that is not there means that nobody looked; an empty one, that it is absent."""
+    """One file per structure. A file that is not there means that nobody looked; an empty one, that it is
+    absent."""
     there = {name: path for name, path in source.masks.items() if os.path.lexists(path)}
     if not there:
         cause, fix = (
@@ -215,7 +219,10 @@ def _painted(
         array[mask] = structures.index(name) + 1
         empty += [name] if not mask.any() else []
     if overlap.any():
-        cause = f"{np.count_nonzero(overlap)} voxels belong to more than one structure; the later one in the list of structures counts"
+        cause = (
+            f"{np.count_nonzero(overlap)} voxels belong to more than one structure; the later one "
+            "in the list of structures counts"
+        )
         fix = "nothing to do if that order is meant"
         findings = [*findings, Finding("WARN", "LABEL_OVERLAP", cause, fix, file=file)]
     return _Labels(array, nameable, not array.any(), findings, empty)
@@ -240,7 +247,8 @@ def _read_dicom(record: CaseRecord, source: LabelSource, structures: Sequence[st
         )
     else:
         masks, findings = rtstruct.read_structures(path, image, folder, **common)
-    # A segment without frames was looked for and not found; an ROI without contours is a line of a template that
+    # A segment without frames was looked for and not found; an ROI without contours is a line of a template
+    # that
     # nobody drew.
     if not masks and (left_out := [finding for finding in findings if finding.code in _LEFT_OUT]):
         raise refuse(left_out[0].code, left_out[0].cause, left_out[0].fix, path)
@@ -272,7 +280,8 @@ def _states(
                 Finding(
                     "WARN",
                     "LABEL_UNEXPECTED",
-                    f"{name} has {counts[number]} voxels but is said not to be annotated: they count as background",
+                    f"{name} has {counts[number]} voxels but is said not to be annotated: they count "
+                    "as background",
                     "correct the list of annotated structures",
                 )
             )
@@ -282,7 +291,8 @@ def _states(
 
 
 def _missing_finding(record: CaseRecord, states: dict[str, str], labels: _Labels) -> list[Finding]:
-    """A warning for structures that the labels should hold: those said to be annotated, or that a file of their own would hold."""
+    """A warning for structures that the labels should hold: those said to be annotated, or that a file of
+    their own would hold."""
     source = record.labels
     told = " ".join(finding.cause for finding in labels.findings if finding.code in _LEFT_OUT)
     own_files = source is not None and source.format in ("masks", "dicom_seg", "rtstruct")
@@ -309,7 +319,8 @@ def _missing_finding(record: CaseRecord, states: dict[str, str], labels: _Labels
 
 
 def _empty_finding(record: CaseRecord, states: dict[str, str], labels: _Labels) -> list[Finding]:
-    """What says "absent" without a voxel to show for it: labels without any structure, or a structure's own mask without any."""
+    """What says "absent" without a voxel to show for it: labels without any structure, or a structure's own
+    mask without any."""
     source, names = (
         record.labels,
         [
@@ -338,7 +349,7 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _check_sides(label: Volume, structures: Sequence[str], sides: Sides) -> list[Finding]:
-    """A warning for each mirror pair whose left structure does not lie on the patient's left (greater LPS x)."""
+    """A warning for each mirror pair whose left structure does not lie on the patient's left (greater x)."""
     pairs = sides.indices(structures)
     boxes = label_boxes(label.array) if pairs else {}
     findings = []
@@ -353,7 +364,8 @@ def _check_sides(label: Volume, structures: Sequence[str], sides: Sides) -> list
                 Finding(
                     "WARN",
                     "SIDE_SWAP",
-                    f"{structures[left]} lies {-distance:.0f} mm to the patient's right of {structures[right]}",
+                    f"{structures[left]} lies {-distance:.0f} mm to the patient's right of "
+                    f"{structures[right]}",
                     "check the names and the orientation of the scan",
                 )
             )
@@ -438,10 +450,11 @@ class _Boundary:
 
 
 def source_hash(record: CaseRecord) -> str:
-    """sha256 over the hashes of the image's and then the label's files, in order; CaseError when one is missing.
+    """sha256 over the hashes of the image's and then the label's files, in order; CaseError when one is
+    missing.
 
-    Depends on the bytes and on which structure a mask belongs to, not on where the files lie. A label mask that
-    is not there counts as such.
+    Depends on the bytes and on which structure a mask belongs to, not on where the files lie. A label mask
+    that is not there counts as such.
     """
     digest = hashlib.sha256()
     for role, path in _files(record):
@@ -521,37 +534,14 @@ def source_to_record(record: CaseRecord, root: Path) -> dict[str, Any]:
                 file=Path(path).name,
             ) from None
 
-    result: dict[str, Any] = {
-        "case_id": record.case_id,
-        "patient_id": record.patient_id,
-        "split": record.split,
-        "annotated": None if record.annotated is None else sorted(record.annotated),
-        "image": {
-            "format": record.image.format,
-            "path": relative(record.image.path),
-            "series_uid": record.image.series_uid,
-        },
-        "labels": None,
-    }
-    if record.labels is not None:
-        source = record.labels
-        result["labels"] = {
-            "format": source.format,
-            "path": None if source.path is None else relative(source.path),
-            "values": {str(value): name for value, name in sorted(source.values.items())},
-            "masks": {name: relative(path) for name, path in sorted(source.masks.items())},
-            "ignore_value": source.ignore_value,
-            "renamed": dict(sorted(source.renamed.items())),
-        }
-        if (
-            source.fractional_threshold is not None
-        ):  # the next too: only where chosen, so that records of other cases stay as they were
-            result["labels"]["fractional_threshold"] = source.fractional_threshold
-        if source.fill_gaps:
-            result["labels"]["fill_gaps"] = True
-    if record.image.assume_hu:
-        result["image"]["assume_hu"] = True
-    return result
+    def plain(value: Any) -> Any:
+        if isinstance(value, Path):
+            return relative(value)
+        if isinstance(value, dict):
+            return {str(key): plain(item) for key, item in value.items()}
+        return sorted(value) if isinstance(value, frozenset) else value
+
+    return plain(dataclasses.asdict(record))
 
 
 def source_from_record(content: dict[str, Any], root: Path) -> CaseRecord:
@@ -569,28 +559,19 @@ def source_from_record(content: dict[str, Any], root: Path) -> CaseRecord:
             )
         return Path(root) / path
 
-    image = content["image"]
+    stored = content["labels"]
     labels = None
-    if content["labels"] is not None:
-        stored = content["labels"]
-        labels = LabelSource(
-            stored["format"],
-            None if stored["path"] is None else absolute(stored["path"]),
-            {int(value): name for value, name in stored["values"].items()},
-            {name: absolute(path) for name, path in stored["masks"].items()},
-            stored["ignore_value"],
-            dict(stored.get("renamed", {})),
-            stored.get("fractional_threshold"),
-            bool(stored.get("fill_gaps", False)),
-        )
-    annotated = None if content["annotated"] is None else frozenset(content["annotated"])
-    return CaseRecord(
-        case_id,
-        str(content["patient_id"]),
-        ImageSource(
-            image["format"], absolute(image["path"]), image["series_uid"], bool(image.get("assume_hu", False))
-        ),
-        labels,
-        annotated,
-        content["split"],
-    )
+    if stored is not None:
+        found = {
+            "path": None if stored["path"] is None else absolute(stored["path"]),
+            "values": {int(value): name for value, name in stored["values"].items()},
+            "masks": {name: absolute(path) for name, path in stored["masks"].items()},
+        }
+        labels = LabelSource(**(stored | found))
+    annotated = content["annotated"]
+    parts = {
+        "image": ImageSource(**(content["image"] | {"path": absolute(content["image"]["path"])})),
+        "labels": labels,
+        "annotated": None if annotated is None else frozenset(annotated),
+    }
+    return CaseRecord(**(content | parts))

@@ -1,4 +1,5 @@
-"""Structure names as coded concepts (SNOMED CT, as DICOM PS3.16 uses it), so that viewers know what a segment is."""
+"""Structure names as coded concepts (SNOMED CT, as DICOM PS3.16 uses it), so that viewers know what a segment
+is."""
 
 from __future__ import annotations
 
@@ -7,7 +8,8 @@ from typing import Any
 from ctseg.laterality import side_of, without_side, words_of
 
 SIDES = {"left": ("7771000", "Left"), "right": ("24028007", "Right")}
-# Names that data sets use -> keyword of pydicom's table; other names are looked up as they are ("spinal_cord" -> SpinalCord).
+# Names that data sets use -> keyword of pydicom's table; other names are looked up as they are ("spinal_cord"
+# -> SpinalCord).
 _KEYWORDS = {
     "urinarybladder": "Bladder",
     "gallbladder": "Gallbladder",
@@ -18,7 +20,8 @@ _KEYWORDS = {
 
 
 def concept(name: str, number: int) -> tuple[Any, Any | None]:
-    """(type of a segment, its side or None) as highdicom's CodedConcept; a private code where the table has no such name."""
+    """(type of a segment, its side or None) as highdicom's CodedConcept; a private code where the table has
+    no such name."""
     from highdicom.sr.coding import CodedConcept
     from pydicom.sr.codedict import codes
 

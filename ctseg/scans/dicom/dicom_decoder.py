@@ -1,8 +1,10 @@
-"""Child program that decodes JPEG in DICOM: a stream that breaks a decoder written in C ends this process only.
+"""Child program that decodes JPEG in DICOM: a stream that breaks a decoder written in C ends this process
+only.
 
-Started by `dicom_pixels`, never imported. Reads one JSON list, [path of a DICOM file, decoder], per line; answers each with
-one line {"dtype", "shape"} and the raw pixels per frame, then {"end": true}; or {"error": type of the exception} instead.
-The decoder is one of pydicom's, or "gdcm-file": GDCM by itself, which decodes JPEG of 12 bits that pydicom does not ask it for.
+Started by `dicom_pixels`, never imported. Reads one JSON list, [path of a DICOM file, decoder], per line;
+answers each with one line {"dtype", "shape"} and the raw pixels per frame, then {"end": true}; or {"error":
+type of the exception} instead. The decoder is one of pydicom's, or "gdcm-file": GDCM by itself, which decodes
+JPEG of 12 bits that pydicom does not ask it for.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Which DICOM series lie in a folder, from headers alone, and which of them is the CT that is meant.
 
-Files are walked and recognised by their mark; a DICOMDIR, whatever its name, is not followed, nothing is ever forced. No
-value of a patient's header appears in a message.
+Files are walked and recognised by their mark; a DICOMDIR, whatever its name, is not followed, nothing is ever
+forced. No value of a patient's header appears in a message.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ from ctseg.scans.formats.regular_files import at_file, refuse, unreadable
 UNICODE = "ISO_IR 192"  # the character set of what we write: names in any script
 LONGEST_NAME = 64  # characters of a long string (LO)
 SMALLEST_SLICES = 4  # fewer slices are a scout or a sample, not a volume
-# What a SEG or RTSTRUCT takes over from its series: what an archive needs to file it with the patient, and nothing else.
+# What a SEG or RTSTRUCT takes over from its series: what an archive needs to file it with the patient, and
+# nothing else.
 PATIENT_AND_STUDY = (
     "PatientID",
     "PatientName",
@@ -82,8 +83,9 @@ def private() -> Iterator[None]:
 
 @contextlib.contextmanager
 def guard(path: Path) -> Iterator[None]:
-    """Name the file in an error, and turn whatever a damaged file raises into DICOM_CORRUPT: values are parsed when
-    they are asked for, and pydicom raises many types. Only the type is told, the text may quote the header."""
+    """Name the file in an error, and turn whatever a damaged file raises into DICOM_CORRUPT: values are
+    parsed when they are asked for, and pydicom raises many types. Only the type is told, the text may quote
+    the header."""
     try:
         with at_file(path):
             yield
@@ -96,9 +98,10 @@ def guard(path: Path) -> Iterator[None]:
 
 @dataclasses.dataclass(frozen=True)
 class SeriesInfo:
-    """One series of a folder, from headers alone. n_slices counts the frames of a multi-frame CT and no localizers.
-    patient_key: a hash that is equal for files of one patient. uid: empty where anonymisation took it away.
-    slices: (position, SOP instance UID) of its files as they are written. study: the study's UID, of its first file."""
+    """One series of a folder, from headers alone. n_slices counts the frames of a multi-frame CT and no
+    localizers. patient_key: a hash that is equal for files of one patient. uid: empty where anonymisation
+    took it away. slices: (position, SOP instance UID) of its files as they are written. study: the study's
+    UID, of its first file."""
 
     uid: str
     modality: str
@@ -122,8 +125,9 @@ class _Identity:
 
 @dataclasses.dataclass
 class Found:
-    """What a folder holds. series: one entry per folder and series, sorted; others: files that are no DICOM object of a series;
-    damaged: DICOM files that cannot be read, and why; not_entered: see `folder_walk.walk`."""
+    """What a folder holds. series: one entry per folder and series, sorted; others: files that are no DICOM
+    object of a series; damaged: DICOM files that cannot be read, and why; not_entered: see
+    `folder_walk.walk`."""
 
     series: list[SeriesInfo] = dataclasses.field(default_factory=list)
     others: list[Path] = dataclasses.field(default_factory=list)
@@ -243,11 +247,11 @@ def read_header(path: Path, tags: list[str] | None) -> Any:
 def drawn_on(
     folder: Path, series_uid: str | None, *, frames: Collection[Any], series: Collection[Any]
 ) -> tuple[str | None, list[Finding]]:
-    """(frame of reference of the one series in `folder` or of the named one, None where the labels were drawn on
-    another; what was noticed).
+    """(frame of reference of the one series in `folder` or of the named one, None where the labels were drawn
+    on another; what was noticed).
 
-    frames, series: the frames of reference and series UIDs that the labels name. Where anonymisation took away
-    those of either side, only the positions tell, and a finding says so.
+    frames, series: the frames of reference and series UIDs that the labels name. Where anonymisation took
+    away those of either side, only the positions tell, and a finding says so.
     """
     chosen, _ = choose(folder, series_uid)
     first = read_header(chosen.files[0], ["FrameOfReferenceUID", "SeriesInstanceUID"])
@@ -263,14 +267,16 @@ def drawn_on(
         Finding(
             "WARN",
             "SERIES_UNKNOWN",
-            "it and the scan name no common kind of UID: whether it was drawn on this scan is told by positions alone",
+            "it and the scan name no common kind of UID: whether it was drawn on this scan is told by "
+            "positions alone",
             "keep the UIDs when anonymising (replaced alike in all files)",
         )
     ]
 
 
 def name_by_content(content: Any) -> None:
-    """Give an object that is written instance and series UIDs made from all else that it holds: equal ones mean the same object."""
+    """Give an object that is written instance and series UIDs made from all else that it holds: equal ones
+    mean the same object."""
     content.SOPInstanceUID = content.SeriesInstanceUID = content.file_meta.MediaStorageSOPInstanceUID = UID(
         "2.25.0"
     )
@@ -284,7 +290,8 @@ def name_by_content(content: Any) -> None:
 
 
 def series_number(header: Any, step: int) -> int:
-    """The number of a series that is made from the one of `header`: `step` more, or `step` where that is no number of 32 bits."""
+    """The number of a series that is made from the one of `header`: `step` more, or `step` where that is no
+    number of 32 bits."""
     try:
         number = max(0, int(header.get("SeriesNumber") or 1)) + step
     except (ValueError, TypeError, OverflowError):  # text, several numbers, too many digits
@@ -293,7 +300,8 @@ def series_number(header: Any, step: int) -> int:
 
 
 def short_names(names: Mapping[int, str]) -> dict[int, str]:
-    """Names as a DICOM file can hold them, 64 characters at most; one that is cut ends with a hash, so that no two become one."""
+    """Names as a DICOM file can hold them, 64 characters at most; one that is cut ends with a hash, so that
+    no two become one."""
     return {
         value: name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 9]}_{canonical_hash(name)[:8]}"
         for value, name in names.items()
@@ -301,7 +309,8 @@ def short_names(names: Mapping[int, str]) -> dict[int, str]:
 
 
 def text(item: Any, keyword: str) -> str:
-    """A text value of one line as it was meant: a backslash in it parts no values, and UTF-8 is read as such though nobody declared it."""
+    """A text value of one line as it was meant: a backslash in it parts no values, and UTF-8 is read as such
+    though nobody declared it."""
     value = "\\".join(str(part) for part in many(item.get(keyword))).strip()
     try:
         return value.encode("latin-1").decode("utf-8")
@@ -311,7 +320,8 @@ def text(item: Any, keyword: str) -> str:
 
 @private()
 def modality_of(path: Path) -> str:
-    """The modality that a DICOM file states, as a code string ("CT", "SEG"). Raises CaseError for a file that is none."""
+    """The modality that a DICOM file states, as a code string ("CT", "SEG"). Raises CaseError for a file that
+    is none."""
     with guard(path):
         return word(str(read_header(path, ["Modality"]).get("Modality", "")))
 
@@ -380,8 +390,9 @@ def is_dicom(path: Path) -> bool:
 
 
 def join_parts(series: list[SeriesInfo]) -> list[SeriesInfo]:
-    """The series, those in one whose slices are spread over several folders. What has one UID without being parts of one
-    scan stays apart: copies, other patients, other slices in the same place (UIDs that anonymisation made equal)."""
+    """The series, those in one whose slices are spread over several folders. What has one UID without being
+    parts of one scan stays apart: copies, other patients, other slices in the same place (UIDs that
+    anonymisation made equal)."""
     merged: dict[tuple[str, str], list[SeriesInfo]] = {}
     for info in series:
         merged.setdefault((info.uid or str(info.folder), info.patient_key), []).append(info)

@@ -1,7 +1,7 @@
 """Enhanced multi-frame CT: one header per frame, as if each frame were a slice of its own.
 
-Position, orientation, pixel spacing and rescale stand in functional groups, one set for all frames or one per frame
-(DICOM PS3.3 C.7.6.16). Once taken from there, the checks of single slices hold for frames too.
+Position, orientation, pixel spacing and rescale stand in functional groups, one set for all frames or one per
+frame (DICOM PS3.3 C.7.6.16). Once taken from there, the checks of single slices hold for frames too.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ def is_multiframe(header: Any) -> bool:
 
 
 def frame_of(header: Any) -> int | None:
-    """Which frame of its file a header of `split` stands for, counted from 0; None for a file of one slice."""
+    """Which frame of its file a header of `split` stands for, counted from 0; None for a file of one
+    slice."""
     number = header.get("ReferencedFrameNumber")
     return None if number is None else int(number) - 1
 
@@ -46,7 +47,8 @@ def split(header: Any) -> list[Any]:
     """One header per frame of a multi-frame CT: the file's own elements and the frame's geometry and rescale.
 
     The number of the frame, from 1, is its ReferencedFrameNumber and InstanceNumber. Raises CaseError
-    MULTIFRAME_UNSUPPORTED for another class of multi-frame files, NOT_HU for maps, DICOM_CORRUPT for numbers that disagree.
+    MULTIFRAME_UNSUPPORTED for another class of multi-frame files, NOT_HU for maps, DICOM_CORRUPT for numbers
+    that disagree.
     """
     if header.get("SOPClassUID") not in dicom_files.ENHANCED_CT:
         raise refuse("MULTIFRAME_UNSUPPORTED", "several frames in a file that is no enhanced CT", _FIX)

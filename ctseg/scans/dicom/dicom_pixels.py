@@ -1,7 +1,8 @@
 """Stored pixel values of DICOM files, and which package may decode which compression.
 
-One decoder per transfer syntax, never whichever pydicom finds first, and none that is GPL. All but pydicom's own are
-libraries in C or C++, some of which end their process on a damaged stream: they see a file in a child process only.
+One decoder per transfer syntax, never whichever pydicom finds first, and none that is GPL. All but pydicom's
+own are libraries in C or C++, some of which end their process on a damaged stream: they see a file in a child
+process only.
 """
 
 from __future__ import annotations
@@ -65,7 +66,8 @@ class Decoder:
     def frames(self, content: Any, path: Path) -> Iterator[np.ndarray]:
         """Stored values (H, W) of each frame of a file, in the order of the file.
 
-        content: the whole dataset of `path`. Raises CaseError CODEC_MISSING, DICOM_TRUNCATED or PIXELS_CORRUPT.
+        content: the whole dataset of `path`. Raises CaseError CODEC_MISSING, DICOM_TRUNCATED or
+        PIXELS_CORRUPT.
         """
         with guard(path):
             shape = (int(content.Rows), int(content.Columns))
@@ -139,7 +141,8 @@ def _plugin(content: Any, path: Path) -> str:
     if syntax.type != "Transfer Syntax":  # a vendor's own
         raise refuse(
             "CODEC_MISSING",
-            f"stored in a transfer syntax that is not of the standard ({syntax if syntax.is_valid else 'no UID'})",
+            "stored in a transfer syntax that is not of the standard "
+            f"({syntax if syntax.is_valid else 'no UID'})",
             "export the series uncompressed",
             path,
         )

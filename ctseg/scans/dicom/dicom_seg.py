@@ -1,7 +1,7 @@
 """DICOM segmentation objects (SEG): read onto a CT's grid, and written for a CT series.
 
-Frames are placed by their position in the patient, never by their order, and a missing frame is empty: writers
-leave empty frames out, so frames and slices differ in number. Segments may overlap.
+Frames are placed by their position in the patient, never by their order, and a missing frame is empty:
+writers leave empty frames out, so frames and slices differ in number. Segments may overlap.
 """
 
 from __future__ import annotations
@@ -78,10 +78,11 @@ def read_segments(
     """({segment label: bool (D, H, W) on the image's grid}, what was noticed).
 
     names: read only these (all when None); a name that two segments carry is refused. image_folder: where the
-    CT series lies, to check that the segmentation was drawn on it; None skips that check (a CT in NIfTI form).
-    fractional_threshold: share of the largest value, above 0 and up to 1, from which a voxel of a fractional segmentation
-    belongs to its segment; None: fractional ones are refused. gaps: what becomes of a segment on every other slice, as from a
-    thicker series, see `slice_gaps`; one that is left out is not among the masks.
+    CT series lies, to check that the segmentation was drawn on it; None skips that check (a CT in NIfTI
+    form). fractional_threshold: share of the largest value, above 0 and up to 1, from which a voxel of a
+    fractional segmentation belongs to its segment; None: fractional ones are refused. gaps: what becomes of a
+    segment on every other slice, as from a thicker series, see `slice_gaps`; one that is left out is not
+    among the masks.
     """
     if fractional_threshold is not None and not 0 < fractional_threshold <= 1:
         raise ValueError(f"fractional_threshold={fractional_threshold} lies outside 0 (excluded) to 1")
@@ -196,11 +197,15 @@ def _least_value(header: Any, threshold: float | None) -> tuple[float, list[Find
         raise refuse(
             "SEG_FRACTIONAL",
             f"it holds values of 0 to {maximum} (type {kind}), not a mask",
-            "export it as a binary segmentation, or choose where a mask begins, for example --set data.fractional_threshold=0.5",
+            "export it as a binary segmentation, or choose where a mask begins, for example --set "
+            "data.fractional_threshold=0.5",
         )
     if maximum < 1:
         raise refuse("DICOM_CORRUPT", "it does not say its largest value", _FIX)
-    cause = f"fractional segmentation of type {kind}, largest value {maximum}: voxels from {threshold:g} of it on count"
+    cause = (
+        f"fractional segmentation of type {kind}, largest value {maximum}: voxels from "
+        f"{threshold:g} of it on count"
+    )
     return threshold * maximum, [
         Finding("WARN", "SEG_FRACTIONAL", cause, "nothing to do if that threshold is meant")
     ]
@@ -237,7 +242,8 @@ def _segments(header: Any) -> dict[int, str]:
 
 
 def _place_frames(header: Any, image: Volume) -> tuple[list[tuple[int | None, int]], float]:
-    """(for each frame its segment number, or None for a label map, and the index d of its slice; the largest distance along an axis in voxels)."""
+    """(for each frame its segment number, or None for a label map, and the index d of its slice; the largest
+    distance along an axis in voxels)."""
     to_index = np.linalg.inv(image.affine)
     shared = (header.get("SharedFunctionalGroupsSequence") or [pydicom.Dataset()])[0]
     labelmap = str(header.get("SegmentationType", "")) == "LABELMAP"
@@ -274,7 +280,8 @@ def _place_frames(header: Any, image: Volume) -> tuple[list[tuple[int | None, in
 
 
 def _corners(groups: Any, shared: Any, rows: int, columns: int) -> np.ndarray:
-    """(3, 4) homogeneous LPS mm of a frame's first pixel, the last one of its first column and of its first row."""
+    """(3, 4) homogeneous LPS mm of a frame's first pixel, the last one of its first column and of its first
+    row."""
     position = np.array(
         [float(v) for v in _group(groups, shared, "PlanePositionSequence").ImagePositionPatient]
     )
@@ -307,7 +314,8 @@ def _contents(
 
 
 def _bits(content: Any) -> Iterator[np.ndarray] | None:
-    """The frames (H, W) of uncompressed single bits, where a frame may begin within a byte; None for other pixels."""
+    """The frames (H, W) of uncompressed single bits, where a frame may begin within a byte; None for other
+    pixels."""
     syntax = pydicom.uid.UID(str(content.file_meta.TransferSyntaxUID))
     if int(content.get("BitsAllocated") or 0) != 1 or syntax.is_encapsulated:
         return None
@@ -343,12 +351,13 @@ def write_segments(
     series_uid: str | None = None,
     algorithm: str | None = None,
 ) -> list[Finding]:
-    """Write a label map as a binary SEG of the one CT series in `series_folder` (or of the named one), atomically.
+    """Write a label map as a binary SEG of the one CT series in `series_folder` (or of the named one),
+    atomically.
 
     label: integers (D, H, W) on the grid of the series (slices in either direction); ValueError otherwise.
-    names: label value -> segment label; segments are numbered 1, 2, ... in the order of the values and carry the
-    standard code of their anatomy where there is one. algorithm: what predicted them; None: a person drew them.
-    The same arguments give the same bytes, others another series. Returns what is to be told.
+    names: label value -> segment label; segments are numbered 1, 2, ... in the order of the values and carry
+    the standard code of their anatomy where there is one. algorithm: what predicted them; None: a person drew
+    them. The same arguments give the same bytes, others another series. Returns what is to be told.
     """
     import highdicom
 
@@ -392,8 +401,9 @@ def write_segments(
 
 
 def _without_the_rest(header: Any, distance: float) -> pydicom.Dataset:
-    """What highdicom may see of a header of the series: nothing of patient and study, which it would refuse where it is missing or
-    odd, as after anonymisation. distance: of the slices in mm, in place of a thickness that nobody wrote."""
+    """What highdicom may see of a header of the series: nothing of patient and study, which it would refuse
+    where it is missing or odd, as after anonymisation. distance: of the slices in mm, in place of a thickness
+    that nobody wrote."""
     kept = pydicom.Dataset()
     for keyword in dicom_files.PATIENT_AND_STUDY:
         setattr(kept, keyword, "")
@@ -408,7 +418,8 @@ def _without_the_rest(header: Any, distance: float) -> pydicom.Dataset:
 def _on_frames(
     masks: np.ndarray, headers: list[Any], source: Any
 ) -> tuple[np.ndarray, list[Any], dict[str, Any]]:
-    """(masks in the order of a multi-frame file, empty where a frame is no slice of the scan; the file; where its frames lie)."""
+    """(masks in the order of a multi-frame file, empty where a frame is no slice of the scan; the file; where
+    its frames lie)."""
     import highdicom
 
     first = headers[0]

@@ -1,8 +1,9 @@
-"""A CT series in DICOM, slices or an enhanced multi-frame file: found, checked, read with true geometry; and written.
+"""A CT series in DICOM, slices or an enhanced multi-frame file: found, checked, read with true geometry; and
+written.
 
-pydicom alone reads (never with force): files are walked, a DICOMDIR is not followed. Slices are sorted along the
-slice normal; the step between them stands in the affine as it is, so a tilted gantry gives a sheared affine
-instead of a wrong scan. No value of a patient's header appears in a message.
+pydicom alone reads (never with force): files are walked, a DICOMDIR is not followed. Slices are sorted along
+the slice normal; the step between them stands in the affine as it is, so a tilted gantry gives a sheared
+affine instead of a wrong scan. No value of a patient's header appears in a message.
 """
 
 from __future__ import annotations
@@ -74,8 +75,8 @@ class _Slice:
 
 
 def find_series(folder: str | Path) -> list[SeriesInfo]:
-    """Every series below `folder`, sorted by folder and UID. Files that are no readable DICOM are passed over;
-    `read_series` refuses a folder that holds a damaged one."""
+    """Every series below `folder`, sorted by folder and UID. Files that are no readable DICOM are passed
+    over; `read_series` refuses a folder that holds a damaged one."""
     return dicom_files.find(Path(folder)).series
 
 
@@ -83,7 +84,8 @@ def find_series(folder: str | Path) -> list[SeriesInfo]:
 def read_series(
     folder: str | Path, series_uid: str | None = None, *, assume_hu: bool = False
 ) -> tuple[Volume, list[Finding]]:
-    """The CT of the one series in `folder` (or of the named one): float32 HU, (D, H, W), and what was noticed.
+    """The CT of the one series in `folder` (or of the named one): float32 HU, (D, H, W), and what was
+    noticed.
 
     assume_hu: pixels without rescale tags count as HU, with a warning; without it they are refused.
     """
@@ -95,7 +97,8 @@ def read_series(
 
 @dicom_files.private()
 def series_headers(folder: str | Path, series_uid: str | None = None) -> list[Any]:
-    """Full headers, without pixels, of the slices that `read_series` stacks, in its order; see `dicom_frames.split` for multi-frame files."""
+    """Full headers, without pixels, of the slices that `read_series` stacks, in its order; see
+    `dicom_frames.split` for multi-frame files."""
     folder = Path(folder)
     with dicom_files.guard(folder):
         chosen, _ = dicom_files.choose(folder, series_uid)
@@ -107,7 +110,8 @@ def series_headers(folder: str | Path, series_uid: str | None = None) -> list[An
 
 
 def fill_uids(headers: list[Any], path: Path) -> list[Finding]:
-    """Give headers whose UIDs were taken away ones made from what they hold, so that labels can refer to them; a finding says so."""
+    """Give headers whose UIDs were taken away ones made from what they hold, so that labels can refer to
+    them; a finding says so."""
     blank = [
         keyword
         for keyword in (*_OF_SERIES, "SOPClassUID", "SOPInstanceUID")
@@ -126,7 +130,8 @@ def fill_uids(headers: list[Any], path: Path) -> list[Finding]:
         Finding(
             "WARN",
             "UID_MISSING",
-            f"the scan has no {', '.join(blank)}: the file refers to made-up ones, so that some viewers will not show it on the scan",
+            f"the scan has no {', '.join(blank)}: the file refers to made-up ones, so that some "
+            "viewers will not show it on the scan",
             "anonymise the scan again with replaced instead of blanked UIDs",
             file=path.name,
         )
@@ -134,7 +139,8 @@ def fill_uids(headers: list[Any], path: Path) -> list[Finding]:
 
 
 def label_planes(label: Volume, headers: list[Any]) -> list[int]:
-    """The index d in the label of each slice of `series_headers`. ValueError where the label lies on another grid."""
+    """The index d in the label of each slice of `series_headers`. ValueError where the label lies on another
+    grid."""
     rows, columns = int(headers[0].Rows), int(headers[0].Columns)
     if label.array.shape != (len(headers), rows, columns):
         raise ValueError(
@@ -314,7 +320,8 @@ def _drop_crossing(slices: list[_Slice]) -> tuple[list[_Slice], list[Finding]]:
 
 
 def _check_acquisitions(slices: list[_Slice]) -> list[Finding]:
-    """A warning when an acquisition goes on behind another one: two scans between each other look like one of half the step.
+    """A warning when an acquisition goes on behind another one: two scans between each other look like one of
+    half the step.
 
     slices: in their order along the patient.
     """
@@ -331,7 +338,8 @@ def _check_acquisitions(slices: list[_Slice]) -> list[Finding]:
 
 
 def _check_count(slices: list[_Slice], total: int) -> list[Finding]:
-    """A warning when the headers speak of more slices than there are: the ends of a scan can only be missed so."""
+    """A warning when the headers speak of more slices than there are: the ends of a scan can only be missed
+    so."""
     numbers = [int(n) for n in (item.header.get("InstanceNumber") for item in slices) if n is not None]
     expected = max(numbers) - min(min(numbers), 1) + 1 if numbers else 0
     stated = max((int(item.header.get("ImagesInAcquisition") or 0) for item in slices), default=0)
@@ -382,7 +390,8 @@ def _geometry(slices: list[_Slice]) -> tuple[np.ndarray, list[Finding]]:
             Finding(
                 "WARN",
                 "ORIENTATION_ROUNDED",
-                f"row and column direction are written with few digits ({_skew(first):.2g} off perpendicular unit vectors); the nearest such vectors are used",
+                f"row and column direction are written with few digits ({_skew(first):.2g} off "
+                "perpendicular unit vectors); the nearest such vectors are used",
                 "export the series again with more digits if its place in the room matters",
             )
         )
@@ -399,7 +408,8 @@ def _geometry(slices: list[_Slice]) -> tuple[np.ndarray, list[Finding]]:
 
 
 def _line(positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(first point, step) of the line that fits slice positions (N, 3) best: rounding does not add up along it."""
+    """(first point, step) of the line that fits slice positions (N, 3) best: rounding does not add up along
+    it."""
     index = np.arange(len(positions)) - (len(positions) - 1) / 2
     middle = positions.mean(axis=0)
     step = index @ (positions - middle) / (index @ index)
@@ -407,7 +417,8 @@ def _line(positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _check_line(slices: list[_Slice], affine: np.ndarray) -> list[Finding]:
-    """Refuse a series with a slice off the grid that `affine` says, by `tolerances`, in fractions of a voxel along each axis."""
+    """Refuse a series with a slice off the grid that `affine` says, by `tolerances`, in fractions of a voxel
+    along each axis."""
     positions = np.array([item.position for item in slices])
     beside = positions - affine[:3, 3] - np.outer(np.arange(len(slices)), affine[:3, 0])
     off = np.abs(np.linalg.solve(affine[:3, :3], beside.T))  # (axis, slice) in voxels
@@ -419,7 +430,8 @@ def _check_line(slices: list[_Slice], affine: np.ndarray) -> list[Finding]:
         )
         raise refuse(
             "SLICE_SPACING_NONUNIFORM",
-            f"steps from {np.abs(steps).min():.3f} to {np.abs(steps).max():.3f} mm; a slice lies {off_mm:.2g} mm off even places ({share:.2g} of a step, {tolerances.ROUNDED:g} is allowed)",
+            f"steps from {np.abs(steps).min():.3f} to {np.abs(steps).max():.3f} mm; a slice lies "
+            f"{off_mm:.2g} mm off even places ({share:.2g} of a step, {tolerances.ROUNDED:g} is allowed)",
             "give a series with one slice spacing",
         )
     if share > tolerances.ROUNDED:
@@ -435,7 +447,8 @@ def _check_line(slices: list[_Slice], affine: np.ndarray) -> list[Finding]:
         Finding(
             "WARN",
             "POSITIONS_ROUNDED",
-            f"slices lie up to {off_mm:.2g} mm ({share:.2g} of a voxel) off evenly spaced places, which are used",
+            f"slices lie up to {off_mm:.2g} mm ({share:.2g} of a voxel) off evenly spaced places, "
+            "which are used",
             "nothing to do if their positions were rounded when written",
         )
     ]
@@ -465,7 +478,8 @@ def _check_steps(slices: list[_Slice], places: np.ndarray) -> None:
         missing = int((multiples - 1).sum())
         raise refuse(
             "SLICE_GAP",
-            f"{missing} slices are missing, the first {places[odd[0]] - places[0] + usual:.1f} mm from the first slice (step {usual:.3g} mm)",
+            f"{missing} slices are missing, the first {places[odd[0]] - places[0] + usual:.1f} mm "
+            f"from the first slice (step {usual:.3g} mm)",
             "export the whole series again",
         )
 
@@ -513,7 +527,8 @@ def _read_pixels(slices: list[_Slice], array: np.ndarray, assume_hu: bool) -> li
             Finding(
                 "WARN",
                 "RESCALE_ASSUMED",
-                f"{assumed} of {len(slices)} slices have no rescale tags; their pixels count as HU, as data.assume_hu says",
+                f"{assumed} of {len(slices)} slices have no rescale tags; their pixels count as HU, "
+                "as data.assume_hu says",
             )
         )
     if padded:
@@ -567,7 +582,8 @@ def _check_values(item: _Slice, assume_hu: bool) -> bool:
         raise refuse(
             "RESCALE_MISSING",
             "RescaleSlope or RescaleIntercept is missing, so HU are unknown",
-            "export the series again with its rescale tags; if its pixels are HU already: --set data.assume_hu=true",
+            "export the series again with its rescale tags; if its pixels are HU already: --set "
+            "data.assume_hu=true",
             item.path,
         )
     return False
@@ -582,8 +598,8 @@ def write_series(
 ) -> str:
     """Write a CT as one file per slice and return the series UID. The same arguments give the same bytes.
 
-    HU are rounded and stored as unsigned 16 bits with intercept -1024, so from -1024 to 64511. The D axis may be
-    sheared (a tilted gantry), H and W must be perpendicular; ValueError otherwise. Slices that run against
+    HU are rounded and stored as unsigned 16 bits with intercept -1024, so from -1024 to 64511. The D axis may
+    be sheared (a tilted gantry), H and W must be perpendicular; ValueError otherwise. Slices that run against
     their normal (a left-handed grid) come back in the opposite order, in the same place.
     """
     step, column, row = (volume.affine[:3, axis] for axis in range(3))

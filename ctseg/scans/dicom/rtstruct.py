@@ -1,9 +1,10 @@
 """DICOM RT structure sets (RTSTRUCT): contours read onto a CT's grid, and written for a CT series.
 
-A voxel belongs to a structure where its centre lies inside an odd number of the structure's contours of that plane:
-a contour inside another one is a hole (DICOM PS3.3 C.8.8.6), and the channel of a keyhole contour cancels itself.
-On the grid that the contours were drawn on, and with this rule, the published masks of the IBSI are met voxel by voxel.
-What is not used of a file is counted in a finding, with its reason (docs/decisions/015-contours.md).
+A voxel belongs to a structure where its centre lies inside an odd number of the structure's contours of that
+plane: a contour inside another one is a hole (DICOM PS3.3 C.8.8.6), and the channel of a keyhole contour
+cancels itself. On the grid that the contours were drawn on, and with this rule, the published masks of the
+IBSI are met voxel by voxel. What is not used of a file is counted in a finding, with its reason
+(docs/decisions/015-contours.md).
 """
 
 from __future__ import annotations
@@ -25,8 +26,10 @@ from ctseg.scans.dicom import dicom_files, dicom_frames, dicom_series
 from ctseg.scans.formats import checks, regular_files, slice_gaps
 from ctseg.scans.formats.regular_files import located, refuse
 
-FLAT = 0.25  # slices that a point may lie beside the plane of its contour: with one decimal, 0.12 of a slice of 0.5 mm
-SAME_OFFSET = 0.8  # length of the mean direction of planes on a circle of one slice: rounding by 0.2 of a slice leaves 0.9
+# slices that a point may lie beside the plane of its contour: with one decimal, 0.12 of a slice of 0.5 mm
+FLAT = 0.25
+# length of the mean direction of planes on a circle of one slice: rounding by 0.2 of a slice leaves 0.9
+SAME_OFFSET = 0.8
 _CLOSED = ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR", "CLOSED_PLANAR_XOR")
 _FIX = "export the structure set again from the tool that drew it, for this series"
 _OTHER_SCAN = "give the structure set of this scan, or choose other structures with --structures"
@@ -60,7 +63,8 @@ def list_structures(path: str | Path) -> dict[int, str]:
 
 @dicom_files.private()
 def list_drawn(path: str | Path) -> frozenset[str]:
-    """Names of the structures that have a closed contour; the others are lines of a template that nobody drew."""
+    """Names of the structures that have a closed contour; the others are lines of a template that nobody
+    drew."""
     with dicom_files.guard(Path(path)):
         header = _header(Path(path))
         contours = _contours(header)
@@ -93,10 +97,11 @@ def read_structures(
 ) -> tuple[dict[str, np.ndarray], list[Finding]]:
     """({ROI name: bool (D, H, W) on the image's grid}, what was noticed).
 
-    A structure that nobody drew, or whose contours hold no voxel centre, is not among them. names: read only these (all
-    when None); a name that two ROIs carry is refused. image_folder: where the CT series lies, to check that the contours
-    were drawn on it; None skips that check. gaps: what becomes of a structure on every other slice, see `slice_gaps`.
-    A plane of contours counts for the nearest slice, unless another plane lies nearer to that.
+    A structure that nobody drew, or whose contours hold no voxel centre, is not among them. names: read only
+    these (all when None); a name that two ROIs carry is refused. image_folder: where the CT series lies, to
+    check that the contours were drawn on it; None skips that check. gaps: what becomes of a structure on
+    every other slice, see `slice_gaps`. A plane of contours counts for the nearest slice, unless another
+    plane lies nearer to that.
     """
     path, folder = Path(path), None if image_folder is None else Path(image_folder)
     with dicom_files.guard(path):
@@ -105,11 +110,12 @@ def read_structures(
 
 
 def fill(contours: list[np.ndarray], shape: tuple[int, int], corner: tuple[int, int] = (0, 0)) -> np.ndarray:
-    """bool (H, W): pixel centres inside an odd number of closed polygons, each (N, 2) in (row, column) with centres at integers.
+    """bool (H, W): pixel centres inside an odd number of closed polygons, each (N, 2) in (row, column) with
+    centres at integers.
 
-    corner: the (row, column) of the first pixel. Each edge toggles everything to the right of where it crosses a row of
-    centres. Edges are open at their lower end, so a vertex on a row counts once; a centre on an edge belongs to the polygon
-    on its right.
+    corner: the (row, column) of the first pixel. Each edge toggles everything to the right of where it
+    crosses a row of centres. Edges are open at their lower end, so a vertex on a row counts once; a centre on
+    an edge belongs to the polygon on its right.
     """
     starts = np.concatenate(contours)
     ends = np.concatenate([np.roll(contour, -1, axis=0) for contour in contours])
@@ -182,7 +188,8 @@ def _read(
 
 
 def _foreign(header: Any, image_folder: Path, series_uid: str | None) -> tuple[frozenset[int], list[Finding]]:
-    """(numbers of the structures that lie in another frame of reference, what was noticed). Refuses a file that has nothing of this scan."""
+    """(numbers of the structures that lie in another frame of reference, what was noticed). Refuses a file
+    that has nothing of this scan."""
     own = {
         int(item.ROINumber): str(item.get("ReferencedFrameOfReferenceUID", ""))
         for item in header.StructureSetROISequence
@@ -265,7 +272,8 @@ def _referenced(header: Any) -> Iterator[Any]:
 
 
 def _coordinates(item: Any) -> list[Any]:
-    """The numbers of a contour, as they stand there. More than 64 kB of them are stored as bytes of no known type (VR UN)."""
+    """The numbers of a contour, as they stand there. More than 64 kB of them are stored as bytes of no known
+    type (VR UN)."""
     value = item.get("ContourData")
     return (
         value.decode("latin-1").rstrip("\0 ").split("\\")
@@ -307,7 +315,8 @@ def _structure(
             Finding(
                 "WARN",
                 "RT_CONTOURS_CROSS",
-                f"contours of '{name}' cross each other: {crossing} voxels inside two of them count as outside",
+                f"contours of '{name}' cross each other: {crossing} voxels inside two of them count "
+                "as outside",
                 "join them in the tool that drew them",
             )
         )
@@ -328,7 +337,8 @@ def _structure(
 def _polygons(
     items: list[Any], image: Volume, name: str
 ) -> tuple[list[tuple[float, np.ndarray]], Counter[str]]:
-    """([(place in slices, polygon (N, 2) in (row, column))] sorted by place, number of contours for each reason to leave them out)."""
+    """([(place in slices, polygon (N, 2) in (row, column))] sorted by place, number of contours for each
+    reason to leave them out)."""
     to_index, shape = np.linalg.inv(image.affine), np.array(image.array.shape)
     found, dropped, beyond = [], Counter[str](), 0
     for item in items:
@@ -359,11 +369,13 @@ def _polygons(
 def _planes(
     polygons: list[tuple[float, np.ndarray]], slices: int, dropped: Counter[str]
 ) -> dict[int, tuple[float, list[np.ndarray]]]:
-    """Slice -> (place of its plane, the polygons of that plane). Other planes of a slice are added to `dropped`.
+    """Slice -> (place of its plane, the polygons of that plane). Other planes of a slice are added to
+    `dropped`.
 
-    Contours lie in one plane where the step between them is less than half the step from plane to plane: the positions of
-    one slice differ by rounding, those of a finer series by its slices. Planes that all lie beside the slices by the same
-    move by that, so that rounding does not part those half-way between two slices.
+    Contours lie in one plane where the step between them is less than half the step from plane to plane: the
+    positions of one slice differ by rounding, those of a finer series by its slices. Planes that all lie
+    beside the slices by the same move by that, so that rounding does not part those half-way between two
+    slices.
     """
     places = np.array([place for place, _ in polygons])
     found: dict[int, tuple[float, list[np.ndarray]]] = {}
@@ -390,10 +402,12 @@ def _planes(
 
 
 def _step(places: np.ndarray) -> float:
-    """Slices between neighbouring planes of contours: from the last place of one slice to the first of the next one.
+    """Slices between neighbouring planes of contours: from the last place of one slice to the first of the
+    next one.
 
-    places: sorted. Slices are cut apart at their middles and at their edges; where planes lie on a cut, rounding puts them on
-    both of its sides, and the other cut counts. Within a single slice there is nothing to tell the step from: half a slice.
+    places: sorted. Slices are cut apart at their middles and at their edges; where planes lie on a cut,
+    rounding puts them on both of its sides, and the other cut counts. Within a single slice there is nothing
+    to tell the step from: half a slice.
     """
     steps = [0.5]
     for offset in (0.5, 0.0):
@@ -403,7 +417,8 @@ def _step(places: np.ndarray) -> float:
 
 
 def _fill_plane(polygons: list[np.ndarray], shape: tuple[int, int]) -> tuple[np.ndarray, int, int]:
-    """(mask (H, W) of one plane, polygons that enclose just what another one encloses and are left out, voxels where two cross)."""
+    """(mask (H, W) of one plane, polygons that enclose just what another one encloses and are left out,
+    voxels where two cross)."""
     mask, copies, found = np.zeros(shape, dtype=bool), 0, set()
     parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     for polygon in polygons:
@@ -421,7 +436,8 @@ def _fill_plane(polygons: list[np.ndarray], shape: tuple[int, int]) -> tuple[np.
 
 
 def _crossing(parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> int:
-    """Voxels that two of the masks share, each with its first corner and its end; without pairs of which one lies inside the other."""
+    """Voxels that two of the masks share, each with its first corner and its end; without pairs of which one
+    lies inside the other."""
     lows, highs = (np.array([part[end] for part in parts]).reshape(-1, 2) for end in (1, 2))
     count = 0
     for number, (part, low, high) in enumerate(parts):
@@ -450,12 +466,14 @@ def write_structures(
     colours: dict[int, tuple[int, int, int]] | None = None,
     algorithm: str = "",
 ) -> list[Finding]:
-    """Write a label map as an RTSTRUCT of the one CT series in `series_folder` (or of the named one), atomically.
+    """Write a label map as an RTSTRUCT of the one CT series in `series_folder` (or of the named one),
+    atomically.
 
-    label: integers (D, H, W) on the grid of the series (slices in either direction); ValueError otherwise. names: label value
-    -> ROI name; ROIs are numbered 1, 2, ... in the order of the values. colours: label value -> RGB, 0 to 255. algorithm: what
-    predicted them. Contours run half-way between voxel centres, so `read_structures` gives back the same voxels. The same
-    arguments give the same bytes, others another series. Returns what is to be told.
+    label: integers (D, H, W) on the grid of the series (slices in either direction); ValueError otherwise.
+    names: label value -> ROI name; ROIs are numbered 1, 2, ... in the order of the values. colours: label
+    value -> RGB, 0 to 255. algorithm: what predicted them. Contours run half-way between voxel centres, so
+    `read_structures` gives back the same voxels. The same arguments give the same bytes, others another
+    series. Returns what is to be told.
     """
     headers = dicom_series.series_headers(series_folder, series_uid)
     findings = dicom_series.fill_uids(headers, Path(path))

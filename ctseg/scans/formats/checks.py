@@ -1,6 +1,7 @@
 """Checks that every reader shares: the size, the geometry, the intensities.
 
-All raise CaseError with a stable code; what is tolerated comes back as a Finding. Thresholds stand here alone.
+All raise CaseError with a stable code; what is tolerated comes back as a Finding. Thresholds stand here
+alone.
 """
 
 from __future__ import annotations
@@ -66,8 +67,8 @@ def times(lengths: Iterable[float], digits: int) -> str:
 
 
 def agreement(off: float, code: str, cause: str, counts: str, fix: str) -> list[Finding]:
-    """What it means that two statements about one place lie `off` voxels apart: nothing, a warning, or (CaseError)
-    no use.
+    """What it means that two statements about one place lie `off` voxels apart: nothing, a warning, or
+    (CaseError) no use.
 
     cause: the two statements. counts: the one that is used where they differ by rounding.
     docs/decisions/012-tolerances.md has the reasons.
@@ -165,7 +166,10 @@ def check_hu(array: np.ndarray, *, stored_bits: int = 16) -> None:
     )
     cause = next((cause for wrong, cause in reasons if wrong), None)
     if cause is not None:
-        fix = "convert to Hounsfield units (water 0, air -1000); values stored as HU + 1024 need 1024 subtracted"
+        fix = (
+            "convert to Hounsfield units (water 0, air -1000); values stored as HU + 1024 need 1024 "
+            "subtracted"
+        )
         raise refuse("NOT_HU", cause, fix)
 
 

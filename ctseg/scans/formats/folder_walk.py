@@ -1,7 +1,8 @@
 """The one walk through a folder of scans: which names do not exist for us, and where links lead.
 
-Links to folders are followed, so that a cohort of links into an archive is found, but no folder is entered twice
-(docs/decisions/014-finding-scans.md). What a walk did not enter it says, so that its caller can tell it.
+Links to folders are followed, so that a cohort of links into an archive is found, but no folder is entered
+twice (docs/decisions/014-finding-scans.md). What a walk did not enter it says, so that its caller can tell
+it.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ TWICE = "a link to a folder that is searched anyway, or to one that holds this o
 
 
 def hidden(name: str) -> bool:
-    """Whether a file or folder is the operating system's own (`._x`, `.DS_Store`, `__MACOSX`, `Thumbs.db`)."""
+    """Whether a file or folder is the operating system's own (`._x`, `.DS_Store`, `__MACOSX`,
+    `Thumbs.db`)."""
     return name.startswith(".") or name.casefold() in SYSTEM_NAMES
 
 
@@ -25,9 +27,9 @@ def walk(
 ) -> Iterator[tuple[Path, list[str], list[str]]]:
     """(folder, names of its subfolders, of its other entries) from `root` downwards, sorted, as `os.walk`.
 
-    The caller may take subfolders out of the list. Hidden ones are not in it; a link is not followed to a folder that is
-    walked anyway (in `root`, above it, or reached by another link). not_entered: filled with those and with folders that
-    cannot be listed, and why.
+    The caller may take subfolders out of the list. Hidden ones are not in it; a link is not followed to a
+    folder that is walked anyway (in `root`, above it, or reached by another link). not_entered: filled with
+    those and with folders that cannot be listed, and why.
     """
     skipped = {} if not_entered is None else not_entered
     real_root = os.path.realpath(root)

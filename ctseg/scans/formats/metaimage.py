@@ -1,10 +1,10 @@
-"""MetaImage files (.mha): read with every check before use, in the order of `nifti`; `.mhd`, a detached header,
-is refused by name.
+"""MetaImage files (.mha): read with every check before use, in the order of `nifti`; `.mhd`, a detached
+header, is refused by name.
 
-The header is parsed here and the voxels are taken by us: SimpleITK fills a file that was cut off with zeros, turns
-NaN into 0 and accepts a field that stands twice. Axes are left, posterior, superior, as ITK has them; the three
-numbers of each axis stand together in TransformMatrix. AnatomicalOrientation, a comment on that matrix, is not
-used. Format: https://itk.org/Wiki/MetaIO/Documentation.
+The header is parsed here and the voxels are taken by us: SimpleITK fills a file that was cut off with zeros,
+turns NaN into 0 and accepts a field that stands twice. Axes are left, posterior, superior, as ITK has them;
+the three numbers of each axis stand together in TransformMatrix. AnatomicalOrientation, a comment on that
+matrix, is not used. Format: https://itk.org/Wiki/MetaIO/Documentation.
 """
 
 from __future__ import annotations
@@ -138,8 +138,8 @@ def _check_type(fields: dict[str, str]) -> np.dtype:
 
 
 def _affine(fields: dict[str, str], shape: tuple[int, int, int]) -> tuple[np.ndarray, list[Finding]]:
-    """The affine of the Volume, and what was noticed: the first axis of the file is W, the last D. Synonyms must
-    say the same."""
+    """The affine of the Volume, and what was noticed: the first axis of the file is W, the last D. Synonyms
+    must say the same."""
     count = int(fields["NDims"])
     if fields.get("DistanceUnits", "mm").lower() not in ("mm", "?"):
         raise refuse("UNITS_UNSUPPORTED", "lengths are not in mm", "export the scan in mm")
@@ -173,7 +173,8 @@ def _affine(fields: dict[str, str], shape: tuple[int, int, int]) -> tuple[np.nda
 
 
 def _check_size(size: np.ndarray, spacing: np.ndarray) -> list[Finding]:
-    """Hold ElementSize against ElementSpacing, which counts: slices may be thicker or thinner than their step."""
+    """Hold ElementSize against ElementSpacing, which counts: slices may be thicker or thinner than their
+    step."""
     if float(np.max(np.abs(size - spacing) / spacing)) <= EQUAL:
         return []
     theirs, ours = (" x ".join(f"{n:.5g}" for n in numbers) for numbers in (size, spacing))

@@ -1,8 +1,9 @@
 """NIfTI files: read with every check before use, written with the affine bit for bit.
 
 A file is read in this order, and nothing later happens after a refusal: regular file, magic bytes, header,
-memory, decompression bounded to the declared size (checksum included), type, finiteness, geometry, intensities.
-nibabel parses the header only: it accepts singular geometry and expands what a header never declared.
+memory, decompression bounded to the declared size (checksum included), type, finiteness, geometry,
+intensities. nibabel parses the header only: it accepts singular geometry and expands what a header never
+declared.
 """
 
 from __future__ import annotations
@@ -161,7 +162,8 @@ def _scaling(header: Any) -> tuple[float, float]:
 def _affine(header: Any, shape: tuple[int, int, int]) -> tuple[np.ndarray, list[Finding]]:
     """The affine of the Volume and what was noticed; the sform counts, else the qform, never a guess.
 
-    Whatever else the header says about the same place (qform, pixdim) must agree: docs/geometry.md has the rules.
+    Whatever else the header says about the same place (qform, pixdim) must agree: docs/geometry.md has the
+    rules.
     """
     if int(header["xyzt_units"]) & 7 not in (0, 2):
         raise refuse("UNITS_UNSUPPORTED", "lengths are not in mm", "export the scan in mm")
@@ -228,8 +230,8 @@ def _rotation(header: Any, expected: np.ndarray | None = None) -> np.ndarray | N
     """The rotation (3, 3) of the qform, None when its quaternion is none.
 
     As in the NIfTI reference library a is 0 from a length of 1 on.
-    expected: taken where its quaternion is the stored one as well as 32 bits can say it. Near half a turn the three
-    stored numbers say little about the fourth: rounded, they turn the axes by up to 0.16 degrees.
+    expected: taken where its quaternion is the stored one as well as 32 bits can say it. Near half a turn the
+    three stored numbers say little about the fourth: rounded, they turn the axes by up to 0.16 degrees.
     """
     stored = _quaternion(header)
     if expected is not None and np.linalg.det(expected) > 0:
@@ -244,7 +246,8 @@ def _rotation(header: Any, expected: np.ndarray | None = None) -> np.ndarray | N
 
 
 def _handedness(header: Any) -> int:
-    """1, or -1 where the third axis runs the other way. As in the NIfTI reference library: pixdim[0], where 0 means 1."""
+    """1, or -1 where the third axis runs the other way. As in the NIfTI reference library: pixdim[0], where 0
+    means 1."""
     return -1 if float(header["pixdim"][0]) < 0 else 1
 
 
@@ -300,7 +303,8 @@ def write_image(path: str | Path, volume: Volume, *, dtype: Any = np.int16) -> N
 def write_label(path: str | Path, volume: Volume, *, names: dict[int, str] | None = None) -> None:
     """Write a label map atomically, as uint8 or, above 255, uint16.
 
-    names: when given, every value but 0 must have one (the caller writes them next to the file); ValueError else.
+    names: when given, every value but 0 must have one (the caller writes them next to the file); ValueError
+    else.
     """
     low, high = int(volume.array.min()), int(volume.array.max())
     if volume.array.dtype.kind not in "uib" or low < 0 or high > 65535:
@@ -315,7 +319,8 @@ def write_label(path: str | Path, volume: Volume, *, names: dict[int, str] | Non
 
 
 def file_affine(affine: np.ndarray) -> np.ndarray:
-    """Between the affine of a Volume, (d, h, w) to LPS, and of its file, (i, j, k) to RAS. Its own inverse."""
+    """Between the affine of a Volume, (d, h, w) to LPS, and of its file, (i, j, k) to RAS. Its own
+    inverse."""
     return RAS_TO_LPS @ affine[:, [2, 1, 0, 3]]
 
 

@@ -1,9 +1,9 @@
 """NRRD files (.nrrd) and the segmentations of 3D Slicer (.seg.nrrd): read with every check before use.
 
 The order is that of `nifti`: regular file, magic bytes, header, memory, data bounded to the declared size,
-finiteness, geometry, intensities. SimpleITK and pynrrd refuse cut files too; the header is parsed here because it
-must say where the patient's left is (a `space` and `space directions`), in one of its forms and without contradiction.
-Format: https://teem.sourceforge.net/nrrd/format.html.
+finiteness, geometry, intensities. SimpleITK and pynrrd refuse cut files too; the header is parsed here
+because it must say where the patient's left is (a `space` and `space directions`), in one of its forms and
+without contradiction. Format: https://teem.sourceforge.net/nrrd/format.html.
 """
 
 from __future__ import annotations
@@ -56,7 +56,8 @@ _TYPES = {
     "f8": ("double",),
 }
 _CODES = {name: code for code, names in _TYPES.items() for name in names}
-# Signs that turn a space's axes into left, posterior, superior. Others do not say where the patient's left is.
+# Signs that turn a space's axes into left, posterior, superior. Others do not say where the patient's left
+# is.
 _SPACES = {
     "left-posterior-superior": (1, 1, 1),
     "lps": (1, 1, 1),
@@ -72,8 +73,8 @@ _LIST_KINDS = {"list", "none", "???", "stub", "vector", "point"}
 
 @dataclasses.dataclass(frozen=True)
 class Segment:
-    """One segment of a 3D Slicer segmentation: its voxels hold `value` in `layer`. Those of different layers may
-    overlap."""
+    """One segment of a 3D Slicer segmentation: its voxels hold `value` in `layer`. Those of different layers
+    may overlap."""
 
     name: str
     layer: int
@@ -105,8 +106,8 @@ def read_names(path: Path) -> dict[int, str]:
 
 
 def list_segments(path: Path) -> tuple[Segment, ...]:
-    """The segments that a file describes, in their order; empty for a plain image or label map. Reads the header
-    alone."""
+    """The segments that a file describes, in their order; empty for a plain image or label map. Reads the
+    header alone."""
     with at_file(path):
         return _segments(_parse(path, read_regular(path, HEADER_LIMIT)))
 
@@ -287,8 +288,8 @@ def _check_spacings(header: _Header, axis: int | None, affine: np.ndarray) -> li
 
 
 def _segments(header: _Header) -> tuple[Segment, ...]:
-    """What the keys Segment0_Name, Segment0_LabelValue and Segment0_Layer say. Older files number no values: each
-    layer is one segment."""
+    """What the keys Segment0_Name, Segment0_LabelValue and Segment0_Layer say. Older files number no values:
+    each layer is one segment."""
     keys = [re.fullmatch(r"Segment(\d{1,4})_(?:Name|ID)", key) for key in header.values]
     numbers = sorted({int(found.group(1)) for found in keys if found})
     if not numbers:

@@ -1,9 +1,9 @@
 """A patient folder of the OpenKBP challenge: sparse CSV lists of a 128 x 128 x 128 volume.
 
-Conventions (github.com/ababier/open-kbp, checked against organ positions): each file lists flat C-order indices
-of an array whose axes run to posterior, left, inferior; `ct.csv` holds HU + 1024 and what it does not list is
-air; a structure's file has an empty value column; a structure without a file was not annotated. The origin is
-arbitrary: the volume is centred at 0.
+Conventions (github.com/ababier/open-kbp, checked against organ positions): each file lists flat C-order
+indices of an array whose axes run to posterior, left, inferior; `ct.csv` holds HU + 1024 and what it does not
+list is air; a structure's file has an empty value column; a structure without a file was not annotated. The
+origin is arbitrary: the volume is centred at 0.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Opening files: what is no regular file is never opened, and every refusal and finding names its file.
 
-A reader raises and returns what it found without the file; `at_file` and `located` add it at the reader's door.
+A reader raises and returns what it found without the file; `at_file` and `located` add it at the reader's
+door.
 """
 
 from __future__ import annotations
@@ -126,7 +127,8 @@ _OTHER_KINDS = (  # (first bytes in lower case, what they mean, code or None for
 
 
 def wrong_kind(start: bytes, code: str, expected: str) -> CaseError:
-    """The error of a file that begins with something else than `expected`; names what is often found instead."""
+    """The error of a file that begins with something else than `expected`; names what is often found
+    instead."""
     text = start.lower()
     for magic, cause, own, fix in _OTHER_KINDS:
         if any(

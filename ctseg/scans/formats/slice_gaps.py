@@ -1,7 +1,8 @@
 """Slices that a structure leaves out between its first and its last one, as contours of a thicker series do.
 
-A gap as wide as the usual step between the drawn slices comes from the drawing: told, and interpolated on request. A wider one
-is told where the structure lies at the same place on both sides of it, since a slice may have been forgotten there.
+A gap as wide as the usual step between the drawn slices comes from the drawing: told, and interpolated on
+request. A wider one is told where the structure lies at the same place on both sides of it, since a slice may
+have been forgotten there.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ def settle(
     """(whether the mask can be used, what is to be told about its gaps).
 
     mask: bool (D, H, W), filled in place by FILL. places: drawn slice -> where its contours lie, in slices.
-    spacing_mm: of H and W. voxels: it was painted, not drawn; it may end and begin again, so that only a pattern is told.
-    Only LEAVE_OUT finds a mask that cannot be used.
+    spacing_mm: of H and W. voxels: it was painted, not drawn; it may end and begin again, so that only a
+    pattern is told. Only LEAVE_OUT finds a mask that cannot be used.
     """
     places = {plane: place for plane, place in places.items() if mask[plane].any()}
     usual, wide = _gaps(mask, places)
@@ -41,7 +42,10 @@ def settle(
     if voxels and len(places) < 3:
         return True, []
     if wide and not voxels:
-        cause = f"nothing is drawn of '{name}' on {wide} slices although it goes on behind them; they count as empty"
+        cause = (
+            f"nothing is drawn of '{name}' on {wide} slices although it goes on behind them; they "
+            "count as empty"
+        )
         findings.append(Finding("WARN", "LABEL_GAPS", cause, "draw it there too if it is there"))
     if not usual:
         return True, findings
@@ -63,7 +67,8 @@ def settle(
 
 
 def _gaps(mask: np.ndarray, places: dict[int, float]) -> tuple[list[tuple[int, int]], int]:
-    """([slices around each gap of the usual width], empty slices of the wider ones that the structure spans)."""
+    """([slices around each gap of the usual width], empty slices of the wider ones that the structure
+    spans)."""
     drawn = sorted(places)
     steps = np.diff([places[plane] for plane in drawn])
     usual, wide = [], 0
@@ -81,7 +86,8 @@ def _gaps(mask: np.ndarray, places: dict[int, float]) -> tuple[list[tuple[int, i
 def _interpolate(
     mask: np.ndarray, low: int, high: int, places: dict[int, float], spacing_mm: tuple[float, float]
 ) -> None:
-    """Fill the slices between two drawn ones: the signed distances to both outlines, weighted by their places (Raya and Udupa 1990)."""
+    """Fill the slices between two drawn ones: the signed distances to both outlines, weighted by their places
+    (Raya and Udupa 1990)."""
     rows, columns = (np.flatnonzero((mask[low] | mask[high]).any(axis=axis)) for axis in (1, 0))
     box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
     below, above = (_signed_mm(mask[plane][box], spacing_mm) for plane in (low, high))
@@ -91,7 +97,8 @@ def _interpolate(
 
 
 def _signed_mm(mask: np.ndarray, spacing_mm: tuple[float, float]) -> np.ndarray:
-    """mm to the outline of a mask (H, W) that holds a voxel, positive inside; what lies around it is outside."""
+    """mm to the outline of a mask (H, W) that holds a voxel, positive inside; what lies around it is
+    outside."""
     padded = np.pad(mask, 1)
     inside, outside = (
         ndimage.distance_transform_edt(part, sampling=spacing_mm) for part in (padded, ~padded)

@@ -1,7 +1,8 @@
-"""What every volume file has in common: bytes read within bounds, and stored numbers made into HU or label ids.
+"""What every volume file has in common: bytes read within bounds, and stored numbers made into HU or label
+ids.
 
-A reader (nifti, nrrd, metaimage) parses its own header, takes the voxels through `Content`, and hands a `Stored` to
-`image_of` or `integers_of`; so all formats refuse the same things with the same codes.
+A reader (nifti, nrrd, metaimage) parses its own header, takes the voxels through `Content`, and hands a
+`Stored` to `image_of` or `integers_of`; so all formats refuse the same things with the same codes.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ _GZIP_OR_ZLIB = 47  # zlib's own number: either kind of stream, told by its firs
 
 @dataclasses.dataclass
 class Stored:
-    """What stands in a file: array (D, H, W) in the stored type, the scaling still to be applied, the affine."""
+    """What stands in a file: array (D, H, W) in the stored type, the scaling still to be applied, the
+    affine."""
 
     array: np.ndarray
     slope: float
@@ -37,7 +39,8 @@ class Stored:
 
 
 class Content:
-    """The bytes of a file, decompressed where it is compressed, handed out in order and never more than asked for."""
+    """The bytes of a file, decompressed where it is compressed, handed out in order and never more than asked
+    for."""
 
     def __init__(self, data: bytes | memoryview, *, zipped: bool, truncated: str):
         """truncated: the code of an error for a file that ends too early."""
@@ -77,7 +80,8 @@ class Content:
     def voxels(self, shape: tuple[int, ...], dtype: np.dtype) -> tuple[np.ndarray, list[Finding]]:
         """(the array that begins here and ends the file, a finding about bytes behind it).
 
-        Goes on to the end, which verifies the checksum. Refuses a file that ends too early or expands to far more.
+        Goes on to the end, which verifies the checksum. Refuses a file that ends too early or expands to far
+        more.
         """
         end = self.position + math.prod(shape) * dtype.itemsize
         data = self.take(end - self.position)
@@ -95,7 +99,8 @@ class Content:
 
 
 def image_of(stored: Stored, *, check_hu: bool) -> tuple[Volume, list[Finding]]:
-    """float32 HU, not below -1024, and what was noticed. check_hu=False: no plausibility of intensities and size."""
+    """float32 HU, not below -1024, and what was noticed. check_hu=False: no plausibility of intensities and
+    size."""
     findings = stored.findings
     checks.check_finite(stored.array)
     ends = np.array([stored.array.min(), stored.array.max()], dtype=np.float64)

@@ -1,7 +1,8 @@
-"""Files that hold one volume, whatever their format: NIfTI, NRRD, MetaImage. The suffix decides who reads them.
+"""Files that hold one volume, whatever their format: NIfTI, NRRD, MetaImage. The suffix decides who reads
+them.
 
-What the file really is decides the reader of that suffix, which refuses everything else by name. All readers raise
-CaseError and return (Volume, findings); both name the file as it was given.
+What the file really is decides the reader of that suffix, which refuses everything else by name. All readers
+raise CaseError and return (Volume, findings); both name the file as it was given.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ _NUMBER_ONLY = r"(segment|label|region|roi|class|structure|mask|other)?[\s_-]*\d
 
 
 def stem_of(path: Path, *, detached: bool = False) -> str | None:
-    """The file name without a volume's suffix (any case), None without one. detached: also `.nhdr`, `.mhd`."""
+    """The file name without a volume's suffix (any case), None without one. detached: also `.nhdr`,
+    `.mhd`."""
     name = path.name.casefold()
     suffixes = (*SUFFIXES, *(_DETACHED if detached else ()))
     suffix = next((suffix for suffix in suffixes if name.endswith(suffix)), None)
@@ -40,7 +42,8 @@ def stem_of(path: Path, *, detached: bool = False) -> str | None:
 
 
 def format_of(path: Path) -> str:
-    """The format that the suffix says; "nifti" for any other suffix, whose reader then says what it is not."""
+    """The format that the suffix says; "nifti" for any other suffix, whose reader then says what it is
+    not."""
     name = path.name.casefold()
     return next((form for suffix, form in (_BY_SUFFIX | _DETACHED).items() if name.endswith(suffix)), "nifti")
 
@@ -54,7 +57,8 @@ def read_image(path: str | Path, *, check_hu: bool = True) -> tuple[Volume, list
 
 
 def read_integers(path: str | Path) -> tuple[Volume, list[Finding]]:
-    """The integers of a label file as int32 (D, H, W). Checked before any cast, so nothing wraps or truncates."""
+    """The integers of a label file as int32 (D, H, W). Checked before any cast, so nothing wraps or
+    truncates."""
     return _read(path, integers_of)
 
 
@@ -85,9 +89,11 @@ def read_names(path: str | Path) -> dict[int, str]:
 
 
 def check_names(path: str | Path, table: Mapping[int, str]) -> None:
-    """Refuse a label map whose own names contradict a table that stands elsewhere: CaseError ORGAN_MAP_MISMATCH.
+    """Refuse a label map whose own names contradict a table that stands elsewhere: CaseError
+    ORGAN_MAP_MISMATCH.
 
-    Spellings and synonyms (`structure_names`) are one name; "Segment_1" and the like name nothing, on either side.
+    Spellings and synonyms (`structure_names`) are one name; "Segment_1" and the like name nothing, on either
+    side.
     """
     for value, name in read_names(path).items():
         known = table.get(value, name)

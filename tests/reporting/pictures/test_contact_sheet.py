@@ -16,8 +16,8 @@ from ctseg.reporting.pictures.contact_sheet import build_sheet, spread
 from ctseg.reporting.pictures.pieces import Piece, piece_of
 from ctseg.reporting.pictures.slices import PLANES
 from ctseg.reporting.pictures.subject import Subject
+from ctseg.scans.datasets.masks import Masks, open_masks, tight
 from ctseg.scans.formats import nifti
-from ctseg.scans.masks import Masks, open_masks, tight
 
 SHAPE = (20, 30, 36)
 

@@ -18,9 +18,9 @@ from ctseg.reporting.pictures.colours import colour_of
 from ctseg.reporting.pictures.subject import Subject
 from ctseg.reporting.pictures.surfaces import Surface, surface_of
 from ctseg.scans.datasets.case import ImageSource
+from ctseg.scans.datasets.masks import named_like, open_masks
 from ctseg.scans.dicom import dicom_seg, dicom_series, rtstruct
 from ctseg.scans.formats import nifti
-from ctseg.scans.masks import named_like, open_masks
 
 
 @pytest.mark.parametrize("affine", [upright(), oblique()])

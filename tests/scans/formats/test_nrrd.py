@@ -18,9 +18,9 @@ from ctseg.scans.datasets import listing, load_case
 from ctseg.scans.datasets.case import CaseRecord, ImageSource, LabelSource
 from ctseg.scans.datasets.find_scans import find_scans
 from ctseg.scans.datasets.layouts import open_data_set
+from ctseg.scans.datasets.masks import open_masks
 from ctseg.scans.dicom import dicom_series
 from ctseg.scans.formats import nifti, nrrd, volume_files
-from ctseg.scans.masks import open_masks
 
 SHAPE = (9, 10, 12)  # D, H, W
 

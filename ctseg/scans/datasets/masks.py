@@ -1,9 +1,10 @@
 """The one way to open masks, whatever their form, for training, guides, evaluation and pictures.
 
-A label map (NIfTI, NRRD, MetaImage; names given, from labels.json beside it, or from the file itself), a segmentation
-of 3D Slicer (.seg.nrrd), a folder with one volume per structure (as TotalSegmentator writes it), a DICOM SEG or an
-RTSTRUCT. The DICOM ones lie on a scan's slices, so they need the scan. Where a level is given, a volume may hold the
-probabilities of one structure instead (as infer.py --probabilities writes them): the mask is where they reach it.
+A label map (NIfTI, NRRD, MetaImage; names given, from labels.json beside it, or from the file itself), a
+segmentation of 3D Slicer (.seg.nrrd), a folder with one volume per structure (as TotalSegmentator writes it),
+a DICOM SEG or an RTSTRUCT. The DICOM ones lie on a scan's slices, so they need the scan. Where a level is
+given, a volume may hold the probabilities of one structure instead (as infer.py --probabilities writes them):
+the mask is where they reach it.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ _BLOCK = 1 << 20
 
 @dataclasses.dataclass(frozen=True)
 class Naming:
-    """What the values of a label map mean. values: structure -> its values. ignore: that of voxels nobody looked at."""
+    """What the values of a label map mean. values: structure -> its values. ignore: that of voxels nobody
+    looked at."""
 
     values: Mapping[str, tuple[int, ...]]
     ignore: int | None = None
@@ -57,10 +59,10 @@ class Naming:
 class Masks:
     """Structures, each read when asked for, so that memory does not grow with their number.
 
-    names: in their order. read: the mask of one, a Volume of bool. stored: the same as it is stored, where that is
-    known: bool, or probabilities, float32 from 0 to 1. level: where these end. box: the mask without what is empty
-    around it, where that is known without reading it all. labels, naming: of a label map. findings: what is noticed on
-    reading; grows with what is read.
+    names: in their order. read: the mask of one, a Volume of bool. stored: the same as it is stored, where
+    that is known: bool, or probabilities, float32 from 0 to 1. level: where these end. box: the mask without
+    what is empty around it, where that is known without reading it all. labels, naming: of a label map.
+    findings: what is noticed on reading; grows with what is read.
     """
 
     names: tuple[str, ...]
@@ -80,11 +82,16 @@ class Masks:
         """Probabilities (float32) of a structure where the file holds some, else its mask (bool)."""
         return self.read(name) if self.stored is None else self.stored(name)
 
-    def on(self, grid: Grid, of: str, path: Path, name: str | None = None) -> np.ndarray:
-        """A mask (bool), without a name the label map, on exactly `grid`, the grid of `of`; see `checks.put_on`."""
-        volume = self.labels if name is None else self.read(name)
-        if volume is None:
+    def label_volume(self) -> Volume:
+        """The label map that these masks are parts of."""
+        if self.labels is None:
             raise ValueError("these masks are no label map")
+        return self.labels
+
+    def on(self, grid: Grid, of: str, path: Path, name: str | None = None) -> np.ndarray:
+        """A mask (bool), without a name the label map, on exactly `grid`, the grid of `of`; see
+        `checks.put_on`."""
+        volume = self.label_volume() if name is None else self.read(name)
         with at_file(path):
             placed, findings = put_on(volume, grid, of=of)
         note(self.findings, located(findings, path))
@@ -106,10 +113,11 @@ def open_masks(
     fill_gaps: bool = False,
     strict: bool = False,
 ) -> Masks:
-    """The masks at `path`. scan, source: the CT they belong to, needed for DICOM. naming: the names of a label map,
-    which then holds no other value; without it those beside or in the file, and a number for each value nobody named.
-    level: where probabilities become a mask; None refuses them. fill_gaps: interpolate between the slices of a DICOM
-    SEG or RTSTRUCT of a thicker series. strict: files of one structure hold 0 and 1, not 0 and some other value.
+    """The masks at `path`. scan, source: the CT they belong to, needed for DICOM. naming: the names of a
+    label map, which then holds no other value; without it those beside or in the file, and a number for each
+    value nobody named. level: where probabilities become a mask; None refuses them. fill_gaps: interpolate
+    between the slices of a DICOM SEG or RTSTRUCT of a thicker series. strict: files of one structure hold 0
+    and 1, not 0 and some other value.
 
     Raises PreconditionError for a path that holds none, and CaseError for a damaged file.
     """
@@ -136,7 +144,8 @@ def open_masks(
 
 
 def organ_files(folder: Path) -> dict[str, Path]:
-    """Structure -> file of a folder with one mask per structure, in it or in its `segmentations`; empty without any."""
+    """Structure -> file of a folder with one mask per structure, in it or in its `segmentations`; empty
+    without any."""
     inner = listing.child(folder, "segmentations")
     return listing.volumes(inner if inner is not None and inner.is_dir() else folder)
 
@@ -185,12 +194,14 @@ def _with_level(
 
 
 def label_map(path: Path, naming: Naming) -> Masks:
-    """The masks of a label map whose values all have a name: CaseError LABEL_VALUES otherwise."""
+    """The masks of a label map (its values in the smallest unsigned type) that all have a name: CaseError
+    LABEL_VALUES otherwise."""
     volume_files.check_names(path, naming.names)
     volume, findings = volume_files.read_integers(path)
     with at_file(path):
         check_values(volume.array, naming.known)
-    return _named(volume, naming, findings)
+    smallest = np.min_scalar_type(int(volume.array.max())) if volume.array.min() >= 0 else np.int32
+    return _named(Volume(volume.array.astype(smallest), volume.affine), naming, findings)
 
 
 def _named(volume: Volume, naming: Naming, findings: list[Finding]) -> Masks:
@@ -261,8 +272,8 @@ def _unnamed(value: int) -> str:
 
 
 def named_like(masks: Masks, other: Masks) -> Masks:
-    """The masks of a label map whose values nobody named, under the names that the same values have in another one;
-    other masks as they are."""
+    """The masks of a label map whose values nobody named, under the names that the same values have in
+    another one; other masks as they are."""
     if masks.naming is None or other.naming is None:
         return masks
     if any(name != _unnamed(value) for value, name in masks.naming.names.items()):
@@ -279,7 +290,7 @@ def named_like(masks: Masks, other: Masks) -> Masks:
 
 
 def _places(label: np.ndarray, path: Path) -> dict[int, Box]:
-    """Positive value of a label map -> its box, in the order of the values. Refuses a scan that was given instead."""
+    """Positive value of a label map -> its box, ordered by value. Refuses a scan that was given instead."""
     low, values = int(label.min()), [int(value) for value in np.unique(label) if value > 0]
     if low < 0 or len(values) >= MOST_STRUCTURES:
         found = "negative values" if low < 0 else f"{len(values)} different values"
