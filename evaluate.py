@@ -77,8 +77,8 @@ def run(workspace: Workspace, settings: Settings, options: Options) -> int:
 
 def score_run(workspace: Workspace, settings: Settings, workers: int = 1) -> int:
     """Score the predictions that `evaluation_run.json` lists against the references of the test split."""
+    from ctseg.datasets.case import IGNORED
     from ctseg.evaluation.mask_pairs import Pair, ScoreSettings, check_names, check_sets
-    from ctseg.scans.datasets.case import IGNORED
     from ctseg.scoring.metrics import Structure
     from ctseg.scoring.tolerances import tolerances_for
 

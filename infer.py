@@ -32,20 +32,20 @@ from ctseg.errors import PreconditionError, UsageError
 from ctseg.outputs import keep_inputs, require_writable
 
 if TYPE_CHECKING:
+    from ctseg.datasets.case import ImageSource
     from ctseg.prediction.predictor import Predictor
     from ctseg.prediction.scan_outputs import Wanted
-    from ctseg.scans.datasets.case import ImageSource
 
 RECORD = "inference.json"
 
 
 def infer(arguments: argparse.Namespace) -> int:
     """Predict every scan. Returns 0, or 3 when some could not be used."""
+    from ctseg.datasets import find_scans
     from ctseg.prediction.new_scans import Inference, choose_guides, earlier_records, low_confidence
     from ctseg.prediction.predictor import ensemble, load_predictor
     from ctseg.prediction.scan_outputs import Wanted, write_statistics
     from ctseg.runtime.hardware import peak_memory_gb
-    from ctseg.scans.datasets import find_scans
     from models import build_network
 
     asked = {"evaluate.flip": arguments.tta, "evaluate.keep_largest": arguments.keep_largest}

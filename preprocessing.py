@@ -28,11 +28,11 @@ from ctseg.config import DataSettings, Settings
 from ctseg.errors import Finding, IntegrityError, PreconditionError, ResourceError, UsageError
 
 if TYPE_CHECKING:
+    from ctseg.datasets.case import DataSet
     from ctseg.manifest import Case, Manifest
-    from ctseg.scans.case_to_tensors import CaseJob, CaseOutcome, Recipe
-    from ctseg.scans.datasets.case import DataSet
-    from ctseg.scans.guide_organs import GuideSource
-    from ctseg.scans.preprocess_report import Report
+    from ctseg.preparation.case_to_tensors import CaseJob, CaseOutcome, Recipe
+    from ctseg.preparation.guide_organs import GuideSource
+    from ctseg.preparation.preprocess_report import Report
 
 LOG = logging.getLogger("ctseg")
 PREVIEW_S, PREVIEW_LINES = 60.0, 20  # how long --list reads scans, and how many lines of one kind it shows
@@ -46,11 +46,11 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(workspace: Workspace, settings: Settings, options: cli.Options) -> int:
     """Make tensors of every case. Exit code 0, or 3 when cases were skipped (and that was not allowed)."""
+    from ctseg.datasets import splits
     from ctseg.manifest import to_record
-    from ctseg.scans import choices
-    from ctseg.scans.case_to_tensors import CaseJob, bytes_needed, prepare_case, second_pass
-    from ctseg.scans.datasets import splits
-    from ctseg.scans.preprocess_report import Report
+    from ctseg.preparation import choices
+    from ctseg.preparation.case_to_tensors import CaseJob, bytes_needed, prepare_case, second_pass
+    from ctseg.preparation.preprocess_report import Report
 
     data = settings.data
     spacing_mm = check_options(workspace, settings, options)
@@ -108,10 +108,10 @@ def preview(workspace: Workspace, settings: Settings, options: cli.Options) -> i
     Scans are read as `run` reads them, for PREVIEW_S seconds; the rest is counted as not looked at. Raises
     what stops `run`.
     """
-    from ctseg.scans import choices
-    from ctseg.scans.case_to_tensors import CaseJob, Recipe, survey_until
-    from ctseg.scans.datasets import splits
-    from ctseg.scans.preprocess_report import Report
+    from ctseg.datasets import splits
+    from ctseg.preparation import choices
+    from ctseg.preparation.case_to_tensors import CaseJob, Recipe, survey_until
+    from ctseg.preparation.preprocess_report import Report
 
     data = settings.data
     check_options(workspace, settings, options)
@@ -155,8 +155,8 @@ def check_options(
 
     Raises UsageError, and PreconditionError where there is no data or no TotalSegmentator.
     """
-    from ctseg.scans import choices
-    from ctseg.scans.datasets.layouts import check_folder
+    from ctseg.datasets.layouts import check_folder
+    from ctseg.preparation import choices
 
     spacing_mm = choices.wanted_spacing(settings.data)
     check_folder(options.data, options.layout)
@@ -169,7 +169,7 @@ def check_options(
 def open_data(workspace: Workspace, data: DataSettings, options: cli.Options) -> DataSet:
     """The user's data set, or the synthetic cohort, which is drawn first when it is not there yet."""
     from ctseg.anatomy import DEFAULT, write_cohort
-    from ctseg.scans.datasets.layouts import open_data_set
+    from ctseg.datasets.layouts import open_data_set
 
     if options.data is not None:
         return open_data_set(options.data, options.layout, follow_links=data.follow_links)
@@ -188,8 +188,8 @@ def make_recipe(
     workspace: Workspace, settings: Settings, options: cli.Options, data_set: DataSet
 ) -> tuple[Recipe, str | None]:
     """(what all cases share, but for the grid; hash of the guide model's split, None without a model)."""
-    from ctseg.scans import choices
-    from ctseg.scans.case_to_tensors import Recipe
+    from ctseg.preparation import choices
+    from ctseg.preparation.case_to_tensors import Recipe
 
     data = settings.data
     structures = choices.choose_structures(data_set, data)
@@ -224,7 +224,7 @@ def predicted_guide(
     """
     from ctseg.prediction.guide_masks import predict_guide_masks
     from ctseg.prediction.predictor import load_predictor
-    from ctseg.scans.guide_organs import GuideSource, check_source
+    from ctseg.preparation.guide_organs import GuideSource, check_source
     from models import build_network
 
     path = Path(settings.data.guide)
@@ -303,7 +303,7 @@ def in_parallel(
     work: Callable[[CaseJob], CaseOutcome], jobs: Sequence[CaseJob], workers: int, title: str
 ) -> list[CaseOutcome]:
     """What came of each job, in their order; tracebacks go to the log file."""
-    from ctseg.scans.case_to_tensors import after_death
+    from ctseg.preparation.case_to_tensors import after_death
 
     with cli.CountingBar(title) as bar:
         outcomes = processes.ordered_map(work, jobs, workers=workers, progress=bar, after_death=after_death)
@@ -362,7 +362,7 @@ def make_manifest(
 ) -> Manifest:
     """The manifest of a run. drawn: the content of splits.json."""
     from ctseg.manifest import Guide, Manifest
-    from ctseg.scans.case_to_tensors import PREPROCESS_VERSION
+    from ctseg.preparation.case_to_tensors import PREPROCESS_VERSION
 
     guide, plan, made_with = recipe.guide, recipe.plan, settings.record()["data"]
     if plan is None:

@@ -121,7 +121,7 @@ def show_list(workspace: Workspace, settings: Settings, options: Options) -> int
 
     Of a folder what preprocessing would use and refuse, too.
     """
-    from ctseg.scans.datasets.layouts import LAYOUTS
+    from ctseg.datasets.layouts import LAYOUTS
     from models import PRESETS
 
     print("Models:   " + ", ".join(PRESETS))

@@ -34,9 +34,9 @@ from ctseg.evaluation.mask_pairs import listed
 from ctseg.outputs import keep_inputs, require_writable
 
 if TYPE_CHECKING:
+    from ctseg.datasets.masks import Masks
     from ctseg.geometry.volume import Volume
     from ctseg.reporting.pictures.subject import Subject
-    from ctseg.scans.datasets.masks import Masks
 
 SMALLEST, LARGEST = 120, 4096  # pixels
 
@@ -193,8 +193,8 @@ def window_of(text: str | None) -> tuple[float, float] | None:
 
 def read(arguments: argparse.Namespace) -> tuple[Masks, Masks | None, Volume | None]:
     """The masks, those of the reference, and the scan."""
-    from ctseg.scans.datasets import find_scans, load_case
-    from ctseg.scans.datasets.masks import named_like, open_masks
+    from ctseg.datasets import find_scans, load_case
+    from ctseg.datasets.masks import named_like, open_masks
 
     source, ct = None, None
     if arguments.ct is not None:

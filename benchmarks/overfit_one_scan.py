@@ -22,12 +22,12 @@ sys.path.insert(0, str(ROOT))
 import evaluate
 import train
 from ctseg import artifacts, config
+from ctseg.datasets.case import CaseRecord, ImageSource, LabelSource
+from ctseg.datasets.splits import splits_record
 from ctseg.geometry.grids import GridPlan
 from ctseg.geometry.volume import Volume
 from ctseg.manifest import Manifest, to_record
-from ctseg.scans.case_to_tensors import CaseJob, Recipe, prepare_case
-from ctseg.scans.datasets.case import CaseRecord, ImageSource, LabelSource
-from ctseg.scans.datasets.splits import splits_record
+from ctseg.preparation.case_to_tensors import CaseJob, Recipe, prepare_case
 from ctseg.scans.formats.nifti import read_integers, write_label
 
 # ids of TotalSegmentator v2 "total"

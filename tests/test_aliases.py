@@ -9,10 +9,10 @@ import pytest
 from builders import small_phantom, write_dicom_seg
 
 from ctseg import structure_names
+from ctseg.datasets import load_case, masks
+from ctseg.datasets.case import PRESENT, UNLABELLED
+from ctseg.datasets.layouts import dicom_seg
 from ctseg.prediction import scan_outputs
-from ctseg.scans.datasets import load_case, masks
-from ctseg.scans.datasets.case import PRESENT, UNLABELLED
-from ctseg.scans.datasets.layouts import dicom_seg
 from ctseg.scans.dicom import rtstruct
 
 

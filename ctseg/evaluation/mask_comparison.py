@@ -16,6 +16,9 @@ import numpy as np
 
 from ctseg import structure_names
 from ctseg.config import did_you_mean
+from ctseg.datasets import load_case
+from ctseg.datasets.case import ImageSource
+from ctseg.datasets.masks import Masks, open_masks, scan_missing
 from ctseg.errors import CaseError, IntegrityError, PreconditionError, UsageError
 from ctseg.evaluation import mask_forms
 from ctseg.evaluation.mask_forms import MAP, RTSTRUCT, Side
@@ -29,9 +32,6 @@ from ctseg.evaluation.mask_pairs import (
     score_maps,
     warnings_of,
 )
-from ctseg.scans.datasets import load_case
-from ctseg.scans.datasets.case import ImageSource
-from ctseg.scans.datasets.masks import Masks, open_masks, scan_missing
 from ctseg.scoring.metrics import Row, Structure
 
 _IGNORED = 2  # in the map of one structure: 0 background, 1 the structure

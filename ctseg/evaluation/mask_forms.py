@@ -11,12 +11,12 @@ import dataclasses
 import unicodedata
 from pathlib import Path
 
+from ctseg.datasets import listing, masks
+from ctseg.datasets.case import ImageSource
+from ctseg.datasets.masks import Naming
 from ctseg.errors import CaseError, PreconditionError
 from ctseg.evaluation import mask_pairs
 from ctseg.evaluation.mask_pairs import LabelNames
-from ctseg.scans.datasets import listing, masks
-from ctseg.scans.datasets.case import ImageSource
-from ctseg.scans.datasets.masks import Naming
 from ctseg.scans.dicom import dicom_files, dicom_seg, rtstruct
 from ctseg.scans.formats import nrrd, regular_files, volume_files
 
@@ -205,7 +205,7 @@ def names_of(paths: list[Path], given: Path | None) -> LabelNames | None:
 def find_scan(path: Path, case_id: str, *, only: bool) -> ImageSource:
     """The scan of a case at the path after --ct. only: there is one case, so one scan is its scan whatever
     its name."""
-    from ctseg.scans.datasets.find_scans import find_scans
+    from ctseg.datasets.find_scans import find_scans
 
     found = {
         unicodedata.normalize("NFC", name): source for name, source in find_scans(path, option="--ct").items()

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 
 from ctseg.artifacts import read_json
+from ctseg.datasets import listing
+from ctseg.datasets.masks import Naming, label_map, values_of
 from ctseg.errors import CaseError, Finding, IntegrityError, PreconditionError, UsageError
 from ctseg.geometry.boxes import tight_box
-from ctseg.scans.datasets import listing
-from ctseg.scans.datasets.masks import Naming, label_map, values_of
 from ctseg.scans.formats import volume_files
 from ctseg.scoring.metrics import MAX_LABEL, Row, Structure, has_reference, score_case
 from ctseg.scoring.shape import tubular

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ctseg.scans.datasets.case import IGNORED
+from ctseg.datasets.case import IGNORED
 
 
 @dataclasses.dataclass(frozen=True)

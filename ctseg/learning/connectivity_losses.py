@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ctseg.scans.datasets.case import IGNORED
+from ctseg.datasets.case import IGNORED
 
 UNION_ALPHAS = (0.1, 0.2)  # share of the prediction in the union: first half of training, second half
 CLDICE_ITERATIONS = 5  # radius in voxels of the widest branch that gets a soft skeleton; trunks hardly break

@@ -15,13 +15,13 @@ import torch
 
 from ctseg import artifacts, laterality
 from ctseg.config import TrainSettings
+from ctseg.datasets.case import IGNORED
 from ctseg.geometry.body_regions import AIR_HU, lung_region
 from ctseg.geometry.boxes import Box, box_start
 from ctseg.learning import augment, tubes
 from ctseg.manifest import Case, Manifest
 from ctseg.prediction import guide_input, mirroring
 from ctseg.prediction.network_input import NetworkInput, assemble, read_tensor
-from ctseg.scans.datasets.case import IGNORED
 
 POINTS_PER_STRUCTURE = 4000  # remembered positions per structure and tensor; enough to be as good as all
 # Patch centres when tubes are learned: where branches are thin, where they are not, where the network failed,

@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from ctseg.config import TrainSettings
+from ctseg.datasets.case import IGNORED
 from ctseg.learning.connectivity_losses import ConnectivityWeights, connectivity_loss
 from ctseg.learning.dataset import Batch
-from ctseg.scans.datasets.case import IGNORED
 
 FOCAL_POWER = 2.0  # Lin et al. 2017, arXiv:1708.02002
 FIRST_PASS_WEIGHT = 0.5  # the last pass weighs 1, those between rise evenly; divided by their sum

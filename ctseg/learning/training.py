@@ -14,6 +14,7 @@ import torch
 from ctseg import artifacts
 from ctseg.artifacts import Workspace
 from ctseg.config import Settings
+from ctseg.datasets.case import IGNORED
 from ctseg.errors import PreconditionError
 from ctseg.geometry.boxes import Box
 from ctseg.learning import density_remap, planning, resuming
@@ -25,7 +26,6 @@ from ctseg.prediction import guide_input
 from ctseg.prediction.locator import restore_locator
 from ctseg.prediction.network_input import read_case
 from ctseg.runtime import checkpoints, hardware
-from ctseg.scans.datasets.case import IGNORED
 
 LOG = logging.getLogger("ctseg.learning")
 

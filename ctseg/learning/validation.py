@@ -7,11 +7,11 @@ from collections.abc import Sequence
 
 import torch
 
+from ctseg.datasets.case import IGNORED
 from ctseg.learning.dataset import TrainingCase
 from ctseg.learning.losses import segmentation_loss
 from ctseg.prediction.largest_component import keep_largest
 from ctseg.prediction.sliding_windows import dice_per_structure
-from ctseg.scans.datasets.case import IGNORED
 from ctseg.scoring.distances import percentile_hausdorff_mm, surface_distances
 from ctseg.scoring.summary import mean
 

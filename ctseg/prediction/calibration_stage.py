@@ -13,13 +13,13 @@ import numpy as np
 
 from ctseg import artifacts
 from ctseg.artifacts import Workspace
+from ctseg.datasets.case import IGNORED
 from ctseg.errors import IntegrityError
 from ctseg.geometry.boxes import box_shape, grow, label_boxes, make_box, union, within
 from ctseg.geometry.probabilities import Probabilities
 from ctseg.geometry.soft_masks import probability_on_scan
 from ctseg.geometry.volume import Grid
 from ctseg.manifest import Case
-from ctseg.scans.datasets.case import IGNORED
 from ctseg.scans.formats import volume_files
 from ctseg.scoring import calibration
 from ctseg.scoring.calibration import Regions

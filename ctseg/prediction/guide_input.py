@@ -19,7 +19,7 @@ from ctseg import artifacts
 from ctseg.laterality import Sides
 from ctseg.manifest import Case, Manifest
 from ctseg.prediction.mirroring import mirror_permutation
-from ctseg.scans.guide_organs import read_guide
+from ctseg.preparation.guide_organs import read_guide
 
 TAUS_MM = (20.0, 100.0)  # the near one resolves an organ's shape, the far one where in the body a patch lies
 DROP_PROBABILITY = 0.15
@@ -57,7 +57,7 @@ def make_guide(
     organs: Sequence[str],
     sides: Sides | None = None,
 ) -> Guide:
-    """The Guide of what `ctseg.scans.guide_organs.read_guide` returned.
+    """The Guide of what `ctseg.preparation.guide_organs.read_guide` returned.
 
     sides: from the organs' names when None.
     """

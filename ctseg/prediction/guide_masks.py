@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from ctseg import artifacts
+from ctseg.datasets import load_case
+from ctseg.datasets.case import CaseRecord
 from ctseg.errors import PipelineError
 from ctseg.geometry.volume import Volume
 from ctseg.prediction.predictor import Predictor
-from ctseg.scans.datasets import load_case
-from ctseg.scans.datasets.case import CaseRecord
 from ctseg.scans.formats import nifti
 
 

@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from ctseg import artifacts
+from ctseg.datasets import load_case
+from ctseg.datasets.case import CaseRecord, ImageSource
 from ctseg.errors import SYSTEM_FAULTS, CaseError, Finding, PreconditionError, ResourceError, UsageError
 from ctseg.geometry.distance_maps import organ_masks
 from ctseg.geometry.volume import Volume
 from ctseg.prediction.predictor import Predictor
 from ctseg.prediction.scan_outputs import Wanted, statistics_of
-from ctseg.scans.datasets import load_case
-from ctseg.scans.datasets.case import CaseRecord, ImageSource
-from ctseg.scans.guide_organs import CaseGuide, GuideSource, load_guide
+from ctseg.preparation.guide_organs import CaseGuide, GuideSource, load_guide
 
 LOG = logging.getLogger("ctseg.prediction")
 

@@ -24,8 +24,8 @@ from ctseg.prediction.largest_component import keep_largest
 from ctseg.prediction.locator import Locator, restore_locator
 from ctseg.prediction.network_input import CaseInput, NetworkInput
 from ctseg.prediction.sliding_windows import Windows, predict_probabilities
+from ctseg.preparation.guide_organs import CaseGuide
 from ctseg.runtime import checkpoints, hardware
-from ctseg.scans.guide_organs import CaseGuide
 from ctseg.scoring.failure import agreement
 
 BuildNetwork = Callable[..., torch.nn.Module]
@@ -103,7 +103,7 @@ class Predictor:
     def read_scan(self, image: Volume, guide: CaseGuide | None = None) -> CaseInput:
         """A case from a raw CT in HU.
 
-        guide: for networks that take one, see `ctseg.scans.guide_organs.load_guide`; ValueError when it is
+        guide: for networks that take one, see `ctseg.preparation.guide_organs.load_guide`; ValueError when it is
         missing.
         """
         if self.takes_guide and guide is None:

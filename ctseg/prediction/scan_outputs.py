@@ -18,8 +18,8 @@ from ctseg.scans.formats import nifti
 from ctseg.tables import write_csv
 
 if TYPE_CHECKING:
+    from ctseg.datasets.case import ImageSource
     from ctseg.prediction.predictor import Prediction
-    from ctseg.scans.datasets.case import ImageSource
 
 # format -> end of the name; organs: a folder
 FORMATS = {"nifti": ".nii.gz", "organs": "", "seg": "_seg.dcm", "rtstruct": "_rtstruct.dcm"}

@@ -9,13 +9,13 @@ import io
 from collections.abc import Callable, Iterable
 
 from ctseg.artifacts import Workspace
+from ctseg.datasets import load_case
 from ctseg.errors import CaseError, PipelineError
 from ctseg.geometry.volume import Grid
 from ctseg.reporting import results
 from ctseg.reporting.pictures import slices
 from ctseg.reporting.pictures.slices import CaseVolumes, Choice
 from ctseg.reporting.results import Results
-from ctseg.scans.datasets import load_case
 from ctseg.scans.formats import volume_files
 
 REMARKS = {

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 
 from ctseg import config
+from ctseg.datasets.case import IGNORED
 from ctseg.errors import IntegrityError, UsageError
-from ctseg.scans.datasets.case import IGNORED
 from ctseg.scans.formats.checks import SPACING_RANGE_MM
 
 MOST_STRUCTURES = IGNORED - 1  # label maps are uint8

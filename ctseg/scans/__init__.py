@@ -1,1 +1,1 @@
-"""What comes in: scans, labels and guides, to tensors on the grids that networks see. No torch."""
+"""What comes in: scans and masks in the formats that people bring. No torch."""

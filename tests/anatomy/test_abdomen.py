@@ -16,10 +16,10 @@ from ctseg.anatomy import write_cohort
 from ctseg.anatomy.abdomen import abdomen_task
 from ctseg.anatomy.abdomen.abdomen_task import IDS, PATIENTS, TARGETS, plan
 from ctseg.anatomy.picture import Picture
+from ctseg.datasets.case import ABSENT, PRESENT
+from ctseg.datasets.layouts import open_data_set
+from ctseg.datasets.load_case import load_case
 from ctseg.geometry.volume import Volume, to_canonical
-from ctseg.scans.datasets.case import ABSENT, PRESENT
-from ctseg.scans.datasets.layouts import open_data_set
-from ctseg.scans.datasets.load_case import load_case
 
 DRAWN = (0, 1, 2, 4, 5, 7, 8, 11, 13, 18)  # 4, 11 and 18 have lost an organ
 REMOVED = {4: "kidney_left", 11: "spleen", 18: "kidney_right"}

@@ -14,11 +14,11 @@ from ctseg.anatomy.implicit import FAR_MM, Scene, occupancy, smooth_minimum
 from ctseg.anatomy.labels import IDS, STRUCTURES, TARGETS
 from ctseg.anatomy.pelvis.drawing import Drawing, draw, is_dicom, plan
 from ctseg.artifacts import file_hash
+from ctseg.datasets.case import ABSENT, PRESENT, UNLABELLED
+from ctseg.datasets.layouts import open_data_set
+from ctseg.datasets.load_case import load_case
 from ctseg.errors import PipelineError, PreconditionError, UsageError
 from ctseg.geometry.volume import CANONICAL_DIRECTIONS, Volume, to_canonical
-from ctseg.scans.datasets.case import ABSENT, PRESENT, UNLABELLED
-from ctseg.scans.datasets.layouts import open_data_set
-from ctseg.scans.datasets.load_case import load_case
 
 COHORT = 24
 WINDOW_PATIENTS = range(0, COHORT, 3)  # a sample without choice; these are men

@@ -17,10 +17,10 @@ from ctseg.anatomy.pelvis.drawing import Drawing, is_dicom, plan, render
 from ctseg.anatomy.pelvis.pelvic_bones_task import IDS, PATIENTS, TARGETS
 from ctseg.anatomy.pelvis.wear import HEALTHY, Spur, Wear, sample_wear
 from ctseg.anatomy.picture import Picture
+from ctseg.datasets.case import PRESENT
+from ctseg.datasets.layouts import open_data_set
+from ctseg.datasets.load_case import load_case
 from ctseg.geometry.volume import to_canonical
-from ctseg.scans.datasets.case import PRESENT
-from ctseg.scans.datasets.layouts import open_data_set
-from ctseg.scans.datasets.load_case import load_case
 
 INDEX = 2  # a calm patient without metal
 

@@ -19,12 +19,12 @@ from tiny_workspace import write_manifest
 
 import evaluate
 from ctseg import artifacts, config
+from ctseg.datasets.case import IGNORED
 from ctseg.errors import PipelineError, UsageError
 from ctseg.evaluation import result_files
 from ctseg.evaluation.mask_pairs import ScoreSettings, find_label_names, pair_folders, read_label_names
 from ctseg.geometry.volume import Grid, Volume
 from ctseg.manifest import Case, Manifest
-from ctseg.scans.datasets.case import IGNORED
 from ctseg.scans.formats import nifti
 
 SHAPE, SPACING = (10, 12, 14), (3.0, 2.0, 1.0)

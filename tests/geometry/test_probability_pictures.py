@@ -9,12 +9,12 @@ from masks_in_space import RED, oblique, upright
 from PIL import Image
 
 import visualize
+from ctseg.datasets.masks import Masks, open_masks
 from ctseg.errors import CaseError
 from ctseg.geometry.volume import Volume
 from ctseg.reporting.pictures import tour
 from ctseg.reporting.pictures.subject import Subject
 from ctseg.reporting.pictures.surfaces import surface_at, surface_of
-from ctseg.scans.datasets.masks import Masks, open_masks
 from ctseg.scans.formats import nifti
 
 

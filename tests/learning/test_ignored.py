@@ -10,11 +10,11 @@ import tiny_workspace
 import torch
 
 from ctseg import config
+from ctseg.datasets.case import IGNORED
 from ctseg.learning import augment, dataset, losses, planning, tubes
 from ctseg.learning.connectivity_losses import ConnectivityWeights, connectivity_loss
 from ctseg.learning.validation import Validation
 from ctseg.manifest import Manifest
-from ctseg.scans.datasets.case import IGNORED
 
 KEPT = slice(0, 6)  # rows of axis D that somebody looked at; the others are ignored
 

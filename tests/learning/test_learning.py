@@ -16,6 +16,7 @@ import torch
 from scipy import ndimage
 
 from ctseg import config
+from ctseg.datasets.case import IGNORED
 from ctseg.errors import IntegrityError
 from ctseg.learning import dataset, losses, planning
 from ctseg.learning.optimizer import learning_rate_factor
@@ -25,7 +26,6 @@ from ctseg.prediction import largest_component, mirroring, sliding_windows
 from ctseg.prediction.network_input import NetworkInput
 from ctseg.runtime import checkpoints, hardware
 from ctseg.runtime.hardware import Machine
-from ctseg.scans.datasets.case import IGNORED
 from models import build_network
 
 

@@ -14,6 +14,7 @@ from tiny_workspace import SIZE, STRUCTURES, draw, make
 
 import evaluate
 from ctseg import artifacts, config
+from ctseg.datasets.case import IGNORED
 from ctseg.geometry.probabilities import Probabilities
 from ctseg.geometry.soft_masks import probability_on_scan
 from ctseg.geometry.volume import Grid, Volume, resample
@@ -22,7 +23,6 @@ from ctseg.prediction import sliding_windows
 from ctseg.prediction.calibration_stage import Calibration
 from ctseg.prediction.network_input import NetworkInput
 from ctseg.runtime.hardware import choose_machine
-from ctseg.scans.datasets.case import IGNORED
 from ctseg.scans.formats import nifti, volume_files
 from ctseg.scoring import calibration
 from ctseg.scoring.calibration import BINS, Sums, structure_sums

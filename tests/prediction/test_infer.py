@@ -16,8 +16,8 @@ from tiny_runs import run, words_of
 
 import infer
 from ctseg import artifacts
-from ctseg.scans.datasets.find_scans import find_scans
-from ctseg.scans.datasets.masks import open_masks
+from ctseg.datasets.find_scans import find_scans
+from ctseg.datasets.masks import open_masks
 from ctseg.scans.formats import nifti, volume_files
 
 
@@ -254,7 +254,7 @@ def test_a_scan_that_breaks_in_an_unforeseen_way_does_not_end_the_others(
     scan, checkpoints = trained
     for name in ("first", "second", "third", "fourth"):
         shutil.copy(scan, tmp_path / f"{name}.nii.gz")
-    from ctseg.scans.datasets import load_case
+    from ctseg.datasets import load_case
 
     load = load_case.load_image
 
@@ -332,7 +332,7 @@ def test_a_full_disk_ends_the_run_and_an_unreadable_scan_only_itself(tmp_path, t
     scan, checkpoints = trained
     for name in ("a", "b"):
         shutil.copy(scan, tmp_path / f"{name}.nii.gz")
-    from ctseg.scans.datasets import load_case
+    from ctseg.datasets import load_case
 
     def refuse(number: int, path: Path):
         raise OSError(number, os.strerror(number), str(path))
@@ -367,7 +367,7 @@ def test_the_same_command_goes_on_after_an_interruption_and_begins_anew_where_so
     scan, checkpoints = trained
     for name in ("a", "b", "c"):
         shutil.copy(scan, tmp_path / f"{name}.nii.gz")
-    from ctseg.scans.datasets import load_case
+    from ctseg.datasets import load_case
 
     load, read = load_case.load_image, []
 

@@ -17,11 +17,11 @@ from tiny_runs import run, words_of
 import infer
 import train
 from ctseg import artifacts
+from ctseg.datasets.find_scans import find_scans
 from ctseg.errors import UsageError
 from ctseg.geometry.volume import match_grid
 from ctseg.prediction import predictor
 from ctseg.runtime import checkpoints
-from ctseg.scans.datasets.find_scans import find_scans
 from ctseg.scans.dicom import dicom_seg, dicom_series, rtstruct
 from ctseg.scans.formats import volume_files
 

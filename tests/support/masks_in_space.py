@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from ctseg.datasets.masks import Masks
 from ctseg.geometry.volume import Volume
-from ctseg.scans.datasets.masks import Masks
 
 RED, BLUE = np.array([1.0, 0.0, 0.0]), np.array([0.0, 0.0, 1.0])
 

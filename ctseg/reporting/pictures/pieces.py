@@ -8,9 +8,9 @@ import dataclasses
 
 import numpy as np
 
+from ctseg.datasets.masks import Masks
 from ctseg.geometry.boxes import Box, box_shape, intersection, move, whole_box, within
 from ctseg.geometry.volume import Grid, Volume, covered_box, resample, tight, to_canonical
-from ctseg.scans.datasets.masks import Masks
 
 ALIGNED = 0.01  # voxels by which masks may lie beside the scan's voxels and still count as on them
 

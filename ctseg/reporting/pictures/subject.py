@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
+from ctseg.datasets.masks import Masks
 from ctseg.geometry.volume import Volume
 from ctseg.reporting.pictures.slices import window_for
-from ctseg.scans.datasets.masks import Masks
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,12 +13,12 @@ import numpy as np
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
+from ctseg.datasets.masks import Masks
 from ctseg.geometry.volume import Volume
 from ctseg.reporting.pictures import planes, render, style
 from ctseg.reporting.pictures.colours import colours_of
 from ctseg.reporting.pictures.subject import Subject
 from ctseg.reporting.pictures.surfaces import Surface, box_mm, surface_at, surface_of
-from ctseg.scans.datasets.masks import Masks
 
 SIDES = {
     0: "front",

@@ -8,6 +8,7 @@ from masks_in_space import RED, ball, masks_of, oblique, upright
 from PIL import Image
 
 import visualize
+from ctseg.datasets.masks import Masks, open_masks, tight
 from ctseg.geometry.boxes import whole_box
 from ctseg.geometry.volume import Volume, reorient, to_canonical
 from ctseg.reporting.pictures import contact_sheet, planes, render, slices, tour
@@ -16,7 +17,6 @@ from ctseg.reporting.pictures.contact_sheet import build_sheet, spread
 from ctseg.reporting.pictures.pieces import Piece, piece_of
 from ctseg.reporting.pictures.slices import PLANES
 from ctseg.reporting.pictures.subject import Subject
-from ctseg.scans.datasets.masks import Masks, open_masks, tight
 from ctseg.scans.formats import nifti
 
 SHAPE = (20, 30, 36)

@@ -11,14 +11,14 @@ from masks_in_space import BLUE, RED, ball, masks_of, oblique, upright
 from PIL import Image
 
 import visualize
+from ctseg.datasets.case import ImageSource
+from ctseg.datasets.masks import named_like, open_masks
 from ctseg.errors import UsageError
 from ctseg.geometry.volume import Volume
 from ctseg.reporting.pictures import render, tour, video
 from ctseg.reporting.pictures.colours import colour_of
 from ctseg.reporting.pictures.subject import Subject
 from ctseg.reporting.pictures.surfaces import Surface, surface_of
-from ctseg.scans.datasets.case import ImageSource
-from ctseg.scans.datasets.masks import named_like, open_masks
 from ctseg.scans.dicom import dicom_seg, dicom_series, rtstruct
 from ctseg.scans.formats import nifti
 

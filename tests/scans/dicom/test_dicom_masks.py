@@ -16,10 +16,10 @@ from pydicom.uid import generate_uid
 
 import preprocessing
 from ctseg import artifacts
+from ctseg.datasets import load_case
+from ctseg.datasets.case import CaseRecord, ImageSource, LabelSource
 from ctseg.errors import CaseError
 from ctseg.geometry.volume import Volume
-from ctseg.scans.datasets import load_case
-from ctseg.scans.datasets.case import CaseRecord, ImageSource, LabelSource
 from ctseg.scans.dicom import dicom_seg, dicom_series, rtstruct
 
 SHAPE = (10, 11, 13)  # 143 pixels: 17 bytes and 7 bits

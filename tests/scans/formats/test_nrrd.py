@@ -12,13 +12,13 @@ import SimpleITK as sitk
 from builders import small_phantom, with_itk
 
 from ctseg.artifacts import write_json
+from ctseg.datasets import listing, load_case
+from ctseg.datasets.case import CaseRecord, ImageSource, LabelSource
+from ctseg.datasets.find_scans import find_scans
+from ctseg.datasets.layouts import open_data_set
+from ctseg.datasets.masks import open_masks
 from ctseg.errors import CaseError, PreconditionError, UsageError
 from ctseg.geometry.volume import Volume
-from ctseg.scans.datasets import listing, load_case
-from ctseg.scans.datasets.case import CaseRecord, ImageSource, LabelSource
-from ctseg.scans.datasets.find_scans import find_scans
-from ctseg.scans.datasets.layouts import open_data_set
-from ctseg.scans.datasets.masks import open_masks
 from ctseg.scans.dicom import dicom_series
 from ctseg.scans.formats import nifti, nrrd, volume_files
 

@@ -1,0 +1,359 @@
+"""What one adapter collects while it reads a folder: cases, findings, and which files it has accounted for.
+
+Nothing here opens an image. Names and links are checked, and every file that no case uses is reported.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ctseg.datasets import listing
+from ctseg.datasets.case import CaseRecord, DataSet, ImageSource, LabelSource, LabelTable
+from ctseg.errors import Finding, PreconditionError
+from ctseg.scans.formats import volume_files
+from ctseg.scans.formats.folder_walk import HIDDEN, TWICE, hidden, walk
+
+SHOWN = 20  # files reported one by one; the rest are counted in one finding
+SPLITS = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+    "testing": "test",
+}
+
+
+class Gathering:
+    """Cases and findings of one data set in the making. A case is either offered or refused, never both."""
+
+    def __init__(self, layout: str, root: Path, follow_links: bool):
+        self.layout, self.root, self.follow_links = layout, root, follow_links
+        self.findings: list[Finding] = []
+        self._cases: list[CaseRecord] = []
+        self._ids: list[str] = []
+        self._refused: set[str] = set()
+        self._label_of: dict[str, str] = {}  # label file -> the first case that has it
+        self._accounted: set[str] = set()
+        self._real_root = root.resolve()
+        self._plain_folders: dict[str, bool] = {}  # folder -> whether it really lies inside the data folder
+
+    def relative(self, path: Path | None) -> str:
+        """The path below the data folder as it is printed."""
+        if path is None:
+            return "-"
+        inner = listing.below(path, self.root)
+        return listing.printable(path.name if inner is None else inner.as_posix())
+
+    def note(self, code: str, cause: str, *, path: Path | None = None, case: str = "-") -> None:
+        """Something worth knowing; nothing is lost."""
+        self.findings.append(Finding("NOTE", code, cause, case=case, file=self.relative(path)))
+
+    def warn(self, code: str, cause: str, fix: str, *, path: Path | None = None, case: str = "-") -> None:
+        """Something that may be wrong although the data is used."""
+        self.findings.append(Finding("WARN", code, cause, fix, case=case, file=self.relative(path)))
+
+    def refuse(self, case_id: str, problem: tuple[str, str, str], path: Path | None = None) -> None:
+        """Leave a case out, for the reason (code, cause, fix). Of several reasons the first counts."""
+        case_id = listing.printable(case_id)
+        self.account(path)
+        if case_id in self._refused:
+            return
+        self._refused.add(case_id)
+        self._ids.append(case_id)
+        self.findings.append(Finding("ERROR", *problem, case=case_id, file=self.relative(path)))
+
+    def account(self, *paths: Path | None) -> None:
+        """Mark files (or whole folders) as explained, so that they are not reported as left over."""
+        self._accounted.update(os.path.normpath(path) for path in paths if path is not None)
+
+    def split_of(self, word: str | None, case_id: str, path: Path) -> str | None:
+        """train, val or test, whatever the data set calls it; any other word is told, because such a case is
+        assigned anew.
+        """
+        split = None if word is None else SPLITS.get(word.casefold())
+        if word and split is None:
+            self.warn(
+                "SPLIT_UNKNOWN",
+                f"its split '{listing.printable(word)}' is none of {', '.join(SPLITS)}: "
+                "it is assigned to any of train, val and test",
+                "rename the split, or move the case away",
+                path=path,
+                case=case_id,
+            )
+        return split
+
+    def match_splits(self, splits: Iterable[str], path: Path | None) -> None:
+        """A warning about cases that a file of splits names and that are not there: another spelling makes a
+        split without effect.
+        """
+        unknown = sorted(set(splits) - set(self._ids), key=listing.natural_key)
+        if unknown:
+            self.warn(
+                "SPLIT_UNKNOWN",
+                f"{len(unknown)} of its cases are not in this data set, "
+                f"the first is '{listing.printable(unknown[0])}'",
+                "spell them like the cases, or take them out",
+                path=path,
+            )
+
+    def problem(self, path: Path, *, folder: bool = False) -> tuple[str, str, str] | None:
+        """What `file_problem` says. Ordinary files, of which a data set has a hundred thousand, take one
+        `lstat`.
+        """
+        if not folder:
+            place, name = os.path.split(path)
+            with contextlib.suppress(OSError):
+                if stat.S_ISREG(os.lstat(path).st_mode) and name not in ("", "..") and self._inside(place):
+                    return None
+        found = listing.file_problem(path, self._real_root, folder=folder)
+        return None if self.follow_links and found is not None and found[0] == "LINK_OUTSIDE" else found
+
+    def _inside(self, place: str) -> bool:
+        if place not in self._plain_folders:
+            inside = self.follow_links or Path(place).resolve().is_relative_to(self._real_root)
+            self._plain_folders[place] = inside
+        return self._plain_folders[place]
+
+    def offer(
+        self,
+        case_id: str,
+        image: ImageSource,
+        labels: LabelSource,
+        *,
+        annotated: Iterable[str] | None = None,
+        split: str | None = None,
+        patient_id: str | None = None,
+    ) -> None:
+        """Add a case after checking its name and that its files are regular files inside the data folder."""
+        files = _files(image, labels)
+        self.account(*files)
+        bad_name = listing.unsafe_name(case_id)
+        if bad_name is not None:
+            return self.refuse(
+                case_id, ("UNSAFE_NAME", bad_name, "rename the case"), files[0] if files else None
+            )
+        for path in files:
+            problem = self.problem(
+                path, folder=path == image.path and image.format not in volume_files.FORMATS
+            )
+            if problem is not None:
+                return self.refuse(case_id, problem, path)
+        other = (
+            None if labels.path is None else self._label_of.setdefault(os.path.normpath(labels.path), case_id)
+        )
+        if other not in (None, case_id):
+            self.warn(
+                "LABEL_SHARED",
+                f"case {other} has the same label file",
+                "give each scan its own label, unless both show the same anatomy in the same place",
+                path=labels.path,
+                case=case_id,
+            )
+        self._ids.append(case_id)
+        names = None if annotated is None else frozenset(annotated)
+        self._cases.append(CaseRecord(case_id, patient_id or case_id, image, labels, names, split))
+
+    def offer_map(self, case_id: str, image: Path, label: Path, table: LabelTable, **more: Any) -> None:
+        """`offer` a scan with a label map."""
+        self.offer(case_id, listing.image_source(image), table.map_at(label), **more)
+
+    def offer_listed(
+        self, case_id: str, image: object, label: object, base: Path, table: LabelTable, **more: Any
+    ) -> None:
+        """`offer_map` of files that metadata name relative to `base`; somebody looked for every structure of
+        the table.
+        """
+        scan, mask = self.inside(case_id, image, base), None
+        if label in (None, "", []):
+            missing = ("LABEL_MISSING", "the entry names no label", "add its label to the list")
+            self.refuse(case_id, missing, scan)
+        else:
+            mask = self.inside(case_id, label, base)
+        self.account(scan, mask)
+        if scan is None or mask is None:
+            return
+        for path in (scan, mask):
+            if listing.volume_stem(path) is None:
+                cause = "it is no volume file (.nii.gz, .nii, .nrrd, .mha)"
+                return self.refuse(case_id, ("FORMAT_UNSUPPORTED", cause, "convert it to .nii.gz"), path)
+        self.offer_map(case_id, scan, mask, table, annotated=table.values.values(), **more)
+
+    def note_unlabelled(self, scans: Sequence[Path], where: Path, told: str) -> None:
+        """Scans for testing that have no label are told and left alone."""
+        if scans:
+            self.account(*scans)
+            self.note(
+                "TEST_UNLABELLED", f"{len(scans)} scans in {told} have no label and are not used", path=where
+            )
+
+    def inside(self, case_id: str, text: object, base: Path) -> Path | None:
+        """The file that metadata names relative to `base`; None, and the case refused, when it lies outside
+        the data folder. An absolute path is accepted only when it leads into the data folder.
+        """
+        if not isinstance(text, str) or not text.strip() or "\0" in text:
+            self.refuse(case_id, ("METADATA_INVALID", f"{text!r} is not a file name", "correct the entry"))
+            return None
+        inner = listing.below(base / text, self.root)
+        if inner is None:
+            self.refuse(
+                case_id,
+                (
+                    "UNSAFE_NAME",
+                    f"the path '{text}' leaves the data folder",
+                    "use paths relative to the data folder",
+                ),
+            )
+            return None
+        return self.root / inner
+
+    def data_set(self, structures: Sequence[str], *, synthetic: bool = False) -> DataSet:
+        """The finished data set: cases in natural order, names unique, left-over files reported.
+
+        Raises PreconditionError DUPLICATE_ID, or NO_DATA when no case can be used.
+        """
+        names: dict[str, str] = {}
+        for case_id in self._ids:
+            if listing.folded(case_id) in names:
+                raise listing.duplicate_error(f"case '{names[listing.folded(case_id)]}' and case '{case_id}'")
+            names[listing.folded(case_id)] = case_id
+        self._report_leftovers()
+        if not self._cases:
+            raise PreconditionError(
+                "NO_DATA",
+                f"layout {self.layout}: {self.summary()}",
+                "repair the first one named, or give --layout",
+                file=self.root.name or ".",
+            )
+        cases = sorted(self._cases, key=lambda case: listing.natural_key(case.case_id))
+        return DataSet(
+            self.layout, self.root, tuple(structures), tuple(cases), tuple(self.findings), synthetic
+        )
+
+    def summary(self) -> str:
+        """Why nothing can be used, with the first reason."""
+        errors = [finding for finding in self.findings if finding.severity == "ERROR"]
+        if not errors:
+            return "no case found"
+        first = f"{errors[0].file}: {errors[0].cause}"
+        return f"{len(self._refused)} cases found, none of them usable; the first: {first}"
+
+    def _report_leftovers(self) -> None:
+        """Findings for archives, for scans that no case uses, and one for all other files."""
+        strays: list[Path] = []
+        others: Counter[str] = Counter()
+        not_entered: dict[Path, str] = {}
+        for folder, subfolders, files in walk(self.root, not_entered):
+            place = "" if os.path.normpath(folder) == "." else os.path.normpath(folder) + os.sep
+            subfolders[:] = sorted(
+                (name for name in subfolders if place + name not in self._accounted), key=listing.natural_key
+            )
+            for path in [folder / name for name in subfolders if not self._inside(place + name)]:
+                subfolders.remove(path.name)
+                self.warn(
+                    "LINK_OUTSIDE",
+                    "a link that leaves the data folder is not searched",
+                    listing.FOLLOW,
+                    path=path,
+                )
+            for name in sorted(
+                (name for name in files if place + name not in self._accounted and not hidden(name)),
+                key=listing.natural_key,
+            ):
+                path = Path(folder, name)
+                if name.casefold().endswith(listing.ARCHIVE_SUFFIXES):
+                    self._report_archive(path)
+                elif (
+                    folder == self.root and path.is_symlink() and not path.exists()
+                ):  # it may have been a case
+                    self.refuse(
+                        name,
+                        (
+                            "FILE_MISSING",
+                            "a link that leads nowhere",
+                            "put the case there, or remove the link",
+                        ),
+                        path,
+                    )
+                elif listing.volume_stem(path) is not None:
+                    strays.append(path)
+                else:
+                    others[path.suffix.casefold() or "no suffix"] += 1
+        for folder in [folder for folder, why in not_entered.items() if why not in (HIDDEN, TWICE)]:
+            self._refuse_folder(folder)
+        for path in strays[:SHOWN]:
+            self.warn(
+                "UNMATCHED_FILE",
+                "no case uses this file",
+                f"name it, or list it in the metadata, as the layout {self.layout} expects; or remove it",
+                path=path,
+            )
+        if len(strays) > SHOWN:
+            self.warn(
+                "UNMATCHED_FILE",
+                f"no case uses {len(strays) - SHOWN} more files",
+                "see the files named before",
+                path=strays[SHOWN].parent,
+            )
+        if others:
+            listed = ", ".join(f"{count} {suffix}" for suffix, count in sorted(others.items()))
+            self.note("OTHER_FILES", f"files that hold no scan or label of a case are ignored ({listed})")
+
+    def _refuse_folder(self, path: Path) -> None:
+        """A folder that cannot be listed may hold cases, unless it lies in a case or is a file system's."""
+        if any(part in self._ids for part in Path(self.relative(path)).parts):
+            self.warn(*listing.CLOSED, path=path)
+        elif path.name != "lost+found":
+            self.refuse(self.relative(path), listing.CLOSED, path)
+
+    def _report_archive(self, path: Path) -> None:
+        """An archive may hold cases: an error, unless it was unpacked beside itself."""
+        suffix = next(suffix for suffix in listing.ARCHIVE_SUFFIXES if path.name.casefold().endswith(suffix))
+        if path.with_name(path.name[: -len(suffix)]).exists():
+            self.note("ARCHIVE_INPUT", "an archive; what was unpacked from it stands beside it", path=path)
+            return
+        self.refuse(
+            path.name, ("ARCHIVE_INPUT", "an archive is not opened", "unpack it first, or remove it"), path
+        )
+
+
+def _files(image: ImageSource, labels: LabelSource) -> list[Path]:
+    """Every path of a case that must exist, the image first."""
+    paths = [image.path, labels.path, *labels.masks.values()]
+    return list(dict.fromkeys(path for path in paths if path is not None))
+
+
+def offer_pairs(
+    cases: Gathering,
+    images: dict[str, Path],
+    labels: dict[str, Path],
+    table: LabelTable,
+    *,
+    annotated: Iterable[str] | None = None,
+    splits: dict[str, str] | None = None,
+) -> None:
+    """Offer every case that has both an image and a label map; refuse the others. Keys are case ids (any
+    case).
+
+    annotated: as in `CaseRecord`.
+    """
+    maps = {listing.folded(name): path for name, path in labels.items()}
+    no_label = ("LABEL_MISSING", "a scan without label", "add its label, or move the scan away")
+    no_scan = ("FILE_MISSING", "a label without scan", "add the scan, or move the label away")
+    for case_id, path in images.items():
+        label = maps.pop(listing.folded(case_id), None)
+        if label is None:
+            cases.refuse(case_id, no_label, path)
+        else:
+            split = (splits or {}).get(case_id)
+            cases.offer_map(case_id, path, label, table, annotated=annotated, split=split)
+    for case_id, path in labels.items():
+        if listing.folded(case_id) in maps:
+            cases.refuse(case_id, no_scan, path)

@@ -1,0 +1,68 @@
+"""Medical Segmentation Decathlon. Source: medicaldecathlon.com, arXiv 2106.05735.
+
+    [.../]Task09_Spleen/dataset.json      {"labels": {"1": "spleen"},
+                                           "training": [{"image": ..., "label": ...}]}
+    [.../]Task09_Spleen/imagesTr/spleen_2.nii.gz
+    [.../]Task09_Spleen/labelsTr/spleen_2.nii.gz
+    [.../]Task09_Spleen/imagesTs/...      without labels: noted, not used
+
+Labels map value -> name, the reverse of nnU-Net; image and label have the same file name. An empty label map:
+none of it is there.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ctseg.datasets import listing, metadata
+from ctseg.datasets.case import DataSet, LabelTable
+from ctseg.datasets.gathering import Gathering
+from ctseg.datasets.layouts import nnunet
+from ctseg.errors import PreconditionError
+
+SHAPE = "TaskXX_Name/{dataset.json, imagesTr/<case>.nii.gz, labelsTr/<case>.nii.gz}"
+
+
+def matches(root: Path) -> bool:
+    """A dataset.json with a `training` list (one that cannot be read counts beside imagesTr)."""
+    for folder in nnunet.dataset_folders(root):
+        content = metadata.peek(folder / "dataset.json")
+        if (content is None and (folder / "imagesTr").is_dir()) or (
+            content is not None and isinstance(content.get("training"), list)
+        ):
+            return True
+    return False
+
+
+def read(root: Path, *, follow_links: bool = False) -> DataSet:
+    """The training cases of the one task in the folder."""
+    found = nnunet.dataset_folders(root)
+    if not found:
+        raise PreconditionError(
+            "NO_DATA", "there is no dataset.json", f"the layout msd needs {SHAPE}", file="dataset.json"
+        )
+    folder = metadata.one_of(found, "Decathlon tasks")
+    path = folder / "dataset.json"
+    content = metadata.read_object(path)
+    table = LabelTable(metadata.label_table(content.get("labels"), path).values)  # it has no "ignore"
+    channels = content.get("modality")
+    if metadata.ct_channel(channels, path) != 0 or (channels is not None and len(channels) > 1):
+        raise PreconditionError(
+            "NOT_CT",
+            "an image holds several channels",
+            "this software reads files with one CT each",
+            file=path.name,
+        )
+    cases = Gathering("msd", root, follow_links)
+    cases.account(path)
+    for number, entry in enumerate(metadata.entry_list(content, "training", path)):
+        image = entry.get("image") if isinstance(entry, dict) else None
+        if not isinstance(image, str):
+            problem = ("METADATA_INVALID", "the entry names no image", "correct dataset.json")
+            cases.refuse(f"training[{number}]", problem)
+        else:
+            case_id = listing.volume_stem(Path(image)) or Path(image).name
+            cases.offer_listed(case_id, image, entry.get("label"), folder, table)
+    unlabelled = list(listing.volumes(folder / "imagesTs").values())
+    cases.note_unlabelled(unlabelled, folder / "imagesTs", "imagesTs")
+    return cases.data_set(tuple(table.values.values()))

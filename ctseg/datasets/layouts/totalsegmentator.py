@@ -1,0 +1,62 @@
+"""The TotalSegmentator data set (v1 and v2). Source: doi.org/10.5281/zenodo.6802613,
+wasserth/TotalSegmentator.
+
+    meta.csv                              optional: image_id;...;split (separator ";" or ",")
+    s0000/ct.nii.gz
+    s0000/segmentations/liver.nii.gz
+    s0000/segmentations/...
+
+The ids of v1 and v2 differ, the file names are the structures. `split` in meta.csv is used when it is there.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+from pathlib import Path
+
+from ctseg.datasets import listing
+from ctseg.datasets.case import DataSet
+from ctseg.datasets.layouts import abdomenatlas
+from ctseg.errors import PreconditionError
+
+SHAPE = "s0000/ct.nii.gz + s0000/segmentations/<structure>.nii.gz, optional meta.csv"
+_CASE = re.compile(r"s\d{4,5}", re.IGNORECASE)
+
+
+def matches(root: Path) -> bool:
+    """Case folders named sXXXX, or any mask folders beside a meta.csv."""
+    case_folders = [folder for folder in listing.folders(root) if abdomenatlas.is_case(folder)]
+    return any(_CASE.fullmatch(folder.name) for folder in case_folders) or bool(
+        case_folders and listing.child(root, "meta.csv")
+    )
+
+
+def read(root: Path, *, follow_links: bool = False) -> DataSet:
+    """All case folders, with the splits of meta.csv."""
+    table = listing.child(root, "meta.csv")
+    if table is None:
+        return abdomenatlas.read_case_folders("totalsegmentator", root, follow_links, {})
+    return abdomenatlas.read_case_folders("totalsegmentator", root, follow_links, _splits(table), table)
+
+
+def _splits(path: Path) -> dict[str, str]:
+    """Case id (case-folded) -> the split as the table calls it; empty when the table has no such columns."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        delimiter = ";" if lines and ";" in lines[0] else ","
+        rows = list(csv.DictReader(lines, delimiter=delimiter))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise PreconditionError(
+            "METADATA_PARSE",
+            f"not readable as a table ({error})",
+            "correct or remove the file",
+            file=path.name,
+        ) from error
+    result = {}
+    for row in rows:
+        split = (row.get("split") or "").strip()
+        case_id = (row.get("image_id") or "").strip().casefold()
+        if split and case_id:
+            result[case_id] = split
+    return result
