@@ -1,8 +1,8 @@
 """Stage 3: predict the test scans and score them; or score any masks against any others.
 
 Reads   processed_data/ and checkpoints/best_model.pth; or the masks --reference and --prediction, a file each
-        or folders of cases: label maps (NIfTI, NRRD, MetaImage), .seg.nrrd of 3D Slicer, folders with one file
-        per structure, DICOM SEG or RTSTRUCT (these with --ct)
+        or folders of cases: label maps (NIfTI, NRRD, MetaImage), .seg.nrrd of 3D Slicer, folders with one
+        file per structure, DICOM SEG or RTSTRUCT (these with --ct)
 Writes  evaluation_results/ (or --output; without it masks are only printed): predictions/,
         detailed_results.json, summary_statistics.json, summary.json, per_case.csv, evaluation_report.txt,
         dice_boxplots.png, dice_vs_hausdorff.png, metrics_heatmap.png, and topology.csv when a structure is a

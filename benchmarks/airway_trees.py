@@ -1,12 +1,13 @@
-"""Tree metrics of several teams' airways of one scan, each team once as the reference of every other one: two Markdown tables.
+"""Tree metrics of several teams' airways of one scan, each team once as the reference of every other one: two
+Markdown tables.
 
     python benchmarks/airway_trees.py --data DIR [--scipy]
 
-DIR holds the masks (.nii.gz, one value above 0) in one folder per team, for example predictions of one ATM'22 case.
-Nobody's tree is the truth here: the tables show how the metrics behave on real trees, and what they cost. Every pair
-runs in a process of its own, so that its peak memory is its own. Seconds are processor time of one thread without the
-reading of files; memory is the largest resident size of the process, with the two volumes and Python in it.
---scipy: count components with SciPy although cc3d is installed.
+DIR holds the masks (.nii.gz, one value above 0) in one folder per team, for example predictions of one ATM'22
+case. Nobody's tree is the truth here: the tables show how the metrics behave on real trees, and what they
+cost. Every pair runs in a process of its own, so that its peak memory is its own. Seconds are processor time
+of one thread without the reading of files; memory is the largest resident size of the process, with the two
+volumes and Python in it. --scipy: count components with SciPy although cc3d is installed.
 """
 
 from __future__ import annotations
@@ -128,25 +129,30 @@ def main() -> int:
         }
     first = next(iter(trees.values()))
     print(
-        f"{len(files)} trees of one scan, {' x '.join(map(str, first['shape']))} voxels of {' x '.join(f'{s:.3g}' for s in first['spacing'])} mm; "
+        f"{len(files)} trees of one scan, {' x '.join(map(str, first['shape']))} voxels of "
+        f"{' x '.join(f'{s:.3g}' for s in first['spacing'])} mm; "
         f"components by {'SciPy' if options.scipy or topology._cc3d is None else 'cc3d'}\n"
     )
     print(
-        "| tree | voxels | its box | centre line | length mm | branches | generations | thinning s | parsing s |\n|---|---|---|---|---|---|---|---|---|"
+        "| tree | voxels | its box | centre line | length mm | branches | generations | thinning "
+        "s | parsing s |\n|---|---|---|---|---|---|---|---|---|"
     )
     for name, tree in trees.items():
         print(
-            f"| {name} | {tree['voxels']} | {' x '.join(map(str, tree['box']))} | {tree['line']} | {tree['length_mm']:.0f} | {tree['branches']} | {tree['depth'] + 1} "
+            f"| {name} | {tree['voxels']} | {' x '.join(map(str, tree['box']))} | {tree['line']} "
+            f"| {tree['length_mm']:.0f} | {tree['branches']} | {tree['depth'] + 1} "
             f"| {tree['thinning_s']:.2f} | {tree['parsing_s']:.2f} |"
         )
     heads = [head for head, _, _ in SHOWN]
     print(
-        f"\n| reference | prediction | {' | '.join(heads)} | study s | compare s | MB after reading | peak MB |\n{'|---' * (len(heads) + 6)}|"
+        f"\n| reference | prediction | {' | '.join(heads)} | study s | compare s | MB after "
+        f"reading | peak MB |\n{'|---' * (len(heads) + 6)}|"
     )
     for (reference, prediction), found in pairs.items():
         cells = ["-" if found[key] is None else f"{found[key]:.{digits}f}" for _, key, digits in SHOWN]
         print(
-            f"| {reference} | {prediction} | {' | '.join(cells)} | {found['study_s']:.2f} | {found['compare_s']:.2f} | {found['read_mb']:.0f} | {found['peak_mb']:.0f} |"
+            f"| {reference} | {prediction} | {' | '.join(cells)} | {found['study_s']:.2f} | "
+            f"{found['compare_s']:.2f} | {found['read_mb']:.0f} | {found['peak_mb']:.0f} |"
         )
     print()
     for name, key in (

@@ -3,8 +3,9 @@
     python benchmarks/code_size.py            the whole, and every limit that is broken
     python benchmarks/code_size.py ctseg/scans    one room, with its longest functions
 
-Tokens are those of Python's own tokenizer without comments, docstrings and layout, so neither wrapping nor explaining
-changes them. Tests and benchmarks are not counted. A function's length is its lines without its docstring.
+Tokens are those of Python's own tokenizer without comments, docstrings and layout, so neither wrapping nor
+explaining changes them. Tests and benchmarks are not counted. A function's length is its lines without its
+docstring.
 """
 
 from __future__ import annotations
@@ -131,7 +132,8 @@ def main() -> int:
         for file, text in texts.items():
             wide = sum(len(line) > LIMITS["line width"] for line in text.splitlines())
             print(
-                f"{count_tokens(text):7d} tokens {text.count(chr(10)):5d} lines {wide:3d} wide  {file.relative_to(ROOT)}"
+                f"{count_tokens(text):7d} tokens {text.count(chr(10)):5d} lines {wide:3d} wide  "
+                f"{file.relative_to(ROOT)}"
             )
         for one in every[:25]:
             print(f"{one.lines:5d} lines, {one.parameters} parameters  {one.place} {one.name}")

@@ -1,4 +1,5 @@
-"""docs/codes.md: what exit codes and the codes in messages mean, from ctseg/errors.py and the table beside it.
+"""docs/codes.md: what exit codes and the codes in messages mean, from ctseg/errors.py and the table beside
+it.
 
 python benchmarks/codes_page.py            write the page
 """

@@ -30,7 +30,10 @@ def first_sentence(file: Path) -> str:
 
 
 def file_map() -> str:
-    """The map as Markdown: a heading per folder, a line per file. Folders without a word of their own have no file."""
+    """The map as Markdown: a heading per folder, a line per file.
+
+    Folders without a word of their own have no file.
+    """
     lines = []
     for folder, group in groupby(files(), key=lambda file: file.parent):
         own = [file for file in group if file.read_text(encoding="utf-8").strip()]

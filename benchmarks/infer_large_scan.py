@@ -1,9 +1,11 @@
 """Time and peak memory of `infer.py` on a scan of 512 x 512 x 300 voxels, with few structures and with many.
 
-The scan is TotalSegmentator's example CT interpolated to that size; the models learn its structures for a short while, from the same
+The scan is TotalSegmentator's example CT interpolated to that size; the models learn its structures for a
+short while, from the same
 scan, so the masks are anatomical but say nothing about other patients: only time and memory count here.
 
-    python benchmarks/infer_large_scan.py --data DIR --workspace WORK      (DIR holds example_ct.nii.gz and its masks)
+    python benchmarks/infer_large_scan.py --data DIR --workspace WORK      (DIR holds example_ct.nii.gz and
+        its masks)
 """
 
 from __future__ import annotations
@@ -43,7 +45,9 @@ def enlarge(source: Path, target: Path) -> None:
 
 
 def structures_of(data: Path, count: int) -> dict[int, str]:
-    """Label value -> name of `count` structures that the example shows, those of the overfitting benchmark first."""
+    """Label value -> name of `count` structures that the example shows, those of the overfitting benchmark
+    first.
+    """
     label = volume_files.read_integers(data / "example_seg_fast_force_split.nii.gz")[0]
     names = nifti.read_names(data / "example_seg_fast_force_split.nii.gz")
     there = {int(value): names[int(value)] for value in np.unique(label.array) if value}
@@ -52,7 +56,10 @@ def structures_of(data: Path, count: int) -> dict[int, str]:
 
 
 def measured(command: list[str]) -> tuple[float, float]:
-    """(seconds, processor seconds) of a command. RuntimeError when it fails. Its memory is what it says itself: the system counts that of this process too."""
+    """(seconds, processor seconds) of a command.
+
+    RuntimeError when it fails. Its memory is what it says itself: the system counts that of this process too.
+    """
     started = time.monotonic()
     process = subprocess.Popen(command, cwd=ROOT)
     _, status, usage = os.wait4(process.pid, 0)
@@ -129,7 +136,8 @@ def main() -> int:
             record = artifacts.read_json(output / "inference.json")
             found = sum(values["volume_ml"] > 0 for values in record["scans"][0]["structures"].values())
             lines.append(
-                f"| {kind} | {count} | {found} | {wall:.1f} | {processor:.1f} | {record['peak_memory_gb']:.2f} |"
+                f"| {kind} | {count} | {found} | {wall:.1f} | {processor:.1f} | "
+                f"{record['peak_memory_gb']:.2f} |"
             )
     print("| grid | structures | found | s | processor s | peak GB |\n|---|---|---|---|---|---|")
     print("\n".join(lines))

@@ -1,14 +1,15 @@
 """Processor time of HD95 + ASSD + NSD for 20 structures: ours against other packages, as Markdown tables.
 
-    python benchmarks/metrics.py [--sizes 128 256 512] [--repeats 5] [--peers monai surface-distance medpy sitk]
+    python benchmarks/metrics.py [--sizes 128 256 512] [--repeats 5] [--peers monai surface-distance medpy
+    sitk]
 
-The label maps are synthetic: twenty bent ellipsoids, the prediction being the reference moved by up to two voxels with
-another bend. Size 512 means 512x512x300. All methods run in turn in this one process, with one thread; the time is that
-of the processor (`time.process_time`), the median over the repeats. Where a peer is slow it runs on a few structures of
-middling size and its time is multiplied up; the table says on how many.
+The label maps are synthetic: twenty bent ellipsoids, the prediction being the reference moved by up to two
+voxels with another bend. Size 512 means 512x512x300. All methods run in turn in this one process, with one
+thread; the time is that of the processor (`time.process_time`), the median over the repeats. Where a peer is
+slow it runs on a few structures of middling size and its time is multiplied up; the table says on how many.
 
-Ours starts from the two label maps, so its time holds the search for the boxes. The peers get ready masks and are
-not charged for making them. A peer that is not installed is left out.
+Ours starts from the two label maps, so its time holds the search for the boxes. The peers get ready masks and
+are not charged for making them. A peer that is not installed is left out.
 """
 
 from __future__ import annotations
@@ -304,7 +305,8 @@ def table(title: str, seconds: dict[str, float], on: dict[str, int], total: int)
     for name, value in seconds.items():
         scaled = value * total / on[name]
         lines.append(
-            f"| {name} | {scaled:.4g} | {scaled / base:.2f} | {on[name]}{'' if on[name] == total else ', scaled'} |"
+            f"| {name} | {scaled:.4g} | {scaled / base:.2f} | "
+            f"{on[name]}{'' if on[name] == total else ', scaled'} |"
         )
     return "\n".join(lines)
 
@@ -341,7 +343,8 @@ def main() -> int:
 
         SimpleITK.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
     print(
-        f"{platform.processor() or platform.machine()}, Python {platform.python_version()}, NumPy {np.__version__}, "
+        f"{platform.processor() or platform.machine()}, Python {platform.python_version()}, "
+        f"NumPy {np.__version__}, "
         "synthetic label maps, CPU time"
     )
     for size in options.sizes:
@@ -373,7 +376,8 @@ def main() -> int:
         )
         print(
             table(
-                f"one structure of {np.count_nonzero(reference)} voxels alone in {'x'.join(map(str, SHAPES[512]))}",
+                f"one structure of {np.count_nonzero(reference)} voxels alone in "
+                f"{'x'.join(map(str, SHAPES[512]))}",
                 Timer(options.repeats).run(jobs),
                 on,
                 1,

@@ -1,9 +1,11 @@
 """Overfit one real scan through both grids and score it in scan space: proof that the geometry loses nothing.
 
-The TotalSegmentator example CT (122 x 101 x 112 voxels of 3 mm) with liver, spleen, kidneys, bladder, prostate, hips and
-sacrum is training, validation and test case at once, so the numbers say nothing about other patients.
+The TotalSegmentator example CT (122 x 101 x 112 voxels of 3 mm) with liver, spleen, kidneys, bladder,
+prostate, hips and sacrum is training, validation and test case at once, so the numbers say nothing about
+other patients.
 
-    python benchmarks/overfit_one_scan.py --data DIR --workspace WORK      (DIR holds example_ct.nii.gz and its masks)
+    python benchmarks/overfit_one_scan.py --data DIR --workspace WORK      (DIR holds example_ct.nii.gz and
+        its masks)
 """
 
 from __future__ import annotations
@@ -45,7 +47,10 @@ STRUCTURES = {
 
 
 def prepare(data: Path, workspace: artifacts.Workspace, plan: GridPlan, structures: dict[int, str]) -> None:
-    """Write processed_data/ with the one scan in all three splits. structures: label value -> name, the others are background."""
+    """Write processed_data/ with the one scan in all three splits.
+
+    structures: label value -> name, the others are background.
+    """
     workspace.root.mkdir(parents=True, exist_ok=True)
     segmentation = read_integers(data / "example_seg_fast_force_split.nii.gz")[0]
     kept = Volume(

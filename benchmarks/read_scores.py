@@ -24,12 +24,15 @@ def main() -> int:
         run = read_json(workspace.run_record)
         seconds = [case["seconds"] for case in run["cases"]]
         print(
-            f"\n{history['model']}, {history['parameters']:,} parameters, {history['steps']} steps in {history['seconds'] / 60:.1f} minutes, "
-            f"validation Dice {history['best_val_dice'] or 0:.3f}; {len(seconds)} test scans, {sum(seconds) / len(seconds):.1f} s each"
+            f"\n{history['model']}, {history['parameters']:,} parameters, {history['steps']} "
+            f"steps in {history['seconds'] / 60:.1f} minutes, "
+            f"validation Dice {history['best_val_dice'] or 0:.3f}; {len(seconds)} test scans, "
+            f"{sum(seconds) / len(seconds):.1f} s each"
             f"{'; synthetic data' if history['synthetic'] else ''}\n"
         )
         print(
-            "| structure | n | Dice | median | 5 % | HD95 mm | ASSD mm | missed |\n|---|---|---|---|---|---|---|---|"
+            "| structure | n | Dice | median | 5 % | HD95 mm | ASSD mm | missed "
+            "|\n|---|---|---|---|---|---|---|---|"
         )
         for name in history["structures"]:
             dice, presence = summary[f"{name}_dice"], summary["presence"][name]

@@ -1,10 +1,11 @@
-"""Do the connectivity losses reconnect broken tubes? Synthetic branching tubes whose contrast fades out in places.
+"""Do the connectivity losses reconnect broken tubes? Synthetic branching tubes whose contrast fades out in
+places.
 
-Two arms with the same volumes, seeds, steps and network: Dice + cross-entropy ("plain"), and the same with the
-connectivity losses and their two training heads ("connected"). For each seed: the share of the reference's gaps that the
-prediction bridges and the precision, at the usual threshold of 0.5 and with the threshold of one arm moved (on volumes
-of their own) until it has the precision of the other: a lower threshold alone bridges gaps too. All numbers are of
-synthetic data.
+Two arms with the same volumes, seeds, steps and network: Dice + cross-entropy ("plain"), and the same with
+the connectivity losses and their two training heads ("connected"). For each seed: the share of the
+reference's gaps that the prediction bridges and the precision, at the usual threshold of 0.5 and with the
+threshold of one arm moved (on volumes of their own) until it has the precision of the other: a lower
+threshold alone bridges gaps too. All numbers are of synthetic data.
 
     python benchmarks/reconnect_tubes.py            (about 5 minutes on one slow core)
 """
@@ -37,7 +38,9 @@ TOUCHING = np.ones((3, 3, 3), bool)
 
 @dataclasses.dataclass
 class Tubes:
-    """One volume: image (D, H, W) float32, its targets (D, H, W), and each gap as (region, one side, other side) masks."""
+    """One volume: image (D, H, W) float32, its targets (D, H, W), and each gap as (region, one side, other
+    side) masks.
+    """
 
     image: np.ndarray
     label: np.ndarray
@@ -58,7 +61,9 @@ def draw_path(rng: np.random.Generator, start: np.ndarray, heading: np.ndarray, 
 
 
 def draw_tubes(seed: int) -> Tubes:
-    """A trunk, three branches and loose pieces that are no tube; on each line half to all of the contrast fades over 4 to 7 voxels."""
+    """A trunk, three branches and loose pieces that are no tube; on each line half to all of the contrast
+    fades over 4 to 7 voxels.
+    """
     rng = np.random.default_rng([seed, 77])
     heading = rng.normal(size=3)
     heading /= np.linalg.norm(heading)
@@ -223,7 +228,8 @@ def main() -> int:
         for first, n in ((0, 50), (1000, 12), (2000, 40))
     )
     print(
-        f"synthetic tubes: {sum(len(case.gaps) for case in test)} gaps in {len(test)} test volumes, {arguments.steps} steps"
+        f"synthetic tubes: {sum(len(case.gaps) for case in test)} gaps in {len(test)} test "
+        f"volumes, {arguments.steps} steps"
     )
     print(f"{'seed':>4} {'arm':32} {'bridged':>8} {'precision':>9} {'recall':>8} {'Dice':>8}")
     for seed in range(arguments.first_seed, arguments.first_seed + arguments.seeds):

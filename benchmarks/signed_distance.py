@@ -1,9 +1,11 @@
-"""Time of signed distance maps: two full Euclidean transforms per structure against ours, as a Markdown table.
+"""Time of signed distance maps: two full Euclidean transforms per structure against ours, as a Markdown
+table.
 
     python benchmarks/signed_distance.py [LABELS.nii.gz] [--limit-mm 30] [--structures 20]
 
-Without a file the label is synthetic: twenty ellipsoids in 128^3 voxels. A label map is padded or cut to 128^3 and its
-largest structures are used. One thread (SciPy's transform has no other way), processor time of this process.
+Without a file the label is synthetic: twenty ellipsoids in 128^3 voxels. A label map is padded or cut to
+128^3 and its largest structures are used. One thread (SciPy's transform has no other way), processor time of
+this process.
 """
 
 from __future__ import annotations
@@ -85,7 +87,8 @@ def main() -> int:
     ):
         raise SystemExit("the maps disagree")
     print(
-        f"{len(ids)} structures, {' x '.join(map(str, label.shape))} voxels of {' x '.join(f'{s:.3g}' for s in spacing_mm)} mm"
+        f"{len(ids)} structures, {' x '.join(map(str, label.shape))} voxels of "
+        f"{' x '.join(f'{s:.3g}' for s in spacing_mm)} mm"
         f"{'' if options.labels else ', synthetic'}\n"
     )
     print("| signed distance | seconds | times faster |\n|---|---|---|")

@@ -1,9 +1,10 @@
 """What a plain threshold reaches on processed data: the score that any network has to beat.
 
-For each structure an HU interval is chosen on the training cases (best mean Dice after keeping the largest component), then applied to the
-test cases. Scored on the tensors' canvas, present structures only.
+For each structure an HU interval is chosen on the training cases (best mean Dice after keeping the largest
+component), then applied to the test cases. Scored on the tensors' canvas, present structures only.
 
-    python benchmarks/threshold_baseline.py --workspace WORK      (after `python run_pipeline.py --preprocess --workspace WORK`)
+    python benchmarks/threshold_baseline.py --workspace WORK      (after `python run_pipeline.py --preprocess
+        --workspace WORK`)
 """
 
 from __future__ import annotations

@@ -53,8 +53,8 @@ def at_case(
 ) -> Iterator[None]:
     """A place where what is wrong is wrong with this case.
 
-    file: what messages call its file; by default the name of the one that the error names. kind: the class that
-    a CaseError becomes where the case cannot be left out.
+    file: what messages call its file; by default the name of the one that the error names. kind: the class
+    that a CaseError becomes where the case cannot be left out.
     """
     try:
         yield

@@ -1,4 +1,6 @@
-"""Shared fixtures: where the real scans are, no network in any test, and pictures drawn only where one is looked at."""
+"""Shared fixtures: where the real scans are, no network in any test, and pictures drawn only where one is
+looked at.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +16,8 @@ from unittest import mock
 import filelock
 import pytest
 
-# One thread per process: tests run side by side, and so many tiny steps only lose time in waiting for each other.
-# Set before torch is imported, and inherited by the processes that tests start.
+# One thread per process: tests run side by side, and so many tiny steps only lose time in waiting for each
+# other. Set before torch is imported, and inherited by the processes that tests start.
 for variable in (
     "OMP_NUM_THREADS",
     "MKL_NUM_THREADS",

@@ -110,7 +110,9 @@ def module_of(path: Path) -> str:
 
 @functools.cache
 def arrows() -> dict[str, set[str]]:
-    """Module of ctseg -> the modules of ctseg that it imports; `from package import module` is an arrow to the module."""
+    """Module of ctseg -> the modules of ctseg that it imports; `from package import module` is an arrow to
+    the module.
+    """
     modules = {module_of(path): path for path in below("ctseg")}
     found: dict[str, set[str]] = {name: set() for name in modules if name != "ctseg"}
     for name in found:
@@ -198,7 +200,10 @@ OPENERS = {"ReadImage", "ImageFileReader", "ImageSeriesReader", "from_filename",
 
 
 def test_files_are_opened_by_the_checked_readers_alone():
-    """A second, careless parser ends in a traceback where the first has an answer. Benchmarks compare with foreign readers on purpose."""
+    """A second, careless parser ends in a traceback where the first has an answer.
+
+    Benchmarks compare with foreign readers on purpose.
+    """
     for path in SOURCES:
         name = path.relative_to(ROOT).as_posix()
         for node in ast.walk(tree_of(path)):
@@ -269,7 +274,11 @@ def test_no_file_shadows_the_standard_library():
 
 @pytest.mark.parametrize("script", [*SCRIPTS, "infer", "visualize"])
 def test_help_needs_no_torch(script):
-    code = f"import sys, runpy; sys.argv = ['{script}.py', '--help']\ntry:\n    runpy.run_path('{script}.py', run_name='__main__')\nexcept SystemExit as end:\n    assert not end.code, end.code\nassert 'torch' not in sys.modules"
+    code = (
+        f"import sys, runpy; sys.argv = ['{script}.py', '--help']\ntry:\n    "
+        f"runpy.run_path('{script}.py', run_name='__main__')\nexcept SystemExit as end:\n    "
+        "assert not end.code, end.code\nassert 'torch' not in sys.modules"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert {"infer": "--checkpoint", "visualize": "--stills"}.get(script, "--workspace") in done.stdout

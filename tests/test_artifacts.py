@@ -122,7 +122,8 @@ def test_a_lock_file_that_a_dead_run_left_holds_nobody_up(left, tmp_path):
 
 def test_a_lock_ends_with_its_process_and_never_before(tmp_path):
     code = (
-        "import sys, time\nfrom ctseg import artifacts\nwith artifacts.lock_workspace(artifacts.Workspace(sys.argv[1])):\n"
+        "import sys, time\nfrom ctseg import artifacts\nwith "
+        "artifacts.lock_workspace(artifacts.Workspace(sys.argv[1])):\n"
         "    print('held', flush=True)\n    time.sleep(60)"
     )
     holder = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE)
@@ -216,7 +217,9 @@ def test_leftovers_of_dead_processes_are_swept(tmp_path):
 
 
 def test_windows_opens_no_folder_and_asks_no_process_whether_it_lives(tmp_path, monkeypatch):
-    """There os.open refuses folders, os.kill ends what it is asked about, and what is being written cannot be removed."""
+    """There os.open refuses folders, os.kill ends what it is asked about, and what is being written cannot be
+    removed.
+    """
 
     def refuse(*_: object) -> None:
         raise PermissionError(13, "Access is denied")

@@ -1,4 +1,6 @@
-"""What holds for every script: names that cannot be shown, interruptions, workers of a run that is gone, the log."""
+"""What holds for every script: names that cannot be shown, interruptions, workers of a run that is gone, the
+log.
+"""
 
 from __future__ import annotations
 
@@ -149,7 +151,10 @@ def test_workers_end_with_the_process_that_started_them(tmp_path):
 
 @pytest.mark.skipif(os.name != "posix", reason="process ids of parents")
 def test_a_script_stops_when_the_run_it_is_part_of_is_gone():
-    code = "import time\nfrom ctseg import cli\nraise SystemExit(cli.guarded(lambda argv: time.sleep(60) or 0, None))"
+    code = (
+        "import time\nfrom ctseg import cli\nraise SystemExit(cli.guarded(lambda argv: "
+        "time.sleep(60) or 0, None))"
+    )
     done = python(code, CTSEG_PARENT="1")  # not the process that started it
     _, err = done.communicate(timeout=30)
     assert done.returncode == 143 and err.startswith("Terminated.")

@@ -1,4 +1,6 @@
-"""run_pipeline.py --compare on a tiny synthetic cohort: its page, going on, and what it refuses before any work."""
+"""run_pipeline.py --compare on a tiny synthetic cohort: its page, going on, and what it refuses before any
+work.
+"""
 
 from __future__ import annotations
 

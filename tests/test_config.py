@@ -217,7 +217,8 @@ def file_with(folder: Path, text: str) -> Path:
 def test_a_file_lies_between_task_and_command_line(tmp_path):
     path = file_with(
         tmp_path,
-        'task = "heart_like"\n[train]\nepochs = 7\nminutes = 3\n[model]\nwidth = 12\n[data]\nwindow_hu = [-100, 400]\n',
+        'task = "heart_like"\n[train]\nepochs = 7\nminutes = 3\n[model]\nwidth = '
+        "12\n[data]\nwindow_hu = [-100, 400]\n",
     )
     words = ["--config", str(path), "--low-vram", "--set", "train.seed=3", "--set", "model.width=6"]
     _, settings, options = cli.settings_from(run_pipeline.build_parser().parse_args(words))

@@ -304,10 +304,14 @@ TG263 = [
     "Ventricle_L",
 ]
 OTHERS = {
-    "AMOS": "spleen;right kidney;left kidney;gall bladder;esophagus;liver;stomach;arota;postcava;pancreas;right adrenal gland;left adrenal gland;duodenum;bladder;prostate/uterus",
-    "FLARE": "Liver;Right kidney;Spleen;Pancreas;Aorta;Inferior Vena Cava;Right Adrenal Gland;Left Adrenal Gland;Gallbladder;Esophagus;Stomach;Duodenum;Left kidney",
+    "AMOS": "spleen;right kidney;left kidney;gall "
+    "bladder;esophagus;liver;stomach;arota;postcava;pancreas;right adrenal gland;left adrenal "
+    "gland;duodenum;bladder;prostate/uterus",
+    "FLARE": "Liver;Right kidney;Spleen;Pancreas;Aorta;Inferior Vena Cava;Right Adrenal Gland;Left "
+    "Adrenal Gland;Gallbladder;Esophagus;Stomach;Duodenum;Left kidney",
     "OpenKBP": "Brainstem;SpinalCord;RightParotid;LeftParotid;Esophagus;Larynx;Mandible;PTV56;PTV63;PTV70",
-    "MSD": "liver;cancer;pancreas;hepatic vessels;tumour;spleen;colon cancer primaries;left atrium;Anterior;Posterior",
+    "MSD": "liver;cancer;pancreas;hepatic vessels;tumour;spleen;colon cancer primaries;left "
+    "atrium;Anterior;Posterior",
     "VerSe": ";".join(f"{part}{n}" for part in "CTL" for n in range(1, 7)),
     "CTPelvic1K": "sacrum;right_hip;left_hip;lumbar_vertebra",
 }

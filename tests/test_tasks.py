@@ -1,4 +1,6 @@
-"""Every task through all stages on a tiny synthetic cohort, with its own network; several passes, the roi grid."""
+"""Every task through all stages on a tiny synthetic cohort, with its own network; several passes, the roi
+grid.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ from ctseg.tasks import TASKS
 
 @pytest.mark.parametrize("task", list(TASKS))
 def test_a_task_runs_with_its_own_network(task, tmp_path, cohorts):
-    """pelvis up to its page; its stages take the task from the command line, those of the others from the data."""
+    """pelvis up to its page; its stages take the task from the command line, those of the others from the
+    data.
+    """
     words = ["--data", str(cohorts[task]), "--workspace", str(tmp_path), *TINY]
     if task == "pelvis":
         assert run_pipeline.main(["--all", "--task", task, *words]) == 0

@@ -1,4 +1,6 @@
-"""Names and listings of a data folder: natural order, volumes by stem, what may not be used as a name or a file."""
+"""Names and listings of a data folder: natural order, volumes by stem, what may not be used as a name or a
+file.
+"""
 
 from __future__ import annotations
 

@@ -49,9 +49,9 @@ class Calibration:
     ) -> None:
         """Count one case of the manifest.
 
-        canvas: where the probabilities lie; prediction: label map (D, H, W) on the scan's grid. What counts are
-        structures that the case is annotated for, and voxels that somebody looked at. IntegrityError when the
-        reference lies on another grid than the scan.
+        canvas: where the probabilities lie; prediction: label map (D, H, W) on the scan's grid. What counts
+        are structures that the case is annotated for, and voxels that somebody looked at. IntegrityError when
+        the reference lies on another grid than the scan.
         """
         scan, file = case.scan, case.written_reference().file
         reference = volume_files.read_integers(

@@ -103,8 +103,8 @@ class Predictor:
     def read_scan(self, image: Volume, guide: CaseGuide | None = None) -> CaseInput:
         """A case from a raw CT in HU.
 
-        guide: for networks that take one, see `ctseg.preparation.guide_organs.load_guide`; ValueError when it is
-        missing.
+        guide: for networks that take one, see `ctseg.preparation.guide_organs.load_guide`; ValueError when it
+        is missing.
         """
         if self.takes_guide and guide is None:
             raise ValueError("this network needs a guide")

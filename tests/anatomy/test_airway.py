@@ -65,7 +65,7 @@ def branches_of_mask(mask: np.ndarray) -> int:
     return 2 * tips - 1  # every joint has two children
 
 
-# ---- reproducible, quick ------------------------------------------------------------------------------------
+# ---- reproducible, quick -----------------------------------------------------------------------------------
 
 
 def test_a_seed_and_a_number_give_one_patient() -> None:
@@ -107,7 +107,7 @@ def test_patients_vary_as_people_and_scanners_do() -> None:
     )
 
 
-# ---- the tree -----------------------------------------------------------------------------------------------
+# ---- the tree ----------------------------------------------------------------------------------------------
 
 
 def test_the_airway_is_one_piece_without_holes(label: np.ndarray) -> None:
@@ -225,7 +225,7 @@ def test_left_is_left(patient: Drawing) -> None:
     )  # the trachea leaves at the head
 
 
-# ---- the picture --------------------------------------------------------------------------------------------
+# ---- the picture -------------------------------------------------------------------------------------------
 
 
 def test_tissues_have_the_attenuation_of_ct(patient: Drawing, image: np.ndarray, label: np.ndarray) -> None:
@@ -287,7 +287,7 @@ def test_a_threshold_neither_finds_the_tree_nor_stays_inside_it(image: np.ndarra
     assert max(scores) < 0.8 and max(scores) > 0.4, scores
 
 
-# ---- thin tubes on voxels -----------------------------------------------------------------------------------
+# ---- thin tubes on voxels ----------------------------------------------------------------------------------
 
 
 def small_scene(warp_mm: float = 0.0) -> Scene:

@@ -1,4 +1,6 @@
-"""The search for scans: links, split series, nested folders, several patients; and that nothing is left out without a word."""
+"""The search for scans: links, split series, nested folders, several patients; and that nothing is left out
+without a word.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +53,9 @@ def link(place: Path, target: Path | str) -> None:
 
 
 def told(root: Path) -> tuple[list[str], dict[str, str]]:
-    """(names of the scans, place -> code of what was left out; a lost scan's code in capitals, else lower case). Every scan is read."""
+    """(names of the scans, place -> code of what was left out; a lost scan's code in capitals, else lower
+    case). Every scan is read.
+    """
     scans, findings = find_scans.search(root)
     for source in scans.values():
         assert np.array_equal(load_case.load_image(source)[0].array, PHANTOM.image.array)

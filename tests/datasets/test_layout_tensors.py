@@ -33,7 +33,9 @@ def phantoms(prefix: str = "case_") -> dict[str, builders.Phantom]:
 def tensors(
     folder: Path, workspace: artifacts.Workspace
 ) -> dict[int, tuple[np.ndarray, dict[str, np.ndarray]]]:
-    """{number of the case: (image, {structure: mask})} after preprocessing; ids differ between layouts, numbers do not."""
+    """{number of the case: (image, {structure: mask})} after preprocessing; ids differ between layouts,
+    numbers do not.
+    """
     assert (
         preprocessing.main(
             [

@@ -802,7 +802,7 @@ def test_swapped_sides_of_ctpelvic1k_are_warned_about(tmp_path):
     assert "SIDE_SWAP" in [finding.code for finding in loaded.findings]
 
 
-# ---- airways and coronary arteries --------------------------------------------------------------------------
+# ---- airways and coronary arteries -------------------------------------------------------------------------
 
 
 def write_single(folder: Path, phantom, image: str, label: str, name: str) -> None:
@@ -892,7 +892,9 @@ def test_openkbp_official_splits_and_missing_structures(tmp_path):
 
 
 def test_dicom_patients_are_named_after_their_first_case(tmp_path):
-    """Nothing that is computed from a patient id leaves the reader: a hash of a short number can be found by trying all."""
+    """Nothing that is computed from a patient id leaves the reader: a hash of a short number can be found by
+    trying all.
+    """
     for number, patient in enumerate(("4711", "4712", "4711"), start=1):
         write_dicom_case(tmp_path / f"p{number}", number, patient=patient)
     assert [case.patient_id for case in open_data_set(tmp_path).cases] == ["p1", "p2", "p1"]

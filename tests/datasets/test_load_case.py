@@ -305,7 +305,9 @@ def test_rounded_affine_is_tolerated_and_told(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("spacing_mm", [(0.3, 0.3, 0.3), (2.0, 2.0, 2.0), (10.0, 4.0, 4.0)])
 def test_rounding_is_measured_in_voxels(tmp_path: Path, spacing_mm: tuple[float, float, float]) -> None:
-    """An affine that was rounded, or is slightly off the right angle, is the same grid on coarse voxels and another one on fine ones."""
+    """An affine that was rounded, or is slightly off the right angle, is the same grid on coarse voxels and
+    another one on fine ones.
+    """
     phantom = small_phantom(shape=(40, 40, 40), spacing_mm=spacing_mm)
     for off, told in ((0.004, []), (0.04, [("WARN", "GRID_ROUNDING")]), (0.06, None)):
         affine = phantom.label.affine.copy()

@@ -1,4 +1,6 @@
-"""Masks of any form against masks of any form, on the command line: equal scores, nothing dropped, every refusal names its file."""
+"""Masks of any form against masks of any form, on the command line: equal scores, nothing dropped, every
+refusal names its file.
+"""
 
 from __future__ import annotations
 
@@ -510,7 +512,9 @@ def test_equal_label_maps_whose_axes_run_differently_score_1(
 def test_a_label_map_under_another_name_is_the_same_for_every_script(
     world: tuple[Path, dict[str, Volume]], tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    """Plain but called .nii.gz, compressed but called .nii, an HTML page: read with a word or refused by name, without the folder."""
+    """Plain but called .nii.gz, compressed but called .nii, an HTML page: read with a word or refused by
+    name, without the folder.
+    """
     root, labels = world
     names = tmp_path / "names.json"
     artifacts.write_json(names, {str(value): name for value, name in TABLE.items()})

@@ -1,7 +1,8 @@
-"""summary.json against nnU-Net's own code: it is loaded by its reader and holds the numbers of its evaluation.
+"""summary.json against nnU-Net's own code: it is loaded by its reader and holds the numbers of its
+evaluation.
 
-The comparison runs in the Python that CTSEG_NNUNET_PYTHON names, or in this one when it has nnunetv2. Rules without it
-are tested in test_evaluate_folders.py.
+The comparison runs in the Python that CTSEG_NNUNET_PYTHON names, or in this one when it has nnunetv2. Rules
+without it are tested in test_evaluate_folders.py.
 """
 
 from __future__ import annotations
@@ -61,7 +62,8 @@ def label_map(*boxes: tuple[int, int, int]) -> np.ndarray:
     return array
 
 
-# Synthetic. 1 is found, missed, half found; 2 is hallucinated and absent too; 3 occurs nowhere; 9 is the ignore label.
+# Synthetic. 1 is found, missed, half found; 2 is hallucinated and absent too; 3 occurs nowhere; 9 is the
+# ignore label.
 REFERENCES = {
     "a": label_map((1, 2, 4), (2, 8, 4)),
     "b": label_map((1, 2, 4)),

@@ -1,4 +1,6 @@
-"""The result files against the specification's schemas: which keys and columns, of which kind, strict JSON, readers."""
+"""The result files against the specification's schemas: which keys and columns, of which kind, strict JSON,
+readers.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Probabilities kept where they are, and the label map whose argmax is taken on the scan: against whole arrays interpolated."""
+"""Probabilities kept where they are, and the label map whose argmax is taken on the scan: against whole
+arrays interpolated.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Signed distances: sign, size, what the limit leaves out, and the coarse maps of a canvas. All shapes are synthetic."""
+"""Signed distances: sign, size, what the limit leaves out, and the coarse maps of a canvas.
+
+All shapes are synthetic.
+"""
 
 from __future__ import annotations
 

@@ -376,7 +376,9 @@ def test_real_organs_come_back_through_both_grids(real_data: Path) -> None:
     "tilt", [0.0, 1e-5]
 )  # parallel axes are interpolated one by one, others voxel by voxel
 def test_cubic_interpolation_is_exact_for_what_is_cubic(tilt: float) -> None:
-    """A smooth function of the place, on a grid with other axes, spacing and direction; air beyond the outer faces of the voxels."""
+    """A smooth function of the place, on a grid with other axes, spacing and direction; air beyond the outer
+    faces of the voxels.
+    """
     source = make_grid((30, 34, 38), (3, 2, 1), AXIAL)
 
     def wave(grid: Grid) -> np.ndarray:

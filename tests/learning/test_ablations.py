@@ -1,6 +1,7 @@
 """Settings that leave out or exchange one part of a method, as `--set model.X=...` chooses them.
 
-Each takes part in a training step and comes back from a checkpoint; then what makes it different. All inputs are
+Each takes part in a training step and comes back from a checkpoint; then what makes it different. All inputs
+are
 synthetic: noise, balls, flat organs.
 """
 
@@ -53,7 +54,9 @@ def noise(*shape: int, seed: int = 0) -> Tensor:
 
 
 def flat_guide(size: tuple[int, int, int] = (16, 16, 24)) -> Tensor:
-    """Synthetic (1, K', D, H, W) as the data layer makes it: 2 mm voxels, an organ that fills W from 10 on, and one that is not there."""
+    """Synthetic (1, K', D, H, W) as the data layer makes it: 2 mm voxels, an organ that fills W from 10 on,
+    and one that is not there.
+    """
     along = (9.5 - torch.arange(size[2])) * 2.0
     distance_mm = torch.stack((along.expand(size), torch.full(size, 300.0)))
     return guide_input.guide_channels(distance_mm, torch.tensor([True, False]))[None]
@@ -562,7 +565,9 @@ def test_lengths_and_presence_change_what_the_network_reads():
     "changes", [{"guide_tau_mm": "10,60", "guide_presence": "no"}, {"guidance": "segmap"}]
 )
 def test_what_of_the_guide_is_read_travels_in_the_checkpoint(tmp_path, changes):
-    """Whoever predicts makes the usual channels; the network of the checkpoint reads them as it was trained to."""
+    """Whoever predicts makes the usual channels; the network of the checkpoint reads them as it was trained
+    to.
+    """
     settings = config.resolve(
         "cpu", {"train.patch_size": "16,16,24", "model.levels": 3, "train.precision": "fp32"}
     )

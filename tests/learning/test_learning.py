@@ -248,7 +248,9 @@ def test_windows_cover_with_the_overlap_asked_for():
 
 
 class Sided(torch.nn.Module):
-    """Calls the W-upper half of its window "left", the other half "right": right in one mirror view, wrong in none."""
+    """Calls the W-upper half of its window "left", the other half "right": right in one mirror view, wrong in
+    none.
+    """
 
     def forward(self, ct: torch.Tensor) -> dict[str, torch.Tensor]:
         logits = torch.zeros(len(ct), 3, *ct.shape[2:])
@@ -476,7 +478,10 @@ def test_small_single_images_go_the_fast_way_through_convolutions_and_give_the_s
 def test_peak_memory_is_that_of_this_process_and_not_of_the_one_that_started_it():
     """getrusage tells of the larger of both on Linux."""
     heavy = np.ones(400_000_000, np.uint8)
-    code = "import torch; from ctseg.runtime.hardware import peak_memory_gb; print(peak_memory_gb(torch.device('cpu')))"
+    code = (
+        "import torch; from ctseg.runtime.hardware import peak_memory_gb; "
+        "print(peak_memory_gb(torch.device('cpu')))"
+    )
     child = float(
         subprocess.run(
             [sys.executable, "-c", code],

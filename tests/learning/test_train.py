@@ -1,4 +1,6 @@
-"""The train stage on synthetic blobs: it learns, resumes bit-exactly after kill -9, and refuses what does not fit."""
+"""The train stage on synthetic blobs: it learns, resumes bit-exactly after kill -9, and refuses what does not
+fit.
+"""
 
 from __future__ import annotations
 
@@ -305,7 +307,9 @@ def test_minutes_end_in_time_with_the_rate_near_zero(tmp_path):
 
 
 def test_the_last_epoch_is_validated_even_if_the_clock_runs_out_right_after_it(tmp_path, monkeypatch):
-    """The time may end between the question whether to validate and the one whether to go on; the model of that epoch must not be lost."""
+    """The time may end between the question whether to validate and the one whether to go on; the model of
+    that epoch must not be lost.
+    """
     workspace = tiny_workspace.make(tmp_path)
     asked = iter(
         [0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 0.99]

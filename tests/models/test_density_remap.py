@@ -26,7 +26,9 @@ def ellipse(centre, radii_mm, shape=SHAPE) -> np.ndarray:
 
 
 def thorax(*, merged: bool = False, seed: int = 0) -> dict[str, np.ndarray]:
-    """Image 0..1 and masks: lungs with a vessel and thin airways, a trachea that leaves at the top, bowel gas."""
+    """Image 0..1 and masks: lungs with a vessel and thin airways, a trachea that leaves at the top, bowel
+    gas.
+    """
     noise = np.random.default_rng(seed).normal(0, 40, SHAPE)
     hu = np.full(SHAPE, -1024.0)
     body = ellipse((20, 40, 100), (1000, 70, 90))

@@ -1,4 +1,5 @@
-"""The backbones: laws that hold for every registered one, and what attention between decoders must and must not do.
+"""The backbones: laws that hold for every registered one, and what attention between decoders must and must
+not do.
 
 All inputs are synthetic: noise, or bright cubes in noise.
 """
@@ -496,7 +497,9 @@ def test_decoders_hear_each_other_only_through_attention(form):
     network.eval()
     if (
         form == "published"
-    ):  # unscaled: with features of usual size each decoder reads one other alone, and that need not be the one below
+        # unscaled: with features of usual size each decoder reads one other alone, and that need not be the one
+        # below
+    ):
         finest = [0.1 * features for features in finest]
     before = network.predict([finest])["logits"]
     after = network.predict([[finest[0], torch.zeros_like(finest[1]), finest[2]]])["logits"]
@@ -519,7 +522,9 @@ def test_background_logit_reads_the_mean_of_all_decoders():
 
 
 def coupled_scans(n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Synthetic: cube A is bright; B, 3 rows and 4 columns on, has no trace in the image. (n, 1, 12^3), (n, 2, 12^3)."""
+    """Synthetic: cube A is bright; B, 3 rows and 4 columns on, has no trace in the image. (n, 1, 12^3), (n,
+    2, 12^3).
+    """
     image, masks = 0.3 * torch.randn(n, 1, 12, 12, 12, generator=generator), torch.zeros(n, 2, 12, 12, 12)
     for i in range(n):
         d, h, w = (int(torch.randint(1, high, (1,), generator=generator)) for high in (8, 5, 4))
@@ -532,9 +537,9 @@ def coupled_scans(n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
 def dice_of_b(attention: str, seed: int) -> float:
     """Dice of B on new synthetic scans, after a short training in which the decoder of B sees no image.
 
-    Only through A's decoder can it know where B lies. (With the image in view it would find A by itself, and a
-    better score would not show that anything was exchanged.) A sigmoid per structure: the shared background logit
-    of a softmax would be another channel between them.
+    Only through A's decoder can it know where B lies. (With the image in view it would find A by itself, and
+    a better score would not show that anything was exchanged.) A sigmoid per structure: the shared background
+    logit of a softmax would be another channel between them.
     """
     network = tiny(n_structures=2, levels=2, seed=seed, attention=attention).train()
     for block in network.decoders[1]:

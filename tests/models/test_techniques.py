@@ -1,6 +1,8 @@
-"""The techniques around the networks: several passes, guidance by anatomy, heads for connectivity, density remap.
+"""The techniques around the networks: several passes, guidance by anatomy, heads for connectivity, density
+remap.
 
-Laws of each one, what it may and may not change, and every combination of them with every backbone. All inputs are
+Laws of each one, what it may and may not change, and every combination of them with every backbone. All
+inputs are
 synthetic: noise, or hand-made volumes.
 """
 
@@ -57,7 +59,9 @@ class Shell(Backbone):
 
 
 class Growing(Backbone):
-    """Finds the bright voxels of the image, and the neighbours along W of what the context shows: 1 voxel per pass."""
+    """Finds the bright voxels of the image, and the neighbours along W of what the context shows: 1 voxel per
+    pass.
+    """
 
     def __init__(self):
         super().__init__(Size(1, 1, 2, in_channels=2), [1])
@@ -254,10 +258,11 @@ def test_passes_refuse_what_does_not_fit():
 
 
 def bars(n: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Synthetic (n, 1, 4, 16, 24) and labels: at four places a bar along W, or none; those with a bright end are the structure.
+    """Synthetic (n, 1, 4, 16, 24) and labels: at four places a bar along W, or none; those with a bright end
+    are the structure.
 
-    The far end of a bar is 20 voxels from the mark, the small network below sees about 6: a pass can only carry on
-    from where the one before got to. Bars are marked independently, so that nothing else tells.
+    The far end of a bar is 20 voxels from the mark, the small network below sees about 6: a pass can only
+    carry on from where the one before got to. Bars are marked independently, so that nothing else tells.
     """
     generator = torch.Generator().manual_seed(seed)
     image = 0.2 * torch.randn(n, 1, 4, 16, 24, generator=generator)
@@ -282,7 +287,10 @@ def dice_per_case(logits: Tensor, label: Tensor) -> Tensor:
 
 @pytest.fixture(scope="module")
 def tracer() -> MultiPass:
-    """A two-pass network after a short training on bars. With the plain decoder: a residual one leaves the first pass less to be mended."""
+    """A two-pass network after a short training on bars.
+
+    With the plain decoder: a residual one leaves the first pass less to be mended.
+    """
     network = multipass(n_structures=1, levels=2, blocks=(1, 1), decoder_unit="plain").train()
     optimizer = torch.optim.AdamW(network.parameters(), 0.01)
     for step in range(300):
@@ -536,10 +544,11 @@ def test_guidance_refuses_what_does_not_fit():
 
 
 def blob_patches(n: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Synthetic patches (n, 1, 8, 8, 16) of one blob each, their guides and labels: only a blob left of the organ counts.
+    """Synthetic patches (n, 1, 8, 8, 16) of one blob each, their guides and labels: only a blob left of the
+    organ counts.
 
-    The organ lies 14 to 24 voxels off, outside the patch; a second organ 28 voxels to its right tells which side
-    that is. The guide is tanh of the distance along W to each, over 20 voxels.
+    The organ lies 14 to 24 voxels off, outside the patch; a second organ 28 voxels to its right tells which
+    side that is. The guide is tanh of the distance along W to each, over 20 voxels.
     """
     generator = torch.Generator().manual_seed(seed)
     image, label = (
@@ -562,7 +571,9 @@ def blob_patches(n: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def blobs_told_apart(guidance: str) -> tuple[float, float]:
-    """Share of 40 new blobs that are rightly taken or left, with their own guides and with those of other cases."""
+    """Share of 40 new blobs that are rightly taken or left, with their own guides and with those of other
+    cases.
+    """
     network = tiny(levels=2, n_structures=1, guidance=guidance, guide_channels=2, guide_hidden=8).train()
     optimizer = torch.optim.AdamW(network.parameters(), 0.01)
 

@@ -1,4 +1,6 @@
-"""Calibration: oracles worked out by hand, sums that add up, the scan's grid, and the files of a run against a direct computation."""
+"""Calibration: oracles worked out by hand, sums that add up, the scan's grid, and the files of a run against
+a direct computation.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +56,10 @@ def direct(p: np.ndarray, y: np.ndarray) -> dict[str, float]:
 
 
 def manhattan_band(reference: np.ndarray, prediction: np.ndarray) -> np.ndarray:
-    """The band by distances: five 6-connected steps reach exactly |dd| + |dh| + |dw| <= 5. Outside the scan is background."""
+    """The band by distances: five 6-connected steps reach exactly |dd| + |dh| + |dw| <= 5.
+
+    Outside the scan is background.
+    """
     near = ndimage.distance_transform_cdt(~np.pad(reference | prediction, 1), metric="taxicab") <= 5
     deep = ndimage.distance_transform_cdt(np.pad(reference & prediction, 1), metric="taxicab") > 5
     return (near & ~deep)[1:-1, 1:-1, 1:-1]
@@ -78,7 +83,8 @@ def test_six_voxels_by_hand(monkeypatch):
     ten = Sums(np.zeros(10, np.int64), np.zeros(10), np.zeros(10, np.int64))
     ten.add(np.array(p), np.array(y, dtype=bool))
     assert ten.ece == pytest.approx(1 / 3)
-    # with 15 bins 0.95 (bin 14) and 0.85 (bin 12), 0.05, 0.15, 0.25 (bins 0, 2, 3) stand alone, but for the two of 0.95
+    # with 15 bins 0.95 (bin 14) and 0.85 (bin 12), 0.05, 0.15, 0.25 (bins 0, 2, 3) stand alone, but for the
+    # two of 0.95
     monkeypatch.setattr(calibration, "BINS", 15)
     assert counted(p, y).ece == pytest.approx((0.05 + 0.15 + 2 * abs(0.95 - 0.5) + 0.15 + 0.75) / 6)
 
@@ -213,7 +219,9 @@ def test_a_structure_on_the_scan_is_that_of_the_whole_canvas(kind):
 
 
 def softmax_of(index: int) -> np.ndarray:
-    """(4, D, H, W) made-up probabilities of a case of the tiny workspace, overconfident and a little beside it."""
+    """(4, D, H, W) made-up probabilities of a case of the tiny workspace, overconfident and a little beside
+    it.
+    """
     label = draw(index)[1]
     logits = np.stack([2.0 * (np.roll(label, 1, 0) == value) for value in range(4)]) + np.random.default_rng(
         index
@@ -268,7 +276,9 @@ def test_a_case_counts_only_what_somebody_looked_for_and_at_and_cases_add_up(tmp
 
 
 class Mirrored(torch.nn.Module):
-    """A network without training: the brightness decides, and the W-upper half of the window is called left, which a mirror turns round."""
+    """A network without training: the brightness decides, and the W-upper half of the window is called left,
+    which a mirror turns round.
+    """
 
     def forward(self, ct: torch.Tensor) -> dict[str, torch.Tensor]:
         place = torch.linspace(-1, 1, ct.shape[4]).expand(ct.shape)

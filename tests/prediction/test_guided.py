@@ -1,4 +1,6 @@
-"""Guide organs of each source, in training and for new scans; and guides that are the answer, which are refused."""
+"""Guide organs of each source, in training and for new scans; and guides that are the answer, which are
+refused.
+"""
 
 from __future__ import annotations
 

@@ -178,7 +178,9 @@ def stored(
 
 
 def test_masks_lie_exactly_on_the_scan_whatever_its_form(tmp_path, trained):
-    """Flipped axes, a left-handed affine, an extra axis of length 1, big-endian numbers, a scale: the same patient, so the same mask, in the file's own geometry."""
+    """Flipped axes, a left-handed affine, an extra axis of length 1, big-endian numbers, a scale: the same
+    patient, so the same mask, in the file's own geometry.
+    """
     scan, checkpoints = trained
     image = nib.load(scan)
     scans = tmp_path / "scans"
@@ -285,7 +287,9 @@ def test_a_scan_that_breaks_in_an_unforeseen_way_does_not_end_the_others(
 
 
 def test_masks_never_take_the_place_of_scans(tmp_path, trained, capsys):
-    """From simongraham/hovernet_inference issue 8 and danielgatis/rembg issue 94, where the originals were lost."""
+    """From simongraham/hovernet_inference issue 8 and danielgatis/rembg issue 94, where the originals were
+    lost.
+    """
     scan, checkpoints = trained
     single, folder = tmp_path / "single" / "scan.nii.gz", tmp_path / "folder"
     for path in (single, folder / "a.nii.gz", folder / "b.nii.gz", tmp_path / "other" / "x.nii.gz"):

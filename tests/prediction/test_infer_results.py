@@ -1,4 +1,6 @@
-"""What infer.py gives for whole studies: the masks of the evaluation, DICOM that reads back, series at every depth."""
+"""What infer.py gives for whole studies: the masks of the evaluation, DICOM that reads back, series at every
+depth.
+"""
 
 from __future__ import annotations
 
@@ -82,7 +84,8 @@ def checkpoint(tmp_path) -> Path:
 def test_infer_writes_dicom_that_reads_back_as_the_same_mask(
     tmp_path, cohorts, checkpoint, monkeypatch, capsys
 ):
-    """Scan -> infer.py -> SEG and RTSTRUCT -> our readers, highdicom and an independent filler -> the same mask.
+    """Scan -> infer.py -> SEG and RTSTRUCT -> our readers, highdicom and an independent filler -> the same
+    mask.
 
     The network's prediction is the reference, with a hole in one structure and an island of another.
     """

@@ -60,7 +60,9 @@ def preprocess(root: Path, data: Path) -> artifacts.Workspace:
 
 
 def compare(root: Path, patients: dict[str, Phantom]) -> None:
-    """Tensors of both forms, and the probabilities that one network, trained on one form, gives the scans of both."""
+    """Tensors of both forms, and the probabilities that one network, trained on one form, gives the scans of
+    both.
+    """
     write_abdomenatlas(root / "nifti", patients, combined=True)
     write_dicom_seg(root / "dicom", patients)
     first = preprocess(root / "a", root / "nifti")

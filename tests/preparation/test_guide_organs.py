@@ -1,4 +1,7 @@
-"""Guide organs: where they come from, what is refused, their file, and the channels of a patch. All scans are synthetic."""
+"""Guide organs: where they come from, what is refused, their file, and the channels of a patch.
+
+All scans are synthetic.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +49,7 @@ def write_masks(folder: Path, label: Volume, names: dict[int, str]) -> None:
         )
 
 
-# ---- sources ------------------------------------------------------------------------------------------------
+# ---- sources -----------------------------------------------------------------------------------------------
 
 
 def test_other_structures_of_the_same_labels():
@@ -223,7 +226,7 @@ def test_the_digest_follows_the_masks_of_the_case(tmp_path):
     assert source.digest("case_2") != before
 
 
-# ---- TotalSegmentator ---------------------------------------------------------------------------------------
+# ---- TotalSegmentator --------------------------------------------------------------------------------------
 
 FAKE = """#!{python}
 import os, shutil, sys
@@ -310,7 +313,7 @@ def test_a_missing_program_is_named_with_its_remedy(tmp_path, monkeypatch):
     assert caught.value.code == "GUIDE_TOOL_MISSING" and "pip install TotalSegmentator" in caught.value.fix
 
 
-# ---- the file -----------------------------------------------------------------------------------------------
+# ---- the file ----------------------------------------------------------------------------------------------
 
 
 def test_a_guide_file_and_its_damage(tmp_path):
@@ -350,13 +353,15 @@ def test_what_is_no_guide_is_not_written(tmp_path, change):
     assert not (tmp_path / "a.npz").exists()
 
 
-# ---- channels of a patch ------------------------------------------------------------------------------------
+# ---- channels of a patch -----------------------------------------------------------------------------------
 
 
 def ramp_guide(
     canvas_shape: tuple[int, int, int], stride: tuple[int, int, int]
 ) -> tuple[Guide, torch.Tensor]:
-    """A guide whose two maps grow linearly over the canvas, and the value (2, D, H, W) each canvas voxel should have."""
+    """A guide whose two maps grow linearly over the canvas, and the value (2, D, H, W) each canvas voxel
+    should have.
+    """
     slopes = torch.tensor([[0.5, -0.25, 0.125], [-0.125, 0.5, 0.25]])
 
     def values(axes: list[torch.Tensor]) -> torch.Tensor:
@@ -513,7 +518,7 @@ def test_dropping_is_drawn_per_organ():
     ).any()
 
 
-# ---- real masks ---------------------------------------------------------------------------------------------
+# ---- real masks --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.real

@@ -63,7 +63,9 @@ def write_case(
 
 
 def write_data(root: Path, count: int = 6, **entries: dict[str, Any]) -> Path:
-    """`count` cases p0, p1, ...; entries: more fields of a case in the manifest, or options of write_case under "_"."""
+    """`count` cases p0, p1, ...; entries: more fields of a case in the manifest, or options of write_case
+    under "_".
+    """
     cases = []
     for number in range(count):
         entry = dict(entries.get(f"p{number}", {}))

@@ -1,4 +1,7 @@
-"""Comparison of methods: the statistics against known numbers, and the page. All scores here are made up (synthetic)."""
+"""Comparison of methods: the statistics against known numbers, and the page.
+
+All scores here are made up (synthetic).
+"""
 
 from __future__ import annotations
 
@@ -41,7 +44,10 @@ def run(
     shift: float = 0.0,
     missed: float = 0.0,
 ) -> dict[Any, Any]:
-    """Scores of one made-up run. The patients are the same ones in every run; `shift` moves all of them (a seed's luck)."""
+    """Scores of one made-up run.
+
+    The patients are the same ones in every run; `shift` moves all of them (a seed's luck).
+    """
     ours, theirs = np.random.default_rng(7), np.random.default_rng([seed, 11])
     rows: dict[Any, Any] = {}
     for patient, (structure, level) in itertools.product(range(patients), LEVELS.items()):
@@ -235,7 +241,9 @@ def test_scans_of_one_patient_count_once() -> None:
 
 
 def test_nobody_wins_by_missing() -> None:
-    """b misses the two cases where both are far off: its HD95 is compared without them, its Dice pays for them."""
+    """b misses the two cases where both are far off: its HD95 is compared without them, its Dice pays for
+    them.
+    """
     a = {(f"p{i}", "c", "liver"): row(0.9 - 0.01 * i, hd95=50.0 if i < 2 else 5.0 + i) for i in range(10)}
     b = {
         key: row(0.0, "missed") if int(key[0][1]) < 2 else row(value["dice"], hd95=value["hd95_mm"])
@@ -321,7 +329,8 @@ def test_a_method_equals_itself() -> None:
 def test_sentences_say_what_was_shown(found: Comparison) -> None:
     text = words.sentences(found)
     assert re.fullmatch(
-        r"multi_decoder is better than unet by 0\.0\d\d Dice \(95 % CI .* to .*; p = 0\.00\d+, corrected for 72 tests\); it is also better in NSD .* and HD95 .*\.",
+        r"multi_decoder is better than unet by 0\.0\d\d Dice \(95 % CI .* to .*; p = 0\.00\d+, "
+        r"corrected for 72 tests\); it is also better in NSD .* and HD95 .*\.",
         text["multi_decoder"],
     )
     assert text["vnet"].startswith("vnet is worse than unet by") and "missed" in text["vnet"]

@@ -1,4 +1,6 @@
-"""The report as people get it: sentences that are true, tables that explain themselves, a page that works in a real browser and in print."""
+"""The report as people get it: sentences that are true, tables that explain themselves, a page that works in
+a real browser and in print.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,10 @@ HEAVIEST = 4_000_000  # bytes, with 20 structures and 16 cases
 
 
 def made_up(dice: dict[str, list[float | str]], *, synthetic: bool = False) -> Results:
-    """Results of one scan per patient, summarised by the real code. A cell is a Dice or a state such as "missed"."""
+    """Results of one scan per patient, summarised by the real code.
+
+    A cell is a Dice or a state such as "missed".
+    """
     rows, nothing = [], []
     for name, cells in dice.items():
         for index, cell in enumerate(cells):
@@ -112,7 +117,8 @@ def test_all_good() -> None:
     assert said["What fails or falls short"].endswith("HD95 2.0 mm.")
     assert (
         said["How sure"]
-        == "60 test patients were scored. One training run (seed 3) and one split: how much another run would differ was not measured."
+        == "60 test patients were scored. One training run (seed 3) and one split: how much another "
+        "run would differ was not measured."
     )
 
 
@@ -165,8 +171,8 @@ def test_predicting_nothing_is_called_that() -> None:
 def test_three_patients_are_an_indication_without_an_interval() -> None:
     said = words(made_up({"liver": [0.9, 0.92, 0.94]}))
     assert (
-        "3 test patients: an indication, not a measurement. Fewer than 5 per structure give no confidence interval."
-        in said["How sure"]
+        "3 test patients: an indication, not a measurement. Fewer than 5 per structure give no "
+        "confidence interval." in said["How sure"]
     )
     assert "CI" not in said["What works"] and "too few for an interval, n = 3" in said["What works"]
 
@@ -274,7 +280,9 @@ def test_no_evaluation_and_no_reference_give_one_sentence() -> None:
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    """20 structures, 16 cases, with what a later evaluation adds: calibration, confidence, topology, two pictures."""
+    """20 structures, 16 cases, with what a later evaluation adds: calibration, confidence, topology, two
+    pictures.
+    """
     workspace = fake_results.build(tmp_path_factory.mktemp("many"), cases=16, scale=2, count=20)
     file = workspace.evaluation / "summary_statistics.json"
     summary = artifacts.read_json(file)
@@ -471,7 +479,8 @@ def test_commands_and_settings_show_no_folder_of_this_machine() -> None:
     )
     assert (
         facts.commands(found)[0]
-        == "python run_pipeline.py --data PATH --layout plain --model unet --minutes 6 --seed 1 --set data.seed=2"
+        == "python run_pipeline.py --data PATH --layout plain --model unet --minutes 6 --seed 1 "
+        "--set data.seed=2"
     )
     assert ("train.patch_size", "64, 64, 64") in facts.settings_lines(found) and "somebody" not in str(
         facts.settings_lines(found)
@@ -483,7 +492,9 @@ def test_commands_and_settings_show_no_folder_of_this_machine() -> None:
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Workspace, Workspace]:
-    """Two workspaces on one split; the second scores 0.05 lower wherever something was found, and lacks one case."""
+    """Two workspaces on one split; the second scores 0.05 lower wherever something was found, and lacks one
+    case.
+    """
     first = fake_results.build(tmp_path_factory.mktemp("runs") / "first", cases=8, raw=False)
     second = Workspace(first.root.parent / "second")
     shutil.copytree(first.root, second.root)
@@ -583,7 +594,8 @@ def test_page_fits_every_width_without_a_complaint(built: Workspace, text: str, 
             "Array.from(document.images).every(image => image.complete && image.naturalWidth > 300)"
         )
         beside = browser.value(
-            "document.querySelector('nav').getBoundingClientRect().right <= document.querySelector('h1').getBoundingClientRect().left"
+            "document.querySelector('nav').getBoundingClientRect().right <= "
+            "document.querySelector('h1').getBoundingClientRect().left"
         )
         assert beside == (width >= 1300)  # the table of contents stands beside the text where there is room
     assert not browser.complaints
@@ -594,7 +606,8 @@ def test_page_fits_every_width_without_a_complaint(built: Workspace, text: str, 
 def test_overflow_and_a_forbidden_load_would_be_noticed(tmp_path: Path, browser: Browser) -> None:
     before = len(browser.complaints)
     (tmp_path / "wide.html").write_text(
-        "<meta http-equiv='Content-Security-Policy' content=\"default-src 'none'\"><body><div style='width:900px'>wide</div><img src='x.png'>"
+        "<meta http-equiv='Content-Security-Policy' content=\"default-src 'none'\"><body><div "
+        "style='width:900px'>wide</div><img src='x.png'>"
     )
     browser.size(390, 768)
     browser.open((tmp_path / "wide.html").as_uri())

@@ -95,9 +95,11 @@ def test_stage_writes_every_named_file(built: Workspace, page: str) -> None:
 def test_imports_no_torch_and_help_is_instant() -> None:
     code = (
         "import sys, io, contextlib, analyze\n"
-        "with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit): analyze.main(['--help'])\n"
+        "with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit): "
+        "analyze.main(['--help'])\n"
         "assert 'torch' not in sys.modules and 'matplotlib' not in sys.modules, 'help is slow'\n"
-        "import ctseg.reporting.report, ctseg.reporting.pictures.curves, ctseg.reporting.pictures.plots, ctseg.reporting.gallery\n"
+        "import ctseg.reporting.report, ctseg.reporting.pictures.curves, "
+        "ctseg.reporting.pictures.plots, ctseg.reporting.gallery\n"
         "assert 'torch' not in sys.modules and 'matplotlib.pyplot' not in sys.modules, 'torch or pyplot'"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)

@@ -1,4 +1,7 @@
-"""The page to scroll through cases: what it carries, and what it does in a real browser. Everything here is synthetic."""
+"""The page to scroll through cases: what it carries, and what it does in a real browser.
+
+Everything here is synthetic.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,9 @@ NAMES = ("liver", "</script><b>spleen")
 
 
 def volumes(shape=SHAPE, spacing=(3.0, 2.0, 2.0)) -> tuple[Volume, Volume, Volume]:
-    """A scan that grows brighter towards the patient's left; the liver on the right, the spleen on the left, predicted a little higher."""
+    """A scan that grows brighter towards the patient's left; the liver on the right, the spleen on the left,
+    predicted a little higher.
+    """
     affine = np.eye(4)
     affine[:3, :3] = np.diag(spacing)[::-1]
     _d, _h, w = np.indices(shape)

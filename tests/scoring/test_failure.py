@@ -1,4 +1,6 @@
-"""Agreement of members, AURC and Spearman by hand, the worst cases, and the lines that users of new scans see."""
+"""Agreement of members, AURC and Spearman by hand, the worst cases, and the lines that users of new scans
+see.
+"""
 
 from __future__ import annotations
 

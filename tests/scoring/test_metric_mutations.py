@@ -1,7 +1,8 @@
-"""Would the oracles notice? Copies of ctseg.scoring are damaged one by one, and at least one oracle must fail on each.
+"""Would the oracles notice? Copies of ctseg.scoring are damaged one by one, and at least one oracle must fail
+on each.
 
-A damage is a replacement of text that must occur exactly once: it cannot vanish when the code changes. All damages are
-tried in one process, which imports each copy anew.
+A damage is a replacement of text that must occur exactly once: it cannot vanish when the code changes. All
+damages are tried in one process, which imports each copy anew.
 """
 
 from __future__ import annotations
@@ -18,18 +19,22 @@ MUTATIONS = {
     "spacing of the axes swapped": (
         "distances.py",
         "        spacing_mm=spacing_mm,\n        boundary_mode=boundary_mode,\n        engine=engine,\n",
-        "        spacing_mm=spacing_mm[::-1],\n        boundary_mode=boundary_mode,\n        engine=engine,\n",
+        "        spacing_mm=spacing_mm[::-1],\n        boundary_mode=boundary_mode,\n        "
+        "engine=engine,\n",
     ),
     "spacing forgotten": ("distances.py", "(spacing[0], spacing[1], spacing[2])", "(1.0, 1.0, 1.0)"),
     "spacing of a case swapped": (
         "metrics.py",
-        "spacing_mm=spacing_mm,\n                boundary_mode=boundary_mode,\n            )\n            surface",
-        "spacing_mm=spacing_mm[::-1],\n                boundary_mode=boundary_mode,\n            )\n            surface",
+        "spacing_mm=spacing_mm,\n                boundary_mode=boundary_mode,\n            )\n   "
+        "         surface",
+        "spacing_mm=spacing_mm[::-1],\n                boundary_mode=boundary_mode,\n            "
+        ")\n            surface",
     ),
     "percentile of the pooled distances": (
         "distances.py",
         "    values = []\n    for d, weights in distances.sides:\n",
-        "    values = []\n    pooled = np.concatenate([d for d, _ in distances.sides])\n    order = np.argsort(pooled)\n"
+        "    values = []\n    pooled = np.concatenate([d for d, _ in distances.sides])\n    "
+        "order = np.argsort(pooled)\n"
         "    for d, weights in [(pooled[order], np.concatenate([w for _, w in distances.sides])[order])]:\n",
     ),
     "percentile of one direction": (

@@ -39,7 +39,10 @@ def test_percentile_of_a_far_false_blob(mode: str, engine: str) -> None:
     ("spacing", "assd"), [(UNIT, {"surfel": 3.50, "voxel": 3.82}), (THICK, {"surfel": 3.02, "voxel": 3.45})]
 )
 def test_spheres_of_24_and_20_mm(spacing: tuple[float, float, float], assd: dict[str, float]) -> None:
-    """The truth is 4 mm. How far off a mode is depends on where the centre lies between the voxels: within 0.3 mm."""
+    """The truth is 4 mm.
+
+    How far off a mode is depends on where the centre lies between the voxels: within 0.3 mm.
+    """
     shape = tuple(int(60 / s) for s in spacing)
     centre = tuple(n * s / 2 for n, s in zip(shape, spacing))
     large, small = ball(centre, 24, shape, spacing), ball(centre, 20, shape, spacing)

@@ -1,7 +1,7 @@
 """Other packages: the same values where they are right, and the difference by name where they are not.
 
-A package that is not installed is skipped. tests/test_metrics.py compares HD, HD95, ASSD and MASD too. All masks are
-made up (synthetic).
+A package that is not installed is skipped. tests/test_metrics.py compares HD, HD95, ASSD and MASD too. All
+masks are made up (synthetic).
 """
 
 from __future__ import annotations
@@ -71,7 +71,9 @@ def test_voxel_nsd_agrees_with_monai(monai_metrics, spacing: tuple[float, float,
 
 
 def test_monai_drops_missed_organs_from_hd95_and_gives_0_for_nothing_found(monai_metrics) -> None:
-    """Ours: null for undefined, and the image diagonal in the imputed mean; missing an organ must not improve it."""
+    """Ours: null for undefined, and the image diagonal in the imputed mean; missing an organ must not improve
+    it.
+    """
     nothing = np.zeros_like(organ())
     moved = np.roll(organ(), 2, axis=2)
 

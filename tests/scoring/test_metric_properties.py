@@ -23,7 +23,9 @@ SPACINGS = (0.5, 0.8, 1.0, 1.7, 2.0, 3.0)
 
 @st.composite
 def pairs(draw) -> tuple[np.ndarray, np.ndarray, tuple[float, float, float]]:
-    """Two masks of 3 to 12 voxels per axis, neither empty: noise of any density, or blocks that overlap or not."""
+    """Two masks of 3 to 12 voxels per axis, neither empty: noise of any density, or blocks that overlap or
+    not.
+    """
     shape = tuple(draw(st.integers(3, 12)) for _ in range(3))
     spacing = tuple(draw(st.sampled_from(SPACINGS)) for _ in range(3))
     rng = np.random.default_rng(draw(st.integers(0, 10_000)))

@@ -1,4 +1,6 @@
-"""A headless Chromium that a test drives through the DevTools protocol, over a pipe, with the standard library only."""
+"""A headless Chromium that a test drives through the DevTools protocol, over a pipe, with the standard
+library only.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,11 @@ FLAGS = (
 
 
 class Browser:
-    """A context manager. `complaints` gathers what the pages logged as warnings and errors, policy violations and failed loads among them."""
+    """A context manager.
+
+    `complaints` gathers what the pages logged as warnings and errors, policy violations and failed loads
+    among them.
+    """
 
     def __init__(self, profile: Path):
         self.profile, self.complaints, self.requests = profile, [], []
@@ -78,7 +84,10 @@ class Browser:
         os.close(self._from)
 
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
-        """The result of one command. AssertionError when the browser refuses it or does not answer within a minute."""
+        """The result of one command.
+
+        AssertionError when the browser refuses it or does not answer within a minute.
+        """
         self._number += 1
         message = {"id": self._number, "method": method, "params": parameters} | (
             {"sessionId": self._session} if self._session else {}

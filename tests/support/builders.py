@@ -3,8 +3,8 @@
     phantoms = {"case_1": small_phantom(seed=1), "case_2": small_phantom(seed=2)}
     write_nnunet(folder, phantoms)
 
-Every writer takes the folder to give to `--data` and {case id: Phantom}. Mask layouts write one file for each name
-of a phantom, map layouts one table of all names.
+Every writer takes the folder to give to `--data` and {case id: Phantom}. Mask layouts write one file for each
+name of a phantom, map layouts one table of all names.
 """
 
 from __future__ import annotations
@@ -272,7 +272,9 @@ def write_synthetic(root: Path, phantoms: Phantoms) -> None:
 
 
 def slanted(affine: np.ndarray, kind: str) -> np.ndarray:
-    """An affine that is straight, oblique, or has slices shifted by 0.8 mm each (a gantry tilt of 14.9 degrees)."""
+    """An affine that is straight, oblique, or has slices shifted by 0.8 mm each (a gantry tilt of 14.9
+    degrees).
+    """
     c, s = np.cos(0.3), np.sin(0.3)
     result = affine.copy()
     if kind == "tilted":

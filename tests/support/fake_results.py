@@ -1,7 +1,7 @@
 """A made-up but realistic workspace after training and evaluation: every artifact the last stage reads.
 
-Small synthetic volumes with ellipsoids as structures; predictions are shifted or shrunk copies. One structure is
-missed once, one hallucinated once, one absent and one unannotated in some cases. No network, no torch.
+Small synthetic volumes with ellipsoids as structures; predictions are shifted or shrunk copies. One structure
+is missed once, one hallucinated once, one absent and one unannotated in some cases. No network, no torch.
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ INTENSITIES_HU = (10.0, 45.0, 600.0, 600.0)
 def anatomy(
     count: int,
 ) -> tuple[tuple[str, ...], list[tuple[float, float, float]], list[tuple[float, float, float]], list[float]]:
-    """Names, centres, radii (fractions of D, H, W) and HU of so many structures: the four above, or many balls in rows."""
+    """Names, centres, radii (fractions of D, H, W) and HU of so many structures: the four above, or many
+    balls in rows.
+    """
     if count <= len(STRUCTURES):
         return STRUCTURES[:count], list(CENTRES[:count]), list(RADII[:count]), list(INTENSITIES_HU[:count])
     places = [(0.5, 0.2 + 0.15 * (i // 5), 0.16 + 0.17 * (i % 5)) for i in range(count)]
@@ -109,7 +111,8 @@ def history(
 def draw(
     shape: tuple[int, int, int], rng: np.random.Generator, count: int = len(STRUCTURES)
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """((D, H, W) float32 HU, uint8 labels 1..count, uint8 prediction), axes already superior, posterior, left.
+    """((D, H, W) float32 HU, uint8 labels 1..count, uint8 prediction), axes already superior, posterior,
+    left.
 
     The prediction has each structure a little elsewhere and a little smaller.
     """
@@ -158,7 +161,9 @@ def build(
     first_id: str = "patient_00",
     count: int = len(STRUCTURES),
 ) -> Workspace:
-    """Write everything below `root`. scale enlarges the volumes, raw=False leaves the scans out; count: how many structures."""
+    """Write everything below `root`. scale enlarges the volumes, raw=False leaves the scans out; count: how
+    many structures.
+    """
     workspace = Workspace(root)
     rng = np.random.default_rng(11)
     entries, runs = [], []

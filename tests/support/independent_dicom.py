@@ -1,4 +1,6 @@
-"""SEG and RTSTRUCT read without our readers: highdicom's frames, and matplotlib's point-in-polygon at the voxel centres."""
+"""SEG and RTSTRUCT read without our readers: highdicom's frames, and matplotlib's point-in-polygon at the
+voxel centres.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,9 @@ def seg_masks(path: Path, slices: list[Any]) -> dict[str, np.ndarray]:
 
 
 def structure_masks(path: Path, slices: list[Any]) -> dict[str, np.ndarray]:
-    """ROI name -> bool (D, H, W): centres inside an odd number of the contours that refer to a slice; each contour lies in its plane."""
+    """ROI name -> bool (D, H, W): centres inside an odd number of the contours that refer to a slice; each
+    contour lies in its plane.
+    """
     content = pydicom.dcmread(path)
     names = {int(item.ROINumber): item.ROIName for item in content.StructureSetROISequence}
     shape = (len(slices), int(slices[0].Rows), int(slices[0].Columns))

@@ -1,8 +1,9 @@
-"""Values that every metric must give, as functions without pytest: `python metric_oracles.py` runs all of them.
+"""Values that every metric must give, as functions without pytest: `python metric_oracles.py` runs all of
+them.
 
-test_metric_oracles.py runs them one by one, test_metric_mutations.py against damaged copies of ctseg.scoring. All
-shapes are made up (synthetic). Where not said otherwise the values were computed outside this project, by hand or by
-other packages, and the tolerance is 1e-6.
+test_metric_oracles.py runs them one by one, test_metric_mutations.py against damaged copies of ctseg.scoring.
+All shapes are made up (synthetic). Where not said otherwise the values were computed outside this project, by
+hand or by other packages, and the tolerance is 1e-6.
 """
 
 from __future__ import annotations
@@ -56,7 +57,8 @@ def mask_metrics(
     boundary_mode: str = "surfel",
     engine: str = "auto",
 ) -> dict[str, float | None]:
-    """Every metric of one pair of masks by its plain formula (Dice of a hallucination is 0; both empty: None).
+    """Every metric of one pair of masks by its plain formula (Dice of a hallucination is 0; both empty:
+    None).
 
     Keys: dice, iou, precision, recall, specificity, volume_error, volume_error_ml, hd_mm, hd95_mm, assd_mm,
     masd_mm, and nsd_{tolerance}mm.

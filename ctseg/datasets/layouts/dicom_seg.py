@@ -304,7 +304,8 @@ def report_others(cases: Gathering, name: str, folder: Path, series: list[Series
 
 
 def _group_patients(data: DataSet) -> DataSet:
-    """The data set with patients named after their first case: a hash of a short record number can be guessed.
+    """The data set with patients named after their first case: a hash of a short record number can be
+    guessed.
 
     Folders are the patients where anonymisation gave all of them one patient id.
     """

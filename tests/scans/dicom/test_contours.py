@@ -1,4 +1,6 @@
-"""Contours of other tools: rounded positions, other slice spacings, damaged and foreign ones; right values counted by hand."""
+"""Contours of other tools: rounded positions, other slice spacings, damaged and foreign ones; right values
+counted by hand.
+"""
 
 from __future__ import annotations
 

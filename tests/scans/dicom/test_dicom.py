@@ -1,4 +1,5 @@
-"""DICOM series and segmentations: read back what was written, agree with an independent reader, refuse bad folders.
+"""DICOM series and segmentations: read back what was written, agree with an independent reader, refuse bad
+folders.
 
 Every series is synthetic and written into a temporary folder, then damaged.
 """

@@ -1,4 +1,6 @@
-"""Hostile and odd DICOM folders: a DICOMDIR that leads elsewhere, lengths that lie, nesting without end, links, pipes."""
+"""Hostile and odd DICOM folders: a DICOMDIR that leads elsewhere, lengths that lie, nesting without end,
+links, pipes.
+"""
 
 from __future__ import annotations
 

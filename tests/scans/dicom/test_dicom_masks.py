@@ -1,4 +1,7 @@
-"""Masks in DICOM: written by us and read by others, fractional and compressed ones, damaged numbers. Phantoms are synthetic."""
+"""Masks in DICOM: written by us and read by others, fractional and compressed ones, damaged numbers.
+
+Phantoms are synthetic.
+"""
 
 from __future__ import annotations
 
@@ -101,7 +104,9 @@ def test_an_independent_filler_gives_the_structure_set_voxel_by_voxel(written):
 
 
 def test_both_files_are_complete_objects(written):
-    """Every element is readable, the file header agrees, and what the standard requires of an RTSTRUCT is there."""
+    """Every element is readable, the file header agrees, and what the standard requires of an RTSTRUCT is
+    there.
+    """
     folder, _ = written
     for name in ("seg.dcm", "rs.dcm"):
         content = pydicom.dcmread(folder / name)
@@ -333,7 +338,7 @@ def test_segments_without_a_label_are_told_and_gaps_in_their_numbers_do_not_matt
         dicom_seg.read_segments(folder / "seg.dcm", image, folder / "ct")
 
 
-# ---- fractional, compressed, damaged ------------------------------------------------------------------------
+# ---- fractional, compressed, damaged -----------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -389,7 +394,9 @@ def test_a_threshold_makes_masks_of_fractions(case):
 
 
 def test_the_setting_reaches_the_tensors_and_the_manifest(tmp_path, capsys):
-    """The whole stage: refused without the setting; with it the masks are those of the binary files, and manifest and report tell it."""
+    """The whole stage: refused without the setting; with it the masks are those of the binary files, and
+    manifest and report tell it.
+    """
     phantoms = {f"case_{seed}": small_phantom(seed=seed, shape=SHAPE) for seed in range(3)}
     write_dicom_seg(tmp_path / "data", phantoms)
     for case_id in phantoms:
@@ -458,7 +465,9 @@ def test_compressed_segmentations(case, monkeypatch):
 
 
 def test_bits_packed_by_hand_are_read(case):
-    """The golden case of frames that do not end with a byte: one bit per pixel, lowest bit first, no gap between frames."""
+    """The golden case of frames that do not end with a byte: one bit per pixel, lowest bit first, no gap
+    between frames.
+    """
     folder, image = case
     content = pydicom.dcmread(folder / "seg.dcm")
     planes = [

@@ -1,4 +1,6 @@
-"""Enhanced multi-frame CT: a file that highdicom converts from a synthetic series is read like the series itself."""
+"""Enhanced multi-frame CT: a file that highdicom converts from a synthetic series is read like the series
+itself.
+"""
 
 from __future__ import annotations
 
@@ -91,7 +93,9 @@ def reverse(content: Any) -> None:
 
 
 def to_frames(content: Any) -> None:
-    """All shared groups moved to the frames, with a rescale of its own for each frame; padding in the first row."""
+    """All shared groups moved to the frames, with a rescale of its own for each frame; padding in the first
+    row.
+    """
     stored = content.pixel_array.astype(np.int64)
     for number, own in enumerate(content.PerFrameFunctionalGroupsSequence):
         for group in ("PlaneOrientationSequence", "PixelMeasuresSequence"):
@@ -249,7 +253,8 @@ def test_masks_of_a_multiframe_scan_come_back_on_its_frames(tmp_path, kind):
         assert not findings
         for value, name in PHANTOM.names.items():
             assert np.array_equal(masks[name], label.array == value), name
-    # an independent reader, by the frames that the SEG refers to; in the file they stand in another order than along the patient
+    # an independent reader, by the frames that the SEG refers to; in the file they stand in another order
+    # than along the patient
     source = pydicom.dcmread(multiframe / "mf.dcm")
     along = [
         float(np.array(own.PlanePositionSequence[0].ImagePositionPatient, float) @ image.affine[:3, 0])
@@ -298,7 +303,9 @@ def test_real_multiframe_files_that_are_no_volume(real_data, tmp_path, name, cod
 @pytest.mark.real
 @pytest.mark.parametrize("name", ["23x38x3", "24x38x3"])
 def test_a_real_multiframe_file_and_its_slices_have_one_geometry(real_data, monkeypatch, name):
-    """dcmqi's pairs have three slices: too few for use, so the limit is lowered to see what reading would give."""
+    """dcmqi's pairs have three slices: too few for use, so the limit is lowered to see what reading would
+    give.
+    """
     monkeypatch.setattr(dicom_series, "SMALLEST_SLICES", 2)
     folder = real_data / "dcmqi/data/segmentations" / name
     frames, slices = (

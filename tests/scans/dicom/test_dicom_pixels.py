@@ -1,4 +1,6 @@
-"""Compressed DICOM: every decoder gives the uncompressed values, a missing one is named with its package, C libraries stay in a child process."""
+"""Compressed DICOM: every decoder gives the uncompressed values, a missing one is named with its package, C
+libraries stay in a child process.
+"""
 
 from __future__ import annotations
 
@@ -113,7 +115,9 @@ def test_a_missing_decoder_is_named(series, syntax, monkeypatch):
 
 @pytest.mark.parametrize("name", ["JPEG-lossy.dcm", "JPGExtended.dcm"])
 def test_jpeg_extended_of_12_bits_is_decoded(name):
-    """pydicom's own test files, which none of its decoders here takes; the two values are those that libjpeg gives."""
+    """pydicom's own test files, which none of its decoders here takes; the two values are those that libjpeg
+    gives.
+    """
     needs("python-gdcm")
     from pydicom.data import get_testdata_file
 
@@ -196,7 +200,9 @@ def test_a_child_that_hangs_is_ended(series, monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("syntax", [uid.JPEGLSLossless, uid.JPEGLosslessSV1], ids=["pyjpegls", "gdcm"])
 def test_decoders_in_c_run_in_the_child_only(series, syntax, monkeypatch):
-    """The decoder of this process is broken on purpose; the child's is not, and one child serves the whole series."""
+    """The decoder of this process is broken on purpose; the child's is not, and one child serves the whole
+    series.
+    """
     plugin, package = NEEDS[syntax]
     needs(package)
     import importlib

@@ -1,4 +1,6 @@
-"""Marks planted in a CT series must not come out of infer.py, except for what a SEG or RTSTRUCT needs to be filed with its patient."""
+"""Marks planted in a CT series must not come out of infer.py, except for what a SEG or RTSTRUCT needs to be
+filed with its patient.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Real DICOM against independent readers: SimpleITK and NRRD for CT, highdicom and NRRD for SEG, an even-odd filler for RTSTRUCT."""
+"""Real DICOM against independent readers: SimpleITK and NRRD for CT, highdicom and NRRD for SEG, an even-odd
+filler for RTSTRUCT.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,7 @@ def by_simpleitk(folder: Path) -> object:
     return reader.Execute()
 
 
-# ---- CT -----------------------------------------------------------------------------------------------------
+# ---- CT ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -89,7 +91,9 @@ def test_the_digital_phantom_has_the_geometry_that_simpleitk_reads(real_data):
 
 
 def test_an_oblique_real_series_is_placed_like_simpleitk_does(real_data, tmp_path, monkeypatch):
-    """Three slices of a test pattern, refused for both; without those checks the geometry is that of any series."""
+    """Three slices of a test pattern, refused for both; without those checks the geometry is that of any
+    series.
+    """
     monkeypatch.setattr(dicom_series, "SMALLEST_SLICES", 2)
     monkeypatch.setattr("ctseg.scans.dicom.dicom_files.SMALLEST_SLICES", 2)
     monkeypatch.setattr("ctseg.scans.formats.checks.SMALLEST_VOXELS", 2)
@@ -161,7 +165,7 @@ def test_each_evenly_spaced_part_of_the_tilted_head_is_read_with_its_tilt(real_d
     assert worst < CLOSEST_MM, f"corners up to {worst:.2g} mm apart"
 
 
-# ---- SEG ----------------------------------------------------------------------------------------------------
+# ---- SEG ---------------------------------------------------------------------------------------------------
 
 
 def own_grid(path: Path) -> tuple[Volume, object]:
@@ -194,7 +198,9 @@ def test_segmentations_equal_what_highdicom_reads(real_data, name):
 
 @pytest.mark.parametrize("name", ["sparse-labelmap-noppv.dcm", "sparse-labelmap-ppv5.dcm"])
 def test_sparse_label_maps_equal_their_nrrd(real_data, name):
-    """Label maps that leave empty frames out; one declares a padding value, with which dcmqi filled the empty slice."""
+    """Label maps that leave empty frames out; one declares a padding value, with which dcmqi filled the empty
+    slice.
+    """
     path = real_data / SEGMENTATIONS / name
     image, theirs = own_grid(path)
     masks, _ = dicom_seg.read_segments(path, image, None)
@@ -261,12 +267,14 @@ def test_fractional_segmentations_need_a_threshold(real_data, name, counts):
             dicom_seg.read_segments(path, image, None, fractional_threshold=wrong)
 
 
-# ---- RTSTRUCT -----------------------------------------------------------------------------------------------
+# ---- RTSTRUCT ----------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def head(real_data) -> Volume:
-    """The grid that rt-utils' structure sets were drawn on: two of its slices are at hand, the others follow in the same steps."""
+    """The grid that rt-utils' structure sets were drawn on: two of its slices are at hand, the others follow
+    in the same steps.
+    """
     slices = [
         pydicom.dcmread(real_data / f"rt_utils/tests/mock_data/ct_{number}.dcm", stop_before_pixels=True)
         for number in (1, 2)
@@ -279,7 +287,9 @@ def head(real_data) -> Volume:
 
 
 def filled(path: Path, number: int, image: Volume) -> np.ndarray:
-    """An independent reading of one structure: matplotlib's point-in-polygon at every voxel centre, odd contours inside."""
+    """An independent reading of one structure: matplotlib's point-in-polygon at every voxel centre, odd
+    contours inside.
+    """
     content = pydicom.dcmread(path)
     (item,) = [item for item in content.ROIContourSequence if item.ReferencedROINumber == number]
     parity = np.zeros(image.array.shape, dtype=int)
@@ -308,8 +318,9 @@ def filled(path: Path, number: int, image: Volume) -> np.ndarray:
     ],
 )
 def test_structures_of_rt_utils_whatever_slices_they_refer_to(real_data, head, name):
-    """References to slices that do not exist, or to none at all, do not matter: contours are placed by their coordinates, and the
-    series or the frame of reference is right in all of these files."""
+    """References to slices that do not exist, or to none at all, do not matter: contours are placed by their
+    coordinates, and the series or the frame of reference is right in all of these files.
+    """
     folder = real_data / "rt_utils/tests"
     masks, findings = rtstruct.read_structures(folder / name, head, folder / "mock_data")
     numbers = {called: number for number, called in rtstruct.list_structures(folder / name).items()}

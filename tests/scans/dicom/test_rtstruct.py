@@ -38,7 +38,9 @@ def test_a_contour_inside_another_is_a_hole_and_one_beside_it_is_not():
 
 
 def test_a_keyhole_contour_leaves_the_hole_open():
-    """Outer ring, a channel of no width to the hole, around it, and the same way back; the channel runs along voxel centres."""
+    """Outer ring, a channel of no width to the hole, around it, and the same way back; the channel runs along
+    voxel centres.
+    """
     outer = [(0.5, 0.5), (0.5, 8.5), (8.5, 8.5), (8.5, 5.0)]
     hole = [(5.5, 5.0), (5.5, 5.5), (2.5, 5.5), (2.5, 2.5), (5.5, 2.5), (5.5, 5.0)]
     mask = rtstruct.fill([polygon(*outer, *hole, (8.5, 5.0), (8.5, 0.5))], (10, 12))
@@ -192,7 +194,9 @@ def test_a_contour_between_slices_counts_for_the_nearest_one_and_one_off_the_sca
 
 
 def test_two_planes_of_one_slice_do_not_cancel_each_other(written):
-    """Contours of a finer series: where two of its planes share a slice, the nearer one counts, not their difference."""
+    """Contours of a finer series: where two of its planes share a slice, the nearer one counts, not their
+    difference.
+    """
     folder, image, content, path = written
     item = content.ROIContourSequence[0]
     copies = copy.deepcopy(list(item.ContourSequence))

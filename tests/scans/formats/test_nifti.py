@@ -1,4 +1,7 @@
-"""NIfTI reading and writing: exact geometry both ways, and every bad file refused by name. All files synthetic."""
+"""NIfTI reading and writing: exact geometry both ways, and every bad file refused by name.
+
+All files synthetic.
+"""
 
 from __future__ import annotations
 
@@ -209,7 +212,9 @@ _HALF_TURN = np.array([0.6, 0.64, 0.48]) / np.linalg.norm([0.6, 0.64, 0.48])
 def _turned_header(
     excess: float, *, sform: bool, spacing: float = 3.0
 ) -> tuple[nib.Nifti1Header, np.ndarray]:
-    """A header of half a turn about an oblique axis whose b2 + c2 + d2 is 1 + excess, and the affine that it means."""
+    """A header of half a turn about an oblique axis whose b2 + c2 + d2 is 1 + excess, and the affine that it
+    means.
+    """
     affine = np.eye(4)
     affine[:3, :3] = (2 * np.outer(_HALF_TURN, _HALF_TURN) - np.eye(3)) * spacing
     affine[:3, 3] = [10, 20, -30]
@@ -225,7 +230,9 @@ def _turned_header(
 def test_a_quaternion_rounded_in_32_bits_is_read_without_a_word(
     tmp_path: Path, excess: float, sform: bool
 ) -> None:
-    """Shorter than 1 by rounding it turns the axes by 0.1 degrees: no reason to refuse an sform that is exact."""
+    """Shorter than 1 by rounding it turns the axes by 0.1 degrees: no reason to refuse an sform that is
+    exact.
+    """
     header, affine = _turned_header(excess, sform=sform)
     volume, findings = volume_files.read_image(_store(tmp_path / "ct.nii.gz", header, _body()))
     if sform or excess > -1e-7:
@@ -296,7 +303,9 @@ def test_pixdim_is_held_against_the_sform(
 def test_a_sheared_sform_is_held_against_what_the_other_forms_can_say(
     tmp_path: Path, sizes: str, qform: bool
 ) -> None:
-    """A qform holds no shear; pixdim is the length of a step or the distance of planes, 11 % apart at 26 degrees."""
+    """A qform holds no shear; pixdim is the length of a step or the distance of planes, 11 % apart at 26
+    degrees.
+    """
     header, affine = _header(), np.diag([-2.0, -2.0, 2.0, 1.0])
     affine[1, 2] = 1.0
     header.set_qform(affine, code=int(qform), strip_shears=True)

@@ -1,4 +1,6 @@
-"""NRRD, 3D Slicer segmentations and MetaImage: the same voxels as SimpleITK reads, refusals by name, and the commands that take them."""
+"""NRRD, 3D Slicer segmentations and MetaImage: the same voxels as SimpleITK reads, refusals by name, and the
+commands that take them.
+"""
 
 from __future__ import annotations
 
@@ -483,7 +485,8 @@ def test_names_in_the_file_are_never_overruled_by_a_table(
         return
     with pytest.raises(
         CaseError,
-        match=rf"ORGAN_MAP_MISMATCH case=a file=a.seg.nrrd: the file itself calls the value \d '({first}|{second})'",
+        match=rf"ORGAN_MAP_MISMATCH case=a file=a.seg.nrrd: the file itself calls the value \d "
+        rf"'({first}|{second})'",
     ):
         load_case.load_case(record, ["liver", "spleen"], root=tmp_path)
 

@@ -1,4 +1,6 @@
-"""Betti numbers, centre lines, components and tree metrics against known shapes, brute force and laws; their files."""
+"""Betti numbers, centre lines, components and tree metrics against known shapes, brute force and laws; their
+files.
+"""
 
 from __future__ import annotations
 
@@ -174,7 +176,9 @@ def test_largest_component() -> None:
 
 
 def test_simple_voxels_equal_counting_components_around() -> None:
-    """Simple: one piece of foreground among 26 neighbours, one of background that touches a face (Malandain, 1993)."""
+    """Simple: one piece of foreground among 26 neighbours, one of background that touches a face (Malandain,
+    1993).
+    """
     rng = np.random.default_rng(0)
     draws = rng.integers(0, 1 << 26, (4, 200)).astype(np.uint32)
     codes = np.concatenate(
@@ -731,7 +735,8 @@ def test_real_airways() -> None:
         and 0.5 < found["precision_full"] < 1
         and found["td_lcc"] <= found["td_full"]
     )
-    # Different ways to the same number: tree length and the centre line's recall; leakage from precision and what is missing.
+    # Different ways to the same number: tree length and the centre line's recall; leakage from precision and
+    # what is missing.
     assert found["cldice_recall"] == found["td_full"]
     assert found["leakage_full"] == pytest.approx(
         (1 - found["amr_full"]) * (1 - found["precision_full"]) / found["precision_full"]

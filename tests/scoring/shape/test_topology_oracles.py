@@ -1,4 +1,6 @@
-"""Topology, centre lines and trees: every number of the specification, agreement with other programs, laws, and old defects."""
+"""Topology, centre lines and trees: every number of the specification, agreement with other programs, laws,
+and old defects.
+"""
 
 from __future__ import annotations
 
@@ -233,7 +235,8 @@ def test_length_agrees_with_lee_thinning(name: str, spacing: tuple[float, float,
 def test_cldice_agrees_with_lee_thinning() -> None:
     gap = THICK_Y.copy()
     gap[:40, :, 27:30] = False
-    # No shift by the tube's own radius: it lays the line onto the border, where a single voxel to the side decides everything.
+    # No shift by the tube's own radius: it lays the line onto the border, where a single voxel to the side
+    # decides everything.
     for prediction in (
         STEM | LEFT,
         gap,
@@ -481,7 +484,9 @@ def test_more_correct_voxels_never_lower_what_was_found_and_false_ones_never_rai
 
 
 def test_no_rounding_no_smoothing_and_no_division_by_zero() -> None:
-    """The ATM'22 evaluation rounds to two decimals, adds 1e-5 and divides 0 by 0 for a branch without a centre line."""
+    """The ATM'22 evaluation rounds to two decimals, adds 1e-5 and divides 0 by 0 for a branch without a
+    centre line.
+    """
     prediction = THICK_Y.copy()
     prediction[np.nonzero(THICK_Y)[0][0], np.nonzero(THICK_Y)[1][0], np.nonzero(THICK_Y)[2][0]] = False
     size = int(THICK_Y.sum())
