@@ -210,12 +210,13 @@ class Scene:
         columns = [sections[:, 0, 2], *sections[:, :, (0, 1, 3)].reshape(len(sections), -1).T]
         ends = at_heights(np.stack(columns, axis=1), z)
         points = list(zip(ends[0::3], ends[1::3], ends[2::3]))
-        f = np.full(x.shape, FAR_MM, dtype=np.float32)
+        chain = []
         for a, b in zip(points, points[1:] or points):
             step = b[0] - a[0], b[1] - a[1]
             inverse = 1.0 / np.maximum(step[0] ** 2 + step[1] ** 2, np.float32(1e-6))
-            np.minimum(f, _cone((x - a[0], y - a[1]), step, inverse, a[2], b[2] - a[2]), out=f)
-        return Shape(box, f).within(np.maximum(z - np.float32(top), np.float32(bottom) - z))
+            chain.append(_cone((x - a[0], y - a[1]), step, inverse, a[2], b[2] - a[2]))
+        ends_mm = np.maximum(z - np.float32(top), np.float32(bottom) - z)
+        return Shape(box, np.maximum(np.minimum.reduce(chain), ends_mm))
 
     # ---- painting ----------------------------------------------------------------------------------------
 
