@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from ctseg.anatomy.implicit import Scene, at_heights, smooth_minimum
@@ -49,7 +47,7 @@ def muscle_hu(scene: Scene, hu: dict[str, float], texture: Texture, lean: tuple[
 def paint_twigs(
     scene: Scene,
     rng: np.random.Generator,
-    regions: Sequence[tuple[Sequence[float], Sequence[float], int]],
+    regions: np.ndarray,
     vein_hu: float,
     *,
     step_mm: tuple[float, float],
@@ -58,12 +56,12 @@ def paint_twigs(
 ) -> None:
     """Small vessels and nodes that make fat look like fat.
 
-    regions: centre, spread along each axis, and number of twigs; mirrored: on either side by chance.
+    regions: rows of centre, spread along each axis, and number of twigs; mirrored: on either side by chance.
     """
-    for center, spread, count in regions:
-        for _ in range(count):
+    for region in regions:
+        for _ in range(int(region[6])):
             side = int(rng.choice([-1, 1])) if mirrored else 1
-            start = np.array(center) * (side, 1, 1) + rng.normal(0, 0.6, 3) * spread
+            start = region[:3] * (side, 1, 1) + rng.normal(0, 0.6, 3) * region[3:6]
             steps = rng.normal(0, 1, (4, 3)).cumsum(axis=0) * rng.uniform(*step_mm)
             twig = scene.tube(start + steps, rng.uniform(*radius_mm))
             scene.paint(twig, 0.6 * vein_hu + 10, strength=0.8)

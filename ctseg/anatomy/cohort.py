@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from ctseg.anatomy.picture import Picture
-from ctseg.anatomy.tasks import DEFAULT, Task, is_dicom, load_task, version_of
+from ctseg.anatomy.tasks import DEFAULT, VERSION, Task, is_dicom, load_task
 from ctseg.artifacts import read_json, sweep_temporaries, write_json
 from ctseg.errors import IntegrityError, PreconditionError, UsageError
 from ctseg.geometry.volume import Volume, canonical_axes
@@ -58,7 +58,7 @@ def write_cohort(
     folder = Path(folder)
     wanted = {
         "task": task,
-        "version": version_of(module),
+        "version": VERSION,
         "synthetic": True,
         "seed": seed,
         "size": size,

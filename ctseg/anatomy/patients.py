@@ -6,25 +6,19 @@ Lengths in mm, angles in radians, attenuation in HU.
 from __future__ import annotations
 
 import dataclasses
-import typing
 
 import numpy as np
 
+from ctseg.anatomy.shape_tables import read_table
 
-class Body(typing.Protocol):
+
+@dataclasses.dataclass(frozen=True)
+class Body:
     """What the drawing of table and scan needs to know of a patient."""
 
-    @property
-    def size(self) -> tuple[float, float, float]:
-        """Body relative to the template along x, y, z."""
-
-    @property
-    def fat_mm(self) -> float:
-        """Thickness of the fat under the skin at the flank."""
-
-    @property
-    def warp_mm(self) -> float:
-        """How far the body is deformed at random."""
+    size: tuple[float, float, float]  # body relative to the template along x, y, z
+    fat_mm: float  # thickness of the fat under the skin at the flank
+    warp_mm: float  # how far the body is deformed at random
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,20 +38,7 @@ class Protocol:
     axis_flips: tuple[bool, bool, bool]
 
 
-# Slice and in-plane spacing in mm of common protocols, thin to thick. In-plane sizes are coarser than a
-# scanner's, which keeps the cohort small.
-_PROTOCOLS = (
-    (1.25, 2.2),
-    (1.5, 2.2),
-    (2.0, 2.1),
-    (2.0, 2.3),
-    (2.5, 2.0),
-    (3.0, 1.8),
-    (3.0, 2.2),
-    (4.0, 1.7),
-    (5.0, 1.5),
-    (5.0, 1.9),
-)
+PROTOCOLS = read_table(__file__)["protocol"].tolist()
 
 
 def sample_protocol(
@@ -67,7 +48,7 @@ def sample_protocol(
 
     `index` walks through the protocols so that every cohort has thin and thick slices.
     """
-    slice_mm, pixel_mm = (0.8, 2.3) if index % 24 == 20 else _PROTOCOLS[(7 * index + 3) % len(_PROTOCOLS)]
+    slice_mm, pixel_mm = (0.8, 2.3) if index % 24 == 20 else PROTOCOLS[(7 * index + 3) % len(PROTOCOLS)]
     pixel_mm *= rng.uniform(0.95, 1.08)
     field = body_mm + rng.uniform(25, 60)
     side = int(np.clip(round(field / pixel_mm), 150, 280))

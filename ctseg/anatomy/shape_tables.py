@@ -20,3 +20,8 @@ def read_table(module: str, name: str | None = None) -> dict[str, np.ndarray]:
         for key, *numbers in csv.reader(line for line in lines if not line.startswith("#")):
             rows.setdefault(key, []).append([float(number) for number in numbers])
     return {key: np.array(values) for key, values in rows.items()}
+
+
+def draw_ranges(rng: np.random.Generator, table: dict[str, np.ndarray]) -> dict[str, float]:
+    """One value of each name, even between the two numbers of its row, drawn in the order of the table."""
+    return {name: rng.uniform(*rows[0].tolist()) for name, rows in table.items()}

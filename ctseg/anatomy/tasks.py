@@ -10,6 +10,7 @@ from ctseg.anatomy.picture import Picture
 from ctseg.errors import UsageError
 
 DEFAULT = "pelvis"
+VERSION = 1  # raised whenever the same seed draws other pictures
 TASKS: dict[str, str] = {  # task -> module of this package, imported when the task is asked for
     "pelvis": "pelvis.pelvis_task",
     "pelvic_bones": "pelvis.pelvic_bones_task",
@@ -20,8 +21,8 @@ TASKS: dict[str, str] = {  # task -> module of this package, imported when the t
 
 
 class Task(Protocol):
-    """What the module of a task holds. VERSION (1 where a module has none) rises when the same seed draws
-    other pictures; is_dicom(index) -> bool, where there is one, says which patients are written as DICOM."""
+    """What the module of a task holds; is_dicom(index) -> bool, where there is one, says which patients are
+    written as DICOM."""
 
     IDS: Mapping[str, int]  # structure -> id in the label map, 1..n
     TARGETS: tuple[str, ...]  # what the task learns
@@ -36,11 +37,6 @@ def load_task(name: str) -> Task:
             "UNKNOWN_TASK", f"there is no synthetic task '{name}'", f"choose one of {', '.join(TASKS)}"
         )
     return cast(Task, importlib.import_module(f"ctseg.anatomy.{TASKS[name]}"))
-
-
-def version_of(task: Task) -> int:
-    """The version of a task's pictures."""
-    return int(getattr(task, "VERSION", 1))
 
 
 def is_dicom(task: Task, index: int) -> bool:

@@ -32,6 +32,12 @@ def box_start(box: Box) -> Index:
     return d.start, h.start, w.start
 
 
+def box_stop(box: Box) -> Index:
+    """The voxel behind the last one of a box, along each axis."""
+    d, h, w = box
+    return d.stop, h.stop, w.stop
+
+
 def box_shape(box: Box) -> Index:
     """How many voxels a box has along each axis."""
     d, h, w = box
@@ -66,38 +72,30 @@ def label_boxes(label: np.ndarray) -> dict[int, Box]:
 
 def grow(box: Box, margin: int | Sequence[int], shape: Sequence[int] | None = None) -> Box:
     """The box `margin` voxels wider on all sides (one number, or one an axis), cut to an array of `shape`."""
-    margins = (margin,) * 3 if isinstance(margin, int) else margin
-    grown = make_box(
-        [side.start - more for side, more in zip(box, margins)],
-        [side.stop + more for side, more in zip(box, margins)],
-    )
-    if shape is None:
-        return grown
-    return make_box(
-        [max(0, side.start) for side in grown], [min(size, side.stop) for side, size in zip(grown, shape)]
-    )
+    start, stop = np.subtract(box_start(box), margin), np.add(box_stop(box), margin)
+    return make_box(start, stop) if shape is None else make_box(np.maximum(start, 0), np.minimum(stop, shape))
 
 
 def union(first: Box, *others: Box) -> Box:
     """The smallest box that holds all of them."""
-    sides = list(zip(first, *others))
+    boxes = (first, *others)
     return make_box(
-        [min(s.start for s in same) for same in sides], [max(s.stop for s in same) for same in sides]
+        np.min([box_start(b) for b in boxes], axis=0), np.max([box_stop(b) for b in boxes], axis=0)
     )
 
 
 def intersection(one: Box, other: Box) -> Box | None:
     """What two boxes share; None when they do not meet."""
-    start = [max(a.start, b.start) for a, b in zip(one, other)]
-    stop = [min(a.stop, b.stop) for a, b in zip(one, other)]
-    return make_box(start, stop) if all(a < b for a, b in zip(start, stop)) else None
+    start = np.maximum(box_start(one), box_start(other))
+    stop = np.minimum(box_stop(one), box_stop(other))
+    return make_box(start, stop) if (start < stop).all() else None
 
 
-def move(box: Box, by: Sequence[int]) -> Box:
+def move(box: Box, by: Sequence[int] | np.ndarray) -> Box:
     """The box shifted by `by` voxels."""
-    return make_box([s.start + n for s, n in zip(box, by)], [s.stop + n for s, n in zip(box, by)])
+    return make_box(np.add(box_start(box), by), np.add(box_stop(box), by))
 
 
 def within(box: Box, outer: Box) -> Box:
     """The box counted from the first voxel of another one, to index an array that holds only `outer`."""
-    return move(box, [-n for n in box_start(outer)])
+    return move(box, np.negative(box_start(outer)))

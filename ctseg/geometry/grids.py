@@ -25,6 +25,7 @@ from ctseg.geometry.boxes import (
     Index,
     bounding_box,
     box_start,
+    box_stop,
     grow,
     intersection,
     label_boxes,
@@ -373,7 +374,7 @@ def lost_fractions(label: Volume, canvas: Grid) -> dict[int, float]:
     limits = np.array(canvas.shape)[:, None] - 0.5
     result = {}
     for number, box in label_boxes(label.array).items():
-        places = corner_points(to_canvas, box_start(box), [side.stop - 1 for side in box])
+        places = corner_points(to_canvas, box_start(box), np.subtract(box_stop(box), 1))
         if not ((places >= -0.5) & (places <= limits)).all():
             voxels = np.argwhere(label.array[box] == number) + np.array(box_start(box))
             places = (voxels @ to_canvas[:3, :3].T + to_canvas[:3, 3]).T

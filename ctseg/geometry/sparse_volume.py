@@ -6,7 +6,17 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ctseg.geometry.boxes import Box, bounding_box, box_shape, intersection, make_box, whole_box, within
+from ctseg.geometry.boxes import (
+    Box,
+    bounding_box,
+    box_shape,
+    box_start,
+    box_stop,
+    intersection,
+    make_box,
+    whole_box,
+    within,
+)
 
 # voxels along each edge of a block: half as much is stored as with 8, and the table is a hundredth of the
 # volume
@@ -120,7 +130,7 @@ def _places_of(box: Box) -> Box:
 
 def _in_voxels(places: Box) -> Box:
     """The box of voxels in a box of places."""
-    return make_box([side.start * EDGE for side in places], [side.stop * EDGE for side in places])
+    return make_box(np.multiply(box_start(places), EDGE), np.multiply(box_stop(places), EDGE))
 
 
 def _in_blocks(array: np.ndarray) -> np.ndarray:

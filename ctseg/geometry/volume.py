@@ -13,7 +13,17 @@ from collections.abc import Sequence
 import numpy as np
 import SimpleITK as sitk
 
-from ctseg.geometry.boxes import Box, Index, bounding_box, box_shape, box_start, grow, make_box, whole_box
+from ctseg.geometry.boxes import (
+    Box,
+    Index,
+    bounding_box,
+    box_shape,
+    box_start,
+    box_stop,
+    grow,
+    make_box,
+    whole_box,
+)
 from ctseg.geometry.tolerances import EQUAL, ROUNDED, off_by
 
 AIR_HU = -1024.0  # what lies outside a scan's field of view
@@ -120,7 +130,9 @@ def tight(volume: Volume, margin: int = 0) -> Volume | None:
     return None if box is None else volume.crop_to(grow(box, margin, volume.grid.shape))
 
 
-def corner_points(affine: np.ndarray, low: Sequence[float], high: Sequence[float]) -> np.ndarray:
+def corner_points(
+    affine: np.ndarray, low: Sequence[float] | np.ndarray, high: Sequence[float] | np.ndarray
+) -> np.ndarray:
     """(3, 8) where an affine (4, 4) puts the corners of the box from `low` to `high` (index or mm, one an
     axis)."""
     corners = np.array([[*corner, 1.0] for corner in itertools.product(*zip(low, high))])
@@ -129,7 +141,7 @@ def corner_points(affine: np.ndarray, low: Sequence[float], high: Sequence[float
 
 def face_corners(affine: np.ndarray, box: Box) -> np.ndarray:
     """(3, 8) where an affine puts the corners of a box of voxels, outer faces included."""
-    return corner_points(affine, [side.start - 0.5 for side in box], [side.stop - 0.5 for side in box])
+    return corner_points(affine, np.subtract(box_start(box), 0.5), np.subtract(box_stop(box), 0.5))
 
 
 def covered_box(source: Grid, target: Grid) -> Box:

@@ -82,8 +82,8 @@ def build_organs(scene: Scene, person: Person, trunk: Trunk, texture: Texture) -
     pancreas = pancreas.cut(scene.spread(liver, spleen), 2.0).cut(outer, 2.0)
     adrenals = []
     for side, z in ((1, 54.0), (-1, 52.0)):
-        limbs = ([(36, 0, z), (40, 8, z - 12), (46, 16, z - 22)], [(40, 2, z - 4), (37, 16, z - 20)])
-        adrenals.append(scene.join([scene.tube(line, 2.6, side=side) for line in limbs], 1.0))
+        limbs = (SHAPES[name] + (0, 0, z, 0) for name in ("adrenal front", "adrenal back"))
+        adrenals.append(scene.join([scene.tube(line, side=side) for line in limbs], 1.0))
     return Organs(liver, gallbladder, kidneys, spleen, pancreas, adrenals)
 
 

@@ -10,22 +10,20 @@ import dataclasses
 
 import numpy as np
 
-from ctseg.anatomy.patients import Protocol, sample_protocol
-from ctseg.anatomy.shape_tables import read_table
+from ctseg.anatomy.patients import Body, Protocol, sample_protocol
+from ctseg.anatomy.shape_tables import draw_ranges, read_table
 
 PHASES = ("none", "arterial", "portal", "late")
 _ATTENUATION = read_table(__file__, "attenuation")
+_UNENHANCED = read_table(__file__, "unenhanced")
 # Patients of a cohort of 24 without an organ: one kidney or the spleen was removed.
 _REMOVED = {4: "kidney_left", 11: "spleen", 18: "kidney_right"}
 
 
 @dataclasses.dataclass(frozen=True)
-class Person:
+class Person(Body):
     """One synthetic person on the day of the scan."""
 
-    size: tuple[float, float, float]  # body relative to the template along x, y, z
-    fat_mm: float  # thickness of the fat under the skin at the flank
-    warp_mm: float
     removed: str | None  # "kidney_left", "kidney_right", "spleen"
     gallbladder: float  # its size relative to the template, 0 after it was removed
     liver_left: float  # length of the left lobe relative to the template
@@ -89,19 +87,8 @@ def _attenuation(rng: np.random.Generator, phase: str) -> dict[str, float]:
     if rng.random() < 0.25:
         hu["liver"] -= rng.uniform(14, 34)  # fatty liver
     hu["spleen"] += rng.normal(0, 4)
-    return hu | {
-        "fat": rng.uniform(-112, -98),
-        "skin": 30.0,
-        "cartilage": 72.0,
-        "bile": rng.uniform(4, 18),
-        "lung": rng.uniform(-880, -800),
-        "marrow": rng.uniform(110, 215),
-        "cortex": rng.uniform(520, 850),
-        "stool": rng.uniform(-40, 35),
-        "food": hu["liver"] - rng.uniform(5, 45),
-        "fluid": rng.uniform(5, 30),
-        "gastric_contrast": rng.uniform(150, 350),
-    }
+    hu |= draw_ranges(rng, _UNENHANCED)
+    return hu | {"skin": 30.0, "cartilage": 72.0, "food": hu["liver"] - hu["food"]}
 
 
 def sample_scan(rng: np.random.Generator, index: int, person: Person) -> Protocol:

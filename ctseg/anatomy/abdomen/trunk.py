@@ -60,12 +60,8 @@ def outline(scene: Scene, person: Person, ripple: np.ndarray) -> tuple[np.ndarra
 def diaphragm(scene: Scene, person: Person) -> np.ndarray:
     """A higher dome on the right, a lower one on the left, a saddle under the heart; negative below."""
     f = scene.z - 12
-    for center, (a, b, c) in (
-        ((-62, -14, 12), (70, 84, 98)),
-        ((60, -14, 12), (74, 86, 88)),
-        ((0, -38, 12), (62, 62, 80)),
-    ):
-        shape = scene.ellipsoid(center, (a, b, c + person.diaphragm_mm))
+    for dome in SHAPES["diaphragm"]:
+        shape = scene.ellipsoid(dome[:3], dome[3:] + (0, 0, person.diaphragm_mm))
         f[shape.box] = smooth_minimum(f[shape.box], shape.f, 10.0)
     return f
 
@@ -116,8 +112,8 @@ def paint_chest(scene: Scene, trunk: Trunk, person: Person, texture: Texture) ->
     scene.paint(sac, person.hu["fat"])
     heart = sac.inset(4.0 + 2.0 * texture.blotch[sac.box])
     scene.paint(heart, person.hu["myocardium"])
-    for center, radii in (((-14, -44, 150), (26, 28, 32)), ((34, -40, 148), (24, 24, 30))):
-        chamber = scene.ellipsoid(center, radii).cut(-scene.spread(heart), 7.0)
+    for chamber_row in SHAPES["heart chamber"]:
+        chamber = scene.ellipsoid(chamber_row[:3], chamber_row[3:]).cut(-scene.spread(heart), 7.0)
         scene.paint(chamber, person.hu["chambers"])
 
 

@@ -15,13 +15,7 @@ from ctseg.anatomy.texture import Texture
 VESSELS = read_table(__file__)
 LIVER_VESSELS = read_table(__file__, "liver_vessels")
 _LABELS = {"artery aorta": "aorta", "vein cava": "postcava"}
-# Around mesentery, omentum, left and right kidney: centre, spread along each axis, number of small vessels.
-TWIGS = (
-    ((0, -60, -70), (45, 22, 30), 55),
-    ((0, -88, -40), (60, 8, 45), 20),
-    ((58, 0, -30), (22, 26, 45), 16),
-    ((-58, 0, -40), (22, 26, 40), 16),
-)
+TWIGS = read_table(__file__, "twigs")["twigs"]
 
 
 def build_vessels(scene: Scene) -> dict[str, Shape]:

@@ -26,6 +26,7 @@ from ctseg.anatomy.chest_scan import ChestScan, blend
 from ctseg.anatomy.implicit import Scene
 from ctseg.anatomy.patients import random_axes
 from ctseg.anatomy.picture import Picture
+from ctseg.anatomy.shape_tables import draw_ranges, read_table
 from ctseg.anatomy.thin_tubes import AirwayLayer, TubeLayer, axis_voxels, lines_to_index, to_index
 
 IDS = {"airway": 1, "lung_left": 2, "lung_right": 3}
@@ -33,6 +34,7 @@ TARGETS = ("airway",)
 PATIENTS = 16
 TINY_SPACING_MM = 4.5
 AIR_HU = -1000.0
+ATTENUATION = read_table(__file__, "attenuation")
 _FISSURE_HU = 115.0  # of a fissure above the lung beside it: its tissue fills a small part of a voxel
 
 
@@ -163,15 +165,7 @@ def sample_patient(rng: np.random.Generator, index: int, size: str) -> Patient:
         scan=ChestScan(
             spacing, 15 + 25 * rng.random() ** 3, rng.uniform(0.55, 0.75), *(axes if index % 3 == 2 else ())
         ),
-        hu={
-            "fat": rng.uniform(-112, -98),
-            "muscle": rng.uniform(45, 58),
-            "blood": rng.uniform(34, 46),
-            "liver": rng.uniform(50, 66),
-            "spleen": rng.uniform(42, 52),
-            "cortex": rng.uniform(480, 720),
-            "marrow": rng.uniform(110, 200),
-        },
+        hu=draw_ranges(rng, ATTENUATION),
     )
 
 

@@ -62,24 +62,7 @@ class Branch:
 
 
 NODES = read_table(__file__, "bronchi")
-# name, parent, diameter mm, way on which the artery lies. The trachea starts above the scan.
-_TRUNKS: tuple[tuple[str, str, float, tuple[float, float, float]], ...] = (
-    ("trachea", "", 17.0, (0, -1, 0)),
-    ("right_main", "trachea", 13.2, (-0.3, -0.9, 0)),
-    ("right_upper", "right_main", 8.4, (-0.1, -0.9, -0.3)),
-    ("intermediate", "right_main", 10.6, (-0.9, -0.4, 0)),
-    ("right_middle", "intermediate", 6.6, (-0.5, 0, 0.85)),
-    ("right_lower", "intermediate", 9.2, (-0.9, -0.4, 0)),
-    ("right_superior", "right_lower", 5.4, (-0.2, 0.1, 0.95)),
-    ("right_basal", "right_lower", 8.0, (-0.9, -0.4, 0)),
-    ("left_main", "trachea", 11.4, (0, -0.3, 0.95)),
-    ("left_upper", "left_main", 8.8, (0.1, 0.5, 0.85)),
-    ("left_division", "left_upper", 7.2, (0.2, 0.8, 0.5)),
-    ("lingula", "left_upper", 5.8, (0.5, 0.2, 0.8)),
-    ("left_lower", "left_main", 9.0, (0.95, -0.3, 0)),
-    ("left_superior", "left_lower", 5.4, (0.2, 0.1, 0.95)),
-    ("left_basal", "left_lower", 7.6, (0.95, -0.3, 0)),
-)
+TRUNKS = read_table(__file__, "trunks")
 # Each side: above the oblique and the horizontal fissure, between them, top and base of the lower lobe.
 RIGHT_REGIONS = ("right_upper", "right_middle", "right_superior", "right_basal")
 LEFT_REGIONS = ("left_division", "lingula", "left_superior", "left_basal")
@@ -164,7 +147,9 @@ def trunks(rng: np.random.Generator, width: float) -> list[Branch]:
     tree: list[Branch] = []
     number = {"": -1}
     shifts = {"": np.zeros(3)}
-    for name, parent, diameter, side in _TRUNKS:
+    for way, rows in TRUNKS.items():
+        parent, name = way.split("/")
+        diameter, *side = rows[0].tolist()
         up, points = number[parent], NODES[name]
         shifts[name] = shifts[parent]
         generation = 0
@@ -174,7 +159,7 @@ def trunks(rng: np.random.Generator, width: float) -> list[Branch]:
             generation = tree[up].generation + 1
         number[name] = len(tree)
         lumen = diameter * width * rng.uniform(0.96, 1.04)
-        tree.append(Branch(name, smooth_line(points), lumen, up, generation, unit(np.array(side, float))))
+        tree.append(Branch(name, smooth_line(points), lumen, up, generation, unit(np.array(side))))
     return tree
 
 

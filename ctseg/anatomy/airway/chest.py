@@ -124,7 +124,7 @@ def mediastinum(build: Build, side: int) -> tuple[np.ndarray, np.ndarray]:
     hollow = (CHEST[name] for name in ("oesophagus", "trachea", "right hilum", "left hilum"))
     tubes = [beads(nodes) for nodes in (*VESSELS.values(), *hollow)]
     levels = np.arange(-210.0, 125.0, 5.0)
-    for back, radius in ((0.0, 18.0), (16.0, 17.0), (32.0, 20.0), (50.0, 24.0)):
+    for back, radius in CHEST["behind the vertebral bodies"]:
         y = spine_y(build, levels) + back
         tubes.append(np.column_stack([np.zeros_like(y), y, levels, np.full_like(y, radius)]))
     balls = np.concatenate(tubes)[:, [0, 1, 2, 3, 3, 3]]
@@ -223,9 +223,9 @@ def paint_spine(scene: Scene, chest: Chest, hu: dict[str, float], blotch: np.nda
     parts = [scene.tube(middle + (0, 29, 0), 12.0)]
     levels = np.arange(110.0, -200.0, -23.0)
     for z, y in zip(levels, spine_y(chest.build, levels)):
-        parts.append(scene.tube([(0, y + 38, z), (0, y + 54, z - 14)], [4, 4]))
+        parts.append(scene.tube(CHEST["spinous process"] + (0, y, z, 0)))
         for side in SIDES:
-            parts.append(scene.tube([(12, y + 24, z), (32, y + 30, z + 3)], [6, 4], side=side))
+            parts.append(scene.tube(CHEST["transverse process"] + (0, y, z, 0), side=side))
     for part in parts:
         scene.paint(part, hu["cortex"] * 0.7)
         scene.paint(part.inset(2.0), hu["marrow"] + 40)
@@ -261,9 +261,8 @@ def plates() -> list[tuple[np.ndarray, float]]:
     _, deep, middle = rib_cage(levels)
     front = np.column_stack([np.zeros(10), middle - deep - 7, levels])
     found = [(front + (x, 0, 0), 5.0) for x in np.linspace(-10, 10, 8)]
-    left = [(np.array([(10, -66, 62), (40, -62, 78), (80, -34, 92), (125, -8, 98)]), 5.5)]
+    left = [(CHEST["collar bone"], 5.5)]
     for t in np.linspace(0, 1, 9):
-        top = np.array([92 + 40 * t, 84 - 24 * t, 74 - 4 * t])
-        tip = np.array([104 + 8 * t, 92 - 6 * t, -44 + 14 * t])
+        top, tip = (row[:3] + t * row[3:] for row in CHEST["shoulder blade"])
         left.append((np.array([top, 0.5 * (top + tip) + (0, 3, 0), tip]), 2.6))
     return found + [(points * (side, 1, 1), radius) for side in SIDES for points, radius in left]

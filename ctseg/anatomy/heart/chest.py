@@ -16,7 +16,6 @@ from ctseg.anatomy.thin_tubes import TubeLayer, to_index
 
 TUBES = read_table(__file__)
 GREAT_VESSELS = read_table(__file__, "great_vessels")
-HILA = ((-38.0, 22.0, 24.0), (38.0, 25.0, 28.0))
 
 
 def great_vessels(scene: Scene, heart: Heart, kind: str) -> list[Shape]:
@@ -74,12 +73,12 @@ def paint_lungs(
     lungs = np.maximum(cavity + 1.0, 1.0 - middle)
     scene.paint(scene.whole(lungs), hu["lung"] + 12 * blotch)
     layer = TubeLayer(scene)
-    for hilum in HILA:
+    for hilum in TUBES["hilum"]:
         for _ in range(22):
             way = rng.normal(0, 1, 3) * (1, 1, 1.2)
             way[0] = np.sign(hilum[0]) * abs(way[0])
             steps = way / np.linalg.norm(way) * rng.uniform(9, 13) + rng.normal(0, 3.5, (5, 3))
-            nodes = np.array(hilum) + np.concatenate([np.zeros((1, 3)), steps.cumsum(axis=0)])
+            nodes = hilum + np.concatenate([np.zeros((1, 3)), steps.cumsum(axis=0)])
             layer.add(to_index(scene, nodes), np.linspace(rng.uniform(1.8, 3.2), 0.7, len(nodes)))
     blend(scene.hu, layer.share * occupancy(lungs), hu["blood_right"])
 

@@ -21,6 +21,7 @@ from ctseg.anatomy.heart.vessels import Vessel, VesselMaker
 from ctseg.anatomy.implicit import Scene
 from ctseg.anatomy.patients import random_axes
 from ctseg.anatomy.picture import Picture
+from ctseg.anatomy.shape_tables import draw_ranges, read_table
 from ctseg.anatomy.thin_tubes import TubeLayer, axis_voxels, to_index
 
 IDS = {
@@ -38,6 +39,7 @@ PATIENTS = 20
 TINY_SPACING_MM = 3.0
 LOW_MM, HIGH_MM = np.array([-66.0, -81.0, -71.0]), np.array([74.0, 60.0, 73.0])  # the field of view: z, y, x
 CALCIUM_HU = 900.0
+ATTENUATION = read_table(__file__, "attenuation")
 _SLEEVE_MM = 1.5  # fat around every vessel of the heart
 
 
@@ -126,7 +128,7 @@ def sample_patient(rng: np.random.Generator, size: str) -> Patient:
     left = rng.uniform(320, 460)
     washed_out = rng.random() < 0.6  # by saline
     right = rng.uniform(85, 135) if washed_out else rng.uniform(150, 430)
-    return Patient(
+    patient = Patient(
         scale=scale,
         pose=rotation(rng.normal(0, 0.05, 3)),
         warp_mm=rng.uniform(0.8, 1.6),
@@ -135,20 +137,10 @@ def sample_patient(rng: np.random.Generator, size: str) -> Patient:
         left_dominant=rng.random() < 0.2,
         calcium=float(rng.choice([0.0, 1.0, 2.5])),
         scan=ChestScan(spacing, rng.uniform(15, 28), rng.uniform(0.5, 0.65), *axes),
-        hu={
-            "fat": rng.uniform(-108, -88),
-            "muscle": rng.uniform(45, 60),
-            "myocardium": rng.uniform(90, 130),
-            "lung": rng.uniform(-870, -820),
-            "blood_left": left,
-            "blood_right": right,
-            "vessel": left - rng.uniform(0, 25),
-            "liver": rng.uniform(60, 85),
-            "spleen": rng.uniform(80, 120),
-            "cortex": rng.uniform(420, 600),
-            "marrow": rng.uniform(130, 210),
-        },
+        hu={"blood_left": left, "blood_right": right} | draw_ranges(rng, ATTENUATION),
     )
+    patient.hu["vessel"] = left - patient.hu["vessel"]
+    return patient
 
 
 def paint_heart(scene: Scene, heart: Heart, patient: Patient, at: Coordinates, blotch: np.ndarray) -> None:

@@ -17,18 +17,13 @@ from scipy.ndimage import gaussian_filter1d, map_coordinates
 from scipy.spatial.transform import Rotation
 
 from ctseg.anatomy.implicit import ellipsoid_distance, smooth_minimum
+from ctseg.anatomy.shape_tables import read_table
 
 # Rows u, v, w in LPS: the apex points to the left, the front and the feet.
 _U = np.array([0.65, -0.55, -0.52]) / np.linalg.norm([0.65, -0.55, -0.52])
 _V = np.array([0.62, 0.69, 0.04]) - _U * (_U @ np.array([0.62, 0.69, 0.04]))
 FRAME = np.stack([_U, _V / np.linalg.norm(_V), np.cross(_U, _V / np.linalg.norm(_V))])
-# Centre and half axes along u, v, w of the four outer walls.
-OUTER = {
-    "lv": ((28.0, 14.0, 0.0), (48.0, 29.0, 30.0)),
-    "rv": ((22.0, -17.0, 5.0), (46.0, 27.0, 33.0)),
-    "la": ((-27.0, 13.0, -4.0), (21.0, 27.0, 27.0)),
-    "ra": ((-21.0, -33.0, -8.0), (23.0, 24.0, 29.0)),
-}
+OUTER = read_table(__file__, "walls")
 BASE_U = -4.0  # ventricles end here, at the valves
 _BLEND_MM = 4.0
 _BED_MM = 12.0
@@ -57,7 +52,7 @@ class Heart:
 
     def wall(self, name: str, at: Coordinates, inset_mm: float = 0.0) -> np.ndarray:
         """f of one outer wall, or of the cavity `inset_mm` inside it; ventricles stop at the valve plane."""
-        center, radii = OUTER[name]
+        center, radii = OUTER[name].reshape(2, 3).tolist()
         u, v, w = (axis - middle for axis, middle in zip(at, center))
         f = ellipsoid_distance(u, v, w, [radius * self.size[name] - inset_mm for radius in radii])
         return np.maximum(f, BASE_U - at[0]) if name in ("lv", "rv") else f

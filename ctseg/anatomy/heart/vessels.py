@@ -10,6 +10,7 @@ chambers decides.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 from scipy.interpolate import CubicSpline
@@ -17,32 +18,15 @@ from scipy.ndimage import gaussian_filter1d
 from scipy.spatial import cKDTree
 
 from ctseg.anatomy.heart.shape import SurfaceMap, axis_v
+from ctseg.anatomy.shape_tables import read_table
 from ctseg.anatomy.thin_tubes import arc_mm
 
 _STEP_MM = 1.5
 _CLEAR_MM = 8.0  # between the axes of a vein and an artery
 _SHORTEST_MM = 12.0
-# Share of the LAD's length at which a side branch leaves, and the angle and u it runs to.
-_DIAGONALS = ((0.22, 56.0, 38.0), (0.42, 60.0, 52.0))
-# Angle at which a side branch leaves, and the angle and u it runs to.
-_MARGINALS = ((10.0, 4.0, 52.0), (-44.0, -54.0, 50.0))  # of the circumflex
-_ACUTE = ((144.0, 147.0, 46.0), (202.0, 205.0, 48.0))  # of the right artery
-# Name, angle at start and end, u at start and end.
-_VENTRICULAR = (
-    ("right_front", (119.0, 122.0), (17.0, 56.0)),
-    ("right_side", (176.0, 176.0), (15.0, 56.0)),
-    ("left_side", (31.0, 30.0), (17.0, 60.0)),
-    ("left_below", (-24.0, -24.0), (13.0, 60.0)),
-)
-# The same with mm from the groove between atria and ventricles instead of u: in it, or on the atria.
-_ATRIAL = (
-    ("sinus", (-62.0, -98.0), 2.0),
-    ("small", (232.0, 258.0), 2.0),
-    ("left_atrium_around", (2.0, -70.0), -14.0),
-    ("right_atrium_around", (170.0, 240.0), -14.0),
-    ("left_atrium_along", (-15.0, -65.0), -24.0),
-    ("right_atrium_along", (180.0, 235.0), -25.0),
-)
+BRANCHES = read_table(__file__, "side_branches")
+VENTRICULAR = read_table(__file__, "ventricular_veins")
+ATRIAL = read_table(__file__, "atrial_veins")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +84,7 @@ class VesselMaker:
         return even(name, points, radii)
 
     def branch(
-        self, name: str, start: np.ndarray, to: tuple[float, float], spread: tuple[float, float] = (2.0, 3.0)
+        self, name: str, start: np.ndarray, to: Sequence[float], spread: tuple[float, float] = (2.0, 3.0)
     ) -> Vessel:
         """A side branch from a point of another vessel to about a place (angle, u) on the surface."""
         (angle, u), t = locate(start), np.linspace(0, 1, 5)
@@ -129,12 +113,10 @@ class VesselMaker:
         angle = np.array([58.0, 40.0, 15.0, -15.0, -48.0, *([-88.0] if left_dominant else [])])
         circumflex = self.run("circumflex", angle, chart.ring(angle) + 2.0, (1.65, 1.1), start=fork)
         tree = [root("left_main", ostium, fork, 2.0), lad, circumflex]
-        for i, (share, *to) in enumerate(_DIAGONALS[: rng.integers(1, 3)], start=1):
-            tree.append(
-                self.branch(f"diagonal_{i}", lad.at_share(share + rng.normal(0, 0.02)), (to[0], to[1]))
-            )
-        for i, (leaves, *to) in enumerate(_MARGINALS, start=1):
-            tree.append(self.branch(f"marginal_{i}", circumflex.at_angle(leaves), (to[0], to[1])))
+        for i, (share, *to) in enumerate(BRANCHES["diagonal"][: rng.integers(1, 3)], start=1):
+            tree.append(self.branch(f"diagonal_{i}", lad.at_share(share + rng.normal(0, 0.02)), to))
+        for i, (leaves, *to) in enumerate(BRANCHES["marginal"], start=1):
+            tree.append(self.branch(f"marginal_{i}", circumflex.at_angle(leaves), to))
         tree.append(self.branch("left_atrial", circumflex.at_share(0.35), (22, -33), spread=(4.0, 2.0)))
         return tree
 
@@ -145,19 +127,21 @@ class VesselMaker:
         first = self.chart.points(angle[:1], u[:1], np.array([3.0]))[0]
         rca = self.run("rca", angle, u, (1.8, 1.15), start=first)
         tree = [root("right_root", ostium, first, 1.8), rca]
-        for i, (leaves, *to) in enumerate(_ACUTE, start=1):
-            tree.append(self.branch(f"acute_marginal_{i}", rca.at_angle(leaves), (to[0], to[1])))
+        for i, (leaves, *to) in enumerate(BRANCHES["acute"], start=1):
+            tree.append(self.branch(f"acute_marginal_{i}", rca.at_angle(leaves), to))
         tree.append(self.branch("right_atrial", rca.at_share(0.12), (150, -34), spread=(4.0, 2.0)))
         return tree
 
     def veins(self, arteries: list[Vessel]) -> list[Vessel]:
         """Veins of the same calibre and course as arteries, elsewhere: cut where they come near an artery."""
         rng, ring, found = self._rng, self.chart.ring, []
-        for name, angles, us in _VENTRICULAR:
-            angle = np.linspace(*angles, 5) + rng.normal(0, 2.0) + rng.normal(0, 1.0, 5)
-            found.append(self.run(name, angle, np.linspace(*us, 5) + rng.normal(0, 2.0), calibre(rng)))
-        for name, angles, depth in _ATRIAL:
-            angle = np.linspace(*angles, 5) + rng.normal(0, 2.0)
+        for name, ((first, last, first_u, last_u),) in VENTRICULAR.items():
+            angle = np.linspace(first, last, 5) + rng.normal(0, 2.0) + rng.normal(0, 1.0, 5)
+            found.append(
+                self.run(name, angle, np.linspace(first_u, last_u, 5) + rng.normal(0, 2.0), calibre(rng))
+            )
+        for name, ((first, last, depth),) in ATRIAL.items():
+            angle = np.linspace(first, last, 5) + rng.normal(0, 2.0)
             found.append(self.run(name, angle, ring(angle) + depth + rng.normal(0, 1.0), calibre(rng)))
         u = np.linspace(30, 64, 5)
         found.append(self.run("middle", self.chart.back(u) + rng.normal(0, 2.0), u, calibre(rng)))

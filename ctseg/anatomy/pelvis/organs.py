@@ -11,8 +11,10 @@ from ctseg.anatomy.bowel import paint_gas, uneven_stool
 from ctseg.anatomy.implicit import NOTHING, Scene, Shape, ellipsoid_distance
 from ctseg.anatomy.labels import IDS, SIDES
 from ctseg.anatomy.pelvis.people import Patient
+from ctseg.anatomy.shape_tables import read_table
 from ctseg.anatomy.texture import Texture
 
+SHAPES = read_table(__file__)
 BLADDER_NECK = (0.0, -12.0, -20.0)
 SACRAL_TURN_MM = 62.0  # height (lower S3) at which the bowel leaves the sacrum: rectum below, sigmoid above
 
@@ -73,7 +75,7 @@ def paint_organs(scene: Scene, organs: Organs, patient: Patient, texture: Textur
     if patient.sex == "male":
         paint_prostate(scene, organs.prostate, patient, texture)
     else:  # the urethra
-        scene.paint(scene.tube([BLADDER_NECK, (0, -14, -50)], [6, 5.5]), hu["bladder_wall"])
+        scene.paint(scene.tube(SHAPES["female urethra"]), hu["bladder_wall"])
 
 
 def build_bladder(scene: Scene, patient: Patient, texture: Texture) -> Shape:
@@ -174,9 +176,8 @@ def build_uterus(scene: Scene, patient: Patient, texture: Texture) -> Shape:
 
 def build_vagina(scene: Scene) -> Shape:
     """The flat tube between bladder neck and rectum."""
-    parts = [scene.tube([(0, 14, -6), (0, 8, -30), (0, 0, -56)], [4.5, 4.5, 5])]
-    parts += [scene.tube([(9, 14, -8), (8, 9, -30), (5, 0, -54)], [4, 4, 3.5], side=side) for side in SIDES]
-    return scene.join(parts, 0.0)
+    sides = [scene.tube(SHAPES["vagina side"], side=side) for side in SIDES]
+    return scene.join([scene.tube(SHAPES["vagina"]), *sides], 0.0)
 
 
 def rectum_line(patient: Patient) -> np.ndarray:

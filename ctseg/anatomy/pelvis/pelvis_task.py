@@ -10,10 +10,9 @@ from ctseg.anatomy.pelvis.drawing import Drawing, is_dicom
 from ctseg.anatomy.pelvis.drawing import draw as draw_pelvis
 from ctseg.anatomy.picture import Picture
 
-__all__ = ["IDS", "PATIENTS", "TARGETS", "VERSION", "draw", "facts", "is_dicom"]
+__all__ = ["IDS", "PATIENTS", "TARGETS", "draw", "facts", "is_dicom"]
 
 PATIENTS = 24
-VERSION = 1  # raised whenever the same seed draws other pictures
 
 
 def draw(seed: int, index: int, size: str = "full") -> Picture:

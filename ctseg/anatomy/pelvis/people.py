@@ -6,32 +6,17 @@ import dataclasses
 
 import numpy as np
 
-# Range of the mean attenuation, where nothing else bears on it; below some tissues, relative to the prostate.
-_TISSUES = {
-    "fat": (-112, -98),
-    "muscle": (46, 58),
-    "marrow": (110, 215),
-    "cortex": (620, 950),
-    "urine": (2, 16),
-    "bladder_wall": (10, 20),  # below the prostate
-    "seminal": (8, 16),  # below the prostate
-    "rectum_wall": (10, 16),  # below the prostate
-    "bowel_wall": (35, 48),
-    "uterus": (48, 58),
-    "stool": (-40, 35),
-    "gel": (160, 420),
-    "excreted": (180, 750),
-}
+from ctseg.anatomy.patients import Body
+from ctseg.anatomy.shape_tables import draw_ranges, read_table
+
+TISSUES = read_table(__file__, "attenuation")
 
 
 @dataclasses.dataclass(frozen=True)
-class Patient:
+class Patient(Body):
     """One synthetic person on the day of the scan."""
 
     sex: str  # "male" or "female"
-    size: tuple[float, float, float]  # body relative to the template along x, y, z
-    fat_mm: float  # thickness of the fat under the skin at the flank
-    warp_mm: float
     bladder_ml: float
     bladder_pitch: float
     bladder_shift_mm: tuple[float, float]
@@ -87,7 +72,7 @@ def sample_attenuation(rng: np.random.Generator, enhanced: bool) -> dict[str, fl
     gain = rng.uniform(10, 26) if enhanced else 0.0
     prostate = rng.uniform(38, 50) + gain
     vein = rng.uniform(38, 48) + (rng.uniform(70, 130) if enhanced else 0.0)
-    hu = {tissue: rng.uniform(*limits) for tissue, limits in _TISSUES.items()}
+    hu = draw_ranges(rng, TISSUES)
     for tissue in ("bladder_wall", "seminal", "rectum_wall"):
         hu[tissue] = prostate - hu[tissue]
     for tissue, share in (("muscle", 0.4), ("bowel_wall", 1.0), ("uterus", 1.5)):

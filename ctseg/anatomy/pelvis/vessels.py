@@ -9,15 +9,7 @@ from ctseg.anatomy.labels import SIDES
 from ctseg.anatomy.shape_tables import read_table
 
 SHAPES = read_table(__file__)
-# Twigs and nodes around the rectum, in the mesentery, the groin, under the skin and around the prostate:
-# centre, spread along each axis, number.
-TWIGS = (
-    ((0, 50, 15), (32, 22, 45), 60),
-    ((0, -45, 120), (75, 30, 60), 60),
-    ((70, -80, 0), (25, 14, 40), 16),
-    ((0, -90, 40), (110, 35, 90), 22),
-    ((0, 5, -25), (30, 26, 14), 14),
-)
+TWIGS = read_table(__file__, "twigs")["twigs"]
 
 
 def vessel_shapes(scene: Scene) -> list[tuple[Shape, str, str | None]]:
