@@ -50,10 +50,7 @@ class Grid:
 
     def record(self) -> dict:
         """The grid as it stands in the manifest."""
-        return {
-            "shape": [int(n) for n in self.shape],
-            "affine": [[float(v) for v in row] for row in self.affine],
-        }
+        return {"shape": [int(n) for n in self.shape], "affine": self.affine.tolist()}
 
     @classmethod
     def from_record(cls, record: dict) -> Grid:
@@ -158,8 +155,10 @@ def canonical_axes(affine: np.ndarray) -> tuple[Index, Flips]:
     """
     directions = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
     cosines = CANONICAL_DIRECTIONS @ directions  # (canonical axis, array axis)
-    orders = ((0, 1, 2), (0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0))
-    best = max(orders, key=lambda order: sum(abs(cosines[i, order[i]]) for i in range(3)))
+    best = max(
+        itertools.permutations((0, 1, 2), 3),
+        key=lambda order: sum(abs(cosines[i, order[i]]) for i in range(3)),
+    )
     d, h, w = (bool(cosines[i, best[i]] < 0) for i in range(3))
     return best, (d, h, w)
 
@@ -225,9 +224,9 @@ def resample(volume: Volume, grid: Grid, *, order: str, fill: float, smooth: boo
         return Volume(_separable_cubic(array, mapping, axes, grid.shape, fill), grid.affine)
     image = sitk.GetImageFromArray(array)
     # ITK counts (w, h, d); reversing rows and columns of the mapping turns (d, h, w) into that order.
-    transform = sitk.AffineTransform(3)
-    transform.SetMatrix(mapping[:3, :3][::-1, ::-1].ravel().tolist())
-    transform.SetTranslation(mapping[:3, 3][::-1].tolist())
+    transform = sitk.AffineTransform(
+        mapping[:3, :3][::-1, ::-1].ravel().tolist(), mapping[:3, 3][::-1].tolist()
+    )
     resampler = sitk.ResampleImageFilter()
     resampler.SetSize([int(n) for n in grid.shape[::-1]])
     resampler.SetTransform(transform)

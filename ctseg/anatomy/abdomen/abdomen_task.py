@@ -11,31 +11,17 @@ import numpy as np
 
 from ctseg.anatomy.abdomen.gut import paint_gut
 from ctseg.anatomy.abdomen.organs import build_organs, paint_organs
-from ctseg.anatomy.abdomen.people import Person, sample_person, sample_scan
-from ctseg.anatomy.abdomen.trunk import Trunk, build_trunk, paint_trunk
+from ctseg.anatomy.abdomen.people import IDS, Person, sample_person, sample_scan
+from ctseg.anatomy.abdomen.trunk import build_trunk, paint_trunk
 from ctseg.anatomy.abdomen.vessels import TWIGS, build_vessels, paint_liver_vessels, paint_vessels
 from ctseg.anatomy.body import paint_twigs
-from ctseg.anatomy.implicit import Scene
 from ctseg.anatomy.patients import Protocol, coarse
 from ctseg.anatomy.picture import Picture
 from ctseg.anatomy.scanner import TINY_SPACING_MM, begin_scan, paint_table
-from ctseg.anatomy.texture import Texture, fields
+from ctseg.anatomy.texture import fields
 
-STRUCTURES = (
-    "liver",
-    "kidney_right",
-    "kidney_left",
-    "spleen",
-    "pancreas",
-    "aorta",
-    "postcava",
-    "gall_bladder",
-    "stomach",
-    "duodenum",
-    "colon",
-    "intestine",
-)
-IDS = {name: number for number, name in enumerate(STRUCTURES, start=1)}
+__all__ = ["IDS", "PATIENTS", "TARGETS", "draw", "plan"]
+
 TARGETS = ("liver", "kidney_right", "kidney_left", "spleen")
 PATIENTS = 24
 _STREAM = 3  # keeps the draws of this task apart from those of others
@@ -45,10 +31,20 @@ def draw(seed: int, index: int, size: str = "full") -> Picture:
     """Patient `index` of the cohort with this seed. size: "full", or "tiny" for quick tests (6 mm voxels)."""
     person, protocol, rng = plan(seed, index, size)
     scan = begin_scan(person, protocol, rng)
-    texture = fields(scan.scene, rng)
-    trunk = build_trunk(scan.scene, person, scan.scene.smooth_field(rng, 40.0))
-    paint_table(scan.scene, person.fat_mm)
-    _paint_body(scan.scene, trunk, person, rng, texture)
+    scene = scan.scene
+    texture = fields(scene, rng)
+    trunk = build_trunk(scene, person, scene.smooth_field(rng, 40.0))
+    paint_table(scene, person.fat_mm)
+    spine = paint_trunk(scene, trunk, person, texture)
+    vein_hu = person.hu["vein"]
+    paint_twigs(scene, rng, TWIGS, vein_hu, step_mm=(4, 9), radius_mm=(0.7, 1.8), mirrored=False)
+    organs = build_organs(scene, person, trunk, texture)
+    vessels = build_vessels(scene)
+    solid = scene.spread(*organs.solid(), *spine, *vessels.values())
+    paint_gut(scene, person, rng, np.minimum(solid, -trunk.abdomen - 1.5), texture)
+    paint_organs(scene, organs, person, texture, rng)
+    paint_liver_vessels(scene, organs.liver, person)
+    paint_vessels(scene, vessels, person, texture)
     image, label = scan.finish(rng, trunk.skin, streaks_z_mm=150.0, streak_share=0.3)
     return Picture(image, label, _facts(person, protocol))
 
@@ -59,22 +55,6 @@ def plan(seed: int, index: int, size: str = "full") -> tuple[Person, Protocol, n
     person = sample_person(rng, index)
     protocol = sample_scan(rng, index, person)
     return person, coarse(protocol, TINY_SPACING_MM) if size == "tiny" else protocol, rng
-
-
-def _paint_body(
-    scene: Scene, trunk: Trunk, person: Person, rng: np.random.Generator, texture: Texture
-) -> None:
-    """Everything inside the skin, from the frame to the solid organs."""
-    spine = paint_trunk(scene, trunk, person, texture)
-    vein_hu = person.hu["vein"]
-    paint_twigs(scene, rng, TWIGS, vein_hu, step_mm=(4, 9), radius_mm=(0.7, 1.8), mirrored=False)
-    organs = build_organs(scene, person, trunk, texture)
-    vessels = build_vessels(scene)
-    solid = scene.spread(*organs.solid(), *spine, *vessels.values())
-    paint_gut(scene, person, rng, np.minimum(solid, -trunk.abdomen - 1.5), IDS, texture)
-    paint_organs(scene, organs, person, IDS, texture, rng)
-    paint_liver_vessels(scene, organs.liver, person)
-    paint_vessels(scene, vessels, person, IDS, texture)
 
 
 def _facts(person: Person, protocol: Protocol) -> dict[str, object]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ctseg.anatomy.abdomen.people import Person
+from ctseg.anatomy.abdomen.people import IDS, Person
 from ctseg.anatomy.bowel import along_line, fill_cavity, paint_colon, paint_gas, paint_loops
 from ctseg.anatomy.implicit import Scene, Shape
 from ctseg.anatomy.shape_tables import read_table
@@ -17,12 +17,7 @@ SHAPES = read_table(__file__)
 
 
 def paint_gut(
-    scene: Scene,
-    person: Person,
-    rng: np.random.Generator,
-    keep_out: np.ndarray,
-    ids: dict[str, int],
-    texture: Texture,
+    scene: Scene, person: Person, rng: np.random.Generator, keep_out: np.ndarray, texture: Texture
 ) -> None:
     """Draw small bowel, colon, duodenum and stomach. keep_out: function of everything they must not enter."""
     hu = person.hu
@@ -35,23 +30,23 @@ def paint_gut(
     loops = fill_cavity(scene, rng, taken, keep_out, (-95, -100, -175), (95, 0, -12))
     contents = [rng.uniform((0, 18), (1, 46)).tolist() for _ in loops]
     filled = [(line, fluid_hu, 0.35 + 0.5 * (gas - 0.75)) for line, (gas, fluid_hu) in zip(loops, contents)]
-    paint_loops(scene, filled, hu["bowel_wall"], ids["intestine"], keep_out, (1.8, 1.0), texture)
+    paint_loops(scene, filled, hu["bowel_wall"], IDS["intestine"], keep_out, (1.8, 1.0), texture)
 
     wall = scene.tube(colon, blend_mm=2, with_axis=True)
     wall.f += 1.4 * texture.lumps[wall.box]
     wall = wall.cut(keep_out, 1.6)
-    lumen = paint_colon(scene, wall, hu["bowel_wall"] - 4, ids["colon"], hu["stool"], texture)
+    lumen = paint_colon(scene, wall, hu["bowel_wall"] - 4, IDS["colon"], hu["stool"], texture)
     paint_gas(scene, lumen, rng.uniform(0.15, 0.6))
 
     wall = scene.tube(duodenum, blend_mm=2).cut(keep_out, 1.2)
     wall.f += 1.0 * texture.blotch[wall.box]
-    scene.paint(wall, hu["bowel_wall"], ids["duodenum"])
+    scene.paint(wall, hu["bowel_wall"], IDS["duodenum"])
     lumen = wall.inset(3.0 + 1.0 * texture.blotch[wall.box])
     scene.paint(lumen, hu["fluid"] + 8 * texture.grain[wall.box])
 
     wall = scene.tube(stomach, blend_mm=6)
     wall.f += 1.4 * texture.lumps[wall.box]
-    paint_stomach(scene, person, wall.cut(keep_out, 0.3 + 0.6 * person.gap_mm), ids["stomach"], texture)
+    paint_stomach(scene, person, wall.cut(keep_out, 0.3 + 0.6 * person.gap_mm), IDS["stomach"], texture)
 
 
 def paint_stomach(scene: Scene, person: Person, stomach: Shape, label: int, texture: Texture) -> None:

@@ -9,7 +9,7 @@ import dataclasses
 
 import numpy as np
 
-from ctseg.anatomy.abdomen.people import Person
+from ctseg.anatomy.abdomen.people import IDS, Person
 from ctseg.anatomy.abdomen.trunk import Trunk
 from ctseg.anatomy.implicit import NOTHING, Scene, Shape, ellipsoid_distance
 from ctseg.anatomy.labels import SIDES
@@ -131,12 +131,7 @@ def rotated(p: np.ndarray, q: np.ndarray, angle: float) -> tuple[np.ndarray, np.
 
 
 def paint_organs(
-    scene: Scene,
-    organs: Organs,
-    person: Person,
-    ids: dict[str, int],
-    texture: Texture,
-    rng: np.random.Generator,
+    scene: Scene, organs: Organs, person: Person, texture: Texture, rng: np.random.Generator
 ) -> None:
     """Draw the organs, those that yield first; vessels inside the liver are drawn by the caller."""
     hu, liver, spleen, pancreas = person.hu, organs.liver, organs.spleen, organs.pancreas
@@ -144,16 +139,16 @@ def paint_organs(
     for adrenal in organs.adrenals:
         scene.paint(adrenal, hu["adrenal"])
     fat = 10 * np.clip(blotch[pancreas.box], 0, 2)
-    scene.paint(pancreas, hu["pancreas"] + 7 * grain[pancreas.box] - fat, ids["pancreas"])
+    scene.paint(pancreas, hu["pancreas"] + 7 * grain[pancreas.box] - fat, IDS["pancreas"])
     for side, kidney in organs.kidneys.items():
-        label = ids[f"kidney_{SIDES[side]}"]
+        label = IDS[f"kidney_{SIDES[side]}"]
         paint_kidney(scene, kidney, side, person, label, texture)
         paint_blobs(scene, kidney.tissue, rng, person.kidney_cysts[side], (5, 16), 8.0, label)
     mottled = 26.0 if person.phase == "arterial" else 2.0
-    scene.paint(spleen, hu["spleen"] + mottled * blotch[spleen.box], ids["spleen"])
-    scene.paint(organs.gallbladder, hu["bowel_wall"], ids["gall_bladder"])
+    scene.paint(spleen, hu["spleen"] + mottled * blotch[spleen.box], IDS["spleen"])
+    scene.paint(organs.gallbladder, hu["bowel_wall"], IDS["gall_bladder"])
     scene.paint(organs.gallbladder.inset(1.8), hu["bile"])
-    scene.paint(liver, hu["liver"] + 2.5 * blotch[liver.box] + 1.5 * lumps[liver.box], ids["liver"])
+    scene.paint(liver, hu["liver"] + 2.5 * blotch[liver.box] + 1.5 * lumps[liver.box], IDS["liver"])
     paint_blobs(scene, liver, rng, person.liver_cysts, (4, 18), 9.0)
     paint_blobs(scene, liver, rng, person.metastases, (5, 17), hu["liver"] - 32.0)
 

@@ -13,6 +13,21 @@ import numpy as np
 from ctseg.anatomy.patients import Body, Protocol, sample_protocol
 from ctseg.anatomy.shape_tables import draw_ranges, read_table
 
+STRUCTURES = (
+    "liver",
+    "kidney_right",
+    "kidney_left",
+    "spleen",
+    "pancreas",
+    "aorta",
+    "postcava",
+    "gall_bladder",
+    "stomach",
+    "duodenum",
+    "colon",
+    "intestine",
+)
+IDS = {name: number for number, name in enumerate(STRUCTURES, start=1)}
 PHASES = ("none", "arterial", "portal", "late")
 _ATTENUATION = read_table(__file__, "attenuation")
 _UNENHANCED = read_table(__file__, "unenhanced")

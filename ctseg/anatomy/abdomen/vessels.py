@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ctseg.anatomy.abdomen.people import Person
+from ctseg.anatomy.abdomen.people import IDS, Person
 from ctseg.anatomy.implicit import Scene, Shape
 from ctseg.anatomy.shape_tables import read_table
 from ctseg.anatomy.texture import Texture
@@ -23,12 +23,10 @@ def build_vessels(scene: Scene) -> dict[str, Shape]:
     return {name: scene.tube(nodes, blend_mm=1) for name, nodes in VESSELS.items()}
 
 
-def paint_vessels(
-    scene: Scene, vessels: dict[str, Shape], person: Person, ids: dict[str, int], texture: Texture
-) -> None:
+def paint_vessels(scene: Scene, vessels: dict[str, Shape], person: Person, texture: Texture) -> None:
     """Draw the vessels; chalk in the wall of the aorta."""
     for name, shape in vessels.items():
-        scene.paint(shape, person.hu[name.split()[0]], ids[_LABELS[name]] if name in _LABELS else None)
+        scene.paint(shape, person.hu[name.split()[0]], IDS[_LABELS[name]] if name in _LABELS else None)
     aorta = vessels["artery aorta"]
     chalk = np.maximum(np.abs(aorta.f + 1.0) - 0.9, 3 * (1.3 - texture.blotch[aorta.box]))
     scene.paint(Shape(aorta.box, chalk), 480.0)

@@ -128,7 +128,6 @@ def draw_with_tree(seed: int, index: int, size: str = "full") -> Drawing:
         "emphysema_spots": patient.emphysema,
         "trachea_mm": round(tree[0].diameter, 1),
         "noise_hu": round(scan.noise_hu, 1),
-        "spacing_mm": [round(v, 4) for v in scan.spacing_mm],
     }
     picture = Picture(scan.stored(scene, scene.hu), scan.stored(scene, scene.label), facts)
     return Drawing(patient, picture, tree, gaps, axes, gap_axes)

@@ -111,7 +111,6 @@ def draw_with_vessels(seed: int, index: int, size: str = "full") -> Drawing:
         "calcium": patient.calcium,
         "vessel_hu": round(patient.hu["vessel"], 1),
         "noise_hu": round(scan.noise_hu, 1),
-        "spacing_mm": [round(s, 3) for s in scan.spacing_mm],
     }
     picture = Picture(scan.stored(scene, scene.hu), scan.stored(scene, scene.label), facts)
     return Drawing(patient, picture, trees, veins, scan.stored(scene, vein).array)

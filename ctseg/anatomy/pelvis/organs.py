@@ -44,7 +44,9 @@ def build_organs(scene: Scene, patient: Patient, texture: Texture) -> Organs:
     if patient.sex == "male":
         prostate, seminal = build_prostate(scene, patient, texture), build_seminal(scene, patient)
     else:
-        uterus, vagina = build_uterus(scene, patient, texture), build_vagina(scene)
+        uterus = build_uterus(scene, patient, texture)
+        sides = [scene.tube(SHAPES["vagina side"], side=side) for side in SIDES]
+        vagina = scene.join([scene.tube(SHAPES["vagina"]), *sides], 0.0)
         ovaries = [scene.ellipsoid((40, 8, 42), (13, 10, 16), side=side) for side in SIDES]
     line = rectum_line(patient)
     rectum = scene.tube(line, blend_mm=2, with_axis=True)
@@ -172,12 +174,6 @@ def build_uterus(scene: Scene, patient: Patient, texture: Texture) -> Shape:
     body.f += 1.6 * texture.lumps[body.box]
     neck = scene.tube([cervix + (0, 0, -6), cervix + (0, 2, 8), center], [11, 11, 13], blend_mm=3)
     return scene.join([body, neck], 0.0)
-
-
-def build_vagina(scene: Scene) -> Shape:
-    """The flat tube between bladder neck and rectum."""
-    sides = [scene.tube(SHAPES["vagina side"], side=side) for side in SIDES]
-    return scene.join([scene.tube(SHAPES["vagina"]), *sides], 0.0)
 
 
 def rectum_line(patient: Patient) -> np.ndarray:

@@ -25,8 +25,6 @@ from ctseg.anatomy.shape_tables import read_table
 from ctseg.anatomy.texture import Texture
 
 SHAPES = read_table(__file__)
-# z, y, pitch: L5 to L2
-VERTEBRAE = ((124.0, 6.0, -0.42), (158.0, -2.0, -0.12), (193.0, -3.0, 0.0), (228.0, 1.0, 0.1))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +48,7 @@ def build_skeleton(scene: Scene, patient: Patient, wear: Wear) -> Skeleton:
         hips={side: hip(scene, side, patient.sex, wear) for side in SIDES},
         femora={side: femur(scene, side, wear) for side in SIDES},
         sacrum=sacrum(scene),
-        spine=[vertebra(scene, *place) for place in VERTEBRAE],
+        spine=[vertebra(scene, *place) for place in SHAPES["vertebra"].tolist()],
         metal=metal,
     )
 

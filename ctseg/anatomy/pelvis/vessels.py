@@ -9,7 +9,7 @@ from ctseg.anatomy.labels import SIDES
 from ctseg.anatomy.shape_tables import read_table
 
 SHAPES = read_table(__file__)
-TWIGS = read_table(__file__, "twigs")["twigs"]
+TWIGS = SHAPES["twigs"]
 
 
 def vessel_shapes(scene: Scene) -> list[tuple[Shape, str, str | None]]:
