@@ -16,8 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from ctseg.anatomy.picture import Picture
-from ctseg.anatomy.tasks import DEFAULT, VERSION, Task, is_dicom, load_task
+from ctseg.anatomy.tasks import DEFAULT, VERSION, is_dicom, load_task
 from ctseg.artifacts import read_json, sweep_temporaries, write_json
 from ctseg.errors import IntegrityError, PreconditionError, UsageError
 from ctseg.geometry.volume import Volume, canonical_axes
@@ -130,35 +129,27 @@ def _write_patient(folder: Path, task: str, seed: int, size: str, index: int) ->
     picture = module.draw(seed, index, size)
     name = case_name(index, task)
     place = folder / name
-    (_write_dicom if is_dicom(module, index) else _write_nifti)(place, module, picture, seed)
-    order, _ = canonical_axes(picture.image.affine)  # as slice, row, column, however the file stores them
+    image, label = picture.image, picture.label
+    counts = np.bincount(label.array.ravel(), minlength=max(module.IDS.values()) + 1)
+    present = [structure for structure, number in module.IDS.items() if counts[number]]
+    if is_dicom(module, index):  # AIDA CTPEL layout: a CT series and a DICOM SEG that lists what is present
+        series = place / "im_1"
+        dicom_series.write_series(
+            series, image, patient_id=f"synthetic_{place.name}", series_number=1, seed=seed
+        )
+        names = {module.IDS[structure]: structure for structure in present}
+        dicom_seg.write_segments(place / "im_3" / "seg.dcm", label, names, series)
+    else:  # AbdomenAtlas layout: every structure has a mask file, an empty one where there is none of it
+        for structure, number in module.IDS.items():
+            mask = Volume((label.array == number).view(np.uint8), label.affine)
+            nifti.write_label(place / "segmentations" / f"{structure}.nii.gz", mask)
+        nifti.write_image(place / "ct.nii.gz", image)
+    order, _ = canonical_axes(image.affine)  # as slice, row, column, however the file stores them
     return {
         "id": place.name,
         "folder": name,
         **picture.facts,
-        "spacing_mm": [round(picture.image.spacing_mm[k], 4) for k in order],
-        "shape": [picture.image.array.shape[k] for k in order],
-        "present": _present(module, picture),
+        "spacing_mm": [round(image.spacing_mm[k], 4) for k in order],
+        "shape": [image.array.shape[k] for k in order],
+        "present": present,
     }
-
-
-def _present(module: Task, picture: Picture) -> list[str]:
-    counts = np.bincount(picture.label.array.ravel(), minlength=max(module.IDS.values()) + 1)
-    return [name for name, number in module.IDS.items() if counts[number]]
-
-
-def _write_nifti(place: Path, module: Task, picture: Picture, seed: int) -> None:
-    """AbdomenAtlas layout; every structure has a mask file, an empty one where there is none of it."""
-    for name, number in module.IDS.items():
-        mask = (picture.label.array == number).view(np.uint8)
-        nifti.write_label(place / "segmentations" / f"{name}.nii.gz", Volume(mask, picture.label.affine))
-    nifti.write_image(place / "ct.nii.gz", picture.image)
-
-
-def _write_dicom(place: Path, module: Task, picture: Picture, seed: int) -> None:
-    """AIDA CTPEL layout: a CT series and a DICOM SEG that lists the structures present."""
-    dicom_series.write_series(
-        place / "im_1", picture.image, patient_id=f"synthetic_{place.name}", series_number=1, seed=seed
-    )
-    names = {module.IDS[name]: name for name in _present(module, picture)}
-    dicom_seg.write_segments(place / "im_3" / "seg.dcm", picture.label, names, place / "im_1")

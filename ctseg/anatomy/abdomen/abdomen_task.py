@@ -46,7 +46,15 @@ def draw(seed: int, index: int, size: str = "full") -> Picture:
     paint_liver_vessels(scene, organs.liver, person)
     paint_vessels(scene, vessels, person, texture)
     image, label = scan.finish(rng, trunk.skin, streaks_z_mm=150.0, streak_share=0.3)
-    return Picture(image, label, _facts(person, protocol))
+    facts = {
+        "phase": person.phase,
+        "removed": person.removed,
+        "stomach": person.stomach_content,
+        "liver_hu": round(person.hu["liver"]),
+        "spleen_hu": round(person.hu["spleen"]),
+        "noise_hu": round(protocol.noise_hu, 1),
+    }
+    return Picture(image, label, facts)
 
 
 def plan(seed: int, index: int, size: str = "full") -> tuple[Person, Protocol, np.random.Generator]:
@@ -55,15 +63,3 @@ def plan(seed: int, index: int, size: str = "full") -> tuple[Person, Protocol, n
     person = sample_person(rng, index)
     protocol = sample_scan(rng, index, person)
     return person, coarse(protocol, TINY_SPACING_MM) if size == "tiny" else protocol, rng
-
-
-def _facts(person: Person, protocol: Protocol) -> dict[str, object]:
-    """What the cohort's record says of the patient."""
-    return {
-        "phase": person.phase,
-        "removed": person.removed,
-        "stomach": person.stomach_content,
-        "liver_hu": round(person.hu["liver"]),
-        "spleen_hu": round(person.hu["spleen"]),
-        "noise_hu": round(protocol.noise_hu, 1),
-    }

@@ -37,7 +37,10 @@ class Trunk:
 
 def build_trunk(scene: Scene, person: Person, ripple: np.ndarray) -> Trunk:
     """Outlines of the body and its cavities. ripple: smooth field (deviation 1) that makes the fat uneven."""
-    inner, thickness = outline(scene, person, ripple)
+    inner, y, backwards = body_outline(scene, SHAPES["outline"])
+    lower = np.clip((40 - scene.z) / 100, 0, 1)  # over the ribs the fat is thinner
+    around = np.where(y < 0, 1 - 0.25 * backwards, 1 + 0.2 * backwards)
+    thickness = person.fat_mm * (1 + 0.12 * ripple) * (0.6 + 0.4 * lower) * around
     skin = flattened(scene, inner - thickness, person.fat_mm)
     inner = np.maximum(inner, skin + 5)
     ux = np.abs(scene.x)
@@ -46,15 +49,6 @@ def build_trunk(scene: Scene, person: Person, ripple: np.ndarray) -> Trunk:
     )
     back = low + np.clip((scene.z - 5) / 45, 0, 1) * (high - low)
     return Trunk(skin, inner, np.maximum(inner + 17, scene.y - back), diaphragm(scene, person))
-
-
-def outline(scene: Scene, person: Person, ripple: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The outline below the fat, and the thickness of the fat with the skin."""
-    f, y, backwards = body_outline(scene, SHAPES["outline"])
-    lower = np.clip((40 - scene.z) / 100, 0, 1)  # over the ribs the fat is thinner
-    around = np.where(y < 0, 1 - 0.25 * backwards, 1 + 0.2 * backwards)
-    thickness = person.fat_mm * (1 + 0.12 * ripple) * (0.6 + 0.4 * lower) * around
-    return f, thickness
 
 
 def diaphragm(scene: Scene, person: Person) -> np.ndarray:

@@ -7,7 +7,6 @@ import dataclasses
 import numpy as np
 
 from ctseg.anatomy.body import paint_skin_and_fat, paint_twigs
-from ctseg.anatomy.implicit import Scene, Shape
 from ctseg.anatomy.labels import IDS
 from ctseg.anatomy.patients import Protocol, coarse, sample_protocol
 from ctseg.anatomy.pelvis.bowel import paint_bowel
@@ -18,7 +17,7 @@ from ctseg.anatomy.pelvis.skeleton import build_skeleton, paint_skeleton
 from ctseg.anatomy.pelvis.vessels import TWIGS, vessel_shapes
 from ctseg.anatomy.pelvis.wear import HEALTHY, Wear
 from ctseg.anatomy.scanner import TINY_SPACING_MM, begin_scan, paint_table
-from ctseg.anatomy.texture import Texture, fields
+from ctseg.anatomy.texture import fields
 from ctseg.geometry.volume import Volume
 
 
@@ -71,22 +70,15 @@ def render(patient: Patient, protocol: Protocol, rng: np.random.Generator, wear:
     paint_cords(scene, patient)
     vein_hu = patient.hu["vein"]
     paint_twigs(scene, rng, TWIGS, vein_hu, step_mm=(5, 10), radius_mm=(0.8, 2.0), mirrored=True)
-    metal = paint_inside(scene, patient, rng, texture, np.minimum(muscle, -20.0 - inner), wear)
-    return Drawing(patient, protocol, *scan.finish(rng, skin, metal=metal))
-
-
-def paint_inside(
-    scene: Scene, patient: Patient, rng: np.random.Generator, texture: Texture, wall: np.ndarray, wear: Wear
-) -> Shape | None:
-    """Bowel, vessels, bones, organs; returns the metal. wall: where no bowel can be, f on the whole grid."""
     bones = build_skeleton(scene, patient, wear)
     organs = build_organs(scene, patient, texture)
     vessels = vessel_shapes(scene)
     solid = [bones.sacrum, *bones.hips.values(), *(v for v, _ in bones.spine), *(s for s, _, _ in vessels)]
+    wall = np.minimum(muscle, -20.0 - inner)
     keep_out = np.minimum(scene.spread(*solid, *organs.solid()), wall)
     paint_bowel(scene, patient, rng, organs.rectum_line[0], keep_out, texture)
     for shape, tissue, name in vessels:
         scene.paint(shape, patient.hu[tissue], IDS[name] if name else None)
     paint_skeleton(scene, bones, patient, texture, wear)
     paint_organs(scene, organs, patient, texture)
-    return bones.metal
+    return Drawing(patient, protocol, *scan.finish(rng, skin, metal=bones.metal))
