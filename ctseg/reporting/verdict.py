@@ -13,7 +13,7 @@ from typing import Any
 
 from ctseg.reporting.page import interval_text, listed, plural, text_of
 from ctseg.reporting.pictures.plots import dice_of, number, with_reference
-from ctseg.reporting.results import Results, dig
+from ctseg.reporting.results import Results, dig, patient_of
 from ctseg.scoring.statistics import RELIABLE_N, SMALLEST_N
 
 GOOD_DICE = 0.70
@@ -119,7 +119,7 @@ def sentence(found: Results) -> str:
     if macro is None or not scored:
         return "The test references hold none of the structures, so nothing can be said about the model."
     cases = len({row["case_id"] for row in found.rows})
-    patients = len({row.get("patient_id") or row["case_id"] for row in found.rows})
+    patients = len({patient_of(row) for row in found.rows})
     who = plural(cases, "synthetic test scan" if found.synthetic else "test scan") + (
         f" of {plural(patients, 'patient')}" if patients != cases else ""
     )
@@ -255,7 +255,7 @@ def _doubts(found: Results, scored: list[Structure]) -> list[str]:
 
 
 def _on_patients(found: Results, scored: list[Structure]) -> str:
-    n = len({row.get("patient_id") or row["case_id"] for row in with_reference(found.rows)})
+    n = len({patient_of(row) for row in with_reference(found.rows)})
     text = (
         f"{plural(n, 'test patient')}: an indication, not a measurement."
         if n < FEW_PATIENTS
