@@ -122,7 +122,7 @@ def case_table(found: Results) -> dict[str, Any]:
     for case in cases:
         mine = by_case[case]
         scored = with_reference(mine)
-        distance, defined = mean_of(scored, "hd95_mm")
+        distance, _ = mean_of(scored, "hd95_mm")
         cells = [
             _case_cell(next((row for row in mine if row["structure"] == name), None))
             for name in ([] if wide else found.structures)
@@ -141,7 +141,7 @@ def case_table(found: Results) -> dict[str, Any]:
             {
                 "case": case,
                 "mean": text_of(means.get(case)),
-                "hd95": f"{distance:.1f}" if distance is not None and defined else DASH,
+                "hd95": text_of(distance, "{:.1f}"),
                 "cells": cells,
             }
         )

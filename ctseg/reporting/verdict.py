@@ -12,7 +12,7 @@ import dataclasses
 from typing import Any
 
 from ctseg.reporting.page import interval_text, listed, plural, text_of
-from ctseg.reporting.pictures.plots import dice_of, number, with_reference
+from ctseg.reporting.pictures.plots import dice_of, lowest_first, number, with_reference
 from ctseg.reporting.results import Results, dig, patient_of
 from ctseg.scoring.statistics import RELIABLE_N, SMALLEST_N
 
@@ -182,7 +182,7 @@ def _fails(found: Results, scored: list[Structure]) -> str:
     hallucinated_only = [f"{name} (in {plural(count, 'scan')})" for name, count in _only_hallucinated(found)]
     if hallucinated_only:
         text += f"Marked although no test reference shows it: {listed(hallucinated_only, NAMED)}. "
-    lowest = min(with_reference(found.rows), key=lambda row: (dice_of(row), str(row["case_id"])))
+    lowest = lowest_first(found.rows)[0]
     return (
         f"{text}The lowest single result is {lowest['structure']} in scan {lowest['case_id']}: "
         f"{'missed, ' if lowest['state'] == 'missed' else ''}Dice "
