@@ -30,7 +30,7 @@ from matplotlib.axes import Axes
 
 from ctseg.artifacts import write_json, write_text
 from ctseg.reporting.method_sentences import METRIC_WORDS, p_text
-from ctseg.reporting.page import DASH, data_uri, interval_text, minus, plural, template, text_of
+from ctseg.reporting.page import DASH, data_uri, minus, plural, starred, template, text_of
 from ctseg.reporting.pictures import style
 from ctseg.reporting.pictures.style import Target
 from ctseg.reporting.results import dig
@@ -40,24 +40,6 @@ from ctseg.tables import write_csv
 Record = Mapping[str, Any]
 FORMAT, VERSION = "ctseg-comparison", 1
 COSTS = ("parameters", "peak_memory_gb", "seconds_per_step", "steps", "seconds_per_scan")
-METHOD_COLUMNS = (
-    "method",
-    "dice",
-    "dice_ci_low",
-    "dice_ci_high",
-    "dice_seed_sd",
-    "nsd",
-    "hd95_imputed_mm",
-    "hd95_where_found_mm",
-    "missed",
-    "scored",
-    "seeds",
-    "rank",
-    "rank_low",
-    "rank_high",
-    "wins",
-    *COSTS,
-)
 PAIR_COLUMNS = (
     "reference",
     "method",
@@ -86,8 +68,8 @@ def write_comparison(record: Record, folder: Path) -> None:
     picture = io.BytesIO()
     draw(record, picture)
     write_json(folder / "comparison.json", record)
-    columns = [*METHOD_COLUMNS, *topology_columns(record)]
-    write_csv(folder / "comparison.csv", method_lines(record), columns)
+    lines = method_lines(record)
+    write_csv(folder / "comparison.csv", lines, list(lines[0]))
     write_csv(folder / "comparison_pairs.csv", pair_lines(record), PAIR_COLUMNS)
     draw(record, folder / "comparison.png")
     write_text(folder / "comparison.html", render(record, picture.getvalue()))
@@ -97,16 +79,13 @@ def write_comparison(record: Record, folder: Path) -> None:
 
 
 def method_lines(record: Record) -> list[dict[str, Any]]:
-    """One line per method, the columns of METHOD_COLUMNS and those of the topology; None is undefined."""
+    """One line per method, the columns of the topology last; None is undefined."""
     found = record["statistics"]
     ranks = {rank["method"]: rank for rank in found["ranking"]}
     lines = []
     for score in found["methods"]:
-        name, rank, costs = (
-            score["method"],
-            ranks[score["method"]],
-            dig(record, "costs", score["method"]) or {},
-        )
+        name = score["method"]
+        rank, costs = ranks[name], dig(record, "costs", name) or {}
         low, high = score["macro_ci95"]["dice"] or (None, None)
         rank_low, rank_high = rank["ci95"] or (None, None)
         lines.append(
@@ -220,14 +199,13 @@ def count_text(value: object) -> str:
 def pair_cells(pair: Mapping[str, Any]) -> dict[str, Any]:
     """A row of the pairwise table as words."""
     form, unit = ("{:+.2f}", " mm") if pair["metric"] == "hd95_mm" else ("{:+.3f}", "")
-    star = "*" if "optimistic_ci" in pair["flags"] else ""
     spread = [text_of(pair[key], form.replace("+", "")) for key in ("sd_reference", "sd_method")]
     untested = pair["verdict"] if pair["verdict"] == TOO_SMALL else DASH
     return {
         **{key: pair[key] for key in ("reference", "method", "structure", "n", "verdict", "with_reference")},
         "metric": METRIC_WORDS.get(pair["metric"], pair["metric"]),
         "difference": minus(text_of(pair["difference"], form + unit)),
-        "interval": minus(interval_text(pair["ci95"], form)) + star * bool(pair["ci95"]),
+        "interval": minus(starred(pair["ci95"], pair["flags"], form)),
         "p": bare_p(pair["p"], untested),
         "holm": bare_p(pair["p_holm"]),
         "spread": " / ".join(spread),

@@ -28,28 +28,29 @@ TOPOLOGY = (
 
 def gather(runs: Sequence[tuple[str, int, Workspace]]) -> dict[str, Any]:
     """The record that `comparison.write_comparison` takes. runs: (method, seed, finished workspace)."""
-    found = {(method, seed): results.read(workspace) for method, seed, workspace in runs}
-    scores: dict[str, dict[int, dict[tuple[str, str, str], Mapping[str, Any]]]] = {}
-    for (method, seed), result in found.items():
-        scores.setdefault(method, {})[seed] = {
-            (row["patient_id"], row["case_id"], row["structure"]): row for row in result.rows
-        }
-    statistics = described(compare(scores))
-    first = next(iter(found.values()))
-    methods = list(scores)
-    by_method = {
-        method: [result for (name, _), result in found.items() if name == method] for method in methods
-    }
+    by_seed: dict[str, dict[int, results.Results]] = {}
+    for method, seed, workspace in runs:
+        by_seed.setdefault(method, {})[seed] = results.read(workspace)
+    statistics = described(
+        compare(
+            {
+                method: {seed: result.rows_by_key for seed, result in found.items()}
+                for method, found in by_seed.items()
+            }
+        )
+    )
+    by_method = {method: list(found.values()) for method, found in by_seed.items()}
+    everything = [result for found in by_method.values() for result in found]
     return {
         "format": FORMAT,
         "version": VERSION,
-        "synthetic": any(result.synthetic for result in found.values()),
-        "facts": _facts(first, runs),
+        "synthetic": any(result.synthetic for result in everything),
+        "facts": _facts(everything[0], runs),
         "statistics": statistics,
-        "costs": {method: _costs(by_method[method]) for method in methods},
+        "costs": {method: _costs(found) for method, found in by_method.items()},
         "topology": {
             method: _topology([workspace for name, _, workspace in runs if name == method])
-            for method in methods
+            for method in by_method
         },
         "warnings": _warnings(by_method),
     }

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ctseg.artifacts import TRAINED, UNFINISHED
-from ctseg.reporting.page import DASH, plural, text_of
+from ctseg.reporting.page import DASH, plural, short_hash, text_of
 from ctseg.reporting.pictures.plots import number
 from ctseg.reporting.results import Results, dig
 
@@ -46,9 +46,9 @@ def facts(found: Results) -> list[tuple[str, list[tuple[str, str]]]]:
     test_split = dig(found.summary, "settings", "split_hash") or manifest.get("splits_hash")
     identity = [
         ("Seeds", f"split {text_of(seeds[0], '{:g}')}, training {text_of(seeds[1], '{:g}')}"),
-        ("Split hash", _hash(test_split)),
-        ("Data hash", _hash(history.get("manifest_hash"))),
-        ("Weights hash", _hash(run.get("checkpoint_sha256"))),
+        ("Split hash", short_hash(test_split)),
+        ("Data hash", short_hash(history.get("manifest_hash"))),
+        ("Weights hash", short_hash(run.get("checkpoint_sha256"))),
         (
             "Versions",
             ", ".join(f"{name} {value}" for name, value in sorted((manifest.get("versions") or {}).items()))
@@ -107,10 +107,6 @@ def _grid(manifest: Mapping[str, Any]) -> str:
 def _window(manifest: Mapping[str, Any]) -> str:
     window = manifest.get("window_hu")
     return f"{window[0]:g} to {window[1]:g} HU" if window else DASH
-
-
-def _hash(value: object) -> str:
-    return str(value)[:12] if value else DASH
 
 
 def settings_lines(found: Results) -> list[tuple[str, str]]:

@@ -14,9 +14,9 @@ from ctseg import artifacts
 from ctseg.artifacts import Workspace
 from ctseg.errors import IntegrityError, PreconditionError
 from ctseg.reporting import results
-from ctseg.reporting.comparison import FORMAT, bare_p, pair_lines
+from ctseg.reporting.comparison import FORMAT, bare_p
 from ctseg.reporting.method_sentences import described
-from ctseg.reporting.page import interval_text, minus, plural, text_of
+from ctseg.reporting.page import interval_text, minus, plural, short_hash, starred, text_of
 from ctseg.reporting.results import Results, dig
 from ctseg.scoring.comparison import ALL, compare
 
@@ -61,10 +61,7 @@ def gather(found: Results, folders: Sequence[Path]) -> dict[str, Any]:
         while name in runs:
             name += "′"
         runs[name] = other
-    rows = {
-        name: {(str(row["patient_id"]), str(row["case_id"]), str(row["structure"])): row for row in run.rows}
-        for name, run in runs.items()
-    }
+    rows = {name: run.rows_by_key for name, run in runs.items()}
     shared = set.intersection(*(set(mine) for mine in rows.values()))
     if not shared:
         raise IntegrityError(
@@ -73,7 +70,11 @@ def gather(found: Results, folders: Sequence[Path]) -> dict[str, Any]:
             "evaluate them on the same test split",
         )
     scores = {
-        name: {_seed(runs[name]): {key: row for key, row in mine.items() if key in shared}}
+        name: {
+            int(dig(runs[name].history, "settings", "train", "seed") or 0): {
+                key: row for key, row in mine.items() if key in shared
+            }
+        }
         for name, mine in rows.items()
     }
     left_out = max(len(mine) - len(shared) for mine in rows.values())
@@ -88,10 +89,6 @@ def gather(found: Results, folders: Sequence[Path]) -> dict[str, Any]:
     return {"statistics": described(compare(scores)), "warnings": warnings}
 
 
-def _seed(run: Results) -> int:
-    return int(dig(run.history, "settings", "train", "seed") or 0)
-
-
 def _check(found: Results, other: Results, name: str) -> None:
     if not other.evaluated:
         raise PreconditionError(
@@ -99,25 +96,28 @@ def _check(found: Results, other: Results, name: str) -> None:
             f"'{name}' after --compare-with has no test results",
             f"{results.EVALUATE_AGAIN} with --workspace for it",
         )
-    for key, what, fix in (
+    for code, key, what, fix in (
         (
+            "SPLITS_DIFFER",
             "split_hash",
             "split of the patients",
             "train and test both on one split: share the tensors by --processed",
         ),
-        ("boundary_mode", "definition of a surface", "evaluate both with the same --boundary-mode"),
+        (
+            "SETTINGS_DIFFER",
+            "boundary_mode",
+            "definition of a surface",
+            "evaluate both with the same --boundary-mode",
+        ),
     ):
         mine, theirs = (dig(run.summary, "settings", key) for run in (found, other))
         if mine != theirs or mine is None:
             raise IntegrityError(
-                "SPLITS_DIFFER" if key == "split_hash" else "SETTINGS_DIFFER",
-                f"'{name}' was tested with another {what} ({_short(theirs)}, here {_short(mine)})",
+                code,
+                f"'{name}' was tested with another {what} "
+                f"({short_hash(theirs, 'not recorded')}, here {short_hash(mine, 'not recorded')})",
                 fix,
             )
-
-
-def _short(value: object) -> str:
-    return str(value)[:12] if value else "not recorded"
 
 
 def table(record: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -126,30 +126,28 @@ def table(record: Mapping[str, Any] | None) -> dict[str, Any]:
         return {}
     found = record["statistics"]
     main = {
-        line["method"]: line
-        for line in pair_lines(record)
-        if line["metric"] == "dice" and line["structure"] == ALL and line["reference"] == found["reference"]
+        pair["method"]: pair
+        for pair in found["pairs"]
+        if pair["metric"] == "dice" and pair["structure"] == ALL and pair["reference"] == found["reference"]
     }
     lines = []
     for score in found["methods"]:
-        pair = main.get(score["method"])
+        pair = main.get(score["method"], {})
         lines.append(
             {
                 "name": score["method"],
                 "dice": text_of(score["macro"]["dice"]),
-                "interval": _starred(score["macro_ci95"]["dice"], score["flags"]),
+                "interval": starred(score["macro_ci95"]["dice"], score["flags"]),
                 "nsd": text_of(score["macro"]["nsd"]),
                 "hd95": text_of(score["macro"]["hd95_mm"], "{:.1f}"),
                 "missed": f"{score['missed']} of {score['scored']}",
                 "any_missed": bool(score["missed"]),
                 "sd": text_of(score["seed_sd"]["dice"]),
                 "runs": plural(len(score["seeds"]), "run"),
-                "difference": minus(text_of(pair["difference"] if pair else None, "{:+.3f}")),
-                "difference_ci": minus(interval_text([pair["ci_low"], pair["ci_high"]], "{:+.3f}"))
-                if pair and pair["ci_low"] is not None
-                else "",
-                "p": bare_p(pair["p_holm"] if pair else None),
-                "verdict": pair["verdict"] if pair else "reference",
+                "difference": minus(text_of(pair.get("difference"), "{:+.3f}")),
+                "difference_ci": minus(interval_text(pair.get("ci95"), "{:+.3f}")),
+                "p": bare_p(pair.get("p_holm")),
+                "verdict": pair.get("verdict", "reference"),
             }
         )
     return {
@@ -161,7 +159,3 @@ def table(record: Mapping[str, Any] | None) -> dict[str, Any]:
         "n_tests": found["n_tests"],
         "reference": found["reference"],
     }
-
-
-def _starred(interval: Sequence[float] | None, flags: Sequence[str]) -> str:
-    return interval_text(interval) + ("*" if interval and "optimistic_ci" in flags else "")

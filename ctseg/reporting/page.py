@@ -90,6 +90,16 @@ def interval_text(interval: object, form: str = "{:.2f}") -> str:
     return f"{text_of(interval[0], form)} to {text_of(interval[1], form)}"
 
 
+def starred(interval: object, flags: Sequence[str], form: str = "{:.2f}") -> str:
+    """`interval_text` with a star behind an interval of too few patients."""
+    return interval_text(interval, form) + ("*" if interval and "optimistic_ci" in flags else "")
+
+
+def short_hash(value: object, missing: str = DASH) -> str:
+    """The first twelve digits of a hash, which is enough to tell two apart."""
+    return str(value)[:12] if value else missing
+
+
 def minus(text: str) -> str:
     """The text with real minus signs."""
     return text.replace("-", "−")

@@ -7,6 +7,7 @@ Training must have run. Evaluation and processed data may be missing or belong t
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,11 @@ class Results:
             or []
         ]
 
+    @property
+    def rows_by_key(self) -> dict[tuple[str, str, str], dict[str, Any]]:
+        """(patient, case, structure) -> row: what the comparison of runs takes."""
+        return {(row["patient_id"], row["case_id"], row["structure"]): row for row in self.rows}
+
     def entry(self, case_id: str) -> dict[str, Any] | None:
         """The manifest entry of a case."""
         return next((case for case in self.manifest.get("cases", []) if case["case_id"] == case_id), None)
@@ -79,6 +85,11 @@ def dig(record: Any, *keys: str) -> Any:
     for key in keys:
         record = (record or {}).get(key)
     return record
+
+
+def patient_of(row: Mapping[str, Any]) -> str:
+    """The patient of a row; its case where no patient is recorded."""
+    return str(row.get("patient_id") or row["case_id"])
 
 
 def read(workspace: Workspace) -> Results:

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from ctseg.reporting.gallery import CasePicture
-from ctseg.reporting.page import DASH, interval_text, text_of
+from ctseg.reporting.page import DASH, starred, text_of
 from ctseg.reporting.pictures.plots import dice_of, mean_of, number, with_reference
 from ctseg.reporting.pictures.slices import case_means
-from ctseg.reporting.results import Results, dig
+from ctseg.reporting.results import Results, dig, patient_of
 from ctseg.scoring.paired import macro, macro_interval
 
 WIDE = 8  # more structures than this: the table of cases names the lowest one instead of all
@@ -71,8 +71,7 @@ def structure_table(found: Results) -> list[dict[str, Any]]:
                 "width": 100 * min(1.0, max(0.0, dice.get("mean") or 0.0)),
                 "low": low,
                 "high": high,
-                "interval": interval_text(interval)
-                + ("*" if interval and "optimistic_ci" in (dice.get("flags") or []) else ""),
+                "interval": starred(interval, dice.get("flags") or []),
                 "median": text_of(dice.get("median")),
                 "p05": text_of(dice.get("p05")),
                 "nsd": text_of(nsd.get("mean")),
@@ -100,16 +99,10 @@ def baseline_row(found: Results) -> dict[str, str]:
     if not found.evaluated:
         return {}
     values = dig(found.summary, "baselines", "all_background") or {}
-    names = found.summary["headline"]["structures"]
-    imputed = [
-        values[f"{name}_hd95_imputed"] for name in names if values.get(f"{name}_hd95_imputed") is not None
-    ]
-    distance = values.get("macro_hd95_imputed", sum(imputed) / len(imputed) if imputed else None)
-    dice = values.get("macro_dice")
     return {
-        "dice": text_of(dice),
-        "nsd": text_of(values.get("macro_nsd", dice)),
-        "hd95_imputed": text_of(distance, "{:.1f}"),
+        "dice": text_of(values.get("macro_dice")),
+        "nsd": text_of(values.get("macro_nsd")),
+        "hd95_imputed": text_of(values.get("macro_hd95_imputed"), "{:.1f}"),
         "missed": str(len(with_reference(found.rows))),
     }
 
@@ -129,7 +122,7 @@ def case_table(found: Results) -> dict[str, Any]:
     for case in cases:
         mine = by_case[case]
         scored = with_reference(mine)
-        distance, defined = mean_of(scored, "hd95_mm")
+        distance, _ = mean_of(scored, "hd95_mm")
         cells = [
             _case_cell(next((row for row in mine if row["structure"] == name), None))
             for name in ([] if wide else found.structures)
@@ -148,7 +141,7 @@ def case_table(found: Results) -> dict[str, Any]:
             {
                 "case": case,
                 "mean": text_of(means.get(case)),
-                "hd95": f"{distance:.1f}" if distance is not None and defined else DASH,
+                "hd95": text_of(distance, "{:.1f}"),
                 "cells": cells,
             }
         )
@@ -261,19 +254,12 @@ def macro_ci(found: Results) -> str:
     would change the mean.
     """
     rows = with_reference(found.rows)
-    patients = sorted({str(row.get("patient_id") or row["case_id"]) for row in rows})
-    names = sorted({str(row["structure"]) for row in rows})
-    if not rows or len({(row.get("patient_id") or row["case_id"], row["structure"]) for row in rows}) < len(
-        rows
-    ):
+    dice = {(patient_of(row), str(row["structure"])): dice_of(row) for row in rows}
+    if not rows or len(dice) < len(rows):
         return ""
-    matrix = np.full((len(patients), len(names)), np.nan)
-    for row in rows:
-        matrix[
-            patients.index(str(row.get("patient_id") or row["case_id"])), names.index(str(row["structure"]))
-        ] = dice_of(row)
+    patients, names = (sorted(set(part)) for part in zip(*dice))
+    matrix = np.array([[dice.get((patient, name), np.nan) for name in names] for patient in patients])
     stated = dig(found.summary, "headline", "macro_dice")
     if stated is None or abs(macro(matrix) - stated) > SAME:
         return ""
-    interval, flags = macro_interval(matrix)
-    return interval_text(interval) + ("*" if interval and "optimistic_ci" in flags else "")
+    return starred(*macro_interval(matrix))

@@ -12,8 +12,8 @@ import dataclasses
 from typing import Any
 
 from ctseg.reporting.page import interval_text, listed, plural, text_of
-from ctseg.reporting.pictures.plots import dice_of, number, with_reference
-from ctseg.reporting.results import Results, dig
+from ctseg.reporting.pictures.plots import dice_of, lowest_first, number, with_reference
+from ctseg.reporting.results import Results, dig, patient_of
 from ctseg.scoring.statistics import RELIABLE_N, SMALLEST_N
 
 GOOD_DICE = 0.70
@@ -119,7 +119,7 @@ def sentence(found: Results) -> str:
     if macro is None or not scored:
         return "The test references hold none of the structures, so nothing can be said about the model."
     cases = len({row["case_id"] for row in found.rows})
-    patients = len({row.get("patient_id") or row["case_id"] for row in found.rows})
+    patients = len({patient_of(row) for row in found.rows})
     who = plural(cases, "synthetic test scan" if found.synthetic else "test scan") + (
         f" of {plural(patients, 'patient')}" if patients != cases else ""
     )
@@ -182,7 +182,7 @@ def _fails(found: Results, scored: list[Structure]) -> str:
     hallucinated_only = [f"{name} (in {plural(count, 'scan')})" for name, count in _only_hallucinated(found)]
     if hallucinated_only:
         text += f"Marked although no test reference shows it: {listed(hallucinated_only, NAMED)}. "
-    lowest = min(with_reference(found.rows), key=lambda row: (dice_of(row), str(row["case_id"])))
+    lowest = lowest_first(found.rows)[0]
     return (
         f"{text}The lowest single result is {lowest['structure']} in scan {lowest['case_id']}: "
         f"{'missed, ' if lowest['state'] == 'missed' else ''}Dice "
@@ -255,7 +255,7 @@ def _doubts(found: Results, scored: list[Structure]) -> list[str]:
 
 
 def _on_patients(found: Results, scored: list[Structure]) -> str:
-    n = len({row.get("patient_id") or row["case_id"] for row in with_reference(found.rows)})
+    n = len({patient_of(row) for row in with_reference(found.rows)})
     text = (
         f"{plural(n, 'test patient')}: an indication, not a measurement."
         if n < FEW_PATIENTS

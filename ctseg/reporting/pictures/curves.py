@@ -6,12 +6,12 @@ seven structures are lines; more become a map of structure over epoch, which sta
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from ctseg.reporting.pictures import style
@@ -52,7 +52,7 @@ def by_structure(history: History, key: str) -> dict[str, np.ndarray]:
     return {name: values for name, values in found.items() if np.isfinite(values).any()}
 
 
-def resources(history: History, key: str) -> np.ndarray:
+def resources(history: History, key: str | None) -> np.ndarray:
     """(n,) one entry of `resource_usage` over the epochs."""
     recorded = history.get("resource_usage")
     usage = recorded if isinstance(recorded, list) else []
@@ -133,10 +133,7 @@ def draw_loss(axes: Axes, history: History) -> None:
     epochs = epochs_of(history)
     drawn = [
         draw_series(axes, epochs, series(history.get(key), len(epochs)), colour=colour, label=label)
-        for key, label, colour in (
-            ("train_loss", "training", style.PALETTE[0]),
-            ("val_loss", "validation", style.PALETTE[1]),
-        )
+        for key, label, colour in zip(("train_loss", "val_loss"), ("training", "validation"), style.PALETTE)
     ]
     if not any(drawn):
         return style.say(axes, NOT_RECORDED)
@@ -155,17 +152,11 @@ def draw_dice(axes: Axes, history: History, key: str, title: str, *, small: bool
     """
     axes.set_title(title, pad=14)
     found, epochs = by_structure(history, key), epochs_of(history)
-    mean = (
-        series(history.get("val_mean_dice"), len(epochs))
-        if key == "val_dice"
-        else np.full(len(epochs), np.nan)
-    )
+    mean = series(history.get("val_mean_dice") if key == "val_dice" else None, len(epochs))
     if not found and not np.isfinite(mean).any():
         return style.say(axes, NOT_RECORDED)
     if len(found) > len(style.PALETTE) and not small:
-        return _structure_map(
-            axes, history, found, label="Dice", limits=(0.0, 1.0), colour_map=style.SCORE_MAP
-        )
+        return _structure_map(axes, epochs, found, label="Dice", highest=1.0, colour_map=style.SCORE_MAP)
     _draw_structures(axes, epochs, found)
     draw_series(axes, epochs, mean, colour=style.INK, label="mean", width=2.8)
     axes.set_ylim(-0.02, 1.02)
@@ -205,8 +196,9 @@ def draw_hausdorff(axes: Axes, history: History, *, small: bool = False) -> None
     if not found:
         return style.say(axes, f"{NOT_RECORDED} during training")
     if len(found) > len(style.PALETTE) and not small:
+        highest = float(np.nanmax(list(found.values())))
         return _structure_map(
-            axes, history, found, label="HD95 (mm)", limits=None, colour_map=style.SCORE_MAP + "_r"
+            axes, epochs, found, label="HD95 (mm)", highest=highest, colour_map=f"{style.SCORE_MAP}_r"
         )
     _draw_structures(axes, epochs, found)
     axes.set_ylim(bottom=0)
@@ -217,23 +209,20 @@ def draw_hausdorff(axes: Axes, history: History, *, small: bool = False) -> None
 
 def _structure_map(
     axes: Axes,
-    history: History,
+    epochs: np.ndarray,
     found: Mapping[str, np.ndarray],
     *,
     label: str,
     colour_map: str,
-    limits: tuple[float, float] | None,
+    highest: float,
 ) -> None:
     """Structures (rows) over the measured epochs (columns); grey = not measured."""
-    epochs = epochs_of(history)
     values = np.stack(list(found.values()))
     columns = np.isfinite(values).any(0)
     axes.set_facecolor(style.PALE)
     axes.grid(False)
-    low, high = limits or (0.0, float(np.nanmax(values)))
-    image = axes.imshow(
-        values[:, columns], aspect="auto", cmap=colour_map, vmin=low, vmax=high, interpolation="nearest"
-    )
+    look: Any = {"aspect": "auto", "interpolation": "nearest"}
+    image = axes.imshow(values[:, columns], cmap=colour_map, vmin=0.0, vmax=highest, **look)
     axes.set_yticks(
         range(len(found)), [style.short(name) for name in found], fontsize=10 if len(found) <= 20 else 8
     )
@@ -248,13 +237,8 @@ def draw_rate(axes: Axes, history: History) -> None:
     """Learning rate over the epochs."""
     axes.set_title("Learning rate", pad=14)
     epochs = epochs_of(history)
-    if not draw_series(
-        axes,
-        epochs,
-        series(history.get("learning_rate"), len(epochs)),
-        colour=style.PALETTE[0],
-        label="learning rate",
-    ):
+    values = series(history.get("learning_rate"), len(epochs))
+    if not draw_series(axes, epochs, values, colour=style.PALETTE[0], label="learning rate"):
         return style.say(axes, NOT_RECORDED)
     axes.set_ylabel("learning rate (per step)")
     axes.yaxis.set_major_formatter("{x:g}")
@@ -283,9 +267,9 @@ def _draw_usage(
     epochs, values = epochs_of(history), resources(history, key)
     if not draw_series(axes, epochs, values, colour=style.PALETTE[0], label="used"):
         return style.say(axes, missing)
-    limit = resources(history, total) if total else np.array([np.nan])
-    if np.isfinite(limit).any():
-        draw_series(axes, epochs, limit, colour=style.PALETTE[1], label="of the machine", line="--")
+    if draw_series(
+        axes, epochs, resources(history, total), colour=style.PALETTE[1], label="of the machine", line="--"
+    ):
         _legend(axes, loc="center right")
     axes.set_ylabel(unit)
     axes.set_ylim(bottom=0)
@@ -297,23 +281,18 @@ def _draw_usage(
 
 def _height(history: History, keys: Sequence[str], base: float) -> float:
     """Inches high enough for the structure map of the longest per-structure series."""
-    count = max((len(by_structure(history, key)) for key in keys), default=0)
+    count = max(len(by_structure(history, key)) for key in keys)
     return base if count <= len(style.PALETTE) else max(base, 1.7 + 0.2 * count)
-
-
-def loss_curves(history: History, path: Target, synthetic: bool) -> None:
-    """`loss_curves.png`."""
-    _one_panel(draw_loss, history, path, synthetic, size=(6.6, 4.2), title="Training: loss")
 
 
 def _one_panel(
     draw: Callable[[Axes, History], None],
+    title: str,
     history: History,
     path: Target,
     synthetic: bool,
     *,
-    size: tuple[float, float],
-    title: str,
+    size: tuple[float, float] = (6.6, 4.2),
 ) -> None:
     """A picture of one panel: the figure's title stands for the panel's."""
     with style.picture(path, size, title=title, synthetic=synthetic) as figure:
@@ -334,29 +313,19 @@ def dice_scores(history: History, path: Target, synthetic: bool) -> None:
 def hausdorff_distances(history: History, path: Target, synthetic: bool) -> None:
     """`hausdorff_distances.png`."""
     size = (8.0, _height(history, ("val_hausdorff",), 4.4))
-    _one_panel(
-        draw_hausdorff, history, path, synthetic, size=size, title="Training: HD95 of the validation scans"
-    )
-
-
-def learning_rate(history: History, path: Target, synthetic: bool) -> None:
-    """`learning_rate.png`."""
-    _one_panel(draw_rate, history, path, synthetic, size=(6.6, 4.2), title="Training: learning rate")
+    title = "Training: HD95 of the validation scans"
+    _one_panel(draw_hausdorff, title, history, path, synthetic, size=size)
 
 
 def resource_usage(history: History, path: Target, synthetic: bool) -> None:
     """`resource_usage.png`: processor, memory, GPU memory, time."""
     with style.picture(path, (13.5, 3.5), title="Training: resources", synthetic=synthetic) as figure:
-        _draw_resources(figure, history)
-
-
-def _draw_resources(figure: Figure, history: History) -> None:
-    panels = figure.subplots(1, 4)
-    _draw_usage(panels[0], history, "cpu_percent", "Processor", "% of all cores", NOT_RECORDED)
-    panels[0].set_ylim(0, max(105, panels[0].get_ylim()[1]))
-    _draw_usage(panels[1], history, "ram_used_gb", "Memory", "GB", NOT_RECORDED, total="ram_total_gb")
-    _draw_usage(panels[2], history, "gpu_memory_gb", "GPU memory", "GB", f"{NOT_RECORDED}\n(no GPU used)")
-    draw_time(panels[3], history)
+        panels = figure.subplots(1, 4)
+        _draw_usage(panels[0], history, "cpu_percent", "Processor", "% of all cores", NOT_RECORDED)
+        panels[0].set_ylim(0, max(105, panels[0].get_ylim()[1]))
+        _draw_usage(panels[1], history, "ram_used_gb", "Memory", "GB", NOT_RECORDED, total="ram_total_gb")
+        _draw_usage(panels[2], history, "gpu_memory_gb", "GPU memory", "GB", f"{NOT_RECORDED}\n(no GPU used)")
+        draw_time(panels[3], history)
 
 
 def combined_metrics(history: History, path: Target, synthetic: bool) -> None:
@@ -374,10 +343,10 @@ def combined_metrics(history: History, path: Target, synthetic: bool) -> None:
 
 
 PICTURES = {
-    "loss_curves.png": loss_curves,
+    "loss_curves.png": functools.partial(_one_panel, draw_loss, "Training: loss"),
     "dice_scores.png": dice_scores,
     "hausdorff_distances.png": hausdorff_distances,
-    "learning_rate.png": learning_rate,
+    "learning_rate.png": functools.partial(_one_panel, draw_rate, "Training: learning rate"),
     "resource_usage.png": resource_usage,
     "combined_metrics.png": combined_metrics,
 }

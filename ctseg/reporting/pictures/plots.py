@@ -45,6 +45,11 @@ def dice_of(row: Row) -> float:
     return 0.0 if row.get("state") == "missed" else number(row, "dice") or 0.0
 
 
+def lowest_first(rows: Sequence[Row], structure: str | None = None) -> list[Row]:
+    """The rows of `with_reference`, the lowest Dice first, then by case."""
+    return sorted(with_reference(rows, structure), key=lambda row: (dice_of(row), str(row["case_id"])))
+
+
 def mean_of(rows: Sequence[Row], key: str) -> tuple[float | None, int]:
     """Mean of what is defined and how many that were."""
     values = [value for row in rows if (value := number(row, key)) is not None]

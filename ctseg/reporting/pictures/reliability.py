@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 
 from ctseg.reporting.pictures import style
-from ctseg.reporting.pictures.plots import Row, dice_of, number, with_reference
+from ctseg.reporting.pictures.plots import Row, dice_of, lowest_first, number, with_reference
 from ctseg.reporting.pictures.style import Target
 from ctseg.scoring import failure
 
@@ -132,12 +132,11 @@ def draw_confidence(axes: Axes, rows: Sequence[Row], structures: Sequence[str]) 
     if silent:
         style.missed_strip(axes, left, shown_from, f"predicted by no member (n={len(silent)})")
         spread = np.linspace(0.2, 0.8, len(silent)) if len(silent) > 1 else np.array([0.5])
-        style.missed_dots(
-            axes, shown_from + spread * (left - shown_from), [dice_of(row) for row in silent], clip_on=False
-        )
-    lowest = sorted(sure_rows, key=lambda row: (dice_of(row), row["case_id"]))[:MARKED]
-    places = [(known[id(row)], dice_of(row)) for row in lowest]
-    name_lowest(axes, lowest, places, shown_from + 0.02 * (right - shown_from))
+        places = shown_from + spread * (left - shown_from)
+        style.missed_dots(axes, places, [dice_of(row) for row in silent], clip_on=False)
+    lowest = lowest_first(sure_rows)[:MARKED]
+    points = [(known[id(row)], dice_of(row)) for row in lowest]
+    name_lowest(axes, lowest, points, shown_from + 0.02 * (right - shown_from))
     axes.set_xlabel("confidence: mean pairwise Dice of the members")
     axes.set_ylabel("Dice against the reference; missed = 0")
     axes.legend(loc="lower right", fontsize=8)
@@ -173,14 +172,8 @@ def draw_risk(axes: Axes, rows: Sequence[Row]) -> None:
         ("best order, by Dice", [point["dice"] for point in points], "s:", style.PALETTE[2]),
     )
     for label, order, line, colour in reversed(orders):
-        axes.plot(
-            share,
-            failure.coverage_risk(order, risk),
-            line,
-            color=colour,
-            markersize=4,
-            label=f"{label} (AURC {failure.aurc(order, risk):.3f})",
-        )
+        label = f"{label} (AURC {failure.aurc(order, risk):.3f})"
+        axes.plot(share, failure.coverage_risk(order, risk), line, color=colour, markersize=4, label=label)
     mean = float(np.mean(risk))
     axes.axhline(mean, linestyle="--", color=style.GREY, linewidth=1.2, label=f"any order ({mean:.3f})")
     axes.set_xlim(0, 1.03)

@@ -23,7 +23,7 @@ from ctseg.geometry.volume import Volume, match_grid, to_canonical
 from ctseg.laterality import words_of
 from ctseg.palette import ON_CT
 from ctseg.reporting.pictures import style
-from ctseg.reporting.pictures.plots import Row, dice_of, with_reference
+from ctseg.reporting.pictures.plots import Row, dice_of, lowest_first, with_reference
 from ctseg.reporting.pictures.style import Target
 
 SOFT_TISSUE_HU = (-160.0, 240.0)  # the usual abdomen window: centre 40, width 400
@@ -71,30 +71,17 @@ def choose(rows: Sequence[Row], structures: Sequence[str]) -> list[Choice]:
     if not ranked:
         return []
     reasons: dict[str, list[str]] = {}
-    for reason, case in (
-        ("best", ranked[-1]),
-        ("median", ranked[(len(ranked) - 1) // 2]),
-        ("worst", ranked[0]),
-    ):
-        reasons.setdefault(case, []).append(reason)
+    for reason, place in (("best", -1), ("median", (len(ranked) - 1) // 2), ("worst", 0)):
+        reasons.setdefault(ranked[place], []).append(reason)
     chosen = [
         Choice(case, None, f"{' and '.join(words)} of {len(ranked)} cases", means[case])
         for case, words in reasons.items()
     ]
     worst = []
     for structure in structures:
-        mine = with_reference(rows, structure)
-        if mine:
-            row = min(mine, key=lambda r: (dice_of(r), str(r["case_id"])))
-            worst.append(
-                Choice(
-                    str(row["case_id"]),
-                    structure,
-                    f"worst of n={len(mine)}",
-                    dice_of(row),
-                    row["state"] == "missed",
-                )
-            )
+        if mine := lowest_first(rows, structure):
+            case, dice, missed = str(mine[0]["case_id"]), dice_of(mine[0]), mine[0]["state"] == "missed"
+            worst.append(Choice(case, structure, f"worst of n={len(mine)}", dice, missed))
     if len(worst) > STRUCTURE_PICTURES:
         worst = sorted(worst, key=lambda choice: choice.dice)[:STRUCTURE_PICTURES]
     return chosen + worst
@@ -103,13 +90,17 @@ def choose(rows: Sequence[Row], structures: Sequence[str]) -> list[Choice]:
 # ---- where to cut -----------------------------------------------------------------------------------------
 
 
+def middle_voxel(shape: Sequence[int]) -> tuple[int, int, int]:
+    """The voxel in the middle of a (D, H, W) volume."""
+    return shape[0] // 2, shape[1] // 2, shape[2] // 2
+
+
 def busiest_slices(label: np.ndarray) -> tuple[int, int, int]:
     """Per axis of a (D, H, W) label map the slice that shows most: each structure adds its area, 1 at its
     largest.
     """
     if not label.any():
-        d, h, w = label.shape
-        return d // 2, h // 2, w // 2
+        return middle_voxel(label.shape)
     result = []
     for axis in range(3):
         planes = np.moveaxis(label, axis, 0)
@@ -122,8 +113,7 @@ def centre_voxel(mask: np.ndarray) -> tuple[int, int, int]:
     """The voxel of a (D, H, W) mask nearest to its centroid: every slice through it shows the structure."""
     points = np.argwhere(mask)
     if not len(points):
-        d, h, w = mask.shape
-        return d // 2, h // 2, w // 2
+        return middle_voxel(mask.shape)
     d, h, w = points[np.argmin(((points - points.mean(0)) ** 2).sum(1))]
     return int(d), int(h), int(w)
 
