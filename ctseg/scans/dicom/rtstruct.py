@@ -171,20 +171,13 @@ def _foreign(header: Any, image_folder: Path, series_uid: str | None) -> tuple[f
     scan, findings = dicom_files.drawn_on(
         image_folder, series_uid, frames=[*listed, *own.values()], series=series
     )
+    fix = "give the structure set that was drawn on this series"
     if scan is None:
-        raise refuse(
-            "RT_WRONG_SERIES",
-            "it refers to another series and another frame of reference",
-            "give the structure set that was drawn on this series",
-        )
+        raise refuse("RT_WRONG_SERIES", "it refers to another series and another frame of reference", fix)
     others = listed - {scan, ""} if scan in {*listed, *own.values()} else set()
     foreign = frozenset(number for number, frame in own.items() if frame in others)
     if len(foreign) == len(own):
-        raise refuse(
-            "RT_WRONG_SERIES",
-            "all of its structures lie in another frame of reference",
-            "give the structure set that was drawn on this series",
-        )
+        raise refuse("RT_WRONG_SERIES", "all of its structures lie in another frame of reference", fix)
     return foreign, findings
 
 
@@ -222,16 +215,8 @@ def _contours(header: Any) -> dict[int, list[Any]]:
 def _nameless(header: Any, contours: dict[int, list[Any]]) -> list[Finding]:
     names = _names(header)
     count = sum(bool(items) and number not in names for number, items in contours.items())
-    if not count:
-        return []
-    return [
-        Finding(
-            "WARN",
-            "RT_NAMELESS",
-            f"{count} drawn structures have no name and are left out",
-            "name them in the tool that drew them",
-        )
-    ]
+    cause = f"{count} drawn structures have no name and are left out"
+    return [Finding("WARN", "RT_NAMELESS", cause, "name them in the tool that drew them")] if count else []
 
 
 def _referenced(header: Any) -> Iterator[Any]:
@@ -382,14 +367,7 @@ def write_structures(
     )
     numbered = dict(enumerate(sorted(names), start=1))
     content.StructureSetROISequence = [
-        _item(
-            ROINumber=n,
-            ReferencedFrameOfReferenceUID=first.FrameOfReferenceUID,
-            ROIName=names[value],
-            ROIGenerationAlgorithm="AUTOMATIC",
-            **({"ROIGenerationDescription": algorithm} if algorithm else {}),
-        )
-        for n, value in numbered.items()
+        _region(n, names[value], first.FrameOfReferenceUID, algorithm) for n, value in numbered.items()
     ]
     content.RTROIObservationsSequence = [
         _item(ObservationNumber=n, ReferencedROINumber=n, RTROIInterpretedType="ORGAN", ROIInterpreter="")
@@ -409,6 +387,19 @@ def write_structures(
     dicom_files.name_by_content(content)
     atomic_write(path, lambda stream: pydicom.dcmwrite(stream, content, enforce_file_format=True))
     return findings
+
+
+def _region(number: int, name: str, frame_of_reference: str, algorithm: str) -> pydicom.Dataset:
+    """The entry of a structure in the list of all; algorithm: what predicted it, may be empty."""
+    region = _item(
+        ROINumber=number,
+        ReferencedFrameOfReferenceUID=frame_of_reference,
+        ROIName=name,
+        ROIGenerationAlgorithm="AUTOMATIC",
+    )
+    if algorithm:
+        region.ROIGenerationDescription = algorithm
+    return region
 
 
 def _drawn(label: Volume, value: int, headers: list[Any], planes: list[int]) -> list[pydicom.Dataset]:
