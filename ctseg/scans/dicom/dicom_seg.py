@@ -6,7 +6,7 @@ writers leave empty frames out, so frames and slices differ in number. Segments 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from ctseg.errors import Finding
 from ctseg.geometry import tolerances
 from ctseg.geometry.volume import Volume
 from ctseg.scans.dicom import dicom_codes, dicom_files, dicom_frames, dicom_series
-from ctseg.scans.dicom.dicom_pixels import Decoder
+from ctseg.scans.dicom.segment_frames import EXPORT, contents, least_value, place_frames
 from ctseg.scans.formats import checks, regular_files, slice_gaps
 from ctseg.scans.formats.regular_files import located, refuse
 
@@ -48,7 +48,6 @@ _FROM_SOURCE = (  # all that highdicom sees of the series
     "LossyImageCompressionMethod",
     *dicom_frames.GROUPS,
 )
-_FIX = "export the segmentation again from the tool that drew it"
 
 
 @dicom_files.private()
@@ -118,27 +117,14 @@ def _read(
     threshold: float | None,
 ) -> tuple[dict[str, np.ndarray], list[Finding]]:
     header = _header(path)
-    announced, listed = (
-        int(header.get("NumberOfFrames") or 1),
-        len(header.get("PerFrameFunctionalGroupsSequence") or []),
-    )
+    announced = int(header.get("NumberOfFrames") or 1)
+    listed = len(header.get("PerFrameFunctionalGroupsSequence") or [])
     if listed and listed != announced:
-        raise refuse(
-            "DICOM_CORRUPT", f"{announced} frames with {listed} descriptions", "export the segmentation again"
-        )
-    least, findings = _least_value(header, threshold)
+        cause = f"{announced} frames with {listed} descriptions"
+        raise refuse("DICOM_CORRUPT", cause, "export the segmentation again")
+    least, findings = least_value(header, threshold)
     if image_folder is not None:
-        named = [item.get("SeriesInstanceUID") for item in header.get("ReferencedSeriesSequence") or []]
-        scan, notes = dicom_files.drawn_on(
-            image_folder, series_uid, frames=[header.get("FrameOfReferenceUID")], series=named
-        )
-        findings += notes
-        if scan is None:
-            raise refuse(
-                "SEG_WRONG_SERIES",
-                "it refers to another series and another frame of reference",
-                "give the segmentation that was drawn on this series",
-            )
+        findings += _check_series(header, image_folder, series_uid)
     known = _segments(header)
     segments = {number: name for number, name in known.items() if name and (names is None or name in names)}
     if unnamed := [number for number, name in known.items() if not name]:
@@ -152,16 +138,10 @@ def _read(
         )
     if len(set(segments.values())) < len(segments):
         raise refuse("SEG_AMBIGUOUS", "two segments carry the same label", "give each segment its own label")
-    rows, columns = image.array.shape[1:]
-    if (int(header.get("Rows", 0)), int(header.get("Columns", 0))) != (rows, columns):
-        raise refuse(
-            "SEG_GEOMETRY",
-            f"frames of {header.get('Rows')} x {header.get('Columns')} on slices of {rows} x {columns}",
-            _FIX,
-        )
+    _check_size(header, image)
     checks.check_memory(len(segments) * image.array.size, 1)
     masks = {name: np.zeros(image.array.shape, dtype=bool) for name in segments.values()}
-    frames, off = _place_frames(header, image)
+    frames, off = place_frames(header, image)
     if off > tolerances.EQUAL:
         findings.append(
             Finding(
@@ -173,7 +153,7 @@ def _read(
         )
     _require_known({number for number, _ in frames if number is not None}, known)
     nothing = {0, int(header.get("PixelPaddingValue") or 0)}
-    for number, plane, content in _contents(path, frames, set(segments)):
+    for number, plane, content in contents(path, frames, set(segments)):
         if number is not None:
             masks[segments[number]][plane] |= content >= least
             continue
@@ -184,37 +164,31 @@ def _read(
     return masks, findings
 
 
-def _least_value(header: Any, threshold: float | None) -> tuple[float, list[Finding]]:
-    """(stored value from which a voxel belongs to a segment, what is to be told about it)."""
-    if str(header.get("SegmentationType", "")) != "FRACTIONAL":
-        return 1, []
-    kind, maximum = (
-        str(header.get("SegmentationFractionalType", "")),
-        int(header.get("MaximumFractionalValue") or 0),
-    )
-    kind = kind if kind in ("PROBABILITY", "OCCUPANCY") else "unknown"
-    if threshold is None:
-        raise refuse(
-            "SEG_FRACTIONAL",
-            f"it holds values of 0 to {maximum} (type {kind}), not a mask",
-            "export it as a binary segmentation, or choose where a mask begins, for example --set "
-            "data.fractional_threshold=0.5",
-        )
-    if maximum < 1:
-        raise refuse("DICOM_CORRUPT", "it does not say its largest value", _FIX)
-    cause = (
-        f"fractional segmentation of type {kind}, largest value {maximum}: voxels from "
-        f"{threshold:g} of it on count"
-    )
-    return threshold * maximum, [
-        Finding("WARN", "SEG_FRACTIONAL", cause, "nothing to do if that threshold is meant")
-    ]
+def _check_size(header: Any, image: Volume) -> None:
+    """Refuse frames of another size than the image's slices."""
+    rows, columns = image.array.shape[1:]
+    if (int(header.get("Rows", 0)), int(header.get("Columns", 0))) != (rows, columns):
+        cause = f"frames of {header.get('Rows')} x {header.get('Columns')} on slices of {rows} x {columns}"
+        raise refuse("SEG_GEOMETRY", cause, EXPORT)
+
+
+def _check_series(header: Any, image_folder: Path, series_uid: str | None) -> list[Finding]:
+    """Refuse a segmentation of another series than the one in the folder."""
+    named = [item.get("SeriesInstanceUID") for item in header.get("ReferencedSeriesSequence") or []]
+    frames = [header.get("FrameOfReferenceUID")]
+    scan, findings = dicom_files.drawn_on(image_folder, series_uid, frames=frames, series=named)
+    if scan is None:
+        cause = "it refers to another series and another frame of reference"
+        raise refuse("SEG_WRONG_SERIES", cause, "give the segmentation that was drawn on this series")
+    return findings
 
 
 def _require_known(values: set[int], known: dict[int, str]) -> None:
     """Refuse values or segment numbers that the list of segments does not hold."""
     if unknown := sorted(values - set(known)):
-        raise refuse("LABEL_VALUES", f"found segment numbers {unknown[:12]}, expected {sorted(known)}", _FIX)
+        raise refuse(
+            "LABEL_VALUES", f"found segment numbers {unknown[:12]}, expected {sorted(known)}", EXPORT
+        )
 
 
 def _header(path: Path) -> Any:
@@ -228,7 +202,7 @@ def _header(path: Path) -> Any:
         )
     numbers = [int(item.SegmentNumber) for item in header.SegmentSequence]
     if len(set(numbers)) < len(numbers):
-        raise refuse("SEG_AMBIGUOUS", "two segments carry the same number", _FIX)
+        raise refuse("SEG_AMBIGUOUS", "two segments carry the same number", EXPORT)
     return header
 
 
@@ -239,103 +213,6 @@ def _segments(header: Any) -> dict[int, str]:
     return {
         number: name for number, name in sorted(numbers.items()) if number > 0
     }  # 0: background of a label map
-
-
-def _place_frames(header: Any, image: Volume) -> tuple[list[tuple[int | None, int]], float]:
-    """(for each frame its segment number, or None for a label map, and the index d of its slice; the largest
-    distance along an axis in voxels)."""
-    to_index = np.linalg.inv(image.affine)
-    shared = (header.get("SharedFunctionalGroupsSequence") or [pydicom.Dataset()])[0]
-    labelmap = str(header.get("SegmentationType", "")) == "LABELMAP"
-    result: list[tuple[int | None, int]] = []
-    rows, columns = image.array.shape[1:]
-    farthest = 0.0
-    for index, groups in enumerate(header.PerFrameFunctionalGroupsSequence):
-        try:
-            corners = _corners(groups, shared, rows, columns)
-            number = (
-                None
-                if labelmap
-                else int(_group(groups, shared, "SegmentIdentificationSequence").ReferencedSegmentNumber)
-            )
-        except (AttributeError, TypeError, ValueError, IndexError):
-            raise refuse("SEG_GEOMETRY", f"frame {index + 1} has no complete geometry", _FIX) from None
-        plane = int(np.rint((to_index @ corners[0])[0])) if np.isfinite(corners).all() else -1
-        wanted = np.array(
-            [[plane, 0, 0, 1], [plane, rows - 1, 0, 1], [plane, 0, columns - 1, 1]], dtype=np.float64
-        )
-        off = float(np.abs(corners @ to_index.T - wanted).max())
-        if (
-            not 0 <= plane < image.array.shape[0] or not off <= 2 * tolerances.ROUNDED
-        ):  # the scan's positions and the frames' may be rounded
-            where = (
-                f"{off:.2g} of a voxel off the nearest slice"
-                if 0 <= plane < image.array.shape[0]
-                else "outside the scan"
-            )
-            raise refuse("SEG_GEOMETRY", f"frame {index + 1} lies {where}", _FIX)
-        farthest = max(farthest, off)
-        result.append((number, plane))
-    return result, farthest
-
-
-def _corners(groups: Any, shared: Any, rows: int, columns: int) -> np.ndarray:
-    """(3, 4) homogeneous LPS mm of a frame's first pixel, the last one of its first column and of its first
-    row."""
-    position = np.array(
-        [float(v) for v in _group(groups, shared, "PlanePositionSequence").ImagePositionPatient]
-    )
-    directions = np.array(
-        [float(v) for v in _group(groups, shared, "PlaneOrientationSequence").ImageOrientationPatient]
-    ).reshape(2, 3)
-    down, across = (float(v) for v in _group(groups, shared, "PixelMeasuresSequence").PixelSpacing)
-    points = [
-        position,
-        position + directions[1] * down * (rows - 1),
-        position + directions[0] * across * (columns - 1),
-    ]
-    return np.hstack([np.array(points), np.ones((3, 1))])
-
-
-def _group(groups: Any, shared: Any, name: str) -> Any:
-    """One functional group of a frame, its own or the shared one."""
-    return (groups.get(name) or getattr(shared, name))[0]
-
-
-def _contents(
-    path: Path, frames: list[tuple[int | None, int]], numbers: set[int]
-) -> Iterator[tuple[int | None, int, np.ndarray]]:
-    """(segment number or None, slice index, stored values (H, W)) of every frame that matters."""
-    content = pydicom.dcmread(path)
-    with Decoder() as decoder:
-        for (number, plane), stored in zip(frames, _bits(content) or decoder.frames(content, path)):
-            if number is None or number in numbers:
-                yield number, plane, stored
-
-
-def _bits(content: Any) -> Iterator[np.ndarray] | None:
-    """The frames (H, W) of uncompressed single bits, where a frame may begin within a byte; None for other
-    pixels."""
-    syntax = pydicom.uid.UID(str(content.file_meta.TransferSyntaxUID))
-    if int(content.get("BitsAllocated") or 0) != 1 or syntax.is_encapsulated:
-        return None
-    pixels, (rows, columns) = (
-        np.frombuffer(content.get("PixelData") or b"", np.uint8),
-        (int(content.Rows), int(content.Columns)),
-    )
-    size, count = rows * columns, int(content.get("NumberOfFrames") or 1)
-    if len(pixels) * 8 < size * count:
-        raise refuse(
-            "PIXELS_CORRUPT",
-            f"{len(pixels)} of {(size * count + 7) // 8} bytes of pixels",
-            "copy or export the file again",
-        )
-    return (
-        np.unpackbits(pixels[at // 8 : (at + size + 7) // 8], bitorder="little")[at % 8 :][:size].reshape(
-            rows, columns
-        )
-        for at in range(0, size * count, size)
-    )
 
 
 # ---- writing ----------------------------------------------------------------------------------------------

@@ -1,21 +1,17 @@
 """A CT series in DICOM, slices or an enhanced multi-frame file: found, checked, read with true geometry; and
 written.
 
-pydicom alone reads (never with force): files are walked, a DICOMDIR is not followed. Slices are sorted along
-the slice normal; the step between them stands in the affine as it is, so a tilted gantry gives a sheared
-affine instead of a wrong scan. No value of a patient's header appears in a message.
+pydicom alone reads (never with force): files are walked, a DICOMDIR is not followed. No value of a patient's
+header appears in a message.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pydicom
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 from pydicom.valuerep import format_number_as_ds
@@ -23,15 +19,13 @@ from pydicom.valuerep import format_number_as_ds
 from ctseg.artifacts import atomic_write, canonical_hash, file_hash
 from ctseg.errors import Finding
 from ctseg.geometry import tolerances
-from ctseg.geometry.volume import AIR_HU, Grid, Volume
+from ctseg.geometry.volume import Grid, Volume
 from ctseg.scans.dicom import dicom_files, dicom_frames
 from ctseg.scans.dicom.dicom_files import SMALLEST_SLICES, SeriesInfo
-from ctseg.scans.dicom.dicom_pixels import Decoder
+from ctseg.scans.dicom.slice_geometry import Slice, check_each, drop_crossing, sort_and_place
+from ctseg.scans.dicom.slice_pixels import read_pixels
 from ctseg.scans.formats import checks
 from ctseg.scans.formats.regular_files import at_file, located, refuse
-
-ORIENTATION_TOLERANCE = 1e-3  # of direction cosines between slices of one series
-ROUNDED_COSINES = 0.02  # what two decimals make of the length and the right angle of row and column direction
 
 _OF_SERIES = ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID")
 _TAGS = [
@@ -56,22 +50,6 @@ _TAGS = [
     "PhotometricInterpretation",
     *dicom_frames.GROUPS,
 ]
-_NO_HU = (
-    "OD",
-    "Z_EFF",
-    "ED",
-    "EDW",
-    "PCT",
-    "MGML",
-    "HU_MOD",
-)  # rescale types of values that are something else
-
-
-@dataclasses.dataclass
-class _Slice:
-    path: Path
-    header: Any
-    position: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(3))
 
 
 def find_series(folder: str | Path) -> list[SeriesInfo]:
@@ -103,9 +81,9 @@ def series_headers(folder: str | Path, series_uid: str | None = None) -> list[An
     with dicom_files.guard(folder):
         chosen, _ = dicom_files.choose(folder, series_uid)
         slices, _ = _drop_extras(_slices(chosen, None)[0])
-        _check_each(slices)
-        slices, _ = _drop_crossing(slices)
-        _geometry(slices)
+        check_each(slices)
+        slices, _ = drop_crossing(slices)
+        sort_and_place(slices)
         return [item.header for item in slices]
 
 
@@ -176,17 +154,17 @@ def _read(folder: Path, series_uid: str | None, assume_hu: bool) -> tuple[Volume
     total = len(slices)
     slices, notes = _drop_extras(slices)
     findings += notes
-    _check_each(slices)
-    slices, notes = _drop_crossing(slices)
+    check_each(slices)
+    slices, notes = drop_crossing(slices)
     findings += notes + _check_count(slices, total)
-    affine, notes = _geometry(slices)
+    affine, notes = sort_and_place(slices)
     findings += notes + _check_acquisitions(slices)
     rows, columns = int(slices[0].header.Rows), int(slices[0].header.Columns)
     bits = int(slices[0].header.get("BitsAllocated") or 16)
     checks.check_memory(len(slices) * rows * columns, max(1, bits // 8))
     checks.check_size(Grid((len(slices), rows, columns), affine))
     array = np.empty((len(slices), rows, columns), dtype=np.float32)
-    findings += _read_pixels(slices, array, assume_hu)
+    findings += read_pixels(slices, array, assume_hu)
     checks.check_finite(array)
     checks.check_hu(array, stored_bits=bits)
     findings += checks.clip_padding(array)
@@ -196,14 +174,14 @@ def _read(folder: Path, series_uid: str | None, assume_hu: bool) -> tuple[Volume
 # ---- choosing and checking slices -------------------------------------------------------------------------
 
 
-def _slices(chosen: SeriesInfo, tags: list[str] | None) -> tuple[list[_Slice], list[Finding]]:
+def _slices(chosen: SeriesInfo, tags: list[str] | None) -> tuple[list[Slice], list[Finding]]:
     """The slices of a series: its files, or the frames of the one multi-frame file that it is then."""
     headers = {path: dicom_files.read_header(path, tags) for path in chosen.files}
     files = [path for path, header in headers.items() if dicom_frames.is_multiframe(header)]
     if not files:
-        return [_Slice(path, header) for path, header in headers.items()], []
+        return [Slice(path, header) for path, header in headers.items()], []
     with at_file(files[0]):
-        frames = [_Slice(files[0], header) for header in dicom_frames.split(headers[files[0]])]
+        frames = [Slice(files[0], header) for header in dicom_frames.split(headers[files[0]])]
     if len(files) < len(headers) or len({file_hash(path) for path in files}) > 1:
         raise refuse(
             "MULTIFRAME_UNSUPPORTED",
@@ -219,7 +197,7 @@ def _slices(chosen: SeriesInfo, tags: list[str] | None) -> tuple[list[_Slice], l
     ] if copies else []
 
 
-def _drop_extras(slices: list[_Slice]) -> tuple[list[_Slice], list[Finding]]:
+def _drop_extras(slices: list[Slice]) -> tuple[list[Slice], list[Finding]]:
     """Without localizers and exact copies; refuses copies that differ."""
     findings = []
     kept = [item for item in slices if not dicom_files.is_localizer(item.header)]
@@ -227,7 +205,7 @@ def _drop_extras(slices: list[_Slice]) -> tuple[list[_Slice], list[Finding]]:
         findings.append(
             Finding("NOTE", "LOCALIZER", f"{len(slices) - len(kept)} localizer images were left out")
         )
-    seen: dict[str, _Slice] = {}
+    seen: dict[str, Slice] = {}
     for (
         item
     ) in kept:  # UIDs may have been blanked: two slices are the same where they lie in the same place, too
@@ -250,76 +228,7 @@ def _drop_extras(slices: list[_Slice]) -> tuple[list[_Slice], list[Finding]]:
     return list(seen.values()), findings
 
 
-def _check_each(slices: list[_Slice]) -> None:
-    """Every slice has a position, an orientation, a pixel spacing and a size, as finite numbers."""
-    for item in slices:
-        for tag, length in (
-            ("ImagePositionPatient", 3),
-            ("ImageOrientationPatient", 6),
-            ("PixelSpacing", 2),
-            ("Rows", 1),
-            ("Columns", 1),
-        ):
-            values = _numbers(item, tag)
-            if len(values) != length:
-                raise refuse(
-                    "GEOMETRY_MISSING",
-                    f"{tag} is missing or incomplete",
-                    "export the series again with its geometry",
-                    item.path,
-                )
-        item.position = np.array(_numbers(item, "ImagePositionPatient"))
-        if _skew(item) > ROUNDED_COSINES:
-            raise refuse(
-                "GEOMETRY_INCONSISTENT",
-                "row and column direction are not perpendicular unit vectors",
-                "export the series again",
-                item.path,
-            )
-
-
-def _directions(item: _Slice) -> np.ndarray:
-    """Row and column direction (2, 3) as they are written."""
-    return np.array(_numbers(item, "ImageOrientationPatient")).reshape(2, 3)
-
-
-def _skew(item: _Slice) -> float:
-    """How far row and column direction are from being perpendicular unit vectors."""
-    directions = _directions(item)
-    return float(np.abs(directions @ directions.T - np.eye(2)).max())
-
-
-def _numbers(item: _Slice, tag: str) -> list[float]:
-    try:
-        values = [float(value) for value in dicom_files.many(item.header.get(tag))]
-    except Exception:  # pydicom raises many types on values it cannot parse
-        values = [float("nan")]
-    if not np.isfinite(values).all():
-        raise refuse("DICOM_CORRUPT", f"{tag} is not a number", "export the series again", item.path)
-    return values
-
-
-def _drop_crossing(slices: list[_Slice]) -> tuple[list[_Slice], list[Finding]]:
-    """Without the few slices that run across the others (scouts that do not say so)."""
-    normals = [np.cross(*_directions(item)) for item in slices]
-    agreeing = [sum(abs(float(a @ b)) > 0.99 for b in normals) for a in normals]
-    main = normals[int(np.argmax(agreeing))]
-    kept = [item for item, normal in zip(slices, normals) if abs(float(normal @ main)) > 0.99]
-    dropped = len(slices) - len(kept)
-    if dropped > max(2, 0.1 * len(slices)):
-        raise refuse(
-            "GEOMETRY_INCONSISTENT",
-            f"{dropped} of {len(slices)} slices run across the others",
-            "keep one orientation in the folder",
-        )
-    if len(kept) < SMALLEST_SLICES:
-        raise refuse("TOO_SMALL", f"{len(kept)} parallel slices are no volume", "give the whole series")
-    if not dropped:
-        return kept, []
-    return kept, [Finding("NOTE", "LOCALIZER", f"{dropped} images that run across the series were left out")]
-
-
-def _check_acquisitions(slices: list[_Slice]) -> list[Finding]:
+def _check_acquisitions(slices: list[Slice]) -> list[Finding]:
     """A warning when an acquisition goes on behind another one: two scans between each other look like one of
     half the step.
 
@@ -337,7 +246,7 @@ def _check_acquisitions(slices: list[_Slice]) -> list[Finding]:
     ]
 
 
-def _check_count(slices: list[_Slice], total: int) -> list[Finding]:
+def _check_count(slices: list[Slice], total: int) -> list[Finding]:
     """A warning when the headers speak of more slices than there are: the ends of a scan can only be missed
     so."""
     numbers = [int(n) for n in (item.header.get("InstanceNumber") for item in slices) if n is not None]
@@ -355,238 +264,7 @@ def _check_count(slices: list[_Slice], total: int) -> list[Finding]:
     ]
 
 
-def _geometry(slices: list[_Slice]) -> tuple[np.ndarray, list[Finding]]:
-    """Sort the slices in place along their normal; the affine (d, h, w) to LPS mm and what was noticed."""
-    first = slices[0]
-    for item in slices:
-        for tag, tolerance in (
-            ("Rows", 0.0),
-            ("Columns", 0.0),
-            ("PixelSpacing", 1e-4),
-            ("ImageOrientationPatient", ORIENTATION_TOLERANCE),
-        ):
-            difference = np.abs(np.subtract(_numbers(item, tag), _numbers(first, tag))).max()
-            if difference > tolerance:
-                raise refuse(
-                    "GEOMETRY_INCONSISTENT",
-                    f"{tag} differs from the other slices by {difference:.3g}",
-                    "remove the slice that does not belong to the series",
-                    item.path,
-                )
-    left, _, right = np.linalg.svd(_directions(first), full_matrices=False)
-    row, column = left @ right  # the nearest perpendicular unit vectors
-    spacing = _numbers(first, "PixelSpacing")
-    normal = np.cross(row, column)
-    slices.sort(key=lambda item: float(item.position @ normal))
-    positions = np.array([item.position for item in slices])
-    affine = np.eye(4)
-    affine[:3, 3], affine[:3, 0] = _line(positions)
-    affine[:3, 1], affine[:3, 2] = column * spacing[0], row * spacing[1]
-    _check_steps(slices, positions @ normal)
-    findings = [finding for finding in checks.check_affine(affine) if finding.code != "AFFINE_SHEAR"]
-    findings += _check_line(slices, affine)
-    if _skew(first) > ORIENTATION_TOLERANCE:
-        findings.append(
-            Finding(
-                "WARN",
-                "ORIENTATION_ROUNDED",
-                f"row and column direction are written with few digits ({_skew(first):.2g} off "
-                "perpendicular unit vectors); the nearest such vectors are used",
-                "export the series again with more digits if its place in the room matters",
-            )
-        )
-    tilt = checks.shear_degrees(affine)
-    if tilt > checks.SHEAR_DEGREES:
-        findings.append(
-            Finding(
-                "WARN",
-                "GANTRY_TILT",
-                f"slices are shifted by {tilt:.1f} degrees; the shear is kept and resampled",
-            )
-        )
-    return affine, findings
-
-
-def _line(positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(first point, step) of the line that fits slice positions (N, 3) best: rounding does not add up along
-    it."""
-    index = np.arange(len(positions)) - (len(positions) - 1) / 2
-    middle = positions.mean(axis=0)
-    step = index @ (positions - middle) / (index @ index)
-    return middle + index[0] * step, step
-
-
-def _check_line(slices: list[_Slice], affine: np.ndarray) -> list[Finding]:
-    """Refuse a series with a slice off the grid that `affine` says, by `tolerances`, in fractions of a voxel
-    along each axis."""
-    positions = np.array([item.position for item in slices])
-    beside = positions - affine[:3, 3] - np.outer(np.arange(len(slices)), affine[:3, 0])
-    off = np.abs(np.linalg.solve(affine[:3, :3], beside.T))  # (axis, slice) in voxels
-    worst = int(np.argmax(off.max(axis=0)))
-    share, off_mm = float(off[:, worst].max()), float(np.linalg.norm(beside[worst]))
-    if off[0].max() > tolerances.ROUNDED:
-        steps = np.diff(positions @ np.cross(affine[:3, 1], affine[:3, 2])) / np.prod(
-            np.linalg.norm(affine[:3, 1:3], axis=0)
-        )
-        raise refuse(
-            "SLICE_SPACING_NONUNIFORM",
-            f"steps from {np.abs(steps).min():.3f} to {np.abs(steps).max():.3f} mm; a slice lies "
-            f"{off_mm:.2g} mm off even places ({share:.2g} of a step, {tolerances.ROUNDED:g} is allowed)",
-            "give a series with one slice spacing",
-        )
-    if share > tolerances.ROUNDED:
-        raise refuse(
-            "GEOMETRY_INCONSISTENT",
-            f"the slice lies {off_mm:.2g} mm beside the line of the others",
-            "export the series again",
-            slices[worst].path,
-        )
-    if share <= tolerances.EQUAL:
-        return []
-    return [
-        Finding(
-            "WARN",
-            "POSITIONS_ROUNDED",
-            f"slices lie up to {off_mm:.2g} mm ({share:.2g} of a voxel) off evenly spaced places, "
-            "which are used",
-            "nothing to do if their positions were rounded when written",
-        )
-    ]
-
-
-def _check_steps(slices: list[_Slice], places: np.ndarray) -> None:
-    """Refuse double positions and missing slices. places: mm along the normal, sorted."""
-    steps = np.diff(places)
-    apart = steps[steps > tolerances.EQUAL * steps.mean()]
-    usual = float(np.median(apart)) if apart.size else 0.0
-    tolerance = 2 * tolerances.ROUNDED * usual  # both ends of a step may be rounded
-    nearest = int(np.argmin(steps))
-    if steps[nearest] <= tolerance:
-        raise refuse(
-            "SLICE_DUPLICATE",
-            "two slices lie at the same position",
-            "keep one of them",
-            slices[nearest + 1].path,
-        )
-    odd = np.flatnonzero(np.abs(steps - usual) > tolerance)
-    multiples = np.rint(steps[odd] / usual)
-    if (
-        odd.size
-        and (multiples >= 2).all()
-        and (np.abs(steps[odd] - multiples * usual) <= multiples * tolerance).all()
-    ):
-        missing = int((multiples - 1).sum())
-        raise refuse(
-            "SLICE_GAP",
-            f"{missing} slices are missing, the first {places[odd[0]] - places[0] + usual:.1f} mm "
-            f"from the first slice (step {usual:.3g} mm)",
-            "export the whole series again",
-        )
-
-
 # ---- pixels -----------------------------------------------------------------------------------------------
-
-
-def _read_pixels(slices: list[_Slice], array: np.ndarray, assume_hu: bool) -> list[Finding]:
-    """Fill `array` (D, H, W) with HU, each slice by its own rescale tags."""
-    scalings: Counter[tuple[float, float]] = Counter()
-    padded = assumed = 0
-    places: dict[Path, dict[int, int]] = {}  # file -> frame -> index d
-    for d, item in enumerate(slices):
-        places.setdefault(item.path, {})[dicom_frames.frame_of(item.header) or 0] = d
-        assumed += _check_values(item, assume_hu)
-    with Decoder() as decoder:
-        for path, wanted in places.items():
-            for number, stored in enumerate(decoder.frames(_content(path), path)):
-                if number not in wanted:
-                    continue
-                item, target = slices[wanted[number]], array[wanted[number]]
-                slope, intercept = [*_numbers(item, "RescaleSlope"), *_numbers(item, "RescaleIntercept")] or [
-                    1.0,
-                    0.0,
-                ]
-                scalings[slope, intercept] += 1
-                np.multiply(stored, np.float32(slope), out=target)
-                target += np.float32(intercept)
-                padding = _numbers(item, "PixelPaddingValue")
-                if padding and not -900 < padding[0] * slope + intercept < 3072:
-                    # Inside this range the value is also one that tissue has, and the tag is often wrong.
-                    outside = stored == padding[0]
-                    padded += int(np.count_nonzero(outside))
-                    target[outside] = AIR_HU
-    if sum(scalings.values()) < len(slices):
-        raise refuse(
-            "DICOM_TRUNCATED",
-            f"{sum(scalings.values())} of {len(slices)} frames have pixels",
-            "copy or export the file again",
-            slices[0].path,
-        )
-    findings = []
-    if assumed:
-        findings.append(
-            Finding(
-                "WARN",
-                "RESCALE_ASSUMED",
-                f"{assumed} of {len(slices)} slices have no rescale tags; their pixels count as HU, "
-                "as data.assume_hu says",
-            )
-        )
-    if padded:
-        findings.append(
-            Finding(
-                "NOTE",
-                "PADDING",
-                f"{100 * padded / array.size:.3g} % of the voxels are padding and count as air",
-            )
-        )
-    if len(scalings) > 1:
-        findings.append(
-            Finding(
-                "NOTE", "RESCALE_VARIES", f"{len(scalings)} different rescale pairs, applied slice by slice"
-            )
-        )
-    return findings
-
-
-def _content(path: Path) -> Any:
-    """The whole dataset of a file."""
-    try:
-        return pydicom.dcmread(path)
-    except MemoryError:
-        raise
-    except Exception as error:  # the header could be read before, so the pixels are damaged
-        raise refuse(
-            "PIXELS_CORRUPT",
-            f"the pixels cannot be read ({type(error).__name__})",
-            "copy or export the file again",
-            path,
-        ) from None
-
-
-def _check_values(item: _Slice, assume_hu: bool) -> bool:
-    """Refuse a slice whose pixels are no HU; whether they only count as such because of assume_hu."""
-    header = item.header
-    if (
-        int(header.get("SamplesPerPixel") or 1) != 1
-        or str(header.get("PhotometricInterpretation") or "MONOCHROME2") != "MONOCHROME2"
-    ):
-        raise refuse(
-            "NOT_SCALAR", "pixels are colours or inverted", "export the original CT series", item.path
-        )
-    if (kind := str(header.get("RescaleType") or "")) in _NO_HU:
-        raise refuse("NOT_HU", f"the rescale type is {kind}, not HU", "give the CT series in HU", item.path)
-    found = len(_numbers(item, "RescaleSlope")), len(_numbers(item, "RescaleIntercept"))
-    if assume_hu and found == (0, 0):
-        return True
-    if found != (1, 1):
-        raise refuse(
-            "RESCALE_MISSING",
-            "RescaleSlope or RescaleIntercept is missing, so HU are unknown",
-            "export the series again with its rescale tags; if its pixels are HU already: --set "
-            "data.assume_hu=true",
-            item.path,
-        )
-    return False
 
 
 # ---- writing ----------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ import pytest
 from ctseg.errors import CaseError
 from ctseg.geometry.volume import Volume, match_grid
 from ctseg.scans.dicom import dicom_series, rtstruct
+from ctseg.scans.dicom.contours import fill
 from ctseg.scans.formats import volume_files
 
 SHAPE = (8, 20, 24)  # D, H, W
@@ -29,7 +30,7 @@ def square(low: float, high: float) -> np.ndarray:
 
 
 def test_a_contour_inside_another_is_a_hole_and_one_beside_it_is_not():
-    mask = rtstruct.fill([square(0.5, 8.5), square(2.5, 5.5), square(3.5, 4.5)], (10, 12))
+    mask = fill([square(0.5, 8.5), square(2.5, 5.5), square(3.5, 4.5)], (10, 12))
     expected = np.zeros((10, 12), dtype=bool)
     expected[1:9, 1:9] = True
     expected[3:6, 3:6] = False
@@ -43,8 +44,8 @@ def test_a_keyhole_contour_leaves_the_hole_open():
     """
     outer = [(0.5, 0.5), (0.5, 8.5), (8.5, 8.5), (8.5, 5.0)]
     hole = [(5.5, 5.0), (5.5, 5.5), (2.5, 5.5), (2.5, 2.5), (5.5, 2.5), (5.5, 5.0)]
-    mask = rtstruct.fill([polygon(*outer, *hole, (8.5, 5.0), (8.5, 0.5))], (10, 12))
-    assert np.array_equal(mask, rtstruct.fill([square(0.5, 8.5), square(2.5, 5.5)], (10, 12)))
+    mask = fill([polygon(*outer, *hole, (8.5, 5.0), (8.5, 0.5))], (10, 12))
+    assert np.array_equal(mask, fill([square(0.5, 8.5), square(2.5, 5.5)], (10, 12)))
 
 
 @pytest.mark.parametrize("direction", [1, -1])
@@ -52,14 +53,13 @@ def test_neighbours_that_share_an_edge_through_centres_share_no_voxel(direction)
     left = polygon((1, 1), (1, 5), (6, 5), (6, 1))[::direction]
     right = polygon((1, 5), (1, 9), (6, 9), (6, 5))[::direction]
     first, second, both = (
-        rtstruct.fill(contours, (8, 12))
-        for contours in ([left], [right], [polygon((1, 1), (1, 9), (6, 9), (6, 1))])
+        fill(contours, (8, 12)) for contours in ([left], [right], [polygon((1, 1), (1, 9), (6, 9), (6, 1))])
     )
     assert not (first & second).any() and np.array_equal(first | second, both) and both.sum() == 5 * 8
 
 
 def test_what_lies_outside_the_image_is_cut_off():
-    mask = rtstruct.fill(
+    mask = fill(
         [
             polygon((-7, -9), (-7, 3.5), (3.5, 3.5), (3.5, -9)),
             polygon((8.5, 8.5), (8.5, 90), (90, 90), (90, 8.5)),
