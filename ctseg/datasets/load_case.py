@@ -8,15 +8,13 @@ relative to the data folder. Nothing here prints, and no text from a scan's head
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path, PurePosixPath
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ctseg.artifacts import file_hash
 from ctseg.datasets.case import (
     ABSENT,
     IGNORED,
@@ -32,8 +30,8 @@ from ctseg.errors import CaseError, Finding, PipelineError, UsageError
 from ctseg.geometry.boxes import Box, label_boxes
 from ctseg.geometry.volume import Volume
 from ctseg.laterality import Sides, find_sides
-from ctseg.scans.formats import folder_walk, volume_files
-from ctseg.scans.formats.regular_files import refuse, require_regular
+from ctseg.scans.formats import volume_files
+from ctseg.scans.formats.regular_files import refuse
 
 IMPLAUSIBLE_FRACTION = 0.6  # of the body; labels that cover more are a mistake (or a crop: only a warning)
 NAMED = 5  # structures that one message names
@@ -444,134 +442,3 @@ class _Boundary:
     def localised(self, finding: Finding) -> Finding:
         """The finding with case id and relative path."""
         return dataclasses.replace(finding, case=self.record.case_id, file=self.relative(finding.file))
-
-
-# ---- identity ---------------------------------------------------------------------------------------------
-
-
-def source_hash(record: CaseRecord) -> str:
-    """sha256 over the hashes of the image's and then the label's files, in order; CaseError when one is
-    missing.
-
-    Depends on the bytes and on which structure a mask belongs to, not on where the files lie. A label mask
-    that is not there counts as such.
-    """
-    digest = hashlib.sha256()
-    for role, path in _files(record):
-        digest.update(
-            f"{role}\0{file_hash(path) if path is not None else '-'}\n".encode("utf-8", "surrogatepass")
-        )
-    return digest.hexdigest()
-
-
-def _files(record: CaseRecord) -> Iterator[tuple[str, Path | None]]:
-    yield from (("image", path) for path in _files_of(record.image.format, record.image.path, record))
-    labels = record.labels
-    if labels is None:
-        return
-    if labels.format == "masks":
-        for name in sorted(labels.masks):
-            path = labels.masks[name]
-            if os.path.lexists(path):
-                _checked(path, record)
-                yield f"mask {name}", path
-            else:
-                yield f"mask {name}", None
-    elif labels.path is not None:
-        yield from (("label", path) for path in _files_of(labels.format, labels.path, record))
-
-
-def _files_of(form: str, path: Path, record: CaseRecord) -> list[Path]:
-    """The files of one source, in a fixed order."""
-    if form == "dicom":
-        files = sorted(
-            folder / name
-            for folder, _, names in folder_walk.walk(path)
-            for name in names
-            if not name.startswith(".")
-        )
-        files = [file for file in files if file.is_file()]
-    elif form == "openkbp_csv":
-        files = sorted(path.glob("*.csv"))
-    else:
-        files = [path]
-    if not files:
-        raise CaseError(
-            "FILE_MISSING",
-            "the folder holds no file",
-            "restore the files or remove the case",
-            case=record.case_id,
-            file=path.name,
-        )
-    for file in files:
-        _checked(file, record)
-    return files
-
-
-def _checked(path: Path, record: CaseRecord) -> None:
-    try:
-        require_regular(path)
-    except CaseError as error:
-        if error.code != "FILE_EMPTY":  # reading refuses it with its name; here it only has no bytes
-            raise CaseError(error.code, error.cause, error.fix, case=record.case_id, file=path.name) from None
-
-
-def source_to_record(record: CaseRecord, root: Path) -> dict[str, Any]:
-    """The record as JSON values with paths relative to `root`; CaseError UNSAFE_NAME for a path outside."""
-    root = Path(root).absolute()
-
-    def relative(path: Path) -> str:
-        try:
-            return (
-                Path(os.path.normpath(Path(path).absolute())).relative_to(os.path.normpath(root)).as_posix()
-            )
-        except ValueError:
-            raise CaseError(
-                "UNSAFE_NAME",
-                "the file lies outside the data folder",
-                "move it below the folder given as --data",
-                case=record.case_id,
-                file=Path(path).name,
-            ) from None
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, Path):
-            return relative(value)
-        if isinstance(value, dict):
-            return {str(key): plain(item) for key, item in value.items()}
-        return sorted(value) if isinstance(value, frozenset) else value
-
-    return plain(dataclasses.asdict(record))
-
-
-def source_from_record(content: dict[str, Any], root: Path) -> CaseRecord:
-    """The CaseRecord of what `source_to_record` returned; refuses paths that lead out of `root`."""
-    case_id = str(content["case_id"])
-
-    def absolute(text: str) -> Path:
-        path = PurePosixPath(text)
-        if path.is_absolute() or ".." in path.parts:
-            raise CaseError(
-                "UNSAFE_NAME",
-                "a stored path leads out of the data folder",
-                "run `python run_pipeline.py --preprocess` again",
-                case=case_id,
-            )
-        return Path(root) / path
-
-    stored = content["labels"]
-    labels = None
-    if stored is not None:
-        found = {
-            "path": None if stored["path"] is None else absolute(stored["path"]),
-            "values": {int(value): name for value, name in stored["values"].items()},
-            "masks": {name: absolute(path) for name, path in stored["masks"].items()},
-        }
-        labels = LabelSource(**(stored | found))
-    annotated = content["annotated"]
-    parts = {
-        "image": ImageSource(**(content["image"] | {"path": absolute(content["image"]["path"])})),
-        "labels": labels,
-        "annotated": None if annotated is None else frozenset(annotated),
-    }
-    return CaseRecord(**(content | parts))
