@@ -12,7 +12,7 @@ from typing import Any
 from ctseg.artifacts import file_hash
 from ctseg.datasets import listing
 from ctseg.datasets.case import CaseRecord, ImageSource, LabelSource
-from ctseg.errors import CaseError
+from ctseg.errors import CaseError, at_case
 from ctseg.scans.formats import folder_walk
 from ctseg.scans.formats.regular_files import require_regular
 
@@ -63,13 +63,12 @@ def _files_of(form: str, path: Path, record: CaseRecord) -> list[Path]:
         cause, fix = "the folder holds no file", "restore the files or remove the case"
         raise CaseError("FILE_MISSING", cause, fix, case=record.case_id, file=path.name)
     for file in files:
-        try:
-            require_regular(file)
-        except CaseError as error:
-            if error.code != "FILE_EMPTY":  # reading refuses it with its name; here it only has no bytes
-                raise CaseError(
-                    error.code, error.cause, error.fix, case=record.case_id, file=file.name
-                ) from None
+        with at_case(record.case_id):
+            try:
+                require_regular(file)
+            except CaseError as error:
+                if error.code != "FILE_EMPTY":  # reading refuses it with its name; here it only has no bytes
+                    raise
     return files
 
 

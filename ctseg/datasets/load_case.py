@@ -81,7 +81,7 @@ def load_case(
         if record.labels is not None:
             labels = _read_labels(record, record.labels, structures, image)
             label = Volume(labels.array, image.affine)
-            states, notes = _states(record, structures, labels)
+            states, notes = _states(record, record.labels, structures, labels)
             findings += (
                 labels.findings
                 + notes
@@ -261,7 +261,7 @@ def _read_dicom(record: CaseRecord, source: LabelSource, structures: Sequence[st
 
 
 def _states(
-    record: CaseRecord, structures: Sequence[str], labels: _Labels
+    record: CaseRecord, source: LabelSource, structures: Sequence[str], labels: _Labels
 ) -> tuple[dict[str, str], list[Finding]]:
     annotated = labels.nameable if record.annotated is None else record.annotated & labels.nameable
     counts = np.bincount(labels.array.ravel(), minlength=len(structures) + 1)
@@ -283,17 +283,30 @@ def _states(
                     "correct the list of annotated structures",
                 )
             )
-    return states, findings + _missing_finding(record, states, labels) + _empty_finding(
-        record, states, labels
-    )
+    findings += _missing_finding(record, source, states, labels)
+    absent = [
+        name
+        for name, state in states.items()
+        if state == ABSENT and (labels.empty or name in labels.empty_masks)
+    ]
+    if absent:  # without a voxel to show for it
+        severity = "WARN" if labels.empty else "NOTE"
+        cause = f"no voxel of {_listed(absent)} is labelled: annotated, so it counts as absent"
+        fix, file = (
+            "restore the labels if the patient has it",
+            str(source.masks.get(absent[0]) or source.path),
+        )
+        findings.append(Finding(severity, "LABEL_EMPTY", cause, fix, file=file))
+    return states, findings
 
 
-def _missing_finding(record: CaseRecord, states: dict[str, str], labels: _Labels) -> list[Finding]:
+def _missing_finding(
+    record: CaseRecord, source: LabelSource, states: dict[str, str], labels: _Labels
+) -> list[Finding]:
     """A warning for structures that the labels should hold: those said to be annotated, or that a file of
     their own would hold."""
-    source = record.labels
     told = " ".join(finding.cause for finding in labels.findings if finding.code in _LEFT_OUT)
-    own_files = source is not None and source.format in ("masks", "dicom_seg", "rtstruct")
+    own_files = source.format in ("masks", "dicom_seg", "rtstruct")
     names = [
         name
         for name, state in states.items()
@@ -302,43 +315,11 @@ def _missing_finding(record: CaseRecord, states: dict[str, str], labels: _Labels
         and f"'{name}'" not in told
         and (own_files or name in (record.annotated or ()))
     ]
-    if not names or source is None:
+    if not names:
         return []
     cause = f"the labels do not hold {_listed(names)}: not annotated here, so left out of loss and scores"
-    return [
-        Finding(
-            "WARN",
-            "LABEL_MISSING",
-            cause,
-            "add the labels if somebody drew them",
-            file=str(source.masks.get(names[0]) or source.path or next(iter(source.masks.values())).parent),
-        )
-    ]
-
-
-def _empty_finding(record: CaseRecord, states: dict[str, str], labels: _Labels) -> list[Finding]:
-    """What says "absent" without a voxel to show for it: labels without any structure, or a structure's own
-    mask without any."""
-    source, names = (
-        record.labels,
-        [
-            name
-            for name, state in states.items()
-            if state == ABSENT and (labels.empty or name in labels.empty_masks)
-        ],
-    )
-    if source is None or not names:
-        return []
-    cause = f"no voxel of {_listed(names)} is labelled: annotated, so it counts as absent"
-    return [
-        Finding(
-            "WARN" if labels.empty else "NOTE",
-            "LABEL_EMPTY",
-            cause,
-            "restore the labels if the patient has it",
-            file=str(source.masks.get(names[0]) or source.path),
-        )
-    ]
+    file = source.masks.get(names[0]) or source.path or next(iter(source.masks.values())).parent
+    return [Finding("WARN", "LABEL_MISSING", cause, "add the labels if somebody drew them", file=str(file))]
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -354,9 +335,8 @@ def _check_sides(label: Volume, structures: Sequence[str], sides: Sides) -> list
     for left, right in pairs:
         if left + 1 not in boxes or right + 1 not in boxes:
             continue
-        distance = _centroid_x(label, boxes[left + 1], left + 1) - _centroid_x(
-            label, boxes[right + 1], right + 1
-        )
+        left_x, right_x = (_centroid_x(label, boxes[index + 1], index + 1) for index in (left, right))
+        distance = left_x - right_x
         if distance <= 0:
             findings.append(
                 Finding(
@@ -407,28 +387,20 @@ class _Boundary:
         return self
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        case_id, scan = self.record.case_id, self.relative(str(self.record.image.path))
         if isinstance(error, CaseError):
             file = self.relative(error.file)
-            raise CaseError(
-                error.code, error.cause, error.fix, case=self.record.case_id, file=file
-            ).with_traceback(trace) from None
-        if isinstance(error, MemoryError):
-            raise CaseError(
-                "TOO_LARGE",
-                "not enough memory for this scan",
-                "close other programs, or crop the scan",
-                case=self.record.case_id,
-                file=self.relative(str(self.record.image.path)),
+            raise CaseError(error.code, error.cause, error.fix, case=case_id, file=file).with_traceback(
+                trace
             ) from None
+        if isinstance(error, MemoryError):
+            cause, fix = "not enough memory for this scan", "close other programs, or crop the scan"
+            raise CaseError("TOO_LARGE", cause, fix, case=case_id, file=scan) from None
         if isinstance(error, Exception) and not isinstance(error, PipelineError):
             # Only the type: the text of a foreign exception may quote the patient's data.
-            raise CaseError(
-                "READ_FAILED",
-                f"reading stopped with {type(error).__name__}",
-                "check the files of this case; the log file has the details",
-                case=self.record.case_id,
-                file=self.relative(str(self.record.image.path)),
-            ) from error
+            cause = f"reading stopped with {type(error).__name__}"
+            fix = "check the files of this case; the log file has the details"
+            raise CaseError("READ_FAILED", cause, fix, case=case_id, file=scan) from error
 
     def relative(self, file: str) -> str:
         """`file` below the data folder, or its name alone."""
