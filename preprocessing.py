@@ -79,10 +79,8 @@ def run(workspace: Workspace, settings: Settings, options: cli.Options) -> int:
         recipe = dataclasses.replace(recipe, plan=plan)
         pending = second_pass(jobs, cases, plan)
         require_disk(workspace, bytes_needed(pending))
-        written = {
-            outcome.case_id: outcome
-            for outcome in in_parallel(prepare_case, pending, workers, "writing tensors")
-        }
+        done = in_parallel(prepare_case, pending, workers, "writing tensors")
+        written = {outcome.case_id: outcome for outcome in done}
         outcomes = [written.get(outcome.case_id, outcome) for outcome in outcomes]
         stop_on_skips(workspace, Report.of(data_set, outcomes, findings), data.skip_limit)
         kept = [case for case in cases if case.case_id not in written]
@@ -99,7 +97,8 @@ def run(workspace: Workspace, settings: Settings, options: cli.Options) -> int:
     write_if_changed(workspace.manifest, to_record(manifest))
     shutil.rmtree(workspace.finished, ignore_errors=True)
     config_file.note(workspace, {"data": manifest.settings}, options.task)
-    return tell(report, manifest, options)
+    tell(report, manifest)
+    return exit_code(report, options)
 
 
 def preview(workspace: Workspace, settings: Settings, options: cli.Options) -> int:
@@ -141,7 +140,7 @@ def preview(workspace: Workspace, settings: Settings, options: cli.Options) -> i
         report.check_skips(data.skip_limit, "the lines above")
         _, _, notes = splits.assign(cases_of(outcomes), existing_splits(workspace), data)
         tell_findings(notes, shown=PREVIEW_LINES, more="preprocessing lists all")
-    return 3 if report.skipped and not options.allow_skips else 0
+    return exit_code(report, options)
 
 
 # ---- before reading ------------------------------------------------------------------------------
@@ -412,8 +411,13 @@ def tell_findings(
             LOG.info("%s %s: %d more, %s", severity, code, count - shown, more)
 
 
-def tell(report: Report, manifest: Manifest, options: cli.Options) -> int:
-    """Print what was done and return the exit code."""
+def exit_code(report: Report, options: cli.Options) -> int:
+    """0, or 3 when cases were skipped and that was not allowed."""
+    return 3 if report.skipped and not options.allow_skips else 0
+
+
+def tell(report: Report, manifest: Manifest) -> None:
+    """Print what was done."""
     tell_findings(report.findings)
     LOG.info(
         "Preprocessed %d cases: %d new, %d cached, %d skipped; %d train, %d val, %d test; "
@@ -427,7 +431,6 @@ def tell(report: Report, manifest: Manifest, options: cli.Options) -> int:
         manifest.grid,
         " (synthetic)" if manifest.synthetic else "",
     )
-    return 3 if report.skipped and not options.allow_skips else 0
 
 
 if __name__ == "__main__":

@@ -77,7 +77,7 @@ class Guide:
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One case. source: its raw files, as `load_case.source_to_record` gives them. states: per structure.
+    """One case. source: its raw files, as `case_sources.source_to_record` gives them. states: per structure.
 
     scan: the grid of the raw image. body_box: what is kept of it. voxels: of each annotated structure, on the
     scan. lost_fraction: share of each structure outside the tensors. Hashes: source_hash of the raw files,

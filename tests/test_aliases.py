@@ -9,7 +9,7 @@ import pytest
 from builders import small_phantom, write_dicom_seg
 
 from ctseg import structure_names
-from ctseg.datasets import load_case, masks
+from ctseg.datasets import case_sources, load_case, masks
 from ctseg.datasets.case import PRESENT, UNLABELLED
 from ctseg.datasets.layouts import dicom_seg
 from ctseg.prediction import scan_outputs
@@ -81,7 +81,7 @@ def test_contours_that_are_spelt_differently_are_one_structure(tmp_path):
         "ONE_STRUCTURE"
     ]
     for case, phantom in zip(data.cases, (first, second, third)):
-        again = load_case.source_from_record(load_case.source_to_record(case, tmp_path), tmp_path)
+        again = case_sources.source_from_record(case_sources.source_to_record(case, tmp_path), tmp_path)
         loaded = load_case.load_case(again, ("Kidney_L", "Bladder", "spleen"), root=tmp_path)
         assert loaded.states == {"Kidney_L": PRESENT, "Bladder": PRESENT, "spleen": UNLABELLED}
         assert (

@@ -249,16 +249,14 @@ def _lost_files(found: Found, rest: Iterable[Path], scans: list[Path], out: _Lef
     """
     lost: dict[Path, list[tuple[str, str, str]]] = {}
     for path in rest:
-        archive = next(
-            (suffix for suffix in listing.ARCHIVE_SUFFIXES if path.name.casefold().endswith(suffix)), None
-        )
+        unpacked = listing.unpacked(path)
         if (
             path.is_symlink() and not path.exists()
         ):  # in the root each may be a patient, further down they are slices
             lost.setdefault(path if path.parent == out.root else path.parent, []).append(
                 ("FILE_MISSING", "a link leads nowhere", "put the file there, or take the link away")
             )
-        elif archive and not path.with_name(path.name[: -len(archive)]).exists():
+        elif unpacked is not None and not unpacked.exists():
             out.lose(path, "ARCHIVE_INPUT", "an archive is not opened", "unpack it first, or take it away")
         elif _DICOM_NAME.search(path.name) and not folder_walk.hidden(path.name):
             lost.setdefault(path.parent, []).append(

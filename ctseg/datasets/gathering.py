@@ -9,7 +9,7 @@ import contextlib
 import os
 import stat
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -245,11 +245,8 @@ class Gathering:
         first = f"{errors[0].file}: {errors[0].cause}"
         return f"{len(self._refused)} cases found, none of them usable; the first: {first}"
 
-    def _report_leftovers(self) -> None:
-        """Findings for archives, for scans that no case uses, and one for all other files."""
-        strays: list[Path] = []
-        others: Counter[str] = Counter()
-        not_entered: dict[Path, str] = {}
+    def _left_over(self, not_entered: dict[Path, str]) -> Iterator[Path]:
+        """Every file that nothing accounts for, in natural order. not_entered: filled as by `walk`."""
         for folder, subfolders, files in walk(self.root, not_entered):
             place = "" if os.path.normpath(folder) == "." else os.path.normpath(folder) + os.sep
             subfolders[:] = sorted(
@@ -257,37 +254,34 @@ class Gathering:
             )
             for path in [folder / name for name in subfolders if not self._inside(place + name)]:
                 subfolders.remove(path.name)
-                self.warn(
-                    "LINK_OUTSIDE",
-                    "a link that leaves the data folder is not searched",
-                    listing.FOLLOW,
-                    path=path,
-                )
-            for name in sorted(
-                (name for name in files if place + name not in self._accounted and not hidden(name)),
-                key=listing.natural_key,
-            ):
-                path = Path(folder, name)
-                if name.casefold().endswith(listing.ARCHIVE_SUFFIXES):
-                    self._report_archive(path)
-                elif (
-                    folder == self.root and path.is_symlink() and not path.exists()
-                ):  # it may have been a case
-                    self.refuse(
-                        name,
-                        (
-                            "FILE_MISSING",
-                            "a link that leads nowhere",
-                            "put the case there, or remove the link",
-                        ),
-                        path,
-                    )
-                elif listing.volume_stem(path) is not None:
-                    strays.append(path)
-                else:
-                    others[path.suffix.casefold() or "no suffix"] += 1
-        for folder in [folder for folder, why in not_entered.items() if why not in (HIDDEN, TWICE)]:
-            self._refuse_folder(folder)
+                cause = "a link that leaves the data folder is not searched"
+                self.warn("LINK_OUTSIDE", cause, listing.FOLLOW, path=path)
+            left = [name for name in files if place + name not in self._accounted and not hidden(name)]
+            yield from (folder / name for name in sorted(left, key=listing.natural_key))
+
+    def _report_leftovers(self) -> None:
+        """Findings for archives, for scans that no case uses, and one for all other files."""
+        strays: list[Path] = []
+        others: Counter[str] = Counter()
+        not_entered: dict[Path, str] = {}
+        for path in self._left_over(not_entered):
+            unpacked = listing.unpacked(path)
+            if unpacked is not None and unpacked.exists():
+                told = "an archive; what was unpacked from it stands beside it"
+                self.note("ARCHIVE_INPUT", told, path=path)
+            elif unpacked is not None:  # it may hold cases
+                fix = "unpack it first, or remove it"
+                self.refuse(path.name, ("ARCHIVE_INPUT", "an archive is not opened", fix), path)
+            elif path.parent == self.root and path.is_symlink() and not path.exists():
+                fix = "put the case there, or remove the link"  # it may have been a case
+                self.refuse(path.name, ("FILE_MISSING", "a link that leads nowhere", fix), path)
+            elif listing.volume_stem(path) is not None:
+                strays.append(path)
+            else:
+                others[path.suffix.casefold() or "no suffix"] += 1
+        for folder, why in not_entered.items():
+            if why not in (HIDDEN, TWICE):
+                self._refuse_folder(folder)
         for path in strays[:SHOWN]:
             self.warn(
                 "UNMATCHED_FILE",
@@ -312,16 +306,6 @@ class Gathering:
             self.warn(*listing.CLOSED, path=path)
         elif path.name != "lost+found":
             self.refuse(self.relative(path), listing.CLOSED, path)
-
-    def _report_archive(self, path: Path) -> None:
-        """An archive may hold cases: an error, unless it was unpacked beside itself."""
-        suffix = next(suffix for suffix in listing.ARCHIVE_SUFFIXES if path.name.casefold().endswith(suffix))
-        if path.with_name(path.name[: -len(suffix)]).exists():
-            self.note("ARCHIVE_INPUT", "an archive; what was unpacked from it stands beside it", path=path)
-            return
-        self.refuse(
-            path.name, ("ARCHIVE_INPUT", "an archive is not opened", "unpack it first, or remove it"), path
-        )
 
 
 def _files(image: ImageSource, labels: LabelSource) -> list[Path]:

@@ -67,6 +67,13 @@ def volume_stem(path: Path) -> str | None:
     return volume_files.stem_of(path)
 
 
+def unpacked(path: Path) -> Path | None:
+    """Where the content of an archive lies once it is unpacked beside it; None for what is no archive."""
+    name = path.name.casefold()
+    suffix = next((suffix for suffix in ARCHIVE_SUFFIXES if name.endswith(suffix)), None)
+    return None if suffix is None else path.parent / path.name[: -len(suffix)]
+
+
 def image_source(path: Path) -> ImageSource:
     """The scan in one file of a volume format, or in a folder of a DICOM series (its name is not that of a
     volume).

@@ -8,15 +8,13 @@ relative to the data folder. Nothing here prints, and no text from a scan's head
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path, PurePosixPath
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ctseg.artifacts import file_hash
 from ctseg.datasets.case import (
     ABSENT,
     IGNORED,
@@ -32,8 +30,8 @@ from ctseg.errors import CaseError, Finding, PipelineError, UsageError
 from ctseg.geometry.boxes import Box, label_boxes
 from ctseg.geometry.volume import Volume
 from ctseg.laterality import Sides, find_sides
-from ctseg.scans.formats import folder_walk, volume_files
-from ctseg.scans.formats.regular_files import refuse, require_regular
+from ctseg.scans.formats import volume_files
+from ctseg.scans.formats.regular_files import refuse
 
 IMPLAUSIBLE_FRACTION = 0.6  # of the body; labels that cover more are a mistake (or a crop: only a warning)
 NAMED = 5  # structures that one message names
@@ -83,7 +81,7 @@ def load_case(
         if record.labels is not None:
             labels = _read_labels(record, record.labels, structures, image)
             label = Volume(labels.array, image.affine)
-            states, notes = _states(record, structures, labels)
+            states, notes = _states(record, record.labels, structures, labels)
             findings += (
                 labels.findings
                 + notes
@@ -263,7 +261,7 @@ def _read_dicom(record: CaseRecord, source: LabelSource, structures: Sequence[st
 
 
 def _states(
-    record: CaseRecord, structures: Sequence[str], labels: _Labels
+    record: CaseRecord, source: LabelSource, structures: Sequence[str], labels: _Labels
 ) -> tuple[dict[str, str], list[Finding]]:
     annotated = labels.nameable if record.annotated is None else record.annotated & labels.nameable
     counts = np.bincount(labels.array.ravel(), minlength=len(structures) + 1)
@@ -285,17 +283,30 @@ def _states(
                     "correct the list of annotated structures",
                 )
             )
-    return states, findings + _missing_finding(record, states, labels) + _empty_finding(
-        record, states, labels
-    )
+    findings += _missing_finding(record, source, states, labels)
+    absent = [
+        name
+        for name, state in states.items()
+        if state == ABSENT and (labels.empty or name in labels.empty_masks)
+    ]
+    if absent:  # without a voxel to show for it
+        severity = "WARN" if labels.empty else "NOTE"
+        cause = f"no voxel of {_listed(absent)} is labelled: annotated, so it counts as absent"
+        fix, file = (
+            "restore the labels if the patient has it",
+            str(source.masks.get(absent[0]) or source.path),
+        )
+        findings.append(Finding(severity, "LABEL_EMPTY", cause, fix, file=file))
+    return states, findings
 
 
-def _missing_finding(record: CaseRecord, states: dict[str, str], labels: _Labels) -> list[Finding]:
+def _missing_finding(
+    record: CaseRecord, source: LabelSource, states: dict[str, str], labels: _Labels
+) -> list[Finding]:
     """A warning for structures that the labels should hold: those said to be annotated, or that a file of
     their own would hold."""
-    source = record.labels
     told = " ".join(finding.cause for finding in labels.findings if finding.code in _LEFT_OUT)
-    own_files = source is not None and source.format in ("masks", "dicom_seg", "rtstruct")
+    own_files = source.format in ("masks", "dicom_seg", "rtstruct")
     names = [
         name
         for name, state in states.items()
@@ -304,43 +315,11 @@ def _missing_finding(record: CaseRecord, states: dict[str, str], labels: _Labels
         and f"'{name}'" not in told
         and (own_files or name in (record.annotated or ()))
     ]
-    if not names or source is None:
+    if not names:
         return []
     cause = f"the labels do not hold {_listed(names)}: not annotated here, so left out of loss and scores"
-    return [
-        Finding(
-            "WARN",
-            "LABEL_MISSING",
-            cause,
-            "add the labels if somebody drew them",
-            file=str(source.masks.get(names[0]) or source.path or next(iter(source.masks.values())).parent),
-        )
-    ]
-
-
-def _empty_finding(record: CaseRecord, states: dict[str, str], labels: _Labels) -> list[Finding]:
-    """What says "absent" without a voxel to show for it: labels without any structure, or a structure's own
-    mask without any."""
-    source, names = (
-        record.labels,
-        [
-            name
-            for name, state in states.items()
-            if state == ABSENT and (labels.empty or name in labels.empty_masks)
-        ],
-    )
-    if source is None or not names:
-        return []
-    cause = f"no voxel of {_listed(names)} is labelled: annotated, so it counts as absent"
-    return [
-        Finding(
-            "WARN" if labels.empty else "NOTE",
-            "LABEL_EMPTY",
-            cause,
-            "restore the labels if the patient has it",
-            file=str(source.masks.get(names[0]) or source.path),
-        )
-    ]
+    file = source.masks.get(names[0]) or source.path or next(iter(source.masks.values())).parent
+    return [Finding("WARN", "LABEL_MISSING", cause, "add the labels if somebody drew them", file=str(file))]
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -356,9 +335,8 @@ def _check_sides(label: Volume, structures: Sequence[str], sides: Sides) -> list
     for left, right in pairs:
         if left + 1 not in boxes or right + 1 not in boxes:
             continue
-        distance = _centroid_x(label, boxes[left + 1], left + 1) - _centroid_x(
-            label, boxes[right + 1], right + 1
-        )
+        left_x, right_x = (_centroid_x(label, boxes[index + 1], index + 1) for index in (left, right))
+        distance = left_x - right_x
         if distance <= 0:
             findings.append(
                 Finding(
@@ -409,28 +387,20 @@ class _Boundary:
         return self
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        case_id, scan = self.record.case_id, self.relative(str(self.record.image.path))
         if isinstance(error, CaseError):
             file = self.relative(error.file)
-            raise CaseError(
-                error.code, error.cause, error.fix, case=self.record.case_id, file=file
-            ).with_traceback(trace) from None
-        if isinstance(error, MemoryError):
-            raise CaseError(
-                "TOO_LARGE",
-                "not enough memory for this scan",
-                "close other programs, or crop the scan",
-                case=self.record.case_id,
-                file=self.relative(str(self.record.image.path)),
+            raise CaseError(error.code, error.cause, error.fix, case=case_id, file=file).with_traceback(
+                trace
             ) from None
+        if isinstance(error, MemoryError):
+            cause, fix = "not enough memory for this scan", "close other programs, or crop the scan"
+            raise CaseError("TOO_LARGE", cause, fix, case=case_id, file=scan) from None
         if isinstance(error, Exception) and not isinstance(error, PipelineError):
             # Only the type: the text of a foreign exception may quote the patient's data.
-            raise CaseError(
-                "READ_FAILED",
-                f"reading stopped with {type(error).__name__}",
-                "check the files of this case; the log file has the details",
-                case=self.record.case_id,
-                file=self.relative(str(self.record.image.path)),
-            ) from error
+            cause = f"reading stopped with {type(error).__name__}"
+            fix = "check the files of this case; the log file has the details"
+            raise CaseError("READ_FAILED", cause, fix, case=case_id, file=scan) from error
 
     def relative(self, file: str) -> str:
         """`file` below the data folder, or its name alone."""
@@ -444,134 +414,3 @@ class _Boundary:
     def localised(self, finding: Finding) -> Finding:
         """The finding with case id and relative path."""
         return dataclasses.replace(finding, case=self.record.case_id, file=self.relative(finding.file))
-
-
-# ---- identity ---------------------------------------------------------------------------------------------
-
-
-def source_hash(record: CaseRecord) -> str:
-    """sha256 over the hashes of the image's and then the label's files, in order; CaseError when one is
-    missing.
-
-    Depends on the bytes and on which structure a mask belongs to, not on where the files lie. A label mask
-    that is not there counts as such.
-    """
-    digest = hashlib.sha256()
-    for role, path in _files(record):
-        digest.update(
-            f"{role}\0{file_hash(path) if path is not None else '-'}\n".encode("utf-8", "surrogatepass")
-        )
-    return digest.hexdigest()
-
-
-def _files(record: CaseRecord) -> Iterator[tuple[str, Path | None]]:
-    yield from (("image", path) for path in _files_of(record.image.format, record.image.path, record))
-    labels = record.labels
-    if labels is None:
-        return
-    if labels.format == "masks":
-        for name in sorted(labels.masks):
-            path = labels.masks[name]
-            if os.path.lexists(path):
-                _checked(path, record)
-                yield f"mask {name}", path
-            else:
-                yield f"mask {name}", None
-    elif labels.path is not None:
-        yield from (("label", path) for path in _files_of(labels.format, labels.path, record))
-
-
-def _files_of(form: str, path: Path, record: CaseRecord) -> list[Path]:
-    """The files of one source, in a fixed order."""
-    if form == "dicom":
-        files = sorted(
-            folder / name
-            for folder, _, names in folder_walk.walk(path)
-            for name in names
-            if not name.startswith(".")
-        )
-        files = [file for file in files if file.is_file()]
-    elif form == "openkbp_csv":
-        files = sorted(path.glob("*.csv"))
-    else:
-        files = [path]
-    if not files:
-        raise CaseError(
-            "FILE_MISSING",
-            "the folder holds no file",
-            "restore the files or remove the case",
-            case=record.case_id,
-            file=path.name,
-        )
-    for file in files:
-        _checked(file, record)
-    return files
-
-
-def _checked(path: Path, record: CaseRecord) -> None:
-    try:
-        require_regular(path)
-    except CaseError as error:
-        if error.code != "FILE_EMPTY":  # reading refuses it with its name; here it only has no bytes
-            raise CaseError(error.code, error.cause, error.fix, case=record.case_id, file=path.name) from None
-
-
-def source_to_record(record: CaseRecord, root: Path) -> dict[str, Any]:
-    """The record as JSON values with paths relative to `root`; CaseError UNSAFE_NAME for a path outside."""
-    root = Path(root).absolute()
-
-    def relative(path: Path) -> str:
-        try:
-            return (
-                Path(os.path.normpath(Path(path).absolute())).relative_to(os.path.normpath(root)).as_posix()
-            )
-        except ValueError:
-            raise CaseError(
-                "UNSAFE_NAME",
-                "the file lies outside the data folder",
-                "move it below the folder given as --data",
-                case=record.case_id,
-                file=Path(path).name,
-            ) from None
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, Path):
-            return relative(value)
-        if isinstance(value, dict):
-            return {str(key): plain(item) for key, item in value.items()}
-        return sorted(value) if isinstance(value, frozenset) else value
-
-    return plain(dataclasses.asdict(record))
-
-
-def source_from_record(content: dict[str, Any], root: Path) -> CaseRecord:
-    """The CaseRecord of what `source_to_record` returned; refuses paths that lead out of `root`."""
-    case_id = str(content["case_id"])
-
-    def absolute(text: str) -> Path:
-        path = PurePosixPath(text)
-        if path.is_absolute() or ".." in path.parts:
-            raise CaseError(
-                "UNSAFE_NAME",
-                "a stored path leads out of the data folder",
-                "run `python run_pipeline.py --preprocess` again",
-                case=case_id,
-            )
-        return Path(root) / path
-
-    stored = content["labels"]
-    labels = None
-    if stored is not None:
-        found = {
-            "path": None if stored["path"] is None else absolute(stored["path"]),
-            "values": {int(value): name for value, name in stored["values"].items()},
-            "masks": {name: absolute(path) for name, path in stored["masks"].items()},
-        }
-        labels = LabelSource(**(stored | found))
-    annotated = content["annotated"]
-    parts = {
-        "image": ImageSource(**(content["image"] | {"path": absolute(content["image"]["path"])})),
-        "labels": labels,
-        "annotated": None if annotated is None else frozenset(annotated),
-    }
-    return CaseRecord(**(content | parts))

@@ -89,25 +89,8 @@ def draw_splits(
             "(one each to train, validate and test)",
             "add patients with labels",
         )
-    chosen: dict[int, str] = {}
     allowed = _allowed(groups, findings)
-    for index, group in enumerate(groups):
-        bound = {frozen[name] for name in group.known() if frozen.get(name) in SPLITS}
-        if len(bound) > 1:
-            raise _leakage(group, "splits.json")
-        if len(allowed[index]) == 1:
-            chosen[index] = allowed[index][0]
-            if bound and bound != {chosen[index]}:
-                findings.append(
-                    Finding(
-                        "NOTE",
-                        "SPLIT_MOVED",
-                        f"the data set now puts patient {min(group.patients)} into {chosen[index]}, "
-                        f"splits.json said {bound.pop()}",
-                    )
-                )
-        elif bound and bound <= set(allowed[index]):
-            chosen[index] = bound.pop()
+    chosen = _bound(groups, allowed, frozen, findings)
     _assign_rest(groups, allowed, chosen, {"val": val_fraction, "test": test_fraction}, seed)
     for split in SPLITS:
         if split not in chosen.values():
@@ -176,6 +159,28 @@ def _allowed(groups: list[_Group], findings: list[Finding]) -> list[tuple[str, .
         findings.append(Finding("NOTE", "SPLIT_CARVED", f"the data set has {what} carved from train"))
     options = {None: SPLITS, "train": tuple(carved), "val": ("val",), "test": ("test",)}
     return [options[name] for name in own]
+
+
+def _bound(
+    groups: list[_Group], allowed: list[tuple[str, ...]], frozen: Mapping[str, str], findings: list[Finding]
+) -> dict[int, str]:
+    """Number of a group -> its split, where the data set's own or an earlier split (`frozen`) decides."""
+    chosen: dict[int, str] = {}
+    for index, group in enumerate(groups):
+        bound = {frozen[name] for name in group.known() if frozen.get(name) in SPLITS}
+        if len(bound) > 1:
+            raise _leakage(group, "splits.json")
+        if len(allowed[index]) == 1:
+            chosen[index] = allowed[index][0]
+            if bound and bound != {chosen[index]}:
+                cause = (
+                    f"the data set now puts patient {min(group.patients)} into {chosen[index]}, "
+                    f"splits.json said {bound.pop()}"
+                )
+                findings.append(Finding("NOTE", "SPLIT_MOVED", cause))
+        elif bound and bound <= set(allowed[index]):
+            chosen[index] = bound.pop()
+    return chosen
 
 
 def _assign_rest(

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from ctseg import artifacts
-from ctseg.datasets import load_case
+from ctseg.datasets import case_sources, load_case
 from ctseg.datasets.case import CaseRecord
 from ctseg.errors import PipelineError
 from ctseg.geometry.volume import Volume
@@ -33,7 +33,7 @@ def predict_guide_masks(
     for record in progress(records):
         path = folder / f"{artifacts.safe_name(record.case_id)}.nii.gz"
         try:
-            key = [model_hash, load_case.source_hash(record)]
+            key = [model_hash, case_sources.source_hash(record)]
             if done.get(record.case_id) == key and path.exists():
                 continue
             image, _ = load_case.load_image(record.image)

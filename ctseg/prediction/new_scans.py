@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ctseg import artifacts
-from ctseg.datasets import load_case
+from ctseg.datasets import case_sources, load_case
 from ctseg.datasets.case import CaseRecord, ImageSource
 from ctseg.errors import SYSTEM_FAULTS, CaseError, Finding, PreconditionError, ResourceError, UsageError
 from ctseg.geometry.distance_maps import organ_masks
@@ -118,7 +118,7 @@ class Inference:
         """
         image: Volume | None = None
         try:
-            digest = load_case.source_hash(CaseRecord(name, name, source, None))
+            digest = case_sources.source_hash(CaseRecord(name, name, source, None))
             if before is not None and before["input_sha256"] == digest:
                 return before
             started = time.monotonic()

@@ -27,7 +27,8 @@ from ctseg.artifacts import (
     write_tensor,
 )
 from ctseg.datasets.case import IGNORED, PRESENT, UNLABELLED, CaseRecord, LoadedCase
-from ctseg.datasets.load_case import load_case, source_hash, source_to_record
+from ctseg.datasets.case_sources import source_hash, source_to_record
+from ctseg.datasets.load_case import load_case
 from ctseg.errors import SYSTEM_FAULTS, CaseError, Finding, PipelineError, ResourceError
 from ctseg.geometry import grids
 from ctseg.geometry.boxes import box_shape, box_start, whole_box

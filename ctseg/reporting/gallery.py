@@ -9,7 +9,7 @@ import io
 from collections.abc import Callable, Iterable
 
 from ctseg.artifacts import Workspace
-from ctseg.datasets import load_case
+from ctseg.datasets import case_sources, load_case
 from ctseg.errors import CaseError, PipelineError
 from ctseg.geometry.volume import Grid
 from ctseg.reporting import results
@@ -96,7 +96,9 @@ def load_case_volumes(workspace: Workspace, found: Results, case_id: str) -> Cas
         )
     reference, _ = volume_files.read_integers(workspace.processed / entry["reference"]["file"])
     prediction, _ = volume_files.read_integers(workspace.evaluation / run["prediction"])
-    source = load_case.source_from_record(entry["source"], results.data_root(workspace, found.manifest)).image
+    source = case_sources.source_from_record(
+        entry["source"], results.data_root(workspace, found.manifest)
+    ).image
     if not source.path.exists():
         raise CaseError(
             "NO_DATA",

@@ -15,7 +15,7 @@ from pydicom.uid import MediaStorageDirectoryStorage, generate_uid
 
 import infer
 from ctseg import artifacts
-from ctseg.datasets import find_scans, load_case
+from ctseg.datasets import case_sources, find_scans, load_case
 from ctseg.datasets.case import CaseRecord
 from ctseg.datasets.layouts import open_data_set
 from ctseg.errors import CaseError, PreconditionError, UsageError
@@ -83,7 +83,7 @@ def test_a_cohort_of_links_into_an_archive_is_found(tmp_path):
         CaseRecord("p", "p", source, None) for source in find_scans.find_scans(tmp_path / "cohort").values()
     ]
     assert (
-        len({load_case.source_hash(case) for case in record[:3]}) == 3
+        len({case_sources.source_hash(case) for case in record[:3]}) == 3
     )  # the hash sees the files behind the links
 
 

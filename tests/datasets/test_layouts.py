@@ -14,8 +14,9 @@ from builders import SIDES, small_phantom
 
 from ctseg.datasets import layouts
 from ctseg.datasets.case import ABSENT, PRESENT, UNLABELLED, DataSet
+from ctseg.datasets.case_sources import source_from_record, source_to_record
 from ctseg.datasets.layouts import LAYOUTS, open_data_set
-from ctseg.datasets.load_case import load_case, source_from_record, source_to_record
+from ctseg.datasets.load_case import load_case
 from ctseg.errors import CaseError, PipelineError, PreconditionError, UsageError
 from ctseg.geometry.volume import Volume, to_canonical
 from ctseg.scans.dicom import dicom_series

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from builders import SIDES, Phantom, small_phantom, write_dicom_seg
 
-from ctseg.datasets import load_case
+from ctseg.datasets import case_sources, load_case
 from ctseg.datasets.case import (
     ABSENT,
     IGNORED,
@@ -436,18 +436,18 @@ def test_unforeseen_exceptions_stay_inside_the_case(
 
 def test_source_hash_depends_on_every_byte_and_on_nothing_else(tmp_path: Path) -> None:
     first, second = _map_case(tmp_path / "a"), _map_case(tmp_path / "b")
-    known = load_case.source_hash(first)
-    assert known == load_case.source_hash(second) and len(known) == 64
+    known = case_sources.source_hash(first)
+    assert known == case_sources.source_hash(second) and len(known) == 64
     nifti.write_label(tmp_path / "b/case/label.nii.gz", _changed(v=1))
-    assert load_case.source_hash(second) != known
-    assert load_case.source_hash(dataclasses.replace(first, labels=None)) != known
+    assert case_sources.source_hash(second) != known
+    assert case_sources.source_hash(dataclasses.replace(first, labels=None)) != known
 
 
 def test_source_hash_of_masks_and_folders(tmp_path: Path) -> None:
     record = _mask_case(tmp_path / "m", _masks())
-    known = load_case.source_hash(record)
+    known = case_sources.source_hash(record)
     (tmp_path / "m/masks/bladder.nii.gz").unlink()
-    assert load_case.source_hash(record) != known
+    assert case_sources.source_hash(record) != known
     write_dicom_seg(tmp_path / "d", {"a": PHANTOM})
     dicom = CaseRecord(
         "c",
@@ -455,11 +455,11 @@ def test_source_hash_of_masks_and_folders(tmp_path: Path) -> None:
         ImageSource("dicom", tmp_path / "d/a/im_1"),
         LabelSource("dicom_seg", tmp_path / "d/a/im_3/seg.dcm"),
     )
-    known = load_case.source_hash(dicom)
+    known = case_sources.source_hash(dicom)
     (tmp_path / "d/a/im_1/slice_0001.dcm").write_bytes(b"changed")
-    assert load_case.source_hash(dicom) != known
+    assert case_sources.source_hash(dicom) != known
     with pytest.raises(CaseError) as caught:
-        load_case.source_hash(
+        case_sources.source_hash(
             dataclasses.replace(dicom, image=ImageSource("nifti", tmp_path / "gone.nii.gz"))
         )
     assert (caught.value.code, caught.value.case) == ("FILE_MISSING", "c")
@@ -478,21 +478,21 @@ def test_records_survive_json(tmp_path: Path) -> None:
         CaseRecord("d", "p", ImageSource("openkbp_csv", tmp_path), None),
     ]
     for record in records:
-        content = json.loads(json.dumps(load_case.source_to_record(record, tmp_path), allow_nan=False))
+        content = json.loads(json.dumps(case_sources.source_to_record(record, tmp_path), allow_nan=False))
         assert str(tmp_path) not in json.dumps(content)
-        assert load_case.source_from_record(content, tmp_path) == record
+        assert case_sources.source_from_record(content, tmp_path) == record
 
 
 @pytest.mark.parametrize("path", ["../outside/ct.nii.gz", "/etc/passwd", "a/../../b"])
 def test_paths_out_of_the_data_folder_are_refused(tmp_path: Path, path: str) -> None:
     record = _map_case(tmp_path)
-    content = load_case.source_to_record(record, tmp_path)
+    content = case_sources.source_to_record(record, tmp_path)
     content["image"]["path"] = path
     with pytest.raises(CaseError) as caught:
-        load_case.source_from_record(content, tmp_path)
+        case_sources.source_from_record(content, tmp_path)
     assert caught.value.code == "UNSAFE_NAME"
     with pytest.raises(CaseError) as caught:
-        load_case.source_to_record(
+        case_sources.source_to_record(
             dataclasses.replace(record, image=ImageSource("nifti", tmp_path / path)), tmp_path
         )
     assert caught.value.code == "UNSAFE_NAME"

@@ -36,12 +36,7 @@ def matches(root: Path) -> bool:
 
 def read(root: Path, *, follow_links: bool = False) -> DataSet:
     """The training cases of the one task in the folder."""
-    found = nnunet.dataset_folders(root)
-    if not found:
-        raise PreconditionError(
-            "NO_DATA", "there is no dataset.json", f"the layout msd needs {SHAPE}", file="dataset.json"
-        )
-    folder = metadata.one_of(found, "Decathlon tasks")
+    folder = nnunet.dataset_folder(root, "Decathlon tasks", f"the layout msd needs {SHAPE}")
     path = folder / "dataset.json"
     content = metadata.read_object(path)
     table = LabelTable(metadata.label_table(content.get("labels"), path).values)  # it has no "ignore"

@@ -44,6 +44,17 @@ def dataset_folders(root: Path) -> list[Path]:
     return [folder for top in tops for folder in listing.folders(top) if (folder / "dataset.json").exists()]
 
 
+def dataset_folder(root: Path, what: str, fix: str) -> Path:
+    """The only one of `dataset_folders`. what: what several of them are called; fix: the remedy for none.
+
+    Raises PreconditionError NO_DATA, SEVERAL_DATA_SETS.
+    """
+    found = dataset_folders(root)
+    if not found:
+        raise PreconditionError("NO_DATA", "there is no dataset.json", fix, file="dataset.json")
+    return metadata.one_of(found, what)
+
+
 def _is_nnunet(folder: Path) -> bool:
     content = metadata.peek(folder / "dataset.json")
     if content is None:  # unreadable: reading says why
@@ -59,12 +70,7 @@ def _is_nnunet(folder: Path) -> bool:
 
 def read(root: Path, *, follow_links: bool = False) -> DataSet:
     """The training cases (and the test cases that have labels) of the one data set in the folder."""
-    found = dataset_folders(root)
-    if not found:
-        raise PreconditionError(
-            "NO_DATA", "there is no dataset.json", f"the layout nnunet needs {SHAPE}", file="dataset.json"
-        )
-    folder = metadata.one_of(found, "nnU-Net data sets")
+    folder = dataset_folder(root, "nnU-Net data sets", f"the layout nnunet needs {SHAPE}")
     path = folder / "dataset.json"
     content = metadata.read_object(path)
     ending = str(content.get("file_ending", ".nii.gz")).casefold()

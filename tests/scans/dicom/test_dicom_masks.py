@@ -19,7 +19,7 @@ from pydicom.uid import generate_uid
 
 import preprocessing
 from ctseg import artifacts
-from ctseg.datasets import load_case
+from ctseg.datasets import case_sources, load_case
 from ctseg.datasets.case import CaseRecord, ImageSource, LabelSource
 from ctseg.errors import CaseError
 from ctseg.geometry.volume import Volume
@@ -423,7 +423,7 @@ def test_the_setting_reaches_the_tensors_and_the_manifest(tmp_path, capsys):
             name: int((phantom.label.array == value).sum()) for value, name in phantom.names.items()
         }
         assert (
-            load_case.source_from_record(entry["source"], tmp_path / "data").labels.fractional_threshold
+            case_sources.source_from_record(entry["source"], tmp_path / "data").labels.fractional_threshold
             == 0.5
         )
 
@@ -536,7 +536,9 @@ def test_pixels_without_rescale_count_as_hu_only_when_told(tmp_path):
     record = CaseRecord(
         "a", "a", allowed, LabelSource("dicom_seg", tmp_path / "seg.dcm", fractional_threshold=0.3)
     )
-    assert load_case.source_from_record(load_case.source_to_record(record, tmp_path), tmp_path) == record
+    assert (
+        case_sources.source_from_record(case_sources.source_to_record(record, tmp_path), tmp_path) == record
+    )
     for path in (
         tmp_path / "ct"
     ).iterdir():  # one of the two tags alone is no licence, and stored HU + 1024 are found out

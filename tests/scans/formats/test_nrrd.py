@@ -14,7 +14,7 @@ import SimpleITK as sitk
 from builders import small_phantom, with_itk
 
 from ctseg.artifacts import write_json
-from ctseg.datasets import listing, load_case
+from ctseg.datasets import case_sources, listing, load_case
 from ctseg.datasets.case import CaseRecord, ImageSource, LabelSource
 from ctseg.datasets.find_scans import find_scans
 from ctseg.datasets.layouts import open_data_set
@@ -560,8 +560,10 @@ def test_training_data_in_nrrd_are_read_like_nifti(tmp_path: Path) -> None:
         assert np.array_equal(loaded.image.array, phantom.image.array) and np.array_equal(
             loaded.label.array, phantom.label.array
         )
-        assert set(loaded.states.values()) == {"present"} and len(load_case.source_hash(case)) == 64
-        assert load_case.source_from_record(load_case.source_to_record(case, tmp_path), tmp_path) == case
+        assert set(loaded.states.values()) == {"present"} and len(case_sources.source_hash(case)) == 64
+        assert (
+            case_sources.source_from_record(case_sources.source_to_record(case, tmp_path), tmp_path) == case
+        )
 
 
 def test_names_of_files(tmp_path: Path) -> None:
