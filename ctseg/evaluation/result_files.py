@@ -23,7 +23,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ctseg.artifacts import write_json, write_text
+from ctseg.artifacts import Workspace, read_json, write_json, write_text
 from ctseg.evaluation.report_text import report_text
 from ctseg.scoring import calibration, failure
 from ctseg.scoring import summary as scores
@@ -125,6 +125,35 @@ class Trust:
     sums: Mapping[str, Mapping[str, calibration.Sums]] = dataclasses.field(default_factory=dict)
     members: int = 1
     reason: str | None = "only masks were given, no probabilities"
+
+
+def join_trust(workspace: Workspace, record: Mapping[str, Any], rows: Sequence[Row]) -> Trust:
+    """Put confidence and calibration errors of the prediction run into the rows; return what belongs to all
+    cases.
+
+    A calibration.json of other weights or data than the run's is left out, as is what an earlier version did
+    not record.
+    """
+    content = read_json(workspace.calibration) if workspace.calibration.exists() else {}
+    if any(content.get(key) != record.get(key) for key in ("checkpoint_sha256", "manifest_hash")):
+        content = {}
+    confidence = {case["case_id"]: case.get("confidence", {}) for case in record["cases"]}
+    for row in rows:
+        if row["state"] in ("unannotated", "unevaluable"):
+            continue  # its confidence stays in evaluation_run.json: nothing here can be compared with it
+        row |= content.get("cases", {}).get(row["case_id"], {}).get(row["structure"], {})
+        row["confidence"] = confidence[row["case_id"]].get(row["structure"])
+    sums = {
+        name: {region: calibration.Sums.from_record(own) for region, own in regions.items()}
+        for name, regions in content.get("structures", {}).items()
+    }
+    return Trust(
+        sums,
+        record.get("members", 1),
+        record.get("why_no_confidence", "the prediction run did not record it")
+        if record.get("members", 1) < 2
+        else None,
+    )
 
 
 def write_results(
