@@ -79,6 +79,7 @@ def score_run(workspace: Workspace, settings: Settings, workers: int = 1) -> int
     """Score the predictions that `evaluation_run.json` lists against the references of the test split."""
     from ctseg.datasets.case import IGNORED
     from ctseg.evaluation.mask_pairs import Pair, ScoreSettings, check_names, check_sets
+    from ctseg.evaluation.result_files import join_trust
     from ctseg.scoring.metrics import Structure
     from ctseg.scoring.tolerances import tolerances_for
 
@@ -135,38 +136,6 @@ def score_run(workspace: Workspace, settings: Settings, workers: int = 1) -> int
         workspace, record["cases"], pairs, structures, how, workers=workers, synthetic=manifest.synthetic
     )
     return 0
-
-
-def join_trust(workspace: Workspace, record: Mapping[str, Any], rows: Sequence[Row]) -> Trust:
-    """Put confidence and calibration errors of the prediction run into the rows; return what belongs to all
-    cases.
-
-    A calibration.json of other weights or data than the run's is left out, as is what an earlier version did
-    not record.
-    """
-    from ctseg.evaluation.result_files import Trust
-    from ctseg.scoring.calibration import Sums
-
-    content = read_json(workspace.calibration) if workspace.calibration.exists() else {}
-    if any(content.get(key) != record.get(key) for key in ("checkpoint_sha256", "manifest_hash")):
-        content = {}
-    confidence = {case["case_id"]: case.get("confidence", {}) for case in record["cases"]}
-    for row in rows:
-        if row["state"] in ("unannotated", "unevaluable"):
-            continue  # its confidence stays in evaluation_run.json: nothing here can be compared with it
-        row |= content.get("cases", {}).get(row["case_id"], {}).get(row["structure"], {})
-        row["confidence"] = confidence[row["case_id"]].get(row["structure"])
-    sums = {
-        name: {region: Sums.from_record(own) for region, own in regions.items()}
-        for name, regions in content.get("structures", {}).items()
-    }
-    return Trust(
-        sums,
-        record.get("members", 1),
-        record.get("why_no_confidence", "the prediction run did not record it")
-        if record.get("members", 1) < 2
-        else None,
-    )
 
 
 def score_passes(
@@ -484,6 +453,12 @@ def build_parser() -> argparse.ArgumentParser:
         choices=["surfel", "voxel"],
         help="surface of a mask (default: surfel); values of different modes are never compared",
     )
+    add_mask_options(parser)
+    return parser
+
+
+def add_mask_options(parser: argparse.ArgumentParser) -> None:
+    """The options of a comparison of masks with masks."""
     masks = parser.add_argument_group(
         "masks against masks instead of a model (a file each, or folders with a file or a sub-folder "
         "for each case; --structures limits what is compared)"
@@ -539,7 +514,6 @@ def build_parser() -> argparse.ArgumentParser:
         "--synthetic", action="store_true", help="say in every result that the data are synthetic"
     )
     masks.add_argument("--no-plots", action="store_true", help="write no pictures")
-    return parser
 
 
 def _main(argv: list[str] | None) -> int:

@@ -26,6 +26,7 @@ from ctseg.evaluation.mask_pairs import (
     LabelNames,
     Refusals,
     ScoreSettings,
+    case_columns,
     check_names,
     check_sets,
     listed,
@@ -59,6 +60,11 @@ class MaskPair:
     scan: ImageSource | None
     matches: tuple[Match, ...] = ()
     unlabelled: frozenset[str] = frozenset()
+
+    @property
+    def prediction_file(self) -> str:
+        """How results call the prediction; empty where it is missing."""
+        return "" if self.prediction is None else self.prediction.file
 
 
 # ---- pairs ------------------------------------------------------------------------------------------------
@@ -213,8 +219,18 @@ def _matches(
                 case=pair.case_id,
                 file=where,
             )
-    missing = [match.name for match in matches if match.reference is not None and match.prediction is None]
-    if pair.prediction is not None and not limited:
+    if pair.prediction is not None:
+        _refuse_one_sided(pair, matches, limited=limited, allow_missing=allow_missing)
+    return matches
+
+
+def _refuse_one_sided(
+    pair: MaskPair, matches: Sequence[Match], *, limited: bool, allow_missing: bool
+) -> None:
+    """Refuse what the prediction lacks, unless it may, and what only it has, unless --structures limits."""
+    theirs, file = pair.prediction.names if pair.prediction else (), pair.prediction_file
+    missing = lacking(matches)
+    if not limited:
         extra = [name for name in theirs if name not in {match.prediction for match in matches}] + [
             match.prediction for match in matches if match.reference is None and match.prediction is not None
         ]
@@ -224,11 +240,7 @@ def _matches(
                 for side, names in (("reference", missing), ("prediction", extra))
                 if names
             ]
-            common = [
-                match.name
-                for match in matches
-                if match.reference is not None and match.prediction is not None
-            ]
+            common = [match.name for match in matches if None not in (match.reference, match.prediction)]
             fix = (
                 f"limit the comparison, for example --structures {','.join(common[:4])}"
                 if common
@@ -237,7 +249,7 @@ def _matches(
             raise PreconditionError(
                 "STRUCTURES_DIFFER", " and ".join(parts), fix, case=pair.case_id, file=file
             )
-    if pair.prediction is not None and missing and not allow_missing:
+    if missing and not allow_missing:
         raise PreconditionError(
             "MISSING_PREDICTION",
             f"the prediction does not hold {listed(missing)}",
@@ -245,7 +257,11 @@ def _matches(
             case=pair.case_id,
             file=file,
         )
-    return matches
+
+
+def lacking(matches: Sequence[Match]) -> list[str]:
+    """Structures of a reference that its prediction does not hold."""
+    return [match.name for match in matches if match.reference is not None and match.prediction is None]
 
 
 # ---- scoring ----------------------------------------------------------------------------------------------
@@ -291,12 +307,7 @@ def score_masks(
     how = dataclasses.replace(settings, ignore_label=None if ignore is None else _IGNORED)
     rows: list[Row] = []
     nothing: list[Row] = []
-    names = {
-        "case_id": pair.case_id,
-        "patient_id": pair.patient_id,
-        "prediction_file": "" if pair.prediction is None else pair.prediction.file,
-        "reference_file": pair.reference.file,
-    }
+    names = case_columns(pair.case_id, pair.patient_id, pair.prediction_file, pair.reference.file)
     for structure, match in zip(structures, pair.matches):
         truth, prediction = placed(0, match.reference), placed(1, match.prediction)
         # Contours cannot say "none there".
@@ -304,18 +315,10 @@ def score_masks(
         unannotated = match.reference is None or match.name in pair.unlabelled or undrawn
         if ignore is not None:
             truth[ignore] = _IGNORED
-        scored = score_maps(
-            prediction=prediction,
-            reference=truth,
-            spacing_mm=grid.spacing_mm,
-            structures=[Structure(match.name, (1,))],
-            settings=how,
-            states={match.name: "unlabelled"} if unannotated else {},
-        )
-        rows, nothing = (
-            kept + [names | row | {"label": structure.key} for row in new]
-            for kept, new in zip((rows, nothing), scored)
-        )
+        states = {match.name: "unlabelled"} if unannotated else {}
+        found = score_maps(prediction, truth, grid.spacing_mm, [Structure(match.name, (1,))], how, states)
+        rows += [names | row | {"label": structure.key} for row in found[0]]
+        nothing += [names | row | {"label": structure.key} for row in found[1]]
     for side, masks in zip(sides, opened):
         told = [finding for finding in masks.findings if finding.code != "GRID_REORDERED"]
         notes += warnings_of(told, pair.case_id, side.file, notes_too=True)
@@ -329,15 +332,8 @@ def numbered(names: Sequence[str]) -> tuple[Structure, ...]:
 
 def said_of(pairs: Sequence[MaskPair]) -> list[str]:
     """Warnings about structures that a prediction does not hold and that therefore count as missed."""
-    lacking = {
-        pair.case_id: [
-            match.name for match in pair.matches if match.reference is not None and match.prediction is None
-        ]
-        for pair in pairs
-        if pair.prediction is not None
-    }
     return [
-        f"case {case_id}: the prediction does not hold {listed(names)}, which count as missed"
-        for case_id, names in lacking.items()
-        if names
+        f"case {pair.case_id}: the prediction does not hold {listed(names)}, which count as missed"
+        for pair in pairs
+        if pair.prediction is not None and (names := lacking(pair.matches))
     ]

@@ -318,25 +318,22 @@ def score_pair(
             predicted = label_map(pair.prediction, Naming(naming.values))
             prediction = predicted.on(label.grid, "reference", pair.prediction)
         notes += warnings_of(predicted.findings, pair.case_id, pair.prediction_file)
-    rows, nothing = score_maps(
-        prediction=prediction,
-        reference=label.array,
-        spacing_mm=label.spacing_mm,
-        structures=structures,
-        settings=settings,
-        states=pair.states,
-    )
-    names = {
-        "case_id": pair.case_id,
-        "patient_id": pair.patient_id,
-        "prediction_file": pair.prediction_file,
-        "reference_file": pair.reference_file,
-    }
+    rows, nothing = score_maps(prediction, label.array, label.spacing_mm, structures, settings, pair.states)
+    names = case_columns(pair.case_id, pair.patient_id, pair.prediction_file, pair.reference_file)
     return [names | row for row in rows], [names | row for row in nothing], notes
 
 
+def case_columns(case_id: str, patient_id: str, prediction_file: str, reference_file: str) -> Row:
+    """What every row of a case begins with."""
+    return {
+        "case_id": case_id,
+        "patient_id": patient_id,
+        "prediction_file": prediction_file,
+        "reference_file": reference_file,
+    }
+
+
 def score_maps(
-    *,
     prediction: np.ndarray,
     reference: np.ndarray,
     spacing_mm: tuple[float, float, float],
