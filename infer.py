@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -125,8 +124,7 @@ def infer(arguments: argparse.Namespace) -> int:
     LOG.info(
         "%d scans, structures: %s. %s.", len(scans), ", ".join(predictor.names), predictor.machine.reason
     )
-    labels = {str(number): name for number, name in enumerate(predictor.names, start=1)}
-    artifacts.write_json(output / "labels.json", labels)
+    artifacts.write_json(output / "labels.json", predictor.labels)
     run = {
         "version": 3,
         "checkpoints_sha256": hashes,
@@ -158,13 +156,15 @@ def infer(arguments: argparse.Namespace) -> int:
 
 def tell_left_out(findings: Sequence[Finding]) -> list[dict[str, Any]]:
     """Tell what the search for scans found beside them; the records of the scans that cannot be used."""
+    from ctseg.prediction.new_scans import failed
+
+    lost = []
     for finding in findings:
-        LOG.log(logging.ERROR if finding.severity == "ERROR" else logging.INFO, "%s", finding.line())
-    return [
-        {"scan": finding.case, "error": finding.code, "cause": finding.cause}
-        for finding in findings
-        if finding.severity == "ERROR"
-    ]
+        if finding.severity == "ERROR":
+            lost.append(failed(finding))
+        else:
+            LOG.info("%s", finding.line())
+    return lost
 
 
 def predict_all(
