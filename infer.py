@@ -20,32 +20,81 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import logging
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ctseg import artifacts, cli, config
 from ctseg.cli import LOG
-from ctseg.errors import PreconditionError, UsageError
+from ctseg.errors import Finding, PreconditionError, UsageError
 from ctseg.outputs import keep_inputs, require_writable
 
 if TYPE_CHECKING:
     from ctseg.datasets.case import ImageSource
+    from ctseg.prediction.new_scans import Inference
     from ctseg.prediction.predictor import Predictor
     from ctseg.prediction.scan_outputs import Wanted
 
 RECORD = "inference.json"
+OPTIONS: dict[str, dict[str, Any]] = {
+    "--input": {"type": Path, "required": True, "metavar": "PATH", "help": "a scan, or a folder of scans"},
+    "--output": {"type": Path, "required": True, "metavar": "DIR", "help": "where the masks go"},
+    "--checkpoint": {
+        "type": Path,
+        "nargs": "+",
+        "default": [Path("checkpoints/best_model.pth")],
+        "metavar": "FILE",
+        "help": "default: checkpoints/best_model.pth; several: the mean of their probabilities",
+    },
+    "--format": {
+        "default": "nifti",
+        "metavar": "LIST",
+        "help": "what to write, from nifti, organs (a file per structure), seg, rtstruct (default: nifti); "
+        "the last two need DICOM scans",
+    },
+    "--tta": {
+        "action": argparse.BooleanOptionalAction,
+        "help": "predict the mirror image too and take the mean (default: where the network has seen such)",
+    },
+    "--keep-largest": {
+        "choices": ["auto", "all", "none"],
+        "help": "of which structures only the largest piece stays (default: auto, where validation gained)",
+    },
+    "--probabilities": {
+        "action": "store_true",
+        "help": "also write <scan>_probabilities/<structure>.nii.gz, 0 to 1",
+    },
+    "--save-uncertainty": {
+        "action": "store_true",
+        "help": "also write <scan>_uncertainty.nii.gz: entropy, 0 certain, 1 undecided",
+    },
+    "--statistics": {
+        "action": "store_true",
+        "help": "also write statistics.csv: volume and HU of each structure",
+    },
+    "--guide": {
+        "metavar": "SOURCE",
+        "help": "for guided networks: a folder of masks, totalsegmentator, or a best_model.pth",
+    },
+    "--device": {"default": "auto", "choices": ["auto", "cpu", "cuda", "mps"], "help": "default: auto"},
+    "--set": {
+        "action": "append",
+        "default": [],
+        "metavar": "KEY=VALUE",
+        "dest": "assignments",
+        "help": "settings of the prediction, for example --set evaluate.flip=false",
+    },
+}
 
 
 def infer(arguments: argparse.Namespace) -> int:
     """Predict every scan. Returns 0, or 3 when some could not be used."""
     from ctseg.datasets import find_scans
-    from ctseg.prediction.new_scans import Inference, choose_guides, earlier_records, low_confidence
+    from ctseg.prediction.new_scans import Inference, choose_guides
     from ctseg.prediction.predictor import ensemble, load_predictor
     from ctseg.prediction.scan_outputs import Wanted, write_statistics
-    from ctseg.runtime.hardware import peak_memory_gb
     from models import build_network
 
     asked = {"evaluate.flip": arguments.tta, "evaluate.keep_largest": arguments.keep_largest}
@@ -75,8 +124,7 @@ def infer(arguments: argparse.Namespace) -> int:
     LOG.info(
         "%d scans, structures: %s. %s.", len(scans), ", ".join(predictor.names), predictor.machine.reason
     )
-    labels = {str(number): name for number, name in enumerate(predictor.names, start=1)}
-    artifacts.write_json(output / "labels.json", labels)
+    artifacts.write_json(output / "labels.json", predictor.labels)
     run = {
         "version": 3,
         "checkpoints_sha256": hashes,
@@ -92,28 +140,8 @@ def infer(arguments: argparse.Namespace) -> int:
         "guide": None if arguments.guide is None else Path(arguments.guide).name,
         "versions": artifacts.package_versions(),
     }
-    lost = [finding for finding in left_out if finding.severity == "ERROR"]
-    for finding in left_out:
-        LOG.log(logging.ERROR if finding in lost else logging.INFO, "%s", finding.line())
-    records: list[dict[str, Any]] = [
-        {"scan": finding.case, "error": finding.code, "cause": finding.cause} for finding in lost
-    ]
-    artifacts.sweep_temporaries(output)
-    before = earlier_records(output / RECORD, run)
-    # before any mask: it marks the folder as results
-    artifacts.write_json(output / RECORD, {**run, "finished": False, "scans": list(before.values())})
     inference = Inference(predictor, guides, wanted, output)
-    for name, source in cli.bar("Predicting")(scans.items()):
-        records.append(inference.predict(name, source, before.get(name)))
-        doubt = low_confidence(name, records[-1].get("confidence", {}), settings.low_confidence)
-        if doubt is not None:
-            LOG.warning("%s", doubt)
-        state = {
-            "finished": len(records) == len(scans) + len(lost),
-            "peak_memory_gb": peak_memory_gb(predictor.machine.device),
-            "scans": records,
-        }
-        artifacts.write_json(output / RECORD, run | state)
+    records = predict_all(inference, scans, run, lost=tell_left_out(left_out))
     if arguments.statistics:
         write_statistics(output / "statistics.csv", records)
     failed = sum("error" in record for record in records)
@@ -124,6 +152,50 @@ def infer(arguments: argparse.Namespace) -> int:
         f", {failed} scans left out" if failed else "",
     )
     return 3 if failed else 0
+
+
+def tell_left_out(findings: Sequence[Finding]) -> list[dict[str, Any]]:
+    """Tell what the search for scans found beside them; the records of the scans that cannot be used."""
+    from ctseg.prediction.new_scans import failed
+
+    lost = []
+    for finding in findings:
+        if finding.severity == "ERROR":
+            lost.append(failed(finding))
+        else:
+            LOG.info("%s", finding.line())
+    return lost
+
+
+def predict_all(
+    inference: Inference, scans: dict[str, ImageSource], run: dict[str, Any], *, lost: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """The records of all scans, those that were lost first; inference.json is written after each.
+
+    run: what inference.json says of the run as a whole. What an equal run did before is not done again.
+    """
+    from ctseg.prediction.new_scans import earlier_records, low_confidence
+    from ctseg.runtime.hardware import peak_memory_gb
+
+    path = inference.output / RECORD
+    artifacts.sweep_temporaries(inference.output)
+    before = earlier_records(path, run)
+    # before any mask: it marks the folder as results
+    artifacts.write_json(path, {**run, "finished": False, "scans": list(before.values())})
+    records = list(lost)
+    for name, source in cli.bar("Predicting")(scans.items()):
+        records.append(inference.predict(name, source, before.get(name)))
+        threshold = run["settings"]["low_confidence"]
+        doubt = low_confidence(name, records[-1].get("confidence", {}), threshold)
+        if doubt is not None:
+            LOG.warning("%s", doubt)
+        state = {
+            "finished": len(records) == len(scans) + len(lost),
+            "peak_memory_gb": peak_memory_gb(inference.predictor.machine.device),
+            "scans": records,
+        }
+        artifacts.write_json(path, run | state)
+    return records
 
 
 def checkpoint_hashes(checkpoints: list[Path]) -> list[str]:
@@ -193,64 +265,8 @@ def chosen_formats(text: str, scans: dict[str, ImageSource]) -> list[str]:
 def build_parser() -> argparse.ArgumentParser:
     """The command line of infer.py."""
     parser = cli.plain_parser("infer.py", __doc__ or "")
-    parser.add_argument(
-        "--input", type=Path, required=True, metavar="PATH", help="a scan, or a folder of scans"
-    )
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="where the masks go")
-    parser.add_argument(
-        "--checkpoint",
-        type=Path,
-        nargs="+",
-        default=[Path("checkpoints/best_model.pth")],
-        metavar="FILE",
-        help="default: checkpoints/best_model.pth; several: the mean of their probabilities",
-    )
-    parser.add_argument(
-        "--format",
-        default="nifti",
-        metavar="LIST",
-        help="what to write, from nifti, organs (a file per structure), seg, rtstruct (default: nifti); "
-        "the last two need DICOM scans",
-    )
-    parser.add_argument(
-        "--tta",
-        action=argparse.BooleanOptionalAction,
-        help="predict the mirror image too and take the mean (default: where the network has seen such)",
-    )
-    parser.add_argument(
-        "--keep-largest",
-        choices=["auto", "all", "none"],
-        help="of which structures only the largest piece stays (default: auto, where validation gained)",
-    )
-    parser.add_argument(
-        "--probabilities",
-        action="store_true",
-        help="also write <scan>_probabilities/<structure>.nii.gz, 0 to 1",
-    )
-    parser.add_argument(
-        "--save-uncertainty",
-        action="store_true",
-        help="also write <scan>_uncertainty.nii.gz: entropy, 0 certain, 1 undecided",
-    )
-    parser.add_argument(
-        "--statistics", action="store_true", help="also write statistics.csv: volume and HU of each structure"
-    )
-    parser.add_argument(
-        "--guide",
-        metavar="SOURCE",
-        help="for guided networks: a folder of masks, totalsegmentator, or a best_model.pth",
-    )
-    parser.add_argument(
-        "--device", default="auto", choices=["auto", "cpu", "cuda", "mps"], help="default: auto"
-    )
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        dest="assignments",
-        help="settings of the prediction, for example --set evaluate.flip=false",
-    )
+    for flag, words in OPTIONS.items():
+        parser.add_argument(flag, **words)
     return parser
 
 

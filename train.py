@@ -15,7 +15,7 @@ import dataclasses
 import os
 import signal
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ctseg import artifacts, cli, config, config_file
 from ctseg.artifacts import Workspace
@@ -26,6 +26,9 @@ from ctseg.laterality import one_sided
 from ctseg.manifest import Manifest, to_record
 from ctseg.tasks import find_task
 
+if TYPE_CHECKING:
+    from ctseg.learning.training import Plan
+
 
 def run(workspace: Workspace, settings: Settings, options: Options) -> int:
     """Train on the processed data of a workspace. Returns the exit code."""
@@ -35,73 +38,28 @@ def run(workspace: Workspace, settings: Settings, options: Options) -> int:
 
     import torch
 
-    from ctseg.learning import planning, training
-    from ctseg.learning.dataset import load_cases
-    from ctseg.learning.resuming import fell_back
+    from ctseg.learning import training
     from ctseg.learning.training_state import Stopped
     from ctseg.runtime import hardware
 
-    device = hardware.choose_device(options.device)
     if options.task is None and manifest.task:  # the defaults of the task that the data were made for
         task = find_task(manifest.task)
         options = dataclasses.replace(
             options, task=manifest.task, overrides={**task.settings, **options.overrides}
         )
-    profile = options.profile
-    if profile is None:
-        profile, reason = hardware.choose_profile(device)
-        LOG.info("Profile %s, because %s (--profile chooses).", profile, reason)
-    settings = without_wrong_mirror(config.resolve(profile, options.overrides), options, manifest)
+    settings = training_settings(options, manifest)
     machine = hardware.choose_machine(options.device, settings.train.precision)
     LOG.info("Training on %s.", machine.reason)
-    if device.type == "cpu" and machine.precision == "bf16":
+    if machine.device.type == "cpu" and machine.precision == "bf16":
         torch.set_float32_matmul_precision("high")
     check_model(settings.model.name)
     used = settings.record()
     sections = {"data": manifest.settings, "model": used["model"], "train": used["train"]}
     config_file.note(workspace, sections, options.task)
-    terminal, regions = Terminal(settings), None
+    terminal = Terminal(settings)
     plan = training.Plan(workspace, manifest, machine, build, terminal, options.restart)
     try:
-        if manifest.grid == "roi":
-            locator, regions = training.train_locator(plan, settings, cli.bar)
-            plan = dataclasses.replace(plan, locator=locator)
-            settings = planning.remaining_settings(settings)
-        tubes = learns_tubes(settings)
-        plan = dataclasses.replace(
-            plan,
-            training=load_cases(
-                workspace, manifest, "train", with_tubes=tubes, progress=cli.bar("Loading train")
-            ),
-            validation=load_cases(
-                workspace, manifest, "val", regions=regions, progress=cli.bar("Loading val")
-            ),
-        )
-        settings = training.with_planned_patch(plan, settings)
-        LOG.info(
-            "%d training and %d validation cases, structures: %s.",
-            len(plan.training),
-            len(plan.validation),
-            ", ".join(manifest.structures),
-        )
-        patch, batch = settings.train.patch_size, settings.train.batch_size
-        LOG.info("Patches of %d x %d x %d voxels, %d at a time.", *patch, batch)
-        smaller = dataclasses.replace(
-            settings,
-            train=dataclasses.replace(settings.train, batch_size=1),
-            model=dataclasses.replace(settings.model, width=8),
-        )
-        if not plan.restart and fell_back(workspace, settings, smaller):
-            settings = smaller
-        try:
-            training.train_network(plan, settings)
-        except torch.OutOfMemoryError:
-            LOG.warning(
-                "WARN GPU_OOM: the GPU's memory does not suffice; trying once more with batch size 1 and "
-                "width 8 (--low-vram)."
-            )
-            torch.cuda.empty_cache()
-            training.train_network(dataclasses.replace(plan, restart=True), smaller)
+        learn(plan, settings)
     except torch.OutOfMemoryError:
         raise ResourceError(
             "GPU_OOM",
@@ -113,6 +71,68 @@ def run(workspace: Workspace, settings: Settings, options: Options) -> int:
     if terminal.stop():  # asked for after the last step
         raise terminal.interruption()
     return 0
+
+
+def training_settings(options: Options, manifest: Manifest) -> Settings:
+    """The settings of a training: the profile's, which is told where nobody chose it, and the user's."""
+    from ctseg.runtime import hardware
+
+    device, profile = hardware.choose_device(options.device), options.profile
+    if profile is None:
+        profile, reason = hardware.choose_profile(device)
+        LOG.info("Profile %s, because %s (--profile chooses).", profile, reason)
+    return without_wrong_mirror(config.resolve(profile, options.overrides), options, manifest)
+
+
+def learn(plan: Plan, settings: Settings) -> None:
+    """Train the locator where the grid has one, then the network; once more smaller where memory is short.
+
+    Raises OutOfMemoryError where that is too large too, and Stopped.
+    """
+    import torch
+
+    from ctseg.learning import planning, training
+    from ctseg.learning.dataset import load_cases
+    from ctseg.learning.resuming import fell_back
+
+    workspace, manifest, regions = plan.workspace, plan.manifest, None
+    if manifest.grid == "roi":
+        locator, regions = training.train_locator(plan, settings, cli.bar)
+        plan = dataclasses.replace(plan, locator=locator)
+        settings = planning.remaining_settings(settings)
+    tubes = learns_tubes(settings)
+    plan = dataclasses.replace(
+        plan,
+        training=load_cases(
+            workspace, manifest, "train", with_tubes=tubes, progress=cli.bar("Loading train")
+        ),
+        validation=load_cases(workspace, manifest, "val", regions=regions, progress=cli.bar("Loading val")),
+    )
+    settings = training.with_planned_patch(plan, settings)
+    LOG.info(
+        "%d training and %d validation cases, structures: %s.",
+        len(plan.training),
+        len(plan.validation),
+        ", ".join(manifest.structures),
+    )
+    train = settings.train
+    LOG.info("Patches of %d x %d x %d voxels, %d at a time.", *train.patch_size, train.batch_size)
+    smaller = dataclasses.replace(
+        settings,
+        train=dataclasses.replace(train, batch_size=1),
+        model=dataclasses.replace(settings.model, width=8),
+    )
+    if not plan.restart and fell_back(workspace, settings, smaller):
+        settings = smaller
+    try:
+        training.train_network(plan, settings)
+    except torch.OutOfMemoryError:
+        LOG.warning(
+            "WARN GPU_OOM: the GPU's memory does not suffice; trying once more with batch size 1 and "
+            "width 8 (--low-vram)."
+        )
+        torch.cuda.empty_cache()
+        training.train_network(dataclasses.replace(plan, restart=True), smaller)
 
 
 def tell_data_settings(manifest: Manifest, options: Options) -> None:

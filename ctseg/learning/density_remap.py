@@ -17,10 +17,12 @@ from typing import NamedTuple
 import numpy as np
 from scipy import ndimage
 
-from ctseg.errors import IntegrityError, PreconditionError, UsageError
+from ctseg.errors import IntegrityError, PreconditionError
 from ctseg.geometry.body_regions import AIR_HU, lung_box, lung_region
 
 WALL_MM = 1.5
+MIX = 0.3  # share of the straight line in the table; 1 would give the identity
+BIN_HU = 16.0  # width of a bin; the window is cut into the nearest whole number of them
 
 
 class LookupCase(NamedTuple):
@@ -35,21 +37,14 @@ class LookupCase(NamedTuple):
     spacing_mm: tuple[float, float, float]
 
 
-def fit_lookup(
-    cases: Iterable[LookupCase], window_hu: tuple[float, float], *, mix: float = 0.3, bin_hu: float = 16.0
-) -> np.ndarray:
+def fit_lookup(cases: Iterable[LookupCase], window_hu: tuple[float, float]) -> np.ndarray:
     """(n + 1,) float32: new values at n + 1 evenly spaced old values 0..1, to be interpolated linearly.
 
-    Strictly increasing, first 0 and last exactly 1. mix: share of the straight line in the table, 0.01..1; 1
-    gives the identity. bin_hu: width of a bin; the window is cut into the nearest whole number of them. Cases
+    Strictly increasing, first 0 and last exactly 1. Cases
     are read one after another, so an iterator that loads them needs memory for one. A case that is not of the
     training split is refused: the table would know what the scores are to measure.
     """
-    if not 0.01 <= mix <= 1:
-        raise UsageError(
-            "BAD_VALUE", f"the share of the straight line in the density remap is {mix}", "use 0.01 to 1"
-        )
-    n_bins = max(2, round((window_hu[1] - window_hu[0]) / bin_hu))
+    n_bins = max(2, round((window_hu[1] - window_hu[0]) / BIN_HU))
     counts = np.zeros((3, n_bins))
     for case in cases:
         if case.split != "train":
@@ -70,7 +65,7 @@ def fit_lookup(
     density = (counts / totals).mean(0)  # equal shares, however rare a class is
     balanced = np.concatenate([[0.0], np.cumsum(density)])
     line = np.linspace(0, 1, n_bins + 1)
-    table = ((1 - mix) * balanced + mix * line).astype(np.float32)
+    table = ((1 - MIX) * balanced + MIX * line).astype(np.float32)
     table[0], table[-1] = 0, 1
     return table
 

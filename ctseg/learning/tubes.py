@@ -74,7 +74,6 @@ def sampling_points(
     *,
     rng: np.random.Generator,
     limit: int = 4000,
-    thin_mm: float = THIN_MM,
 ) -> dict[str, np.ndarray]:
     """Where patches may be centred: "thin" and "wide" skeleton voxels, and "background", each (n <= limit, 3)
     int16.
@@ -89,7 +88,7 @@ def sampling_points(
         near = lung
     elif line.any():
         near[tight_box(line, 10)] = True
-    is_thin = line & (radius_mm < thin_mm)
+    is_thin = line & (radius_mm < THIN_MM)
     kinds = {"thin": is_thin, "wide": line & ~is_thin, "background": near & (label == 0)}
     return {
         kind: choose_voxels(np.flatnonzero(where), where.shape, limit, rng) for kind, where in kinds.items()

@@ -29,7 +29,6 @@ def predict_guide_masks(
     """
     done_file = folder / "made.json"
     done = artifacts.read_json(done_file) if done_file.exists() else {}
-    names = dict(enumerate(predictor.names, start=1))
     for record in progress(records):
         path = folder / f"{artifacts.safe_name(record.case_id)}.nii.gz"
         try:
@@ -40,7 +39,7 @@ def predict_guide_masks(
         except (PipelineError, OSError):
             continue
         label = predictor.predict(predictor.read_scan(image)).label
-        nifti.write_label(path, Volume(label, image.affine), names=names)
+        nifti.write_label(path, Volume(label, image.affine), names=predictor.labels)
         done[record.case_id] = key
         artifacts.write_json(done_file, done)
-    artifacts.write_json(folder / "labels.json", {str(number): name for number, name in names.items()})
+    artifacts.write_json(folder / "labels.json", predictor.labels)

@@ -125,7 +125,7 @@ class Inference:
             image, findings = load_case.load_image(source)
             for finding in findings:
                 LOG.info("%s", finding.at(name).line())
-            names = dict(enumerate(self.predictor.names, start=1))
+            names = self.predictor.labels
             case = self.predictor.read_scan(image, self.guides.of(name, image))
             found = self.predictor.predict(case)
             findings = self.wanted.write(self.output, name, found, image, names, source)

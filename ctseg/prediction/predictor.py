@@ -68,6 +68,11 @@ class Predictor:
         return list(self.checkpoint["structures"])
 
     @property
+    def labels(self) -> dict[int, str]:
+        """Label id -> structure."""
+        return dict(enumerate(self.names, start=1))
+
+    @property
     def takes_guide(self) -> bool:
         """Whether the network needs a guide."""
         return "guide" in getattr(self.network, "inputs", ())

@@ -47,8 +47,7 @@ def predict_test_cases(
         predict_case(predictor, workspace, manifest, case, calibration)
         for case in progress(manifest.of_split("test"))
     ]
-    labels = {str(number): name for number, name in enumerate(names, start=1)}
-    artifacts.write_json(workspace.predictions / "labels.json", labels)
+    artifacts.write_json(workspace.predictions / "labels.json", predictor.labels)
     identity = {
         "checkpoint_sha256": artifacts.file_hash(workspace.best_model),
         "manifest_hash": manifest.data_hash(),
@@ -93,12 +92,12 @@ def predict_case(
     """Predict one test case, write its label maps, count its calibration; its part of evaluation_run.json."""
     started = time.monotonic()
     seen = predictor.read_case(workspace, manifest, case)
-    names, safe = dict(enumerate(predictor.names, start=1)), artifacts.safe_name(case.case_id)
+    safe = artifacts.safe_name(case.case_id)
     passes: list[str] = []
 
     def write(file: str, label: np.ndarray) -> str:
         path = workspace.predictions / file
-        nifti.write_label(path, Volume(label, case.scan.affine), names=names)
+        nifti.write_label(path, Volume(label, case.scan.affine), names=predictor.labels)
         return path.relative_to(workspace.evaluation).as_posix()
 
     def write_pass(number: int, label: np.ndarray) -> None:

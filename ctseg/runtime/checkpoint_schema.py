@@ -145,15 +145,12 @@ TRAINING_RULES: tuple[tuple[str, Check, str], ...] = (
     ("later_passes", a(bool), "true or false"),
     ("best", optional(a_number(0, 1)), "a Dice"),
     ("best_epoch", is_count, "an epoch"),
-    ("skipped_in_a_row", is_count, "a number of steps"),
-    ("steps", is_count, "a number of steps"),
+    *((key, is_count, "a number of steps") for key in ("skipped_in_a_row", "steps")),
     ("stale", is_count, "a number of validations"),
     ("threads", lambda value: is_count(value, 1), "a number of threads"),
     ("precision", a(str), "a number format"),
     ("rate_scale", a_number(0, 1), "a factor"),
-    ("seconds", a_number(0), "a duration"),
-    ("validation_seconds", a_number(0), "a duration"),
-    ("validation_total", a_number(0), "a duration"),
+    *((key, a_number(0), "a duration") for key in ("seconds", "validation_seconds", "validation_total")),
     ("history", a(str), "a history"),
     ("missed", lambda value: is_list(value, is_place), "places that were missed"),
 )
@@ -199,17 +196,19 @@ def check(content: dict[str, Any], size: int, file: str) -> None:
 
 def check_tensors(content: Any, size: int, file: str) -> None:
     """Raise IntegrityError unless every tensor is stored in full, within `size` bytes in all, and finite."""
+
+    def too_large(cause: str) -> IntegrityError:
+        return IntegrityError("CHECKPOINT_SIZE", cause, FOREIGN, file=file)
+
     total = 0
     for key, tensor in named_tensors(content):
         size_of_it = tensor.numel() * tensor.element_size()
         plain = tensor.layout == torch.strided and not tensor.is_quantized and tensor.device.type != "meta"
         if not plain or size_of_it > tensor.untyped_storage().nbytes():
-            cause = f"'{key}' claims more elements than it stores"
-            raise IntegrityError("CHECKPOINT_SIZE", cause, FOREIGN, file=file)
+            raise too_large(f"'{key}' claims more elements than it stores")
         total += size_of_it
         if total > size:
-            cause = f"its tensors claim more than the {size} bytes of the file"
-            raise IntegrityError("CHECKPOINT_SIZE", cause, FOREIGN, file=file)
+            raise too_large(f"its tensors claim more than the {size} bytes of the file")
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise IntegrityError(
                 "CHECKPOINT_NONFINITE",

@@ -170,7 +170,7 @@ def _check_kind(content: Any, name: str) -> None:
 def load_weights(network: torch.nn.Module, weights: dict[str, torch.Tensor], *, file: str) -> None:
     """Put weights into a network; every name, shape and number format must match."""
     _require_same_form(network, weights, file)
-    network.load_state_dict(weights, strict=True)
+    network.load_state_dict(weights)
 
 
 def _require_same_form(network: torch.nn.Module, weights: dict[str, torch.Tensor], file: str) -> None:
@@ -209,7 +209,7 @@ def restore(
         raise mismatch(f"its network cannot be built ({error})", file) from error
     _require_same_form(planned, weights, file)
     network = build(**arch)
-    load_weights(network, weights, file=file)
+    network.load_state_dict(weights)
     for part in network.modules():
         limit, most = getattr(part, "pass_limit", None), getattr(part, "n_infer", 0)
         if limit is not None and not 1 <= int(limit) <= most:
@@ -221,7 +221,7 @@ def _previous(path: Path) -> Path:
     return path.with_name(f"{path.stem}.prev{path.suffix}")
 
 
-def rotate(path: Path) -> Path:
+def rotate(path: Path) -> None:
     """Keep the current file as `<stem>.prev.pth` (with its sidecar) before a new one is written."""
     previous = _previous(path)
     if path.exists():
@@ -229,7 +229,6 @@ def rotate(path: Path) -> Path:
         artifacts.write_json(_sidecar(previous), {"sha256": [*old[-1:], *hashes]})
         data = path.read_bytes()
         artifacts.atomic_write(previous, lambda stream: stream.write(data))
-    return previous
 
 
 def set_aside(path: Path) -> Path | None:
