@@ -22,16 +22,11 @@ _CORNERS = tuple(itertools.product((0, 1), repeat=3))
 Edge = tuple[int, int]  # two corner numbers, which differ in one coordinate
 
 
-def cell_codes(mask: np.ndarray) -> np.ndarray:
-    """The code of every 2x2x2 cell of a bool mask (D, H, W), padded by background: uint8 (D+1, H+1, W+1).
-
-    Cell (d, h, w) holds the voxels d-1..d, h-1..h, w-1..w, so its centre is the corner of those 8 voxels.
-    """
-    return padded_codes(mask)[:-1, :-1, :-1]
-
-
 def padded_codes(mask: np.ndarray) -> np.ndarray:
-    """`cell_codes` with one more layer of zeros at the end of each axis, contiguous.
+    """The code of every 2x2x2 cell of a bool mask (D, H, W), padded by background: uint8 (D+2, H+2, W+2).
+
+    Cell (d, h, w) holds the voxels d-1..d, h-1..h, w-1..w, so its centre is the corner of those 8 voxels. The
+    last layer of each axis is 0, so that the array is contiguous.
 
     The shifts run over the flat array: where a row ends the next one begins with background.
     """
