@@ -87,7 +87,7 @@ def _loops(foreground: frozenset[int]) -> list[np.ndarray]:
             neighbours[following].remove(loop[-1])
             loop.append(following)
         neighbours = {edge: joined for edge, joined in neighbours.items() if joined}
-        loops.append(np.array([_midpoint(edge) for edge in loop[:-1]]))
+        loops.append(np.array(_CORNERS)[loop[:-1]].mean(axis=1))  # of each edge its midpoint
     return loops
 
 
@@ -112,10 +112,6 @@ def _segments(foreground: frozenset[int]) -> list[tuple[Edge, Edge]]:
 
 def _adjacent(one: int, other: int) -> bool:
     return sum(a != b for a, b in zip(_CORNERS[one], _CORNERS[other])) == 1
-
-
-def _midpoint(edge: Edge) -> np.ndarray:
-    return (np.array(_CORNERS[edge[0]]) + np.array(_CORNERS[edge[1]])) / 2.0
 
 
 def largest_triangulation(loop: np.ndarray) -> list[np.ndarray]:

@@ -234,14 +234,8 @@ def airway_block(topology: Mapping[str, Any]) -> dict[str, Any]:
 def _of_generations(shares: Sequence[Sequence[float]]) -> list[dict[str, Any]]:
     """Mean and median over the cases that reach each generation."""
     result = []
-    for generation in range(max(len(case) for case in shares)):
-        values = np.array([case[generation] for case in shares if len(case) > generation])
-        result.append(
-            {
-                "generation": generation,
-                "mean": float(values.mean()),
-                "median": float(np.median(values)),
-                "n": int(values.size),
-            }
-        )
+    for generation in range(max(map(len, shares))):
+        values = [case[generation] for case in shares if len(case) > generation]
+        mean, median = float(np.mean(values)), float(np.median(values))
+        result.append({"generation": generation, "mean": mean, "median": median, "n": len(values)})
     return result
