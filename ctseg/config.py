@@ -289,16 +289,13 @@ def changed(settings: Settings, overrides: Mapping[str, Any]) -> Settings:
     """The settings with other values; UsageError for an unknown key, a wrong value, or values that do not go
     together.
     """
-    values = {section: dict(vars(part)) for section, part in vars(settings).items()}
+    changes: dict[str, dict[str, Any]] = {section: {} for section in vars(settings)}
     for key, value in overrides.items():
         as_wanted = known_value(key, value)
         section, name = key.split(".")
-        values[section][name] = as_wanted
+        changes[section][name] = as_wanted
     result = Settings(
-        DataSettings(**values["data"]),
-        ModelSettings(**values["model"]),
-        TrainSettings(**values["train"]),
-        EvaluateSettings(**values["evaluate"]),
+        **{name: dataclasses.replace(part, **changes[name]) for name, part in vars(settings).items()}
     )
     check_together(result)
     return result

@@ -231,11 +231,6 @@ def one_sided(
     return list(dict.fromkeys([*sides.one_sided(structures), *sides.one_sided(organs)]))
 
 
-def mirror_pairs(structures: Sequence[str]) -> list[tuple[int, int]]:
-    """Index pairs (left, right) of structures that are each other's mirror image."""
-    return find_sides(structures).indices(structures)
-
-
 def find_sides(names: Sequence[str], declared: Sequence[tuple[str, str]] = ()) -> Sides:
     """The mirror pairs among all names of a data set. declared: pairs (left, right) that the user knows
     better; UsageError when they contradict.

@@ -174,12 +174,8 @@ class AnatomyGuidance(Technique):
         read = GuideForm.of(guide_channels, form, options)
         super().__init__(network, own_channels=read.channels if form == "concat_input" else 0)
         self.inputs = (*self.inputs, "guide")
-        self.guide_channels, self.form, self.stride, self.read = (
-            guide_channels,
-            form,
-            options.guide_stride,
-            read,
-        )
+        self.guide_channels, self.form = guide_channels, form
+        self.stride, self.read = options.guide_stride, read
         last = len(self.decoder_channels) - 1
         guided = {"all": range(last + 1), "top": [last], "bottom": [0]}[options.guide_levels]
         self.levels = nn.ModuleDict()  # by the level's number, 0 being the coarsest

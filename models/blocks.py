@@ -229,6 +229,8 @@ class Backbone(nn.Module):
 
     inputs: tuple[str, ...] = ("image",)  # what forward takes, in order
     passes: int = 1
+    encoder: Encoder
+    decoder: nn.ModuleList  # coarse to fine: (what comes from below, skip, hook) -> features
     heads: nn.ModuleList  # coarse to fine; the last makes the logits
 
     def __init__(self, size: Size, decoder_channels: Sequence[int], *, n_decoders: int = 1):
@@ -236,6 +238,16 @@ class Backbone(nn.Module):
         self.in_channels, self.size_multiple = size.in_channels, size.multiple
         self.decoder_channels = list(decoder_channels)  # coarse to fine
         self.n_decoders = n_decoders
+
+    def forward(self, ct: Tensor, hooks: Hooks | None = None) -> Output:
+        """One encoder and one decoder with skips; networks of another form have a forward of their own."""
+        (of_levels,) = self.checked(ct, hooks)
+        *skips, x = self.encoder(ct)  # fine to coarse
+        features = []
+        for up, hook in zip(self.decoder, of_levels):  # coarse to fine
+            x = up(x, skips.pop(), hook)
+            features.append(x)
+        return self.predict(features)
 
     def checked(self, ct: Tensor, hooks: Hooks | None) -> Sequence[Sequence[Hook | None]]:
         """Refuse an input of the wrong shape (ValueError); the hooks of each decoder, None at each level

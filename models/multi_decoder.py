@@ -2,13 +2,14 @@
 
 Neighbouring organs share low-level appearance but differ in shape; at the end the decoders exchange what they
 found, so that the place of one organ informs the others. After github.com/arunmm8335/3d-medical-segmentation,
-written anew from its description; the published network itself is in models/published.py.
+written anew from its description.
 """
 
 from __future__ import annotations
 
 import bisect
 import dataclasses
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -29,7 +30,6 @@ from models.blocks import (
     initialise,
     initialise_head,
 )
-from models.published import PublishedAttention
 from models.unet import SHORTCUT_WEIGHT, UNetOptions, residual_levels
 
 
@@ -66,18 +66,25 @@ class CrossDecoderAttention(nn.Module):
     - "global_gate": softmax_m(mean_v q_n(v) . k_m(v) / sqrt d), one weight for all voxels.
 
     It is computed at 1/`stride` of the size.
+
+    "published" is what others published, to compare with: softmax_m(sum_v q_n(v) . k_m(v) / sqrt d) at full
+    size, no identity, and W(...) in place of F_n: what a decoder found itself is lost. The sums grow with the
+    number of voxels, so the softmax is one-hot and query and key get no gradient
+    (docs/decisions/005-attention-and-starting-weights.md).
     """
 
     def __init__(self, channels: int, n_decoders: int, *, form: str, stride: int):
         super().__init__()
-        self.form, self.stride, self.heads = form, stride, math.gcd(4, channels)
+        published = form == "published"
+        self.form, self.stride, self.heads = form, 1 if published else stride, math.gcd(4, channels)
         self.query = nn.Conv3d(channels, channels, 1)
         # a bias of the key adds the same to all logits of a softmax: without effect
-        self.key = nn.Conv3d(channels, channels, 1, bias=False)
+        self.key = nn.Conv3d(channels, channels, 1, bias=published)
         self.value = nn.Conv3d(channels, channels, 1)
         self.output = nn.Conv3d(channels, channels, 1)
-        self.identity = nn.Parameter(0.1 * torch.randn(n_decoders, channels))
-        self.gate = nn.Parameter(torch.zeros(()))
+        if not published:
+            self.identity = nn.Parameter(0.1 * torch.randn(n_decoders, channels))
+            self.gate = nn.Parameter(torch.zeros(()))
 
     def forward(self, features: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
         """The attended features, and the weights a: (B, heads, S, S, voxels or 1), sum 1 over axis 3."""
@@ -90,8 +97,9 @@ class CrossDecoderAttention(nn.Module):
         query, key, value = (
             conv(small).float().reshape(tokens) for conv in (self.query, self.key, self.value)
         )
-        identity = self.identity.view(len(features), 1, self.heads, -1, 1)
-        query, key = query + identity, key + identity
+        if self.form != "published":
+            identity = self.identity.view(len(features), 1, self.heads, -1, 1)
+            query, key = query + identity, key + identity
         # one decoder after the other: all at once would take S times the memory
         over = (3,) if self.form == "voxel" else (3, 4)
         logits = torch.stack([(q * key).sum(over, keepdim=True) for q in query]) / math.sqrt(tokens[3])
@@ -100,11 +108,14 @@ class CrossDecoderAttention(nn.Module):
         weights = logits.softmax(dim=1)  # (S, S, B, heads, 1, voxels or 1)
         heard = torch.stack([(row * value).sum(0) for row in weights])
         heard = self.output(heard.to(small.dtype).reshape(-1, channels, *size))
+        shown = weights.squeeze(4).permute(2, 3, 0, 1, 4)
+        if self.form == "published":
+            return list(heard.split(len(features[0]))), shown
         heard = self.gate.to(heard.dtype) * heard
         heard = heard.contiguous(memory_format=torch.channels_last_3d)  # or the CPU interpolates slowly
         heard = resized(heard, features[0].shape[2:])
         attended = [x + o for x, o in zip(features, heard.split(len(features[0])))]
-        return attended, weights.squeeze(4).permute(2, 3, 0, 1, 4)
+        return attended, shown
 
 
 def resized(x: Tensor, size: Sequence[int]) -> Tensor:
@@ -186,12 +197,10 @@ class MultiDecoder(Backbone):
         self.attention: nn.Module | None = None
         self.attention_before: nn.Module | None = None  # of the level before the finest
 
-        def attention(channels: int) -> nn.Module:
-            if options.attention == "published":
-                return PublishedAttention(channels)
-            return CrossDecoderAttention(channels, n_structures, form=options.attention, stride=stride)
-
         if options.attention != "none" and self.n_decoders > 1:
+            attention = functools.partial(
+                CrossDecoderAttention, n_decoders=n_structures, form=options.attention, stride=stride
+            )
             self.attention = attention(of_decoder[-1])
             if options.attention_levels == 2:
                 self.attention_before = attention(of_decoder[-2])

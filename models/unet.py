@@ -21,9 +21,7 @@ from models.blocks import (
     ConvUnit,
     Encoder,
     Hook,
-    Hooks,
     Options,
-    Output,
     OutputHead,
     ResidualBlock,
     Size,
@@ -111,12 +109,3 @@ class UNet(Backbone):
             self.heads[-1] = OutputHead(size.width, size.n_structures + 1)
         initialise(self)
         initialise_head(self.heads)
-
-    def forward(self, ct: Tensor, hooks: Hooks | None = None) -> Output:
-        (of_levels,) = self.checked(ct, hooks)
-        *skips, x = self.encoder(ct)  # fine to coarse
-        features = []
-        for up, hook in zip(self.decoder, of_levels):  # coarse to fine
-            x = up(x, skips.pop(), hook)
-            features.append(x)
-        return self.predict(features)

@@ -25,10 +25,8 @@ from models.blocks import (
     ConvUnit,
     Encoder,
     Hook,
-    Hooks,
     Norm,
     Options,
-    Output,
     OutputHead,
     Size,
     Style,
@@ -152,12 +150,3 @@ class VNet(Backbone):
         for above, here, count in zip(channels, channels[1:], counts[1:]):
             down = ConvUnit(above, here, kernel=2, stride=2, style=style_of(options))
             yield nn.Sequential(down, Stage(here, here, count, options))
-
-    def forward(self, ct: Tensor, hooks: Hooks | None = None) -> Output:
-        (of_levels,) = self.checked(ct, hooks)
-        *skips, x = self.encoder(ct)  # fine to coarse
-        features = []
-        for up, hook in zip(self.decoder, of_levels):  # coarse to fine
-            x = up(x, skips.pop(), hook)
-            features.append(x)
-        return self.predict(features)

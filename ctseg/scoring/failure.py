@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import spearmanr
 
-from ctseg.scoring.metrics import Row, has_reference
+from ctseg.scoring.metrics import Row, grouped, has_reference
 from ctseg.scoring.summary import lowest
 
 _COLUMNS = ("case_id", "structure", "confidence", "dice")
@@ -78,11 +78,8 @@ def case_points(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """{case_id, confidence, dice} of every case where both are defined: mean confidence over what was
     predicted, mean Dice over what the reference holds (a missed structure counts 0). The first can be had
     without a reference."""
-    cases: dict[str, list[Row]] = {}
-    for row in rows:
-        cases.setdefault(row["case_id"], []).append(row)
     points = []
-    for case_id, own in cases.items():
+    for case_id, own in grouped(rows, "case_id").items():
         sure = [row["confidence"] for row in own if row.get("confidence") is not None]
         dice = [row["dice"] for row in own if has_reference(row)]
         if sure and dice:
@@ -102,16 +99,15 @@ def summarise(rows: Sequence[Row], members: int = 1, reason: str | None = None) 
     """
     points = case_points(rows)
     scored = [row for row in rows if has_reference(row)]
-    by_structure = {}
-    for name in dict.fromkeys(row["structure"] for row in rows):
-        own = [row for row in scored if row["structure"] == name and row.get("confidence") is not None]
-        if own:
-            by_structure[name] = _rank(own)
+    sure = [row for row in scored if row.get("confidence") is not None]
+    known = grouped(sure, "structure")
+    names = dict.fromkeys(row["structure"] for row in rows)
+    by_structure = {name: _rank(known[name]) for name in names if name in known}
     return {
         **_rank(points),
         "members": members,
         "reason": reason,
-        "n_missed_by_all": sum(row.get("confidence") is None for row in scored) if members > 1 else None,
+        "n_missed_by_all": len(scored) - len(sure) if members > 1 else None,
         "structures": by_structure,
         "worst_by_confidence": lowest(rows, "confidence", _COLUMNS),
         "worst_by_dice": lowest(rows, "dice", _COLUMNS) if by_structure else [],

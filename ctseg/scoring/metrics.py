@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -102,6 +102,14 @@ def _ratio(numerator: int, denominator: int) -> float | None:
 def has_reference(row: Mapping[str, Any]) -> bool:
     """Whether a row's reference holds the structure: only such rows enter a headline."""
     return row["state"] in HEADLINE_STATES
+
+
+def grouped(rows: Iterable[Row], column: str) -> dict[Any, list[Row]]:
+    """The rows by their value in a column, both in the order in which they come."""
+    groups: dict[Any, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(row[column], []).append(row)
+    return groups
 
 
 def image_diagonal_mm(shape: Sequence[int], spacing_mm: Sequence[float]) -> float:

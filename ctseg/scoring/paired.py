@@ -103,14 +103,10 @@ def wilcoxon_p(differences: np.ndarray) -> float:
 def holm(p: Sequence[float]) -> list[float]:
     """The p-values corrected by Holm (1979), in their order."""
     order = np.argsort(p, kind="stable")
-    stepped = (
-        np.maximum.accumulate([(len(p) - i) * p[index] for i, index in enumerate(order)])
-        if len(p)
-        else np.zeros(0)
-    )
+    stepped = np.maximum.accumulate(np.arange(len(p), 0, -1) * np.asarray(p, dtype=np.float64)[order])
     corrected = np.empty(len(p))
     corrected[order] = np.minimum(stepped, 1.0)
-    return [float(value) for value in corrected]
+    return corrected.tolist()
 
 
 # ---- ranking ----------------------------------------------------------------------------------------------

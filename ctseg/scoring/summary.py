@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ctseg.scoring import statistics
-from ctseg.scoring.metrics import ABSENT, HALLUCINATED, MISSED, PRESENT, STATES, Row, has_reference
+from ctseg.scoring.metrics import ABSENT, HALLUCINATED, MISSED, PRESENT, STATES, Row, grouped, has_reference
 from ctseg.scoring.paired import SMALLEST_TEST_N, median_interval, wilcoxon_p
 
 Summary = dict[str, Any]
@@ -69,16 +69,15 @@ def summarise(rows: Sequence[Row], baseline_rows: Sequence[Row], settings: Mappi
     baseline_rows: rows of the predictor that leaves every voxel background, made by the same code from the
     same references. settings goes into the file as it is.
     """
-    names = list(dict.fromkeys(row["structure"] for row in rows))
-    by_name = {name: [row for row in rows if row["structure"] == name] for name in names}
+    by_name = grouped(rows, "structure")
     summary: Summary = {"schema_version": 1, "settings": dict(settings)}
-    for name in names:
-        headline = [row for row in by_name[name] if has_reference(row)]
+    for name, own in by_name.items():
+        headline = [row for row in own if has_reference(row)]
         patients = [row["patient_id"] for row in headline]
         columns: dict[str, Sequence[float | None]] = {
             metric: [row[column] for row in headline] for metric, column in METRICS.items()
         }
-        for key in by_name[name][0]["nsd_by_tolerance"]:
+        for key in own[0]["nsd_by_tolerance"]:
             columns[key] = [row["nsd_by_tolerance"][key] for row in headline]
         for metric, values in columns.items():
             summary[f"{name}_{metric}"] = statistics.describe(values, patients)
@@ -87,13 +86,15 @@ def summarise(rows: Sequence[Row], baseline_rows: Sequence[Row], settings: Mappi
         summary[f"mean_{metric}"] = statistics.describe(
             [case[f"mean_{metric}"] for case in cases], [case["patient_id"] for case in cases]
         )
-    summary["presence"] = {name: presence(by_name[name]) for name in names}
+    summary["presence"] = {name: presence(own) for name, own in by_name.items()}
     summary["all_cases"] = {
-        f"{name}_{metric}": _mean_of_all(by_name[name], metric) for name in names for metric in ALL_METRICS
+        f"{name}_{metric}": _mean_of_all(own, metric)
+        for name, own in by_name.items()
+        for metric in ALL_METRICS
     }
     summary["headline"] = headline_of(rows)
     summary["baselines"] = {"all_background": _baseline(baseline_rows, summary["headline"])}
-    summary["worst_cases"] = {name: lowest(by_name[name], "dice", WORST_COLUMNS) for name in names}
+    summary["worst_cases"] = {name: lowest(own, "dice", WORST_COLUMNS) for name, own in by_name.items()}
     summary |= {
         "topology": {},
         "airway": {},
@@ -113,21 +114,19 @@ def mean(values: Sequence[float | None]) -> float | None:
 
 def headline_of(rows: Sequence[Row]) -> dict[str, Any]:
     """Means over the structures' own headlines, each structure counting once, and who takes part."""
-    names = list(dict.fromkeys(row["structure"] for row in rows))
-    headline = {
-        name: [row for row in rows if row["structure"] == name and has_reference(row)] for name in names
-    }
-    with_reference = [name for name in names if headline[name]]
+    names = dict.fromkeys(row["structure"] for row in rows)
+    found = grouped(filter(has_reference, rows), "structure")
+    with_reference = {name: found[name] for name in names if name in found}
     macro = {
         f"macro_{metric}": mean(
-            [mean([row[METRICS[metric]] for row in headline[name]]) for name in with_reference]
+            [mean([row[METRICS[metric]] for row in own]) for own in with_reference.values()]
         )
         for metric in ("dice", "iou", "nsd", "hd95_imputed")
     }
     return {
         **macro,
-        "structures": with_reference,
-        "structures_without_reference": [name for name in names if not headline[name]],
+        "structures": list(with_reference),
+        "structures_without_reference": [name for name in names if name not in found],
     }
 
 
@@ -158,8 +157,7 @@ def _mean_of_all(rows: Sequence[Row], metric: str) -> dict[str, Any]:
 def _baseline(rows: Sequence[Row], headline: Mapping[str, Any]) -> dict[str, Any]:
     """What predicting nothing scores, and whether the method is better."""
     result: dict[str, Any] = {}
-    for name in dict.fromkeys(row["structure"] for row in rows):
-        own = [row for row in rows if row["structure"] == name]
+    for name, own in grouped(rows, "structure").items():
         scored = [row for row in own if has_reference(row)]
         result |= {
             f"{name}_{metric}": mean([row[METRICS[metric]] for row in scored]) for metric in BASELINE_METRICS
@@ -190,11 +188,8 @@ def case_records(rows: Sequence[Row]) -> list[dict[str, Any]]:
     The means run over the organs that the case's reference holds; an undefined distance takes no part in
     mean_hd and mean_hd95, but counts as the image diagonal in mean_hd95_imputed.
     """
-    cases: dict[str, list[Row]] = {}
-    for row in rows:
-        cases.setdefault(row["case_id"], []).append(row)
     records = []
-    for case_id, own in cases.items():
+    for case_id, own in grouped(rows, "case_id").items():
         record: dict[str, Any] = {"patient_id": own[0]["patient_id"], "case_id": case_id}
         for row in own:
             name = row["structure"]
@@ -287,14 +282,12 @@ class PassGain:
 def pass_gain(rows_by_pass: Sequence[Sequence[Row]]) -> PassGain | None:
     """The gain over present and missed structures, averaged per patient; None when no test case shows a
     structure."""
-    by_patient: list[dict[str, list[float]]] = []
-    for rows in (rows_by_pass[0], rows_by_pass[-1]):
-        by_patient.append({})
-        for row in rows:
-            if has_reference(row):
-                by_patient[-1].setdefault(row["patient_id"], []).append(row["dice"])
+    by_patient = [
+        grouped(filter(has_reference, rows), "patient_id") for rows in (rows_by_pass[0], rows_by_pass[-1])
+    ]
     first, last = (
-        np.array([np.mean(values[patient]) for patient in sorted(values)]) for values in by_patient
+        np.array([np.mean([row["dice"] for row in own]) for _, own in sorted(patients.items())])
+        for patients in by_patient
     )
     if not len(first):
         return None

@@ -22,16 +22,11 @@ _CORNERS = tuple(itertools.product((0, 1), repeat=3))
 Edge = tuple[int, int]  # two corner numbers, which differ in one coordinate
 
 
-def cell_codes(mask: np.ndarray) -> np.ndarray:
-    """The code of every 2x2x2 cell of a bool mask (D, H, W), padded by background: uint8 (D+1, H+1, W+1).
-
-    Cell (d, h, w) holds the voxels d-1..d, h-1..h, w-1..w, so its centre is the corner of those 8 voxels.
-    """
-    return padded_codes(mask)[:-1, :-1, :-1]
-
-
 def padded_codes(mask: np.ndarray) -> np.ndarray:
-    """`cell_codes` with one more layer of zeros at the end of each axis, contiguous.
+    """The code of every 2x2x2 cell of a bool mask (D, H, W), padded by background: uint8 (D+2, H+2, W+2).
+
+    Cell (d, h, w) holds the voxels d-1..d, h-1..h, w-1..w, so its centre is the corner of those 8 voxels. The
+    last layer of each axis is 0, so that the array is contiguous.
 
     The shifts run over the flat array: where a row ends the next one begins with background.
     """
@@ -92,7 +87,7 @@ def _loops(foreground: frozenset[int]) -> list[np.ndarray]:
             neighbours[following].remove(loop[-1])
             loop.append(following)
         neighbours = {edge: joined for edge, joined in neighbours.items() if joined}
-        loops.append(np.array([_midpoint(edge) for edge in loop[:-1]]))
+        loops.append(np.array(_CORNERS)[loop[:-1]].mean(axis=1))  # of each edge its midpoint
     return loops
 
 
@@ -117,10 +112,6 @@ def _segments(foreground: frozenset[int]) -> list[tuple[Edge, Edge]]:
 
 def _adjacent(one: int, other: int) -> bool:
     return sum(a != b for a, b in zip(_CORNERS[one], _CORNERS[other])) == 1
-
-
-def _midpoint(edge: Edge) -> np.ndarray:
-    return (np.array(_CORNERS[edge[0]]) + np.array(_CORNERS[edge[1]])) / 2.0
 
 
 def largest_triangulation(loop: np.ndarray) -> list[np.ndarray]:

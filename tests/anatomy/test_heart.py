@@ -14,7 +14,7 @@ from ctseg.anatomy.heart.shape import OUTER, SurfaceMap, make_heart
 from ctseg.anatomy.heart.vessels import locate
 from ctseg.anatomy.tasks import load_task
 from ctseg.geometry.volume import Volume, to_canonical
-from ctseg.laterality import mirror_pairs
+from ctseg.laterality import find_sides
 
 CUBE = np.ones((3, 3, 3), dtype=bool)  # 26-connected
 
@@ -50,7 +50,7 @@ def test_task_has_what_every_task_has() -> None:
         "aorta",
         "pulmonary_artery",
     } == set(guides)
-    assert mirror_pairs(guides) == []  # chambers are no mirror images of each other
+    assert find_sides(guides).pairs == ()  # chambers are no mirror images of each other
 
 
 def test_same_seed_same_picture_other_index_another() -> None:

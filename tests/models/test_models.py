@@ -16,7 +16,7 @@ from torch.nn import functional
 from models import BACKBONES, PRESETS, Parts, build_network
 from models.blocks import LEAKY_SLOPE, ConvUnit, InstanceNorm, Norm, PReLU, Size, Style, normalisation
 from models.multi_decoder import CrossDecoderAttention, StructureHeads
-from models.published import PublishedAttention, PublishedNetwork
+from tests.support.published_networks import PublishedNetwork
 
 ALL = sorted(BACKBONES)  # each has a preset of its name, without techniques
 FORMS = ["voxel", "global_gate", "published"]
@@ -420,8 +420,7 @@ def test_published_attention_is_one_hot_at_full_size_and_learns_nothing():
     rows, gradients = {}, {}
     for form in ("published", "global_gate"):
         torch.manual_seed(0)
-        published = form == "published"
-        attention = PublishedAttention(8) if published else CrossDecoderAttention(8, 3, form=form, stride=1)
+        attention = CrossDecoderAttention(8, 3, form=form, stride=1)
         _, weights = attention(features_of(96, n_decoders=3, channels=8))
         weights.square().sum().backward()
         rows[form], gradients[form] = weights.amax(3).mean().item(), attention.query.weight.grad.norm().item()

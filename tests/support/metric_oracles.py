@@ -311,7 +311,7 @@ def areas_of_the_cells() -> None:
         (cube(5, 2, 3), 1.732051, 1e-6),
         (ball((31.5, 31.5, 31.5), 24), 7852.05, 0.01),
     ):
-        assert abs(table[surfel.cell_codes(mask)].sum() - area) <= within
+        assert abs(table[surfel.padded_codes(mask)].sum() - area) <= within
 
 
 # ---- rows and means ---------------------------------------------------------------------------------------

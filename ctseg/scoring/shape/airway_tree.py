@@ -248,9 +248,11 @@ def tree_metrics(
     result: dict[str, float | int | None] = {}
     for suffix, mask in (("full", prediction), ("lcc", largest_component(prediction, 6))):
         result |= {f"{name}_{suffix}": value for name, value in _found(mask, reference, tree).items()}
+    # predicted 26-components (numbered, 0 is background) that touch the reference, less one
+    touching = np.unique((prediction_components or components(prediction))[0][reference])
     something = bool(tree.skeleton.size)
     return result | {
-        "breaks": _breaks((prediction_components or components(prediction))[0], reference),
+        "breaks": int(np.count_nonzero(touching)) - 1 if touching.any() else None,
         "branches": tree.n_branches if something else None,
         "tree_length_mm": tree.length_mm if something else None,
     }
@@ -281,13 +283,6 @@ def _shares(hit: np.ndarray, group: np.ndarray, n_groups: int) -> np.ndarray:
     return np.bincount(group[taken], weights=hit[taken], minlength=n_groups) / np.bincount(
         group[taken], minlength=n_groups
     )
-
-
-def _breaks(predicted: np.ndarray, reference: np.ndarray) -> int | None:
-    """Predicted 26-components (numbered, 0 is background) that touch the reference, less one; None when none
-    does."""
-    touching = np.unique(predicted[reference])
-    return int(np.count_nonzero(touching)) - 1 if touching.any() else None
 
 
 def td_by_generation(*, prediction: np.ndarray, tree: Tree) -> list[float]:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ctseg.scoring import statistics
-from ctseg.scoring.metrics import HALLUCINATED, MISSED, UNANNOTATED, UNEVALUABLE, Row
+from ctseg.scoring.metrics import HALLUCINATED, MISSED, UNANNOTATED, UNEVALUABLE, Row, grouped
 from ctseg.scoring.shape.airway_tree import Tree, parse_tree, td_by_generation, tree_metrics
 from ctseg.scoring.shape.skeleton import skeletonise
 from ctseg.scoring.shape.topology import (
@@ -179,13 +179,11 @@ def summarise(rows: Sequence[Row], baseline_rows: Sequence[Row]) -> dict[str, An
     was measured. baseline_rows: the same of predicting nothing, whose means stand under "all_background".
     Empty when no structure was measured.
     """
-    names = list(dict.fromkeys(row["structure"] for row in rows if row.get("topology")))
+    own = grouped(rows, "structure")
+    nothing = grouped((row for row in baseline_rows if row.get("topology")), "structure")
     return {
-        name: _of_structure(
-            [row for row in rows if row["structure"] == name],
-            [row["topology"] for row in baseline_rows if row["structure"] == name and row.get("topology")],
-        )
-        for name in names
+        name: _of_structure(own[name], [row["topology"] for row in nothing.get(name, ())])
+        for name in dict.fromkeys(row["structure"] for row in rows if row.get("topology"))
     }
 
 
@@ -236,14 +234,8 @@ def airway_block(topology: Mapping[str, Any]) -> dict[str, Any]:
 def _of_generations(shares: Sequence[Sequence[float]]) -> list[dict[str, Any]]:
     """Mean and median over the cases that reach each generation."""
     result = []
-    for generation in range(max(len(case) for case in shares)):
-        values = np.array([case[generation] for case in shares if len(case) > generation])
-        result.append(
-            {
-                "generation": generation,
-                "mean": float(values.mean()),
-                "median": float(np.median(values)),
-                "n": int(values.size),
-            }
-        )
+    for generation in range(max(map(len, shares))):
+        values = [case[generation] for case in shares if len(case) > generation]
+        mean, median = float(np.mean(values)), float(np.median(values))
+        result.append({"generation": generation, "mean": mean, "median": median, "n": len(values)})
     return result

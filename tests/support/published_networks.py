@@ -7,7 +7,6 @@ in docs/decisions/.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -27,6 +26,7 @@ from models.blocks import (
     initialise,
     initialise_head,
 )
+from models.multi_decoder import CrossDecoderAttention
 
 PUBLISHED = Style(norm="batch", activation="relu", bias=True)
 
@@ -59,33 +59,6 @@ class TwoUnitUpBlock(nn.Module):
         return self.last(self.conv(torch.cat((self.up(x), skip), dim=1), hook))
 
 
-class PublishedAttention(nn.Module):
-    """Attention between S decoders whose softmax is taken of sums over all voxels. List of S (B, C, D, H, W)
-    -> the same.
-
-    The sums grow with the number of voxels, so the softmax is one-hot and query and key get no gradient
-    (docs/decisions/005-attention-and-starting-weights.md). No residual: what a decoder found itself is lost.
-    """
-
-    def __init__(self, channels: int):
-        super().__init__()
-        self.heads = math.gcd(4, channels)
-        self.query, self.key, self.value, self.output = (nn.Conv3d(channels, channels, 1) for _ in range(4))
-
-    def forward(self, features: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
-        """The attended features, and the weights: (B, heads, S, S, 1), summing to 1 over axis 3."""
-        tokens = torch.cat(list(features))
-        shape = (len(features), len(features[0]), self.heads, tokens.shape[1] // self.heads, -1)
-        query, key, value = (
-            conv(tokens).float().reshape(shape) for conv in (self.query, self.key, self.value)
-        )
-        logits = torch.stack([(q * key).sum((3, 4), keepdim=True) for q in query])
-        weights = (logits / math.sqrt(query.shape[3])).softmax(dim=1)
-        heard = torch.stack([(row * value).sum(0) for row in weights])
-        heard = self.output(heard.to(tokens.dtype).reshape(tokens.shape))
-        return list(heard.split(len(features[0]))), weights.squeeze(4).permute(2, 3, 0, 1, 4)
-
-
 class PublishedNetwork(Backbone):
     """The plain U-Net of early multi-pass segmentation (github.com/DigiDxDoc/CT-Segmentation), or the network
     with several decoders (github.com/arunmm8335/3d-medical-segmentation). (B, in_channels, D, H, W) ->
@@ -105,7 +78,11 @@ class PublishedNetwork(Backbone):
             nn.ModuleList(map(TwoUnitUpBlock, channels[:0:-1], channels[-2::-1]))
             for _ in range(self.n_decoders)
         )
-        self.attention = PublishedAttention(size.width) if several else None
+        self.attention = (
+            CrossDecoderAttention(size.width, size.n_structures, form="published", stride=1)
+            if several
+            else None
+        )
         per_decoder = size.n_structures // self.n_decoders
         self.heads = nn.ModuleList(nn.Conv3d(size.width, per_decoder, 1) for _ in range(self.n_decoders))
         initialise(self)
