@@ -307,6 +307,7 @@ def test_a_real_multiframe_file_and_its_slices_have_one_geometry(real_data, monk
     give.
     """
     monkeypatch.setattr(dicom_series, "SMALLEST_SLICES", 2)
+    monkeypatch.setattr("ctseg.scans.dicom.slice_geometry.SMALLEST_SLICES", 2)
     folder = real_data / "dcmqi/data/segmentations" / name
     frames, slices = (
         dicom_series.series_headers(folder / "multiframe"),

@@ -95,6 +95,7 @@ def test_an_oblique_real_series_is_placed_like_simpleitk_does(real_data, tmp_pat
     series.
     """
     monkeypatch.setattr(dicom_series, "SMALLEST_SLICES", 2)
+    monkeypatch.setattr("ctseg.scans.dicom.slice_geometry.SMALLEST_SLICES", 2)
     monkeypatch.setattr("ctseg.scans.dicom.dicom_files.SMALLEST_SLICES", 2)
     monkeypatch.setattr("ctseg.scans.formats.checks.SMALLEST_VOXELS", 2)
     monkeypatch.setattr("ctseg.scans.formats.checks.check_hu", lambda *_, **__: None)
