@@ -16,7 +16,7 @@ Writes  evaluation_results/ (or --output; without it masks are only printed): pr
 from __future__ import annotations
 
 import argparse
-import functools
+import dataclasses
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -27,15 +27,15 @@ from ctseg import cli, config_file
 from ctseg.artifacts import UNFINISHED, Workspace, read_json
 from ctseg.cli import LOG, Options
 from ctseg.config import Settings
-from ctseg.errors import IntegrityError, PreconditionError, UsageError
+from ctseg.errors import PreconditionError, UsageError
 from ctseg.manifest import Manifest
 from ctseg.outputs import keep_inputs, require_writable
-from ctseg.processes import ordered_map
 
 if TYPE_CHECKING:
     from ctseg.evaluation.mask_comparison import MaskPair
-    from ctseg.evaluation.mask_pairs import LabelNames, Pair, ScoreSettings
+    from ctseg.evaluation.mask_pairs import LabelNames, Pair
     from ctseg.evaluation.result_files import Trust
+    from ctseg.evaluation.scored import Scored
     from ctseg.scoring.metrics import Row, Structure
 
 
@@ -78,80 +78,39 @@ def run(workspace: Workspace, settings: Settings, options: Options) -> int:
 def score_run(workspace: Workspace, settings: Settings, workers: int = 1) -> int:
     """Score the predictions that `evaluation_run.json` lists against the references of the test split."""
     from ctseg.datasets.case import IGNORED
-    from ctseg.evaluation.mask_pairs import Pair, ScoreSettings, check_names, check_sets
+    from ctseg.evaluation.mask_pairs import ScoreSettings
     from ctseg.evaluation.result_files import join_trust
+    from ctseg.evaluation.scored import pairs_of_test_split
     from ctseg.scoring.metrics import Structure
     from ctseg.scoring.tolerances import tolerances_for
 
     manifest = Manifest.load(workspace)
     record = read_json(workspace.require(workspace.run_record, stage="eval"))
-    if record["structures"] != list(manifest.structures):
-        raise IntegrityError(
-            "ORGAN_MAP_MISMATCH",
-            "the predictions name other structures than processed_data",
-            "run `python evaluate.py` again",
-            file=workspace.relative(workspace.run_record),
-        )
-    check_names(manifest.structures)
-    expected = {case.case_id: case for case in manifest.of_split("test")}
-    predicted = {case["case_id"]: case for case in record["cases"]}
-    check_sets("test case", expected, predicted)
-    pairs = [
-        Pair(
-            case_id,
-            case.patient_id,
-            workspace.evaluation / predicted[case_id]["prediction"],
-            workspace.processed / predicted[case_id]["reference"],
-            predicted[case_id]["prediction"],
-            f"processed_data/{predicted[case_id]['reference']}",
-            case.states,
-        )
-        for case_id, case in expected.items()
-    ]
+    pairs = pairs_of_test_split(workspace, manifest, record)
     structures = [Structure(name, (i,)) for i, name in enumerate(manifest.structures, start=1)]
-    how = ScoreSettings(
-        tolerances_for(manifest.structures),
-        settings.evaluate.boundary_mode,
-        IGNORED,
-        settings.evaluate.topology,
-    )
-    rows, nothing, notes = score_pairs(pairs, structures, how, workers=workers)
-    if ignored := sum(case.ignored_voxels for case in expected.values()):
-        notes.append(f'{ignored} voxels of the references are marked "ignore" and left out of all scores')
-    trust = join_trust(workspace, record, rows)
+    tolerances, chosen = tolerances_for(manifest.structures), settings.evaluate
+    how = ScoreSettings(tolerances, chosen.boundary_mode, IGNORED, chosen.topology)
+    scored = score_pairs(pairs, structures, how, workers=workers)
+    if ignored := sum(case.ignored_voxels for case in manifest.of_split("test")):
+        line = f'{ignored} voxels of the references are marked "ignore" and left out of all scores'
+        scored.notes.append(line)
     report = write_evaluation(
         workspace.evaluation,
-        pairs,
-        structures,
-        how,
-        rows,
-        nothing,
-        warnings=notes,
+        scored,
         synthetic=manifest.synthetic,
         split_hash=manifest.splits_hash,
-        trust=trust,
+        trust=join_trust(workspace, record, scored.rows),
     )
     LOG.info("\n%s", report)
-    score_passes(
-        workspace, record["cases"], pairs, structures, how, workers=workers, synthetic=manifest.synthetic
-    )
+    score_passes(workspace, record["cases"], scored, workers=workers, synthetic=manifest.synthetic)
     return 0
 
 
 def score_passes(
-    workspace: Workspace,
-    cases: Sequence[Mapping[str, Any]],
-    pairs: Sequence[Pair],
-    structures: Sequence[Structure],
-    how: ScoreSettings,
-    *,
-    workers: int,
-    synthetic: bool,
+    workspace: Workspace, cases: Sequence[Mapping[str, Any]], scored: Scored, *, workers: int, synthetic: bool
 ) -> None:
     """Score every pass of a multi-pass network: per_pass.csv, per_pass.png and one sentence. A case that
     stopped early keeps its last pass."""
-    import dataclasses
-
     from ctseg.evaluation.result_files import write_passes
     from ctseg.reporting.pictures import plots
     from ctseg.scoring.summary import pass_gain
@@ -162,73 +121,35 @@ def score_passes(
         for name in ("per_pass.csv", "per_pass.png"):  # of an earlier network
             (workspace.evaluation / name).unlink(missing_ok=True)
         return
+    how = dataclasses.replace(scored.how, topology="none")
     rows_by_pass = []
     for number in range(count):
-        chosen = {
-            pair.case_id: files[pair.case_id][min(number, len(files[pair.case_id]) - 1)] for pair in pairs
-        }
-        mine = [
-            dataclasses.replace(
-                pair,
-                prediction=workspace.evaluation / chosen[pair.case_id],
-                prediction_file=chosen[pair.case_id],
-            )
-            for pair in pairs
-        ]
-        rows_by_pass.append(
-            score_pairs(mine, structures, dataclasses.replace(how, topology="none"), workers=workers)[0]
-        )
+        pairs = []
+        for pair in scored.pairs:
+            file = files[pair.case_id][min(number, len(files[pair.case_id]) - 1)]
+            path = workspace.evaluation / file
+            pairs.append(dataclasses.replace(pair, prediction=path, prediction_file=file))
+        rows_by_pass.append(score_pairs(pairs, scored.structures, how, workers=workers).rows)
     write_passes(workspace.evaluation, rows_by_pass)
-    plots.passes(
-        rows_by_pass,
-        [structure.name for structure in structures],
-        workspace.evaluation / "per_pass.png",
-        synthetic,
-    )
+    plots.passes(rows_by_pass, scored.names, workspace.evaluation / "per_pass.png", synthetic)
     gain = pass_gain(rows_by_pass)
     if gain is not None:
         used = sum(len(names) for names in files.values()) / len(files)
         LOG.info("%s Passes used: %.1f of at most %d.", gain.sentence(), used, count)
 
 
-def score_pairs(
-    pairs: Sequence[Pair] | Sequence[MaskPair],
-    structures: Sequence[Structure],
-    settings: ScoreSettings,
-    *,
-    workers: int = 1,
-    score: Callable[..., Any] | None = None,
-) -> tuple[list[Row], list[Row], list[str]]:
-    """(rows, rows of predicting nothing, lines of what was noticed), ordered by case id and structure. score:
-    `score_pair` unless said otherwise.
+def score_pairs(*pairs: Any, **options: Any) -> Scored:
+    """`ctseg.evaluation.scored.score_pairs` with a bar that counts the cases."""
+    from ctseg.evaluation import scored
 
-    One process per case at a time, one thread each; the result does not depend on the number of workers.
-    """
-    from ctseg.evaluation.mask_pairs import score_pair
-
-    ordered = sorted(pairs, key=lambda pair: pair.case_id)
-    job = functools.partial(score or score_pair, structures=structures, settings=settings)
-    rows: list[Row] = []
-    nothing: list[Row] = []
-    notes: list[str] = []
     with cli.CountingBar("Scoring") as bar:
-        scored = ordered_map(job, ordered, workers=workers, progress=bar)
-    for own, own_nothing, own_notes in scored:
-        rows += own
-        nothing += own_nothing
-        notes += own_notes
-    return rows, nothing, notes
+        return scored.score_pairs(*pairs, progress=bar, **options)
 
 
 def write_evaluation(
     folder: Path | None,
-    pairs: Sequence[Pair] | Sequence[MaskPair],
-    structures: Sequence[Structure],
-    how: ScoreSettings,
-    rows: Sequence[Row],
-    nothing: Sequence[Row],
+    scored: Scored,
     *,
-    warnings: Sequence[str] = (),
     synthetic: bool = False,
     split_hash: str | None = None,
     plots: bool = True,
@@ -236,32 +157,12 @@ def write_evaluation(
 ) -> str:
     """Write every result file and return the report; without a folder only the report."""
     from ctseg.evaluation.result_files import write_results
-    from ctseg.scoring import distances, statistics
 
-    missing = sum(pair.prediction is None for pair in pairs)
-    warnings = [
-        *([f"{missing} predictions are missing; their structures count as missed"] if missing else []),
-        *warnings,
-    ]
-    content = {
-        "boundary_mode": how.boundary_mode,
-        "hd95": "max_of_directed_percentiles",
-        "tolerance_epsilon": distances.TOLERANCE_EPSILON,
-        "empty_policy": "present_only",
-        "tolerances_mm": {name: list(values) for name, values in how.tolerances_mm.items()},
-        "distance_unit": "mm",
-        "bootstrap": {"method": "bca", "resamples": statistics.RESAMPLES, "seed": statistics.SEED},
-        "split_hash": split_hash,
-        "n_patients": len({pair.patient_id for pair in pairs}),
-        "n_cases": len(pairs),
-        "n_missing_predictions": missing,
-        "synthetic": synthetic,
-    }
-    report = write_results(folder, rows, nothing, content, warnings, trust)
+    content = scored.settings(split_hash=split_hash, synthetic=synthetic)
+    report = write_results(folder, scored.rows, scored.nothing, content, scored.warnings, trust)
     if plots and folder is not None:
-        names = [structure.name for structure in structures]
-        _draw(folder, rows, names, synthetic)
-        _draw_trust(folder, rows, names, trust, synthetic)
+        _draw(folder, scored.rows, scored.names, synthetic)
+        _draw_trust(folder, scored.rows, scored.names, trust, synthetic)
     return report
 
 
@@ -398,18 +299,10 @@ def _compare(
         settings.evaluate.topology,
         settings.data.fill_contour_gaps,
     )
-    rows, nothing, notes = score_pairs(pairs, structures, how, workers=workers, score=score)
-    report = write_evaluation(
-        arguments.output,
-        pairs,
-        structures,
-        how,
-        rows,
-        nothing,
-        warnings=[*warnings, *notes],
-        synthetic=_says_synthetic(arguments),
-        plots=not arguments.no_plots,
-    )
+    scored = score_pairs(pairs, structures, how, workers=workers, score=score)
+    scored.notes[:0] = warnings
+    synthetic = _says_synthetic(arguments)
+    report = write_evaluation(arguments.output, scored, synthetic=synthetic, plots=not arguments.no_plots)
     print(report)
     return 0
 
