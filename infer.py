@@ -125,21 +125,8 @@ def infer(arguments: argparse.Namespace) -> int:
         "%d scans, structures: %s. %s.", len(scans), ", ".join(predictor.names), predictor.machine.reason
     )
     artifacts.write_json(output / "labels.json", predictor.labels)
-    run = {
-        "version": 3,
-        "checkpoints_sha256": hashes,
-        "model": predictor.checkpoint["arch"]["name"],
-        "structures": predictor.names,
-        "synthetic_training": bool(predictor.checkpoint["synthetic"]),
-        "device": predictor.machine.reason,
-        "why_no_confidence": predictor.why_no_confidence,
-        "settings": dataclasses.asdict(settings),
-        "formats": formats,
-        "probabilities": arguments.probabilities,
-        "uncertainty": arguments.save_uncertainty,
-        "guide": None if arguments.guide is None else Path(arguments.guide).name,
-        "versions": artifacts.package_versions(),
-    }
+    run = run_record(arguments, predictor, wanted)
+    run |= {"checkpoints_sha256": hashes, "settings": dataclasses.asdict(settings)}
     inference = Inference(predictor, guides, wanted, output)
     records = predict_all(inference, scans, run, lost=tell_left_out(left_out))
     if arguments.statistics:
@@ -152,6 +139,23 @@ def infer(arguments: argparse.Namespace) -> int:
         f", {failed} scans left out" if failed else "",
     )
     return 3 if failed else 0
+
+
+def run_record(arguments: argparse.Namespace, predictor: Predictor, wanted: Wanted) -> dict[str, Any]:
+    """What `inference.json` says of the run as a whole; a run that differs in it begins anew."""
+    return {
+        "version": 3,
+        "model": predictor.checkpoint["arch"]["name"],
+        "structures": predictor.names,
+        "synthetic_training": bool(predictor.checkpoint["synthetic"]),
+        "device": predictor.machine.reason,
+        "why_no_confidence": predictor.why_no_confidence,
+        "formats": list(wanted.formats),
+        "probabilities": arguments.probabilities,
+        "uncertainty": arguments.save_uncertainty,
+        "guide": None if arguments.guide is None else Path(arguments.guide).name,
+        "versions": artifacts.package_versions(),
+    }
 
 
 def tell_left_out(findings: Sequence[Finding]) -> list[dict[str, Any]]:
