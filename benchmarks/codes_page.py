@@ -17,9 +17,10 @@ from ctseg.errors import EXIT_CODES, code_table
 PAGE = ROOT / "docs" / "codes.md"
 HEAD = """# Codes
 
-Every message has one form: `ERROR CODE case=... file=...: what is wrong. Fix: what to do.` ERROR: the case or the run
-stops. WARN: it is used, look at it. NOTE: it is used, good to know. Codes are stable: one may be added, none is
-renamed. This page is made from `ctseg/errors.py` and `ctseg/codes.csv`: `python benchmarks/codes_page.py`.
+Every message has one form: `ERROR CODE case=... file=...: what is wrong. Fix: what to do.` ERROR: the case
+or the run stops. WARN: it is used, look at it. NOTE: it is used, good to know. Codes are stable: one may be
+added, none is renamed. This page is made from `ctseg/errors.py` and `ctseg/codes.csv`:
+`python benchmarks/codes_page.py`.
 
 ## Exit codes
 

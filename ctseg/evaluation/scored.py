@@ -1,4 +1,6 @@
-"""Pairs of masks scored case by case in processes of their own, and what a result file says of how it was done."""
+"""Pairs of masks scored case by case in processes of their own, and what a result file says of how it was
+done.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Scoring of two folders of masks, and of a workspace's predictions: result files, refusals, honesty rules."""
+"""Scoring of two folders of masks, and of a workspace's predictions: result files, refusals, honesty."""
 
 from __future__ import annotations
 
@@ -610,7 +610,7 @@ def test_regions_as_nnunet_writes_them(tmp_path: Path) -> None:
 
 
 def workspace_with_predictions(root: Path) -> artifacts.Workspace:
-    """A synthetic workspace after prediction: two test cases of two structures, one of them unlabelled once."""
+    """A synthetic workspace after prediction: two test cases, two structures, one unlabelled once."""
     workspace = artifacts.Workspace(root)
     cases, run = [], []
     for i, split in enumerate(("train", "test", "test")):

@@ -35,7 +35,8 @@ from nnunetv2.evaluation.evaluate_predictions import compute_metrics_on_folder_s
 if __name__ == "__main__":
     reference, prediction, theirs, ours, labels, ignore = sys.argv[1:]
     labels = [tuple(label) if isinstance(label, list) else label for label in json.loads(labels)]
-    compute_metrics_on_folder_simple(reference, prediction, labels, theirs, num_processes=1, ignore_label=json.loads(ignore))
+    compute_metrics_on_folder_simple(
+        reference, prediction, labels, theirs, num_processes=1, ignore_label=json.loads(ignore))
     for path in (theirs, ours):
         content = load_summary_json(path)
         content["mean"] = {str(key): value for key, value in content["mean"].items()}

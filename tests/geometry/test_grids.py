@@ -255,7 +255,7 @@ def test_back_to_the_scan_equals_interpolating_everything(name: str) -> None:
 
 
 def test_a_vessel_thinner_than_two_voxels_keeps_its_volume() -> None:
-    """To a grid of the same spacing, half a voxel off, and back: linear interpolation would lose most of it."""
+    """To a grid of the same spacing, half a voxel off, and back: linear interpolation loses most of it."""
     scan = make_grid((24, 40, 44), (1.1, 1.1, 1.1), AXIAL)
     d, h, w = np.indices(scan.shape)
     distance = np.hypot(h - 20 - 0.4 * (d - 12), w - 22 - 6 * np.sin(d / 5.0))

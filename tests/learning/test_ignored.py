@@ -144,7 +144,7 @@ def test_outside_the_canvas_the_picture_goes_on_and_nobody_looked():
 
 
 def test_deformed_patches_of_a_case_that_fills_its_canvas_show_no_background(tmp_path):
-    """A structure that is cut by the canvas goes on in the picture, so background beyond it would be a lie."""
+    """A structure that is cut by the canvas goes on in the picture, so background beyond it is a lie."""
     rng = np.random.default_rng(0)
     label = torch.ones(24, 24, 24, dtype=torch.uint8)
     seen = set()

@@ -119,7 +119,7 @@ def test_the_table_rises_strictly_from_0_to_1_and_spreads_lumen_and_wall():
 
 
 def test_the_table_gives_the_three_classes_equal_shares():
-    """Three intensities only, one per class: each bin holds a third of the curve, whatever the class's size."""
+    """Three intensities only, one per class: each bin holds a third of the curve, whatever the size."""
     image = np.full((20, 24, 28), 40.0)
     tube = np.zeros(image.shape, bool)
     tube[9:11, 9:11, 4:24] = True

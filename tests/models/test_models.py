@@ -496,8 +496,8 @@ def test_decoders_hear_each_other_only_through_attention(form):
     network.eval()
     if (
         form == "published"
-        # unscaled: with features of usual size each decoder reads one other alone, and that need not be the one
-        # below
+        # unscaled: with features of usual size each decoder reads one other alone, and that need not be the
+        # one below
     ):
         finest = [0.1 * features for features in finest]
     before = network.predict([finest])["logits"]
@@ -574,7 +574,7 @@ def test_attention_carries_the_place_of_one_structure_to_another():
 
 @pytest.mark.parametrize("name", ["unet", "multi_decoder"])
 def test_a_residual_decoder_level_adds_what_it_reads(name):
-    """With its convolution silenced a level still passes both of its inputs on; a plain one passes nothing."""
+    """With its convolution silenced a level still passes both inputs on; a plain one passes nothing."""
     passed = {}
     for unit in ("residual", "plain"):
         network = build_network(name, n_structures=2, width=4, levels=3, decoder_unit=unit).eval()

@@ -142,7 +142,7 @@ def test_tiled_channels_repeat_in_order(available, wanted, order):
 
 
 def test_autocast_keeps_the_first_stage_in_bfloat16_and_channels_last():
-    """The image that is added there is float32 and has a single channel: it must set neither type nor layout."""
+    """The image that is added there is float32 and has a single channel: it sets neither type nor layout."""
     network = tiny(width=8).to(memory_format=torch.channels_last_3d)
     with torch.autocast("cpu", torch.bfloat16):
         features = network.encoder(scan(2, 1, 8, 16, 8).contiguous(memory_format=torch.channels_last_3d))

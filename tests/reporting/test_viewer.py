@@ -135,17 +135,26 @@ def test_the_policy_lets_the_pages_own_script_run(tmp_path):
 DRIVER = """
 <script>
 const seen = [];
-const note = (what) => { const at = (x, y) => Array.from(canvas.getContext("2d").getImageData(x, y, 1, 1).data.slice(0, 3)); let sum = 0;
-  const all = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data; for (let i = 0; i < all.length; i += 4) sum += all[i] * (i % 9973) + all[i + 1] + all[i + 2];
-  seen.push({what, sum, place: document.getElementById("place").textContent, wide: canvas.width, tall: canvas.height,
-  left: at(30, Math.floor(canvas.height / 4)), right: at(canvas.width - 30, Math.floor(canvas.height / 4)), under: document.getElementById("under").textContent}); };
+const note = (what) => {
+  const at = (x, y) => Array.from(canvas.getContext("2d").getImageData(x, y, 1, 1).data.slice(0, 3));
+  let sum = 0;
+  const all = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
+  for (let i = 0; i < all.length; i += 4) sum += all[i] * (i % 9973) + all[i + 1] + all[i + 2];
+  seen.push({what, sum, place: document.getElementById("place").textContent,
+  wide: canvas.width, tall: canvas.height,
+  left: at(30, Math.floor(canvas.height / 4)),
+  right: at(canvas.width - 30, Math.floor(canvas.height / 4)),
+  under: document.getElementById("under").textContent}); };
 const wait = setInterval(() => {
   if (document.body.dataset.ready !== "yes") return;
   clearInterval(wait);
   note("start");
   canvas.dispatchEvent(new WheelEvent("wheel", {deltaY: -100, cancelable: true})); note("wheel");
-  for (let i = 0; i < 99; i++) canvas.dispatchEvent(new WheelEvent("wheel", {deltaY: -100, cancelable: true})); note("end");
-  document.getElementById("slice").value = 4; document.getElementById("slice").dispatchEvent(new Event("input")); note("slider");
+  for (let i = 0; i < 99; i++)
+    canvas.dispatchEvent(new WheelEvent("wheel", {deltaY: -100, cancelable: true}));
+  note("end");
+  document.getElementById("slice").value = 4;
+  document.getElementById("slice").dispatchEvent(new Event("input")); note("slider");
   canvas.dispatchEvent(new KeyboardEvent("keydown", {key: "PageUp", cancelable: true})); note("key");
   document.getElementById("prediction").click(); note("no prediction");
   document.getElementById("reference").click(); note("neither");
@@ -155,8 +164,10 @@ const wait = setInterval(() => {
   document.querySelector("button[data-plane=axial]").click();
   document.getElementById("reference").click();
   const box = canvas.getBoundingClientRect();
-  canvas.dispatchEvent(new MouseEvent("mousemove", {clientX: box.left + box.width * POINT_X, clientY: box.top + box.height / 2})); note("pointed");
-  const out = document.createElement("pre"); out.id = "seen"; out.textContent = JSON.stringify(seen); document.body.append(out);
+  canvas.dispatchEvent(new MouseEvent("mousemove", {clientX: box.left + box.width * POINT_X,
+    clientY: box.top + box.height / 2})); note("pointed");
+  const out = document.createElement("pre"); out.id = "seen";
+  out.textContent = JSON.stringify(seen); document.body.append(out);
 }, 20);
 </script>
 """

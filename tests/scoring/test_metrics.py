@@ -1,4 +1,4 @@
-"""Every metric against values computed by hand, other packages, and brute force; laws that must always hold."""
+"""Every metric against values computed by hand, other packages, and brute force; laws that always hold."""
 
 from __future__ import annotations
 

@@ -198,7 +198,10 @@ def test_names_inside_the_file_are_read_and_values_without_one_are_numbered(scan
     folder, image, label = scan
     nifti.write_label(folder / "map.nii.gz", Volume(label, image.affine))
     stored = nib.load(folder / "map.nii.gz")
-    text = b'<CaretExtension><LabelTable><Label Key="1" Red="0" Green="1"><![CDATA[liver]]></Label><Label Key="9"><![CDATA[ghost]]></Label></LabelTable></CaretExtension>'
+    text = (
+        b'<CaretExtension><LabelTable><Label Key="1" Red="0" Green="1"><![CDATA[liver]]></Label>'
+        b'<Label Key="9"><![CDATA[ghost]]></Label></LabelTable></CaretExtension>'
+    )
     stored.header.extensions.append(nib.nifti1.Nifti1Extension("ignore", text))
     nib.save(stored, folder / "named.nii.gz")
     assert (

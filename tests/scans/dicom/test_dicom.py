@@ -281,7 +281,7 @@ def _rounded(
     form: str = "",
     origin: float = -60.0,
 ) -> Volume:
-    """A series of evenly spaced slices whose positions were rounded when written; what it should be read as."""
+    """A series of even slices whose positions were rounded when written; what it should be read as."""
     affine = np.diag([step, 3.0, 3.0, 1.0])[[2, 1, 0, 3]]
     affine[:3, :3] = (np.eye(3) if turn is None else turn) @ affine[:3, :3]
     affine[:3, 3] = origin

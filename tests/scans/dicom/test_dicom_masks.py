@@ -30,7 +30,7 @@ PHANTOM = small_phantom(shape=SHAPE)
 
 
 def label_map() -> np.ndarray:
-    """The phantom's organs, with a hole, an islet, a diagonal contact and voxels on the border of the image."""
+    """The phantom's organs, with a hole, an islet, a diagonal contact and voxels on the image's border."""
     label = PHANTOM.label.array.copy()
     label[2, 3:9, 3:10] = 3
     label[2, 5:7, 5:8] = 0

@@ -1,4 +1,4 @@
-"""RTSTRUCT: contours to voxels and back, on grids of all kinds; phantoms are synthetic, the IBSI cases real."""
+"""RTSTRUCT: contours to voxels and back, on all kinds of grids; phantoms are synthetic, IBSI cases real."""
 
 from __future__ import annotations
 

@@ -330,7 +330,10 @@ def test_voxels_that_the_header_does_not_declare_are_told(tmp_path: Path, zipped
 
 
 def test_names_in_the_file_are_found_in_any_packing(tmp_path: Path) -> None:
-    table = b'<LabelTable><Label Red="1" Key="1"><![CDATA[liver]]></Label><Label Key="2" Alpha="1">left &amp; right</Label></LabelTable>'
+    table = (
+        b'<LabelTable><Label Red="1" Key="1"><![CDATA[liver]]></Label>'
+        b'<Label Key="2" Alpha="1">left &amp; right</Label></LabelTable>'
+    )
     for endianness, kind in (("<", nib.Nifti1Header), (">", nib.Nifti1Header), ("<", nib.Nifti2Header)):
         header = kind(endianness=endianness)
         header.set_data_shape((14, 12, 10))

@@ -372,7 +372,11 @@ def test_random_bytes_in_the_header_end_in_a_volume_or_a_named_refusal(tmp_path:
 
 # ---- segmentations of 3D Slicer ---------------------------------------------------------------------------
 
-KEYS = "Segment0_Name:=liver\nSegment0_LabelValue:=1\nSegment0_Layer:=0\nSegment1_Name:=lesion\nSegment1_LabelValue:=1\nSegment1_Layer:=1\nSegment2_Name:=spleen\nSegment2_LabelValue:=2\nSegment2_Layer:=0\n"
+KEYS = (
+    "Segment0_Name:=liver\nSegment0_LabelValue:=1\nSegment0_Layer:=0\n"
+    "Segment1_Name:=lesion\nSegment1_LabelValue:=1\nSegment1_Layer:=1\n"
+    "Segment2_Name:=spleen\nSegment2_LabelValue:=2\nSegment2_Layer:=0\n"
+)
 LAYERED = {
     "dimension": "4",
     "sizes": "2 12 10 9",

@@ -719,7 +719,7 @@ def test_regions_of_several_labels() -> None:
 
 @pytest.mark.real
 def test_real_airways() -> None:
-    """Two teams' predictions of one challenge case, one in the place of the reference; it takes some seconds."""
+    """Two teams' predictions of one challenge case, one in the place of the reference; takes seconds."""
     if "CTSEG_DATA" not in os.environ:
         pytest.skip("CTSEG_DATA is not set")
     files = sorted(Path(os.environ["CTSEG_DATA"]).glob("atm22/*/preds_*/ATM_305_0000.nii.gz"))
