@@ -1,10 +1,10 @@
 """Left and right by name, in the languages and spellings in use, and which structures are each other's mirror
 image.
 
-`kidney_left`, `LeftKidney`, `kidney_l`, `LKidney`, `Niere_links`, `Rein_gauche`, `左肾`. Words that mean
-a side in any name decide alone. Short ones that mean something else elsewhere (`g`/`d`, `li`/`re`, `sin`/`dex`, an `l`
-or `r` glued to a word) make a pair only where the data set has both names. Chambers of the heart are no
-mirror pairs: they are told by their form, wherever the heart lies.
+`kidney_left`, `LeftKidney`, `kidney_l`, `LKidney`, `Niere_links`, `Rein_gauche`, `左肾`. Words that mean a
+side in any name decide alone. Short ones that mean something else elsewhere (`g`/`d`, `li`/`re`,
+`sin`/`dex`, an `l` or `r` glued to a word) make a pair only where the data set has both names. Chambers of
+the heart are no mirror pairs: they are told by their form, wherever the heart lies.
 """
 
 from __future__ import annotations
