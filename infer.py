@@ -32,6 +32,7 @@ from ctseg.errors import Finding, PreconditionError, UsageError
 from ctseg.outputs import keep_inputs, require_writable
 
 if TYPE_CHECKING:
+    from ctseg.config import EvaluateSettings
     from ctseg.datasets.case import ImageSource
     from ctseg.prediction.new_scans import Inference
     from ctseg.prediction.predictor import Predictor
@@ -128,7 +129,7 @@ def infer(arguments: argparse.Namespace) -> int:
     run = run_record(arguments, predictor, wanted)
     run |= {"checkpoints_sha256": hashes, "settings": dataclasses.asdict(settings)}
     inference = Inference(predictor, guides, wanted, output)
-    records = predict_all(inference, scans, run, lost=tell_left_out(left_out))
+    records = predict_all(inference, scans, run, settings, tell_left_out(left_out))
     if arguments.statistics:
         write_statistics(output / "statistics.csv", records)
     failed = sum("error" in record for record in records)
@@ -172,7 +173,11 @@ def tell_left_out(findings: Sequence[Finding]) -> list[dict[str, Any]]:
 
 
 def predict_all(
-    inference: Inference, scans: dict[str, ImageSource], run: dict[str, Any], *, lost: list[dict[str, Any]]
+    inference: Inference,
+    scans: dict[str, ImageSource],
+    run: dict[str, Any],
+    settings: EvaluateSettings,
+    lost: list[dict[str, Any]],
 ) -> list[dict[str, Any]]:
     """The records of all scans, those that were lost first; inference.json is written after each.
 
@@ -189,8 +194,7 @@ def predict_all(
     records = list(lost)
     for name, source in cli.bar("Predicting")(scans.items()):
         records.append(inference.predict(name, source, before.get(name)))
-        threshold = run["settings"]["low_confidence"]
-        doubt = low_confidence(name, records[-1].get("confidence", {}), threshold)
+        doubt = low_confidence(name, records[-1].get("confidence", {}), settings.low_confidence)
         if doubt is not None:
             LOG.warning("%s", doubt)
         state = {

@@ -250,7 +250,8 @@ def test_infer_counts_a_lost_scan_as_one_that_failed(tmp_path, monkeypatch, caps
     ct(tmp_path / "in/p22", "p22", Modality="MR")
 
     class Stub:
-        names, takes_guide, why_no_confidence, why_not_mirrored = ("a",), False, None, None
+        names, labels, takes_guide = ("a",), {1: "a"}, False
+        why_no_confidence = why_not_mirrored = None
         machine = type("Machine", (), {"reason": "none", "device": "cpu"})
 
         def __init__(self):
