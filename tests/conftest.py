@@ -64,6 +64,27 @@ def save_dot(figure: object, target: BinaryIO, *, format: str, **how: Any) -> No
     target.write(dot(format))
 
 
+# Files that take longest go first: with a file per worker, the last one begun decides when all is done.
+LONGEST = (
+    "test_compare.py",
+    "test_tasks.py",
+    "test_train.py",
+    "test_infer_results.py",
+    "test_cpu_bfloat16.py",
+    "test_anatomy.py",
+    "test_models.py",
+    "test_infer.py",
+    "test_guided.py",
+    "test_reporting.py",
+    "test_dicom_twin.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The files of LONGEST in its order, then all others as they come."""
+    items.sort(key=lambda item: LONGEST.index(name) if (name := item.path.name) in LONGEST else len(LONGEST))
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
     """Save a dot for every plot, in the fixtures of a test too, unless it is marked `pictures`."""

@@ -81,11 +81,11 @@ def score_pairs(
     The result does not depend on the number of workers. score: what scores one pair. progress: as
     `ordered_map` takes it.
     """
-    ordered = sorted(pairs, key=lambda pair: pair.case_id)
+    ordered: Any = sorted(pairs, key=lambda pair: pair.case_id)
     job = functools.partial(score, structures=structures, settings=how)
     scored = ordered_map(job, ordered, workers=workers, progress=progress)
     rows, nothing, notes = ([entry for case in scored for entry in case[part]] for part in range(3))
-    return Scored(pairs, structures, how, rows, nothing, notes)
+    return Scored(ordered, structures, how, rows, nothing, notes)
 
 
 def pairs_of_test_split(workspace: Workspace, manifest: Manifest, record: Mapping[str, Any]) -> list[Pair]:
