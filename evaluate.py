@@ -412,10 +412,8 @@ def add_mask_options(parser: argparse.ArgumentParser) -> None:
 def _main(argv: list[str] | None) -> int:
     arguments = build_parser().parse_args(argv)
     if arguments.boundary_mode is not None:
-        arguments.assignments = [
-            *arguments.assignments,
-            f"evaluate.boundary_mode={arguments.boundary_mode}",
-        ]  # not appended: the parser's default is one list for all calls in a process
+        # not appended: the parser's default is one list for all calls in a process
+        arguments.assignments = [*arguments.assignments, f"evaluate.boundary_mode={arguments.boundary_mode}"]
     workspace, settings, options = cli.settings_from(arguments)
     if any(
         path is not None

@@ -202,9 +202,8 @@ def sitk(prediction: np.ndarray, reference: np.ndarray, spacing_mm: tuple[float,
         field = SimpleITK.Abs(
             SimpleITK.SignedMaurerDistanceMap(other, squaredDistance=False, useImageSpacing=True)
         )
-        contour = SimpleITK.LabelContour(
-            one, fullyConnected=False
-        )  # a name keeps the image that the views look at
+        # a name keeps the image that the views look at
+        contour = SimpleITK.LabelContour(one, fullyConnected=False)
         sides.append(SimpleITK.GetArrayViewFromImage(field)[SimpleITK.GetArrayViewFromImage(contour) > 0])
     pooled = np.concatenate(sides)
     return (

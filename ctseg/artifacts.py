@@ -25,16 +25,14 @@ import numpy as np
 
 from ctseg.errors import IntegrityError, LockedError, PreconditionError, ResourceError
 
-TRAINED = {
-    "minutes": "time budget used up",
-    "epochs": "all epochs done",
-    "patience": "no further gain",
-}  # `stopped` of a finished training's history
+# `stopped` of a finished training's history
+TRAINED = {"minutes": "time budget used up", "epochs": "all epochs done", "patience": "no further gain"}
+# of any other
 UNFINISHED = {
     "running": "not finished",
     "interrupted": "interrupted",
     "diverged": "stopped because it diverged",
-}  # of any other
+}
 TENSOR_SIZE = 128  # voxels along each axis of every stored tensor: the card's fixed 128^3
 
 

@@ -52,7 +52,6 @@ class DataSettings:
     test_fraction: Fraction = 0.2
     val_fraction: Fraction = 0.1
     # whose organs guide the network: none | labels | totalsegmentator | a folder of masks | a checkpoint
-    # (.pth)
     guide: str = "none"
     # empty: all that the guide knows, without the structures to be learned
     guide_organs: tuple[str, ...] = ()
@@ -62,8 +61,7 @@ class DataSettings:
     assume_hu: bool = False
     # DICOM SEG of fractions: voxels from this share of its largest value on are the structure; 0: refused
     fractional_threshold: Share = 0.0
-    # RTSTRUCT or SEG of a thicker series: the slices between are interpolated; false: such a structure is
-    # left out
+    # RTSTRUCT or SEG of a thicker series: interpolate the slices between; false: such a structure is left out
     fill_contour_gaps: bool = False
     # a larger share of faulty cases (two or more) stops the run: the folder is not what we think
     skip_limit: Share = 0.2
@@ -108,9 +106,8 @@ class ModelSettings:
     guide_hidden: Annotated[int, Range(1, 512)] = 32
     # 2: modulation fields at half the size, cheaper on a CPU; the maps are smooth
     guide_stride: Literal[1, 2] = 1
-    guide_levels: Literal["all", "top", "bottom"] = (
-        "all"  # guided decoder levels: top (finest), bottom (coarsest)
-    )
+    # guided decoder levels: top (finest), bottom (coarsest)
+    guide_levels: Literal["all", "top", "bottom"] = "all"
     # where the distance maps bend: the near one resolves an organ, the far one the body
     guide_tau_mm: tuple[Annotated[float, Range(1, 1000)], ...] = (20.0, 100.0)
     guide_presence: bool = True  # whether the network is told which organs are there at all

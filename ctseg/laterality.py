@@ -23,9 +23,8 @@ _HEART = re.compile(
     r"|[左右]心|心[房室脏臟臓]|сердц|предсерд|желудоч"
 )
 _BRAIN = re.compile(r"lateral|brain|cerebr|hirn|脑|脳")  # whose ventricles are mirror pairs
-_LUMBAR = re.compile(
-    r"vert|wirbel|\bl?wk?\d|(?:\b|_)vb|dis[ck]|椎|^l[\s_-]*\d"
-)  # where a single l is no side: "vertebra L 1"
+# where a single l is no side: "vertebra L 1"
+_LUMBAR = re.compile(r"vert|wirbel|\bl?wk?\d|(?:\b|_)vb|dis[ck]|椎|^l[\s_-]*\d")
 # Whole words, folded. English, German, Dutch, French, Spanish, Italian, Portuguese, Latin; Scandinavian,
 # Slavic, Greek, Turkish; Chinese, Japanese, Korean.
 _WORDS = {
@@ -42,9 +41,8 @@ _LONG = {
     LEFT: r"left|links|linke[rsn]?|gauche|izquierd[oa]|sinistr[oa]|esquerd[oa]",
     RIGHT: r"right|rechts|rechte[rsn]?|droite?|derech[oa]|destr[oa]|direit[oa]",
 }
-_JOINED = {
-    side: re.compile(rf"(?:{words})(\w{{3,}})|(\w{{3,}})(?:{words})") for side, words in _LONG.items()
-}  # "linkernier", "kidneyleft"
+# "linkernier", "kidneyleft"
+_JOINED = {side: re.compile(rf"(?:{words})(\w{{3,}})|(\w{{3,}})(?:{words})") for side, words in _LONG.items()}
 # What an l or r is glued to: "LKidney", "rlung"; and the lobes of the lungs, "LUL", "RLL".
 ORGANS = """
 kidney lung breast adrenal femur hip humerus scapula clavicle clavicula parotid submand
@@ -80,13 +78,11 @@ sol sağ
 좌 우
 """
 _SHORT = tuple(tuple(line.split()) for line in SHORT.strip().splitlines())
-_TELLING = frozenset(
-    word for pair in _SHORT for word in pair if len(word) > 1
-)  # these make a name suspicious without a partner, too
+# these make a name suspicious without a partner, too
+_TELLING = frozenset(word for pair in _SHORT for word in pair if len(word) > 1)
 _CAMEL = re.compile(r"(?:^|[^A-Za-z])[LR](?=[A-Z][a-z]{2})")
-_GLUED = re.compile(
-    r"[lr](?!v|ca$|a(?!g$|\w{3}))[^\W\d]\w*|\w{3,}[lr]"
-)  # not "LV", "LA", "LCA", which belong to the heart
+# not "LV", "LA", "LCA", which belong to the heart
+_GLUED = re.compile(r"[lr](?!v|ca$|a(?!g$|\w{3}))[^\W\d]\w*|\w{3,}[lr]")
 _SEPARATORS = re.compile(r"(?:[\s_/\\:;|()\[\]{}\"、。・]|(?<!\d)[.,]|[.,](?!\d))+")
 _DASHES = str.maketrans(dict.fromkeys("‐‑‒–—−", "-"))
 

@@ -2,15 +2,8 @@
 
 from __future__ import annotations
 
-ON_CT = (
-    "#56B4E9",
-    "#E69F00",
-    "#2fd6a3",
-    "#F0E442",
-    "#ff86c8",
-    "#ff7f41",
-    "#b9a6ff",
-)  # bright on a grey ground
+# bright on a grey ground
+ON_CT = ("#56B4E9", "#E69F00", "#2fd6a3", "#F0E442", "#ff86c8", "#ff7f41", "#b9a6ff")
 
 
 def rgb_of(number: int) -> tuple[int, int, int]:

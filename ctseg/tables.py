@@ -34,9 +34,8 @@ def read_csv(
 
     require_regular(path)
     try:
-        with warnings.catch_warnings(
-            action="error", category=pandas.errors.ParserWarning
-        ):  # cells without a column
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pandas.errors.ParserWarning)  # cells without a column
             table = pandas.read_csv(path, dtype=str, keep_default_na=False, index_col=False)
         rows = [
             {key: None if cell == "" else cell if key in text else float(cell) for key, cell in row.items()}

@@ -106,9 +106,8 @@ def cohorts(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> dict[st
             from ctseg.anatomy import write_cohort
 
             with filelock.FileLock(root / f"{task}.lock"):
-                write_cohort(
-                    root / task, task=task, patients=6, seed=1, size="tiny"
-                )  # what stands there is kept
+                # what stands there is kept
+                write_cohort(root / task, task=task, patients=6, seed=1, size="tiny")
             self[task] = root / task
             return self[task]
 

@@ -247,9 +247,8 @@ def test_nothing_is_executed_downloaded_or_unpickled():
                     any(keyword.arg == "weights_only" for keyword in node.keywords)
                     and name == "ctseg/runtime/checkpoints.py"
                 ), f"{name}:{node.lineno}"
-            if (
-                text.startswith(("np.random.", "numpy.random.")) and "(" not in text
-            ):  # not the methods of a generator made there
+            # not the methods of a generator made there
+            if text.startswith(("np.random.", "numpy.random.")) and "(" not in text:
                 assert text.split(".")[-1] in ("default_rng", "Generator", "SeedSequence"), (
                     f"{name}:{node.lineno} uses the global generator"
                 )

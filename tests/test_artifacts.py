@@ -189,13 +189,14 @@ def test_names_in_other_bytes_than_utf8_survive_json_and_text(tmp_path):
 @pytest.mark.parametrize("kind", ["pipe", "device", "folder", "empty", "kernel"])
 def test_artifacts_are_regular_files_or_refused_without_reading(kind, tmp_path):
     path = tmp_path / "manifest.json"
+    # says it has 0 bytes, as the ones that never end do
     make = {
         "pipe": lambda: os.mkfifo(path),
         "device": lambda: path.symlink_to("/dev/zero"),
         "folder": path.mkdir,
         "empty": path.touch,
         "kernel": lambda: path.symlink_to("/proc/self/maps"),
-    }  # says it has 0 bytes, as the ones that never end do
+    }
     if kind in ("device", "kernel") and not Path("/proc/self/maps").exists():
         pytest.skip("no such files on this system")
     make[kind]()

@@ -94,9 +94,8 @@ def test_scores_are_never_written_among_masks(output, tmp_path, capsys):
         write_maps(tmp_path / "prediction", "a", "b"),
     )
     (tmp_path / "names").mkdir()
-    names = (reference / "labels.json").rename(
-        tmp_path / "names" / "summary.json"
-    )  # as nnU-Net calls its scores, and so do we
+    # as nnU-Net calls its scores, and so do we
+    names = (reference / "labels.json").rename(tmp_path / "names" / "summary.json")
     before = contents(tmp_path)
     words = [
         "--reference",

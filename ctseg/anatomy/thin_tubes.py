@@ -61,9 +61,8 @@ class TubeLayer:
 
     def __init__(self, scene: Scene):
         self._spacing = scene.spacing_mm
-        self.voxel_mm = float(
-            np.prod(scene.spacing_mm) ** (1 / 3) / np.sqrt(np.pi)
-        )  # disk of a voxel's cross-section
+        # disk of a voxel's cross-section
+        self.voxel_mm = float(np.prod(scene.spacing_mm) ** (1 / 3) / np.sqrt(np.pi))
         self.share = np.zeros(scene.shape, dtype=np.float32)
 
     def pieces(

@@ -44,9 +44,8 @@ class LabelSource:
     values: dict[int, str] = dataclasses.field(default_factory=dict)
     masks: dict[str, Path] = dataclasses.field(default_factory=dict)
     ignore_value: int | None = None  # nnU-Net's "ignore" label: voxels nobody looked at
-    renamed: dict[str, str] = dataclasses.field(
-        default_factory=dict
-    )  # structure -> what a DICOM file calls it, where that differs
+    # structure -> what a DICOM file calls it, where that differs
+    renamed: dict[str, str] = dataclasses.field(default_factory=dict)
     fractional_threshold: float | None = (
         None  # dicom_seg: from which share of its largest value a fractional one is a mask; None: refused
     )

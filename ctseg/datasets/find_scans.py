@@ -21,17 +21,8 @@ from ctseg.scans.formats import folder_walk, volume_files
 if TYPE_CHECKING:
     from ctseg.scans.dicom.dicom_files import Found, SeriesInfo
 
-NO_SCANS = (
-    "SEG",
-    "RTSTRUCT",
-    "RTDOSE",
-    "RTPLAN",
-    "REG",
-    "SR",
-    "PR",
-    "KO",
-    "DOC",
-)  # modalities that stand for no scan
+# modalities that stand for no scan
+NO_SCANS = ("SEG", "RTSTRUCT", "RTDOSE", "RTPLAN", "REG", "SR", "PR", "KO", "DOC")
 RESULTS = "inference.json"  # a folder that holds it was written by infer.py: its masks are no scans
 _MASK_FOLDER = re.compile(r"(labels?|masks?|segmentations?)(tr|ts|val)?", re.IGNORECASE)
 _DICOM_NAME = re.compile(r"\.(dcm|ima|dicom)$", re.IGNORECASE)
@@ -250,9 +241,8 @@ def _lost_files(found: Found, rest: Iterable[Path], scans: list[Path], out: _Lef
     lost: dict[Path, list[tuple[str, str, str]]] = {}
     for path in rest:
         unpacked = listing.unpacked(path)
-        if (
-            path.is_symlink() and not path.exists()
-        ):  # in the root each may be a patient, further down they are slices
+        # in the root each may be a patient, further down they are slices
+        if path.is_symlink() and not path.exists():
             lost.setdefault(path if path.parent == out.root else path.parent, []).append(
                 ("FILE_MISSING", "a link leads nowhere", "put the file there, or take the link away")
             )

@@ -36,12 +36,8 @@ from ctseg.scans.formats.regular_files import refuse
 IMPLAUSIBLE_FRACTION = 0.6  # of the body; labels that cover more are a mistake (or a crop: only a warning)
 NAMED = 5  # structures that one message names
 _BODY_HU = -300.0
-_LEFT_OUT = (
-    "LABEL_GAPS",
-    "RT_NO_VOXEL",
-    "RT_WRONG_SERIES",
-    "LABEL_MISSING",
-)  # why a DICOM file gives no mask of a structure it names
+# why a DICOM file gives no mask of a structure it names
+_LEFT_OUT = ("LABEL_GAPS", "RT_NO_VOXEL", "RT_WRONG_SERIES", "LABEL_MISSING")
 
 
 @dataclasses.dataclass

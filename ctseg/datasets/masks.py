@@ -221,9 +221,8 @@ def check_values(array: np.ndarray, known: set[int]) -> None:
     low, high = int(array.min()), int(array.max())
     if low >= 0 and high < 1 << 16:
         seen = np.zeros(high + 1, dtype=bool)
-        for block in np.array_split(
-            array.reshape(-1), array.size // _BLOCK + 1
-        ):  # bincount takes 8 bytes a voxel
+        # in blocks: bincount takes 8 bytes a voxel
+        for block in np.array_split(array.reshape(-1), array.size // _BLOCK + 1):
             seen |= np.bincount(block, minlength=high + 1) > 0
         found = {int(value) for value in np.flatnonzero(seen)}
     else:

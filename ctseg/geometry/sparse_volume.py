@@ -32,9 +32,8 @@ class SparseVolume:
 
     def __init__(self, shape: Sequence[int]):
         self.shape = (int(shape[0]), int(shape[1]), int(shape[2]))
-        self._table = np.zeros(
-            [-(-n // EDGE) for n in self.shape], dtype=np.int32
-        )  # number of the block at each place
+        # number of the block at each place
+        self._table = np.zeros([-(-n // EDGE) for n in self.shape], dtype=np.int32)
         self._blocks = np.zeros((1, EDGE, EDGE, EDGE), dtype=np.float32)  # more than are in use
         self._used = 1
 
@@ -103,9 +102,8 @@ class SparseVolume:
             return
         if self._used + count > len(self._blocks):
             size = max(self._used + count, len(self._blocks) * 5 // 4)
-            self._blocks.resize(
-                (size, EDGE, EDGE, EDGE), refcheck=False
-            )  # in place where the system can; new blocks are 0
+            # in place where the system can; new blocks are 0
+            self._blocks.resize((size, EDGE, EDGE, EDGE), refcheck=False)
         table[new] = np.arange(self._used, self._used + count)
         self._used += count
 

@@ -255,9 +255,8 @@ def _separable_cubic(
     behind it.
     """
     outside = []
-    for axis in np.argsort(
-        [shape[axes[i]] / array.shape[i] for i in range(3)], kind="stable"
-    ):  # what grows most comes last
+    # what grows most comes last
+    for axis in np.argsort([shape[axes[i]] / array.shape[i] for i in range(3)], kind="stable"):
         count, size = shape[axes[axis]], array.shape[axis]
         places = mapping[axis, 3] + mapping[axis, axes[axis]] * np.arange(count)
         outside.append((axes[axis], (places < -0.5) | (places > size - 0.5)))

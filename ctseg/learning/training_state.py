@@ -51,9 +51,8 @@ class TrainingState:
     stale: int = 0  # validations since the best one
     rate_scale: float = 1.0  # plateau schedule
     later_passes: bool = False  # whether passes after the first have begun to learn
-    largest_component: list[str] = dataclasses.field(
-        default_factory=list
-    )  # of these only the largest is kept
+    # of these only the largest is kept
+    largest_component: list[str] = dataclasses.field(default_factory=list)
     # case and voxels of tubes that were missed, in the order of looking
     missed: list[tuple[str, torch.Tensor]] = dataclasses.field(default_factory=list)
 

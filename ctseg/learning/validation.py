@@ -41,9 +41,10 @@ class Validation:
         label = probabilities.argmax(0)
         filtered = torch.from_numpy(keep_largest(label.numpy(), range(1, len(self.names) + 1)))
         ignored = case.label == IGNORED
+        # what nobody looked at is neither right nor wrong
         prediction, largest, reference = (
             one.masked_fill(ignored, 0) for one in (label, filtered, case.label)
-        )  # what nobody looked at is neither right nor wrong
+        )
         for scores, found in ((self.dice, prediction), (self.dice_of_largest, largest)):
             for index, value in enumerate(dice_per_structure(found, reference, len(self.names))):
                 if value is not None and case.states[self.names[index]] == "present":

@@ -15,12 +15,8 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 CRUMBS = 0.01  # share of a structure's voxels outside its largest component that still counts as one piece
-_LINES_BEFORE = (
-    (0, 1),
-    (1, -1),
-    (1, 0),
-    (1, 1),
-)  # slices and rows back to the lines that touch one and come before it
+# slices and rows back to the lines that touch one and come before it
+_LINES_BEFORE = ((0, 1), (1, -1), (1, 0), (1, 1))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,9 +108,8 @@ def _join(
         row = line % height - rows
         near = np.flatnonzero((row >= 0) & (row < height) & (line >= slices * height))
         shift = (slices * height + rows) * span
-        low = np.searchsorted(
-            last, first[near] - shift, side="left"
-        )  # those that end at or behind the run's start
+        # those that end at or behind the run's start
+        low = np.searchsorted(last, first[near] - shift, side="left")
         high = np.searchsorted(first, last[near] - shift, side="right")  # and begin at or before its end
         count = np.maximum(high - low, 0)
         one = np.repeat(near, count)

@@ -71,9 +71,8 @@ def _data_name(manifest: Mapping[str, Any]) -> str:
     if not manifest:
         return DASH
     root = str(manifest.get("data_root") or "")
-    shown = (
-        Path(root).name if Path(root).is_absolute() or root.startswith("..") else root
-    )  # folders above are nobody's business
+    # folders above are nobody's business
+    shown = Path(root).name if Path(root).is_absolute() or root.startswith("..") else root
     return (
         f"{'synthetic, ' if manifest.get('synthetic') else ''}{shown or DASH}, layout "
         f"{manifest.get('layout') or DASH}"

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import re
 from pathlib import Path
-
-import tomllib
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,10 +21,16 @@ class Term:
         return "term-" + re.sub(r"[^a-z0-9]+", "-", self.name.lower()).strip("-")
 
 
-TABLE = tomllib.loads(
-    Path(__file__).with_name("templates").joinpath("glossary.toml").read_text(encoding="utf-8")
-)
-GROUPS = [(title, [Term(name, line) for name, line in terms.items()]) for title, terms in TABLE.items()]
+def read_groups() -> list[tuple[str, list[Term]]]:
+    """(title, terms) of each group in glossary.csv, in its order."""
+    groups: dict[str, list[Term]] = {}
+    with Path(__file__).with_suffix(".csv").open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            groups.setdefault(row["group"], []).append(Term(row["term"], row["line"]))
+    return list(groups.items())
+
+
+GROUPS = read_groups()
 _BY_NAME = {term.name.lower(): term for _, terms in GROUPS for term in terms}
 
 

@@ -309,9 +309,8 @@ def compare_pair(
     difference = np.full(len(paired), np.nan)
     use = paired & chosen
     difference[use] = other[:, use].mean(axis=0) - one[:, use].mean(axis=0)
-    matrix = np.round(
-        data.matrix(difference), 12
-    )  # a last bit of rounding is neither a difference nor breaks a tie
+    # a last bit of rounding is neither a difference nor breaks a tie
+    matrix = np.round(data.matrix(difference), 12)
     per_patient = nan_mean(matrix, axis=1)
     per_patient = np.round(per_patient[~np.isnan(per_patient)], 12)
     effect = (

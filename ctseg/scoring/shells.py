@@ -14,9 +14,8 @@ import numpy as np
 
 MAX_OFFSETS = 700  # of the table; a ball of 5.5 voxels at equal spacing
 _TOGETHER = 1 << 15  # look-ups in one step: below it the calls cost more than the work
-Shells = list[
-    tuple[float, np.ndarray]
-]  # distance in mm and the offsets (m, 3) at that distance, nearest first
+# distance in mm and the offsets (m, 3) at that distance, nearest first
+Shells = list[tuple[float, np.ndarray]]
 
 
 @functools.lru_cache(maxsize=64)

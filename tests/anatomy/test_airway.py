@@ -58,9 +58,8 @@ def branches_of_mask(mask: np.ndarray) -> int:
     for a, b in links:
         children.setdefault(a, set()).add(b)
     leaves = {p for p in range(piece.max() + 1) if p not in children}
-    kept = {
-        a: {b for b in below if b not in leaves} for a, below in children.items()
-    }  # drop dead ends of one front
+    # drop dead ends of one front
+    kept = {a: {b for b in below if b not in leaves} for a, below in children.items()}
     tips = sum(not below for below in kept.values())
     return 2 * tips - 1  # every joint has two children
 
@@ -220,9 +219,8 @@ def test_left_is_left(patient: Drawing) -> None:
     }
     assert places["lung_left"][0] > places["airway"][0] > places["lung_right"][0]
     top = np.argwhere(to_canonical(label).array == 1)
-    assert (
-        top[:, 0].max() == label.array.shape[patient.patient.scan.order.index(0)] - 1
-    )  # the trachea leaves at the head
+    # the trachea leaves at the head
+    assert top[:, 0].max() == label.array.shape[patient.patient.scan.order.index(0)] - 1
 
 
 # ---- the picture -------------------------------------------------------------------------------------------
@@ -313,9 +311,8 @@ def test_a_tube_fills_its_own_volume(radius: float) -> None:
 def test_overlap_of_disks() -> None:
     inside, partly, outside = disk_overlap(np.array([0.0, 1.0, 2.0]), 1.0, 0.5)
     assert inside == pytest.approx(1) and 0.3 < partly < 0.5 and outside == 0
-    assert disk_overlap(np.array([0.1]), 0.25, 0.5)[0] == pytest.approx(
-        0.25
-    )  # a thin tube in the middle of a voxel
+    # a thin tube in the middle of a voxel
+    assert disk_overlap(np.array([0.1]), 0.25, 0.5)[0] == pytest.approx(0.25)
 
 
 def test_axis_voxels_share_faces() -> None:

@@ -117,9 +117,8 @@ def test_the_pipeline_reads_what_was_drawn(cohort: Path) -> None:
         image, expected = to_canonical(drawn.image), to_canonical(drawn.label)
         read, label = to_canonical(loaded.image), to_canonical(loaded.label)
         assert read.grid.matches(image.grid, 1e-2)
-        assert np.array_equal(
-            read.array, np.maximum(image.array, -1024)
-        )  # what lies outside the field of view is read as air
+        # what lies outside the field of view is read as air
+        assert np.array_equal(read.array, np.maximum(image.array, -1024))
         for number, name in enumerate(structures, start=1):
             assert np.array_equal(label.array == number, expected.array == IDS[name]), name
         for name in ("prostate", "uterus"):
@@ -344,9 +343,8 @@ def test_partial_volume_keeps_the_volume(radius: float) -> None:
 
 def test_an_edge_through_a_voxel_gives_a_mixed_value() -> None:
     scene = small_scene((10, 12, 14))
-    plane = scene.whole(
-        (scene.z - np.float32(0.0)).astype(np.float32)
-    )  # between two slices of 3 mm at -1.5 and 1.5
+    # between two slices of 3 mm at -1.5 and 1.5
+    plane = scene.whole((scene.z - np.float32(0.0)).astype(np.float32))
     scene.paint(plane, 0.0, 7)
     assert np.allclose(scene.hu[:5], 0.0, atol=0.01) and np.allclose(scene.hu[5:], -1000.0, atol=0.01)
     scene.paint(scene.whole((scene.z - np.float32(1.5)).astype(np.float32)), 0.0)

@@ -103,9 +103,8 @@ def test_target_is_a_left_and_a_right_tree(patients: list[heart_like_task.Drawin
 def test_vessels_are_as_thick_as_coronaries(patients: list[heart_like_task.Drawing]) -> None:
     for drawing in patients:
         for vessel in [*drawing.arteries[0], *drawing.arteries[1], *drawing.veins]:
-            assert vessel.radii.min() >= 0.7 and vessel.radii.max() <= 2.05, (
-                vessel.name
-            )  # diameter 1.4 to 4.1 mm
+            # diameter 1.4 to 4.1 mm
+            assert vessel.radii.min() >= 0.7 and vessel.radii.max() <= 2.05, vessel.name
         ml = drawing.picture.facts["artery_ml"], drawing.picture.facts["vein_ml"]
         assert 1.2 < ml[0] < 4.5 and 0.4 < ml[1] / ml[0] < 1.3
 

@@ -72,9 +72,8 @@ def test_every_patient_has_all_five_bones_on_their_sides(pictures: list[Picture]
             index = np.argwhere(picture.label.array == IDS[name])
             assert len(index) * np.prod(picture.label.spacing_mm) / 1000 > 60, name
             found, _ = components(picture.label.array == IDS[name], structure=np.ones((3, 3, 3)))
-            assert np.bincount(found.ravel())[1:].max() >= 0.97 * len(index), (
-                name
-            )  # spurs have grown on, not apart
+            # spurs have grown on, not apart
+            assert np.bincount(found.ravel())[1:].max() >= 0.97 * len(index), name
             x_mm[name] = (picture.label.affine @ np.array([*index.mean(axis=0), 1.0]))[0]
         assert x_mm["hip_left"] > x_mm["sacrum"] + 40 > x_mm["hip_right"] + 80
         assert x_mm["femur_left"] > x_mm["femur_right"] + 100
@@ -106,9 +105,8 @@ def test_narrow_joints_bring_the_bones_together(healthy: Drawing) -> None:
 def test_a_sacroiliac_gap_parts_the_bones_and_a_fused_joint_hides_the_edge(healthy: Drawing) -> None:
     apart, fused = render_with(Wear(sacroiliac_gap_mm={1: 2.8, -1: 2.8})), render_with(Wear(fused=(1, -1)))
     assert contacts(apart, "hip_left", "sacrum") < 0.6 * contacts(healthy, "hip_left", "sacrum")
-    assert np.array_equal(
-        fused.label.array, healthy.label.array
-    )  # what it is does not change, only what is seen
+    # what it is does not change, only what is seen
+    assert np.array_equal(fused.label.array, healthy.label.array)
     changed = np.abs(fused.image.array - healthy.image.array) > 40
     assert 20 < changed.sum() < 0.2 * (healthy.label.array == labels.IDS["sacrum"]).sum()
     assert fused.image.array[changed].mean() < healthy.image.array[changed].mean()  # the dense line is gone

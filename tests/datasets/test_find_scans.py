@@ -82,9 +82,8 @@ def test_a_cohort_of_links_into_an_archive_is_found(tmp_path):
     record = [
         CaseRecord("p", "p", source, None) for source in find_scans.find_scans(tmp_path / "cohort").values()
     ]
-    assert (
-        len({case_sources.source_hash(case) for case in record[:3]}) == 3
-    )  # the hash sees the files behind the links
+    # the hash sees the files behind the links
+    assert len({case_sources.source_hash(case) for case in record[:3]}) == 3
 
 
 def test_links_in_circles_end_and_a_folder_counts_once(tmp_path):

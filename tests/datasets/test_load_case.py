@@ -103,9 +103,8 @@ def test_all_formats_give_one_case(tmp_path: Path) -> None:
     rtstruct.write_structures(tmp_path / "rs.dcm", PHANTOM.label, PHANTOM.names, tmp_path / "dicom/a/im_1")
     contours = LabelSource("rtstruct", tmp_path / "rs.dcm")
     records += [dataclasses.replace(dicom, labels=contours)]
-    records += [
-        dataclasses.replace(records[0], labels=labels) for labels in (dicom.labels, contours)
-    ]  # CT as NIfTI, labels as DICOM
+    # CT as NIfTI, labels as DICOM
+    records += [dataclasses.replace(records[0], labels=labels) for labels in (dicom.labels, contours)]
     for record in records:
         case = load_case.load_case(record, SIDES, root=tmp_path)
         assert case.label is not None and case.label.array.dtype == np.uint8
@@ -364,9 +363,8 @@ def test_overlapping_masks(tmp_path: Path) -> None:
     assert (
         case.label is not None and not (case.label.array == 1).any() and case.states["kidney_left"] == ABSENT
     )
-    other = load_case.load_case(
-        _mask_case(tmp_path, masks), SIDES[::-1], root=tmp_path
-    )  # the later one counts
+    # the later one counts
+    other = load_case.load_case(_mask_case(tmp_path, masks), SIDES[::-1], root=tmp_path)
     assert other.label is not None and (other.label.array == 3).sum() == _masks()["kidney_left"].sum()
 
 
@@ -386,9 +384,8 @@ def test_labels_over_the_whole_body(tmp_path: Path) -> None:
     full = Volume(np.full_like(PHANTOM.label.array, 3), PHANTOM.label.affine)
     case = load_case.load_case(_map_case(tmp_path, full), SIDES, root=tmp_path)
     assert ("WARN", "LABEL_IMPLAUSIBLE") in _codes(case)
-    air = Volume(
-        np.where(PHANTOM.image.array < -300, 3, 0).astype(np.uint8), PHANTOM.label.affine
-    )  # as lungs are: no tissue
+    # as lungs are: no tissue
+    air = Volume(np.where(PHANTOM.image.array < -300, 3, 0).astype(np.uint8), PHANTOM.label.affine)
     assert not load_case.load_case(_map_case(tmp_path, air), ["bladder"], root=tmp_path).findings
 
 
@@ -539,9 +536,8 @@ def test_openkbp_folder(tmp_path: Path) -> None:
         and case.image.array[35, 35, 35] == -90
     )
     assert case.label is not None
-    assert (
-        case.label.array[50, 55, 57] == 1
-    )  # Mandible (id 5) covers Brainstem (id 1), whatever order was asked for
+    # Mandible (id 5) covers Brainstem (id 1), whatever order was asked for
+    assert case.label.array[50, 55, 57] == 1
     assert (case.label.array == 3).sum() == 5 * 10 * 2 and _codes(case) == [("WARN", "LABEL_OVERLAP")]
     centre = case.image.affine @ [63.5, 63.5, 63.5, 1]
     assert np.allclose(centre, [0, 0, 0, 1])
@@ -624,9 +620,8 @@ def test_every_real_openkbp_case_loads(real_data: Path) -> None:
         assert not case.findings and case.label is not None
         assert {name for name, state in case.states.items() if state == PRESENT} == set(entry["annotated"])
         counts = np.bincount(case.label.array.ravel(), minlength=8)
-        drawn = np.array(
-            [entry["voxels"].get(name, 0) for name in OPENKBP.values()]
-        )  # before the higher id covers the lower
+        # before the higher id covers the lower
+        drawn = np.array([entry["voxels"].get(name, 0) for name in OPENKBP.values()])
         assert (counts[1:] <= drawn).all() and int(drawn.sum() - counts[1:].sum()) == entry["overlap"]
     assert len(cases) == 115 and float(np.median(seconds)) < 0.15
 

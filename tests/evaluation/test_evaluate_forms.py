@@ -235,9 +235,8 @@ def test_segmentations_of_3d_slicer_name_their_structures(tmp_path: Path) -> Non
         for value, name in TABLE.items()
         for key, text in (("Name", name), ("LabelValue", str(4 - value)), ("Layer", "0"))
     }
-    turned = Volume(
-        np.where(label.array > 0, 4 - label.array, 0).astype(np.uint8), label.affine
-    )  # other values than those of labels.json
+    # other values than those of labels.json
+    turned = Volume(np.where(label.array > 0, 4 - label.array, 0).astype(np.uint8), label.affine)
     write(tmp_path / "r", "nifti", "a", label, tmp_path)
     (tmp_path / "p").mkdir()
     with_itk(tmp_path / "p" / "a.seg.nrrd", turned.array, turned.affine, **keys)

@@ -168,9 +168,8 @@ def test_labels_missed_hallucinated_and_absent(tmp_path: Path, python: str) -> N
         case["reference_file"][0]: {label: case["metrics"][label]["Dice"] for label in ("1", "2")}
         for case in ours["metric_per_case"]
     }
-    assert (
-        dice["b"]["1"] == 0 and dice["b"]["2"] == 0 and math.isnan(dice["d"]["1"]) and dice["a"]["1"] == 1
-    )  # missed, hallucinated, absent, right
+    # missed, hallucinated, absent, right
+    assert dice["b"]["1"] == 0 and dice["b"]["2"] == 0 and math.isnan(dice["d"]["1"]) and dice["a"]["1"] == 1
     assert 0 < ours["foreground_mean"]["Dice"] < 1
 
 

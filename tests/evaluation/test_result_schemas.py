@@ -502,9 +502,8 @@ def test_nnunet_summary(scored: Path) -> None:
     unlabelled = next(
         case for case in content["metric_per_case"] if case["reference_file"].startswith("unlabelled")
     )
-    assert all(
-        math.isnan(value) for value in unlabelled["metrics"]["3"].values()
-    )  # nobody looked: no number, not 0
+    # nobody looked: no number, not 0
+    assert all(math.isnan(value) for value in unlabelled["metrics"]["3"].values())
     assert "not the headline" in (scored / "evaluation_report.txt").read_text(encoding="utf-8")
 
 
@@ -570,9 +569,8 @@ def test_every_state_and_no_stand_ins(cells: dict[tuple[str, str], dict[str, str
         assert all((row[key] != "") == (with_it and row["structure"] != "liver") for key in SHAPE_CELLS), row[
             "case_id"
         ]
-        trees = [
-            key for key in TREE_CELLS if key not in ("precision_lcc", "breaks")
-        ]  # undefined for a missed tree
+        # undefined for a missed tree
+        trees = [key for key in TREE_CELLS if key not in ("precision_lcc", "breaks")]
         assert all((row[key] != "") == (with_it and row["structure"] == "airway") for key in trees), row[
             "case_id"
         ]

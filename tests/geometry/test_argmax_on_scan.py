@@ -61,10 +61,8 @@ def test_a_stray_voxel_costs_a_block_and_not_the_way_to_it():
 
 def test_many_structures_take_no_more_room_than_few():
     quarter = np.arange(40) // 10
-    few, many = (
-        quarter[:, None, None],
-        16 * quarter[:, None, None] + 4 * quarter[:, None] + quarter,
-    )  # 4 slabs, 64 cubes of one scan
+    # 4 slabs, 64 cubes of one scan
+    few, many = (quarter[:, None, None], 16 * quarter[:, None, None] + 4 * quarter[:, None] + quarter)
     for label, count in ((few, 4), (many, 64)):
         values = (np.broadcast_to(label, (40, 40, 40)) == np.arange(-1, count)[:, None, None, None]).astype(
             np.float32
@@ -72,9 +70,8 @@ def test_many_structures_take_no_more_room_than_few():
         shares = Probabilities(count + 1, (40, 40, 40))
         for start in range(0, 40, 5):
             shares.add((slice(start, start + 5), slice(0, 40), slice(0, 40)), values[:, start : start + 5])
-        assert (
-            shares.stored == {4: 48 * 40 * 40, 64: 48**3}[count]
-        )  # a side of 10 voxels needs three blocks of 4
+        # a side of 10 voxels needs three blocks of 4
+        assert shares.stored == {4: 48 * 40 * 40, 64: 48**3}[count]
         assert shares.part(0) is None
         assert all(np.array_equal(shares.whole(number), values[number]) for number in (1, 3, count))
 

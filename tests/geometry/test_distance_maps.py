@@ -253,7 +253,6 @@ def test_deep_inside_an_organ_that_ends_beyond_the_range():
     everywhere = Volume(np.ones(scan.shape, dtype=np.uint8), scan.affine)
     middle = coarse_maps([everywhere], scan.crop((17, 18, 18), (6, 4, 4)))
     assert (middle.distance_mm == -GUIDE_RANGE_MM).all()
-    corner = coarse_maps(
-        [everywhere], scan.crop((-1, -1, -1), (8, 8, 8))
-    )  # what lies beyond the scan is not the organ
+    # what lies beyond the scan is not the organ
+    corner = coarse_maps([everywhere], scan.crop((-1, -1, -1), (8, 8, 8)))
     assert corner.distance_mm[0, 1, 4, 5] == -10 and corner.distance_mm[0, 0, 4, 5] == 10

@@ -390,9 +390,8 @@ def test_cubic_interpolation_is_exact_for_what_is_cubic(tilt: float) -> None:
         return (np.sin(x) * np.cos(y) + 0.5 * np.sin(z + x)).astype(np.float32)
 
     affine = np.eye(4)
-    affine[:3, :3] = np.array(
-        [[0, 0, -2.1], [1.3, 0, 0], [0, 0.9, tilt]]
-    )  # D along y, H along z, W against x
+    # D along y, H along z, W against x
+    affine[:3, :3] = np.array([[0, 0, -2.1], [1.3, 0, 0], [0, 0.9, tilt]])
     affine[:3, 3] = (
         source.affine[:3, :3] @ [15, 17, 19] + source.affine[:3, 3] - affine[:3, :3] @ [14, 30, 12]
     )

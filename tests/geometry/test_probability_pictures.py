@@ -120,12 +120,13 @@ def test_the_level_moves_the_surface_and_stands_in_the_picture(folder):
     assert visualize.main([*words, str(path / "s"), "--level", "0.2"]) == 0
     wide = np.asarray(Image.open(path / "s" / "front.png")).astype(int)
     assert visualize.main([*words, str(path / "t"), "--level", "0.95"]) == 0
+    # the caption names the level
     assert (
         np.abs(
             wide[:20, 100:] - np.asarray(Image.open(path / "t" / "front.png")).astype(int)[:20, 100:]
         ).max()
         > 40
-    )  # the caption names the level
+    )
 
 
 def test_a_folder_that_mixes_is_told(folder, capsys):

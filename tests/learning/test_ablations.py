@@ -302,12 +302,10 @@ def test_structures_learn_independently_of_each_other_only_with_sigmoids():
             segmentation_loss(**{**batch, "logits": logits}, independent=independent)[0].backward()
             gradients.append(logits.grad)
         assert torch.equal(gradients[0][:, 1], gradients[1][:, 1]) == independent
-        assert (
-            bool(gradients[0][:, 0].any()) != independent
-        )  # the background has no logit of its own to learn
-        assert (
-            bool(gradients[0][1, 2].any()) != independent
-        )  # not annotated: nothing to learn, or to merge with the background
+        # the background has no logit of its own to learn
+        assert bool(gradients[0][:, 0].any()) != independent
+        # not annotated: nothing to learn, or to merge with the background
+        assert bool(gradients[0][1, 2].any()) != independent
 
 
 def test_deep_and_earlier_outputs_are_learned_independently_too():
@@ -387,9 +385,8 @@ def test_a_pass_reads_the_shape_of_the_one_before():
         for given in (context, torch.zeros_like(context), None)
     ]
     torch.testing.assert_close(read[0], signed_distances(torch.stack((shape, shape & False))[None]))
-    assert torch.equal(read[1], torch.ones_like(context)) and torch.equal(
-        read[2], read[1]
-    )  # blank: as after an empty prediction
+    # blank: as after an empty prediction
+    assert torch.equal(read[1], torch.ones_like(context)) and torch.equal(read[2], read[1])
     assert torch.equal(results[1], results[2]) and not torch.equal(results[0], results[1])
 
 
@@ -410,12 +407,8 @@ def test_each_pass_has_its_own_network_when_asked(remap):
     parts = [passes.network, *passes.later]
     with torch.no_grad():
         plain = [network.eval()(image, context=context, pass_number=number)["logits"] for number in range(5)]
-        assert [torch.equal(a, b) for a, b in itertools.pairwise(plain)] == [
-            False,
-            False,
-            True,
-            True,
-        ]  # the last serves what follows
+        # the last serves what follows
+        assert [torch.equal(a, b) for a, b in itertools.pairwise(plain)] == [False, False, True, True]
         for logits, part in zip(plain, parts):  # a remap that changes nothing still rounds
             torch.testing.assert_close(
                 logits, part(torch.cat((image, context), dim=1))["logits"], atol=1e-3, rtol=1e-3
@@ -474,9 +467,10 @@ def test_settings_of_the_vnet_reach_it():
     plain, usual = network_of("vnet", residual=False).eval(), network_of("vnet").eval()
     plain.load_state_dict(usual.state_dict())
     assert not torch.allclose(plain(image)["logits"], usual(image)["logits"], atol=1e-3)
+    # of vnet alone
     assert count(network_of("unet", norm="batch", residual=False, deep_supervision=False)) == count(
         network_of("unet")
-    )  # of vnet alone
+    )
 
 
 # ---------------------------------------------------------------- guides
@@ -511,15 +505,15 @@ def test_smoothed_masks_are_what_a_gaussian_makes_of_the_organ():
     organ = (np.arange(24) >= 10).astype(float)
     voxel_mm = 2.0
     expected = ndimage.gaussian_filter1d(organ, SMOOTHING_MM / voxel_mm, mode="nearest", truncate=8)
-    np.testing.assert_allclose(
-        masks[0, 0, 3, 4].numpy(), expected, atol=0.02
-    )  # the filter sums, where the network integrates
+    # the filter sums, where the network integrates
+    np.testing.assert_allclose(masks[0, 0, 3, 4].numpy(), expected, atol=0.02)
     assert not masks[0, 1].any()  # not there
     assert masks[0, 2:, 0, 0, 0].tolist() == [1, 0]
     assert GuideForm(N_GUIDE, masks=True, presence=False).channels == N_ORGANS
+    # half a voxel outside: 0.309
     assert 0.5 * math.erfc(1 / math.sqrt(2)) == pytest.approx(
         form(flat_guide())[0, 0, 0, 0, 9].item() - 0.15, abs=0.01
-    )  # half a voxel outside: 0.309
+    )
 
 
 @pytest.mark.parametrize("backbone", ["unet", "vnet", "multi_decoder"])

@@ -74,9 +74,8 @@ def test_a_break_costs_and_the_gradient_mends_it(term, structure):
     assert logits.grad is not None and bool(torch.isfinite(logits.grad).all())
     link = logits.grad[0, :, 3:6, 4:7, 10:13] if structure == 1 else logits.grad[0, :, 8, 9, 10:13]
     axis = link[:, 1, 1] if structure == 1 else link
-    assert bool((axis[structure] < 0).all()) and bool(
-        (axis[0] > 0).all()
-    )  # a step against it links the two parts
+    # a step against it links the two parts
+    assert bool((axis[structure] < 0).all()) and bool((axis[0] > 0).all())
 
 
 def test_a_break_costs_more_of_connectivity_than_of_dice():

@@ -134,10 +134,8 @@ def test_every_pass_is_supervised_and_the_last_one_counts_most():
 def test_image_label_and_targets_of_a_patch_move_together(tmp_path):
     workspace = tiny_workspace.make(tmp_path, cases=3)
     (case,) = dataset.load_cases(workspace, Manifest.load(workspace), "train", with_tubes=True)
-    case.image, strength = (
-        case.label.half() / 3,
-        "standard",
-    )  # the picture is the label, so that a shift between them would show
+    # the picture is the label, so that a shift between them would show
+    case.image, strength = (case.label.half() / 3, "standard")
     sampler = sampler_of(
         [case], batch_size=1, patch_size=(32, 32, 32), augmentation=strength, sampling="tubes", seed=3
     )
@@ -145,13 +143,11 @@ def test_image_label_and_targets_of_a_patch_move_together(tmp_path):
         batch = sampler.batch(0, step)
         assert batch.inputs == {} and set(batch.targets) == {"centreline", "skeleton", "radius_mm"}
         inside = (batch.label[0] > 0) & (batch.label[0] != IGNORED)
-        assert (
-            float((batch.targets["radius_mm"][0][inside] > 0).float().mean()) > 0.9
-        )  # the distance to the surface is positive where the label is
+        # the distance to the surface is positive where the label is
+        assert float((batch.targets["radius_mm"][0][inside] > 0).float().mean()) > 0.9
         seen = (batch.targets["centreline"][0] > 0) & (batch.label[0] != IGNORED)
-        assert bool(
-            (batch.label[0][seen] == batch.targets["centreline"][0][seen]).float().mean() > 0.7
-        )  # names are swapped alike
+        # names are swapped alike
+        assert bool((batch.label[0][seen] == batch.targets["centreline"][0][seen]).float().mean() > 0.7)
 
 
 def test_mirror_swaps_pairs_and_twice_is_the_identity():
@@ -429,12 +425,8 @@ def test_one_piece_is_what_every_reference_shows_so_but_for_crumbs():
     label[7, 1, 1:4], label[7, 1, 6:9] = 2, 2  # two pieces
     label[9, 9:11, 9:11], label[8, 8, 9] = 3, 3  # joined by a corner
     other[2:4, 2:4, 2:4], other[5, 5, 5:9] = 1, 2
-    assert largest_component.in_one_piece([label, other], 4) == [
-        True,
-        False,
-        True,
-        False,
-    ]  # 4 is shown nowhere
+    # 4 is shown nowhere
+    assert largest_component.in_one_piece([label, other], 4) == [True, False, True, False]
     assert largest_component.in_one_piece([other], 2) == [True, True]
 
 

@@ -127,12 +127,8 @@ def test_stopped_in_the_middle_of_an_epoch_and_gone_on_with_equals_undisturbed(
 
         return call
 
-    stop_after = {
-        2,
-        5,
-        7,
-        9,
-    }  # of the steps and validated scans of all runs: in the first epoch and in validations
+    # of the steps and validated scans of all runs: in the first epoch and in validations
+    stop_after = {2, 5, 7, 9}
     monkeypatch.setattr(trainer.Trainer, "train_step", then_stop(real_step))
     monkeypatch.setattr(trainer.Validation, "add", then_stop(real_score))
     codes = [train.main(tiny_workspace.arguments(broken, **values))]
@@ -216,9 +212,8 @@ def test_a_finished_model_is_lost_to_no_other_training(tmp_path, capsys):
         message = capsys.readouterr().err
         assert "RESUME_CONFLICT" in message and named in message and "--restart" in message
         assert {path: path.read_bytes() for path in workspace.checkpoints.iterdir()} == files
-    assert (
-        train.main([*tiny_workspace.arguments(workspace), "--set", "data.window_hu=0,100"]) == 0
-    )  # of the tensors, not of training
+    # of the tensors, not of training
+    assert train.main([*tiny_workspace.arguments(workspace), "--set", "data.window_hu=0,100"]) == 0
     assert train.main([*tiny_workspace.arguments(workspace, **{"train.epochs": 1}), "--restart"]) == 0
     assert files[workspace.best_model] in [
         path.read_bytes() for path in workspace.checkpoints.glob("best_model.*.pth")
@@ -311,9 +306,8 @@ def test_the_last_epoch_is_validated_even_if_the_clock_runs_out_right_after_it(t
     that epoch must not be lost.
     """
     workspace = tiny_workspace.make(tmp_path)
-    asked = iter(
-        [0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 0.99]
-    )  # before the first epoch, at its steps; 0.99 after it, and 1 from then on
+    # before the first epoch, at its steps; 0.99 after it, and 1 from then on
+    asked = iter([0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 0.99])
     monkeypatch.setattr(Budget, "progress", lambda self, epoch, step: next(asked, 1.0))
     monkeypatch.setattr(Budget, "validation_due", lambda self, epoch, progress: progress >= 1)
     assert (
@@ -321,9 +315,8 @@ def test_the_last_epoch_is_validated_even_if_the_clock_runs_out_right_after_it(t
         == 0
     )
     history = artifacts.read_json(workspace.history)
-    assert (
-        history["val_mean_dice"][-1] is not None and history["steps"] == 6
-    )  # a last epoch has at least one step
+    # a last epoch has at least one step
+    assert history["val_mean_dice"][-1] is not None and history["steps"] == 6
 
 
 def test_divergence_stops_with_the_cases_named(tmp_path, capsys, monkeypatch):
@@ -410,9 +403,8 @@ def test_one_side_alone_is_not_mirrored_in_training_and_prediction(
         and (mirrors or structures[0] in told)
     )
     assert (swaps is None) if not mirrors else swaps.tolist() == ([0, 2, 1, 3] if sides else [0, 1, 2, 3])
-    mirrored, swaps = fit(
-        **{"train.mirror": True}
-    )  # asked for by name: done, with a warning, and never in prediction
+    # asked for by name: done, with a warning, and never in prediction
+    mirrored, swaps = fit(**{"train.mirror": True})
     assert (
         mirrored
         and (swaps is not None) == mirrors

@@ -48,12 +48,8 @@ def thorax(*, merged: bool = False, seed: int = 0) -> dict[str, np.ndarray]:
     bowel = ellipse((4, 40, 100), (9, 12, 12)) & body
     hu[bowel] = -900
     wall, lumen = np.zeros(SHAPE, bool), np.zeros(SHAPE, bool)
-    for w in (
-        50,
-        75,
-        120,
-        145,
-    ):  # thin airways: walls and lumen far from tissue and air, for they share voxels with lung
+    # thin airways: walls and lumen far from tissue and air, for they share voxels with lung
+    for w in (50, 75, 120, 145):
         wall[8:28, 30:34, w : w + 5], lumen[8:28, 31:33, w + 1 : w + 4] = True, True
     hu[wall], hu[lumen] = -600, -930
     masks = {

@@ -188,9 +188,8 @@ def test_passes_agree_when_every_structure_has_almost_the_same_voxels():
     after = label.clone()
     after[0, 0, 0, :2] = 0  # Dice 4998/5000... of structure 1: 0.9996
     after[1, 0, 0, 29] = 0  # Dice of structure 2: 198/199 = 0.995
-    before, after = (
-        functional.one_hot(x, 4).movedim(-1, 1).float() for x in (label, after)
-    )  # structure 3 is in neither
+    # structure 3 is in neither
+    before, after = (functional.one_hot(x, 4).movedim(-1, 1).float() for x in (label, after))
     assert agree(before, before).tolist() == [True, True]
     assert agree(before, after).tolist() == [True, False]
     nothing, something = before[:1, :, :, :, 25:26], before[:1, :, :, :, 29:]
@@ -589,9 +588,8 @@ def blobs_told_apart(guidance: str) -> tuple[float, float]:
     network.eval()
     image, guide, label = blob_patches(40, 10**6)
     with torch.inference_mode():
-        taken = [
-            logits_of(image, g).argmax(1).flatten(1).sum(1) > 32 for g in (guide, guide.roll(1, 0))
-        ]  # half of a blob
+        # half of a blob
+        taken = [logits_of(image, g).argmax(1).flatten(1).sum(1) > 32 for g in (guide, guide.roll(1, 0))]
     own, foreign = ((t == label.flatten(1).any(1)).float().mean().item() for t in taken)
     return own, foreign
 
@@ -625,10 +623,8 @@ def test_connectivity_heads_leave_the_logits_alone_and_go_when_predicting(backbo
 def test_connectivity_of_a_structure_is_read_from_its_own_decoder():
     network = tiny("multi_decoder", connectivity="multitask").train()
     image = noise(1, 1, 8, 8, 8)
-    other = [
-        [nn.Identity()] * 2,
-        [nn.Identity(), torch.zeros_like],
-    ]  # the finest level of decoder 1 is silent
+    # the finest level of decoder 1 is silent
+    other = [[nn.Identity()] * 2, [nn.Identity(), torch.zeros_like]]
     before, after = network(image), network(image, [[level[d] for level in other] for d in (0, 1)])
     for key in ("centreline", "radius"):
         assert torch.equal(before[key][:, 0], after[key][:, 0])

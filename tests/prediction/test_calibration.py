@@ -303,9 +303,8 @@ def test_views_are_told_and_their_mean_is_the_result(mirror):
     labels: list[np.ndarray] = []
     mean = sliding_windows.predict_probabilities(Mirrored(), sight, windows, CPU, on_view=labels.append)
     canvas = sliding_windows.predict_canvas(Mirrored(), sight, windows, CPU).numpy()
-    assert (
-        np.abs(np.stack([mean.whole(number) for number in range(4)]) - canvas).max() < 1e-3
-    )  # what blocks leave out
+    # what blocks leave out
+    assert np.abs(np.stack([mean.whole(number) for number in range(4)]) - canvas).max() < 1e-3
     assert np.array_equal(mean.label(), canvas.argmax(0)) and len(labels) == windows.count_views(
         Mirrored()
     ) == (2 if mirror else 1)

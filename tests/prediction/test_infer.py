@@ -165,9 +165,10 @@ def stored(
     values = np.asarray(image.dataobj) if data is None else data
     header = nib.Nifti1Header(endianness=dtype[0])
     header.set_data_dtype(np.dtype(dtype))
+    # nibabel keeps integers as they are
     written = nib.Nifti1Image(
         np.rint(values / slope).astype(dtype), image.affine if affine is None else affine, header
-    )  # nibabel keeps integers as they are
+    )
     written.set_sform(written.affine, code=1)
     written.set_qform(None, code=0)
     nib.save(written, path)
@@ -277,12 +278,13 @@ def test_a_scan_that_breaks_in_an_unforeseen_way_does_not_end_the_others(
     )
     assert "ERROR OUT_OF_MEMORY case=third" in said
     record = artifacts.read_json(tmp_path / "out" / "inference.json")
+    # in the order of names
     assert record["finished"] and [item.get("error") for item in record["scans"]] == [
         None,
         None,
         "PREDICT_FAILED",
         "OUT_OF_MEMORY",
-    ]  # in the order of names
+    ]
     assert {path.name for path in (tmp_path / "out").glob("*.nii.gz")} == {"first.nii.gz", "fourth.nii.gz"}
 
 
@@ -410,6 +412,5 @@ def test_scouts_of_an_export_are_passed_over(tmp_path):
             seed=1,
         )
     found = find_scans(tmp_path)
-    assert (
-        set(found) == {"one", "two"} and found["one"].path.name == "axial"
-    )  # what has nothing better is refused by name later
+    # what has nothing better is refused by name later
+    assert set(found) == {"one", "two"} and found["one"].path.name == "axial"

@@ -204,9 +204,8 @@ def test_the_answer_as_guide_is_refused(tmp_path):
         )
     guide, _ = load_guide(source, "predicted", scan, label, STRUCTURES, ["prostate"])
     assert guide.presence.all()
-    guide, _ = load_guide(
-        source, "same", scan, label, STRUCTURES, []
-    )  # its reference, but nothing to be learned
+    # its reference, but nothing to be learned
+    guide, _ = load_guide(source, "same", scan, label, STRUCTURES, [])
     assert guide.presence.all()
 
 
@@ -390,9 +389,8 @@ def test_trilinear_between_the_centres_of_blocks(stride):
     guide, truth = ramp_guide((11, 13, 17), stride)
     whole = guide_patch(guide, (0, 0, 0), (11, 13, 17))
     assert whole.shape == (6, 11, 13, 17) and whole.dtype == torch.float32
-    inner = tuple(
-        slice((s - 1) // 2 + 1, -s) for s in stride
-    )  # before the first and behind the last centre the edge goes on
+    # before the first and behind the last centre the edge goes on
+    inner = tuple(slice((s - 1) // 2 + 1, -s) for s in stride)
     assert torch.allclose(distances(whole, 2)[(slice(None), *inner)], truth[(slice(None), *inner)], atol=0.02)
     assert (whole[4:] == 1).all()
 
@@ -475,9 +473,8 @@ def test_a_mirror_image_is_the_mirrored_patient():
     """Guides of the label mirrored with its sides renamed are the mirrored guides."""
     _, label = scan_and_label()
     affine = label.affine.copy()
-    affine[:3, :3] *= 2.0 / np.array(
-        SPACING_MM
-    )  # isotropic: no two nearest voxels with different half voxels
+    # isotropic: no two nearest voxels with different half voxels
+    affine[:3, :3] *= 2.0 / np.array(SPACING_MM)
     renamed = np.array([0, 1, 2, 4, 3], dtype=np.uint8)[label.array[:, :, ::-1]]
     both = []
     for array in (label.array, np.ascontiguousarray(renamed)):
@@ -485,9 +482,8 @@ def test_a_mirror_image_is_the_mirrored_patient():
         both.append(make_guide(maps.distance_mm, maps.presence, maps.stride, ORGANS))
     plain, other = (guide_patch(guide, (0, 0, 0), SHAPE) for guide in both)
     assert torch.allclose(guide_patch(both[0], (0, 0, 0), SHAPE, mirrored=True), other, atol=1e-6)
-    assert torch.allclose(
-        guide_patch(both[1], (0, 0, 0), SHAPE, mirrored=True), plain, atol=1e-6
-    )  # an involution
+    # an involution
+    assert torch.allclose(guide_patch(both[1], (0, 0, 0), SHAPE, mirrored=True), plain, atol=1e-6)
     assert (plain.flip(3) - other).abs().max() > 0.3  # without the swap the sides are wrong
 
 
@@ -535,9 +531,8 @@ def test_real_totalsegmentator_masks(real_data, tmp_path):
     assert multilabel is not None
     assert 0 < guide.presence.sum() < len(organs) and [f.code for f in findings] == ["GUIDE_ABSENT"]
     sizes = np.bincount(multilabel.array.ravel())
-    assert all(
-        int(mask.array.sum()) in sizes for mask in guide.masks if mask is not None
-    )  # the same masks in one map
+    # the same masks in one map
+    assert all(int(mask.array.sum()) in sizes for mask in guide.masks if mask is not None)
     maps = coarse_maps(guide.masks, scan.grid)
     assert np.array_equal(maps.presence, guide.presence) and np.isfinite(maps.distance_mm).all()
     present = maps.distance_mm[maps.presence]

@@ -119,10 +119,8 @@ def test_manifest_says_everything_a_later_stage_needs(data: Path, tmp_path: Path
         False,
         list(LABELS),
     )
-    assert (manifest["grid"], manifest["spacing_mm"]) == (
-        "windows",
-        [6.0, 5.0, 4.0],
-    )  # auto: one tensor holds the body
+    # auto: one tensor holds the body
+    assert (manifest["grid"], manifest["spacing_mm"]) == ("windows", [6.0, 5.0, 4.0])
     assert [case["case_id"] for case in manifest["cases"]] == [f"p{n}" for n in range(6)]
     assert sorted(case["split"] for case in manifest["cases"]) == [
         "test",
@@ -163,9 +161,8 @@ def test_tensors_and_references(data: Path, tmp_path: Path, grid: str) -> None:
             and label is not None
             and label.dtype == np.uint8
         )
-        assert (
-            image.min() == 0 and 0.25 < float(image.max()) < 0.5
-        )  # window -250..750: 40 HU is 0.29, air is 0
+        # window -250..750: 40 HU is 0.29, air is 0
+        assert image.min() == 0 and 0.25 < float(image.max()) < 0.5
         back = label_on_scan(
             Probabilities.of(np.stack([label == n for n in range(4)]).astype(np.float32)), canvas, scan
         )
@@ -439,9 +436,8 @@ def test_full_disk_is_noticed_before_the_work(
 
 def test_findings_keep_their_case_through_a_worker() -> None:
     """Errors travel between processes whole."""
-    error: PipelineError = copy.deepcopy(
-        CaseError("X", "cause", "fix", case="a", file="b")
-    )  # the same protocol as between processes
+    # the same protocol as between processes
+    error: PipelineError = copy.deepcopy(CaseError("X", "cause", "fix", case="a", file="b"))
     assert (error.case, error.file, error.code) == ("a", "b", "X")
 
 
@@ -589,9 +585,8 @@ def test_two_spellings_of_one_name_are_refused_with_both(data: Path, tmp_path: P
         one, other = (name for name in labels if name not in ("x", "Leber"))
         with pytest.raises(PreconditionError, match=f"'{one}' and '{other}'"):
             preprocess(data, tmp_path / "w")
-    assert (
-        preprocess(data, tmp_path / "w", "--structures", "肝臓,x") == 0
-    )  # the remedy that the message names
+    # the remedy that the message names
+    assert preprocess(data, tmp_path / "w", "--structures", "肝臓,x") == 0
 
 
 def test_declared_pairs_reach_every_later_stage_and_unknown_names_are_refused(
@@ -655,9 +650,8 @@ def test_the_list_tells_what_preprocessing_would_refuse_and_writes_nothing(
 ) -> None:
     data = write_data(tmp_path / "data", 10)
     image = nib.load(data / "p3/labels.nii.gz")
-    nib.save(
-        nib.Nifti1Image(np.asarray(image.dataobj)[:-2], image.affine), data / "p3/labels.nii.gz"
-    )  # another grid
+    # another grid
+    nib.save(nib.Nifti1Image(np.asarray(image.dataobj)[:-2], image.affine), data / "p3/labels.nii.gz")
     (data / "p5/ct.nii.gz").write_bytes((data / "p5/ct.nii.gz").read_bytes()[:800])
     command = ["--list", "--data", str(data), "--workspace", str(tmp_path / "w"), "--workers", "1"]
     assert run_pipeline.main(command) == 3

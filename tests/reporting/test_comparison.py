@@ -160,10 +160,8 @@ def test_macro_gives_each_structure_the_same_weight() -> None:
     assert paired.macro(matrix) == pytest.approx(0.75)
     counts = paired.patient_counts(3, 500)
     drawn = paired.resampled_macro(matrix, counts)
-    assert set(np.unique(drawn.round(9))) == {
-        0.75,
-        1.0,
-    }  # without the first patient the second structure is left out
+    # without the first patient the second structure is left out
+    assert set(np.unique(drawn.round(9))) == {0.75, 1.0}
 
 
 def test_rank_of_known_methods_and_ties() -> None:

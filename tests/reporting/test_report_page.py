@@ -110,10 +110,11 @@ def test_all_good() -> None:
         and "none was missed" in said["Result"]
     )
     assert said["What works"].startswith("All 2 structures: liver 0.920 (95 % CI 0.91 to 0.93, n = 60)")
+    # the lowest single one: 0.88 - 0.04
     assert (
         said["What fails or falls short"].startswith("No structure")
         and "Dice 0.840" in said["What fails or falls short"]
-    )  # the lowest single one: 0.88 - 0.04
+    )
     assert said["What fails or falls short"].endswith("HD95 2.0 mm.")
     assert (
         said["How sure"]
@@ -335,9 +336,8 @@ def text(built: Workspace) -> str:
 def test_page_is_light_enough_to_send(built: Workspace, text: str) -> None:
     jpegs = [len(content) for content in re.findall(r"data:image/jpeg;base64,([^\"]+)", text)]
     assert len(jpegs) == DRAWN + 3
-    missing = (len(results.read(built).structures) - DRAWN) * max(
-        jpegs[3:]
-    )  # those not drawn here, as heavy as the heaviest
+    # those not drawn here, as heavy as the heaviest
+    missing = (len(results.read(built).structures) - DRAWN) * max(jpegs[3:])
     assert 300_000 < built.report.stat().st_size + missing < HEAVIEST
 
 
@@ -381,13 +381,14 @@ def test_links_lead_somewhere_and_headings_are_in_order(text: str) -> None:
 
 def test_calibration_confidence_and_topology_are_shown(built: Workspace, text: str) -> None:
     part = Elements(text.split('id="calibration"')[1].split('id="training"')[0]).text
+    # (100·0.2 + 300·0) / 400
     assert (
         "0.109" in part
         and "0.012" in part
         and "+0.050" in part
         and "Spearman 0.61" in part
         and "AURC 0.175" in part
-    )  # (100·0.2 + 300·0) / 400
+    )
     assert text.count("Reliability: observed") == 1 and "confidence against" not in part
     found = results.read(built)
     worst = tables.worst_table(found, [])
@@ -512,10 +513,11 @@ def test_other_runs_are_compared_on_the_shared_patients(pair: tuple[Workspace, W
     mine, other = found["lines"]
     assert found["n_patients"] == 7 and mine["verdict"] == "reference" and "second" in other["name"]
     change = float(other["dice"]) - float(mine["dice"])
+    # a missed one stays at 0
     assert (
         float(other["difference"].replace("−", "-")) == pytest.approx(change, abs=1.1e-3)
         and -0.051 < change < -0.04
-    )  # a missed one stays at 0
+    )
     assert any("left out" in line for line in found["warnings"])
 
 

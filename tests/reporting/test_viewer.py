@@ -86,11 +86,8 @@ def test_the_page_carries_the_volumes_and_nothing_else():
     assert set(np.unique(reference)) == {0, 1, 2} and np.array_equal(
         np.roll(reference, 2, axis=0), prediction
     )
-    assert (np.diff(image.astype(int), axis=2) >= 0).all() and case["spacing"] == [
-        3.0,
-        2.0,
-        2.0,
-    ]  # brighter to the left: to the right of the picture
+    # brighter to the left: to the right of the picture
+    assert (np.diff(image.astype(int), axis=2) >= 0).all() and case["spacing"] == [3.0, 2.0, 2.0]
 
 
 def test_large_scans_are_thinned_and_other_grids_refused():
@@ -175,9 +172,8 @@ const wait = setInterval(() => {
 
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine")
 def test_scrolling_toggling_and_pointing_in_a_browser(tmp_path):
-    text = re.sub(
-        r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", page()
-    )  # so that the driver may run
+    # so that the driver may run
+    text = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", page())
     text = text.replace("</body>", DRIVER.replace("POINT_X", "0.25") + "</body>")
     seen = {
         one["what"]: one
@@ -203,9 +199,8 @@ def test_scrolling_toggling_and_pointing_in_a_browser(tmp_path):
         "sagittal",
         "axial",
     ]
-    assert (
-        np.mean(seen["neither"]["right"]) > np.mean(seen["neither"]["left"]) + 20
-    )  # the patient's left, brighter here, on the right
+    # the patient's left, brighter here, on the right
+    assert np.mean(seen["neither"]["right"]) > np.mean(seen["neither"]["left"]) + 20
     case = viewer.view_case("case", slices.on_one_grid(*volumes()), (-160.0, 240.0))
     d, h, w = case.image.shape
     assert (

@@ -118,12 +118,13 @@ def test_cases_and_structures_are_ranked_by_what_is_known():
 
 def test_the_worst_by_confidence_and_by_dice():
     found = failure.summarise(ROWS, members=2)
+    # .6 twice: by case
     assert [(item["case_id"], item["structure"]) for item in found["worst_by_confidence"]] == [
         ("b", "liver"),
         ("c", "spleen"),
         ("a", "spleen"),
         ("a", "liver"),
-    ]  # .6 twice: by case
+    ]
     assert [(item["case_id"], item["structure"]) for item in found["worst_by_dice"]][:2] == [
         ("b", "spleen"),
         ("b", "liver"),

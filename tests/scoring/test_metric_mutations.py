@@ -175,6 +175,5 @@ def test_every_damage_is_noticed_and_no_other_copy(tmp_path: Path) -> None:
         status, text = found[str(folder)]
         assert str(folder) in text, text  # it was this copy that ran, and its imports worked
         assert status == (0 if name == "undamaged" else 1), f"{name}: {text}"
-        assert "NameError" not in text and "SyntaxError" not in text, (
-            text
-        )  # a wrong number, not a broken program
+        # a wrong number, not a broken program
+        assert "NameError" not in text and "SyntaxError" not in text, text

@@ -186,12 +186,8 @@ def boundary(
 def test_the_automatic_choice_changes_no_value(mode: str, pair) -> None:
     prediction, reference, spacing = pair
     expected = scores(prediction, reference, spacing, mode=mode, engine="scipy")
-    for near, per_voxel in (
-        (2.5, 8.0),
-        (99.0, 0.01),
-        (99.0, 0.3),
-        (0.0, 8.0),
-    ):  # look around, hardly, a little, not at all
+    # look around, hardly, a little, not at all
+    for near, per_voxel in ((2.5, 8.0), (99.0, 0.01), (99.0, 0.3), (0.0, 8.0)):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(distances, "NEAR_VOXELS", near)
             patch.setattr(distances, "TRANSFORM_PER_VOXEL", per_voxel)

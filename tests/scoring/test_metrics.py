@@ -833,9 +833,8 @@ def test_interval_of_the_mean() -> None:
     assert bca_interval(values, list(range(10)))[0] == interval
     assert bca_interval(np.full(6, 0.7), list(range(6))) == ([0.7, 0.7], ["optimistic_ci", "degenerate"])
     assert bca_interval(values[:4], list(range(4))) == (None, [])
-    assert (
-        bca_interval(values, [0, 0, 0, 1, 1, 1, 2, 2, 3, 3])[0] is None
-    )  # four patients, however many scans
+    # four patients, however many scans
+    assert bca_interval(values, [0, 0, 0, 1, 1, 1, 2, 2, 3, 3])[0] is None
     wide = bca_interval(np.repeat(values, 2), np.repeat(range(10), 2).tolist())[0]
     assert wide == pytest.approx(interval)  # scans of one patient carry no further information
 

@@ -20,12 +20,8 @@ from ctseg.config import Settings
 from ctseg.manifest import Manifest, from_record, to_record
 
 STRUCTURES = ("Bladder", "Rectum", "Femur_left", "Femur_right")
-CENTRES = (
-    (0.45, 0.40, 0.50),
-    (0.45, 0.68, 0.50),
-    (0.55, 0.50, 0.78),
-    (0.55, 0.50, 0.22),
-)  # fractions of D, H, W
+# fractions of D, H, W
+CENTRES = ((0.45, 0.40, 0.50), (0.45, 0.68, 0.50), (0.55, 0.50, 0.78), (0.55, 0.50, 0.22))
 RADII = ((0.20, 0.16, 0.16), (0.30, 0.10, 0.09), (0.34, 0.12, 0.08), (0.34, 0.12, 0.08))
 INTENSITIES_HU = (10.0, 45.0, 600.0, 600.0)
 

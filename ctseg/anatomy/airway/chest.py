@@ -164,9 +164,8 @@ def paint_body(
     """
     voxel = float(scene.spacing_mm.mean())
     fat_mm = chest.build.fat_mm
-    below_top = scene.y - (
-        129 + fat_mm - scene.x * scene.x * (1 / 1700)
-    )  # of the couch: a mat, two thin plates
+    # of the couch: a mat, two thin plates
+    below_top = scene.y - (129 + fat_mm - scene.x * scene.x * (1 / 1700))
     blend(scene.hu, np.clip(below_top + 9, 0, 1) * np.clip(-below_top, 0, 1), -940.0)
     for depth in (1.0, 20.0):
         blend(scene.hu, np.clip(1.2 - np.abs(below_top - depth), 0, 1), -150.0)

@@ -32,12 +32,10 @@ class Wear:
 
     cortex: float = 1.0  # thickness of the dense shell relative to a healthy one
     hip_gap_mm: dict[int, float] = dataclasses.field(default_factory=lambda: {1: 2.2, -1: 2.2})  # cartilage
-    sclerosis_hu: dict[int, float] = dataclasses.field(
-        default_factory=dict
-    )  # bone beside the hip that much denser
-    sacroiliac_gap_mm: dict[int, float] = dataclasses.field(
-        default_factory=dict
-    )  # cartilage; none: bone on bone
+    # bone beside the hip that much denser
+    sclerosis_hu: dict[int, float] = dataclasses.field(default_factory=dict)
+    # cartilage; none: bone on bone
+    sacroiliac_gap_mm: dict[int, float] = dataclasses.field(default_factory=dict)
     fused: tuple[int, ...] = ()  # sides on which spongy bone runs through the sacroiliac joint
     spurs: tuple[Spur, ...] = ()
 

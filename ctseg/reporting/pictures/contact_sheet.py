@@ -227,9 +227,8 @@ def placed(
 
     start: row and column of the mask in a slice of this shape, which fills the canvas.
     """
-    room = [
-        1 + -(-whole // wanted) for whole, wanted in zip(shape, canvas_shape)
-    ]  # at least an element around it
+    # at least an element around it
+    room = [1 + -(-whole // wanted) for whole, wanted in zip(shape, canvas_shape)]
     parts, ends = [], []
     for first, length, around, whole, wanted in zip(start, mask.shape, room, shape, canvas_shape):
         fine, begin = wanted / whole, first - around

@@ -79,9 +79,8 @@ def draw_counts(axes: Axes, pooled: Mapping[str, Any]) -> None:
         axes.set_yscale("log")
         axes.set_ylim(bottom=0.7)
         axes.yaxis.set_major_locator(LogLocator(10, numticks=5))
-        axes.yaxis.set_major_formatter(
-            FuncFormatter(lambda value, _: f"{value:,.0f}".replace(",", "\u2009"))
-        )  # no formula: text is not parsed
+        # no formula: text is not parsed
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}".replace(",", "\u2009")))
     axes.set_xlabel("predicted probability")
 
 

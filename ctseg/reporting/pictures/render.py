@@ -22,9 +22,8 @@ LIGHT = np.array([-0.35, -0.80, 0.50])  # towards the light: from the viewer's u
 AMBIENT, HOLLOW_MM, HOLLOW_SHADE = 0.38, 25.0, 0.55
 EDGE_ON = 0.06  # cosine below which a flat picture is seen from its edge: it would be a line, and is left out
 DEPTH_STEPS = 1 << 20
-NOTHING = (
-    DEPTH_STEPS << 32
-)  # in the depth buffer: behind everything, and exact as float64, in which SciPy filters
+# in the depth buffer: behind everything, and exact as float64, in which SciPy filters
+NOTHING = DEPTH_STEPS << 32
 
 
 @dataclasses.dataclass(frozen=True)

@@ -84,9 +84,8 @@ def picture(
     title: bold, top left; the words "synthetic data" follow when `synthetic`. quality: JPEG instead of PNG.
     """
     with matplotlib.rc_context(_SHEET), warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", message="Glyph .* missing from"
-        )  # a box instead of a rare letter is enough
+        # a box instead of a rare letter is enough
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
         figure = Figure(figsize=size_in, layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.09))
         FigureCanvasAgg(figure)
         if title is not None:

@@ -121,8 +121,7 @@ def crossings_mm(
         directions.append(slope[hit])
     affine = whole.affine
     points_mm = (np.concatenate(points) + np.asarray(start)) @ affine[:3, :3].T + affine[:3, 3]
-    normals = -np.concatenate(directions) @ np.linalg.inv(
-        affine[:3, :3]
-    )  # a gradient goes by the inverse transpose
+    # a gradient goes by the inverse transpose
+    normals = -np.concatenate(directions) @ np.linalg.inv(affine[:3, :3])
     normals /= np.linalg.norm(normals, axis=1, keepdims=True) + 1e-12
     return points_mm.astype(np.float32), normals.astype(np.float32)

@@ -20,12 +20,8 @@ from ctseg.reporting.pictures.colours import colours_of
 from ctseg.reporting.pictures.subject import Subject
 from ctseg.reporting.pictures.surfaces import Surface, box_mm, surface_at, surface_of
 
-SIDES = {
-    0: "front",
-    90: "left",
-    180: "back",
-    270: "right",
-}  # what is seen of the patient after so many degrees
+# what is seen of the patient after so many degrees
+SIDES = {0: "front", 90: "left", 180: "back", 270: "right"}
 BODY_HU, BONE_HU = -300.0, 220.0
 BODY_COLOUR, BONE_COLOUR = np.array([0.86, 0.72, 0.62]), np.array([0.90, 0.87, 0.78])
 REFERENCE_COLOUR, ABSENT_COLOUR = np.array([0.45, 0.55, 0.70]), np.full(3, 0.85)

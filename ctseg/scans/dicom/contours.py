@@ -39,9 +39,8 @@ def fill(contours: list[np.ndarray], shape: tuple[int, int], corner: tuple[int, 
     edge = np.repeat(np.arange(len(count)), count)
     row = np.arange(len(edge)) - np.repeat(np.cumsum(count) - count, count) + first[edge]
     slope = (bottom - top)[edge]
-    column = (
-        top[edge, 1] + (row - top[edge, 0]) * slope[:, 1] / slope[:, 0]
-    )  # an edge along a row crosses none
+    # an edge along a row crosses none
+    column = top[edge, 1] + (row - top[edge, 0]) * slope[:, 1] / slope[:, 0]
     toggles = np.zeros((shape[0], shape[1] + 1), dtype=np.int64)
     np.add.at(toggles, (row - corner[0], np.clip(np.ceil(column) - corner[1], 0, shape[1]).astype(int)), 1)
     return (np.cumsum(toggles[:, :-1], axis=1) % 2).astype(bool)
@@ -65,9 +64,8 @@ def part_into_planes(
     cuts = np.flatnonzero(np.diff(places) >= step_between(places) / 2) + 1
     groups = np.split(np.arange(len(places)), cuts)
     direction = np.mean([np.exp(2j * np.pi * places[members].mean()) for members in groups])
-    offset = (
-        float(np.angle(direction)) / (2 * np.pi) if abs(direction) > SAME_OFFSET else 0.0
-    )  # of all planes from the slices
+    # of all planes from the slices
+    offset = float(np.angle(direction)) / (2 * np.pi) if abs(direction) > SAME_OFFSET else 0.0
     offset += offset < ROUNDED - 0.5  # half-way ones go the same way in every structure of a file
     for members in groups:
         place = float(places[members].mean())

@@ -347,9 +347,8 @@ def _identity(path: Path) -> _Identity | None:
         sop_class = header.get("SOPClassUID") or header.file_meta.get("MediaStorageSOPClassUID")
         if sop_class == MediaStorageDirectoryStorage:
             return None
-        if (
-            "SeriesInstanceUID" not in header and "Rows" not in header
-        ):  # the elements are in the order of their tags
+        # the elements are in the order of their tags
+        if "SeriesInstanceUID" not in header and "Rows" not in header:
             raise refuse(
                 "DICOM_TRUNCATED",
                 "the header ends before the series is named",

@@ -20,14 +20,8 @@ _TAKEN = {  # functional group -> what of it a single slice has in its header
     "PixelMeasuresSequence": ("PixelSpacing",),
     "PixelValueTransformationSequence": ("RescaleIntercept", "RescaleSlope", "RescaleType"),
 }
-_MAPS = (
-    "PERFUSION",
-    "QUANTITY",
-    "STD_DEVIATION",
-    "DIVISION",
-    "MULTIPLICATION",
-    "SUBTRACTION",
-)  # in the image type: values are no HU any more
+# in the image type: values are no HU any more
+_MAPS = ("PERFUSION", "QUANTITY", "STD_DEVIATION", "DIVISION", "MULTIPLICATION", "SUBTRACTION")
 _FIX = "convert the series to single slices or to NIfTI"
 
 

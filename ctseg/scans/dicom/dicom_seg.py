@@ -210,9 +210,8 @@ def _segments(header: Any) -> dict[int, str]:
     numbers = {
         int(item.SegmentNumber): dicom_files.text(item, "SegmentLabel") for item in header.SegmentSequence
     }
-    return {
-        number: name for number, name in sorted(numbers.items()) if number > 0
-    }  # 0: background of a label map
+    # 0: background of a label map
+    return {number: name for number, name in sorted(numbers.items()) if number > 0}
 
 
 # ---- writing ----------------------------------------------------------------------------------------------

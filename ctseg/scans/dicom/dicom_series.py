@@ -130,9 +130,8 @@ def label_planes(label: Volume, headers: list[Any]) -> list[int]:
     )
     planes = np.rint(places[:, 0]).astype(int)
     off = np.abs(places[:, :3] - np.stack([planes, 0 * planes, 0 * planes], axis=1)).max()
-    if (
-        sorted(planes.tolist()) != list(range(len(headers))) or off > 2 * tolerances.ROUNDED
-    ):  # positions and label may both be rounded
+    # positions and label may both be rounded
+    if sorted(planes.tolist()) != list(range(len(headers))) or off > 2 * tolerances.ROUNDED:
         raise ValueError("the label does not lie on the grid of the series")
     return [int(plane) for plane in planes]
 

@@ -42,9 +42,8 @@ def place_frames(header: Any, image: Volume) -> tuple[list[tuple[int | None, int
             [[plane, 0, 0, 1], [plane, rows - 1, 0, 1], [plane, 0, columns - 1, 1]], dtype=np.float64
         )
         off = float(np.abs(corners @ to_index.T - wanted).max())
-        if (
-            not 0 <= plane < image.array.shape[0] or not off <= 2 * tolerances.ROUNDED
-        ):  # the scan's positions and the frames' may be rounded
+        # the scan's positions and the frames' may be rounded
+        if not 0 <= plane < image.array.shape[0] or not off <= 2 * tolerances.ROUNDED:
             where = (
                 f"{off:.2g} of a voxel off the nearest slice"
                 if 0 <= plane < image.array.shape[0]

@@ -16,15 +16,8 @@ from ctseg.scans.dicom.dicom_pixels import Decoder
 from ctseg.scans.dicom.slice_geometry import Slice, numbers_of
 from ctseg.scans.formats.regular_files import refuse
 
-_NO_HU = (
-    "OD",
-    "Z_EFF",
-    "ED",
-    "EDW",
-    "PCT",
-    "MGML",
-    "HU_MOD",
-)  # rescale types of values that are something else
+# rescale types of values that are something else
+_NO_HU = ("OD", "Z_EFF", "ED", "EDW", "PCT", "MGML", "HU_MOD")
 
 
 def read_pixels(slices: list[Slice], array: np.ndarray, assume_hu: bool) -> list[Finding]:

@@ -86,9 +86,8 @@ def _affine(folder: Path) -> np.ndarray:
             sizes = np.zeros(0)
         if sizes.shape != (3,):
             raise _corrupt("the file does not hold three numbers")
-        posterior, left, inferior = sizes.astype(np.float32).astype(
-            np.float64
-        )  # as precise as the NIfTI form
+        # as precise as the NIfTI form
+        posterior, left, inferior = sizes.astype(np.float32).astype(np.float64)
         affine = np.zeros((4, 4))
         affine[2, 0], affine[0, 1], affine[1, 2] = -inferior, left, posterior
         affine[:3, 3] = -affine[:3, :3].sum(axis=1) * (SIZE - 1) / 2

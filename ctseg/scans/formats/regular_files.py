@@ -131,8 +131,7 @@ def wrong_kind(start: bytes, code: str, expected: str) -> CaseError:
     instead."""
     text = start.lower()
     for magic, cause, own, fix in _OTHER_KINDS:
-        if any(
-            part.startswith(magic) for part in (text, text.lstrip(), text[128:])
-        ):  # DICOM: behind 128 others
+        # DICOM: behind 128 others
+        if any(part.startswith(magic) for part in (text, text.lstrip(), text[128:])):
             return refuse(own or code, cause, fix)
     return refuse(code, f"the first bytes are not {expected}", "check what the file is")

@@ -25,9 +25,8 @@ from ctseg.geometry.boxes import tight_box
 # voxel (a cube) has 26 cells too, 6 faces, 12 edges and 8 corners, one towards each neighbour: they share the
 # numbering.
 _OFFSETS = np.array([offset for offset in itertools.product((-1, 0, 1), repeat=3) if any(offset)])
-_ROWS = np.array(
-    list(itertools.product((-1, 0, 1), repeat=2))
-)  # the nine rows of three voxels along the last axis
+# the nine rows of three voxels along the last axis
+_ROWS = np.array(list(itertools.product((-1, 0, 1), repeat=2)))
 _HALF = 13
 # Bits of a voxel's row: the one before it, itself, the one after it.
 _BEFORE, _SELF, _AFTER = (np.uint8(bit) for bit in (1, 2, 4))

@@ -88,9 +88,8 @@ def test_masks_on_another_grid_are_moved_and_it_is_said():
 
 
 def test_a_mask_that_reaches_beyond_the_scan_is_cut_there():
-    mask = Volume(
-        np.ones(SHAPE, dtype=bool), upright(origin=(-40.0 - 1.5 * 4, -30.0, 10.0))
-    )  # four voxels to the right
+    # four voxels to the right
+    mask = Volume(np.ones(SHAPE, dtype=bool), upright(origin=(-40.0 - 1.5 * 4, -30.0, 10.0)))
     piece, moved = piece_of(tight(mask), scan_of().grid)
     assert not moved and piece is not None and piece.box == whole_box((20, 30, 32))
 
@@ -121,10 +120,8 @@ def test_panels_are_as_radiologists_hang_them(affine):
     mask = ball(shape, affine, place[:3], 9)
     scan = Volume(np.zeros(shape, dtype=np.float32), affine)
     sheet = build_sheet(Subject(masks_of(thing=mask), ["thing"], scan))
-    left, back = (
-        (affine[0, 2] > 0),
-        (affine[1, 1] > 0),
-    )  # index 32 of W lies to the left where W runs there; of H to the back
+    # index 32 of W lies to the left where W runs there; of H to the back
+    left, back = ((affine[0, 2] > 0), (affine[1, 1] > 0))
     box = tuple(slice(0, 40) for _ in range(3))
     for plane in PLANES:
         centre = [round(float(v)) for v in np.argwhere(to_canonical(mask).array).mean(axis=0)]

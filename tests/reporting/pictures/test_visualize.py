@@ -29,9 +29,8 @@ def test_the_surface_of_a_ball_lies_on_it_and_faces_outwards(affine):
     surface = surface_of(ball((30, 50, 50), affine, centre, 20.0), "ball", RED, step_mm=0.8)
     away = surface.points_mm - centre
     radius = np.linalg.norm(away, axis=1)
-    assert abs(np.median(radius) - 20) < 0.4 and np.abs(radius - 20).max() < np.linalg.norm(
-        affine[:3, 0]
-    )  # within a voxel of the coarsest axis
+    # within a voxel of the coarsest axis
+    assert abs(np.median(radius) - 20) < 0.4 and np.abs(radius - 20).max() < np.linalg.norm(affine[:3, 0])
     assert ((away / radius[:, None]) * surface.normals).sum(1).min() > 0.6
     # at least one point per 0.8 mm: every direction is covered
     directions = np.random.default_rng(0).normal(size=(500, 3))
@@ -53,9 +52,8 @@ def test_a_vessel_one_voxel_thick_stays_whole_and_an_empty_mask_has_no_surface()
 
 def test_the_patients_left_is_on_the_right_of_the_picture_and_above_is_above():
     affine = upright((2, 2, 2), (0, 0, 0))
-    left_above = surface_of(
-        ball((50, 40, 60), affine, (100, 40, 80), 12), "a", RED, step_mm=0.5
-    )  # +x is the patient's left, +z superior
+    # +x is the patient's left, +z superior
+    left_above = surface_of(ball((50, 40, 60), affine, (100, 40, 80), 12), "a", RED, step_mm=0.5)
     right_below = surface_of(ball((50, 40, 60), affine, (20, 40, 20), 12), "b", BLUE, step_mm=0.5)
     view = render.fit_view([left_above, right_below], width=200, height=160)
 
@@ -282,9 +280,8 @@ def test_an_mp4_plays(scan):
         == 0
     )
     content = (folder / "tour.mp4").read_bytes()
-    assert content[4:8] == b"ftyp" and content.index(b"moov") < content.index(
-        b"mdat"
-    )  # a browser can begin before the end is there
+    # a browser can begin before the end is there
+    assert content[4:8] == b"ftyp" and content.index(b"moov") < content.index(b"mdat")
 
 
 def test_errors_against_a_reference(scan):

@@ -88,9 +88,8 @@ def test_tilted_gantry_keeps_its_shear(tmp_path: Path) -> None:
     volume = Volume(PHANTOM.image.array, _turned(tilt_mm=0.8))
     _write(tmp_path, volume)
     back, findings = dicom_series.read_series(tmp_path)
-    assert (
-        _codes(findings) == [("WARN", "GANTRY_TILT")] and "14.9 degrees" in findings[0].cause
-    )  # atan(0.8 / 3)
+    # atan(0.8 / 3)
+    assert _codes(findings) == [("WARN", "GANTRY_TILT")] and "14.9 degrees" in findings[0].cause
     assert np.abs(back.affine - volume.affine).max() < 1e-4 and np.array_equal(back.array, volume.array)
 
 
@@ -340,9 +339,8 @@ def test_rounding_of_positions_does_not_add_up(
     assert {code for _, code in _codes(findings)} <= {"POSITIONS_ROUNDED", "GANTRY_TILT"} and all(
         "0.0" in finding.cause for finding in findings[:1]
     )
-    planes = dicom_series.label_planes(
-        back, dicom_series.series_headers(tmp_path)
-    )  # what SEG and RTSTRUCT are written by
+    # what SEG and RTSTRUCT are written by
+    planes = dicom_series.label_planes(back, dicom_series.series_headers(tmp_path))
     assert planes == list(range(40))
 
 

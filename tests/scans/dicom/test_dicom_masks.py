@@ -375,9 +375,10 @@ def rewrite(folder: Path, pixels: np.ndarray, kind: str, **more: Any) -> None:
 
 def test_a_threshold_makes_masks_of_fractions(case):
     folder, image = case
+    # 0.25, 0.5, 0.75 inside
     shares = np.stack(
         [np.where(PHANTOM.label.array == value, 0.25 * value, 0.1) for value in PHANTOM.names], axis=-1
-    )  # 0.25, 0.5, 0.75 inside
+    )
     rewrite(folder, shares, "FRACTIONAL", fractional_type="OCCUPANCY", max_fractional_value=200)
     with pytest.raises(CaseError, match=r"SEG_FRACTIONAL.*0 to 200 \(type OCCUPANCY\)"):
         dicom_seg.read_segments(folder / "seg.dcm", image, folder / "ct")

@@ -144,9 +144,10 @@ def test_only_the_dicom_masks_carry_who_the_patient_is(inputs, tmp_path, capfd, 
         assert not any(mark in str(path).encode() for mark in MARKS)
         if path.suffix == ".dcm":
             stored = pydicom.dcmread(path)
+            # a PACS files it by these
             assert {keyword: str(stored[keyword].value) for keyword in FILED if keyword in stored} == FILED, (
                 path.name
-            )  # a PACS files it by these
+            )
             for value in FILED.values():
                 content = content.replace(value.encode(), b"")
         assert not any(mark in content for mark in MARKS), path.name

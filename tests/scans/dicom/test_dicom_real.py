@@ -155,9 +155,8 @@ def test_each_evenly_spaced_part_of_the_tilted_head_is_read_with_its_tilt(real_d
         step_mm, abs=2e-3
     )
     worst = 0.0
-    for d, path in enumerate(
-        chosen
-    ):  # each slice by itself is read right by SimpleITK, only its series reader drops the tilt
+    # each slice by itself is read right by SimpleITK, only its series reader drops the tilt
+    for d, path in enumerate(chosen):
         single = sitk.ReadImage(str(path))
         assert np.array_equal(np.maximum(sitk.GetArrayFromImage(single)[0], -1024), volume.array[d])
         for w, h in ((0, 0), (511, 0), (0, 511), (511, 511)):

@@ -79,9 +79,8 @@ def _grids() -> dict[str, np.ndarray]:
     grids["sheared"][1, 0] = 0.8
     for affine in grids.values():
         affine[:3, 3] = -101.3, 57.7, 1203.1
-    return {
-        name: affine.astype(np.float32).astype(np.float64) for name, affine in grids.items()
-    }  # as an sform holds it
+    # as an sform holds it
+    return {name: affine.astype(np.float32).astype(np.float64) for name, affine in grids.items()}
 
 
 @pytest.mark.parametrize("name", list(_grids()))

@@ -585,9 +585,8 @@ def test_the_real_nrrd_equals_its_dicom_series_and_simpleitk(real_data: Path) ->
     folder = real_data / "cip" / "Testing" / "Data" / "Input"
     volume, _ = volume_files.read_image(folder / "ct-64.nrrd")
     series, _ = dicom_series.read_series(folder / "ct-64Dicom")
-    assert (
-        np.array_equal(volume.array, series.array) and volume.grid.corner_distance_mm(series.grid) < 1e-3
-    )  # the series states 6 digits
+    # the series states 6 digits
+    assert np.array_equal(volume.array, series.array) and volume.grid.corner_distance_mm(series.grid) < 1e-3
     assert np.array_equal(
         volume.array, np.maximum(sitk.GetArrayFromImage(sitk.ReadImage(str(folder / "ct-64.nrrd"))), -1024)
     )

@@ -321,9 +321,8 @@ def test_the_parser_follows_axis_order_and_place() -> None:
         turned = parse_tree(
             reference=reference.transpose(order), spacing_mm=tuple(spacing[axis] for axis in order)
         )
-        assert turned.n_branches == 3 and turned.length_mm == pytest.approx(
-            tree.length_mm, rel=0.05
-        )  # thinning goes side by side
+        # thinning goes side by side
+        assert turned.n_branches == 3 and turned.length_mm == pytest.approx(tree.length_mm, rel=0.05)
 
 
 def test_parts_that_hang_on_nothing_have_no_generation() -> None:
@@ -453,9 +452,8 @@ def test_millimetres_are_the_length_of_the_edges_found() -> None:
     assert found["tree_length_mm"] == pytest.approx(70 + 20 * math.sqrt(26))
     assert found["bd_full"] == pytest.approx(2 / 3)  # 10 of the stem's 15 voxels are less than 80 %
     prediction[:, :, 25:27] = reference[:, :, 25:27]
-    assert (
-        tree_metrics(prediction=prediction, reference=reference, tree=tree)["bd_full"] == 1
-    )  # 12 of 15 are 80 %
+    # 12 of 15 are 80 %
+    assert tree_metrics(prediction=prediction, reference=reference, tree=tree)["bd_full"] == 1
 
 
 def test_the_largest_component_is_joined_by_faces() -> None:
@@ -597,11 +595,8 @@ def test_topology_table(scored: Path) -> None:
         "0",
         "0.0",
     )
-    assert (aorta["cldice"], aorta["td_full"], aorta["td_by_generation_full"]) == (
-        "1.0",
-        "",
-        "",
-    )  # a tube without branches
+    # a tube without branches
+    assert (aorta["cldice"], aorta["td_full"], aorta["td_by_generation_full"]) == ("1.0", "", "")
     assert (
         missed["state"],
         missed["cldice"],

@@ -529,10 +529,8 @@ def test_real_airway_agrees_with_lee_thinning() -> None:
     volumes = [volume_files.read_integers(path)[0] for path in files[:2]]
     reference, prediction = (volume.array > 0 for volume in volumes)
     place = tight_box(reference | prediction)
-    place = (
-        slice(place[0].start + (place[0].stop - place[0].start) // 2, place[0].stop),
-        *place[1:],
-    )  # half of it, for time: trachea and upper lobes
+    # half of it, for time: trachea and upper lobes
+    place = (slice(place[0].start + (place[0].stop - place[0].start) // 2, place[0].stop), *place[1:])
     reference, prediction = np.ascontiguousarray(reference[place]), np.ascontiguousarray(prediction[place])
     lines = [skeletonise(reference), skeletonise(prediction)], [lee(reference), lee(prediction)]
     ours, theirs = (
