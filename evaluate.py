@@ -33,7 +33,7 @@ from ctseg.outputs import keep_inputs, require_writable
 
 if TYPE_CHECKING:
     from ctseg.evaluation.mask_comparison import MaskPair
-    from ctseg.evaluation.mask_pairs import LabelNames, Pair
+    from ctseg.evaluation.mask_pairs import LabelNames, Pair, ScoreSettings
     from ctseg.evaluation.result_files import Trust
     from ctseg.evaluation.scored import Scored
     from ctseg.scoring.metrics import Row, Structure
@@ -124,7 +124,7 @@ def score_passes(
     how = dataclasses.replace(scored.how, topology="none")
     rows_by_pass = []
     for number in range(count):
-        pairs = []
+        pairs: list[Any] = []
         for pair in scored.pairs:
             file = files[pair.case_id][min(number, len(files[pair.case_id]) - 1)]
             path = workspace.evaluation / file
@@ -138,12 +138,17 @@ def score_passes(
         LOG.info("%s Passes used: %.1f of at most %d.", gain.sentence(), used, count)
 
 
-def score_pairs(*pairs: Any, **options: Any) -> Scored:
+def score_pairs(
+    pairs: Sequence[Pair] | Sequence[MaskPair],
+    structures: Sequence[Structure],
+    how: ScoreSettings,
+    **options: Any,
+) -> Scored:
     """`ctseg.evaluation.scored.score_pairs` with a bar that counts the cases."""
     from ctseg.evaluation import scored
 
     with cli.CountingBar("Scoring") as bar:
-        return scored.score_pairs(*pairs, progress=bar, **options)
+        return scored.score_pairs(pairs, structures, how, progress=bar, **options)
 
 
 def write_evaluation(

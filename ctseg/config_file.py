@@ -45,7 +45,8 @@ def _parsed(path: Path) -> dict[str, Any]:
         cause = f"--config {path} {'is no file' if path.exists() else 'does not exist'}"
         raise UsageError("BAD_CONFIG", cause, "give a TOML file with settings", file=path.name)
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        # "sig": editors of Windows begin a file with a mark
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:  # no TOML, no UTF-8
         fix = "write sections and values as in TOML, for example [train] and below it epochs = 5"
         raise UsageError("BAD_CONFIG", f"it is not TOML ({error})", fix, file=path.name) from error

@@ -214,6 +214,10 @@ def file_with(folder: Path, text: str) -> Path:
     return path
 
 
+def test_a_file_may_begin_with_the_mark_of_windows_editors(tmp_path):
+    assert config_file.read(file_with(tmp_path, "\ufeff[train]\nepochs = 7\n")) == (None, {"train.epochs": 7})
+
+
 def test_a_file_lies_between_task_and_command_line(tmp_path):
     path = file_with(
         tmp_path,

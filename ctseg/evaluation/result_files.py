@@ -92,6 +92,20 @@ COLUMNS = (
     "prediction_file",
     "reference_file",
 )
+# of all tables of scores: what is a text, not a number
+TEXT_COLUMNS = frozenset(
+    (
+        "case_id",
+        "patient_id",
+        "structure",
+        "label",
+        "state",
+        "boundary_mode",
+        "prediction_file",
+        "reference_file",
+        "td_by_generation_full",
+    )
+)
 TOPOLOGY_COLUMNS = (
     "case_id",
     "patient_id",

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from ctseg import config, laterality
+from ctseg.artifacts import Workspace
 from ctseg.config import EvaluateSettings, Settings
 from ctseg.errors import Finding, UsageError
 from ctseg.geometry import argmax_on_scan, grids
@@ -19,6 +20,7 @@ from ctseg.geometry.distance_maps import coarse_maps
 from ctseg.geometry.intensity import window
 from ctseg.geometry.probabilities import Probabilities
 from ctseg.geometry.volume import Grid, Volume
+from ctseg.manifest import Case, Manifest
 from ctseg.prediction import guide_input, mirroring, network_input
 from ctseg.prediction.largest_component import keep_largest
 from ctseg.prediction.locator import Locator, restore_locator
@@ -101,9 +103,10 @@ class Predictor:
 
     # ---- what is predicted: two ways in, one way out ----
 
-    def read_case(self, *source: Any) -> CaseInput:
-        """A case from its tensors. source: workspace, manifest and the case's entry in it."""
-        return network_input.read_case(*source, guided=self.takes_guide, located=self.locator is not None)
+    def read_case(self, workspace: Workspace, manifest: Manifest, case: Case) -> CaseInput:
+        """A case of the manifest from its tensors."""
+        guided, located = self.takes_guide, self.locator is not None
+        return network_input.read_case(workspace, manifest, case, guided=guided, located=located)
 
     def read_scan(self, image: Volume, guide: CaseGuide | None = None) -> CaseInput:
         """A case from a raw CT in HU.

@@ -14,23 +14,11 @@ from typing import Any
 from ctseg import artifacts
 from ctseg.artifacts import Workspace
 from ctseg.errors import IntegrityError, PreconditionError
+from ctseg.evaluation.result_files import TEXT_COLUMNS
 from ctseg.manifest import Manifest, to_record
 from ctseg.tables import read_csv
 
 EVALUATE_AGAIN = "run `python run_pipeline.py --eval --analyze`"
-_TEXT_COLUMNS = frozenset(
-    (
-        "case_id",
-        "patient_id",
-        "structure",
-        "label",
-        "state",
-        "boundary_mode",
-        "prediction_file",
-        "reference_file",
-        "td_by_generation_full",
-    )
-)
 
 
 @dataclasses.dataclass
@@ -177,7 +165,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     they are.
     """
     required = ("case_id", "structure", "state")
-    return read_csv(path, text=_TEXT_COLUMNS, required=required, fix=EVALUATE_AGAIN)
+    return read_csv(path, text=TEXT_COLUMNS, required=required, fix=EVALUATE_AGAIN)
 
 
 def data_root(workspace: Workspace, manifest: dict[str, Any]) -> Path:
