@@ -242,8 +242,7 @@ def _read_dicom(record: CaseRecord, source: LabelSource, structures: Sequence[st
     else:
         masks, findings = rtstruct.read_structures(path, image, folder, **common)
     # A segment without frames was looked for and not found; an ROI without contours is a line of a template
-    # that
-    # nobody drew.
+    # that nobody drew.
     if not masks and (left_out := [finding for finding in findings if finding.code in _LEFT_OUT]):
         raise refuse(left_out[0].code, left_out[0].cause, left_out[0].fix, path)
     annotated = frozenset(masks) | {name for name, called in in_file.items() if called in masks}
