@@ -1,8 +1,8 @@
 """Time and peak memory of `infer.py` on a scan of 512 x 512 x 300 voxels, with few structures and with many.
 
 The scan is TotalSegmentator's example CT interpolated to that size; the models learn its structures for a
-short while, from the same
-scan, so the masks are anatomical but say nothing about other patients: only time and memory count here.
+short while, from the same scan, so the masks are anatomical but say nothing about other patients: only time
+and memory count here.
 
     python benchmarks/infer_large_scan.py --data DIR --workspace WORK      (DIR holds example_ct.nii.gz and
         its masks)

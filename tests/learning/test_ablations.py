@@ -1,8 +1,7 @@
 """Settings that leave out or exchange one part of a method, as `--set model.X=...` chooses them.
 
 Each takes part in a training step and comes back from a checkpoint; then what makes it different. All inputs
-are
-synthetic: noise, balls, flat organs.
+are synthetic: noise, balls, flat organs.
 """
 
 from __future__ import annotations

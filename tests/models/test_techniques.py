@@ -2,8 +2,7 @@
 remap.
 
 Laws of each one, what it may and may not change, and every combination of them with every backbone. All
-inputs are
-synthetic: noise, or hand-made volumes.
+inputs are synthetic: noise, or hand-made volumes.
 """
 
 from __future__ import annotations
