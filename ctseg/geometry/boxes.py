@@ -66,8 +66,13 @@ def tight_box(mask: np.ndarray, margin: int = 0) -> Box:
 
 def label_boxes(label: np.ndarray) -> dict[int, Box]:
     """Number -> smallest box that holds all its voxels, for the positive numbers of a label map (D, H, W)."""
-    found = ndimage.find_objects(label)
-    return {number: box for number, box in enumerate(found, start=1) if box is not None}
+    outer = bounding_box(label)
+    if outer is None:
+        return {}
+    found = ndimage.find_objects(label[outer])  # a slow walk, so not over the background around everything
+    return {
+        number: move(box, box_start(outer)) for number, box in enumerate(found, start=1) if box is not None
+    }
 
 
 def grow(box: Box, margin: int | Sequence[int], shape: Sequence[int] | None = None) -> Box:

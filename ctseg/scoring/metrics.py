@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from ctseg.geometry.boxes import Box, label_boxes, union
+from ctseg.geometry.boxes import Box, bounding_box, label_boxes, union
 from ctseg.scoring import distances as surfaces
 from ctseg.scoring import tolerances
 
@@ -156,10 +156,15 @@ def score_case(
         raise ValueError(
             f"prediction {prediction.shape} and reference {reference.shape} must be 3D and of one shape"
         )
+    shape = reference.shape
     prediction, reference, index_of, ignored = _compact(prediction, reference, structures, ignore_label)
+    labelled = [box for box in (bounding_box(prediction), bounding_box(reference)) if box is not None]
+    if labelled:  # planes without any label are background in both; a view, for a copy takes longer
+        planes = union(*labelled)[0]
+        prediction, reference = prediction[planes], reference[planes]
     n_labels = int(max(prediction.max(initial=0), reference.max(initial=0), *index_of.values())) + 1
     matrix = confusion_matrix(prediction=prediction, reference=reference, n_labels=n_labels)
-    matrix[0, 0] -= ignored
+    matrix[0, 0] += math.prod(shape) - reference.size - ignored
     members = [[index_of[label] for label in structure.labels] for structure in structures]
     counts = [counts_of(matrix, member) for member in members]
     states = [state_of(c, (annotation or {}).get(s.name)) for s, c in zip(structures, counts)]
@@ -184,10 +189,7 @@ def score_case(
                 "boundary_mode": boundary_mode,
                 **_overlap_columns(count, state, spacing_mm),
                 **_surface_columns(
-                    surface,
-                    state,
-                    tolerances_mm[structure.name],
-                    image_diagonal_mm(reference.shape, spacing_mm),
+                    surface, state, tolerances_mm[structure.name], image_diagonal_mm(shape, spacing_mm)
                 ),
                 **{f"spacing_{axis}_mm": float(s) for axis, s in zip("dhw", spacing_mm)},
             }
