@@ -49,10 +49,7 @@ class Gathering:
 
     def relative(self, path: Path | None) -> str:
         """The path below the data folder as it is printed."""
-        if path is None:
-            return "-"
-        inner = listing.below(path, self.root)
-        return listing.printable(path.name if inner is None else inner.as_posix())
+        return listing.told(path or "-", self.root)
 
     def tell(
         self, code: str, cause: str, fix: str | None = None, *, path: Path | None = None, case: str = "-"
