@@ -76,7 +76,7 @@ def test_contours_that_are_spelt_differently_are_one_structure(tmp_path):
         rtstruct.write_structures(
             tmp_path / "all" / name / "rs.dcm", label, names, tmp_path / "all" / name / "im_1"
         )
-    data = dicom_seg.read(tmp_path / "all")
+    data = open_data_set(tmp_path / "all", "dicom_seg")
     assert data.structures == ("Bladder", "Kidney_L") and [finding.code for finding in data.findings] == [
         "ONE_STRUCTURE"
     ]
@@ -105,7 +105,7 @@ def test_what_stands_side_by_side_in_one_file_is_not_joined(tmp_path):
         rtstruct.write_structures(
             tmp_path / "all" / name / "rs.dcm", label, names, tmp_path / "all" / name / "im_1"
         )
-    assert {"Bladder", "bladder", "BLADDER"} <= set(dicom_seg.read(tmp_path / "all").structures)
+    assert {"Bladder", "bladder", "BLADDER"} <= set(open_data_set(tmp_path / "all", "dicom_seg").structures)
 
 
 def test_names_in_another_script_are_not_joined_and_come_back_from_a_seg(tmp_path):
