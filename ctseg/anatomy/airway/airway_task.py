@@ -171,7 +171,7 @@ def paint_airways(
     lines = [along(b.points, fine) if number in by_branch else b.points for number, b in enumerate(tree)]
     axes, gap_axes = [], []
     for number, (branch, index) in enumerate(zip(tree, lines_to_index(scene, lines))):
-        # A wall is like tissue in wide bronchi, near lung in the narrowest. Walls of real small bronchi are so
+        # A wall is like tissue in wide bronchi, near lung in the narrowest. Walls of real small ones are so
         # thin that they fade into the lung; drawn as tissue at these voxel sizes they would outweigh the
         # lumen's air, and the narrow airways would be bright lines.
         wall_hu = -800 + 840 * float(np.clip((branch.diameter - 1.8) / 7.5, 0, 1))
