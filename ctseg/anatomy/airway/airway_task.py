@@ -69,7 +69,7 @@ def draw(seed: int, index: int, size: str = "full") -> Drawing:
     paths = grow_tree(rng, cloud, chest.depth, airway_mm=patient.finest_mm, finest_mm=finest, width=width)
     tree = airways(paths, patient.finest_mm)
     gaps = choose_gaps(rng, tree, patient)
-    vessels = arteries(paths) + veins(rng, cloud, chest.depth, tree, finest_mm=1.3 * fine)
+    vessels = arteries(paths) + veins(rng, cloud, chest.depth, tree, 1.3 * fine)
     fat, (x, y, z) = patient.fat_mm, patient.size
     low = np.array([-200 * z, -(106 + fat) * y - 4, -(154 + fat) * x])  # z, y, x in LPS mm
     high = np.array([112 * z, (140 + fat) * y + 6, (154 + fat) * x])
@@ -81,8 +81,7 @@ def draw(seed: int, index: int, size: str = "full") -> Drawing:
     lungs = paint_chest(scene, chest)
     paint_lungs(scene, patient, np.minimum(lungs[1], lungs[-1]))
     layer = TubeLayer(scene)
-    for vessel, nodes in zip(vessels, lines_to_index(scene, [vessel.points for vessel in vessels])):
-        layer.add(nodes, vessel.radii)
+    layer.add_lines(vessels)
     scene.blend(layer.share, "blood")
     if patient.emphysema:
         paint_emphysema(scene, chest, tree, patient.emphysema)

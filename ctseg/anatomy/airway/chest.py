@@ -18,7 +18,7 @@ from ctseg.anatomy.airway.airway_tree import smooth_line
 from ctseg.anatomy.airway.people import Patient
 from ctseg.anatomy.implicit import SIDES, Scene, at_heights
 from ctseg.anatomy.shape_tables import read_table
-from ctseg.anatomy.thin_tubes import TubeLayer, lines_to_index
+from ctseg.anatomy.thin_tubes import Line, TubeLayer
 
 CHEST = read_table(__file__)
 VESSELS = read_table(__file__, "vessels")
@@ -169,9 +169,8 @@ def paint_chest(scene: Scene, chest: Chest) -> dict[int, np.ndarray]:
     paint_spine(scene, chest.patient)
     cortex, marrow = TubeLayer(scene), TubeLayer(scene)
     rods = [*ribs(), *plates()]
-    for (_, radius), index in zip(rods, lines_to_index(scene, [points for points, _ in rods])):
-        cortex.add(index, radius)
-        marrow.add(index, radius - 1.6)
+    cortex.add_lines(rods)
+    marrow.add_lines([(points, radius - 1.6) for points, radius in rods])
     scene.blend(cortex.share, "cortex")
     scene.blend(marrow.share, "marrow")
     return cavities.lungs
@@ -218,7 +217,7 @@ def paint_spine(scene: Scene, patient: Patient) -> None:
     scene.tube(middle + (0, 28, 0), 8.0).paint(25.0)
 
 
-def ribs() -> list[tuple[np.ndarray, float]]:
+def ribs() -> list[Line]:
     """Centre lines and radii of the ribs: from the spine around the cavity, sinking towards the front."""
     found = []
     for number, (front, sink) in enumerate(CHEST["rib"]):
@@ -235,7 +234,7 @@ def ribs() -> list[tuple[np.ndarray, float]]:
     return found
 
 
-def plates() -> list[tuple[np.ndarray, float]]:
+def plates() -> list[Line]:
     """Breast bone, collar bones and shoulder blades as bundles of rods: centre lines and radii."""
     levels = np.linspace(58, -88, 10)
     _, deep, middle = rib_cage(levels)

@@ -11,7 +11,7 @@ import numpy as np
 from ctseg.anatomy.heart.shape import FRAME, Heart
 from ctseg.anatomy.implicit import Scene, Shape, ellipsoid_distance, occupancy, smooth_minimum
 from ctseg.anatomy.shape_tables import read_table
-from ctseg.anatomy.thin_tubes import TubeLayer, to_index
+from ctseg.anatomy.thin_tubes import Line, TubeLayer
 
 TUBES = read_table(__file__)
 GREAT_VESSELS = read_table(__file__, "great_vessels")
@@ -69,18 +69,20 @@ def paint_lungs(scene: Scene, cavity: np.ndarray, sac: np.ndarray) -> None:
     middle = smooth_minimum(smooth_minimum(sac, column, 8.0), np.minimum(spine, front), 5.0)
     lungs = np.maximum(cavity + 1.0, 1.0 - middle)
     scene.whole(lungs).paint("lung", blotch=12)
-    layer = TubeLayer(scene)
+    lines: list[Line] = []
     for hilum in TUBES["hilum"]:
         for _ in range(22):
             way = rng.normal(0, 1, 3) * (1, 1, 1.2)
             way[0] = np.sign(hilum[0]) * abs(way[0])
             steps = way / np.linalg.norm(way) * rng.uniform(9, 13) + rng.normal(0, 3.5, (5, 3))
             nodes = hilum + np.concatenate([np.zeros((1, 3)), steps.cumsum(axis=0)])
-            layer.add(to_index(scene, nodes), np.linspace(rng.uniform(1.8, 3.2), 0.7, len(nodes)))
+            lines.append((nodes, np.linspace(rng.uniform(1.8, 3.2), 0.7, len(nodes))))
+    layer = TubeLayer(scene)
+    layer.add_lines(lines)
     scene.blend(layer.share * occupancy(lungs), "blood_right")
 
 
-def mammary_arteries(rng: np.random.Generator) -> list[tuple[np.ndarray, np.ndarray]]:
+def mammary_arteries(rng: np.random.Generator) -> list[Line]:
     """Two thin vessels beside the breastbone: template points and radii."""
     found = []
     for side in (-1, 1):

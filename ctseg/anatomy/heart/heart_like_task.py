@@ -191,8 +191,7 @@ def paint_vessels(
                 calcium.add(np.stack([spot, spot]), rng.uniform(0.6, 1.2))
         np.maximum(blood.share, layer.share, out=blood.share)
         masks.append(layer.mask(axes) & outside)
-    for points, radii in mammary_arteries(rng):
-        blood.add(to_index(scene, points), radii)
+    blood.add_lines(mammary_arteries(rng))
     for turn in rng.uniform(0, 2 * np.pi, rng.integers(0, 7)):  # in the ring of the mitral valve
         spot = np.array([[-5 + rng.normal(0, 1), 14 + 24 * np.cos(turn), 22 * np.sin(turn)]])
         calcium.add(to_index(scene, spot @ heart.basis).repeat(2, axis=0), rng.uniform(0.8, 2.0))
