@@ -27,7 +27,7 @@ def along_line(line: np.ndarray, wobble: float) -> np.ndarray:
 
 def free_space(scene: Scene, keep_out: np.ndarray) -> Room:
     """The room that keep_out leaves, a function on the whole grid."""
-    to_index = np.linalg.inv(scene.to_template)
+    to_index = scene.to_index
 
     def room(points: np.ndarray) -> np.ndarray:
         index = np.rint(points @ to_index[:3, :3].T + to_index[:3, 3]).astype(int)
