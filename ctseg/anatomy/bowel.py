@@ -127,7 +127,6 @@ def paint_gas(lumen: Shape, share: float) -> None:
     inside = lumen.f < -1.0
     if not inside.any():
         return
-    assert lumen.axis_y is not None
     depth = float(-lumen.f[inside].min())
     level = lumen.axis_y + np.float32((2 * share - 1) * depth)
     lumen.inset(0.4).within(lumen.at()[1] - level).paint(-960.0)

@@ -45,7 +45,7 @@ class Shape:
     scene: Scene
     box: Box
     f: np.ndarray
-    axis_y: np.ndarray | None = None
+    axis_y: Any = None
 
     def __post_init__(self) -> None:
         self.f = self.f.astype(np.float32, copy=False)
@@ -306,11 +306,10 @@ def at_heights(levels: np.ndarray, z: np.ndarray) -> list[np.ndarray]:
     steps = np.arange(heights[0], heights[-1] + _TABLE_STEP_MM, _TABLE_STEP_MM)
     row = (z - np.float32(heights[0])) / _TABLE_STEP_MM
     row = np.clip(row, 0, len(steps) - 1).astype(np.intp)
-    found = []
-    for column in columns:
-        smooth = gaussian_filter1d(np.interp(steps, heights, column), 8.0, mode="nearest").astype(np.float32)
-        found.append(np.take(smooth, row, mode="clip"))  # "clip" spares the check of every index
-    return found
+    smooth = (gaussian_filter1d(np.interp(steps, heights, c), 8.0, mode="nearest") for c in columns)
+    return [
+        np.take(f.astype(np.float32), row, mode="clip") for f in smooth
+    ]  # "clip" spares checks of the rows
 
 
 def _cone(

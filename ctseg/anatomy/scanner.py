@@ -57,10 +57,10 @@ class Protocol(Stored):
     noise_grain: float  # width of the noise in voxels
     circle_hu: float | None  # value outside a circular field of view, None = square
 
-    def coarse(self, spacing_mm: float = TINY_SPACING_MM) -> Protocol:
+    def coarse(self) -> Protocol:
         """The same scan with large voxels, for quick tests."""
-        d, h, w = (int(np.ceil(n * s / spacing_mm)) for n, s in zip(self.shape, self.spacing_mm))
-        return dataclasses.replace(self, spacing_mm=(spacing_mm,) * 3, shape=(d, h, w))
+        d, h, w = (int(np.ceil(n * s / TINY_SPACING_MM)) for n, s in zip(self.shape, self.spacing_mm))
+        return dataclasses.replace(self, spacing_mm=(TINY_SPACING_MM,) * 3, shape=(d, h, w))
 
 
 def sample_protocol(
