@@ -24,7 +24,7 @@ from scipy.interpolate import BSpline
 from scipy.ndimage import gaussian_filter1d
 
 from ctseg.geometry.boxes import Box, box_shape, make_box, union, within
-from ctseg.geometry.volume import Grid
+from ctseg.geometry.volume import Grid, corner_points
 
 FAR_MM = 60.0  # value of f where a shape was not evaluated
 _TABLE_STEP_MM = 0.5
@@ -180,8 +180,7 @@ class Scene:
 
     def box(self, low: np.ndarray, high: np.ndarray) -> Box:
         """The voxels that may lie in a template box (empty slices where it misses the scan)."""
-        corners = np.array(np.meshgrid(*zip(low, high))).reshape(3, -1)
-        index = self.to_index[:3, :3] @ corners + self.to_index[:3, 3:]
+        index = corner_points(self.to_index, low, high)
         start = np.clip(np.floor(index.min(axis=1)).astype(int) - self._pad, 0, self.shape)
         stop = np.clip(np.ceil(index.max(axis=1)).astype(int) + self._pad + 1, 0, self.shape)
         return make_box(start, np.maximum(start, stop))

@@ -58,8 +58,8 @@ def disk_overlap(distance: np.ndarray, radius: np.ndarray | float, voxel: float)
 
 
 class TubeLayer:
-    """Tubes collected on a grid. share: (D, H, W) float32, how much of each voxel they fill; hu: what of those
-    of which it was said."""
+    """Tubes collected on a grid. share: (D, H, W) float32, how much of each voxel they fill; hu: with what,
+    where that was said."""
 
     def __init__(self, scene: Scene):
         self.scene = scene

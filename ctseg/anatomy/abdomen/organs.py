@@ -19,9 +19,6 @@ SHAPES, VESSELS, LIVER_VESSELS = (
     read_table(__file__, name) for name in ("organs", "vessels", "liver_vessels")
 )
 _LABELS = {"artery aorta": "aorta", "vein cava": "postcava"}
-SPLEEN_CENTER = (88.0, 24.0, 66.0)
-KIDNEY_CENTER = {1: (62.0, 9.0, -4.0), -1: (-62.0, 9.0, -20.0)}  # the right one lies lower
-KIDNEY_RADII = (29.5, 25.5, 57.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +63,7 @@ def build_organs(scene: Scene, person: Person, trunk: Trunk) -> Organs:
     if person.gallbladder:
         gallbladder = scene.tube(SHAPES["gallbladder"] * (1, 1, 1, person.gallbladder), blend_mm=3)
     if person.removed != "spleen":  # a crescent, larger or smaller about its middle
-        middle = np.array((*SPLEEN_CENTER, 0.0))
+        middle = SHAPES["middle of the spleen"]
         spleen = scene.loft(middle + person.spleen * (SHAPES["spleen"] - middle), margin_mm=4)
         spleen = under_ribs(spleen.inset(0, lumps=1.2), 0.6 + gap, 0.4 + gap)
     liver = under_ribs(build_liver(scene, person), 0.4 + 0.8 * gap, 0.3 + 0.7 * gap)
@@ -98,8 +95,9 @@ def build_liver(scene: Scene, person: Person) -> Shape:
 
 def build_kidney(scene: Scene, person: Person, side: int) -> Kidney:
     """A bean whose poles lean inwards and back, hollow on the side towards the spine."""
-    a, b, c = (radius * person.kidneys[side] for radius in KIDNEY_RADII)
-    center = np.array(KIDNEY_CENTER[side]) + (0, 0, person.kidney_shift_mm[side])
+    x, y, z, *radii = SHAPES[f"kidney {SIDES[side]}"][0].tolist()
+    a, b, c = (radius * person.kidneys[side] for radius in radii)
+    center = np.array([x, y, z + person.kidney_shift_mm[side]])
     box = scene.box(center - 1.25 * c, center + 1.25 * c)
     lumps, blotch = scene.texture["lumps"][box], scene.texture["blotch"][box]
     outwards, back, up = (at - place for at, place in zip(scene.at(box), center.tolist()))

@@ -269,11 +269,6 @@ def turned_to(direction: np.ndarray, axis: np.ndarray, angle: float) -> np.ndarr
     return np.cos(angle) * axis + np.sin(angle) * unit(direction - cosine * axis)
 
 
-# Where the main arteries enter the lungs, and where the veins enter the left atrium: right, left.
-PULMONARY_ENDS = ((-32.0, 12.0, -28.0), (42.0, 20.0, -22.0))
-VENOUS_ROOTS = ((-24.0, 4.0, -52.0), (32.0, 6.0, -50.0))
-
-
 def arteries(tree: list[Branch]) -> list[Line]:
     """One artery beside every bronchus from the lobar ones on, turning about it from joint to joint.
 
@@ -286,7 +281,7 @@ def arteries(tree: list[Branch]) -> list[Line]:
         if branch.name in ("trachea", "right_main", "left_main"):
             continue
         radius = 0.22 + 0.47 * branch.diameter
-        entry = np.array(PULMONARY_ENDS[int(branch.end[0] > 0)])
+        entry = NODES["ends of the pulmonary arteries"][int(branch.end[0] > 0)]
         begin, first = ends.get(branch.parent, (entry, 1.15 * radius))
         t = np.linspace(0, 1, len(branch.points))[:, None]
         turn = (1 - t) * tree[branch.parent].joint + t * branch.joint
@@ -305,7 +300,7 @@ def veins(
     bronchi = {branch.name: branch for branch in reversed(tree)}  # the first of each name: the lobar ones
     roots: list[Branch] = []
     for number, (name, part) in enumerate(regions(cloud).items()):
-        bronchus, atrium = bronchi[name], np.array(VENOUS_ROOTS[number // 4])
+        bronchus, atrium = bronchi[name], NODES["roots of the veins"][number // 4]
         entry = bronchus.end - 12 * bronchus.joint + (0, -3.0, -4.0)
         points = smooth_line(np.array([atrium, 0.5 * (atrium + entry) - (0, 3, 2), entry]))
         roots.append(Branch(name, points, 0.95 * bronchus.diameter, -1, 0, -bronchus.joint, part))

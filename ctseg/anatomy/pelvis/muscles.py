@@ -7,13 +7,30 @@ from __future__ import annotations
 
 import numpy as np
 
-from ctseg.anatomy.body import body_outline, flattened, paint_muscle
+from ctseg.anatomy.body import body_outline, flattened, paint_muscle, paint_skin_and_fat, paint_twigs
 from ctseg.anatomy.implicit import SIDES, Scene
 from ctseg.anatomy.pelvis.people import Patient
 from ctseg.anatomy.shape_tables import read_table
 
 SHAPES = read_table(__file__)
-TWIGS = SHAPES["twigs"]
+
+
+def paint_trunk(scene: Scene, patient: Patient) -> tuple[np.ndarray, np.ndarray]:
+    """Everything but bones, vessels and organs. Two functions on the whole grid: the skin, and what keeps the
+    bowel inside."""
+    skin, inner = outlines(scene, patient)
+    paint_skin_and_fat(scene, skin)
+    muscle = paint_muscles(scene, skin, inner)
+    # Spermatic cords and outer genitals in men, round ligaments in women.
+    male = patient.sex == "male"
+    for side in SIDES:
+        scene.tube(SHAPES["cord"][:, :3], 5.5 if male else 2.0, side=side, blend_mm=2).paint(10.0)
+    if male:
+        scene.tube(SHAPES["penis"], blend_mm=3).paint(45.0)
+        for side in SIDES:
+            scene.tube(SHAPES["crus"], side=side).paint(48.0)
+    paint_twigs(scene, SHAPES["twigs"])
+    return skin, np.minimum(muscle, -20.0 - inner)
 
 
 def outlines(scene: Scene, patient: Patient) -> tuple[np.ndarray, np.ndarray]:
@@ -80,14 +97,3 @@ def abdominal_wall(scene: Scene, inner: np.ndarray) -> np.ndarray:
     # The thin sheets run on as a tendon sheath towards the rectus and the groin.
     sheath = np.maximum.reduce([np.abs(depth - 12.5) - 0.8, y + 30, -5 - z, ux - 90])
     return np.minimum.reduce([rectus, obliques, sheath])
-
-
-def paint_cords(scene: Scene, patient: Patient) -> None:
-    """Spermatic cords and outer genitals in men, round ligaments in women."""
-    male = patient.sex == "male"
-    for side in SIDES:
-        scene.tube(SHAPES["cord"][:, :3], 5.5 if male else 2.0, side=side, blend_mm=2).paint(10.0)
-    if male:
-        scene.tube(SHAPES["penis"], blend_mm=3).paint(45.0)
-        for side in SIDES:
-            scene.tube(SHAPES["crus"], side=side).paint(48.0)
