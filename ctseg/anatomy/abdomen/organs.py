@@ -12,7 +12,7 @@ import numpy as np
 
 from ctseg.anatomy.abdomen.people import Person
 from ctseg.anatomy.abdomen.trunk import Trunk
-from ctseg.anatomy.implicit import SIDES, Scene, Shape, ellipsoid_distance
+from ctseg.anatomy.implicit import SIDES, Field, Points, Scene, Shape, ellipsoid_distance
 from ctseg.anatomy.shape_tables import read_table
 
 SHAPES, VESSELS, LIVER_VESSELS = (
@@ -25,11 +25,11 @@ _LABELS = {"artery aorta": "aorta", "vein cava": "postcava"}
 class Kidney:
     """One kidney: the tissue around its hollow, the hollow with fat, and the basin that drains it."""
 
-    center: np.ndarray
+    center: Points
     tissue: Shape
     sinus: Shape
     basin: Shape
-    along: np.ndarray  # position along the axis, -1..1, of the box's voxels
+    along: Field  # position along the axis, -1..1, of the box's voxels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,7 +115,7 @@ def build_kidney(scene: Scene, person: Person, side: int) -> Kidney:
     return Kidney(center, tissue, sinus, basin_shape, along)
 
 
-def rotated(p: np.ndarray, q: np.ndarray, angle: float) -> tuple[np.ndarray, np.ndarray]:
+def rotated(p: Field, q: Field, angle: float) -> tuple[Field, Field]:
     """Coordinates p and q in axes turned by `angle` (radians) from p towards q."""
     c, s = float(np.cos(angle)), float(np.sin(angle))
     return p * c + q * s, q * c - p * s

@@ -20,7 +20,7 @@ from ctseg.anatomy.body import (
     paint_twigs,
     vertebra,
 )
-from ctseg.anatomy.implicit import SIDES, Scene, Shape, smooth_minimum
+from ctseg.anatomy.implicit import SIDES, Field, Points, Scene, Shape, smooth_minimum
 from ctseg.anatomy.shape_tables import read_table
 
 SHAPES = read_table(__file__)
@@ -30,9 +30,9 @@ SHAPES = read_table(__file__)
 class Trunk:
     """Functions on the whole grid, negative inside, and the vertebrae."""
 
-    skin: np.ndarray
-    cavity: np.ndarray  # chest and abdomen inside ribs and muscles
-    dome: np.ndarray  # below the diaphragm
+    skin: Field
+    cavity: Field  # chest and abdomen inside ribs and muscles
+    dome: Field  # below the diaphragm
     spine: list[Shape]
 
 
@@ -80,7 +80,7 @@ def paint_trunk(scene: Scene, person: Person) -> Trunk:
     return trunk
 
 
-def paint_muscles(scene: Scene, inner: np.ndarray) -> None:
+def paint_muscles(scene: Scene, inner: Field) -> None:
     """The wall in layers with thin fat between them, the muscles of back and loin, the crura of the
     diaphragm.
     """
@@ -122,7 +122,7 @@ def paint_chest(scene: Scene, trunk: Trunk, effusion: float) -> None:
         scene.ellipsoid(row[:3], row[3:]).inside(heart, 7.0).paint("chambers")
 
 
-def rib_line(z: float, reach: float) -> np.ndarray:
+def rib_line(z: float, reach: float) -> Points:
     """Centre line (n, 3) of a left rib: along the transverse process, round the back, then just under the
     outline.
     """

@@ -23,7 +23,7 @@ from ctseg.anatomy.airway.airway_tree import (
 )
 from ctseg.anatomy.airway.chest import Chest, paint_chest, soft
 from ctseg.anatomy.airway.people import Patient, sample_patient
-from ctseg.anatomy.implicit import Scene
+from ctseg.anatomy.implicit import Field, Points, Scene
 from ctseg.anatomy.tasks import Picture, numbered
 from ctseg.anatomy.thin_tubes import TubeLayer, axis_voxels, lines_to_index, to_index
 
@@ -47,8 +47,8 @@ class Drawing(Picture):
     patient: Patient
     tree: list[Branch]
     gaps: Gaps
-    axes: list[np.ndarray]
-    gap_axes: list[np.ndarray]
+    axes: list[Points]
+    gap_axes: list[Points]
 
 
 def draw(seed: int, index: int, size: str = "full") -> Drawing:
@@ -117,7 +117,7 @@ def choose_gaps(rng: np.random.Generator, tree: list[Branch], patient: Patient) 
     return gaps
 
 
-def paint_lungs(scene: Scene, patient: Patient, inside: np.ndarray) -> None:
+def paint_lungs(scene: Scene, patient: Patient, inside: Field) -> None:
     """Parenchyma: denser towards the back, clouded, grainy, with thin bright fissures."""
     voxel = float(scene.spacing_mm.mean())
     share = soft(scene, inside)
@@ -152,7 +152,7 @@ def paint_emphysema(scene: Scene, chest: Chest, tree: list[Branch], count: int) 
 
 def paint_airways(
     scene: Scene, tree: list[Branch], gaps: Gaps, patient: Patient
-) -> tuple[np.ndarray, list[np.ndarray], list[np.ndarray]]:
+) -> tuple[Field, list[Points], list[Points]]:
     """Walls and lumens, over everything else.
 
     Returns the lumen's mask and the voxels of all axes and of those in gaps.

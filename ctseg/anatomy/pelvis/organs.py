@@ -8,7 +8,7 @@ import numpy as np
 from scipy.interpolate import CubicSpline
 
 from ctseg.anatomy.bowel import paint_gas, paint_stool
-from ctseg.anatomy.implicit import SIDES, Scene, Shape, ellipsoid_distance
+from ctseg.anatomy.implicit import SIDES, Points, Scene, Shape, ellipsoid_distance
 from ctseg.anatomy.pelvis.people import Patient
 from ctseg.anatomy.shape_tables import read_table
 
@@ -28,7 +28,7 @@ class Organs:
     ovaries: list[Shape]
     vagina: Shape
     rectum: Shape
-    rectum_line: np.ndarray  # (n, 4): x, y, z, radius from the top down
+    rectum_line: Points  # (n, 4): x, y, z, radius from the top down
     solid: list[Shape]  # what the bowel gives way to
 
 
@@ -135,7 +135,7 @@ def build_prostate(scene: Scene, patient: Patient) -> tuple[Shape, Shape]:
     return Shape(scene, box, f).inset(0, lumps=0.7), scene.join(vesicles, 0.0)
 
 
-def prostate_center(patient: Patient) -> np.ndarray:
+def prostate_center(patient: Patient) -> Points:
     """Middle of the gland: its base touches the bladder neck, its back the rectum's front."""
     _, depth, height = patient.prostate_mm
     return np.array([0.0, 21.0 - 0.5 * depth, BLADDER_NECK[2] + 4.0 - 0.46 * height])
@@ -155,7 +155,7 @@ def build_uterus(scene: Scene, patient: Patient) -> Shape:
     return scene.join([body, neck], 0.0)
 
 
-def rectum_line(patient: Patient) -> np.ndarray:
+def rectum_line(patient: Patient) -> Points:
     """Centre line and radius (n, 4) from the turn at the sacrum down to the anorectal angle.
 
     It follows the hollow of the sacrum, is widest in the ampulla, and ends where the pelvic floor holds it.
