@@ -14,7 +14,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from ctseg.artifacts import canonical_hash
+from ctseg.artifacts import Workspace, canonical_hash, read_json
 from ctseg.config import DataSettings
 from ctseg.datasets.case import PRESENT
 from ctseg.errors import Finding, IntegrityError, PreconditionError
@@ -232,13 +232,13 @@ def _spread(groups: list[_Group], free: list[_Group], options: tuple[str, ...]) 
 
 
 def assign(
-    cases: Sequence[Case], existing: Any, data: DataSettings
+    cases: Sequence[Case], workspace: Workspace, data: DataSettings
 ) -> tuple[list[Case], dict[str, Any], list[Finding]]:
-    """(the cases with their splits, content of `splits.json`, findings). existing: its content of an earlier
-    run, or None.
+    """(the cases with their splits, new content of `splits.json`, findings).
 
     Raises as `draw_splits` and `frozen_assignment`.
     """
+    existing = read_json(workspace.splits) if workspace.splits.exists() else None
     frozen, seed = ({}, data.seed) if existing is None else (frozen_assignment(existing), existing["seed"])
     drawn, findings = draw_splits(
         cases, frozen=frozen, val_fraction=data.val_fraction, test_fraction=data.test_fraction, seed=data.seed
