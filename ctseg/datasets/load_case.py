@@ -26,7 +26,7 @@ from ctseg.datasets.case import (
     LoadedCase,
 )
 from ctseg.datasets.masks import Naming, label_map, mask_files
-from ctseg.errors import CaseError, Finding, PipelineError, UsageError
+from ctseg.errors import CaseError, Finding, PipelineError, UsageError, listed
 from ctseg.geometry.boxes import Box, label_boxes
 from ctseg.geometry.volume import Volume
 from ctseg.laterality import Sides, find_sides
@@ -34,7 +34,6 @@ from ctseg.scans.formats import volume_files
 from ctseg.scans.formats.regular_files import refuse
 
 IMPLAUSIBLE_FRACTION = 0.6  # of the body; labels that cover more are a mistake (or a crop: only a warning)
-NAMED = 5  # structures that one message names
 _BODY_HU = -300.0
 # why a DICOM file gives no mask of a structure it names
 _LEFT_OUT = ("LABEL_GAPS", "RT_NO_VOXEL", "RT_WRONG_SERIES", "LABEL_MISSING")
@@ -286,7 +285,7 @@ def _states(
     ]
     if absent:  # without a voxel to show for it
         severity = "WARN" if labels.empty else "NOTE"
-        cause = f"no voxel of {_listed(absent)} is labelled: annotated, so it counts as absent"
+        cause = f"no voxel of {listed(absent)} is labelled: annotated, so it counts as absent"
         fix, file = (
             "restore the labels if the patient has it",
             str(source.masks.get(absent[0]) or source.path),
@@ -312,14 +311,9 @@ def _missing_finding(
     ]
     if not names:
         return []
-    cause = f"the labels do not hold {_listed(names)}: not annotated here, so left out of loss and scores"
+    cause = f"the labels do not hold {listed(names)}: not annotated here, so left out of loss and scores"
     file = source.masks.get(names[0]) or source.path or next(iter(source.masks.values())).parent
     return [Finding("WARN", "LABEL_MISSING", cause, "add the labels if somebody drew them", file=str(file))]
-
-
-def _listed(names: Sequence[str]) -> str:
-    """The first names, and how many more there are."""
-    return ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
 
 
 def _check_sides(label: Volume, structures: Sequence[str], sides: Sides) -> list[Finding]:

@@ -25,6 +25,7 @@ from typing import Any
 
 from ctseg.artifacts import Workspace, read_json, write_json, write_text
 from ctseg.evaluation.report_text import report_text
+from ctseg.evaluation.scored import Scored
 from ctseg.scoring import calibration, failure
 from ctseg.scoring import summary as scores
 from ctseg.scoring.metrics import UNANNOTATED, UNEVALUABLE, Row
@@ -171,36 +172,31 @@ def join_trust(workspace: Workspace, record: Mapping[str, Any], rows: Sequence[R
 
 
 def write_results(
-    folder: Path | None,
-    rows: Sequence[Row],
-    baseline_rows: Sequence[Row],
-    settings: Mapping[str, Any],
-    warnings: Sequence[str] = (),
-    trust: Trust | None = None,
+    folder: Path | None, scored: Scored, settings: Mapping[str, Any], trust: Trust | None = None
 ) -> str:
     """Write the text files and return the report; without a folder only the report.
 
-    rows: of `score_case`, completed by case_id, patient_id, prediction_file and reference_file, ordered by
-    case; with "topology" where that was measured, and "ece_whole", "ece_band" and "confidence" where those
-    are known. settings: what stands in summary_statistics.json; "synthetic" and "tolerances_mm" are read from
-    it. warnings: said in the report and the summary beside those that follow from the rows.
+    Its rows are ordered by case, with "topology" where that was measured, and "ece_whole", "ece_band" and
+    "confidence" where those are known. settings: what stands in summary_statistics.json; "synthetic" and
+    "tolerances_mm" are read from it.
     """
-    summary = scores.summarise(rows, baseline_rows, settings)
-    summary["topology"] = tubular.summarise(rows, baseline_rows)
-    summary["airway"] = tubular.airway_block(summary["topology"])
-    trust = trust or Trust()
-    summary["calibration"] = calibration.describe(trust.sums)
-    summary["failure_detection"] = failure.summarise(rows, trust.members, trust.reason)
-    summary["warnings"] = [*warnings, *summary["warnings"]]
+    rows, trust = scored.rows, trust or Trust()
+    topology = tubular.summarise(rows, scored.nothing)
+    summary = scores.summarise(rows, scored.nothing, settings) | {
+        "topology": topology,
+        "airway": tubular.airway_block(topology),
+        "calibration": calibration.describe(trust.sums),
+        "failure_detection": failure.summarise(rows, trust.members, trust.reason),
+    }
+    summary["warnings"] = [*scored.warnings, *summary["warnings"]]
     report = report_text(rows, summary)
     if folder is None:
         return report
     write_json(folder / "detailed_results.json", scores.case_records(rows))
     write_json(folder / "summary_statistics.json", summary)
     write_text(folder / "summary.json", json.dumps(nnunet_summary(rows), indent=4, sort_keys=True) + "\n")
-    measured = [row | (row.get("topology") or {}) for row in rows]
-    write_csv(folder / "per_case.csv", measured, COLUMNS)
-    if summary["topology"]:
+    write_csv(folder / "per_case.csv", [row | (row.get("topology") or {}) for row in rows], COLUMNS)
+    if topology:
         write_csv(folder / "topology.csv", topology_lines(rows), TOPOLOGY_COLUMNS)
     else:
         (folder / "topology.csv").unlink(missing_ok=True)  # of an earlier evaluation

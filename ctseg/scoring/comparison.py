@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from ctseg.errors import IntegrityError, UsageError
+from ctseg.errors import IntegrityError, UsageError, listed
 from ctseg.scoring.metrics import MISSED, has_reference
 from ctseg.scoring.paired import (
     SMALLEST_TEST_N,
@@ -247,10 +247,9 @@ def check_same_cases(scores: Scores) -> list[CaseKey]:
         )
         if strange:
             cases = sorted({key[1] for key in strange})
-            shown = ", ".join(cases[:5]) + (f" and {len(cases) - 5} more" if len(cases) > 5 else "")
             raise IntegrityError(
                 "CASES_DIFFER",
-                f"{first_name} and {name} were not scored on the same cases and references: {shown}",
+                f"{first_name} and {name} were not scored on the same cases and references: {listed(cases)}",
                 "evaluate both on the same test split",
                 case=cases[0],
             )
