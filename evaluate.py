@@ -134,7 +134,7 @@ def score_passes(
     gain = pass_gain(rows_by_pass)
     if gain is not None:
         used = sum(len(names) for names in files.values()) / len(files)
-        LOG.info("%s Passes used: %.1f of at most %d.", gain.sentence(), used, count)
+        LOG.info("%s Passes used: %.1f of at most %d.", gain, used, count)
 
 
 def draw(folder: Path, scored: Scored, synthetic: bool, trust: Trust | None = None) -> None:

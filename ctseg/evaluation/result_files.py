@@ -28,7 +28,7 @@ from ctseg.evaluation.report_text import report_text
 from ctseg.evaluation.scored import Scored
 from ctseg.scoring import calibration, failure
 from ctseg.scoring import summary as scores
-from ctseg.scoring.metrics import UNANNOTATED, UNEVALUABLE, Row
+from ctseg.scoring.metrics import UNANNOTATED, UNEVALUABLE, Row, grouped
 from ctseg.scoring.shape import tubular
 from ctseg.tables import write_csv
 
@@ -154,7 +154,7 @@ def join_trust(workspace: Workspace, record: Mapping[str, Any], rows: Sequence[R
         content = {}
     confidence = {case["case_id"]: case.get("confidence", {}) for case in record["cases"]}
     for row in rows:
-        if row["state"] in ("unannotated", "unevaluable"):
+        if row["state"] in (UNANNOTATED, UNEVALUABLE):
             continue  # its confidence stays in evaluation_run.json: nothing here can be compared with it
         row |= content.get("cases", {}).get(row["case_id"], {}).get(row["structure"], {})
         row["confidence"] = confidence[row["case_id"]].get(row["structure"])
@@ -162,13 +162,9 @@ def join_trust(workspace: Workspace, record: Mapping[str, Any], rows: Sequence[R
         name: {region: calibration.Sums.from_record(own) for region, own in regions.items()}
         for name, regions in content.get("structures", {}).items()
     }
-    return Trust(
-        sums,
-        record.get("members", 1),
-        record.get("why_no_confidence", "the prediction run did not record it")
-        if record.get("members", 1) < 2
-        else None,
-    )
+    members = record.get("members", 1)
+    reason = record.get("why_no_confidence", "the prediction run did not record it")
+    return Trust(sums, members, None if members > 1 else reason)
 
 
 def write_results(
@@ -240,34 +236,29 @@ def nnunet_summary(rows: Sequence[Row]) -> dict[str, Any]:
     """The content of `summary.json`, by nnU-Net's own rules: a hallucination counts 0, an absent case is NaN
     and left out of a mean, a label that never occurs makes foreground_mean NaN. These means are not the
     headline."""
-    cases: dict[str, list[Row]] = {}
-    for row in rows:
-        cases.setdefault(row["case_id"], []).append(row)
-    per_case = [
-        {
-            "metrics": {row["label"]: _nnunet_metrics(row) for row in own},
-            "prediction_file": own[0]["prediction_file"],
-            "reference_file": own[0]["reference_file"],
-            "extra": {row["label"]: {"name": row["structure"], "state": row["state"]} for row in own},
-        }
-        for own in cases.values()
-    ]
-    labels = list(dict.fromkeys(row["label"] for row in rows))
-    means = {
-        label: {
-            key: _nan_mean([case["metrics"][label][key] for case in per_case if label in case["metrics"]])
-            for key in _NNUNET_KEYS
-        }
-        for label in labels
-    }
+    means = {}
+    for label, own in grouped(rows, "label").items():
+        measured = [nnunet_metrics(row) for row in own]
+        means[label] = {key: _nan_mean([values[key] for values in measured]) for key in _NNUNET_KEYS}
     return {
-        "foreground_mean": {key: _plain_mean([mean[key] for mean in means.values()]) for key in _NNUNET_KEYS},
+        "foreground_mean": {
+            key: sum(mean[key] for mean in means.values()) / len(means) for key in _NNUNET_KEYS
+        },
         "mean": means,
-        "metric_per_case": per_case,
+        "metric_per_case": [
+            {
+                "metrics": {row["label"]: nnunet_metrics(row) for row in own},
+                "prediction_file": own[0]["prediction_file"],
+                "reference_file": own[0]["reference_file"],
+                "extra": {row["label"]: {"name": row["structure"], "state": row["state"]} for row in own},
+            }
+            for own in grouped(rows, "case_id").values()
+        ],
     }
 
 
-def _nnunet_metrics(row: Row) -> dict[str, float]:
+def nnunet_metrics(row: Row) -> dict[str, float]:
+    """One structure of one case in nnU-Net's words; NaN where it was not scored."""
     if row["state"] in (UNANNOTATED, UNEVALUABLE):
         return dict.fromkeys(_NNUNET_KEYS, math.nan)
     tp, fp, fn = row["tp"], row["fp"], row["fn"]
@@ -284,9 +275,6 @@ def _nnunet_metrics(row: Row) -> dict[str, float]:
     }
 
 
-def _plain_mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values) if values else math.nan
-
-
 def _nan_mean(values: Sequence[float]) -> float:
-    return _plain_mean([value for value in values if not math.isnan(value)])
+    defined = [value for value in values if not math.isnan(value)]
+    return sum(defined) / len(defined) if defined else math.nan
