@@ -32,13 +32,6 @@ class Probabilities:
         self.least = least
         self._parts: dict[int, SparseVolume] = {}
 
-    @classmethod
-    def of(cls, probabilities: np.ndarray) -> Probabilities:
-        """From whole arrays (S+1, D, H, W), nothing dropped."""
-        result = cls(len(probabilities), probabilities.shape[1:], least=0.0)
-        result.add(whole_box(result.shape), probabilities)
-        return result
-
     @property
     def stored(self) -> int:
         """How many probabilities have a place in memory."""
@@ -83,6 +76,10 @@ class Probabilities:
     def whole(self, number: int) -> np.ndarray:
         """(D, H, W) float32 of one class."""
         return self.cut(number, whole_box(self.shape))
+
+    def dense(self) -> np.ndarray:
+        """(S+1, D, H, W) float32 of all classes."""
+        return np.stack([self.whole(number) for number in range(self.n_classes)])
 
     def leading(self) -> np.ndarray:
         """(D, H, W) float32: the highest probability of any class, background too."""
