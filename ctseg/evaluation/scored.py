@@ -21,7 +21,7 @@ from ctseg.errors import CaseError, IntegrityError, at_case, listed
 from ctseg.evaluation.label_names import check_names
 from ctseg.evaluation.mask_forms import MAP, RTSTRUCT, Side
 from ctseg.evaluation.mask_pairs import Pair, check_sets
-from ctseg.geometry.boxes import tight_box
+from ctseg.geometry.boxes import Spacing, tight_box
 from ctseg.geometry.volume import Volume
 from ctseg.manifest import Manifest
 from ctseg.processes import ordered_map
@@ -246,7 +246,7 @@ def score_pair(pair: Pair, structures: Sequence[Structure], settings: ScoreSetti
 def score_maps(
     prediction: np.ndarray,
     reference: np.ndarray,
-    spacing_mm: tuple[float, float, float],
+    spacing_mm: Spacing,
     structures: Sequence[Structure],
     settings: ScoreSettings,
     states: Mapping[str, str],
@@ -283,7 +283,7 @@ def score_maps(
 def topology_rows(
     prediction: np.ndarray,
     reference: np.ndarray,
-    spacing_mm: tuple[float, float, float],
+    spacing_mm: Spacing,
     structure: Structure,
     ignore_label: int | None,
 ) -> tuple[Row, Row]:
