@@ -20,6 +20,7 @@ import torch
 from ctseg import artifacts
 from ctseg.config import Settings
 from ctseg.errors import DivergedError
+from ctseg.geometry.probabilities import Probabilities
 from ctseg.laterality import Sides
 from ctseg.learning import tubes
 from ctseg.learning.dataset import Batch, PatchSampler, TrainingCase
@@ -38,7 +39,7 @@ from ctseg.learning.training_state import (
 )
 from ctseg.learning.validation import Validation
 from ctseg.prediction.largest_component import in_one_piece
-from ctseg.prediction.sliding_windows import Windows, predict_canvas
+from ctseg.prediction.sliding_windows import Windows, predict_probabilities
 from ctseg.runtime import checkpoint_schema, checkpoints, cpu_bfloat16, hardware
 from ctseg.scoring.summary import mean
 
@@ -274,16 +275,14 @@ class Trainer:
         if self.multipass is not None:
             self.multipass.pass_limit.fill_(most)
         by_pass = [Validation(self.names) for _ in range(most)]
-        for index, case in enumerate(self.validation):
-
-            def score(number: int, probabilities: torch.Tensor, case: TrainingCase = case) -> None:
-                by_pass[number].add(case, probabilities)
-
-            last = predict_canvas(self.network, case.seen, self.windows, self.machine, on_pass=score)
-            for validation in by_pass:
+        for case in self.validation:
+            found: dict[int, Probabilities] = {}
+            last = predict_probabilities(
+                self.network, case.seen, self.windows, self.machine, least=0.0, on_pass=found.__setitem__
+            )
+            for number, validation in enumerate(by_pass):
                 # a network of one pass tells none, and passes that agree end early
-                if len(validation.losses) == index:
-                    validation.add(case, last)
+                validation.add(case, torch.from_numpy(found.get(number, last).dense()))
             self.stop_if_asked()
         self.dice_of_passes = [mean(validation.mean_dice()) for validation in by_pass]
         best = max(range(most), key=lambda number: self.dice_of_passes[number] or 0.0)
@@ -299,10 +298,10 @@ class Trainer:
         cases = [case for case in self.sampler.cases if case.tubes is not None]
         number = len(self.state.missed)
         case = cases[number % len(cases)]
-        found = predict_canvas(self.network, case.seen, self.windows, self.machine).argmax(0).to(torch.uint8)
+        found = predict_probabilities(self.network, case.seen, self.windows, self.machine).label()
         rng = np.random.default_rng([self.settings.train.seed, 2, number])
         skeleton = case.tubes.skeleton.numpy()  # type: ignore[union-attr]
-        points = tubes.missed_points(skeleton, found.numpy(), rng=rng)
+        points = tubes.missed_points(skeleton, found, rng=rng)
         self.state.missed.append((case.case_id, torch.from_numpy(points)))
         self.sampler.remember_missed(case.case_id, points)
 

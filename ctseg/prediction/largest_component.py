@@ -7,37 +7,33 @@ surface of the structures, not their number or the boxes that a stray voxel make
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 CRUMBS = 0.01  # share of a structure's voxels outside its largest component that still counts as one piece
-# slices and rows back to the lines that touch one and come before it
-_LINES_BEFORE = ((0, 1), (1, -1), (1, 0), (1, 1))
 
 
-@dataclasses.dataclass(frozen=True)
-class _Runs:
+class Runs(NamedTuple):
     """Runs of equal voxels along W, in memory order; all (n,).
 
-    line: of the D x H lines; from start to stop along W; component: numbered over all structures.
+    start, stop: voxels counted along W, then H, then D, in a label map with a frame of one voxel. held:
+    voxels of the whole component that the run belongs to.
     """
 
     value: np.ndarray
-    line: np.ndarray
     start: np.ndarray
     stop: np.ndarray
-    component: np.ndarray
+    held: np.ndarray
 
-    def components_of(self, value: int) -> tuple[np.ndarray, np.ndarray]:
-        """(components of a structure, their voxels)."""
-        own = self.value == value
-        sizes = np.bincount(self.component[own], (self.stop - self.start)[own])
-        components = np.flatnonzero(sizes)
-        return components, sizes[components]
+    def largest(self, n_values: int) -> np.ndarray:
+        """(n_values,) voxels of the largest component of each structure; 0 where there is none."""
+        result = np.zeros(n_values)
+        np.maximum.at(result, self.value, self.held)
+        return result
 
 
 def keep_largest(label: np.ndarray, structures: Sequence[int]) -> np.ndarray:
@@ -48,13 +44,12 @@ def keep_largest(label: np.ndarray, structures: Sequence[int]) -> np.ndarray:
     changes nothing.
     """
     result = label.copy()
-    runs = _find_runs(label, structures)
-    for value in np.unique(runs.value).tolist():
-        components, sizes = runs.components_of(value)
-        smaller = np.isin(runs.component, components[sizes < sizes.max()])
-        for index in np.flatnonzero(smaller):
-            d, h = divmod(int(runs.line[index]), label.shape[1])
-            result[d, h, runs.start[index] : runs.stop[index]] = 0
+    runs = find_runs(label, structures)
+    smaller = runs.held < runs.largest(max(structures, default=0) + 1)[runs.value]
+    framed = [n + 2 for n in label.shape]
+    for start, stop in zip(runs.start[smaller], runs.stop[smaller]):
+        d, h, w = np.unravel_index(start, framed)
+        result[d - 1, h - 1, w - 1 : w - 1 + stop - start] = 0
     return result
 
 
@@ -62,61 +57,38 @@ def in_one_piece(labels: Iterable[np.ndarray], n_structures: int) -> list[bool]:
     """Whether each structure (label ids 1..n) is one 26-component, but for crumbs, in every label map (D, H,
     W) that shows it; False where none does.
     """
-    shown, whole = [False] * n_structures, [True] * n_structures
+    shown, whole = np.zeros(n_structures + 1, bool), np.ones(n_structures + 1, bool)
     for label in labels:
-        runs = _find_runs(label, range(1, n_structures + 1))
-        for value in np.unique(runs.value).tolist():
-            _, sizes = runs.components_of(value)
-            shown[value - 1] = True
-            whole[value - 1] &= bool(sizes.max() >= (1 - CRUMBS) * sizes.sum())
-    return [one and other for one, other in zip(shown, whole)]
+        runs = find_runs(label, range(1, n_structures + 1))
+        voxels = np.bincount(runs.value, runs.stop - runs.start, minlength=len(shown))
+        shown |= voxels > 0
+        whole &= runs.largest(len(shown)) >= (1 - CRUMBS) * voxels
+    return (shown & whole)[1:].tolist()
 
 
-def _find_runs(label: np.ndarray, structures: Sequence[int]) -> _Runs:
+def find_runs(label: np.ndarray, structures: Sequence[int]) -> Runs:
     """The runs of some structures in a label map (D, H, W)."""
-    height, width = label.shape[1:]
-    chosen = np.zeros(int(max(label.max(initial=0), *structures, 0)) + 1, dtype=bool)
-    chosen[list(structures)] = True
-    values, lines, starts, stops = [], [], [], []
-    for d, plane in enumerate(label):
-        held = np.where(chosen[plane], plane, 0)
-        edges = np.zeros((height, width + 1), dtype=bool)
-        edges[:, 1:-1] = held[:, 1:] != held[:, :-1]
-        edges[:, [0, -1]] = True
-        h, w = np.nonzero(edges)
-        begins = w < width
-        h, first = h[begins], w[begins]
-        last = w[1:][begins[:-1]]  # every start is followed by the next edge of its line
-        value = held[h, first]
-        kept = value > 0
-        values.append(value[kept])
-        lines.append(d * height + h[kept])
-        starts.append(first[kept])
-        stops.append(last[kept])
-    value, line, start, stop = (np.concatenate(parts) for parts in (values, lines, starts, stops))
-    return _Runs(value, line, start, stop, _join(value, line, start, stop, height, width))
-
-
-def _join(
-    value: np.ndarray, line: np.ndarray, start: np.ndarray, stop: np.ndarray, height: int, width: int
-) -> np.ndarray:
-    """(n,) component of each run: those of one structure that touch, by a corner too, are joined."""
-    span = width + 2  # a place on a line as one number, so that neighbouring lines do not touch
-    first, last = line * span + start, line * span + stop
-    ones, others = [np.zeros(0, np.intp)], [np.zeros(0, np.intp)]
-    for slices, rows in _LINES_BEFORE:
-        row = line % height - rows
-        near = np.flatnonzero((row >= 0) & (row < height) & (line >= slices * height))
-        shift = (slices * height + rows) * span
-        # those that end at or behind the run's start
-        low = np.searchsorted(last, first[near] - shift, side="left")
-        high = np.searchsorted(first, last[near] - shift, side="right")  # and begin at or before its end
+    row = label.shape[2] + 2
+    plane = row * (label.shape[1] + 2)
+    values, starts, stops = [], [], []
+    for number, slice_ in enumerate(label, start=1):
+        held = np.pad(np.where(np.isin(slice_, structures), slice_, 0), 1).ravel()
+        edges = np.flatnonzero(held[1:] != held[:-1]) + 1
+        inside = np.flatnonzero(held[edges])  # the frame follows the last of them
+        values.append(held[edges[inside]])
+        starts.append(edges[inside] + number * plane)
+        stops.append(edges[inside + 1] + number * plane)
+    value, start, stop = (np.concatenate(parts) for parts in (values, starts, stops))
+    # runs of one structure that touch, by a corner too, are joined: each looks at the four lines before it
+    pairs = [np.zeros((2, 0), np.intp)]
+    for back in (row, plane - row, plane, plane + row):
+        low = np.searchsorted(stop, start - back)  # those that end at or behind the run's start
+        high = np.searchsorted(start, stop - back, side="right")  # and begin at or before its end
         count = np.maximum(high - low, 0)
-        one = np.repeat(near, count)
-        other = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count) + np.repeat(low, count)
-        same = value[one] == value[other]
-        ones.append(one[same])
-        others.append(other[same])
-    one, other = np.concatenate(ones), np.concatenate(others)
-    graph = coo_array((np.ones(len(one), dtype=bool), (one, other)), shape=(len(value), len(value)))
-    return connected_components(graph, directed=False)[1]
+        one = np.repeat(np.arange(len(value)), count)
+        other = np.arange(len(one)) + np.repeat(low + count - np.cumsum(count), count)
+        pairs.append(np.stack([one, other])[:, value[one] == value[other]])
+    links = np.concatenate(pairs, axis=1)
+    graph = coo_array((np.ones(links.shape[1], dtype=bool), links), shape=(len(value), len(value)))
+    component = connected_components(graph, directed=False)[1]
+    return Runs(value, start, stop, np.bincount(component, stop - start)[component])

@@ -18,7 +18,7 @@ from ctseg.geometry.grids import region_around
 from ctseg.geometry.volume import face_corners
 from ctseg.prediction.largest_component import keep_largest
 from ctseg.prediction.network_input import CaseInput, NetworkInput
-from ctseg.prediction.sliding_windows import Windows, predict_canvas
+from ctseg.prediction.sliding_windows import Windows, predict_probabilities
 from ctseg.runtime import checkpoints
 from ctseg.runtime.hardware import Machine
 
@@ -40,8 +40,8 @@ class Locator:
             raise ValueError("a locator needs the whole body")
         image, whole = case.body
         windows = Windows(self.n_structures + 1, self.patch_size, overlap=0.25)
-        label = predict_canvas(self.network, NetworkInput(image), windows, self.machine).argmax(0)
-        kept = keep_largest(label.to(torch.uint8).numpy(), range(1, self.n_structures + 1))
+        found = predict_probabilities(self.network, NetworkInput(image), windows, self.machine)
+        kept = keep_largest(found.label(), range(1, self.n_structures + 1))
         box = bounding_box(kept)
         if box is None:
             return None

@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
 
-from ctseg.geometry.probabilities import Probabilities
+from ctseg.geometry.probabilities import LEAST, Probabilities
 from ctseg.prediction.guide_input import guide_patch
 from ctseg.prediction.network_input import NetworkInput
 from ctseg.runtime.hardware import Machine
@@ -72,87 +72,58 @@ class Windows:
 
 
 @torch.no_grad()
-def predict_canvas(
-    network: torch.nn.Module,
-    seen: NetworkInput,
-    windows: Windows,
-    machine: Machine,
-    *,
-    on_pass: Callable[[int, torch.Tensor], None] | None = None,
-) -> torch.Tensor:
-    """(S+1, D, H, W) float32 probabilities of a canvas, on the CPU.
-
-    Windows are blended by their Gaussian weights; those that see only air are not computed: they are
-    background. A network of several passes stops when they agree; on_pass is told (pass number from 0, its
-    probabilities).
-    """
-    look = _Look(network.eval(), seen, windows, machine)
-    if not windows.stitch_passes_of(network):
-        return look.stitched(None)
-    context, before = None, None
-    for number in range(network.passes):  # type: ignore[arg-type]
-        probabilities = look.stitched(_Pass(number, context))
-        label = probabilities.argmax(0).to(torch.uint8)
-        if on_pass is not None:
-            on_pass(number, probabilities)
-        if before is not None and _agree(before, label, windows.n_classes - 1):
-            break
-        before, context = label, probabilities[1:]
-    return probabilities
-
-
-@torch.no_grad()
 def predict_probabilities(
     network: torch.nn.Module,
     seen: NetworkInput,
     windows: Windows,
     machine: Machine,
     *,
+    least: float = LEAST,
     on_pass: Callable[[int, Probabilities], None] | None = None,
     on_view: Callable[[np.ndarray], None] | None = None,
 ) -> Probabilities:
-    """As `predict_canvas`, but each structure is kept only where it has any probability.
+    """Probabilities of the structures on a canvas.
 
-    So memory does not grow with their number; only a network that hands whole volumes from pass to pass takes
-    whole arrays. on_view is told the label map (D, H, W) of each of `Windows.count_views` predictions that
-    the result is the mean of.
+    Windows are blended by their Gaussian weights; those that see only air are not computed: they are
+    background. least: see `Probabilities`; what a pass hands on to the next is kept in full. A network of
+    several passes stops when they agree; on_pass is told (pass number from 0, its probabilities). on_view is
+    told the label map (D, H, W) of each of `Windows.count_views` predictions that the result is the mean of.
     """
-    tell_view = on_view or (lambda label: None)
-    if windows.stitch_passes_of(network):
-
-        def tell_pass(number: int, probabilities: torch.Tensor) -> None:
+    look = Look(network.eval(), seen, windows, machine)
+    stitched, n_views = windows.stitch_passes_of(network), windows.count_views(network)
+    if stitched:
+        least = 0.0
+    share = look.n_mirrors / n_views  # of the views of a window, so many are added up in one volume
+    context, before = None, None
+    for number in range(network.passes if stitched else 1):  # type: ignore[arg-type]
+        running = {"pass_number": number, "context": context} if stitched else {}
+        views = [Probabilities(windows.n_classes, seen.image.shape, least) for _ in range(n_views)]
+        for place, mirrored, values in look.windows_seen(running):
+            views[mirrored % n_views].add(place, values, look.weight / (share * look.total[place]))
+        for view in views:
+            view.fill_background(look.total == 0)
+        if stitched:
             if on_pass is not None:
-                on_pass(number, Probabilities.of(probabilities.numpy()))
-
-        result = Probabilities.of(predict_canvas(network, seen, windows, machine, on_pass=tell_pass).numpy())
-        tell_view(result.label())
-        return result
-    look = _Look(network.eval(), seen, windows, machine)
-    views = [Probabilities(windows.n_classes, seen.image.shape) for _ in range(windows.count_views(network))]
-    for place, number, values in look.windows_seen(None):
-        views[number].add(place, values, look.weight / look.total[place])
+                on_pass(number, views[0])
+            label = torch.from_numpy(views[0].label())
+            if before is not None and agree(before, label, windows.n_classes - 1):
+                break
+            before, context = label, torch.from_numpy(views[0].dense()[1:])
     for view in views:
-        view.fill_background(look.total == 0)
-        tell_view(view.label())
+        if on_view is not None:
+            on_view(view.label())
     total, *others = views
     for other in others:
         total.add_model(other)
-    total.divide(len(views))
+    total.divide(n_views)
     return total
 
 
-class _Pass(NamedTuple):
-    """Of a network of several passes: which one, and the context (S, D, H, W) from the one before."""
-
-    number: int
-    context: torch.Tensor | None
-
-
-class _Look:
+class Look:
     """One look of a network at a canvas through its windows.
 
     places: the windows that see more than air. weight: (d, h, w) of one window; total: (D, H, W), the sum of
-    all weights at each voxel, 0 where no window looks.
+    all weights at each voxel, 0 where no window looks. n_mirrors: 2 where each window is seen mirrored too.
     """
 
     def __init__(self, network: torch.nn.Module, seen: NetworkInput, windows: Windows, machine: Machine):
@@ -165,54 +136,36 @@ class _Look:
         self.weight, self.total = gaussian_weight(size), np.zeros(shape, dtype=np.float32)
         for place in self.places:
             self.total[place] += self.weight
+        self.n_mirrors = 1 if windows.swaps is None else 2
 
-    def stitched(self, running: _Pass | None) -> torch.Tensor:
-        """(S+1, D, H, W) probabilities of one pass; running: None for a network of one."""
-        result = np.zeros((self.windows.n_classes, *self.total.shape), dtype=np.float32)
-        views = 1 if self.windows.swaps is None else 2
-        for place, _, values in self.windows_seen(running):
-            result[(slice(None), *place)] += values * (self.weight / (views * self.total[place]))
-        result[0] += self.total == 0
-        return torch.from_numpy(result)
+    def windows_seen(self, running: dict[str, Any]) -> Iterator[tuple[Place, int, np.ndarray]]:
+        """(place, 1 for a mirror image that was put back, probabilities (S+1, d, h, w)) of every window.
 
-    def windows_seen(self, running: _Pass | None) -> Iterator[tuple[Place, int, np.ndarray]]:
-        """(place, number of the view, probabilities (S+1, d, h, w)) of every window.
-
-        View 0 is the window as it is; with swaps, view 1 is its mirror image, put back. One after the other:
-        those of many structures are large.
+        running: what a network of several passes is told, "pass_number" and "context" (S, D, H, W). One
+        window after the other: those of many structures are large.
         """
+        seen, context, swaps = self.seen, running.get("context"), self.windows.swaps
+        inputs, on_device = dict(running), self.machine.image
         for first in range(0, len(self.places), self.windows.batch_size):
-            chosen = self.places[first : first + self.windows.batch_size]
-            for number, swaps in enumerate(
-                [None] if self.windows.swaps is None else [None, self.windows.swaps]
-            ):
-                for place, values in zip(chosen, self.probabilities(chosen, running, swaps)):
-                    yield place, number, values
-
-    def probabilities(
-        self, places: Sequence[Place], running: _Pass | None, swaps: torch.Tensor | None
-    ) -> np.ndarray:
-        """(B, S+1, d, h, w) of some windows; with swaps, of their mirror images, put back."""
-        seen, image = self.seen, self.machine.image
-        images = torch.stack([seen.image[place].float() for place in places])[:, None]
-        inputs: dict[str, torch.Tensor | int | None] = {}
-        if seen.guide is not None:
+            places = self.places[first : first + self.windows.batch_size]
+            images = torch.stack([seen.image[place].float() for place in places])[:, None]
             starts = [[o + part.start for o, part in zip(seen.origin, place)] for place in places]
-            patches = [
-                guide_patch(seen.guide, start, images.shape[2:], mirrored=swaps is not None)
-                for start in starts
-            ]
-            inputs["guide"] = image(torch.stack(patches))
-        if running is not None:
-            inputs["pass_number"] = running.number
-            if running.context is not None:
-                parts = torch.stack([running.context[(slice(None), *place)] for place in places])
-                inputs["context"] = image(parts if swaps is None else parts[:, swaps[1:] - 1].flip(4))
-        with self.machine.autocast():
-            logits = self.network(image(images if swaps is None else images.flip(4)), **inputs)["logits"]
-        if swaps is None:
-            return torch.softmax(logits.float(), dim=1).cpu().numpy()
-        return torch.softmax(logits[:, swaps].float(), dim=1).cpu().numpy()[..., ::-1]
+            for mirrored in range(self.n_mirrors):
+                if seen.guide is not None:
+                    patches = [
+                        guide_patch(seen.guide, start, images.shape[2:], mirrored=bool(mirrored))
+                        for start in starts
+                    ]
+                    inputs["guide"] = on_device(torch.stack(patches))
+                if context is not None:
+                    parts = torch.stack([context[(slice(None), *place)] for place in places])
+                    inputs["context"] = on_device(parts[:, swaps[1:] - 1].flip(4) if mirrored else parts)
+                with self.machine.autocast():
+                    output = self.network(on_device(images.flip(4) if mirrored else images), **inputs)
+                logits = output["logits"][:, swaps] if mirrored else output["logits"]
+                batch = torch.softmax(logits.float(), dim=1).cpu().numpy()
+                for place, values in zip(places, batch[..., ::-1] if mirrored else batch):
+                    yield place, mirrored, values
 
 
 def dice_per_structure(
@@ -222,21 +175,15 @@ def dice_per_structure(
 
     prediction, reference: (D, H, W) integer label maps.
     """
-    common, found, sizes = _overlaps(prediction, reference, n_structures)
-    dices = 2 * common / (found + sizes)
-    return [float(dice) if size else None for dice, size in zip(dices, sizes)]
-
-
-def _agree(before: torch.Tensor, after: torch.Tensor, n_structures: int) -> bool:
-    """Whether two passes give every structure almost the same voxels."""
-    common, *sizes = _overlaps(before, after, n_structures)
-    both = sizes[0] + sizes[1]
-    return bool(((2 * common / both > AGREEMENT) | (both == 0)).all())
-
-
-def _overlaps(one: torch.Tensor, other: torch.Tensor, n_structures: int) -> list[torch.Tensor]:
-    """Of each structure, (S,): voxels in common, and in either of two label maps."""
     classes = n_structures + 1
-    pairs = one.long().flatten() * classes + other.long().flatten()
+    pairs = prediction.long().flatten() * classes + reference.long().flatten()
     counts = torch.bincount(pairs, minlength=classes**2).reshape(classes, classes)
-    return [part[1:] for part in (counts.diagonal(), counts.sum(1), counts.sum(0))]
+    sizes = counts.sum(0)
+    dices = 2 * counts.diagonal() / (counts.sum(1) + sizes)
+    return [float(dice) if size else None for dice, size in zip(dices[1:], sizes[1:])]
+
+
+def agree(one: torch.Tensor, other: torch.Tensor, n_structures: int) -> bool:
+    """Whether two passes give every structure almost the same voxels."""
+    both_ways = [*dice_per_structure(one, other, n_structures), *dice_per_structure(other, one, n_structures)]
+    return all(dice is None or dice > AGREEMENT for dice in both_ways)

@@ -7,6 +7,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
+from shapes import probabilities_of
 
 from ctseg.geometry.argmax_on_scan import label_on_scan
 from ctseg.geometry.probabilities import Probabilities
@@ -51,7 +52,7 @@ def test_windows_add_up_to_the_whole_array():
 def test_a_stray_voxel_costs_a_block_and_not_the_way_to_it():
     values = np.zeros((2, 64, 64, 64), np.float32)
     values[1, 2:8, 2:8, 2:8], values[1, 60, 60, 60] = 1.0, 0.01
-    shares = Probabilities.of(values)
+    shares = probabilities_of(values)
     assert (
         shares.stored < 2000
         and shares.part(1)[1].shape == (64, 64, 64)
@@ -88,7 +89,7 @@ def test_the_argmax_is_that_of_every_class_interpolated_everywhere(axes, flip):
         affine[:3, 3] += affine[:3, 1] * (shape[1] - 1)
         affine[:3, 1] *= -1
     scan = Grid(shape, affine)
-    found = label_on_scan(Probabilities.of(values), canvas, scan)
+    found = label_on_scan(probabilities_of(values), canvas, scan)
     everywhere = np.stack(
         [
             resample(
@@ -112,11 +113,11 @@ def test_a_thin_sheet_inside_a_certain_organ_is_not_overlooked():
         Grid((40, 40, 40), np.diag([2.0, 2.0, 2.0, 1.0])),
         Grid((80, 80, 80), np.diag([1.0, 1.0, 1.0, 1.0])),
     )
-    found = label_on_scan(Probabilities.of(values), canvas, scan)
+    found = label_on_scan(probabilities_of(values), canvas, scan)
     assert (found[10:70, 10:70, 40] == 2).all() and (found[10:70, 10:70, 44] == 1).all()
 
 
 def test_a_canvas_beside_the_scan_labels_nothing():
     canvas, scan = Grid((10, 10, 10), np.diag([2.0, 2.0, 2.0, 1.0])), Grid((12, 12, 12), np.eye(4))
     scan.affine[:3, 3] = 500.0
-    assert not label_on_scan(Probabilities.of(probabilities((10, 10, 10), 2, seed=2)), canvas, scan).any()
+    assert not label_on_scan(probabilities_of(probabilities((10, 10, 10), 2, seed=2)), canvas, scan).any()

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from shapes import probabilities_of
 
 from ctseg.geometry import grids, intensity
 from ctseg.geometry.argmax_on_scan import label_on_scan
-from ctseg.geometry.probabilities import Probabilities
 from ctseg.geometry.volume import AIR_HU, Grid, Volume, resample
 from ctseg.scans.formats import volume_files
 
@@ -103,7 +103,7 @@ def through_tensors(label: Volume, canvas: Grid) -> np.ndarray:
         assert on_canvas[part].shape == (128, 128, 128)
         again[part] = on_canvas[part]
     one_hot = np.stack([again == number for number in range(len(ORGANS) + 1)]).astype(np.float32)
-    return label_on_scan(Probabilities.of(one_hot), canvas, label.grid)
+    return label_on_scan(probabilities_of(one_hot), canvas, label.grid)
 
 
 def dice(prediction: np.ndarray, reference: np.ndarray, number: int) -> float:
@@ -247,7 +247,7 @@ def test_back_to_the_scan_equals_interpolating_everything(name: str) -> None:
         resample(Volume(p, canvas.affine), scan, order="cubic", fill=float(k == 0)).array
         for k, p in enumerate(probabilities)
     ]
-    result = label_on_scan(Probabilities.of(probabilities), canvas, scan)
+    result = label_on_scan(probabilities_of(probabilities), canvas, scan)
     assert len(np.unique(result)) == 5
     assert (
         result == np.argmax(everything, axis=0)
@@ -264,7 +264,7 @@ def test_a_vessel_thinner_than_two_voxels_keeps_its_volume() -> None:
     canvas.affine[:3, 3] = scan.affine[:3, 3] + 0.55
     on_canvas = grids.label_on_canvas(label, canvas)
     probabilities = np.stack([on_canvas.array == 0, on_canvas.array == 1]).astype(np.float32)
-    back = label_on_scan(Probabilities.of(probabilities), canvas, scan)
+    back = label_on_scan(probabilities_of(probabilities), canvas, scan)
     inside = label.array[2:-2] > 0  # the ends of the tube lie on the border of both grids
     found = back[2:-2] > 0
     volume, dice = found.sum() / inside.sum(), 2 * (found & inside).sum() / (found.sum() + inside.sum())
@@ -279,11 +279,11 @@ def test_empty_stays_empty_and_outside_is_background() -> None:
         assert not through_tensors(empty, canvas).any()
     small = make_grid((20, 20, 20), (2, 2, 2), rotation(4, 0) @ AXIAL)
     full = np.stack([np.zeros(small.shape), np.ones(small.shape)]).astype(np.float32)
-    back = label_on_scan(Probabilities.of(full), small, label.grid)
+    back = label_on_scan(probabilities_of(full), small, label.grid)
     volume_ml = back.sum() * np.prod(label.spacing_mm) / 1000
     assert volume_ml == pytest.approx(64.0, rel=0.1)  # 40 x 40 x 40 mm
     far = Grid(small.shape, small.affine + np.array([[0, 0, 0, 9000.0]] + [[0] * 4] * 3))
-    assert not label_on_scan(Probabilities.of(full), far, label.grid).any()
+    assert not label_on_scan(probabilities_of(full), far, label.grid).any()
     assert (grids.image_on_canvas(image, far).array == AIR_HU).all()
 
 
@@ -367,7 +367,7 @@ def test_real_organs_come_back_through_both_grids(real_data: Path) -> None:
     ):
         on_canvas = grids.label_on_canvas(label, canvas).array
         one_hot = np.stack([on_canvas == number for number in range(len(ids) + 1)]).astype(np.float32)
-        back = label_on_scan(Probabilities.of(one_hot), canvas, image.grid)
+        back = label_on_scan(probabilities_of(one_hot), canvas, image.grid)
         scores = {name: dice(back, label.array, number) for number, name in enumerate(ids, start=1)}
         assert min(scores.values()) >= least, scores
 

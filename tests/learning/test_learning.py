@@ -221,9 +221,9 @@ class Echo(torch.nn.Module):
 def test_sliding_windows_put_every_voxel_back_in_its_place():
     image = torch.rand(32, 32, 64) * 0.9 + 0.1
     image[:, :, :32] = 0  # air: windows that see nothing else are not computed
-    result = sliding_windows.predict_canvas(
-        Echo(), NetworkInput(image), sliding_windows.Windows(2, (16, 16, 24), 0.5), CPU
-    )
+    windows = sliding_windows.Windows(2, (16, 16, 24), 0.5)
+    found = sliding_windows.predict_probabilities(Echo(), NetworkInput(image), windows, CPU, least=0.0)
+    result = torch.from_numpy(found.dense())
     expected = torch.sigmoid(4 * image - 2)
     assert torch.allclose(result[1, :, :, 32:], expected[:, :, 32:], atol=1e-5)
     assert float(result[1, :, :, :8].max()) == 0 and float(result[0, :, :, :8].min()) == 1
@@ -259,13 +259,13 @@ class Sided(torch.nn.Module):
 def test_mirrored_prediction_swaps_the_sides_back():
     image = torch.ones(16, 16, 16)
     table = torch.tensor([0, 2, 1])
-    plain = sliding_windows.predict_canvas(
-        Sided(), NetworkInput(image), sliding_windows.Windows(3, (16, 16, 16), 0), CPU
+    plain, both = (
+        sliding_windows.predict_probabilities(
+            Sided(), NetworkInput(image), sliding_windows.Windows(3, (16, 16, 16), 0, swaps), CPU, least=0.0
+        ).dense()
+        for swaps in (None, table)
     )
-    both = sliding_windows.predict_canvas(
-        Sided(), NetworkInput(image), sliding_windows.Windows(3, (16, 16, 16), 0, table), CPU
-    )
-    assert torch.equal(plain, both)
+    assert np.array_equal(plain, both)
 
 
 def test_dice_of_an_absent_structure_is_undefined_not_one():

@@ -302,20 +302,19 @@ def test_views_are_told_and_their_mean_is_the_result(mirror):
     windows, sight = sliding_windows.Windows(4, (20, 20, 24), 0.5, swaps), NetworkInput(image)
     labels: list[np.ndarray] = []
     mean = sliding_windows.predict_probabilities(Mirrored(), sight, windows, CPU, on_view=labels.append)
-    canvas = sliding_windows.predict_canvas(Mirrored(), sight, windows, CPU).numpy()
+    canvas = sliding_windows.predict_probabilities(Mirrored(), sight, windows, CPU, least=0.0).dense()
     # what blocks leave out
-    assert np.abs(np.stack([mean.whole(number) for number in range(4)]) - canvas).max() < 1e-3
+    assert np.abs(mean.dense() - canvas).max() < 1e-3
     assert np.array_equal(mean.label(), canvas.argmax(0)) and len(labels) == windows.count_views(
         Mirrored()
     ) == (2 if mirror else 1)
-    plain = sliding_windows.predict_canvas(
-        Mirrored(), sight, sliding_windows.Windows(4, (20, 20, 24), 0.5), CPU
-    ).numpy()
+    once = sliding_windows.Windows(4, (20, 20, 24), 0.5)
+    plain = sliding_windows.predict_probabilities(Mirrored(), sight, once, CPU, least=0.0).dense()
     assert np.array_equal(labels[0], plain.argmax(0))
     if mirror:
-        flipped = sliding_windows.predict_canvas(
-            Mirrored(), NetworkInput(image.flip(2)), sliding_windows.Windows(4, (20, 20, 24), 0.5), CPU
-        ).numpy()[:, :, :, ::-1][[0, 2, 1, 3]]
+        flipped = sliding_windows.predict_probabilities(
+            Mirrored(), NetworkInput(image.flip(2)), once, CPU, least=0.0
+        ).dense()[:, :, :, ::-1][[0, 2, 1, 3]]
         assert np.array_equal(labels[1], flipped.argmax(0)) and not np.array_equal(labels[0], labels[1])
 
 

@@ -13,6 +13,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from builders import small_phantom, write_nnunet
+from shapes import probabilities_of
 
 import preprocessing
 import run_pipeline
@@ -28,7 +29,6 @@ from ctseg.errors import (
 )
 from ctseg.geometry import grids
 from ctseg.geometry.argmax_on_scan import label_on_scan
-from ctseg.geometry.probabilities import Probabilities
 from ctseg.geometry.volume import Grid
 from ctseg.manifest import Manifest
 from ctseg.preparation import case_to_tensors
@@ -164,7 +164,7 @@ def test_tensors_and_references(data: Path, tmp_path: Path, grid: str) -> None:
         # window -250..750: 40 HU is 0.29, air is 0
         assert image.min() == 0 and 0.25 < float(image.max()) < 0.5
         back = label_on_scan(
-            Probabilities.of(np.stack([label == n for n in range(4)]).astype(np.float32)), canvas, scan
+            probabilities_of(np.stack([label == n for n in range(4)]).astype(np.float32)), canvas, scan
         )
         path = workspace.processed / case["reference"]["file"]
         assert artifacts.file_hash(path) == case["reference"]["sha256"]

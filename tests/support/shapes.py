@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from ctseg.geometry.boxes import whole_box
+from ctseg.geometry.probabilities import Probabilities
 from ctseg.scoring.shape.airway_tree import parse_tree, tree_metrics
 
 UNIT = (1.0, 1.0, 1.0)
@@ -109,3 +111,10 @@ CASES = {  # case -> reference, prediction
     "missed": (label_map(), label_map(airway=False)),
     "without": (label_map(airway=False), label_map(extra=True, airway=False)),
 }
+
+
+def probabilities_of(values: np.ndarray) -> Probabilities:
+    """From whole arrays (S+1, D, H, W), nothing dropped."""
+    result = Probabilities(len(values), values.shape[1:], least=0.0)
+    result.add(whole_box(result.shape), values)
+    return result
