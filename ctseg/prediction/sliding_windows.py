@@ -144,13 +144,13 @@ class Look:
         running: what a network of several passes is told, "pass_number" and "context" (S, D, H, W). One
         window after the other: those of many structures are large.
         """
-        seen, context, swaps = self.seen, running.get("context"), self.windows.swaps
+        seen, context = self.seen, running.get("context")
         inputs, on_device = dict(running), self.machine.image
         for first in range(0, len(self.places), self.windows.batch_size):
             places = self.places[first : first + self.windows.batch_size]
             images = torch.stack([seen.image[place].float() for place in places])[:, None]
             starts = [[o + part.start for o, part in zip(seen.origin, place)] for place in places]
-            for mirrored in range(self.n_mirrors):
+            for mirrored, swaps in enumerate([None, self.windows.swaps][: self.n_mirrors]):
                 if seen.guide is not None:
                     patches = [
                         guide_patch(seen.guide, start, images.shape[2:], mirrored=bool(mirrored))
@@ -159,10 +159,10 @@ class Look:
                     inputs["guide"] = on_device(torch.stack(patches))
                 if context is not None:
                     parts = torch.stack([context[(slice(None), *place)] for place in places])
-                    inputs["context"] = on_device(parts[:, swaps[1:] - 1].flip(4) if mirrored else parts)
+                    inputs["context"] = on_device(parts if swaps is None else parts[:, swaps[1:] - 1].flip(4))
                 with self.machine.autocast():
-                    output = self.network(on_device(images.flip(4) if mirrored else images), **inputs)
-                logits = output["logits"][:, swaps] if mirrored else output["logits"]
+                    output = self.network(on_device(images if swaps is None else images.flip(4)), **inputs)
+                logits = output["logits"] if swaps is None else output["logits"][:, swaps]
                 batch = torch.softmax(logits.float(), dim=1).cpu().numpy()
                 for place, values in zip(places, batch[..., ::-1] if mirrored else batch):
                     yield place, mirrored, values

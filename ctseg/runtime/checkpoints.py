@@ -30,7 +30,7 @@ from ctseg.scans.formats.regular_files import require_regular
 FORMAT, VERSION = "ctseg-checkpoint", 1
 TENSOR_PARTS = {"collections OrderedDict", "torch._utils _rebuild_tensor_v2"}
 MAX_BYTES = 8 << 30  # far above any network here
-REQUIRED = {key.split(".")[0] for key, _, _ in checkpoint_schema.RULES}
+REQUIRED = {key.split(".")[0] for key in checkpoint_schema.RULES}
 
 
 def _sidecar(path: Path) -> Path:
