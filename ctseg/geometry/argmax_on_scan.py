@@ -99,7 +99,7 @@ def _fill(result: np.ndarray, probabilities: Probabilities, lines: list[list[_Bl
     near, around = (
         [[getattr(block, name) for block in line] for line in lines] for name in ("near", "source")
     )
-    leading = probabilities.leading()
+    _, leading = probabilities.highest()
     enough = SHARE_OF_LEADER * _extremes((whole_box(leading.shape), leading), near, highest=False)
     decided = np.full(enough.shape, -1, dtype=np.int16)
     takes_part = np.zeros((len(numbers), *decided.shape), dtype=bool)
