@@ -393,7 +393,8 @@ class Trainer:
         file = self.workspace.relative(self.workspace.last_model)
         self.go_on_from(TrainingState.of(content, file))
         self.history |= read_history(content, file) | {"stopped": "running"}
-        checkpoints.load_weights(self.network, content["model"], file=file)
+        checkpoints.require_same_form(self.network, content["model"], file)
+        self.network.load_state_dict(content["model"])
         self.averaged = {key: value.to(self.machine.device) for key, value in content["averaged"].items()}
         optimizer_state = content["optimizer"]["state"]
         require_fitting_state(self.optimizer, optimizer_state, self.state.steps, file)

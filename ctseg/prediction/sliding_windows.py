@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ctseg.geometry.boxes import Box, make_box
 from ctseg.geometry.probabilities import LEAST, Probabilities
 from ctseg.prediction.guide_input import guide_patch
 from ctseg.prediction.network_input import NetworkInput
@@ -19,8 +20,6 @@ from ctseg.runtime.hardware import Machine
 AGREEMENT = 0.999  # Dice of successive passes above which another one is not worth its time
 MANY_CLASSES = 32
 AIR = 0.02  # a window whose brightest voxel lies below this sees only air
-
-Place = tuple[slice, ...]
 
 
 @functools.lru_cache(maxsize=4)
@@ -131,14 +130,14 @@ class Look:
         shape = seen.image.shape
         size = tuple(min(p, n) for p, n in zip(windows.patch_size, shape))
         starts = itertools.product(*(window_starts(n, p, windows.overlap) for n, p in zip(shape, size)))
-        places = [tuple(slice(s, s + p) for s, p in zip(start, size)) for start in starts]
+        places = [make_box(start, np.add(start, size)) for start in starts]
         self.places = [place for place in places if float(seen.image[place].max()) >= AIR]
         self.weight, self.total = gaussian_weight(size), np.zeros(shape, dtype=np.float32)
         for place in self.places:
             self.total[place] += self.weight
         self.n_mirrors = 1 if windows.swaps is None else 2
 
-    def windows_seen(self, running: dict[str, Any]) -> Iterator[tuple[Place, int, np.ndarray]]:
+    def windows_seen(self, running: dict[str, Any]) -> Iterator[tuple[Box, int, np.ndarray]]:
         """(place, 1 for a mirror image that was put back, probabilities (S+1, d, h, w)) of every window.
 
         running: what a network of several passes is told, "pass_number" and "context" (S, D, H, W). One

@@ -191,9 +191,12 @@ def check_arch(arch: dict[str, Any], n_structures: int, weights: dict[str, Any],
         raise mismatch(f"its network has {sum(accepted['blocks'])} blocks and {len(weights)} weights", file)
 
 
-def form(weights: dict[str, torch.Tensor]) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+def form(weights: dict[str, torch.Tensor]) -> dict[str, str]:
     """Shape and number format of each weight."""
-    return {key: (tuple(tensor.shape), tensor.dtype) for key, tensor in weights.items()}
+    return {
+        key: f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
+        for key, tensor in weights.items()
+    }
 
 
 def check_rules(content: dict[str, Any], rules: Rules, file: str) -> None:
