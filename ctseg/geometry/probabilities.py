@@ -108,6 +108,10 @@ class Probabilities:
         """(D, H, W) float32 of one class."""
         return self.cut(number, whole_box(self.shape))
 
+    def dense(self) -> np.ndarray:
+        """(S+1, D, H, W) float32 of all classes."""
+        return np.stack([self.whole(number) for number in range(self.n_classes)])
+
     def box_above(self, number: int, least: float, *, margin: int = 0) -> Box | None:
         """The box of the canvas where a class has at least `least`, `margin` voxels wider; None where it
         never has."""
