@@ -12,6 +12,7 @@ from ctseg.artifacts import Workspace
 from ctseg.datasets import case_sources, load_case
 from ctseg.errors import CaseError, PipelineError
 from ctseg.geometry.volume import Grid
+from ctseg.manifest import from_record
 from ctseg.reporting import results
 from ctseg.reporting.pictures import slices
 from ctseg.reporting.pictures.slices import CaseVolumes, Choice
@@ -107,7 +108,7 @@ def load_case_volumes(workspace: Workspace, found: Results, case_id: str) -> Cas
             case=case_id,
         )
     image, _ = load_case.load_image(source)
-    if not image.grid.matches(Grid.from_record(entry["scan"])):
+    if not image.grid.matches(from_record(Grid, entry["scan"])):
         raise CaseError(
             "DATA_CHANGED",
             "the raw scan is no longer the one that was processed",
