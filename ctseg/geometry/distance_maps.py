@@ -21,6 +21,7 @@ from scipy import ndimage
 
 from ctseg.geometry.boxes import (
     Index,
+    Spacing,
     box_shape,
     box_start,
     grow,
@@ -36,8 +37,6 @@ FAR_MM = 1000.0  # stands for "no such organ" where no limit is given
 GUIDE_MM = 2.0  # wanted voxel size of a guide grid
 GUIDE_RANGE_MM = 300.0  # guide maps are clipped to plus and minus this; 16 bits then keep 0.25 mm or better
 _SAME = 1e-3  # spacings that differ by less (relative) count as isotropic
-
-Spacing = tuple[float, float, float]
 
 
 def signed_distance_maps(

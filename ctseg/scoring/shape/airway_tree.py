@@ -21,7 +21,7 @@ from scipy.sparse import coo_array, csr_array
 from scipy.sparse.csgraph import connected_components, minimum_spanning_tree, shortest_path
 from scipy.spatial import cKDTree
 
-from ctseg.geometry.boxes import tight_box
+from ctseg.geometry.boxes import Spacing, tight_box
 from ctseg.scoring.distances import check_masks
 from ctseg.scoring.metrics import Counts
 from ctseg.scoring.shape.skeleton import skeletonise
@@ -67,9 +67,7 @@ class Tree:
 # ---- the parser -------------------------------------------------------------------------------------------
 
 
-def parse_tree(
-    *, reference: np.ndarray, spacing_mm: tuple[float, float, float], skeleton: np.ndarray | None = None
-) -> Tree:
+def parse_tree(*, reference: np.ndarray, spacing_mm: Spacing, skeleton: np.ndarray | None = None) -> Tree:
     """The tree of a mask (D, H, W); an empty mask has no voxels and no branches.
 
     skeleton: the mask's own, when it is known already (see `skeletonise`).
@@ -108,9 +106,7 @@ def parse_tree(
     )
 
 
-def neighbour_graph(
-    positions: np.ndarray, shape: tuple[int, ...], spacing_mm: tuple[float, float, float]
-) -> csr_array:
+def neighbour_graph(positions: np.ndarray, shape: tuple[int, ...], spacing_mm: Spacing) -> csr_array:
     """(S, S) upper triangle of the distances in mm between centre-line voxels that are 26-neighbours.
 
     positions: their sorted flat indices in an array of that shape with an empty border.

@@ -14,7 +14,7 @@ import math
 import numpy as np
 from scipy import ndimage
 
-from ctseg.geometry.boxes import tight_box
+from ctseg.geometry.boxes import Spacing, tight_box
 from ctseg.scoring.shape.skeleton import skeletonise
 
 try:
@@ -104,7 +104,7 @@ def component_errors(
     *,
     prediction: np.ndarray,
     reference: np.ndarray,
-    spacing_mm: tuple[float, float, float],
+    spacing_mm: Spacing,
     prediction_components: Components | None = None,
     reference_components: Components | None = None,
 ) -> ComponentErrors:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from ctseg.geometry.boxes import Spacing
 from ctseg.scoring import statistics
 from ctseg.scoring.metrics import HALLUCINATED, MISSED, UNANNOTATED, UNEVALUABLE, Row, grouped
 from ctseg.scoring.shape.airway_tree import Tree, parse_tree, td_by_generation, tree_metrics
@@ -115,14 +116,14 @@ class Reference:
     one."""
 
     mask: np.ndarray
-    spacing_mm: tuple[float, float, float]
+    spacing_mm: Spacing
     components: Components
     betti: Betti
     skeleton: np.ndarray
     tree: Tree | None
 
 
-def study(*, reference: np.ndarray, spacing_mm: tuple[float, float, float], tree: bool) -> Reference:
+def study(*, reference: np.ndarray, spacing_mm: Spacing, tree: bool) -> Reference:
     """Look once at a reference that may be compared several times."""
     mask = np.ascontiguousarray(reference).astype(bool, copy=False)
     pieces, skeleton = components(mask), skeletonise(mask)

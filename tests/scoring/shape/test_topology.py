@@ -40,7 +40,8 @@ from shapes import (
 import evaluate
 from ctseg import artifacts, config
 from ctseg.errors import UsageError
-from ctseg.evaluation import mask_pairs, result_files
+from ctseg.evaluation import result_files
+from ctseg.evaluation.scored import topology_rows
 from ctseg.geometry.volume import Volume
 from ctseg.scans.formats import nifti, volume_files
 from ctseg.scoring.metrics import Structure
@@ -691,12 +692,10 @@ def test_workers_change_nothing(scored: Path, tmp_path: Path) -> None:
 def test_ignored_voxels_are_background() -> None:
     reference, prediction = label_map(), label_map()
     reference[:, :, 30:], prediction[5:20, 15:18, 31:33] = 9, 2  # predicted where nobody looked
-    found, nothing = mask_pairs._topology(prediction, reference, SPACING, Structure("airway", (2,)), 9)
+    found, nothing = topology_rows(prediction, reference, SPACING, Structure("airway", (2,)), 9)
     assert found["extra_components"] == 0 and found["precision_full"] == 1 and nothing["td_full"] == 0
     assert (
-        mask_pairs._topology(prediction, reference, SPACING, Structure("airway", (2,)), None)[0][
-            "extra_components"
-        ]
+        topology_rows(prediction, reference, SPACING, Structure("airway", (2,)), None)[0]["extra_components"]
         == 1
     )
 
@@ -705,7 +704,7 @@ def test_regions_of_several_labels() -> None:
     """Two labels that together are one tube count as one piece."""
     array = label_map()
     array[:13][array[:13] == 2] = 4
-    found, _ = mask_pairs._topology(array, array, SPACING, Structure("airway", (2, 4)), None)
+    found, _ = topology_rows(array, array, SPACING, Structure("airway", (2, 4)), None)
     assert found["b0_reference"] == 1 and found["td_full"] == 1 and found["branches"] == 3
 
 
@@ -721,7 +720,7 @@ def test_real_airways() -> None:
     if len(files) < 2:
         pytest.skip("no atm22 predictions in CTSEG_DATA")
     volume, other = (volume_files.read_integers(path)[0] for path in files[:2])
-    found, nothing = mask_pairs._topology(
+    found, nothing = topology_rows(
         other.array, volume.array, volume.spacing_mm, Structure("airway", (1,)), None
     )
     assert 100 < found["branches"] < 600 and 2000 < found["tree_length_mm"] < 12000
