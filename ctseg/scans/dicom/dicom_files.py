@@ -166,9 +166,8 @@ def choose(folder: Path, uid: str | None) -> tuple[SeriesInfo, int]:
     volumes = [info for info in joined if info.n_slices >= SMALLEST_SLICES] or joined
     if len(volumes) > 1:
         counts = ", ".join(str(info.n_slices) for info in volumes)
-        cause = f"{len(volumes)} CT series ({counts} slices)"
         fix = "keep one series in the folder, or name the series"
-        raise refuse("SERIES_AMBIGUOUS", cause, fix, folder)
+        raise refuse("SERIES_AMBIGUOUS", f"{len(volumes)} CT series ({counts} slices)", fix, folder)
     return volumes[0], others
 
 
@@ -178,9 +177,8 @@ def read_header(path: Path, tags: list[str] | None) -> Any:
         try:
             return pydicom.dcmread(path, stop_before_pixels=True, specific_tags=tags)
         except InvalidDicomError:  # reading on would be guessing
-            cause = "the DICOM mark at its beginning is missing"
             fix = "save it again as a DICOM file with its file header (PS3.10)"
-            raise refuse("DICOM_CORRUPT", cause, fix, path) from None
+            raise refuse("DICOM_CORRUPT", "the DICOM mark at its beginning is missing", fix, path) from None
         except MemoryError:  # a header needs little: its length fields lie
             cause = "an element of the header is announced longer than the memory"
             raise refuse("DICOM_CORRUPT", cause, "copy or export the file again", path) from None

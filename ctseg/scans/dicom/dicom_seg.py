@@ -171,12 +171,11 @@ def least_value(header: Any, threshold: float | None) -> tuple[float, Findings]:
     kind, maximum = header.get("SegmentationFractionalType"), int(header.get("MaximumFractionalValue") or 0)
     kind = kind if kind in ("PROBABILITY", "OCCUPANCY") else "unknown"
     if threshold is None:
-        cause = f"it holds values of 0 to {maximum} (type {kind}), not a mask"
         fix = (
             "export it as a binary segmentation, or choose where a mask begins, for example --set "
             "data.fractional_threshold=0.5"
         )
-        raise refuse("SEG_FRACTIONAL", cause, fix)
+        raise refuse("SEG_FRACTIONAL", f"it holds values of 0 to {maximum} (type {kind}), not a mask", fix)
     if maximum < 1:
         raise refuse("DICOM_CORRUPT", "it does not say its largest value", SEG.fix)
     cause = (

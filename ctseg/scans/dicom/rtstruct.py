@@ -181,8 +181,7 @@ def _structure(items: list[Any], image: Volume, name: str, gaps: str) -> tuple[n
         cause = (
             f"contours of '{name}' cross each other: {crossing} voxels inside two of them count as outside"
         )
-        fix = "join them in the tool that drew them"
-        findings.append(Finding("WARN", "RT_CONTOURS_CROSS", cause, fix))
+        findings.append(Finding("WARN", "RT_CONTOURS_CROSS", cause, "join them in the tool that drew them"))
     if not mask.any():
         cause = f"the contours of '{name}' hold no voxel centre: it counts as not annotated"
         return None, [*findings, Finding("WARN", "RT_NO_VOXEL", cause, "draw it larger, or delete it")]

@@ -109,8 +109,7 @@ class Content:
             raise refuse(self.truncated, f"ended at byte {self.position} of {end}", AGAIN)
         rest = len(self.take(TRAILING_LIMIT)) if self.zipped else len(self.pending) - self.position
         if self.zipped and rest == TRAILING_LIMIT:
-            cause = f"expands beyond the {end} bytes that its header declares"
-            raise refuse("TOO_LARGE", cause, EXPORT)
+            raise refuse("TOO_LARGE", f"expands beyond the {end} bytes that its header declares", EXPORT)
         if self.zipped and not self.decoder.eof:
             raise refuse(self.truncated, "the file ends before its checksum", AGAIN)
         cause = f"{rest} bytes behind the voxels that the header declares were not read"
@@ -165,9 +164,8 @@ def integers_of(stored: Stored, *, or_probabilities: bool = False) -> tuple[Volu
         cause = f"values from {low:g} to {high:g} are no label ids"
         raise refuse("LABEL_VALUES", cause, "give a map of small integers")
     if distance > INTEGER_TOLERANCE:
-        cause = f"values are up to {distance:.3g} away from an integer"
         fix = "save the label map with nearest-neighbour resampling, as integers"
-        raise refuse("LABEL_NOT_INTEGER", cause, fix)
+        raise refuse("LABEL_NOT_INTEGER", f"values are up to {distance:.3g} away from an integer", fix)
     if distance > 0:
         cause = f"values up to {distance:.1g} away from an integer were rounded"
         findings.append(Finding("WARN", "LABEL_NOT_INTEGER", cause, "save the labels as integers"))
