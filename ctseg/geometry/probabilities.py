@@ -56,11 +56,12 @@ class Probabilities:
         """How many probabilities have a place in memory."""
         return (self._used - 1) * EDGE**3
 
-    def add(self, place: Box, values: np.ndarray, weight: np.ndarray | None = None) -> None:
+    def add(self, place: tuple[slice, ...], values: np.ndarray, weight: np.ndarray | None = None) -> None:
         """Add the probabilities (S+1, d, h, w) of a window at `place`, times its share `weight` (d, h, w) in
         them."""
+        d, h, w = place
         for number in np.flatnonzero(values.max(axis=(1, 2, 3)) >= self.least):
-            self._add(int(number), place, values[number] if weight is None else values[number] * weight)
+            self._add(int(number), (d, h, w), values[number] if weight is None else values[number] * weight)
 
     def _add(self, number: int, place: Box, values: np.ndarray) -> None:
         places = _places_of(place)
@@ -107,6 +108,10 @@ class Probabilities:
     def whole(self, number: int) -> np.ndarray:
         """(D, H, W) float32 of one class."""
         return self.cut(number, whole_box(self.shape))
+
+    def dense(self) -> np.ndarray:
+        """(S+1, D, H, W) float32 of all classes."""
+        return np.stack([self.whole(number) for number in range(self.n_classes)])
 
     def box_above(self, number: int, least: float, *, margin: int = 0) -> Box | None:
         """The box of the canvas where a class has at least `least`, `margin` voxels wider; None where it
