@@ -56,11 +56,12 @@ class Probabilities:
         """How many probabilities have a place in memory."""
         return (self._used - 1) * EDGE**3
 
-    def add(self, place: Box, values: np.ndarray, weight: np.ndarray | None = None) -> None:
+    def add(self, place: tuple[slice, ...], values: np.ndarray, weight: np.ndarray | None = None) -> None:
         """Add the probabilities (S+1, d, h, w) of a window at `place`, times its share `weight` (d, h, w) in
         them."""
+        d, h, w = place
         for number in np.flatnonzero(values.max(axis=(1, 2, 3)) >= self.least):
-            self._add(int(number), place, values[number] if weight is None else values[number] * weight)
+            self._add(int(number), (d, h, w), values[number] if weight is None else values[number] * weight)
 
     def _add(self, number: int, place: Box, values: np.ndarray) -> None:
         places = _places_of(place)
