@@ -28,6 +28,8 @@ from ctseg.processes import ordered_map
 from ctseg.scoring import distances, statistics
 from ctseg.scoring.metrics import Row, Structure, has_reference, score_case
 from ctseg.scoring.shape import tubular
+from ctseg.scoring.shape.airway_tree import parse_tree
+from ctseg.scoring.shape.topology import Shape
 
 _IGNORED = 2  # in the map of one structure: 0 background, 1 the structure
 
@@ -295,9 +297,9 @@ def topology_rows(
     mask, truth = (mask[box] for mask in masks)
     if ignore_label is not None:
         mask &= reference[box] != ignore_label
-    tree = tubular.kind_of(structure.name) == tubular.TREE
-    known = tubular.study(reference=truth, spacing_mm=spacing_mm, tree=tree)
+    known = Shape(truth)
+    tree = parse_tree(known, spacing_mm) if tubular.kind_of(structure.name) == tubular.TREE else None
     found, nothing = (
-        tubular.compare(prediction=part, reference=known) for part in (mask, np.zeros_like(truth))
+        tubular.compare(Shape(part), known, spacing_mm, tree) for part in (mask, np.zeros_like(truth))
     )
     return found, nothing
