@@ -107,7 +107,7 @@ def build_network(
     channels = in_channels * (2 if parts.remap == "lut_linear" else 1)
     channels += n_structures if parts.passes > 1 else 0
     if parts.guidance == "concat_input":
-        channels += GuideForm.of(guide_channels, parts.guidance, own(GuideOptions)).channels
+        channels += GuideForm(guide_channels, own(GuideOptions)).channels
     options |= {"n_structures": n_structures, "in_channels": channels}
 
     def of_a_pass() -> nn.Module:

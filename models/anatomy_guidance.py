@@ -53,22 +53,15 @@ class GuideOptions(Options):
 class GuideForm:
     """What of the delivered guide the network reads, and as what.
 
-    tau_mm: the distances at which the maps bend, near to far. presence: whether the channels that say so are
-    read. masks: the organs themselves instead of distances to them, smoothed with a Gaussian of SMOOTHING_MM.
-    For a flat surface that is a function of the distance alone; thin parts come out a little stronger than a
-    filter makes them.
+    options: guide_tau_mm, the distances at which the maps bend, near to far; guide_presence, whether the
+    channels that say so are read. masks: the organs themselves instead of distances to them, smoothed with a
+    Gaussian of SMOOTHING_MM. For a flat surface that is a function of the distance alone; thin parts come out
+    a little stronger than a filter makes them.
     """
 
-    def __init__(
-        self,
-        delivered: int,
-        *,
-        tau_mm: Sequence[float] = DELIVERED_TAU_MM,
-        presence: bool = True,
-        masks: bool = False,
-    ):
-        self.tau_mm, self.presence, self.masks = tuple(tau_mm), presence, masks
-        self.unchanged = self.tau_mm == DELIVERED_TAU_MM and presence and not masks
+    def __init__(self, delivered: int, options: GuideOptions = GuideOptions(), *, masks: bool = False):
+        self.tau_mm, self.presence, self.masks = tuple(options.guide_tau_mm), options.guide_presence, masks
+        self.unchanged = self.tau_mm == DELIVERED_TAU_MM and self.presence and not masks
         blocks = len(DELIVERED_TAU_MM) + 1
         if not self.tau_mm or min(self.tau_mm) <= 0:
             raise ValueError(f"guide_tau_mm={self.tau_mm} must be one or more distances above 0.")
@@ -76,15 +69,8 @@ class GuideForm:
             raise ValueError(
                 f"guide_channels={delivered} must be {blocks} per organ to be read in another form."
             )
-        kept = (1 if masks else len(self.tau_mm)) + presence
+        kept = (1 if masks else len(self.tau_mm)) + self.presence
         self.channels = delivered if self.unchanged else delivered // blocks * kept
-
-    @classmethod
-    def of(cls, delivered: int, form: str, options: GuideOptions) -> GuideForm:
-        """What a network of that form of guidance reads."""
-        return cls(
-            delivered, tau_mm=options.guide_tau_mm, presence=options.guide_presence, masks=form == "segmap"
-        )
 
     def __call__(self, guide: Tensor) -> Tensor:
         """(B, K', D, H, W) as delivered -> (B, `channels`, D, H, W), float32 where anything changes."""
@@ -103,47 +89,42 @@ class GuidedLevel(nn.Module):
     """One decoder level: guide (B, K', d, h, w) -> per decoder the hook x -> x * (1 + gamma) + beta.
 
     What the guide means is worked out once per level (`shared`); what follows from it, once per decoder.
-    Kernel 1 of `shared` is for a guide of one voxel, where a larger one would see only padding.
+    The guide of "film_global" is one voxel, where a larger kernel of `shared` would see only padding.
     """
 
     def __init__(
-        self,
-        guide_channels: int,
-        hidden: int,
-        channels: int,
-        *,
-        n_decoders: int,
-        kernel_shared: int = 3,
-        kernel: int = 1,
-        film_init: str = "zero",
+        self, guide_channels: int, channels: int, n_decoders: int, form: Form, options: GuideOptions
     ):
         super().__init__()
+        hidden = SPADE_HIDDEN if form == "spade" else options.guide_hidden
+        kernel_shared, kernel = (1 if form == "film_global" else 3), (3 if form == "spade" else 1)
         self.shared = nn.Conv3d(guide_channels, hidden, kernel_shared, padding=kernel_shared // 2)
         initialise(self.shared)
         self.gamma, self.beta = (
             nn.ModuleList(nn.Conv3d(hidden, channels, kernel, padding=kernel // 2) for _ in range(n_decoders))
             for _ in range(2)
         )
-        if film_init == "zero":
+        if options.film_init == "zero":
             for parameter in (*self.gamma.parameters(), *self.beta.parameters()):
                 nn.init.zeros_(parameter)
 
     def forward(self, guide: Tensor) -> list[Hook]:
         hidden = functional.silu(self.shared(guide))
-        return [
-            functools.partial(self._film, hidden, gamma, beta) for gamma, beta in zip(self.gamma, self.beta)
-        ]
+        return [functools.partial(film, hidden, *convs) for convs in zip(self.gamma, self.beta)]
 
-    def _film(self, hidden: Tensor, gamma: nn.Module, beta: nn.Module, x: Tensor) -> Tensor:
-        return x * (1 + self._enlarge(gamma(hidden), x)) + self._enlarge(beta(hidden), x)
 
-    def _enlarge(self, field: Tensor, x: Tensor) -> Tensor:
-        """To the size of x, where the field was computed at half of it."""
+def film(hidden: Tensor, gamma: nn.Module, beta: nn.Module, x: Tensor) -> Tensor:
+    """x * (1 + gamma) + beta; where these were computed at half the size of x, they are enlarged."""
+    fields = []
+    for conv in (gamma, beta):
+        field = conv(hidden)
         if field.shape[2:] != x.shape[2:] and field.shape[2:].numel() > 1:
             # without it the CPU interpolates slowly
             field = field.contiguous(memory_format=torch.channels_last_3d)
             field = functional.interpolate(field, x.shape[2:], mode="trilinear")
-        return field.to(x.dtype)
+        fields.append(field.to(x.dtype))
+    scale, shift = fields
+    return x * (1 + scale) + shift
 
 
 class AnatomyGuidance(Technique):
@@ -168,27 +149,25 @@ class AnatomyGuidance(Technique):
         options: GuideOptions = GuideOptions(),
     ):
         choose("form of guidance", form, get_args(Form))
-        hidden = SPADE_HIDDEN if form == "spade" else options.guide_hidden
-        if guide_channels < 1 or hidden < 1:
-            raise ValueError(f"guide_channels={guide_channels} and guide_hidden={hidden} must be 1 or more.")
-        read = GuideForm.of(guide_channels, form, options)
-        super().__init__(network, own_channels=read.channels if form == "concat_input" else 0)
-        self.inputs = (*self.inputs, "guide")
-        self.guide_channels, self.form = guide_channels, form
-        self.stride, self.read = options.guide_stride, read
-        last = len(self.decoder_channels) - 1
-        guided = {"all": range(last + 1), "top": [last], "bottom": [0]}[options.guide_levels]
-        self.levels = nn.ModuleDict()  # by the level's number, 0 being the coarsest
-        for level in [] if form == "concat_input" else guided:
-            self.levels[str(level)] = GuidedLevel(
-                read.channels,
-                hidden,
-                self.decoder_channels[level],
-                n_decoders=self.n_decoders,
-                kernel_shared=1 if form == "film_global" else 3,
-                kernel=3 if form == "spade" else 1,
-                film_init=options.film_init,
+        if guide_channels < 1 or options.guide_hidden < 1:
+            raise ValueError(
+                f"guide_channels={guide_channels} and guide_hidden={options.guide_hidden} must be 1 or more."
             )
+        self.read = GuideForm(guide_channels, options, masks=form == "segmap")
+        concatenated = form == "concat_input"
+        super().__init__(network, own_channels=self.read.channels if concatenated else 0)
+        self.inputs = (*self.inputs, "guide")
+        self.guide_channels, self.form, self.stride = guide_channels, form, options.guide_stride
+        numbers = range(len(self.decoder_channels))  # 0 is the coarsest
+        guided = {"all": numbers, "top": numbers[-1:], "bottom": numbers[:1]}[options.guide_levels]
+        self.levels = nn.ModuleDict(
+            {
+                str(level): GuidedLevel(
+                    self.read.channels, self.decoder_channels[level], self.n_decoders, form, options
+                )
+                for level in ([] if concatenated else guided)
+            }
+        )
 
     def forward(self, ct: Tensor, guide: Tensor, hooks: Hooks | None = None) -> Output:
         """Output of the network inside, steered by the guide, then by `hooks`."""
@@ -198,17 +177,14 @@ class AnatomyGuidance(Technique):
             raise ValueError(f"The guide {found}; expected (B, K', D, H, W) = {expected}.")
         guide = self.read(guide).to(ct.dtype)
         if self.form == "concat_input":
-            output: Output = self.network(torch.cat((ct, guide), dim=1), hooks)
-        else:
-            output = self.network(ct, chained(self._film(guide), hooks))
-        return output
-
-    def _film(self, guide: Tensor) -> Hooks:
-        per_level = []
-        for level, resized in enumerate(self._guide_of_each_level(guide)):
-            guided = str(level) in self.levels
-            per_level.append(self.levels[str(level)](resized) if guided else [_unchanged] * self.n_decoders)
-        return list(zip(*per_level))
+            return self.network(torch.cat((ct, guide), dim=1), hooks)
+        of_levels = [
+            self.levels[str(level)](resized)
+            if str(level) in self.levels
+            else [nn.Identity()] * self.n_decoders
+            for level, resized in enumerate(self._guide_of_each_level(guide))
+        ]
+        return self.network(ct, chained(list(zip(*of_levels)), hooks))
 
     def _guide_of_each_level(self, guide: Tensor) -> list[Tensor]:
         """The guide at the size of each decoder level, coarse to fine. Halving is the exact mean of 2^3
@@ -221,7 +197,3 @@ class AnatomyGuidance(Technique):
         while len(halved) < max(n_levels, self.stride):
             halved.append(functional.interpolate(halved[-1], scale_factor=0.5, mode="trilinear"))
         return [halved[max(times, self.stride - 1)] for times in reversed(range(n_levels))]
-
-
-def _unchanged(x: Tensor) -> Tensor:
-    return x

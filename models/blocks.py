@@ -77,8 +77,7 @@ class Style:
     """Normalisation and activation of a network."""
 
     norm: Norm = "instance"
-    activation: Literal["leaky", "prelu", "relu"] = "leaky"
-    bias: bool = False  # of the 3^3 convolutions; without effect in front of a normalisation
+    activation: Literal["leaky", "prelu"] = "leaky"
 
 
 class InstanceNorm(nn.Module):
@@ -97,12 +96,12 @@ class InstanceNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if x.shape[2:].numel() == 1:
-            return x * self.weight.view(-1, 1, 1, 1).to(x.dtype) + self.bias.view(-1, 1, 1, 1).to(x.dtype)
+            scale, shift = (part.view(-1, 1, 1, 1).to(x.dtype) for part in (self.weight, self.bias))
+            return x * scale + shift
         if x.device.type == "cpu" and x.dtype == torch.bfloat16:
-            samples = x.split(1)
             normalised = [
-                functional.batch_norm(s, None, None, self.weight, self.bias, True, 0.0, self.eps)
-                for s in samples
+                functional.batch_norm(sample, None, None, self.weight, self.bias, True, 0.0, self.eps)
+                for sample in x.split(1)
             ]
             return torch.cat(normalised) if len(normalised) > 1 else normalised[0]
         return functional.instance_norm(x, None, None, self.weight, self.bias, True, 0.0, self.eps)
@@ -135,9 +134,7 @@ def normalisation(style: Style, channels: int) -> nn.Module:
 
 def activation(style: Style, channels: int) -> nn.Module:
     """The activation of a style; in place where it can, which is safe after a normalisation or a sum."""
-    if style.activation == "prelu":
-        return PReLU(channels)
-    return nn.ReLU(inplace=True) if style.activation == "relu" else nn.LeakyReLU(LEAKY_SLOPE, inplace=True)
+    return PReLU(channels) if style.activation == "prelu" else nn.LeakyReLU(LEAKY_SLOPE, inplace=True)
 
 
 class ConvUnit(nn.Module):
@@ -150,10 +147,9 @@ class ConvUnit(nn.Module):
         self, in_channels: int, out_channels: int, *, kernel: int = 3, stride: int = 1, style: Style
     ):
         super().__init__()
-        # kernel 2 with stride 2 needs no padding: each voxel is read once
-        self.conv = nn.Conv3d(
-            in_channels, out_channels, kernel, stride, padding=(kernel - 1) // 2, bias=style.bias
-        )
+        # kernel 2 with stride 2 needs no padding: each voxel is read once; a bias would have no effect in
+        # front of a normalisation
+        self.conv = nn.Conv3d(in_channels, out_channels, kernel, stride, (kernel - 1) // 2, bias=False)
         self.norm = normalisation(style, out_channels)
         self.activation = activation(style, out_channels)
 
@@ -176,7 +172,7 @@ class ResidualBlock(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, *, stride: int = 1, style: Style):
         super().__init__()
         self.first = ConvUnit(in_channels, out_channels, stride=stride, style=style)
-        self.second = nn.Conv3d(out_channels, out_channels, 3, padding=1, bias=style.bias)
+        self.second = nn.Conv3d(out_channels, out_channels, 3, padding=1, bias=False)
         self.norm = normalisation(style, out_channels)
         self.activation = activation(style, out_channels)
         self.shortcut: nn.Module = nn.Identity()
@@ -253,7 +249,20 @@ class Backbone(nn.Module):
         """Refuse an input of the wrong shape (ValueError); the hooks of each decoder, None at each level
         without.
         """
-        check_size(ct, channels=self.in_channels, multiple=self.size_multiple)
+        if ct.dim() != 5 or ct.shape[1] != self.in_channels:
+            raise ValueError(
+                f"The input has shape {tuple(ct.shape)}; expected (B, {self.in_channels}, D, H, W)."
+            )
+        for axis, size in zip("DHW", ct.shape[2:]):
+            lower = size - size % self.size_multiple
+            if not size or size != lower:
+                upper = lower + self.size_multiple
+                raise ValueError(
+                    f"The input has {axis}={size}, but this network halves its input "
+                    f"{self.size_multiple.bit_length() - 1} times and needs multiples of "
+                    f"{self.size_multiple}; the nearest legal size is "
+                    f"{f'{lower} or {upper}' if lower else upper}."
+                )
         levels = len(self.decoder_channels)
         if hooks is None:
             return [[None] * levels] * self.n_decoders
@@ -270,20 +279,6 @@ class Backbone(nn.Module):
             output["deep"] = [head(x) for head, x in zip(self.heads[:-1], features[1:])][::-1]
             output["features"] = features
         return output
-
-
-def check_size(ct: Tensor, *, channels: int, multiple: int) -> None:
-    """Raise ValueError unless `ct` is (B, channels, D, H, W) with D, H, W multiples of `multiple`."""
-    if ct.dim() != 5 or ct.shape[1] != channels:
-        raise ValueError(f"The input has shape {tuple(ct.shape)}; expected (B, {channels}, D, H, W).")
-    for axis, size in zip("DHW", ct.shape[2:]):
-        if size == 0 or size % multiple:
-            lower, upper = size // multiple * multiple, (size // multiple + 1) * multiple
-            near = f"{lower} or {upper}" if lower else f"{upper}"
-            raise ValueError(
-                f"The input has {axis}={size}, but this network halves its input {int(math.log2(multiple))} "
-                f"times and needs multiples of {multiple}; the nearest legal size is {near}."
-            )
 
 
 def choose(kind: str, name: Any, known: Iterable[Any]) -> Any:

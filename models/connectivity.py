@@ -32,8 +32,10 @@ class ConnectivityMultitask(Technique):
     def __init__(self, network: nn.Module, n_structures: int):
         super().__init__(network)
         channels, per_decoder = self.decoder_channels[-1], n_structures if self.n_decoders == 1 else 1
-        self.centreline = nn.ModuleList(nn.Conv3d(channels, per_decoder, 1) for _ in range(self.n_decoders))
-        self.radius = nn.ModuleList(nn.Conv3d(channels, per_decoder, 1) for _ in range(self.n_decoders))
+        self.centreline, self.radius = (
+            nn.ModuleList(nn.Conv3d(channels, per_decoder, 1) for _ in range(self.n_decoders))
+            for _ in range(2)
+        )
         for heads in (self.centreline, self.radius):
             initialise_head(heads)
 
@@ -42,9 +44,7 @@ class ConnectivityMultitask(Technique):
         if self.training:
             finest = output["features"][-1]
             of_decoders = finest if isinstance(finest, list) else [finest]
-            centreline, radius = (
-                torch.cat([head(x) for head, x in zip(heads, of_decoders)], dim=1)
-                for heads in (self.centreline, self.radius)
-            )
-            output |= {"centreline": centreline, "radius": functional.softplus(radius)}
+            for name, heads in (("centreline", self.centreline), ("radius", self.radius)):
+                output[name] = torch.cat([head(x) for head, x in zip(heads, of_decoders)], dim=1)
+            output["radius"] = functional.softplus(output["radius"])
         return output

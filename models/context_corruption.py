@@ -55,8 +55,8 @@ def with_blob(context: Tensor) -> Tensor:
     """One structure has a ball too much, somewhere; the others lose those voxels."""
     structure, size = _draw(0, len(context) - 1), context.shape[1:]
     radius = _draw(2, max(2, min(size) // 6))
-    squares = [(torch.arange(n, device=context.device) - _draw(0, n - 1)).square() for n in size]
-    ball = squares[0].view(-1, 1, 1) + squares[1].view(-1, 1) + squares[2] <= radius**2
+    d, h, w = ((torch.arange(n, device=context.device) - _draw(0, n - 1)).square() for n in size)
+    ball = d.view(-1, 1, 1) + h.view(-1, 1) + w <= radius**2
     only_it = torch.zeros_like(context)
     only_it[structure] = 1
     return torch.where(ball, only_it, context)

@@ -43,11 +43,8 @@ def _squared_distances(mask: Tensor, reach: int) -> Tensor:
         nearest, size = squares.clone(), squares.shape[axis]
         for step in range(1, min(reach, size)):
             torch.add(squares, step**2, out=stepped)
-            for first, second in ((0, step), (step, 0)):
-                here, there = (
-                    nearest.narrow(axis, first, size - step),
-                    stepped.narrow(axis, second, size - step),
-                )
-                torch.minimum(here, there, out=here)
+            for first in (0, step):
+                here = nearest.narrow(axis, first, size - step)
+                torch.minimum(here, stepped.narrow(axis, step - first, size - step), out=here)
         squares = nearest
     return squares

@@ -51,11 +51,9 @@ class DensityRemap(Technique):
         """Store a table of any length. ValueError unless it rises strictly from 0 to 1."""
         table = torch.as_tensor(values, dtype=torch.float64).cpu()
         if table.dim() != 1 or len(table) < 2 or table[0] != 0 or table[-1] != 1:
-            ends = (
-                f"from {table[0]:g} to {table[-1]:g}"
-                if table.dim() == 1 and len(table)
-                else f"of shape {tuple(table.shape)}"
-            )
+            ends = f"of shape {tuple(table.shape)}"
+            if table.dim() == 1 and len(table):
+                ends = f"from {table[0]:g} to {table[-1]:g}"
             raise ValueError(f"A density table must be a list that rises from 0 to 1; this one is {ends}.")
         flat = (table.diff() <= 0).nonzero().flatten().tolist()
         if flat or not table.isfinite().all():

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
-import functools
 import math
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -89,40 +88,39 @@ class CrossDecoderAttention(nn.Module):
 
     def forward(self, features: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
         """The attended features, and the weights a: (B, heads, S, S, voxels or 1), sum 1 over axis 3."""
+        decoders, batch, full_size = len(features), len(features[0]), features[0].shape[2:]
+        size = [max(1, n // self.stride) for n in full_size]
         # trilinear to half the size is the mean of 2^3 voxels, 7 times faster than avg_pool3d under CPU
         # autocast
-        small = torch.cat([resized(x, [max(1, n // self.stride) for n in x.shape[2:]]) for x in features])
-        channels, size = small.shape[1], small.shape[2:]
-        tokens = (len(features), len(features[0]), self.heads, channels // self.heads, size.numel())
+        small = torch.cat([resized(x, size) for x in features])
         # float32: under autocast a bfloat16 sum of products would round the weights to two digits
         query, key, value = (
-            conv(small).float().reshape(tokens) for conv in (self.query, self.key, self.value)
+            conv(small).float().reshape(decoders, batch, self.heads, -1, math.prod(size))
+            for conv in (self.query, self.key, self.value)
         )
         if self.form != "published":
-            identity = self.identity.view(len(features), 1, self.heads, -1, 1)
+            identity = self.identity.view(decoders, 1, self.heads, -1, 1)
             query, key = query + identity, key + identity
         # one decoder after the other: all at once would take S times the memory
         over = (3,) if self.form == "voxel" else (3, 4)
-        logits = torch.stack([(q * key).sum(over, keepdim=True) for q in query]) / math.sqrt(tokens[3])
+        logits = torch.stack([(q * key).sum(over, keepdim=True) for q in query]) / math.sqrt(query.shape[3])
         if self.form == "global_gate":
-            logits = logits / tokens[4]
+            logits = logits / math.prod(size)
         weights = logits.softmax(dim=1)  # (S, S, B, heads, 1, voxels or 1)
         heard = torch.stack([(row * value).sum(0) for row in weights])
-        heard = self.output(heard.to(small.dtype).reshape(-1, channels, *size))
+        heard = self.output(heard.to(small.dtype).reshape(*small.shape))
         shown = weights.squeeze(4).permute(2, 3, 0, 1, 4)
         if self.form == "published":
-            return list(heard.split(len(features[0]))), shown
+            return list(heard.split(batch)), shown
         heard = self.gate.to(heard.dtype) * heard
         heard = heard.contiguous(memory_format=torch.channels_last_3d)  # or the CPU interpolates slowly
-        heard = resized(heard, features[0].shape[2:])
-        attended = [x + o for x, o in zip(features, heard.split(len(features[0])))]
-        return attended, shown
+        return [x + o for x, o in zip(features, resized(heard, full_size).split(batch))], shown
 
 
 def resized(x: Tensor, size: Sequence[int]) -> Tensor:
     """Trilinear to `size`, where it has another."""
-    same = list(x.shape[2:]) == list(size)
-    return x if same else functional.interpolate(x, list(size), mode="trilinear")
+    size = list(size)
+    return x if list(x.shape[2:]) == size else functional.interpolate(x, size, mode="trilinear")
 
 
 class LightUpBlock(nn.Module):
@@ -194,17 +192,14 @@ class MultiDecoder(Backbone):
             _decoder(of_decoder, channels, style, options.decoder_unit == "residual")
             for _ in range(self.n_decoders)
         )
-
         self.attention: nn.Module | None = None
         self.attention_before: nn.Module | None = None  # of the level before the finest
-
         if options.attention != "none" and self.n_decoders > 1:
-            attention = functools.partial(
-                CrossDecoderAttention, n_decoders=n_structures, form=options.attention, stride=stride
+            self.attention, *before = (
+                CrossDecoderAttention(c, n_structures, form=options.attention, stride=stride)
+                for c in of_decoder[: -1 - options.attention_levels : -1]
             )
-            self.attention = attention(of_decoder[-1])
-            if options.attention_levels == 2:
-                self.attention_before = attention(of_decoder[-2])
+            self.attention_before = before[0] if before else None
         self.heads = nn.ModuleList(
             StructureHeads(c, n_structures, background=not self.independent)
             for c in of_decoder[1:] or of_decoder

@@ -13,7 +13,6 @@ copy.
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -21,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.blocks import Hooks, Options, Output
+from models.blocks import Hook, Hooks, Options, Output
 from models.context_corruption import corrupted
 from models.context_distance import signed_distances
 from models.technique import Technique, chained
@@ -92,11 +91,12 @@ class MultiPass(Technique):
         self.later = nn.ModuleList(later)
         # a buffer, so that it is kept with the weights it was chosen for
         self.register_buffer("pass_limit", torch.tensor(self.n_infer))
-        self.draw_passes: int | None = None
-        self.biases: Any = nn.ModuleList()  # per decoder, per level: (n_train, C)
-        for _ in range(self.n_decoders if options.pass_embedding else 0):
-            levels = (torch.zeros(self.n_train, channels) for channels in self.decoder_channels)
-            self.biases.append(nn.ParameterList(levels))
+        self.draw_passes = self.n_train
+        # per decoder, per level: (n_train, C)
+        self.biases: Any = nn.ModuleList(
+            nn.ParameterList(torch.zeros(self.n_train, channels) for channels in self.decoder_channels)
+            for _ in range(self.n_decoders if options.pass_embedding else 0)
+        )
 
     @property
     def passes(self) -> int:
@@ -126,11 +126,12 @@ class MultiPass(Technique):
             )
         inputs = (ct,) if guide is None else (ct, guide)
         if context is not None or pass_number is not None:
-            number = (0 if context is None else 1) if pass_number is None else pass_number
-            return self.single_pass(inputs, number, context, hooks)
+            return self.single_pass(inputs, 1 if pass_number is None else pass_number, context, hooks)
+        if not 1 <= self.draw_passes <= self.n_train:
+            raise ValueError(f"draw_passes={self.draw_passes} must be 1 to n_train={self.n_train}.")
         passes: list[Tensor] = []
         settled = torch.zeros(len(ct), dtype=torch.bool, device=ct.device)
-        for number in range(self.passes_now()):
+        for number in range(self.draw_passes if self.training else self.passes):
             if passes:
                 context = self.next_context(passes[-1])
             output = self.single_pass(inputs, number, context, hooks)
@@ -157,24 +158,10 @@ class MultiPass(Technique):
             )
         if len(self.biases):
             row = min(number, self.n_train - 1)
-            hooks = chained(
-                [[functools.partial(_shifted, level[row]) for level in decoder] for decoder in self.biases],
-                hooks,
-            )
+            hooks = chained([[adding(level[row]) for level in decoder] for decoder in self.biases], hooks)
         later = min(number, len(self.later))
         network = self.later[later - 1] if later else self.network
-        seen = torch.cat((ct, self.as_read(context, expected, ct)), dim=1)
-        output: Output = network(seen, *guides, hooks=hooks)
-        return output
-
-    def passes_now(self) -> int:
-        """How many passes to run: when predicting at most so many."""
-        if not self.training:
-            return self.passes
-        drawn = self.n_train if self.draw_passes is None else self.draw_passes
-        if not 1 <= drawn <= self.n_train:
-            raise ValueError(f"draw_passes={drawn} must be 1 to n_train={self.n_train}.")
-        return drawn
+        return network(torch.cat((ct, self.as_read(context, expected, ct)), dim=1), *guides, hooks=hooks)
 
     def next_context(self, logits: Tensor) -> Tensor:
         """Probabilities of the structures, (B, S, D, H, W), from logits; in training corrupted by chance."""
@@ -209,15 +196,15 @@ def agree(before: Tensor, after: Tensor) -> Tensor:
 
     That is a Dice above AGREEMENT between their most likely classes; a structure that neither found agrees.
     """
-    n_classes = before.shape[1]
+    labels = [each.argmax(dim=1).flatten(1) for each in (before, after)]
     same = torch.ones(len(before), dtype=torch.bool, device=before.device)
-    before, after = before.argmax(dim=1).flatten(1), after.argmax(dim=1).flatten(1)
-    for structure in range(1, n_classes):
-        a, b = before == structure, after == structure
+    for structure in range(1, before.shape[1]):
+        a, b = (label == structure for label in labels)
         common, sizes = (a & b).sum(1), a.sum(1) + b.sum(1)
         same &= (2 * common > AGREEMENT * sizes) | (sizes == 0)
     return same
 
 
-def _shifted(bias: Tensor, x: Tensor) -> Tensor:
-    return x + bias.view(-1, 1, 1, 1).to(x.dtype)
+def adding(bias: Tensor) -> Hook:
+    """The hook that adds a bias (C,) to features (B, C, D, H, W)."""
+    return lambda x: x + bias.view(-1, 1, 1, 1).to(x.dtype)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from models.blocks import Hook, Hooks
 
@@ -36,11 +35,8 @@ def chained(first: Hooks, then: Hooks | None) -> Hooks:
     """The hooks of `first`, each followed by the one of `then` at its place."""
     if then is None:
         return first
-    return [
-        [functools.partial(_one_after_the_other, a, b) for a, b in zip(*decoder)]
-        for decoder in zip(first, then)
-    ]
 
+    def both(one: Hook, other: Hook) -> Hook:
+        return lambda x: other(one(x))
 
-def _one_after_the_other(first: Hook, then: Hook, x: Tensor) -> Tensor:
-    return then(first(x))
+    return [list(map(both, *of_decoder)) for of_decoder in zip(first, then)]

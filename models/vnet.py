@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import torch
@@ -101,7 +100,7 @@ class UpStage(nn.Module):
     def __init__(self, in_channels: int, skip_channels: int, count: int, options: VNetOptions):
         super().__init__()
         style = style_of(options)
-        up = nn.ConvTranspose3d(in_channels, skip_channels, 2, 2, bias=style.bias)
+        up = nn.ConvTranspose3d(in_channels, skip_channels, 2, 2, bias=False)
         self.up = nn.Sequential(up, normalisation(style, skip_channels), activation(style, skip_channels))
         self.stage = Stage(2 * skip_channels, 2 * skip_channels, count, options)
 
@@ -129,7 +128,11 @@ class VNet(Backbone):
         down_counts, up_counts = (
             [*counts, *[counts[-1]] * size.levels] for counts in STAGE_CONVS[options.stage_convs]
         )
-        self.encoder = Encoder(self._down([*upper, bottom], down_counts, options))
+        stages: list[nn.Module] = [Stage(size.in_channels, upper[0], down_counts[0], options)]
+        for above, here, count in zip(upper, [*upper[1:], bottom], down_counts[1:]):
+            down = ConvUnit(above, here, kernel=2, stride=2, style=style_of(options))
+            stages.append(nn.Sequential(down, Stage(here, here, count, options)))
+        self.encoder = Encoder(stages)
         self.decoder = nn.ModuleList(
             UpStage(below, skip, count, options)
             for below, skip, count in zip(
@@ -141,12 +144,3 @@ class VNet(Backbone):
         self.heads.append(OutputHead(self.decoder_channels[-1], size.n_structures + 1, kernel=options.kernel))
         initialise(self)
         initialise_head(self.heads)
-
-    def _down(
-        self, channels: Sequence[int], counts: Sequence[int], options: VNetOptions
-    ) -> Iterator[nn.Module]:
-        """A stage per level, from the second on behind a 2^3 convolution of stride 2."""
-        yield Stage(self.in_channels, channels[0], counts[0], options)
-        for above, here, count in zip(channels, channels[1:], counts[1:]):
-            down = ConvUnit(above, here, kernel=2, stride=2, style=style_of(options))
-            yield nn.Sequential(down, Stage(here, here, count, options))

@@ -11,7 +11,7 @@ from builders import small_phantom, write_dicom_seg
 from ctseg import structure_names
 from ctseg.datasets import case_sources, load_case, masks
 from ctseg.datasets.case import PRESENT, UNLABELLED
-from ctseg.datasets.layouts import dicom_seg
+from ctseg.datasets.layouts import open_data_set
 from ctseg.prediction import scan_outputs
 from ctseg.scans.dicom import rtstruct
 
@@ -76,7 +76,7 @@ def test_contours_that_are_spelt_differently_are_one_structure(tmp_path):
         rtstruct.write_structures(
             tmp_path / "all" / name / "rs.dcm", label, names, tmp_path / "all" / name / "im_1"
         )
-    data = dicom_seg.read(tmp_path / "all")
+    data = open_data_set(tmp_path / "all", "dicom_seg")
     assert data.structures == ("Bladder", "Kidney_L") and [finding.code for finding in data.findings] == [
         "ONE_STRUCTURE"
     ]
@@ -105,7 +105,7 @@ def test_what_stands_side_by_side_in_one_file_is_not_joined(tmp_path):
         rtstruct.write_structures(
             tmp_path / "all" / name / "rs.dcm", label, names, tmp_path / "all" / name / "im_1"
         )
-    assert {"Bladder", "bladder", "BLADDER"} <= set(dicom_seg.read(tmp_path / "all").structures)
+    assert {"Bladder", "bladder", "BLADDER"} <= set(open_data_set(tmp_path / "all", "dicom_seg").structures)
 
 
 def test_names_in_another_script_are_not_joined_and_come_back_from_a_seg(tmp_path):
@@ -114,7 +114,7 @@ def test_names_in_another_script_are_not_joined_and_come_back_from_a_seg(tmp_pat
         phantom = small_phantom(seed=number)
         label = type(phantom.label)((phantom.label.array == 1).astype(np.uint8), phantom.label.affine)
         write_dicom_seg(tmp_path, {f"p{number}": dataclasses.replace(phantom, label=label, names={1: name})})
-    data = dicom_seg.read(tmp_path)
+    data = open_data_set(tmp_path, "dicom_seg")
     assert data.structures == (liver, spleen) and data.findings == ()
     assert [case.annotated for case in data.cases] == [{liver}, {spleen}, {liver}, {spleen}]
     assert (

@@ -61,9 +61,10 @@ class LabelTable(NamedTuple):
     values: dict[int, str]
     ignore_value: int | None = None
 
-    def map_at(self, path: Path) -> LabelSource:
-        """The labels in one volume file."""
-        return LabelSource("map", path, values=dict(self.values), ignore_value=self.ignore_value)
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The structures, in the order of their values."""
+        return tuple(self.values.values())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +96,11 @@ class DataSet:
     structures: tuple[str, ...]
     cases: tuple[CaseRecord, ...]
     findings: tuple[Finding, ...] = ()
-    synthetic: bool = False
+
+    @property
+    def synthetic(self) -> bool:
+        """Whether the pipeline drew it itself."""
+        return self.layout == "synthetic"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,10 +6,11 @@ Nothing here opens an image. Names and links are checked, and every file that no
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import stat
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +35,9 @@ SPLITS = {
 class Gathering:
     """Cases and findings of one data set in the making. A case is either offered or refused, never both."""
 
-    def __init__(self, layout: str, root: Path, follow_links: bool):
-        self.layout, self.root, self.follow_links = layout, root, follow_links
+    def __init__(self, layout: str, shape: str, root: Path, follow_links: bool):
+        """shape: the layout in one line, for messages."""
+        self.layout, self.shape, self.root, self.follow_links = layout, shape, root, follow_links
         self.findings: list[Finding] = []
         self._cases: list[CaseRecord] = []
         self._ids: list[str] = []
@@ -47,18 +49,14 @@ class Gathering:
 
     def relative(self, path: Path | None) -> str:
         """The path below the data folder as it is printed."""
-        if path is None:
-            return "-"
-        inner = listing.below(path, self.root)
-        return listing.printable(path.name if inner is None else inner.as_posix())
+        return listing.told(path or "-", self.root)
 
-    def note(self, code: str, cause: str, *, path: Path | None = None, case: str = "-") -> None:
-        """Something worth knowing; nothing is lost."""
-        self.findings.append(Finding("NOTE", code, cause, case=case, file=self.relative(path)))
-
-    def warn(self, code: str, cause: str, fix: str, *, path: Path | None = None, case: str = "-") -> None:
-        """Something that may be wrong although the data is used."""
-        self.findings.append(Finding("WARN", code, cause, fix, case=case, file=self.relative(path)))
+    def tell(
+        self, code: str, cause: str, fix: str | None = None, *, path: Path | None = None, case: str = "-"
+    ) -> None:
+        """A note where nothing is lost; with a remedy a warning: it is used, but something may be wrong."""
+        severity, fix = ("WARN", fix) if fix else ("NOTE", Finding.fix)
+        self.findings.append(Finding(severity, code, cause, fix, case, self.relative(path)))
 
     def refuse(self, case_id: str, problem: tuple[str, str, str], path: Path | None = None) -> None:
         """Leave a case out, for the reason (code, cause, fix). Of several reasons the first counts."""
@@ -80,7 +78,7 @@ class Gathering:
         """
         split = None if word is None else SPLITS.get(word.casefold())
         if word and split is None:
-            self.warn(
+            self.tell(
                 "SPLIT_UNKNOWN",
                 f"its split '{listing.printable(word)}' is none of {', '.join(SPLITS)}: "
                 "it is assigned to any of train, val and test",
@@ -96,7 +94,7 @@ class Gathering:
         """
         unknown = sorted(set(splits) - set(self._ids), key=listing.natural_key)
         if unknown:
-            self.warn(
+            self.tell(
                 "SPLIT_UNKNOWN",
                 f"{len(unknown)} of its cases are not in this data set, "
                 f"the first is '{listing.printable(unknown[0])}'",
@@ -133,24 +131,22 @@ class Gathering:
         patient_id: str | None = None,
     ) -> None:
         """Add a case after checking its name and that its files are regular files inside the data folder."""
-        files = _files(image, labels)
+        paths = (image.path, labels.path, *labels.masks.values())
+        files = dict.fromkeys(path for path in paths if path is not None)
         self.account(*files)
         bad_name = listing.unsafe_name(case_id)
         if bad_name is not None:
-            return self.refuse(
-                case_id, ("UNSAFE_NAME", bad_name, "rename the case"), files[0] if files else None
-            )
+            return self.refuse(case_id, ("UNSAFE_NAME", bad_name, "rename the case"), image.path)
         for path in files:
-            problem = self.problem(
-                path, folder=path == image.path and image.format not in volume_files.FORMATS
-            )
+            folder = path == image.path and image.format not in volume_files.FORMATS
+            problem = self.problem(path, folder=folder)
             if problem is not None:
                 return self.refuse(case_id, problem, path)
-        other = (
-            None if labels.path is None else self._label_of.setdefault(os.path.normpath(labels.path), case_id)
-        )
-        if other not in (None, case_id):
-            self.warn(
+        other = case_id
+        if labels.path is not None:
+            other = self._label_of.setdefault(os.path.normpath(labels.path), case_id)
+        if other != case_id:
+            self.tell(
                 "LABEL_SHARED",
                 f"case {other} has the same label file",
                 "give each scan its own label, unless both show the same anatomy in the same place",
@@ -163,7 +159,8 @@ class Gathering:
 
     def offer_map(self, case_id: str, image: Path, label: Path, table: LabelTable, **more: Any) -> None:
         """`offer` a scan with a label map."""
-        self.offer(case_id, listing.image_source(image), table.map_at(label), **more)
+        labels = LabelSource("map", label, values=dict(table.values), ignore_value=table.ignore_value)
+        self.offer(case_id, listing.image_source(image), labels, **more)
 
     def offer_listed(
         self, case_id: str, image: object, label: object, base: Path, table: LabelTable, **more: Any
@@ -184,13 +181,49 @@ class Gathering:
             if listing.volume_stem(path) is None:
                 cause = "it is no volume file (.nii.gz, .nii, .nrrd, .mha)"
                 return self.refuse(case_id, ("FORMAT_UNSUPPORTED", cause, "convert it to .nii.gz"), path)
-        self.offer_map(case_id, scan, mask, table, annotated=table.values.values(), **more)
+        self.offer_map(case_id, scan, mask, table, annotated=table.names, **more)
 
-    def note_unlabelled(self, scans: Sequence[Path], where: Path, told: str) -> None:
+    def offer_pairs(
+        self,
+        images: dict[str, Path],
+        labels: dict[str, Path],
+        table: LabelTable,
+        splits: dict[str, str],
+        annotated: Iterable[str] | None = None,
+    ) -> None:
+        """Offer every case that has both an image and a label map; refuse the others. Keys are case ids (any
+        case).
+
+        annotated: as in `CaseRecord`.
+        """
+        maps = {listing.folded(name): (name, path) for name, path in labels.items()}
+        for case_id, path in images.items():
+            _, label = maps.pop(listing.folded(case_id), ("", None))
+            if label is not None:
+                split = splits.get(case_id)
+                self.offer_map(case_id, path, label, table, annotated=annotated, split=split)
+            else:
+                fix = "add its label, or move the scan away"
+                self.refuse(case_id, ("LABEL_MISSING", "a scan without label", fix), path)
+        for case_id, path in maps.values():
+            fix = "add the scan, or move the label away"
+            self.refuse(case_id, ("FILE_MISSING", "a label without scan", fix), path)
+
+    def add(self, folder: str, part: DataSet) -> tuple[str, ...]:
+        """Take over the cases and findings of a data set in a subfolder; its structures come back."""
+        self.account(self.root / folder)
+        self._ids += (case.case_id for case in part.cases)
+        self._cases += part.cases
+        for one in part.findings:
+            file = one.file if one.file == "-" else f"{folder}/{one.file}"
+            self.findings.append(dataclasses.replace(one, file=file))
+        return part.structures
+
+    def note_unlabelled(self, scans: Collection[Path], where: Path, told: str) -> None:
         """Scans for testing that have no label are told and left alone."""
         if scans:
             self.account(*scans)
-            self.note(
+            self.tell(
                 "TEST_UNLABELLED", f"{len(scans)} scans in {told} have no label and are not used", path=where
             )
 
@@ -214,61 +247,75 @@ class Gathering:
             return None
         return self.root / inner
 
-    def data_set(self, structures: Sequence[str], *, synthetic: bool = False) -> DataSet:
+    def missing(self, what: str) -> PreconditionError:
+        """The error of a folder that lacks what makes it a data set of this layout."""
+        fix = f"the layout {self.layout} needs {self.shape}"
+        return PreconditionError("NO_DATA", f"there is no {what}", fix, file=self.root.name or ".")
+
+    def only(self, paths: Sequence[Path], what: str) -> Path:
+        """The one path there is. Raises PreconditionError NO_DATA, or SEVERAL_DATA_SETS with the choices."""
+        if not paths:
+            raise self.missing(what)
+        if len(paths) > 1:
+            names = ", ".join(path.name for path in paths[:10])
+            cause = f"the folder holds {len(paths)} {what}s: {names}"
+            fix = "give --data the one you mean"
+            raise PreconditionError("SEVERAL_DATA_SETS", cause, fix, file=paths[0].parent.name)
+        return paths[0]
+
+    def data_set(self, structures: Iterable[str]) -> DataSet:
         """The finished data set: cases in natural order, names unique, left-over files reported.
 
         Raises PreconditionError DUPLICATE_ID, or NO_DATA when no case can be used.
         """
         names: dict[str, str] = {}
         for case_id in self._ids:
-            if listing.folded(case_id) in names:
-                raise listing.duplicate_error(f"case '{names[listing.folded(case_id)]}' and case '{case_id}'")
-            names[listing.folded(case_id)] = case_id
+            other = names.setdefault(listing.folded(case_id), case_id)
+            if other is not case_id:
+                raise listing.duplicate_error(f"case '{other}' and case '{case_id}'")
         self._report_leftovers()
+        errors = [finding for finding in self.findings if finding.severity == "ERROR"]
+        if not self._cases and not errors:
+            raise self.missing("case")
         if not self._cases:
             raise PreconditionError(
                 "NO_DATA",
-                f"layout {self.layout}: {self.summary()}",
+                f"layout {self.layout}: {len(self._refused)} cases found, none of them usable; "
+                f"the first: {errors[0].file}: {errors[0].cause}",
                 "repair the first one named, or give --layout",
                 file=self.root.name or ".",
             )
         cases = sorted(self._cases, key=lambda case: listing.natural_key(case.case_id))
-        return DataSet(
-            self.layout, self.root, tuple(structures), tuple(cases), tuple(self.findings), synthetic
-        )
-
-    def summary(self) -> str:
-        """Why nothing can be used, with the first reason."""
-        errors = [finding for finding in self.findings if finding.severity == "ERROR"]
-        if not errors:
-            return "no case found"
-        first = f"{errors[0].file}: {errors[0].cause}"
-        return f"{len(self._refused)} cases found, none of them usable; the first: {first}"
-
-    def _left_over(self, not_entered: dict[Path, str]) -> Iterator[Path]:
-        """Every file that nothing accounts for, in natural order. not_entered: filled as by `walk`."""
-        for folder, subfolders, files in walk(self.root, not_entered):
-            place = "" if os.path.normpath(folder) == "." else os.path.normpath(folder) + os.sep
-            subfolders[:] = sorted(
-                (name for name in subfolders if place + name not in self._accounted), key=listing.natural_key
-            )
-            for path in [folder / name for name in subfolders if not self._inside(place + name)]:
-                subfolders.remove(path.name)
-                cause = "a link that leaves the data folder is not searched"
-                self.warn("LINK_OUTSIDE", cause, listing.FOLLOW, path=path)
-            left = [name for name in files if place + name not in self._accounted and not hidden(name)]
-            yield from (folder / name for name in sorted(left, key=listing.natural_key))
+        return DataSet(self.layout, self.root, tuple(structures), tuple(cases), tuple(self.findings))
 
     def _report_leftovers(self) -> None:
         """Findings for archives, for scans that no case uses, and one for all other files."""
+        left: list[Path] = []
+        not_entered: dict[Path, str] = {}
+        for folder, subfolders, files in walk(self.root, not_entered):
+            place = "" if os.path.normpath(folder) == "." else os.path.normpath(folder) + os.sep
+            left += (
+                folder / name
+                for name in sorted(files, key=listing.natural_key)
+                if place + name not in self._accounted and not hidden(name)
+            )
+            entered = []
+            for name in sorted(subfolders, key=listing.natural_key):
+                if place + name in self._accounted:
+                    continue
+                if self._inside(place + name):
+                    entered.append(name)
+                else:
+                    cause = "a link that leaves the data folder is not searched"
+                    self.tell("LINK_OUTSIDE", cause, listing.FOLLOW, path=folder / name)
+            subfolders[:] = entered
         strays: list[Path] = []
         others: Counter[str] = Counter()
-        not_entered: dict[Path, str] = {}
-        for path in self._left_over(not_entered):
+        for path in left:
             unpacked = listing.unpacked(path)
             if unpacked is not None and unpacked.exists():
                 told = "an archive; what was unpacked from it stands beside it"
-                self.note("ARCHIVE_INPUT", told, path=path)
+                self.tell("ARCHIVE_INPUT", told, path=path)
             elif unpacked is not None:  # it may hold cases
                 fix = "unpack it first, or remove it"
                 self.refuse(path.name, ("ARCHIVE_INPUT", "an archive is not opened", fix), path)
@@ -279,65 +326,20 @@ class Gathering:
                 strays.append(path)
             else:
                 others[path.suffix.casefold() or "no suffix"] += 1
-        for folder, why in not_entered.items():
-            if why not in (HIDDEN, TWICE):
-                self._refuse_folder(folder)
+        for path, why in not_entered.items():
+            if why in (HIDDEN, TWICE):
+                continue
+            # a folder that cannot be listed may hold cases, unless it lies in a case or is a file system's
+            if any(part in self._ids for part in Path(self.relative(path)).parts):
+                self.tell(*listing.CLOSED, path=path)
+            elif path.name != "lost+found":
+                self.refuse(self.relative(path), listing.CLOSED, path)
         for path in strays[:SHOWN]:
-            self.warn(
-                "UNMATCHED_FILE",
-                "no case uses this file",
-                f"name it, or list it in the metadata, as the layout {self.layout} expects; or remove it",
-                path=path,
-            )
+            fix = f"name it, or list it in the metadata, as the layout {self.layout} expects; or remove it"
+            self.tell("UNMATCHED_FILE", "no case uses this file", fix, path=path)
         if len(strays) > SHOWN:
-            self.warn(
-                "UNMATCHED_FILE",
-                f"no case uses {len(strays) - SHOWN} more files",
-                "see the files named before",
-                path=strays[SHOWN].parent,
-            )
+            cause, fix = f"no case uses {len(strays) - SHOWN} more files", "see the files named before"
+            self.tell("UNMATCHED_FILE", cause, fix, path=strays[SHOWN].parent)
         if others:
             listed = ", ".join(f"{count} {suffix}" for suffix, count in sorted(others.items()))
-            self.note("OTHER_FILES", f"files that hold no scan or label of a case are ignored ({listed})")
-
-    def _refuse_folder(self, path: Path) -> None:
-        """A folder that cannot be listed may hold cases, unless it lies in a case or is a file system's."""
-        if any(part in self._ids for part in Path(self.relative(path)).parts):
-            self.warn(*listing.CLOSED, path=path)
-        elif path.name != "lost+found":
-            self.refuse(self.relative(path), listing.CLOSED, path)
-
-
-def _files(image: ImageSource, labels: LabelSource) -> list[Path]:
-    """Every path of a case that must exist, the image first."""
-    paths = [image.path, labels.path, *labels.masks.values()]
-    return list(dict.fromkeys(path for path in paths if path is not None))
-
-
-def offer_pairs(
-    cases: Gathering,
-    images: dict[str, Path],
-    labels: dict[str, Path],
-    table: LabelTable,
-    *,
-    annotated: Iterable[str] | None = None,
-    splits: dict[str, str] | None = None,
-) -> None:
-    """Offer every case that has both an image and a label map; refuse the others. Keys are case ids (any
-    case).
-
-    annotated: as in `CaseRecord`.
-    """
-    maps = {listing.folded(name): path for name, path in labels.items()}
-    no_label = ("LABEL_MISSING", "a scan without label", "add its label, or move the scan away")
-    no_scan = ("FILE_MISSING", "a label without scan", "add the scan, or move the label away")
-    for case_id, path in images.items():
-        label = maps.pop(listing.folded(case_id), None)
-        if label is None:
-            cases.refuse(case_id, no_label, path)
-        else:
-            split = (splits or {}).get(case_id)
-            cases.offer_map(case_id, path, label, table, annotated=annotated, split=split)
-    for case_id, path in labels.items():
-        if listing.folded(case_id) in maps:
-            cases.refuse(case_id, no_scan, path)
+            self.tell("OTHER_FILES", f"files that hold no scan or label of a case are ignored ({listed})")

@@ -167,3 +167,9 @@ def below(path: Path, root: Path) -> Path | None:
     """`path` relative to `root`, None when it lies elsewhere. As written: `..` is resolved, no link is."""
     path, root = (Path(os.path.normpath(place.absolute())) for place in (path, root))
     return path.relative_to(root) if path.is_relative_to(root) else None
+
+
+def told(file: str | Path, root: Path) -> str:
+    """A file as messages name it: below the data folder `root`, elsewhere by its name alone; "-" is none."""
+    inner = None if file == "-" else below(Path(file), root)
+    return printable(Path(file).name if inner is None else inner.as_posix())

@@ -18,8 +18,9 @@ import numpy as np
 from ctseg.datasets import listing, metadata
 from ctseg.datasets.case import ImageSource
 from ctseg.errors import Finding, PreconditionError
-from ctseg.geometry.boxes import Box, label_boxes, whole_box
+from ctseg.geometry.boxes import label_boxes, whole_box
 from ctseg.geometry.volume import Grid, Volume, tight
+from ctseg.scans.dicom import dicom_files, dicom_seg, rtstruct
 from ctseg.scans.formats import nrrd, slice_gaps, volume_files
 from ctseg.scans.formats.checks import put_on
 from ctseg.scans.formats.regular_files import at_file, located, refuse
@@ -59,15 +60,13 @@ class Naming:
 class Masks:
     """Structures, each read when asked for, so that memory does not grow with their number.
 
-    names: in their order. read: the mask of one, a Volume of bool. stored: the same as it is stored, where
-    that is known: bool, or probabilities, float32 from 0 to 1. level: where these end. box: the mask without
-    what is empty around it, where that is known without reading it all. labels, naming: of a label map.
-    findings: what is noticed on reading; grows with what is read.
+    names: in their order. values: one as it is stored: a mask (bool), or probabilities, float32 from 0 to 1.
+    level: where these end. box: the mask without what is empty around it, where that is known without reading
+    it all. labels, naming: of a label map. findings: what is noticed on reading; grows with what is read.
     """
 
     names: tuple[str, ...]
-    read: Callable[[str], Volume]
-    stored: Callable[[str], Volume] | None = None
+    values: Callable[[str], Volume]
     level: float | None = None
     box: Callable[[str], Volume | None] | None = None
     labels: Volume | None = None
@@ -78,9 +77,10 @@ class Masks:
         """The mask (bool) of a structure inside its box, None when it is empty."""
         return tight(self.read(name)) if self.box is None else self.box(name)
 
-    def values(self, name: str) -> Volume:
-        """Probabilities (float32) of a structure where the file holds some, else its mask (bool)."""
-        return self.read(name) if self.stored is None else self.stored(name)
+    def read(self, name: str) -> Volume:
+        """The mask (bool) of a structure."""
+        stored = self.values(name)
+        return Volume(stored.array >= self.level, stored.affine) if stored.array.dtype.kind == "f" else stored
 
     def label_volume(self) -> Volume:
         """The label map that these masks are parts of."""
@@ -100,7 +100,7 @@ class Masks:
 
 def note(kept: list[Finding], found: Sequence[Finding]) -> None:
     """Add what was found, each once."""
-    kept += [finding for finding in found if finding not in kept]
+    kept += (finding for finding in found if finding not in kept)
 
 
 def open_masks(
@@ -154,7 +154,7 @@ def mask_files(files: Mapping[str, Path], *, level: float | None = None, strict:
     """The masks of files of one structure each, name -> file. level, strict: as for `open_masks`."""
     findings: list[Finding] = []
 
-    def stored(name: str) -> Volume:
+    def values(name: str) -> Volume:
         path = files[name]
         volume_files.check_name(path, name)
         volume, noticed = _read(path, level)
@@ -163,31 +163,21 @@ def mask_files(files: Mapping[str, Path], *, level: float | None = None, strict:
             return volume
         low, high = int(volume.array.min()), int(volume.array.max())
         mask = volume.array > 0
+        fix = "store 1 for the structure and 0 elsewhere"
         if strict and not {low, high} <= {0, 1}:
-            cause = f"found {{{low}, {high}}}, expected {{0, 1}}"
-            raise refuse("LABEL_VALUES", cause, "store 1 for the structure and 0 elsewhere", path)
+            raise refuse("LABEL_VALUES", f"found {{{low}, {high}}}, expected {{0, 1}}", fix, path)
         if low < 0 or (mask.any() and (volume.array[mask] != high).any()):
             cause = f"the mask of '{name}' holds several values, from {low} to {high}: "
-            fix = "store 1 for the structure and 0 elsewhere; a label map is given as the file itself"
-            raise refuse("LABEL_VALUES", cause + "this looks like a label map or an image", fix, path)
+            cause += "this looks like a label map or an image"
+            raise refuse("LABEL_VALUES", cause, f"{fix}; a label map is given as the file itself", path)
         return Volume(mask, volume.affine)
 
-    return _with_level(tuple(files), stored, level, findings)
+    return Masks(tuple(files), values, level, findings=findings)
 
 
 def _read(path: Path, level: float | None) -> tuple[Volume, list[Finding]]:
     """Integers; with a level perhaps probabilities (float32)."""
     return volume_files.read_integers(path) if level is None else volume_files.read_mask(path)
-
-
-def _with_level(
-    names: tuple[str, ...], stored: Callable[[str], Volume], level: float | None, findings: list[Finding]
-) -> Masks:
-    def read(name: str) -> Volume:
-        volume = stored(name)
-        return Volume(volume.array >= level, volume.affine) if volume.array.dtype.kind == "f" else volume
-
-    return Masks(names, read, stored, level, findings=findings)
 
 
 # ---- label maps -------------------------------------------------------------------------------------------
@@ -205,10 +195,10 @@ def label_map(path: Path, naming: Naming) -> Masks:
 
 
 def _named(volume: Volume, naming: Naming, findings: list[Finding]) -> Masks:
-    def read(name: str) -> Volume:
+    def values(name: str) -> Volume:
         return Volume(values_of(volume.array, naming.values[name]), volume.affine)
 
-    return Masks(tuple(naming.values), read, labels=volume, naming=naming, findings=findings)
+    return Masks(tuple(naming.values), values, labels=volume, naming=naming, findings=findings)
 
 
 def values_of(array: np.ndarray, values: Sequence[int]) -> np.ndarray:
@@ -224,9 +214,9 @@ def check_values(array: np.ndarray, known: set[int]) -> None:
         # in blocks: bincount takes 8 bytes a voxel
         for block in np.array_split(array.reshape(-1), array.size // _BLOCK + 1):
             seen |= np.bincount(block, minlength=high + 1) > 0
-        found = {int(value) for value in np.flatnonzero(seen)}
+        found = set(np.flatnonzero(seen).tolist())
     else:
-        found = {low, high} - known or {int(value) for value in np.unique(array)}
+        found = {low, high} - known or set(np.unique(array).tolist())
     if not found - known:
         return
     cause = f"found {_shown(found)}, expected {_shown(known)}"
@@ -245,22 +235,29 @@ def _one_file(path: Path, stem: str, level: float | None) -> Masks:
     """A label map under the names at hand; or the probabilities of one structure, named after the file."""
     volume, findings = _read(path, level)
     if volume.array.dtype.kind == "f":
-        return _with_level((stem,), lambda name: volume, level, findings)
-    places = _places(volume.array, path)
+        return Masks((stem,), lambda name: volume, level, findings=findings)
+    low, values = int(volume.array.min()), [v for v in np.unique(volume.array).tolist() if v > 0]
+    if low < 0 or len(values) >= MOST_STRUCTURES:
+        found = "negative values" if low < 0 else f"{len(values)} different values"
+        cause = f"it holds {found}: this looks like an image, not a label map"
+        raise PreconditionError("LABEL_VALUES", cause, f"give {FORMS}", file=path.name)
+    if values and values[-1] > 65535:  # a table of all values below would be long
+        places = dict.fromkeys(values, whole_box(volume.array.shape))
+    else:
+        places = label_boxes(volume.array)
     table = metadata.names_beside(path.parent)
     if table is not None:
-        volume_files.check_names(path, table[0])
-        named = dict(table[0])
+        volume_files.check_names(path, table.values)
+        named = dict(table.values)
     else:
         named = {value: name for value, name in volume_files.read_names(path).items() if value in places}
     naming = Naming.of(named | {value: _unnamed(value) for value in places if value not in named})
 
     def box(name: str) -> Volume | None:
         (value,) = naming.values[name]
-        place = places.get(value)
-        if place is None:
+        if value not in places:
             return None
-        part = volume.crop_to(place)
+        part = volume.crop_to(places[value])
         return Volume(part.array == value, part.affine)
 
     return dataclasses.replace(_named(volume, naming, findings), box=box)
@@ -282,48 +279,33 @@ def named_like(masks: Masks, other: Masks) -> Masks:
     return dataclasses.replace(
         masks,
         names=tuple(called),
-        read=lambda name: masks.read(called[name]),
+        values=lambda name: masks.values(called[name]),
         box=None if box is None else lambda name: box(called[name]),
         naming=naming,
     )
-
-
-def _places(label: np.ndarray, path: Path) -> dict[int, Box]:
-    """Positive value of a label map -> its box, ordered by value. Refuses a scan that was given instead."""
-    low, values = int(label.min()), [int(value) for value in np.unique(label) if value > 0]
-    if low < 0 or len(values) >= MOST_STRUCTURES:
-        found = "negative values" if low < 0 else f"{len(values)} different values"
-        cause = f"it holds {found}: this looks like an image, not a label map"
-        raise PreconditionError("LABEL_VALUES", cause, f"give {FORMS}", file=path.name)
-    if values and values[-1] > 65535:  # a table of all values below would be long
-        return dict.fromkeys(values, whole_box(label.shape))
-    return label_boxes(label)
 
 
 # ---- DICOM ------------------------------------------------------------------------------------------------
 
 
 def _dicom(path: Path, scan: Volume | None, source: ImageSource | None, gaps: str) -> Masks:
-    from ctseg.scans.dicom import dicom_seg, rtstruct
-
     if scan is None:
         raise scan_missing(path)
     seg = dicom_mask_kind(path) == "SEG"
     read_masks = dicom_seg.read_segments if seg else rtstruct.read_structures
     names = dicom_seg.list_segments(path) if seg else rtstruct.list_structures(path)
-    series = source if source is not None and source.format == "dicom" else None
     # That the masks belong to the series is checked with the first of them: it reads every slice's header.
-    unchecked = [] if series is None else [series]
+    unchecked = [source] if source is not None and source.format == "dicom" else []
     findings: list[Finding] = []
 
-    def read(name: str) -> Volume:
+    def values(name: str) -> Volume:
         folder, uid = (unchecked[0].path, unchecked[0].series_uid) if unchecked else (None, None)
         found, noticed = read_masks(path, scan, folder, names=[name], series_uid=uid, gaps=gaps)
         unchecked.clear()
         note(findings, noticed)
         return Volume(found.get(name, np.zeros(scan.array.shape, dtype=bool)), scan.affine)
 
-    return Masks(tuple(names.values()), read, findings=findings)
+    return Masks(tuple(names.values()), values, findings=findings)
 
 
 def scan_missing(path: Path, case: str = "-") -> PreconditionError:
@@ -335,8 +317,6 @@ def scan_missing(path: Path, case: str = "-") -> PreconditionError:
 
 def dicom_mask_kind(path: Path) -> str:
     """ "SEG" or "RTSTRUCT"; PreconditionError NO_DATA for any other file."""
-    from ctseg.scans.dicom import dicom_files
-
     modality = dicom_files.modality_of(path)
     if modality not in ("SEG", "RTSTRUCT"):
         cause = f"it holds no masks (its modality is {modality or 'not told'})"

@@ -5,9 +5,9 @@ They come from elsewhere, so everything is checked and a message names the file 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import stat
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,56 +20,49 @@ NAMES_EXAMPLE = '{"labels": {"background": 0, "liver": 1}}'
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """The JSON object in a file; PreconditionError METADATA_PARSE with the line number when there is none."""
-    content = _read(path)
-    if not isinstance(content, dict):
-        raise _parse_error(path, "a list or a single value instead of an object {...}")
-    return content
+    """The JSON object in a file; PreconditionError METADATA_PARSE with the line number when there is none.
+
+    A byte-order mark is accepted, a key that stands twice is not: one of its two values would silently win.
+    """
+    return dict(_read(path, dict, "a list or a single value instead of an object {...}"))
 
 
 def read_list(path: Path) -> list[Any]:
     """The JSON list in a file; errors as in `read_object`."""
-    content = _read(path)
-    if not isinstance(content, list):
-        raise _parse_error(path, "no list [...]")
-    return content
+    return list(_read(path, list, "no list [...]"))
 
 
-def _read(path: Path) -> Any:
-    """A byte-order mark is accepted, a key that stands twice is not: one of its two values would silently
-    win.
-    """
+def _read(path: Path, kind: type, otherwise: str) -> Any:
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode) or status.st_size > LARGEST_BYTES:
             raise ValueError("not a regular file of reasonable size")
-        return json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_unique)
-    except json.JSONDecodeError as error:
-        raise _parse_error(path, f"line {error.lineno}: {error.msg}") from error
+        content = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_unique)
+        if not isinstance(content, kind):
+            raise ValueError(otherwise)
+        return content
     except (OSError, ValueError, RecursionError) as error:
-        raise _parse_error(path, getattr(error, "strerror", None) or str(error)) from error
+        cause = getattr(error, "strerror", None) or str(error)
+        if isinstance(error, json.JSONDecodeError):
+            cause = f"line {error.lineno}: {error.msg}"
+        cause, fix = f"not readable as JSON ({cause})", "correct the file"
+        raise PreconditionError("METADATA_PARSE", cause, fix, file=path.name) from error
 
 
-def peek(path: Path | None) -> dict[str, Any] | None:
+def peek(path: Path) -> dict[str, Any] | None:
     """The JSON object in a file, or None when it is missing or unreadable; for telling layouts apart."""
-    try:
-        return read_object(path) if path is not None and path.exists() else None
-    except (PreconditionError, OSError):
-        return None
+    with contextlib.suppress(PreconditionError):
+        return read_object(path)
+    return None
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    content = dict(pairs)
-    if len(content) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"the key '{next(key for key in keys if keys.count(key) > 1)}' stands twice")
+    content: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in content:
+            raise ValueError(f"the key '{key}' stands twice")
+        content[key] = value
     return content
-
-
-def _parse_error(path: Path, cause: str) -> PreconditionError:
-    return PreconditionError(
-        "METADATA_PARSE", f"not readable as JSON ({cause})", "correct the file", file=path.name
-    )
 
 
 def invalid(path: Path, cause: str, fix: str) -> PreconditionError:
@@ -93,48 +86,33 @@ def label_table(raw: Any, path: Path) -> LabelTable:
             "LABEL_NAMES_MISSING", cause, f"add them, for example {NAMES_EXAMPLE}", file=path.name
         )
     by_value = all(key.strip().isdecimal() and isinstance(value, str) for key, value in raw.items())
-    pairs = [(value, key) if by_value else (key, value) for key, value in raw.items()]
     values: dict[int, str] = {}
-    ignore_value = None
-    for name, value in pairs:
-        number = _label_value(name, value, path)
-        if number in values or (number == ignore_value):
+    for key, value in raw.items():
+        name, number = (value, key) if by_value else (key, value)
+        if isinstance(number, list):
+            raise PreconditionError(
+                "REGIONS_UNSUPPORTED",
+                f"the label '{name}' is a region (several values: {number})",
+                "give every value one name; regions overlap and one voxel can only have one label here",
+                file=path.name,
+            )
+        # a bool is no number, and isdecimal knows no sign and no point
+        if not (str(number).strip().isdecimal() and isinstance(number, (int, str))):
+            cause = f"the label '{name}' has the value {number!r}"
+            raise invalid(path, cause, "label values are whole numbers from 0 on")
+        if int(number) in values:
             raise invalid(path, f"the label value {number} has two names", "give every value one name")
-        if number == 0:
-            continue
-        if name.casefold() == "ignore":
-            ignore_value = number
-        else:
-            values[number] = name.strip()
-    names = [listing.folded(name) for name in values.values()]
-    if len(set(names)) < len(names) or "" in names:
+        values[int(number)] = name.strip()
+    values.pop(0, None)
+    by_name = {listing.folded(name): number for number, name in values.items()}
+    if len(by_name) < len(values) or "" in by_name:
         raise invalid(path, "a label name is empty or stands twice", "give every structure its own name")
+    ignored = by_name.get("ignore")
+    values.pop(-1 if ignored is None else ignored, None)
     if not values:
-        raise invalid(
-            path,
-            "the label table names nothing but background",
-            f"name the structures, for example {NAMES_EXAMPLE}",
-        )
-    return LabelTable(dict(sorted(values.items())), ignore_value)
-
-
-def _label_value(name: Any, value: Any, path: Path) -> int:
-    if isinstance(value, list):
-        raise PreconditionError(
-            "REGIONS_UNSUPPORTED",
-            f"the label '{name}' is a region (several values: {value})",
-            "give every value one name; regions overlap and one voxel can only have one label here",
-            file=path.name,
-        )
-    try:
-        number = int(value) if isinstance(value, (int, str)) and not isinstance(value, bool) else -1
-    except ValueError:
-        number = -1
-    if number < 0:
-        raise invalid(
-            path, f"the label '{name}' has the value {value!r}", "label values are whole numbers from 0 on"
-        )
-    return number
+        fix = f"name the structures, for example {NAMES_EXAMPLE}"
+        raise invalid(path, "the label table names nothing but background", fix)
+    return LabelTable(dict(sorted(values.items())), ignored)
 
 
 def names_beside(folder: Path) -> LabelTable | None:
@@ -153,7 +131,7 @@ def ct_channel(raw: Any, path: Path) -> int:
 
     One channel that is not named as another modality counts as CT; among several, one must be named CT.
     """
-    if raw is None or raw == {}:
+    if not raw:
         return 0
     names = dict(enumerate(raw)) if isinstance(raw, list) else raw
     if not isinstance(names, dict) or not all(str(key).isdecimal() for key in names):
@@ -182,17 +160,3 @@ def entry_list(content: dict[str, Any], key: str, path: Path) -> list[Any]:
     if not isinstance(value, list):
         raise invalid(path, f"'{key}' is not a list", "correct the file")
     return value
-
-
-def one_of(paths: Iterable[Path], what: str) -> Path:
-    """The only path, or PreconditionError SEVERAL_DATA_SETS naming the choices."""
-    paths = list(paths)
-    if len(paths) != 1:
-        names = ", ".join(path.name for path in paths[:10])
-        raise PreconditionError(
-            "SEVERAL_DATA_SETS",
-            f"the folder holds {len(paths)} {what}: {names}",
-            "give --data the one you mean",
-            file=paths[0].parent.name,
-        )
-    return paths[0]

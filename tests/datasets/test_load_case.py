@@ -214,7 +214,7 @@ def test_empty_map(tmp_path: Path) -> None:
     assert partly.states == {"kidney_left": UNLABELLED, "kidney_right": UNLABELLED, "bladder": ABSENT}
 
 
-@pytest.mark.parametrize("value", [9, -1, 300, 255])
+@pytest.mark.parametrize("value", [9, 300, 255])
 def test_ignored_voxels_have_a_value_of_their_own_and_are_told(tmp_path: Path, value: int) -> None:
     import nibabel as nib
 

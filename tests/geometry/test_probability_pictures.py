@@ -147,12 +147,7 @@ def test_what_never_reaches_the_level_is_said_in_the_legend_and_in_the_error(fol
     path, values = folder
     weak = Volume(values.array * 0.3, values.affine)
     stored = {"liver": values, "spleen": weak}
-    masks = Masks(
-        ("liver", "spleen"),
-        lambda name: Volume(stored[name].array >= 0.5, values.affine),
-        stored.__getitem__,
-        0.5,
-    )
+    masks = Masks(("liver", "spleen"), stored.__getitem__, 0.5)
     assert [text for text, _ in tour.build_scene(Subject(masks, masks.names)).legend] == [
         "liver",
         "spleen (below 0.5)",

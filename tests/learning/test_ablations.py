@@ -25,7 +25,7 @@ from ctseg.prediction import guide_input
 from ctseg.prediction.predictor import load_predictor
 from ctseg.runtime import checkpoints
 from models import OPTIONS, build_network
-from models.anatomy_guidance import DELIVERED_TAU_MM, SMOOTHING_MM, GuideForm
+from models.anatomy_guidance import DELIVERED_TAU_MM, SMOOTHING_MM, GuideForm, GuideOptions
 from models.context_distance import REACH, signed_distances
 from models.multi_decoder import CrossDecoderAttention
 from models.multipass import MultiPass, PassOptions
@@ -475,7 +475,7 @@ def test_settings_of_the_vnet_reach_it():
 # ---------------------------------------------------------------- guides
 
 
-def test_networks_know_the_channels_that_the_data_layer_makes():
+def test_networks_know_the_channels_that_the_data_layer_makes(monkeypatch):
     assert DELIVERED_TAU_MM == guide_input.TAUS_MM
     distance_mm = (
         torch.tensor([-120.0, -8.0, 0.0, 3.0, 55.0, 299.0, 12.0]).view(1, 1, 1, 7).repeat(2, 2, 3, 1)
@@ -483,18 +483,20 @@ def test_networks_know_the_channels_that_the_data_layer_makes():
     presence = torch.tensor([True, False])
     guide = guide_input.guide_channels(distance_mm, presence, scale=1.25)[None]
     for taus in ((20.0,), (100.0,), (60.0,), (10.0, 30.0, 100.0)):
-        made = guide_input.guide_channels(distance_mm, presence, scale=1.25, taus_mm=taus)[None]
+        with monkeypatch.context() as patch:
+            patch.setattr(guide_input, "TAUS_MM", taus)
+            made = guide_input.guide_channels(distance_mm, presence, scale=1.25)[None]
         for there in (True, False):
-            form = GuideForm(6, tau_mm=taus, presence=there)
+            form = GuideForm(6, GuideOptions(guide_tau_mm=taus, guide_presence=there))
             expected = made if there else made[:, :-2]
             assert form.channels == expected.shape[1]
             torch.testing.assert_close(form(guide), expected, atol=2e-5, rtol=1e-4)
     assert GuideForm(6)(guide) is guide
-    assert GuideForm(6)(guide).shape == GuideForm(6, tau_mm=(20.0, 99.0))(guide).shape
+    assert GuideForm(6)(guide).shape == GuideForm(6, GuideOptions(guide_tau_mm=(20.0, 99.0)))(guide).shape
     with pytest.raises(ValueError, match="guide_channels=7 must be 3 per organ"):
         GuideForm(7, masks=True)
     with pytest.raises(ValueError, match=r"guide_tau_mm=\(0.0,\) must be"):
-        GuideForm(6, tau_mm=(0.0,))
+        GuideForm(6, GuideOptions(guide_tau_mm=(0.0,)))
 
 
 def test_smoothed_masks_are_what_a_gaussian_makes_of_the_organ():
@@ -508,7 +510,7 @@ def test_smoothed_masks_are_what_a_gaussian_makes_of_the_organ():
     np.testing.assert_allclose(masks[0, 0, 3, 4].numpy(), expected, atol=0.02)
     assert not masks[0, 1].any()  # not there
     assert masks[0, 2:, 0, 0, 0].tolist() == [1, 0]
-    assert GuideForm(N_GUIDE, masks=True, presence=False).channels == N_ORGANS
+    assert GuideForm(N_GUIDE, GuideOptions(guide_presence=False), masks=True).channels == N_ORGANS
     # half a voxel outside: 0.309
     assert 0.5 * math.erfc(1 / math.sqrt(2)) == pytest.approx(
         form(flat_guide())[0, 0, 0, 0, 9].item() - 0.15, abs=0.01

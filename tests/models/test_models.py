@@ -10,13 +10,13 @@ from typing import get_args
 
 import pytest
 import torch
+from published_networks import PublishedNetwork
 from torch import Tensor, nn
 from torch.nn import functional
 
 from models import BACKBONES, PRESETS, Parts, build_network
 from models.blocks import LEAKY_SLOPE, ConvUnit, InstanceNorm, Norm, PReLU, Size, Style, normalisation
 from models.multi_decoder import CrossDecoderAttention, StructureHeads
-from models.published import PublishedNetwork
 
 ALL = sorted(BACKBONES)  # each has a preset of its name, without techniques
 FORMS = ["voxel", "global_gate", "published"]
@@ -342,14 +342,14 @@ def test_every_normalisation_centres_the_batch(norm, channels):
 
 def test_the_published_unet_counts_the_published_parameters():
     with torch.device("meta"):
-        network = PublishedNetwork(Size(1, 32, 3, in_channels=2), several=False)
+        network = PublishedNetwork(1, 32, 3, in_channels=2, several=False)
     assert sum(p.numel() for p in network.parameters()) == 1_357_505
 
 
 def test_the_published_unet_pools_and_has_one_logit_beside_a_zero_background():
-    network = PublishedNetwork(Size(1, 4, 3, in_channels=2), several=False).train()
+    network = PublishedNetwork(1, 4, 3, in_channels=2, several=False).train()
     output = network(scan(2, 2, 8, 12, 16))
-    assert output["deep"] == [] and output["logits"].shape == (2, 2, 8, 12, 16)
+    assert output["logits"].shape == (2, 2, 8, 12, 16)
     assert not output["logits"][:, 0].any() and output["logits"][:, 1].any()
     kinds = [type(module) for module in network.modules()]
     assert kinds.count(nn.MaxPool3d) == 2 and kinds.count(nn.BatchNorm3d) == kinds.count(nn.ReLU) == 10
@@ -363,14 +363,14 @@ def test_the_published_unet_pools_and_has_one_logit_beside_a_zero_background():
 @pytest.mark.parametrize(("width", "parameters"), [(8, 2_765_067), (32, 44_181_027)])
 def test_the_published_network_of_several_decoders_counts_its_parameters(width, parameters):
     with torch.device("meta"):
-        network = PublishedNetwork(Size(3, width, 5), several=True)
+        network = PublishedNetwork(3, width, 5, several=True)
     assert sum(p.numel() for p in network.parameters()) == parameters
 
 
 def test_the_published_network_of_several_decoders_has_batch_normalisation_and_a_zero_background():
-    network = PublishedNetwork(Size(3, 4, 3), several=True).train()
+    network = PublishedNetwork(3, 4, 3, several=True).train()
     output = network(scan(2, 1, 8, 8, 8))
-    assert output["deep"] == [] and output["logits"].shape == (2, 4, 8, 8, 8)
+    assert output["logits"].shape == (2, 4, 8, 8, 8)
     assert not output["logits"][:, 0].any() and output["logits"][:, 1:].any()
     assert any(isinstance(module, nn.BatchNorm3d) for module in network.modules())
 

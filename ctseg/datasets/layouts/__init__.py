@@ -1,7 +1,7 @@
 """Data-set layouts: one adapter per file (or row of `paired_folders`), each turning a folder into the same
 case records.
 
-An adapter has `SHAPE` (the layout in one line), `matches(root)` and `read(root, follow_links=...)`. Nothing
+An adapter has `SHAPE` (the layout in one line), `matches(root)` and `read(cases)`. Nothing
 is opened but metadata and DICOM headers. What holds for all of them:
 
 - Cases come in natural order; hidden files (`._x`, `.DS_Store`) do not exist; upper and lower case are alike.
@@ -21,6 +21,7 @@ from typing import Protocol
 from ctseg.config import did_you_mean
 from ctseg.datasets import listing
 from ctseg.datasets.case import DataSet
+from ctseg.datasets.gathering import Gathering
 from ctseg.datasets.layouts import (
     abdomenatlas,
     dicom_seg,
@@ -47,8 +48,8 @@ class Adapter(Protocol):
     def matches(self, root: Path) -> bool:
         """Whether the folder looks like this layout."""
 
-    def read(self, root: Path, *, follow_links: bool = False) -> DataSet:
-        """The folder's cases."""
+    def read(self, cases: Gathering) -> DataSet:
+        """The cases in the folder of a gathering."""
 
 
 # In order of precedence: where several match, the first counts. The ones with their own marker file come
@@ -84,16 +85,16 @@ def open_data_set(root: Path, layout: str | None = None, *, follow_links: bool =
     """
     root = Path(root)
     check_folder(root, layout)
-    if layout is not None:
-        return LAYOUTS[layout].read(root, follow_links=follow_links)
-    found = [name for name, adapter in LAYOUTS.items() if adapter.matches(root)]
+    found = [layout] if layout else [name for name, adapter in LAYOUTS.items() if adapter.matches(root)]
     if not found:
         raise _not_recognised(root)
-    data_set = LAYOUTS[found[0]].read(root, follow_links=follow_links)
-    others = [name for name in found[1:] if name not in _SPECIAL_CASES.get(found[0], ())]
+    chosen, *others = found
+    adapter = LAYOUTS[chosen]
+    data_set = adapter.read(Gathering(chosen, adapter.SHAPE, root, follow_links))
+    others = [name for name in others if name not in _SPECIAL_CASES.get(chosen, ())]
     if not others:
         return data_set
-    cause = f"read as {found[0]}; it also looks like {', '.join(others)}, which --layout would choose"
+    cause = f"read as {chosen}; it also looks like {', '.join(others)}, which --layout would choose"
     return dataclasses.replace(
         data_set, findings=(Finding("NOTE", "LAYOUT_CHOSEN", cause), *data_set.findings)
     )
@@ -109,69 +110,55 @@ def check_folder(root: Path | None, layout: str | None = None) -> None:
             f"there is no layout '{layout}'{did_you_mean(layout, LAYOUTS)}",
             f"choose one of {', '.join(LAYOUTS)}",
         )
-    if root is not None:
-        _require_folder(root)
-
-
-def _require_folder(root: Path) -> None:
-    """PreconditionError unless `root` is a folder with something in it."""
-    fix = "give --data the folder that holds the scans"
+    if root is None:
+        return
+    code, fix = "NO_DATA", "give --data the folder that holds the scans"
     try:
         is_folder, exists = root.is_dir(), root.exists()
     except (OSError, ValueError):
         is_folder = exists = False
     if not exists:
-        raise PreconditionError("NO_DATA", f"there is no folder '{root}'", fix, file=root.name)
-    if not is_folder and root.name.casefold().endswith(listing.ARCHIVE_SUFFIXES):
-        raise PreconditionError(
-            "ARCHIVE_INPUT",
-            "an archive is not opened",
-            "unpack it and give --data the folder",
-            file=root.name,
-        )
-    if not is_folder:
-        raise PreconditionError("NO_DATA", f"'{root.name}' is a file, not a folder", fix, file=root.name)
-    if not listing.entries(root):
-        raise PreconditionError("NO_DATA", f"the folder '{root}' is empty", fix, file=root.name)
+        cause = f"there is no folder '{root}'"
+    elif not is_folder and root.name.casefold().endswith(listing.ARCHIVE_SUFFIXES):
+        code, cause, fix = "ARCHIVE_INPUT", "an archive is not opened", "unpack it and give --data the folder"
+    elif not is_folder:
+        cause = f"'{root.name}' is a file, not a folder"
+    elif not listing.entries(root):
+        cause = f"the folder '{root}' is empty"
+    else:
+        return
+    raise PreconditionError(code, cause, fix, file=root.name)
 
 
 def _not_recognised(root: Path) -> PreconditionError:
-    """The message for a folder of unknown layout: what is there, and what would be understood."""
-    cause = f"the folder '{root}' has no known layout; it holds {_contents(root)}"
+    """The message for a folder of unknown layout: how many files of each kind are there, and what would be
+    understood.
+    """
+    kinds: Counter[str] = Counter()
+    known = (*volume_files.SUFFIXES, ".dcm", ".json", ".csv", *listing.ARCHIVE_SUFFIXES)
+    for _, _, files in folder_walk.walk(root):
+        for name in files:
+            if not folder_walk.hidden(name):
+                suffixes = (suffix for suffix in known if name.casefold().endswith(suffix))
+                kinds[next(suffixes, "other files")] += 1
+        if kinds.total() > _COUNTED_FILES:
+            break
+    contents = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
+    cause = f"the folder '{root}' has no known layout; it holds {contents or 'no files, only folders'}"
     closed = [
         path.name
         for path in listing.entries(root)
         if not os.access(path, os.R_OK | os.X_OK if path.is_dir() else os.R_OK)
     ]
     cause += f"; {closed[0]} may not be opened" if closed else ""
-    inner = [
-        (folder.name, name)
+    inner = (
+        f"give --data '{folder}', which looks like {name}, or "
         for folder in listing.folders(root)[:20]
         for name, adapter in LAYOUTS.items()
         if adapter.matches(folder)
-    ]
-    hint = f"give --data '{root / inner[0][0]}', which looks like {inner[0][1]}, or " if inner else ""
+    )
     shapes = "".join(
         f"\n  {name}: {adapter.SHAPE}" for name, adapter in LAYOUTS.items() if name != "synthetic"
     )
-    return PreconditionError(
-        "NO_DATA", cause, f"{hint}bring the data into one of these layouts{shapes}\n", file=root.name or "."
-    )
-
-
-def _contents(root: Path) -> str:
-    """How many files of each kind are there, for people."""
-    kinds: Counter[str] = Counter()
-    for _, _, files in folder_walk.walk(root):
-        for name in files:
-            if not listing.hidden(name):
-                lowered = name.casefold()
-                known = (*volume_files.SUFFIXES, ".dcm", ".json", ".csv", *listing.ARCHIVE_SUFFIXES)
-                kinds[next((suffix for suffix in known if lowered.endswith(suffix)), "other")] += 1
-        if sum(kinds.values()) > _COUNTED_FILES:
-            break
-    if not kinds:
-        return "no files, only folders"
-    return ", ".join(
-        f"{count} {'other files' if kind == 'other' else kind}" for kind, count in kinds.most_common()
-    )
+    fix = f"{next(inner, '')}bring the data into one of these layouts{shapes}\n"
+    return PreconditionError("NO_DATA", cause, fix, file=root.name or ".")

@@ -13,59 +13,38 @@ patient id in the headers, which is not kept: a patient is named after the first
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import re
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ctseg import structure_names
 from ctseg.datasets import listing
-from ctseg.datasets.case import CaseRecord, DataSet, ImageSource, LabelSource
+from ctseg.datasets.case import DataSet, ImageSource, LabelSource
 from ctseg.datasets.gathering import Gathering
 from ctseg.errors import CaseError, Finding
+from ctseg.scans.dicom import dicom_files, dicom_seg, rtstruct
+from ctseg.scans.dicom.dicom_files import SeriesInfo
 from ctseg.scans.formats import folder_walk
-
-if TYPE_CHECKING:
-    from ctseg.scans.dicom.dicom_files import SeriesInfo
 
 SHAPE = "<patient>/.../ one CT series + one DICOM SEG or RTSTRUCT, as in Patient_01/im_1 and Patient_01/im_3"
 LABELS = {"SEG": "dicom_seg", "RTSTRUCT": "rtstruct"}  # modality -> format of the label source
 SCOUT_SLICES = 3  # a CT with no more slices is a scout, not a scan
-_NOT_DICOM = (
-    ".nii",
-    ".gz",
-    ".json",
-    ".csv",
-    ".txt",
-    ".md",
-    ".png",
-    ".jpg",
-    ".pdf",
-    ".npz",
-    ".npy",
-    ".nrrd",
-    ".mha",
-    ".zip",
-    ".py",
-    ".html",
-    ".xml",
+_NOT_DICOM = re.compile(
+    r".*\.(nii|gz|json|csv|txt|md|png|jpg|pdf|npz|npy|nrrd|mha|zip|py|html|xml)", re.IGNORECASE
 )
 _LOOKED_AT = 500  # files opened to tell whether a folder holds DICOM
 
 
 def matches(root: Path) -> bool:
     """Some file has the DICOM mark, in whatever depth."""
-    looked_at = 0
-    for folder, _, files in folder_walk.walk(root):
-        for name in files:
-            path = folder / name
-            if listing.hidden(name) or name.casefold().endswith(_NOT_DICOM) or not path.is_file():
-                continue
-            if _has_mark(path):
-                return True
-            looked_at += 1
-            if looked_at >= _LOOKED_AT:
-                return False
-    return False
+    files = (
+        path
+        for folder, _, names in folder_walk.walk(root)
+        for path in (folder / name for name in names if not folder_walk.hidden(name))
+        if not _NOT_DICOM.fullmatch(path.name) and path.is_file()
+    )
+    return any(map(_has_mark, itertools.islice(files, _LOOKED_AT)))
 
 
 def _has_mark(path: Path) -> bool:
@@ -77,9 +56,8 @@ def _has_mark(path: Path) -> bool:
         return False
 
 
-def read(root: Path, *, follow_links: bool = False) -> DataSet:
+def read(cases: Gathering) -> DataSet:
     """One case per pair of CT series and SEG; structures are the segment labels of all of them, sorted."""
-    cases = Gathering("dicom_seg", root, follow_links)
     names: set[str] = set()
     for folder, series in _patient_folders(cases):
         names |= read_patient(cases, folder, series)
@@ -95,20 +73,24 @@ def _one_spelling(data: DataSet) -> DataSet:
     spellings: dict[tuple[str, str | None], Counter[str]] = {}
     apart: set[tuple[str, str | None]] = set()
     for case in data.cases:
-        keys = Counter(structure_names.key_of(name) for name in case.annotated or ())
-        apart |= {key for key, count in keys.items() if count > 1}
-        for name in case.annotated or ():
-            spellings.setdefault(structure_names.key_of(name), Counter())[name] += 1
-    chosen = {
-        name: min(found, key=lambda spelling: (-found[spelling], spelling))
-        for key, found in spellings.items()
-        if key not in apart
-        for name in found
-    }
-    changed = {name: new for name, new in chosen.items() if name != new}
+        keys = [structure_names.key_of(name) for name in case.annotated or ()]
+        apart |= {key for key, count in Counter(keys).items() if count > 1}
+        for key, name in zip(keys, case.annotated or ()):
+            spellings.setdefault(key, Counter())[name] += 1
+    changed: dict[str, str] = {}
+    for key, found in spellings.items():
+        chosen = min(found, key=lambda spelling: (-found[spelling], spelling))
+        changed |= {name: chosen for name in found if key not in apart and name != chosen}
     if not changed:
         return data
-    renamed = [_renamed(case, changed) for case in data.cases]
+    cases = []
+    for case in data.cases:
+        names = {changed.get(name, name): name for name in case.annotated or ()}
+        if case.labels is not None:
+            renamed = {new: old for new, old in names.items() if new != old}
+            labels = dataclasses.replace(case.labels, renamed=renamed)
+            case = dataclasses.replace(case, labels=labels, annotated=frozenset(names))
+        cases.append(case)
     told = "; ".join(f"{old} = {new}" for old, new in sorted(changed.items()))
     finding = Finding(
         "NOTE",
@@ -116,29 +98,19 @@ def _one_spelling(data: DataSet) -> DataSet:
         f"structures that are spelt differently count as one: {told}",
         "correct the names in the files if they are not",
     )
-    structures = tuple(name for name in data.structures if name not in changed)
     return dataclasses.replace(
-        data, cases=tuple(renamed), structures=structures, findings=(*data.findings, finding)
+        data,
+        cases=tuple(cases),
+        structures=tuple(name for name in data.structures if name not in changed),
+        findings=(*data.findings, finding),
     )
-
-
-def _renamed(case: CaseRecord, changed: dict[str, str]) -> CaseRecord:
-    names = {changed.get(name, name): name for name in case.annotated or ()}
-    if case.labels is None:
-        return case
-    labels = dataclasses.replace(case.labels, renamed={new: old for new, old in names.items() if new != old})
-    return dataclasses.replace(case, labels=labels, annotated=frozenset(names))
 
 
 def _patient_folders(cases: Gathering) -> list[tuple[Path, list[SeriesInfo]]]:
     """(folder, its series) per patient: the subfolders, or the root alone when no subfolder holds both a CT
     and labels but the root does (one patient, or scans and labels in separate trees).
     """
-    found = []
-    for folder in listing.folders(cases.root):
-        series = _series(cases, folder)
-        if series:
-            found.append((folder, series))
+    found = [(folder, series) for folder in listing.folders(cases.root) if (series := _series(cases, folder))]
     loose = any(path.is_file() and _has_mark(path) for path in listing.entries(cases.root))
     if loose or not any(_holds_both(series) for _, series in found):
         everything = _series(cases, cases.root)
@@ -157,8 +129,6 @@ def _series(cases: Gathering, folder: Path) -> list[SeriesInfo]:
 
     One that links lead out of the data folder for, and a folder that cannot be read, is refused.
     """
-    from ctseg.scans.dicom import dicom_files
-
     problem = cases.problem(folder, folder=True)
     if problem is not None:
         cases.refuse(folder.name, problem, folder)
@@ -174,7 +144,7 @@ def _series(cases: Gathering, folder: Path) -> list[SeriesInfo]:
     inside = []
     for info in found.series:
         cases.account(*info.files)
-        problem = next((problem for path in info.files if (problem := cases.problem(path)) is not None), None)
+        problem = next(filter(None, map(cases.problem, info.files)), None)
         if problem is None:
             inside.append(info)
             continue
@@ -186,10 +156,12 @@ def _series(cases: Gathering, folder: Path) -> list[SeriesInfo]:
 
 
 def read_patient(cases: Gathering, folder: Path, series: list[SeriesInfo]) -> set[str]:
-    """Offer the pairs of one patient folder; the names of their segments. Whatever is no pair is reported."""
+    """Offer the pairs of one patient folder; the names of their segments. Whatever is no pair is reported: as
+    an error where nothing became a case.
+    """
     scans = ct_volumes(series)
     drawn: dict[SeriesInfo, list[tuple[str, Path]]] = {scan: [] for scan in scans}
-    stray = []
+    stray: list[Path] = []
     for modality, path in ((info.modality, path) for info in series for path in info.files):
         if modality in LABELS:
             scan = scan_of(modality, path, scans)
@@ -202,9 +174,27 @@ def read_patient(cases: Gathering, folder: Path, series: list[SeriesInfo]) -> se
     for scan, case_id in zip(labelled, case_names(cases.root, folder, labelled)):
         names |= offer_scan(cases, case_id, scan, drawn[scan])
     name = cases.root.absolute().name if folder == cases.root else folder.name
-    unlabelled = [scan for scan in scans if not drawn[scan]]
-    report_rest(cases, name, stray, unlabelled, some_labelled=bool(labelled))
-    report_others(cases, name, folder, series)
+    unlabelled = [scan.folder for scan in scans if not drawn[scan]]
+    wrong = "the SEG or RTSTRUCT does not refer to a CT series of this folder"
+    if not labelled and stray:
+        cases.refuse(name, ("SEG_WRONG_SERIES", wrong, "put its CT series beside it"), stray[0])
+    elif not labelled and unlabelled:
+        fix = "add one, or move the folder away"
+        cases.refuse(name, ("LABEL_MISSING", "a CT series without SEG or RTSTRUCT", fix), unlabelled[0])
+    else:
+        for path in stray:
+            cases.tell("SEG_WRONG_SERIES", wrong, "remove it, or add its CT series", path=path)
+        if unlabelled:
+            told = f"{len(unlabelled)} CT series without SEG or RTSTRUCT are not used"
+            cases.tell("EXTRA_SERIES", told, path=unlabelled[0])
+    others = [info.modality for info in series if info.modality not in ("CT", *LABELS)]
+    if others and len(others) == len(series):
+        cause = f"modality {', '.join(sorted(map(dicom_files.word, set(others))))} instead of CT"
+        fix = "add the CT series and its labels, or move the folder away"
+        cases.refuse(name, ("NOT_CT", cause, fix), folder)
+    elif others:
+        told = f"{len(others)} series that are neither CT nor labels are not used"
+        cases.tell("EXTRA_SERIES", told, path=folder)
     return names
 
 
@@ -213,8 +203,6 @@ def ct_volumes(series: list[SeriesInfo]) -> list[SeriesInfo]:
 
     One whose slices are spread over subfolders counts as one, in their common folder.
     """
-    from ctseg.scans.dicom import dicom_files
-
     joined = dicom_files.join_parts([info for info in series if info.modality == "CT"])
     merged = list({(info.uid, info.slices): info for info in reversed(joined)}.values())[::-1]
     return [info for info in merged if info.n_slices > SCOUT_SLICES] or merged
@@ -225,8 +213,6 @@ def scan_of(modality: str, path: Path, scans: list[SeriesInfo]) -> SeriesInfo | 
 
     Reading the case then checks the frame of reference.
     """
-    from ctseg.scans.dicom import dicom_seg, rtstruct
-
     try:
         referenced = (dicom_seg if modality == "SEG" else rtstruct).referenced_series(path)
     except CaseError:  # reading names the fault, if there is a scan that the file can belong to
@@ -250,57 +236,21 @@ def case_names(root: Path, folder: Path, scans: list[SeriesInfo]) -> list[str]:
 
 def offer_scan(cases: Gathering, case_id: str, scan: SeriesInfo, drawn: list[tuple[str, Path]]) -> set[str]:
     """Offer one scan with its SEG or RTSTRUCT; the names of its segments. drawn: (modality, file)."""
-    from ctseg.scans.dicom.dicom_files import NO_PATIENT
-    from ctseg.scans.dicom.dicom_seg import list_segments
-    from ctseg.scans.dicom.rtstruct import list_structures
-
-    if len(drawn) > 1:
+    (modality, path), *others = drawn
+    if others:
         cause = f"{len(drawn)} SEG or RTSTRUCT files belong to one CT series"
         cases.refuse(case_id, ("SEG_AMBIGUOUS", cause, "keep the one that is meant"), drawn[1][1])
         return set()
-    ((modality, path),) = drawn
+    list_names = dicom_seg.list_segments if modality == "SEG" else rtstruct.list_structures
     try:
-        names = set((list_segments if modality == "SEG" else list_structures)(path).values())
+        names = set(list_names(path).values())
     except CaseError as error:
         cases.refuse(case_id, (error.code, error.cause, error.fix), path)
         return set()
     image, labels = ImageSource("dicom", scan.folder, scan.uid), LabelSource(LABELS[modality], path)
-    patient = None if scan.patient_key == NO_PATIENT else scan.patient_key
+    patient = None if scan.patient_key == dicom_files.NO_PATIENT else scan.patient_key
     cases.offer(case_id, image, labels, annotated=names, patient_id=patient)
     return names
-
-
-def report_rest(
-    cases: Gathering, name: str, stray: list[Path], unlabelled: list[SeriesInfo], *, some_labelled: bool
-) -> None:
-    """Labels without scan and scans without labels: an error where nothing became a case, else told."""
-    wrong = "the SEG or RTSTRUCT does not refer to a CT series of this folder"
-    if not some_labelled and stray:
-        cases.refuse(name, ("SEG_WRONG_SERIES", wrong, "put its CT series beside it"), stray[0])
-    elif not some_labelled and unlabelled:
-        fix = "add one, or move the folder away"
-        problem = ("LABEL_MISSING", "a CT series without SEG or RTSTRUCT", fix)
-        cases.refuse(name, problem, unlabelled[0].folder)
-    else:
-        for path in stray:
-            cases.warn("SEG_WRONG_SERIES", wrong, "remove it, or add its CT series", path=path)
-        if unlabelled:
-            told = f"{len(unlabelled)} CT series without SEG or RTSTRUCT are not used"
-            cases.note("EXTRA_SERIES", told, path=unlabelled[0].folder)
-
-
-def report_others(cases: Gathering, name: str, folder: Path, series: list[SeriesInfo]) -> None:
-    """Series that are neither CT nor labels: an error where there is nothing else."""
-    from ctseg.scans.dicom.dicom_files import word
-
-    others = [info.modality for info in series if info.modality not in ("CT", *LABELS)]
-    if others and len(others) == len(series):
-        cause = f"modality {', '.join(sorted(word(modality) for modality in set(others)))} instead of CT"
-        fix = "add the CT series and its labels, or move the folder away"
-        cases.refuse(name, ("NOT_CT", cause, fix), folder)
-    elif others:
-        told = f"{len(others)} series that are neither CT nor labels are not used"
-        cases.note("EXTRA_SERIES", told, path=folder)
 
 
 def _group_patients(data: DataSet) -> DataSet:
@@ -310,14 +260,10 @@ def _group_patients(data: DataSet) -> DataSet:
     Folders are the patients where anonymisation gave all of them one patient id.
     """
     first: dict[str, str] = {}
-    alike = len(data.cases) > 1 and len({case.patient_id for case in data.cases}) == 1
-    cases = tuple(
-        dataclasses.replace(
-            case, patient_id=case.case_id if alike else first.setdefault(case.patient_id, case.case_id)
-        )
-        for case in data.cases
-    )
+    for case in data.cases:
+        first.setdefault(case.patient_id, case.case_id)
     findings = data.findings
+    alike = len(first) < 2 <= len(data.cases)
     if alike:
         cause = (
             f"all {len(data.cases)} cases carry one patient id, as after anonymisation; "
@@ -325,4 +271,8 @@ def _group_patients(data: DataSet) -> DataSet:
         )
         fix = "split by hand if they are scans of one person"
         findings = (*findings, Finding("WARN", "PATIENT_ID_SHARED", cause, fix))
-    return dataclasses.replace(data, cases=cases, findings=findings)
+    cases = (
+        dataclasses.replace(case, patient_id=case.case_id if alike else first[case.patient_id])
+        for case in data.cases
+    )
+    return dataclasses.replace(data, cases=tuple(cases), findings=findings)

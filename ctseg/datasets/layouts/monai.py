@@ -43,29 +43,26 @@ def _data_lists(root: Path) -> list[Path]:
     return found
 
 
-def read(root: Path, *, follow_links: bool = False) -> DataSet:
+def read(cases: Gathering) -> DataSet:
     """The cases of the one data list in the folder."""
-    found = _data_lists(root)
-    if not found:
-        raise PreconditionError(
-            "NO_DATA", "no JSON file has a list of training images", f"the layout monai needs {SHAPE}"
-        )
-    path = metadata.one_of(found, "data lists")
+    path = cases.only(_data_lists(cases.root), "data list")
     content = metadata.read_object(path)
-    cases = Gathering("monai", root, follow_links)
     cases.account(path)
     table = _names(cases, content, path)
-    if "modality" in content and isinstance(content["modality"], str):
+    if isinstance(content.get("modality"), str):
         metadata.ct_channel([content["modality"]], path)
-    base = _base(root, content.get("dataroot"), path)
+    inner = listing.below(cases.root / str(content.get("dataroot") or "."), cases.root)
+    if inner is None:
+        cause = '"dataroot" leads out of the data folder'
+        raise metadata.invalid(path, cause, "put the list into the folder of the data and remove dataroot")
+    base = cases.root / inner
     listed = [
         (entry, split) for key, split in _LISTS.items() for entry in metadata.entry_list(content, key, path)
     ]
-    names = _case_names([entry for entry, _ in listed])
+    images = [_image_text(entry) for entry, _ in listed]
     split_given = any(content.get(key) for key in _LISTS if key != "training")
     unlabelled = []
-    for (entry, split), case_id in zip(listed, names):
-        image = _image_text(entry)
+    for (entry, split), image, case_id in zip(listed, images, _case_names(images)):
         if split == "test" and (not isinstance(entry, dict) or "label" not in entry):
             unlabelled.append(base / (image or str(entry)))
         elif image is None:
@@ -82,72 +79,44 @@ def read(root: Path, *, follow_links: bool = False) -> DataSet:
                 patient_id=listing.text_of(entry.get("patient_id", entry.get("patient"))),
             )
     cases.note_unlabelled(unlabelled, path, "the testing list")
-    return cases.data_set(tuple(table.values.values()))
+    return cases.data_set(table.names)
 
 
 def _names(cases: Gathering, content: dict[str, Any], path: Path) -> LabelTable:
-    """The label table, from the list itself or from labels.json beside it."""
+    """The label table, from the list itself (a table, or one of Auto3DSeg's lists) or from labels.json beside
+    it.
+    """
     raw = content.get("labels", content.get("class_names"))
-    if raw is None:
-        beside = metadata.names_beside(cases.root)
-        if beside is None:
-            raise PreconditionError(
-                "LABEL_NAMES_MISSING",
-                "the data list does not name its label values",
-                f"put a file labels.json beside it, for example {metadata.NAMES_EXAMPLE}, "
-                "or add that key to the list",
-                file=path.name,
-            )
+    beside = metadata.names_beside(cases.root) if raw is None else None
+    if beside is not None:
         cases.account(cases.root / "labels.json")
         return beside
-    return metadata.label_table(_as_table(raw, path), path)
+    if raw is None:
+        cause = "the data list does not name its label values"
+        example = metadata.NAMES_EXAMPLE
+        fix = f"put a file labels.json beside it, for example {example}, or add that key to the list"
+        raise PreconditionError("LABEL_NAMES_MISSING", cause, fix, file=path.name)
+    if isinstance(raw, list) and raw:
+        if all(
+            isinstance(item, dict) and isinstance(item.get("name"), str) and "index" in item for item in raw
+        ):
+            indices = [item["index"] for item in raw]
+            single = [index[0] if isinstance(index, list) and len(index) == 1 else index for index in indices]
+            raw = {item["name"]: index for item, index in zip(raw, single)}
+        elif all(isinstance(item, str) for item in raw) and raw[0].casefold() == "background":
+            raw = {name: value for value, name in enumerate(raw)}
+    return metadata.label_table(raw, path)
 
 
-def _as_table(raw: Any, path: Path) -> Any:
-    """{name: value} from Auto3DSeg's list forms; anything else unchanged."""
-    if not isinstance(raw, list):
-        return raw
-    if raw and all(
-        isinstance(item, dict) and isinstance(item.get("name"), str) and "index" in item for item in raw
-    ):
-        indices = {item["name"]: item["index"] for item in raw}
-        return {
-            name: index[0] if isinstance(index, list) and len(index) == 1 else index
-            for name, index in indices.items()
-        }
-    if raw and all(isinstance(item, str) for item in raw) and raw[0].casefold() == "background":
-        return {name: value for value, name in enumerate(raw)}
-    raise metadata.invalid(
-        path, "the list of class names does not say which value each has", f"write {metadata.NAMES_EXAMPLE}"
-    )
-
-
-def _base(root: Path, raw: object, path: Path) -> Path:
-    """The folder that relative paths start at. A data root elsewhere is not followed."""
-    if raw is None or raw == "":
-        return root
-    inner = listing.below(root / str(raw), root)
-    if inner is None:
-        raise metadata.invalid(
-            path,
-            '"dataroot" leads out of the data folder',
-            "put the list into the folder of the data and remove dataroot",
-        )
-    return root / inner
-
-
-def _case_names(entries: list[Any]) -> list[str]:
+def _case_names(images: list[str | None]) -> list[str]:
     """One name per entry: the image's file name, or its whole path where file names repeat (a folder per
     case).
     """
-    paths = [_image_text(entry) or f"entry_{number}" for number, entry in enumerate(entries)]
-    stems = [listing.volume_stem(Path(text)) or Path(text).name for text in paths]
-    folded = [listing.folded(stem) for stem in stems]
-    whole = [str(Path(text).with_name(stem)).strip("./") for text, stem in zip(paths, stems)]
-    count = Counter(folded)
-    return [
-        text.replace("/", "_") if count[name] > 1 else stem for text, stem, name in zip(whole, stems, folded)
-    ]
+    paths = [Path(text or f"entry_{number}") for number, text in enumerate(images)]
+    stems = [listing.volume_stem(path) or path.name for path in paths]
+    count = Counter(map(listing.folded, stems))
+    whole = [str(path.with_name(stem)).strip("./").replace("/", "_") for path, stem in zip(paths, stems)]
+    return [long if count[listing.folded(stem)] > 1 else stem for long, stem in zip(whole, stems)]
 
 
 def _image_text(entry: Any) -> str | None:

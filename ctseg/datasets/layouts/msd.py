@@ -27,28 +27,22 @@ def matches(root: Path) -> bool:
     """A dataset.json with a `training` list (one that cannot be read counts beside imagesTr)."""
     for folder in nnunet.dataset_folders(root):
         content = metadata.peek(folder / "dataset.json")
-        if (content is None and (folder / "imagesTr").is_dir()) or (
-            content is not None and isinstance(content.get("training"), list)
-        ):
+        unreadable = content is None and (folder / "imagesTr").is_dir()
+        if unreadable or isinstance((content or {}).get("training"), list):
             return True
     return False
 
 
-def read(root: Path, *, follow_links: bool = False) -> DataSet:
+def read(cases: Gathering) -> DataSet:
     """The training cases of the one task in the folder."""
-    folder = nnunet.dataset_folder(root, "Decathlon tasks", f"the layout msd needs {SHAPE}")
+    folder = cases.only(nnunet.dataset_folders(cases.root), "Decathlon task")
     path = folder / "dataset.json"
     content = metadata.read_object(path)
     table = LabelTable(metadata.label_table(content.get("labels"), path).values)  # it has no "ignore"
     channels = content.get("modality")
-    if metadata.ct_channel(channels, path) != 0 or (channels is not None and len(channels) > 1):
-        raise PreconditionError(
-            "NOT_CT",
-            "an image holds several channels",
-            "this software reads files with one CT each",
-            file=path.name,
-        )
-    cases = Gathering("msd", root, follow_links)
+    if metadata.ct_channel(channels, path) or len(channels or ()) > 1:
+        cause, fix = "an image holds several channels", "this software reads files with one CT each"
+        raise PreconditionError("NOT_CT", cause, fix, file=path.name)
     cases.account(path)
     for number, entry in enumerate(metadata.entry_list(content, "training", path)):
         image = entry.get("image") if isinstance(entry, dict) else None
@@ -58,6 +52,5 @@ def read(root: Path, *, follow_links: bool = False) -> DataSet:
         else:
             case_id = listing.volume_stem(Path(image)) or Path(image).name
             cases.offer_listed(case_id, image, entry.get("label"), folder, table)
-    unlabelled = list(listing.volumes(folder / "imagesTs").values())
-    cases.note_unlabelled(unlabelled, folder / "imagesTs", "imagesTs")
-    return cases.data_set(tuple(table.values.values()))
+    cases.note_unlabelled(listing.volumes(folder / "imagesTs").values(), folder / "imagesTs", "imagesTs")
+    return cases.data_set(table.names)

@@ -32,62 +32,46 @@ def matches(root: Path) -> bool:
 def _patients(root: Path) -> list[tuple[Path, str | None]]:
     """(patient folder, split) for the published folders below the root, or for the root's own subfolders."""
     for top in (root, root / "provided-data"):
-        pools = [
-            (folder, SPLITS[folder.name.casefold()])
-            for folder in listing.folders(top)
-            if folder.name.casefold() in SPLITS
-        ]
+        pools = [folder for folder in listing.folders(top) if folder.name.casefold() in SPLITS]
         if pools:
-            return [(folder, split) for pool, split in pools for folder in listing.folders(pool)]
-    split = SPLITS.get(root.absolute().name.casefold())
-    return [(folder, split) for folder in listing.folders(root)]
+            break
+    return [
+        (folder, SPLITS.get(pool.absolute().name.casefold()))
+        for pool in pools or [root]
+        for folder in listing.folders(pool)
+    ]
 
 
-def read(root: Path, *, follow_links: bool = False) -> DataSet:
+def read(cases: Gathering) -> DataSet:
     """All patients; structures in the order in which a label map holds them."""
-    cases = Gathering("openkbp_csv", root, follow_links)
     present: set[str] = set()
-    for folder, split in _patients(root):
+    for folder, split in _patients(cases.root):
         tables = {path.stem: path for path in listing.entries(folder) if path.suffix.casefold() == ".csv"}
         if tables:
             present |= _read_patient(cases, folder, tables, split)
-    return cases.data_set([name for name in STRUCTURES.values() if name in present])
+    return cases.data_set(name for name in STRUCTURES.values() if name in present)
 
 
 def _read_patient(cases: Gathering, folder: Path, tables: dict[str, Path], split: str | None) -> set[str]:
     """Offer or refuse one patient; the structures drawn for this patient. tables: stem -> file."""
     cases.account(*tables.values())
-    for needed in ("ct", "voxel_dimensions"):
-        if needed not in tables:
-            cases.refuse(
-                folder.name,
-                ("FILE_MISSING", f"{needed}.csv does not exist", "download the patient again"),
-                folder / f"{needed}.csv",
-            )
-            return set()
-    for path in tables.values():
-        problem = cases.problem(path)
-        if problem is not None:
-            cases.refuse(folder.name, problem, path)
-            return set()
-    for stem, path in tables.items():
-        if stem not in STRUCTURES.values() and not _NO_STRUCTURE.fullmatch(stem):
-            cases.warn(
-                "UNMATCHED_FILE",
-                "not one of the challenge's structures",
-                "remove the file",
-                path=path,
-                case=folder.name,
-            )
     names = {name for name in STRUCTURES.values() if name in tables}
+    needed = [folder / "ct.csv", folder / "voxel_dimensions.csv"]
+    problems = [
+        (("FILE_MISSING", f"{path.name} does not exist", "download the patient again"), path)
+        for path in needed
+        if path.stem not in tables
+    ]
+    problems += [(found, path) for path in tables.values() if (found := cases.problem(path)) is not None]
     if not names:
-        cases.refuse(folder.name, ("LABEL_MISSING", "no structure was drawn", "move the folder away"), folder)
+        problems.append((("LABEL_MISSING", "no structure was drawn", "move the folder away"), folder))
+    if problems:
+        cases.refuse(folder.name, *problems[0])
         return set()
-    cases.offer(
-        folder.name,
-        ImageSource("openkbp_csv", folder),
-        LabelSource("openkbp_csv", folder),
-        annotated=names,
-        split=split,
-    )
+    for stem, path in tables.items():
+        if stem not in names and not _NO_STRUCTURE.fullmatch(stem):
+            cause = "not one of the challenge's structures"
+            cases.tell("UNMATCHED_FILE", cause, "remove the file", path=path, case=folder.name)
+    image, labels = ImageSource("openkbp_csv", folder), LabelSource("openkbp_csv", folder)
+    cases.offer(folder.name, image, labels, annotated=names, split=split)
     return names

@@ -22,10 +22,9 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from ctseg.datasets import gathering, listing
+from ctseg.datasets import listing
 from ctseg.datasets.case import DataSet, LabelTable
-from ctseg.datasets.gathering import Gathering
-from ctseg.errors import PreconditionError
+from ctseg.datasets.gathering import SPLITS, Gathering
 from ctseg.scans.formats import folder_walk
 
 
@@ -73,13 +72,12 @@ class PairedFolders:
                 if stem is not None and not listing.hidden(name):
                     yield inner + stem, folder / name
 
-    def read(self, root: Path, *, follow_links: bool = False) -> DataSet:
+    def read(self, cases: Gathering) -> DataSet:
         """All pairs of scan and label map; what has no partner is refused by name."""
-        cases = Gathering(self.name, root, follow_links)
         scans: dict[str, Path] = {}
         labels: dict[str, Path] = {}
         splits: dict[str, str] = {}
-        for place, path in self.places(root):
+        for place, path in self.places(cases.root):
             if fits(self.beside, place):
                 cases.account(path)
             for pattern, found in ((self.scan, scans), (self.label, labels)):
@@ -90,12 +88,10 @@ class PairedFolders:
                 if other is not path:
                     raise listing.duplicate_error(f"{cases.relative(other)} and {cases.relative(path)}")
                 if split := match.groupdict().get("split"):
-                    splits[match["case"]] = gathering.SPLITS[split.casefold()]
-        if not scans and not labels:
-            cause = f"no file is named as in the layout {self.name}"
-            raise PreconditionError("NO_DATA", cause, f"the layout {self.name} needs {self.SHAPE}")
-        gathering.offer_pairs(cases, scans, labels, LabelTable(self.values), splits=splits)
-        return cases.data_set(tuple(self.values.values()))
+                    splits[match["case"]] = SPLITS[split.casefold()]
+        table = LabelTable(self.values)
+        cases.offer_pairs(scans, labels, table, splits)
+        return cases.data_set(table.names)
 
 
 def fits(pattern: str, place: str) -> re.Match[str] | None:

@@ -32,14 +32,13 @@ def matches(root: Path) -> bool:
     return path.is_file() and (content is None or "cases" in content)
 
 
-def read(root: Path, *, follow_links: bool = False) -> DataSet:
+def read(cases: Gathering) -> DataSet:
     """The cases of the manifest, in natural order."""
-    path = root / "manifest.json"
+    path = cases.root / "manifest.json"
     if not path.exists():
-        raise metadata.invalid(path, "there is no manifest.json", f"the layout plain needs {SHAPE}")
+        raise cases.missing("manifest.json")
     content = metadata.read_object(path)
     table = metadata.label_table(content.get("labels"), path)
-    cases = Gathering("plain", root, follow_links)
     cases.account(path)
     for number, entry in enumerate(metadata.entry_list(content, "cases", path)):
         if not isinstance(entry, dict) or not isinstance(entry.get("case"), str):
@@ -47,20 +46,19 @@ def read(root: Path, *, follow_links: bool = False) -> DataSet:
                 path, f'entry {number} of "cases" has no "case"', 'write {"split": "train", "case": "pt_1"}'
             )
         _read_case(cases, entry, table)
-    return cases.data_set(tuple(table.values.values()))
+    return cases.data_set(table.names)
 
 
 def _read_case(cases: Gathering, entry: dict[str, Any], table: LabelTable) -> None:
     """Offer the case of an entry, or refuse it with what it lacks."""
-    case_id, split = entry["case"], entry.get("split")
-    if not isinstance(split, str | None):
-        bad: str | None = "the split is not a name"
-    else:
-        bad = listing.unsafe_name(case_id) or (listing.unsafe_name(split) if split is not None else None)
+    case_id, split, told = entry["case"], entry.get("split"), entry.get("annotated")
+    bad: str | None = "the split is not a name"
+    if split is None or isinstance(split, str):
+        bad = listing.unsafe_name(case_id) or listing.unsafe_name("-" if split is None else split)
     if bad is not None:
         fix = "use plain folder names for cases and splits"
         return cases.refuse(case_id, ("UNSAFE_NAME", f"manifest.json: {bad}", fix))
-    folder = cases.root / case_id if split is None else cases.root / split / case_id
+    folder = cases.root / (split or "") / case_id
     image, labels = listing.volume(folder, "ct"), listing.volume(folder, "labels", "label")
     if image is None or labels is None:
         code, name, what = (
@@ -71,31 +69,22 @@ def _read_case(cases: Gathering, entry: dict[str, Any], table: LabelTable) -> No
         cases.account(image, labels)
         fix = f"put the {what} there, or take the case out of manifest.json"
         return cases.refuse(case_id, (code, f"{name} does not exist", fix), folder / name)
+    # in the spelling of "labels"; all of them when the manifest does not say
+    known = {listing.folded(name): name for name in table.names}
+    annotated = []
+    for name in table.names if told is None else told if isinstance(told, list) else [told]:
+        if isinstance(name, str) and listing.folded(name) in known:
+            annotated.append(known[listing.folded(name)])
+            continue
+        cause = f'manifest.json: "annotated" has {name!r}, which "labels" does not name'
+        fix = "correct the spelling; it counts as not annotated"
+        cases.tell("METADATA_INVALID", cause, fix, case=case_id)
     cases.offer_map(
         case_id,
         image,
         labels,
         table,
-        annotated=_annotated(cases, case_id, entry.get("annotated"), table.values),
+        annotated=annotated,
         split=cases.split_of(split, case_id, cases.root / "manifest.json"),
         patient_id=listing.text_of(entry.get("patient")),
     )
-
-
-def _annotated(cases: Gathering, case_id: str, raw: object, values: dict[int, str]) -> list[str]:
-    """The structures somebody looked for, in the spelling of `labels`: all of them when the manifest does not
-    say.
-    """
-    if raw is None:
-        return list(values.values())
-    known = {listing.folded(name): name for name in values.values()}
-    annotated = []
-    for name in raw if isinstance(raw, list) else [raw]:
-        if isinstance(name, str) and listing.folded(name) in known:
-            annotated.append(known[listing.folded(name)])
-            continue
-        cause = f'manifest.json: "annotated" has {name!r}, which "labels" does not name'
-        cases.warn(
-            "METADATA_INVALID", cause, "correct the spelling; it counts as not annotated", case=case_id
-        )
-    return annotated

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from ctseg.datasets import listing
 from ctseg.datasets.case import DataSet
+from ctseg.datasets.gathering import Gathering
 from ctseg.datasets.layouts import abdomenatlas
 from ctseg.errors import PreconditionError
 
@@ -32,31 +33,18 @@ def matches(root: Path) -> bool:
     )
 
 
-def read(root: Path, *, follow_links: bool = False) -> DataSet:
-    """All case folders, with the splits of meta.csv."""
-    table = listing.child(root, "meta.csv")
-    if table is None:
-        return abdomenatlas.read_case_folders("totalsegmentator", root, follow_links, {})
-    return abdomenatlas.read_case_folders("totalsegmentator", root, follow_links, _splits(table), table)
-
-
-def _splits(path: Path) -> dict[str, str]:
-    """Case id (case-folded) -> the split as the table calls it; empty when the table has no such columns."""
+def read(cases: Gathering) -> DataSet:
+    """All case folders, with the splits of meta.csv where it has such columns."""
+    path = listing.child(cases.root, "meta.csv")
+    if path is None:
+        return abdomenatlas.read_case_folders(cases, {})
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
         delimiter = ";" if lines and ";" in lines[0] else ","
         rows = list(csv.DictReader(lines, delimiter=delimiter))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise PreconditionError(
-            "METADATA_PARSE",
-            f"not readable as a table ({error})",
-            "correct or remove the file",
-            file=path.name,
-        ) from error
-    result = {}
-    for row in rows:
-        split = (row.get("split") or "").strip()
-        case_id = (row.get("image_id") or "").strip().casefold()
-        if split and case_id:
-            result[case_id] = split
-    return result
+        cause, fix = f"not readable as a table ({error})", "correct or remove the file"
+        raise PreconditionError("METADATA_PARSE", cause, fix, file=path.name) from error
+    told = [[(row.get(key) or "").strip() for key in ("image_id", "split")] for row in rows]
+    splits = {case_id.casefold(): split for case_id, split in told if split}
+    return abdomenatlas.read_case_folders(cases, splits, path)

@@ -40,9 +40,9 @@ class Piece:
 
 def mask_of(masks: Masks, name: str) -> tuple[Volume | None, bool]:
     """(the mask of a structure in its box, None when it is empty; whether it comes from probabilities)."""
-    if masks.stored is None or masks.level is None:
+    if masks.level is None:
         return masks.tight(name), False
-    values = masks.stored(name)
+    values = masks.values(name)
     if values.array.dtype.kind != "f":
         return tight(values), False
     return tight(Volume(values.array >= masks.level, values.affine)), True

@@ -6,14 +6,21 @@ alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from ctseg.errors import Finding
 from ctseg.geometry.tolerances import EQUAL, ROUNDED
 from ctseg.geometry.volume import AIR_HU, Grid, Volume, axes_like
-from ctseg.scans.formats.regular_files import EXPORT, MEMORY_LIMIT_BYTES, implausible, refuse, too_large
+from ctseg.scans.formats.regular_files import (
+    EXPORT,
+    MEMORY_LIMIT_BYTES,
+    implausible,
+    not_3d,
+    refuse,
+    too_large,
+)
 
 SPACING_RANGE_MM = (0.1, 20.0)
 FARTHEST_MM = 100_000.0  # of the first voxel from the origin: beyond, a NIfTI's float32 does not hold 0.01 mm
@@ -31,6 +38,15 @@ def check_memory(voxels: int, item_bytes: int) -> None:
         raise implausible(f"the header announces {voxels:.3g} voxels")
     if need > MEMORY_LIMIT_BYTES:
         raise too_large(f"needs {need / 2**30:.1f} GiB")
+
+
+def check_axes(lengths: Sequence[int]) -> tuple[tuple[int, int, int], list[Finding]]:
+    """(D, H, W) of a file whose axes run W, H, D and may go on with axes of length 1, which are told."""
+    if len(lengths) < 3 or any(length > 1 for length in lengths[3:]):
+        raise not_3d(f"shape {tuple(lengths)}")
+    w, h, d, *further = lengths
+    cause = f"further axes of length 1 were dropped (shape {tuple(lengths)})"
+    return (d, h, w), [Finding("WARN", "NOT_3D", cause)] if further else []
 
 
 def shear_degrees(affine: np.ndarray) -> float:

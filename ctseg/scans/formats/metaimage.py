@@ -28,7 +28,7 @@ from ctseg.scans.formats.regular_files import (
     refuse,
     wrong_kind,
 )
-from ctseg.scans.formats.stored_values import Content, Stored
+from ctseg.scans.formats.stored_values import Content, Fields, Stored
 
 HEADER_LIMIT = 1 << 20  # bytes
 TRUNCATED = "MHA_TRUNCATED"
@@ -61,15 +61,14 @@ def read(path: Path) -> Stored:
     dtype = _check_type(fields)
     checks.check_memory(math.prod(shape), dtype.itemsize)
     affine, notes = _affine(fields, shape)
-    zipped = _flag(fields, "CompressedData")
-    array, rest = Content(memoryview(data)[start:], zipped=zipped, truncated=TRUNCATED).voxels(shape, dtype)
+    content = Content(memoryview(data)[start:], zipped=_flag(fields, "CompressedData"), truncated=TRUNCATED)
+    array, rest = content.voxels(shape, dtype)
     return Stored(array, 1.0, 0.0, affine, findings + notes + rest)
 
 
-def _parse(data: bytes) -> tuple[dict[str, str], int]:
-    """({field: text}, where the voxels begin)."""
-    fields: dict[str, str] = {}
-    start = 0
+def _parse(data: bytes) -> tuple[Fields, int]:
+    """(fields, where the voxels begin)."""
+    fields, start = Fields(), 0
     while "ElementDataFile" not in fields:
         end = data.find(b"\n", start, HEADER_LIMIT)
         line = data[start : end if end >= 0 else start + 256]
@@ -88,41 +87,28 @@ def _parse(data: bytes) -> tuple[dict[str, str], int]:
     return fields, start
 
 
-def _numbers(fields: dict[str, str], name: str, count: int) -> list[float]:
-    try:
-        numbers = [float(word) for word in fields.get(name, "").split()]
-    except ValueError:
-        numbers = []
-    if len(numbers) != count:
-        raise implausible(f"'{name}' does not hold {count} numbers")
-    return numbers
-
-
-def _flag(fields: dict[str, str], name: str) -> bool:
-    text = fields.get(name, "False").lower()
+def _flag(fields: Fields, name: str, default: str = "False") -> bool:
+    text = fields.get(name, default).lower()
     if text not in ("true", "false", "1", "0"):
         raise implausible(f"'{name}' is neither True nor False")
     return text in ("true", "1")
 
 
-def _check_shape(fields: dict[str, str]) -> tuple[tuple[int, int, int], list[Finding]]:
-    (count,) = _numbers(fields, "NDims", 1)
+def _check_shape(fields: Fields) -> tuple[tuple[int, int, int], list[Finding]]:
+    (count,) = fields.numbers("NDims", 1)
     if count not in (2, 3, 4) or fields.get("ObjectType", "Image").lower() != "image":
         raise not_3d("it is no volume")
-    lengths = _numbers(fields, "DimSize", int(count))
+    lengths = fields.numbers("DimSize", int(count))
     if min(lengths) < 1 or not all(n == int(n) for n in lengths):
         raise implausible("the dimensions are no numbers of voxels")
-    if count < 3 or any(n > 1 for n in lengths[3:]):
-        raise not_3d(f"shape {tuple(int(n) for n in lengths)}")
-    note = Finding("WARN", "NOT_3D", "a further axis of length 1 was dropped")
-    return (int(lengths[2]), int(lengths[1]), int(lengths[0])), [note] if count == 4 else []
+    return checks.check_axes([int(n) for n in lengths])
 
 
-def _check_type(fields: dict[str, str]) -> np.dtype:
-    kind = fields.get("ElementType", "")
+def _check_type(fields: Fields) -> np.dtype:
+    kind = fields["ElementType"]
     if fields.get("ElementNumberOfChannels", "1") != "1" or kind.endswith("_ARRAY"):
         raise refuse("NOT_SCALAR", "several values for each voxel", "export the scan as one number per voxel")
-    if kind not in _TYPES or not _flag({"BinaryData": "True"} | fields, "BinaryData"):
+    if kind not in _TYPES or not _flag(fields, "BinaryData", "True"):
         cause = "its voxels are no binary numbers of a known type"
         raise refuse("ENCODING_UNSUPPORTED", cause, "export the scan as 16-bit integers")
     if fields.get("HeaderSize", "0") != "0":
@@ -130,16 +116,17 @@ def _check_type(fields: dict[str, str]) -> np.dtype:
         raise refuse("ENCODING_UNSUPPORTED", cause, "save it again as one plain .mha file")
     for name, neutral in (("Slope", 1.0), ("Offset", 0.0)):
         name = f"ElementToIntensityFunction{name}"
-        if name in fields and _numbers(fields, name, 1) != [neutral]:
+        if name in fields and fields.numbers(name, 1) != [neutral]:
             cause = "its intensities are scaled"
             raise refuse("ENCODING_UNSUPPORTED", cause, "save the scan in Hounsfield units")
     big = any(_flag(fields, name) for name in ("BinaryDataByteOrderMSB", "ElementByteOrderMSB"))
     return np.dtype((">" if big else "<") + _TYPES[kind])
 
 
-def _affine(fields: dict[str, str], shape: tuple[int, int, int]) -> tuple[np.ndarray, list[Finding]]:
+def _affine(fields: Fields, shape: tuple[int, int, int]) -> tuple[np.ndarray, list[Finding]]:
     """The affine of the Volume, and what was noticed: the first axis of the file is W, the last D. Synonyms
-    must say the same."""
+    must say the same; ElementSize may differ from ElementSpacing, which counts: slices may be thicker or
+    thinner than their step."""
     count = int(fields["NDims"])
     if fields.get("DistanceUnits", "mm").lower() not in ("mm", "?"):
         raise refuse("UNITS_UNSUPPORTED", "lengths are not in mm", "export the scan in mm")
@@ -147,37 +134,29 @@ def _affine(fields: dict[str, str], shape: tuple[int, int, int]) -> tuple[np.nda
     if not (matrices and origins and "ElementSpacing" in fields):
         cause = "TransformMatrix, Offset or ElementSpacing is missing, so its place in the patient is unknown"
         raise refuse("AFFINE_UNKNOWN", cause, "export the scan with its geometry")
-    spacing = np.array(_numbers(fields, "ElementSpacing", count))[:3]
+    spacing = np.array(fields.numbers("ElementSpacing", count))[:3]
     if (spacing <= 0).any():
         code = "SPACING_MISSING" if (spacing == 0).any() else "SPACING_NEGATIVE"
         raise refuse(code, "a voxel size is not positive", EXPORT)
-
-    def placed(matrix: str, origin: str) -> np.ndarray:
-        directions = np.array(_numbers(fields, matrix, count * count)).reshape(count, count)[:3, :3]
+    affines = []
+    for matrix, origin in itertools.product(matrices, origins):
+        directions = np.array(fields.numbers(matrix, count * count)).reshape(count, count)[:3, :3]
         affine = np.eye(4)
         affine[:3, :3] = (directions * spacing[:, None])[::-1].T  # rows are axes W, H, D
-        affine[:3, 3] = _numbers(fields, origin, count)[:3]
-        return affine
-
-    affine = placed(matrices[0], origins[0])
+        affine[:3, 3] = fields.numbers(origin, count)[:3]
+        affines.append((matrix, origin, affine))
+    affine = affines[0][2]
     findings = checks.check_affine(affine)
     findings += checks.check_voxel_size(affine, spacing[::-1], "ElementSpacing")
-    for matrix, origin in itertools.product(matrices, origins):
+    for matrix, origin, other in affines:
         cause = f"{matrices[0]} and {origins[0]} put the scan elsewhere than {matrix} and {origin}"
-        off = Grid(shape, affine).off_by(Grid(shape, placed(matrix, origin)))
+        off = Grid(shape, affine).off_by(Grid(shape, other))
         fix = "leave one of each in the header"
         findings += checks.agreement(off, "AFFINE_CONFLICT", cause, "the former count", fix)
-    if "ElementSize" in fields:
-        findings += _check_size(np.array(_numbers(fields, "ElementSize", count))[:3], spacing)
+    size = np.array(fields.numbers("ElementSize", count) if "ElementSize" in fields else spacing)[:3]
+    if float(np.max(np.abs(size - spacing) / spacing)) > EQUAL:
+        theirs, ours = checks.times(size, 5), checks.times(spacing, 5)
+        cause = f"ElementSize says {theirs} mm, ElementSpacing {ours} mm, which is used"
+        fix = "nothing to do if the slices overlap or leave gaps"
+        findings.append(Finding("WARN", "AFFINE_CONFLICT", cause, fix))
     return affine, findings
-
-
-def _check_size(size: np.ndarray, spacing: np.ndarray) -> list[Finding]:
-    """Hold ElementSize against ElementSpacing, which counts: slices may be thicker or thinner than their
-    step."""
-    if float(np.max(np.abs(size - spacing) / spacing)) <= EQUAL:
-        return []
-    theirs, ours = (" x ".join(f"{n:.5g}" for n in numbers) for numbers in (size, spacing))
-    cause = f"ElementSize says {theirs} mm, ElementSpacing {ours} mm, which is used"
-    fix = "nothing to do if the slices overlap or leave gaps"
-    return [Finding("WARN", "AFFINE_CONFLICT", cause, fix)]

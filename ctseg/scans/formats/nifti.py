@@ -8,10 +8,12 @@ declared.
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import html
 import math
 import re
+import struct
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -21,10 +23,9 @@ from nibabel.quaternions import mat2quat, quat2mat
 
 from ctseg.artifacts import atomic_write
 from ctseg.errors import Finding
-from ctseg.geometry.tolerances import off_by
 from ctseg.geometry.volume import RAS_TO_LPS, Grid, Volume
 from ctseg.scans.formats import checks
-from ctseg.scans.formats.regular_files import AGAIN, implausible, not_3d, read_regular, refuse, wrong_kind
+from ctseg.scans.formats.regular_files import AGAIN, implausible, read_regular, refuse, wrong_kind
 from ctseg.scans.formats.stored_values import Content, Stored
 
 # docs/decisions/012-tolerances.md has the reasons.
@@ -61,11 +62,19 @@ def read(path: Path) -> Stored:
     if path.suffix.lower() in (".hdr", ".img"):
         raise refuse("PAIR_UNSUPPORTED", "a header/image pair", _ONE_FILE)
     content = _content(path)
-    findings = _name_findings(path, content.zipped)
+    findings = []
+    if content.zipped != path.name.lower().endswith(".gz"):
+        told = ("named .gz but not compressed; read as it is", "rename the file to .nii")
+        if content.zipped:
+            told = ("compressed although its name does not end in .gz", "rename the file to .nii.gz")
+        findings.append(Finding("WARN", "NOT_GZIP", *told))
     header = _parse_header(content)
-    shape, dropped = _check_shape(header)
-    if dropped:
-        findings.append(Finding("WARN", "NOT_3D", f"{dropped} further axes of length 1 were dropped"))
+    count, *dimensions = [int(n) for n in header["dim"]]
+    lengths = dimensions[: max(count, 0)]
+    if not 1 <= count <= 7 or min(lengths) < 1:
+        raise implausible(f"dimensions {tuple(lengths)}")
+    shape, notes = checks.check_axes(lengths)
+    findings += notes
     code, bits = int(header["datatype"]), int(header["bitpix"])
     if code in _TYPE_NAMES:
         cause = f"voxels are {_TYPE_NAMES[code]}, not single numbers"
@@ -77,7 +86,12 @@ def read(path: Path) -> Stored:
     affine, notes = _affine(header, shape)
     content.take(_voxels_start(header) - content.position)
     array, rest = content.voxels(shape, dtype)  # the bytes already lie in (D, H, W) order
-    return Stored(array, *_scaling(header), affine, findings + notes + rest)
+    slope, intercept = float(header["scl_slope"]), float(header["scl_inter"])
+    if slope == 0 or np.isnan(slope):  # no scaling, as the standard and nibabel have it
+        slope, intercept = 1.0, 0.0
+    if not np.isfinite([slope, intercept]).all():
+        raise implausible(f"intensity scaling {slope:g} * x + {intercept:g}")
+    return Stored(array, slope, intercept, affine, findings + notes + rest)
 
 
 def read_names(path: Path) -> dict[int, str]:
@@ -99,45 +113,25 @@ def _content(path: Path, count: int = -1) -> Content:
     return Content(data, zipped=data[:2] == b"\x1f\x8b", truncated="NIFTI_TRUNCATED")
 
 
-def _name_findings(path: Path, zipped: bool) -> list[Finding]:
-    if zipped == path.name.lower().endswith(".gz"):
-        return []
-    cause, fix = (
-        ("compressed although its name does not end in .gz", "rename the file to .nii.gz")
-        if zipped
-        else ("named .gz but not compressed; read as it is", "rename the file to .nii")
-    )
-    return [Finding("WARN", "NOT_GZIP", cause, fix)]
-
-
 def _parse_header(content: Content) -> Any:
     """nibabel's header object for the first 348 (NIfTI-1) or 540 (NIfTI-2) bytes, unchecked."""
     block = content.take(4)
-    sizes = {order: int.from_bytes(block, order) for order in ("little", "big")}
-    kinds: dict[int, tuple[Any, int]] = {348: (nib.Nifti1Header, 344), 540: (nib.Nifti2Header, 4)}
-    size = next((size for size in kinds if size in sizes.values()), 4)
+    # the first bytes, which say the size -> (kind, size, place of the magic bytes, byte order)
+    kinds: dict[bytes, tuple[Any, int, int, str]] = {
+        struct.pack(f"{order}i", size): (kind, size, magic_at, order)
+        for kind, size, magic_at in ((nib.Nifti1Header, 348, 344), (nib.Nifti2Header, 540, 4))
+        for order in "<>"
+    }
+    kind, size, magic_at, byte_order = kinds.get(block, (None, 4, 4, "<"))
     block += content.take(size - 4)
     if len(block) < size:
         raise refuse("NIFTI_TRUNCATED", f"ended at byte {len(block)} inside the header", AGAIN)
-    if size in kinds:
-        kind, magic_at = kinds[size]
-        magic = block[magic_at : magic_at + 3]
-        if magic in (b"ni1", b"ni2"):
-            raise refuse("PAIR_UNSUPPORTED", "the header of a header/image pair", _ONE_FILE)
-        if magic in (b"n+1", b"n+2"):
-            return kind(binaryblock=block, endianness="<" if sizes["little"] == size else ">", check=False)
+    magic = block[magic_at : magic_at + 3]
+    if magic in (b"ni1", b"ni2"):
+        raise refuse("PAIR_UNSUPPORTED", "the header of a header/image pair", _ONE_FILE)
+    if magic in (b"n+1", b"n+2"):
+        return kind(binaryblock=block, endianness=byte_order, check=False)
     raise wrong_kind(block + content.take(256), "NOT_NIFTI", "a NIfTI header")
-
-
-def _check_shape(header: Any) -> tuple[tuple[int, int, int], int]:
-    """((D, H, W), number of dropped axes of length 1)."""
-    count, *dimensions = [int(n) for n in header["dim"]]
-    lengths = dimensions[: max(count, 0)]
-    if not 1 <= count <= 7 or min(lengths) < 1:
-        raise implausible(f"dimensions {tuple(lengths)}")
-    if count < 3 or any(n > 1 for n in lengths[3:]):
-        raise not_3d(f"shape {tuple(lengths)}")
-    return (lengths[2], lengths[1], lengths[0]), count - 3
 
 
 def _voxels_start(header: Any) -> int:
@@ -149,16 +143,6 @@ def _voxels_start(header: Any) -> int:
     return int(offset)
 
 
-def _scaling(header: Any) -> tuple[float, float]:
-    """(slope, intercept); a slope of 0 or NaN means no scaling, as the standard and nibabel have it."""
-    slope, intercept = float(header["scl_slope"]), float(header["scl_inter"])
-    if slope == 0 or np.isnan(slope):
-        return 1.0, 0.0
-    if not np.isfinite(slope) or not np.isfinite(intercept):
-        raise implausible(f"intensity scaling {slope:g} * x + {intercept:g}")
-    return slope, intercept
-
-
 def _affine(header: Any, shape: tuple[int, int, int]) -> tuple[np.ndarray, list[Finding]]:
     """The affine of the Volume and what was noticed; the sform counts, else the qform, never a guess.
 
@@ -167,125 +151,95 @@ def _affine(header: Any, shape: tuple[int, int, int]) -> tuple[np.ndarray, list[
     """
     if int(header["xyzt_units"]) & 7 not in (0, 2):
         raise refuse("UNITS_UNSUPPORTED", "lengths are not in mm", "export the scan in mm")
-    sform = np.asarray(header.get_sform(), dtype=np.float64) if int(header["sform_code"]) > 0 else None
-    problem = _size_problem(header)
-    if sform is None:
-        theirs, findings = _qform_alone(header, problem)
-    else:
-        theirs, findings = sform, []
-    ours = file_affine(theirs)
-    findings += checks.check_affine(ours)
-    if sform is not None and problem is not None:
+    sizes = np.asarray(header["pixdim"][1:4], dtype=np.float64)  # (i, j, k)
+    problems = (
+        ("SPACING_NONFINITE", "NaN or infinite", ~np.isfinite(sizes)),
+        ("SPACING_NEGATIVE", "negative", sizes < 0),
+        ("SPACING_MISSING", "0", sizes == 0),
+    )
+    problem = next(((code, what) for code, what, wrong in problems if wrong.any()), None)
+    if int(header["sform_code"]) > 0:
+        affine = file_affine(np.asarray(header.get_sform(), dtype=np.float64))
+        findings = checks.check_affine(affine)
+        if problem is None:
+            return affine, findings + _compare_forms(header, Grid(shape, affine), sizes)
         code, what = problem
         cause = f"the voxel size in pixdim is {what}; the sform is used"
-        findings.append(Finding("WARN", code, cause, "correct pixdim in the header"))
-    elif sform is not None:
-        findings += _compare_forms(header, Grid(shape, ours))
-    return ours, findings
-
-
-def _sizes(header: Any) -> np.ndarray:
-    """The voxel sizes in pixdim, (i, j, k)."""
-    return np.asarray(header["pixdim"][1:4], dtype=np.float64)
-
-
-def _size_problem(header: Any) -> tuple[str, str] | None:
-    """(code, words) when pixdim holds no voxel size, else None."""
-    sizes = _sizes(header)
-    if not np.isfinite(sizes).all():
-        return "SPACING_NONFINITE", "NaN or infinite"
-    if (sizes < 0).any():
-        return "SPACING_NEGATIVE", "negative"
-    return ("SPACING_MISSING", "0") if (sizes == 0).any() else None
-
-
-def _qform_alone(header: Any, problem: tuple[str, str] | None) -> tuple[np.ndarray, list[Finding]]:
-    """The qform, (i, j, k) to RAS mm, of a header without sform."""
+        return affine, [*findings, Finding("WARN", code, cause, "correct pixdim in the header")]
     if problem is not None:
-        raise refuse(problem[0], f"the voxel size is {problem[1]}", _GEOMETRY)
+        code, what = problem
+        raise refuse(code, f"the voxel size is {what}", _GEOMETRY)
     if int(header["qform_code"]) <= 0:
         cause = "neither qform nor sform is set, so left and right are unknown"
         raise refuse("AFFINE_UNKNOWN", cause, _GEOMETRY)
-    rotation = _rotation(header)
-    if rotation is None:
+    qform = _qform(header, sizes)
+    if qform is None:
         cause = "the quaternion of the qform is invalid: b2 + c2 + d2 is far above 1, or NaN"
         raise refuse("AFFINE_SINGULAR", cause, _GEOMETRY)
-    qform = _qform(header, rotation, _sizes(header))
-    excess = float(np.square(_quaternion(header)).sum()) - 1
-    if excess <= 4 * QUATERNION_FLOAT32:
-        return qform, []
-    cause = (
-        f"the quaternion of the qform is too long (b2 + c2 + d2 = 1 + {excess:.1g}) and is shortened: "
-        f"the axes may be up to {np.degrees(2 * np.sqrt(excess)):.2g} degrees off"
-    )
-    return qform, [Finding("WARN", "AFFINE_ROUNDED", cause, "store an sform too")]
+    findings, excess = [], float(np.square(_quaternion(header)).sum()) - 1
+    if excess > 4 * QUATERNION_FLOAT32:
+        cause = (
+            f"the quaternion of the qform is too long (b2 + c2 + d2 = 1 + {excess:.1g}) and is shortened: "
+            f"the axes may be up to {np.degrees(2 * np.sqrt(excess)):.2g} degrees off"
+        )
+        findings.append(Finding("WARN", "AFFINE_ROUNDED", cause, "store an sform too"))
+    affine = file_affine(qform)
+    return affine, findings + checks.check_affine(affine)
 
 
 def _quaternion(header: Any) -> np.ndarray:
     """b, c, d as they are stored."""
-    return np.array([float(header[name]) for name in ("quatern_b", "quatern_c", "quatern_d")])
+    return np.array([float(header[f"quatern_{letter}"]) for letter in "bcd"])
 
 
-def _rotation(header: Any, expected: np.ndarray | None = None) -> np.ndarray | None:
-    """The rotation (3, 3) of the qform, None when its quaternion is none.
+def _qform(header: Any, sizes: np.ndarray, expected: np.ndarray | None = None) -> np.ndarray | None:
+    """The qform (4, 4), (i, j, k) to RAS mm, with voxel sizes (i, j, k); None when its quaternion is none.
 
-    As in the NIfTI reference library a is 0 from a length of 1 on.
-    expected: taken where its quaternion is the stored one as well as 32 bits can say it. Near half a turn the
-    three stored numbers say little about the fourth: rounded, they turn the axes by up to 0.16 degrees.
+    As in the NIfTI reference library a is 0 from a length of 1 on, and the third axis runs the other way
+    where pixdim[0] is negative.
+    expected: axes (3, 3) that are taken where their quaternion is the stored one as well as 32 bits can say
+    it. Near half a turn the three stored numbers say little about the fourth: rounded, they turn the axes by
+    up to 0.16 degrees.
     """
-    stored = _quaternion(header)
-    if expected is not None and np.linalg.det(expected) > 0:
-        a, *axis = mat2quat(expected)
+    stored, handedness = _quaternion(header), [1, 1, -1 if float(header["pixdim"][0]) < 0 else 1]
+    square, rotation = 1 - float(np.square(stored).sum()), None
+    if expected is not None and np.linalg.det(expected * handedness) > 0:
+        a, *axis = mat2quat(expected * handedness)
         signs = (1, -1) if abs(a) < np.sqrt(2 * QUATERNION_FLOAT32) else (1,)
         if min(np.abs(sign * stored - axis).max() for sign in signs) <= QUATERNION_FLOAT32:
-            return expected
-    square = 1 - float(np.square(stored).sum())
-    if not square >= -QUATERNION_DECIMALS:
-        return None
-    return quat2mat([0.0 if square < 1e-7 else np.sqrt(square), *stored])  # it shortens what is too long
-
-
-def _handedness(header: Any) -> int:
-    """1, or -1 where the third axis runs the other way. As in the NIfTI reference library: pixdim[0], where 0
-    means 1."""
-    return -1 if float(header["pixdim"][0]) < 0 else 1
-
-
-def _qform(header: Any, rotation: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """(4, 4) of a rotation with voxel sizes (i, j, k) and the header's handedness and offset."""
+            rotation = expected * handedness
+    if rotation is None:
+        if not square >= -QUATERNION_DECIMALS:
+            return None
+        # it shortens what is too long
+        rotation = quat2mat([0.0 if square < 1e-7 else np.sqrt(square), *stored])
     result = np.eye(4)
-    result[:3, :3] = rotation * [1, 1, _handedness(header)] * sizes
-    result[:3, 3] = [float(header[name]) for name in ("qoffset_x", "qoffset_y", "qoffset_z")]
+    result[:3, :3] = rotation * handedness * sizes
+    result[:3, 3] = [float(header[f"qoffset_{axis}"]) for axis in "xyz"]
     return result
 
 
-def _compare_forms(header: Any, grid: Grid) -> list[Finding]:
-    """Hold pixdim, and a qform's rotation and offset, against the sform, whose grid is `grid`."""
-    findings = checks.check_voxel_size(grid.affine, _sizes(header)[::-1], "pixdim")
+def _compare_forms(header: Any, grid: Grid, sizes: np.ndarray) -> list[Finding]:
+    """Hold pixdim (sizes), and a qform's rotation and offset, against the sform, whose grid is `grid`.
+
+    A qform holds no shear: it is held against the nearest perpendicular axes of the same lengths.
+    """
+    findings = checks.check_voxel_size(grid.affine, sizes[::-1], "pixdim")
     if int(header["qform_code"]) <= 0:
         return findings
     fix = "correct the header: set sform and qform to the true geometry"
-    straight = _without_shear(file_affine(grid.affine))
-    sizes = np.linalg.norm(straight[:3, :3], axis=0)
-    rotation = _rotation(header, straight[:3, :3] / sizes * [1, 1, _handedness(header)])
-    qform = None if rotation is None else _qform(header, rotation, sizes)
+    straight = file_affine(grid.affine)
+    lengths = np.linalg.norm(straight[:3, :3], axis=0)
+    left, _, right = np.linalg.svd(straight[:3, :3] / lengths)
+    straight[:3, :3] = left @ right * lengths
+    qform = _qform(header, lengths, left @ right)
     if qform is None or not np.isfinite(qform).all():
         cause = "the quaternion or the offset of the qform is invalid; the sform is used"
         return [*findings, Finding("WARN", "AFFINE_CONFLICT", cause, fix)]
-    apart = Grid(grid.shape, file_affine(straight)).corner_distance_mm(Grid(grid.shape, file_affine(qform)))
-    cause = f"qform and sform are {apart:.2g} mm apart at the corners"
-    return findings + checks.agreement(
-        off_by(apart, sizes), "AFFINE_CONFLICT", cause, "the sform is used", fix
-    )
-
-
-def _without_shear(sform: np.ndarray) -> np.ndarray:
-    """What a qform can hold of an sform: the nearest perpendicular axes, of the same lengths."""
-    sizes = np.linalg.norm(sform[:3, :3], axis=0)
-    left, _, right = np.linalg.svd(sform[:3, :3] / sizes)
-    result = sform.copy()
-    result[:3, :3] = left @ right * sizes
-    return result
+    ours, theirs = (Grid(grid.shape, file_affine(form)) for form in (straight, qform))
+    cause = f"qform and sform are {ours.corner_distance_mm(theirs):.2g} mm apart at the corners"
+    off = ours.off_by(theirs)
+    return findings + checks.agreement(off, "AFFINE_CONFLICT", cause, "the sform is used", fix)
 
 
 # ---- writing ----------------------------------------------------------------------------------------------
@@ -339,15 +293,14 @@ def _write(path: Path, array: np.ndarray, affine: np.ndarray) -> None:
     header.set_xyzt_units("mm")
     header.set_data_offset(352)
     header["scl_slope"], header["scl_inter"] = 1.0, 0.0
-    content = header.binaryblock + b"\0" * 4
 
     def write(stream: BinaryIO) -> None:
-        if not path.name.lower().endswith(".gz"):
-            stream.write(content)
-            stream.write(np.ascontiguousarray(array).data)
-            return
-        with gzip.GzipFile(filename="", mode="wb", compresslevel=3, fileobj=stream, mtime=0) as zipped:
-            zipped.write(content)
-            zipped.write(np.ascontiguousarray(array).data)
+        with (
+            gzip.GzipFile(filename="", mode="wb", compresslevel=3, fileobj=stream, mtime=0)
+            if path.name.lower().endswith(".gz")
+            else contextlib.nullcontext(stream)
+        ) as target:
+            target.write(header.binaryblock + b"\0" * 4)
+            target.write(np.ascontiguousarray(array).data)
 
     atomic_write(path, write)

@@ -29,43 +29,34 @@ from ctseg.scans.formats.regular_files import (
     refuse,
     wrong_kind,
 )
-from ctseg.scans.formats.stored_values import Content, Stored, integers_of
+from ctseg.scans.formats.stored_values import Content, Fields, Stored, integers_of
 
 HEADER_LIMIT = 4 << 20  # bytes; a segmentation of a hundred structures needs 100 kB
 TRUNCATED = "NRRD_TRUNCATED"
 _ONE_FILE = "save it as one .nrrd file"
 _DRAW_AGAIN = "save the segmentation again from the tool that drew it"
-_TYPES = {
-    "i1": ("signed char", "int8", "int8_t"),
-    "u1": ("uchar", "unsigned char", "uint8", "uint8_t"),
-    "i2": ("short", "short int", "signed short", "signed short int", "int16", "int16_t"),
-    "u2": ("ushort", "unsigned short", "unsigned short int", "uint16", "uint16_t"),
-    "i4": ("int", "signed int", "int32", "int32_t"),
-    "u4": ("uint", "unsigned int", "uint32", "uint32_t"),
-    "i8": (
-        "longlong",
-        "long long",
-        "long long int",
-        "signed long long",
-        "signed long long int",
-        "int64",
-        "int64_t",
-    ),
-    "u8": ("ulonglong", "unsigned long long", "unsigned long long int", "uint64", "uint64_t"),
-    "f4": ("float",),
-    "f8": ("double",),
+_TYPES = {  # NumPy's type -> the format's names for it
+    "i1": "signed char, int8, int8_t",
+    "u1": "uchar, unsigned char, uint8, uint8_t",
+    "i2": "short, short int, signed short, signed short int, int16, int16_t",
+    "u2": "ushort, unsigned short, unsigned short int, uint16, uint16_t",
+    "i4": "int, signed int, int32, int32_t",
+    "u4": "uint, unsigned int, uint32, uint32_t",
+    "i8": "longlong, long long, long long int, signed long long, signed long long int, int64, int64_t",
+    "u8": "ulonglong, unsigned long long, unsigned long long int, uint64, uint64_t",
+    "f4": "float",
+    "f8": "double",
 }
-_CODES = {name: code for code, names in _TYPES.items() for name in names}
-# Signs that turn a space's axes into left, posterior, superior. Others do not say where the patient's left
-# is.
-_SPACES = {
-    "left-posterior-superior": (1, 1, 1),
-    "lps": (1, 1, 1),
-    "right-anterior-superior": (-1, -1, 1),
-    "ras": (-1, -1, 1),
-    "left-anterior-superior": (1, -1, 1),
-    "las": (1, -1, 1),
-}
+_CODES = {name: code for code, names in _TYPES.items() for name in names.split(", ")}
+# Spaces that say where the patient's left is; others do not.
+_SPACES = (
+    "left-posterior-superior",
+    "lps",
+    "right-anterior-superior",
+    "ras",
+    "left-anterior-superior",
+    "las",
+)
 _MILLIMETRES = {"mm", "millimeter", "millimeters", "millimetre", "millimetres", ""}
 # An axis that holds several values of a voxel, without the structure of a colour or tensor.
 _LIST_KINDS = {"list", "none", "???", "stub", "vector", "point"}
@@ -81,18 +72,36 @@ class Segment:
     value: int
 
 
+@dataclasses.dataclass
+class Header:
+    """What stands before the voxels, and the bytes behind it.
+
+    fields: by their names in lower case; values: key -> text (`:=`); axis: which axis of the file counts the
+    layers, None where there is one layer alone; shape: (D, H, W); directions: the words of "space directions"
+    for W, H, D, "(1,0,0)".
+    """
+
+    fields: Fields
+    values: dict[str, str]
+    data: memoryview
+    layers: int
+    axis: int | None
+    shape: tuple[int, int, int]
+    directions: list[str]
+
+
 def read(path: Path) -> Stored:
     """What stands in a file of one layer, checked; errors and findings do not name it."""
-    stored, header = _read(path)
-    layers, segments = len(stored.array), _segments(header)
-    if layers > 1 and segments:
+    header = _parse(path, read_regular(path))
+    stored, segments = _read(header), _segments(header)
+    if header.layers > 1 and segments:
         fix = "export it as one label map, or as one file per structure"
-        raise refuse("NOT_3D", f"its segments lie in {layers} layers and may overlap", fix)
-    if layers > 1:
-        raise not_3d(f"{layers} values for each voxel")
+        raise refuse("NOT_3D", f"its segments lie in {header.layers} layers and may overlap", fix)
+    if header.layers > 1:
+        raise not_3d(f"{header.layers} values for each voxel")
     if segments:
         _check_values(segments, stored.array)
-    if header.fields["dimension"].strip() == "4":
+    if header.axis is not None:
         stored.findings.append(Finding("WARN", "NOT_3D", "a further axis of length 1 was dropped"))
     return dataclasses.replace(stored, array=stored.array[0])
 
@@ -115,13 +124,13 @@ def list_segments(path: Path) -> tuple[Segment, ...]:
 def read_segments(path: Path) -> tuple[tuple[Segment, ...], Callable[[Segment], Volume], list[Finding]]:
     """(segments, the mask of one: a Volume of bool, what was noticed). The file is read once."""
     with at_file(path):
-        stored, header = _read(path)
+        header = _parse(path, read_regular(path))
+        labels, findings = integers_of(_read(header))
         segments = _segments(header)
-        labels, findings = integers_of(stored)
         _check_values(segments, labels.array)
 
     def read_segment(segment: Segment) -> Volume:
-        return Volume(labels.array[segment.layer] == segment.value, stored.affine)
+        return Volume(labels.array[segment.layer] == segment.value, labels.affine)
 
     return segments, read_segment, located(findings, path)
 
@@ -129,29 +138,15 @@ def read_segments(path: Path) -> tuple[tuple[Segment, ...], Callable[[Segment], 
 # ---- header -----------------------------------------------------------------------------------------------
 
 
-@dataclasses.dataclass
-class _Header:
-    """fields: lower-case name -> text; values: key -> text (`:=`); start: where the data begins."""
-
-    fields: dict[str, str]
-    values: dict[str, str]
-    start: int
-    data: bytes
-
-    def words(self, name: str) -> list[str]:
-        return self.fields.get(name, "").split()
-
-
-def _parse(path: Path, data: bytes) -> _Header:
+def _parse(path: Path, data: bytes) -> Header:
     if path.suffix.lower() == ".nhdr":
         raise refuse("PAIR_UNSUPPORTED", "a detached header, whose voxels lie in another file", _ONE_FILE)
     if not re.match(rb"NRRD000\d\r?\n", data[:16]):
         raise wrong_kind(data[:256], "NOT_NRRD", "an NRRD header")
     header = data[:HEADER_LIMIT]
     end = re.search(rb"\r?\n\r?\n", header)
-    text = header[: end.start() if end else len(header)].decode("utf-8", errors="replace")
-    fields: dict[str, str] = {}
-    values: dict[str, str] = {}
+    text = header[: end.start() if end else None].decode("utf-8", errors="replace")
+    fields, values = Fields(), Fields()
     for line in text.splitlines()[1:]:
         if line.startswith("#"):
             continue
@@ -170,24 +165,40 @@ def _parse(path: Path, data: bytes) -> _Header:
         raise refuse("PAIR_UNSUPPORTED", "its voxels lie in another file", _ONE_FILE)
     if end is None:
         raise refuse(TRUNCATED, f"no end of the header in the first {len(header)} bytes", AGAIN)
-    return _Header(fields, values, end.end(), data)
+    return Header(fields, values, memoryview(data)[end.end() :], *_check_sizes(fields))
 
 
-def _numbers(header: _Header, name: str, kind: Callable[[str], float]) -> list[float]:
-    try:
-        return [kind(word) for word in header.words(name)]
-    except (ValueError, OverflowError):
-        raise implausible(f"'{name}' holds something else than numbers") from None
+def _check_sizes(fields: Fields) -> tuple[int, int | None, tuple[int, int, int], list[str]]:
+    """What sizes, kinds and directions say of the axes: the last four fields of a Header."""
+    sizes = [int(size) for size in fields.numbers("sizes", kind=int)]
+    count = len(sizes)
+    if fields["dimension"].split() != [str(count)] or not sizes or min(sizes) < 1:
+        raise implausible("dimension and sizes do not fit together")
+    kinds = fields["kinds"].lower().split() or ["domain"] * count
+    directions = re.findall(r"\([^()]*\)|none", re.sub(r"\s", "", fields["space directions"].lower()))
+    outside = [number for number, vector in enumerate(directions) if vector == "none"]
+    if count == 3 and outside:
+        raise not_3d("one of its three axes lies outside space (a picture of several values)")
+    if count != 3 and (count != 4 or len(kinds) != 4 or outside not in ([0], [3])):
+        raise not_3d(f"sizes {tuple(sizes)}")
+    layers, axis = 1, None
+    if outside:
+        (axis,) = outside
+        layers = sizes.pop(axis)
+        directions.pop(axis)
+        if kinds[axis] not in _LIST_KINDS and layers != 1:
+            code = "NOT_3D" if kinds[axis] in ("domain", "time", "space") else "NOT_SCALAR"
+            raise refuse(code, "several values for each voxel", "export the scan as one number per voxel")
+    w, h, d = sizes
+    return layers, axis, (d, h, w), directions
 
 
-def _read(path: Path) -> tuple[Stored, _Header]:
-    """The stored array (layers, D, H, W) and the header."""
-    header = _parse(path, read_regular(path))
-    layers, axis, shape = _check_sizes(header)
-    dtype = _check_type(header)
-    checks.check_memory(layers * math.prod(shape), dtype.itemsize)
-    affine, findings = _affine(header, axis)
-    encoding = header.fields.get("encoding", "").lower()
+def _read(header: Header) -> Stored:
+    """The stored array (layers, D, H, W)."""
+    dtype = _check_type(header.fields)
+    checks.check_memory(header.layers * math.prod(header.shape), dtype.itemsize)
+    affine, findings = _affine(header)
+    encoding = header.fields["encoding"].lower()
     if encoding not in ("raw", "gzip", "gz"):
         fix = "save it again, raw or compressed with gzip"
         raise refuse("ENCODING_UNSUPPORTED", "its voxels are neither raw nor gzip", fix)
@@ -195,137 +206,99 @@ def _read(path: Path) -> tuple[Stored, _Header]:
         if header.fields.get(name, "0") != "0":
             cause = "bytes or lines stand between the header and the voxels"
             raise refuse("ENCODING_UNSUPPORTED", cause, "save it again as one plain .nrrd file")
-    data = memoryview(header.data)[header.start :]
-    content = Content(data, zipped=encoding != "raw", truncated=TRUNCATED)
-    # With axis 0 the values of one voxel lie side by side.
-    array, notes = content.voxels((*shape, layers) if axis == 0 else (layers, *shape), dtype)
-    return Stored(
-        np.moveaxis(array, 3, 0) if axis == 0 else array, 1.0, 0.0, affine, findings + notes
-    ), header
+    content = Content(header.data, zipped=encoding != "raw", truncated=TRUNCATED)
+    if header.axis == 0:  # the values of one voxel lie side by side
+        array, notes = content.voxels((*header.shape, header.layers), dtype)
+        array = np.moveaxis(array, 3, 0)
+    else:
+        array, notes = content.voxels((header.layers, *header.shape), dtype)
+    return Stored(array, 1.0, 0.0, affine, findings + notes)
 
 
-def _check_sizes(header: _Header) -> tuple[int, int | None, tuple[int, int, int]]:
-    """(number of layers, which axis of the file counts them or None, (D, H, W))."""
-    sizes = [int(n) for n in _numbers(header, "sizes", int)]
-    if header.words("dimension") != [str(len(sizes))] or not sizes or min(sizes) < 1:
-        raise implausible("dimension and sizes do not fit together")
-    kinds = [kind.lower() for kind in header.words("kinds")] or ["domain"] * len(sizes)
-    outside = [number for number, vector in enumerate(_vectors(header)) if vector == "none"]
-    if len(sizes) == 3:
-        if outside:
-            raise not_3d("one of its three axes lies outside space (a picture of several values)")
-        return 1, None, (sizes[2], sizes[1], sizes[0])
-    if len(sizes) != 4 or len(outside) != 1 or outside[0] not in (0, 3) or len(kinds) != 4:
-        raise not_3d(f"sizes {tuple(sizes)}")
-    axis = outside[0]
-    if kinds[axis] not in _LIST_KINDS and sizes[axis] != 1:
-        code = "NOT_3D" if kinds[axis] in ("domain", "time", "space") else "NOT_SCALAR"
-        raise refuse(code, "several values for each voxel", "export the scan as one number per voxel")
-    d, h, w = [size for number, size in enumerate(sizes) if number != axis][::-1]
-    return sizes[axis], axis, (d, h, w)
-
-
-def _vectors(header: _Header) -> list[str]:
-    """The words of "space directions": "(1,0,0)" or "none"."""
-    return [
-        re.sub(r"\s", "", word)
-        for word in re.findall(r"\([^()]*\)|none", header.fields.get("space directions", "").lower())
-    ]
-
-
-def _check_type(header: _Header) -> np.dtype:
-    name = " ".join(header.fields.get("type", "").lower().split())
+def _check_type(fields: Fields) -> np.dtype:
+    name = " ".join(fields["type"].lower().split())
     if name not in _CODES:
         code = "NOT_SCALAR" if name == "block" else "HEADER_IMPLAUSIBLE"
         raise refuse(code, "its type is no number", "export the scan as 16-bit integers")
-    if {"old min", "oldmin", "old max", "oldmax"} & set(header.fields):
+    if {"old min", "oldmin", "old max", "oldmax"} & set(fields):
         cause = "its intensities are scaled ('old min', 'old max')"
         raise refuse("ENCODING_UNSUPPORTED", cause, "save the scan in Hounsfield units")
-    order = {"little": "<", "big": ">"}.get(header.fields.get("endian", "").lower(), "")
+    order = {"little": "<", "big": ">"}.get(fields["endian"].lower(), "")
     if not order and np.dtype(_CODES[name]).itemsize > 1:
         raise implausible("the byte order is not given")
     return np.dtype(order + _CODES[name])
 
 
-def _affine(header: _Header, axis: int | None) -> tuple[np.ndarray, list[Finding]]:
-    """The affine of the Volume: the first axis of space in the file is W, the last D."""
-    space, fix = header.fields.get("space", "").lower(), "export the scan with its geometry"
+def _affine(header: Header) -> tuple[np.ndarray, list[Finding]]:
+    """The affine of the Volume: the first axis of space in the file is W, the last D.
+
+    'spacings', where some writer gives them too, must agree.
+    """
+    fields, fix = header.fields, "export the scan with its geometry"
+    space, origin = fields["space"].lower(), re.sub(r"\s", "", fields["space origin"])
     if space not in _SPACES:
         cause = (
             "its 'space' does not name the patient's left, back and head" if space else "no 'space' is given"
         )
         cause += ", so left and right are unknown"
         raise refuse("AFFINE_UNKNOWN", cause, f"{fix} (left-posterior-superior)")
-    units = " ".join(header.fields.get(field, "") for field in ("space units", "units")).lower()
+    units = f"{fields['space units']} {fields['units']}".lower()
     if not set(re.findall(r'"([^"]*)"', units)) <= _MILLIMETRES:
         raise refuse("UNITS_UNSUPPORTED", "lengths are not in mm", "export the scan in mm")
-    vectors = [vector for number, vector in enumerate(_vectors(header)) if number != axis]
-    origin = re.sub(r"\s", "", header.fields.get("space origin", ""))
-    if len(vectors) != 3 or not origin:
+    if len(header.directions) != 3 or not origin:
         raise refuse("AFFINE_UNKNOWN", "'space directions' or 'space origin' is missing", fix)
+    signs = [1 if word[0] in "lps" else -1 for word in (space.split("-") if "-" in space else space)]
     affine = np.eye(4)
     try:
-        for column, text in zip((2, 1, 0, 3), (*vectors, origin)):
+        for column, text in zip((2, 1, 0, 3), (*header.directions, origin)):
             x, y, z = (float(number) for number in text.strip("()").split(","))
-            affine[:3, column] = np.multiply((x, y, z), _SPACES[space])
+            affine[:3, column] = np.multiply((x, y, z), signs)
     except ValueError:
         cause = "'space directions' or 'space origin' holds something else than three numbers"
         raise implausible(cause) from None
-    return affine, checks.check_affine(affine) + _check_spacings(header, axis, affine)
-
-
-def _check_spacings(header: _Header, axis: int | None, affine: np.ndarray) -> list[Finding]:
-    """Hold 'spacings', where some writer gives them too, against 'space directions'."""
-    numbers = [number for place, number in enumerate(_numbers(header, "spacings", float)) if place != axis]
-    if not numbers or all(np.isnan(numbers)):  # NaN is the format's word for "not given"
-        return []
-    if len(numbers) != 3:
+    findings = checks.check_affine(affine)
+    spacings = [size for axis, size in enumerate(fields.numbers("spacings")) if axis != header.axis]
+    if np.isnan(spacings).all():  # none, or the format's word for "not given"
+        return affine, findings
+    if len(spacings) != 3:
         raise implausible("'spacings' does not hold a number for each axis")
-    return checks.check_voxel_size(affine, np.array(numbers[::-1]), "'spacings'")
+    return affine, findings + checks.check_voxel_size(affine, np.array(spacings[::-1]), "'spacings'")
 
 
 # ---- segments ---------------------------------------------------------------------------------------------
 
 
-def _segments(header: _Header) -> tuple[Segment, ...]:
+def _segments(header: Header) -> tuple[Segment, ...]:
     """What the keys Segment0_Name, Segment0_LabelValue and Segment0_Layer say. Older files number no values:
     each layer is one segment."""
     keys = [re.fullmatch(r"Segment(\d{1,4})_(?:Name|ID)", key) for key in header.values]
-    numbers = sorted({int(found.group(1)) for found in keys if found})
-    if not numbers:
-        return ()
-    layers, _, _ = _check_sizes(header)
+    numbers = sorted({int(found[1]) for found in keys if found})
     segments = []
     for place, number in enumerate(numbers):
         name, called, value, layer = (
             header.values.get(f"Segment{number}_{key}") for key in ("Name", "ID", "LabelValue", "Layer")
         )
-        plain = value is None and len(numbers) == layers
+        if value is None and len(numbers) == header.layers:
+            value, layer = "1", str(place) if layer is None else layer
         try:
-            layer_number = place if layer is None and plain else int(layer or 0)
-            stored = 1 if plain else int(value or "")
+            segment = Segment((name or called or "").strip(), int(layer or 0), int(value or ""))
         except ValueError:
-            raise _bad_segments("a segment has no label value") from None
-        segments.append(Segment((name or called or "").strip(), layer_number, stored))
-    if not all(segment.name and 0 <= segment.layer < layers and segment.value > 0 for segment in segments):
-        raise _bad_segments("a segment has no name, or lies in no layer of the file")
-    names, places = zip(*((segment.name, (segment.layer, segment.value)) for segment in segments))
-    if len(set(names)) < len(segments) or len(set(places)) < len(segments):
-        raise _bad_segments("two segments have the same name or the same voxels")
+            raise refuse("METADATA_INVALID", "a segment has no label value", _DRAW_AGAIN) from None
+        segments.append(segment)
+    if not all(one.name and 0 <= one.layer < header.layers and one.value > 0 for one in segments):
+        cause = "a segment has no name, or lies in no layer of the file"
+        raise refuse("METADATA_INVALID", cause, _DRAW_AGAIN)
+    names, places = {one.name for one in segments}, {(one.layer, one.value) for one in segments}
+    if min(len(names), len(places)) < len(segments):
+        raise refuse("METADATA_INVALID", "two segments have the same name or the same voxels", _DRAW_AGAIN)
     return tuple(segments)
-
-
-def _bad_segments(cause: str) -> Exception:
-    return refuse("METADATA_INVALID", cause, _DRAW_AGAIN)
 
 
 def _check_values(segments: tuple[Segment, ...], layers: np.ndarray) -> None:
     """Refuse voxels that no segment explains. layers: (layers, D, H, W)."""
+    checks.check_finite(layers)
     for number, layer in enumerate(layers):
-        known = {0} | {segment.value for segment in segments if segment.layer == number}
-        unknown = sorted({int(value) for value in np.unique(layer)} - known)
-        if unknown:
-            listed = ", ".join(map(str, unknown[:5]))
-            raise refuse(
-                "LABEL_VALUES", f"label values {listed} belong to no segment of the file", _DRAW_AGAIN
-            )
+        known = {0, *(segment.value for segment in segments if segment.layer == number)}
+        if unknown := sorted({int(value) for value in np.unique(layer)} - known):
+            cause = f"label values {', '.join(map(str, unknown[:5]))} belong to no segment of the file"
+            raise refuse("LABEL_VALUES", cause, _DRAW_AGAIN)

@@ -10,13 +10,14 @@ from __future__ import annotations
 import dataclasses
 import math
 import zlib
+from collections.abc import Callable
 
 import numpy as np
 
 from ctseg.errors import Finding
 from ctseg.geometry.volume import Volume
 from ctseg.scans.formats import checks
-from ctseg.scans.formats.regular_files import AGAIN, EXPORT, refuse
+from ctseg.scans.formats.regular_files import AGAIN, EXPORT, implausible, refuse
 
 TRAILING_LIMIT = 1 << 20  # bytes behind the declared end that are tolerated
 INTEGER_TOLERANCE = 1e-3  # labels may be so far from an integer
@@ -36,6 +37,25 @@ class Stored:
     intercept: float
     affine: np.ndarray
     findings: list[Finding]
+
+
+class Fields(dict[str, str]):
+    """Field -> text of a header of lines; empty where there is no such field."""
+
+    def __missing__(self, name: str) -> str:
+        return ""
+
+    def numbers(
+        self, name: str, count: int | None = None, kind: Callable[[str], float] = float
+    ) -> list[float]:
+        """The numbers of a field, `count` of them where it is given."""
+        try:
+            numbers = [kind(word) for word in self[name].split()]
+        except ValueError:
+            raise implausible(f"'{name}' holds something else than numbers") from None
+        if count not in (None, len(numbers)):
+            raise implausible(f"'{name}' does not hold {count} numbers")
+        return numbers
 
 
 class Content:
