@@ -10,7 +10,7 @@ import contextlib
 import csv
 import dataclasses
 import errno
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 EXIT_CODES = {
@@ -156,6 +156,11 @@ def _printable(name: str) -> str:
     )
 
 
+def listed(names: Sequence[str]) -> str:
+    """The first five names, and how many more there are."""
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
 @dataclasses.dataclass(frozen=True)
 class Finding:
     """One thing noticed about one case: `severity` is ERROR (case refused), WARN (used) or NOTE (used)."""
@@ -191,3 +196,6 @@ class Finding:
     def record(self) -> dict[str, str]:
         """The finding as it stands in `preprocess_report.json`."""
         return {**dataclasses.asdict(self), "action": self.action}
+
+
+Findings = list[Finding]

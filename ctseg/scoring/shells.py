@@ -12,6 +12,8 @@ import math
 
 import numpy as np
 
+from ctseg.geometry.boxes import Spacing
+
 MAX_OFFSETS = 700  # of the table; a ball of 5.5 voxels at equal spacing
 _TOGETHER = 1 << 15  # look-ups in one step: below it the calls cost more than the work
 # distance in mm and the offsets (m, 3) at that distance, nearest first
@@ -19,14 +21,12 @@ Shells = list[tuple[float, np.ndarray]]
 
 
 @functools.lru_cache(maxsize=64)
-def shells_of(spacing_mm: tuple[float, float, float]) -> Shells:
+def shells_of(spacing_mm: Spacing) -> Shells:
     """All lattice offsets in a ball around 0 (0 itself left out), grouped by distance."""
     radius = (0.75 * MAX_OFFSETS * math.prod(spacing_mm) / math.pi) ** (1 / 3)
     radius = max(radius, min(spacing_mm))
-    reach = [int(radius / s) for s in spacing_mm]
-    grid = np.stack(np.meshgrid(*[np.arange(-n, n + 1) for n in reach], indexing="ij"), axis=-1).reshape(
-        -1, 3
-    )
+    reach = [np.arange(-n, n + 1) for n in (int(radius / s) for s in spacing_mm)]
+    grid = np.stack(np.meshgrid(*reach, indexing="ij"), axis=-1).reshape(-1, 3)
     away = np.sqrt(((grid * np.array(spacing_mm)) ** 2).sum(axis=1))
     inside = np.flatnonzero((away > 0) & (away <= radius))
     inside = inside[np.argsort(away[inside], kind="stable")]
@@ -37,7 +37,7 @@ def shells_of(spacing_mm: tuple[float, float, float]) -> Shells:
 
 
 def search(
-    points: np.ndarray, target: np.ndarray, spacing_mm: tuple[float, float, float], *, budget: float
+    points: np.ndarray, target: np.ndarray, spacing_mm: Spacing, *, budget: float
 ) -> tuple[list[np.ndarray], list[float], np.ndarray]:
     """Looks from each point for the nearest True voxel of `target`.
 

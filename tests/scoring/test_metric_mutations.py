@@ -18,11 +18,10 @@ ROOT = Path(__file__).resolve().parents[2]
 MUTATIONS = {
     "spacing of the axes swapped": (
         "distances.py",
-        "        spacing_mm=spacing_mm,\n        boundary_mode=boundary_mode,\n        engine=engine,\n",
-        "        spacing_mm=spacing_mm[::-1],\n        boundary_mode=boundary_mode,\n        "
-        "engine=engine,\n",
+        "        spacing_mm=spacing_mm,\n        boundary_mode=boundary_mode,\n",
+        "        spacing_mm=spacing_mm[::-1],\n        boundary_mode=boundary_mode,\n",
     ),
-    "spacing forgotten": ("distances.py", "(spacing[0], spacing[1], spacing[2])", "(1.0, 1.0, 1.0)"),
+    "spacing forgotten": ("distances.py", "(d, h, w)", "(1.0, 1.0, 1.0)"),
     "spacing of a case swapped": (
         "metrics.py",
         "spacing_mm=spacing_mm,\n                boundary_mode=boundary_mode,\n            )\n   "
@@ -106,7 +105,11 @@ MUTATIONS = {
         "ALL_STATES = (PRESENT, MISSED, HALLUCINATED)",
         "ALL_STATES = (PRESENT, MISSED)",
     ),
-    "missed organs cost no distance": ("metrics.py", "diagonal_mm if state == MISSED else value", "value"),
+    "missed organs cost no distance": (
+        "metrics.py",
+        "diagonal_mm if state == MISSED else surface",
+        "surface",
+    ),
     "mean of nothing is 0": (
         "summary.py",
         "sum(defined) / len(defined)) if defined else None",
