@@ -64,7 +64,7 @@ def paint_twigs(scene: Scene, regions: np.ndarray) -> None:
 def paint_bone(bone: Shape, cortex_mm: float, label: str | None = None) -> None:
     """A bone: dense shell, spongy inside whose density varies."""
     bone.paint("cortex", label)
-    shell = np.maximum(cortex_mm * bone.uneven(1, {"blotch": 0.35}), 0.7)
+    shell = np.maximum(cortex_mm * bone.uneven(1, blotch=0.35), 0.7)
     bone.inset(shell).paint("marrow", grain=45, blotch=55)
 
 

@@ -105,14 +105,14 @@ def paint_colon(colon: Shape, plus: float) -> Shape:
     gas may stand."""
     colon.paint("bowel_wall", "colon", plus=plus)
     lumen = colon.inset(2.6, blotch=0.8)
-    paint_stool(lumen, lumen.uneven(0, {"grain": 1.2}) + 0.1)
+    paint_stool(lumen, lumen.uneven(0, grain=1.2) + 0.1)
     return lumen.inset(0.5)
 
 
 def paint_stool(lumen: Shape, grain: Field) -> None:
     """Stool: uneven, with fat-dark patches and gas bubbles."""
-    bubbles = np.clip(lumen.uneven(grain, {"blotch": 0.5}) + 0.1, 0, 2.6)
-    stool = lumen.uneven(lumen.scene.tissue["stool"] + 12 * grain, {"blotch": 26})
+    bubbles = np.clip(lumen.uneven(grain, blotch=0.5) + 0.1, 0, 2.6)
+    stool = lumen.uneven(lumen.scene.tissue["stool"] + 12 * grain, blotch=26)
     lumen.paint(stool - 150 * bubbles * bubbles)
 
 

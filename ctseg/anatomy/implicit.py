@@ -71,9 +71,9 @@ class Shape:
 
     def inset(self, depth: float | Field, **texture: float) -> Shape:
         """The shape shrunk by a depth in mm (a number, or an array of the box's shape)."""
-        return dataclasses.replace(self, f=self.f + self.uneven(depth, texture))
+        return dataclasses.replace(self, f=self.f + self.uneven(depth, **texture))
 
-    def uneven(self, value: Any, texture: dict[str, float]) -> Any:
+    def uneven(self, value: Any, **texture: float) -> Any:
         """A number or an array of the box's shape, varied by amounts of the scene's texture."""
         for name, amount in texture.items():
             value = value + amount * self.scene.texture[name][self.box]
@@ -97,7 +97,7 @@ class Shape:
             return
         mean = self.scene.tissue[hu] + plus if isinstance(hu, str) else hu
         picture = self.scene.hu[self.box]
-        picture += strength * occupancy(self.f) * (self.uneven(mean, texture) - picture)
+        picture += strength * occupancy(self.f) * (self.uneven(mean, **texture) - picture)
         if label is not None:
             self.scene.label[self.box][self.f <= 0] = self.scene.ids.get(label, 0)
 

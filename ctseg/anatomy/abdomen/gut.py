@@ -48,10 +48,10 @@ def paint_stomach(stomach: Shape, person: Person) -> None:
         "fluid": ("fluid", 3.0),
         "contrast": ("gastric_contrast", 10.0),
     }[person.stomach_content]
-    uneven = lumen.uneven(0, {"blotch": 1, "grain": 0.5})
+    uneven = lumen.uneven(0, blotch=1, grain=0.5)
     content = person.hu[tissue] + amount * uneven
     if person.stomach_content == "food":  # crumbs with air in them
-        content = content - 120 * np.clip(lumen.uneven(0, {"grain": 1, "blotch": 0.6}) - 1.9, 0, 2)
+        content = content - 120 * np.clip(lumen.uneven(0, grain=1, blotch=0.6) - 1.9, 0, 2)
     lumen.paint(content)
     _, y, _ = lumen.at()
     if (lumen.f < -1).any():  # gas above one level: the patient lies on the back

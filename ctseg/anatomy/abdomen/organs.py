@@ -127,8 +127,8 @@ def paint_organs(organs: Organs, person: Person) -> None:
     pancreas, liver = organs.pancreas, organs.liver
     for adrenal in organs.adrenals:
         adrenal.paint("adrenal")
-    fat = 10 * np.clip(pancreas.uneven(0, {"blotch": 1}), 0, 2)
-    pancreas.paint(pancreas.uneven(person.hu["pancreas"], {"grain": 7}) - fat, "pancreas")
+    fat = 10 * np.clip(pancreas.uneven(0, blotch=1), 0, 2)
+    pancreas.paint(pancreas.uneven(person.hu["pancreas"], grain=7) - fat, "pancreas")
     for side, kidney in organs.kidneys.items():
         label = f"kidney_{SIDES[side]}"
         paint_kidney(kidney, side, label)
@@ -145,7 +145,7 @@ def paint_organs(organs: Organs, person: Person) -> None:
         vessel.paint(name.split()[0], _LABELS.get(name))
     aorta = organs.vessels["artery aorta"]
     chalk = Shape(aorta.scene, aorta.box, np.abs(aorta.f + 1.0) - 0.9)  # in its wall
-    chalk.within(3 * aorta.uneven(1.3, {"blotch": -1.0})).paint(480.0)
+    chalk.within(3 * aorta.uneven(1.3, blotch=-1.0)).paint(480.0)
 
 
 def paint_kidney(kidney: Kidney, side: int, label: str) -> None:
@@ -153,7 +153,7 @@ def paint_kidney(kidney: Kidney, side: int, label: str) -> None:
     tissue, scene = kidney.tissue, kidney.tissue.scene
     tissue.paint("cortex_kidney", label, blotch=3)
     # columns of cortex between the pyramids
-    between = tissue.uneven(np.cos(kidney.along * 11.0), {"blotch": 0.5})
+    between = tissue.uneven(np.cos(kidney.along * 11.0), blotch=0.5)
     tissue.inset(7.0).within(4 * (-0.55 - between)).paint("medulla", blotch=3)
     kidney.sinus.paint("fat", plus=12, grain=6)
     kidney.basin.paint("pelvis_kidney")

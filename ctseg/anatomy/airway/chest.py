@@ -201,7 +201,7 @@ def paint_spine(scene: Scene, patient: Patient) -> None:
     body = scene.tube(middle, 16.5)
     gap = np.abs((scene.z[body.box] + 207.5) % 23.0 - 11.5)  # 11.5 in the middle of a disc
     disc = np.clip((gap - 8.5) / 1.5, 0, 1)
-    spongy = body.uneven(scene.tissue["marrow"], {"blotch": 35})
+    spongy = body.uneven(scene.tissue["marrow"], blotch=35)
     body.paint((1 - disc) * scene.tissue["cortex"] * 0.8 + disc * 75)
     body.inset(1.6).paint((1 - disc) * spongy + disc * 75)
     scene.tube(middle + (0, 28, 0), 8.0).paint(25.0)

@@ -77,7 +77,7 @@ def paint_organs(scene: Scene, organs: Organs, patient: Patient) -> None:
     # Central gland a little darker than the rim, a few specks of calcium, the urethra leaving below.
     prostate.paint("prostate", "prostate", plus=2.0, blotch=3)
     prostate.inset(7.0).paint("prostate", plus=-4.0, blotch=4)
-    prostate.inset(8.0).within(prostate.uneven(2.9, {"grain": -1}) * 4).paint(260.0)
+    prostate.inset(8.0).within(prostate.uneven(2.9, grain=-1) * 4).paint(260.0)
     height = patient.prostate_mm[2]
     apex = middle - (0, np.sin(patient.prostate_pitch) * 0.4 * height, 0.44 * height)
     urethra = scene.tube([apex + (0, 0, -1), apex + (0, -2, -14), apex + (0, -12, -24)], [5.0, 5.5, 9.0])
@@ -186,5 +186,5 @@ def paint_rectum(organs: Organs, content: str) -> None:
     if content == "gel":
         lumen.paint("gel", blotch=10)
     else:
-        paint_stool(lumen, lumen.uneven(0, {"grain": 1}))
+        paint_stool(lumen, lumen.uneven(0, grain=1))
     paint_gas(lumen, {"gas": 0.68, "gel": 0.25, "stool": 0.2}[content])
