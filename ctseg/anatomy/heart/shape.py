@@ -106,8 +106,7 @@ class SurfaceMap:
     """The outer surface as radius over (angle, u), with its grooves.
 
     front(u), back(u): angle of the groove between the ventricles, on the front and on the side of the
-    diaphragm; ring(angle): u of the groove between atria
-    and ventricles, where the vessels of the heart run.
+    diaphragm; ring(angle): u of the groove between atria and ventricles. The vessels of the heart run there.
     """
 
     def __init__(self, heart: Heart):
