@@ -4,8 +4,6 @@ Files are walked and recognised by their mark; a DICOMDIR, whatever its name, is
 forced. No value of a patient's header appears in a message.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import logging

@@ -5,8 +5,6 @@ own are libraries in C or C++, some of which end their process on a damaged stre
 process only.
 """
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys
@@ -58,7 +56,7 @@ class Decoder:
     def __init__(self) -> None:
         self._child: subprocess.Popen[bytes] | None = None
 
-    def __enter__(self) -> Decoder:
+    def __enter__(self) -> "Decoder":
         return self
 
     def __exit__(self, *error: object) -> None:
