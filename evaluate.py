@@ -107,7 +107,7 @@ def score_settings(settings: Settings, tolerances_mm: Mapping[str, tuple[float, 
 
 def score(pairs: Sequence[Pair], structures: Sequence[Structure], how: ScoreSettings, workers: int) -> Scored:
     """`score_pairs` with a bar that counts the cases."""
-    with cli.CountingBar("Scoring") as bar:
+    with cli.counting_bar("Scoring") as bar:
         return score_pairs(pairs, structures, how, workers=workers, progress=bar)
 
 

@@ -20,21 +20,21 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ctseg import artifacts, cli, config_file, processes
 from ctseg.artifacts import Workspace
+from ctseg.cli import LOG, Options
 from ctseg.config import DataSettings, Settings
+from ctseg.datasets import layouts, splits
+from ctseg.datasets.case import DataSet
 from ctseg.errors import Finding, IntegrityError, PreconditionError, ResourceError, UsageError
+from ctseg.manifest import Case, Guide, Manifest, from_record, to_record
+from ctseg.preparation import case_to_tensors, choices
+from ctseg.preparation.case_to_tensors import CaseJob, CaseOutcome, Recipe
+from ctseg.preparation.guide_organs import GuideSource, check_source
+from ctseg.preparation.preprocess_report import Report
 
-if TYPE_CHECKING:
-    from ctseg.datasets.case import DataSet
-    from ctseg.manifest import Case, Manifest
-    from ctseg.preparation.case_to_tensors import CaseJob, CaseOutcome, Recipe
-    from ctseg.preparation.guide_organs import GuideSource
-    from ctseg.preparation.preprocess_report import Report
-
-LOG = logging.getLogger("ctseg")
 PREVIEW_S, PREVIEW_LINES = 60.0, 20  # how long --list reads scans, and how many lines of one kind it shows
 SHOWN_PER_CODE = 3  # lines of one kind on the terminal; all of them stand in the report and the log
 
@@ -44,14 +44,8 @@ def main(argv: list[str] | None = None) -> int:
     return cli.run_stage("preprocessing.py", __doc__, run, argv)
 
 
-def run(workspace: Workspace, settings: Settings, options: cli.Options) -> int:
+def run(workspace: Workspace, settings: Settings, options: Options) -> int:
     """Make tensors of every case. Exit code 0, or 3 when cases were skipped (and that was not allowed)."""
-    from ctseg.datasets import splits
-    from ctseg.manifest import to_record
-    from ctseg.preparation import choices
-    from ctseg.preparation.case_to_tensors import CaseJob, bytes_needed, prepare_case, second_pass
-    from ctseg.preparation.preprocess_report import Report
-
     data = settings.data
     spacing_mm = check_options(workspace, settings, options)
     data_set = open_data(workspace, data, options)
@@ -68,23 +62,23 @@ def run(workspace: Workspace, settings: Settings, options: cli.Options) -> int:
         CaseJob(choices.with_leave(record, data), recipe, known.get(record.case_id))
         for record in sorted(data_set.cases, key=lambda record: record.case_id)
     ]
-    require_disk(workspace, bytes_needed(jobs))
-    outcomes = in_parallel(prepare_case, jobs, workers, "reading scans")
+    require_disk(workspace, jobs)
+    outcomes = in_parallel(case_to_tensors.prepare_case, jobs, workers, "reading scans")
     stop_on_skips(workspace, Report.of(data_set, outcomes, findings), data.skip_limit)
-    cases, drawn, notes = splits.assign(cases_of(outcomes), existing_splits(workspace), data)
+    cases, drawn, notes = splits.assign(cases_of(outcomes), workspace, data)
     write_if_changed(workspace.splits, drawn)
     findings += notes
     if recipe.plan is None:
         plan = choices.choose_plan([case for case in cases if case.split == "train"], data, spacing_mm)
         recipe = dataclasses.replace(recipe, plan=plan)
-        pending = second_pass(jobs, cases, plan)
-        require_disk(workspace, bytes_needed(pending))
-        done = in_parallel(prepare_case, pending, workers, "writing tensors")
+        pending = case_to_tensors.second_pass(jobs, cases, plan)
+        require_disk(workspace, pending)
+        done = in_parallel(case_to_tensors.prepare_case, pending, workers, "writing tensors")
         written = {outcome.case_id: outcome for outcome in done}
         outcomes = [written.get(outcome.case_id, outcome) for outcome in outcomes]
         stop_on_skips(workspace, Report.of(data_set, outcomes, findings), data.skip_limit)
         kept = [case for case in cases if case.case_id not in written]
-        cases = sorted([*kept, *cases_of(written.values())], key=lambda case: case.case_id)
+        cases = sorted([*kept, *cases_of(done)], key=lambda case: case.case_id)
     remove_stale(workspace, known.values(), cases)
     report = Report.of(data_set, outcomes, findings)
     write_if_changed(workspace.preprocess_report, to_record(report))
@@ -97,35 +91,38 @@ def run(workspace: Workspace, settings: Settings, options: cli.Options) -> int:
     write_if_changed(workspace.manifest, to_record(manifest))
     shutil.rmtree(workspace.finished, ignore_errors=True)
     config_file.note(workspace, {"data": manifest.settings}, options.task)
-    tell(report, manifest)
-    return exit_code(report, options)
+    tell_findings(report.findings)
+    LOG.info(
+        "Preprocessed %d cases: %d new, %d cached, %d skipped; %d train, %d val, %d test; "
+        "%d tensors on grid %s%s",
+        *(report.found, report.processed, report.cached, report.skipped),
+        *(len(manifest.of_split(split)) for split in splits.SPLITS),
+        sum(len(case.tensors) for case in cases),
+        manifest.grid,
+        " (synthetic)" if manifest.synthetic else "",
+    )
+    return 3 if report.skipped and not options.allow_skips else 0
 
 
-def preview(workspace: Workspace, settings: Settings, options: cli.Options) -> int:
+def preview(workspace: Workspace, settings: Settings, options: Options) -> int:
     """What `run` would use and refuse, told without writing anything; the exit code is the one it would have.
 
     Scans are read as `run` reads them, for PREVIEW_S seconds; the rest is counted as not looked at. Raises
     what stops `run`.
     """
-    from ctseg.datasets import splits
-    from ctseg.preparation import choices
-    from ctseg.preparation.case_to_tensors import CaseJob, Recipe, survey_until
-    from ctseg.preparation.preprocess_report import Report
-
     data = settings.data
     check_options(workspace, settings, options)
     data_set = open_data(workspace, data, options)
-    structures = choices.choose_structures(data_set, data)
+    recipe = choices.recipe_of(workspace, data_set, data, None)
     told = ", ".join(data_set.structures)
     LOG.info("%d cases in the layout '%s'. Structures: %s", len(data_set.cases), data_set.layout, told)
-    sides = choices.sides_of(data_set, data, ())
-    recipe = Recipe(data_set.root, workspace, structures, data.window_hu, data.margin_mm, data.crop, sides)
     jobs = [CaseJob(choices.with_leave(record, data), recipe) for record in data_set.cases]
-    work = functools.partial(survey_until, deadline=time.time() + PREVIEW_S)
+    work = functools.partial(case_to_tensors.survey_until, deadline=time.time() + PREVIEW_S)
     outcomes = in_parallel(work, jobs, cli.worker_count(options), "reading scans")
     looked_at = [outcome for outcome in outcomes if outcome.case is not None or outcome.findings]
     report = Report.of(data_set, looked_at, data_set.findings)
-    tell_findings(report.findings, shown=PREVIEW_LINES, more="preprocessing lists all")
+    tell = functools.partial(tell_findings, shown=PREVIEW_LINES, more="preprocessing lists all")
+    tell(report.findings)
     left = len(jobs) - len(looked_at)
     if left:
         LOG.info("%d more cases were not looked at: --list reads for %g seconds.", left, PREVIEW_S)
@@ -138,64 +135,55 @@ def preview(workspace: Workspace, settings: Settings, options: cli.Options) -> i
     )
     if not left:
         report.check_skips(data.skip_limit, "the lines above")
-        _, _, notes = splits.assign(cases_of(outcomes), existing_splits(workspace), data)
-        tell_findings(notes, shown=PREVIEW_LINES, more="preprocessing lists all")
-    return exit_code(report, options)
+        tell(splits.assign(cases_of(outcomes), workspace, data)[2])
+    return 3 if report.skipped and not options.allow_skips else 0
 
 
 # ---- before reading ------------------------------------------------------------------------------
 
 
 def check_options(
-    workspace: Workspace, settings: Settings, options: cli.Options
+    workspace: Workspace, settings: Settings, options: Options
 ) -> tuple[float, float, float] | None:
     """Refuse what can be refused without a scan; data.spacing_mm comes back as three numbers (D, H, W), None
     when it is to be chosen.
 
     Raises UsageError, and PreconditionError where there is no data or no TotalSegmentator.
     """
-    from ctseg.datasets.layouts import check_folder
-    from ctseg.preparation import choices
-
     spacing_mm = choices.wanted_spacing(settings.data)
-    check_folder(options.data, options.layout)
+    layouts.check_folder(options.data, options.layout)
     if options.data is None:
         choices.keep_tensors_of_scans(workspace)
     choices.check_guide(workspace, settings.data)
     return spacing_mm
 
 
-def open_data(workspace: Workspace, data: DataSettings, options: cli.Options) -> DataSet:
+def open_data(workspace: Workspace, data: DataSettings, options: Options) -> DataSet:
     """The user's data set, or the synthetic cohort, which is drawn first when it is not there yet."""
-    from ctseg.anatomy import DEFAULT, write_cohort
-    from ctseg.datasets.layouts import open_data_set
-
     if options.data is not None:
-        return open_data_set(options.data, options.layout, follow_links=data.follow_links)
+        return layouts.open_data_set(options.data, options.layout, follow_links=data.follow_links)
+    from ctseg.anatomy import DEFAULT, write_cohort
+
     folder, task = workspace.synthetic_data, options.task or DEFAULT
     LOG.info(
         "No --data given: using a synthetic cohort (%s), drawn into %s unless it is there already.",
         task,
         workspace.relative(folder),
     )
-    with cli.CountingBar("Drawing synthetic scans") as bar:
+    with cli.counting_bar("Drawing synthetic scans") as bar:
         write_cohort(folder, task=task, progress=bar, workers=cli.worker_count(options))
-    return open_data_set(folder, options.layout)
+    return layouts.open_data_set(folder, options.layout)
 
 
 def make_recipe(
-    workspace: Workspace, settings: Settings, options: cli.Options, data_set: DataSet
+    workspace: Workspace, settings: Settings, options: Options, data_set: DataSet
 ) -> tuple[Recipe, str | None]:
     """(what all cases share, but for the grid; hash of the guide model's split, None without a model)."""
-    from ctseg.preparation import choices
-    from ctseg.preparation.case_to_tensors import Recipe
-
     data = settings.data
     structures = choices.choose_structures(data_set, data)
     guide, guide_splits = choices.guide_source(workspace, data, data_set, structures), None
     if data.guide.endswith(".pth"):
         guide, guide_splits = predicted_guide(workspace, settings, options, data_set, structures)
-    sides = choices.sides_of(data_set, data, guide.organs if guide is not None else ())
     LOG.info(
         "Data: %s, layout %s, %d cases; structures: %s",
         "synthetic cohort" if data_set.synthetic else workspace.relative(data_set.root),
@@ -203,27 +191,19 @@ def make_recipe(
         len(data_set.cases),
         ", ".join(structures),
     )
-    recipe = Recipe(
-        data_set.root, workspace, structures, data.window_hu, data.margin_mm, data.crop, sides, guide
-    )
-    return recipe, guide_splits
+    return choices.recipe_of(workspace, data_set, data, guide), guide_splits
 
 
 def predicted_guide(
-    workspace: Workspace,
-    settings: Settings,
-    options: cli.Options,
-    data_set: DataSet,
-    structures: Sequence[str],
+    workspace: Workspace, settings: Settings, options: Options, data_set: DataSet, structures: Sequence[str]
 ) -> tuple[GuideSource, str]:
     """(guide organs as an earlier model of this pipeline predicts them in every scan, hash of that model's
     split).
 
     Raises UsageError, IntegrityError.
     """
-    from ctseg.prediction.guide_masks import predict_guide_masks
+    from ctseg.prediction.new_scans import predict_guide_masks
     from ctseg.prediction.predictor import load_predictor
-    from ctseg.preparation.guide_organs import GuideSource, check_source
     from models import build_network
 
     path = Path(settings.data.guide)
@@ -259,8 +239,6 @@ def earlier_run(
 
     What cannot be read, or was edited, is made again.
     """
-    from ctseg.manifest import Case, Manifest, from_record
-
     cases, notes = [], []
     with contextlib.suppress(OSError, IntegrityError):
         previous = Manifest.read(workspace.manifest)
@@ -278,14 +256,10 @@ def earlier_run(
     return {case.case_id: case for case in cases}, notes
 
 
-def existing_splits(workspace: Workspace) -> Any:
-    """The content of splits.json, None where there is none."""
-    return artifacts.read_json(workspace.splits) if workspace.splits.exists() else None
-
-
-def require_disk(workspace: Workspace, needed: float) -> None:
-    """ResourceError DISK_FULL unless `needed` bytes are free."""
+def require_disk(workspace: Workspace, jobs: Sequence[CaseJob]) -> None:
+    """ResourceError DISK_FULL unless there is room for what the jobs write."""
     workspace.processed.mkdir(parents=True, exist_ok=True)
+    needed = case_to_tensors.bytes_needed(jobs)
     free = shutil.disk_usage(workspace.processed).free
     if free < needed:
         raise ResourceError(
@@ -302,9 +276,8 @@ def in_parallel(
     work: Callable[[CaseJob], CaseOutcome], jobs: Sequence[CaseJob], workers: int, title: str
 ) -> list[CaseOutcome]:
     """What came of each job, in their order; tracebacks go to the log file."""
-    from ctseg.preparation.case_to_tensors import after_death
-
-    with cli.CountingBar(title) as bar:
+    after_death = case_to_tensors.after_death
+    with cli.counting_bar(title) as bar:
         outcomes = processes.ordered_map(work, jobs, workers=workers, progress=bar, after_death=after_death)
     for outcome in outcomes:
         if outcome.trace:
@@ -321,8 +294,6 @@ def stop_on_skips(workspace: Workspace, report: Report, limit: float) -> None:
     """Stop when so many cases are faulty that the folder cannot be what we take it for; the report is
     written.
     """
-    from ctseg.manifest import to_record
-
     try:
         report.check_skips(limit, workspace.relative(workspace.preprocess_report))
     except PreconditionError:
@@ -354,18 +325,18 @@ def write_if_changed(path: Path, content: Mapping[str, Any]) -> None:
 def make_manifest(
     recipe: Recipe,
     settings: Settings,
-    options: cli.Options,
+    options: Options,
     data_set: DataSet,
     cases: Sequence[Case],
     drawn: Mapping[str, Any],
 ) -> Manifest:
     """The manifest of a run. drawn: the content of splits.json."""
-    from ctseg.manifest import Guide, Manifest
-    from ctseg.preparation.case_to_tensors import PREPROCESS_VERSION
-
     guide, plan, made_with = recipe.guide, recipe.plan, settings.record()["data"]
     if plan is None:
         raise ValueError("a manifest needs a grid")
+    # relative to the workspace when below it or given as a relative path, else as given
+    root, home = options.data or data_set.root, recipe.workspace.processed.parent
+    inside = root.absolute().is_relative_to(home) or not root.is_absolute()
     return Manifest(
         structures=recipe.structures,
         grid=plan.kind,
@@ -377,22 +348,12 @@ def make_manifest(
         cases=tuple(cases),
         layout=data_set.layout,
         synthetic=data_set.synthetic,
-        data_root=data_root(recipe.workspace, options.data or data_set.root),
+        data_root=Path(os.path.relpath(root.absolute(), home)).as_posix() if inside else str(root),
         task=options.task,
         guide=Guide(guide.kind, guide.provenance, guide.organs) if guide is not None else None,
         sides=recipe.sides,
-        versions={"preprocess": PREPROCESS_VERSION, **artifacts.package_versions()},
+        versions={"preprocess": case_to_tensors.PREPROCESS_VERSION, **artifacts.package_versions()},
     ).sealed()
-
-
-def data_root(workspace: Workspace, root: Path) -> str:
-    """Where the raw scans lie: relative to the workspace when below it or given as a relative path, else as
-    given.
-    """
-    absolute, home = root.absolute(), workspace.processed.parent
-    if absolute.is_relative_to(home) or not root.is_absolute():
-        return Path(os.path.relpath(absolute, home)).as_posix()
-    return str(root)
 
 
 def tell_findings(
@@ -409,28 +370,6 @@ def tell_findings(
     for (severity, code), count in counts.items():
         if count > shown:
             LOG.info("%s %s: %d more, %s", severity, code, count - shown, more)
-
-
-def exit_code(report: Report, options: cli.Options) -> int:
-    """0, or 3 when cases were skipped and that was not allowed."""
-    return 3 if report.skipped and not options.allow_skips else 0
-
-
-def tell(report: Report, manifest: Manifest) -> None:
-    """Print what was done."""
-    tell_findings(report.findings)
-    LOG.info(
-        "Preprocessed %d cases: %d new, %d cached, %d skipped; %d train, %d val, %d test; "
-        "%d tensors on grid %s%s",
-        report.found,
-        report.processed,
-        report.cached,
-        report.skipped,
-        *(len(manifest.of_split(split)) for split in ("train", "val", "test")),
-        sum(len(case.tensors) for case in manifest.cases),
-        manifest.grid,
-        " (synthetic)" if manifest.synthetic else "",
-    )
 
 
 if __name__ == "__main__":

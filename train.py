@@ -93,13 +93,12 @@ def learn(plan: Plan, settings: Settings) -> None:
 
     from ctseg.learning import planning, training
     from ctseg.learning.dataset import load_cases
-    from ctseg.learning.resuming import fell_back
 
     workspace, manifest, regions = plan.workspace, plan.manifest, None
     if manifest.grid == "roi":
         locator, regions = training.train_locator(plan, settings, cli.bar)
         plan = dataclasses.replace(plan, locator=locator)
-        settings = planning.remaining_settings(settings)
+        settings = planning.with_time(settings, 1 - planning.TIME_SHARE, {})
     tubes = learns_tubes(settings)
     plan = dataclasses.replace(
         plan,
@@ -108,7 +107,7 @@ def learn(plan: Plan, settings: Settings) -> None:
         ),
         validation=load_cases(workspace, manifest, "val", regions=regions, progress=cli.bar("Loading val")),
     )
-    settings = training.with_planned_patch(plan, settings)
+    settings = planning.with_patch(settings, plan.training, manifest.structures)
     LOG.info(
         "%d training and %d validation cases, structures: %s.",
         len(plan.training),
@@ -117,12 +116,8 @@ def learn(plan: Plan, settings: Settings) -> None:
     )
     train = settings.train
     LOG.info("Patches of %d x %d x %d voxels, %d at a time.", *train.patch_size, train.batch_size)
-    smaller = dataclasses.replace(
-        settings,
-        train=dataclasses.replace(train, batch_size=1),
-        model=dataclasses.replace(settings.model, width=8),
-    )
-    if not plan.restart and fell_back(workspace, settings, smaller):
+    smaller = config.changed(settings, {"train.batch_size": 1, "model.width": 8})
+    if not plan.restart and training.fell_back(workspace, settings, smaller):
         settings = smaller
     try:
         training.train_network(plan, settings)
@@ -224,7 +219,7 @@ def without_wrong_mirror(settings: Settings, options: Options, manifest: Manifes
     )
     cause += ", so nothing is mirrored in training and prediction"
     LOG.info("%s", Finding("NOTE", "ONE_SIDED", cause, remedy).line())
-    return dataclasses.replace(settings, train=dataclasses.replace(settings.train, mirror=False))
+    return config.changed(settings, {"train.mirror": False})
 
 
 class Terminal:
@@ -238,7 +233,6 @@ class Terminal:
         self.steps = settings.train.steps_per_epoch
         self.bar: Any = None
         self.asked: int | None = None  # the signal
-        self.note = LOG.info
 
     def __enter__(self) -> None:
         signals = (signal.SIGINT, signal.SIGTERM)
@@ -266,26 +260,17 @@ class Terminal:
         """What the signal would have raised."""
         return KeyboardInterrupt() if self.asked == signal.SIGINT else cli.Terminated()
 
-    def step(self, epoch: int, step: int, loss: float, dice: float | None, progress: float) -> None:
+    def step(self, epoch: int, step: int, status: str) -> None:
         """Move the bar."""
         if self.bar is None:
             self.bar = cli.bar(f"Epoch {epoch}", unit="step")(None, total=self.steps)
-        self.bar.update(1)
-        self.bar.set_postfix_str(
-            f"loss {loss:.3f} dice {dice or 0:.3f} done {100 * progress:.0f} %", refresh=False
-        )
+        self.bar.update(step - self.bar.n)
+        self.bar.set_postfix_str(status, refresh=False)
 
-    def epoch(self, record: dict[str, Any]) -> None:
-        """Write the line of an epoch."""
+    def note(self, line: str) -> None:
+        """Write a line where the bar was; it comes again with the next step."""
         self.close()
-        parts = [f"Epoch {record['epoch']:3d}", f"loss {record['loss']:.3f}"]
-        parts += [f"patch Dice {record['dice']:.3f}"] if record["dice"] is not None else []
-        parts += [f"validation Dice {record['validation']:.3f}"] if record["validation"] is not None else []
-        LOG.info("  ".join([*parts, f"rate {record['rate']:.1e}", f"{record['seconds']:.0f} s"]))
-
-    def best(self, epoch: int, dice: float) -> None:
-        """Tell of a new best model."""
-        LOG.info("  New best model: epoch %d, validation Dice %.3f", epoch, dice)
+        LOG.info("%s", line)
 
     def close(self) -> None:
         """Take the bar away."""

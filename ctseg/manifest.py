@@ -242,15 +242,17 @@ class Manifest:
 
 
 def to_record(value: Any) -> Any:
-    """A typed record as JSON values: fields by name, tuples and arrays as lists."""
+    """A typed record as JSON values: fields by name, tuples, sets (in order) and arrays as lists."""
     if isinstance(value, Finding):
         return value.record()
     if dataclasses.is_dataclass(value):
         return {field.name: to_record(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, dict):
-        return {key: to_record(item) for key, item in value.items()}
-    if isinstance(value, (tuple, list)):
-        return [to_record(item) for item in value]
+        return {str(key): to_record(item) for key, item in value.items()}
+    if isinstance(value, (tuple, list, frozenset)):
+        return [to_record(item) for item in (sorted(value) if isinstance(value, frozenset) else value)]
+    if isinstance(value, Path):
+        return value.as_posix()
     return value.tolist() if isinstance(value, (np.ndarray, np.generic)) else value
 
 
@@ -268,7 +270,9 @@ def from_record(kind: Any, value: Any) -> Any:
         kinds: Any = itertools.repeat(parts[0]) if parts[-1] is Ellipsis else parts
         return tuple(from_record(part, item) for part, item in zip(kinds, value))
     if origin is dict:
-        return {key: from_record(parts[1], item) for key, item in value.items()}
+        return {parts[0](key): from_record(parts[1], item) for key, item in value.items()}
+    if kind is Path or origin is frozenset:
+        return (origin or kind)(value)
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         return kind(
             **{name: from_record(part, value[name]) for name, part in field_types(kind) if name in value}

@@ -20,6 +20,7 @@ from ctseg.geometry.grids import GridPlan, canonical_grid
 from ctseg.laterality import Sides
 from ctseg.manifest import Case
 from ctseg.preparation import guide_organs
+from ctseg.preparation.case_to_tensors import Recipe
 from ctseg.preparation.guide_organs import GuideSource
 
 LOG = logging.getLogger("ctseg")
@@ -179,6 +180,22 @@ def guide_source(
         source = GuideSource("folder", organs, Path(data.guide))
     guide_organs.check_source(source, data_set.structures, structures)
     return source
+
+
+def recipe_of(
+    workspace: Workspace, data_set: DataSet, data: DataSettings, guide: GuideSource | None
+) -> Recipe:
+    """What all cases of a run share, but for the grid. Raises as `choose_structures` and `sides_of`."""
+    return Recipe(
+        data_set.root,
+        workspace,
+        choose_structures(data_set, data),
+        data.window_hu,
+        data.margin_mm,
+        data.crop,
+        sides_of(data_set, data, guide.organs if guide is not None else ()),
+        guide,
+    )
 
 
 def with_leave(record: CaseRecord, data: DataSettings) -> CaseRecord:

@@ -12,7 +12,7 @@ import functools
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.stats import rankdata, wilcoxon
+import scipy  # scipy.stats, slow to import, is loaded where it is first used
 
 from ctseg.scoring.statistics import RESAMPLES, SMALLEST_N, Interval, bca_limits, patient_draws, settled
 
@@ -89,8 +89,10 @@ def wilcoxon_p(differences: np.ndarray) -> float:
     if not sizes.any():
         return 1.0
     if len(sizes) > EXACT_N:
-        return float(wilcoxon(differences, zero_method="pratt", method="asymptotic").pvalue)
-    doubled = np.round(2 * rankdata(sizes)).astype(int)  # twice the rank is whole: ties share a mean rank
+        return float(scipy.stats.wilcoxon(differences, zero_method="pratt", method="asymptotic").pvalue)
+    doubled = np.round(2 * scipy.stats.rankdata(sizes)).astype(
+        int
+    )  # twice the rank is whole: ties share a mean rank
     ranks = doubled[sizes > 0]
     seen = int(ranks[differences[sizes > 0] > 0].sum())
     chance = np.ones(1)  # chance[s]: of a sum s of the positive ranks when every sign is a coin
@@ -136,10 +138,10 @@ def rank(
     counts = patient_counts(n, resamples)
     whole = np.array([macro(matrix) for matrix in matrices])
     drawn = np.stack([resampled_macro(matrix, counts) for matrix in matrices])  # (methods, resamples)
-    ranks = rankdata(-np.round(drawn, 12), axis=0)
+    ranks = scipy.stats.rankdata(-np.round(drawn, 12), axis=0)
     first = drawn.round(12) == drawn.round(12).max(axis=0)
     wins = (first / first.sum(axis=0)).mean(axis=1)
-    place = rankdata(-np.round(whole, 12))
+    place = scipy.stats.rankdata(-np.round(whole, 12))
     limits = np.quantile(ranks, [0.025, 0.975], axis=1) if n >= SMALLEST_N else None
     result = [
         Rank(

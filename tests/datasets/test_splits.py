@@ -5,10 +5,13 @@ from __future__ import annotations
 import random
 from collections import Counter
 
+import numpy as np
 import pytest
 
-from ctseg.datasets.splits import SplitCase, draw_splits, frozen_assignment, splits_record
+from ctseg.datasets.splits import draw_splits, frozen_assignment, splits_record
 from ctseg.errors import IntegrityError, PreconditionError
+from ctseg.geometry.volume import Grid
+from ctseg.manifest import Case
 
 
 def case(
@@ -19,12 +22,19 @@ def case(
     source: str = "nifti",
     content: str | None = None,
     own: str | None = None,
-) -> SplitCase:
+) -> Case:
     states = {organ: "present" if organ in present.split() else "absent" for organ in ("liver", "prostate")}
-    return SplitCase(name, patient or name, states, source, content or f"voxels of {name}", own)
+    return Case(
+        name,
+        patient or name,
+        states,
+        {"image": {"format": source}, "split": own},
+        Grid((1, 1, 1), np.eye(4)),
+        content_hash=content or f"voxels of {name}",
+    )
 
 
-def draw(cases: list[SplitCase], frozen: dict[str, str] | None = None, **options: float) -> dict[str, str]:
+def draw(cases: list[Case], frozen: dict[str, str] | None = None, **options: float) -> dict[str, str]:
     values = {"val_fraction": 0.15, "test_fraction": 0.2, "seed": 0, **options}
     return draw_splits(
         cases,

@@ -20,7 +20,7 @@ from ctseg.datasets.case import IGNORED
 from ctseg.errors import IntegrityError
 from ctseg.learning import dataset, losses, planning
 from ctseg.learning.optimizer import learning_rate_factor
-from ctseg.learning.validation import Validation
+from ctseg.learning.validation import Validation, dice_per_structure
 from ctseg.manifest import Manifest
 from ctseg.prediction import largest_component, mirroring, sliding_windows
 from ctseg.prediction.network_input import NetworkInput
@@ -271,9 +271,9 @@ def test_mirrored_prediction_swaps_the_sides_back():
 def test_dice_of_an_absent_structure_is_undefined_not_one():
     empty = torch.zeros(4, 4, 4, dtype=torch.uint8)
     full = torch.ones(4, 4, 4, dtype=torch.uint8)
-    assert sliding_windows.dice_per_structure(empty, empty, 2) == [None, None]
-    assert sliding_windows.dice_per_structure(empty, full, 2) == [0.0, None]
-    assert sliding_windows.dice_per_structure(full, full, 2) == [1.0, None]
+    assert dice_per_structure(empty, empty, 2) == [None, None]
+    assert dice_per_structure(empty, full, 2) == [0.0, None]
+    assert dice_per_structure(full, full, 2) == [1.0, None]
 
 
 @pytest.mark.parametrize("name", ["cosine", "poly"])
@@ -362,7 +362,7 @@ def test_the_checkpoint_before_the_last_serves_when_the_last_is_damaged(tmp_path
 
 def test_weights_of_another_network_are_named(tmp_path):
     with pytest.raises(IntegrityError, match=r"CHECKPOINT_MISMATCH.*weight"):
-        checkpoints.load_weights(torch.nn.Linear(3, 2), torch.nn.Linear(4, 2).state_dict(), file="a.pth")
+        checkpoints.require_same_form(torch.nn.Linear(3, 2), torch.nn.Linear(4, 2).state_dict(), "a.pth")
 
 
 def test_the_device_that_is_not_there_is_refused():

@@ -13,11 +13,14 @@ import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from ctseg.errors import CaseError, Finding
+from ctseg.errors import CaseError, Finding, Findings
 
 AGAIN, EXPORT = "copy or download the file again", "export the scan again"  # remedies
 _LFS = "run `git lfs pull` or download the file itself"
 _PAGE, _LOGIN = "it looks like an HTML page", "download the file again, logged in if the site needs it"
+_LOCKED = ("PERMISSION", "its folder may not be entered", "change the permissions of the folder")
+_LOOP = ("FILE_MISSING", "the link leads back to itself (link loop)", "replace the link by the file")
+_UNREACHABLE = {errno.ELOOP: _LOOP, errno.EACCES: _LOCKED, errno.EPERM: _LOCKED}
 MEMORY_LIMIT_BYTES = 4 << 30  # for one scan as stored plus as float32; 512 x 512 x 2700 in 16 bits
 
 
@@ -47,7 +50,7 @@ def at_file(path: Path | str) -> Iterator[None]:
         raise
 
 
-def located(findings: Iterable[Finding], path: Path | str) -> list[Finding]:
+def located(findings: Iterable[Finding], path: Path | str) -> Findings:
     """The findings, with the file in those that name none."""
     return [
         dataclasses.replace(finding, file=str(path)) if finding.file == "-" else finding
@@ -60,14 +63,8 @@ def require_regular(path: Path) -> int:
     try:
         status = path.stat()
     except OSError as error:
-        if error.errno == errno.ELOOP:
-            cause, fix = "the link leads back to itself (link loop)", "replace the link by the file"
-            raise refuse("FILE_MISSING", cause, fix, path) from None
-        if error.errno in (errno.EACCES, errno.EPERM):
-            cause, fix = "its folder may not be entered", "change the permissions of the folder"
-            raise refuse("PERMISSION", cause, fix, path) from None
-        fix = "restore the file or remove the case"
-        raise refuse("FILE_MISSING", "the file does not exist", fix, path) from None
+        missing = ("FILE_MISSING", "the file does not exist", "restore the file or remove the case")
+        raise refuse(*_UNREACHABLE.get(error.errno or 0, missing), path) from None
     except ValueError:  # a NUL character in the name
         raise refuse("FILE_MISSING", "the name is not a file name", "rename the file", path) from None
     if not stat.S_ISREG(status.st_mode):
@@ -90,13 +87,14 @@ _KINDS = {
 def read_regular(path: Path, count: int = -1) -> bytes:
     """The bytes of a regular file, bounded by the memory limit; or only its first `count`."""
     size = require_regular(path)
-    if size > MEMORY_LIMIT_BYTES:
+    if count < 0 and size > MEMORY_LIMIT_BYTES:
         raise too_large(f"the file has {size / 2**30:.1f} GiB", path)
     try:
         with path.open("rb") as stream:
             return stream.read(count)
     except PermissionError:
-        raise unreadable(path) from None
+        fix = "change the permissions of the file"
+        raise refuse("PERMISSION", "the file may not be read", fix, path) from None
     except OSError as error:
         cause = f"reading failed ({errno.errorcode.get(error.errno or 0, 'unknown error')})"
         raise refuse("READ_FAILED", cause, "check the disk and copy the file again", path) from None
@@ -106,11 +104,6 @@ def too_large(cause: str, path: Path | str = "-") -> CaseError:
     """The error of a scan that does not fit into the memory limit."""
     limit = f"limit {MEMORY_LIMIT_BYTES / 2**30:.0f} GiB"
     return refuse("TOO_LARGE", f"{cause}, {limit}", "crop or resample the scan first", path)
-
-
-def unreadable(path: Path) -> CaseError:
-    """The error of a file that only others may read."""
-    return refuse("PERMISSION", "the file may not be read", "change the permissions of the file", path)
 
 
 _OTHER_KINDS = (  # (first bytes in lower case, what they mean, code or None for that of the format, remedy)
