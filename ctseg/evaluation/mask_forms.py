@@ -7,10 +7,10 @@ before anything is scored.
 
 from __future__ import annotations
 
-import dataclasses
 import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 from ctseg.datasets import listing, masks
 from ctseg.datasets.case import ImageSource
@@ -25,8 +25,7 @@ MAP, SEGMENTS, ORGANS, SEG, RTSTRUCT = "map", "segments", "organs", "SEG", "RTST
 _OUR_ENDS = ("_seg", "_rtstruct")  # how infer.py names the DICOM files of a scan
 
 
-@dataclasses.dataclass(frozen=True)
-class Side:
+class Side(NamedTuple):
     """The masks of one case. kind: MAP, SEGMENTS, ORGANS, SEG or RTSTRUCT. names: what it speaks about; a
     name here with no voxel is an empty mask. naming: of the ids of a MAP. file: how results and messages call
     it."""
