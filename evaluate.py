@@ -16,7 +16,6 @@ Writes  evaluation_results/ (or --output; without it masks are only printed): pr
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -124,16 +123,14 @@ def score_passes(
         for name in ("per_pass.csv", "per_pass.png"):  # of an earlier network
             (workspace.evaluation / name).unlink(missing_ok=True)
         return
-    how = dataclasses.replace(scored.how, topology="none")
+    how = scored.how._replace(topology="none")
     rows_by_pass = []
     for number in range(count):
         pairs = []
         for pair in scored.pairs:
             file = files[pair.case_id][: number + 1][-1]
-            side = pair.prediction and dataclasses.replace(
-                pair.prediction, path=workspace.evaluation / file, file=file
-            )
-            pairs.append(dataclasses.replace(pair, prediction=side))
+            side = pair.prediction and pair.prediction._replace(path=workspace.evaluation / file, file=file)
+            pairs.append(pair._replace(prediction=side))
         rows_by_pass.append(score(pairs, scored.structures, how, workers).rows)
     write_passes(workspace.evaluation, rows_by_pass)
     plots.passes(rows_by_pass, scored.names, workspace.evaluation / "per_pass.png", synthetic)
