@@ -86,8 +86,6 @@ def assemble(
 def read_tensor(
     workspace: artifacts.Workspace, file: TensorFile | LocatorFile
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(image, label) of one stored tensor, its hash checked; without a label all is background."""
-    image, label = artifacts.read_tensor(workspace.processed / file.file, sha256=file.sha256)
-    if label is None:
-        label = np.zeros(image.shape, np.uint8)
-    return torch.from_numpy(image).half(), torch.from_numpy(label)
+    """(image, label) of one stored tensor, its hash checked."""
+    arrays = artifacts.read_arrays(workspace.processed / file.file, ("image", "label"), sha256=file.sha256)
+    return torch.from_numpy(arrays["image"]).half(), torch.from_numpy(arrays["label"])
