@@ -84,8 +84,14 @@ def score_run(workspace: Workspace, settings: Settings, workers: int = 1) -> int
     how = score_settings(settings, tolerances_for(manifest.structures))
     scored = score(pairs, structures, how, workers)
     trust = join_trust(workspace, record, scored.rows)
-    said = scored.settings(split_hash=manifest.splits_hash, synthetic=manifest.synthetic)
-    LOG.info("\n%s", write_results(workspace.evaluation, scored, said, trust))
+    report = write_results(
+        workspace.evaluation,
+        scored,
+        synthetic=manifest.synthetic,
+        split_hash=manifest.splits_hash,
+        trust=trust,
+    )
+    LOG.info("\n%s", report)
     draw(workspace.evaluation, scored, manifest.synthetic, trust)
     score_passes(workspace, record["cases"], scored, workers=workers, synthetic=manifest.synthetic)
     return 0
@@ -187,8 +193,7 @@ def compare(arguments: argparse.Namespace, settings: Settings, workers: int) -> 
     tolerances = read_tolerances(arguments.tolerances, [structure.name for structure in structures])
     scored = score(pairs, structures, score_settings(settings, tolerances), workers)
     synthetic = _says_synthetic(arguments)
-    said = scored.settings(split_hash=None, synthetic=synthetic)
-    print(write_results(arguments.output, scored, said))
+    print(write_results(arguments.output, scored, synthetic=synthetic))
     if arguments.output is not None and not arguments.no_plots:
         draw(arguments.output, scored, synthetic)
     return 0

@@ -22,13 +22,12 @@ import argparse
 import dataclasses
 import os
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ctseg import artifacts, cli, config
 from ctseg.cli import LOG
-from ctseg.errors import Finding, PreconditionError, UsageError
+from ctseg.errors import PreconditionError, UsageError
 from ctseg.outputs import keep_inputs, require_writable
 
 if TYPE_CHECKING:
@@ -93,7 +92,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 def infer(arguments: argparse.Namespace) -> int:
     """Predict every scan. Returns 0, or 3 when some could not be used."""
     from ctseg.datasets import find_scans
-    from ctseg.prediction.new_scans import Inference, choose_guides
+    from ctseg.prediction.new_scans import Inference, choose_guides, failed
     from ctseg.prediction.predictor import ensemble, load_predictor
     from ctseg.prediction.scan_outputs import Wanted, write_statistics
     from models import build_network
@@ -118,7 +117,7 @@ def infer(arguments: argparse.Namespace) -> int:
     predictor = ensemble([load(checkpoint) for checkpoint in arguments.checkpoint])
     if settings.flip and predictor.why_not_mirrored:
         LOG.info("%s", predictor.why_not_mirrored)
-    guides = choose_guides(predictor, arguments.guide, output, load)
+    guide_of = choose_guides(predictor, arguments.guide, output, load)
     algorithm = f"ctseg {artifacts.canonical_hash(hashes)[:12]}"
     wanted = Wanted(tuple(formats), arguments.probabilities, arguments.save_uncertainty, algorithm)
     protect_inputs(arguments, scans, wanted, predictor.names)
@@ -128,18 +127,22 @@ def infer(arguments: argparse.Namespace) -> int:
     artifacts.write_json(output / "labels.json", predictor.labels)
     run = run_record(arguments, predictor, wanted)
     run |= {"checkpoints_sha256": hashes, "settings": dataclasses.asdict(settings)}
-    inference = Inference(predictor, guides, wanted, output)
-    records = predict_all(inference, scans, run, settings, tell_left_out(left_out))
+    lost = [failed(finding) for finding in left_out if finding.severity == "ERROR"]
+    for finding in left_out:
+        if finding.severity != "ERROR":
+            LOG.info("%s", finding.line())
+    inference = Inference(predictor, guide_of, wanted, output)
+    records = predict_all(inference, scans, run, settings, lost)
     if arguments.statistics:
         write_statistics(output / "statistics.csv", records)
-    failed = sum("error" in record for record in records)
+    n_failed = sum("error" in record for record in records)
     LOG.info(
         "%d masks in %s%s. Research tool, not a medical device.",
-        len(records) - failed,
+        len(records) - n_failed,
         output,
-        f", {failed} scans left out" if failed else "",
+        f", {n_failed} scans left out" if n_failed else "",
     )
-    return 3 if failed else 0
+    return 3 if n_failed else 0
 
 
 def run_record(arguments: argparse.Namespace, predictor: Predictor, wanted: Wanted) -> dict[str, Any]:
@@ -157,19 +160,6 @@ def run_record(arguments: argparse.Namespace, predictor: Predictor, wanted: Want
         "guide": None if arguments.guide is None else Path(arguments.guide).name,
         "versions": artifacts.package_versions(),
     }
-
-
-def tell_left_out(findings: Sequence[Finding]) -> list[dict[str, Any]]:
-    """Tell what the search for scans found beside them; the records of the scans that cannot be used."""
-    from ctseg.prediction.new_scans import failed
-
-    lost = []
-    for finding in findings:
-        if finding.severity == "ERROR":
-            lost.append(failed(finding))
-        else:
-            LOG.info("%s", finding.line())
-    return lost
 
 
 def predict_all(

@@ -202,7 +202,7 @@ def predicted_guide(
 
     Raises UsageError, IntegrityError.
     """
-    from ctseg.prediction.guide_masks import predict_guide_masks
+    from ctseg.prediction.new_scans import predict_guide_masks
     from ctseg.prediction.predictor import load_predictor
     from models import build_network
 

@@ -194,3 +194,6 @@ class Finding:
     def record(self) -> dict[str, str]:
         """The finding as it stands in `preprocess_report.json`."""
         return {**dataclasses.asdict(self), "action": self.action}
+
+
+Findings = list[Finding]

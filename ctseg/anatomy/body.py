@@ -26,7 +26,7 @@ def body_outline(scene: Scene, outline: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 def flattened(scene: Scene, skin: np.ndarray, fat_mm: float) -> np.ndarray:
     """The skin's function with the back flattened by the table."""
-    return -smooth_minimum(-skin, np.float32(102 + fat_mm * 0.95) - scene.y, 16.0)
+    return -smooth_minimum(-skin, 102 + fat_mm * 0.95 - scene.y, 16.0)
 
 
 def paint_skin_and_fat(scene: Scene, skin: np.ndarray) -> None:
@@ -82,7 +82,7 @@ def vertebra(scene: Scene, z: float, y: float, pitch: float, size: float = 1.0) 
 
     # The body: a kidney-shaped drum with a slight waist, 48 mm wide, 35 mm deep and 27 mm high.
     box, coordinates = scene.around((0.0, y, z), 34, pitch=pitch)
-    ux, uy, uz = (axis / np.float32(size) for axis in coordinates)
+    ux, uy, uz = (axis / size for axis in coordinates)
     waist = 2.0 - 0.011 * uz * uz
     across, along = np.abs(ux) / (24.5 - waist), np.abs((uy + 0.004 * ux * ux) / (17.5 - waist))
     level = (across**2.4 + along**2.4) ** (1 / 2.4)

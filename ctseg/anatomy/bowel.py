@@ -27,7 +27,7 @@ def along_line(line: np.ndarray, wobble: float) -> np.ndarray:
 
 def free_space(scene: Scene, keep_out: np.ndarray) -> Room:
     """The room that keep_out leaves, a function on the whole grid."""
-    to_index = np.linalg.inv(scene.to_template)
+    to_index = scene.to_index
 
     def room(points: np.ndarray) -> np.ndarray:
         index = np.rint(points @ to_index[:3, :3].T + to_index[:3, 3]).astype(int)
@@ -127,7 +127,6 @@ def paint_gas(lumen: Shape, share: float) -> None:
     inside = lumen.f < -1.0
     if not inside.any():
         return
-    assert lumen.axis_y is not None
     depth = float(-lumen.f[inside].min())
     level = lumen.axis_y + np.float32((2 * share - 1) * depth)
     lumen.inset(0.4).within(lumen.at()[1] - level).paint(-960.0)

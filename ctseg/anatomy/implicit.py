@@ -14,13 +14,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Mapping, Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy.interpolate import BSpline
-from scipy.ndimage import gaussian_filter, gaussian_filter1d
+from scipy.ndimage import gaussian_filter1d
 
 from ctseg.geometry.boxes import Box, box_shape, make_box, union, within
 from ctseg.geometry.volume import Grid
@@ -44,7 +45,7 @@ class Shape:
     scene: Scene
     box: Box
     f: np.ndarray
-    axis_y: np.ndarray | None = None
+    axis_y: Any = None
 
     def __post_init__(self) -> None:
         self.f = self.f.astype(np.float32, copy=False)
@@ -94,7 +95,7 @@ class Shape:
             return
         mean = self.scene.tissue[hu] + plus if isinstance(hu, str) else hu
         picture = self.scene.hu[self.box]
-        picture += np.float32(strength) * occupancy(self.f) * (self.uneven(mean, texture) - picture)
+        picture += strength * occupancy(self.f) * (self.uneven(mean, texture) - picture)
         if label is not None:
             self.scene.label[self.box][self.f <= 0] = self.scene.ids.get(label, 0)
 
@@ -119,7 +120,7 @@ class Scene:
         self.grid, self.shape, self.rng, self.tissue, self.ids = grid, grid.shape, rng, tissue, ids
         self.spacing_mm = np.array(grid.spacing_mm)
         self.to_template = np.vstack([pose @ grid.affine[:3], grid.affine[3:]])
-        self._to_index = np.linalg.inv(self.to_template)
+        self.to_index = np.linalg.inv(self.to_template)
         d, h, w = (axis.astype(np.float32) for axis in np.ogrid[tuple(slice(n) for n in self.shape)])
         self.x, self.y, self.z = (
             row[0] * d + row[1] * h + row[2] * w + row[3] + warp_mm * self.smooth_field(_WARP_NODES_MM)
@@ -135,17 +136,15 @@ class Scene:
     def smooth_field(self, node_mm: float) -> np.ndarray:
         """A smooth random field (D, H, W), float32, mean 0, deviation about 1; bumps about 2 * node_mm
         wide."""
-        weights = [_spline_weights(n, node_mm / step) for n, step in zip(self.shape, self.spacing_mm)]
+        weights = []  # (n, nodes) along each axis: cubic B-splines, for unit-variance noise
+        for n, step in zip(self.shape, self.spacing_mm):
+            position = np.arange(n) / (node_mm / step) + 1.0
+            knots = np.arange(-2, np.ceil(position[-1]) + 5)
+            spline = BSpline.design_matrix(position, knots, 3).toarray()
+            weights.append((spline / np.linalg.norm(spline, axis=1, keepdims=True)).astype(np.float32))
         nodes = self.rng.standard_normal([w.shape[1] for w in weights], dtype=np.float32)
         planes = weights[1] @ (nodes @ weights[2].T)  # (nodes along D, H, W)
         return (weights[0] @ planes.reshape(len(planes), -1)).reshape(self.shape)
-
-    def draw_texture(self) -> None:
-        """Texture with bumps of about 3, 14 and 40 mm."""
-        grain = self.rng.standard_normal(self.shape, dtype=np.float32)
-        grain = gaussian_filter(grain, np.maximum(1.5 / self.spacing_mm, 0.35), truncate=3.0)
-        grain /= np.float32(grain.std())
-        self.texture = {"grain": grain, "blotch": self.smooth_field(8.0), "lumps": self.smooth_field(22.0)}
 
     def whole(self, f: np.ndarray) -> Shape:
         """A shape from a function over the whole grid."""
@@ -167,15 +166,14 @@ class Scene:
         """Mix a tissue, or HU, into the picture by its share of each voxel (0..1)."""
         self.hu += share * ((self.tissue[hu] if isinstance(hu, str) else hu) - self.hu)
 
-    def join(self, shapes: Iterable[Shape], blend_mm: float) -> Shape:
+    def join(self, shapes: list[Shape], blend_mm: float) -> Shape:
         """The union of shapes with rounded seams, in the box around them all."""
-        shapes = list(shapes)
-        box = union(*([shape.box for shape in shapes if shape.f.size] or [shapes[0].box]))
+        seen = [shape for shape in shapes if shape.f.size] or shapes[:1]
+        box = union(*(shape.box for shape in seen))
         f = np.full(box_shape(box), FAR_MM, dtype=np.float32)
-        for shape in shapes:
+        for shape in seen:
             inner = f[within(shape.box, box)]
-            if shape.f.size:
-                inner[...] = smooth_minimum(inner, shape.f, blend_mm)
+            inner[...] = smooth_minimum(inner, shape.f, blend_mm)
         return Shape(self, box, f)
 
     # ---- shapes ------------------------------------------------------------------------------------------
@@ -183,7 +181,7 @@ class Scene:
     def box(self, low: np.ndarray, high: np.ndarray) -> Box:
         """The voxels that may lie in a template box (empty slices where it misses the scan)."""
         corners = np.array(np.meshgrid(*zip(low, high))).reshape(3, -1)
-        index = self._to_index[:3, :3] @ corners + self._to_index[:3, 3:]
+        index = self.to_index[:3, :3] @ corners + self.to_index[:3, 3:]
         start = np.clip(np.floor(index.min(axis=1)).astype(int) - self._pad, 0, self.shape)
         stop = np.clip(np.ceil(index.max(axis=1)).astype(int) + self._pad + 1, 0, self.shape)
         return make_box(start, np.maximum(start, stop))
@@ -203,7 +201,7 @@ class Scene:
         box = self.box(middle - reach_mm, middle + reach_mm)
         x, y, z = (axis - np.float32(zero) for axis, zero in zip(self.at(box), middle))
         c, s = np.float32(np.cos(pitch)), np.float32(np.sin(pitch))
-        return box, (x * np.float32(side), c * y + s * z, c * z - s * y)
+        return box, (x * side, c * y + s * z, c * z - s * y)
 
     def ellipsoid(
         self, center: ArrayLike, radii: Sequence[float], *, pitch: float = 0.0, side: int = 1
@@ -227,12 +225,12 @@ class Scene:
         """
         table = np.asarray(points, dtype=np.float64)
         nodes = table[:, :3] * (side, 1, 1)
-        radius = np.broadcast_to(np.asarray(table[:, 3] if radii is None else radii, float), len(nodes))
-        reach = radius.max() + blend_mm
+        radius = np.broadcast_to(table[:, 3] if radii is None else radii, len(nodes)).tolist()
+        reach = max(radius) + blend_mm
         outer = self.box((nodes - reach).min(axis=0), (nodes + reach).max(axis=0))
         f = np.full(box_shape(outer), FAR_MM, dtype=np.float32)
         axis_y = np.zeros_like(f) if with_axis else None
-        for a, b, ra, rb in zip(nodes[:-1], nodes[1:], radius[:-1], radius[1:]):
+        for (a, ra), (b, rb) in itertools.pairwise(zip(nodes, radius)):
             margin = max(ra, rb) + blend_mm
             box = self.box(np.minimum(a, b) - margin, np.maximum(a, b) + margin)
             part = within(box, outer)
@@ -240,9 +238,8 @@ class Scene:
             if not inner.size:
                 continue
             step = (b - a).astype(np.float32)
-            inverse = np.float32(1.0 / max(float(step @ step), 1e-6))
-            offset = [axis - np.float32(zero) for axis, zero in zip(self.at(box), a)]
-            cone = _cone(offset, step, inverse, np.float32(ra), np.float32(rb - ra))
+            offset = [axis - zero for axis, zero in zip(self.at(box), a.tolist())]
+            cone = _cone(offset, step, 1.0 / max(float(step @ step), 1e-6), ra, rb - ra)
             if axis_y is not None:
                 axis_y[part][cone < inner] = 0.5 * (a[1] + b[1])
             inner[...] = smooth_minimum(inner, cone, blend_mm)
@@ -257,7 +254,6 @@ class Scene:
         table = np.asarray(rows, dtype=np.float64) * (side, 1, 1, 1)
         count = int((table[:, 2] == table[0, 2]).sum())
         sections = table.reshape(-1, count, 4)
-        bottom, top = table[:, 2].min(), table[:, 2].max()
         reach = np.array([table[:, 3].max(), table[:, 3].max(), 0.0]) + margin_mm
         box = self.box(table[:, :3].min(axis=0) - reach, table[:, :3].max(axis=0) + reach)
         x, y, z = self.at(box)
@@ -267,9 +263,10 @@ class Scene:
         chain = []
         for a, b in zip(points, points[1:] or points):
             step = b[0] - a[0], b[1] - a[1]
-            inverse = 1.0 / np.maximum(step[0] ** 2 + step[1] ** 2, np.float32(1e-6))
+            inverse = 1.0 / np.maximum(step[0] ** 2 + step[1] ** 2, 1e-6)
             chain.append(_cone((x - a[0], y - a[1]), step, inverse, a[2], b[2] - a[2]))
-        ends_mm = np.maximum(z - np.float32(top), np.float32(bottom) - z)
+        levels = table[:, 2].tolist()
+        ends_mm = np.maximum(z - max(levels), min(levels) - z)
         return Shape(self, box, np.maximum(np.minimum.reduce(chain), ends_mm))
 
 
@@ -279,7 +276,7 @@ def occupancy(f: np.ndarray) -> np.ndarray:
     for axis in range(3):
         if f.shape[axis] > 1:
             square += np.gradient(f, axis=axis) ** 2
-    share = np.float32(0.5) - f / np.sqrt(square, out=square)
+    share = 0.5 - f / np.sqrt(square, out=square)
     return np.clip(share, 0, 1, out=share)
 
 
@@ -287,8 +284,8 @@ def smooth_minimum(a: np.ndarray, b: np.ndarray, blend_mm: float) -> np.ndarray:
     """The union of two functions with a rounded seam."""
     if blend_mm <= 0:
         return np.minimum(a, b)
-    overlap = np.maximum(np.float32(blend_mm) - np.abs(a - b), 0)
-    return np.minimum(a, b) - overlap * overlap * np.float32(0.25 / blend_mm)
+    overlap = np.maximum(blend_mm - np.abs(a - b), 0)
+    return np.minimum(a, b) - overlap * overlap * (0.25 / blend_mm)
 
 
 def ellipsoid_distance(x: np.ndarray, y: np.ndarray, z: np.ndarray, radii: Sequence[float]) -> np.ndarray:
@@ -297,7 +294,7 @@ def ellipsoid_distance(x: np.ndarray, y: np.ndarray, z: np.ndarray, radii: Seque
     px, py, pz = x * a, y * b, z * c
     level = np.sqrt(px * px + py * py + pz * pz)
     slope = np.sqrt((px * a) ** 2 + (py * b) ** 2 + (pz * c) ** 2)
-    return level * (level - 1) / np.maximum(slope, np.float32(1e-4))
+    return level * (level - 1) / np.maximum(slope, 1e-4)
 
 
 def at_heights(levels: np.ndarray, z: np.ndarray) -> list[np.ndarray]:
@@ -307,21 +304,20 @@ def at_heights(levels: np.ndarray, z: np.ndarray) -> list[np.ndarray]:
     """
     heights, *columns = levels[np.argsort(levels[:, 0])].T
     steps = np.arange(heights[0], heights[-1] + _TABLE_STEP_MM, _TABLE_STEP_MM)
-    row = (z - np.float32(heights[0])) * np.float32(1 / _TABLE_STEP_MM)
+    row = (z - np.float32(heights[0])) / _TABLE_STEP_MM
     row = np.clip(row, 0, len(steps) - 1).astype(np.intp)
-    found = []
-    for column in columns:
-        smooth = gaussian_filter1d(np.interp(steps, heights, column), 8.0, mode="nearest").astype(np.float32)
-        found.append(np.take(smooth, row, mode="clip"))  # "clip" spares the check of every index
-    return found
+    smooth = (gaussian_filter1d(np.interp(steps, heights, c), 8.0, mode="nearest") for c in columns)
+    return [
+        np.take(f.astype(np.float32), row, mode="clip") for f in smooth
+    ]  # "clip" spares checks of the rows
 
 
 def _cone(
     offset: Sequence[np.ndarray],
-    step: Sequence[np.ndarray | np.float32],
-    inverse: np.ndarray | np.float32,
-    radius: np.ndarray | np.float32,
-    growth: np.ndarray | np.float32,
+    step: Sequence[np.ndarray],
+    inverse: np.ndarray | float,
+    radius: np.ndarray | float,
+    growth: np.ndarray | float,
 ) -> np.ndarray:
     """Distance to a rounded cone in two or three dimensions.
 
@@ -333,11 +329,3 @@ def _cone(
     for p, s in zip(offset, step):
         p -= t * s
     return np.sqrt(functools.reduce(np.add, (p * p for p in offset))) - (radius + t * growth)
-
-
-def _spline_weights(n: int, node_step: float) -> np.ndarray:
-    """(n, nodes) weights of cubic B-splines with a node every `node_step` voxels, for unit-variance noise."""
-    position = np.arange(n) / node_step + 1.0
-    knots = np.arange(-2, np.ceil(position[-1]) + 5)
-    weights = BSpline.design_matrix(position, knots, 3).toarray()
-    return (weights / np.sqrt((weights**2).sum(axis=1, keepdims=True))).astype(np.float32)

@@ -9,13 +9,13 @@ spacing), where a box around a thin tube is small even when the body is warped.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from scipy.ndimage import map_coordinates
 
 from ctseg.anatomy.implicit import Scene
-from ctseg.geometry.boxes import Box, make_box
+from ctseg.geometry.boxes import make_box
 
 Line = tuple[np.ndarray, np.ndarray | float]  # template points (n, 3) and radii in mm, (n,) or one
 
@@ -58,45 +58,39 @@ def disk_overlap(distance: np.ndarray, radius: np.ndarray | float, voxel: float)
 
 
 class TubeLayer:
-    """Tubes collected on a grid. share: (D, H, W) float32, how much of each voxel they fill."""
+    """Tubes collected on a grid. share: (D, H, W) float32, how much of each voxel they fill; hu: what of those
+    of which it was said."""
 
     def __init__(self, scene: Scene):
         self.scene = scene
         # disk of a voxel's cross-section
         self.voxel_mm = float(np.prod(scene.spacing_mm) ** (1 / 3) / np.sqrt(np.pi))
-        self.share = np.zeros(scene.shape, dtype=np.float32)
+        self.share, self.hu = (np.zeros(scene.shape, dtype=np.float32) for _ in range(2))
 
-    def pieces(
-        self, index: np.ndarray, radii: np.ndarray, margin_mm: float
-    ) -> Iterator[tuple[int, Box, np.ndarray, np.ndarray]]:
-        """Per piece between two nodes: its number, box, and there the distance to the axis and the radius
-        (mm).
+    def add(self, index: np.ndarray, radii: np.ndarray | float, hu: np.ndarray | None = None) -> None:
+        """Add one tube through nodes (n, 3), voxel indices, radii in mm. Two equal nodes make a ball.
 
-        index: nodes (n, 3) as voxel indices; radii (n,) mm. margin_mm: how far beyond the radius the box
-        reaches.
+        hu: one value per piece between two nodes.
         """
-        for number, (a, b) in enumerate(itertools.pairwise(index)):
-            ra, rb = radii[number : number + 2].tolist()
-            reach = (max(ra, rb) + margin_mm) / self.scene.spacing_mm
+        spacing = self.scene.spacing_mm
+        nodes = zip(index, np.broadcast_to(radii, len(index)).tolist())
+        for number, ((a, ra), (b, rb)) in enumerate(itertools.pairwise(nodes)):
+            reach = (max(ra, rb) + self.voxel_mm) / spacing
             start = np.maximum(np.ceil(np.minimum(a, b) - reach), 0)
             stop = np.minimum(np.floor(np.maximum(a, b) + reach) + 1, self.share.shape)
             if (start >= stop).any():
                 continue
             box = make_box(start, stop)
-            offset = [
-                (axis - zero) * size for axis, zero, size in zip(np.ogrid[box], a, self.scene.spacing_mm)
-            ]
-            step = (b - a) * self.scene.spacing_mm
+            offset = [(axis - zero) * size for axis, zero, size in zip(np.ogrid[box], a, spacing)]
+            step = (b - a) * spacing
             t = sum(p * s for p, s in zip(offset, step)) / max(float(step @ step), 1e-6)
             t = np.clip(t, 0, 1)
             distance = np.sqrt(sum((p - t * s) ** 2 for p, s in zip(offset, step)))
-            yield (number, box, distance, ra + t * (rb - ra))
-
-    def add(self, index: np.ndarray, radii: np.ndarray | float) -> None:
-        """Add one tube through nodes (n, 3), voxel indices, radii in mm. Two equal nodes make a ball."""
-        radius = np.broadcast_to(np.asarray(radii, dtype=np.float64), len(index))
-        for _, box, distance, local in self.pieces(index, radius, self.voxel_mm):
-            np.maximum(self.share[box], disk_overlap(distance, local, self.voxel_mm), out=self.share[box])
+            share = disk_overlap(distance, ra + t * (rb - ra), self.voxel_mm)
+            larger = share > self.share[box]
+            self.share[box][larger] = share[larger]
+            if hu is not None:
+                self.hu[box][larger] = hu[number]
 
     def add_lines(self, lines: Sequence[Line]) -> None:
         """Add tubes through template points."""
@@ -108,31 +102,6 @@ class TubeLayer:
         filled = self.share > 0.5
         filled[tuple(np.concatenate(axes).T)] = True
         return filled
-
-
-class AirwayLayer(TubeLayer):
-    """Tubes with a wall. share: the lumen; outer: lumen and wall; lumen_hu and wall_hu: what fills them."""
-
-    def __init__(self, scene: Scene):
-        super().__init__(scene)
-        self.outer = np.zeros(scene.shape, dtype=np.float32)
-        self.lumen_hu = np.full(scene.shape, -1000.0, dtype=np.float32)
-        self.wall_hu = np.zeros(scene.shape, dtype=np.float32)
-
-    def add_airway(
-        self, index: np.ndarray, radii: np.ndarray, wall_mm: float, lumen_hu: np.ndarray, wall_hu: np.ndarray
-    ) -> None:
-        """Add one branch; lumen_hu and wall_hu hold one value per piece between two nodes."""
-        for number, box, distance, local in self.pieces(index, radii, wall_mm + self.voxel_mm):
-            lumen = disk_overlap(distance, local, self.voxel_mm)
-            outer = disk_overlap(distance, local + wall_mm, self.voxel_mm)
-            for share, known, hu, value in (
-                (lumen, self.share, self.lumen_hu, lumen_hu),
-                (outer, self.outer, self.wall_hu, wall_hu),
-            ):
-                larger = share > known[box]
-                known[box][larger] = share[larger]
-                hu[box][larger] = value[number]
 
 
 def axis_voxels(index: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:

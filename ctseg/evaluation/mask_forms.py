@@ -18,7 +18,7 @@ from ctseg.datasets.find_scans import find_scans
 from ctseg.datasets.masks import Naming
 from ctseg.errors import CaseError, PreconditionError, listed
 from ctseg.evaluation.label_names import LabelNames, find_label_names
-from ctseg.scans.dicom import dicom_files, dicom_seg, rtstruct
+from ctseg.scans.dicom import dicom_files, mask_objects, rtstruct
 from ctseg.scans.formats import nrrd, regular_files, volume_files
 
 MAP, SEGMENTS, ORGANS, SEG, RTSTRUCT = "map", "segments", "organs", "SEG", "RTSTRUCT"
@@ -173,7 +173,7 @@ def open_side(path: Path, names: LabelNames | None, *, reference: bool = False) 
         kind, held = ORGANS, list(masks.organ_files(path))
     elif volume_files.stem_of(path, detached=True) is None:
         kind = masks.dicom_mask_kind(path)
-        held = list((dicom_seg.list_segments if kind == SEG else rtstruct.list_structures)(path).values())
+        held = list(mask_objects.list_names(path, kind).values())
         if kind == RTSTRUCT and reference:
             drawn = rtstruct.list_drawn(path)
             held = [name for name in held if name in drawn]

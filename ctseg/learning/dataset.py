@@ -48,6 +48,7 @@ class TrainingCase:
     """One case on its canvas, with what sampling needs."""
 
     case_id: str
+    split: str | None
     image: torch.Tensor  # (D, H, W) float16, 0..1
     label: torch.Tensor  # (D, H, W) uint8, IGNORED where nobody looked
     spacing_mm: tuple[float, float, float]
@@ -116,8 +117,9 @@ def prepare_case(
         body = np.array([[n // 2 for n in image.shape]])
     spacing_mm = case.on_canvas().spacing_mm
     labelled = np.array([case.states[name] != "unlabelled" for name in structures])
+    body = body.astype(np.int16)
     return TrainingCase(
-        case.case_id, image, label, spacing_mm, case.states, labelled, points, body.astype(np.int16)
+        case.case_id, case.split, image, label, spacing_mm, case.states, labelled, points, body
     )
 
 

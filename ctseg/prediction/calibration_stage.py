@@ -25,7 +25,6 @@ from ctseg.scoring import calibration
 from ctseg.scoring.calibration import Regions
 
 FORMAT, VERSION = "ctseg-calibration", 1
-_ANNOTATED = ("present", "absent")
 
 
 @dataclasses.dataclass
@@ -65,15 +64,13 @@ class Calibration:
                 case=case.case_id,
                 file=f"processed_data/{file}",
             )
-        numbers = [
-            number for number, name in enumerate(self.names, start=1) if case.states.get(name) in _ANNOTATED
-        ]
         ignored = reference.array == IGNORED
         voxels = int(np.count_nonzero(~ignored))
         found = [label_boxes(label) for label in (reference.array, prediction)]
         scores = self.cases.setdefault(case.case_id, {})
-        for number in numbers:
-            name = self.names[number - 1]
+        for number, name in enumerate(self.names, start=1):
+            if case.states.get(name) not in ("present", "absent"):
+                continue
             soft = probability_on_scan(probabilities, number, canvas, scan)
             held = [grow(own[number], calibration.MARGIN, scan.shape) for own in found if number in own]
             held += [soft[0]] if soft is not None else []

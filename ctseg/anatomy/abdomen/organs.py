@@ -1,6 +1,7 @@
-"""Liver with gallbladder, kidneys, spleen, pancreas and adrenals of the upper abdomen.
+"""Liver with gallbladder, kidneys, spleen, pancreas, adrenals and the vessels of the upper abdomen.
 
-The standard ones stand in `organs.csv`; its coordinates are those of `people.py`.
+The standard ones stand in `organs.csv`, `vessels.csv` (outside the liver) and `liver_vessels.csv`, in the
+coordinates of `people.py`. The first word of a vessel's name is the tissue.
 """
 
 from __future__ import annotations
@@ -14,7 +15,10 @@ from ctseg.anatomy.abdomen.trunk import Trunk
 from ctseg.anatomy.implicit import SIDES, Scene, Shape, ellipsoid_distance
 from ctseg.anatomy.shape_tables import read_table
 
-SHAPES = read_table(__file__)
+SHAPES, VESSELS, LIVER_VESSELS = (
+    read_table(__file__, name) for name in ("organs", "vessels", "liver_vessels")
+)
+_LABELS = {"artery aorta": "aorta", "vein cava": "postcava"}
 SPLEEN_CENTER = (88.0, 24.0, 66.0)
 KIDNEY_CENTER = {1: (62.0, 9.0, -4.0), -1: (-62.0, 9.0, -20.0)}  # the right one lies lower
 KIDNEY_RADII = (29.5, 25.5, 57.0)
@@ -41,6 +45,7 @@ class Organs:
     spleen: Shape
     pancreas: Shape
     adrenals: list[Shape]
+    vessels: dict[str, Shape]  # outside the liver, in the order of drawing
     solid: list[Shape]  # what stomach and bowel give way to
 
 
@@ -72,8 +77,9 @@ def build_organs(scene: Scene, person: Person, trunk: Trunk) -> Organs:
     for side, z in ((1, 54.0), (-1, 52.0)):
         limbs = (SHAPES[name] + (0, 0, z, 0) for name in ("adrenal front", "adrenal back"))
         adrenals.append(scene.join([scene.tube(line, side=side) for line in limbs], 1.0))
-    solid += [liver, gallbladder, spleen, pancreas]
-    return Organs(liver, gallbladder, kidneys, spleen, pancreas, adrenals, solid)
+    vessels = {name: scene.tube(nodes, blend_mm=1) for name, nodes in VESSELS.items()}
+    solid += [liver, gallbladder, spleen, pancreas, *vessels.values()]
+    return Organs(liver, gallbladder, kidneys, spleen, pancreas, adrenals, vessels, solid)
 
 
 def build_liver(scene: Scene, person: Person) -> Shape:
@@ -118,7 +124,8 @@ def rotated(p: np.ndarray, q: np.ndarray, angle: float) -> tuple[np.ndarray, np.
 
 
 def paint_organs(organs: Organs, person: Person) -> None:
-    """Draw the organs, those that yield first; vessels inside the liver are drawn by the caller."""
+    """Draw the organs, those that yield first, then the vessels. Those in the liver keep its label, as
+    annotators leave them in."""
     pancreas, liver = organs.pancreas, organs.liver
     for adrenal in organs.adrenals:
         adrenal.paint("adrenal")
@@ -134,6 +141,13 @@ def paint_organs(organs: Organs, person: Person) -> None:
     liver.paint("liver", "liver", blotch=2.5, lumps=1.5)
     paint_blobs(liver, person.liver_cysts, (4, 18), 9.0)
     paint_blobs(liver, person.metastases, (5, 17), person.hu["liver"] - 32.0)
+    for name, nodes in LIVER_VESSELS.items():
+        liver.scene.tube(nodes, blend_mm=1).inside(liver, 1.0).paint(name.split()[0])
+    for name, vessel in organs.vessels.items():
+        vessel.paint(name.split()[0], _LABELS.get(name))
+    aorta = organs.vessels["artery aorta"]
+    chalk = Shape(aorta.scene, aorta.box, np.abs(aorta.f + 1.0) - 0.9)  # in its wall
+    chalk.within(3 * aorta.uneven(1.3, {"blotch": -1.0})).paint(480.0)
 
 
 def paint_kidney(kidney: Kidney, side: int, label: str) -> None:

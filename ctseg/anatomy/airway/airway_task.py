@@ -25,7 +25,7 @@ from ctseg.anatomy.airway.chest import Chest, paint_chest, soft
 from ctseg.anatomy.airway.people import Patient, sample_patient
 from ctseg.anatomy.implicit import Scene
 from ctseg.anatomy.tasks import Picture, numbered
-from ctseg.anatomy.thin_tubes import AirwayLayer, TubeLayer, axis_voxels, lines_to_index, to_index
+from ctseg.anatomy.thin_tubes import TubeLayer, axis_voxels, lines_to_index, to_index
 
 IDS = numbered("airway", "lung_left", "lung_right")
 TARGETS = ("airway",)
@@ -164,7 +164,7 @@ def paint_airways(
 
     Returns the lumen's mask and the voxels of all axes and of those in gaps.
     """
-    layer = AirwayLayer(scene)
+    lumens, tubes = TubeLayer(scene), TubeLayer(scene)  # without and with the walls
     by_branch = {gap.branch: gap for gap in gaps}
     fine = np.linspace(0, 1, 13)  # a branch with a gap in twelve pieces, to close some of them
     lines = [along(b.points, fine) if number in by_branch else b.points for number, b in enumerate(tree)]
@@ -181,8 +181,9 @@ def paint_airways(
             lumen[closed], wall[closed] = gap.lumen_hu, max(gap.lumen_hu, patient.lung_hu)
             gap_axes.append(axis_voxels(index[closed[0] : closed[-1] + 2], scene.shape))
         thickness = min(patient.wall * branch.diameter, 1.7)
-        layer.add_airway(index, np.full(len(index), 0.5 * branch.diameter), thickness, lumen, wall)
+        lumens.add(index, 0.5 * branch.diameter, lumen)
+        tubes.add(index, 0.5 * branch.diameter + thickness, wall)
         axes.append(axis_voxels(index, scene.shape))
-    rim = np.maximum(layer.outer - layer.share, 0)
-    scene.hu += rim * (layer.wall_hu - scene.hu) + layer.share * (layer.lumen_hu - scene.hu)
-    return layer.mask(axes), axes, gap_axes
+    rim = np.maximum(tubes.share - lumens.share, 0)
+    scene.hu += rim * (tubes.hu - scene.hu) + lumens.share * (lumens.hu - scene.hu)
+    return lumens.mask(axes), axes, gap_axes

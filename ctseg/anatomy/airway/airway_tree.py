@@ -63,7 +63,7 @@ class Branch:
 
 NODES = read_table(__file__, "bronchi")
 TRUNKS = read_table(__file__, "trunks")
-# Right, then left: above the oblique and the horizontal fissure, between them, top and base of the lower lobe.
+# Right, then left: above both fissures, between them, top and base of the lower lobe.
 REGIONS = (
     "right_upper",
     "right_middle",
@@ -157,8 +157,8 @@ def along(points: np.ndarray, share: np.ndarray) -> np.ndarray:
 
 @dataclasses.dataclass
 class Growth:
-    """A tree that fills the lung. finest_mm: narrower branches are not grown; clear_mm: narrower ones may touch
-    others. taken: (n, 5) where branches run already: x, y, z, radius, number."""
+    """A tree that fills the lung. finest_mm: narrower branches are not grown; clear_mm: narrower ones may
+    touch others. taken: (n, 5) where branches run already: x, y, z, radius, number."""
 
     rng: np.random.Generator
     depth: Depth
@@ -191,8 +191,8 @@ class Growth:
             heapq.heappush(order, (-branch.diameter, number))
 
     def free(self, branch: Branch, kin: tuple[int, ...], margin_mm: float) -> bool:
-        """Whether a new branch keeps that far inside the lung, and clear of all others but its kin, beyond the
-        joint."""
+        """Whether a new branch keeps that far inside the lung, and clear of all others but its kin, beyond
+        the joint."""
         # Lobar bronchi end at the root of the lung: their children begin there.
         first = 2 if branch.generation > 4 else 3
         if self.depth(branch.points[first:]).min() < 0.65 * branch.diameter + margin_mm:

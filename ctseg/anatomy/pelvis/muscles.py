@@ -21,12 +21,12 @@ def outlines(scene: Scene, patient: Patient) -> tuple[np.ndarray, np.ndarray]:
     inner, y, backwards = body_outline(scene, SHAPES["outline"])
     # Groin: the front sinks between thigh and pubis; below, the thighs part.
     ux = np.abs(scene.x)
-    low = np.clip((np.float32(-15) - scene.z) / 60, 0, 1)
+    low = np.clip((-15 - scene.z) / 60, 0, 1)
     inner += low * 16 * np.exp(-(((ux - 36) / 22) ** 2) - ((y + 104) / 36) ** 2)
-    fat = np.float32(patient.fat_mm) * (1 + 0.12 * scene.smooth_field(40.0))
+    fat = patient.fat_mm * (1 + 0.12 * scene.smooth_field(40.0))
     skin = inner - fat * np.where(y < 0, 1 - 0.25 * backwards * (1 - low), 1 + 0.5 * backwards)
     skin += 9 * np.exp(-((ux / 7) ** 2)) * np.clip((y - 62) / 10, 0, 1) * np.clip((35 - scene.z) / 25, 0, 1)
-    legs = np.clip((np.float32(-86) - scene.z) / 25, 0, 1)
+    legs = np.clip((-86 - scene.z) / 25, 0, 1)
     skin = np.maximum(skin, 12 * legs - 6 - ux - 300 * (legs == 0))
     skin = flattened(scene, skin, patient.fat_mm)
     inner, skin = np.maximum(inner, skin + 5).astype(np.float32), skin.astype(np.float32)
@@ -45,7 +45,7 @@ def paint_muscles(scene: Scene, skin: np.ndarray, inner: np.ndarray) -> np.ndarr
     nearest, second = scene.spread(), scene.spread()  # distance to the nearest muscle and the next
     for side in SIDES:
         for name, rows in SHAPES.items():
-            line, swell = rows[:, :4], rows[0, -1]
+            line, swell = rows[:, :4], float(rows[0, -1])
             if name.startswith("loft "):
                 muscle = scene.loft(line, side=side, margin_mm=swell).inset(-swell)
             elif name.startswith("tube "):
@@ -71,7 +71,7 @@ def abdominal_wall(scene: Scene, inner: np.ndarray) -> np.ndarray:
     reach = 26 + 8 * np.clip((z + 25) / 60, 0, 1)
     thickness = half * (1 - 0.35 * ((ux - 4 - reach) / reach) ** 2)
     rectus = np.maximum.reduce([np.abs(depth - 8.5) - thickness, np.abs(ux - 4 - reach) - reach, y + 25])
-    flank = np.maximum(66 - ux, np.float32(62) - z + np.clip(ux - 100, 0, 60) * 0.9)
+    flank = np.maximum(66 - ux, 62 - z + np.clip(ux - 100, 0, 60) * 0.9)
     seam = 0.35 * blotch
     layers = np.minimum.reduce(
         [np.abs(depth - 4.6) - 2.9 + seam, np.abs(depth - 10.6) - 2.8 + seam, np.abs(depth - 15.6) - 2.0]

@@ -100,10 +100,10 @@ def build_bladder(scene: Scene, patient: Patient) -> Shape:
     below = np.clip(-z / c, 0, 1)
     funnel = 1 - 0.22 * below * below
     flat = 1 + 0.18 * np.clip(z / c, 0, 1) ** 2 * (1 - fullness)  # the empty dome sinks in
-    sag = np.float32(8.0) * below * below  # the neck points down and back, to the prostate
+    sag = 8.0 * below * below  # the neck points down and back, to the prostate
     f = ellipsoid_distance(x / funnel, (y - sag) / funnel, z * flat, (a, b, c))
     sac = Shape(scene, box, f).inset(0, lumps=2.2 + 0.05 * unit)
-    return sac.within(np.float32(bottom - 2) - scene.z[box])
+    return sac.within(bottom - 2 - scene.z[box])
 
 
 def paint_bladder(bladder: Shape, patient: Patient) -> None:

@@ -26,7 +26,7 @@ from pydicom.uid import (
 )
 
 from ctseg.artifacts import atomic_write, canonical_hash
-from ctseg.errors import CaseError, Finding, PipelineError
+from ctseg.errors import CaseError, Finding, Findings, PipelineError
 from ctseg.scans.formats import folder_walk, regular_files
 from ctseg.scans.formats.regular_files import at_file, refuse
 
@@ -107,10 +107,10 @@ class Found:
     object of a series; damaged: DICOM files that cannot be read, and why; not_entered: see
     `folder_walk.walk`."""
 
-    series: list[SeriesInfo] = dataclasses.field(default_factory=list)
-    others: list[Path] = dataclasses.field(default_factory=list)
-    damaged: dict[Path, CaseError] = dataclasses.field(default_factory=dict)
-    not_entered: dict[Path, str] = dataclasses.field(default_factory=dict)
+    series: list[SeriesInfo]
+    others: list[Path]
+    damaged: dict[Path, CaseError]
+    not_entered: dict[Path, str]
 
 
 @private()
@@ -119,7 +119,7 @@ def find(folder: Path) -> Found:
     if not folder.is_dir():
         fix = "restore the folder or remove the case"
         raise refuse("FILE_MISSING", "the folder does not exist", fix, folder)
-    found, single = Found(), []
+    found, single = Found([], [], {}, {}), []
     for place, _, names in folder_walk.walk(folder, found.not_entered):
         for path in (place / name for name in names):
             try:
@@ -166,9 +166,8 @@ def choose(folder: Path, uid: str | None) -> tuple[SeriesInfo, int]:
     volumes = [info for info in joined if info.n_slices >= SMALLEST_SLICES] or joined
     if len(volumes) > 1:
         counts = ", ".join(str(info.n_slices) for info in volumes)
-        cause = f"{len(volumes)} CT series ({counts} slices)"
         fix = "keep one series in the folder, or name the series"
-        raise refuse("SERIES_AMBIGUOUS", cause, fix, folder)
+        raise refuse("SERIES_AMBIGUOUS", f"{len(volumes)} CT series ({counts} slices)", fix, folder)
     return volumes[0], others
 
 
@@ -178,9 +177,8 @@ def read_header(path: Path, tags: list[str] | None) -> Any:
         try:
             return pydicom.dcmread(path, stop_before_pixels=True, specific_tags=tags)
         except InvalidDicomError:  # reading on would be guessing
-            cause = "the DICOM mark at its beginning is missing"
             fix = "save it again as a DICOM file with its file header (PS3.10)"
-            raise refuse("DICOM_CORRUPT", cause, fix, path) from None
+            raise refuse("DICOM_CORRUPT", "the DICOM mark at its beginning is missing", fix, path) from None
         except MemoryError:  # a header needs little: its length fields lie
             cause = "an element of the header is announced longer than the memory"
             raise refuse("DICOM_CORRUPT", cause, "copy or export the file again", path) from None
@@ -188,7 +186,7 @@ def read_header(path: Path, tags: list[str] | None) -> Any:
 
 def drawn_on(
     folder: Path, series_uid: str | None, *, frames: Collection[Any], series: Collection[Any]
-) -> tuple[str | None, list[Finding]]:
+) -> tuple[str | None, Findings]:
     """(frame of reference of the one series in `folder` or of the named one, None where the labels were drawn
     on another; what was noticed).
 
@@ -335,6 +333,6 @@ def new_object(**elements: Any) -> pydicom.Dataset:
     return content
 
 
-def write(path: str | Path, content: pydicom.Dataset) -> None:
+def write(path: Path, content: pydicom.Dataset) -> None:
     """Write an object as a DICOM file, atomically."""
     atomic_write(path, lambda stream: pydicom.dcmwrite(stream, content, enforce_file_format=True))

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ctseg.errors import Finding
+from ctseg.errors import Finding, Findings
 from ctseg.geometry.tolerances import EQUAL
 from ctseg.geometry.volume import Grid
 from ctseg.scans.formats import checks
@@ -63,7 +63,7 @@ def read(path: Path) -> Stored:
     affine, notes = _affine(fields, shape)
     content = Content(memoryview(data)[start:], zipped=_flag(fields, "CompressedData"), truncated=TRUNCATED)
     array, rest = content.voxels(shape, dtype)
-    return Stored(array, 1.0, 0.0, affine, findings + notes + rest)
+    return Stored(array, affine, findings + notes + rest)
 
 
 def _parse(data: bytes) -> tuple[Fields, int]:
@@ -94,7 +94,7 @@ def _flag(fields: Fields, name: str, default: str = "False") -> bool:
     return text in ("true", "1")
 
 
-def _check_shape(fields: Fields) -> tuple[tuple[int, int, int], list[Finding]]:
+def _check_shape(fields: Fields) -> tuple[tuple[int, int, int], Findings]:
     (count,) = fields.numbers("NDims", 1)
     if count not in (2, 3, 4) or fields.get("ObjectType", "Image").lower() != "image":
         raise not_3d("it is no volume")
@@ -123,7 +123,7 @@ def _check_type(fields: Fields) -> np.dtype:
     return np.dtype((">" if big else "<") + _TYPES[kind])
 
 
-def _affine(fields: Fields, shape: tuple[int, int, int]) -> tuple[np.ndarray, list[Finding]]:
+def _affine(fields: Fields, shape: tuple[int, int, int]) -> tuple[np.ndarray, Findings]:
     """The affine of the Volume, and what was noticed: the first axis of the file is W, the last D. Synonyms
     must say the same; ElementSize may differ from ElementSpacing, which counts: slices may be thicker or
     thinner than their step."""

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ctseg.errors import Finding
+from ctseg.errors import Finding, Findings
 from ctseg.geometry.volume import Volume
 from ctseg.scans.formats import checks
 from ctseg.scans.formats.regular_files import (
@@ -121,7 +121,7 @@ def list_segments(path: Path) -> tuple[Segment, ...]:
         return _segments(_parse(path, read_regular(path, HEADER_LIMIT)))
 
 
-def read_segments(path: Path) -> tuple[tuple[Segment, ...], Callable[[Segment], Volume], list[Finding]]:
+def read_segments(path: Path) -> tuple[tuple[Segment, ...], Callable[[Segment], Volume], Findings]:
     """(segments, the mask of one: a Volume of bool, what was noticed). The file is read once."""
     with at_file(path):
         header = _parse(path, read_regular(path))
@@ -212,7 +212,7 @@ def _read(header: Header) -> Stored:
         array = np.moveaxis(array, 3, 0)
     else:
         array, notes = content.voxels((header.layers, *header.shape), dtype)
-    return Stored(array, 1.0, 0.0, affine, findings + notes)
+    return Stored(array, affine, findings + notes)
 
 
 def _check_type(fields: Fields) -> np.dtype:
@@ -229,7 +229,7 @@ def _check_type(fields: Fields) -> np.dtype:
     return np.dtype(order + _CODES[name])
 
 
-def _affine(header: Header) -> tuple[np.ndarray, list[Finding]]:
+def _affine(header: Header) -> tuple[np.ndarray, Findings]:
     """The affine of the Volume: the first axis of space in the file is W, the last D.
 
     'spacings', where some writer gives them too, must agree.
