@@ -238,18 +238,25 @@ PROFILES: dict[str, dict[str, Any]] = {
 def resolve(profile: str | None, overrides: Mapping[str, Any]) -> Settings:
     """Settings from defaults, a profile and overrides {"train.epochs": 5} (strings are converted).
 
-    UsageError for an unknown profile or key, a wrong value, or values that do not go together.
+    UsageError for an unknown profile, and see `changed`.
     """
     if profile is not None:
         check_word("UNKNOWN_PROFILE", "profile", profile, PROFILES)
         overrides = {**PROFILES[profile], **overrides}
-    changes: dict[str, dict[str, Any]] = {section: {} for section in vars(Settings())}
+    return changed(Settings(), overrides)
+
+
+def changed(settings: Settings, overrides: Mapping[str, Any]) -> Settings:
+    """The settings with other values; UsageError for an unknown key, a wrong value, or values that do not go
+    together.
+    """
+    changes: dict[str, dict[str, Any]] = {section: {} for section in vars(settings)}
     for key, value in overrides.items():
         as_wanted = known_value(key, value)
         section, name = key.split(".")
         changes[section][name] = as_wanted
     result = Settings(
-        **{name: dataclasses.replace(part, **changes[name]) for name, part in vars(Settings()).items()}
+        **{name: dataclasses.replace(part, **changes[name]) for name, part in vars(settings).items()}
     )
     check_together(result)
     return result
