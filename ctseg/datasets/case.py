@@ -10,7 +10,7 @@ import dataclasses
 from pathlib import Path
 from typing import NamedTuple
 
-from ctseg.errors import Finding
+from ctseg.errors import CaseError, Finding
 from ctseg.geometry.volume import Volume
 
 PRESENT, ABSENT, UNLABELLED = "present", "absent", "unlabelled"
@@ -114,3 +114,11 @@ class LoadedCase:
     label: Volume | None
     states: dict[str, str]
     findings: tuple[Finding, ...]
+
+    def annotated(self) -> Volume:
+        """The label of a case in which somebody looked for a structure. CaseError LABEL_MISSING otherwise."""
+        if self.label is None or set(self.states.values()) == {UNLABELLED}:
+            cause = "none of the wanted structures is annotated"
+            fix = "add labels, remove the case, or choose other --structures"
+            raise CaseError("LABEL_MISSING", cause, fix, case=self.record.case_id)
+        return self.label

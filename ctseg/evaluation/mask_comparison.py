@@ -301,7 +301,7 @@ def score_masks(
             return opened[place].on(grid, of, side.path, name).astype(np.uint8)
 
     ignore = None
-    if reference.naming is not None and reference.naming.ignore is not None:
+    if reference.naming.ignore is not None:
         with Refusals(pair.case_id, pair.reference.file):
             ignore = reference.on(grid, of, pair.reference.path) == reference.naming.ignore
     how = dataclasses.replace(settings, ignore_label=None if ignore is None else _IGNORED)

@@ -114,24 +114,24 @@ class CaseOutcome:
 
 def prepare_case(job: CaseJob) -> CaseOutcome:
     """Read one case and, when the grid is known, write its tensors and reference. Raises ResourceError."""
-    trace = None
+    trace, case_id = None, job.record.case_id
     try:
         return _prepare(job)
     except ResourceError:
         raise
     except PipelineError as error:  # a CaseError, or a guide that cannot be used for this case
         fault = error
+    except MemoryError:
+        cause, fix = (
+            "the memory does not suffice for this scan",
+            "use --workers 1 or a machine with more memory",
+        )
+        fault = CaseError("TOO_LARGE", cause, fix)
     except Exception as error:  # the case boundary: one bad case never stops the run
-        trace = traceback.format_exc()
+        trace, cause = traceback.format_exc(), f"unforeseen {type(error).__name__}"
+        fault = CaseError("INTERNAL", cause, "please report it with logs/pipeline.log")
         if isinstance(error, OSError) and error.errno in SYSTEM_FAULTS:
             fault = ResourceError.from_os(error)
-        elif isinstance(error, MemoryError):
-            cause = "the memory does not suffice for this scan"
-            fault = CaseError("TOO_LARGE", cause, "use --workers 1 or a machine with more memory")
-        else:
-            cause = f"unforeseen {type(error).__name__}"
-            fault = CaseError("INTERNAL", cause, "please report it with logs/pipeline.log")
-    case_id = job.record.case_id
     return CaseOutcome(case_id, None, (Finding.from_error(fault, case=case_id),), trace=trace)
 
 
@@ -250,20 +250,11 @@ def survey(job: CaseJob, loaded: LoadedCase, **known: Any) -> Case:
     LABEL_MISSING.
     """
     recipe, case_id = job.recipe, job.record.case_id
-    if loaded.label is None or all(state == UNLABELLED for state in loaded.states.values()):
-        raise CaseError(
-            "LABEL_MISSING",
-            "none of the wanted structures is annotated",
-            "add labels, remove the case, or choose other --structures",
-            case=case_id,
-        )
+    label = loaded.annotated()
     findings = list(loaded.findings)
     body = grids.kept_extent(loaded.image, recipe.crop, recipe.margin_mm)
-    box = grids.extent_with(body, without_ignored(loaded.label))
-    wider = max(
-        np.abs(np.subtract(box.low_mm, body.low_mm)).max(),
-        np.abs(np.subtract(box.high_mm, body.high_mm)).max(),
-    )
+    box = grids.extent_with(body, without_ignored(label))
+    wider = np.abs(np.subtract([box.low_mm, box.high_mm], [body.low_mm, body.high_mm])).max()
     if wider > 1e-3:
         cause = (
             f"labelled voxels lie up to {wider:.0f} mm outside the {recipe.crop} found in the image; "
@@ -271,7 +262,7 @@ def survey(job: CaseJob, loaded: LoadedCase, **known: Any) -> Case:
         )
         fix = "check that image and label belong together"
         findings.append(Finding("WARN", "BOX_EXTENDED", cause, fix, case_id))
-    counts = grids.count_voxels(loaded.label.array)
+    counts = grids.count_voxels(label.array)
     return Case(
         case_id,
         job.record.patient_id,
@@ -296,11 +287,12 @@ def without_ignored(label: Volume) -> Volume:
 
 
 def write_case(recipe: Recipe, plan: grids.GridPlan, loaded: LoadedCase, case: Case) -> Case:
-    """The case with its tensors and reference written, and with warnings where the grid costs something."""
-    label = loaded.label
-    if label is None or case.body_box is None:
-        raise ValueError("tensors need labels and a box")
-    name, locator = safe_name(case.case_id), None
+    """The case with its tensors and reference written, and with warnings for structures that the grid cuts
+    off or is too coarse for.
+    """
+    if case.body_box is None:
+        raise ValueError("tensors need a box")
+    label, name, locator = loaded.annotated(), safe_name(case.case_id), None
     canvas = plan.canvas(case.scan, case.body_box)
     part_only = plan.kind == "roi" and case.split == "train"
     canvas_label, tensors = write_tensors(recipe, loaded.image, label, canvas, name, part_only=part_only)
@@ -309,23 +301,39 @@ def write_case(recipe: Recipe, plan: grids.GridPlan, loaded: LoadedCase, case: C
         _, (tensor,) = write_tensors(recipe, loaded.image, label, whole, f"{name}_whole")
         locator = LocatorFile(tensor.file, tensor.sha256, tensor.origin, whole)
     path = recipe.workspace.references / f"{name}.nii.gz"
-    names = dict(enumerate(recipe.structures, start=1)) | {IGNORED: "ignore"}
-    nifti.write_label(path, label, names=names)
-    lost = grids.lost_fractions(label, canvas)
-    case = dataclasses.replace(
+    numbers = dict(enumerate(recipe.structures, start=1))
+    nifti.write_label(path, label, names=numbers | {IGNORED: "ignore"})
+    lost, kept, findings = grids.lost_fractions(label, canvas), grids.count_voxels(canvas_label.array), []
+    lost_fraction = {
+        structure: round(lost[number], 6)
+        for number, structure in numbers.items()
+        if loaded.states[structure] == PRESENT
+    }
+    voxel_ml, canvas_voxel_ml = (float(np.prod(volume.spacing_mm)) / 1000 for volume in (label, canvas_label))
+    for number, structure in numbers.items():
+        if structure not in lost_fraction:
+            continue
+        before, after = case.voxels[structure] * voxel_ml, kept.get(number, 0) * canvas_voxel_ml
+        if lost_fraction[structure] > CROP_LOSS_WARNING:
+            cause = f"{100 * lost_fraction[structure]:.1f} % of {structure} lies outside the tensors"
+            fix = "use --set data.grid=whole, or check the label"
+            findings.append(Finding("WARN", "CROP_LOSS", cause, fix, case.case_id))
+        elif after < RESOLUTION_WARNING * before:
+            cause = (
+                f"{structure} has {before:.2f} mL in the scan and {after:.2f} mL in the tensors: "
+                "it is too thin for this grid"
+            )
+            fix = "use --set data.grid=windows with a finer data.spacing_mm"
+            findings.append(Finding("WARN", "RESOLUTION_LOSS", cause, fix, case.case_id))
+    return dataclasses.replace(
         case,
         canvas=canvas,
         tensors=tensors,
         locator=locator,
         reference=StoredFile(f"references/{path.name}", file_hash(path)),
-        lost_fraction={
-            name: round(lost[number], 6)
-            for number, name in enumerate(recipe.structures, start=1)
-            if loaded.states[name] == PRESENT
-        },
+        lost_fraction=lost_fraction,
+        findings=(*case.findings, *findings),
     )
-    findings = (*case.findings, *grid_findings(recipe.structures, label, canvas_label, case))
-    return dataclasses.replace(case, findings=findings)
 
 
 def write_tensors(
@@ -352,46 +360,13 @@ def write_guide_of(
     recipe: Recipe, source: GuideSource, loaded: LoadedCase, organs: Volume | None, case: Case
 ) -> Case:
     """The case with the distances to its guide organs written."""
-    own = source.kind == "labels"
-    found, findings = load_guide(
-        source,
-        case.case_id,
-        loaded.image,
-        organs if own else loaded.label,
-        source.organs if own else recipe.structures,
-        recipe.structures,
-    )
+    label, names = (organs, source.organs) if recipe.own_organs else (loaded.label, recipe.structures)
+    found, findings = load_guide(source, case.case_id, loaded.image, label, names, recipe.structures)
     maps = coarse_maps(found.masks, case.on_canvas())
     path = recipe.workspace.guides / f"{safe_name(case.case_id)}.npz"
     sha256 = write_guide(path, maps.distance_mm, maps.presence, maps.stride)
-    presence = dict(zip(source.organs, maps.presence.tolist()))
-    return dataclasses.replace(
-        case, guide=GuideFile(f"guides/{path.name}", sha256, presence), findings=(*case.findings, *findings)
-    )
-
-
-def grid_findings(
-    structures: tuple[str, ...], label: Volume, canvas_label: Volume, case: Case
-) -> list[Finding]:
-    """Warnings for structures that the grid cuts off or is too coarse for."""
-    findings = []
-    voxel_ml, canvas_voxel_ml = (float(np.prod(volume.spacing_mm)) / 1000 for volume in (label, canvas_label))
-    kept = grids.count_voxels(canvas_label.array)
-    for number, name in enumerate(structures, start=1):
-        lost = case.lost_fraction.get(name, 0.0)
-        before, after = case.voxels.get(name, 0) * voxel_ml, kept.get(number, 0) * canvas_voxel_ml
-        if lost > CROP_LOSS_WARNING:
-            cause = f"{100 * lost:.1f} % of {name} lies outside the tensors"
-            fix = "use --set data.grid=whole, or check the label"
-            findings.append(Finding("WARN", "CROP_LOSS", cause, fix, case.case_id))
-        elif name in case.lost_fraction and after < RESOLUTION_WARNING * before:
-            cause = (
-                f"{name} has {before:.2f} mL in the scan and {after:.2f} mL in the tensors: "
-                "it is too thin for this grid"
-            )
-            fix = "use --set data.grid=windows with a finer data.spacing_mm"
-            findings.append(Finding("WARN", "RESOLUTION_LOSS", cause, fix, case.case_id))
-    return findings
+    guide = GuideFile(f"guides/{path.name}", sha256, dict(zip(source.organs, maps.presence.tolist())))
+    return dataclasses.replace(case, guide=guide, findings=(*case.findings, *findings))
 
 
 def content_hash(image: Volume) -> str:

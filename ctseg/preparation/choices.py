@@ -203,12 +203,12 @@ def with_leave(record: CaseRecord, data: DataSettings) -> CaseRecord:
     later stage reads the same.
     """
     image, labels = record.image, record.labels
-    if image.format == "dicom" and data.assume_hu:
-        image = dataclasses.replace(image, assume_hu=True)
-    if labels is not None and labels.format == "dicom_seg" and data.fractional_threshold > 0:
-        labels = dataclasses.replace(labels, fractional_threshold=data.fractional_threshold)
-    if labels is not None and labels.format in ("dicom_seg", "rtstruct") and data.fill_contour_gaps:
-        labels = dataclasses.replace(labels, fill_gaps=True)
+    if image.format == "dicom":
+        image = dataclasses.replace(image, assume_hu=data.assume_hu)
+    if labels is not None and labels.format in ("dicom_seg", "rtstruct"):
+        labels = dataclasses.replace(labels, fill_gaps=data.fill_contour_gaps)
+        if labels.format == "dicom_seg" and data.fractional_threshold > 0:
+            labels = dataclasses.replace(labels, fractional_threshold=data.fractional_threshold)
     return dataclasses.replace(record, image=image, labels=labels)
 
 
