@@ -26,6 +26,7 @@ from ctseg.artifacts import (
     write_json,
     write_tensor,
 )
+from ctseg.config import DataSettings
 from ctseg.datasets.case import IGNORED, PRESENT, UNLABELLED, CaseRecord, LoadedCase
 from ctseg.datasets.case_sources import source_hash, source_to_record
 from ctseg.datasets.load_case import load_case
@@ -55,9 +56,7 @@ class Recipe:
     root: Path
     workspace: Workspace
     structures: tuple[str, ...]
-    window_hu: tuple[float, float]
-    margin_mm: float
-    crop: str = "body"
+    data: DataSettings
     sides: Sides | None = None
     guide: GuideSource | None = None
     plan: grids.GridPlan | None = None
@@ -90,7 +89,7 @@ class CaseJob:
             [
                 case.survey_key,
                 dataclasses.asdict(plan),
-                self.recipe.window_hu,
+                self.recipe.data.window_hu,
                 TENSOR_SIZE,
                 case.split if plan.kind == "roi" else None,
                 guide.digest(self.record.case_id) if guide is not None else None,
@@ -158,52 +157,36 @@ def after_death(job: CaseJob, outcome: CaseOutcome | None) -> CaseOutcome:
     return dataclasses.replace(outcome, findings=(*outcome.findings, note))
 
 
-def second_pass(jobs: Sequence[CaseJob], cases: Sequence[Case], plan: grids.GridPlan) -> list[CaseJob]:
-    """The jobs that write tensors once the grid is known. cases: what the first pass found, with their
-    splits.
-    """
-    pending, by_id = [], {case.case_id: case for case in cases}
-    for job in jobs:
-        case = by_id.get(job.record.case_id)
-        if case is None or (case.key == job.key_of(case, plan) and case.intact(job.recipe.workspace)):
-            continue
-        recipe = dataclasses.replace(job.recipe, plan=plan)
-        pending.append(dataclasses.replace(job, recipe=recipe, previous=None, surveyed=case))
-    return pending
-
-
 def bytes_needed(jobs: Sequence[CaseJob]) -> float:
     """About how much disk the jobs of a run take."""
     size = 0
     for job in jobs:
         case, plan = job.surveyed, job.recipe.plan
-        if case is not None and plan is not None and case.body_box is not None:
+        if case is None or plan is None or case.body_box is None:
+            size += TENSOR_BYTES if job.previous is None else 0
+        elif case.key != job.key_of(case, plan):
             tensors = grids.tensor_origins(plan.canvas(case.scan, case.body_box).shape)
             size += len(tensors) * TENSOR_BYTES + math.prod(case.scan.shape) // 20
-        elif job.previous is None:
-            size += TENSOR_BYTES
     return 1.1 * size + 50e6 if size else 0
 
 
 def _prepare(job: CaseJob) -> CaseOutcome:
-    recipe, previous = job.recipe, job.previous
-    if job.surveyed is not None:
-        loaded, organs = load_with_organs(job)
-        case = job.surveyed
-    else:
+    recipe, case, known = job.recipe, job.surveyed, {}
+    if case is None:
         source, digest = source_to_record(job.record, recipe.root), source_hash(job.record)
-        survey_key = survey_key_of(recipe, source, digest)
-        if previous is not None and previous.survey_key == survey_key:
-            case = dataclasses.replace(previous, source=source)
-            intact = case.intact(recipe.workspace)
-            if recipe.plan is None or (intact and case.key == job.key_of(case, recipe.plan)):
-                return CaseOutcome(case.case_id, case, case.findings, reused=intact)
-        loaded, organs = load_with_organs(job)
-        case = survey(job, loaded, source=source, source_hash=digest, survey_key=survey_key)
+        known = {"source": source, "source_hash": digest, "survey_key": survey_key_of(recipe, source, digest)}
+        if job.previous is not None and job.previous.survey_key == known["survey_key"]:
+            case = dataclasses.replace(job.previous, source=source)
+    if case is not None:
+        intact = case.intact(recipe.workspace)
+        if recipe.plan is None or (intact and case.key == job.key_of(case, recipe.plan)):
+            return CaseOutcome(case.case_id, case, case.findings, reused=intact)
+    loaded = load_with_organs(job)
+    case = job.surveyed or survey(job, loaded, **known)
     if recipe.plan is not None:
         case = write_case(recipe, recipe.plan, loaded, case)
         if recipe.guide is not None:
-            case = write_guide_of(recipe, recipe.guide, loaded, organs, case)
+            case = write_guide_of(recipe, recipe.guide, loaded, case)
         case = dataclasses.replace(case, key=job.key_of(case, recipe.plan))
     if job.keep:
         write_json(recipe.workspace.finished / f"{safe_name(case.case_id)}.json", to_record(case))
@@ -220,29 +203,27 @@ def survey_key_of(recipe: Recipe, source: dict[str, Any], digest: str) -> str:
             digest,
             source | {"split": None},  # which changes no tensor
             recipe.structures,
-            recipe.margin_mm,
-            recipe.crop,
+            recipe.data.margin_mm,
+            recipe.data.crop,
             recipe.own_organs,
             sorted(sides.indices(recipe.structures)),
         ]
     )
 
 
-def load_with_organs(job: CaseJob) -> tuple[LoadedCase, Volume | None]:
-    """(the case with the wanted structures, label map of the guide organs when the case's own labels are the
-    guide).
-    """
+def load_with_organs(job: CaseJob) -> LoadedCase:
+    """The case with the wanted structures, and with its guide organs when its own labels are the guide."""
     recipe, organs = job.recipe, job.recipe.own_organs
     # Organs first: where masks overlap the later one wins, and the target must not lose a voxel to its guide.
     loaded = load_case(job.record, (*organs, *recipe.structures), root=recipe.root, sides=recipe.sides)
     if not organs or loaded.label is None:
-        return loaded, None
+        return loaded
     stored, affine, values = loaded.label.array, loaded.label.affine, np.arange(256, dtype=np.uint8)
     target, guide = np.maximum(values, len(organs)) - np.uint8(len(organs)), values.copy()
     target[IGNORED], guide[len(organs) + 1 :] = IGNORED, 0  # a guide has no ignored voxels
     states = {name: loaded.states[name] for name in recipe.structures}
-    loaded = dataclasses.replace(loaded, label=Volume(target[stored], affine), states=states)
-    return loaded, Volume(guide[stored], affine)
+    label, organ_label = Volume(target[stored], affine), Volume(guide[stored], affine)
+    return dataclasses.replace(loaded, label=label, organs=organ_label, states=states)
 
 
 def survey(job: CaseJob, loaded: LoadedCase, **known: Any) -> Case:
@@ -252,12 +233,12 @@ def survey(job: CaseJob, loaded: LoadedCase, **known: Any) -> Case:
     recipe, case_id = job.recipe, job.record.case_id
     label = loaded.annotated()
     findings = list(loaded.findings)
-    body = grids.kept_extent(loaded.image, recipe.crop, recipe.margin_mm)
+    body = grids.kept_extent(loaded.image, recipe.data.crop, recipe.data.margin_mm)
     box = grids.extent_with(body, without_ignored(label))
     wider = np.abs(np.subtract([box.low_mm, box.high_mm], [body.low_mm, body.high_mm])).max()
     if wider > 1e-3:
         cause = (
-            f"labelled voxels lie up to {wider:.0f} mm outside the {recipe.crop} found in the image; "
+            f"labelled voxels lie up to {wider:.0f} mm outside the {recipe.data.crop} found in the image; "
             "the box was widened to hold them"
         )
         fix = "check that image and label belong together"
@@ -340,7 +321,7 @@ def write_tensors(
     recipe: Recipe, image: Volume, label: Volume, canvas: Grid, name: str, *, part_only: bool = False
 ) -> tuple[Volume, tuple[TensorFile, ...]]:
     """(label on the canvas, the tensors written) of a case. part_only: only those around the structures."""
-    scaled = window(grids.image_on_canvas(image, canvas).array, recipe.window_hu).astype(np.float16)
+    scaled = window(grids.image_on_canvas(image, canvas).array, recipe.data.window_hu).astype(np.float16)
     canvas_label = grids.label_on_canvas(label, canvas)
     box = whole_box(canvas.shape)
     if part_only:
@@ -356,11 +337,11 @@ def write_tensors(
     return canvas_label, tuple(tensors)
 
 
-def write_guide_of(
-    recipe: Recipe, source: GuideSource, loaded: LoadedCase, organs: Volume | None, case: Case
-) -> Case:
+def write_guide_of(recipe: Recipe, source: GuideSource, loaded: LoadedCase, case: Case) -> Case:
     """The case with the distances to its guide organs written."""
-    label, names = (organs, source.organs) if recipe.own_organs else (loaded.label, recipe.structures)
+    label, names = loaded.label, recipe.structures
+    if recipe.own_organs:
+        label, names = loaded.organs, source.organs
     found, findings = load_guide(source, case.case_id, loaded.image, label, names, recipe.structures)
     maps = coarse_maps(found.masks, case.on_canvas())
     path = recipe.workspace.guides / f"{safe_name(case.case_id)}.npz"
