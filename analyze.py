@@ -15,7 +15,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ctseg import cli
 from ctseg.artifacts import Workspace, sweep_temporaries, write_text
@@ -36,7 +36,6 @@ def run(workspace: Workspace, settings: Settings, options: Options, others: Sequ
     Returns the exit code.
     """
     from ctseg.reporting import gallery, other_runs, report, results, verdict, viewer
-    from ctseg.reporting.pictures import slices
 
     found = results.read(workspace)
     comparison = other_runs.gather(found, others) if others else other_runs.read_comparison(workspace)
@@ -44,11 +43,11 @@ def run(workspace: Workspace, settings: Settings, options: Options, others: Sequ
         LOG.warning("WARN %s", notice)
     sweep_temporaries(workspace.analysis) if workspace.analysis.exists() else None
     images = _draw(workspace, found)
-    viewed: list[viewer.ViewedCase] = []
+    viewed: list[dict[str, Any]] = []
 
     def view(choice: Choice, case: CaseVolumes) -> None:
         title = f"{choice.case_id} ({choice.reason}), mean Dice {choice.dice:.3f}"
-        viewed.append(viewer.view_case(title, case, slices.display_window(found.manifest.get("window_hu"))))
+        viewed.append(viewer.view_case(title, case, found.display_hu))
 
     cases = (
         gallery.make(workspace, found, progress=cli.bar("Drawing cases"), view=view)

@@ -19,24 +19,24 @@ import argparse
 import dataclasses
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ctseg import cli, config_file
 from ctseg.artifacts import UNFINISHED, Workspace, read_json
 from ctseg.cli import LOG, Options
 from ctseg.config import Settings
 from ctseg.errors import PreconditionError, UsageError
+from ctseg.evaluation.mask_pairs import Pair, pair_masks
+from ctseg.evaluation.result_files import RESULTS, Trust, join_trust, write_passes, write_results
+from ctseg.evaluation.scored import Scored, ScoreSettings, pairs_of_test_split, score_pairs
 from ctseg.manifest import Manifest
 from ctseg.outputs import keep_inputs, require_writable
-
-if TYPE_CHECKING:
-    from ctseg.evaluation.mask_comparison import MaskPair
-    from ctseg.evaluation.mask_pairs import LabelNames, Pair, ScoreSettings
-    from ctseg.evaluation.result_files import Trust
-    from ctseg.evaluation.scored import Scored
-    from ctseg.scoring.metrics import Row, Structure
+from ctseg.scoring import calibration
+from ctseg.scoring.metrics import Structure
+from ctseg.scoring.summary import pass_gain
+from ctseg.scoring.tolerances import tolerances_for
 
 
 def run(workspace: Workspace, settings: Settings, options: Options) -> int:
@@ -77,33 +77,32 @@ def run(workspace: Workspace, settings: Settings, options: Options) -> int:
 
 def score_run(workspace: Workspace, settings: Settings, workers: int = 1) -> int:
     """Score the predictions that `evaluation_run.json` lists against the references of the test split."""
-    from ctseg.datasets.case import IGNORED
-    from ctseg.evaluation.mask_pairs import ScoreSettings
-    from ctseg.evaluation.result_files import join_trust
-    from ctseg.evaluation.scored import pairs_of_test_split
-    from ctseg.scoring.metrics import Structure
-    from ctseg.scoring.tolerances import tolerances_for
-
     manifest = Manifest.load(workspace)
     record = read_json(workspace.require(workspace.run_record, stage="eval"))
     pairs = pairs_of_test_split(workspace, manifest, record)
     structures = [Structure(name, (i,)) for i, name in enumerate(manifest.structures, start=1)]
-    tolerances, chosen = tolerances_for(manifest.structures), settings.evaluate
-    how = ScoreSettings(tolerances, chosen.boundary_mode, IGNORED, chosen.topology)
-    scored = score_pairs(pairs, structures, how, workers=workers)
-    if ignored := sum(case.ignored_voxels for case in manifest.of_split("test")):
-        line = f'{ignored} voxels of the references are marked "ignore" and left out of all scores'
-        scored.notes.append(line)
-    report = write_evaluation(
-        workspace.evaluation,
-        scored,
-        synthetic=manifest.synthetic,
-        split_hash=manifest.splits_hash,
-        trust=join_trust(workspace, record, scored.rows),
-    )
-    LOG.info("\n%s", report)
+    how = score_settings(settings, tolerances_for(manifest.structures))
+    scored = score(pairs, structures, how, workers)
+    trust = join_trust(workspace, record, scored.rows)
+    said = scored.settings(split_hash=manifest.splits_hash, synthetic=manifest.synthetic)
+    LOG.info("\n%s", write_results(workspace.evaluation, scored, said, trust))
+    draw(workspace.evaluation, scored, manifest.synthetic, trust)
     score_passes(workspace, record["cases"], scored, workers=workers, synthetic=manifest.synthetic)
     return 0
+
+
+def score_settings(settings: Settings, tolerances_mm: Mapping[str, tuple[float, ...]]) -> ScoreSettings:
+    """How to score, as the settings say."""
+    chosen = settings.evaluate
+    return ScoreSettings(
+        tolerances_mm, chosen.boundary_mode, chosen.topology, settings.data.fill_contour_gaps
+    )
+
+
+def score(pairs: Sequence[Pair], structures: Sequence[Structure], how: ScoreSettings, workers: int) -> Scored:
+    """`score_pairs` with a bar that counts the cases."""
+    with cli.CountingBar("Scoring") as bar:
+        return score_pairs(pairs, structures, how, workers=workers, progress=bar)
 
 
 def score_passes(
@@ -111,9 +110,7 @@ def score_passes(
 ) -> None:
     """Score every pass of a multi-pass network: per_pass.csv, per_pass.png and one sentence. A case that
     stopped early keeps its last pass."""
-    from ctseg.evaluation.result_files import write_passes
     from ctseg.reporting.pictures import plots
-    from ctseg.scoring.summary import pass_gain
 
     files = {case["case_id"]: case.get("passes", []) for case in cases}
     count = max((len(names) for names in files.values()), default=0)
@@ -124,77 +121,35 @@ def score_passes(
     how = dataclasses.replace(scored.how, topology="none")
     rows_by_pass = []
     for number in range(count):
-        pairs: list[Any] = []
+        pairs = []
         for pair in scored.pairs:
-            file = files[pair.case_id][min(number, len(files[pair.case_id]) - 1)]
-            path = workspace.evaluation / file
-            pairs.append(dataclasses.replace(pair, prediction=path, prediction_file=file))
-        rows_by_pass.append(score_pairs(pairs, scored.structures, how, workers=workers).rows)
+            file = files[pair.case_id][: number + 1][-1]
+            side = pair.prediction and dataclasses.replace(
+                pair.prediction, path=workspace.evaluation / file, file=file
+            )
+            pairs.append(dataclasses.replace(pair, prediction=side))
+        rows_by_pass.append(score(pairs, scored.structures, how, workers).rows)
     write_passes(workspace.evaluation, rows_by_pass)
     plots.passes(rows_by_pass, scored.names, workspace.evaluation / "per_pass.png", synthetic)
     gain = pass_gain(rows_by_pass)
     if gain is not None:
         used = sum(len(names) for names in files.values()) / len(files)
-        LOG.info("%s Passes used: %.1f of at most %d.", gain.sentence(), used, count)
+        LOG.info("%s Passes used: %.1f of at most %d.", gain, used, count)
 
 
-def score_pairs(
-    pairs: Sequence[Pair] | Sequence[MaskPair],
-    structures: Sequence[Structure],
-    how: ScoreSettings,
-    **options: Any,
-) -> Scored:
-    """`ctseg.evaluation.scored.score_pairs` with a bar that counts the cases."""
-    from ctseg.evaluation import scored
+def draw(folder: Path, scored: Scored, synthetic: bool, trust: Trust | None = None) -> None:
+    """All pictures of an evaluation; reliability.png and confidence.png where there is something to draw, and
+    those of an earlier evaluation go."""
+    from ctseg.reporting.pictures import plots, reliability
 
-    with cli.CountingBar("Scoring") as bar:
-        return scored.score_pairs(pairs, structures, how, progress=bar, **options)
-
-
-def write_evaluation(
-    folder: Path | None,
-    scored: Scored,
-    *,
-    synthetic: bool = False,
-    split_hash: str | None = None,
-    plots: bool = True,
-    trust: Trust | None = None,
-) -> str:
-    """Write every result file and return the report; without a folder only the report."""
-    from ctseg.evaluation.result_files import write_results
-
-    content = scored.settings(split_hash=split_hash, synthetic=synthetic)
-    report = write_results(folder, scored.rows, scored.nothing, content, scored.warnings, trust)
-    if plots and folder is not None:
-        _draw(folder, scored.rows, scored.names, synthetic)
-        _draw_trust(folder, scored.rows, scored.names, trust, synthetic)
-    return report
-
-
-def _draw(folder: Path, rows: Sequence[Row], names: Sequence[str], synthetic: bool) -> None:
-    from ctseg.reporting.pictures import plots
-
-    for name in ("dice_boxplots", "dice_vs_hausdorff", "metrics_heatmap"):
-        getattr(plots, name)(rows, names, folder / f"{name}.png", synthetic)
-
-
-def _draw_trust(
-    folder: Path, rows: Sequence[Row], names: Sequence[str], trust: Trust | None, synthetic: bool
-) -> None:
-    """reliability.png and confidence.png where there is something to draw; those of an earlier evaluation
-    go."""
-    from ctseg.reporting.pictures import reliability
-    from ctseg.scoring import calibration
-
+    rows, names = scored.rows, scored.names
+    for picture in (plots.dice_boxplots, plots.dice_vs_hausdorff, plots.metrics_heatmap):
+        picture(rows, names, folder / f"{picture.__name__}.png", synthetic)
     for name in ("reliability.png", "confidence.png"):
         (folder / name).unlink(missing_ok=True)
     if trust is not None and trust.sums:
-        reliability.diagram(
-            calibration.describe(trust.sums),
-            calibration.describe({"all": calibration.pooled(trust.sums)})["all"],
-            folder / "reliability.png",
-            synthetic,
-        )
+        pooled = calibration.describe({"all": calibration.pooled(trust.sums)})["all"]
+        reliability.diagram(calibration.describe(trust.sums), pooled, folder / "reliability.png", synthetic)
     if any(row.get("confidence") is not None for row in rows):
         reliability.confidence(rows, names, folder / "confidence.png", synthetic)
 
@@ -205,9 +160,6 @@ def _draw_trust(
 def compare(arguments: argparse.Namespace, settings: Settings, workers: int) -> int:
     """Score --prediction against --reference and print the report; the files go to --output, where that is
     given."""
-    from ctseg.evaluation import mask_comparison, mask_pairs
-    from ctseg.evaluation.result_files import RESULTS
-
     for option, path in (("--reference", arguments.reference), ("--prediction", arguments.prediction)):
         if not path.exists():
             raise PreconditionError(
@@ -223,15 +175,7 @@ def compare(arguments: argparse.Namespace, settings: Settings, workers: int) -> 
         )
         keep_inputs((arguments.output / name for name in RESULTS), inputs)
         require_writable(arguments.output)
-    names = _map_names(arguments)
-    if names is not None:
-        pairs = mask_pairs.pair_folders(
-            arguments.reference, arguments.prediction, names, allow_missing=arguments.allow_missing
-        )
-        return _compare(
-            arguments, settings, workers, pairs, names.structures, mask_pairs.score_pair, names.ignore_label
-        )
-    others, chosen = mask_comparison.pair_masks(
+    pairs, structures = pair_masks(
         arguments.reference,
         arguments.prediction,
         labels=arguments.labels,
@@ -240,97 +184,40 @@ def compare(arguments: argparse.Namespace, settings: Settings, workers: int) -> 
         single=arguments.one_case,
         allow_missing=arguments.allow_missing,
     )
-    return _compare(
-        arguments,
-        settings,
-        workers,
-        others,
-        mask_comparison.numbered(chosen),
-        mask_comparison.score_masks,
-        None,
-        mask_comparison.said_of(others),
-    )
-
-
-def _map_names(arguments: argparse.Namespace) -> LabelNames | None:
-    """The names of two folders of label maps that share their ids; None for any other comparison."""
-    from ctseg.evaluation import mask_forms, mask_pairs
-
-    reference, prediction = arguments.reference, arguments.prediction
-    if (
-        arguments.ct is not None
-        or arguments.structures is not None
-        or arguments.one_case
-        or not mask_forms.is_folder_of_maps(reference)
-    ):
-        return None
-    if not mask_forms.is_folder_of_maps(prediction) and not (
-        prediction.is_dir() and not mask_forms.find_cases(prediction)
-    ):
-        return None
-    try:
-        return mask_pairs.find_label_names(reference, prediction, arguments.labels)
-    except PreconditionError:
-        return None  # the maps may name their values themselves
-
-
-def _compare(
-    arguments: argparse.Namespace,
-    settings: Settings,
-    workers: int,
-    pairs: Sequence[Pair] | Sequence[MaskPair],
-    structures: Sequence[Structure],
-    score: Callable[..., Any],
-    ignore_label: int | None,
-    warnings: Sequence[str] = (),
-) -> int:
-    from ctseg.evaluation.mask_pairs import ScoreSettings
-    from ctseg.scoring.tolerances import tolerances_for
-
-    names = [structure.name for structure in structures]
-    try:
-        tolerances = tolerances_for(names, _read_tolerances(arguments.tolerances, names))
-    except (ValueError, TypeError) as error:
-        raise UsageError(
-            "BAD_VALUE",
-            f"--tolerances: {error}",
-            'write for example {"liver": [5, 2]}',
-            file=arguments.tolerances.name,
-        ) from None
-    how = ScoreSettings(
-        tolerances,
-        settings.evaluate.boundary_mode,
-        ignore_label,
-        settings.evaluate.topology,
-        settings.data.fill_contour_gaps,
-    )
-    scored = score_pairs(pairs, structures, how, workers=workers, score=score)
-    scored.notes[:0] = warnings
+    tolerances = read_tolerances(arguments.tolerances, [structure.name for structure in structures])
+    scored = score(pairs, structures, score_settings(settings, tolerances), workers)
     synthetic = _says_synthetic(arguments)
-    report = write_evaluation(arguments.output, scored, synthetic=synthetic, plots=not arguments.no_plots)
-    print(report)
+    said = scored.settings(split_hash=None, synthetic=synthetic)
+    print(write_results(arguments.output, scored, said))
+    if arguments.output is not None and not arguments.no_plots:
+        draw(arguments.output, scored, synthetic)
     return 0
 
 
-def _read_tolerances(path: Path | None, names: Sequence[str]) -> Mapping[str, Sequence[float]] | None:
+def read_tolerances(path: Path | None, names: Sequence[str]) -> Mapping[str, tuple[float, ...]]:
+    """The tolerances of the structures, by a file {name: [mm, ...]} where one is given."""
     if path is None:
-        return None
+        return tolerances_for(names)
     if not path.is_file():
         raise UsageError(
             "FILE_MISSING", "the file does not exist", "check the path after --tolerances", file=path.name
         )
     content = read_json(path)
-    if not isinstance(content, dict) or not all(isinstance(values, list) for values in content.values()):
-        raise ValueError(f"{json.dumps(content)[:80]} is no map of names and lists")
-    unknown = sorted(set(content) - set(names))
-    if unknown:
-        raise UsageError(
-            "UNKNOWN_STRUCTURE",
-            f"--tolerances names {', '.join(unknown)}",
-            f"the structures are {', '.join(names)}",
-            file=path.name,
-        )
-    return content
+    try:
+        if not isinstance(content, dict) or not all(isinstance(values, list) for values in content.values()):
+            raise ValueError(f"{json.dumps(content)[:80]} is no map of names and lists")
+        unknown = sorted(set(content) - set(names))
+        if unknown:
+            raise UsageError(
+                "UNKNOWN_STRUCTURE",
+                f"--tolerances names {', '.join(unknown)}",
+                f"the structures are {', '.join(names)}",
+                file=path.name,
+            )
+        return tolerances_for(names, content)
+    except (ValueError, TypeError) as error:
+        fix = 'write for example {"liver": [5, 2]}'
+        raise UsageError("BAD_VALUE", f"--tolerances: {error}", fix, file=path.name) from None
 
 
 def _says_synthetic(arguments: argparse.Namespace) -> bool:

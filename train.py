@@ -238,7 +238,6 @@ class Terminal:
         self.steps = settings.train.steps_per_epoch
         self.bar: Any = None
         self.asked: int | None = None  # the signal
-        self.note = LOG.info
 
     def __enter__(self) -> None:
         signals = (signal.SIGINT, signal.SIGTERM)
@@ -266,26 +265,17 @@ class Terminal:
         """What the signal would have raised."""
         return KeyboardInterrupt() if self.asked == signal.SIGINT else cli.Terminated()
 
-    def step(self, epoch: int, step: int, loss: float, dice: float | None, progress: float) -> None:
+    def step(self, epoch: int, step: int, status: str) -> None:
         """Move the bar."""
         if self.bar is None:
             self.bar = cli.bar(f"Epoch {epoch}", unit="step")(None, total=self.steps)
-        self.bar.update(1)
-        self.bar.set_postfix_str(
-            f"loss {loss:.3f} dice {dice or 0:.3f} done {100 * progress:.0f} %", refresh=False
-        )
+        self.bar.update(step - self.bar.n)
+        self.bar.set_postfix_str(status, refresh=False)
 
-    def epoch(self, record: dict[str, Any]) -> None:
-        """Write the line of an epoch."""
+    def note(self, line: str) -> None:
+        """Write a line where the bar was; it comes again with the next step."""
         self.close()
-        parts = [f"Epoch {record['epoch']:3d}", f"loss {record['loss']:.3f}"]
-        parts += [f"patch Dice {record['dice']:.3f}"] if record["dice"] is not None else []
-        parts += [f"validation Dice {record['validation']:.3f}"] if record["validation"] is not None else []
-        LOG.info("  ".join([*parts, f"rate {record['rate']:.1e}", f"{record['seconds']:.0f} s"]))
-
-    def best(self, epoch: int, dice: float) -> None:
-        """Tell of a new best model."""
-        LOG.info("  New best model: epoch %d, validation Dice %.3f", epoch, dice)
+        LOG.info("%s", line)
 
     def close(self) -> None:
         """Take the bar away."""

@@ -29,8 +29,7 @@ from typing import TYPE_CHECKING
 from ctseg import cli
 from ctseg.artifacts import atomic_write
 from ctseg.cli import LOG
-from ctseg.errors import CaseError, Finding, PreconditionError, UsageError
-from ctseg.evaluation.mask_pairs import listed
+from ctseg.errors import CaseError, Finding, PreconditionError, UsageError, listed
 from ctseg.outputs import keep_inputs, require_writable
 
 if TYPE_CHECKING:

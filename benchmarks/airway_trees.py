@@ -30,7 +30,6 @@ from ctseg.geometry.boxes import tight_box, union
 from ctseg.scans.formats import volume_files
 from ctseg.scoring.shape import topology, tubular
 from ctseg.scoring.shape.airway_tree import parse_tree
-from ctseg.scoring.shape.skeleton import skeletonise
 
 SHOWN = (
     ("TD", "td_full", 3),
@@ -68,9 +67,10 @@ def one_tree(path: Path, scipy_only: bool) -> dict[str, Any]:
     mask, spacing_mm = read(path)
     shape, mask = mask.shape, np.ascontiguousarray(mask[tight_box(mask)])
     start = time.process_time()
-    skeleton = skeletonise(mask)
+    reference = topology.Shape(mask)
+    assert reference.skeleton.shape == mask.shape  # thinned when asked for
     middle = time.process_time()
-    tree = parse_tree(reference=mask, spacing_mm=spacing_mm, skeleton=skeleton)
+    tree = parse_tree(reference, spacing_mm)
     parsed = time.process_time() - middle
     return {
         "shape": shape,
@@ -92,9 +92,10 @@ def one_pair(reference_path: Path, prediction_path: Path, scipy_only: bool) -> d
     (reference, spacing_mm), (prediction, _) = read(reference_path), read(prediction_path)
     read_mb, start = peak_mb(), time.process_time()
     box = union(tight_box(reference), tight_box(prediction))
-    known = tubular.study(reference=reference[box], spacing_mm=spacing_mm, tree=True)
+    known = topology.Shape(reference[box])
+    tree, _ = parse_tree(known, spacing_mm), known.betti
     studied = time.process_time()
-    found = tubular.compare(prediction=prediction[box], reference=known)
+    found = tubular.compare(topology.Shape(prediction[box]), known, spacing_mm, tree)
     return found | {
         "study_s": studied - start,
         "compare_s": time.process_time() - studied,

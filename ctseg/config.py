@@ -24,6 +24,10 @@ class Range:
     low: float
     high: float
 
+    def __call__(self, number: float) -> bool:
+        """Whether a number lies in it."""
+        return self.low <= number <= self.high
+
 
 Share = Annotated[float, Range(0, 1)]
 Fraction = Annotated[float, Range(0, 0.8)]  # of the patients that are not trained on
@@ -323,7 +327,7 @@ def converted(key: str, value: Any, kind: Any) -> Any:
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is Annotated:
         number, limits = converted(key, value, arguments[0]), arguments[1]
-        if not limits.low <= number <= limits.high:  # also refuses NaN
+        if not limits(number):  # as NaN does not
             raise refused(f"lies outside {limits.low} to {limits.high}", "give a value in that range")
         return number
     if origin is Literal:

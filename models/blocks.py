@@ -296,9 +296,11 @@ def initialise(network: nn.Module) -> None:
     variance.
 
     Biases are 0. Networks call it once at the end of their constructor, then `initialise_head` for their
-    heads.
+    heads. On the meta device there is nothing to draw, and trying to would import torch's compiler (2 s).
     """
     for module in network.modules():
+        if any(parameter.is_meta for parameter in module.parameters(recurse=False)):
+            continue
         if isinstance(module, nn.ConvTranspose3d):
             # kernel = stride: one tap per input channel
             nn.init.normal_(module.weight, std=module.in_channels**-0.5)
@@ -317,5 +319,5 @@ def initialise_head(head: nn.Module) -> None:
     1.0).
     """
     for module in head.modules():
-        if isinstance(module, nn.Conv3d) and module.kernel_size == (1, 1, 1):
+        if isinstance(module, nn.Conv3d) and module.kernel_size == (1, 1, 1) and not module.weight.is_meta:
             nn.init.normal_(module.weight, std=0.5 * module.in_channels**-0.5)

@@ -82,7 +82,8 @@ class CrossDecoderAttention(nn.Module):
         self.value = nn.Conv3d(channels, channels, 1)
         self.output = nn.Conv3d(channels, channels, 1)
         if not published:
-            self.identity = nn.Parameter(0.1 * torch.randn(n_decoders, channels))
+            identity = torch.empty(n_decoders, channels)
+            self.identity = nn.Parameter(identity if identity.is_meta else 0.1 * identity.normal_())
             self.gate = nn.Parameter(torch.zeros(()))
 
     def forward(self, features: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:

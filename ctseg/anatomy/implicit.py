@@ -14,29 +14,34 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy.interpolate import BSpline
-from scipy.ndimage import gaussian_filter1d
+from scipy.ndimage import gaussian_filter, gaussian_filter1d
 
 from ctseg.geometry.boxes import Box, box_shape, make_box, union, within
+from ctseg.geometry.volume import Grid
 
 FAR_MM = 60.0  # value of f where a shape was not evaluated
 _TABLE_STEP_MM = 0.5
 _WARP_NODES_MM = 50.0
 
 Coordinates = tuple[np.ndarray, np.ndarray, np.ndarray]
+SIDES = {1: "left", -1: "right"}
 
 
 @dataclasses.dataclass
 class Shape:
     """An implicit function over a box of the scene. f: float32 of the box's shape, negative inside, about mm.
 
-    axis_y: for some tubes, y of the nearest point of the centre line (for the level of fluids).
+    axis_y: for some tubes, y of the nearest point of the centre line (for the level of fluids). `texture`
+    says in methods by how much something varies with fields of the scene, such as grain=3 or blotch=1.2.
     """
 
+    scene: Scene
     box: Box
     f: np.ndarray
     axis_y: np.ndarray | None = None
@@ -44,74 +49,123 @@ class Shape:
     def __post_init__(self) -> None:
         self.f = self.f.astype(np.float32, copy=False)
 
+    def at(self) -> Coordinates:
+        """Template coordinates x, y, z of the box's voxels."""
+        return self.scene.at(self.box)
+
     def within(self, limit: np.ndarray) -> Shape:
         """The part of the shape where `limit` is negative too, a function over the same box."""
-        return Shape(self.box, np.maximum(self.f, limit), self.axis_y)
+        return dataclasses.replace(self, f=np.maximum(self.f, limit))
 
-    def cut(self, other: np.ndarray, gap_mm: float) -> Shape:
-        """The shape kept `gap_mm` away from another one, whose f is given on the whole grid."""
-        return self.within(gap_mm - other[self.box])
+    def cut(self, other: Shape | np.ndarray, gap_mm: float) -> Shape:
+        """The shape kept `gap_mm` away from another one, or from what an f on the whole grid describes."""
+        f = self.scene.spread(other) if isinstance(other, Shape) else other
+        return self.within(gap_mm - f[self.box])
 
-    def inset(self, depth: float | np.ndarray) -> Shape:
+    def inside(self, other: Shape, depth_mm: float) -> Shape:
+        """The part of the shape that lies `depth_mm` deep in another one."""
+        return self.cut(-self.scene.spread(other), depth_mm)
+
+    def inset(self, depth: float | np.ndarray, **texture: float) -> Shape:
         """The shape shrunk by a depth in mm (a number, or an array of the box's shape)."""
-        return Shape(self.box, self.f + depth, self.axis_y)
+        return dataclasses.replace(self, f=self.f + self.uneven(depth, texture))
 
+    def uneven(self, value: Any, texture: dict[str, float]) -> Any:
+        """A number or an array of the box's shape, varied by amounts of the scene's texture."""
+        for name, amount in texture.items():
+            value = value + amount * self.scene.texture[name][self.box]
+        return value
 
-NOTHING = Shape((slice(0, 0), slice(0, 0), slice(0, 0)), np.zeros((0, 0, 0)))  # what is not there
+    def paint(
+        self,
+        hu: str | float | np.ndarray,
+        label: str | None = None,
+        *,
+        plus: float = 0.0,
+        strength: float = 1.0,
+        **texture: float,
+    ) -> None:
+        """Blend a tissue into the picture, by the share of each voxel inside the shape.
+
+        hu: a tissue of the scene, brighter by `plus`, or its HU: a number, or an array of the box's shape.
+        label: the structure that every voxel becomes whose centre lies inside; background without a number.
+        """
+        if not self.f.size:
+            return
+        mean = self.scene.tissue[hu] + plus if isinstance(hu, str) else hu
+        picture = self.scene.hu[self.box]
+        picture += np.float32(strength) * occupancy(self.f) * (self.uneven(mean, texture) - picture)
+        if label is not None:
+            self.scene.label[self.box][self.f <= 0] = self.scene.ids.get(label, 0)
 
 
 class Scene:
     """A voxel grid with the template coordinates of its voxels, and the picture and label map drawn so far.
 
-    shape: (D, H, W). affine: index to LPS mm. pose: (4, 4), LPS mm to template mm. hu: float32, label: uint8.
+    pose: (3, 3), LPS mm to template mm. rng: draws the warp, then whatever is random in the picture. tissue:
+    mean attenuation by name. ids: structure -> number in the label map. hu: (D, H, W) float32, label: uint8.
+    texture: random fields (D, H, W) of deviation 1, by name, that make tissue uneven.
     """
 
     def __init__(
         self,
-        shape: tuple[int, int, int],
-        affine: np.ndarray,
+        grid: Grid,
         pose: np.ndarray,
         rng: np.random.Generator,
         warp_mm: float,
+        tissue: dict[str, float],
+        ids: Mapping[str, int],
     ):
-        self.shape = shape
-        self.affine = affine
-        self.spacing_mm = np.linalg.norm(affine[:3, :3], axis=0)
-        self.to_template = pose @ affine
+        self.grid, self.shape, self.rng, self.tissue, self.ids = grid, grid.shape, rng, tissue, ids
+        self.spacing_mm = np.array(grid.spacing_mm)
+        self.to_template = np.vstack([pose @ grid.affine[:3], grid.affine[3:]])
         self._to_index = np.linalg.inv(self.to_template)
-        d, h, w = (axis.astype(np.float32) for axis in np.ogrid[: shape[0], : shape[1], : shape[2]])
+        d, h, w = (axis.astype(np.float32) for axis in np.ogrid[tuple(slice(n) for n in self.shape)])
         self.x, self.y, self.z = (
-            row[0] * d + row[1] * h + row[2] * w + row[3] + warp_mm * self.smooth_field(rng, _WARP_NODES_MM)
+            row[0] * d + row[1] * h + row[2] * w + row[3] + warp_mm * self.smooth_field(_WARP_NODES_MM)
             for row in self.to_template[:3].astype(np.float32)
         )
         self._pad = np.ceil(3.0 * warp_mm / self.spacing_mm).astype(int) + 2
-        self.hu = np.full(shape, -1000.0, dtype=np.float32)
-        self.label = np.zeros(shape, dtype=np.uint8)
+        self.hu = np.full(self.shape, -1000.0, dtype=np.float32)
+        self.label = np.zeros(self.shape, dtype=np.uint8)
+        self.texture: dict[str, np.ndarray] = {}
 
     # ---- fields over the whole grid ----------------------------------------------------------------------
 
-    def smooth_field(self, rng: np.random.Generator, node_mm: float) -> np.ndarray:
+    def smooth_field(self, node_mm: float) -> np.ndarray:
         """A smooth random field (D, H, W), float32, mean 0, deviation about 1; bumps about 2 * node_mm
         wide."""
         weights = [_spline_weights(n, node_mm / step) for n, step in zip(self.shape, self.spacing_mm)]
-        nodes = rng.standard_normal([w.shape[1] for w in weights], dtype=np.float32)
+        nodes = self.rng.standard_normal([w.shape[1] for w in weights], dtype=np.float32)
         planes = weights[1] @ (nodes @ weights[2].T)  # (nodes along D, H, W)
         return (weights[0] @ planes.reshape(len(planes), -1)).reshape(self.shape)
 
-    def empty(self) -> np.ndarray:
-        """A function on the whole grid that is far outside everywhere."""
-        return np.full(self.shape, FAR_MM, dtype=np.float32)
+    def draw_texture(self) -> None:
+        """Texture with bumps of about 3, 14 and 40 mm."""
+        grain = self.rng.standard_normal(self.shape, dtype=np.float32)
+        grain = gaussian_filter(grain, np.maximum(1.5 / self.spacing_mm, 0.35), truncate=3.0)
+        grain /= np.float32(grain.std())
+        self.texture = {"grain": grain, "blotch": self.smooth_field(8.0), "lumps": self.smooth_field(22.0)}
 
     def whole(self, f: np.ndarray) -> Shape:
         """A shape from a function over the whole grid."""
-        return Shape((slice(None), slice(None), slice(None)), f)
+        return Shape(self, (slice(None), slice(None), slice(None)), f)
 
     def spread(self, *shapes: Shape) -> np.ndarray:
-        """The union of shapes as a function on the whole grid."""
-        f = self.empty()
+        """The union of shapes as a function on the whole grid, FAR_MM where there is none."""
+        f = np.full(self.shape, FAR_MM, dtype=np.float32)
         for shape in shapes:
             np.minimum(f[shape.box], shape.f, out=f[shape.box])
         return f
+
+    @property
+    def nothing(self) -> Shape:
+        """What is not there."""
+        return Shape(self, make_box((0, 0, 0), (0, 0, 0)), np.zeros((0, 0, 0)))
+
+    def blend(self, share: np.ndarray, hu: str | float | np.ndarray) -> None:
+        """Mix a tissue, or HU, into the picture by its share of each voxel (0..1)."""
+        self.hu += share * ((self.tissue[hu] if isinstance(hu, str) else hu) - self.hu)
 
     def join(self, shapes: Iterable[Shape], blend_mm: float) -> Shape:
         """The union of shapes with rounded seams, in the box around them all."""
@@ -122,7 +176,7 @@ class Scene:
             inner = f[within(shape.box, box)]
             if shape.f.size:
                 inner[...] = smooth_minimum(inner, shape.f, blend_mm)
-        return Shape(box, f)
+        return Shape(self, box, f)
 
     # ---- shapes ------------------------------------------------------------------------------------------
 
@@ -156,7 +210,7 @@ class Scene:
     ) -> Shape:
         """An ellipsoid; pitch (radians) turns it about the x axis."""
         box, coordinates = self.around(center, max(radii), pitch=pitch, side=side)
-        return Shape(box, ellipsoid_distance(*coordinates, radii))
+        return Shape(self, box, ellipsoid_distance(*coordinates, radii))
 
     def tube(
         self,
@@ -192,7 +246,7 @@ class Scene:
             if axis_y is not None:
                 axis_y[part][cone < inner] = 0.5 * (a[1] + b[1])
             inner[...] = smooth_minimum(inner, cone, blend_mm)
-        return Shape(outer, f, axis_y)
+        return Shape(self, outer, f, axis_y)
 
     def loft(self, rows: ArrayLike, *, side: int = 1, margin_mm: float = 0.0) -> Shape:
         """A body given by axial sections, interpolated in between.
@@ -216,26 +270,7 @@ class Scene:
             inverse = 1.0 / np.maximum(step[0] ** 2 + step[1] ** 2, np.float32(1e-6))
             chain.append(_cone((x - a[0], y - a[1]), step, inverse, a[2], b[2] - a[2]))
         ends_mm = np.maximum(z - np.float32(top), np.float32(bottom) - z)
-        return Shape(box, np.maximum(np.minimum.reduce(chain), ends_mm))
-
-    # ---- painting ----------------------------------------------------------------------------------------
-
-    def paint(
-        self, shape: Shape, hu: float | np.ndarray, label: int | None = None, *, strength: float = 1.0
-    ) -> None:
-        """Blend a tissue into the picture, by the share of each voxel inside the shape.
-
-        hu: a number, or an array of the box's shape. label: id written where the voxel centre lies inside.
-        """
-        if not shape.f.size:
-            return
-        share = occupancy(shape.f)
-        if strength != 1.0:
-            share *= np.float32(strength)
-        picture = self.hu[shape.box]
-        picture += share * (hu - picture)
-        if label is not None:
-            self.label[shape.box][shape.f <= 0] = label
+        return Shape(self, box, np.maximum(np.minimum.reduce(chain), ends_mm))
 
 
 def occupancy(f: np.ndarray) -> np.ndarray:

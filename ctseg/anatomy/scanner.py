@@ -1,17 +1,92 @@
-"""The scan of a drawn body: its grid, the table, noise, streaks beside metal, edge of the field of view."""
+"""The scan of a drawn body: protocol, grid, table, noise, streaks beside metal, edge of the field of view.
+
+Lengths in mm, angles in radians, attenuation in HU. Trunks are scanned whole, with a `Protocol`; a
+`ChestScan` holds the surroundings of an organ alone.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from scipy.ndimage import gaussian_filter, gaussian_filter1d
 
 from ctseg.anatomy.implicit import Scene, Shape
-from ctseg.anatomy.patients import Body, Protocol
-from ctseg.geometry.volume import CANONICAL_DIRECTIONS, Grid, Volume, reorient
+from ctseg.anatomy.shape_tables import read_table
+from ctseg.geometry.volume import CANONICAL_DIRECTIONS, Flips, Grid, Volume, reorient
 
 TINY_SPACING_MM = 6.0
+PROTOCOLS = read_table(__file__)["protocol"].tolist()
+
+
+@dataclasses.dataclass(frozen=True)
+class Body:
+    """What the drawing of table and scan needs to know of a patient."""
+
+    size: tuple[float, float, float]  # body relative to the template along x, y, z
+    fat_mm: float  # thickness of the fat under the skin at the flank
+    warp_mm: float  # how far the body is deformed at random
+    hu: dict[str, float]  # tissue -> mean attenuation
+
+
+@dataclasses.dataclass(frozen=True)
+class Protocol:
+    """How the scan was made."""
+
+    spacing_mm: tuple[float, float, float]  # slice, row, column
+    shape: tuple[int, int, int]
+    bottom_mm: float  # template height of the lowest slice
+    shift_mm: np.ndarray  # patient off the centre, x and y
+    turn: np.ndarray  # patient on the table, about x, y, z
+    tilt: tuple[float, ...]  # grid against the scanner, about x, y, z: an oblique scan
+    noise_hu: float
+    noise_grain: float  # width of the noise in voxels
+    circle_hu: float | None  # value outside a circular field of view, None = square
+    axis_order: tuple[int, int, int]
+    axis_flips: Flips
+
+    def coarse(self, spacing_mm: float = TINY_SPACING_MM) -> Protocol:
+        """The same scan with large voxels, for quick tests."""
+        d, h, w = (int(np.ceil(n * s / spacing_mm)) for n, s in zip(self.shape, self.spacing_mm))
+        return dataclasses.replace(self, spacing_mm=(spacing_mm,) * 3, shape=(d, h, w))
+
+
+def sample_protocol(
+    rng: np.random.Generator, index: int, body_mm: float, *, oblique: bool, any_axes: bool
+) -> Protocol:
+    """A scan of a body `body_mm` wide.
+
+    `index` walks through the protocols so that every cohort has thin and thick slices.
+    """
+    slice_mm, pixel_mm = (0.8, 2.3) if index % 24 == 20 else PROTOCOLS[(7 * index + 3) % len(PROTOCOLS)]
+    pixel_mm *= rng.uniform(0.95, 1.08)
+    side = int(np.clip(round((body_mm + rng.uniform(25, 60)) / pixel_mm), 150, 280))
+    bottom, top = rng.uniform((-104, 125), (-88, 195)).tolist()
+    if slice_mm <= 1.5:
+        bottom, top = bottom + 2, min(top, 124.0)
+    depth = int(np.clip(round((top - bottom) / slice_mm), 40, 280))
+    tilt = rng.uniform((-0.14, -0.05, -0.08), (0.14, 0.05, 0.08)).tolist() if oblique else (0.0, 0.0, 0.0)
+    order, flips = random_axes(rng) if any_axes else ((0, 1, 2), (False, False, False))
+    return Protocol(
+        spacing_mm=(slice_mm, pixel_mm, pixel_mm),
+        shape=(depth, side, side),
+        bottom_mm=bottom,
+        shift_mm=rng.normal(0, (8, 6)),
+        turn=rng.normal(0, (0.04, 0.03, 0.05)),
+        tilt=tuple(tilt),
+        noise_hu=rng.uniform(11, 19),
+        noise_grain=rng.uniform(0.55, 0.8),
+        circle_hu=(None, None, -1024.0, None, -2000.0)[index % 5],
+        axis_order=order,
+        axis_flips=flips,
+    )
+
+
+def random_axes(rng: np.random.Generator) -> tuple[tuple[int, int, int], Flips]:
+    """A random order of the axes of a file, and which of them run backwards."""
+    (i, j, k), (a, b, c) = rng.permutation(3).tolist(), rng.integers(0, 2, 3).astype(bool).tolist()
+    return (i, j, k), (a, b, c)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +103,6 @@ class Scan:
 
     def finish(
         self,
-        rng: np.random.Generator,
         skin: np.ndarray,
         *,
         metal: Shape | None = None,
@@ -37,61 +111,82 @@ class Scan:
     ) -> tuple[Volume, Volume]:
         """Picture (HU, float32) and label map (uint8), both (D, H, W), of what was painted into the scene.
 
-        skin: f of the body. Where the rays cross much bone, about the height streaks_z_mm, the noise runs in
-        streaks of streak_share times its level.
+        skin: f of the body. Noise has the grain of a reconstruction kernel and is strongest deep in the body;
+        where the rays cross much bone, about the height streaks_z_mm, it runs in streaks of streak_share
+        times its level. The picture is rounded and within 12 bit; outside a circular field of view it holds
+        the fill.
         """
-        scene, protocol = self.scene, self.protocol
+        scene, protocol, rng = self.scene, self.protocol, self.scene.rng
         scene.hu = gaussian_filter(scene.hu, (0, 0.45, 0.45), truncate=2.5)  # the scanner's own blur
         if metal is not None:
-            add_metal_streaks(scene, rng, metal)
-        add_noise(scene, rng, protocol, skin, streaks_z_mm, streak_share)
-        label = np.zeros(self.grid.shape, dtype=np.uint8)
-        label[:, self.rows] = scene.label
+            add_metal_streaks(metal)
+
+        noise = rng.standard_normal(scene.shape, dtype=np.float32)
+        noise = gaussian_filter(noise, (0.35, protocol.noise_grain, protocol.noise_grain), truncate=3.0)
+        # kernels pass little of the lowest frequencies
+        noise -= 0.65 * gaussian_filter(noise, (0, 3.0, 3.0), truncate=2.5)
+        noise /= np.float32(noise.std())
+        streaks = rng.standard_normal(scene.shape, dtype=np.float32)
+        streaks = gaussian_filter1d(gaussian_filter1d(streaks, 14.0, axis=2, truncate=2.5), 0.5, axis=1)
+        streaks /= np.float32(streaks.std())
+        deep = np.clip(-skin / 110, 0, 1)
+        level = np.float32(protocol.noise_hu) * (0.45 + 0.75 * deep)
+        across_bone = np.exp(-(((scene.z - streaks_z_mm) / 38) ** 2)) * deep
+        scene.hu += level * noise + np.float32(streak_share * protocol.noise_hu) * across_bone * streaks
+
+        size = self.grid.shape[1:]
+        air = rng.normal(-1000, 0.4 * protocol.noise_hu, (1, *size)).astype(np.float32)
+        picture, label = np.broadcast_to(air, self.grid.shape).copy(), np.zeros(self.grid.shape, np.uint8)
+        picture[:, self.rows], label[:, self.rows] = scene.hu, scene.label
+        np.clip(np.rint(picture, out=picture), -1024, 3071, out=picture)
+        if protocol.circle_hu is not None:
+            y, x = ((np.arange(n) - (n - 1) / 2) * step for n, step in zip(size, scene.spacing_mm[1:]))
+            edge = 0.5 * min(size * scene.spacing_mm[1:])
+            picture[:, np.hypot(y[:, None], x) > edge] = protocol.circle_hu
         image, labels = (
             reorient(Volume(array, self.grid.affine), protocol.axis_order, protocol.axis_flips)
-            for array in (self.stored(rng), label)
+            for array in (picture, label)
         )
         return image, labels
 
-    def stored(self, rng: np.random.Generator) -> np.ndarray:
-        """The picture as stored, (D, H, W) float32: rows in their frame of noisy air, rounded, within 12 bit,
-        with the fill outside a circular field of view."""
-        _, height, width = self.grid.shape
-        air = rng.normal(-1000, 0.4 * self.protocol.noise_hu, (1, height, width)).astype(np.float32)
-        picture = np.broadcast_to(air, self.grid.shape).copy()
-        picture[:, self.rows] = self.scene.hu
-        np.clip(np.rint(picture, out=picture), -1024, 3071, out=picture)
-        if self.protocol.circle_hu is not None:
-            y, x = (
-                (np.arange(n) - (n - 1) / 2) * step
-                for n, step in zip((height, width), self.scene.spacing_mm[1:])
-            )
-            edge = 0.5 * min((height, width) * self.scene.spacing_mm[1:])
-            picture[:, np.hypot(y[:, None], x) > edge] = self.protocol.circle_hu
-        return picture
 
-
-def begin_scan(body: Body, protocol: Protocol, rng: np.random.Generator) -> Scan:
-    """The empty scan of a body lying on the table."""
-    spacing, shape = np.array(protocol.spacing_mm), np.array(protocol.shape)
-    affine, pose = np.eye(4), np.eye(4)
-    affine[:3, :3] = rotation(protocol.tilt) @ CANONICAL_DIRECTIONS.T * spacing
+def begin_scan(body: Body, protocol: Protocol, rng: np.random.Generator, ids: Mapping[str, int]) -> Scan:
+    """The scan of a table on which a body lies, with texture but not yet drawn."""
+    shape = protocol.shape
     x_mm, y_mm = protocol.shift_mm
-    middle_mm = np.array([x_mm, 5.0 + y_mm, protocol.bottom_mm + 0.5 * shape[0] * spacing[0]])
-    affine[:3, 3] = middle_mm - affine[:3, :3] @ ((shape - 1) / 2)
-    pose[:3, :3] = np.diag(1 / np.array(body.size)) @ rotation(protocol.turn)  # LPS mm to template mm
-    grid = Grid(protocol.shape, affine)
-    y = (pose @ affine)[1]
+    middle_mm = np.array([x_mm, 5.0 + y_mm, protocol.bottom_mm + 0.5 * shape[0] * protocol.spacing_mm[0]])
+    grid = grid_about(middle_mm, shape, protocol.spacing_mm, rotation(protocol.tilt))
+    pose = np.diag(1 / np.array(body.size)) @ rotation(protocol.turn)  # LPS mm to template mm
+    y = pose[1] @ grid.affine[:3]
     tilted = min(sum(abs(y[axis]) * shape[axis] for axis in (0, 2)) / 2, 40)
     middle = y[3] + sum(y[axis] * shape[axis] for axis in (0, 2)) / 2
     reach = 150 + body.fat_mm + tilted
     start, stop = (int(np.clip(round((edge - middle) / y[1]), 0, shape[1])) for edge in (-reach, reach))
     rows = slice(start, max(stop, start + 2))
-    part = grid.crop((0, start, 0), (protocol.shape[0], rows.stop - start, protocol.shape[2]))
-    return Scan(protocol, grid, rows, Scene(part.shape, part.affine, pose, rng, body.warp_mm))
+    part = grid.crop((0, start, 0), (shape[0], rows.stop - start, shape[2]))
+    scene = Scene(part, pose, rng, body.warp_mm, body.hu, ids)
+    scene.draw_texture()
+    # The couch: a foam mat and a thin curved plate under the back.
+    top = np.float32(104 + body.fat_mm * 0.95 + 16) - scene.x * scene.x * np.float32(1 / 1500.0)
+    wide = np.abs(scene.x) - 215
+    scene.whole(np.maximum.reduce([top - 12 - scene.y, scene.y - top, wide])).paint(-940.0)
+    for depth in (0.0, 26.0):
+        plate = np.abs(scene.y - top - depth * (1 - (scene.x / 230) ** 2)) - 0.9
+        scene.whole(np.maximum(plate, wide)).paint(-110.0)
+    return Scan(protocol, grid, rows, scene)
 
 
-def rotation(angles: tuple[float, float, float]) -> np.ndarray:
+def grid_about(
+    middle_mm: np.ndarray, shape: tuple[int, int, int], spacing_mm: Sequence[float], turn: np.ndarray
+) -> Grid:
+    """The grid around a place in LPS mm, its axes turned (3, 3) away from the canonical ones."""
+    affine = np.eye(4)
+    affine[:3, :3] = turn @ CANONICAL_DIRECTIONS.T * np.array(spacing_mm)
+    affine[:3, 3] = middle_mm - affine[:3, :3] @ ((np.array(shape) - 1) / 2)
+    return Grid(shape, affine)
+
+
+def rotation(angles: Sequence[float] | np.ndarray) -> np.ndarray:
     """Rotation about x, then y, then z by `angles` (radians); about y from z to x is negative."""
     out = np.eye(3)
     for (i, j), angle in zip(((1, 2), (0, 2), (0, 1)), angles):
@@ -102,57 +197,52 @@ def rotation(angles: tuple[float, float, float]) -> np.ndarray:
     return out
 
 
-def paint_table(scene: Scene, fat_mm: float) -> None:
-    """The couch: a thin curved plate under the back and a foam mat, in scanner coordinates."""
-    top = np.float32(104 + fat_mm * 0.95 + 16) - scene.x * scene.x * np.float32(1 / 1500.0)
-    wide = np.abs(scene.x) - 215
-    mat = np.maximum.reduce([top - 12 - scene.y, scene.y - top, wide])
-    scene.paint(scene.whole(mat), -940.0)
-    for depth in (0.0, 26.0):
-        plate = np.abs(scene.y - top - depth * (1 - (scene.x / 230) ** 2)) - 0.9
-        scene.paint(scene.whole(np.maximum(plate, wide)), -110.0)
-
-
-def add_noise(
-    scene: Scene,
-    rng: np.random.Generator,
-    protocol: Protocol,
-    skin: np.ndarray,
-    streaks_z_mm: float,
-    streak_share: float,
-) -> None:
-    """Quantum noise with the grain of a reconstruction kernel, strongest deep in the body."""
-    noise = rng.standard_normal(scene.shape, dtype=np.float32)
-    grain = protocol.noise_grain
-    noise = gaussian_filter(noise, (0.35, grain, grain), truncate=3.0)
-    # kernels pass little of the lowest frequencies
-    noise -= 0.65 * gaussian_filter(noise, (0, 3.0, 3.0), truncate=2.5)
-    noise /= np.float32(noise.std())
-    streaks = rng.standard_normal(scene.shape, dtype=np.float32)
-    streaks = gaussian_filter1d(gaussian_filter1d(streaks, 14.0, axis=2, truncate=2.5), 0.5, axis=1)
-    streaks /= np.float32(streaks.std())
-    deep = np.clip(-skin / 110, 0, 1)
-    level = np.float32(protocol.noise_hu) * (0.45 + 0.75 * deep)
-    across_bone = np.exp(-(((scene.z - streaks_z_mm) / 38) ** 2)) * deep
-    scene.hu += level * noise + np.float32(streak_share * protocol.noise_hu) * across_bone * streaks
-
-
-def add_metal_streaks(scene: Scene, rng: np.random.Generator, metal: Shape) -> None:
+def add_metal_streaks(metal: Shape) -> None:
     """Dark and bright rays around a metal hip, slice by slice, and a dark band towards the other hip."""
-    fine = 720
+    fine, scene = 720, metal.scene
+    height, width = scene.spacing_mm[1:]
     top, left = metal.box[1].start, metal.box[2].start
     for d, f in enumerate(metal.f, start=metal.box[0].start):
         rows, columns = np.nonzero(f < 0)
         if not len(rows):
             continue
-        dy = (np.arange(scene.shape[1]) - (rows.mean() + top))[:, None] * scene.spacing_mm[1]
-        dx = (np.arange(scene.shape[2]) - (columns.mean() + left))[None, :] * scene.spacing_mm[2]
+        dy = (np.arange(scene.shape[1]) - (rows.mean() + top))[:, None] * height
+        dx = (np.arange(scene.shape[2]) - (columns.mean() + left))[None, :] * width
         radius, angle = np.hypot(dy, dx), np.arctan2(dy, dx)
-        rays = gaussian_filter1d(rng.standard_normal(fine), rng.uniform(2.0, 5.0), mode="wrap")
+        rays = gaussian_filter1d(scene.rng.standard_normal(fine), scene.rng.uniform(2.0, 5.0), mode="wrap")
         rays /= rays.std()
-        turn = ((angle / (2 * np.pi) + 0.5) * fine).astype(np.int64) % fine
-        size = np.sqrt(len(rows) * scene.spacing_mm[1] * scene.spacing_mm[2])
+        ray = rays[((angle / (2 * np.pi) + 0.5) * fine).astype(np.int64) % fine]
+        size = np.sqrt(len(rows) * height * width)
         strength = 7.0 * size / (1 + radius / 22) * np.clip((radius - 0.3 * size) / 14, 0, 1)
         band = -2.2 * np.exp(-((np.sin(angle) / 0.10) ** 2))
-        streaks = np.where(scene.hu[d] > -900, strength * (rays[turn] + band), 0.25 * strength * rays[turn])
+        streaks = np.where(scene.hu[d] > -900, strength * (ray + band), 0.25 * strength * ray)
         scene.hu[d] += streaks.astype(np.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class ChestScan:
+    """A scan with its axes in some order. spacing_mm: slice, row, column, before its axes are reordered."""
+
+    spacing_mm: tuple[float, float, float]
+    noise_hu: float
+    blur_mm: float
+    order: tuple[int, int, int] = (0, 1, 2)
+    flips: Flips = (False, False, False)
+
+    def grid(self, extent_mm: np.ndarray, middle_mm: np.ndarray) -> Grid:
+        """The grid of `extent_mm` (z, y, x) about a place in LPS mm."""
+        d, h, w = np.round(extent_mm / self.spacing_mm).astype(int).tolist()
+        return grid_about(middle_mm, (d, h, w), self.spacing_mm, np.eye(3))
+
+    def finish(self, scene: Scene, grain: tuple[float, float, float]) -> tuple[Volume, Volume]:
+        """Picture and label map of the scene: blur, noise with the grain of a reconstruction kernel (voxels),
+        whole HU within 12 bit."""
+        scene.hu = gaussian_filter(scene.hu, self.blur_mm / scene.spacing_mm, truncate=3.0)
+        noise = gaussian_filter(scene.rng.standard_normal(scene.shape, dtype=np.float32), grain, truncate=3.0)
+        scene.hu += noise * np.float32(self.noise_hu / noise.std())
+        np.clip(np.rint(scene.hu, out=scene.hu), -1024, 3071, out=scene.hu)
+        return self.stored(scene, scene.hu), self.stored(scene, scene.label)
+
+    def stored(self, scene: Scene, array: np.ndarray) -> Volume:
+        """An array on the scene's grid as the scan's file holds it: its axes reordered."""
+        return reorient(Volume(array, scene.grid.affine), self.order, self.flips)

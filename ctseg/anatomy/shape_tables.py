@@ -1,11 +1,13 @@
-"""Shapes of the standard body as tables of numbers: CSV files beside the code that draws them."""
+"""The standard body as tables of numbers, CSV files beside the code that draws it; what varies as TOML."""
 
 from __future__ import annotations
 
 import csv
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import tomllib
 
 
 def read_table(module: str, name: str | None = None) -> dict[str, np.ndarray]:
@@ -22,6 +24,18 @@ def read_table(module: str, name: str | None = None) -> dict[str, np.ndarray]:
     return {key: np.array(values) for key, values in rows.items()}
 
 
-def draw_ranges(rng: np.random.Generator, table: dict[str, np.ndarray]) -> dict[str, float]:
-    """One value of each name, even between the two numbers of its row, drawn in the order of the table."""
-    return {name: rng.uniform(*rows[0].tolist()) for name, rows in table.items()}
+def read_people(module: str) -> dict[str, dict[str, Any]]:
+    """The sections of `people.toml` beside the code in the file `module`, for `draw_values`."""
+    return tomllib.loads(Path(module).with_name("people.toml").read_text(encoding="utf-8"))
+
+
+def draw_values(rng: np.random.Generator, section: dict[str, Any]) -> dict[str, Any]:
+    """One value of each name, drawn in the order of the section.
+
+    An entry is `name.distribution = {arguments}`, a method of NumPy's generator; arrays become lists.
+    """
+    return {
+        name: np.asarray(getattr(rng, distribution)(**arguments)).tolist()
+        for name, entry in section.items()
+        for distribution, arguments in entry.items()
+    }

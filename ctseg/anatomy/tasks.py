@@ -1,13 +1,14 @@
-"""The synthetic tasks by name, each a module with the same few names in it."""
+"""The synthetic tasks by name, each a module with the same few names in it, and what they draw."""
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 from collections.abc import Callable, Mapping
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
-from ctseg.anatomy.picture import Picture
 from ctseg.errors import UsageError
+from ctseg.geometry.volume import Volume
 
 DEFAULT = "pelvis"
 VERSION = 1  # raised whenever the same seed draws other pictures
@@ -18,6 +19,18 @@ TASKS: dict[str, str] = {  # task -> module of this package, imported when the t
     "airway": "airway.airway_task",
     "heart_like": "heart.heart_like_task",
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class Picture:
+    """A drawn patient. image: HU float32; label: uint8 ids of the task's structures; one grid (D, H, W).
+
+    facts: JSON values for the cohort's record, such as sex or whether contrast medium was given.
+    """
+
+    image: Volume
+    label: Volume
+    facts: dict[str, Any]
 
 
 class Task(Protocol):
@@ -43,3 +56,8 @@ def is_dicom(task: Task, index: int) -> bool:
     """Whether a patient of the task is written as DICOM instead of NIfTI."""
     chosen = getattr(task, "is_dicom", None)
     return bool(chosen(index)) if chosen is not None else False
+
+
+def numbered(*structures: str) -> dict[str, int]:
+    """The structures with the numbers 1..n."""
+    return {name: number for number, name in enumerate(structures, start=1)}

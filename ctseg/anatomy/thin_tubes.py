@@ -17,6 +17,8 @@ from scipy.ndimage import map_coordinates
 from ctseg.anatomy.implicit import Scene
 from ctseg.geometry.boxes import Box, make_box
 
+Line = tuple[np.ndarray, np.ndarray | float]  # template points (n, 3) and radii in mm, (n,) or one
+
 
 def to_index(scene: Scene, points: np.ndarray) -> np.ndarray:
     """Voxel indices (n, 3), float, of template points (n, 3): the warp undone by fixed-point steps."""
@@ -36,9 +38,8 @@ def to_index(scene: Scene, points: np.ndarray) -> np.ndarray:
 
 def lines_to_index(scene: Scene, lines: Sequence[np.ndarray]) -> list[np.ndarray]:
     """`to_index` of many lines of template points at once."""
-    bounds = np.cumsum([0, *(len(line) for line in lines)])
     index = to_index(scene, np.concatenate(lines))
-    return [index[start:stop] for start, stop in itertools.pairwise(bounds)]
+    return np.split(index, np.cumsum([len(line) for line in lines])[:-1])
 
 
 def arc_mm(points: np.ndarray) -> np.ndarray:
@@ -60,7 +61,7 @@ class TubeLayer:
     """Tubes collected on a grid. share: (D, H, W) float32, how much of each voxel they fill."""
 
     def __init__(self, scene: Scene):
-        self._spacing = scene.spacing_mm
+        self.scene = scene
         # disk of a voxel's cross-section
         self.voxel_mm = float(np.prod(scene.spacing_mm) ** (1 / 3) / np.sqrt(np.pi))
         self.share = np.zeros(scene.shape, dtype=np.float32)
@@ -74,30 +75,33 @@ class TubeLayer:
         index: nodes (n, 3) as voxel indices; radii (n,) mm. margin_mm: how far beyond the radius the box
         reaches.
         """
-        for number in range(len(index) - 1):
-            a, b = index[number], index[number + 1]
-            ra, rb = float(radii[number]), float(radii[number + 1])
-            reach = (max(ra, rb) + margin_mm) / self._spacing
-            start = np.maximum(np.ceil(np.minimum(a, b) - reach).astype(int), 0)
-            stop = np.minimum(np.floor(np.maximum(a, b) + reach).astype(int) + 1, self.share.shape)
+        for number, (a, b) in enumerate(itertools.pairwise(index)):
+            ra, rb = radii[number : number + 2].tolist()
+            reach = (max(ra, rb) + margin_mm) / self.scene.spacing_mm
+            start = np.maximum(np.ceil(np.minimum(a, b) - reach), 0)
+            stop = np.minimum(np.floor(np.maximum(a, b) + reach) + 1, self.share.shape)
             if (start >= stop).any():
                 continue
-            d, h, w = (np.arange(start[k], stop[k]) for k in range(3))
-            p = [
-                (axis - a[k]) * self._spacing[k]
-                for k, axis in enumerate((d[:, None, None], h[None, :, None], w[None, None, :]))
+            box = make_box(start, stop)
+            offset = [
+                (axis - zero) * size for axis, zero, size in zip(np.ogrid[box], a, self.scene.spacing_mm)
             ]
-            step = (b - a) * self._spacing
-            t = (p[0] * step[0] + p[1] * step[1] + p[2] * step[2]) / max(float(step @ step), 1e-6)
+            step = (b - a) * self.scene.spacing_mm
+            t = sum(p * s for p, s in zip(offset, step)) / max(float(step @ step), 1e-6)
             t = np.clip(t, 0, 1)
-            distance = np.sqrt(sum((p[k] - t * step[k]) ** 2 for k in range(3)))
-            yield (number, make_box(start, stop), distance, ra + t * (rb - ra))
+            distance = np.sqrt(sum((p - t * s) ** 2 for p, s in zip(offset, step)))
+            yield (number, box, distance, ra + t * (rb - ra))
 
     def add(self, index: np.ndarray, radii: np.ndarray | float) -> None:
         """Add one tube through nodes (n, 3), voxel indices, radii in mm. Two equal nodes make a ball."""
         radius = np.broadcast_to(np.asarray(radii, dtype=np.float64), len(index))
         for _, box, distance, local in self.pieces(index, radius, self.voxel_mm):
             np.maximum(self.share[box], disk_overlap(distance, local, self.voxel_mm), out=self.share[box])
+
+    def add_lines(self, lines: Sequence[Line]) -> None:
+        """Add tubes through template points."""
+        for (_, radii), index in zip(lines, lines_to_index(self.scene, [points for points, _ in lines])):
+            self.add(index, radii)
 
     def mask(self, axes: Sequence[np.ndarray]) -> np.ndarray:
         """Voxels at least half filled, and those of the tubes' centre lines as `axis_voxels` gives them."""

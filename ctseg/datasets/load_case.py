@@ -29,7 +29,7 @@ from ctseg.datasets.case import (
     LoadedCase,
 )
 from ctseg.datasets.masks import Naming, label_map, mask_files
-from ctseg.errors import CaseError, Finding, PipelineError, UsageError
+from ctseg.errors import CaseError, Finding, PipelineError, UsageError, listed
 from ctseg.geometry.boxes import label_boxes
 from ctseg.geometry.volume import Volume
 from ctseg.laterality import Sides, find_sides
@@ -38,7 +38,6 @@ from ctseg.scans.formats import openkbp_csv, slice_gaps, volume_files
 from ctseg.scans.formats.regular_files import refuse
 
 IMPLAUSIBLE_FRACTION = 0.6  # of the body; labels that cover more are a mistake (or a crop: only a warning)
-NAMED = 5  # structures that one message names
 _BODY_HU = -300.0
 OWN_MASKS = ("masks", "dicom_seg", "rtstruct")  # label formats in which each structure has its own mask
 # why a DICOM file gives no mask of a structure it names
@@ -255,7 +254,7 @@ def _states(
     ]
     if missing:
         cause = (
-            f"the labels do not hold {_listed(missing)}: not annotated here, so left out of loss and scores"
+            f"the labels do not hold {listed(missing)}: not annotated here, so left out of loss and scores"
         )
         fix, place = "add the labels if somebody drew them", source.masks.get(missing[0]) or source.path
         place = place or next(iter(source.masks.values())).parent
@@ -267,15 +266,10 @@ def _states(
     ]
     if absent:  # without a voxel to show for it
         severity = "WARN" if labels.empty else "NOTE"
-        cause = f"no voxel of {_listed(absent)} is labelled: annotated, so it counts as absent"
+        cause = f"no voxel of {listed(absent)} is labelled: annotated, so it counts as absent"
         fix, file = "restore the labels if the patient has it", source.masks.get(absent[0]) or source.path
         findings.append(Finding(severity, "LABEL_EMPTY", cause, fix, file=str(file)))
     return states, findings
-
-
-def _listed(names: Sequence[str]) -> str:
-    """The first names, and how many more there are."""
-    return ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
 
 
 def _check_sides(label: Volume, structures: Sequence[str], sides: Sides) -> list[Finding]:

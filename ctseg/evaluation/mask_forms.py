@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import dataclasses
 import unicodedata
+from collections.abc import Iterable
 from pathlib import Path
 
 from ctseg.datasets import listing, masks
 from ctseg.datasets.case import ImageSource
+from ctseg.datasets.find_scans import find_scans
 from ctseg.datasets.masks import Naming
-from ctseg.errors import CaseError, PreconditionError
-from ctseg.evaluation import mask_pairs
-from ctseg.evaluation.mask_pairs import LabelNames
+from ctseg.errors import CaseError, PreconditionError, listed
+from ctseg.evaluation.label_names import LabelNames, find_label_names
 from ctseg.scans.dicom import dicom_files, dicom_seg, rtstruct
 from ctseg.scans.formats import nrrd, regular_files, volume_files
 
@@ -27,19 +28,14 @@ _OUR_ENDS = ("_seg", "_rtstruct")  # how infer.py names the DICOM files of a sca
 @dataclasses.dataclass(frozen=True)
 class Side:
     """The masks of one case. kind: MAP, SEGMENTS, ORGANS, SEG or RTSTRUCT. names: what it speaks about; a
-    name here with no voxel is an empty mask. undrawn: listed in an RTSTRUCT without a contour, so that nobody
-    drew them. naming: of the ids of a MAP."""
+    name here with no voxel is an empty mask. naming: of the ids of a MAP. file: how results and messages call
+    it."""
 
     path: Path
     kind: str
     names: tuple[str, ...]
-    undrawn: frozenset[str] = frozenset()
+    file: str
     naming: Naming | None = None
-
-    @property
-    def file(self) -> str:
-        """How results and messages call it."""
-        return self.path.name
 
     @property
     def is_dicom(self) -> bool:
@@ -50,9 +46,29 @@ class Side:
 # ---- cases ------------------------------------------------------------------------------------------------
 
 
+def volumes_in(folder: Path) -> dict[str, Path]:
+    """Case id -> volume directly in a folder, detached headers too (their reader refuses them by name)."""
+    found: dict[str, Path] = {}
+    for path in listing.entries(folder):
+        stem = volume_files.stem_of(path, detached=True)
+        if stem is None:
+            continue
+        case_id = unicodedata.normalize("NFC", stem)  # file systems and archives decompose names
+        if case_id in found:
+            raise PreconditionError(
+                "DUPLICATE_ID",
+                f"{found[case_id].name} and {path.name} are the same case",
+                "keep one of them",
+                case=case_id,
+                file=path.name,
+            )
+        found[case_id] = path
+    return found
+
+
 def is_folder_of_maps(path: Path) -> bool:
     """A folder with one label map per case, and none that brings names of its own."""
-    files = mask_pairs.volumes_in(path) if path.is_dir() else {}
+    files = volumes_in(path) if path.is_dir() else {}
     return bool(files) and not any(_describes_segments(file) for file in files.values())
 
 
@@ -63,7 +79,7 @@ def find_cases(path: Path) -> dict[str, Path]:
     A sub-folder holds one mask per structure (or has them in `segmentations`), or one DICOM SEG or RTSTRUCT.
     Folders of scans are passed over.
     """
-    found = mask_pairs.volumes_in(path)
+    found = volumes_in(path)
     others: dict[str, Path] = {}
     for entry in listing.entries(path):
         masks_at = _dicom_masks([entry]) if entry.is_file() else _in_folder(entry)
@@ -144,35 +160,37 @@ def _dicom_masks(paths: list[Path]) -> list[Path]:
 # ---- names ------------------------------------------------------------------------------------------------
 
 
-def open_side(path: Path, names: LabelNames | None) -> Side:
-    """What one case's masks say about themselves, from headers. names: those of a label map's ids.
+def open_side(path: Path, names: LabelNames | None, *, reference: bool = False) -> Side:
+    """What one case's masks say about themselves, from headers. names: those of a label map's ids. reference:
+    leave out what an RTSTRUCT lists without a contour, for nobody drew it.
 
     Raises PreconditionError NO_LABEL_NAMES for a label map whose ids nobody names.
     """
+    if not path.is_dir():
+        regular_files.require_regular(path)
+    naming = None
     if path.is_dir():
-        return Side(path, ORGANS, tuple(masks.organ_files(path)))
-    regular_files.require_regular(path)
-    if volume_files.stem_of(path, detached=True) is None:
-        if masks.dicom_mask_kind(path) == SEG:
-            return Side(path, SEG, tuple(dicom_seg.list_segments(path).values()))
-        listed = tuple(rtstruct.list_structures(path).values())
-        return Side(path, RTSTRUCT, listed, frozenset(listed) - rtstruct.list_drawn(path))
-    if _describes_segments(path):
-        return Side(path, SEGMENTS, tuple(segment.name for segment in nrrd.list_segments(path)))
-    if names is not None:
-        naming = Naming({one.name: one.labels for one in names.structures}, names.ignore_label)
-        volume_files.check_names(path, naming.names)
+        kind, held = ORGANS, list(masks.organ_files(path))
+    elif volume_files.stem_of(path, detached=True) is None:
+        kind = masks.dicom_mask_kind(path)
+        held = list((dicom_seg.list_segments if kind == SEG else rtstruct.list_structures)(path).values())
+        if kind == RTSTRUCT and reference:
+            drawn = rtstruct.list_drawn(path)
+            held = [name for name in held if name in drawn]
+    elif _describes_segments(path):
+        kind, held = SEGMENTS, [segment.name for segment in nrrd.list_segments(path)]
     else:
-        naming = Naming.of(volume_files.read_names(path))
-    if not naming.values:
-        cause = "its label ids have no names, neither in it nor in labels.json or dataset.json beside it"
-        fix = (
-            'give --labels names.json, for example {"1": "liver", "2": "spleen"}; for a folder with '
-            "one mask per "
-            "structure of one case, --one-case"
-        )
-        raise PreconditionError("NO_LABEL_NAMES", cause, fix, file=path.name)
-    return Side(path, MAP, tuple(naming.values), naming=naming)
+        naming = Naming.of(volume_files.read_names(path)) if names is None else names.naming
+        volume_files.check_names(path, naming.names)
+        kind, held = MAP, list(naming.values)
+        if not held:
+            cause = "its label ids have no names, neither in it nor in labels.json or dataset.json beside it"
+            fix = (
+                'give --labels names.json, for example {"1": "liver", "2": "spleen"}; for a folder with '
+                "one mask per structure of one case, --one-case"
+            )
+            raise PreconditionError("NO_LABEL_NAMES", cause, fix, file=path.name)
+    return Side(path, kind, tuple(held), path.name, naming)
 
 
 def _describes_segments(path: Path) -> bool:
@@ -182,31 +200,27 @@ def _describes_segments(path: Path) -> bool:
         return False  # reading it says what is wrong with it
 
 
-def names_of(paths: list[Path], given: Path | None) -> LabelNames | None:
+def names_of(paths: Iterable[Path], given: Path | None) -> LabelNames | None:
     """The names of label maps: from --labels, else from labels.json or dataset.json beside the files or one
     folder above; None without any."""
-    if given is not None:
-        return mask_pairs.read_label_names(given)
-    folders = list(
-        dict.fromkeys(
-            path.parent
-            for path in paths
-            if path.is_file() and volume_files.stem_of(path, detached=True) is not None
-        )
+    maps = (
+        path for path in paths if path.is_file() and volume_files.stem_of(path, detached=True) is not None
     )
-    if not folders:
+    return find_label_names(dict.fromkeys(path.parent for path in maps), given)
+
+
+def shared_names(reference: Path, prediction: Path, given: Path | None) -> LabelNames | None:
+    """The names of two folders of label maps that share their ids; None for any other comparison."""
+    if not is_folder_of_maps(reference):
         return None
-    try:
-        return mask_pairs.find_label_names(folders[0], folders[-1], None)
-    except PreconditionError:
-        return None
+    if is_folder_of_maps(prediction) or (prediction.is_dir() and not find_cases(prediction)):
+        return find_label_names((reference, prediction), given)
+    return None
 
 
 def find_scan(path: Path, case_id: str, *, only: bool) -> ImageSource:
     """The scan of a case at the path after --ct. only: there is one case, so one scan is its scan whatever
     its name."""
-    from ctseg.datasets.find_scans import find_scans
-
     found = {
         unicodedata.normalize("NFC", name): source for name, source in find_scans(path, option="--ct").items()
     }
@@ -217,7 +231,7 @@ def find_scan(path: Path, case_id: str, *, only: bool) -> ImageSource:
             return found[name]
     raise PreconditionError(
         "SCAN_MISSING",
-        f"no scan after --ct is called {case_id} ({mask_pairs.listed(sorted(found))})",
+        f"no scan after --ct is called {case_id} ({listed(sorted(found))})",
         "name the scans like the cases",
         case=case_id,
         file=path.name,

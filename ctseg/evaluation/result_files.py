@@ -25,9 +25,10 @@ from typing import Any
 
 from ctseg.artifacts import Workspace, read_json, write_json, write_text
 from ctseg.evaluation.report_text import report_text
+from ctseg.evaluation.scored import Scored
 from ctseg.scoring import calibration, failure
 from ctseg.scoring import summary as scores
-from ctseg.scoring.metrics import UNANNOTATED, UNEVALUABLE, Row
+from ctseg.scoring.metrics import UNANNOTATED, UNEVALUABLE, Row, grouped
 from ctseg.scoring.shape import tubular
 from ctseg.tables import write_csv
 
@@ -153,7 +154,7 @@ def join_trust(workspace: Workspace, record: Mapping[str, Any], rows: Sequence[R
         content = {}
     confidence = {case["case_id"]: case.get("confidence", {}) for case in record["cases"]}
     for row in rows:
-        if row["state"] in ("unannotated", "unevaluable"):
+        if row["state"] in (UNANNOTATED, UNEVALUABLE):
             continue  # its confidence stays in evaluation_run.json: nothing here can be compared with it
         row |= content.get("cases", {}).get(row["case_id"], {}).get(row["structure"], {})
         row["confidence"] = confidence[row["case_id"]].get(row["structure"])
@@ -161,46 +162,37 @@ def join_trust(workspace: Workspace, record: Mapping[str, Any], rows: Sequence[R
         name: {region: calibration.Sums.from_record(own) for region, own in regions.items()}
         for name, regions in content.get("structures", {}).items()
     }
-    return Trust(
-        sums,
-        record.get("members", 1),
-        record.get("why_no_confidence", "the prediction run did not record it")
-        if record.get("members", 1) < 2
-        else None,
-    )
+    members = record.get("members", 1)
+    reason = record.get("why_no_confidence", "the prediction run did not record it")
+    return Trust(sums, members, None if members > 1 else reason)
 
 
 def write_results(
-    folder: Path | None,
-    rows: Sequence[Row],
-    baseline_rows: Sequence[Row],
-    settings: Mapping[str, Any],
-    warnings: Sequence[str] = (),
-    trust: Trust | None = None,
+    folder: Path | None, scored: Scored, settings: Mapping[str, Any], trust: Trust | None = None
 ) -> str:
     """Write the text files and return the report; without a folder only the report.
 
-    rows: of `score_case`, completed by case_id, patient_id, prediction_file and reference_file, ordered by
-    case; with "topology" where that was measured, and "ece_whole", "ece_band" and "confidence" where those
-    are known. settings: what stands in summary_statistics.json; "synthetic" and "tolerances_mm" are read from
-    it. warnings: said in the report and the summary beside those that follow from the rows.
+    Its rows are ordered by case, with "topology" where that was measured, and "ece_whole", "ece_band" and
+    "confidence" where those are known. settings: what stands in summary_statistics.json; "synthetic" and
+    "tolerances_mm" are read from it.
     """
-    summary = scores.summarise(rows, baseline_rows, settings)
-    summary["topology"] = tubular.summarise(rows, baseline_rows)
-    summary["airway"] = tubular.airway_block(summary["topology"])
-    trust = trust or Trust()
-    summary["calibration"] = calibration.describe(trust.sums)
-    summary["failure_detection"] = failure.summarise(rows, trust.members, trust.reason)
-    summary["warnings"] = [*warnings, *summary["warnings"]]
+    rows, trust = scored.rows, trust or Trust()
+    topology = tubular.summarise(rows, scored.nothing)
+    summary = scores.summarise(rows, scored.nothing, settings) | {
+        "topology": topology,
+        "airway": tubular.airway_block(topology),
+        "calibration": calibration.describe(trust.sums),
+        "failure_detection": failure.summarise(rows, trust.members, trust.reason),
+    }
+    summary["warnings"] = [*scored.warnings, *summary["warnings"]]
     report = report_text(rows, summary)
     if folder is None:
         return report
     write_json(folder / "detailed_results.json", scores.case_records(rows))
     write_json(folder / "summary_statistics.json", summary)
     write_text(folder / "summary.json", json.dumps(nnunet_summary(rows), indent=4, sort_keys=True) + "\n")
-    measured = [row | (row.get("topology") or {}) for row in rows]
-    write_csv(folder / "per_case.csv", measured, COLUMNS)
-    if summary["topology"]:
+    write_csv(folder / "per_case.csv", [row | (row.get("topology") or {}) for row in rows], COLUMNS)
+    if topology:
         write_csv(folder / "topology.csv", topology_lines(rows), TOPOLOGY_COLUMNS)
     else:
         (folder / "topology.csv").unlink(missing_ok=True)  # of an earlier evaluation
@@ -244,34 +236,29 @@ def nnunet_summary(rows: Sequence[Row]) -> dict[str, Any]:
     """The content of `summary.json`, by nnU-Net's own rules: a hallucination counts 0, an absent case is NaN
     and left out of a mean, a label that never occurs makes foreground_mean NaN. These means are not the
     headline."""
-    cases: dict[str, list[Row]] = {}
-    for row in rows:
-        cases.setdefault(row["case_id"], []).append(row)
-    per_case = [
-        {
-            "metrics": {row["label"]: _nnunet_metrics(row) for row in own},
-            "prediction_file": own[0]["prediction_file"],
-            "reference_file": own[0]["reference_file"],
-            "extra": {row["label"]: {"name": row["structure"], "state": row["state"]} for row in own},
-        }
-        for own in cases.values()
-    ]
-    labels = list(dict.fromkeys(row["label"] for row in rows))
-    means = {
-        label: {
-            key: _nan_mean([case["metrics"][label][key] for case in per_case if label in case["metrics"]])
-            for key in _NNUNET_KEYS
-        }
-        for label in labels
-    }
+    means = {}
+    for label, own in grouped(rows, "label").items():
+        measured = [nnunet_metrics(row) for row in own]
+        means[label] = {key: _nan_mean([values[key] for values in measured]) for key in _NNUNET_KEYS}
     return {
-        "foreground_mean": {key: _plain_mean([mean[key] for mean in means.values()]) for key in _NNUNET_KEYS},
+        "foreground_mean": {
+            key: sum(mean[key] for mean in means.values()) / len(means) for key in _NNUNET_KEYS
+        },
         "mean": means,
-        "metric_per_case": per_case,
+        "metric_per_case": [
+            {
+                "metrics": {row["label"]: nnunet_metrics(row) for row in own},
+                "prediction_file": own[0]["prediction_file"],
+                "reference_file": own[0]["reference_file"],
+                "extra": {row["label"]: {"name": row["structure"], "state": row["state"]} for row in own},
+            }
+            for own in grouped(rows, "case_id").values()
+        ],
     }
 
 
-def _nnunet_metrics(row: Row) -> dict[str, float]:
+def nnunet_metrics(row: Row) -> dict[str, float]:
+    """One structure of one case in nnU-Net's words; NaN where it was not scored."""
     if row["state"] in (UNANNOTATED, UNEVALUABLE):
         return dict.fromkeys(_NNUNET_KEYS, math.nan)
     tp, fp, fn = row["tp"], row["fp"], row["fn"]
@@ -288,9 +275,6 @@ def _nnunet_metrics(row: Row) -> dict[str, float]:
     }
 
 
-def _plain_mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values) if values else math.nan
-
-
 def _nan_mean(values: Sequence[float]) -> float:
-    return _plain_mean([value for value in values if not math.isnan(value)])
+    defined = [value for value in values if not math.isnan(value)]
+    return sum(defined) / len(defined) if defined else math.nan

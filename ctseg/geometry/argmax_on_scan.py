@@ -1,22 +1,21 @@
-"""From probabilities on a canvas to a label map on the scan: every structure is interpolated where it could
-win, block by block.
+"""From probabilities on a canvas to the scan: a label map, or the probabilities of one structure.
 
-The scan is cut into blocks of about eight canvas voxels. A block that one class holds all around with 0.9 is
-that class without any interpolation; in the others only the classes that reach what can win are interpolated,
-by cubic splines, axis by axis. So neither memory nor time grows with structures that lie elsewhere.
+For the label map every structure is interpolated where it could win. The scan is cut into blocks of about
+eight canvas voxels. A block that one class holds all around with 0.9 is that class without any interpolation;
+in the others only the classes that reach what can win are interpolated, by cubic splines, axis by axis. So
+neither memory nor time grows with structures that lie elsewhere.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import itertools
 
 import numpy as np
 
-from ctseg.geometry.boxes import Box, whole_box
-from ctseg.geometry.grids import SPLINE_MARGIN, argmax_of, find_placement, place
+from ctseg.geometry.boxes import Box, grow, whole_box
+from ctseg.geometry.grids import SPLINE_MARGIN, argmax_of, covered_part, find_placement, place
 from ctseg.geometry.probabilities import Probabilities
-from ctseg.geometry.volume import Grid, Volume, parallel_axes, spline_weights
+from ctseg.geometry.volume import Grid, Volume, parallel_axes, resample, spline_weights
 
 BLOCK = 8  # canvas voxels along each edge of a block
 MARGIN = 8  # canvas voxels around it that a spline still feels: 0.268^8 of them
@@ -43,13 +42,11 @@ def label_on_scan(probabilities: Probabilities, canvas: Grid, scan: Grid) -> np.
     if axes is not None:
         result = np.zeros(scan.shape, dtype=np.uint8)
         lines = [
-            _blocks(
-                mapping[axis, 3] + mapping[axis, axes[axis]] * np.arange(scan.shape[axes[axis]]),
-                canvas.shape[axis],
-            )
-            for axis in range(3)
+            _blocks(mapping[axis, 3] + mapping[axis, along] * np.arange(scan.shape[along]), size)
+            for axis, (along, size) in enumerate(zip(axes, canvas.shape))
         ]
-        _fill(result.transpose(axes), probabilities, lines)
+        if all(lines):
+            _fill(result.transpose(axes), probabilities, lines)
         return result
     threshold = SHARE_OF_LEADER / probabilities.n_classes
     candidates = []  # a sheared scan: structure by structure, each in the box where it can win
@@ -84,22 +81,17 @@ def _blocks(places: np.ndarray, size: int) -> list[_Block]:
         own = np.clip(places[target], 0, size - 1)
         low, high = int(np.floor(own.min())), int(np.ceil(own.max()))
         source = slice(max(0, low - MARGIN), min(size, high + MARGIN + 1))
-        near = slice(max(0, low - 2), min(size, high + 3))
-        blocks.append(
-            _Block(target, source, near, spline_weights(own - source.start, source.stop - source.start))
-        )
+        weights = spline_weights(own - source.start, source.stop - source.start)
+        blocks.append(_Block(target, source, slice(max(0, low - 2), min(size, high + 3)), weights))
     return blocks
 
 
 def _fill(result: np.ndarray, probabilities: Probabilities, lines: list[list[_Block]]) -> None:
     """Write the winner of every voxel into `result`, whose axes are those of the canvas."""
-    if not all(lines):
-        return
     numbers = probabilities.numbers()
-    near, around = (
-        [[getattr(block, name) for block in line] for line in lines] for name in ("near", "source")
-    )
-    leading = probabilities.leading()
+    near = [[block.near for block in line] for line in lines]
+    around = [[block.source for block in line] for line in lines]
+    _, leading = probabilities.highest()
     enough = SHARE_OF_LEADER * _extremes((whole_box(leading.shape), leading), near, highest=False)
     decided = np.full(enough.shape, -1, dtype=np.int16)
     takes_part = np.zeros((len(numbers), *decided.shape), dtype=bool)
@@ -109,20 +101,17 @@ def _fill(result: np.ndarray, probabilities: Probabilities, lines: list[list[_Bl
         decided[_extremes(part, around, highest=False) >= CERTAIN] = number
         if number:
             takes_part[index - 1] = _extremes(part, near, highest=True) >= enough
-    for d, h, w in itertools.product(*(range(len(line)) for line in lines)):
-        winner, rivals = (
-            int(decided[d, h, w]),
-            [numbers[index] for index in np.flatnonzero(takes_part[:, d, h, w])],
-        )
-        if winner == 0 or not rivals:
+    for place_of in np.ndindex(*decided.shape):
+        winner, rivals = int(decided[place_of]), np.flatnonzero(takes_part[(slice(None), *place_of)])
+        if winner == 0 or not len(rivals):
             continue
-        blocks = [lines[0][d], lines[1][h], lines[2][w]]
+        blocks = [line[place] for line, place in zip(lines, place_of)]
         target = result[tuple(block.target for block in blocks)]
         if winner > 0:
             target[...] = winner
             continue
         best = _interpolated(probabilities, 0, blocks)
-        for number in rivals:
+        for number in (numbers[index] for index in rivals):
             weight = _interpolated(probabilities, number, blocks)
             wins = weight > best
             best[wins] = weight[wins]
@@ -135,13 +124,14 @@ def _extremes(part: tuple[Box, np.ndarray], ranges: list[list[slice]], *, highes
     box, values = part
     for axis, (held, line) in enumerate(zip(box, ranges)):
         rows = []
+        values = np.moveaxis(values, axis, 0)
         for wanted in line:
             start, stop = max(wanted.start, held.start) - held.start, min(wanted.stop, held.stop) - held.start
-            inside = wanted.start >= held.start and wanted.stop <= held.stop
-            taken = np.moveaxis(values, axis, 0)[start : max(start, stop)]
-            if stop <= start or not (highest or inside):
-                rows.append(np.zeros(taken.shape[1:], dtype=np.float32))
+            whole = stop - start == wanted.stop - wanted.start
+            if stop <= start or not (highest or whole):
+                rows.append(np.zeros(values.shape[1:], dtype=np.float32))
             else:
+                taken = values[start:stop]
                 rows.append(taken.max(axis=0) if highest else taken.min(axis=0))
         values = np.moveaxis(np.stack(rows), 0, axis)
     return values
@@ -149,9 +139,30 @@ def _extremes(part: tuple[Box, np.ndarray], ranges: list[list[slice]], *, highes
 
 def _interpolated(probabilities: Probabilities, number: int, blocks: list[_Block]) -> np.ndarray:
     """(target voxels of D, of H, of W) float32 of a class in one block."""
-    one, two, three = blocks
-    array = probabilities.cut(number, (one.source, two.source, three.source))
     d, h, w = (block.weights for block in blocks)
-    array = np.tensordot(array, w.T, axes=(2, 0))
-    array = np.matmul(h, array)
-    return np.tensordot(d, array, axes=(1, 0))
+    array = probabilities.cut(number, (blocks[0].source, blocks[1].source, blocks[2].source))
+    return np.tensordot(d, np.matmul(h, np.tensordot(array, w.T, axes=(2, 0))), axes=(1, 0))
+
+
+def probability_on_scan(
+    probabilities: Probabilities, number: int, canvas: Grid, scan: Grid
+) -> tuple[Box, np.ndarray] | None:
+    """(box of the scan, float32 probabilities 0..1 of class `number` in it); outside the box they are 0.
+
+    None where the structure has none at all. Interpolated linearly between canvas voxels; copied where canvas
+    and scan share their voxels.
+    """
+    held = probabilities.held_box(number)
+    if held is None:
+        return None
+    held = grow(held, 1, probabilities.shape)  # a zero around it, to fade to
+    source = Volume(probabilities.cut(number, held), canvas.crop_to(held).affine)
+    box = covered_part(source.grid, scan, margin=0)
+    if box is None:
+        return None
+    target = scan.crop_to(box)
+    if (placement := find_placement(source.grid, target)) is not None:
+        moved = place(source, target, placement, 0.0)
+    else:
+        moved = resample(source, target, order="linear", fill=0.0)
+    return box, np.clip(moved.array, 0.0, 1.0)

@@ -12,6 +12,7 @@ import numpy as np
 from scipy import ndimage
 
 Index = tuple[int, int, int]
+Spacing = tuple[float, float, float]  # mm, in the order of the axes
 Box = tuple[slice, slice, slice]
 
 

@@ -20,8 +20,8 @@ import numpy as np
 from scipy import ndimage
 
 from ctseg.geometry.boxes import (
-    Box,
     Index,
+    Spacing,
     box_shape,
     box_start,
     grow,
@@ -38,8 +38,6 @@ GUIDE_MM = 2.0  # wanted voxel size of a guide grid
 GUIDE_RANGE_MM = 300.0  # guide maps are clipped to plus and minus this; 16 bits then keep 0.25 mm or better
 _SAME = 1e-3  # spacings that differ by less (relative) count as isotropic
 
-Spacing = tuple[float, float, float]
-
 
 def signed_distance_maps(
     label: np.ndarray, ids: Sequence[int], spacing_mm: Spacing, *, limit_mm: float | None = None
@@ -51,32 +49,24 @@ def signed_distance_maps(
     fills the whole array is the negative of that. The edge of the array is no boundary.
     """
     boxes = label_boxes(label)
-    maps = np.full((len(ids), *label.shape), FAR_MM if limit_mm is None else limit_mm, dtype=np.float32)
+    far = FAR_MM if limit_mm is None else limit_mm
+    maps = np.full((len(ids), *label.shape), far, dtype=np.float32)
     for row, number in zip(maps, ids):
-        if number in boxes:
-            _fill(row, label, number, boxes[number], spacing_mm, limit_mm)
+        if number not in boxes:
+            continue
+        # The nearest background voxel of an inside voxel lies in the structure's box or one voxel around it,
+        # so the transform of the inside is cheap. The one of the outside needs as much as the limit reaches.
+        ring, near = grow(boxes[number], 1, label.shape), whole_box(label.shape)
+        if limit_mm is not None:
+            reach = limit_mm + max(spacing_mm) / 2  # of the centres, before the half voxel comes off
+            near = grow(boxes[number], [int(np.ceil(reach / step)) for step in spacing_mm], label.shape)
+        outside, inside = label[near] != number, label[ring] == number
+        depth = np.full(inside.shape, far) if inside.all() else _distance_to_zero(inside, spacing_mm)
+        row[near] = _distance_to_zero(outside, spacing_mm)
+        row[ring][inside] = -depth[inside]
+        if limit_mm is not None:
+            np.clip(row[near], -limit_mm, limit_mm, out=row[near])
     return maps, np.array([number in boxes for number in ids], dtype=bool)
-
-
-def _fill(
-    result: np.ndarray, label: np.ndarray, number: int, box: Box, spacing_mm: Spacing, limit_mm: float | None
-) -> None:
-    """Write the distances to one structure into `result`, which holds the constant for "far" already.
-
-    The nearest background voxel of an inside voxel lies in the structure's box or one voxel around it, so the
-    transform of the inside is cheap. The one of the outside needs as much as the limit reaches.
-    """
-    ring, near = grow(box, 1, label.shape), whole_box(label.shape)
-    if limit_mm is not None:
-        reach = limit_mm + max(spacing_mm) / 2  # of the centres, before the half voxel comes off
-        near = grow(box, [int(np.ceil(reach / spacing)) for spacing in spacing_mm], label.shape)
-    outside = _distance_to_zero(label[near] != number, spacing_mm)
-    inside = label[ring] == number
-    depth = np.full(inside.shape, result.flat[0]) if inside.all() else _distance_to_zero(inside, spacing_mm)
-    result[near] = outside
-    result[ring][inside] = -depth[inside]
-    if limit_mm is not None:
-        np.clip(result[near], -limit_mm, limit_mm, out=result[near])
 
 
 def _distance_to_zero(mask: np.ndarray, spacing_mm: Spacing) -> np.ndarray:
@@ -182,7 +172,13 @@ def _coarse_map(mask: Volume, grid: Grid) -> np.ndarray:
     The transform runs on the guide grid continued to where the organ ends, at most as far as the range goes:
     what lies beyond changes nothing within the range.
     """
-    box, organ = _on_guide_grid(mask, grid)
+    box = covered_box(mask.grid, grid)  # continued beyond its edges
+    organ = resample(mask, grid.crop_to(box), order="nearest", fill=0).array
+    if not organ.any():
+        to_guide = np.linalg.inv(grid.affine) @ mask.affine
+        places = np.rint(np.argwhere(mask.array) @ to_guide[:3, :3].T + to_guide[:3, 3]).astype(int)
+        organ = np.zeros(box_shape(box), dtype=np.uint8)
+        organ[tuple((places - box_start(box)).T)] = 1
     canvas = whole_box(grid.shape)
     reach = [int(np.ceil(GUIDE_RANGE_MM / spacing)) + 2 for spacing in grid.spacing_mm]
     wide = intersection(union(grow(box, 1), canvas), grow(canvas, reach))
@@ -194,15 +190,3 @@ def _coarse_map(mask: Volume, grid: Grid) -> np.ndarray:
     whole[within(shared, wide)] = organ[within(shared, box)]
     maps, _ = signed_distance_maps(whole, [1], grid.spacing_mm, limit_mm=GUIDE_RANGE_MM)
     return maps[0][within(canvas, wide)]
-
-
-def _on_guide_grid(mask: Volume, grid: Grid) -> tuple[Box, np.ndarray]:
-    """(box of guide voxels, uint8 mask in it) of an organ on the guide grid, continued beyond its edges."""
-    box = covered_box(mask.grid, grid)
-    array = resample(mask, grid.crop_to(box), order="nearest", fill=0).array
-    if not array.any():
-        to_guide = np.linalg.inv(grid.affine) @ mask.affine
-        places = np.rint(np.argwhere(mask.array) @ to_guide[:3, :3].T + to_guide[:3, 3]).astype(int)
-        array = np.zeros(box_shape(box), dtype=np.uint8)
-        array[tuple((places - box_start(box)).T)] = 1
-    return box, array

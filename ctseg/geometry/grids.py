@@ -58,23 +58,16 @@ SHEAR_TOLERANCE = 1e-3  # axes further than this from orthogonal are made orthog
 
 @dataclasses.dataclass(frozen=True)
 class Extent:
-    """A box in space along the axes of `frame_of` a scan: its edges in mm, low and high of each of D, H,
+    """A box in space along the axes of `frame_of` a scan: (3,) its edges in mm, low and high of each of D, H,
     W."""
 
-    low_mm: tuple[float, float, float]
-    high_mm: tuple[float, float, float]
+    low_mm: np.ndarray
+    high_mm: np.ndarray
 
     @property
-    def size_mm(self) -> tuple[float, float, float]:
-        """Edge lengths in mm along D, H, W."""
-        d, h, w = (high - low for low, high in zip(self.low_mm, self.high_mm))
-        return d, h, w
-
-    @classmethod
-    def between(cls, low: np.ndarray, high: np.ndarray) -> Extent:
-        """From two arrays (3,) in mm."""
-        (d0, h0, w0), (d1, h1, w1) = low.tolist(), high.tolist()
-        return cls((d0, h0, w0), (d1, h1, w1))
+    def size_mm(self) -> np.ndarray:
+        """(3,) edge lengths in mm along D, H, W."""
+        return np.subtract(self.high_mm, self.low_mm)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,9 +131,9 @@ def kept_extent(image: Volume, crop: str, margin_mm: float) -> Extent:
     frame = frame_of(image.grid)
     scan_low, scan_high = _reach(image.grid, frame)
     if box is None:
-        return Extent.between(scan_low, scan_high)
+        return Extent(scan_low, scan_high)
     low, high = _reach(mask.grid, frame, box)
-    return Extent.between(np.maximum(low - margin_mm, scan_low), np.minimum(high + margin_mm, scan_high))
+    return Extent(np.maximum(low - margin_mm, scan_low), np.minimum(high + margin_mm, scan_high))
 
 
 def extent_with(extent: Extent, label: Volume) -> Extent:
@@ -149,7 +142,7 @@ def extent_with(extent: Extent, label: Volume) -> Extent:
     if box is None:
         return extent
     low, high = _reach(label.grid, frame_of(label.grid), box)
-    return Extent.between(np.minimum(low, extent.low_mm), np.maximum(high, extent.high_mm))
+    return Extent(np.minimum(low, extent.low_mm), np.maximum(high, extent.high_mm))
 
 
 # ---- canvases and tensors ---------------------------------------------------------------------------------
@@ -157,11 +150,9 @@ def extent_with(extent: Extent, label: Volume) -> Extent:
 
 def whole_grid(scan: Grid, box: Extent) -> Grid:
     """128^3 voxels at the finest isotropic spacing that holds the box, the box in the middle."""
-    spacing = max(box.size_mm) / TENSOR_SIZE
-    centre = (np.array(box.low_mm) + np.array(box.high_mm)) / 2
-    return _grid_at(
-        frame_of(scan), centre - spacing * TENSOR_SIZE / 2, np.full(3, spacing), (TENSOR_SIZE,) * 3
-    )
+    spacing = box.size_mm.max() / TENSOR_SIZE
+    low_mm = np.add(box.low_mm, box.high_mm) / 2 - spacing * TENSOR_SIZE / 2
+    return _grid_at(frame_of(scan), low_mm, np.full(3, spacing), (TENSOR_SIZE,) * 3)
 
 
 def window_grid(scan: Grid, box: Extent, spacing_mm: tuple[float, float, float]) -> Grid:
@@ -169,29 +160,22 @@ def window_grid(scan: Grid, box: Extent, spacing_mm: tuple[float, float, float])
 
     What has to be added to reach 128 is taken from the scan where it goes on, else it is air.
     """
-    frame = frame_of(scan)
-    canonical = canonical_grid(scan)
-    directions = canonical.affine[:3, :3] / np.array(canonical.spacing_mm)
-    straight = np.abs(directions - frame).max() < SHEAR_TOLERANCE
-    scan_low, scan_high = _reach(canonical, frame)
-    lows, steps, counts = [], [], []
-    for axis, (own, wanted) in enumerate(zip(canonical.spacing_mm, spacing_mm)):
-        aligned = straight and abs(own / wanted - 1) <= SAME_SPACING
-        step = own if aligned else wanted
-        edge, low, high = scan_low[axis], box.low_mm[axis], box.high_mm[axis]
-        if aligned:  # outwards to the edges of the scan's voxels
-            low = edge + np.floor((low - edge) / step + 1e-3) * step
-            high = edge + np.ceil((high - edge) / step - 1e-3) * step
-        count = max(TENSOR_SIZE, int(np.ceil((high - low) / step - 1e-3)))
-        low = (low + high) / 2 - count * step / 2
-        between = sorted((edge, scan_high[axis] - count * step))
-        low = min(max(low, between[0]), between[1]) if count == TENSOR_SIZE else low
-        if aligned:
-            low = edge + np.round((low - edge) / step) * step
-        lows.append(low)
-        steps.append(step)
-        counts.append(count)
-    return _grid_at(frame, np.array(lows), np.array(steps), (counts[0], counts[1], counts[2]))
+    frame, canonical = frame_of(scan), canonical_grid(scan)
+    own, wanted = np.array(canonical.spacing_mm), np.array(spacing_mm)
+    straight = np.abs(canonical.affine[:3, :3] / own - frame).max() < SHEAR_TOLERANCE
+    aligned = straight & (np.abs(own / wanted - 1) <= SAME_SPACING)
+    step = np.where(aligned, own, wanted)
+    first, last = _reach(canonical, frame)
+    # outwards to the edges of the scan's voxels
+    low = np.where(aligned, first + np.floor((box.low_mm - first) / step + 1e-3) * step, box.low_mm)
+    high = np.where(aligned, first + np.ceil((box.high_mm - first) / step - 1e-3) * step, box.high_mm)
+    count = np.maximum(TENSOR_SIZE, np.ceil((high - low) / step - 1e-3)).astype(int)
+    low = (low + high) / 2 - count * step / 2
+    lowest, highest = np.sort([first, last - count * step], axis=0)
+    low = np.where(count == TENSOR_SIZE, np.clip(low, lowest, highest), low)
+    low = np.where(aligned, first + np.round((low - first) / step) * step, low)
+    d, h, w = count.tolist()
+    return _grid_at(frame, low, step, (d, h, w))
 
 
 def _grid_at(frame: np.ndarray, low_mm: np.ndarray, spacing_mm: np.ndarray, shape: Index) -> Grid:
@@ -218,13 +202,11 @@ ROI_MARGIN_MM = 15.0  # around the structures: what a network should see of thei
 def region_around(box: Box, canvas: Grid) -> Box:
     """The part of a canvas around a box of its voxels plus a margin: 128 voxels along each axis, more where
     the box needs it, moved to lie inside."""
-    start, stop = [], []
-    for side, size, step in zip(box, canvas.shape, canvas.spacing_mm):
-        margin = int(np.ceil(ROI_MARGIN_MM / step))
-        count = min(size, max(TENSOR_SIZE, side.stop - side.start + 2 * margin))
-        start.append(int(np.clip(round((side.start + side.stop) / 2 - count / 2), 0, size - count)))
-        stop.append(start[-1] + count)
-    return make_box(start, stop)
+    start, stop, shape = np.array(box_start(box)), np.array(box_stop(box)), np.array(canvas.shape)
+    margin = np.ceil(ROI_MARGIN_MM / np.array(canvas.spacing_mm))
+    count = np.minimum(shape, np.maximum(TENSOR_SIZE, stop - start + 2 * margin))
+    first = np.clip(np.round((start + stop) / 2 - count / 2), 0, shape - count)
+    return make_box(first, first + count)
 
 
 def labelled_region(label: Volume) -> Box:

@@ -48,16 +48,6 @@ class Grid:
         d, h, w = np.linalg.norm(self.affine[:3, :3], axis=0)
         return float(d), float(h), float(w)
 
-    def record(self) -> dict:
-        """The grid as it stands in the manifest."""
-        return {"shape": [int(n) for n in self.shape], "affine": self.affine.tolist()}
-
-    @classmethod
-    def from_record(cls, record: dict) -> Grid:
-        """The grid of a manifest entry."""
-        d, h, w = record["shape"]
-        return cls((int(d), int(h), int(w)), np.array(record["affine"], dtype=np.float64))
-
     def matches(self, other: Grid, tolerance: float = EQUAL) -> bool:
         """Whether both grids have the same shape and their corners lie within `tolerance` of a voxel."""
         return self.shape == other.shape and self.off_by(other) <= tolerance
@@ -179,10 +169,17 @@ def axes_towards(source: Grid, target: Grid) -> tuple[Index, Flips] | None:
     """Which axis of `source` runs most like each axis of `target`, and whether backwards; None where two
     would be one."""
     to_target = np.linalg.inv(target.affine) @ source.affine
-    d, h, w = (int(axis) for axis in np.abs(to_target[:3, :3]).argmax(axis=1))
-    if sorted((d, h, w)) != [0, 1, 2]:
+    axes = main_axes(to_target)
+    if axes is None:
         return None
-    return (d, h, w), (bool(to_target[0, d] < 0), bool(to_target[1, h] < 0), bool(to_target[2, w] < 0))
+    d, h, w = (bool(to_target[axis, source_axis] < 0) for axis, source_axis in enumerate(axes))
+    return axes, (d, h, w)
+
+
+def main_axes(mapping: np.ndarray) -> Index | None:
+    """For each axis that an affine leads to the axis that runs most like it; None where two would be one."""
+    d, h, w = (int(axis) for axis in np.abs(mapping[:3, :3]).argmax(axis=1))
+    return (d, h, w) if {d, h, w} == {0, 1, 2} else None
 
 
 def axes_like(volume: Volume, grid: Grid) -> Volume:
@@ -238,11 +235,10 @@ def resample(volume: Volume, grid: Grid, *, order: str, fill: float, smooth: boo
 def parallel_axes(mapping: np.ndarray) -> Index | None:
     """For each axis of the array the axis of the grid that is parallel to it, or None where they are
     oblique."""
-    steps = np.abs(mapping[:3, :3])
-    d, h, w = (int(axis) for axis in steps.argmax(axis=1))
-    aside = steps.copy()
-    aside[[0, 1, 2], [d, h, w]] = 0
-    return (d, h, w) if sorted((d, h, w)) == [0, 1, 2] and aside.max() < 1e-9 else None
+    axes, aside = main_axes(mapping), np.abs(mapping[:3, :3])
+    if axes is not None:
+        aside[[0, 1, 2], axes] = 0
+    return axes if aside.max() < 1e-9 else None
 
 
 def _separable_cubic(
@@ -260,9 +256,8 @@ def _separable_cubic(
         count, size = shape[axes[axis]], array.shape[axis]
         places = mapping[axis, 3] + mapping[axis, axes[axis]] * np.arange(count)
         outside.append((axes[axis], (places < -0.5) | (places > size - 0.5)))
-        array = np.moveaxis(
-            np.tensordot(spline_weights(np.clip(places, 0, size - 1), size), array, axes=(1, axis)), 0, axis
-        )
+        weights = spline_weights(np.clip(places, 0, size - 1), size)
+        array = np.moveaxis(np.tensordot(weights, array, axes=(1, axis)), 0, axis)
     result = np.ascontiguousarray(array.transpose(np.argsort(axes)))
     for axis, places in outside:
         np.moveaxis(result, axis, 0)[places] = fill
@@ -274,13 +269,10 @@ def spline_weights(places: np.ndarray, size: int) -> np.ndarray:
     through them at `places`."""
     from scipy.interpolate import make_interp_spline
 
-    degree = min(3, size - 1)
-    weights = (
-        np.ones((len(places), 1))
-        if degree == 0
-        else make_interp_spline(np.arange(size), np.eye(size), k=degree)(places)
-    )
-    return weights.astype(np.float32)
+    if size == 1:
+        return np.ones((len(places), 1), dtype=np.float32)
+    spline = make_interp_spline(np.arange(size), np.eye(size), k=min(3, size - 1))
+    return spline(places).astype(np.float32)
 
 
 def _smooth_for(array: np.ndarray, steps: np.ndarray) -> np.ndarray:

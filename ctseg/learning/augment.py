@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from ctseg.datasets.case import IGNORED
+from ctseg.prediction.guide_input import touched
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,9 +139,7 @@ def interpolate(volume: torch.Tensor, positions: torch.Tensor, mode: str) -> tor
     box = []
     grid = torch.empty((*positions.shape[1:], 3))
     for axis, length in enumerate(volume.shape):
-        ends = torch.aminmax(positions[axis])
-        low = min(max(int(ends.min.floor()), 0), length - 1)
-        high = max(min(int(ends.max.ceil()) + 1, length), low + 1)
+        low, high = touched(positions[axis], length)
         # grid_sample counts the axes backwards and from -1 to 1 between the outer edges of the box
         grid[..., 2 - axis] = 2 * (positions[axis] - low + 0.5) / (high - low) - 1
         box.append(slice(low, high))

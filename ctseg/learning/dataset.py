@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -139,8 +140,7 @@ def find_tubes(case: TrainingCase, window_hu: Sequence[float]) -> Tubes:
     return Tubes(read(centreline), read(skeleton), read(radius_mm), points)
 
 
-@dataclasses.dataclass
-class Batch:
+class Batch(NamedTuple):
     """image (B, 1, D, H, W) float32, label (B, D, H, W) uint8, labelled (B, S) bool, and whose patches they
     are.
 
@@ -151,9 +151,9 @@ class Batch:
     image: torch.Tensor
     label: torch.Tensor
     labelled: torch.Tensor
-    case_ids: list[str]
-    inputs: dict[str, torch.Tensor] = dataclasses.field(default_factory=dict)
-    targets: dict[str, torch.Tensor] = dataclasses.field(default_factory=dict)
+    case_ids: Sequence[str]
+    inputs: dict[str, torch.Tensor]
+    targets: dict[str, torch.Tensor]
 
 
 class PatchSampler:
@@ -209,7 +209,7 @@ class PatchSampler:
         return case, case.body
 
     def draw(self, epoch: int, step: int, index: int) -> Batch:
-        """Patch `index` of a step, as a batch of one without the batch axis."""
+        """Patch `index` of a step, as a batch of one without the batch axis and with the id of its case."""
         rng = np.random.default_rng([self.seed, 1, epoch, step, index])
         case, places = self.choose_places(rng)
         jitter = rng.uniform(-0.25, 0.25, 3) * np.array(self.patch_size)
@@ -227,9 +227,10 @@ class PatchSampler:
         if sampling.mirror:
             labelled = labelled[self.swaps[1 : self.n_structures + 1] - 1]
         image = augment.shift_intensity(sampling.image(case.image), self.strength, rng)
-        batch = Batch(image[None].contiguous(), label, labelled, [case.case_id])
+        batch = Batch(image[None].contiguous(), label, labelled, case.case_id, {}, {})
         if case.guide is not None:
-            hidden = guide_input.drop_organs(rng, len(case.guide.presence), self.settings.guidance_dropout)
+            # organs to hide from this patch, so that a failed guide is survivable
+            hidden = torch.from_numpy(rng.random(len(case.guide.presence)) < self.settings.guidance_dropout)
             positions = sampling.positions
             if positions is not None:
                 positions = positions + torch.tensor(case.origin).view(3, 1, 1, 1)
@@ -243,19 +244,16 @@ class PatchSampler:
                 dropped=hidden,
             )
         if case.tubes is not None:
-            batch.targets |= {
-                "centreline": ids(case.tubes.centreline),
-                "skeleton": ids(case.tubes.skeleton),
-                "radius_mm": sampling.image(case.tubes.radius_mm) / sampling.zoom,
-            }
+            batch.targets["centreline"] = ids(case.tubes.centreline)
+            batch.targets["skeleton"] = ids(case.tubes.skeleton)
+            batch.targets["radius_mm"] = sampling.image(case.tubes.radius_mm) / sampling.zoom
         return batch
 
     def batch(self, epoch: int, step: int) -> Batch:
         """The batch of a step; the same arguments give the same batch."""
         drawn = [self.draw(epoch, step, index) for index in range(self.settings.batch_size)]
-        parts = [(patch.image, patch.label, patch.labelled, patch.inputs, patch.targets) for patch in drawn]
-        image, label, labelled, inputs, targets = torch.utils.data.default_collate(parts)
-        return Batch(image, label, labelled, [patch.case_ids[0] for patch in drawn], inputs, targets)
+        batch: Batch = torch.utils.data.default_collate(drawn)
+        return batch
 
     def batches(self, epoch: int, first: int, last: int, *, threads: int) -> Iterator[Batch]:
         """Batches `first` to `last` - 1 of an epoch in order, prepared ahead by threads (0: none).

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import nn
@@ -47,23 +46,19 @@ def learning_rate_factor(schedule: str, progress: float, warmup: float) -> float
 
 
 def require_fitting_state(
-    optimizer: torch.optim.Optimizer, state: dict[Any, Any], steps: int, file: str
+    optimizer: torch.optim.Optimizer, state: dict[int, dict[str, torch.Tensor]], steps: int, file: str
 ) -> None:
     """IntegrityError unless a stored state can be the optimizer's after so many steps."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     names = (
         ("momentum_buffer",) if isinstance(optimizer, torch.optim.SGD) else ("step", "exp_avg", "exp_avg_sq")
     )
-
-    def fits(number: Any, entry: Any) -> bool:
-        if type(number) is not int or not 0 <= number < len(parameters) or not isinstance(entry, dict):
-            return False
-        shapes = {name: torch.Size() if name == "step" else parameters[number].shape for name in names}
-        return entry.keys() == shapes.keys() and all(
-            isinstance(value, torch.Tensor) and value.shape == shapes[key] for key, value in entry.items()
-        )
-
-    if bool(state) != bool(steps) or not all(fits(number, entry) for number, entry in state.items()):
+    expected = {
+        number: {name: torch.Size() if name == "step" else parameter.shape for name in names}
+        for number, parameter in enumerate(parameters)
+    }
+    found = {number: {name: value.shape for name, value in entry.items()} for number, entry in state.items()}
+    if bool(state) != bool(steps) or not found.items() <= expected.items():
         raise checkpoints.mismatch(
             "the state of the optimizer is that of another network", file, "begin anew with --restart"
         )

@@ -10,7 +10,7 @@ from ctseg.artifacts import Workspace
 from ctseg.config import Settings
 from ctseg.errors import IntegrityError, UsageError
 from ctseg.learning.trainer import Trainer
-from ctseg.learning.training_state import Provenance
+from ctseg.learning.training_state import Plan
 from ctseg.runtime import checkpoints
 
 LOG = logging.getLogger("ctseg.learning")
@@ -52,27 +52,28 @@ def fell_back(workspace: Workspace, settings: Settings, smaller: Settings) -> bo
     return differs == [True, False]
 
 
-def earlier_state(
-    workspace: Workspace, provenance: Provenance, settings: Settings, *, any_length: bool
-) -> dict[str, Any] | None:
+def earlier_state(plan: Plan, provenance: dict[str, Any], settings: Settings) -> dict[str, Any] | None:
     """The last state of an earlier training that this one is or goes on from; None where there is none.
 
-    any_length: whether a finished training of another length will do. UsageError RESUME_CONFLICT when it was
+    provenance: as checkpoints hold it. UsageError RESUME_CONFLICT when it was
     on the same data with other settings: which of the two is wanted, only the user can say.
     """
+    workspace = plan.workspace
     content, warning = checkpoints.load_last(workspace.last_model)
     if warning:
         LOG.warning("%s (using the checkpoint before it)", warning)
     if content is None:
         return None
-    if content["manifest_hash"] != provenance.manifest_hash:
+    if content["manifest_hash"] != provenance["manifest_hash"]:
         what = "other tensors"
-        if content["structures"] != provenance.structures:
+        if content["structures"] != provenance["structures"]:
             what = "other structures: " + ", ".join(content["structures"])
         LOG.info("The earlier training here was on other data (%s): training begins anew.", what)
         return None
     finished = is_finished(workspace)
-    if differing := conflicts(content["settings"], settings.record(), finished=finished and not any_length):
+    if differing := conflicts(
+        content["settings"], settings.record(), finished=finished and not plan.any_length
+    ):
         raise UsageError(
             "RESUME_CONFLICT",
             f"the {'finished' if finished else 'interrupted'} training there had other settings "
@@ -82,12 +83,6 @@ def earlier_state(
             file=workspace.relative(workspace.last_model),
         )
     return content
-
-
-def begin_anew(workspace: Workspace) -> None:
-    """Make room for a new training without losing the model of an earlier one."""
-    set_best_aside(workspace)
-    checkpoints.remove(workspace.last_model)
 
 
 def set_best_aside(workspace: Workspace) -> None:

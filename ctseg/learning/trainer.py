@@ -11,7 +11,6 @@ import dataclasses
 import functools
 import json
 import time
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -23,24 +22,24 @@ from ctseg.errors import DivergedError
 from ctseg.geometry.probabilities import Probabilities
 from ctseg.laterality import Sides
 from ctseg.learning import tubes
-from ctseg.learning.dataset import Batch, PatchSampler, TrainingCase
+from ctseg.learning.dataset import Batch, PatchSampler
 from ctseg.learning.losses import objective
 from ctseg.learning.optimizer import learning_rate_factor, make_optimizer, require_fitting_state
 from ctseg.learning.schedule import Budget
 from ctseg.learning.training_state import (
     Epoch,
-    Listener,
-    Provenance,
+    Plan,
     Stopped,
     TrainingState,
     counter_seed,
     empty_history,
     on_cpu,
+    read_history,
 )
 from ctseg.learning.validation import Validation
 from ctseg.prediction.largest_component import in_one_piece
 from ctseg.prediction.sliding_windows import Windows, predict_probabilities
-from ctseg.runtime import checkpoint_schema, checkpoints, cpu_bfloat16, hardware
+from ctseg.runtime import checkpoints, hardware
 from ctseg.scoring.summary import mean
 
 REFERENCES_LOOKED_AT = 50  # training cases that tell whether a structure is one piece
@@ -52,35 +51,27 @@ RUNNING_MEAN = 0.9  # smoothing of the training Dice per structure, which is NaN
 class Trainer:
     """One training run in a workspace. Call `resume` (optional), then `fit`."""
 
-    def __init__(
-        self,
-        network: torch.nn.Module,
-        cases: Sequence[TrainingCase],
-        validation: Sequence[TrainingCase],
-        *,
-        settings: Settings,
-        provenance: Provenance,
-        machine: hardware.Machine,
-        workspace: artifacts.Workspace,
-        listener: Listener,
-    ):
-        self.settings, self.provenance, self.machine = settings, provenance, machine
-        self.workspace, self.listener, self.names = workspace, listener, provenance.structures
-        self.network = machine.place(network)
+    def __init__(self, network: torch.nn.Module, plan: Plan, settings: Settings, provenance: dict[str, Any]):
+        self.settings, self.provenance, self.machine = settings, provenance, plan.machine
+        self.workspace, self.listener, self.names = plan.workspace, plan.listener, provenance["structures"]
+        self.network = plan.machine.place(network)
         several = (part for part in self.network.modules() if hasattr(part, "n_train"))  # that run passes
         self.multipass: Any = next(several, None)
         self.dice_of_passes: list[float | None] = []  # of the latest validation
         self.averaged = {key: value.detach().clone() for key, value in self.network.state_dict().items()}
         self.optimizer = make_optimizer(self.network, settings.train)
-        self.scaler = torch.amp.GradScaler("cuda", enabled=machine.precision == "fp16")
+        self.scaler = torch.amp.GradScaler("cuda", enabled=self.machine.precision == "fp16")
+        sides = Sides.of(provenance["sides"], self.names)
+        self.sampler = PatchSampler(plan.training, self.names, settings.train, sides)
+        self.validation = plan.validation
         self.patch_size = settings.train.fixed_patch()
-        self.sampler = PatchSampler(cases, self.names, settings.train, Sides.of(provenance.sides, self.names))
-        self.validation = list(validation)
         self.windows = Windows(len(self.names) + 1, self.patch_size, overlap=0.25)
-        self.budget = Budget(settings.train)
-        self.state = TrainingState(self.new_epoch())
+        self.go_on_from(TrainingState(self.new_epoch(0.0)))
         self.history = empty_history(settings, provenance, network)
-        self.told_float32_layers = False
+
+    def go_on_from(self, state: TrainingState) -> None:
+        """Take a state as one's own; the clock goes on from it."""
+        self.state, self.budget = state, Budget(self.settings.train, state)
 
     # ---- the loop ----
 
@@ -93,42 +84,38 @@ class Trainer:
         of the history says which.
         """
         try:
-            stopped = self.run_epochs()
+            self.history["stopped"] = self.run_epochs()
         except Stopped:
-            self.end("interrupted")
+            self.history["stopped"] = "interrupted"
             self.save_last()
             raise
         except DivergedError:
-            self.end("diverged")
+            self.history["stopped"] = "diverged"
+            self.write_history()
             raise
-        self.end(stopped)
+        self.write_history()
         return self.history
-
-    def end(self, stopped: str) -> None:
-        """Write into the history what ended the run."""
-        self.history |= {"stopped": stopped, **self.costs()}
-        artifacts.write_json(self.workspace.history, self.history)
 
     def run_epochs(self) -> str:
         """Train and validate until the budget ends; return what ended it."""
-        state, train = self.state, self.settings.train
-        progress = self.budget.progress(state.epoch, 0)
+        state, budget, patience = self.state, self.budget, self.settings.train.patience
+        progress = budget.progress()
         # asked once per epoch: a clock that runs out between two questions would skip the last validation
         while progress < 1 or state.partial.steps:
             self.run_epoch()
-            progress = self.budget.progress(state.epoch + 1, 0)
-            due = self.validation and self.budget.validation_due(state.epoch, progress)
+            progress = budget.progress()
+            due = self.validation and budget.validation_due(progress)
             validation = self.validate() if due else None
             state.epoch += 1
             self.record(validation)
-            state.partial = self.new_epoch()
+            state.partial = self.new_epoch(budget.seconds())
             self.keep_if_best(validation)
             self.save_last()
-            if train.patience and state.stale >= train.patience:
+            if patience and state.stale >= patience:
                 return "patience"
         if not state.best_epoch:  # the budget was cut to less than what is trained
             self.keep_if_best(self.validate() if self.validation else None)
-        return "minutes" if self.budget.timed else "epochs"
+        return "minutes" if budget.timed else "epochs"
 
     def run_epoch(self) -> None:
         """Do the steps of an epoch that are left; it ends early when a timed budget does."""
@@ -136,28 +123,30 @@ class Trainer:
         number, epoch, last = self.state.epoch, self.state.partial, self.settings.train.steps_per_epoch
         # A GPU waits for patches, so threads prepare them; on a CPU they would fight the network for cores.
         threads = 0 if self.machine.device.type == "cpu" else 4
-        batches = self.sampler.batches(number, epoch.steps, last, threads=threads)
-        for step, batch in enumerate(batches, start=epoch.steps):
-            progress = self.budget.progress(number, step)
+        for batch in self.sampler.batches(number, epoch.steps, last, threads=threads):
+            progress = self.budget.progress()
             if progress >= 1 and epoch.steps:
                 break
             loss, batch_dice = self.train_step(batch, progress)
-            epoch.total, epoch.steps = epoch.total + loss, step + 1
+            epoch.total += loss
+            epoch.steps += 1
             epoch.rate = self.optimizer.param_groups[0]["lr"]
-            self.tell_float32_layers()
             for index, value in enumerate(batch_dice.tolist()):
                 if value == value:  # not NaN: the batch has the structure
                     old = epoch.dice[index]
-                    old = value if old is None else RUNNING_MEAN * old + (1 - RUNNING_MEAN) * value
-                    epoch.dice[index] = old
-            self.listener.step(number + 1, step + 1, epoch.total / epoch.steps, mean(epoch.dice), progress)
+                    epoch.dice[index] = (
+                        value if old is None else RUNNING_MEAN * old + (1 - RUNNING_MEAN) * value
+                    )
+            dice = mean(epoch.dice) or 0
+            status = f"loss {epoch.total / epoch.steps:.3f} dice {dice:.3f} done {100 * progress:.0f} %"
+            self.listener.step(number + 1, epoch.steps, status)
             self.stop_if_asked()
         if not all(bool(torch.isfinite(p).all()) for p in self.network.parameters()):
             raise self.diverged(f"weights became NaN or infinite in epoch {number + 1}")
 
-    def new_epoch(self) -> Epoch:
-        """An epoch that begins now."""
-        return Epoch(self.budget.seconds(), [None] * len(self.names))
+    def new_epoch(self, seconds: float) -> Epoch:
+        """An epoch that begins after so many seconds of training."""
+        return Epoch(seconds, [None] * len(self.names))
 
     def stop_if_asked(self) -> None:
         """Raise Stopped if the listener wants it."""
@@ -227,17 +216,6 @@ class Trainer:
             "The last good checkpoint is kept",
         )
 
-    def tell_float32_layers(self) -> None:
-        """Say once that some convolutions do not run in bfloat16, and why."""
-        number = 0 if self.told_float32_layers else cpu_bfloat16.count_in_float32(self.network)
-        self.told_float32_layers = True
-        if number:
-            size = " x ".join(map(str, self.patch_size))
-            self.listener.note(
-                f"NOTE BF16_LAYERS: {number} convolutions run in float32: this processor computes them "
-                f"wrongly in bfloat16 where little is left of a patch of {size} (found by trial)"
-            )
-
     @torch.no_grad()
     def average_weights(self) -> None:
         """Exponential moving average of the weights, with a short memory at the start."""
@@ -263,7 +241,8 @@ class Trainer:
         finally:
             self.network.load_state_dict(current)
             self.network.train()
-        self.budget.note_validation(time.monotonic() - started)
+        self.state.validation_seconds = time.monotonic() - started
+        self.state.validation_total += self.state.validation_seconds
         return result
 
     def score_passes(self) -> Validation:
@@ -322,7 +301,7 @@ class Trainer:
             if self.multipass is not None:
                 self.history["val_dice_of_passes"] = self.dice_of_passes
             self.save_best()
-            self.listener.best(state.epoch, dice)
+            self.listener.note(f"  New best model: epoch {state.epoch}, validation Dice {dice:.3f}")
         elif validation is not None:
             state.stale += 1
             if state.best is None:  # no validation case shows any structure
@@ -337,51 +316,47 @@ class Trainer:
     def record(self, validation: Validation | None) -> None:
         """Write an epoch into the history and tell it."""
         history, state, epoch = self.history, self.state, self.state.partial
-        nothing = [None] * len(self.names)
-        scores = validation.mean_dice() if validation else nothing
+        scores = validation or Validation(self.names)
+        dice, hausdorff = scores.mean_dice(), scores.mean_hd95_mm()
+        loss, seconds = epoch.total / max(1, epoch.steps), self.budget.seconds() - epoch.begun
         row = {
             "epochs": state.epoch,
-            "train_loss": epoch.total / max(1, epoch.steps),
-            "val_loss": mean(validation.losses) if validation else None,
-            "val_mean_dice": mean(scores),
+            "train_loss": loss,
+            "val_loss": mean(scores.losses),
+            "val_mean_dice": mean(dice),
             "learning_rate": epoch.rate,
-            "epoch_seconds": round(seconds := self.budget.seconds() - epoch.begun, 2),
+            "epoch_seconds": round(seconds, 2),
             "resource_usage": hardware.usage(self.machine.device),
         }
         for key, value in row.items():
             history[key].append(value)
-        hausdorff = validation.mean_hd95_mm() if validation else nothing
-        for key, values in (("train_dice", epoch.dice), ("val_dice", scores), ("val_hausdorff", hausdorff)):
+        for key, values in (("train_dice", epoch.dice), ("val_dice", dice), ("val_hausdorff", hausdorff)):
             for name, value in zip(self.names, values):
                 history[key][name].append(value)
-        history |= {"best_epoch": state.best_epoch, "best_val_dice": state.best}
-        self.listener.epoch(
-            {
-                "epoch": state.epoch,
-                "loss": row["train_loss"],
-                "dice": mean(epoch.dice),
-                "validation": row["val_mean_dice"],
-                "rate": epoch.rate,
-                "seconds": seconds,
-            }
-        )
+        parts = [f"Epoch {state.epoch:3d}", f"loss {loss:.3f}"]
+        for title, value in (("patch Dice", mean(epoch.dice)), ("validation Dice", row["val_mean_dice"])):
+            parts += [f"{title} {value:.3f}"] if value is not None else []
+        self.listener.note("  ".join([*parts, f"rate {epoch.rate:.1e}", f"{seconds:.0f} s"]))
 
-    def costs(self) -> dict[str, Any]:
-        """Time, steps and memory of the run so far."""
-        seconds, steps = self.budget.seconds(), self.state.steps
-        return {
+    def write_history(self) -> None:
+        """Write the history, with time, steps and memory of the run so far."""
+        state, seconds = self.state, self.budget.seconds()
+        self.history |= {
+            "best_epoch": state.best_epoch,
+            "best_val_dice": state.best,
             "seconds": round(seconds, 1),
-            "steps": steps,
-            "step_seconds": round((seconds - self.budget.validation_total) / max(1, steps), 4),
+            "steps": state.steps,
+            "step_seconds": round((seconds - state.validation_total) / max(1, state.steps), 4),
             "peak_memory_gb": hardware.peak_memory_gb(self.machine.device),
         }
+        artifacts.write_json(self.workspace.history, self.history)
 
     def content(self, weights: dict[str, torch.Tensor]) -> dict[str, Any]:
         """What every checkpoint holds."""
         state = self.state
         return {
             "created_by": "ctseg",
-            **vars(self.provenance),
+            **self.provenance,
             "settings": self.settings.record(),
             "epoch": state.epoch,
             "steps": state.steps,
@@ -398,12 +373,11 @@ class Trainer:
         checkpoints.save(self.workspace.best_model, self.content(self.averaged))
 
     def save_last(self) -> None:
-        """Write last.pth, all that it takes to go on, and the history."""
-        state = self.state
-        self.history |= {"best_epoch": state.best_epoch, "best_val_dice": state.best, **self.costs()}
+        """Write the history, and last.pth: all that it takes to go on."""
+        self.write_history()
+        self.state.seconds = self.budget.seconds()
         content = self.content(self.network.state_dict()) | {
-            **dataclasses.asdict(state),
-            **self.budget.record(),
+            **dataclasses.asdict(self.state),
             "averaged": on_cpu(self.averaged),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
@@ -411,30 +385,28 @@ class Trainer:
         }
         checkpoints.rotate(self.workspace.last_model)
         checkpoints.save(self.workspace.last_model, content)
-        artifacts.write_json(self.workspace.history, self.history)
 
     def resume(self, content: dict[str, Any]) -> None:
         """Continue from what `last.pth` holds, which must be of the same settings; IntegrityError where it is
         not.
         """
         file = self.workspace.relative(self.workspace.last_model)
-        history = checkpoint_schema.check_training(content, file)
-        checkpoints.load_weights(self.network, content["model"], file=file)
+        self.go_on_from(TrainingState.of(content, file))
+        self.history |= read_history(content, file) | {"stopped": "running"}
+        checkpoints.require_same_form(self.network, content["model"], file)
+        self.network.load_state_dict(content["model"])
         self.averaged = {key: value.to(self.machine.device) for key, value in content["averaged"].items()}
         optimizer_state = content["optimizer"]["state"]
-        require_fitting_state(self.optimizer, optimizer_state, content["steps"], file)
+        require_fitting_state(self.optimizer, optimizer_state, self.state.steps, file)
         # momenta; rates and decays stay those of the settings
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": optimizer_state})
         if self.scaler.is_enabled() and content["scaler"]:
             self.scaler.load_state_dict(content["scaler"])
-        self.state = TrainingState.of(content)
         shapes = {case.case_id: torch.tensor(case.label.shape) for case in self.sampler.cases}
         for case_id, points in self.state.missed:
             if case_id not in shapes or not bool(((points >= 0) & (points < shapes[case_id])).all()):
                 raise checkpoints.mismatch(f"it names missed places that case {case_id} does not have", file)
             self.sampler.remember_missed(case_id, points.numpy())
-        self.budget = Budget(self.settings.train, **{key: content[key] for key in self.budget.record()})
-        self.history |= history | {"stopped": "running"}
         for key, now in (("threads", torch.get_num_threads()), ("precision", self.machine.precision)):
             if content[key] != now:
                 self.listener.note(

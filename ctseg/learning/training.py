@@ -6,44 +6,27 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 
 from ctseg import artifacts
-from ctseg.artifacts import Workspace
 from ctseg.config import Settings
 from ctseg.datasets.case import IGNORED
 from ctseg.errors import PreconditionError
 from ctseg.geometry.boxes import Box
 from ctseg.learning import density_remap, planning, resuming
-from ctseg.learning.dataset import TrainingCase, load_cases
+from ctseg.learning.dataset import load_cases
 from ctseg.learning.trainer import Trainer
-from ctseg.learning.training_state import Listener, Provenance, Stopped
-from ctseg.manifest import Manifest, to_record
+from ctseg.learning.training_state import Plan, Stopped
+from ctseg.manifest import to_record
 from ctseg.prediction import guide_input
 from ctseg.prediction.locator import restore_locator
 from ctseg.prediction.network_input import read_case
-from ctseg.runtime import checkpoints, hardware
+from ctseg.runtime import checkpoints, cpu_bfloat16, hardware
 
 LOG = logging.getLogger("ctseg.learning")
-
-
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """What a training works on, whatever its settings. build: makes a network from an architecture."""
-
-    workspace: Workspace
-    manifest: Manifest
-    machine: hardware.Machine
-    build: Callable[[dict[str, Any]], Any]
-    listener: Listener
-    restart: bool
-    training: Sequence[TrainingCase] = ()
-    validation: Sequence[TrainingCase] = ()
-    locator: dict[str, Any] | None = None
-    any_length: bool = False  # whether a finished training of another length will do
 
 
 def architecture(settings: Settings, *, n_structures: int, guide_channels: int) -> dict[str, Any]:
@@ -118,34 +101,23 @@ def train_network(plan: Plan, settings: Settings) -> None:
         for case in (*plan.training, *plan.validation):
             case.guide = None
     tell_size(arch["name"], network, settings, machine)
-    provenance = Provenance(
-        arch=arch,
-        structures=list(manifest.structures),
-        synthetic=manifest.synthetic,
-        preprocess={
-            key: to_record(getattr(manifest, key)) for key in ("grid", "spacing_mm", "window_hu", "settings")
-        },
-        manifest_hash=manifest.data_hash(),
-        splits_hash=manifest.splits_hash,
-        guide=to_record(manifest.guide) if guided else None,
-        locator=plan.locator,
-        sides=to_record(manifest.sides),
-    )
-    trainer = Trainer(
-        network,
-        plan.training,
-        plan.validation,
-        settings=settings,
-        provenance=provenance,
-        machine=machine,
-        workspace=workspace,
-        listener=plan.listener,
-    )
-    content = None
-    if not plan.restart:
-        content = resuming.earlier_state(workspace, provenance, settings, any_length=plan.any_length)
+    known = to_record(manifest)
+    provenance = {
+        "arch": arch,
+        "structures": known["structures"],
+        "synthetic": manifest.synthetic,
+        "preprocess": {key: known[key] for key in ("grid", "spacing_mm", "window_hu", "settings")},
+        "manifest_hash": manifest.data_hash(),
+        "splits_hash": manifest.splits_hash,
+        "guide": known["guide"] if guided else None,
+        "locator": plan.locator,  # what it is built from, its weights and patch size
+        "sides": known["sides"],
+    }
+    trainer = Trainer(network, plan, settings, provenance)
+    content = None if plan.restart else resuming.earlier_state(plan, provenance, settings)
     if content is None:
-        resuming.begin_anew(workspace)
+        resuming.set_best_aside(workspace)
+        checkpoints.remove(workspace.last_model)
     elif resuming.go_on(trainer, content):
         return
     artifacts.write_json(workspace.history, {**trainer.history, "stopped": "running"})
@@ -167,6 +139,13 @@ def fit(trainer: Trainer, *, restart: bool) -> None:
         )
         LOG.info("The same command%s goes on from there.", " without --restart" if restart else "")
         raise
+    if number := cpu_bfloat16.count_in_float32(trainer.network):
+        LOG.info(
+            "NOTE BF16_LAYERS: %d convolutions ran in float32: this processor computes them wrongly in "
+            "bfloat16 where little is left of a patch of %d x %d x %d (found by trial)",
+            number,
+            *trainer.patch_size,
+        )
     best = history["best_val_dice"]
     LOG.info(
         "Trained %d steps in %.1f minutes; best epoch %d%s. Weights: %s",

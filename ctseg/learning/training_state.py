@@ -1,66 +1,32 @@
-"""What a training run knows of itself: where it comes from, how far it is, the history that people read."""
+"""What a training run knows of itself: what it works on, how far it is, the history that people read."""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Protocol
+import json
+import math
+import typing
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, Protocol
 
 import torch
 
 from ctseg import artifacts
-from ctseg.config import Settings
-from ctseg.runtime import checkpoint_schema
+from ctseg.artifacts import Workspace
+from ctseg.config import Range, Settings, Share
+from ctseg.learning.dataset import TrainingCase
+from ctseg.manifest import Manifest, from_record
+from ctseg.runtime.checkpoint_schema import Count, Weights, check_rules, fits, form, mismatch
+from ctseg.runtime.hardware import Machine
 
+# of a history: one number per epoch, and one per epoch and structure
+SERIES = ("epochs", "train_loss", "val_loss", "val_mean_dice", "learning_rate", "epoch_seconds")
+SERIES_OF_STRUCTURES = ("train_dice", "val_dice", "val_hausdorff")
+# of torch.amp.GradScaler, which is empty where it is not used
+SCALER_KEYS = {"scale", "growth_factor", "backoff_factor", "growth_interval", "_growth_tracker"}
 
-@dataclasses.dataclass
-class Provenance:
-    """What a checkpoint says about where it comes from."""
-
-    arch: dict[str, Any]
-    structures: list[str]
-    preprocess: dict[str, Any]
-    manifest_hash: str
-    splits_hash: str
-    synthetic: bool
-    guide: dict[str, Any] | None  # organs and source of the guide that the network takes
-    locator: dict[str, Any] | None  # arch, weights and patch size of the locator of the roi grid
-    sides: dict[str, Any] | None  # of `laterality.Sides.record`; None: the names decide
-
-
-@dataclasses.dataclass
-class Epoch:
-    """An epoch as far as it has come."""
-
-    begun: float  # seconds of training before it
-    dice: list[float | None]  # running soft Dice per structure
-    steps: int = 0
-    total: float = 0.0  # sum of the losses
-    rate: float = 0.0
-
-
-@dataclasses.dataclass
-class TrainingState:
-    """What a run remembers beside weights, optimizer and history; last.pth holds it under the same names."""
-
-    partial: Epoch
-    epoch: int = 0  # epochs finished
-    steps: int = 0  # optimizer steps done
-    skipped_in_a_row: int = 0  # steps left out since the last one done: their gradient was not finite
-    best: float | None = None
-    best_epoch: int = 0
-    stale: int = 0  # validations since the best one
-    rate_scale: float = 1.0  # plateau schedule
-    later_passes: bool = False  # whether passes after the first have begun to learn
-    # of these only the largest is kept
-    largest_component: list[str] = dataclasses.field(default_factory=list)
-    # case and voxels of tubes that were missed, in the order of looking
-    missed: list[tuple[str, torch.Tensor]] = dataclasses.field(default_factory=list)
-
-    @classmethod
-    def of(cls, content: dict[str, Any]) -> TrainingState:
-        """From the checked content of last.pth."""
-        own = {field.name: content[field.name] for field in dataclasses.fields(cls)}
-        return cls(**own | {"partial": Epoch(**content["partial"])})
+Seconds = Annotated[float, Range(0, math.inf)]
+Voxels = Annotated[torch.Tensor, lambda voxels: voxels.dim() == 2 and voxels.shape[1] == 3]
 
 
 class Listener(Protocol):
@@ -70,14 +36,8 @@ class Listener(Protocol):
 
     def __exit__(self, *_: object) -> None: ...
 
-    def step(self, epoch: int, step: int, loss: float, dice: float | None, progress: float) -> None:
-        """After each step. loss: mean of the epoch so far; dice: running mean on patches."""
-
-    def epoch(self, record: dict[str, Any]) -> None:
-        """After each epoch: epoch, loss, dice, validation (mean Dice), rate, seconds."""
-
-    def best(self, epoch: int, dice: float) -> None:
-        """After a validation that was better than all before."""
+    def step(self, epoch: int, step: int, status: str) -> None:
+        """After each step, both counted from 1. status: mean loss, running Dice, share of training done."""
 
     def note(self, line: str) -> None:
         """A line for the user."""
@@ -90,15 +50,92 @@ class Stopped(Exception):
     """The listener asked to stop; the state is saved."""
 
 
-def empty_history(settings: Settings, provenance: Provenance, network: torch.nn.Module) -> dict[str, Any]:
-    """The history of a run before its first epoch."""
-    names = provenance.structures
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What a training works on, whatever its settings. build: makes a network from an architecture."""
+
+    workspace: Workspace
+    manifest: Manifest
+    machine: Machine
+    build: Callable[[dict[str, Any]], Any]
+    listener: Listener
+    restart: bool
+    training: Sequence[TrainingCase] = ()
+    validation: Sequence[TrainingCase] = ()
+    locator: dict[str, Any] | None = None
+    any_length: bool = False  # whether a finished training of another length will do
+
+
+@dataclasses.dataclass
+class Epoch:
+    """An epoch as far as it has come."""
+
+    begun: float  # seconds of training before it
+    dice: list[float | None]  # running soft Dice per structure
+    steps: Count = 0
+    total: float = 0.0  # sum of the losses
+    rate: float = 0.0
+
+
+@dataclasses.dataclass
+class TrainingState:
+    """What a run remembers beside weights, optimizer and history; last.pth holds it under the same names."""
+
+    partial: Epoch
+    epoch: Count = 0  # epochs finished
+    steps: Count = 0  # optimizer steps done
+    skipped_in_a_row: Count = 0  # steps left out since the last one done: their gradient was not finite
+    best: Share | None = None
+    best_epoch: Count = 0
+    stale: Count = 0  # validations since the best one
+    rate_scale: Share = 1.0  # plateau schedule
+    later_passes: bool = False  # whether passes after the first have begun to learn
+    # of these only the largest is kept
+    largest_component: list[str] = dataclasses.field(default_factory=list)
+    # case and voxels of tubes that were missed, in the order of looking
+    missed: list[tuple[str, Voxels]] = dataclasses.field(default_factory=list)
+    seconds: Seconds = 0.0  # of training when it was saved
+    validation_seconds: Seconds = 0.0  # of the latest validation
+    validation_total: Seconds = 0.0  # of all validations
+
+    @classmethod
+    def of(cls, content: dict[str, Any], file: str) -> TrainingState:
+        """From the content of last.pth. IntegrityError unless training can go on from all that is in it."""
+        own = typing.get_type_hints(cls, include_extras=True)
+        check_rules(content, {key: (kind, "what a training leaves there") for key, kind in own.items()}, file)
+        check_rules(
+            content,
+            {
+                "averaged": (Weights, "the weights of a network"),
+                "optimizer": (dict, "the state of an optimizer"),
+                "optimizer.state": (dict[int, dict[str, torch.Tensor]], "the state of an optimizer"),
+                "scaler": (
+                    Annotated[dict[str, float], lambda scaler: set(scaler) in (set(), SCALER_KEYS)],
+                    "the state of a scaler",
+                ),
+                "threads": (Annotated[int, Range(1, math.inf)], "a number of threads"),
+                "precision": (str, "a number format"),
+                "history": (str, "a history"),
+            },
+            file,
+        )
+        if form(content["averaged"]) != form(content["model"]):
+            raise mismatch("its averaged weights are not those of the network", file)
+        if len(content["partial"]["dice"]) != len(content["structures"]):
+            raise mismatch("it does not say how far its last epoch came", file)
+        state: TrainingState = from_record(cls, content)
+        return state
+
+
+def empty_history(settings: Settings, provenance: dict[str, Any], network: torch.nn.Module) -> dict[str, Any]:
+    """The history of a run before its first epoch. provenance: where it comes from, as checkpoints say."""
+    names = provenance["structures"]
     return {
         "version": 1,
-        "model": provenance.arch["name"],
+        "model": provenance["arch"]["name"],
         "structures": names,
-        **{key: [] for key in (*checkpoint_schema.SERIES, "resource_usage")},
-        **{key: {name: [] for name in names} for key in checkpoint_schema.SERIES_OF_STRUCTURES},
+        **{key: [] for key in (*SERIES, "resource_usage")},
+        **{key: {name: [] for name in names} for key in SERIES_OF_STRUCTURES},
         "best_epoch": 0,
         "best_val_dice": None,
         "parameters": sum(p.numel() for p in network.parameters()),
@@ -108,10 +145,28 @@ def empty_history(settings: Settings, provenance: Provenance, network: torch.nn.
         "step_seconds": None,
         "peak_memory_gb": None,
         "settings": settings.record(),
-        "synthetic": provenance.synthetic,
-        "manifest_hash": provenance.manifest_hash,
+        "synthetic": provenance["synthetic"],
+        "manifest_hash": provenance["manifest_hash"],
         "stopped": "running",
     }
+
+
+def read_history(content: dict[str, Any], file: str) -> dict[str, Any]:
+    """The history in the checked content of last.pth. IntegrityError unless it is that of its epochs."""
+    epoch, names = content["epoch"], content["structures"]
+    try:
+        history: dict[str, Any] = json.loads(content["history"])
+        json.dumps(history, allow_nan=False)
+        series = [history[key] for key in SERIES]
+        series += [history[key][name] for key in SERIES_OF_STRUCTURES for name in names]
+        complete = history["epochs"] == list(range(1, epoch + 1)) and all(
+            fits(values, list[float | None]) and len(values) == epoch for values in series
+        )
+    except (ValueError, TypeError, KeyError, RecursionError):
+        complete = False
+    if not complete:
+        raise mismatch("its history is not that of its epochs and structures", file)
+    return history
 
 
 def counter_seed(*numbers: int) -> int:

@@ -15,9 +15,9 @@ from ctseg import artifacts
 from ctseg.artifacts import Workspace
 from ctseg.datasets.case import IGNORED
 from ctseg.errors import IntegrityError
+from ctseg.geometry.argmax_on_scan import probability_on_scan
 from ctseg.geometry.boxes import box_shape, grow, label_boxes, make_box, union, within
 from ctseg.geometry.probabilities import Probabilities
-from ctseg.geometry.soft_masks import probability_on_scan
 from ctseg.geometry.volume import Grid
 from ctseg.manifest import Case
 from ctseg.scans.formats import volume_files

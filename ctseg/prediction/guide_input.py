@@ -22,7 +22,6 @@ from ctseg.prediction.mirroring import mirror_permutation
 from ctseg.preparation.guide_organs import read_guide
 
 TAUS_MM = (20.0, 100.0)  # the near one resolves an organ's shape, the far one where in the body a patch lies
-DROP_PROBABILITY = 0.15
 
 Triple = tuple[int, int, int]
 
@@ -65,37 +64,22 @@ def make_guide(
     return Guide(torch.from_numpy(distance_mm), torch.from_numpy(presence), stride, swaps)
 
 
-def n_channels(n_organs: int, taus_mm: Sequence[float] = TAUS_MM) -> int:
+def n_channels(n_organs: int) -> int:
     """How many channels `guide_channels` makes."""
-    return n_organs * (len(taus_mm) + 1)
+    return n_organs * (len(TAUS_MM) + 1)
 
 
-def drop_organs(
-    rng: np.random.Generator, n_organs: int, probability: float = DROP_PROBABILITY
-) -> torch.Tensor:
-    """(K,) bool: organs to hide from this patch, so that a failed guide is survivable."""
-    return torch.from_numpy(rng.random(n_organs) < probability)
-
-
-def guide_channels(
-    distance_mm: torch.Tensor,
-    presence: torch.Tensor,
-    *,
-    scale: float = 1.0,
-    taus_mm: Sequence[float] = TAUS_MM,
-) -> torch.Tensor:
+def guide_channels(distance_mm: torch.Tensor, presence: torch.Tensor, *, scale: float = 1.0) -> torch.Tensor:
     """(K * (T + 1), D, H, W) float32 in [-1, 1] from distances (K, D, H, W) in mm and presence (K,).
 
     scale: how many times larger the picture shows the anatomy; distances grow with it.
     """
-    n_organs = len(distance_mm)
-    result = torch.empty((n_channels(n_organs, taus_mm), *distance_mm.shape[1:]))
-    blocks = result.view(len(taus_mm) + 1, n_organs, *distance_mm.shape[1:])
-    for block, tau in zip(blocks, taus_mm):
+    blocks = torch.empty((len(TAUS_MM) + 1, *distance_mm.shape))
+    for block, tau in zip(blocks, TAUS_MM):
         torch.mul(distance_mm, scale / tau, out=block).tanh_()
         block[~presence] = 1.0
     blocks[-1] = presence.float().view(-1, 1, 1, 1)
-    return result
+    return blocks.flatten(0, 1)
 
 
 def guide_patch(
@@ -129,31 +113,23 @@ def _along_axes(guide: Guide, start: Sequence[int], size: Sequence[int]) -> torc
 
     Every weight depends on the canvas voxel alone, so a voxel has the same value in whichever patch it lies.
     """
-    steps = [
-        _between(first, count, stride, length)
-        for first, count, stride, length in zip(start, size, guide.stride, guide.distance_mm.shape[1:])
-    ]
+    steps = []  # of each axis: the lower guide voxel of every canvas voxel, and the weight of the next one
+    for first, count, stride, length in zip(start, size, guide.stride, guide.distance_mm.shape[1:]):
+        voxels = torch.arange(first, first + count, dtype=torch.float64)
+        places = ((voxels - (stride - 1) / 2) / stride).clamp_(0, length - 1)
+        low = places.floor().long()
+        steps.append((low, (places - low).float()))
     box = tuple(slice(int(low[0]), int(low[-1]) + 2) for low, _ in steps)
     values = guide.distance_mm[(slice(None), *box)].float()
-    for axis in (2, 1, 0):  # the contiguous axis while the array is still small
-        low, weight = steps[axis]
-        low = low - box[axis].start
-        near = values.index_select(axis + 1, low)
+    for axis in (3, 2, 1):  # the contiguous axis while the array is still small
+        low, weight = steps[axis - 1]
+        low = low - low[0]
+        near = values.index_select(axis, low)
         if bool(weight.any()):
-            far = values.index_select(axis + 1, (low + 1).clamp_(max=values.shape[axis + 1] - 1))
-            near = torch.lerp(near, far, weight.view([-1 if other == axis else 1 for other in range(3)]))
+            far = values.index_select(axis, (low + 1).clamp_(max=values.shape[axis] - 1))
+            near = torch.lerp(near, far, weight.view([-1] + [1] * (3 - axis)))
         values = near
     return values
-
-
-def _between(first: int, count: int, stride: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """(lower guide index (count,), weight of the next one (count,)) of consecutive canvas voxels along an
-    axis.
-    """
-    places = (torch.arange(first, first + count, dtype=torch.float64) - (stride - 1) / 2) / stride
-    places = places.clamp_(0, length - 1)
-    low = places.floor()
-    return low.long(), (places - low).float()
 
 
 def _at_positions(guide: Guide, positions: torch.Tensor) -> torch.Tensor:
@@ -162,9 +138,7 @@ def _at_positions(guide: Guide, positions: torch.Tensor) -> torch.Tensor:
     box = []
     for axis, (stride, length) in enumerate(zip(guide.stride, guide.distance_mm.shape[1:])):
         places = (positions[axis] - (stride - 1) / 2) / stride
-        ends = torch.aminmax(places)
-        low = min(max(int(ends.min.floor()), 0), length - 1)
-        high = min(max(int(ends.max.ceil()) + 1, low + 1), length)
+        low, high = touched(places, length)
         # grid_sample counts the axes backwards and from -1 to 1 between the outer edges of the box
         grid[..., 2 - axis] = places.sub_(low - 0.5).mul_(2 / (high - low)).sub_(1)
         box.append(slice(low, high))
@@ -172,3 +146,10 @@ def _at_positions(guide: Guide, positions: torch.Tensor) -> torch.Tensor:
     return F.grid_sample(
         values[None], grid[None], mode="bilinear", padding_mode="border", align_corners=False
     )[0]
+
+
+def touched(places: torch.Tensor, length: int) -> tuple[int, int]:
+    """(first, end) voxels along an axis of `length` that lie about some places on it; at least one."""
+    ends = torch.aminmax(places)
+    low = min(max(int(ends.min.floor()), 0), length - 1)
+    return low, min(max(int(ends.max.ceil()) + 1, low + 1), length)

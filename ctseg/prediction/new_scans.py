@@ -16,7 +16,15 @@ from typing import Any
 from ctseg import artifacts
 from ctseg.datasets import case_sources, load_case
 from ctseg.datasets.case import CaseRecord, ImageSource
-from ctseg.errors import SYSTEM_FAULTS, CaseError, Finding, PreconditionError, ResourceError, UsageError
+from ctseg.errors import (
+    SYSTEM_FAULTS,
+    CaseError,
+    Finding,
+    PreconditionError,
+    ResourceError,
+    UsageError,
+    listed,
+)
 from ctseg.geometry.distance_maps import organ_masks
 from ctseg.geometry.volume import Volume
 from ctseg.prediction.predictor import Predictor
@@ -176,7 +184,6 @@ def low_confidence(scan: str, confidence: Mapping[str, float | None], threshold:
     )
     if not doubtful:
         return None
-    listed = ", ".join(f"{name} {value:.2f}" for value, name in doubtful[:5])
-    more = f" and {len(doubtful) - 5} more" if len(doubtful) > 5 else ""
-    cause = f"predictions of it that should be equal differ (their Dice: {listed}{more})"
+    named = listed([f"{name} {value:.2f}" for value, name in doubtful])
+    cause = f"predictions of it that should be equal differ (their Dice: {named})"
     return Finding("WARN", "LOW_CONFIDENCE", cause, "look at these masks before using them", scan).line()

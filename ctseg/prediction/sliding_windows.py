@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ctseg.geometry.boxes import Box, make_box
 from ctseg.geometry.probabilities import LEAST, Probabilities
 from ctseg.prediction.guide_input import guide_patch
 from ctseg.prediction.network_input import NetworkInput
@@ -19,8 +20,6 @@ from ctseg.runtime.hardware import Machine
 AGREEMENT = 0.999  # Dice of successive passes above which another one is not worth its time
 MANY_CLASSES = 32
 AIR = 0.02  # a window whose brightest voxel lies below this sees only air
-
-Place = tuple[slice, ...]
 
 
 @functools.lru_cache(maxsize=4)
@@ -131,26 +130,26 @@ class Look:
         shape = seen.image.shape
         size = tuple(min(p, n) for p, n in zip(windows.patch_size, shape))
         starts = itertools.product(*(window_starts(n, p, windows.overlap) for n, p in zip(shape, size)))
-        places = [tuple(slice(s, s + p) for s, p in zip(start, size)) for start in starts]
+        places = [make_box(start, np.add(start, size)) for start in starts]
         self.places = [place for place in places if float(seen.image[place].max()) >= AIR]
         self.weight, self.total = gaussian_weight(size), np.zeros(shape, dtype=np.float32)
         for place in self.places:
             self.total[place] += self.weight
         self.n_mirrors = 1 if windows.swaps is None else 2
 
-    def windows_seen(self, running: dict[str, Any]) -> Iterator[tuple[Place, int, np.ndarray]]:
+    def windows_seen(self, running: dict[str, Any]) -> Iterator[tuple[Box, int, np.ndarray]]:
         """(place, 1 for a mirror image that was put back, probabilities (S+1, d, h, w)) of every window.
 
         running: what a network of several passes is told, "pass_number" and "context" (S, D, H, W). One
         window after the other: those of many structures are large.
         """
-        seen, context, swaps = self.seen, running.get("context"), self.windows.swaps
+        seen, context = self.seen, running.get("context")
         inputs, on_device = dict(running), self.machine.image
         for first in range(0, len(self.places), self.windows.batch_size):
             places = self.places[first : first + self.windows.batch_size]
             images = torch.stack([seen.image[place].float() for place in places])[:, None]
             starts = [[o + part.start for o, part in zip(seen.origin, place)] for place in places]
-            for mirrored in range(self.n_mirrors):
+            for mirrored, swaps in enumerate([None, self.windows.swaps][: self.n_mirrors]):
                 if seen.guide is not None:
                     patches = [
                         guide_patch(seen.guide, start, images.shape[2:], mirrored=bool(mirrored))
@@ -159,10 +158,10 @@ class Look:
                     inputs["guide"] = on_device(torch.stack(patches))
                 if context is not None:
                     parts = torch.stack([context[(slice(None), *place)] for place in places])
-                    inputs["context"] = on_device(parts[:, swaps[1:] - 1].flip(4) if mirrored else parts)
+                    inputs["context"] = on_device(parts if swaps is None else parts[:, swaps[1:] - 1].flip(4))
                 with self.machine.autocast():
-                    output = self.network(on_device(images.flip(4) if mirrored else images), **inputs)
-                logits = output["logits"][:, swaps] if mirrored else output["logits"]
+                    output = self.network(on_device(images if swaps is None else images.flip(4)), **inputs)
+                logits = output["logits"] if swaps is None else output["logits"][:, swaps]
                 batch = torch.softmax(logits.float(), dim=1).cpu().numpy()
                 for place, values in zip(places, batch[..., ::-1] if mirrored else batch):
                     yield place, mirrored, values

@@ -28,6 +28,7 @@ from ctseg.geometry.boxes import make_box
 from ctseg.geometry.distance_maps import organ_masks
 from ctseg.geometry.grids import Index
 from ctseg.geometry.volume import Grid, Volume, tight
+from ctseg.manifest import to_record
 from ctseg.scans.formats import nifti
 
 LEAK_DICE = 0.995  # a mask this equal to the reference is the reference, saved or resampled once more
@@ -249,7 +250,7 @@ def run_totalsegmentator(source: GuideSource, case_id: str, scan: Volume) -> Pat
     """
     cache = source.folder
     digest = hashlib.sha256(np.ascontiguousarray(scan.array).data)
-    digest.update(canonical_hash([scan.grid.record(), sorted(source.organs)]).encode())
+    digest.update(canonical_hash([to_record(scan.grid), sorted(source.organs)]).encode())
     result = cache / f"{safe_name(case_id)}-{digest.hexdigest()[:16]}"
     if result.is_dir():
         return result

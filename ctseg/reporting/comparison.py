@@ -21,7 +21,6 @@ anywhere).
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,12 +28,12 @@ from typing import Any
 from matplotlib.axes import Axes
 
 from ctseg.artifacts import write_json, write_text
-from ctseg.reporting.method_sentences import METRIC_WORDS, p_text
-from ctseg.reporting.page import DASH, data_uri, minus, plural, starred, template, text_of
+from ctseg.reporting.method_sentences import METRIC_WORDS
+from ctseg.reporting.page import data_uri, plural, template
 from ctseg.reporting.pictures import style
 from ctseg.reporting.pictures.style import Target
 from ctseg.reporting.results import dig
-from ctseg.scoring.comparison import ALL, TOO_SMALL
+from ctseg.scoring.comparison import ALL
 from ctseg.tables import write_csv
 
 Record = Mapping[str, Any]
@@ -65,14 +64,12 @@ PAIR_COLUMNS = (
 
 def write_comparison(record: Record, folder: Path) -> None:
     """Write the five files of a comparison into `folder`."""
-    picture = io.BytesIO()
-    draw(record, picture)
     write_json(folder / "comparison.json", record)
     lines = method_lines(record)
     write_csv(folder / "comparison.csv", lines, list(lines[0]))
     write_csv(folder / "comparison_pairs.csv", pair_lines(record), PAIR_COLUMNS)
     draw(record, folder / "comparison.png")
-    write_text(folder / "comparison.html", render(record, picture.getvalue()))
+    write_text(folder / "comparison.html", render(record, (folder / "comparison.png").read_bytes()))
 
 
 # ---- tables -----------------------------------------------------------------------------------------------
@@ -117,14 +114,7 @@ def pair_lines(record: Record) -> list[dict[str, Any]]:
     lines = []
     for pair in record["statistics"]["pairs"]:
         low, high = pair["ci95"] or (None, None)
-        lines.append(
-            {
-                **{key: pair.get(key) for key in PAIR_COLUMNS},
-                "ci_low": low,
-                "ci_high": high,
-                "flags": " ".join(pair["flags"]),
-            }
-        )
+        lines.append({**pair, "ci_low": low, "ci_high": high, "flags": " ".join(pair["flags"])})
     return lines
 
 
@@ -138,86 +128,18 @@ def topology_columns(record: Record) -> list[str]:
 def render(record: Record, picture: bytes) -> str:
     """The page as text. picture: the PNG of `draw`."""
     found = record["statistics"]
-    pairs = [pair_cells(pair) for pair in found["pairs"]]
     return template("comparison.html.j2").render(
         title=record.get("title") or f"Comparison of {plural(len(found['methods']), 'method')}",
-        synthetic=bool(record.get("synthetic")),
+        synthetic=record.get("synthetic", False),
         notices=[],
-        sentences=[found["sentences"][score["method"]] for score in found["methods"]],
-        warnings=[*found["warnings"], *(record.get("warnings") or [])],
-        methods=[method_cells(line, topology_columns(record)) for line in method_lines(record)],
+        found=found,
+        warnings=[*found["warnings"], *record.get("warnings", [])],
+        methods=method_lines(record),
         topology=topology_columns(record),
-        reference=found["reference"],
-        first=[pair for pair in pairs if pair["with_reference"]],
-        others=[pair for pair in pairs if not pair["with_reference"]],
-        n_tests=found["n_tests"],
-        n_patients=found["n_patients"],
-        n_cases=found["n_cases"],
-        kendall=text_of(found["kendall_tau"], "{:.2f}"),
-        facts=[(str(key), str(value)) for key, value in (record.get("facts") or {}).items()],
+        metric_words=METRIC_WORDS,
+        facts=record.get("facts", {}),
         picture=data_uri(picture, "png"),
-        n_structures=len(found["structures"]),
     )
-
-
-def method_cells(line: Mapping[str, Any], topology: Sequence[str]) -> dict[str, Any]:
-    """A method's line as words."""
-    few = line["dice_ci_low"] is not None
-    return {
-        "method": line["method"],
-        "dice": text_of(line["dice"]),
-        "width": 100 * min(1.0, max(0.0, line["dice"] or 0.0)),
-        "interval": f"{line['dice_ci_low']:.3f}–{line['dice_ci_high']:.3f}" if few else "",
-        "sd": text_of(line["dice_seed_sd"]),
-        "seeds": plural(line["seeds"], "run"),
-        "nsd": text_of(line["nsd"]),
-        "imputed": text_of(line["hd95_imputed_mm"], "{:.1f}"),
-        "found": text_of(line["hd95_where_found_mm"], "{:.1f}"),
-        "missed": str(line["missed"]),
-        "scored": str(line["scored"]),
-        "rank": text_of(line["rank"], "{:g}"),
-        "rank_range": f"{line['rank_low']:g}–{line['rank_high']:g}" if line["rank_low"] is not None else "",
-        "wins": text_of(line["wins"], "{:.0%}"),
-        "parameters": count_text(line["parameters"]),
-        "memory": text_of(line["peak_memory_gb"], "{:.2f}"),
-        "step": text_of(line["seconds_per_step"], "{:.3g}"),
-        "steps": text_of(line["steps"], "{:,}"),
-        "scan": text_of(line["seconds_per_scan"], "{:.3g}"),
-        "topology": [text_of(line[key], "{:.3g}") for key in topology],
-    }
-
-
-def count_text(value: object) -> str:
-    """Parameters as "2.77 M" or "850 k"."""
-    if not isinstance(value, (int, float)) or isinstance(value, bool):
-        return DASH
-    return (
-        f"{value / 1e6:.2f} M" if value >= 1e6 else f"{value / 1e3:.0f} k" if value >= 1e4 else f"{value:,}"
-    )
-
-
-def pair_cells(pair: Mapping[str, Any]) -> dict[str, Any]:
-    """A row of the pairwise table as words."""
-    form, unit = ("{:+.2f}", " mm") if pair["metric"] == "hd95_mm" else ("{:+.3f}", "")
-    spread = [text_of(pair[key], form.replace("+", "")) for key in ("sd_reference", "sd_method")]
-    untested = pair["verdict"] if pair["verdict"] == TOO_SMALL else DASH
-    return {
-        **{key: pair[key] for key in ("reference", "method", "structure", "n", "verdict", "with_reference")},
-        "metric": METRIC_WORDS.get(pair["metric"], pair["metric"]),
-        "difference": minus(text_of(pair["difference"], form + unit)),
-        "interval": minus(starred(pair["ci95"], pair["flags"], form)),
-        "p": bare_p(pair["p"], untested),
-        "holm": bare_p(pair["p_holm"]),
-        "spread": " / ".join(spread),
-        "missed": f"{pair['missed_reference']} / {pair['missed_method']}",
-        "any_missed": bool(pair["missed_reference"] or pair["missed_method"]),
-        "whole": pair["structure"] == ALL,
-    }
-
-
-def bare_p(value: float | None, untested: str = DASH) -> str:
-    """A p for a column that is headed so: "0.012", "< 0.001"."""
-    return untested if value is None else p_text(value).removeprefix("p = ").removeprefix("p ")
 
 
 # ---- picture ----------------------------------------------------------------------------------------------

@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterable
 from ctseg.artifacts import Workspace
 from ctseg.datasets import case_sources, load_case
 from ctseg.errors import CaseError, PipelineError
-from ctseg.geometry.volume import Grid
 from ctseg.reporting import results
 from ctseg.reporting.pictures import slices
 from ctseg.reporting.pictures.slices import CaseVolumes, Choice
 from ctseg.reporting.results import Results
 from ctseg.scans.formats import volume_files
+from ctseg.scoring.metrics import grouped
 
 REMARKS = {
     "missed": "missed",
@@ -48,26 +48,25 @@ def make(
     view: told each choice of a whole case and its volumes.
     """
     choices = slices.choose(found.rows, found.structures)
+    remarks = {
+        case_id: {row["structure"]: REMARKS[row["state"]] for row in rows if row["state"] in REMARKS}
+        for case_id, rows in grouped(found.rows, "case_id").items()
+    }
     made: dict[Choice, CasePicture] = {}
     for case_id in progress(list(dict.fromkeys(choice.case_id for choice in choices))):
-        mine = [choice for choice in choices if choice.case_id == case_id]
-        remarks = {
-            str(row["structure"]): REMARKS[row["state"]]
-            for row in found.rows
-            if row["case_id"] == case_id and row["state"] in REMARKS
-        }
+        own = [choice for choice in choices if choice.case_id == case_id]
         try:
             case = load_case_volumes(workspace, found, case_id)
-            for choice in mine:
+            for choice in own:
                 stream = io.BytesIO()
                 slices.draw_case(
                     case,
                     found.structures,
                     stream,
                     only=choice.structure,
-                    remarks=remarks,
+                    remarks=remarks[case_id],
                     synthetic=found.synthetic,
-                    display_hu=slices.display_window(found.manifest.get("window_hu")),
+                    display_hu=found.display_hu,
                 )
                 made[choice] = CasePicture(choice, stream.getvalue())
                 if view is not None and choice.structure is None:
@@ -76,7 +75,7 @@ def make(
             reason = f"a file of this case cannot be read ({type(error).__name__})"
             if isinstance(error, PipelineError):
                 reason = error.cause
-            made |= {choice: CasePicture(choice, None, reason) for choice in mine if choice not in made}
+            made = {choice: CasePicture(choice, None, reason) for choice in own} | made
     return [made[choice] for choice in choices]
 
 
@@ -85,20 +84,20 @@ def load_case_volumes(workspace: Workspace, found: Results, case_id: str) -> Cas
 
     Raises CaseError when one is missing or no longer what it was.
     """
-    entry = found.entry(case_id)
-    run = next((case for case in found.run.get("cases", []) if case["case_id"] == case_id), None)
-    if entry is None or run is None:
+    manifest = found.manifest
+    entry = manifest.case(case_id) if manifest is not None else None
+    files = {case["case_id"]: case["prediction"] for case in found.run["cases"]}
+    if manifest is None or entry is None or case_id not in files:
         raise CaseError(
             "MISSING_ARTIFACT",
             "the case is not in the manifest or not in evaluation_run.json",
             results.EVALUATE_AGAIN,
             case=case_id,
         )
-    reference, _ = volume_files.read_integers(workspace.processed / entry["reference"]["file"])
-    prediction, _ = volume_files.read_integers(workspace.evaluation / run["prediction"])
-    source = case_sources.source_from_record(
-        entry["source"], results.data_root(workspace, found.manifest)
-    ).image
+    reference, _ = volume_files.read_integers(workspace.processed / entry.written_reference().file)
+    prediction, _ = volume_files.read_integers(workspace.evaluation / files[case_id])
+    root = workspace.processed.parent / manifest.data_root  # a relative one counts from there
+    source = case_sources.source_from_record(entry.source, root).image
     if not source.path.exists():
         raise CaseError(
             "NO_DATA",
@@ -107,7 +106,7 @@ def load_case_volumes(workspace: Workspace, found: Results, case_id: str) -> Cas
             case=case_id,
         )
     image, _ = load_case.load_image(source)
-    if not image.grid.matches(Grid.from_record(entry["scan"])):
+    if not image.grid.matches(entry.scan):
         raise CaseError(
             "DATA_CHANGED",
             "the raw scan is no longer the one that was processed",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ctseg.reporting.page import listed, plural
+from ctseg.reporting.page import interval_text, listed, p_text, plural, signed, text_of
 from ctseg.scoring.comparison import (
     ALL,
     BETTER,
@@ -15,7 +15,6 @@ from ctseg.scoring.comparison import (
     TOO_SMALL,
     WORSE,
     Comparison,
-    MethodScore,
     PairTest,
 )
 from ctseg.scoring.statistics import RELIABLE_N
@@ -32,36 +31,29 @@ def described(found: Comparison) -> dict[str, Any]:
 
 def sentences(found: Comparison) -> dict[str, str]:
     """One sentence per method, the reference first."""
-    first = found.methods[0]
-    result = {first.method: _on_reference(found, first)}
-    for score in found.methods[1:]:
-        rows = [
-            pair for pair in found.pairs if pair.reference == found.reference and pair.method == score.method
-        ]
-        result[score.method] = _against_reference(found, score, rows)
+    first, *others = found.methods
+    interval = interval_text(first.macro_ci95["dice"], form="{:.3f}")
+    result = {
+        first.method: f"{first.method} is what the others are compared with: "
+        f"mean Dice {text_of(first.macro['dice'])}{f' (95 % CI {interval})' if interval else ''} over "
+        f"{plural(len(found.structures), 'structure')} of {plural(found.n_patients, 'patient')}."
+    }
+    for score in others:
+        rows = [pair for pair in found.pairs if pair.with_reference and pair.method == score.method]
+        result[score.method] = _against_reference(rows, found.n_tests)
     return result
 
 
-def _on_reference(found: Comparison, score: MethodScore) -> str:
-    text = f"{score.method} is what the others are compared with: mean Dice {_number(score.macro['dice'])}"
-    interval = score.macro_ci95["dice"]
-    if interval:
-        text += f" (95 % CI {interval[0]:.3f} to {interval[1]:.3f})"
-    return (
-        f"{text} over {plural(len(found.structures), 'structure')} of {plural(found.n_patients, 'patient')}."
-    )
-
-
-def _against_reference(found: Comparison, score: MethodScore, rows: Sequence[PairTest]) -> str:
+def _against_reference(rows: Sequence[PairTest], tests: int) -> str:
     """What the macro Dice says, then what speaks for or against it: other metrics, structures, missed ones,
     seeds.
     """
     main = next(pair for pair in rows if pair.metric == "dice" and pair.structure == ALL)
-    text = _main_clause(main, found.n_tests)
+    text = _main_clause(main, tests)
     for verdict in (BETTER, WORSE):
         same = main.verdict == verdict
         others = [
-            f"{METRIC_WORDS[pair.metric]} ({amount(pair)})"
+            f"{METRIC_WORDS[pair.metric]} ({signed(pair.difference, pair.metric)})"
             for pair in rows
             if pair.structure == ALL and pair is not main and pair.verdict == verdict
         ]
@@ -112,36 +104,14 @@ def _main_clause(pair: PairTest, tests: int) -> str:
         f"show: {pair.difference:+.3f} Dice ({evidence(pair, tests)})"
     )
     if pair.p is not None and pair.p < LEVEL <= (pair.p_holm or 0):
-        text += f"; {p_text(pair.p)} taken alone does not survive the correction for {tests} tests"
+        text += f"; p {p_text(pair.p)} taken alone does not survive the correction for {tests} tests"
     return text
 
 
 def evidence(pair: PairTest, tests: int) -> str:
     """ "95 % CI 0.004 to 0.020; p = 0.012, corrected for 48 tests"."""
     interval = f"95 % CI {pair.ci95[0]:+.3f} to {pair.ci95[1]:+.3f}; " if pair.ci95 else ""
-    return f"{interval}{p_text(pair.p_holm)}" + (f", corrected for {tests} tests" if tests > 1 else "")
-
-
-def p_text(p: float | None) -> str:
-    """ "p = 0.012", "p < 0.001", or that there is none."""
-    if p is None:
-        return "no test"
-    return "p < 0.001" if p < 0.001 else f"p = {p:.2g}"
-
-
-def amount(pair: PairTest) -> str:
-    """The difference with its sign and unit, for example "-2.10 mm"."""
-    return (
-        ""
-        if pair.difference is None
-        else f"{pair.difference:+.2f} mm"
-        if pair.metric == "hd95_mm"
-        else f"{pair.difference:+.3f}"
-    )
-
-
-def _number(value: float | None) -> str:
-    return "not defined" if value is None else f"{value:.3f}"
+    return f"{interval}p {p_text(pair.p_holm)}" + (f", corrected for {tests} tests" if tests > 1 else "")
 
 
 # ---- what weakens all of it -------------------------------------------------------------------------------
@@ -165,7 +135,19 @@ def warnings(found: Comparison) -> list[str]:
             f"{n} test patients: the confidence intervals marked * are narrower than they should be "
             f"(below {RELIABLE_N}), and small differences cannot be found."
         )
-    lines += _seed_warnings(found.methods)
+    counts = {score.method: len(score.seeds) for score in found.methods}
+    if min(counts.values()) == 1:
+        lines.append("Trained once per method: how much the score changes with the seed alone is not known.")
+    elif min(counts.values()) < ENOUGH_SEEDS:
+        lines.append(
+            f"Fewer than {ENOUGH_SEEDS} training runs per method: the scatter over the seeds is only a "
+            "rough figure."
+        )
+    if len({tuple(sorted(score.seeds)) for score in found.methods}) > 1:
+        lines.append(
+            "The methods were not trained with the same seeds "
+            f"({', '.join(f'{name}: {count}' for name, count in counts.items())} runs)."
+        )
     if found.structures_without_reference:
         lines.append(
             f"Without any reference and therefore left out: {', '.join(found.structures_without_reference)}."
@@ -176,23 +158,5 @@ def warnings(found: Comparison) -> list[str]:
             f"Structures missed entirely: {', '.join(missing)}. They count 0 in Dice and NSD and have "
             "no HD95, which is therefore compared only where every run of both methods found the "
             "structure."
-        )
-    return lines
-
-
-def _seed_warnings(methods: Sequence[MethodScore]) -> list[str]:
-    counts = {score.method: len(score.seeds) for score in methods}
-    lines = []
-    if min(counts.values()) == 1:
-        lines.append("Trained once per method: how much the score changes with the seed alone is not known.")
-    elif min(counts.values()) < ENOUGH_SEEDS:
-        lines.append(
-            f"Fewer than {ENOUGH_SEEDS} training runs per method: the scatter over the seeds is only a "
-            "rough figure."
-        )
-    if len({tuple(sorted(score.seeds)) for score in methods}) > 1:
-        lines.append(
-            "The methods were not trained with the same seeds "
-            f"({', '.join(f'{name}: {count}' for name, count in counts.items())} runs)."
         )
     return lines

@@ -14,14 +14,13 @@ from ctseg import artifacts
 from ctseg.artifacts import Workspace
 from ctseg.errors import IntegrityError, PreconditionError
 from ctseg.reporting import results
-from ctseg.reporting.comparison import FORMAT, bare_p
+from ctseg.reporting.comparison import FORMAT
 from ctseg.reporting.method_sentences import described
-from ctseg.reporting.page import interval_text, minus, plural, short_hash, starred, text_of
+from ctseg.reporting.page import plural, short_hash
 from ctseg.reporting.results import Results, dig
 from ctseg.scoring.comparison import ALL, compare
 
 THIS = "this run"
-Key = tuple[str, str, str]
 
 
 def read_comparison(workspace: Workspace) -> dict[str, Any] | None:
@@ -53,40 +52,42 @@ def gather(found: Results, folders: Sequence[Path]) -> dict[str, Any]:
         raise PreconditionError(
             "MISSING_ARTIFACT", "this workspace has no test results to compare", results.EVALUATE_AGAIN
         )
-    runs = {f"{THIS} ({found.history.get('model') or 'model'})": found}
+    runs = {_titled(THIS, found): found}
     for folder in folders:
         other = results.read(Workspace(folder))
         _check(found, other, folder.absolute().name)
-        name = f"{folder.absolute().name} ({other.history.get('model') or 'model'})"
-        while name in runs:
-            name += "′"
-        runs[name] = other
-    rows = {name: run.rows_by_key for name, run in runs.items()}
-    shared = set.intersection(*(set(mine) for mine in rows.values()))
+        title = _titled(folder.absolute().name, other)
+        while title in runs:
+            title += "′"
+        runs[title] = other
+    rows = {title: run.rows_by_key for title, run in runs.items()}
+    shared = set.intersection(*map(set, rows.values()))
     if not shared:
         raise IntegrityError(
             "CASES_DIFFER",
             "the runs share no scored test case and structure",
             "evaluate them on the same test split",
         )
-    scores = {
-        name: {
-            int(dig(runs[name].history, "settings", "train", "seed") or 0): {
-                key: row for key, row in mine.items() if key in shared
+    statistics = compare(
+        {
+            title: {
+                int(dig(run.history, "settings", "train", "seed") or 0): {
+                    key: row for key, row in rows[title].items() if key in shared
+                }
             }
+            for title, run in runs.items()
         }
-        for name, mine in rows.items()
-    }
-    left_out = max(len(mine) - len(shared) for mine in rows.values())
-    warnings = (
-        [
-            f"Only what all runs scored is compared; up to {plural(left_out, 'result')} of a run are "
-            "left out, so its mean can differ from that at the top of its own page."
-        ]
-        if left_out
-        else []
     )
-    return {"statistics": described(compare(scores)), "warnings": warnings}
+    left_out = max(map(len, rows.values())) - len(shared)
+    warning = (
+        f"Only what all runs scored is compared; up to {plural(left_out, 'result')} of a run are "
+        "left out, so its mean can differ from that at the top of its own page."
+    )
+    return {"statistics": described(statistics), "warnings": [warning] if left_out else []}
+
+
+def _titled(name: str, run: Results) -> str:
+    return f"{name} ({run.history.get('model') or 'model'})"
 
 
 def _check(found: Results, other: Results, name: str) -> None:
@@ -121,41 +122,15 @@ def _check(found: Results, other: Results, name: str) -> None:
 
 
 def table(record: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The runs as words: headline of each and its difference to the first; empty without a record."""
+    """The statistics of the record, its warnings, and the runs' macro Dice against the first one (main:
+    method -> pair); empty without a record.
+    """
     if not record:
         return {}
     found = record["statistics"]
     main = {
         pair["method"]: pair
         for pair in found["pairs"]
-        if pair["metric"] == "dice" and pair["structure"] == ALL and pair["reference"] == found["reference"]
+        if pair["with_reference"] and pair["metric"] == "dice" and pair["structure"] == ALL
     }
-    lines = []
-    for score in found["methods"]:
-        pair = main.get(score["method"], {})
-        lines.append(
-            {
-                "name": score["method"],
-                "dice": text_of(score["macro"]["dice"]),
-                "interval": starred(score["macro_ci95"]["dice"], score["flags"]),
-                "nsd": text_of(score["macro"]["nsd"]),
-                "hd95": text_of(score["macro"]["hd95_mm"], "{:.1f}"),
-                "missed": f"{score['missed']} of {score['scored']}",
-                "any_missed": bool(score["missed"]),
-                "sd": text_of(score["seed_sd"]["dice"]),
-                "runs": plural(len(score["seeds"]), "run"),
-                "difference": minus(text_of(pair.get("difference"), "{:+.3f}")),
-                "difference_ci": minus(interval_text(pair.get("ci95"), "{:+.3f}")),
-                "p": bare_p(pair.get("p_holm")),
-                "verdict": pair.get("verdict", "reference"),
-            }
-        )
-    return {
-        "lines": lines,
-        "sentences": [line[:1].upper() + line[1:] for line in found["sentences"].values()],
-        "warnings": [*found["warnings"], *(record.get("warnings") or [])],
-        "n_patients": found["n_patients"],
-        "n_structures": len(found["structures"]),
-        "n_tests": found["n_tests"],
-        "reference": found["reference"],
-    }
+    return {**found, "main": main, "warnings": [*found["warnings"], *record.get("warnings", [])]}

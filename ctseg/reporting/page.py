@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,32 +24,45 @@ PNG_COLOURS = 128
 
 
 def template(name: str) -> jinja2.Template:
-    """A page's template. Every page extends `page.html.j2` and shares `page.css`; texts are HTML-escaped."""
+    """A page's template. Every page extends `page.html.j2` and shares `page.css`; its texts are HTML-escaped,
+    those of a .txt.j2 are not.
+
+    Numbers come as they are; the functions below, which are filters there, write them.
+    """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
-        autoescape=True,
+        autoescape=jinja2.select_autoescape(disabled_extensions=["txt.j2"], default=True),
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        keep_trailing_newline=True,
     )
-    environment.filters["commands"] = _commands
-    environment.filters["term"] = term
-    environment.filters["breakable"] = _breakable
+    for how in (
+        breakable,
+        commands,
+        count_text,
+        data_uri,
+        interval_text,
+        minus,
+        p_text,
+        plural,
+        short_hash,
+        signed,
+        term,
+        text_of,
+    ):
+        environment.filters[how.__name__] = how
     return environment.get_template(name)
 
 
-def _breakable(name: str) -> Markup:
+def breakable(name: str) -> Markup:
     """A name that may go on in the next line behind each underscore, instead of anywhere."""
     return Markup("_<wbr>").join(name.split("_"))
 
 
-def _commands(line: str) -> Markup:
+def commands(line: str) -> Markup:
     """The line, escaped, with what stands between backticks set as code."""
-    parts = [
-        Markup("<code>{}</code>").format(part) if index % 2 else escape(part)
-        for index, part in enumerate(str(line).split("`"))
-    ]
-    return Markup("").join(parts)
+    return Markup(re.sub("`([^`]*)`", r"<code>\1</code>", str(escape(line))))
 
 
 def term(text: str, name: str | None = None) -> Markup:
@@ -83,16 +97,30 @@ def text_of(value: object, form: str = "{:.3f}") -> str:
     return form.format(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else DASH
 
 
-def interval_text(interval: object, form: str = "{:.2f}") -> str:
-    """ "0.80 to 0.88"; empty where there is no interval."""
-    if not isinstance(interval, (list, tuple)) or len(interval) != 2:
+def interval_text(interval: Sequence[float] | None, flags: Sequence[str] = (), form: str = "{:.2f}") -> str:
+    """ "0.80 to 0.88", a star behind an interval of too few patients; empty where there is no interval."""
+    if not interval:
         return ""
-    return f"{text_of(interval[0], form)} to {text_of(interval[1], form)}"
+    return " to ".join(form.format(limit) for limit in interval) + "*" * ("optimistic_ci" in flags)
 
 
-def starred(interval: object, flags: Sequence[str], form: str = "{:.2f}") -> str:
-    """`interval_text` with a star behind an interval of too few patients."""
-    return interval_text(interval, form) + ("*" if interval and "optimistic_ci" in flags else "")
+def signed(value: float | None, metric: str = "dice") -> str:
+    """A difference with its sign and unit, for example "-2.10 mm" or "+0.012"."""
+    return text_of(value, "{:+.2f} mm" if metric == "hd95_mm" else "{:+.3f}")
+
+
+def p_text(p: float | None) -> str:
+    """What stands behind "p": "= 0.012" or "< 0.001"; a dash where there was no test."""
+    return DASH if p is None else "< 0.001" if p < 0.001 else f"= {p:.2g}"
+
+
+def count_text(value: int | None) -> str:
+    """Parameters as "2.77 M" or "850 k"."""
+    if value is None:
+        return DASH
+    return (
+        f"{value / 1e6:.2f} M" if value >= 1e6 else f"{value / 1e3:.0f} k" if value >= 1e4 else f"{value:,}"
+    )
 
 
 def short_hash(value: object, missing: str = DASH) -> str:

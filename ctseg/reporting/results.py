@@ -13,9 +13,11 @@ from typing import Any
 
 from ctseg import artifacts
 from ctseg.artifacts import Workspace
-from ctseg.errors import IntegrityError, PreconditionError
+from ctseg.errors import IntegrityError
 from ctseg.evaluation.result_files import TEXT_COLUMNS
-from ctseg.manifest import Manifest, to_record
+from ctseg.manifest import Manifest
+from ctseg.reporting.pictures.slices import LUNG_HU, SOFT_TISSUE_HU
+from ctseg.scoring.metrics import Row, has_reference
 from ctseg.tables import read_csv
 
 EVALUATE_AGAIN = "run `python run_pipeline.py --eval --analyze`"
@@ -29,43 +31,50 @@ class Results:
     """
 
     history: dict[str, Any]
-    manifest: dict[str, Any] = dataclasses.field(default_factory=dict)
-    data_hash: str | None = None  # of the processed data as they are now
+    manifest: Manifest | None = None
     preprocess_report: dict[str, Any] = dataclasses.field(default_factory=dict)
     summary: dict[str, Any] = dataclasses.field(default_factory=dict)
     run: dict[str, Any] = dataclasses.field(default_factory=dict)
-    rows: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    rows: list[Row] = dataclasses.field(default_factory=list)
     notices: list[str] = dataclasses.field(default_factory=list)
 
     @property
     def evaluated(self) -> bool:
         """Whether there are test results to show."""
-        return bool(self.summary) and bool(self.rows)
+        return bool(self.summary and self.rows)
 
     @property
     def synthetic(self) -> bool:
         """Whether anything here was made from synthetic scans."""
-        return any(bool(source.get("synthetic")) for source in (self.history, self.manifest, self.run))
+        said = [record.get("synthetic") for record in (self.history, self.run)]
+        return any(said) or (self.manifest is not None and self.manifest.synthetic)
 
     @property
     def structures(self) -> list[str]:
         """Names in label order."""
-        return [
-            str(name)
-            for name in self.run.get("structures")
+        return list(
+            self.run.get("structures")
             or self.history.get("structures")
-            or self.manifest.get("structures")
-            or []
-        ]
+            or (self.manifest.structures if self.manifest is not None else [])
+        )
 
     @property
-    def rows_by_key(self) -> dict[tuple[str, str, str], dict[str, Any]]:
+    def scored(self) -> list[Row]:
+        """The rows whose reference holds the structure."""
+        return list(filter(has_reference, self.rows))
+
+    @property
+    def rows_by_key(self) -> dict[tuple[str, str, str], Row]:
         """(patient, case, structure) -> row: what the comparison of runs takes."""
         return {(row["patient_id"], row["case_id"], row["structure"]): row for row in self.rows}
 
-    def entry(self, case_id: str) -> dict[str, Any] | None:
-        """The manifest entry of a case."""
-        return next((case for case in self.manifest.get("cases", []) if case["case_id"] == case_id), None)
+    @property
+    def display_hu(self) -> tuple[float, float]:
+        """The window of pictures: for lungs when the network saw everything down to air, else for soft
+        tissue.
+        """
+        seen = self.manifest is not None and self.manifest.window_hu[0] <= -900
+        return LUNG_HU if seen else SOFT_TISSUE_HU
 
 
 def dig(record: Any, *keys: str) -> Any:
@@ -75,77 +84,66 @@ def dig(record: Any, *keys: str) -> Any:
     return record
 
 
-def patient_of(row: Mapping[str, Any]) -> str:
-    """The patient of a row; its case where no patient is recorded."""
-    return str(row.get("patient_id") or row["case_id"])
-
-
 def read(workspace: Workspace) -> Results:
     """Read a workspace.
 
     PreconditionError MISSING_ARTIFACT when training has not run, IntegrityError for damage.
     """
-    results = Results(
-        history=_mapping(workspace.require(workspace.history, stage="train"), workspace, stage="train")
-    )
+    history = _mapping(workspace.require(workspace.history, stage="train"), workspace, stage="train")
+    found = Results(history)
     if workspace.manifest.exists():
-        manifest = Manifest.load(workspace)
-        results.manifest, results.data_hash = to_record(manifest), manifest.data_hash()
+        found.manifest = Manifest.load(workspace)
     if workspace.preprocess_report.exists():
-        results.preprocess_report = _mapping(workspace.preprocess_report, workspace, stage="preprocess")
-    _read_evaluation(workspace, results)
-    if not results.manifest:
-        results.notices.append(
+        found.preprocess_report = _mapping(workspace.preprocess_report, workspace, stage="preprocess")
+    _read_evaluation(workspace, found)
+    if found.manifest is None:
+        found.notices.append(
             "processed_data/ is gone: data set, findings and pictures of cases are missing here; run "
             "`python run_pipeline.py --preprocess` again."
         )
-    elif results.history.get("manifest_hash") not in (None, results.data_hash):
-        results.notices.append(
+    elif history.get("manifest_hash") != found.manifest.data_hash():
+        found.notices.append(
             "The processed data changed after training: cases and findings below describe the new "
             "data; run `python run_pipeline.py --train --eval --analyze`."
         )
-    if (stopped := results.history.get("stopped")) in artifacts.UNFINISHED:
+    stopped = history.get("stopped")
+    if stopped in artifacts.UNFINISHED:
         again = "run `python run_pipeline.py --train` to go on"
         if stopped == "diverged":
             again = "run `python run_pipeline.py --train --restart` with a smaller train.learning_rate"
         said = artifacts.UNFINISHED[stopped]
-        results.notices.append(f"Training: {said}. The curves show how far it came; {again}.")
-    return results
+        found.notices.append(f"Training: {said}. The curves show how far it came; {again}.")
+    return found
 
 
-def _read_evaluation(workspace: Workspace, results: Results) -> None:
-    summary_file, rows_file = (
-        workspace.evaluation / "summary_statistics.json",
-        workspace.evaluation / "per_case.csv",
-    )
-    missing = [path for path in (summary_file, rows_file, workspace.run_record) if not path.exists()]
+def _read_evaluation(workspace: Workspace, found: Results) -> None:
+    summary, rows = (workspace.evaluation / name for name in ("summary_statistics.json", "per_case.csv"))
+    missing = [path for path in (summary, rows, workspace.run_record) if not path.exists()]
     if missing:
-        results.notices.append(
+        found.notices.append(
             f"The model has not been evaluated ({workspace.relative(missing[0])} does not exist): this "
             f"page has no test results; {EVALUATE_AGAIN}."
         )
         return
     run = _mapping(workspace.run_record, workspace, stage="eval")
-    if (
-        None not in (trained := results.history.get("manifest_hash"), tested := run.get("manifest_hash"))
-        and trained != tested
-    ):
-        results.notices.append(
+    if run.get("manifest_hash") != found.history.get("manifest_hash"):
+        found.notices.append(
             "evaluation_results/ belongs to other processed data than this training run and is left "
             f"out; {EVALUATE_AGAIN}."
         )
         return
-    if run.get("checkpoint_sha256") not in (
-        None,
-        artifacts.file_hash(workspace.best_model) if workspace.best_model.is_file() else None,
-    ):
-        results.notices.append(
+    if not of_best_model(run, workspace):
+        found.notices.append(
             "The test results below were made with other weights than checkpoints/best_model.pth, for "
             f"example before the last training; {EVALUATE_AGAIN}."
         )
-    results.run = run
-    results.summary = _mapping(summary_file, workspace, stage="eval")
-    results.rows = read_rows(rows_file)
+    found.run, found.summary, found.rows = run, _mapping(summary, workspace, stage="eval"), read_rows(rows)
+
+
+def of_best_model(run: Mapping[str, Any], workspace: Workspace) -> bool:
+    """Whether an evaluation's record is of the weights that lie in the workspace."""
+    path = workspace.best_model
+    return path.is_file() and bool(run.get("checkpoint_sha256") == artifacts.file_hash(path))
 
 
 def _mapping(path: Path, workspace: Workspace, *, stage: str) -> dict[str, Any]:
@@ -160,19 +158,9 @@ def _mapping(path: Path, workspace: Workspace, *, stage: str) -> dict[str, Any]:
     return content
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
+def read_rows(path: Path) -> list[Row]:
     """The rows of `per_case.csv` or `topology.csv`: numbers as float, empty cells None, text and lists as
     they are.
     """
-    required = ("case_id", "structure", "state")
+    required = ("case_id", "patient_id", "structure", "state")
     return read_csv(path, text=TEXT_COLUMNS, required=required, fix=EVALUATE_AGAIN)
-
-
-def data_root(workspace: Workspace, manifest: dict[str, Any]) -> Path:
-    """The folder of the raw scans; a relative one counts from the workspace of their preprocessing."""
-    recorded = manifest.get("data_root")
-    if not recorded:
-        raise PreconditionError(
-            "NO_DATA", "the manifest names no data folder", "run `python run_pipeline.py --preprocess` again"
-        )
-    return workspace.processed.parent / str(recorded)

@@ -9,12 +9,11 @@ structures can be of use below it.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
-from ctseg.reporting.page import interval_text, listed, plural, text_of
-from ctseg.reporting.pictures.plots import dice_of, lowest_first, number, with_reference
-from ctseg.reporting.results import Results, dig, patient_of
+from ctseg.reporting.page import interval_text, listed, plural
+from ctseg.reporting.results import Results, dig
 from ctseg.scoring.statistics import RELIABLE_N, SMALLEST_N
+from ctseg.scoring.summary import lowest
 
 GOOD_DICE = 0.70
 FAR_MM = 30.0  # an HD95 of this much is no inexact outline
@@ -31,12 +30,12 @@ RULE = (
 class Structure:
     """What the evaluation says of one structure that some test reference shows.
 
-    n: scans; ci95 of the mean Dice.
+    n: scans; ci95 of the mean Dice, optimistic where it rests on few patients.
     """
 
     name: str
     mean: float
-    ci95: tuple[float, float] | None
+    ci95: list[float] | None
     optimistic: bool
     n: int
     missed: int
@@ -46,52 +45,36 @@ class Structure:
     @property
     def works(self) -> bool:
         """By the rule of this module."""
-        return self.good and not self.missed and not self.hallucinated
-
-    @property
-    def good(self) -> bool:
-        """Whether the mean, as it is printed, reaches the rule's."""
-        return round(self.mean, 3) >= GOOD_DICE
+        return self.tag == "works"
 
     @property
     def tag(self) -> str:
         """ "works", or what speaks against it, in a few words."""
         if self.missed == self.n:
             return "never found"
-        faults = (
-            [f"below {GOOD_DICE:.2f}"] * (not self.good)
-            + ["missed"] * bool(self.missed)
-            + ["hallucinated"] * bool(self.hallucinated)
-        )
-        return ", ".join(faults) or "works"
+        faults = {
+            f"below {GOOD_DICE:.2f}": round(self.mean, 3) < GOOD_DICE,  # as it is printed
+            "missed": self.missed,
+            "hallucinated": self.hallucinated,
+        }
+        return ", ".join(fault for fault, there in faults.items() if there) or "works"
 
 
 def structures(found: Results) -> list[Structure]:
     """The structures with a score, best mean first."""
-    names = dig(found.summary, "headline", "structures") or []
     result = []
-    for name in names:
-        dice, counts = (found.summary.get(f"{name}_dice") or {}, dig(found.summary, "presence", name) or {})
-        if dice.get("mean") is None:
-            continue
-        interval = dice.get("ci95")
-        result.append(
-            Structure(
-                str(name),
-                float(dice["mean"]),
-                tuple(interval) if interval else None,
-                "optimistic_ci" in (dice.get("flags") or []),
-                int(dice.get("n") or 0),
-                *(int(counts.get(f"n_{state}") or 0) for state in ("missed", "hallucinated", "absent")),
-            )
-        )
+    for name in dig(found.summary, "headline", "structures") or []:
+        dice, counts = found.summary[f"{name}_dice"], found.summary["presence"][name]
+        states = [counts[f"n_{state}"] for state in ("missed", "hallucinated", "absent")]
+        optimistic = "optimistic_ci" in dice["flags"]
+        result.append(Structure(name, dice["mean"], dice["ci95"], optimistic, dice["n"], *states))
     return sorted(result, key=lambda one: (-one.mean, one.name))
 
 
 def better_than_nothing(found: Results) -> bool | None:
     """Whether the headline is above that of the all-background predictor; None where that is not known."""
-    baselines = dig(found.summary, "baselines", "all_background") or {}
-    return baselines.get("better_than_baseline")
+    better: bool | None = dig(found.summary, "baselines", "all_background", "better_than_baseline")
+    return better
 
 
 def paragraphs(found: Results) -> list[tuple[str, str]]:
@@ -118,8 +101,7 @@ def sentence(found: Results) -> str:
     scored = structures(found)
     if macro is None or not scored:
         return "The test references hold none of the structures, so nothing can be said about the model."
-    cases = len({row["case_id"] for row in found.rows})
-    patients = len({patient_of(row) for row in found.rows})
+    cases, patients = (len({row[key] for row in found.rows}) for key in ("case_id", "patient_id"))
     who = plural(cases, "synthetic test scan" if found.synthetic else "test scan") + (
         f" of {plural(patients, 'patient')}" if patients != cases else ""
     )
@@ -148,13 +130,9 @@ def _works(scored: list[Structure]) -> str:
             f"No structure reaches a mean Dice of {GOOD_DICE:.2f} without being missed or hallucinated "
             "somewhere."
         )
-    which = (
-        ""
-        if len(scored) == 1
-        else f"All {len(good)} structures"
-        if len(good) == len(scored)
-        else f"{len(good)} of {plural(len(scored), 'structure')}"
-    )
+    which = f"{len(good)} of {plural(len(scored), 'structure')}"
+    if len(good) == len(scored):
+        which = f"All {len(good)} structures"
     if len(good) > WITH_INTERVAL:
         intervals = (
             "intervals in the table" if any(one.ci95 for one in good) else "too few scans for intervals"
@@ -163,63 +141,49 @@ def _works(scored: list[Structure]) -> str:
             f"{which}, mean Dice from {good[-1].mean:.3f} to {good[0].mean:.3f}: "
             f"{listed([one.name for one in good], NAMED)} ({intervals})."
         )
-    return f"{which}{': ' if which else ''}{listed([_with_interval(one) for one in good])}."
-
-
-def _with_interval(one: Structure) -> str:
-    interval = f"95 % CI {interval_text(one.ci95)}" if one.ci95 else "too few for an interval"
-    return f"{one.name} {one.mean:.3f} ({interval}, n = {one.n})"
+    each = [
+        f"{one.name} {one.mean:.3f} "
+        f"({f'95 % CI {interval_text(one.ci95)}' if one.ci95 else 'too few for an interval'}, n = {one.n})"
+        for one in good
+    ]
+    return f"{f'{which}: ' if len(scored) > 1 else ''}{listed(each)}."
 
 
 def _fails(found: Results, scored: list[Structure]) -> str:
-    bad = sorted((one for one in scored if not one.works), key=lambda one: one.mean)
+    bad = [_fault(one) for one in sorted(scored, key=lambda one: one.mean) if not one.works]
     more = [f"and {plural(len(bad) - NAMED, 'more structure')}"] if len(bad) > NAMED else []
-    text = (
-        f"{'; '.join([*(_fault(one) for one in bad[:NAMED]), *more])}. "
-        if bad
-        else "No structure by the rule below. "
+    text = f"{'; '.join(bad[:NAMED] + more)}. " if bad else "No structure by the rule below. "
+    presence = found.summary["presence"]
+    hallucinated = [
+        f"{name} (in {plural(count, 'scan')})"
+        for name in found.summary["headline"]["structures_without_reference"]
+        if (count := presence[name]["n_hallucinated"])
+    ]
+    if hallucinated:
+        text += f"Marked although no test reference shows it: {listed(hallucinated, NAMED)}. "
+    (worst,) = lowest(found.rows, "dice", ("structure", "case_id", "state", "dice"), 1)
+    text += (
+        f"The lowest single result is {worst['structure']} in scan {worst['case_id']}: "
+        f"{'missed, ' if worst['state'] == 'missed' else ''}Dice {worst['dice']:.3f}."
     )
-    hallucinated_only = [f"{name} (in {plural(count, 'scan')})" for name, count in _only_hallucinated(found)]
-    if hallucinated_only:
-        text += f"Marked although no test reference shows it: {listed(hallucinated_only, NAMED)}. "
-    lowest = lowest_first(found.rows)[0]
+    measured = [row for row in found.scored if row["hd95_mm"] is not None]
+    if not measured:
+        return text
+    # a mean Dice can hide it
+    far = max(measured, key=lambda row: (row["hd95_mm"], row["structure"], row["case_id"]))
+    cause = ": a stray piece or a missing end, to which Dice is nearly blind"
     return (
-        f"{text}The lowest single result is {lowest['structure']} in scan {lowest['case_id']}: "
-        f"{'missed, ' if lowest['state'] == 'missed' else ''}Dice "
-        f"{dice_of(lowest):.3f}.{_farthest(found)}"
+        f"{text} The farthest error is at {far['structure']} in scan {far['case_id']}: "
+        f"HD95 {far['hd95_mm']:.1f} mm{cause if far['hd95_mm'] >= FAR_MM else ''}."
     )
-
-
-def _farthest(found: Results) -> str:
-    """A sentence on the largest HD95, which a mean Dice can hide; nothing where no structure was found."""
-    distances = [
-        (value, str(row["structure"]), str(row["case_id"]))
-        for row in with_reference(found.rows)
-        if (value := number(row, "hd95_mm")) is not None
-    ]
-    if not distances:
-        return ""
-    value, structure, case = max(distances)
-    cause = ": a stray piece or a missing end, to which Dice is nearly blind" if value >= FAR_MM else ""
-    return f" The farthest error is at {structure} in scan {case}: HD95 {value:.1f} mm{cause}."
-
-
-def _only_hallucinated(found: Results) -> list[tuple[str, int]]:
-    """Structures without any reference that were predicted all the same."""
-    presence = found.summary.get("presence") or {}
-    without = dig(found.summary, "headline", "structures_without_reference") or []
-    return [
-        (str(name), count) for name in without if (count := int(dig(presence, name, "n_hallucinated") or 0))
-    ]
 
 
 def _fault(one: Structure) -> str:
+    faults = [f"mean Dice {one.mean:.3f}"]
     if one.missed == one.n:
         faults = [f"never found ({plural(one.n, 'scan')})"]
-    else:
-        faults = [f"mean Dice {one.mean:.3f}"] + (
-            [f"missed in {one.missed} of {plural(one.n, 'scan')}"] if one.missed else []
-        )
+    elif one.missed:
+        faults.append(f"missed in {one.missed} of {plural(one.n, 'scan')}")
     if one.hallucinated:
         faults.append(
             f"hallucinated in {one.hallucinated} of {plural(one.hallucinated + one.absent, 'scan')} "
@@ -238,7 +202,18 @@ def _doubts(found: Results, scored: list[Structure]) -> list[str]:
         lines.append(
             "The scans are synthetic: this shows that the program works and says nothing about patients."
         )
-    lines.append(_on_patients(found, scored))
+    n = len({row["patient_id"] for row in found.scored})
+    lines.append(
+        f"{plural(n, 'test patient')}: an indication, not a measurement."
+        if n < FEW_PATIENTS
+        else f"{plural(n, 'test patient')} were scored."
+    )
+    if all(one.ci95 is None for one in scored):
+        lines.append(f"Fewer than {SMALLEST_N} per structure give no confidence interval.")
+    elif any(one.optimistic for one in scored):
+        lines.append(
+            f"The intervals rest on fewer than {RELIABLE_N} patients and are narrower than they should be."
+        )
     uncertain = [one.name for one in scored if one.works and one.ci95 and one.ci95[0] < GOOD_DICE]
     if uncertain:
         lines.append(
@@ -254,34 +229,17 @@ def _doubts(found: Results, scored: list[Structure]) -> list[str]:
     return lines
 
 
-def _on_patients(found: Results, scored: list[Structure]) -> str:
-    n = len({patient_of(row) for row in with_reference(found.rows)})
-    text = (
-        f"{plural(n, 'test patient')}: an indication, not a measurement."
-        if n < FEW_PATIENTS
-        else f"{plural(n, 'test patient')} were scored."
-    )
-    if all(one.ci95 is None for one in scored):
-        return f"{text} Fewer than {SMALLEST_N} per structure give no confidence interval."
-    if any(one.optimistic for one in scored):
-        text += (
-            f" The intervals rest on fewer than {RELIABLE_N} patients and are narrower than they should be."
-        )
-    return text
-
-
 def _not_scored(found: Results) -> list[str]:
-    presence = found.summary.get("presence") or {}
     lines = []
-    for key, word in (
-        ("n_unannotated", "not annotated"),
-        ("n_unevaluable", "cut off by the edge of the scan"),
-    ):
-        which = {str(name): int(counts.get(key) or 0) for name, counts in presence.items() if counts.get(key)}
-        if which:
-            places = [f"{name} in {plural(count, 'scan')}" for name, count in which.items()]
+    for state, word in (("unannotated", "not annotated"), ("unevaluable", "cut off by the edge of the scan")):
+        places = [
+            f"{name} in {plural(count, 'scan')}"
+            for name, counts in found.summary["presence"].items()
+            if (count := counts[f"n_{state}"])
+        ]
+        if places:
             lines.append(f"Not scored, because {word}: {listed(places, NAMED)}.")
-    without = [str(name) for name in dig(found.summary, "headline", "structures_without_reference") or []]
+    without = found.summary["headline"]["structures_without_reference"]
     if without:
         lines.append(
             f"No test reference shows {listed(without, NAMED)}: whether the model finds "
@@ -290,20 +248,7 @@ def _not_scored(found: Results) -> list[str]:
     missing = dig(found.summary, "settings", "n_missing_predictions")
     if missing:
         lines.append(
-            f"{plural(int(missing), 'prediction')} {'was' if missing == 1 else 'were'} missing; "
+            f"{plural(missing, 'prediction')} {'was' if missing == 1 else 'were'} missing; "
             f"everything in {'it' if missing == 1 else 'them'} counts as missed."
         )
     return lines
-
-
-def headline(found: Results) -> dict[str, Any]:
-    """The big numbers at the top."""
-    values = found.summary.get("headline") or {}
-    return {
-        "dice": text_of(values.get("macro_dice")),
-        "nsd": text_of(values.get("macro_nsd")),
-        "hd95": text_of(values.get("macro_hd95_imputed"), "{:.1f}"),
-        "better": better_than_nothing(found),
-        "without": [str(name) for name in values.get("structures_without_reference") or []],
-        "n_structures": len(values.get("structures") or []),
-    }

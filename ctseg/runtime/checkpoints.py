@@ -30,7 +30,7 @@ from ctseg.scans.formats.regular_files import require_regular
 FORMAT, VERSION = "ctseg-checkpoint", 1
 TENSOR_PARTS = {"collections OrderedDict", "torch._utils _rebuild_tensor_v2"}
 MAX_BYTES = 8 << 30  # far above any network here
-REQUIRED = {key.split(".")[0] for key, _, _ in checkpoint_schema.RULES}
+REQUIRED = {key.split(".")[0] for key in checkpoint_schema.RULES}
 
 
 def _sidecar(path: Path) -> Path:
@@ -167,28 +167,19 @@ def _check_kind(content: Any, name: str) -> None:
         raise mismatch(f"it lacks {', '.join(sorted(missing))}", name)
 
 
-def load_weights(network: torch.nn.Module, weights: dict[str, torch.Tensor], *, file: str) -> None:
-    """Put weights into a network; every name, shape and number format must match."""
-    _require_same_form(network, weights, file)
-    network.load_state_dict(weights)
-
-
-def _require_same_form(network: torch.nn.Module, weights: dict[str, torch.Tensor], file: str) -> None:
+def require_same_form(network: torch.nn.Module, weights: dict[str, torch.Tensor], file: str) -> None:
+    """IntegrityError unless names, shapes and number formats of weights are those of a network."""
     own, theirs = checkpoint_schema.form(network.state_dict()), checkpoint_schema.form(weights)
     differing = sorted(key for key in own.keys() | theirs.keys() if own.get(key) != theirs.get(key))
     if differing:
         shown = "; ".join(
-            f"{key}: {_shown(own.get(key))} here, {_shown(theirs.get(key))} there" for key in differing[:3]
+            f"{key}: {own.get(key, 'none')} here, {theirs.get(key, 'none')} there" for key in differing[:3]
         )
         raise mismatch(
             f"{len(differing)} weights differ from the network ({shown})",
             file,
             "use the settings it was trained with",
         )
-
-
-def _shown(form: tuple[tuple[int, ...], torch.dtype] | None) -> str:
-    return "none" if form is None else f"{form[0]} {str(form[1]).removeprefix('torch.')}"
 
 
 def restore(
@@ -207,7 +198,7 @@ def restore(
             planned = build(**arch)
     except Exception as error:  # of a description that comes from a file
         raise mismatch(f"its network cannot be built ({error})", file) from error
-    _require_same_form(planned, weights, file)
+    require_same_form(planned, weights, file)
     network = build(**arch)
     network.load_state_dict(weights)
     for part in network.modules():
@@ -217,13 +208,14 @@ def restore(
     return network
 
 
-def _previous(path: Path) -> Path:
-    return path.with_name(f"{path.stem}.prev{path.suffix}")
+def previous_of(path: Path) -> Path:
+    """Where the checkpoint before the last one lies."""
+    return path.with_stem(f"{path.stem}.prev")
 
 
 def rotate(path: Path) -> None:
     """Keep the current file as `<stem>.prev.pth` (with its sidecar) before a new one is written."""
-    previous = _previous(path)
+    previous = previous_of(path)
     if path.exists():
         hashes, old = _readable_hashes(path), _readable_hashes(previous)
         artifacts.write_json(_sidecar(previous), {"sha256": [*old[-1:], *hashes]})
@@ -238,7 +230,7 @@ def set_aside(path: Path) -> Path | None:
     if not os.path.lexists(path):
         return None
     if not path.is_file():
-        raise _in_the_way(path)
+        raise in_the_way(path)
     digest = artifacts.file_hash(path)
     kept = path.with_name(f"{path.stem}.{digest[:8]}{path.suffix}")
     artifacts.write_json(_sidecar(kept), {"sha256": _readable_hashes(path) or [digest]})
@@ -247,21 +239,18 @@ def set_aside(path: Path) -> Path | None:
     return kept
 
 
-def _in_the_way(path: Path) -> IntegrityError:
-    return IntegrityError(
-        "CHECKPOINT_CORRUPT",
-        "it is no file, so no checkpoint can be written there",
-        "remove it",
-        file=path.name,
-    )
+def in_the_way(path: Path) -> IntegrityError:
+    """The error of something that is no file where a checkpoint should be written."""
+    cause = "it is no file, so no checkpoint can be written there"
+    return IntegrityError("CHECKPOINT_CORRUPT", cause, "remove it", file=path.name)
 
 
 def remove(path: Path) -> None:
     """Delete the state of a training that is not gone on with, and the one before it."""
-    for file in (path, _previous(path)):
+    for file in (path, previous_of(path)):
         for part in (file, _sidecar(file)):
             if part.is_dir():
-                raise _in_the_way(part)
+                raise in_the_way(part)
             part.unlink(missing_ok=True)
 
 
@@ -269,9 +258,8 @@ def load_last(path: Path) -> tuple[dict[str, Any] | None, str | None]:
     """(content, warning) of `last.pth`, or of the one before it when the last is damaged; None when there is
     none.
     """
-    previous = _previous(path)
     problem: IntegrityError | None = None
-    for candidate in (path, previous):
+    for candidate in (path, previous_of(path)):
         if not os.path.lexists(candidate):
             continue
         try:

@@ -58,28 +58,24 @@ def count_in_float32(network: nn.Module) -> int:
 class _Call(NamedTuple):
     """All that decides which routine computes a convolution. The trial of each is made once per process.
 
-    how: the arguments of `torch.convolution` after the bias, the second of which is the padding.
+    image, weight: shape and strides; bias: its length, 0 for none. how: the arguments of `torch.convolution`
+    after the bias, the second of which is the padding.
     """
 
-    image_shape: tuple[int, ...]
-    image_stride: tuple[int, ...]
-    weight_shape: tuple[int, ...]
-    weight_stride: tuple[int, ...]
-    bias: int | None  # its length
+    image: tuple[torch.Size, tuple[int, ...]]
+    weight: tuple[torch.Size, tuple[int, ...]]
+    bias: int
     how: tuple[Any, ...]
     gradients: bool
     threads: int
 
     @classmethod
     def of(cls, layer: Any, image: Tensor) -> _Call:
-        weight, bias = layer.weight, layer.bias
         names = ("stride", "padding", "dilation", "transposed", "output_padding", "groups")
         return cls(
-            tuple(image.shape),
-            image.stride(),
-            tuple(weight.shape),
-            weight.stride(),
-            None if bias is None else len(bias),
+            (image.shape, image.stride()),
+            (layer.weight.shape, layer.weight.stride()),
+            0 if layer.bias is None else len(layer.bias),
             tuple(getattr(layer, name) for name in names),
             torch.is_grad_enabled(),
             torch.get_num_threads(),
@@ -92,16 +88,15 @@ def _is_right(call: _Call) -> bool:
 
     Where the padding is as long as an axis nothing is tried: some routines write outside their memory there.
     """
-    if any(n <= padding for n, padding in zip(call.image_shape[2:], call.how[1])):
+    if any(n <= padding for n, padding in zip(call.image[0][2:], call.how[1])):
         return False
     generator = torch.Generator().manual_seed(0)
-    image = torch.empty_strided(call.image_shape, call.image_stride).normal_(generator=generator)
-    weight = torch.empty_strided(call.weight_shape, call.weight_stride).normal_(generator=generator)
-    bias = torch.randn(call.bias, generator=generator) if call.bias else None
-    numbers = [number.bfloat16() for number in (image, weight, bias) if number is not None]
+    numbers = [torch.empty_strided(*form).normal_(generator=generator) for form in (call.image, call.weight)]
+    numbers += [torch.randn(call.bias, generator=generator)] if call.bias else []
+    numbers = [number.bfloat16() for number in numbers]
     with torch.autocast("cpu", enabled=False):
         expected = _results(call, [number.float() for number in numbers])
-        junk = [torch.full((share * weight.numel() // 2 + 1,), JUNK) for share in (1, 2, 4)]
+        junk = [torch.full((share * numbers[1].numel() // 2 + 1,), JUNK) for share in (1, 2, 4)]
         del junk
         found = _results(call, numbers)
     errors = [(a.float() - b).abs().max() / b.abs().max() for a, b in zip(found, expected)]
@@ -112,8 +107,8 @@ def _results(call: _Call, numbers: list[Tensor]) -> list[Tensor]:
     """The output, and where wanted the gradients of image, weight and bias."""
     with torch.set_grad_enabled(call.gradients):
         inputs = [number.detach().requires_grad_(call.gradients) for number in numbers]
-        bias = inputs[2] if call.bias else None
-        output = torch.convolution(inputs[0], inputs[1], bias, *call.how)
+        image, weight, *bias = inputs
+        output = torch.convolution(image, weight, bias[0] if bias else None, *call.how)
         if not call.gradients:
             return [output]
         towards = torch.randn(output.shape, generator=torch.Generator().manual_seed(1)).bfloat16()

@@ -42,7 +42,9 @@ class Machine:
         if self.channels_last:
             network = network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
         if self.device.type == "cpu" and self.precision == "fp32":
-            _avoid_slow_convolutions(network)
+            for layer in network.modules():
+                if type(layer) is nn.Conv3d and layer.groups == 1 and max(layer.kernel_size) == 3:
+                    layer.__class__ = DoubledConv3d
         if self.device.type == "cpu" and self.precision == "bf16":
             cpu_bfloat16.guard(network)
         return network
@@ -53,34 +55,22 @@ class Machine:
         return batch.contiguous(memory_format=torch.channels_last_3d) if self.channels_last else batch
 
 
-SLOW_BELOW = 20480  # N C D H of an input, see ATen's use_mkldnn
+SLOW_BELOW = 20480  # C D H of an input, see ATen's use_mkldnn
 
 
-def _avoid_slow_convolutions(network: nn.Module) -> None:
-    """Make float32 convolutions of small single images on a CPU take the fast way.
+class DoubledConv3d(nn.Conv3d):
+    """A float32 convolution that takes the fast way on a CPU for small single images too.
 
     torch gives a 3^3 convolution of one image with C D H of up to SLOW_BELOW to a general routine that takes
     5 to 8 times as long as two such images in one batch take; so these are computed twice and one result is
     used.
     """
 
-    def double(layer: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...] | None:
-        image = inputs[0]
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
         small = image[0, :, :, :, 0].numel() <= SLOW_BELOW
-        layer.doubled = len(image) == 1 and image.dtype == torch.float32 and small  # type: ignore[assignment]
-        return (image.expand(2, *image.shape[1:]),) if layer.doubled else None
-
-    def halve(
-        layer: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor
-    ) -> torch.Tensor | None:
-        return output[:1] if layer.doubled else None
-
-    for layer in network.modules():
-        slow = isinstance(layer, nn.Conv3d) and layer.groups == 1 and max(layer.kernel_size) == 3
-        if slow and not hasattr(layer, "doubled"):  # not placed before
-            layer.doubled = False  # type: ignore[assignment]
-            layer.register_forward_pre_hook(double)
-            layer.register_forward_hook(halve)
+        if len(image) > 1 or image.dtype != torch.float32 or not small:
+            return super().forward(image)
+        return super().forward(image.expand(2, *image.shape[1:]))[:1]
 
 
 def choose_device(name: str) -> torch.device:

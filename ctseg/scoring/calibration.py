@@ -73,29 +73,21 @@ class Sums:
 
     def merge(self, other: Sums) -> None:
         """Add what another counted."""
-        self.n, self.p, self.y = self.n + other.n, self.p + other.p, self.y + other.y
-        self.brier, self.nll = self.brier + other.brier, self.nll + other.nll
+        for part, counted in vars(other).items():
+            setattr(self, part, getattr(self, part) + counted)
 
     def record(self) -> dict[str, Any]:
         """The sums as JSON values."""
-        return {
-            "n": self.n.tolist(),
-            "p": self.p.tolist(),
-            "y": self.y.tolist(),
-            "brier": self.brier,
-            "nll": self.nll,
-        }
+        return {part: np.asarray(counted).tolist() for part, counted in vars(self).items()}
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> Sums:
         """The sums that `record` returned."""
-        return cls(
-            np.array(record["n"], np.int64),
-            np.array(record["p"], np.float64),
-            np.array(record["y"], np.int64),
-            float(record["brier"]),
-            float(record["nll"]),
-        )
+        parts: dict[str, Any] = {
+            part: np.array(counted) if isinstance(counted, list) else counted
+            for part, counted in record.items()
+        }
+        return cls(**parts)
 
     def describe(self) -> dict[str, Any]:
         """ece, brier, nll, and per bin n, mean probability p and frequency y (None in an empty bin)."""

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from ctseg.errors import IntegrityError, UsageError
+from ctseg.errors import IntegrityError, UsageError, listed
 from ctseg.scoring.metrics import MISSED, has_reference
 from ctseg.scoring.paired import (
     SMALLEST_TEST_N,
@@ -130,11 +130,9 @@ def compare(scores: Scores) -> Comparison:
     scored on the same cases, structures and references.
     """
     data = _Data.of(scores)
-    methods = [score_method(data, name) for name in data.runs]
-    by_name = {score.method: score for score in methods}
     names = list(data.runs)
     pairs = [
-        compare_pair(data, by_name[a], by_name[b], metric, structure, a == names[0])
+        compare_pair(data, a, b, metric, structure)
         for a, b in itertools.combinations(names, 2)
         for metric in METRICS
         for structure in [ALL, *data.structures]
@@ -148,7 +146,7 @@ def compare(scores: Scores) -> Comparison:
         n_patients=len(data.patients),
         n_cases=data.n_cases,
         n_tests=sum(pair.p is not None for pair in pairs),
-        methods=methods,
+        methods=[score_method(data, name) for name in names],
         pairs=pairs,
         ranking=ranking,
         kendall_tau=tau,
@@ -223,6 +221,21 @@ class _Data:
         np.add.at(count, place, 1)
         return np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0)
 
+    def columns(self, structure: str) -> slice:
+        """The columns of a matrix that hold a structure, or ALL."""
+        first = 0 if structure == ALL else self.structures.index(structure)
+        return slice(first, None if structure == ALL else first + 1)
+
+    def seed_means(self, method: str, metric: str, structure: str = ALL) -> list[float]:
+        """The mean of each run: over patients, for ALL over the structures too; NaN for nothing."""
+        columns = self.columns(structure)
+        return [macro(self.matrix(run)[:, columns]) for run in self.runs[method][metric]]
+
+    def seed_deviation(self, method: str, metric: str, structure: str = ALL) -> float | None:
+        """Deviation (ddof 1) of `seed_means`; None with fewer than two that are defined."""
+        defined = [value for value in self.seed_means(method, metric, structure) if not np.isnan(value)]
+        return float(np.std(defined, ddof=1)) if len(defined) > 1 else None
+
 
 def _value(row: Mapping[str, Any], metric: str) -> float:
     if row["state"] == MISSED:
@@ -247,10 +260,9 @@ def check_same_cases(scores: Scores) -> list[CaseKey]:
         )
         if strange:
             cases = sorted({key[1] for key in strange})
-            shown = ", ".join(cases[:5]) + (f" and {len(cases) - 5} more" if len(cases) > 5 else "")
             raise IntegrityError(
                 "CASES_DIFFER",
-                f"{first_name} and {name} were not scored on the same cases and references: {shown}",
+                f"{first_name} and {name} were not scored on the same cases and references: {listed(cases)}",
                 "evaluate both on the same test split",
                 case=cases[0],
             )
@@ -264,67 +276,57 @@ def score_method(data: _Data, name: str) -> MethodScore:
     """One method by itself: means over the structures, their intervals, and what it missed."""
     matrices = {metric: data.matrix(data.mean_over_runs(name, metric)) for metric in METRICS}
     intervals = {metric: macro_interval(matrix) for metric, matrix in matrices.items()}
-    seed_macro = {
-        metric: {
-            str(seed): _plain(macro(data.matrix(run)))
-            for seed, run in zip(data.seeds[name], data.runs[name][metric])
-        }
-        for metric in METRICS
-    }
     return MethodScore(
         method=name,
         seeds=data.seeds[name],
         macro={metric: _plain(macro(matrix)) for metric, matrix in matrices.items()},
         macro_ci95={metric: interval for metric, (interval, _) in intervals.items()},
         flags=intervals["dice"][1],
-        seed_macro=seed_macro,
-        seed_sd={metric: _deviation(list(values.values())) for metric, values in seed_macro.items()},
+        seed_macro={
+            metric: {
+                str(seed): _plain(value)
+                for seed, value in zip(data.seeds[name], data.seed_means(name, metric))
+            }
+            for metric in METRICS
+        },
+        seed_sd={metric: data.seed_deviation(name, metric) for metric in METRICS},
         structures={
             structure: {
-                metric: _plain(float(nan_mean(matrix[:, i], axis=0))) for metric, matrix in matrices.items()
+                metric: _plain(macro(matrix[:, data.columns(structure)]))
+                for metric, matrix in matrices.items()
             }
-            for i, structure in enumerate(data.structures)
+            for structure in data.structures
         },
         missed=int(data.missed[name].sum()),
         scored=int(data.missed[name].size),
     )
 
 
-def compare_pair(
-    data: _Data,
-    reference: MethodScore,
-    method: MethodScore,
-    metric: str,
-    structure: str,
-    with_reference: bool,
-) -> PairTest:
+def compare_pair(data: _Data, reference: str, method: str, metric: str, structure: str) -> PairTest:
     """One row of the table; p_holm and verdict are filled in when the family is complete."""
-    one, other = data.runs[reference.method][metric], data.runs[method.method][metric]
-    paired = ~np.isnan(one).any(axis=0) & ~np.isnan(other).any(axis=0)  # every run of both methods
-    chosen = (
-        np.ones(len(data.structure), bool)
-        if structure == ALL
-        else data.structure == data.structures.index(structure)
-    )
-    difference = np.full(len(paired), np.nan)
-    use = paired & chosen
+    one, other = data.runs[reference][metric], data.runs[method][metric]
+    chosen = np.isin(data.structure, np.arange(len(data.structures))[data.columns(structure)])
+    use = chosen & ~np.isnan(one).any(axis=0) & ~np.isnan(other).any(axis=0)  # every run of both methods
+    difference = np.full(len(use), np.nan)
     difference[use] = other[:, use].mean(axis=0) - one[:, use].mean(axis=0)
     # a last bit of rounding is neither a difference nor breaks a tie
     matrix = np.round(data.matrix(difference), 12)
     per_patient = nan_mean(matrix, axis=1)
     per_patient = np.round(per_patient[~np.isnan(per_patient)], 12)
-    effect = (
-        macro(matrix) if structure == ALL else float(np.median(per_patient)) if len(per_patient) else np.nan
-    )
-    interval, flags = macro_interval(matrix) if structure == ALL else median_interval(per_patient)
-    sd = [_seed_deviation(data, score, metric, structure) for score in (reference, method)]
-    missed = [data.missed[score.method][:, chosen] for score in (reference, method)]
+    if structure == ALL:
+        effect, (interval, flags) = macro(matrix), macro_interval(matrix)
+    else:
+        effect = float(np.median(per_patient)) if len(per_patient) else np.nan
+        interval, flags = median_interval(per_patient)
+    sd = [data.seed_deviation(name, metric, structure) for name in (reference, method)]
+    largest = max((value for value in sd if value is not None), default=None)
+    missed = [data.missed[name][:, chosen] for name in (reference, method)]
     return PairTest(
-        reference=reference.method,
-        method=method.method,
+        reference=reference,
+        method=method,
         metric=metric,
         structure=structure,
-        with_reference=with_reference,
+        with_reference=reference == next(iter(data.runs)),
         n=len(per_patient),
         difference=_plain(effect),
         ci95=interval,
@@ -333,35 +335,13 @@ def compare_pair(
         p_holm=None,
         sd_reference=sd[0],
         sd_method=sd[1],
-        separable=_separable(effect, sd),
+        separable=None if largest is None or np.isnan(effect) else bool(abs(effect) >= 2 * largest),
         verdict="",
         missed_reference=int(missed[0].sum()),
         scored_reference=missed[0].size,
         missed_method=int(missed[1].sum()),
         scored_method=missed[1].size,
     )
-
-
-def _seed_deviation(data: _Data, score: MethodScore, metric: str, structure: str) -> float | None:
-    if structure == ALL:
-        return score.seed_sd[metric]
-    column = data.structures.index(structure)
-    return _deviation(
-        [
-            _plain(float(nan_mean(data.matrix(run)[:, column], axis=0)))
-            for run in data.runs[score.method][metric]
-        ]
-    )
-
-
-def _deviation(values: Sequence[float | None]) -> float | None:
-    defined = [value for value in values if value is not None]
-    return float(np.std(defined, ddof=1)) if len(defined) > 1 else None
-
-
-def _separable(effect: float, deviations: Sequence[float | None]) -> bool | None:
-    known = [value for value in deviations if value is not None]
-    return None if not known or np.isnan(effect) else bool(abs(effect) >= 2 * max(known))
 
 
 def _plain(value: float) -> float | None:

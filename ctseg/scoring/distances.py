@@ -12,23 +12,22 @@ Distances are computed once per pair of masks; every metric is a small function 
 
 from __future__ import annotations
 
-import dataclasses
+import itertools
 import math
+from typing import NamedTuple
 
 import numpy as np
 from scipy import ndimage
 from scipy.spatial import cKDTree
 
-from ctseg.geometry.boxes import tight_box, union
+from ctseg.geometry.boxes import Spacing, tight_box, union
 from ctseg.scoring import shells, surfel
 
 BOUNDARY_MODES = ("surfel", "voxel")
-ENGINES = ("auto", "shells", "scipy", "tree")
 TOLERANCE_EPSILON = 1e-6  # relative; without it exact multiples of the spacing flip, 3 x 0.1 > 0.3 in floats
 
 
-@dataclasses.dataclass(frozen=True)
-class SurfaceDistances:
+class SurfaceDistances(NamedTuple):
     """Distances in mm from each boundary to the other one, sorted, with their weights (mm2, or 1 each).
 
     All arrays are float64; from_reference_mm and reference_weights have one value per boundary point of the
@@ -51,24 +50,15 @@ class SurfaceDistances:
 
 
 def surface_distances(
-    *,
-    prediction: np.ndarray,
-    reference: np.ndarray,
-    spacing_mm: tuple[float, float, float],
-    boundary_mode: str = "surfel",
-    engine: str = "auto",
+    *, prediction: np.ndarray, reference: np.ndarray, spacing_mm: Spacing, boundary_mode: str = "surfel"
 ) -> SurfaceDistances | None:
     """Distances between the surfaces of two masks (D, H, W) of any memory order; None when either is empty.
 
-    spacing_mm in the order of the axes. engine: "auto" takes the cheapest of "shells" (look around each
-    point), "scipy" (distance transform) and "tree" (KD-tree over the points that do not coincide); they agree
-    to 1e-9 mm.
+    spacing_mm in the order of the axes.
     """
     prediction, reference, spacing_mm = check_masks(prediction, reference, spacing_mm)
-    if boundary_mode not in BOUNDARY_MODES or engine not in ENGINES:
-        raise ValueError(
-            f"boundary_mode={boundary_mode!r} of {BOUNDARY_MODES}, engine={engine!r} of {ENGINES}"
-        )
+    if boundary_mode not in BOUNDARY_MODES:
+        raise ValueError(f"boundary_mode={boundary_mode!r} of {BOUNDARY_MODES}")
     if not prediction.any() or not reference.any():
         return None
     box = union(tight_box(prediction), tight_box(reference))
@@ -77,13 +67,12 @@ def surface_distances(
         reference=np.ascontiguousarray(reference[box]),
         spacing_mm=spacing_mm,
         boundary_mode=boundary_mode,
-        engine=engine,
     )
 
 
 def check_masks(
-    prediction: np.ndarray, reference: np.ndarray, spacing_mm: tuple[float, float, float]
-) -> tuple[np.ndarray, np.ndarray, tuple[float, float, float]]:
+    prediction: np.ndarray, reference: np.ndarray, spacing_mm: Spacing
+) -> tuple[np.ndarray, np.ndarray, Spacing]:
     """The two masks as bool arrays and the spacing as floats; ValueError unless shapes and spacing make
     sense."""
     prediction, reference = np.asarray(prediction), np.asarray(reference)
@@ -91,37 +80,27 @@ def check_masks(
         raise ValueError(
             f"prediction {prediction.shape} and reference {reference.shape} must be 3D and of one shape"
         )
-    spacing = tuple(float(s) for s in spacing_mm)
-    if len(spacing) != 3 or not all(np.isfinite(s) and s > 0 for s in spacing):
+    if len(spacing_mm) != 3 or not all(0 < s < math.inf for s in spacing_mm):
         raise ValueError(f"spacing_mm={spacing_mm} must be three positive numbers")
-    return (
-        prediction.astype(bool, copy=False),
-        reference.astype(bool, copy=False),
-        (spacing[0], spacing[1], spacing[2]),
-    )
+    d, h, w = map(float, spacing_mm)
+    return prediction.astype(bool, copy=False), reference.astype(bool, copy=False), (d, h, w)
 
 
 def distances_in_box(
-    *,
-    prediction: np.ndarray,
-    reference: np.ndarray,
-    spacing_mm: tuple[float, float, float],
-    boundary_mode: str,
-    engine: str = "auto",
+    *, prediction: np.ndarray, reference: np.ndarray, spacing_mm: Spacing, boundary_mode: str
 ) -> SurfaceDistances:
     """As `surface_distances`, for contiguous bool crops that hold all of both masks, neither of them
     empty."""
     one, other = (boundary_of(mask, spacing_mm, boundary_mode) for mask in (reference, prediction))
     thickness = 2.0 * np.count_nonzero(prediction ^ reference) / (one.points.size + other.points.size)
-    from_reference, from_prediction = (
-        directed_distances(source, target, spacing_mm, engine, thickness)
-        for source, target in ((one, other), (other, one))
+    return SurfaceDistances(
+        *directed_distances(one, other, spacing_mm, thickness),
+        *directed_distances(other, one, spacing_mm, thickness),
+        boundary_mode,
     )
-    return SurfaceDistances(*from_reference, *from_prediction, boundary_mode)
 
 
-@dataclasses.dataclass(frozen=True)
-class Boundary:
+class Boundary(NamedTuple):
     """mask: (D, H, W) bool, where the points of a boundary lie; points: their flat positions; weights: of
     each."""
 
@@ -130,25 +109,22 @@ class Boundary:
     weights: np.ndarray
 
 
-def boundary_of(mask: np.ndarray, spacing_mm: tuple[float, float, float], boundary_mode: str) -> Boundary:
-    """The boundary of a contiguous bool mask (D, H, W)."""
+def boundary_of(mask: np.ndarray, spacing_mm: Spacing, boundary_mode: str) -> Boundary:
+    """The boundary of a contiguous bool mask (D, H, W).
+
+    voxel: foreground voxels with at least one 6-neighbour in the background; outside the image is background.
+    """
     if boundary_mode == "surfel":
         codes = surfel.padded_codes(mask)
         corners = surfel.is_boundary(codes)
         points = np.flatnonzero(corners)
         return Boundary(corners, points, surfel.area_table(spacing_mm)[codes.reshape(-1)[points]])
-    voxels = voxel_boundary(mask)
+    padded, inside = np.pad(mask, 1), mask.copy()
+    for axis, step in itertools.product(range(3), (-1, 1)):
+        inside &= np.roll(padded, step, axis)[1:-1, 1:-1, 1:-1]
+    voxels = mask & ~inside
     points = np.flatnonzero(voxels)
     return Boundary(voxels, points, np.ones(points.size))
-
-
-def voxel_boundary(mask: np.ndarray) -> np.ndarray:
-    """Foreground voxels with at least one 6-neighbour in the background; outside the image is background."""
-    padded, inside = np.pad(mask, 1), mask.copy()
-    for axis in range(3):
-        for step in (-1, 1):
-            inside &= np.roll(padded, step, axis)[1:-1, 1:-1, 1:-1]
-    return mask & ~inside
 
 
 # What a step costs, in look-ups of `shells.search` (measured on balls in 32^3 to 128^3 voxels; only the
@@ -159,21 +135,22 @@ NEAR_VOXELS = 2.5  # mean distance of the surfaces up to which looking around ea
 
 
 def directed_distances(
-    source: Boundary, target: Boundary, spacing_mm: tuple[float, float, float], engine: str, thickness: float
+    source: Boundary, target: Boundary, spacing_mm: Spacing, thickness: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """(distances of the points of `source` to `target` in mm, float64, increasing; their weights in that
     order).
 
-    thickness: mean distance of the surfaces in voxels, roughly. "auto" looks around the points while that is
-    cheaper than a transform or a tree, and takes the cheaper of these for the points that are left.
+    thickness: mean distance of the surfaces in voxels, roughly. Takes the cheapest of looking around each
+    point (`shells`), a distance transform, and a KD-tree over the points that do not coincide; they agree to
+    1e-9 mm. Looks around the points while that is cheaper than the others, and takes the cheaper of these for
+    the points that are left.
     """
     shared = target.mask.reshape(-1)[source.points]
     groups, steps_mm, left = [np.flatnonzero(shared)], [0.0], np.flatnonzero(~shared)
     transform = TRANSFORM_PER_VOXEL * source.mask.size
-    if left.size and (engine == "shells" or (engine == "auto" and thickness <= NEAR_VOXELS)):
-        budget = math.inf if engine == "shells" else 0.5 * transform
+    if left.size and thickness <= NEAR_VOXELS:
         found, distances_mm, missing = shells.search(
-            source.points[left], target.mask, spacing_mm, budget=budget
+            source.points[left], target.mask, spacing_mm, budget=0.5 * transform
         )
         groups += [left[numbers] for numbers in found]
         steps_mm += distances_mm
@@ -181,25 +158,21 @@ def directed_distances(
     distances = np.repeat(steps_mm, [group.size for group in groups])
     if left.size:
         tree = TREE_PER_TARGET * target.points.size + TREE_PER_POINT * max(1.0, thickness) * left.size
-        by_tree = engine == "tree" or (engine != "scipy" and tree < transform)
-        rest = (tree_distances if by_tree else transform_distances)(source.points[left], target, spacing_mm)
+        by = tree_distances if tree < transform else transform_distances
+        rest = by(source.points[left], target, spacing_mm)
         order = np.argsort(rest, kind="stable")
         groups.append(left[order])
         distances = np.concatenate([distances, rest[order]])
     return distances, source.weights[np.concatenate(groups)]
 
 
-def transform_distances(
-    points: np.ndarray, target: Boundary, spacing_mm: tuple[float, float, float]
-) -> np.ndarray:
+def transform_distances(points: np.ndarray, target: Boundary, spacing_mm: Spacing) -> np.ndarray:
     """Distance (mm) of every point (flat positions) to `target`, by a Euclidean distance transform of the
     box."""
     return ndimage.distance_transform_edt(~target.mask, sampling=spacing_mm).reshape(-1)[points]
 
 
-def tree_distances(
-    points: np.ndarray, target: Boundary, spacing_mm: tuple[float, float, float]
-) -> np.ndarray:
+def tree_distances(points: np.ndarray, target: Boundary, spacing_mm: Spacing) -> np.ndarray:
     """The same by a KD-tree of the target's points."""
     one, other = (
         np.stack(np.unravel_index(flat, target.mask.shape), axis=1) * spacing_mm

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from scipy.stats import spearmanr
+import scipy  # scipy.stats, slow to import, is loaded where it is first used
 
 from ctseg.scoring.metrics import Row, grouped, has_reference
 from ctseg.scoring.summary import lowest
@@ -71,7 +71,7 @@ def spearman(one: Sequence[float], other: Sequence[float]) -> float | None:
     """Spearman's rank correlation; None for fewer than two values or when either side is constant."""
     if len(one) < 2 or np.ptp(one) == 0 or np.ptp(other) == 0:
         return None
-    return float(spearmanr(one, other).statistic)
+    return float(scipy.stats.spearmanr(one, other).statistic)
 
 
 def case_points(rows: Sequence[Row]) -> list[dict[str, Any]]:

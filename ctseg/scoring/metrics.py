@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from ctseg.geometry.boxes import Box, bounding_box, label_boxes, union
+from ctseg.geometry.boxes import Box, Spacing, bounding_box, label_boxes, union
 from ctseg.scoring import distances as surfaces
 from ctseg.scoring import tolerances
 
@@ -137,7 +137,7 @@ def score_case(
     *,
     prediction: np.ndarray,
     reference: np.ndarray,
-    spacing_mm: tuple[float, float, float],
+    spacing_mm: Spacing,
     structures: Sequence[Structure],
     tolerances_mm: Mapping[str, tuple[float, ...]],
     annotation: Mapping[str, str] | None = None,
@@ -269,7 +269,7 @@ def state_of(counts: Counts, annotation: str | None) -> str:
     return HALLUCINATED if in_prediction else ABSENT
 
 
-def _overlap_columns(counts: Counts, state: str, spacing_mm: tuple[float, float, float]) -> Row:
+def _overlap_columns(counts: Counts, state: str, spacing_mm: Spacing) -> Row:
     names = ("tp", "fp", "fn", "tn", "dice", "iou", "precision", "recall", "specificity", "volume_error")
     if state in (UNANNOTATED, UNEVALUABLE):
         return dict.fromkeys((*names, "reference_ml", "prediction_ml"))

@@ -12,9 +12,9 @@ import functools
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.stats import rankdata, wilcoxon
+import scipy  # scipy.stats, slow to import, is loaded where it is first used
 
-from ctseg.scoring.statistics import RELIABLE_N, RESAMPLES, SMALLEST_N, bca_limits, patient_draws
+from ctseg.scoring.statistics import RESAMPLES, SMALLEST_N, Interval, bca_limits, patient_draws, settled
 
 EXACT_N = 50
 SMALLEST_TEST_N = 6  # with fewer patients no p below 0.05 exists
@@ -53,30 +53,29 @@ def patient_counts(n: int, count: int = RESAMPLES) -> np.ndarray:
     return np.bincount(rows.ravel(), minlength=count * n).reshape(count, n).astype(np.float64)
 
 
-def macro_interval(matrix: np.ndarray) -> tuple[list[float] | None, list[str]]:
-    """95 % BCa interval of the macro mean over patients, and its flags as in `statistics.bca_interval`."""
+def macro_interval(matrix: np.ndarray) -> Interval:
+    """95 % BCa interval of the macro mean over patients, and its flags as in `statistics.settled`."""
     matrix = matrix[~np.isnan(matrix).all(axis=1)]
     n = len(matrix)
     if n < SMALLEST_N:
         return None, []
-    flags = ["optimistic_ci"] if n < RELIABLE_N else []
     resampled = resampled_macro(matrix, patient_counts(n))
-    if np.ptp(resampled) < 1e-12:
-        return [float(resampled[0])] * 2, [*flags, "degenerate"]
-    without = np.array([macro(np.delete(matrix, i, axis=0)) for i in range(n)])
-    return bca_limits(resampled, macro(matrix), without), flags
+
+    def limits() -> list[float]:
+        without = np.array([macro(np.delete(matrix, i, axis=0)) for i in range(n)])
+        return bca_limits(resampled, macro(matrix), without)
+
+    return settled(n, resampled, limits, equal=1e-12)
 
 
-def median_interval(values: np.ndarray) -> tuple[list[float] | None, list[str]]:
+def median_interval(values: np.ndarray) -> Interval:
     """95 % percentile bootstrap interval of the median of (n,) values, one per patient, and its flags."""
-    n = len(values)
-    if n < SMALLEST_N:
-        return None, []
-    flags = ["optimistic_ci"] if n < RELIABLE_N else []
-    if np.ptp(values) == 0:
-        return [float(values[0])] * 2, [*flags, "degenerate"]
-    low, high = np.quantile(np.median(values[patient_draws(n)], axis=1), [0.025, 0.975])
-    return [float(low), float(high)], flags
+
+    def limits() -> list[float]:
+        resampled = np.median(values[patient_draws(len(values))], axis=1)
+        return np.quantile(resampled, [0.025, 0.975]).tolist()
+
+    return settled(len(values), values, limits)
 
 
 # ---- test -------------------------------------------------------------------------------------------------
@@ -90,8 +89,10 @@ def wilcoxon_p(differences: np.ndarray) -> float:
     if not sizes.any():
         return 1.0
     if len(sizes) > EXACT_N:
-        return float(wilcoxon(differences, zero_method="pratt", method="asymptotic").pvalue)
-    doubled = np.round(2 * rankdata(sizes)).astype(int)  # twice the rank is whole: ties share a mean rank
+        return float(scipy.stats.wilcoxon(differences, zero_method="pratt", method="asymptotic").pvalue)
+    doubled = np.round(2 * scipy.stats.rankdata(sizes)).astype(
+        int
+    )  # twice the rank is whole: ties share a mean rank
     ranks = doubled[sizes > 0]
     seen = int(ranks[differences[sizes > 0] > 0].sum())
     chance = np.ones(1)  # chance[s]: of a sum s of the positive ranks when every sign is a coin
@@ -137,10 +138,10 @@ def rank(
     counts = patient_counts(n, resamples)
     whole = np.array([macro(matrix) for matrix in matrices])
     drawn = np.stack([resampled_macro(matrix, counts) for matrix in matrices])  # (methods, resamples)
-    ranks = rankdata(-np.round(drawn, 12), axis=0)
+    ranks = scipy.stats.rankdata(-np.round(drawn, 12), axis=0)
     first = drawn.round(12) == drawn.round(12).max(axis=0)
     wins = (first / first.sum(axis=0)).mean(axis=1)
-    place = rankdata(-np.round(whole, 12))
+    place = scipy.stats.rankdata(-np.round(whole, 12))
     limits = np.quantile(ranks, [0.025, 0.975], axis=1) if n >= SMALLEST_N else None
     result = [
         Rank(

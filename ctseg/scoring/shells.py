@@ -12,6 +12,8 @@ import math
 
 import numpy as np
 
+from ctseg.geometry.boxes import Spacing
+
 MAX_OFFSETS = 700  # of the table; a ball of 5.5 voxels at equal spacing
 _TOGETHER = 1 << 15  # look-ups in one step: below it the calls cost more than the work
 # distance in mm and the offsets (m, 3) at that distance, nearest first
@@ -19,7 +21,7 @@ Shells = list[tuple[float, np.ndarray]]
 
 
 @functools.lru_cache(maxsize=64)
-def shells_of(spacing_mm: tuple[float, float, float]) -> Shells:
+def shells_of(spacing_mm: Spacing) -> Shells:
     """All lattice offsets in a ball around 0 (0 itself left out), grouped by distance."""
     radius = (0.75 * MAX_OFFSETS * math.prod(spacing_mm) / math.pi) ** (1 / 3)
     radius = max(radius, min(spacing_mm))
@@ -37,7 +39,7 @@ def shells_of(spacing_mm: tuple[float, float, float]) -> Shells:
 
 
 def search(
-    points: np.ndarray, target: np.ndarray, spacing_mm: tuple[float, float, float], *, budget: float
+    points: np.ndarray, target: np.ndarray, spacing_mm: Spacing, *, budget: float
 ) -> tuple[list[np.ndarray], list[float], np.ndarray]:
     """Looks from each point for the nearest True voxel of `target`.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,9 @@ RESAMPLES = 10_000
 SEED = 0
 SMALLEST_N = 5  # below it no interval is given
 RELIABLE_N = 50  # below it the true coverage of a nominal 95 % interval is some 73 to 91 %
+
+
+Interval = tuple[list[float] | None, list[str]]  # 95 % limits, and flags of what they are worth
 
 
 def describe(
@@ -25,50 +28,52 @@ def describe(
     """
     pairs = [(value, patient) for value, patient in zip(values, patients) if value is not None]
     defined = np.array([value for value, _ in pairs], dtype=np.float64)
-    result: dict[str, Any] = dict.fromkeys(("mean", "std", "min", "max", "median", "p05"))
-    if defined.size:
-        result |= {
-            "mean": float(defined.mean()),
-            "min": float(defined.min()),
-            "max": float(defined.max()),
-            "median": float(np.median(defined)),
-            "p05": float(np.percentile(defined, 5)),
-        }
-    if defined.size > 1:
-        result["std"] = float(defined.std(ddof=1))
-    result |= {
-        "n": int(defined.size),
-        "n_undefined": len(values) - int(defined.size),
-        "ci95": None,
-        "ci_method": None,
-        "flags": [],
+    n = int(defined.size)
+    ci95, flags = bca_interval(defined, [patient for _, patient in pairs]) if interval else (None, [])
+    return {
+        "mean": float(defined.mean()) if n else None,
+        "std": float(defined.std(ddof=1)) if n > 1 else None,
+        "min": float(defined.min()) if n else None,
+        "max": float(defined.max()) if n else None,
+        "median": float(np.median(defined)) if n else None,
+        "p05": float(np.percentile(defined, 5)) if n else None,
+        "n": n,
+        "n_undefined": len(values) - n,
+        "ci95": ci95,
+        "ci_method": "bca" if ci95 else None,
+        "flags": flags,
     }
-    if interval:
-        result["ci95"], result["flags"] = bca_interval(defined, [patient for _, patient in pairs])
-        result["ci_method"] = "bca" if result["ci95"] else None
-    return result
 
 
-def bca_interval(values: np.ndarray, patients: Sequence[Hashable]) -> tuple[list[float] | None, list[str]]:
-    """95 % BCa interval (Efron, 1987) of the mean, and its flags; None below 5 patients.
+def settled(n: int, values: np.ndarray, limits: Callable[[], list[float]], *, equal: float = 0.0) -> Interval:
+    """The interval over n patients; None below 5.
 
-    Flags: "optimistic_ci" below 50 patients, "degenerate" (zero width) when all values are equal.
+    Flags: "optimistic_ci" below 50 patients, "degenerate" (zero width) when all values are equal. limits: of
+    the interval where they are not. equal: how far apart values may lie that rounding alone has parted.
     """
-    sums: dict[Hashable, list[float]] = {}
-    for value, patient in zip(values, patients):
-        sums.setdefault(patient, []).append(float(value))
-    n = len(sums)
     if n < SMALLEST_N:
         return None, []
     flags = ["optimistic_ci"] if n < RELIABLE_N else []
-    if np.ptp(values) == 0:
+    if np.ptp(values) <= equal:
         return [float(values[0])] * 2, [*flags, "degenerate"]
+    return limits(), flags
+
+
+def bca_interval(values: np.ndarray, patients: Sequence[Hashable]) -> Interval:
+    """95 % BCa interval (Efron, 1987) of the mean, and its flags; see `settled`."""
+    sums: dict[Hashable, list[float]] = {}
+    for value, patient in zip(values, patients):
+        sums.setdefault(patient, []).append(float(value))
     total = np.array([sum(of_patient) for of_patient in sums.values()])
     size = np.array([len(of_patient) for of_patient in sums.values()], dtype=np.float64)
-    draws = patient_draws(n)
-    means = total[draws].sum(axis=1) / size[draws].sum(axis=1)
-    without = (total.sum() - total) / (size.sum() - size)
-    return bca_limits(means, float(total.sum() / size.sum()), without), flags
+
+    def limits() -> list[float]:
+        draws = patient_draws(len(sums))
+        means = total[draws].sum(axis=1) / size[draws].sum(axis=1)
+        without = (total.sum() - total) / (size.sum() - size)
+        return bca_limits(means, float(total.sum() / size.sum()), without)
+
+    return settled(len(sums), values, limits)
 
 
 def bca_limits(resampled: np.ndarray, observed: float, without: np.ndarray) -> list[float]:

@@ -7,7 +7,6 @@ without any reference have no headline. Rows additionally carry case_id and pati
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -254,49 +253,27 @@ def pass_lines(rows_by_pass: Sequence[Sequence[Row]]) -> list[dict[str, Any]]:
     return sorted(lines, key=lambda line: (line["case_id"], line["structure"], line["pass"]))
 
 
-@dataclasses.dataclass(frozen=True)
-class PassGain:
-    """Last pass minus first in Dice over patients: median difference with its 95 % interval, and the
-    two-sided p.
-
-    p: None below 6 patients, where no outcome could be significant.
-    """
-
-    n: int
-    first: float
-    last: float
-    difference: float
-    ci95: list[float] | None
-    p: float | None
-
-    def sentence(self) -> str:
-        """The result in words."""
-        interval = f", 95 % interval {self.ci95[0]:+.4f} to {self.ci95[1]:+.4f}" if self.ci95 else ""
-        evidence = f", p = {self.p:.2g}" if self.p is not None else ", too few patients for a test"
-        return (
-            f"Passes: mean Dice {self.first:.3f} after the first, {self.last:.3f} after the last; "
-            f"median difference {self.difference:+.4f} (n = {self.n} patients{interval}{evidence})."
-        )
-
-
-def pass_gain(rows_by_pass: Sequence[Sequence[Row]]) -> PassGain | None:
-    """The gain over present and missed structures, averaged per patient; None when no test case shows a
-    structure."""
-    by_patient = [
-        grouped(filter(has_reference, rows), "patient_id") for rows in (rows_by_pass[0], rows_by_pass[-1])
-    ]
+def pass_gain(rows_by_pass: Sequence[Sequence[Row]]) -> str | None:
+    """Last pass minus first in Dice over patients, in words: the median difference with its 95 % interval and
+    the two-sided p, over present and missed structures averaged per patient. None when no test case shows a
+    structure; no p below 6 patients, where no outcome could be significant."""
     first, last = (
-        np.array([np.mean([row["dice"] for row in own]) for _, own in sorted(patients.items())])
-        for patients in by_patient
+        np.array(
+            [
+                np.mean([row["dice"] for row in own])
+                for _, own in sorted(grouped(filter(has_reference, rows), "patient_id").items())
+            ]
+        )
+        for rows in (rows_by_pass[0], rows_by_pass[-1])
     )
     if not len(first):
         return None
     gain = last - first
-    return PassGain(
-        len(gain),
-        float(first.mean()),
-        float(last.mean()),
-        float(np.median(gain)),
-        median_interval(gain)[0],
-        wilcoxon_p(gain) if len(gain) >= SMALLEST_TEST_N else None,
+    ci95, _ = median_interval(gain)
+    interval = f", 95 % interval {ci95[0]:+.4f} to {ci95[1]:+.4f}" if ci95 else ""
+    enough = len(gain) >= SMALLEST_TEST_N
+    evidence = f"p = {wilcoxon_p(gain):.2g}" if enough else "too few patients for a test"
+    return (
+        f"Passes: mean Dice {first.mean():.3f} after the first, {last.mean():.3f} after the last; "
+        f"median difference {np.median(gain):+.4f} (n = {len(gain)} patients{interval}, {evidence})."
     )

@@ -18,6 +18,8 @@ import math
 
 import numpy as np
 
+from ctseg.geometry.boxes import Spacing
+
 _CORNERS = tuple(itertools.product((0, 1), repeat=3))
 Edge = tuple[int, int]  # two corner numbers, which differ in one coordinate
 
@@ -46,7 +48,7 @@ def is_boundary(codes: np.ndarray) -> np.ndarray:
 
 
 @functools.lru_cache(maxsize=64)
-def area_table(spacing_mm: tuple[float, float, float]) -> np.ndarray:
+def area_table(spacing_mm: Spacing) -> np.ndarray:
     """Surface area in mm2 for each of the 256 codes, shape (256,), read-only."""
     d, h, w = spacing_mm
     scale = np.array([h * w, d * w, d * h])

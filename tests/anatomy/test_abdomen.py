@@ -15,7 +15,7 @@ from scipy.ndimage import label as components
 from ctseg.anatomy import write_cohort
 from ctseg.anatomy.abdomen import abdomen_task
 from ctseg.anatomy.abdomen.abdomen_task import IDS, PATIENTS, TARGETS, plan
-from ctseg.anatomy.picture import Picture
+from ctseg.anatomy.tasks import Picture
 from ctseg.datasets.case import ABSENT, PRESENT
 from ctseg.datasets.layouts import open_data_set
 from ctseg.datasets.load_case import load_case

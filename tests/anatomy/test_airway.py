@@ -15,7 +15,7 @@ from ctseg.anatomy.airway import airway_task, airway_tree
 from ctseg.anatomy.airway.airway_task import IDS, Drawing
 from ctseg.anatomy.implicit import Scene
 from ctseg.anatomy.thin_tubes import TubeLayer, axis_voxels, disk_overlap, to_index
-from ctseg.geometry.volume import CANONICAL_DIRECTIONS, to_canonical
+from ctseg.geometry.volume import CANONICAL_DIRECTIONS, Grid, to_canonical
 
 FACES_EDGES_CORNERS = np.ones((3, 3, 3))
 
@@ -23,17 +23,17 @@ FACES_EDGES_CORNERS = np.ones((3, 3, 3))
 @pytest.fixture(scope="module")
 def patient() -> Drawing:
     """One patient at full size, whose axes are not in the usual order."""
-    return airway_task.draw_with_tree(0, 2)
+    return airway_task.draw(0, 2)
 
 
 @pytest.fixture(scope="module")
 def image(patient: Drawing) -> np.ndarray:
-    return to_canonical(patient.picture.image).array
+    return to_canonical(patient.image).array
 
 
 @pytest.fixture(scope="module")
 def label(patient: Drawing) -> np.ndarray:
-    return to_canonical(patient.picture.label).array
+    return to_canonical(patient.label).array
 
 
 def branches_of_mask(mask: np.ndarray) -> int:
@@ -84,12 +84,12 @@ def test_a_seed_and_a_number_give_one_patient() -> None:
 
 
 def test_tiny_patients_are_small_whole_and_different() -> None:
-    drawings = [airway_task.draw_with_tree(0, index, "tiny") for index in range(4)]
+    drawings = [airway_task.draw(0, index, "tiny") for index in range(4)]
     for drawing in drawings:
-        label = to_canonical(drawing.picture.label).array
+        label = to_canonical(drawing.label).array
         assert label.size < 500_000 and set(np.unique(label)) == {0, 1, 2, 3}
         assert ndimage.label(label == IDS["airway"], FACES_EDGES_CORNERS)[1] == 1
-    assert len({drawing.picture.facts["lung_ml"] for drawing in drawings}) == 4
+    assert len({drawing.facts["lung_ml"] for drawing in drawings}) == 4
 
 
 def test_patients_vary_as_people_and_scanners_do() -> None:
@@ -120,7 +120,7 @@ def test_there_are_more_than_a_hundred_branches_in_the_tree_and_in_the_label(
     patient: Drawing, label: np.ndarray
 ) -> None:
     drawn = airway_task.count_branches(patient.tree)
-    assert patient.picture.facts["branches"] == drawn >= 100
+    assert patient.facts["branches"] == drawn >= 100
     seen = branches_of_mask(label == IDS["airway"])
     assert seen >= 100 and 0.6 * drawn < seen < 1.3 * drawn, (seen, drawn)
 
@@ -139,7 +139,7 @@ def test_counting_by_a_wave_is_right_for_a_known_tree() -> None:
 
 
 def test_the_trachea_and_the_main_bronchi_are_those_of_an_adult(patient: Drawing, label: np.ndarray) -> None:
-    spacing = to_canonical(patient.picture.label).spacing_mm
+    spacing = to_canonical(patient.label).spacing_mm
     rows = [d for d in range(int(0.75 * len(label)), int(0.95 * len(label))) if (label[d] == 1).any()]
     area = np.median([(label[d] == 1).sum() for d in rows]) * spacing[1] * spacing[2]
     assert 15.0 <= 2 * np.sqrt(area / np.pi) <= 19.0
@@ -163,7 +163,7 @@ def test_branches_divide_as_bronchi_do(patient: Drawing) -> None:
     assert 1.5 < min(branch.diameter for branch in patient.tree) < 2.3
     lengths = np.array([branch.length / branch.diameter for branch in patient.tree if branch.generation > 4])
     assert 2.2 < np.median(lengths) < 4.5
-    assert patient.picture.facts["generations"] >= 8
+    assert patient.facts["generations"] >= 8
     assert {branch.name for branch in patient.tree} >= set(airway_tree.REGIONS)
     for region in airway_tree.REGIONS:
         assert sum(branch.name == region for branch in patient.tree) >= 7, region
@@ -195,7 +195,7 @@ def test_airways_stay_inside_lungs_and_mediastinum(
     lumen, lungs = label == IDS["airway"], label >= 2
     share = lumen.sum() / (lumen.sum() + lungs.sum())
     assert 0.005 <= share <= 0.03
-    assert 2500 < patient.picture.facts["lung_ml"] < 6500
+    assert 2500 < patient.facts["lung_ml"] < 6500
     body = ndimage.binary_fill_holes(ndimage.binary_opening(image > -400, iterations=2) | lumen | lungs)
     assert not (lumen & ~body).any()
     around = ndimage.binary_dilation(ndimage.binary_opening(lungs | lumen, iterations=2), iterations=2)
@@ -212,7 +212,7 @@ def test_airways_stay_inside_lungs_and_mediastinum(
 
 
 def test_left_is_left(patient: Drawing) -> None:
-    label = patient.picture.label
+    label = patient.label
     places = {
         name: (label.affine @ [*np.argwhere(label.array == number).mean(axis=0), 1.0])[:3]
         for name, number in IDS.items()
@@ -258,7 +258,7 @@ def test_thin_lumens_are_shallow(patient: Drawing, image: np.ndarray) -> None:
 def test_the_label_goes_on_through_gaps_in_the_contrast(
     patient: Drawing, image: np.ndarray, label: np.ndarray
 ) -> None:
-    assert patient.picture.facts["gaps"] == len(patient.gaps) == len(patient.gap_axes) >= 8
+    assert patient.facts["gaps"] == len(patient.gaps) == len(patient.gap_axes) >= 8
     closed = np.concatenate(patient.gap_axes)
     assert (label[tuple(closed.T)] == IDS["airway"]).all()
     widths = [patient.tree[gap.branch].diameter for gap in patient.gaps]
@@ -292,15 +292,14 @@ def small_scene(warp_mm: float = 0.0) -> Scene:
     affine = np.eye(4)
     affine[:3, :3] = CANONICAL_DIRECTIONS.T * np.array([3, 2, 1])
     affine[:3, 3] = -affine[:3, :3] @ ((np.array([20, 28, 56]) - 1) / 2)
-    return Scene((20, 28, 56), affine, np.eye(4), np.random.default_rng(0), warp_mm)
+    return Scene(Grid((20, 28, 56), affine), np.eye(3), np.random.default_rng(0), warp_mm, {}, {})
 
 
 @pytest.mark.parametrize("radius", [0.4, 1.0, 3.0])
 def test_a_tube_fills_its_own_volume(radius: float) -> None:
     """Also one much narrower than a voxel, wherever it runs between the voxel centres."""
-    layer = TubeLayer(
-        Scene((30, 32, 34), np.diag([1.5, 1.5, 1.5, 1.0]), np.eye(4), np.random.default_rng(0), 0.0)
-    )
+    grid = Grid((30, 32, 34), np.diag([1.5, 1.5, 1.5, 1.0]))
+    layer = TubeLayer(Scene(grid, np.eye(3), np.random.default_rng(0), 0.0, {}, {}))
     for offset in (0.0, 0.3, 0.5):
         layer.share[:] = 0
         layer.add(np.array([[-5.0, 16 + offset, 16.2], [40.0, 16 + offset, 16.2]]), radius)

@@ -11,14 +11,13 @@ import pytest
 from ctseg.anatomy import TASKS, draw_patient, load_task, write_cohort
 from ctseg.anatomy.cohort import case_name
 from ctseg.anatomy.implicit import FAR_MM, Scene, occupancy, smooth_minimum
-from ctseg.anatomy.labels import IDS, STRUCTURES, TARGETS
-from ctseg.anatomy.pelvis.drawing import Drawing, draw, is_dicom, plan
+from ctseg.anatomy.pelvis.pelvis_task import IDS, TARGETS, Drawing, draw, is_dicom, plan
 from ctseg.artifacts import file_hash
 from ctseg.datasets.case import ABSENT, PRESENT, UNLABELLED
 from ctseg.datasets.layouts import open_data_set
 from ctseg.datasets.load_case import load_case
 from ctseg.errors import PipelineError, PreconditionError, UsageError
-from ctseg.geometry.volume import CANONICAL_DIRECTIONS, Volume, to_canonical
+from ctseg.geometry.volume import CANONICAL_DIRECTIONS, Grid, Volume, to_canonical
 
 COHORT = 24
 WINDOW_PATIENTS = range(0, COHORT, 3)  # a sample without choice; these are men
@@ -77,7 +76,7 @@ def test_the_number_of_workers_does_not_change_a_byte(cohort: Path, tmp_path: Pa
     again = {
         name: digest for name, digest in all_hashes(tmp_path / "again").items() if name != "synthetic.json"
     }
-    assert again.items() < all_hashes(cohort).items() and len(again) > 2 * len(STRUCTURES)
+    assert again.items() < all_hashes(cohort).items() and len(again) > 2 * len(IDS)
 
 
 def test_the_pelvis_still_looks_as_it_did() -> None:
@@ -329,7 +328,7 @@ def small_scene(
     affine = np.eye(4)
     affine[:3, :3] = CANONICAL_DIRECTIONS.T * np.array(spacing)
     affine[:3, 3] = -affine[:3, :3] @ ((np.array(shape) - 1) / 2)
-    return Scene(shape, affine, np.eye(4), np.random.default_rng(0), 0.0)
+    return Scene(Grid(shape, affine), np.eye(3), np.random.default_rng(0), 0.0, {}, {"organ": 7})
 
 
 @pytest.mark.parametrize("radius", [8.0, 13.3])
@@ -345,9 +344,9 @@ def test_an_edge_through_a_voxel_gives_a_mixed_value() -> None:
     scene = small_scene((10, 12, 14))
     # between two slices of 3 mm at -1.5 and 1.5
     plane = scene.whole((scene.z - np.float32(0.0)).astype(np.float32))
-    scene.paint(plane, 0.0, 7)
+    plane.paint(0.0, "organ")
     assert np.allclose(scene.hu[:5], 0.0, atol=0.01) and np.allclose(scene.hu[5:], -1000.0, atol=0.01)
-    scene.paint(scene.whole((scene.z - np.float32(1.5)).astype(np.float32)), 0.0)
+    scene.whole((scene.z - np.float32(1.5)).astype(np.float32)).paint(0.0)
     assert np.allclose(scene.hu[5], -500.0, atol=1)
     assert (scene.label[:5] == 7).all() and not scene.label[5:].any()
 
@@ -375,14 +374,14 @@ def test_shapes_outside_the_scan_paint_nothing() -> None:
         scene.tube([(0, 0, 400), (0, 0, 420)], 5),
         scene.loft([(0, 0, 900, 5), (0, 0, 950, 5)]),
     ):
-        scene.paint(shape, 100.0, 3)
+        shape.paint(100.0, "organ")
     assert not scene.label.any() and (scene.hu == -1000).all()
     assert (scene.spread(scene.ellipsoid((500, 0, 0), (9, 9, 9))) == FAR_MM).all()
 
 
 def test_smooth_fields_are_smooth_and_of_unit_deviation() -> None:
     scene = small_scene((40, 40, 80))
-    field = scene.smooth_field(np.random.default_rng(1), 5.0)
+    field = scene.smooth_field(5.0)
     assert field.shape == (40, 40, 80) and 0.8 < field.std() < 1.2
     assert np.diff(field, axis=2).std() < 0.35  # steps of 1 mm; white noise has 1.41
 

@@ -11,12 +11,12 @@ import pytest
 from scipy.ndimage import binary_dilation
 from scipy.ndimage import label as components
 
-from ctseg.anatomy import labels, write_cohort
-from ctseg.anatomy.pelvis import pelvic_bones_task
-from ctseg.anatomy.pelvis.drawing import Drawing, is_dicom, plan, render
+from ctseg.anatomy import write_cohort
+from ctseg.anatomy.pelvis import pelvic_bones_task, pelvis_task
 from ctseg.anatomy.pelvis.pelvic_bones_task import IDS, PATIENTS, TARGETS
-from ctseg.anatomy.pelvis.wear import HEALTHY, Spur, Wear, sample_wear
-from ctseg.anatomy.picture import Picture
+from ctseg.anatomy.pelvis.pelvis_task import Drawing, is_dicom, plan, render
+from ctseg.anatomy.pelvis.people import HEALTHY, Spur, Wear, sample_wear
+from ctseg.anatomy.tasks import Picture
 from ctseg.datasets.case import PRESENT
 from ctseg.datasets.layouts import open_data_set
 from ctseg.datasets.load_case import load_case
@@ -38,7 +38,7 @@ def render_with(wear: Wear) -> Drawing:
     protocol = dataclasses.replace(
         protocol, spacing_mm=(4.0, 2.6, 2.6), shape=(36, height, width), bottom_mm=-30.0, noise_hu=2.0
     )
-    return render(patient, protocol, rng, wear)
+    return render(dataclasses.replace(patient, wear=wear), protocol, rng)
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def healthy() -> Drawing:
 
 def contacts(drawing: Drawing, first: str, second: str) -> int:
     """Voxels of the first bone that have one of the second as a neighbour."""
-    a, b = (drawing.label.array == labels.IDS[name] for name in (first, second))
+    a, b = (drawing.label.array == pelvis_task.IDS[name] for name in (first, second))
     return int((binary_dilation(a) & b).sum())
 
 
@@ -108,7 +108,7 @@ def test_a_sacroiliac_gap_parts_the_bones_and_a_fused_joint_hides_the_edge(healt
     # what it is does not change, only what is seen
     assert np.array_equal(fused.label.array, healthy.label.array)
     changed = np.abs(fused.image.array - healthy.image.array) > 40
-    assert 20 < changed.sum() < 0.2 * (healthy.label.array == labels.IDS["sacrum"]).sum()
+    assert 20 < changed.sum() < 0.2 * (healthy.label.array == pelvis_task.IDS["sacrum"]).sum()
     assert fused.image.array[changed].mean() < healthy.image.array[changed].mean()  # the dense line is gone
 
 
@@ -116,16 +116,16 @@ def test_dense_rims_and_spurs_grow_on_the_worn_side_alone(healthy: Drawing) -> N
     worn = render_with(Wear(sclerosis_hu={1: 300.0}, spurs=(Spur("femur_left", (104.0, 18.0, 8.0), 6.0),)))
     rise = {}
     for side in ("left", "right"):
-        bone = [drawing.label.array == labels.IDS[f"hip_{side}"] for drawing in (worn, healthy)]
+        bone = [drawing.label.array == pelvis_task.IDS[f"hip_{side}"] for drawing in (worn, healthy)]
         beside = (
-            binary_dilation(healthy.label.array == labels.IDS[f"femur_{side}"], iterations=2)
+            binary_dilation(healthy.label.array == pelvis_task.IDS[f"femur_{side}"], iterations=2)
             & bone[0]
             & bone[1]
         )
         rise[side] = float((worn.image.array - healthy.image.array)[beside].mean())
     assert rise["left"] > 40 and abs(rise["right"]) < 5
-    assert (worn.label.array == labels.IDS["femur_left"]).sum() > (
-        healthy.label.array == labels.IDS["femur_left"]
+    assert (worn.label.array == pelvis_task.IDS["femur_left"]).sum() > (
+        healthy.label.array == pelvis_task.IDS["femur_left"]
     ).sum()
 
 

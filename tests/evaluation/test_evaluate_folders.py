@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import dataclasses
 import filecmp
 import itertools
 import json
@@ -22,9 +21,11 @@ from ctseg import artifacts, config
 from ctseg.datasets.case import IGNORED
 from ctseg.errors import PipelineError, UsageError
 from ctseg.evaluation import result_files
-from ctseg.evaluation.mask_pairs import ScoreSettings, find_label_names, pair_folders, read_label_names
+from ctseg.evaluation.label_names import read_label_names
+from ctseg.evaluation.mask_pairs import pair_masks
+from ctseg.evaluation.scored import ScoreSettings, score_pairs
 from ctseg.geometry.volume import Grid, Volume
-from ctseg.manifest import Case, Manifest
+from ctseg.manifest import Case
 from ctseg.scans.formats import nifti
 
 SHAPE, SPACING = (10, 12, 14), (3.0, 2.0, 1.0)
@@ -337,12 +338,10 @@ def test_workers_and_file_order_change_nothing(tmp_path: Path) -> None:
 
 def test_order_of_pairs_changes_nothing(tmp_path: Path) -> None:
     folders(tmp_path, REFERENCES, PREDICTIONS)
-    reference, prediction = tmp_path / "reference", tmp_path / "prediction"
-    names = find_label_names(reference, prediction, None)
-    pairs, how = pair_folders(reference, prediction, names), ScoreSettings(dict.fromkeys(NAMES, (2.0, 1.0)))
-    assert evaluate.score_pairs(pairs, names.structures, how) == evaluate.score_pairs(
-        pairs[::-1], names.structures, how
-    )
+    pairs, structures = pair_masks(tmp_path / "reference", tmp_path / "prediction")
+    how = ScoreSettings(dict.fromkeys(NAMES, (2.0, 1.0)))
+    assert [structure.name for structure in structures] == list(NAMES)
+    assert score_pairs(pairs, structures, how) == score_pairs(pairs[::-1], structures, how)
 
 
 # ---- honesty ----------------------------------------------------------------------------------------------
@@ -669,9 +668,6 @@ def test_ignored_voxels_of_a_reference_leave_every_score(tmp_path: Path) -> None
     predicted[9, 10, 10:12] = 1  # a mistake where nobody looked
     save(workspace.references, "c1", reference)
     save(workspace.predictions, "c1", predicted)
-    cases = Manifest.load(workspace).cases
-    cases = [dataclasses.replace(case, ignored_voxels=3 * (case.case_id == "c1")) for case in cases]
-    write_manifest(workspace, cases, ["bladder", "rectum"], synthetic=True)
     assert evaluate.score_run(workspace, config.Settings()) == 0
     rows, before = (
         list(csv.DictReader(text.splitlines()))

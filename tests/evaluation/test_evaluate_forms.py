@@ -19,9 +19,9 @@ from builders import small_phantom, with_itk
 import evaluate
 import visualize
 from ctseg import artifacts
-from ctseg.evaluation.mask_comparison import numbered, pair_masks, score_masks
 from ctseg.evaluation.mask_forms import find_cases
-from ctseg.evaluation.mask_pairs import ScoreSettings
+from ctseg.evaluation.mask_pairs import pair_masks
+from ctseg.evaluation.scored import ScoreSettings, score_pair
 from ctseg.geometry.volume import Volume, reorient
 from ctseg.scans.dicom import dicom_seg, dicom_series, rtstruct
 from ctseg.scans.formats import nifti, volume_files
@@ -435,6 +435,8 @@ def test_ignored_voxels_and_regions_of_a_table_count_as_in_two_folders(tmp_path:
         results.append(
             [{key: value for key, value in row.items() if key != "label"} for row in scores(tmp_path / out)]
         )
+        report = (tmp_path / out / "evaluation_report.txt").read_text(encoding="utf-8")
+        assert '4 voxels of the references are marked "ignore" and left out of all scores' in report
     assert results[0] == results[1] and [row["dice"] for row in results[0]] == ["1.0", "1.0"]
 
 
@@ -684,13 +686,9 @@ def test_a_pair_travels_to_another_process(world: tuple[Path, dict[str, Volume]]
         write(tmp_path, "seg", "a", labels["a"], root / "ct" / "a"),
         write(tmp_path, "rtstruct", "a", prediction_of(labels["a"]), root / "ct" / "a"),
     )
-    (pair,), names = pair_masks(
-        *paths, labels=None, ct=root / "ct" / "a", structures=None, single=False, allow_missing=False
-    )
-    how = ScoreSettings(dict.fromkeys(names, (2.0, 1.0)))
-    assert score_masks(pickle.loads(pickle.dumps(pair)), numbered(names), how) == score_masks(
-        pair, numbered(names), how
-    )
+    (pair,), structures = pair_masks(*paths, ct=root / "ct" / "a")
+    how = ScoreSettings({structure.name: (2.0, 1.0) for structure in structures})
+    assert score_pair(pickle.loads(pickle.dumps(pair)), structures, how) == score_pair(pair, structures, how)
 
 
 def test_a_folder_says_which_cases_it_holds(world: tuple[Path, dict[str, Volume]], tmp_path: Path) -> None:

@@ -475,7 +475,7 @@ def test_settings_of_the_vnet_reach_it():
 # ---------------------------------------------------------------- guides
 
 
-def test_networks_know_the_channels_that_the_data_layer_makes():
+def test_networks_know_the_channels_that_the_data_layer_makes(monkeypatch):
     assert DELIVERED_TAU_MM == guide_input.TAUS_MM
     distance_mm = (
         torch.tensor([-120.0, -8.0, 0.0, 3.0, 55.0, 299.0, 12.0]).view(1, 1, 1, 7).repeat(2, 2, 3, 1)
@@ -483,7 +483,9 @@ def test_networks_know_the_channels_that_the_data_layer_makes():
     presence = torch.tensor([True, False])
     guide = guide_input.guide_channels(distance_mm, presence, scale=1.25)[None]
     for taus in ((20.0,), (100.0,), (60.0,), (10.0, 30.0, 100.0)):
-        made = guide_input.guide_channels(distance_mm, presence, scale=1.25, taus_mm=taus)[None]
+        with monkeypatch.context() as patch:
+            patch.setattr(guide_input, "TAUS_MM", taus)
+            made = guide_input.guide_channels(distance_mm, presence, scale=1.25)[None]
         for there in (True, False):
             form = GuideForm(6, GuideOptions(guide_tau_mm=taus, guide_presence=there))
             expected = made if there else made[:, :-2]

@@ -362,7 +362,7 @@ def test_the_checkpoint_before_the_last_serves_when_the_last_is_damaged(tmp_path
 
 def test_weights_of_another_network_are_named(tmp_path):
     with pytest.raises(IntegrityError, match=r"CHECKPOINT_MISMATCH.*weight"):
-        checkpoints.load_weights(torch.nn.Linear(3, 2), torch.nn.Linear(4, 2).state_dict(), file="a.pth")
+        checkpoints.require_same_form(torch.nn.Linear(3, 2), torch.nn.Linear(4, 2).state_dict(), "a.pth")
 
 
 def test_the_device_that_is_not_there_is_refused():

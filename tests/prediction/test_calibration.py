@@ -17,8 +17,8 @@ from tiny_workspace import SIZE, STRUCTURES, draw, make
 import evaluate
 from ctseg import artifacts, config
 from ctseg.datasets.case import IGNORED
+from ctseg.geometry.argmax_on_scan import probability_on_scan
 from ctseg.geometry.probabilities import Probabilities
-from ctseg.geometry.soft_masks import probability_on_scan
 from ctseg.geometry.volume import Grid, Volume, resample
 from ctseg.manifest import Manifest
 from ctseg.prediction import sliding_windows

@@ -17,7 +17,7 @@ from ctseg.artifacts import safe_name, write_json
 from ctseg.errors import CaseError, IntegrityError, PreconditionError, UsageError
 from ctseg.geometry.distance_maps import GUIDE_RANGE_MM, coarse_maps, organ_masks
 from ctseg.geometry.volume import Grid, Volume, match_grid
-from ctseg.prediction.guide_input import TAUS_MM, Guide, drop_organs, guide_channels, guide_patch, make_guide
+from ctseg.prediction.guide_input import TAUS_MM, Guide, guide_channels, guide_patch, make_guide
 from ctseg.prediction.mirroring import mirror_permutation
 from ctseg.preparation import guide_organs
 from ctseg.preparation.guide_organs import (
@@ -512,14 +512,6 @@ def test_swaps_are_an_involution_and_leave_the_heart_alone():
     organs = ["kidney_left", "liver", "kidney_right", "heart_atrium_left", "heart_atrium_right", "lung_left"]
     swaps = mirror_permutation(organs)
     assert swaps.tolist() == [2, 1, 0, 3, 4, 5] and swaps[swaps].tolist() == list(range(6))
-
-
-def test_dropping_is_drawn_per_organ():
-    drawn = torch.stack([drop_organs(np.random.default_rng(i), 8) for i in range(2000)])
-    assert drawn.dtype == torch.bool and torch.equal(drawn[3], drop_organs(np.random.default_rng(3), 8))
-    assert ((drawn.float().mean(0) - 0.15).abs() < 0.04).all() and not drop_organs(
-        np.random.default_rng(0), 8, 0.0
-    ).any()
 
 
 # ---- real masks --------------------------------------------------------------------------------------------

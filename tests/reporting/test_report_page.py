@@ -4,6 +4,7 @@ a real browser and in print.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import re
 import shutil
@@ -23,6 +24,7 @@ from ctseg.artifacts import Workspace
 from ctseg.cli import Options
 from ctseg.config import Settings
 from ctseg.errors import IntegrityError, PreconditionError
+from ctseg.manifest import Manifest
 from ctseg.reporting import facts, glossary, other_runs, page, report, results, tables, verdict
 from ctseg.reporting.pictures import slices
 from ctseg.reporting.results import Results
@@ -391,21 +393,27 @@ def test_calibration_confidence_and_topology_are_shown(built: Workspace, text: s
     )
     assert text.count("Reliability: observed") == 1 and "confidence against" not in part
     found = results.read(built)
-    worst = tables.worst_table(found, [])
-    lowest = sorted(plots_dice(found))[: tables.WORST]
-    assert [float(line["dice"]) for line in worst["by_dice"]] == pytest.approx(lowest, abs=5e-4) and worst[
-        "by_dice"
-    ][0]["missed"]
-    confidences = [float(line["confidence"]) for line in worst["by_confidence"]]
+    worst = tables.worst_table(found)
+    lowest = sorted(row["dice"] for row in found.scored)[: tables.WORST]
+    assert [line["dice"] for line in worst["dice"]] == lowest and worst["dice"][0]["state"] == "missed"
+    confidences = [line["confidence"] for line in worst["confidence"]]
     assert confidences == sorted(confidences) and confidences[0] == 0.5
 
 
-def plots_dice(found: Results) -> list[float]:
-    return [
-        0.0 if row["state"] == "missed" else row["dice"]
-        for row in found.rows
-        if row["state"] in ("present", "missed")
+def test_the_worst_cases_are_those_of_the_evaluation() -> None:
+    """Of two that were missed the one that is farther off comes first, in the table and in the pictures."""
+    found = made_up({"liver": [0.9, "missed", "missed", 0.8], "spleen": [0.9, 0.8, 0.7, 0.6]})
+    near = next(row for row in found.rows if row["state"] == "missed")
+    near["hd95_imputed_mm"] = 100.0
+    table = [(line["case_id"], line["structure"]) for line in tables.worst_table(found)["dice"]]
+    worst = [case for case in slices.choose(found.rows, found.structures) if case.structure]
+    summary = scores.summarise(found.rows, found.rows, {})
+    assert table[:2] == [("c002", "liver"), ("c001", "liver")]
+    assert [case.case_id for case in worst] == [
+        summary["worst_cases"][name][0]["case_id"] for name in ("liver", "spleen")
     ]
+    assert "missed, Dice 0.000" in words(found)["What fails or falls short"]
+    assert "liver in scan c002" in words(found)["What fails or falls short"]
 
 
 def test_what_was_not_measured_is_said(tmp_path: Path) -> None:
@@ -467,7 +475,11 @@ def test_contrast_is_enough_in_light_and_dark() -> None:
                 assert (light + 0.05) / (dark + 0.05) >= 4.5, (ink, ground)
 
 
-def test_commands_and_settings_show_no_folder_of_this_machine() -> None:
+def test_commands_and_settings_show_no_folder_of_this_machine(built: Workspace) -> None:
+    manifest = Manifest.load(built)
+    manifest = dataclasses.replace(
+        manifest, settings={"seed": 2}, synthetic=False, data_root="/home/somebody/ct"
+    )
     found = Results(
         {
             "model": "unet",
@@ -476,10 +488,10 @@ def test_commands_and_settings_show_no_folder_of_this_machine() -> None:
                 "data": {"guide": "/home/somebody/guides"},
             },
         },
-        {"settings": {"seed": 2}, "layout": "plain", "synthetic": False, "data_root": "/home/somebody/ct"},
+        manifest,
     )
     assert (
-        facts.commands(found)[0]
+        facts.command(found)
         == "python run_pipeline.py --data PATH --layout plain --model unet --minutes 6 --seed 1 "
         "--set data.seed=2"
     )
@@ -510,12 +522,14 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Workspace, Workspace
 
 def test_other_runs_are_compared_on_the_shared_patients(pair: tuple[Workspace, Workspace]) -> None:
     found = other_runs.table(other_runs.gather(results.read(pair[0]), [pair[1].root]))
-    mine, other = found["lines"]
-    assert found["n_patients"] == 7 and mine["verdict"] == "reference" and "second" in other["name"]
-    change = float(other["dice"]) - float(mine["dice"])
+    mine, other = found["methods"]
+    assert (
+        found["n_patients"] == 7 and list(found["main"]) == [other["method"]] and "second" in other["method"]
+    )
+    change = other["macro"]["dice"] - mine["macro"]["dice"]
     # a missed one stays at 0
     assert (
-        float(other["difference"].replace("−", "-")) == pytest.approx(change, abs=1.1e-3)
+        found["main"][other["method"]]["difference"] == pytest.approx(change, abs=1e-9)
         and -0.051 < change < -0.04
     )
     assert any("left out" in line for line in found["warnings"])
@@ -534,11 +548,9 @@ def test_comparison_of_the_workspace_is_shown_by_itself(
     shown = Elements(
         report.render(results.read(pair[0]), dict.fromkeys(analyze_plots(), b""), [], comparison=read)
     ).text
-    assert (
-        other_runs.table(record)["sentences"][1] in shown
-        and other_runs.table(record)["lines"][1]["difference"] in shown
-        and "−0.0" in shown
-    )
+    (pair,) = other_runs.table(record)["main"].values()
+    sentence = list(record["statistics"]["sentences"].values())[1]
+    assert sentence in shown and f"{pair['difference']:+.3f}".replace("-", "−") in shown and "−0.0" in shown
 
 
 def test_command_line_names_other_workspaces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

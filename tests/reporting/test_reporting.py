@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import io
 import re
 import shutil
@@ -257,11 +258,12 @@ def test_notice_is_escaped_and_its_command_is_code(built: Workspace) -> None:
 
 def test_absolute_data_folder_shows_its_name_only(built: Workspace) -> None:
     found = results.read(built)
-    found.manifest["data_root"] = "/home/somebody/secret/scans"
+    assert found.manifest is not None
+    found.manifest = dataclasses.replace(found.manifest, data_root="/home/somebody/secret/scans")
     assert "secret" not in str(facts.facts(found)) and "scans" in str(facts.facts(found))
 
 
-def test_warnings_of_one_kind_share_a_line() -> None:
+def test_warnings_of_one_kind_share_a_line(built: Workspace) -> None:
     items = [
         {"severity": "NOTE", "code": "REORIENTED", "case": f"c{i}", "cause": "x", "fix": "y"}
         for i in range(30)
@@ -270,9 +272,12 @@ def test_warnings_of_one_kind_share_a_line() -> None:
         {"severity": "ERROR", "code": "TRUNCATED", "case": f"e{i}", "cause": "x", "fix": "y"}
         for i in range(2)
     ]
-    lines = report.findings({"findings": items})["lines"]
-    assert [(line["severity"], line["n"]) for line in lines] == [("skipped", 1), ("skipped", 1), ("note", 30)]
-    assert lines[2]["cases"].endswith("and 24 more")
+    groups = report.findings({"findings": items})
+    assert [(group[0].severity, len(group)) for group in groups] == [("ERROR", 1), ("ERROR", 1), ("NOTE", 30)]
+    found = results.read(built)
+    found.preprocess_report["findings"] = items
+    part = Elements(report.render(found, NO_PLOTS, []).split('id="findings"')[1]).text
+    assert "c4, c5 and 24 more" in part and "30 cases" in part and part.count("TRUNCATED") == 2
 
 
 def test_rows_keep_undefined_apart_from_zero(built: Workspace) -> None:
@@ -363,9 +368,9 @@ def test_headline_rows_are_present_only() -> None:
         row("A", "unannotated", None),
         row("B", "present", 1.0),
     ]
-    assert [r["dice"] for r in plots.with_reference(rows, "A")] == [0.8, 0.0]
-    assert plots.label_of("A", rows) == "A (n=2, 1 missed)" and plots.label_of("B", rows) == "B (n=1)"
-    assert plots.dice_of({"state": "missed", "dice": None}) == 0.0
+    scored = plots.by_structure(rows, ["A", "B", "C"])
+    assert [r["dice"] for r in scored["A"]] == [0.8, 0.0] and scored["C"] == []
+    assert [plots.label_of(*item) for item in scored.items()] == ["A (n=2, 1 missed)", "B (n=1)", "C (n=0)"]
 
 
 def test_missed_structures_are_drawn_at_zero_and_marked() -> None:

@@ -45,9 +45,7 @@ def volumes(shape=SHAPE, spacing=(3.0, 2.0, 2.0)) -> tuple[Volume, Volume, Volum
 
 
 def page() -> str:
-    found = Results(
-        {"model": "unet", "structures": list(NAMES)}, {"window_hu": [-160, 240], "synthetic": True}
-    )
+    found = Results({"model": "unet", "structures": list(NAMES), "synthetic": True})
     return viewer.render(
         found,
         [
@@ -96,7 +94,7 @@ def test_large_scans_are_thinned_and_other_grids_refused():
     label[5:35, 5:195, 5:370] = 1
     same = Volume(label, image.affine)
     case = viewer.view_case("big", slices.on_one_grid(image, same, same), (-160.0, 240.0))
-    assert max(case.image.shape) <= viewer.LARGEST and case.spacing_mm == (2.0, 2.0, 3.0)
+    assert max(case["shape"]) <= viewer.LARGEST and case["spacing"] == [2.0, 2.0, 3.0]
     moved = prediction.affine.copy()
     moved[0, 3] += 5
     with pytest.raises(CaseError, match="grid"):
@@ -202,7 +200,7 @@ def test_scrolling_toggling_and_pointing_in_a_browser(tmp_path):
     # the patient's left, brighter here, on the right
     assert np.mean(seen["neither"]["right"]) > np.mean(seen["neither"]["left"]) + 20
     case = viewer.view_case("case", slices.on_one_grid(*volumes()), (-160.0, 240.0))
-    d, h, w = case.image.shape
+    d, h, w = case["shape"]
     assert (
         abs(seen["start"]["wide"] / seen["start"]["tall"] - w / h) < 0.05
         and abs(seen["coronal"]["wide"] / seen["coronal"]["tall"] - (2 * w) / (3 * d)) < 0.05

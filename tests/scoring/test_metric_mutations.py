@@ -18,11 +18,10 @@ ROOT = Path(__file__).resolve().parents[2]
 MUTATIONS = {
     "spacing of the axes swapped": (
         "distances.py",
-        "        spacing_mm=spacing_mm,\n        boundary_mode=boundary_mode,\n        engine=engine,\n",
-        "        spacing_mm=spacing_mm[::-1],\n        boundary_mode=boundary_mode,\n        "
-        "engine=engine,\n",
+        "        spacing_mm=spacing_mm,\n        boundary_mode=boundary_mode,\n",
+        "        spacing_mm=spacing_mm[::-1],\n        boundary_mode=boundary_mode,\n",
     ),
-    "spacing forgotten": ("distances.py", "(spacing[0], spacing[1], spacing[2])", "(1.0, 1.0, 1.0)"),
+    "spacing forgotten": ("distances.py", "(d, h, w)", "(1.0, 1.0, 1.0)"),
     "spacing of a case swapped": (
         "metrics.py",
         "spacing_mm=spacing_mm,\n                boundary_mode=boundary_mode,\n            )\n   "

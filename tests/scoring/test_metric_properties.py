@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from metric_oracles import ENGINES, MODES, mask_metrics, scores
+from metric_oracles import ENGINES, MODES, mask_metrics, scores, using
 
 from ctseg.geometry.boxes import label_boxes
 from ctseg.scoring import distances, metrics, shells, tolerances
@@ -136,9 +136,10 @@ def test_every_engine_agrees_with_all_pairs_of_points(mode: str, pair) -> None:
     there, back = table.min(axis=1), table.min(axis=0)
     pooled, weight = np.concatenate([there, back]), np.concatenate(weights)
     for engine in ENGINES:
-        found = distances.surface_distances(
-            prediction=prediction, reference=reference, spacing_mm=spacing, boundary_mode=mode, engine=engine
-        )
+        with using(engine):
+            found = distances.surface_distances(
+                prediction=prediction, reference=reference, spacing_mm=spacing, boundary_mode=mode
+            )
         assert found is not None
         np.testing.assert_allclose(found.from_reference_mm, np.sort(there), atol=1e-9)
         np.testing.assert_allclose(found.from_prediction_mm, np.sort(back), atol=1e-9)

@@ -11,6 +11,8 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from unittest import mock
 
 import numpy as np
 
@@ -22,13 +24,24 @@ from ctseg.scoring.summary import mean, summarise
 UNIT = (1.0, 1.0, 1.0)
 THICK = (1.0, 1.0, 5.0)
 MODES = ("surfel", "voxel")
-ENGINES = distances.ENGINES
+# Which of its ways `distances` takes: what a step costs there is changed until only one is left.
+ENGINES = {
+    "auto": {"NEAR_VOXELS": distances.NEAR_VOXELS},
+    "shells": {"NEAR_VOXELS": math.inf, "TRANSFORM_PER_VOXEL": math.inf},
+    "scipy": {"NEAR_VOXELS": -1.0, "TRANSFORM_PER_VOXEL": 0.0},
+    "tree": {"NEAR_VOXELS": -1.0, "TRANSFORM_PER_VOXEL": math.inf},
+}
 ORACLES: list[Callable[[], None]] = []
 
 
 def oracle(function: Callable[[], None]) -> Callable[[], None]:
     ORACLES.append(function)
     return function
+
+
+def using(engine: str) -> AbstractContextManager:
+    """A place where distances are found in this way alone."""
+    return mock.patch.multiple(distances, **ENGINES[engine])
 
 
 def cube(size: int, low: int, high: int, axis: int = 0, shift: int = 0) -> np.ndarray:
@@ -65,13 +78,10 @@ def mask_metrics(
     """
     prediction, reference, spacing_mm = distances.check_masks(prediction, reference, spacing_mm)
     counts = Counts.of(prediction=prediction, reference=reference)
-    pair = distances.surface_distances(
-        prediction=prediction,
-        reference=reference,
-        spacing_mm=spacing_mm,
-        boundary_mode=boundary_mode,
-        engine=engine,
-    )
+    with using(engine):
+        pair = distances.surface_distances(
+            prediction=prediction, reference=reference, spacing_mm=spacing_mm, boundary_mode=boundary_mode
+        )
     if pair is None:
         one_sided = 0.0 if counts.tp + counts.fp + counts.fn else None
         surface: dict[str, float | None] = {"hd_mm": None, "hd95_mm": None, "assd_mm": None, "masd_mm": None}

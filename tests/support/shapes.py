@@ -6,11 +6,64 @@ import numpy as np
 
 from ctseg.geometry.boxes import whole_box
 from ctseg.geometry.probabilities import Probabilities
-from ctseg.scoring.shape.airway_tree import parse_tree, tree_metrics
+from ctseg.scoring.shape import airway_tree, topology, tubular
+from ctseg.scoring.shape.airway_tree import Tree
+from ctseg.scoring.shape.topology import Betti, CentrelineOverlap, ComponentErrors, Shape
 
 UNIT = (1.0, 1.0, 1.0)
 SPACING = (3.0, 2.0, 1.0)
 SHAPE = (10, 12, 14)
+
+
+# ---- the measures of plain masks --------------------------------------------------------------------------
+
+
+def known(mask: np.ndarray, skeleton: np.ndarray | None = None) -> Shape:
+    """A mask with its skeleton, or with another one."""
+    shape = Shape(mask)
+    if skeleton is not None:
+        shape.skeleton = skeleton
+    return shape
+
+
+def betti_numbers(mask: np.ndarray) -> Betti:
+    return Shape(mask).betti
+
+
+def component_errors(
+    *, prediction: np.ndarray, reference: np.ndarray, spacing_mm: tuple[float, float, float]
+) -> ComponentErrors:
+    return topology.component_errors(Shape(prediction), Shape(reference), spacing_mm)
+
+
+def cldice(*, prediction: np.ndarray, reference: np.ndarray) -> CentrelineOverlap:
+    return topology.cldice(Shape(prediction), Shape(reference))
+
+
+def parse_tree(
+    *, reference: np.ndarray, spacing_mm: tuple[float, float, float], skeleton: np.ndarray | None = None
+) -> Tree:
+    return airway_tree.parse_tree(known(reference, skeleton), spacing_mm)
+
+
+def tree_metrics(*, prediction: np.ndarray, reference: np.ndarray, tree: Tree) -> dict:
+    return airway_tree.tree_metrics(Shape(prediction), Shape(reference), tree)
+
+
+def td_by_generation(*, prediction: np.ndarray, tree: Tree) -> list[float]:
+    return airway_tree.td_by_generation(prediction, tree)
+
+
+def compare(
+    *, prediction: np.ndarray, reference: np.ndarray, spacing_mm: tuple[float, float, float], tree: bool
+) -> dict:
+    """Everything about one structure, with the tree of the reference or without."""
+    shape = Shape(reference)
+    parsed = airway_tree.parse_tree(shape, spacing_mm) if tree else None
+    return tubular.compare(Shape(prediction), shape, spacing_mm, parsed)
+
+
+# ---- shapes -----------------------------------------------------------------------------------------------
 
 
 def box(*sides: tuple[int, int], shape: tuple[int, int, int] = (24, 24, 24)) -> np.ndarray:

@@ -7,21 +7,32 @@ with `draw`; what varies stands in `people.py`, the frame in `trunk.py`.
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 
 from ctseg.anatomy.abdomen.gut import paint_gut
 from ctseg.anatomy.abdomen.organs import build_organs, paint_organs
-from ctseg.anatomy.abdomen.people import IDS, Person, sample_person, sample_scan
+from ctseg.anatomy.abdomen.people import Person, sample_person
 from ctseg.anatomy.abdomen.trunk import build_trunk, paint_trunk
-from ctseg.anatomy.abdomen.vessels import TWIGS, build_vessels, paint_liver_vessels, paint_vessels
-from ctseg.anatomy.body import paint_twigs
-from ctseg.anatomy.patients import Protocol, coarse
-from ctseg.anatomy.picture import Picture
-from ctseg.anatomy.scanner import TINY_SPACING_MM, begin_scan, paint_table
-from ctseg.anatomy.texture import fields
+from ctseg.anatomy.abdomen.vessels import VESSELS, paint_liver_vessels, paint_vessels
+from ctseg.anatomy.scanner import Protocol, begin_scan, sample_protocol
+from ctseg.anatomy.tasks import Picture, numbered
 
-__all__ = ["IDS", "PATIENTS", "TARGETS", "draw", "plan"]
-
+IDS = numbered(
+    "liver",
+    "kidney_right",
+    "kidney_left",
+    "spleen",
+    "pancreas",
+    "aorta",
+    "postcava",
+    "gall_bladder",
+    "stomach",
+    "duodenum",
+    "colon",
+    "intestine",
+)
 TARGETS = ("liver", "kidney_right", "kidney_left", "spleen")
 PATIENTS = 24
 _STREAM = 3  # keeps the draws of this task apart from those of others
@@ -30,22 +41,18 @@ _STREAM = 3  # keeps the draws of this task apart from those of others
 def draw(seed: int, index: int, size: str = "full") -> Picture:
     """Patient `index` of the cohort with this seed. size: "full", or "tiny" for quick tests (6 mm voxels)."""
     person, protocol, rng = plan(seed, index, size)
-    scan = begin_scan(person, protocol, rng)
+    scan = begin_scan(person, protocol, rng, IDS)
     scene = scan.scene
-    texture = fields(scene, rng)
-    trunk = build_trunk(scene, person, scene.smooth_field(rng, 40.0))
-    paint_table(scene, person.fat_mm)
-    spine = paint_trunk(scene, trunk, person, texture)
-    vein_hu = person.hu["vein"]
-    paint_twigs(scene, rng, TWIGS, vein_hu, step_mm=(4, 9), radius_mm=(0.7, 1.8), mirrored=False)
-    organs = build_organs(scene, person, trunk, texture)
-    vessels = build_vessels(scene)
-    solid = scene.spread(*organs.solid(), *spine, *vessels.values())
-    paint_gut(scene, person, rng, np.minimum(solid, -trunk.abdomen - 1.5), texture)
-    paint_organs(scene, organs, person, texture, rng)
-    paint_liver_vessels(scene, organs.liver, person)
-    paint_vessels(scene, vessels, person, texture)
-    image, label = scan.finish(rng, trunk.skin, streaks_z_mm=150.0, streak_share=0.3)
+    trunk = build_trunk(scene, person)
+    spine = paint_trunk(scene, trunk, person)
+    organs = build_organs(scene, person, trunk)
+    vessels = {name: scene.tube(nodes, blend_mm=1) for name, nodes in VESSELS.items()}
+    solid = scene.spread(*organs.solid, *spine, *vessels.values())
+    paint_gut(scene, person, np.minimum(solid, -trunk.abdomen - 1.5))
+    paint_organs(organs, person)
+    paint_liver_vessels(organs.liver)
+    paint_vessels(vessels)
+    image, label = scan.finish(trunk.skin, streaks_z_mm=150.0, streak_share=0.3)
     facts = {
         "phase": person.phase,
         "removed": person.removed,
@@ -58,8 +65,24 @@ def draw(seed: int, index: int, size: str = "full") -> Picture:
 
 
 def plan(seed: int, index: int, size: str = "full") -> tuple[Person, Protocol, np.random.Generator]:
-    """Draw the parameters of a patient and the scan; the generator goes on to draw the picture."""
+    """Draw the parameters of a patient, and of a scan from below the kidneys to above the diaphragm.
+
+    The generator goes on to draw the picture.
+    """
     rng = np.random.default_rng([seed, index, _STREAM])
     person = sample_person(rng, index)
-    protocol = sample_scan(rng, index, person)
-    return person, coarse(protocol, TINY_SPACING_MM) if size == "tiny" else protocol, rng
+    width_mm = 2 * (148 * person.size[0] + 1.2 * person.fat_mm)
+    protocol = sample_protocol(rng, index, width_mm, oblique=index % 6 == 2, any_axes=True)
+    slice_mm = protocol.spacing_mm[0]
+    bottom, top = rng.uniform((-132, 136), (-112, 158)).tolist()
+    if slice_mm < 1.4:  # thin slices: a tighter range keeps the cohort small
+        slice_mm, bottom, top = 1.4, bottom + 8, 134.0
+    depth = int(np.clip(round((top - bottom) / slice_mm), 45, 200))
+    protocol = dataclasses.replace(
+        protocol,
+        spacing_mm=(slice_mm, *protocol.spacing_mm[1:]),
+        bottom_mm=bottom,
+        shape=(depth, *protocol.shape[1:]),
+        noise_hu=rng.uniform(10, 20),
+    )
+    return person, protocol.coarse() if size == "tiny" else protocol, rng

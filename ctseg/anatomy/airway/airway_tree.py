@@ -19,7 +19,7 @@ import numpy as np
 from scipy.spatial import cKDTree
 
 from ctseg.anatomy.shape_tables import read_table
-from ctseg.anatomy.thin_tubes import arc_mm
+from ctseg.anatomy.thin_tubes import Line, arc_mm
 
 Depth = Callable[[np.ndarray], np.ndarray]  # points (n, 3) -> mm inside the lung, negative outside
 
@@ -63,10 +63,17 @@ class Branch:
 
 NODES = read_table(__file__, "bronchi")
 TRUNKS = read_table(__file__, "trunks")
-# Each side: above the oblique and the horizontal fissure, between them, top and base of the lower lobe.
-RIGHT_REGIONS = ("right_upper", "right_middle", "right_superior", "right_basal")
-LEFT_REGIONS = ("left_division", "lingula", "left_superior", "left_basal")
-REGIONS = (*RIGHT_REGIONS, *LEFT_REGIONS)
+# Right, then left: above the oblique and the horizontal fissure, between them, top and base of the lower lobe.
+REGIONS = (
+    "right_upper",
+    "right_middle",
+    "right_superior",
+    "right_basal",
+    "left_division",
+    "lingula",
+    "left_superior",
+    "left_basal",
+)
 
 
 def oblique(points: np.ndarray) -> np.ndarray:
@@ -82,14 +89,10 @@ def horizontal(points: np.ndarray) -> np.ndarray:
 
 def regions(points: np.ndarray) -> dict[str, np.ndarray]:
     """Points (n, 3) inside the lungs, by the bronchus that supplies them."""
-    left, lower = points[:, 0] > 0, oblique(points) < 0
-    caudal, basal = horizontal(points) < 0, points[:, 2] < -66
-    lobes = (~lower & ~caudal, ~lower & caudal, lower & ~basal, lower & basal)
-    return {
-        name: points[side & lobe]
-        for names, side in ((RIGHT_REGIONS, ~left), (LEFT_REGIONS, left))
-        for name, lobe in zip(names, lobes)
-    }
+    lower = oblique(points) < 0
+    below = np.where(lower, points[:, 2] < -66, horizontal(points) < 0)
+    number = 4 * (points[:, 0] > 0) + 2 * lower + below
+    return {name: points[number == k] for k, name in enumerate(REGIONS)}
 
 
 def airways(tree: list[Branch], finest_mm: float) -> list[Branch]:
@@ -118,49 +121,21 @@ def grow_tree(
     airway_mm: from this lumen on, branches keep clear of each other; narrower ones only guide vessels.
     finest_mm: narrower branches are not grown. width: all diameters of the table times this.
     """
-    tree = trunks(rng, width)
-    supply = regions(cloud)
-    for branch in tree:
-        branch.cloud = supply.get(branch.name)
-    return grow(rng, tree, depth, finest_mm, airway_mm)
-
-
-def grow(
-    rng: np.random.Generator, tree: list[Branch], depth: Depth, finest_mm: float, clear_mm: float
-) -> list[Branch]:
-    """Divide every branch that has a region, again and again. clear_mm: narrower ones may touch others."""
-    taken = Taken(tree, clear_mm)
-    order = [(-branch.diameter, number) for number, branch in enumerate(tree) if branch.cloud is not None]
-    heapq.heapify(order)  # the widest first: they find free space
-    while order:
-        _, number = heapq.heappop(order)
-        for child in divide(rng, tree, number, depth, taken, finest_mm):
-            tree.append(child)
-            taken.add(child, len(tree) - 1)
-            if child.cloud is not None and len(child.cloud) >= 10:
-                heapq.heappush(order, (-child.diameter, len(tree) - 1))
-    return tree
-
-
-def trunks(rng: np.random.Generator, width: float) -> list[Branch]:
-    """Trachea to lobar bronchi, a little different in everyone."""
+    # Trachea to lobar bronchi, a little different in everyone.
     tree: list[Branch] = []
-    number = {"": -1}
-    shifts = {"": np.zeros(3)}
+    supply, known = regions(cloud), {"": (-1, np.zeros(3))}  # number and shift by name
     for way, rows in TRUNKS.items():
         parent, name = way.split("/")
         diameter, *side = rows[0].tolist()
-        up, points = number[parent], NODES[name]
-        shifts[name] = shifts[parent]
-        generation = 0
+        (up, shift), points, generation = known[parent], NODES[name], 0
         if parent:
-            shifts[name] = shifts[parent] + rng.normal(0, 1.0, 3)
-            points = np.vstack([tree[up].end, points + shifts[name]])
+            shift = shift + rng.normal(0, 1.0, 3)
+            points = np.vstack([tree[up].end, points + shift])
             generation = tree[up].generation + 1
-        number[name] = len(tree)
-        lumen = diameter * width * rng.uniform(0.96, 1.04)
-        tree.append(Branch(name, smooth_line(points), lumen, up, generation, unit(np.array(side))))
-    return tree
+        known[name] = len(tree), shift
+        lumen, joint = diameter * width * rng.uniform(0.96, 1.04), unit(np.array(side))
+        tree.append(Branch(name, smooth_line(points), lumen, up, generation, joint, supply.get(name)))
+    return Growth(rng, depth, finest_mm, airway_mm, tree).grow()
 
 
 def smooth_line(points: np.ndarray, per_piece: int = 3) -> np.ndarray:
@@ -174,112 +149,116 @@ def smooth_line(points: np.ndarray, per_piece: int = 3) -> np.ndarray:
     return np.concatenate([*parts, points[-1:]])
 
 
-class Taken:
-    """Where branches run already, to keep new ones away."""
-
-    def __init__(self, tree: list[Branch], clear_mm: float):
-        self._clear_mm = clear_mm
-        self._known = np.empty((0, 5))  # x, y, z, radius, number
-        for number, branch in enumerate(tree):
-            self.add(branch, number)
-
-    def add(self, branch: Branch, number: int) -> None:
-        """Remember a branch, unless it is too narrow to matter."""
-        if branch.diameter >= self._clear_mm:
-            points = along(branch.points, np.linspace(0, 1, max(2, int(branch.length / 2))))
-            rows = np.column_stack([points, np.tile((0.65 * branch.diameter, number), (len(points), 1))])
-            self._known = np.concatenate([self._known, rows])
-
-    def free(self, branch: Branch, kin: tuple[int, ...]) -> bool:
-        """Whether a new branch keeps clear of all others but its kin, beyond the joint."""
-        if branch.diameter < self._clear_mm:
-            return True
-        points = along(branch.points, np.linspace(0.35, 1, 5))
-        near = self._known[(np.abs(self._known[:, :3] - points.mean(axis=0)) < 45).all(axis=1)]
-        near = near[~np.isin(near[:, 4], kin)]
-        gaps = np.linalg.norm(near[:, None, :3] - points[None], axis=2) - near[:, 3:4]
-        return bool((gaps > 0.65 * branch.diameter + _CLEAR_MM).all())
-
-
 def along(points: np.ndarray, share: np.ndarray) -> np.ndarray:
     """Points (len(share), 3) at shares 0..1 of a line's length."""
     way = arc_mm(points)
     return np.stack([np.interp(share, way / max(way[-1], 1e-9), column) for column in points.T], axis=1)
 
 
-def divide(
-    rng: np.random.Generator, tree: list[Branch], number: int, depth: Depth, taken: Taken, finest_mm: float
-) -> list[Branch]:
-    """The two children of a branch, or none where space or width do not allow them."""
-    parent = tree[number]
-    cloud = parent.cloud
-    if cloud is None or parent.diameter * _RATIO[1] < finest_mm:
-        return []
-    for attempt in range(_TRIES):
-        halves = cut_region(rng, cloud, parent.end)
-        children = [make_child(rng, parent, number, half, depth, attempt) for half in halves]
+@dataclasses.dataclass
+class Growth:
+    """A tree that fills the lung. finest_mm: narrower branches are not grown; clear_mm: narrower ones may touch
+    others. taken: (n, 5) where branches run already: x, y, z, radius, number."""
+
+    rng: np.random.Generator
+    depth: Depth
+    finest_mm: float
+    clear_mm: float
+    tree: list[Branch]
+    taken: np.ndarray = dataclasses.field(default_factory=lambda: np.empty((0, 5)))
+
+    def grow(self) -> list[Branch]:
+        """Divide every branch that has a region, again and again; returns the tree."""
+        order: list[tuple[float, int]] = []
+        for number in range(len(self.tree)):
+            self.remember(number, order, 0)
+        while order:  # the widest first: they find free space
+            _, parent = heapq.heappop(order)
+            for child in self.children(parent):
+                self.tree.append(child)
+                self.remember(len(self.tree) - 1, order, 10)
+        return self.tree
+
+    def remember(self, number: int, order: list[tuple[float, int]], least: int) -> None:
+        """Keep others away from a branch, unless it is too narrow to matter; one with a region of `least`
+        points or more will divide in its turn."""
+        branch = self.tree[number]
+        if branch.diameter >= self.clear_mm:
+            points = along(branch.points, np.linspace(0, 1, max(2, int(branch.length / 2))))
+            rows = np.column_stack([points, np.tile((0.65 * branch.diameter, number), (len(points), 1))])
+            self.taken = np.concatenate([self.taken, rows])
+        if branch.cloud is not None and len(branch.cloud) >= least:
+            heapq.heappush(order, (-branch.diameter, number))
+
+    def free(self, branch: Branch, kin: tuple[int, ...], margin_mm: float) -> bool:
+        """Whether a new branch keeps that far inside the lung, and clear of all others but its kin, beyond the
+        joint."""
         # Lobar bronchi end at the root of the lung: their children begin there.
-        first, margin_mm = 2 if parent.generation > 3 else 3, 3.0 - 0.4 * attempt
-        if all(
-            depth(child.points[first:]).min() >= 0.65 * child.diameter + margin_mm
-            and taken.free(child, (number, parent.parent))
-            for child in children
-        ):
-            plane = unit(np.cross(children[0].direction, children[1].direction))
-            parent.joint = plane if plane @ parent.joint >= 0 else -plane
-            for child in children:
-                child.joint = parent.joint
-            return [child for child in children if child.diameter >= finest_mm]
-    return []
+        first = 2 if branch.generation > 4 else 3
+        if self.depth(branch.points[first:]).min() < 0.65 * branch.diameter + margin_mm:
+            return False
+        if branch.diameter < self.clear_mm:
+            return True
+        points = along(branch.points, np.linspace(0.35, 1, 5))
+        near = self.taken[(np.abs(self.taken[:, :3] - points.mean(axis=0)) < 45).all(axis=1)]
+        near = near[~np.isin(near[:, 4], kin)]
+        gaps = np.linalg.norm(near[:, None, :3] - points[None], axis=2) - near[:, 3:4]
+        return bool((gaps > 0.65 * branch.diameter + _CLEAR_MM).all())
 
+    def children(self, number: int) -> list[Branch]:
+        """The two children of a branch, or none where space or width do not allow them."""
+        parent, cloud = self.tree[number], self.tree[number].cloud
+        if cloud is None or parent.diameter * _RATIO[1] < self.finest_mm:
+            return []
+        # The region is cut across its longest side as seen from the end of the branch, into unequal halves.
+        middle = cloud.mean(axis=0)
+        ahead = unit(middle - parent.end)
+        flat = cloud - middle
+        flat = flat - np.outer(flat @ ahead, ahead)
+        _, vectors = np.linalg.eigh(flat.T @ flat)
+        for attempt in range(_TRIES):
+            place = flat @ unit(vectors[:, 2] + 0.18 * self.rng.normal(size=3))
+            cut = np.quantile(place, self.rng.uniform(0.33, 0.67))
+            halves = cloud[place <= cut], cloud[place > cut]
+            one, other = (self.child(number, half, len(half) / len(cloud), attempt) for half in halves)
+            kin, margin_mm = (number, parent.parent), 3.0 - 0.4 * attempt
+            if self.free(one, kin, margin_mm) and self.free(other, kin, margin_mm):
+                plane = unit(np.cross(one.direction, other.direction))
+                parent.joint = one.joint = other.joint = plane if plane @ parent.joint >= 0 else -plane
+                return [child for child in (one, other) if child.diameter >= self.finest_mm]
+        return []
 
-def cut_region(rng: np.random.Generator, cloud: np.ndarray, start: np.ndarray) -> list[np.ndarray]:
-    """The region cut across its longest side as seen from `start`, into unequal halves."""
-    middle = cloud.mean(axis=0)
-    ahead = unit(middle - start)
-    flat = cloud - middle
-    flat = flat - np.outer(flat @ ahead, ahead)
-    _, vectors = np.linalg.eigh(flat.T @ flat)
-    place = flat @ unit(vectors[:, 2] + 0.18 * rng.normal(size=3))
-    cut = np.quantile(place, rng.uniform(0.33, 0.67))
-    return [cloud[place <= cut], cloud[place > cut]]
+    def child(self, number: int, cloud: np.ndarray, share: float, attempt: int) -> Branch:
+        """A branch towards the middle of its region `cloud`, leaving its parent in a soft bend.
 
+        number: the parent's. share: of its region. attempt: how often its place was taken before; then it is
+        shorter and keeps inside.
+        """
+        rng, parent = self.rng, self.tree[number]
+        ratio = share ** (1 / _FLOW_EXPONENT) * rng.uniform(0.95, 1.05)
+        diameter = parent.diameter * float(np.clip(ratio, *_RATIO))
+        way = cloud.mean(axis=0) - parent.end
+        widest = _MAX_ANGLE if parent.generation > 4 else 1.4 * _MAX_ANGLE
+        ahead = turned_to(unit(way), parent.direction, widest)
+        length = float(np.clip(np.linalg.norm(way) * rng.uniform(*_REACH), 2.2 * diameter, 8.5 * diameter))
+        length *= rng.uniform(1 - 0.06 * attempt, 1)
+        end = self.inward(parent.end + length * ahead, 0.65 * diameter + 4.0)
+        soft = unit(0.35 * parent.direction + 0.65 * ahead)
+        bend = parent.end + 0.4 * length * soft + rng.normal(0, 0.05 * length, 3)
+        if attempt:
+            bend = self.inward(bend, 0.65 * diameter + 4.0)
+        t = np.linspace(0, 1, 5)[:, None]
+        points = (1 - t) ** 2 * parent.end + 2 * t * (1 - t) * bend + t**2 * end
+        return Branch(parent.name, points, diameter, number, parent.generation + 1, parent.joint, cloud)
 
-def make_child(
-    rng: np.random.Generator, parent: Branch, number: int, cloud: np.ndarray, depth: Depth, attempt: int
-) -> Branch:
-    """A branch towards the middle of its region `cloud`, leaving its parent in a soft bend.
-
-    number: the parent's. attempt: how often its place was taken before; then it is shorter and keeps inside.
-    """
-    assert parent.cloud is not None
-    share = len(cloud) / len(parent.cloud)
-    diameter = parent.diameter * float(
-        np.clip(share ** (1 / _FLOW_EXPONENT) * rng.uniform(0.95, 1.05), *_RATIO)
-    )
-    way = cloud.mean(axis=0) - parent.end
-    widest = _MAX_ANGLE if parent.generation > 4 else 1.4 * _MAX_ANGLE
-    ahead = turned_to(unit(way), parent.direction, widest)
-    length = float(np.clip(np.linalg.norm(way) * rng.uniform(*_REACH), 2.2 * diameter, 8.5 * diameter))
-    length *= rng.uniform(1 - 0.06 * attempt, 1)
-    end = inward(parent.end + length * ahead, depth, 0.65 * diameter + 4.0)
-    soft = unit(0.35 * parent.direction + 0.65 * ahead)
-    bend = parent.end + 0.4 * length * soft + rng.normal(0, 0.05 * length, 3)
-    if attempt:
-        bend = inward(bend, depth, 0.65 * diameter + 4.0)
-    t = np.linspace(0, 1, 5)[:, None]
-    points = (1 - t) ** 2 * parent.end + 2 * t * (1 - t) * bend + t**2 * end
-    return Branch(parent.name, points, diameter, number, parent.generation + 1, parent.joint, cloud)
-
-
-def inward(point: np.ndarray, depth: Depth, wanted_mm: float) -> np.ndarray:
-    """The point, moved away from the surface of the lung where it lies less than `wanted_mm` deep."""
-    for _ in range(3):
-        around = depth(np.concatenate([point[None], point + 1.5 * np.eye(3)]))
-        if around[0] >= wanted_mm:
-            break
-        point = point + (wanted_mm - around[0] + 1.0) * unit(around[1:] - around[0])
-    return point
+    def inward(self, point: np.ndarray, wanted_mm: float) -> np.ndarray:
+        """The point, moved away from the surface of the lung where it lies less than `wanted_mm` deep."""
+        for _ in range(3):
+            here, *around = self.depth(np.concatenate([point[None], point + 1.5 * np.eye(3)]))
+            if here >= wanted_mm:
+                break
+            point = point + (wanted_mm - here + 1.0) * unit(np.array(around) - here)
+        return point
 
 
 def turned_to(direction: np.ndarray, axis: np.ndarray, angle: float) -> np.ndarray:
@@ -290,20 +269,12 @@ def turned_to(direction: np.ndarray, axis: np.ndarray, angle: float) -> np.ndarr
     return np.cos(angle) * axis + np.sin(angle) * unit(direction - cosine * axis)
 
 
-@dataclasses.dataclass(frozen=True)
-class Vessel:
-    """A piece of artery or vein. points: (n, 3) template mm; radii: (n,) mm."""
-
-    points: np.ndarray
-    radii: np.ndarray
-
-
 # Where the main arteries enter the lungs, and where the veins enter the left atrium: right, left.
 PULMONARY_ENDS = ((-32.0, 12.0, -28.0), (42.0, 20.0, -22.0))
 VENOUS_ROOTS = ((-24.0, 4.0, -52.0), (32.0, 6.0, -50.0))
 
 
-def arteries(tree: list[Branch]) -> list[Vessel]:
+def arteries(tree: list[Branch]) -> list[Line]:
     """One artery beside every bronchus from the lobar ones on, turning about it from joint to joint.
 
     On the normal of the plane in which bronchi divide, the arteries divide in parallel and cross none of
@@ -322,34 +293,31 @@ def arteries(tree: list[Branch]) -> list[Vessel]:
         turn /= np.maximum(np.linalg.norm(turn, axis=1, keepdims=True), 0.2)
         beside = branch.points + (0.62 * branch.diameter + radius + 0.7) * turn
         points = np.concatenate([begin[None], beside[2:]])
-        found.append(Vessel(points, np.linspace(min(first, 1.25 * radius), radius, len(points))))
+        found.append((points, np.linspace(min(first, 1.25 * radius), radius, len(points))))
         ends[number] = (points[-1], radius)
     return found
 
 
 def veins(
-    rng: np.random.Generator, cloud: np.ndarray, depth: Depth, tree: list[Branch], *, finest_mm: float
-) -> list[Vessel]:
+    rng: np.random.Generator, cloud: np.ndarray, depth: Depth, tree: list[Branch], finest_mm: float
+) -> list[Line]:
     """Veins between the bronchi: trees of their own towards the left atrium, off the bronchi they meet."""
     bronchi = {branch.name: branch for branch in reversed(tree)}  # the first of each name: the lobar ones
     roots: list[Branch] = []
-    for name, part in regions(cloud).items():
-        bronchus = bronchi[name]
-        atrium = np.array(VENOUS_ROOTS[int(name in LEFT_REGIONS)])
+    for number, (name, part) in enumerate(regions(cloud).items()):
+        bronchus, atrium = bronchi[name], np.array(VENOUS_ROOTS[number // 4])
         entry = bronchus.end - 12 * bronchus.joint + (0, -3.0, -4.0)
         points = smooth_line(np.array([atrium, 0.5 * (atrium + entry) - (0, 3, 2), entry]))
         roots.append(Branch(name, points, 0.95 * bronchus.diameter, -1, 0, -bronchus.joint, part))
-    grown = grow(rng, roots, depth, finest_mm, 99.0)
     axes = cKDTree(np.concatenate([along(b.points, np.linspace(0, 1, 12)) for b in tree]))
     wide = np.repeat([0.65 * b.diameter for b in tree], 12)
-    return [pushed_off(branch, axes, wide) for branch in grown]
-
-
-def pushed_off(branch: Branch, axes: cKDTree, radii: np.ndarray) -> Vessel:
-    """A branch as a vessel, moved off the bronchi (axes: m points, radii (m,)) where it comes too close."""
-    points, radius = branch.points, np.full(len(branch.points), 0.5 * branch.diameter)
-    distance, nearest = axes.query(points, k=6)
-    short = radii[nearest] + radius[:, None] + 1.0 - distance
-    worst = (np.arange(len(points)), np.argmax(short, axis=1))
-    away = (points - axes.data[nearest[worst]]) / np.maximum(distance[worst], 0.1)[:, None]
-    return Vessel(points + away * np.maximum(short[worst], 0)[:, None], radius)
+    found = []
+    for branch in Growth(rng, depth, finest_mm, 99.0, roots).grow():
+        # Moved off the bronchi where it comes too close.
+        points, radius = branch.points, np.full(len(branch.points), 0.5 * branch.diameter)
+        distance, nearest = axes.query(points, k=6)
+        short = wide[nearest] + radius[:, None] + 1.0 - distance
+        worst = (np.arange(len(points)), np.argmax(short, axis=1))
+        away = (points - axes.data[nearest[worst]]) / np.maximum(distance[worst], 0.1)[:, None]
+        found.append((points + away * np.maximum(short[worst], 0)[:, None], radius))
+    return found

@@ -15,11 +15,10 @@ import numpy as np
 from scipy.ndimage import gaussian_filter, map_coordinates
 
 from ctseg.anatomy.airway.airway_tree import smooth_line
-from ctseg.anatomy.chest_scan import blend
-from ctseg.anatomy.implicit import Scene, Shape, at_heights
-from ctseg.anatomy.labels import SIDES
+from ctseg.anatomy.airway.people import Patient
+from ctseg.anatomy.implicit import SIDES, Scene, at_heights
 from ctseg.anatomy.shape_tables import read_table
-from ctseg.anatomy.thin_tubes import TubeLayer, lines_to_index
+from ctseg.anatomy.thin_tubes import Line, TubeLayer
 
 CHEST = read_table(__file__)
 VESSELS = read_table(__file__, "vessels")
@@ -27,16 +26,6 @@ _CORNERS = 0.58  # of the outlines: 0 an ellipse, 1 a rectangle
 
 _EXTENT, _DEPTH_STEP_MM = ((-150, 150), (-120, 120), (-210, 120)), 3.0  # x, y, z of all that can be lung
 _TABLE_Y, _TABLE_Z = (-125.0, 125.0), (-215.0, 125.0)  # extent of the mediastinum's tables, 1 mm apart
-
-
-@dataclasses.dataclass(frozen=True)
-class Build:
-    """How a chest differs from the standard one. dome_mm: height of the diaphragm's right and left dome."""
-
-    fat_mm: float
-    heart: float
-    dome_mm: tuple[float, float]
-    kyphosis: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,9 +42,10 @@ class Cavities:
 class Chest:
     """The shapes of one chest, as functions of template coordinates x, y, z (arrays of any one shape)."""
 
-    def __init__(self, build: Build):
-        self.build = build
-        self._sides = {side: mediastinum(build, side) for side in (1, -1)}
+    def __init__(self, patient: Patient):
+        self.patient = patient
+        self.dome_mm = {-1: patient.right_dome_mm, 1: patient.right_dome_mm - patient.left_lower_mm}
+        self._sides = {side: mediastinum(patient, side) for side in SIDES}
         axes = [np.arange(low, high, _DEPTH_STEP_MM, dtype=np.float32) for low, high in _EXTENT]
         lungs = self.cavities(*np.meshgrid(*axes, indexing="ij")).lungs
         self._depth = -np.minimum(lungs[1], lungs[-1])
@@ -76,7 +66,7 @@ class Chest:
         """Rib cage and lungs; the diaphragm is two domes with deep gutters at the sides and the back."""
         cage = self.outline("cavity", x, y, z, 0.0)
         domes = []
-        for side, top in zip((-1, 1), self.build.dome_mm):
+        for side, top in self.dome_mm.items():
             dx, dy = (x - 62 * side) * (1 / 66), (y + 18) * (1 / 90)
             back = np.where(dy > 0, np.float32(58), np.float32(26))
             domes.append(top - 30 * dx * dx - back * dy * dy)
@@ -110,12 +100,12 @@ def rib_cage(z: np.ndarray) -> np.ndarray:
     return np.array(at_heights(CHEST["cavity"], z), dtype=np.float64)
 
 
-def spine_y(build: Build, z: np.ndarray) -> np.ndarray:
+def spine_y(patient: Patient, z: np.ndarray) -> np.ndarray:
     """y of the middle of the vertebral bodies at heights (n,)."""
-    return build.kyphosis * (np.interp(z, *CHEST["spine"].T) - 60) + 60
+    return patient.kyphosis * (np.interp(z, *CHEST["spine"].T) - 60) + 60
 
 
-def mediastinum(build: Build, side: int) -> tuple[np.ndarray, np.ndarray]:
+def mediastinum(patient: Patient, side: int) -> tuple[np.ndarray, np.ndarray]:
     """Half width of the mediastinum towards one side for every z, y (tables 1 mm apart), 1 / its
     steepness.
     """
@@ -125,10 +115,10 @@ def mediastinum(build: Build, side: int) -> tuple[np.ndarray, np.ndarray]:
     tubes = [beads(nodes) for nodes in (*VESSELS.values(), *hollow)]
     levels = np.arange(-210.0, 125.0, 5.0)
     for back, radius in CHEST["behind the vertebral bodies"]:
-        y = spine_y(build, levels) + back
+        y = spine_y(patient, levels) + back
         tubes.append(np.column_stack([np.zeros_like(y), y, levels, np.full_like(y, radius)]))
     balls = np.concatenate(tubes)[:, [0, 1, 2, 3, 3, 3]]
-    for x0, y0, z0, rx, ry, rz in [*balls, *CHEST["heart"] * ((1,) * 3 + (build.heart,) * 3)]:
+    for x0, y0, z0, rx, ry, rz in [*balls, *CHEST["heart"] * ((1,) * 3 + (patient.heart,) * 3)]:
         part = (
             slice(*np.searchsorted(all_z, (z0 - rz - 3, z0 + rz + 3))),
             slice(*np.searchsorted(all_y, (y0 - ry - 3, y0 + ry + 3))),
@@ -151,93 +141,83 @@ def beads(nodes: np.ndarray) -> np.ndarray:
     return np.concatenate(pieces)
 
 
-def soft(f: np.ndarray, voxel_mm: float) -> np.ndarray:
-    """Share of each voxel inside, for a function that is about mm."""
-    return np.clip(0.5 - f * (1 / voxel_mm), 0, 1)
+def soft(scene: Scene, f: np.ndarray) -> np.ndarray:
+    """Share of each voxel inside, for a function on the whole grid that is about mm."""
+    return np.clip(0.5 - f * (1 / float(scene.spacing_mm.mean())), 0, 1)
 
 
-def paint_body(
-    scene: Scene, chest: Chest, cavities: Cavities, hu: dict[str, float], blotch: np.ndarray
-) -> None:
-    """Couch, skin, fat, muscle, mediastinal fat, upper abdomen. blotch: a smooth random field, deviation
-    1.
-    """
-    voxel = float(scene.spacing_mm.mean())
-    fat_mm = chest.build.fat_mm
+def paint_chest(scene: Scene, chest: Chest) -> dict[int, np.ndarray]:
+    """Everything but what is in the lungs. Returns the lungs' functions by side (1 left, -1 right)."""
+    hu, blotch, fat_mm = scene.tissue, scene.texture["blotch"], chest.patient.fat_mm
+    cavities = chest.cavities(scene.x, scene.y, scene.z)
     # of the couch: a mat, two thin plates
     below_top = scene.y - (129 + fat_mm - scene.x * scene.x * (1 / 1700))
-    blend(scene.hu, np.clip(below_top + 9, 0, 1) * np.clip(-below_top, 0, 1), -940.0)
+    scene.blend(np.clip(below_top + 9, 0, 1) * np.clip(-below_top, 0, 1), -940.0)
     for depth in (1.0, 20.0):
-        blend(scene.hu, np.clip(1.2 - np.abs(below_top - depth), 0, 1), -150.0)
+        scene.blend(np.clip(1.2 - np.abs(below_top - depth), 0, 1), -150.0)
     skin = chest.outline("skin", scene.x, scene.y, scene.z, fat_mm)
-    blend(scene.hu, soft(skin, voxel), hu["fat"] + 6 * blotch)
-    blend(scene.hu, np.clip(1 - np.abs(skin + 1.2) * (1 / voxel), 0, 1), 10.0)
+    scene.blend(soft(scene, skin), hu["fat"] + 6 * blotch)
+    scene.blend(np.clip(1 - np.abs(skin + 1.2) * (1 / float(scene.spacing_mm.mean())), 0, 1), 10.0)
     wall = np.minimum(skin + (fat_mm + 2), 30.0) + 1.5 * blotch
     strands = np.clip(np.abs(wall + 9 + 4 * blotch) * 0.7, 0.2, 1)  # planes of fat between layers of muscle
     strands *= 1 - np.float32(0.15) * (blotch > 1.2)
-    blend(scene.hu, soft(wall, voxel) * strands, hu["muscle"])
-    blend(scene.hu, soft(cavities.cage, voxel), hu["fat"] + 14)
+    scene.blend(soft(scene, wall) * strands, "muscle")
+    scene.blend(soft(scene, cavities.cage), hu["fat"] + 14)
     organ = np.where(scene.x < 22 + 4 * blotch, np.float32(hu["liver"]), np.float32(hu["spleen"]))
-    blend(scene.hu, soft(np.maximum(cavities.cage, -cavities.above), voxel), organ)
+    scene.blend(soft(scene, np.maximum(cavities.cage, -cavities.above)), organ)
+    paint_mediastinum(scene, chest, cavities)
+    paint_spine(scene, chest.patient)
+    cortex, marrow = TubeLayer(scene), TubeLayer(scene)
+    rods = [*ribs(), *plates()]
+    cortex.add_lines(rods)
+    marrow.add_lines([(points, radius - 1.6) for points, radius in rods])
+    scene.blend(cortex.share, "cortex")
+    scene.blend(marrow.share, "marrow")
+    return cavities.lungs
 
 
-def paint_mediastinum(scene: Scene, chest: Chest, cavities: Cavities, hu: dict[str, float]) -> None:
+def paint_mediastinum(scene: Scene, chest: Chest, cavities: Cavities) -> None:
     """Heart, great vessels, gullet; below the diaphragm the liver's dome and the stomach with its gas."""
-    size = chest.build.heart
-    hearts = [(row[:3], row[3:] * size) for row in CHEST["heart"]]
+    hearts = [(row[:3], row[3:] * chest.patient.heart) for row in CHEST["heart"]]
     walls = scene.join([scene.ellipsoid(center, radii) for center, radii in hearts], 8.0)
-    scene.paint(walls, hu["muscle"] - 4)
+    walls.paint("muscle", plus=-4)
     for center, radii in hearts:
-        scene.paint(scene.ellipsoid(center, radii - 9), hu["blood"])
+        scene.ellipsoid(center, radii - 9).paint("blood")
     for nodes in VESSELS.values():
         line, share = smooth_line(nodes[:, :3]), np.linspace(0, 1, len(nodes))
         radius = np.interp(np.linspace(0, 1, len(line)), share, nodes[:, 3])
-        scene.paint(scene.tube(line, radius), hu["blood"])
-    scene.paint(scene.tube(CHEST["oesophagus"], blend_mm=2), hu["muscle"] - 12)
+        scene.tube(line, radius).paint("blood")
+    scene.tube(CHEST["oesophagus"], blend_mm=2).paint("muscle", plus=-12)
     liver = np.maximum.reduce([cavities.cage, -cavities.above, scene.x + 30])
-    blend(scene.hu, soft(liver, float(scene.spacing_mm.mean())), hu["liver"])
-    middle = chest.build.dome_mm[1] - 38
-    scene.paint(scene.ellipsoid((52, -22, middle), (38, 40, 30)), hu["muscle"] - 15)
+    scene.blend(soft(scene, liver), "liver")
+    middle = chest.dome_mm[1] - 38
+    scene.ellipsoid((52, -22, middle), (38, 40, 30)).paint("muscle", plus=-15)
     bubble = scene.ellipsoid((52, -24, middle), (34, 36, 26))
-    gas = Shape(bubble.box, np.maximum(bubble.f, scene.y[bubble.box] + 30))  # rises to the front
-    scene.paint(gas, -985.0)
+    bubble.within(bubble.at()[1] + 30).paint(-985.0)  # rises to the front
 
 
-def paint_bones(scene: Scene, chest: Chest, hu: dict[str, float], blotch: np.ndarray) -> None:
-    """Spine, ribs, breast bone, collar bones and shoulder blades."""
-    paint_spine(scene, chest, hu, blotch)
-    cortex, marrow = TubeLayer(scene), TubeLayer(scene)
-    rods = [*ribs(), *plates()]
-    for (_, radius), index in zip(rods, lines_to_index(scene, [points for points, _ in rods])):
-        cortex.add(index, radius)
-        marrow.add(index, radius - 1.6)
-    blend(scene.hu, cortex.share, hu["cortex"])
-    blend(scene.hu, marrow.share, hu["marrow"])
-
-
-def paint_spine(scene: Scene, chest: Chest, hu: dict[str, float], blotch: np.ndarray) -> None:
+def paint_spine(scene: Scene, patient: Patient) -> None:
     """Arches and processes, then bodies with discs between them, then the canal."""
     heights = np.arange(116.0, -215.0, -8.0)
-    middle = np.column_stack([np.zeros_like(heights), spine_y(chest.build, heights), heights])
+    middle = np.column_stack([np.zeros_like(heights), spine_y(patient, heights), heights])
     parts = [scene.tube(middle + (0, 29, 0), 12.0)]
     levels = np.arange(110.0, -200.0, -23.0)
-    for z, y in zip(levels, spine_y(chest.build, levels)):
+    for z, y in zip(levels, spine_y(patient, levels)):
         parts.append(scene.tube(CHEST["spinous process"] + (0, y, z, 0)))
-        for side in SIDES:
-            parts.append(scene.tube(CHEST["transverse process"] + (0, y, z, 0), side=side))
+        parts += [scene.tube(CHEST["transverse process"] + (0, y, z, 0), side=side) for side in SIDES]
     for part in parts:
-        scene.paint(part, hu["cortex"] * 0.7)
-        scene.paint(part.inset(2.0), hu["marrow"] + 40)
+        part.paint(scene.tissue["cortex"] * 0.7)
+        part.inset(2.0).paint("marrow", plus=40)
     body = scene.tube(middle, 16.5)
     gap = np.abs((scene.z[body.box] + 207.5) % 23.0 - 11.5)  # 11.5 in the middle of a disc
     disc = np.clip((gap - 8.5) / 1.5, 0, 1)
-    spongy = hu["marrow"] + 35 * blotch[body.box]
-    scene.paint(body, (1 - disc) * hu["cortex"] * 0.8 + disc * 75)
-    scene.paint(body.inset(1.6), (1 - disc) * spongy + disc * 75)
-    scene.paint(scene.tube(middle + (0, 28, 0), 8.0), 25.0)
+    spongy = body.uneven(scene.tissue["marrow"], {"blotch": 35})
+    body.paint((1 - disc) * scene.tissue["cortex"] * 0.8 + disc * 75)
+    body.inset(1.6).paint((1 - disc) * spongy + disc * 75)
+    scene.tube(middle + (0, 28, 0), 8.0).paint(25.0)
 
 
-def ribs() -> list[tuple[np.ndarray, float]]:
+def ribs() -> list[Line]:
     """Centre lines and radii of the ribs: from the spine around the cavity, sinking towards the front."""
     found = []
     for number, (front, sink) in enumerate(CHEST["rib"]):
@@ -254,7 +234,7 @@ def ribs() -> list[tuple[np.ndarray, float]]:
     return found
 
 
-def plates() -> list[tuple[np.ndarray, float]]:
+def plates() -> list[Line]:
     """Breast bone, collar bones and shoulder blades as bundles of rods: centre lines and radii."""
     levels = np.linspace(58, -88, 10)
     _, deep, middle = rib_cage(levels)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 from scipy.ndimage import gaussian_filter1d, map_coordinates
@@ -31,6 +31,7 @@ _ANGLES = np.arange(0.0, 360.0, 3.0)
 _U_NODES = np.arange(-44.0, 71.0, 2.0)
 
 Coordinates = tuple[np.ndarray, np.ndarray, np.ndarray] | np.ndarray
+Groove = Callable[[np.ndarray], np.ndarray]  # u -> angle
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +105,8 @@ def rounded_union(parts: Iterable[np.ndarray], blend_mm: float) -> np.ndarray:
 class SurfaceMap:
     """The outer surface as radius over (angle, u), with its grooves.
 
-    front(u), back(u): angle of the groove between the ventricles; ring(angle): u of the groove between atria
+    front(u), back(u): angle of the groove between the ventricles, on the front and on the side of the
+    diaphragm; ring(angle): u of the groove between atria
     and ventricles, where the vessels of the heart run.
     """
 
@@ -118,19 +120,10 @@ class SurfaceMap:
         self._radius = np.where((f <= 0).any(axis=-1), edge, 1.0)
         at = _ray(angle, u, self._radius)
         lv, rv, la, ra = (heart.wall(name, at) for name in OUTER)
-        self._front = _groove(np.abs(lv - rv), 50.0, 150.0)
-        self._back = _groove(np.abs(lv - rv), 215.0, 310.0)
+        self.front, self.back = (_groove(np.abs(lv - rv), *part) for part in ((50, 150), (215, 310)))
         inside = (_U_NODES > -22) & (_U_NODES < 16)
         level = np.abs(np.minimum(lv, rv) - np.minimum(la, ra))[:, inside]
         self._ring = gaussian_filter1d(_U_NODES[inside][np.argmin(level, axis=1)], 3.0, mode="wrap")
-
-    def front(self, u: np.ndarray) -> np.ndarray:
-        """Angle of the groove between the ventricles on the front."""
-        return np.polyval(self._front, np.clip(u, 6, 60))
-
-    def back(self, u: np.ndarray) -> np.ndarray:
-        """Angle of the groove between the ventricles on the side of the diaphragm."""
-        return np.polyval(self._back, np.clip(u, 6, 60))
 
     def ring(self, angle: np.ndarray) -> np.ndarray:
         """u of the groove between atria and ventricles."""
@@ -149,12 +142,13 @@ def axis_v(u: np.ndarray | float) -> np.ndarray:
     return np.asarray(np.interp(u, [-40.0, 10.0, 70.0], [3.0, 1.0, 13.0]))
 
 
-def _groove(between: np.ndarray, low: float, high: float) -> np.ndarray:
-    """Polynomial of the angle over u at which `between` (angles, u) is least, between two angles."""
+def _groove(between: np.ndarray, low: float, high: float) -> Groove:
+    """The angle over u at which `between` (angles, u) is least, between two angles."""
     inside = (low < _ANGLES) & (high > _ANGLES)
     best = _ANGLES[inside][np.argmin(between[inside], axis=0)]
     used = (_U_NODES >= 6) & (_U_NODES <= 60)
-    return np.polyfit(_U_NODES[used], best[used], 2)
+    polynomial = np.polyfit(_U_NODES[used], best[used], 2)
+    return lambda u: np.polyval(polynomial, np.clip(u, 6, 60))
 
 
 def _ray(angle: np.ndarray, u: np.ndarray, radius: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from scipy.interpolate import CubicSpline
-from scipy.ndimage import gaussian_filter1d
+from scipy.ndimage import gaussian_filter1d, label
 from scipy.spatial import cKDTree
 
 from ctseg.anatomy.heart.shape import SurfaceMap, axis_v
@@ -33,7 +33,6 @@ ATRIAL = read_table(__file__, "atrial_veins")
 class Vessel:
     """points: (n, 3) in heart coordinates. radii: (n,) mm."""
 
-    name: str
     points: np.ndarray
     radii: np.ndarray
 
@@ -58,13 +57,7 @@ class VesselMaker:
         self.chart, self._rng = chart, rng
 
     def run(
-        self,
-        name: str,
-        angle: np.ndarray,
-        u: np.ndarray,
-        radius: tuple[float, float],
-        *,
-        start: np.ndarray | None = None,
+        self, angle: np.ndarray, u: np.ndarray, radius: tuple[float, float], start: np.ndarray | None = None
     ) -> Vessel:
         """A vessel through nodes (angle in degrees, u).
 
@@ -81,87 +74,75 @@ class VesselMaker:
             first = int(np.argmax(np.linalg.norm(points - start, axis=1) > 3.0))
             points = np.concatenate([start[None], points[first:]])
             radii = np.concatenate([radii[:1], radii[first:]])
-        return even(name, points, radii)
+        return even(points, radii)
 
     def branch(
-        self, name: str, start: np.ndarray, to: Sequence[float], spread: tuple[float, float] = (2.0, 3.0)
+        self, start: np.ndarray, to: Sequence[float], spread: tuple[float, float] = (2.0, 3.0)
     ) -> Vessel:
         """A side branch from a point of another vessel to about a place (angle, u) on the surface."""
         (angle, u), t = locate(start), np.linspace(0, 1, 5)
         to_angle, to_u = self._rng.normal(to, spread)
-        return self.run(name, angle + (to_angle - angle) * t, u + (to_u - u) * t, (1.1, 0.75), start=start)
+        return self.run(angle + (to_angle - angle) * t, u + (to_u - u) * t, (1.1, 0.75), start)
 
     def coronaries(
         self, ostia: tuple[np.ndarray, np.ndarray], left_dominant: bool
     ) -> tuple[list[Vessel], list[Vessel]]:
         """The left and the right tree. ostia: heart points on the aorta where they begin: left, right."""
-        left, right = self.left_tree(ostia[0], left_dominant), self.right_tree(ostia[1], left_dominant)
-        giver = left if left_dominant else right
-        main = next(vessel for vessel in giver if vessel.name in ("circumflex", "rca"))
-        u = np.array([6.0, 12.0, 18.0, 24.0])
-        angle = self.chart.back(u) + self._rng.normal(0, 1.5)
-        giver.append(self.run("posterior_descending", angle, u, (1.1, 0.8), start=main.points[-1]))
-        return left, right
-
-    def left_tree(self, ostium: np.ndarray, left_dominant: bool) -> list[Vessel]:
-        """Stem, descending artery with diagonals, circumflex with marginals and atrial branch."""
         rng, chart = self._rng, self.chart
+        # Left: stem, descending artery with diagonals, circumflex with marginals and atrial branch.
         fork = chart.points(np.array([66.0 + rng.normal(0, 2)]), np.array([4.0]), np.array([2.5]))[0]
         u = np.array([7.0, 16.0, 30.0, 46.0, 60.0, 68.0])
         front = chart.front(u) - 3 + rng.normal(0, 1.5)
-        lad = self.run("lad", np.array([66.0, *front]), np.array([4.0, *u]), (1.75, 0.85), start=fork)
+        descending = self.run(np.array([66.0, *front]), np.array([4.0, *u]), (1.75, 0.85), fork)
         angle = np.array([58.0, 40.0, 15.0, -15.0, -48.0, *([-88.0] if left_dominant else [])])
-        circumflex = self.run("circumflex", angle, chart.ring(angle) + 2.0, (1.65, 1.1), start=fork)
-        tree = [root("left_main", ostium, fork, 2.0), lad, circumflex]
-        for i, (share, *to) in enumerate(BRANCHES["diagonal"][: rng.integers(1, 3)], start=1):
-            tree.append(self.branch(f"diagonal_{i}", lad.at_share(share + rng.normal(0, 0.02)), to))
-        for i, (leaves, *to) in enumerate(BRANCHES["marginal"], start=1):
-            tree.append(self.branch(f"marginal_{i}", circumflex.at_angle(leaves), to))
-        tree.append(self.branch("left_atrial", circumflex.at_share(0.35), (22, -33), spread=(4.0, 2.0)))
-        return tree
-
-    def right_tree(self, ostium: np.ndarray, left_dominant: bool) -> list[Vessel]:
-        """Root, main vessel, acute marginals and atrial branch; without the descending branch."""
+        circumflex = self.run(angle, chart.ring(angle) + 2.0, (1.65, 1.1), fork)
+        left = [root(ostia[0], fork, 2.0), descending, circumflex]
+        for share, *to in BRANCHES["diagonal"][: rng.integers(1, 3)]:
+            left.append(self.branch(descending.at_share(share + rng.normal(0, 0.02)), to))
+        left += [self.branch(circumflex.at_angle(leaves), to) for leaves, *to in BRANCHES["marginal"]]
+        left.append(self.branch(circumflex.at_share(0.35), (22, -33), spread=(4.0, 2.0)))
+        # Right: root, main vessel, acute marginals and atrial branch.
         angle = np.array([138.0, 155.0, 180.0, 205.0, *([] if left_dominant else [225.0, 252.0])])
-        u = self.chart.ring(angle) + 2.0
-        first = self.chart.points(angle[:1], u[:1], np.array([3.0]))[0]
-        rca = self.run("rca", angle, u, (1.8, 1.15), start=first)
-        tree = [root("right_root", ostium, first, 1.8), rca]
-        for i, (leaves, *to) in enumerate(BRANCHES["acute"], start=1):
-            tree.append(self.branch(f"acute_marginal_{i}", rca.at_angle(leaves), to))
-        tree.append(self.branch("right_atrial", rca.at_share(0.12), (150, -34), spread=(4.0, 2.0)))
-        return tree
+        u = chart.ring(angle) + 2.0
+        first = chart.points(angle[:1], u[:1], np.array([3.0]))[0]
+        main = self.run(angle, u, (1.8, 1.15), first)
+        right = [root(ostia[1], first, 1.8), main]
+        right += [self.branch(main.at_angle(leaves), to) for leaves, *to in BRANCHES["acute"]]
+        right.append(self.branch(main.at_share(0.12), (150, -34), spread=(4.0, 2.0)))
+        # The artery in the lower groove comes from either.
+        giver, tree = (circumflex, left) if left_dominant else (main, right)
+        u = np.array([6.0, 12.0, 18.0, 24.0])
+        tree.append(self.run(chart.back(u) + rng.normal(0, 1.5), u, (1.1, 0.8), giver.points[-1]))
+        return left, right
 
     def veins(self, arteries: list[Vessel]) -> list[Vessel]:
         """Veins of the same calibre and course as arteries, elsewhere: cut where they come near an artery."""
         rng, ring, found = self._rng, self.chart.ring, []
-        for name, ((first, last, first_u, last_u),) in VENTRICULAR.items():
+        for first, last, first_u, last_u in np.concatenate([*VENTRICULAR.values()]):
             angle = np.linspace(first, last, 5) + rng.normal(0, 2.0) + rng.normal(0, 1.0, 5)
-            found.append(
-                self.run(name, angle, np.linspace(first_u, last_u, 5) + rng.normal(0, 2.0), calibre(rng))
-            )
-        for name, ((first, last, depth),) in ATRIAL.items():
+            found.append(self.run(angle, np.linspace(first_u, last_u, 5) + rng.normal(0, 2.0), calibre(rng)))
+        for first, last, depth in np.concatenate([*ATRIAL.values()]):
             angle = np.linspace(first, last, 5) + rng.normal(0, 2.0)
-            found.append(self.run(name, angle, ring(angle) + depth + rng.normal(0, 1.0), calibre(rng)))
+            found.append(self.run(angle, ring(angle) + depth + rng.normal(0, 1.0), calibre(rng)))
         u = np.linspace(30, 64, 5)
-        found.append(self.run("middle", self.chart.back(u) + rng.normal(0, 2.0), u, calibre(rng)))
+        found.append(self.run(self.chart.back(u) + rng.normal(0, 2.0), u, calibre(rng)))
         taken = cKDTree(np.concatenate([artery.points for artery in arteries]))
         return [short for vein in found if (short := clear_of(taken, vein)) is not None]
 
 
-def even(name: str, points: np.ndarray, radii: np.ndarray) -> Vessel:
+def even(points: np.ndarray, radii: np.ndarray) -> Vessel:
     """The vessel with smoothed points every 1.5 mm; its ends stay."""
     smooth = gaussian_filter1d(points, 2.5, axis=0, mode="nearest")
     smooth[[0, -1]] = points[[0, -1]]
     along = arc_mm(smooth)
     at = np.linspace(0, along[-1], max(3, int(along[-1] / _STEP_MM) + 1))
     points = np.stack([np.interp(at, along, column) for column in smooth.T], axis=1)
-    return Vessel(name, points, np.interp(at, along, radii))
+    return Vessel(points, np.interp(at, along, radii))
 
 
-def root(name: str, start: np.ndarray, end: np.ndarray, radius: float) -> Vessel:
+def root(start: np.ndarray, end: np.ndarray, radius: float) -> Vessel:
     """A straight vessel between two heart points."""
-    return even(name, np.stack([start, 0.5 * (start + end), end]), np.full(3, radius))
+    return even(np.stack([start, 0.5 * (start + end), end]), np.full(3, radius))
 
 
 def locate(point: np.ndarray) -> tuple[float, float]:
@@ -173,15 +154,13 @@ def locate(point: np.ndarray) -> tuple[float, float]:
 def calibre(rng: np.random.Generator) -> tuple[float, float]:
     """Radius at start and end: half as a stem's, half as a side branch's. Either end may be the wide one."""
     wide, narrow = (rng.uniform(1.5, 1.85), rng.uniform(0.9, 1.15)) if rng.random() < 0.5 else (1.1, 0.75)
-    return (float(wide), float(narrow)) if rng.random() < 0.5 else (float(narrow), float(wide))
+    return (wide, narrow) if rng.random() < 0.5 else (narrow, wide)
 
 
 def clear_of(taken: cKDTree, vein: Vessel) -> Vessel | None:
     """The longest stretch of a vein that keeps its distance; None when hardly anything is left."""
-    free = np.concatenate([[False], taken.query(vein.points)[0] > _CLEAR_MM, [False]])
-    edges = np.flatnonzero(np.diff(free.astype(int)))
-    stretches = sorted(zip(edges[::2], edges[1::2]), key=lambda pair: pair[0] - pair[1])
-    if not stretches or (stretches[0][1] - stretches[0][0]) * _STEP_MM < _SHORTEST_MM:
+    stretches, _ = label(taken.query(vein.points)[0] > _CLEAR_MM)
+    keep = stretches == np.argmax(np.bincount(stretches, minlength=2)[1:]) + 1
+    if keep.sum() * _STEP_MM < _SHORTEST_MM:
         return None
-    keep = slice(*stretches[0])
-    return Vessel(vein.name, vein.points[keep], vein.radii[keep])
+    return Vessel(vein.points[keep], vein.radii[keep])

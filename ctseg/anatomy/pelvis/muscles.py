@@ -7,42 +7,23 @@ from __future__ import annotations
 
 import numpy as np
 
-from ctseg.anatomy.body import body_outline, flattened, muscle_hu
-from ctseg.anatomy.implicit import Scene
-from ctseg.anatomy.labels import SIDES
+from ctseg.anatomy.body import body_outline, flattened, paint_muscle
+from ctseg.anatomy.implicit import SIDES, Scene
 from ctseg.anatomy.pelvis.people import Patient
 from ctseg.anatomy.shape_tables import read_table
-from ctseg.anatomy.texture import Texture
 
 SHAPES = read_table(__file__)
-# Muscles given by sections, and the mm by which each swells, so that neighbours meet.
-SWELL_MM = {
-    "gluteus_maximus": 3.0,
-    "gluteus_medius": 5.0,
-    "gluteus_minimus": 4.0,
-    "iliacus": 3.0,
-    "psoas": 1.0,
-    "obturator_internus": 1.0,
-    "obturator_externus": 4.0,
-    "quadratus_lumborum": 3.0,
-    "spine_inner": 5.0,
-    "spine_outer": 6.0,
-}
-TUBES_SWELL_MM = 7.0
-TUBES = [name for name in SHAPES if name.startswith("tube ")]  # muscles given by a centre line
+TWIGS = SHAPES["twigs"]
 
 
-def outlines(scene: Scene, patient: Patient, ripple: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Two functions on the whole grid: the skin, and the outline of what lies below the fat under it.
-
-    ripple: smooth field (deviation 1) that makes the fat uneven.
-    """
+def outlines(scene: Scene, patient: Patient) -> tuple[np.ndarray, np.ndarray]:
+    """Two functions on the whole grid: the skin, and the outline of what lies below the fat under it."""
     inner, y, backwards = body_outline(scene, SHAPES["outline"])
     # Groin: the front sinks between thigh and pubis; below, the thighs part.
     ux = np.abs(scene.x)
     low = np.clip((np.float32(-15) - scene.z) / 60, 0, 1)
     inner += low * 16 * np.exp(-(((ux - 36) / 22) ** 2) - ((y + 104) / 36) ** 2)
-    fat = np.float32(patient.fat_mm) * (1 + 0.12 * ripple)
+    fat = np.float32(patient.fat_mm) * (1 + 0.12 * scene.smooth_field(40.0))
     skin = inner - fat * np.where(y < 0, 1 - 0.25 * backwards * (1 - low), 1 + 0.5 * backwards)
     skin += 9 * np.exp(-((ux / 7) ** 2)) * np.clip((y - 62) / 10, 0, 1) * np.clip((35 - scene.z) / 25, 0, 1)
     legs = np.clip((np.float32(-86) - scene.z) / 25, 0, 1)
@@ -54,46 +35,37 @@ def outlines(scene: Scene, patient: Patient, ripple: np.ndarray) -> tuple[np.nda
     return skin, inner
 
 
-def paint_fold(scene: Scene, skin: np.ndarray, patient: Patient) -> None:
-    """Between the buttocks skin lies on skin."""
+def paint_muscles(scene: Scene, skin: np.ndarray, inner: np.ndarray) -> np.ndarray:
+    """The fold between the buttocks, and all muscles; returns the function of their union (for keeping the
+    bowel away)."""
     behind = 86 + 0.25 * np.clip(scene.z + 40, 0, 90) - scene.y
     fold = np.maximum.reduce([np.abs(scene.x) - 1.1, behind, skin, scene.z - 30])
-    scene.paint(scene.whole(fold), patient.hu["skin"])
+    scene.whole(fold).paint("skin")  # skin lies on skin
 
-
-def muscle_fields(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
-    """Distance to the nearest muscle and to the second nearest, on the whole grid."""
-    nearest, second = scene.empty(), scene.empty()
+    nearest, second = scene.spread(), scene.spread()  # distance to the nearest muscle and the next
     for side in SIDES:
-        muscles = [
-            scene.loft(SHAPES[name], side=side, margin_mm=swell).inset(-swell)
-            for name, swell in SWELL_MM.items()
-        ]
-        muscles += [
-            scene.tube(SHAPES[name] + (0, 0, 0, TUBES_SWELL_MM), side=side, blend_mm=2) for name in TUBES
-        ]
-        for muscle in muscles:
+        for name, rows in SHAPES.items():
+            line, swell = rows[:, :4], rows[0, -1]
+            if name.startswith("loft "):
+                muscle = scene.loft(line, side=side, margin_mm=swell).inset(-swell)
+            elif name.startswith("tube "):
+                muscle = scene.tube(line + (0, 0, 0, swell), side=side, blend_mm=2)
+            else:
+                continue
             first, other = nearest[muscle.box], second[muscle.box]
             np.minimum(other, np.maximum(first, muscle.f), out=other)
             np.minimum(first, muscle.f, out=first)
-    return nearest, second
-
-
-def paint_muscles(scene: Scene, inner: np.ndarray, patient: Patient, texture: Texture) -> np.ndarray:
-    """All muscles; returns the function of their union (for keeping the bowel away)."""
-    nearest, second = muscle_fields(scene)
-    blotch = texture.blotch
-    f = np.maximum(nearest, 0.5 * (1.5 + 1.1 * blotch - (second - nearest)))
-    f = np.minimum(np.maximum(f, inner + 1.0), abdominal_wall(scene, inner, blotch))
-    scene.paint(scene.whole(f), muscle_hu(scene, patient.hu, texture, (0.7, 1.2)))
+    f = np.maximum(nearest, 0.5 * (1.5 + 1.1 * scene.texture["blotch"] - (second - nearest)))
+    f = np.minimum(np.maximum(f, inner + 1.0), abdominal_wall(scene, inner))
+    paint_muscle(scene, f, (0.7, 1.2))
     for side in SIDES:
-        scene.paint(scene.loft(SHAPES["levator"], side=side), patient.hu["muscle"] - 3)
+        scene.loft(SHAPES["levator"], side=side).paint("muscle", plus=-3)
     return f
 
 
-def abdominal_wall(scene: Scene, inner: np.ndarray, blotch: np.ndarray) -> np.ndarray:
+def abdominal_wall(scene: Scene, inner: np.ndarray) -> np.ndarray:
     """Rectus in front, three oblique layers at the flank, as sheets below the inner outline."""
-    ux, y, z = np.abs(scene.x), scene.y, scene.z
+    ux, y, z, blotch = np.abs(scene.x), scene.y, scene.z, scene.texture["blotch"]
     depth = -inner + 0.8 * blotch  # mm below the outline
     half = 5.0 * np.clip((z + 30) / 25, 0, 1)
     reach = 26 + 8 * np.clip((z + 25) / 60, 0, 1)
@@ -114,8 +86,8 @@ def paint_cords(scene: Scene, patient: Patient) -> None:
     """Spermatic cords and outer genitals in men, round ligaments in women."""
     male = patient.sex == "male"
     for side in SIDES:
-        scene.paint(scene.tube(SHAPES["cord"][:, :3], 5.5 if male else 2.0, side=side, blend_mm=2), 10.0)
+        scene.tube(SHAPES["cord"][:, :3], 5.5 if male else 2.0, side=side, blend_mm=2).paint(10.0)
     if male:
-        scene.paint(scene.tube(SHAPES["penis"], blend_mm=3), 45.0)
+        scene.tube(SHAPES["penis"], blend_mm=3).paint(45.0)
         for side in SIDES:
-            scene.paint(scene.tube(SHAPES["crus"], side=side), 48.0)
+            scene.tube(SHAPES["crus"], side=side).paint(48.0)

@@ -1,32 +1,105 @@
 """The task "pelvis": bladder, prostate and rectum in pelvic CT, the embedded default.
 
-The picture itself is made in `drawing.py`.
+One patient from seed and number: `plan` draws who is scanned and how, `render` the picture.
 """
 
 from __future__ import annotations
 
-from ctseg.anatomy.labels import IDS, TARGETS
-from ctseg.anatomy.pelvis.drawing import Drawing, is_dicom
-from ctseg.anatomy.pelvis.drawing import draw as draw_pelvis
-from ctseg.anatomy.picture import Picture
+import dataclasses
+from collections.abc import Mapping
 
-__all__ = ["IDS", "PATIENTS", "TARGETS", "draw", "facts", "is_dicom"]
+import numpy as np
 
+from ctseg.anatomy.body import paint_skin_and_fat, paint_twigs
+from ctseg.anatomy.pelvis.bowel import paint_bowel
+from ctseg.anatomy.pelvis.muscles import TWIGS, outlines, paint_cords, paint_muscles
+from ctseg.anatomy.pelvis.organs import build_organs, paint_organs
+from ctseg.anatomy.pelvis.people import Patient, sample_patient
+from ctseg.anatomy.pelvis.skeleton import build_skeleton, paint_skeleton
+from ctseg.anatomy.scanner import Protocol, begin_scan, sample_protocol
+from ctseg.anatomy.shape_tables import read_table
+from ctseg.anatomy.tasks import Picture, numbered
+
+# The multi-organ label map, in the spelling of the AbdomenAtlas data set.
+IDS = numbered(
+    "bladder",
+    "prostate",
+    "rectum",
+    "colon",
+    "intestine",
+    "femur_left",
+    "femur_right",
+    "hip_left",
+    "hip_right",
+    "sacrum",
+    "lumbar_vertebrae",
+    "aorta",
+    "postcava",
+    "iliac_artery_left",
+    "iliac_artery_right",
+    "iliac_vein_left",
+    "iliac_vein_right",
+    "uterus",
+)
+TARGETS = ("prostate", "bladder", "rectum")
 PATIENTS = 24
+VESSELS = read_table(__file__, "vessels")
 
 
-def draw(seed: int, index: int, size: str = "full") -> Picture:
-    """Patient `index` of the cohort with this seed."""
-    drawing = draw_pelvis(seed, index, size)
-    return Picture(drawing.image, drawing.label, facts(drawing))
+@dataclasses.dataclass(frozen=True)
+class Drawing(Picture):
+    """A picture with the patient it was drawn from."""
+
+    patient: Patient
 
 
-def facts(drawing: Drawing) -> dict[str, object]:
-    """What the cohort's record says of a pelvic patient."""
-    patient = drawing.patient
-    return {
+def is_dicom(index: int) -> bool:
+    """Whether a patient is written as DICOM: every third one, all men (a SEG cannot say "absent")."""
+    return index % 3 == 2
+
+
+def draw(seed: int, index: int, size: str = "full") -> Drawing:
+    """Patient `index` of the cohort with this seed. size: "full", or "tiny" for quick tests (6 mm voxels)."""
+    return render(*plan(seed, index, size))
+
+
+def plan(seed: int, index: int, size: str = "full") -> tuple[Patient, Protocol, np.random.Generator]:
+    """Draw the parameters of a patient and the scan; the generator goes on to draw the picture."""
+    rng = np.random.default_rng([seed, index])
+    patient = sample_patient(rng, index)
+    width_mm = 2 * (165 * patient.size[0] + 1.25 * patient.fat_mm)
+    protocol = sample_protocol(rng, index, width_mm, oblique=index % 4 == 1, any_axes=not is_dicom(index))
+    return patient, protocol.coarse() if size == "tiny" else protocol, rng
+
+
+def render(
+    patient: Patient, protocol: Protocol, rng: np.random.Generator, ids: Mapping[str, int] = IDS
+) -> Drawing:
+    """Draw a planned patient. ids: what the label map shows."""
+    scan = begin_scan(patient, protocol, rng, ids)
+    scene = scan.scene
+    skin, inner = outlines(scene, patient)
+    paint_skin_and_fat(scene, skin)
+    muscle = paint_muscles(scene, skin, inner)
+    paint_cords(scene, patient)
+    paint_twigs(scene, TWIGS)
+    bones = build_skeleton(scene, patient)
+    organs = build_organs(scene, patient)
+    vessels = {name: scene.tube(rows[:, :4], blend_mm=rows[0, 4]) for name, rows in VESSELS.items()}
+    spine = [vertebra for vertebra, _ in bones.spine]
+    solid = scene.spread(bones.sacrum, *bones.hips.values(), *spine, *vessels.values(), *organs.solid)
+    keep_out = np.minimum(solid, np.minimum(muscle, -20.0 - inner))
+    paint_bowel(scene, patient, organs.rectum_line[0], keep_out)
+    for name, shape in vessels.items():
+        tissue, label = name.split()
+        shape.paint(tissue, label if label in IDS else None)
+    paint_skeleton(scene, bones, patient.wear)
+    paint_organs(scene, organs, patient)
+    image, labels = scan.finish(skin, metal=bones.metal)
+    facts = {
         "sex": patient.sex,
         "metal": patient.metal_side != 0,
         "contrast": patient.contrast,
         "rectum": patient.rectum_content,
     }
+    return Drawing(image, labels, facts, patient)

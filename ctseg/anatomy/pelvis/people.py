@@ -1,4 +1,7 @@
-"""What varies between the patients of the pelvis: lengths in mm, volumes in mL, angles in radians, HU."""
+"""What varies between the patients of the pelvis, `people.toml` and what follows from it, and how bones wear.
+
+Lengths in mm, volumes in mL, angles in radians, attenuation in HU. Keys of sides: 1 left, -1 right.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,38 @@ import dataclasses
 
 import numpy as np
 
-from ctseg.anatomy.patients import Body
-from ctseg.anatomy.shape_tables import draw_ranges, read_table
+from ctseg.anatomy.implicit import SIDES
+from ctseg.anatomy.scanner import Body
+from ctseg.anatomy.shape_tables import draw_values, read_people
 
-TISSUES = read_table(__file__, "attenuation")
+PEOPLE = read_people(__file__)
+HEAD = (84.0, 0.0, 0.0)  # centre of the left femoral head
+
+
+@dataclasses.dataclass(frozen=True)
+class Spur:
+    """A knob of bone: "hip_left", "femur_right", ..., its centre in template mm, its radius in mm."""
+
+    bone: str
+    center: tuple[float, float, float]
+    radius: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Wear:
+    """The state of the bones, healthy as it stands; pairs are {1: left, -1: right}."""
+
+    cortex: float = 1.0  # thickness of the dense shell relative to a healthy one
+    hip_gap_mm: dict[int, float] = dataclasses.field(default_factory=lambda: {1: 2.2, -1: 2.2})  # cartilage
+    # bone beside the hip that much denser
+    sclerosis_hu: dict[int, float] = dataclasses.field(default_factory=dict)
+    # cartilage; none: bone on bone
+    sacroiliac_gap_mm: dict[int, float] = dataclasses.field(default_factory=dict)
+    fused: tuple[int, ...] = ()  # sides on which spongy bone runs through the sacroiliac joint
+    spurs: tuple[Spur, ...] = ()
+
+
+HEALTHY = Wear()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,17 +50,17 @@ class Patient(Body):
     sex: str  # "male" or "female"
     bladder_ml: float
     bladder_pitch: float
-    bladder_shift_mm: tuple[float, float]
-    prostate_mm: tuple[float, ...]  # width, depth, height
+    bladder_shift_mm: list[float]
+    prostate_mm: list[float]  # width, depth, height
     prostate_pitch: float
-    rectum_radius_mm: tuple[float, float, float]  # top, ampulla, lower end
-    rectum_bend_mm: tuple[float, float]  # sideways, at the upper and lower fold
+    rectum_radius_mm: list[float]  # top, ampulla, lower end
+    rectum_bend_mm: list[float]  # sideways, at the upper and lower fold
     rectum_content: str  # "gas", "stool", "gel" (contrast medium), "collapsed"
-    uterus_mm: tuple[float, float, float]
+    uterus_mm: list[float]
     uterus_pitch: float
     contrast: str  # "none", "venous", "excreted"
-    hu: dict[str, float]  # tissue -> mean attenuation
-    metal_side: int = 0  # -1 right, 1 left, 0 no metal hip
+    metal_side: int  # -1 right, 1 left, 0 no metal hip
+    wear: Wear = HEALTHY
 
     @property
     def bladder_fullness(self) -> float:
@@ -37,45 +68,71 @@ class Patient(Body):
         return float(np.clip((self.bladder_ml - 60) / 420, 0, 1))
 
 
-def sample_patient(rng: np.random.Generator, sex: str) -> Patient:
-    """A person. Independent draws around adult means; ranges are those of the clinical literature."""
-    male = sex == "male"
-    width, depth, height = rng.uniform((0.94, 0.95, 0.95), (1.06, 1.06, 1.05)).tolist()
-    prostate_ml = rng.uniform(38, 92)
-    shape = rng.uniform((1.18, 0.82, 0.92), (1.38, 1.0, 1.12))
-    contrast = str(rng.choice(["none", "venous", "excreted"], p=[0.44, 0.25, 0.31]))
-    return Patient(
-        sex=sex,
-        size=(width, depth, height) if male else (width * 1.03, depth, height * 0.95),
-        fat_mm=rng.uniform(9, 28) if male else rng.uniform(14, 34),
-        warp_mm=rng.uniform(1.6, 2.6),
-        bladder_ml=rng.uniform(70**0.5, 480**0.5) ** 2,
-        bladder_pitch=rng.uniform(-0.4, 0.4),
-        bladder_shift_mm=(rng.normal(0, 4), rng.normal(0, 3)),
-        prostate_mm=tuple(((prostate_ml * 1000 / 0.42 / shape.prod()) ** (1 / 3) * shape).tolist()),
-        prostate_pitch=rng.uniform(0.25, 0.6),
-        rectum_radius_mm=(rng.uniform(13, 17), rng.uniform(15, 22), rng.uniform(13, 16)),
-        rectum_bend_mm=(
-            float(rng.choice([-1, 1]) * rng.uniform(8, 17)),
-            float(rng.choice([-1, 1]) * rng.uniform(3, 10)),
-        ),
-        rectum_content=str(rng.choice(["gas", "stool", "gel", "collapsed"], p=[0.42, 0.37, 0.13, 0.08])),
-        uterus_mm=(rng.uniform(20, 28), rng.uniform(17, 24), rng.uniform(32, 44)),
-        uterus_pitch=rng.uniform(0.6, 1.3),
-        contrast=contrast,
-        hu=sample_attenuation(rng, contrast != "none"),
-    )
+def sample_patient(rng: np.random.Generator, index: int) -> Patient:
+    """A person. Of three patients, one is a woman more or less in turn; of eight, one has a metal hip."""
+    values = draw_values(rng, PEOPLE["body"])
+    fat, male = values.pop("fat"), index % 3 != 1 or index % 12 == 10
+    width, depth, height = values["size"]
+    if not male:
+        values["size"] = width * 1.03, depth, height * 0.95
+    volume, shape = values.pop("prostate_ml"), np.array(values.pop("prostate_shape"))
+    prostate = (volume * 1000 / 0.42 / shape.prod()) ** (1 / 3) * shape
+    folds = [values.pop(f"{fold}_fold_side") * values.pop(f"{fold}_fold_mm") for fold in ("upper", "lower")]
 
-
-def sample_attenuation(rng: np.random.Generator, enhanced: bool) -> dict[str, float]:
-    """Mean attenuation of each tissue in HU; contrast medium raises the vessels and, less, the organs."""
+    # Contrast medium raises the vessels and, less, the organs.
+    enhanced = values["contrast"] != "none"
     gain = rng.uniform(10, 26) if enhanced else 0.0
-    prostate = rng.uniform(38, 50) + gain
+    gland = rng.uniform(38, 50) + gain
     vein = rng.uniform(38, 48) + (rng.uniform(70, 130) if enhanced else 0.0)
-    hu = draw_ranges(rng, TISSUES)
+    hu = draw_values(rng, PEOPLE["attenuation"])
     for tissue in ("bladder_wall", "seminal", "rectum_wall"):
-        hu[tissue] = prostate - hu[tissue]
+        hu[tissue] = gland - hu[tissue]
     for tissue, share in (("muscle", 0.4), ("bowel_wall", 1.0), ("uterus", 1.5)):
         hu[tissue] += share * gain
     artery = vein + (12.0 if enhanced else 0.0)
-    return hu | {"skin": 30.0, "cartilage": 70.0, "prostate": prostate, "vein": vein, "artery": artery}
+    hu |= {"skin": 30.0, "cartilage": 70.0, "prostate": gland, "vein": vein, "artery": artery}
+    return Patient(
+        sex="male" if male else "female",
+        fat_mm=9 + 19 * fat if male else 14 + 20 * fat,
+        bladder_ml=(70**0.5 + (480**0.5 - 70**0.5) * values.pop("bladder")) ** 2,
+        prostate_mm=prostate.tolist(),
+        rectum_bend_mm=folds,
+        metal_side=0 if index % 8 != 3 else 1 if index % 16 == 3 else -1,
+        hu=hu,
+        **values,
+    )
+
+
+def sample_wear(rng: np.random.Generator) -> Wear:
+    """The bones of an older patient: each hip and each sacroiliac joint wears on its own."""
+    gaps, dense, iliac = {}, {}, {}
+    fused: list[int] = []
+    spurs: list[Spur] = []
+    for side in (-1, 1):
+        worn = rng.random() < 0.45
+        gaps[side] = rng.uniform(0.2, 0.9) if worn else rng.uniform(1.4, 2.4)
+        if worn:
+            dense[side] = rng.uniform(150, 420)
+            spurs += sample_spurs(rng, side)
+        iliac[side] = float(rng.choice([0.0, rng.uniform(0.6, 1.2), rng.uniform(1.8, 2.8)]))
+        if iliac[side] == 0.0 and rng.random() < 0.7:
+            fused.append(side)
+    return Wear(rng.uniform(0.5, 1.0), gaps, dense, iliac, tuple(fused), tuple(spurs))
+
+
+def sample_spurs(rng: np.random.Generator, side: int) -> list[Spur]:
+    """A ring of knobs where the head meets the neck, and some along the rim of the socket."""
+    axis = np.array([0.73, 0.14, -0.67])  # from the head's centre down the neck
+    axis /= np.linalg.norm(axis)
+    across = np.cross(axis, (0.0, 1.0, 0.0))
+    across /= np.linalg.norm(across)
+    found = []
+    counts = rng.integers(4, 9), rng.integers(2, 6)
+    for bone, along, ring, count in (("femur", 13.0, 20.5, counts[0]), ("hip", 7.0, 29.0, counts[1])):
+        for turn in rng.uniform(0, 2 * np.pi, count):
+            if bone == "hip" and np.cos(turn) * across[2] < -0.1:
+                continue  # the socket is open below
+            radial = np.cos(turn) * across + np.sin(turn) * np.cross(axis, across)
+            x, y, z = (np.array(HEAD) + along * axis + ring * radial).tolist()
+            found.append(Spur(f"{bone}_{SIDES[side]}", (side * x, y, z), rng.uniform(3.0, 5.5)))
+    return found

@@ -16,57 +16,35 @@ from matplotlib.colors import Normalize, PowerNorm
 
 from ctseg.reporting.pictures import style
 from ctseg.reporting.pictures.style import Target
+from ctseg.scoring.metrics import MISSED, Row, grouped, has_reference
 
-Row = Mapping[str, Any]
 NO_REFERENCE = "no test case with a reference"
+DICE_AXIS = "Dice (0 = no overlap, 1 = perfect)"
+ByStructure = Mapping[str, Sequence[Row]]
 
 
-def number(row: Row, key: str) -> float | None:
-    """The finite number under `key`, else None."""
-    value = row.get(key)
-    if isinstance(value, (int, float)) and not isinstance(value, bool) and np.isfinite(value):
-        return float(value)
-    return None
-
-
-def with_reference(rows: Sequence[Row], structure: str | None = None) -> list[Row]:
-    """The rows that enter the headline: the structure is in the reference, found (`present`) or not
+def by_structure(rows: Sequence[Row], structures: Sequence[str]) -> dict[str, list[Row]]:
+    """Structure -> the rows that enter its headline: it is in the reference, found (`present`) or not
     (`missed`).
     """
-    return [
-        row
-        for row in rows
-        if row.get("state") in ("present", "missed") and structure in (None, row.get("structure"))
-    ]
+    found = grouped(filter(has_reference, rows), "structure")
+    return {name: found.get(name, []) for name in structures}
 
 
-def dice_of(row: Row) -> float:
-    """Dice of a row of `with_reference`: 0 when the structure was missed."""
-    return 0.0 if row.get("state") == "missed" else number(row, "dice") or 0.0
+def is_missed(rows: Sequence[Row]) -> np.ndarray:
+    """(n,) whether the structure of the row was missed."""
+    return np.array([row["state"] == MISSED for row in rows], dtype=bool)
 
 
-def lowest_first(rows: Sequence[Row], structure: str | None = None) -> list[Row]:
-    """The rows of `with_reference`, the lowest Dice first, then by case."""
-    return sorted(with_reference(rows, structure), key=lambda row: (dice_of(row), str(row["case_id"])))
-
-
-def mean_of(rows: Sequence[Row], key: str) -> tuple[float | None, int]:
-    """Mean of what is defined and how many that were."""
-    values = [value for row in rows if (value := number(row, key)) is not None]
-    return (float(np.mean(values)) if values else None), len(values)
-
-
-def label_of(structure: str, rows: Sequence[Row]) -> str:
+def label_of(name: str, rows: Sequence[Row]) -> str:
     """ "Bladder (n=12, 1 missed)"; the name is shortened, the counts are not."""
-    chosen = with_reference(rows, structure)
-    missed = sum(row["state"] == "missed" for row in chosen)
-    return f"{style.short(structure)} (n={len(chosen)}{f', {missed} missed' if missed else ''})"
+    missed = is_missed(rows).sum()
+    return f"{style.short(name)} (n={len(rows)}{f', {missed} missed' if missed else ''})"
 
 
 def spread_out(count: int, index: int) -> np.ndarray:
     """(count,) small fixed offsets so that points of one row do not hide each other."""
-    generator = np.random.default_rng(index)
-    return generator.uniform(-0.22, 0.22, count)
+    return np.random.default_rng(index).uniform(-0.22, 0.22, count)
 
 
 # ---- distributions ----------------------------------------------------------------------------------------
@@ -77,16 +55,14 @@ def dice_boxplots(rows: Sequence[Row], structures: Sequence[str], path: Target, 
     size = (10.0, 2.0 + 0.42 * max(1, len(structures)))
     with style.picture(path, size, title="Test Dice per structure", synthetic=synthetic) as figure:
         axes = figure.subplots()
-        if not with_reference(rows):
+        scored = by_structure(rows, structures)
+        if not any(map(has_reference, rows)):
             return style.say(axes, NO_REFERENCE)
-        for index, structure in enumerate(structures):
-            draw_distribution(axes, index, with_reference(rows, structure))
-        style.name_rows(axes, [label_of(structure, rows) for structure in structures])
-        axes.set_xlim(-0.03, 1.03)
-        axes.set_xticks(np.arange(0, 1.01, 0.1))
-        axes.set_xlabel(
-            "Dice (0 = no overlap, 1 = perfect); cases with the structure only, a missed one counts as 0"
-        )
+        for index, own in enumerate(scored.values()):
+            draw_distribution(axes, index, own)
+        style.name_rows(axes, [label_of(*item) for item in scored.items()])
+        axes.set(xlim=(-0.03, 1.03), xticks=np.arange(0, 1.01, 0.1))
+        axes.set_xlabel(f"{DICE_AXIS}; cases with the structure only, a missed one counts as 0")
         axes.plot([], [], "o", color=style.PALETTE[0], markersize=4.5, label="one case")
         axes.plot([], [], "-", color=style.INK, linewidth=2.4, label="median")
         style.missed_dots(axes, [], [], label="missed: nothing predicted")
@@ -96,14 +72,13 @@ def dice_boxplots(rows: Sequence[Row], structures: Sequence[str], path: Target, 
 
 def draw_distribution(axes: Axes, index: int, rows: Sequence[Row]) -> None:
     """The Dice of one structure's cases in line `index`."""
-    blue = style.PALETTE[0]
-    median: Any = {"color": style.INK, "linewidth": 2.4}
     if not rows:
         words: Any = {"ha": "center", "va": "center", "fontsize": 8.5, "color": style.GREY}
         axes.text(0.5, index, "not in any test reference", **words)
         return
-    values = np.array([dice_of(row) for row in rows])
-    missed = np.array([row["state"] == "missed" for row in rows])
+    blue = style.PALETTE[0]
+    median: Any = {"color": style.INK, "linewidth": 2.4}
+    values, missed = np.array([row["dice"] for row in rows]), is_missed(rows)
     if len(values) >= 5:
         axes.boxplot(
             values,
@@ -139,15 +114,14 @@ def dice_vs_hausdorff(rows: Sequence[Row], structures: Sequence[str], path: Targ
     title = "Test Dice against Hausdorff distance"
     with style.picture(path, (10, 6.2), title=title, synthetic=synthetic) as figure:
         axes = figure.subplots()
-        chosen = with_reference(rows)
-        if not chosen:
+        scored = list(filter(has_reference, rows))
+        if not scored:
             return style.say(axes, NO_REFERENCE)
-        missed = sum(row["state"] == "missed" for row in chosen)
-        limit = max([*distances_and_dice(chosen)[0], 1.0]) * 1.15
+        missed = is_missed(scored).sum()
+        limit = max([*distances_and_dice(scored)[0], 1.0]) * 1.15
         axes.set_xscale("symlog", linthresh=1.0, linscale=0.4)  # one far outlier must not squeeze the others
-        axes.set_xlim(-0.08, limit * (1.5 if missed else 1.0))
-        axes.set_ylim(-0.03, 1.03)
-        draw_points(axes, rows, structures)
+        axes.set(xlim=(-0.08, limit * (1.5 if missed else 1.0)), ylim=(-0.03, 1.03))
+        draw_points(axes, by_structure(rows, structures))
         if missed:
             style.missed_strip(axes, limit, limit * 1.5, f"missed: Dice 0, no distance (n={missed})")
             places = limit * (1.24 + 0.7 * spread_out(missed, 0))
@@ -156,42 +130,42 @@ def dice_vs_hausdorff(rows: Sequence[Row], structures: Sequence[str], path: Targ
         axes.set_xticks(ticks, [str(tick) for tick in ticks])
         axes.set_xticks([], minor=True)
         axes.set_xlabel("Hausdorff distance, 95th percentile (mm, logarithmic above 1); smaller is better")
-        axes.set_ylabel("Dice (0 = no overlap, 1 = perfect)")
+        axes.set_ylabel(DICE_AXIS)
         figure.legend(loc="outside right upper")
 
 
-def draw_points(axes: Axes, rows: Sequence[Row], structures: Sequence[str]) -> None:
+def draw_points(axes: Axes, scored: ByStructure) -> None:
     """A colour and a marker per structure; where they are too many, grey for those of higher mean Dice."""
-    used = {name: chosen for name in structures if (chosen := with_reference(rows, name))}
-    lowest = sorted(used, key=lambda name: float(np.mean([dice_of(row) for row in used[name]])))
+    used = {name: own for name, own in scored.items() if own}
+    lowest = sorted(used, key=lambda name: float(np.mean([row["dice"] for row in used[name]])))
     most = len(style.PALETTE) - (len(used) > len(style.PALETTE))  # grey is taken by the others
-    coloured = [name for name in used if name in lowest[:most]]
-    if others := [row for name in used if name not in coloured for row in used[name]]:
-        x, y = distances_and_dice(others)
+    others = [name for name in used if name in lowest[most:]]
+    if others:
+        x, y = distances_and_dice([row for name in others for row in used.pop(name)])
         grey: Any = {"alpha": 0.35, "markersize": 4, "markeredgewidth": 0, "zorder": 1.5}
-        label = f"{len(used) - len(coloured)} others (n={len(x)})"
+        label = f"{len(others)} others (n={len(x)})"
         axes.plot(x, y, "o", color=style.PALETTE[-1], label=label, **grey)
-    for index, name in enumerate(coloured):
-        x, y = distances_and_dice(used[name])
+    for index, (name, own) in enumerate(used.items()):
+        x, y = distances_and_dice(own)
         label = f"{style.short(name)} (n={len(x)})"
         style.dots(axes, x, y, style.MARKERS[index], colour=style.colour(index), alpha=0.8, label=label)
 
 
 def distances_and_dice(rows: Sequence[Row]) -> tuple[list[float], list[float]]:
     """HD95 in mm and Dice of the rows in which both are defined."""
-    pairs = [(distance, dice_of(row)) for row in rows if (distance := number(row, "hd95_mm")) is not None]
-    return [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+    found = [row for row in rows if row["hd95_mm"] is not None]
+    return [row["hd95_mm"] for row in found], [row["dice"] for row in found]
 
 
 # ---- all metrics ------------------------------------------------------------------------------------------
 
-SCORES = (("dice", "Dice"), ("iou", "IoU"), ("precision", "precision"), ("recall", "recall"), ("nsd", "NSD"))
-DISTANCES = (
-    ("hd95_imputed_mm", "HD95\nimputed"),
-    ("hd95_mm", "HD95\ndefined"),
-    ("hd_mm", "HD\ndefined"),
-    ("assd_mm", "ASSD\ndefined"),
-)
+SCORES = {"dice": "Dice", "iou": "IoU", "precision": "precision", "recall": "recall", "nsd": "NSD"}
+DISTANCES = {
+    "hd95_imputed_mm": "HD95\nimputed",
+    "hd95_mm": "HD95\ndefined",
+    "hd_mm": "HD\ndefined",
+    "assd_mm": "ASSD\ndefined",
+}
 
 
 def metrics_heatmap(rows: Sequence[Row], structures: Sequence[str], path: Target, synthetic: bool) -> None:
@@ -201,14 +175,14 @@ def metrics_heatmap(rows: Sequence[Row], structures: Sequence[str], path: Target
     size = (11.0, 2.4 + 0.36 * max(1, len(structures)))
     with style.picture(path, size, title="Test metrics per structure: means", synthetic=synthetic) as figure:
         panels = figure.subplots(1, 2, gridspec_kw={"width_ratios": [len(SCORES), len(DISTANCES)]})
-        if not with_reference(rows):
+        if not any(map(has_reference, rows)):
             for axes in panels:
                 style.say(axes, NO_REFERENCE)
             return
-        by_structure = [with_reference(rows, structure) for structure in structures]
-        draw_means(panels[0], by_structure, SCORES, "{:.2f}")
-        draw_means(panels[1], by_structure, DISTANCES, "{:.1f}")
-        panels[0].set_yticks(range(len(structures)), [label_of(structure, rows) for structure in structures])
+        scored = by_structure(rows, structures)
+        draw_means(panels[0], scored, SCORES, "{:.2f}")
+        draw_means(panels[1], scored, DISTANCES, "{:.1f}")
+        panels[0].set_yticks(range(len(scored)), [label_of(*item) for item in scored.items()])
         panels[1].set_yticks([])
         panels[0].set_title("0 to 1, higher is better")
         panels[1].set_title("mm, lower is better")
@@ -223,22 +197,21 @@ def metrics_heatmap(rows: Sequence[Row], structures: Sequence[str], path: Target
         )
 
 
-def draw_means(
-    axes: Axes, by_structure: Sequence[Sequence[Row]], columns: Sequence[tuple[str, str]], form: str
-) -> None:
+def draw_means(axes: Axes, scored: ByStructure, columns: Mapping[str, str], form: str) -> None:
     """A table of means, a line per structure.
 
     Distances, which have no upper end, are coloured by their root.
     """
-    cells = [[mean_of(chosen, key) for key, _ in columns] for chosen in by_structure]
-    means = np.array([[np.nan if mean is None else mean for mean, _ in line] for line in cells], dtype=float)
+    values = [[[row.get(key) for row in own] for key in columns] for own in scored.values()]
+    defined = [[[value for value in cell if value is not None] for cell in line] for line in values]
+    means = np.array([[np.mean(cell) if cell else np.nan for cell in line] for line in defined])
     norm, colour_map = Normalize(0.0, 1.0), style.SCORE_MAP
     if columns is DISTANCES:
         norm, colour_map = PowerNorm(0.5, 0.0, np.nanmax(means, initial=1.0)), f"{style.SCORE_MAP}_r"
     image = axes.imshow(means, aspect="auto", cmap=colour_map, norm=norm, interpolation="nearest")
     axes.grid(False)
     axes.set_facecolor("#f1f3f5")
-    axes.set_xticks(range(len(columns)), [name for _, name in columns])
+    axes.set_xticks(range(len(columns)), list(columns.values()))
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     for (i, j), value in np.ndenumerate(means):
@@ -246,8 +219,8 @@ def draw_means(
         if not np.isnan(value):
             red, green, blue, _ = image.cmap(image.norm(value))
             ink = style.INK if 0.299 * red + 0.587 * green + 0.114 * blue > 0.5 else "white"
-            defined, all_cases = cells[i][j][1], len(by_structure[i])
-            text = form.format(value) + (f" ({defined})" if defined < all_cases else "")
+            n = len(defined[i][j])
+            text = form.format(value) + f" ({n})" * (n < len(values[i][j]))
         axes.text(j, i, text, ha="center", va="center", color=ink, fontsize=9)
 
 
@@ -263,19 +236,15 @@ def passes(
     numbers = np.arange(1, len(rows_by_pass) + 1)
     with style.picture(path, (8.0, 4.5), title="Dice after each pass", synthetic=synthetic) as figure:
         axes = figure.subplots()
-        for index, structure in enumerate(structures):
-            chosen = [
-                {row["case_id"]: dice_of(row) for row in with_reference(rows, structure)}
-                for rows in rows_by_pass
-            ]
-            if not chosen[0]:
+        scored = [by_structure(rows, structures) for rows in rows_by_pass]
+        for index, name in enumerate(structures):
+            of_pass = [{row["case_id"]: row["dice"] for row in one[name]} for one in scored]
+            if not of_pass[0]:
                 continue
             colour = style.colour(index)
-            curves = np.array([[of_pass[case] for of_pass in chosen] for case in sorted(chosen[0])])
+            curves = np.array([[dice[case] for dice in of_pass] for case in sorted(of_pass[0])])
             axes.plot(numbers, curves.T, "-", color=colour, linewidth=0.6, alpha=0.35)
-            mean: Any = {"linewidth": 2.2, "markersize": 4, "label": label_of(structure, rows_by_pass[0])}
+            mean: Any = {"linewidth": 2.2, "markersize": 4, "label": label_of(name, scored[0][name])}
             axes.plot(numbers, curves.mean(axis=0), "o-", color=colour, **mean)
-        axes.set_xticks(numbers)
-        axes.set_xlabel("pass")
-        axes.set_ylabel("Dice (cases with the structure only)")
+        axes.set(xticks=numbers, xlabel="pass", ylabel="Dice (cases with the structure only)")
         axes.legend(loc="lower right")

@@ -16,9 +16,10 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 
 from ctseg.reporting.pictures import style
-from ctseg.reporting.pictures.plots import Row, dice_of, lowest_first, number, with_reference
 from ctseg.reporting.pictures.style import Target
 from ctseg.scoring import failure
+from ctseg.scoring.metrics import Row, grouped, has_reference
+from ctseg.scoring.summary import lowest
 
 PANELS = (
     ("band", "Boundary band: within 5 voxels of an outline"),
@@ -65,8 +66,7 @@ def draw_reliability(axes: Axes, blocks: Mapping[str, Any], pooled: Mapping[str,
         style.dots(axes, points[:, 0], points[:, 1], marker, colour=style.colour(index), **line)
     note: Any = {"transform": axes.transAxes, "ha": "right", "fontsize": 8.5, "color": style.GREY}
     axes.text(0.98, 0.04, "below the dashed line: probabilities too high", **note)
-    axes.set_xlim(-0.02, 1.02)
-    axes.set_ylim(-0.02, 1.02)
+    axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
     axes.legend(loc="upper left")
 
 
@@ -76,8 +76,7 @@ def draw_counts(axes: Axes, pooled: Mapping[str, Any]) -> None:
     width = 1 / len(counts)
     axes.bar((np.arange(len(counts)) + 0.5) * width, counts, width=0.9 * width, color=style.PALE)
     if any(counts):
-        axes.set_yscale("log")
-        axes.set_ylim(bottom=0.7)
+        axes.set(yscale="log", ylim=(0.7, None))
         axes.yaxis.set_major_locator(LogLocator(10, numticks=5))
         # no formula: text is not parsed
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}".replace(",", "\u2009")))
@@ -105,52 +104,54 @@ def draw_confidence(axes: Axes, rows: Sequence[Row], structures: Sequence[str]) 
     Structures that no member predicts stand in a strip at the left.
     """
     axes.set_title("Each case and structure")
-    chosen = with_reference(rows)
-    known = {id(row): sure for row in chosen if (sure := number(row, "confidence")) is not None}
-    if not known:
+    scored = list(filter(has_reference, rows))
+    sure = [row for row in scored if row.get("confidence") is not None]
+    silent = [row for row in scored if row.get("confidence") is None]
+    if not sure:
         return style.say(axes, "confidence is not known")
-    silent = [row for row in chosen if id(row) not in known]
-    sure_rows = [row for row in chosen if id(row) in known]
-    groups = {name: [row for row in sure_rows if row["structure"] == name] for name in structures}
+    by_name = grouped(sure, "structure")
+    groups = {name: by_name[name] for name in structures if name in by_name}
     if len(structures) > len(style.PALETTE):
-        groups = {f"all {len(structures)} structures": sure_rows}
-    for index, (name, own) in enumerate(groups.items()):
-        if own:
-            x, y = [known[id(row)] for row in own], [dice_of(row) for row in own]
-            rank = failure.spearman(x, y)
-            label = f"{style.short(name)} (n={len(own)}{'' if rank is None else f', Spearman {rank:.2f}'})"
-            style.dots(axes, x, y, style.MARKERS[index], colour=style.colour(index), alpha=0.8, label=label)
-    left = shown_from = max(-0.02, min(known.values()) - 0.04)
+        groups = {f"all {len(structures)} structures": sure}
+    for name, own in groups.items():
+        index = list(structures).index(name) if name in structures else 0
+        x, y = ([row[key] for row in own] for key in ("confidence", "dice"))
+        rank = failure.spearman(x, y)
+        label = f"{style.short(name)} (n={len(own)}{'' if rank is None else f', Spearman {rank:.2f}'})"
+        style.dots(axes, x, y, style.MARKERS[index], colour=style.colour(index), alpha=0.8, label=label)
+    left = shown_from = max(-0.02, min(row["confidence"] for row in sure) - 0.04)
     if silent:
         left -= 0.16 * (1.0 - shown_from)
     right = 1.0 + 0.02 * (1.0 - left)
     ticks = MaxNLocator(6).tick_values(shown_from, 1.0)
-    axes.set_xticks([tick for tick in ticks if shown_from <= tick <= 1.0])
-    axes.set_xlim(left, right)
-    axes.set_ylim(-0.03, 1.03)
+    axes.set(
+        xticks=[tick for tick in ticks if shown_from <= tick <= 1.0], xlim=(left, right), ylim=(-0.03, 1.03)
+    )
     if silent:
         style.missed_strip(axes, left, shown_from, f"predicted by no member (n={len(silent)})")
         spread = np.linspace(0.2, 0.8, len(silent)) if len(silent) > 1 else np.array([0.5])
         places = shown_from + spread * (left - shown_from)
-        style.missed_dots(axes, places, [dice_of(row) for row in silent], clip_on=False)
-    lowest = lowest_first(sure_rows)[:MARKED]
-    points = [(known[id(row)], dice_of(row)) for row in lowest]
-    name_lowest(axes, lowest, points, shown_from + 0.02 * (right - shown_from))
-    axes.set_xlabel("confidence: mean pairwise Dice of the members")
-    axes.set_ylabel("Dice against the reference; missed = 0")
+        style.missed_dots(axes, places, [row["dice"] for row in silent], clip_on=False)
+    name_lowest(axes, sure, shown_from + 0.02 * (right - shown_from))
+    axes.set(
+        xlabel="confidence: mean pairwise Dice of the members",
+        ylabel="Dice against the reference; missed = 0",
+    )
     axes.legend(loc="lower right", fontsize=8)
 
 
-def name_lowest(axes: Axes, rows: Sequence[Row], places: Sequence[tuple[float, float]], left: float) -> None:
-    """Ring the points of the rows, number them, and list their names from `left` on."""
+def name_lowest(axes: Axes, rows: Sequence[Row], left: float) -> None:
+    """Ring the points of lowest Dice, number them, and list their names from `left` on."""
     ring: Any = {"markersize": 11, "markerfacecolor": "none", "markeredgewidth": 1.2}
     words: Any = {"fontsize": 8, "color": style.MISSED}
     lines = ["lowest Dice:"]
-    for rank, (row, place) in enumerate(zip(rows, places), start=1):
+    columns = ("confidence", "dice", "case_id", "structure")
+    for rank, row in enumerate(lowest(rows, "dice", columns, MARKED), start=1):
+        sure, dice, case, structure = row.values()
+        place = sure, dice
         axes.plot(*place, "o", markeredgecolor=style.MISSED, **ring)
         axes.annotate(str(rank), place, xytext=(8, -10), textcoords="offset points", **words)
-        names = [style.short(str(row[key]), 18) for key in ("case_id", "structure")]
-        lines.append(f"{rank}  {', '.join(names)}")
+        lines.append(f"{rank}  {style.short(case, 18)}, {style.short(structure, 18)}")
     axes.text(left, 0.02, "\n".join(lines), ha="left", va="bottom", **words)
 
 
@@ -159,9 +160,7 @@ def draw_risk(axes: Axes, rows: Sequence[Row]) -> None:
     the best order the curve below.
     """
     axes.set_title("If only the most confident cases were kept")
-    points = failure.case_points(
-        [{**row, "dice": dice_of(row) if row.get("state") in ("present", "missed") else None} for row in rows]
-    )
+    points = failure.case_points(rows)
     if len(points) < 2:
         return style.say(axes, "too few cases")
     risk = [1.0 - point["dice"] for point in points]
@@ -175,8 +174,6 @@ def draw_risk(axes: Axes, rows: Sequence[Row]) -> None:
         axes.plot(share, failure.coverage_risk(order, risk), line, color=colour, markersize=4, label=label)
     mean = float(np.mean(risk))
     axes.axhline(mean, linestyle="--", color=style.GREY, linewidth=1.2, label=f"any order ({mean:.3f})")
-    axes.set_xlim(0, 1.03)
-    axes.set_ylim(bottom=0)
-    axes.set_xlabel(f"share of cases kept (n={len(points)})")
+    axes.set(xlim=(0, 1.03), ylim=(0, None), xlabel=f"share of cases kept (n={len(points)})")
     axes.set_ylabel("mean risk: 1 - Dice, mean of the case's structures")
     axes.legend(loc="lower right", fontsize=8)

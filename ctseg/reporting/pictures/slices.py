@@ -23,8 +23,9 @@ from ctseg.geometry.volume import Volume, match_grid, to_canonical
 from ctseg.laterality import words_of
 from ctseg.palette import ON_CT
 from ctseg.reporting.pictures import style
-from ctseg.reporting.pictures.plots import Row, dice_of, lowest_first, with_reference
 from ctseg.reporting.pictures.style import Target
+from ctseg.scoring.metrics import MISSED, Row, grouped, has_reference
+from ctseg.scoring.summary import lowest
 
 SOFT_TISSUE_HU = (-160.0, 240.0)  # the usual abdomen window: centre 40, width 400
 LUNG_HU = (-1350.0, 150.0)  # the usual lung window: centre -600, width 1500
@@ -54,17 +55,15 @@ class Choice:
 
 def case_means(rows: Sequence[Row]) -> dict[str, float]:
     """Case -> mean Dice over its reference-present structures, missed ones 0; only cases that have any."""
-    values: dict[str, list[float]] = {}
-    for row in with_reference(rows):
-        values.setdefault(str(row["case_id"]), []).append(dice_of(row))
-    return {case: float(np.mean(dice)) for case, dice in values.items()}
+    cases = grouped(filter(has_reference, rows), "case_id")
+    return {case: float(np.mean([row["dice"] for row in own])) for case, own in cases.items()}
 
 
 def choose(rows: Sequence[Row], structures: Sequence[str]) -> list[Choice]:
     """Best, median and worst case by mean Dice, then the worst case of each structure, the lowest Dice first.
 
-    Equal values are ordered by case id. The median of an even number is the lower one. With one or two
-    cases a case appears once, with both reasons.
+    Equal means are ordered by case id. The median of an even number is the lower one. With one or two cases a
+    case appears once, with both reasons.
     """
     means = case_means(rows)
     ranked = sorted(means, key=lambda case: (means[case], case))
@@ -77,11 +76,12 @@ def choose(rows: Sequence[Row], structures: Sequence[str]) -> list[Choice]:
         Choice(case, None, f"{' and '.join(words)} of {len(ranked)} cases", means[case])
         for case, words in reasons.items()
     ]
+    scored = grouped(filter(has_reference, rows), "structure")
     worst = []
-    for structure in structures:
-        if mine := lowest_first(rows, structure):
-            case, dice, missed = str(mine[0]["case_id"]), dice_of(mine[0]), mine[0]["state"] == "missed"
-            worst.append(Choice(case, structure, f"worst of n={len(mine)}", dice, missed))
+    for name in (name for name in structures if name in scored):
+        (row,) = lowest(scored[name], "dice", ("case_id", "dice", "state"), 1)
+        reason = f"worst of n={len(scored[name])}"
+        worst.append(Choice(row["case_id"], name, reason, row["dice"], row["state"] == MISSED))
     if len(worst) > STRUCTURE_PICTURES:
         worst = sorted(worst, key=lambda choice: choice.dice)[:STRUCTURE_PICTURES]
     return chosen + worst
@@ -211,11 +211,6 @@ def on_one_grid(image: Volume, reference: Volume, prediction: Volume) -> CaseVol
             )
         matched.append(to_canonical(same))
     return CaseVolumes(to_canonical(image), *matched)
-
-
-def display_window(window_hu: Sequence[float] | None) -> tuple[float, float]:
-    """The window of pictures: for lungs when the network saw everything down to air, else for soft tissue."""
-    return LUNG_HU if window_hu is not None and window_hu[0] <= -900 else SOFT_TISSUE_HU
 
 
 def window_for(names: Sequence[str]) -> tuple[float, float]:

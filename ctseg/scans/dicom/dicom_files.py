@@ -8,32 +8,28 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
-import io
 import logging
+import operator
 import os
 import warnings
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 import pydicom
 from pydicom.errors import InvalidDicomError
 from pydicom.uid import (
-    UID,
     EnhancedCTImageStorage,
+    ExplicitVRLittleEndian,
     LegacyConvertedEnhancedCTImageStorage,
     MediaStorageDirectoryStorage,
-    generate_uid,
 )
 
-from ctseg.artifacts import canonical_hash
+from ctseg.artifacts import atomic_write, canonical_hash
 from ctseg.errors import CaseError, Finding, PipelineError
 from ctseg.scans.formats import folder_walk, regular_files
-from ctseg.scans.formats.regular_files import at_file, refuse, unreadable
+from ctseg.scans.formats.regular_files import at_file, refuse
 
-UNICODE = "ISO_IR 192"  # the character set of what we write: names in any script
-LONGEST_NAME = 64  # characters of a long string (LO)
 SMALLEST_SLICES = 4  # fewer slices are a scout or a sample, not a volume
 # What a SEG or RTSTRUCT takes over from its series: what an archive needs to file it with the patient, and
 # nothing else.
@@ -51,18 +47,10 @@ PATIENT_AND_STUDY = (
 )
 ENHANCED_CT = (EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage)
 NO_PATIENT = canonical_hash("")[:16]  # the patient_key of files without a patient id
-_TAGS = [
-    "SOPClassUID",
-    "SOPInstanceUID",
-    "SeriesInstanceUID",
-    "Modality",
-    "PatientID",
-    "ImageType",
-    "NumberOfFrames",
-    "StudyInstanceUID",
-    "ImagePositionPatient",
-    "Rows",
-]
+_TAGS = """
+SOPClassUID SOPInstanceUID SeriesInstanceUID Modality PatientID ImageType NumberOfFrames
+StudyInstanceUID ImagePositionPatient Rows
+"""
 
 
 @contextlib.contextmanager
@@ -113,16 +101,6 @@ class SeriesInfo:
     study: str = ""
 
 
-@dataclasses.dataclass(frozen=True)
-class _Identity:
-    uid: str
-    modality: str
-    patient_key: str
-    slices: int  # 0: a localizer
-    place: tuple[str, str]  # position, SOP instance UID
-    study: str
-
-
 @dataclasses.dataclass
 class Found:
     """What a folder holds. series: one entry per folder and series, sorted; others: files that are no DICOM
@@ -139,36 +117,22 @@ class Found:
 def find(folder: Path) -> Found:
     """Every series below a folder, and what is none."""
     if not folder.is_dir():
-        raise refuse(
-            "FILE_MISSING", "the folder does not exist", "restore the folder or remove the case", folder
-        )
-    found = Found()
-    groups: dict[tuple[Path, str, str, str], list[tuple[Path, _Identity]]] = {}
+        fix = "restore the folder or remove the case"
+        raise refuse("FILE_MISSING", "the folder does not exist", fix, folder)
+    found, single = Found(), []
     for place, _, names in folder_walk.walk(folder, found.not_entered):
         for path in (place / name for name in names):
             try:
-                identity = _identity(path)
+                file = _series_of(path)
             except CaseError as error:
                 found.damaged[path] = error
                 continue
-            if identity is None:
+            if file is None:
                 found.others.append(path)
             else:
-                key = (place, identity.uid, identity.modality, identity.patient_key)
-                groups.setdefault(key, []).append((path, identity))
-    found.series = [
-        SeriesInfo(
-            uid,
-            modality,
-            where,
-            tuple(path for path, _ in files),
-            sum(one.slices for _, one in files),
-            patient,
-            frozenset(one.place for _, one in files),
-            files[0][1].study,
-        )
-        for (where, uid, modality, patient), files in sorted(groups.items())
-    ]
+                single.append(file)
+    key = operator.attrgetter("folder", "uid", "modality", "patient_key")
+    found.series = [_joined(same) for same in _grouped(sorted(single, key=key), key)]
     return found
 
 
@@ -186,40 +150,25 @@ def choose(folder: Path, uid: str | None) -> tuple[SeriesInfo, int]:
     if found.damaged:
         raise next(iter(found.damaged.values()))
     if not series:
-        raise refuse(
-            "FILE_MISSING",
-            f"no DICOM file among {others} files",
-            "restore the series or remove the case",
-            folder,
-        )
+        cause, fix = f"no DICOM file among {others} files", "restore the series or remove the case"
+        raise refuse("FILE_MISSING", cause, fix, folder)
     wanted = [info for info in series if info.modality == "CT" and uid in (None, info.uid)]
     if not wanted and uid is not None and not any(info.uid == uid for info in series):
-        raise refuse(
-            "FILE_MISSING", "the chosen series is not in the folder", "choose a series that is there", folder
-        )
+        cause = "the chosen series is not in the folder"
+        raise refuse("FILE_MISSING", cause, "choose a series that is there", folder)
     if not wanted:
         kinds = ", ".join(sorted({word(info.modality) for info in series}))
         raise refuse("NOT_CT", f"modality {kinds} instead of CT", "give a CT series", folder)
     if len({info.patient_key for info in wanted}) > 1:
-        raise refuse(
-            "MULTI_PATIENT",
-            "the folder holds slices of more than one patient",
-            "keep one patient per folder",
-            folder,
-        )
-    by_uid: dict[str, list[SeriesInfo]] = {}
-    for info in wanted:
-        by_uid.setdefault(info.uid, []).append(info)
-    joined = [_joined(same) for same in by_uid.values()]
+        cause = "the folder holds slices of more than one patient"
+        raise refuse("MULTI_PATIENT", cause, "keep one patient per folder", folder)
+    joined = [_joined(same) for same in _grouped(wanted, operator.attrgetter("uid"))]
     volumes = [info for info in joined if info.n_slices >= SMALLEST_SLICES] or joined
     if len(volumes) > 1:
         counts = ", ".join(str(info.n_slices) for info in volumes)
-        raise refuse(
-            "SERIES_AMBIGUOUS",
-            f"{len(volumes)} CT series ({counts} slices)",
-            "keep one series in the folder, or name the series",
-            folder,
-        )
+        cause = f"{len(volumes)} CT series ({counts} slices)"
+        fix = "keep one series in the folder, or name the series"
+        raise refuse("SERIES_AMBIGUOUS", cause, fix, folder)
     return volumes[0], others
 
 
@@ -229,19 +178,12 @@ def read_header(path: Path, tags: list[str] | None) -> Any:
         try:
             return pydicom.dcmread(path, stop_before_pixels=True, specific_tags=tags)
         except InvalidDicomError:  # reading on would be guessing
-            raise refuse(
-                "DICOM_CORRUPT",
-                "the DICOM mark at its beginning is missing",
-                "save it again as a DICOM file with its file header (PS3.10)",
-                path,
-            ) from None
+            cause = "the DICOM mark at its beginning is missing"
+            fix = "save it again as a DICOM file with its file header (PS3.10)"
+            raise refuse("DICOM_CORRUPT", cause, fix, path) from None
         except MemoryError:  # a header needs little: its length fields lie
-            raise refuse(
-                "DICOM_CORRUPT",
-                "an element of the header is announced longer than the memory",
-                "copy or export the file again",
-                path,
-            ) from None
+            cause = "an element of the header is announced longer than the memory"
+            raise refuse("DICOM_CORRUPT", cause, "copy or export the file again", path) from None
 
 
 def drawn_on(
@@ -254,58 +196,20 @@ def drawn_on(
     away those of either side, only the positions tell, and a finding says so.
     """
     chosen, _ = choose(folder, series_uid)
-    first = read_header(chosen.files[0], ["FrameOfReferenceUID", "SeriesInstanceUID"])
-    pairs = [
-        (str(first.get("FrameOfReferenceUID") or ""), {str(uid) for uid in frames if uid}),
-        (str(first.get("SeriesInstanceUID") or ""), {str(uid) for uid in series if uid}),
-    ]
-    if any(own in named for own, named in pairs):
-        return pairs[0][0], []
-    if any(own and named for own, named in pairs):
+    named = {"FrameOfReferenceUID": frames, "SeriesInstanceUID": series}
+    header = read_header(chosen.files[0], list(named))
+    pairs = [(str(header.get(tag) or ""), {str(uid) for uid in uids if uid}) for tag, uids in named.items()]
+    frame = pairs[0][0]
+    if any(own in theirs for own, theirs in pairs):
+        return frame, []
+    if any(own and theirs for own, theirs in pairs):
         return None, []
-    return pairs[0][0], [
-        Finding(
-            "WARN",
-            "SERIES_UNKNOWN",
-            "it and the scan name no common kind of UID: whether it was drawn on this scan is told by "
-            "positions alone",
-            "keep the UIDs when anonymising (replaced alike in all files)",
-        )
-    ]
-
-
-def name_by_content(content: Any) -> None:
-    """Give an object that is written instance and series UIDs made from all else that it holds: equal ones
-    mean the same object."""
-    content.SOPInstanceUID = content.SeriesInstanceUID = content.file_meta.MediaStorageSOPInstanceUID = UID(
-        "2.25.0"
+    cause = (
+        "it and the scan name no common kind of UID: whether it was drawn on this scan is told by "
+        "positions alone"
     )
-    stream = io.BytesIO()
-    pydicom.dcmwrite(stream, content, enforce_file_format=True)
-    digest = hashlib.sha256(stream.getvalue()).hexdigest()
-    content.SOPInstanceUID = content.file_meta.MediaStorageSOPInstanceUID = generate_uid(
-        entropy_srcs=[digest, "instance"]
-    )
-    content.SeriesInstanceUID = generate_uid(entropy_srcs=[digest, "series"])
-
-
-def series_number(header: Any, step: int) -> int:
-    """The number of a series that is made from the one of `header`: `step` more, or `step` where that is no
-    number of 32 bits."""
-    try:
-        number = max(0, int(header.get("SeriesNumber") or 1)) + step
-    except (ValueError, TypeError, OverflowError):  # text, several numbers, too many digits
-        return step
-    return number if number < 2**31 else step
-
-
-def short_names(names: Mapping[int, str]) -> dict[int, str]:
-    """Names as a DICOM file can hold them, 64 characters at most; one that is cut ends with a hash, so that
-    no two become one."""
-    return {
-        value: name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 9]}_{canonical_hash(name)[:8]}"
-        for value, name in names.items()
-    }
+    fix = "keep the UIDs when anonymising (replaced alike in all files)"
+    return frame, [Finding("WARN", "SERIES_UNKNOWN", cause, fix)]
 
 
 def text(item: Any, keyword: str) -> str:
@@ -338,35 +242,32 @@ def many(value: Any) -> list[Any]:
     return list(value) if not isinstance(value, (str, bytes)) and hasattr(value, "__iter__") else [value]
 
 
-def _identity(path: Path) -> _Identity | None:
-    """Which series a file belongs to; None when it is no object of a series."""
+def _series_of(path: Path) -> SeriesInfo | None:
+    """The series of a single file; None when it is no object of a series."""
     if path.name.upper() == "DICOMDIR" or path.name.startswith(".") or not is_dicom(path):
         return None
-    header = read_header(path, _TAGS)
+    header = read_header(path, _TAGS.split())
     with guard(path):
         sop_class = header.get("SOPClassUID") or header.file_meta.get("MediaStorageSOPClassUID")
         if sop_class == MediaStorageDirectoryStorage:
             return None
         # the elements are in the order of their tags
         if "SeriesInstanceUID" not in header and "Rows" not in header:
-            raise refuse(
-                "DICOM_TRUNCATED",
-                "the header ends before the series is named",
-                "copy or export the file again",
-                path,
-            )
-        patient = canonical_hash(str(header.get("PatientID", "")))[:16]
+            cause = "the header ends before the series is named"
+            raise refuse("DICOM_TRUNCATED", cause, "copy or export the file again", path)
         frames = max(1, int(header.get("NumberOfFrames") or 1)) if sop_class in ENHANCED_CT else 1
         uid, instance, position, study = (
             str(header.get(tag) or "")
             for tag in ("SeriesInstanceUID", "SOPInstanceUID", "ImagePositionPatient", "StudyInstanceUID")
         )
-        return _Identity(
+        return SeriesInfo(
             uid,
             str(header.get("Modality", "")),
-            patient,
+            path.parent,
+            (path,),
             0 if is_localizer(header) else frames,
-            (position, instance),
+            canonical_hash(str(header.get("PatientID", "")))[:16],
+            frozenset([(position, instance)]),
             study,
         )
 
@@ -374,43 +275,39 @@ def _identity(path: Path) -> _Identity | None:
 def is_dicom(path: Path) -> bool:
     """Whether a regular file carries the DICOM mark; nothing else is ever opened."""
     try:
-        size = regular_files.require_regular(path)
+        return regular_files.read_regular(path, 132)[128:] == b"DICM"
     except CaseError as error:
-        if error.code == "PERMISSION":
+        if error.code in ("PERMISSION", "READ_FAILED"):
             raise
         return False
-    if size < 132:
-        return False
-    try:
-        with path.open("rb") as stream:
-            return stream.read(132)[128:] == b"DICM"
-    except PermissionError:
-        raise unreadable(path) from None
 
 
 def join_parts(series: list[SeriesInfo]) -> list[SeriesInfo]:
     """The series, those in one whose slices are spread over several folders. What has one UID without being
     parts of one scan stays apart: copies, other patients, other slices in the same place (UIDs that
     anonymisation made equal)."""
-    merged: dict[tuple[str, str], list[SeriesInfo]] = {}
+    result = []
+    for same in _grouped(series, lambda info: (info.uid or str(info.folder), info.patient_key)):
+        joined = _joined(same)
+        copies = all(info.slices == joined.slices for info in same[1:])
+        distinct = len({place for place, _ in joined.slices}) == len(joined.slices)
+        result += [joined] if distinct and not copies else same
+    return result
+
+
+def _grouped(series: list[SeriesInfo], key: Callable[[SeriesInfo], Any]) -> list[list[SeriesInfo]]:
+    """Those of one key together, in the order of the first of each."""
+    groups: dict[Any, list[SeriesInfo]] = {}
     for info in series:
-        merged.setdefault((info.uid or str(info.folder), info.patient_key), []).append(info)
-    return [info for same in merged.values() for info in ([_joined(same)] if _are_parts(same) else same)]
-
-
-def _are_parts(same: list[SeriesInfo]) -> bool:
-    slices = frozenset().union(*(info.slices for info in same))
-    copies = all(info.slices == slices for info in same[1:])
-    return len(same) == 1 or (not copies and len({place for place, _ in slices}) == len(slices))
+        groups.setdefault(key(info), []).append(info)
+    return list(groups.values())
 
 
 def _joined(same: list[SeriesInfo]) -> SeriesInfo:
-    """One entry for parts in several folders; its folder holds all of them."""
-    if len(same) == 1:
-        return same[0]
+    """One entry for the parts of a series; its folder holds all of them."""
     return dataclasses.replace(
         same[0],
-        folder=Path(os.path.commonpath([info.folder for info in same])),
+        folder=Path(os.path.commonpath({info.folder for info in same})),
         files=tuple(path for info in same for path in info.files),
         n_slices=sum(info.n_slices for info in same),
         slices=frozenset().union(*(info.slices for info in same)),
@@ -420,3 +317,24 @@ def _joined(same: list[SeriesInfo]) -> SeriesInfo:
 def word(text: str) -> str:
     """A modality as it may be printed: DICOM code strings only."""
     return text if text.isascii() and text.replace("_", "").isalnum() and len(text) <= 16 else "unknown"
+
+
+def new_item(**elements: Any) -> pydicom.Dataset:
+    """A dataset of these elements, given by their keywords."""
+    item = pydicom.Dataset()
+    for keyword, value in elements.items():
+        setattr(item, keyword, value)
+    return item
+
+
+def new_object(**elements: Any) -> pydicom.Dataset:
+    """The same as the content of a file, uncompressed."""
+    content = new_item(**elements)
+    content.file_meta = pydicom.dataset.FileMetaDataset()
+    content.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    return content
+
+
+def write(path: str | Path, content: pydicom.Dataset) -> None:
+    """Write an object as a DICOM file, atomically."""
+    atomic_write(path, lambda stream: pydicom.dcmwrite(stream, content, enforce_file_format=True))

@@ -37,6 +37,16 @@ def frame_of(header: Any) -> int | None:
     return None if number is None else int(number) - 1
 
 
+def functional_group(own: Any, shared: Any, name: str) -> Dataset:
+    """What a functional group says of one frame: its own, else that of all frames; empty without either."""
+    return (own.get(name) or shared.get(name) or [Dataset()])[0]
+
+
+def shared_groups(header: Any) -> Dataset:
+    """The functional groups of all frames."""
+    return (header.get(GROUPS[0]) or [Dataset()])[0]
+
+
 def split(header: Any) -> list[Any]:
     """One header per frame of a multi-frame CT: the file's own elements and the frame's geometry and rescale.
 
@@ -46,45 +56,32 @@ def split(header: Any) -> list[Any]:
     """
     if header.get("SOPClassUID") not in dicom_files.ENHANCED_CT:
         raise refuse("MULTIFRAME_UNSUPPORTED", "several frames in a file that is no enhanced CT", _FIX)
-    groups = header.get("PerFrameFunctionalGroupsSequence")
+    groups, count = header.get(GROUPS[1]), int(header.get("NumberOfFrames") or 1)
     if not groups:
-        raise refuse(
-            "MULTIFRAME_UNSUPPORTED", "a multi-frame file without functional groups for its frames", _FIX
-        )
-    if len(groups) != int(header.get("NumberOfFrames") or 1):
-        raise refuse(
-            "DICOM_CORRUPT",
-            f"{int(header.get('NumberOfFrames') or 1)} frames with {len(groups)} descriptions",
-            "export the series again",
-        )
-    shared = (header.get("SharedFunctionalGroupsSequence") or [Dataset()])[0]
-    common = [
-        element
-        for element in header
-        if element.keyword not in (*GROUPS, "NumberOfFrames", "InstanceNumber", "ReferencedFrameNumber")
-    ]
-    return [_frame(common, shared, own, number) for number, own in enumerate(groups, start=1)]
-
-
-def _frame(common: list[Any], shared: Any, own: Any, number: int) -> Dataset:
-    frame = Dataset()
-    for element in common:
-        frame[element.tag] = element
-    for group, keywords in _TAKEN.items():
-        items = own.get(group) or shared.get(group) or []
-        for keyword in keywords:
-            if items and keyword in items[0]:
-                frame[keyword] = items[0][keyword]
-            elif keyword in frame:
-                del frame[keyword]  # of the file as a whole: says nothing about a frame
-    kinds = own.get("CTImageFrameTypeSequence") or shared.get("CTImageFrameTypeSequence") or []
-    if kinds and "FrameType" in kinds[0]:
-        frame.pop("ImageType", None)  # the element is that of all frames: replaced, not changed
-        frame.ImageType = kinds[0].FrameType
-    words = [str(word).upper() for word in dicom_files.many(frame.get("ImageType"))[2:]]
-    if any(word in _MAPS for word in words):
-        raise refuse(
-            "NOT_HU", f"frame {number} is a map computed from CT, not a CT", "give the CT series itself"
-        )
-    frame.ReferencedFrameNumber = frame.InstanceNumber = number
-    return frame
+        cause = "a multi-frame file without functional groups for its frames"
+        raise refuse("MULTIFRAME_UNSUPPORTED", cause, _FIX)
+    if len(groups) != count:
+        cause = f"{count} frames with {len(groups)} descriptions"
+        raise refuse("DICOM_CORRUPT", cause, "export the series again")
+    shared, elements = shared_groups(header), list(header)
+    left_out = (*GROUPS, "NumberOfFrames", "InstanceNumber", "ReferencedFrameNumber")
+    frames = []
+    for number, own in enumerate(groups, start=1):
+        frame = Dataset({one.tag: one for one in elements if one.keyword not in left_out})
+        for name, keywords in _TAKEN.items():
+            group = functional_group(own, shared, name)
+            for keyword in keywords:
+                frame.pop(keyword, None)  # of the file as a whole: says nothing about a frame
+                if keyword in group:
+                    frame[keyword] = group[keyword]
+        kind = functional_group(own, shared, "CTImageFrameTypeSequence")
+        if "FrameType" in kind:
+            frame.pop("ImageType", None)  # the element is that of all frames: replaced, not changed
+            frame.ImageType = kind.FrameType
+        words = [str(word).upper() for word in dicom_files.many(frame.get("ImageType"))[2:]]
+        if any(word in _MAPS for word in words):
+            cause = f"frame {number} is a map computed from CT, not a CT"
+            raise refuse("NOT_HU", cause, "give the CT series itself")
+        frame.ReferencedFrameNumber = frame.InstanceNumber = number
+        frames.append(frame)
+    return frames

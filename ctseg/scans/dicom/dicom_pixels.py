@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pydicom
 from pydicom.pixels import get_decoder, iter_pixels
 from pydicom.uid import (
     JPEG2000,
@@ -63,33 +64,32 @@ class Decoder:
     def __exit__(self, *error: object) -> None:
         self._stop()
 
-    def frames(self, content: Any, path: Path) -> Iterator[np.ndarray]:
+    def frames(self, path: Path) -> Iterator[np.ndarray]:
         """Stored values (H, W) of each frame of a file, in the order of the file.
 
-        content: the whole dataset of `path`. Raises CaseError CODEC_MISSING, DICOM_TRUNCATED or
-        PIXELS_CORRUPT.
+        Raises CaseError CODEC_MISSING, DICOM_CORRUPT, DICOM_TRUNCATED or PIXELS_CORRUPT.
         """
         with guard(path):
+            content = pydicom.dcmread(path)
             shape = (int(content.Rows), int(content.Columns))
             plugin = _plugin(content, path)
-        source = (
-            iter_pixels(content, raw=True, decoding_plugin=plugin)
-            if plugin in ("", "pydicom")
-            else self._in_child(path, plugin, shape)
-        )
+        if plugin not in ("", "pydicom"):
+            source = self._in_child(path, plugin, shape)
+        elif not plugin and content.BitsAllocated == 1:
+            source = _single_bits(content, shape)
+        else:
+            source = iter_pixels(content, raw=True, decoding_plugin=plugin)
         try:
             for frame in source:
                 if frame.shape != shape:
-                    raise refuse(
-                        "PIXELS_CORRUPT", f"pixels of shape {frame.shape} instead of {shape}", _AGAIN, path
-                    )
+                    cause = f"pixels of shape {frame.shape} instead of {shape}"
+                    raise refuse("PIXELS_CORRUPT", cause, _AGAIN, path)
                 yield frame
         except CaseError:
             raise
         except Exception as error:  # damaged pixel data raises many types
-            raise refuse(
-                "PIXELS_CORRUPT", f"the pixels cannot be decoded ({type(error).__name__})", _AGAIN, path
-            ) from None
+            cause = f"the pixels cannot be decoded ({type(error).__name__})"
+            raise refuse("PIXELS_CORRUPT", cause, _AGAIN, path) from None
 
     def _in_child(self, path: Path, plugin: str, shape: tuple[int, int]) -> Iterator[np.ndarray]:
         """The frames as the child process decodes them; ValueError when it fails, dies or takes too long."""
@@ -122,14 +122,18 @@ class Decoder:
             raise ValueError("not decoded")
 
     def _stop(self) -> None:
-        if self._child is None:
-            return
-        self._child.kill()
-        self._child.wait()
-        for pipe in (self._child.stdin, self._child.stdout):
-            if pipe is not None:
-                pipe.close()
-        self._child = None
+        if self._child is not None:
+            self._child.kill()
+            self._child.communicate()  # waits for it and closes the pipes
+            self._child = None
+
+
+def _single_bits(content: Any, shape: tuple[int, int]) -> Iterator[np.ndarray]:
+    """The frames (H, W) of uncompressed single bits, where a frame may begin within a byte."""
+    pixels, size = np.frombuffer(content.PixelData, np.uint8), shape[0] * shape[1]
+    for start in range(0, size * int(content.get("NumberOfFrames") or 1), size):
+        bits = np.unpackbits(pixels[start // 8 : (start + size + 7) // 8], bitorder="little")
+        yield bits[start % 8 :][:size].reshape(shape)
 
 
 def _plugin(content: Any, path: Path) -> str:
@@ -139,48 +143,34 @@ def _plugin(content: Any, path: Path) -> str:
     if pixels is None:
         raise refuse("DICOM_TRUNCATED", "the file ends before its pixels", _AGAIN, path)
     if syntax.type != "Transfer Syntax":  # a vendor's own
-        raise refuse(
-            "CODEC_MISSING",
-            "stored in a transfer syntax that is not of the standard "
-            f"({syntax if syntax.is_valid else 'no UID'})",
-            "export the series uncompressed",
-            path,
-        )
+        shown = syntax if syntax.is_valid else "no UID"
+        cause = f"stored in a transfer syntax that is not of the standard ({shown})"
+        raise refuse("CODEC_MISSING", cause, "export the series uncompressed", path)
+    bits, high = int(content.get("BitsStored") or 0), int(content.get("HighBit") or 0)
     if not syntax.is_compressed or syntax.is_deflated:
         frames = int(content.get("NumberOfFrames") or 1)
         need = (int(content.Rows) * int(content.Columns) * frames * int(content.BitsAllocated) + 7) // 8
         if len(pixels) < need:
             raise refuse("DICOM_TRUNCATED", f"{len(pixels)} of {need} bytes of pixels", _AGAIN, path)
-        stored, high = int(content.get("BitsStored") or 0), int(content.get("HighBit") or 0)
-        if stored and high >= stored:
+        if 0 < bits <= high:
             cause = (
-                f"its values stand in the upper bits of a word ({stored} bits stored, the highest is {high})"
+                f"its values stand in the upper bits of a word ({bits} bits stored, the highest is {high})"
             )
-            raise refuse(
-                "PIXELS_UNSUPPORTED", cause, f"export the series with the high bit {stored - 1}", path
-            )
+            raise refuse("PIXELS_UNSUPPORTED", cause, f"export the series with the high bit {bits - 1}", path)
         return ""
-    if syntax == JPEGExtended12Bit and int(content.get("BitsStored") or 0) > 8:
+    if syntax == JPEGExtended12Bit and bits > 8:
         plugin = "gdcm-file" if "gdcm" in installed(syntax) else None  # of pydicom's decoders none takes it
     else:
         plugin = decoder_for(syntax)
-    if plugin is None:
-        package = _PACKAGES.get(_PREFERRED.get(syntax, ""), "")
-        needed = f" (it needs {package})" if package else ""
-        if syntax not in (*_PREFERRED, JPEGBaseline8Bit):
-            raise refuse(
-                "CODEC_MISSING",
-                f"compressed as {syntax.name}, which nothing here decodes",
-                "export the series uncompressed",
-                path,
-            )
-        raise refuse(
-            "CODEC_MISSING",
-            f"compressed as {syntax.name}",
-            f"run `pip install -r requirements-dicom.txt`{needed}, or export uncompressed",
-            path,
-        )
-    return plugin
+    if plugin is not None:
+        return plugin
+    cause, fix = f"compressed as {syntax.name}", "export the series uncompressed"
+    if syntax not in (*_PREFERRED, JPEGBaseline8Bit):
+        raise refuse("CODEC_MISSING", f"{cause}, which nothing here decodes", fix, path)
+    package = _PACKAGES.get(_PREFERRED.get(syntax, ""), "")
+    needed = f" (it needs {package})" if package else ""
+    fix = f"run `pip install -r requirements-dicom.txt`{needed}, or export uncompressed"
+    raise refuse("CODEC_MISSING", cause, fix, path)
 
 
 def decoder_for(syntax: UID) -> str | None:

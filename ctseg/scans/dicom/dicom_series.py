@@ -8,15 +8,15 @@ header appears in a message.
 from __future__ import annotations
 
 import itertools
+import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydicom.dataset import FileDataset, FileMetaDataset
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+from pydicom.uid import CTImageStorage, generate_uid
 from pydicom.valuerep import format_number_as_ds
 
-from ctseg.artifacts import atomic_write, canonical_hash, file_hash
+from ctseg.artifacts import canonical_hash, file_hash
 from ctseg.errors import Finding
 from ctseg.geometry import tolerances
 from ctseg.geometry.volume import Grid, Volume
@@ -27,29 +27,13 @@ from ctseg.scans.dicom.slice_pixels import read_pixels
 from ctseg.scans.formats import checks
 from ctseg.scans.formats.regular_files import at_file, located, refuse
 
-_OF_SERIES = ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID")
-_TAGS = [
-    "SOPClassUID",
-    "SOPInstanceUID",
-    "ImageType",
-    "ImagePositionPatient",
-    "ImageOrientationPatient",
-    "PixelSpacing",
-    "Rows",
-    "Columns",
-    "InstanceNumber",
-    "AcquisitionNumber",
-    "ImagesInAcquisition",
-    "NumberOfFrames",
-    "BitsAllocated",
-    "RescaleSlope",
-    "RescaleIntercept",
-    "RescaleType",
-    "PixelPaddingValue",
-    "SamplesPerPixel",
-    "PhotometricInterpretation",
-    *dicom_frames.GROUPS,
-]
+# UIDs that all slices of a series share.
+OF_SERIES = ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID")
+_TAGS = """
+SOPClassUID SOPInstanceUID ImageType ImagePositionPatient ImageOrientationPatient PixelSpacing Rows
+Columns InstanceNumber AcquisitionNumber ImagesInAcquisition NumberOfFrames BitsAllocated RescaleSlope
+RescaleIntercept RescaleType PixelPaddingValue SamplesPerPixel PhotometricInterpretation
+"""
 
 
 def find_series(folder: str | Path) -> list[SeriesInfo]:
@@ -69,8 +53,22 @@ def read_series(
     """
     folder = Path(folder)
     with dicom_files.guard(folder):
-        volume, findings = _read(folder, series_uid, assume_hu)
-    return volume, located(findings, folder)
+        chosen, others = dicom_files.choose(folder, series_uid)
+        slices, affine, findings = _stacked(chosen, [*_TAGS.split(), *dicom_frames.GROUPS])
+        if others:
+            passed = f"{others} files are not DICOM and were passed over"
+            findings.insert(0, Finding("NOTE", "NOT_DICOM", passed))
+        first = slices[0].header
+        grid = Grid((len(slices), int(first.Rows), int(first.Columns)), affine)
+        bits = int(first.get("BitsAllocated") or 16)
+        checks.check_memory(math.prod(grid.shape), max(1, bits // 8))
+        checks.check_size(grid)
+        array = np.empty(grid.shape, dtype=np.float32)
+        findings += read_pixels(slices, array, assume_hu)
+        checks.check_finite(array)
+        checks.check_hu(array, stored_bits=bits)
+        findings += checks.clip_padding(array)
+    return Volume(array, affine), located(findings, folder)
 
 
 @dicom_files.private()
@@ -80,11 +78,7 @@ def series_headers(folder: str | Path, series_uid: str | None = None) -> list[An
     folder = Path(folder)
     with dicom_files.guard(folder):
         chosen, _ = dicom_files.choose(folder, series_uid)
-        slices, _ = _drop_extras(_slices(chosen, None)[0])
-        check_each(slices)
-        slices, _ = drop_crossing(slices)
-        sort_and_place(slices)
-        return [item.header for item in slices]
+        return [item.header for item in _stacked(chosen, None)[0]]
 
 
 def fill_uids(headers: list[Any], path: Path) -> list[Finding]:
@@ -92,7 +86,7 @@ def fill_uids(headers: list[Any], path: Path) -> list[Finding]:
     them; a finding says so."""
     blank = [
         keyword
-        for keyword in (*_OF_SERIES, "SOPClassUID", "SOPInstanceUID")
+        for keyword in (*OF_SERIES, "SOPClassUID", "SOPInstanceUID")
         if not all(header.get(keyword) for header in headers)
     ]
     if not blank:
@@ -100,77 +94,45 @@ def fill_uids(headers: list[Any], path: Path) -> list[Finding]:
     digests = [canonical_hash(header.to_json(suppress_invalid_tags=True)) for header in headers]
     for header, digest in zip(headers, digests):
         for keyword in blank:
-            made = generate_uid(entropy_srcs=[keyword, *(digests if keyword in _OF_SERIES else [digest])])
-            setattr(
-                header, keyword, header.get(keyword) or (CTImageStorage if keyword == "SOPClassUID" else made)
-            )
-    return [
-        Finding(
-            "WARN",
-            "UID_MISSING",
-            f"the scan has no {', '.join(blank)}: the file refers to made-up ones, so that some "
-            "viewers will not show it on the scan",
-            "anonymise the scan again with replaced instead of blanked UIDs",
-            file=path.name,
-        )
-    ]
+            made = generate_uid(entropy_srcs=[keyword, *(digests if keyword in OF_SERIES else [digest])])
+            made = CTImageStorage if keyword == "SOPClassUID" else made
+            setattr(header, keyword, header.get(keyword) or made)
+    cause = (
+        f"the scan has no {', '.join(blank)}: the file refers to made-up ones, so that some "
+        "viewers will not show it on the scan"
+    )
+    fix = "anonymise the scan again with replaced instead of blanked UIDs"
+    return [Finding("WARN", "UID_MISSING", cause, fix, file=path.name)]
 
 
 def label_planes(label: Volume, headers: list[Any]) -> list[int]:
     """The index d in the label of each slice of `series_headers`. ValueError where the label lies on another
     grid."""
-    rows, columns = int(headers[0].Rows), int(headers[0].Columns)
-    if label.array.shape != (len(headers), rows, columns):
-        raise ValueError(
-            f"label of shape {label.array.shape} for a series of {(len(headers), rows, columns)}"
-        )
-    to_index = np.linalg.inv(label.affine)
-    places = np.array(
-        [to_index @ [*(float(v) for v in header.ImagePositionPatient), 1.0] for header in headers]
-    )
+    shape = (len(headers), int(headers[0].Rows), int(headers[0].Columns))
+    if label.array.shape != shape:
+        raise ValueError(f"label of shape {label.array.shape} for a series of {shape}")
+    corners = [[*(float(v) for v in header.ImagePositionPatient), 1.0] for header in headers]
+    places = (np.array(corners) @ np.linalg.inv(label.affine).T)[:, :3]
     planes = np.rint(places[:, 0]).astype(int)
-    off = np.abs(places[:, :3] - np.stack([planes, 0 * planes, 0 * planes], axis=1)).max()
+    places[:, 0] -= planes
     # positions and label may both be rounded
-    if sorted(planes.tolist()) != list(range(len(headers))) or off > 2 * tolerances.ROUNDED:
+    if sorted(planes) != list(range(len(headers))) or np.abs(places).max() > 2 * tolerances.ROUNDED:
         raise ValueError("the label does not lie on the grid of the series")
-    return [int(plane) for plane in planes]
-
-
-@dicom_files.private()
-def source_file(folder: str | Path, series_uid: str | None = None) -> Any:
-    """The full header, without pixels, of the one multi-frame file that a series consists of."""
-    chosen, _ = dicom_files.choose(Path(folder), series_uid)
-    return dicom_files.read_header(chosen.files[0], None)
-
-
-def _read(folder: Path, series_uid: str | None, assume_hu: bool) -> tuple[Volume, list[Finding]]:
-    chosen, others = dicom_files.choose(folder, series_uid)
-    findings = []
-    if others:
-        findings.append(Finding("NOTE", "NOT_DICOM", f"{others} files are not DICOM and were passed over"))
-    slices, notes = _slices(chosen, _TAGS)
-    findings += notes
-    total = len(slices)
-    slices, notes = _drop_extras(slices)
-    findings += notes
-    check_each(slices)
-    slices, notes = drop_crossing(slices)
-    findings += notes + _check_count(slices, total)
-    affine, notes = sort_and_place(slices)
-    findings += notes + _check_acquisitions(slices)
-    rows, columns = int(slices[0].header.Rows), int(slices[0].header.Columns)
-    bits = int(slices[0].header.get("BitsAllocated") or 16)
-    checks.check_memory(len(slices) * rows * columns, max(1, bits // 8))
-    checks.check_size(Grid((len(slices), rows, columns), affine))
-    array = np.empty((len(slices), rows, columns), dtype=np.float32)
-    findings += read_pixels(slices, array, assume_hu)
-    checks.check_finite(array)
-    checks.check_hu(array, stored_bits=bits)
-    findings += checks.clip_padding(array)
-    return Volume(array, affine), findings
+    return planes.tolist()
 
 
 # ---- choosing and checking slices -------------------------------------------------------------------------
+
+
+def _stacked(chosen: SeriesInfo, tags: list[str] | None) -> tuple[list[Slice], np.ndarray, list[Finding]]:
+    """(the slices of a series in their order along the patient, the affine, what was noticed)."""
+    slices, findings = _slices(chosen, tags)
+    total = len(slices)
+    findings += _drop_extras(slices)
+    check_each(slices)
+    findings += drop_crossing(slices) + _check_count(slices, total)
+    affine, notes = sort_and_place(slices)
+    return slices, affine, findings + notes + _check_acquisitions(slices)
 
 
 def _slices(chosen: SeriesInfo, tags: list[str] | None) -> tuple[list[Slice], list[Finding]]:
@@ -181,50 +143,36 @@ def _slices(chosen: SeriesInfo, tags: list[str] | None) -> tuple[list[Slice], li
         return [Slice(path, header) for path, header in headers.items()], []
     with at_file(files[0]):
         frames = [Slice(files[0], header) for header in dicom_frames.split(headers[files[0]])]
-    if len(files) < len(headers) or len({file_hash(path) for path in files}) > 1:
-        raise refuse(
-            "MULTIFRAME_UNSUPPORTED",
-            f"{len(files)} multi-frame files and {len(headers) - len(files)} single slices in one series",
-            "keep the one multi-frame file that holds the scan",
-            files[0],
-        )
-    copies = len(files) - 1
-    return frames, [
-        Finding(
-            "NOTE", "SLICE_COPY", f"{copies} exact copies of the file were left out", file=str(chosen.folder)
-        )
-    ] if copies else []
+    singles, copies = len(headers) - len(files), len(files) - 1
+    if singles or len({file_hash(path) for path in files}) > 1:
+        cause = f"{len(files)} multi-frame files and {singles} single slices in one series"
+        fix = "keep the one multi-frame file that holds the scan"
+        raise refuse("MULTIFRAME_UNSUPPORTED", cause, fix, files[0])
+    cause = f"{copies} exact copies of the file were left out"
+    told = Finding("NOTE", "SLICE_COPY", cause, file=str(chosen.folder))
+    return frames, [told] if copies else []
 
 
-def _drop_extras(slices: list[Slice]) -> tuple[list[Slice], list[Finding]]:
-    """Without localizers and exact copies; refuses copies that differ."""
-    findings = []
+def _drop_extras(slices: list[Slice]) -> list[Finding]:
+    """Leave out localizers and exact copies; refuse copies that differ."""
     kept = [item for item in slices if not dicom_files.is_localizer(item.header)]
-    if len(kept) < len(slices):
-        findings.append(
-            Finding("NOTE", "LOCALIZER", f"{len(slices) - len(kept)} localizer images were left out")
-        )
     seen: dict[str, Slice] = {}
-    for (
-        item
-    ) in kept:  # UIDs may have been blanked: two slices are the same where they lie in the same place, too
+    # UIDs may have been blanked: two slices are the same where they lie in the same place, too
+    for item in kept:
         place = item.header.get("ImagePositionPatient") or item.path
         key = f"{item.header.get('SOPInstanceUID')} {dicom_frames.frame_of(item.header)} {place}"
-        if key in seen and file_hash(seen[key].path) != file_hash(item.path):
-            raise refuse(
-                "SLICE_DUPLICATE",
-                "two different files have the same SOP instance UID and position",
-                "keep the right one",
-                item.path,
-            )
-        seen.setdefault(key, item)
-    if len(seen) < len(kept):
-        findings.append(
-            Finding("NOTE", "SLICE_COPY", f"{len(kept) - len(seen)} exact copies of slices were left out")
-        )
+        same = seen.setdefault(key, item)
+        if same is not item and file_hash(same.path) != file_hash(item.path):
+            cause = "two different files have the same SOP instance UID and position"
+            raise refuse("SLICE_DUPLICATE", cause, "keep the right one", item.path)
     if len(seen) < SMALLEST_SLICES:
         raise refuse("TOO_SMALL", f"{len(seen)} slices are no volume", "give the whole series")
-    return list(seen.values()), findings
+    left_out = (
+        ("LOCALIZER", len(slices) - len(kept), "localizer images"),
+        ("SLICE_COPY", len(kept) - len(seen), "exact copies of slices"),
+    )
+    slices[:] = seen.values()
+    return [Finding("NOTE", code, f"{count} {what} were left out") for code, count, what in left_out if count]
 
 
 def _check_acquisitions(slices: list[Slice]) -> list[Finding]:
@@ -234,36 +182,21 @@ def _check_acquisitions(slices: list[Slice]) -> list[Finding]:
     slices: in their order along the patient.
     """
     numbers = [item.header.get("AcquisitionNumber") for item in slices]
-    runs = 1 + sum(one != other for one, other in itertools.pairwise(numbers))
-    if runs <= len(set(numbers)):
-        return []
+    runs = len(list(itertools.groupby(numbers)))
     cause = f"slices of {len(set(numbers))} acquisitions lie between each other, in {runs} runs"
-    return [
-        Finding(
-            "WARN", "ACQUISITIONS_MIXED", cause, "check that they are one scan, not two phases in one series"
-        )
-    ]
+    fix = "check that they are one scan, not two phases in one series"
+    return [Finding("WARN", "ACQUISITIONS_MIXED", cause, fix)] if runs > len(set(numbers)) else []
 
 
 def _check_count(slices: list[Slice], total: int) -> list[Finding]:
     """A warning when the headers speak of more slices than there are: the ends of a scan can only be missed
     so."""
     numbers = [int(n) for n in (item.header.get("InstanceNumber") for item in slices) if n is not None]
-    expected = max(numbers) - min(min(numbers), 1) + 1 if numbers else 0
-    stated = max((int(item.header.get("ImagesInAcquisition") or 0) for item in slices), default=0)
-    if max(expected, stated) <= total:
-        return []
-    return [
-        Finding(
-            "WARN",
-            "SLICE_COUNT",
-            f"{len(slices)} slices, but the headers speak of {max(expected, stated)}",
-            "check that the series is complete",
-        )
-    ]
-
-
-# ---- pixels -----------------------------------------------------------------------------------------------
+    expected = max(numbers) - min(1, *numbers) + 1 if numbers else 0
+    stated = max(expected, *(int(item.header.get("ImagesInAcquisition") or 0) for item in slices))
+    cause = f"{len(slices)} slices, but the headers speak of {stated}"
+    fix = "check that the series is complete"
+    return [Finding("WARN", "SLICE_COUNT", cause, fix)] if stated > total else []
 
 
 # ---- writing ----------------------------------------------------------------------------------------------
@@ -287,21 +220,15 @@ def write_series(
     study = [str(seed), patient_id]
     series_uid = generate_uid(entropy_srcs=[*study, "series", str(series_number)])
     shared: dict[str, Any] = {
+        **dict.fromkeys(dicom_files.PATIENT_AND_STUDY, ""),
+        "Manufacturer": "",
+        "PositionReferenceIndicator": "",
         "SOPClassUID": CTImageStorage,
         "Modality": "CT",
         "ImageType": ["ORIGINAL", "PRIMARY", "AXIAL"],
         "PatientID": patient_id,
-        "PatientName": "",
-        "PatientBirthDate": "",
-        "PatientSex": "",
-        "AccessionNumber": "",
         "StudyInstanceUID": generate_uid(entropy_srcs=[*study, "study"]),
         "StudyID": "1",
-        "StudyDate": "",
-        "StudyTime": "",
-        "ReferringPhysicianName": "",
-        "Manufacturer": "",
-        "PositionReferenceIndicator": "",
         "PatientPosition": "HFS",
         "FrameOfReferenceUID": generate_uid(entropy_srcs=[*study, "frame"]),
         "KVP": None,
@@ -325,28 +252,15 @@ def write_series(
     }
     for index, values in enumerate(volume.array):
         stored = np.clip(np.rint(values.astype(np.float64) + 1024), 0, 65535).astype("<u2")
-        position = volume.affine[:3, 3] + index * step
-        own = {
-            "SOPInstanceUID": generate_uid(entropy_srcs=[*study, str(series_number), str(index)]),
-            "InstanceNumber": index + 1,
-            "ImagePositionPatient": _decimals(position),
-            "PixelData": stored.tobytes(),
-        }
-        _write_slice(Path(folder) / f"slice_{index + 1:04d}.dcm", {**shared, **own})
+        content = dicom_files.new_object(
+            **shared,
+            SOPInstanceUID=generate_uid(entropy_srcs=[*study, str(series_number), str(index)]),
+            InstanceNumber=index + 1,
+            ImagePositionPatient=_decimals(volume.affine[:3, 3] + index * step),
+            PixelData=stored.tobytes(),
+        )
+        dicom_files.write(Path(folder) / f"slice_{index + 1:04d}.dcm", content)
     return str(series_uid)
-
-
-def _write_slice(path: Path, values: dict[str, Any]) -> None:
-    meta = FileMetaDataset()
-    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = (
-        values["SOPClassUID"],
-        values["SOPInstanceUID"],
-    )
-    meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    content = FileDataset(str(path), {}, file_meta=meta, preamble=b"\0" * 128)
-    for name, value in values.items():
-        setattr(content, name, value)
-    atomic_write(path, lambda stream: content.save_as(stream, enforce_file_format=True))
 
 
 def _decimals(values: Any) -> list[str]:

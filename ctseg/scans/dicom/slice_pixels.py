@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pydicom
 
 from ctseg.errors import Finding
 from ctseg.geometry.volume import AIR_HU
@@ -30,7 +28,7 @@ def read_pixels(slices: list[Slice], array: np.ndarray, assume_hu: bool) -> list
         assumed += _check_values(item, assume_hu)
     with Decoder() as decoder:
         for path, wanted in places.items():
-            for number, stored in enumerate(decoder.frames(_content(path), path)):
+            for number, stored in enumerate(decoder.frames(path)):
                 if number not in wanted:
                     continue
                 item, target = slices[wanted[number]], array[wanted[number]]
@@ -47,76 +45,39 @@ def read_pixels(slices: list[Slice], array: np.ndarray, assume_hu: bool) -> list
                     outside = stored == padding[0]
                     padded += int(np.count_nonzero(outside))
                     target[outside] = AIR_HU
-    if sum(scalings.values()) < len(slices):
-        raise refuse(
-            "DICOM_TRUNCATED",
-            f"{sum(scalings.values())} of {len(slices)} frames have pixels",
-            "copy or export the file again",
-            slices[0].path,
-        )
-    findings = []
-    if assumed:
-        findings.append(
-            Finding(
-                "WARN",
-                "RESCALE_ASSUMED",
-                f"{assumed} of {len(slices)} slices have no rescale tags; their pixels count as HU, "
-                "as data.assume_hu says",
-            )
-        )
-    if padded:
-        findings.append(
-            Finding(
-                "NOTE",
-                "PADDING",
-                f"{100 * padded / array.size:.3g} % of the voxels are padding and count as air",
-            )
-        )
-    if len(scalings) > 1:
-        findings.append(
-            Finding(
-                "NOTE", "RESCALE_VARIES", f"{len(scalings)} different rescale pairs, applied slice by slice"
-            )
-        )
-    return findings
-
-
-def _content(path: Path) -> Any:
-    """The whole dataset of a file."""
-    try:
-        return pydicom.dcmread(path)
-    except MemoryError:
-        raise
-    except Exception as error:  # the header could be read before, so the pixels are damaged
-        raise refuse(
-            "PIXELS_CORRUPT",
-            f"the pixels cannot be read ({type(error).__name__})",
-            "copy or export the file again",
-            path,
-        ) from None
+    if scalings.total() < len(slices):
+        cause = f"{scalings.total()} of {len(slices)} frames have pixels"
+        raise refuse("DICOM_TRUNCATED", cause, "copy or export the file again", slices[0].path)
+    unscaled = (
+        f"{assumed} of {len(slices)} slices have no rescale tags; their pixels count as HU, "
+        "as data.assume_hu says"
+    )
+    outside = f"{100 * padded / array.size:.3g} % of the voxels are padding and count as air"
+    varied = f"{len(scalings)} different rescale pairs, applied slice by slice"
+    noticed = (
+        (assumed, "WARN", "RESCALE_ASSUMED", unscaled),
+        (padded, "NOTE", "PADDING", outside),
+        (len(scalings) > 1, "NOTE", "RESCALE_VARIES", varied),
+    )
+    return [Finding(*finding) for found, *finding in noticed if found]
 
 
 def _check_values(item: Slice, assume_hu: bool) -> bool:
     """Refuse a slice whose pixels are no HU; whether they only count as such because of assume_hu."""
-    header = item.header
-    if (
-        int(header.get("SamplesPerPixel") or 1) != 1
-        or str(header.get("PhotometricInterpretation") or "MONOCHROME2") != "MONOCHROME2"
-    ):
-        raise refuse(
-            "NOT_SCALAR", "pixels are colours or inverted", "export the original CT series", item.path
-        )
-    if (kind := str(header.get("RescaleType") or "")) in _NO_HU:
-        raise refuse("NOT_HU", f"the rescale type is {kind}, not HU", "give the CT series in HU", item.path)
+    header, path = item.header, item.path
+    samples, kind = header.get("SamplesPerPixel") or 1, str(header.get("RescaleType") or "")
+    if int(samples) != 1 or str(header.get("PhotometricInterpretation") or "MONOCHROME2") != "MONOCHROME2":
+        raise refuse("NOT_SCALAR", "pixels are colours or inverted", "export the original CT series", path)
+    if kind in _NO_HU:
+        raise refuse("NOT_HU", f"the rescale type is {kind}, not HU", "give the CT series in HU", path)
     found = len(numbers_of(item, "RescaleSlope")), len(numbers_of(item, "RescaleIntercept"))
     if assume_hu and found == (0, 0):
         return True
     if found != (1, 1):
-        raise refuse(
-            "RESCALE_MISSING",
-            "RescaleSlope or RescaleIntercept is missing, so HU are unknown",
+        cause = "RescaleSlope or RescaleIntercept is missing, so HU are unknown"
+        fix = (
             "export the series again with its rescale tags; if its pixels are HU already: --set "
-            "data.assume_hu=true",
-            item.path,
+            "data.assume_hu=true"
         )
+        raise refuse("RESCALE_MISSING", cause, fix, path)
     return False

@@ -90,13 +90,14 @@ _KINDS = {
 def read_regular(path: Path, count: int = -1) -> bytes:
     """The bytes of a regular file, bounded by the memory limit; or only its first `count`."""
     size = require_regular(path)
-    if size > MEMORY_LIMIT_BYTES:
+    if count < 0 and size > MEMORY_LIMIT_BYTES:
         raise too_large(f"the file has {size / 2**30:.1f} GiB", path)
     try:
         with path.open("rb") as stream:
             return stream.read(count)
     except PermissionError:
-        raise unreadable(path) from None
+        fix = "change the permissions of the file"
+        raise refuse("PERMISSION", "the file may not be read", fix, path) from None
     except OSError as error:
         cause = f"reading failed ({errno.errorcode.get(error.errno or 0, 'unknown error')})"
         raise refuse("READ_FAILED", cause, "check the disk and copy the file again", path) from None
@@ -106,11 +107,6 @@ def too_large(cause: str, path: Path | str = "-") -> CaseError:
     """The error of a scan that does not fit into the memory limit."""
     limit = f"limit {MEMORY_LIMIT_BYTES / 2**30:.0f} GiB"
     return refuse("TOO_LARGE", f"{cause}, {limit}", "crop or resample the scan first", path)
-
-
-def unreadable(path: Path) -> CaseError:
-    """The error of a file that only others may read."""
-    return refuse("PERMISSION", "the file may not be read", "change the permissions of the file", path)
 
 
 _OTHER_KINDS = (  # (first bytes in lower case, what they mean, code or None for that of the format, remedy)

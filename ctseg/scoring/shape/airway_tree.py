@@ -21,11 +21,10 @@ from scipy.sparse import coo_array, csr_array
 from scipy.sparse.csgraph import connected_components, minimum_spanning_tree, shortest_path
 from scipy.spatial import cKDTree
 
-from ctseg.geometry.boxes import tight_box
+from ctseg.geometry.boxes import Spacing, tight_box
 from ctseg.scoring.distances import check_masks
 from ctseg.scoring.metrics import Counts
-from ctseg.scoring.shape.skeleton import skeletonise
-from ctseg.scoring.shape.topology import Components, components, largest_component
+from ctseg.scoring.shape.topology import Shape, largest_component
 
 MIN_BRANCH_VOXELS = 5  # shorter pieces of the centre line are cut-off corners of junctions, or noise
 DETECTED = 0.8  # share of a branch's centre line that must be found for the branch to count as found
@@ -67,24 +66,14 @@ class Tree:
 # ---- the parser -------------------------------------------------------------------------------------------
 
 
-def parse_tree(
-    *, reference: np.ndarray, spacing_mm: tuple[float, float, float], skeleton: np.ndarray | None = None
-) -> Tree:
-    """The tree of a mask (D, H, W); an empty mask has no voxels and no branches.
-
-    skeleton: the mask's own, when it is known already (see `skeletonise`).
-    """
-    mask, _, spacing_mm = check_masks(reference, reference, spacing_mm)
+def parse_tree(reference: Shape, spacing_mm: Spacing) -> Tree:
+    """The tree of a mask (D, H, W); an empty mask has no voxels and no branches."""
+    mask, _, spacing_mm = check_masks(reference.mask, reference.mask, spacing_mm)
     if not mask.any():
         none = np.zeros(0, np.int64)
         return Tree(np.zeros((0, 3), np.int64), none, none, np.zeros((0, 2), np.int64), np.zeros(0), 0)
     box = tight_box(mask)
-    mask = np.pad(mask[box], 1)
-    line = (
-        skeletonise(mask)
-        if skeleton is None
-        else np.pad(np.asarray(skeleton)[box].astype(bool, copy=False), 1)
-    )
+    mask, line = np.pad(mask[box], 1), np.pad(reference.skeleton[box], 1)
     voxels, of_line = np.flatnonzero(mask), np.flatnonzero(line)
     points = np.stack(np.unravel_index(of_line, mask.shape), axis=1)
     neighbours = neighbour_graph(of_line, mask.shape, spacing_mm)
@@ -108,9 +97,7 @@ def parse_tree(
     )
 
 
-def neighbour_graph(
-    positions: np.ndarray, shape: tuple[int, ...], spacing_mm: tuple[float, float, float]
-) -> csr_array:
+def neighbour_graph(positions: np.ndarray, shape: tuple[int, ...], spacing_mm: Spacing) -> csr_array:
     """(S, S) upper triangle of the distances in mm between centre-line voxels that are 26-neighbours.
 
     positions: their sorted flat indices in an array of that shape with an empty border.
@@ -224,35 +211,25 @@ def join_once(touching: np.ndarray, generation: np.ndarray) -> np.ndarray:
 # ---- what a prediction found ------------------------------------------------------------------------------
 
 
-def tree_metrics(
-    *,
-    prediction: np.ndarray,
-    reference: np.ndarray,
-    tree: Tree,
-    prediction_components: Components | None = None,
-) -> dict[str, float | int | None]:
-    """Every metric of one prediction against the reference `tree` was parsed from, both (D, H, W).
+def tree_metrics(prediction: Shape, reference: Shape, tree: Tree) -> dict[str, float | int | None]:
+    """Every metric of one prediction against the reference that `tree` was parsed from.
 
     Keys with `_full` are of the whole prediction, with `_lcc` of its largest 6-connected component: only the
     second hides breaks, only the first hides what hangs on nothing. dice, td (tree length detected, in
     voxels), td_mm (in mm), bd (branches detected), precision, leakage (predicted outside / reference, can
     exceed 1) and amr (missing share). Without suffix: breaks (predicted 26-components that touch the
     reference, less one), branches, tree_length_mm. An empty prediction: td, bd and leakage 0, amr 1,
-    precision and breaks None. An empty reference: all None. prediction_components: its 26-components, when
-    they are known.
+    precision and breaks None. An empty reference: all None.
     """
-    prediction, reference = (
-        np.asarray(prediction).astype(bool, copy=False),
-        np.asarray(reference).astype(bool, copy=False),
-    )
     result: dict[str, float | int | None] = {}
-    for suffix, mask in (("full", prediction), ("lcc", largest_component(prediction, 6))):
-        result |= {f"{name}_{suffix}": value for name, value in _found(mask, reference, tree).items()}
+    for suffix, mask in (("full", prediction.mask), ("lcc", largest_component(prediction.mask))):
+        found = _found(mask, reference.mask, tree)
+        result |= {f"{name}_{suffix}": value for name, value in found.items()}
     # predicted 26-components (numbered, 0 is background) that touch the reference, less one
-    touching = np.unique((prediction_components or components(prediction))[0][reference])
+    touching = int(np.count_nonzero(np.unique(prediction.components[0][reference.mask])))
     something = bool(tree.skeleton.size)
     return result | {
-        "breaks": int(np.count_nonzero(touching)) - 1 if touching.any() else None,
+        "breaks": touching - 1 if touching else None,
         "branches": tree.n_branches if something else None,
         "tree_length_mm": tree.length_mm if something else None,
     }
@@ -285,14 +262,11 @@ def _shares(hit: np.ndarray, group: np.ndarray, n_groups: int) -> np.ndarray:
     )
 
 
-def td_by_generation(*, prediction: np.ndarray, tree: Tree) -> list[float]:
-    """Share of the centre-line voxels found in generation 0, 1, 2, ...; parts that hang on nothing take no
-    part."""
+def td_by_generation(prediction: np.ndarray, tree: Tree) -> list[float]:
+    """Share of the centre-line voxels found by a mask (bool) in generation 0, 1, 2, ...; parts that hang on
+    nothing take no part."""
     if not tree.n_branches:
         return []
-    prediction = np.asarray(prediction).astype(bool, copy=False)
     generation = np.append(tree.generation, UNREACHED)[tree.branch_of]  # branch -1: none
-    return [
-        float(share)
-        for share in _shares(prediction[tuple(tree.skeleton.T)], generation, int(tree.generation.max()) + 1)
-    ]
+    hit = prediction[tuple(tree.skeleton.T)]
+    return _shares(hit, generation, int(tree.generation.max()) + 1).tolist()

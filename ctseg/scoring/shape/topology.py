@@ -8,13 +8,14 @@ numbers. Undefined is None, never 0 or NaN.
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 import math
+from typing import NamedTuple
 
 import numpy as np
 from scipy import ndimage
 
-from ctseg.geometry.boxes import tight_box
+from ctseg.geometry.boxes import Spacing, tight_box
 from ctseg.scoring.shape.skeleton import skeletonise
 
 try:
@@ -25,22 +26,16 @@ except ImportError:  # an accelerator only: SciPy gives the same numbers
 _NEIGHBOURS = {6: ndimage.generate_binary_structure(3, 1), 26: ndimage.generate_binary_structure(3, 3)}
 
 
-@dataclasses.dataclass(frozen=True)
-class Betti:
-    """b0 components, b1 tunnels (a ring has one, the surface of a torus two), b2 enclosed cavities."""
+class Betti(NamedTuple):
+    """b0 components, b1 tunnels (a ring has one, the surface of a torus two), b2 enclosed cavities. The Euler
+    number is b0 - b1 + b2."""
 
     b0: int
     b1: int
     b2: int
 
-    @property
-    def euler(self) -> int:
-        """The Euler number b0 - b1 + b2."""
-        return self.b0 - self.b1 + self.b2
 
-
-@dataclasses.dataclass(frozen=True)
-class ComponentErrors:
+class ComponentErrors(NamedTuple):
     """How the 26-components of prediction and reference answer each other.
 
     extra: predicted ones that touch no reference, extra_ml their volume. lost: the reverse. splits: predicted
@@ -59,8 +54,7 @@ class ComponentErrors:
         return self.extra + self.lost + self.splits + self.merges
 
 
-@dataclasses.dataclass(frozen=True)
-class CentrelineOverlap:
+class CentrelineOverlap(NamedTuple):
     """precision: share of the prediction's centre line inside the reference, None when the prediction is
     empty. recall: the reverse, None when the reference is empty. cldice: their harmonic mean, None when both
     are empty."""
@@ -84,7 +78,7 @@ def components(mask: np.ndarray, connectivity: int = 26) -> Components:
     mask = np.ascontiguousarray(mask).astype(bool, copy=False)  # numbered in the order of the memory
     if not mask.any():
         return np.zeros(mask.shape, np.int32), 0
-    if _cc3d is None:
+    if _cc3d is None or sorted(mask.shape)[1] == 1:  # it fails on a single row of voxels
         labels, count = ndimage.label(mask, structure=_NEIGHBOURS[connectivity])
     else:
         labels, count = _cc3d.connected_components(
@@ -100,28 +94,42 @@ def largest_component(mask: np.ndarray, connectivity: int = 6) -> np.ndarray:
     return labels == np.argmax(np.bincount(labels[inside])) if count > 1 else inside
 
 
-def component_errors(
-    *,
-    prediction: np.ndarray,
-    reference: np.ndarray,
-    spacing_mm: tuple[float, float, float],
-    prediction_components: Components | None = None,
-    reference_components: Components | None = None,
-) -> ComponentErrors:
-    """Components that are too many, too few, torn apart or grown together (see `ComponentErrors`).
+class Shape:
+    """A mask (D, H, W), and what is known of its shape: looked at once, when it is asked for."""
 
-    The 26-components of each mask are computed unless they are given.
-    """
-    predicted, n_predicted = (
-        components(prediction) if prediction_components is None else prediction_components
-    )
-    referenced, n_referenced = components(reference) if reference_components is None else reference_components
-    both = (predicted > 0) & (referenced > 0)
+    def __init__(self, mask: np.ndarray):
+        self.mask = np.ascontiguousarray(mask).astype(bool, copy=False)
+
+    @functools.cached_property
+    def components(self) -> Components:
+        """Its 26-components."""
+        return components(self.mask)
+
+    @functools.cached_property
+    def skeleton(self) -> np.ndarray:
+        """Its centre lines (`skeletonise`)."""
+        return skeletonise(self.mask)
+
+    @functools.cached_property
+    def betti(self) -> Betti:
+        """Its Betti numbers; (0, 0, 0) of an empty mask."""
+        if not self.mask.any():
+            return Betti(0, 0, 0)
+        padded = np.pad(self.mask[tight_box(self.mask)], 1)  # so that the outside is one piece of background
+        b0, b2 = self.components[1], components(~padded, 6)[1] - 1
+        return Betti(b0, b0 + b2 - euler_number(padded), b2)
+
+
+def component_errors(prediction: Shape, reference: Shape, spacing_mm: Spacing) -> ComponentErrors:
+    """Components that are too many, too few, torn apart or grown together (see `ComponentErrors`)."""
+    predicted, n_predicted = prediction.components
+    referenced, n_referenced = reference.components
+    both = prediction.mask & reference.mask
     # One number for each pair of components that overlap somewhere.
     pairs = np.unique(predicted[both].astype(np.int64) * (n_referenced + 1) + referenced[both])
     per_predicted = np.bincount(pairs // (n_referenced + 1), minlength=n_predicted + 1)[1:]
     per_referenced = np.bincount(pairs % (n_referenced + 1), minlength=n_referenced + 1)[1:]
-    voxels = np.bincount(predicted[predicted > 0], minlength=n_predicted + 1)[1:]
+    voxels = np.bincount(predicted[prediction.mask], minlength=n_predicted + 1)[1:]
     return ComponentErrors(
         extra=int(np.count_nonzero(per_predicted == 0)),
         extra_ml=float(voxels[per_predicted == 0].sum() * math.prod(spacing_mm) / 1000.0),
@@ -132,18 +140,6 @@ def component_errors(
 
 
 # ---- Betti numbers ----------------------------------------------------------------------------------------
-
-
-def betti_numbers(mask: np.ndarray, n_components: int | None = None) -> Betti:
-    """Betti numbers of a mask of any kind; (0, 0, 0) for an empty one. n_components: its 26-components, when
-    known."""
-    mask = np.asarray(mask).astype(bool, copy=False)
-    if not mask.any():
-        return Betti(0, 0, 0)
-    padded = np.pad(mask[tight_box(mask)], 1)  # so that the outside is one piece of background
-    b0 = components(padded)[1] if n_components is None else n_components
-    b2 = components(~padded, 6)[1] - 1
-    return Betti(b0, b0 + b2 - euler_number(padded), b2)
 
 
 def euler_number(padded: np.ndarray) -> int:
@@ -161,46 +157,29 @@ def euler_number(padded: np.ndarray) -> int:
 
 def _either(array: np.ndarray, axis: int) -> np.ndarray:
     """array or array shifted by one along the axis; one shorter."""
-    lower, upper = [slice(None)] * 3, [slice(None)] * 3
-    lower[axis], upper[axis] = slice(None, -1), slice(1, None)
-    return array[tuple(lower)] | array[tuple(upper)]
+    moved = np.moveaxis(array, axis, 0)
+    return np.moveaxis(moved[:-1] | moved[1:], 0, axis)
 
 
 # ---- centre lines -----------------------------------------------------------------------------------------
 
 
-def cldice(
-    *,
-    prediction: np.ndarray,
-    reference: np.ndarray,
-    prediction_skeleton: np.ndarray | None = None,
-    reference_skeleton: np.ndarray | None = None,
-) -> CentrelineOverlap:
-    """clDice (Shit et al., CVPR 2021) and its two halves. The skeletons are computed unless they are given.
+def cldice(prediction: Shape, reference: Shape) -> CentrelineOverlap:
+    """clDice (Shit et al., CVPR 2021) and its two halves.
 
     Every component has a skeleton (`skeletonise`), so only an empty mask leaves a half undefined. Missed and
     hallucinated masks score 0.
     """
-    prediction, reference = (
-        np.asarray(prediction).astype(bool, copy=False),
-        np.asarray(reference).astype(bool, copy=False),
-    )
-    if prediction.shape != reference.shape:
-        raise ValueError(f"prediction {prediction.shape} and reference {reference.shape} differ in shape")
-    precision = _share_inside(
-        skeletonise(prediction) if prediction_skeleton is None else prediction_skeleton, reference
-    )
-    recall = _share_inside(
-        skeletonise(reference) if reference_skeleton is None else reference_skeleton, prediction
-    )
+    if prediction.mask.shape != reference.mask.shape:
+        raise ValueError(
+            f"prediction {prediction.mask.shape} and reference {reference.mask.shape} differ in shape"
+        )
+    shares = []
+    for line, other in ((prediction.skeleton, reference), (reference.skeleton, prediction)):
+        total = int(np.count_nonzero(line))
+        shares.append(int(np.count_nonzero(line & other.mask)) / total if total else None)
+    precision, recall = shares
     if precision is None and recall is None:
         return CentrelineOverlap(None, None, None)
-    both = (precision or 0.0) + (recall or 0.0)
-    return CentrelineOverlap(
-        precision, recall, 2 * (precision or 0.0) * (recall or 0.0) / both if both else 0.0
-    )
-
-
-def _share_inside(skeleton: np.ndarray, mask: np.ndarray) -> float | None:
-    total = int(np.count_nonzero(skeleton))
-    return int(np.count_nonzero(skeleton & mask)) / total if total else None
+    product, both = (precision or 0.0) * (recall or 0.0), (precision or 0.0) + (recall or 0.0)
+    return CentrelineOverlap(precision, recall, 2 * product / both if both else 0.0)

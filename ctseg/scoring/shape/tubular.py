@@ -7,25 +7,17 @@ the reference's own Betti numbers as errors; precision and breaks are undefined 
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from ctseg.geometry.boxes import Spacing
 from ctseg.scoring import statistics
 from ctseg.scoring.metrics import HALLUCINATED, MISSED, UNANNOTATED, UNEVALUABLE, Row, grouped
-from ctseg.scoring.shape.airway_tree import Tree, parse_tree, td_by_generation, tree_metrics
-from ctseg.scoring.shape.skeleton import skeletonise
-from ctseg.scoring.shape.topology import (
-    Betti,
-    Components,
-    betti_numbers,
-    cldice,
-    component_errors,
-    components,
-)
+from ctseg.scoring.shape.airway_tree import Tree, td_by_generation, tree_metrics
+from ctseg.scoring.shape.topology import Betti, Shape, cldice, component_errors
 
 TREE, TUBE, OTHER = "tree", "tube", "other"
 _AIRWAYS = ("airway", "bronch")
@@ -109,51 +101,15 @@ def measured(names: Iterable[str], choice: str) -> list[str]:
 # ---- one structure of one case ----------------------------------------------------------------------------
 
 
-@dataclasses.dataclass(frozen=True)
-class Reference:
-    """A reference mask (D, H, W) with what every comparison needs of it; tree None unless it is a branching
-    one."""
-
-    mask: np.ndarray
-    spacing_mm: tuple[float, float, float]
-    components: Components
-    betti: Betti
-    skeleton: np.ndarray
-    tree: Tree | None
-
-
-def study(*, reference: np.ndarray, spacing_mm: tuple[float, float, float], tree: bool) -> Reference:
-    """Look once at a reference that may be compared several times."""
-    mask = np.ascontiguousarray(reference).astype(bool, copy=False)
-    pieces, skeleton = components(mask), skeletonise(mask)
-    return Reference(
-        mask,
-        spacing_mm,
-        pieces,
-        betti_numbers(mask, pieces[1]),
-        skeleton,
-        parse_tree(reference=mask, spacing_mm=spacing_mm, skeleton=skeleton) if tree else None,
-    )
-
-
-def compare(*, prediction: np.ndarray, reference: Reference) -> Row:
-    """SHAPE_COLUMNS and, for a tree, TREE_COLUMNS and GENERATIONS of one prediction of the reference's
-    shape."""
-    mask = np.ascontiguousarray(prediction).astype(bool, copy=False)
-    centre = cldice(prediction=mask, reference=reference.mask, reference_skeleton=reference.skeleton)
-    pieces = components(mask)
-    parts = component_errors(
-        prediction=mask,
-        reference=reference.mask,
-        spacing_mm=reference.spacing_mm,
-        prediction_components=pieces,
-        reference_components=reference.components,
-    )
-    own, other = dataclasses.asdict(betti_numbers(mask, pieces[1])), dataclasses.asdict(reference.betti)
-    errors = {f"{b}_error": abs(own[b] - other[b]) for b in own}
+def compare(prediction: Shape, reference: Shape, spacing_mm: Spacing, tree: Tree | None) -> Row:
+    """SHAPE_COLUMNS of one prediction of the reference's shape. tree: of a branching reference
+    (`parse_tree`); then TREE_COLUMNS and GENERATIONS too."""
+    centre, parts = cldice(prediction, reference), component_errors(prediction, reference, spacing_mm)
     row: Row = {"cldice": centre.cldice, "cldice_precision": centre.precision, "cldice_recall": centre.recall}
-    for b in own:
-        row |= {f"{b}_reference": other[b], f"{b}_prediction": own[b]}
+    errors: Row = {}
+    for b, own, other in zip(Betti._fields, prediction.betti, reference.betti):
+        row |= {f"{b}_reference": other, f"{b}_prediction": own}
+        errors[f"{b}_error"] = abs(own - other)
     row |= {
         **errors,
         "betti_error": sum(errors.values()),
@@ -161,11 +117,9 @@ def compare(*, prediction: np.ndarray, reference: Reference) -> Row:
         "extra_components": parts.extra,
         "extra_components_ml": parts.extra_ml,
     }
-    if reference.tree is not None:
-        row |= tree_metrics(
-            prediction=mask, reference=reference.mask, tree=reference.tree, prediction_components=pieces
-        )
-        row[GENERATIONS] = td_by_generation(prediction=mask, tree=reference.tree)
+    if tree is not None:
+        row |= tree_metrics(prediction, reference, tree)
+        row[GENERATIONS] = td_by_generation(prediction.mask, tree)
     return row
 
 

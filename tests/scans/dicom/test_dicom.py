@@ -677,7 +677,7 @@ BAD_SEGMENTATIONS: dict[str, tuple[str, Callable[[Path], None]]] = {
     "no frames": ("DICOM_TRUNCATED", lambda p: _edit(p, PerFrameFunctionalGroupsSequence=None)),
     "garbage": ("DICOM_CORRUPT", lambda p: p.write_bytes(b"garbage" * 100) and None),
     "missing": ("FILE_MISSING", lambda p: p.unlink()),
-    "pixels truncated": ("PIXELS_CORRUPT", lambda p: _edit(p, PixelData=b"\0\0")),
+    "pixels truncated": ("DICOM_TRUNCATED", lambda p: _edit(p, PixelData=b"\0\0")),
 }
 
 

@@ -39,7 +39,7 @@ def needs(package: str | None) -> None:
 
 def stored(path: Path) -> np.ndarray:
     with Decoder() as decoder:
-        (frame,) = list(decoder.frames(pydicom.dcmread(path), path))
+        (frame,) = list(decoder.frames(path))
     return frame
 
 
@@ -143,8 +143,9 @@ def test_what_nothing_decodes_gets_no_remedy_that_cannot_help(series, syntax, te
     content = pydicom.dcmread(path)
     content.file_meta.TransferSyntaxUID = uid.UID(syntax)
     content.PixelData = pydicom.encaps.encapsulate([b"\xff\xd8" + b"x" * 100])
+    content.save_as(path)
     with pytest.raises(CaseError) as caught, Decoder() as decoder:
-        list(decoder.frames(content, path))
+        list(decoder.frames(path))
     assert (
         caught.value.code == "CODEC_MISSING"
         and text in caught.value.cause
@@ -243,13 +244,13 @@ def test_mutated_streams_end_in_pixels_or_a_refusal(series, syntax):
             content.PixelData = pydicom.encaps.encapsulate([bytes(mutant)])
             content.save_as(path)
             try:
-                (frame,) = list(decoder.frames(pydicom.dcmread(path), path))
+                (frame,) = list(decoder.frames(path))
                 assert frame.shape == PHANTOM.image.array.shape[1:]
             except CaseError as error:
                 assert error.code == "PIXELS_CORRUPT"
                 refused += 1
         path.write_bytes(whole)
-        (frame,) = list(decoder.frames(pydicom.dcmread(path), path))  # and the next good file is read
+        (frame,) = list(decoder.frames(path))  # and the next good file is read
     assert refused and np.array_equal(frame, PHANTOM.image.array[3] + 1024)
 
 

@@ -1,0 +1,131 @@
+"""What the two kinds of DICOM masks, SEG and RTSTRUCT, have in common: how they are opened, and written for a
+CT series."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pydicom
+from pydicom.uid import RTStructureSetStorage, SegmentationStorage, generate_uid
+
+from ctseg.artifacts import canonical_hash
+from ctseg.errors import Finding
+from ctseg.geometry.volume import Volume
+from ctseg.scans.dicom import dicom_files, dicom_series
+from ctseg.scans.formats import regular_files
+from ctseg.scans.formats.regular_files import refuse
+
+LABELMAP_STORAGE = "1.2.840.10008.5.1.4.1.1.66.7"
+UNICODE = "ISO_IR 192"  # the character set of what we write: names in any script
+LONGEST_NAME = 64  # characters of a long string (LO)
+
+
+class Kind(NamedTuple):
+    """A kind of masks: code of its messages, what it and its masks are called, its classes, the sequences
+    that it must have, the first of which lists the masks by number and name."""
+
+    code: str
+    file: str
+    object: str
+    masks: str
+    classes: tuple[str, ...]
+    sequences: tuple[str, ...]
+    number: str
+    name: str
+
+
+SEG = Kind(
+    "SEG",
+    "SEG",
+    "DICOM segmentation",
+    "segments",
+    (SegmentationStorage, LABELMAP_STORAGE),
+    ("SegmentSequence", "PerFrameFunctionalGroupsSequence"),
+    "SegmentNumber",
+    "SegmentLabel",
+)
+RTSTRUCT = Kind(
+    "RT",
+    "RTSTRUCT",
+    "DICOM RT structure set",
+    "structures",
+    (RTStructureSetStorage,),
+    ("StructureSetROISequence",),
+    "ROINumber",
+    "ROIName",
+)
+
+
+def open_masks(path: Path, kind: Kind, fix: str) -> tuple[Any, dict[int, str]]:
+    """(header of a file of this kind, number -> name of its masks, empty where a mask has none).
+
+    fix: the remedy where two masks have one number.
+    """
+    regular_files.require_regular(path)
+    header = dicom_files.read_header(path, None)
+    if header.get("SOPClassUID") not in kind.classes:
+        cause, give = f"it is no {kind.object}", f"give the {kind.file} file of this scan"
+        raise refuse(f"NOT_{kind.file}", cause, give)
+    if not all(sequence in header for sequence in kind.sequences):
+        cause = f"the header ends before the {kind.masks}"
+        raise refuse("DICOM_TRUNCATED", cause, "copy or export the file again")
+    items = getattr(header, kind.sequences[0])
+    names = {int(getattr(item, kind.number)): dicom_files.text(item, kind.name) for item in items}
+    if len(names) < len(items):
+        raise refuse(f"{kind.code}_AMBIGUOUS", f"two {kind.masks} carry the same number", fix)
+    return header, names
+
+
+class Target(NamedTuple):
+    """What masks are written for: the headers of the slices of a series, the index d in the label of each
+    slice, the masks' names as DICOM can hold them, in the order of their values, and what is to be told."""
+
+    headers: list[Any]
+    planes: list[int]
+    names: dict[int, str]
+    findings: list[Finding]
+
+
+def target_of(
+    path: str | Path, label: Volume, names: dict[int, str], folder: str | Path, uid: str | None
+) -> Target:
+    """The one CT series in `folder` (or the named one) as the target of a label map on its grid: ValueError
+    otherwise. Names have 64 characters at most; one that is cut ends with a hash, so that no two become one.
+    """
+    headers = dicom_series.series_headers(folder, uid)
+    findings = dicom_series.fill_uids(headers, Path(path))
+    short = {
+        value: name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 9]}_{canonical_hash(name)[:8]}"
+        for value, name in sorted(names.items())
+    }
+    return Target(headers, dicom_series.label_planes(label, headers), short, findings)
+
+
+def series_number(header: Any, step: int) -> int:
+    """The number of a series that is made from the one of `header`: `step` more, or `step` where that is no
+    number of 32 bits."""
+    try:
+        number = max(0, int(header.get("SeriesNumber") or 1)) + step
+    except (ValueError, TypeError, OverflowError):  # text, several numbers, too many digits
+        return step
+    return number if number < 2**31 else step
+
+
+def write(path: str | Path, content: pydicom.Dataset, source: Any) -> None:
+    """Write masks atomically, filed with the patient and study of `source`, a header of their series.
+
+    Instance and series UIDs are made from all else that the object holds: equal ones mean the same object.
+    """
+    content.SpecificCharacterSet = UNICODE
+    for keyword in dicom_files.PATIENT_AND_STUDY:
+        setattr(content, keyword, source.get(keyword, ""))
+    content.SOPInstanceUID = content.SeriesInstanceUID = "2.25.0"
+    stream = io.BytesIO()
+    pydicom.dcmwrite(stream, content, enforce_file_format=True)
+    digest = hashlib.sha256(stream.getvalue()).hexdigest()
+    content.SOPInstanceUID = generate_uid(entropy_srcs=[digest, "instance"])
+    content.SeriesInstanceUID = generate_uid(entropy_srcs=[digest, "series"])
+    dicom_files.write(path, content)
