@@ -27,14 +27,9 @@ _DICOM_NAME = re.compile(r"\.(dcm|ima|dicom)$", re.IGNORECASE)
 _SYSTEM_FILE = re.compile(r"\._.*|\.DS_Store", re.IGNORECASE)
 
 
-def find_scans(path: Path, *, option: str = "--input") -> dict[str, ImageSource]:
-    """The scans of `search`."""
-    return search(path, option=option)[0]
-
-
 def find_one(path: Path, *, option: str) -> ImageSource:
     """The one scan at `path`. UsageError when there are several."""
-    found = find_scans(path, option=option)
+    found, _ = search(path, option=option)
     if len(found) > 1:
         names = ", ".join(sorted(found)[:5])
         raise UsageError(

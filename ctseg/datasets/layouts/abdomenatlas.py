@@ -75,29 +75,24 @@ def read_case_folders(cases: Gathering, splits: dict[str, str], splits_file: Pat
     for folder, (ct, combined, segmentations, files) in found.items():
         masks = {spelling[listing.folded(name)]: path for name, path in files.items()}
         cases.account(ct, combined, *masks.values())
-        name, problem, place = folder.name, None, folder
+        name = folder.name
         split = cases.split_of(splits.get(name.casefold()), name, splits_file or cases.root)
         if segmentations is not None and not listing.readable(segmentations):
+            cases.refuse(name, listing.CLOSED, segmentations)
             cases.account(folder)
-            problem, place = listing.CLOSED, segmentations
         elif ct is None:
-            fix, place = "put the scan there, or move the folder away", folder / "ct.nii.gz"
-            problem = ("FILE_MISSING", "ct.nii.gz does not exist", fix)
+            fix = "put the scan there, or move the folder away"
+            cases.refuse(name, ("FILE_MISSING", "ct.nii.gz does not exist", fix), folder / "ct.nii.gz")
         elif masks:
             source = LabelSource("masks", masks=masks)
             cases.offer(name, listing.image_source(ct), source, annotated=masks, split=split)
         elif combined is None:
             fix = "add the masks, or move the folder away"
-            problem = ("LABEL_MISSING", "there is no mask in segmentations", fix)
+            cases.refuse(name, ("LABEL_MISSING", "there is no mask in segmentations", fix), folder)
         elif table is None:
-            fix, place = (
-                f"write labels.json beside the case folders, for example {metadata.NAMES_EXAMPLE}",
-                combined,
-            )
             cause = "a combined map does not say which value is which organ"
-            problem = ("LABEL_NAMES_MISSING", cause, fix)
+            fix = f"write labels.json beside the case folders, for example {metadata.NAMES_EXAMPLE}"
+            cases.refuse(name, ("LABEL_NAMES_MISSING", cause, fix), combined)
         else:
             cases.offer_map(name, ct, combined, table, annotated=table.names, split=split)
-        if problem is not None:
-            cases.refuse(name, problem, place)
     return cases.data_set(sorted(spelling.values(), key=listing.natural_key))
