@@ -4,9 +4,13 @@ work.
 
 from __future__ import annotations
 
+import importlib
+from pathlib import Path
+
 import pytest
 from tiny_runs import TINY, words_of
 
+import compare
 import run_pipeline
 from ctseg import artifacts
 
@@ -14,8 +18,19 @@ METHODS = ["unet", "unet+model.width=6"]
 PLAIN = words_of(**{"evaluate.flip": False})
 
 
-def test_compare_writes_a_page_and_goes_on_where_it_was(tmp_path, cohorts):
-    """Of tubes, so that the comparison tells their topology too."""
+def test_compare_writes_a_page_and_goes_on_where_it_was(tmp_path, cohorts, monkeypatch):
+    """Of tubes, so that the comparison tells their topology too.
+
+    The first run's scripts are processes; the others are called here, as each process imports torch anew.
+    """
+    begin, scripts = compare.run_script, []
+
+    def run_script(command: list[str]) -> int:
+        script = Path(command[1]).stem
+        scripts.append(script)
+        return begin(command) if len(scripts) <= 2 else importlib.import_module(script).main(command[2:])
+
+    monkeypatch.setattr(compare, "run_script", run_script)
     command = ["--compare", ",".join(METHODS), "--task", "airway", "--data", str(cohorts["airway"])]
     command += ["--workspace", str(tmp_path), *TINY, *PLAIN]
     assert run_pipeline.main(command) == 0
@@ -31,8 +46,8 @@ def test_compare_writes_a_page_and_goes_on_where_it_was(tmp_path, cohorts):
         assert found is None or imputed == pytest.approx(found) or score["missed"] > 0
         assert {"cldice", "betti_error", "td_full"} <= set(record["topology"][score["method"]])
     weights = {path: path.stat().st_mtime_ns for path in folder.rglob("best_model.pth")}
-    assert len(weights) == 2
-    assert run_pipeline.main(command) == 0
+    assert len(weights) == 2 and scripts == ["train", "evaluate"] * 2
+    assert run_pipeline.main(command) == 0 and len(scripts) == 4
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("best_model.pth")} == weights
     assert run_pipeline.main([*command, "--restart"]) == 0
     again = {path: path.stat().st_mtime_ns for path in folder.rglob("best_model.pth")}
