@@ -31,7 +31,6 @@ from ctseg.errors import PreconditionError, UsageError
 from ctseg.outputs import keep_inputs, require_writable
 
 if TYPE_CHECKING:
-    from ctseg.config import EvaluateSettings
     from ctseg.datasets.case import ImageSource
     from ctseg.prediction.new_scans import Inference
     from ctseg.prediction.predictor import Predictor
@@ -127,12 +126,14 @@ def infer(arguments: argparse.Namespace) -> int:
     artifacts.write_json(output / "labels.json", predictor.labels)
     run = run_record(arguments, predictor, wanted)
     run |= {"checkpoints_sha256": hashes, "settings": dataclasses.asdict(settings)}
-    lost = [failed(finding) for finding in left_out if finding.severity == "ERROR"]
+    lost = []
     for finding in left_out:
-        if finding.severity != "ERROR":
+        if finding.severity == "ERROR":
+            lost.append(failed(finding))
+        else:
             LOG.info("%s", finding.line())
     inference = Inference(predictor, guide_of, wanted, output)
-    records = predict_all(inference, scans, run, settings, lost)
+    records = predict_all(inference, scans, run, lost)
     if arguments.statistics:
         write_statistics(output / "statistics.csv", records)
     n_failed = sum("error" in record for record in records)
@@ -163,11 +164,7 @@ def run_record(arguments: argparse.Namespace, predictor: Predictor, wanted: Want
 
 
 def predict_all(
-    inference: Inference,
-    scans: dict[str, ImageSource],
-    run: dict[str, Any],
-    settings: EvaluateSettings,
-    lost: list[dict[str, Any]],
+    inference: Inference, scans: dict[str, ImageSource], run: dict[str, Any], lost: list[dict[str, Any]]
 ) -> list[dict[str, Any]]:
     """The records of all scans, those that were lost first; inference.json is written after each.
 
@@ -184,7 +181,7 @@ def predict_all(
     records = list(lost)
     for name, source in cli.bar("Predicting")(scans.items()):
         records.append(inference.predict(name, source, before.get(name)))
-        doubt = low_confidence(name, records[-1].get("confidence", {}), settings.low_confidence)
+        doubt = low_confidence(name, records[-1].get("confidence", {}), run["settings"]["low_confidence"])
         if doubt is not None:
             LOG.warning("%s", doubt)
         state = {

@@ -147,12 +147,7 @@ def check_model(name: str) -> None:
     """Raises UsageError, with the nearest known name, unless there is a preset of that name."""
     from models import PRESETS
 
-    if name not in PRESETS:
-        raise UsageError(
-            "UNKNOWN_MODEL",
-            f"there is no model '{name}'",
-            f"choose one of {', '.join(PRESETS)}{config.did_you_mean(name, PRESETS)}",
-        )
+    config.check_word("UNKNOWN_MODEL", "model", name, PRESETS)
 
 
 def check_options(settings: Settings, options: Options, *, guided: bool) -> None:

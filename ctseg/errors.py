@@ -109,11 +109,9 @@ class ResourceError(PipelineError):
         )
         if path is None and code == "OUTPUT_READONLY":
             code = "PERMISSION"
-        cause = (
-            f"'{place}' cannot be {'used' if path is None else 'written'}: {reason}"
-            if place is not None
-            else reason
-        )
+        if place is None:
+            return cls(code, reason, fix)
+        cause = f"'{place}' cannot be {'used' if path is None else 'written'}: {reason}"
         return cls(code, cause, fix, file=Path(place).name if isinstance(place, (str, Path)) else "-")
 
 

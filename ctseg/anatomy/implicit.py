@@ -24,13 +24,15 @@ from scipy.interpolate import BSpline
 from scipy.ndimage import gaussian_filter1d
 
 from ctseg.geometry.boxes import Box, box_shape, make_box, union, within
-from ctseg.geometry.volume import Grid
+from ctseg.geometry.volume import Grid, corner_points
 
 FAR_MM = 60.0  # value of f where a shape was not evaluated
 _TABLE_STEP_MM = 0.5
 _WARP_NODES_MM = 50.0
 
-Coordinates = tuple[np.ndarray, np.ndarray, np.ndarray]
+Field = np.ndarray  # a value per voxel, of the whole grid (D, H, W) or of a shape's box
+Points = np.ndarray  # points or directions (n, 3) or one (3,), in mm; or (n, 4) with a radius
+Coordinates = tuple[Field, Field, Field]
 SIDES = {1: "left", -1: "right"}
 
 
@@ -44,7 +46,7 @@ class Shape:
 
     scene: Scene
     box: Box
-    f: np.ndarray
+    f: Field
     axis_y: Any = None
 
     def __post_init__(self) -> None:
@@ -54,11 +56,11 @@ class Shape:
         """Template coordinates x, y, z of the box's voxels."""
         return self.scene.at(self.box)
 
-    def within(self, limit: np.ndarray) -> Shape:
+    def within(self, limit: Field) -> Shape:
         """The part of the shape where `limit` is negative too, a function over the same box."""
         return dataclasses.replace(self, f=np.maximum(self.f, limit))
 
-    def cut(self, other: Shape | np.ndarray, gap_mm: float) -> Shape:
+    def cut(self, other: Shape | Field, gap_mm: float) -> Shape:
         """The shape kept `gap_mm` away from another one, or from what an f on the whole grid describes."""
         f = self.scene.spread(other) if isinstance(other, Shape) else other
         return self.within(gap_mm - f[self.box])
@@ -67,11 +69,11 @@ class Shape:
         """The part of the shape that lies `depth_mm` deep in another one."""
         return self.cut(-self.scene.spread(other), depth_mm)
 
-    def inset(self, depth: float | np.ndarray, **texture: float) -> Shape:
+    def inset(self, depth: float | Field, **texture: float) -> Shape:
         """The shape shrunk by a depth in mm (a number, or an array of the box's shape)."""
-        return dataclasses.replace(self, f=self.f + self.uneven(depth, texture))
+        return dataclasses.replace(self, f=self.f + self.uneven(depth, **texture))
 
-    def uneven(self, value: Any, texture: dict[str, float]) -> Any:
+    def uneven(self, value: Any, **texture: float) -> Any:
         """A number or an array of the box's shape, varied by amounts of the scene's texture."""
         for name, amount in texture.items():
             value = value + amount * self.scene.texture[name][self.box]
@@ -79,7 +81,7 @@ class Shape:
 
     def paint(
         self,
-        hu: str | float | np.ndarray,
+        hu: str | float | Field,
         label: str | None = None,
         *,
         plus: float = 0.0,
@@ -95,7 +97,7 @@ class Shape:
             return
         mean = self.scene.tissue[hu] + plus if isinstance(hu, str) else hu
         picture = self.scene.hu[self.box]
-        picture += strength * occupancy(self.f) * (self.uneven(mean, texture) - picture)
+        picture += strength * occupancy(self.f) * (self.uneven(mean, **texture) - picture)
         if label is not None:
             self.scene.label[self.box][self.f <= 0] = self.scene.ids.get(label, 0)
 
@@ -129,11 +131,11 @@ class Scene:
         self._pad = np.ceil(3.0 * warp_mm / self.spacing_mm).astype(int) + 2
         self.hu = np.full(self.shape, -1000.0, dtype=np.float32)
         self.label = np.zeros(self.shape, dtype=np.uint8)
-        self.texture: dict[str, np.ndarray] = {}
+        self.texture: dict[str, Field] = {}
 
     # ---- fields over the whole grid ----------------------------------------------------------------------
 
-    def smooth_field(self, node_mm: float) -> np.ndarray:
+    def smooth_field(self, node_mm: float) -> Field:
         """A smooth random field (D, H, W), float32, mean 0, deviation about 1; bumps about 2 * node_mm
         wide."""
         weights = []  # (n, nodes) along each axis: cubic B-splines, for unit-variance noise
@@ -146,11 +148,11 @@ class Scene:
         planes = weights[1] @ (nodes @ weights[2].T)  # (nodes along D, H, W)
         return (weights[0] @ planes.reshape(len(planes), -1)).reshape(self.shape)
 
-    def whole(self, f: np.ndarray) -> Shape:
+    def whole(self, f: Field) -> Shape:
         """A shape from a function over the whole grid."""
         return Shape(self, (slice(None), slice(None), slice(None)), f)
 
-    def spread(self, *shapes: Shape) -> np.ndarray:
+    def spread(self, *shapes: Shape) -> Field:
         """The union of shapes as a function on the whole grid, FAR_MM where there is none."""
         f = np.full(self.shape, FAR_MM, dtype=np.float32)
         for shape in shapes:
@@ -162,7 +164,7 @@ class Scene:
         """What is not there."""
         return Shape(self, make_box((0, 0, 0), (0, 0, 0)), np.zeros((0, 0, 0)))
 
-    def blend(self, share: np.ndarray, hu: str | float | np.ndarray) -> None:
+    def blend(self, share: Field, hu: str | float | Field) -> None:
         """Mix a tissue, or HU, into the picture by its share of each voxel (0..1)."""
         self.hu += share * ((self.tissue[hu] if isinstance(hu, str) else hu) - self.hu)
 
@@ -180,8 +182,7 @@ class Scene:
 
     def box(self, low: np.ndarray, high: np.ndarray) -> Box:
         """The voxels that may lie in a template box (empty slices where it misses the scan)."""
-        corners = np.array(np.meshgrid(*zip(low, high))).reshape(3, -1)
-        index = self.to_index[:3, :3] @ corners + self.to_index[:3, 3:]
+        index = corner_points(self.to_index, low, high)
         start = np.clip(np.floor(index.min(axis=1)).astype(int) - self._pad, 0, self.shape)
         stop = np.clip(np.ceil(index.max(axis=1)).astype(int) + self._pad + 1, 0, self.shape)
         return make_box(start, np.maximum(start, stop))
@@ -270,7 +271,7 @@ class Scene:
         return Shape(self, box, np.maximum(np.minimum.reduce(chain), ends_mm))
 
 
-def occupancy(f: np.ndarray) -> np.ndarray:
+def occupancy(f: Field) -> Field:
     """Share of each voxel that lies inside (0..1), from f at the centres and its change across a voxel."""
     square = np.full(f.shape, 1e-4, dtype=np.float32)
     for axis in range(3):
@@ -280,7 +281,7 @@ def occupancy(f: np.ndarray) -> np.ndarray:
     return np.clip(share, 0, 1, out=share)
 
 
-def smooth_minimum(a: np.ndarray, b: np.ndarray, blend_mm: float) -> np.ndarray:
+def smooth_minimum(a: Field, b: Field, blend_mm: float) -> Field:
     """The union of two functions with a rounded seam."""
     if blend_mm <= 0:
         return np.minimum(a, b)
@@ -288,7 +289,7 @@ def smooth_minimum(a: np.ndarray, b: np.ndarray, blend_mm: float) -> np.ndarray:
     return np.minimum(a, b) - overlap * overlap * (0.25 / blend_mm)
 
 
-def ellipsoid_distance(x: np.ndarray, y: np.ndarray, z: np.ndarray, radii: Sequence[float]) -> np.ndarray:
+def ellipsoid_distance(x: Field, y: Field, z: Field, radii: Sequence[float]) -> Field:
     """About the distance in mm to an axis-parallel ellipsoid at the origin, negative inside."""
     a, b, c = (np.float32(1.0 / r) for r in radii)
     px, py, pz = x * a, y * b, z * c
@@ -297,7 +298,7 @@ def ellipsoid_distance(x: np.ndarray, y: np.ndarray, z: np.ndarray, radii: Seque
     return level * (level - 1) / np.maximum(slope, 1e-4)
 
 
-def at_heights(levels: np.ndarray, z: np.ndarray) -> list[np.ndarray]:
+def at_heights(levels: np.ndarray, z: Field) -> list[Field]:
     """What a table of levels (n, 1 + k: height, values) says at the heights z: k float32 arrays of z's shape.
 
     Interpolated and smoothed in steps of half a millimetre; heights outside get the first or last value.
@@ -313,12 +314,12 @@ def at_heights(levels: np.ndarray, z: np.ndarray) -> list[np.ndarray]:
 
 
 def _cone(
-    offset: Sequence[np.ndarray],
-    step: Sequence[np.ndarray],
-    inverse: np.ndarray | float,
-    radius: np.ndarray | float,
-    growth: np.ndarray | float,
-) -> np.ndarray:
+    offset: Sequence[Field],
+    step: Sequence[Field],
+    inverse: Field | float,
+    radius: Field | float,
+    growth: Field | float,
+) -> Field:
     """Distance to a rounded cone in two or three dimensions.
 
     offset: coordinates about its first end (overwritten), where it has `radius`. step: the way to its other

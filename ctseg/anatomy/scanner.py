@@ -12,8 +12,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from scipy.ndimage import gaussian_filter, gaussian_filter1d
 
-from ctseg.anatomy.implicit import Scene, Shape
+from ctseg.anatomy.implicit import Field, Points, Scene, Shape
 from ctseg.anatomy.shape_tables import read_table
+from ctseg.geometry.boxes import Index
 from ctseg.geometry.volume import CANONICAL_DIRECTIONS, Flips, Grid, Volume, reorient
 
 TINY_SPACING_MM = 6.0
@@ -36,7 +37,7 @@ class Stored:
     """How a scan's file holds the voxels. order, flips: of the axes, away from slice, row, column."""
 
     spacing_mm: tuple[float, float, float]  # slice, row, column
-    order: tuple[int, int, int]
+    order: Index
     flips: Flips
 
     def stored(self, array: np.ndarray, grid: Grid) -> Volume:
@@ -48,7 +49,7 @@ class Stored:
 class Protocol(Stored):
     """How the scan of a trunk was made."""
 
-    shape: tuple[int, int, int]
+    shape: Index
     bottom_mm: float  # template height of the lowest slice
     shift_mm: np.ndarray  # patient off the centre, x and y
     turn: np.ndarray  # patient on the table, about x, y, z
@@ -94,7 +95,7 @@ def sample_protocol(
     )
 
 
-def random_axes(rng: np.random.Generator) -> tuple[tuple[int, int, int], Flips]:
+def random_axes(rng: np.random.Generator) -> tuple[Index, Flips]:
     """A random order of the axes of a file, and which of them run backwards."""
     (i, j, k), (a, b, c) = rng.permutation(3).tolist(), rng.integers(0, 2, 3).astype(bool).tolist()
     return (i, j, k), (a, b, c)
@@ -137,7 +138,7 @@ class TrunkScan(Scene):
 
     def finish(
         self,
-        skin: np.ndarray,
+        skin: Field,
         *,
         metal: Shape | None = None,
         streaks_z_mm: float = -5.0,
@@ -180,9 +181,7 @@ class TrunkScan(Scene):
         return protocol.stored(picture, self.frame), protocol.stored(label, self.frame)
 
 
-def grid_about(
-    middle_mm: np.ndarray, shape: tuple[int, int, int], spacing_mm: Sequence[float], turn: np.ndarray
-) -> Grid:
+def grid_about(middle_mm: Points, shape: Index, spacing_mm: Sequence[float], turn: np.ndarray) -> Grid:
     """The grid around a place in LPS mm, its axes turned (3, 3) away from the canonical ones."""
     affine = np.eye(4)
     affine[:3, :3] = turn @ CANONICAL_DIRECTIONS.T * np.array(spacing_mm)
@@ -230,7 +229,7 @@ class ChestScan(Stored):
     noise_hu: float
     blur_mm: float
 
-    def grid(self, extent_mm: np.ndarray, middle_mm: np.ndarray) -> Grid:
+    def grid(self, extent_mm: np.ndarray, middle_mm: Points) -> Grid:
         """The grid of `extent_mm` (z, y, x) about a place in LPS mm."""
         d, h, w = np.round(extent_mm / self.spacing_mm).astype(int).tolist()
         return grid_about(middle_mm, (d, h, w), self.spacing_mm, np.eye(3))

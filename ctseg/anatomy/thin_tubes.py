@@ -10,17 +10,18 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from scipy.ndimage import map_coordinates
 
-from ctseg.anatomy.implicit import Scene
-from ctseg.geometry.boxes import make_box
+from ctseg.anatomy.implicit import Field, Points, Scene
+from ctseg.geometry.boxes import Index, make_box
 
-Line = tuple[np.ndarray, np.ndarray | float]  # template points (n, 3) and radii in mm, (n,) or one
+Line = tuple[Points, Any]  # template points (n, 3) and radii in mm, (n,) or one
 
 
-def to_index(scene: Scene, points: np.ndarray) -> np.ndarray:
+def to_index(scene: Scene, points: Points) -> Points:
     """Voxel indices (n, 3), float, of template points (n, 3): the warp undone by fixed-point steps."""
     inverse = np.linalg.inv(scene.to_template[:3, :3])
     index = (points - scene.to_template[:3, 3]) @ inverse.T
@@ -36,18 +37,18 @@ def to_index(scene: Scene, points: np.ndarray) -> np.ndarray:
     return index
 
 
-def lines_to_index(scene: Scene, lines: Sequence[np.ndarray]) -> list[np.ndarray]:
+def lines_to_index(scene: Scene, lines: Sequence[Points]) -> list[Points]:
     """`to_index` of many lines of template points at once."""
     index = to_index(scene, np.concatenate(lines))
     return np.split(index, np.cumsum([len(line) for line in lines])[:-1])
 
 
-def arc_mm(points: np.ndarray) -> np.ndarray:
+def arc_mm(points: Points) -> np.ndarray:
     """Length (n,) in mm along a chain of points (n, 3) from its first one to each."""
     return np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.diff(points, axis=0), axis=1))])
 
 
-def disk_overlap(distance: np.ndarray, radius: np.ndarray | float, voxel: float) -> np.ndarray:
+def disk_overlap(distance: Field, radius: np.ndarray | float, voxel: float) -> Field:
     """Share (0..1) of a disk of radius `voxel` covered by one of `radius`, centres `distance` apart (mm)."""
     rho = np.maximum(distance, 1e-3)
     near = np.arccos(np.clip((rho * rho + voxel * voxel - radius * radius) / (2 * rho * voxel), -1, 1))
@@ -58,8 +59,8 @@ def disk_overlap(distance: np.ndarray, radius: np.ndarray | float, voxel: float)
 
 
 class TubeLayer:
-    """Tubes collected on a grid. share: (D, H, W) float32, how much of each voxel they fill; hu: what of those
-    of which it was said."""
+    """Tubes collected on a grid. share: (D, H, W) float32, how much of each voxel they fill; hu: with what,
+    where that was said."""
 
     def __init__(self, scene: Scene):
         self.scene = scene
@@ -67,7 +68,7 @@ class TubeLayer:
         self.voxel_mm = float(np.prod(scene.spacing_mm) ** (1 / 3) / np.sqrt(np.pi))
         self.share, self.hu = (np.zeros(scene.shape, dtype=np.float32) for _ in range(2))
 
-    def add(self, index: np.ndarray, radii: np.ndarray | float, hu: np.ndarray | None = None) -> None:
+    def add(self, index: Points, radii: np.ndarray | float, hu: np.ndarray | None = None) -> None:
         """Add one tube through nodes (n, 3), voxel indices, radii in mm. Two equal nodes make a ball.
 
         hu: one value per piece between two nodes.
@@ -97,14 +98,14 @@ class TubeLayer:
         for (_, radii), index in zip(lines, lines_to_index(self.scene, [points for points, _ in lines])):
             self.add(index, radii)
 
-    def mask(self, axes: Sequence[np.ndarray]) -> np.ndarray:
+    def mask(self, axes: Sequence[Points]) -> Field:
         """Voxels at least half filled, and those of the tubes' centre lines as `axis_voxels` gives them."""
         filled = self.share > 0.5
         filled[tuple(np.concatenate(axes).T)] = True
         return filled
 
 
-def axis_voxels(index: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
+def axis_voxels(index: Points, shape: Index) -> Points:
     """Voxels (n, 3) along a chain of nodes, each sharing a face with the next, those in the grid."""
     fine = [
         a + (b - a) * np.linspace(0, 1, int(np.ceil(np.abs(b - a).max() * 4)) + 1)[:, None]

@@ -134,9 +134,8 @@ def open_masks(
     if stem is None:
         return _dicom(path, scan, source, slice_gaps.FILL if fill_gaps else slice_gaps.KEEP)
     if volume_files.describes_segments(path):
-        segments, read, findings = nrrd.read_segments(path)
-        by_name = {segment.name: segment for segment in segments}
-        return Masks(tuple(by_name), lambda name: read(by_name[name]), findings=findings)
+        names, read, findings = nrrd.read_segments(path)
+        return Masks(names, read, findings=findings)
     return _one_file(path, stem, level)
 
 

@@ -161,7 +161,7 @@ def open_side(path: Path, names: LabelNames | None, *, reference: bool = False) 
             drawn = rtstruct.list_drawn(path)
             held = [name for name in held if name in drawn]
     elif _describes_segments(path):
-        kind, held = SEGMENTS, [segment.name for segment in nrrd.list_segments(path)]
+        kind, held = SEGMENTS, list(nrrd.list_segments(path))
     else:
         naming = Naming.of(volume_files.read_names(path)) if names is None else names.naming
         volume_files.check_names(path, naming.names)

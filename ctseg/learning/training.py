@@ -53,11 +53,8 @@ def train_locator(
     settings = planning.with_patch(planning.locator_settings(settings), training, manifest.structures)
     train_network(plan, settings)
     content = checkpoints.load(place.best_model)
-    record = {
-        "arch": content["arch"],
-        "model": content["model"],
-        "patch_size": list(settings.train.patch_size),
-    }
+    record = {"patch_size": list(settings.train.patch_size)}
+    record |= {key: content[key] for key in ("arch", "model")}
     file = workspace.relative(place.best_model)
     finder = restore_locator(record, lambda **arch: plan.build(arch), plan.machine, file=file)
     regions = {}
@@ -158,16 +155,10 @@ def tell_size(name: str, network: torch.nn.Module, settings: Settings, machine: 
     """Say how large a network is and whether the memory suffices."""
     train = settings.train
     needed = hardware.estimate_memory_gb(network, train.fixed_patch(), train.batch_size, machine)
-    free, parameters = (
-        hardware.available_memory_gb(machine.device),
-        sum(p.numel() for p in network.parameters()),
-    )
+    free, parameters = hardware.available_memory_gb(machine.device), hardware.count_parameters(network)
     LOG.info(
-        "%s: %s parameters. A training step needs about %.1f GB, %.1f GB are free.",
-        name,
-        f"{parameters:,}",
-        needed,
-        free,
+        f"{name}: {parameters:,} parameters. A training step needs about {needed:.1f} GB, "
+        f"{free:.1f} GB are free."
     )
     if needed > free:
         LOG.warning(

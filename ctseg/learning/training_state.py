@@ -18,7 +18,7 @@ from ctseg.config import Range, Settings, Share, TrainSettings
 from ctseg.learning.dataset import TrainingCase
 from ctseg.manifest import Manifest, from_record
 from ctseg.runtime.checkpoint_schema import Count, Weights, check_rules, fits, form, mismatch
-from ctseg.runtime.hardware import Machine
+from ctseg.runtime.hardware import Machine, count_parameters
 
 # of a history: one number per epoch, and one per epoch and structure
 SERIES = ("epochs", "train_loss", "val_loss", "val_mean_dice", "learning_rate", "epoch_seconds")
@@ -176,7 +176,7 @@ def empty_history(settings: Settings, provenance: dict[str, Any], network: torch
         **{key: {name: [] for name in names} for key in SERIES_OF_STRUCTURES},
         "best_epoch": 0,
         "best_val_dice": None,
-        "parameters": sum(p.numel() for p in network.parameters()),
+        "parameters": count_parameters(network),
         "steps": 0,
         "skipped_steps": 0,
         "seconds": 0.0,

@@ -14,7 +14,7 @@ import numpy as np
 from ctseg.anatomy.abdomen.gut import paint_gut
 from ctseg.anatomy.abdomen.organs import build_organs, paint_organs
 from ctseg.anatomy.abdomen.people import Person, sample_person
-from ctseg.anatomy.abdomen.trunk import build_trunk, paint_trunk
+from ctseg.anatomy.abdomen.trunk import paint_trunk
 from ctseg.anatomy.scanner import Protocol, TrunkScan, sample_protocol
 from ctseg.anatomy.tasks import Picture, numbered
 
@@ -41,10 +41,10 @@ def draw(seed: int, index: int, size: str = "full") -> Picture:
     """Patient `index` of the cohort with this seed. size: "full", or "tiny" for quick tests (6 mm voxels)."""
     person, protocol, rng = plan(seed, index, size)
     scene = TrunkScan(person, protocol, rng, IDS)
-    trunk = build_trunk(scene, person)
-    spine = paint_trunk(scene, trunk, person)
+    trunk = paint_trunk(scene, person)
     organs = build_organs(scene, person, trunk)
-    paint_gut(scene, person, np.minimum(scene.spread(*organs.solid, *spine), -trunk.abdomen - 1.5))
+    wall = -np.maximum(trunk.cavity, trunk.dome) - 1.5
+    paint_gut(scene, person, np.minimum(scene.spread(*organs.solid, *trunk.spine), wall))
     paint_organs(organs, person)
     image, label = scene.finish(trunk.skin, streaks_z_mm=150.0, streak_share=0.3)
     facts = {

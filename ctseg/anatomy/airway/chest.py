@@ -15,7 +15,7 @@ from scipy.ndimage import gaussian_filter, map_coordinates
 
 from ctseg.anatomy.airway.airway_tree import smooth_line
 from ctseg.anatomy.airway.people import Patient
-from ctseg.anatomy.implicit import SIDES, Scene, at_heights
+from ctseg.anatomy.implicit import SIDES, Field, Points, Scene, at_heights
 from ctseg.anatomy.shape_tables import read_table
 from ctseg.anatomy.thin_tubes import Line, TubeLayer
 
@@ -38,7 +38,7 @@ class Chest:
         *_, lungs = self.cavities(*np.meshgrid(*axes, indexing="ij"))
         self._depth = -np.minimum(lungs[1], lungs[-1])
 
-    def outline(self, name: str, x: np.ndarray, y: np.ndarray, z: np.ndarray, extra_mm: float) -> np.ndarray:
+    def outline(self, name: str, x: Field, y: Field, z: Field, extra_mm: float) -> Field:
         """The "skin" or the "cavity" of the rib cage, wider by extra_mm: negative inside, about mm near it.
 
         A closed line between an ellipse and a rectangle at each height.
@@ -50,9 +50,7 @@ class Chest:
         across, deep = px * (1 - corner * np.minimum(v, 1)) / a, py * (1 - corner * np.minimum(u, 1)) / b
         return (u + v - corner * u * v - 1) / np.maximum(2 * np.hypot(across, deep), 0.012)
 
-    def cavities(
-        self, x: np.ndarray, y: np.ndarray, z: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray, dict[int, np.ndarray]]:
+    def cavities(self, x: Field, y: Field, z: Field) -> tuple[Field, Field, dict[int, Field]]:
         """Rib cage, what of it lies below the diaphragm, and lungs by side, negative inside.
 
         The diaphragm is two domes with deep gutters at the sides and the back.
@@ -75,12 +73,12 @@ class Chest:
         }
         return cage, np.maximum(cage, -above), lungs
 
-    def depth(self, points: np.ndarray) -> np.ndarray:
+    def depth(self, points: Points) -> np.ndarray:
         """How deep points (n, 3) lie inside a lung, in mm; negative outside. Read off a grid of 3 mm."""
         index = (points - [low for low, _ in _EXTENT]) / _DEPTH_STEP_MM
         return map_coordinates(self._depth, index.T, order=1, mode="nearest")
 
-    def cloud(self, step_mm: float, rng: np.random.Generator) -> np.ndarray:
+    def cloud(self, step_mm: float, rng: np.random.Generator) -> Points:
         """Points (n, 3) spread evenly over both lungs, at least 4 mm from their surface."""
         axes = [np.arange(low, high, step_mm) for low, high in _EXTENT]
         grid = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3)
@@ -125,7 +123,7 @@ def mediastinum(patient: Patient, side: int) -> tuple[np.ndarray, np.ndarray]:
     return width.astype(np.float32), (1 / np.hypot(1, steep)).astype(np.float32)
 
 
-def beads(nodes: np.ndarray) -> np.ndarray:
+def beads(nodes: Points) -> Points:
     """A tube (n, 4: x, y, z, radius) as balls about 4 mm apart, in the same form."""
     pieces = []
     for a, b in itertools.pairwise(nodes):
@@ -134,12 +132,12 @@ def beads(nodes: np.ndarray) -> np.ndarray:
     return np.concatenate(pieces)
 
 
-def soft(scene: Scene, f: np.ndarray) -> np.ndarray:
+def soft(scene: Scene, f: Field) -> Field:
     """Share of each voxel inside, for a function on the whole grid that is about mm."""
     return np.clip(0.5 - f * (1 / float(scene.spacing_mm.mean())), 0, 1)
 
 
-def paint_chest(scene: Scene, chest: Chest) -> dict[int, np.ndarray]:
+def paint_chest(scene: Scene, chest: Chest) -> dict[int, Field]:
     """Everything but what is in the lungs. Returns the lungs' functions by side (1 left, -1 right)."""
     hu, blotch, fat_mm = scene.tissue, scene.texture["blotch"], chest.patient.fat_mm
     cage, below, lungs = chest.cavities(scene.x, scene.y, scene.z)
@@ -169,7 +167,7 @@ def paint_chest(scene: Scene, chest: Chest) -> dict[int, np.ndarray]:
     return lungs
 
 
-def paint_mediastinum(scene: Scene, chest: Chest, below: np.ndarray) -> None:
+def paint_mediastinum(scene: Scene, chest: Chest, below: Field) -> None:
     """Heart, great vessels, gullet; below the diaphragm the liver's dome and the stomach with its gas."""
     hearts = [(row[:3], row[3:] * chest.patient.heart) for row in CHEST["heart"]]
     walls = scene.join([scene.ellipsoid(center, radii) for center, radii in hearts], 8.0)
@@ -203,7 +201,7 @@ def paint_spine(scene: Scene, patient: Patient) -> None:
     body = scene.tube(middle, 16.5)
     gap = np.abs((scene.z[body.box] + 207.5) % 23.0 - 11.5)  # 11.5 in the middle of a disc
     disc = np.clip((gap - 8.5) / 1.5, 0, 1)
-    spongy = body.uneven(scene.tissue["marrow"], {"blotch": 35})
+    spongy = body.uneven(scene.tissue["marrow"], blotch=35)
     body.paint((1 - disc) * scene.tissue["cortex"] * 0.8 + disc * 75)
     body.inset(1.6).paint((1 - disc) * spongy + disc * 75)
     scene.tube(middle + (0, 28, 0), 8.0).paint(25.0)

@@ -17,7 +17,7 @@ import numpy as np
 from ctseg.anatomy.heart.chest import GREAT_VESSELS, great_vessels, mammary_arteries, paint_chest, placed
 from ctseg.anatomy.heart.shape import Coordinates, Heart, SurfaceMap, make_heart, rotation
 from ctseg.anatomy.heart.vessels import Vessel, VesselMaker
-from ctseg.anatomy.implicit import Scene
+from ctseg.anatomy.implicit import Field, Points, Scene
 from ctseg.anatomy.scanner import USUAL_AXES, ChestScan, random_axes
 from ctseg.anatomy.shape_tables import draw_values, read_people
 from ctseg.anatomy.tasks import Picture, numbered
@@ -67,7 +67,7 @@ class Drawing(Picture):
     patient: Patient
     arteries: tuple[list[Vessel], list[Vessel]]
     veins: list[Vessel]
-    vein: np.ndarray
+    vein: Field
 
 
 def draw(seed: int, index: int, size: str = "full") -> Drawing:
@@ -160,7 +160,7 @@ def paint_heart(scene: Scene, heart: Heart, at: Coordinates) -> None:
         shape.paint(tissue, name)
 
 
-def ostia(heart: Heart, chart: SurfaceMap) -> tuple[np.ndarray, np.ndarray]:
+def ostia(heart: Heart, chart: SurfaceMap) -> tuple[Points, Points]:
     """Heart points just inside the wall of the aorta where the left and the right tree begin."""
     nodes = GREAT_VESSELS["aorta"][1:3]
     low, high = placed(heart, nodes) @ heart.basis.T
@@ -174,7 +174,7 @@ def ostia(heart: Heart, chart: SurfaceMap) -> tuple[np.ndarray, np.ndarray]:
 
 def paint_vessels(
     scene: Scene, heart: Heart, calcium_rate: float, arteries: list[Vessel], veins: list[Vessel]
-) -> np.ndarray:
+) -> Field:
     """Arteries and veins in their fat, by one and the same rule. Returns the mask of the veins."""
     rng, outside = scene.rng, scene.label != IDS["aorta"]
     sleeve, blood, calcium = TubeLayer(scene), TubeLayer(scene), TubeLayer(scene)

@@ -91,7 +91,7 @@ def paint_skeleton(scene: Scene, bones: Skeleton, wear: Wear) -> None:
             overlap(sacrum, bones.hips[side], gap, 0.5).paint("cartilage", "background")
     paint_bone(sacrum, 1.4 * wear.cortex, "sacrum")
     for side in wear.fused:
-        patches = 2.5 * sacrum.uneven(-0.9, {"blotch": -1})
+        patches = 2.5 * sacrum.uneven(-0.9, blotch=-1)
         joint = overlap(sacrum, bones.hips[side], 3.2, 3.2).within(-2.6 - sacrum.f).within(patches)
         joint.paint("marrow", strength=0.92, grain=45, blotch=55)
     scene.tube(SHAPES["sacral_canal"]).paint(0.5 * scene.tissue["fat"] + 25, "background")
@@ -110,7 +110,7 @@ def paint_femur(bone: Shape, side: int, cortex: float) -> None:
     density = density * (1 - depth) + depth * -30
     bone.paint("cortex", f"femur_{SIDES[side]}")
     shell = (1.3 + 5.0 * depth * depth) * cortex
-    uneven = bone.uneven(0, {"grain": 40, "blotch": 50})
+    uneven = bone.uneven(0, grain=40, blotch=50)
     bone.inset(shell).paint(density + (1 - 0.7 * depth) * uneven)
 
 

@@ -4,8 +4,6 @@ Files are walked and recognised by their mark; a DICOMDIR, whatever its name, is
 forced. No value of a patient's header appears in a message.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import logging
@@ -178,10 +176,10 @@ def read_header(path: Path, tags: list[str] | None) -> Any:
             return pydicom.dcmread(path, stop_before_pixels=True, specific_tags=tags)
         except InvalidDicomError:  # reading on would be guessing
             fix = "save it again as a DICOM file with its file header (PS3.10)"
-            raise refuse("DICOM_CORRUPT", "the DICOM mark at its beginning is missing", fix, path) from None
+            raise refuse("DICOM_CORRUPT", "the DICOM mark at its beginning is missing", fix) from None
         except MemoryError:  # a header needs little: its length fields lie
             cause = "an element of the header is announced longer than the memory"
-            raise refuse("DICOM_CORRUPT", cause, "copy or export the file again", path) from None
+            raise refuse("DICOM_CORRUPT", cause, "copy or export the file again") from None
 
 
 def drawn_on(
@@ -252,7 +250,7 @@ def _series_of(path: Path) -> SeriesInfo | None:
         # the elements are in the order of their tags
         if "SeriesInstanceUID" not in header and "Rows" not in header:
             cause = "the header ends before the series is named"
-            raise refuse("DICOM_TRUNCATED", cause, "copy or export the file again", path)
+            raise refuse("DICOM_TRUNCATED", cause, "copy or export the file again")
         frames = max(1, int(header.get("NumberOfFrames") or 1)) if sop_class in ENHANCED_CT else 1
         uid, instance, position, study = (
             str(header.get(tag) or "")

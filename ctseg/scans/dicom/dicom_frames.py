@@ -4,8 +4,6 @@ Position, orientation, pixel spacing and rescale stand in functional groups, one
 frame (DICOM PS3.3 C.7.6.16). Once taken from there, the checks of single slices hold for frames too.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 from pydicom.dataset import Dataset

@@ -4,8 +4,6 @@ Frames are placed by their position in the patient, never by their order, and a 
 writers leave empty frames out, so frames and slices differ in number. Segments may overlap.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any

@@ -5,8 +5,6 @@ pydicom alone reads (never with force): files are walked, a DICOMDIR is not foll
 header appears in a message.
 """
 
-from __future__ import annotations
-
 import itertools
 import math
 from pathlib import Path
@@ -122,9 +120,25 @@ def _stacked(chosen: SeriesInfo, tags: list[str] | None) -> tuple[list[Slice], n
     total = len(slices)
     findings += _drop_extras(slices)
     check_each(slices)
-    findings += drop_crossing(slices) + _check_count(slices, total)
+    findings += drop_crossing(slices)
+    # Headers that speak of more slices than there are: the ends of a scan can only be missed so.
+    numbers = [int(n) for n in (item.header.get("InstanceNumber") for item in slices) if n is not None]
+    expected = max(numbers) - min(1, *numbers) + 1 if numbers else 0
+    stated = max(expected, *(int(item.header.get("ImagesInAcquisition") or 0) for item in slices))
+    if stated > total:
+        cause = f"{len(slices)} slices, but the headers speak of {stated}"
+        findings.append(Finding("WARN", "SLICE_COUNT", cause, "check that the series is complete"))
     affine, notes = sort_and_place(slices)
-    return slices, affine, findings + notes + _check_acquisitions(slices)
+    findings += notes
+    # An acquisition that goes on behind another one: two scans between each other look like one of half the
+    # step.
+    acquisitions = [item.header.get("AcquisitionNumber") for item in slices]
+    count, runs = len(set(acquisitions)), len(list(itertools.groupby(acquisitions)))
+    if runs > count:
+        cause = f"slices of {count} acquisitions lie between each other, in {runs} runs"
+        fix = "check that they are one scan, not two phases in one series"
+        findings.append(Finding("WARN", "ACQUISITIONS_MIXED", cause, fix))
+    return slices, affine, findings
 
 
 def _slices(chosen: SeriesInfo, tags: list[str] | None) -> tuple[list[Slice], Findings]:
@@ -165,30 +179,6 @@ def _drop_extras(slices: list[Slice]) -> Findings:
     )
     slices[:] = seen.values()
     return [Finding("NOTE", code, f"{count} {what} were left out") for code, count, what in left_out if count]
-
-
-def _check_acquisitions(slices: list[Slice]) -> Findings:
-    """A warning when an acquisition goes on behind another one: two scans between each other look like one of
-    half the step.
-
-    slices: in their order along the patient.
-    """
-    numbers = [item.header.get("AcquisitionNumber") for item in slices]
-    runs = len(list(itertools.groupby(numbers)))
-    cause = f"slices of {len(set(numbers))} acquisitions lie between each other, in {runs} runs"
-    fix = "check that they are one scan, not two phases in one series"
-    return [Finding("WARN", "ACQUISITIONS_MIXED", cause, fix)] if runs > len(set(numbers)) else []
-
-
-def _check_count(slices: list[Slice], total: int) -> Findings:
-    """A warning when the headers speak of more slices than there are: the ends of a scan can only be missed
-    so."""
-    numbers = [int(n) for n in (item.header.get("InstanceNumber") for item in slices) if n is not None]
-    expected = max(numbers) - min(1, *numbers) + 1 if numbers else 0
-    stated = max(expected, *(int(item.header.get("ImagesInAcquisition") or 0) for item in slices))
-    cause = f"{len(slices)} slices, but the headers speak of {stated}"
-    fix = "check that the series is complete"
-    return [Finding("WARN", "SLICE_COUNT", cause, fix)] if stated > total else []
 
 
 # ---- writing ----------------------------------------------------------------------------------------------

@@ -1,8 +1,6 @@
 """What the two kinds of DICOM masks, SEG and RTSTRUCT, have in common: how they are opened, and written for a
 CT series."""
 
-from __future__ import annotations
-
 import hashlib
 import io
 from pathlib import Path

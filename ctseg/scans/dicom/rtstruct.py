@@ -7,8 +7,6 @@ IBSI are met voxel by voxel. What is not used of a file is counted in a finding,
 (docs/decisions/015-contours.md).
 """
 
-from __future__ import annotations
-
 from collections import Counter, defaultdict
 from collections.abc import Collection
 from pathlib import Path

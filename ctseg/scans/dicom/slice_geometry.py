@@ -4,8 +4,6 @@ Slices are sorted along the slice normal; the step between them stands in the af
 gantry gives a sheared affine instead of a wrong scan.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 from pathlib import Path

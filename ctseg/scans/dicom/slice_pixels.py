@@ -1,7 +1,5 @@
 """The pixels of a series as HU: decoded, and each slice rescaled by its own tags."""
 
-from __future__ import annotations
-
 from collections import Counter
 from pathlib import Path
 

@@ -4,8 +4,6 @@ All raise CaseError with a stable code; what is tolerated comes back as a Findin
 alone.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 
 import numpy as np

@@ -5,8 +5,6 @@ twice (docs/decisions/014-finding-scans.md). What a walk did not enter it says, 
 it.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator
 from pathlib import Path

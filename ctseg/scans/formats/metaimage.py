@@ -7,8 +7,6 @@ the three numbers of each axis stand together in TransformMatrix. AnatomicalOrie
 matrix, is not used. Format: https://itk.org/Wiki/MetaIO/Documentation.
 """
 
-from __future__ import annotations
-
 import itertools
 import math
 from pathlib import Path
@@ -57,7 +55,13 @@ def read(path: Path) -> Stored:
         raise refuse("PAIR_UNSUPPORTED", "a detached header, whose voxels lie in another file", _ONE_FILE)
     data = read_regular(path)
     fields, start = _parse(data)
-    shape, findings = _check_shape(fields)
+    (count,) = fields.numbers("NDims", 1)
+    if count not in (2, 3, 4) or fields.get("ObjectType", "Image").lower() != "image":
+        raise not_3d("it is no volume")
+    lengths = fields.numbers("DimSize", int(count))
+    if min(lengths) < 1 or not all(n == int(n) for n in lengths):
+        raise implausible("the dimensions are no numbers of voxels")
+    shape, findings = checks.check_axes([int(n) for n in lengths])
     dtype = _check_type(fields)
     checks.check_memory(math.prod(shape), dtype.itemsize)
     affine, notes = _affine(fields, shape)
@@ -92,16 +96,6 @@ def _flag(fields: Fields, name: str, default: str = "False") -> bool:
     if text not in ("true", "false", "1", "0"):
         raise implausible(f"'{name}' is neither True nor False")
     return text in ("true", "1")
-
-
-def _check_shape(fields: Fields) -> tuple[tuple[int, int, int], Findings]:
-    (count,) = fields.numbers("NDims", 1)
-    if count not in (2, 3, 4) or fields.get("ObjectType", "Image").lower() != "image":
-        raise not_3d("it is no volume")
-    lengths = fields.numbers("DimSize", int(count))
-    if min(lengths) < 1 or not all(n == int(n) for n in lengths):
-        raise implausible("the dimensions are no numbers of voxels")
-    return checks.check_axes([int(n) for n in lengths])
 
 
 def _check_type(fields: Fields) -> np.dtype:

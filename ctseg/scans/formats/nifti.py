@@ -6,8 +6,6 @@ intensities. nibabel parses the header only: it accepts singular geometry and ex
 declared.
 """
 
-from __future__ import annotations
-
 import contextlib
 import gzip
 import html

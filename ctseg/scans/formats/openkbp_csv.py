@@ -6,8 +6,6 @@ list is air; a structure's file has an empty value column; a structure without a
 origin is arbitrary: the volume is centred at 0.
 """
 
-from __future__ import annotations
-
 import io
 from pathlib import Path
 

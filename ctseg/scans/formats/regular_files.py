@@ -4,8 +4,6 @@ A reader raises and returns what it found without the file; `at_file` and `locat
 door.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import errno

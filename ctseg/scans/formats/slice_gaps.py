@@ -5,8 +5,6 @@ request. A wider one is told where the structure lies at the same place on both 
 have been forgotten there.
 """
 
-from __future__ import annotations
-
 import numpy as np
 from scipy import ndimage
 
@@ -60,9 +58,14 @@ def settle(
     )
     severity, what_becomes, fix = _TOLD[policy]
     findings.append(Finding(severity, "LABEL_GAPS", cause + what_becomes, fix))
-    if policy == FILL:
-        for low, high in usual:
-            _interpolate(mask, low, high, places, spacing_mm)
+    for low, high in usual if policy == FILL else []:
+        # the signed distances to both outlines, weighted by their places (Raya and Udupa 1990)
+        rows, columns = (np.flatnonzero((mask[low] | mask[high]).any(axis=axis)) for axis in (1, 0))
+        box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+        below, above = (_signed_mm(mask[plane][box], spacing_mm) for plane in (low, high))
+        for plane in range(low + 1, high):
+            share = (plane - places[low]) / (places[high] - places[low])
+            mask[plane][box] = (1 - share) * below + share * above > 0
     return policy != LEAVE_OUT, findings
 
 
@@ -81,19 +84,6 @@ def _gaps(mask: np.ndarray, places: dict[int, float]) -> tuple[list[tuple[int, i
         elif spans:
             wide += high - low - 1
     return usual, wide
-
-
-def _interpolate(
-    mask: np.ndarray, low: int, high: int, places: dict[int, float], spacing_mm: tuple[float, float]
-) -> None:
-    """Fill the slices between two drawn ones: the signed distances to both outlines, weighted by their places
-    (Raya and Udupa 1990)."""
-    rows, columns = (np.flatnonzero((mask[low] | mask[high]).any(axis=axis)) for axis in (1, 0))
-    box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
-    below, above = (_signed_mm(mask[plane][box], spacing_mm) for plane in (low, high))
-    for plane in range(low + 1, high):
-        share = (plane - places[low]) / (places[high] - places[low])
-        mask[plane][box] = (1 - share) * below + share * above > 0
 
 
 def _signed_mm(mask: np.ndarray, spacing_mm: tuple[float, float]) -> np.ndarray:

@@ -5,8 +5,6 @@ A reader (nifti, nrrd, metaimage) parses its own header, takes the voxels throug
 `Stored` to `image_of` or `integers_of`; so all formats refuse the same things with the same codes.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 import zlib

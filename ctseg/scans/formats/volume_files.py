@@ -5,8 +5,6 @@ What the file really is decides the reader of that suffix, which refuses everyth
 raise CaseError and return (Volume, findings); both name the file as it was given.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
