@@ -84,8 +84,8 @@ def _draw(workspace: Workspace, found: Results) -> dict[str, bytes]:
     from ctseg.reporting.pictures import curves, plots
 
     images = {}
-    for name, draw in cli.bar("Drawing plots")(list(curves.PICTURES.items())):
-        draw(found.history, workspace.analysis / name, found.synthetic)
+    for name, picture in cli.bar("Drawing plots")(list(curves.PICTURES.items())):
+        picture.draw(found.history, workspace.analysis / name, found.synthetic)
         images[name] = (workspace.analysis / name).read_bytes()
     if found.evaluated:
         for draw_scores in (plots.dice_boxplots, plots.dice_vs_hausdorff, plots.metrics_heatmap):

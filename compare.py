@@ -30,29 +30,19 @@ ROOT = Path(__file__).resolve().parent
 
 
 @dataclasses.dataclass(frozen=True)
-class Method:
-    """A model with changed settings, as written on the command line: "unet+train.augmentation=none"."""
-
-    name: str
-
-    def arguments(self) -> list[str]:
-        """The command-line arguments that make it this method."""
-        model, *changes = self.name.split("+")
-        return ["--model", model, *(word for change in changes for word in ("--set", change))]
-
-
-@dataclasses.dataclass(frozen=True)
 class Run:
-    """One training run of the comparison."""
+    """One training run of the comparison. method: a model, maybe with changed settings, as written on the
+    command line: "unet+train.augmentation=none".
+    """
 
-    method: Method
+    method: str
     seed: int
     workspace: Workspace
 
     @property
     def title(self) -> str:
         """Method and seed for people."""
-        return f"{self.method.name}, seed {self.seed}"
+        return f"{self.method}, seed {self.seed}"
 
 
 def plan(workspace: Workspace, arguments: argparse.Namespace) -> list[Run]:
@@ -67,13 +57,13 @@ def plan(workspace: Workspace, arguments: argparse.Namespace) -> list[Run]:
             "write for example --compare unet,multi_decoder",
         )
     for name in names:  # now, and not after the hours that those before it take
-        check_method(Method(name), arguments)
+        check_method(name, arguments)
     if arguments.seeds < 1:
         raise UsageError("BAD_VALUE", f"--seeds {arguments.seeds} is not positive", "give 1 or more")
     first = arguments.seed or 0
     return [
         Run(
-            Method(name),
+            name,
             seed,
             Workspace(
                 workspace.comparison / "runs" / artifacts.safe_name(f"{name}_seed{seed}"), workspace.processed
@@ -84,10 +74,16 @@ def plan(workspace: Workspace, arguments: argparse.Namespace) -> list[Run]:
     ]
 
 
-def check_method(method: Method, arguments: argparse.Namespace) -> None:
+def words_of(method: str) -> list[str]:
+    """The command-line arguments that make a training this method."""
+    model, *changes = method.split("+")
+    return ["--model", model, *(word for change in changes for word in ("--set", change))]
+
+
+def check_method(method: str, arguments: argparse.Namespace) -> None:
     """Refuse what the training of a method would refuse. Raises UsageError."""
     _, settings, options = cli.settings_from(
-        cli.parser("train.py", "").parse_args([*cli.shared_words(arguments), *method.arguments()])
+        cli.parser("train.py", "").parse_args([*cli.shared_words(arguments), *words_of(method)])
     )
     guided = arguments.no_preprocess or arguments.guide is not None or settings.data.guide != "none"
     importlib.import_module("train").check_options(settings, options, guided=guided)
@@ -104,7 +100,7 @@ def run(workspace: Workspace, arguments: argparse.Namespace) -> int:
         code = train_and_score(one, arguments)
         if code not in (0, CaseError.exit_code):
             return code
-    record = comparison_runs.gather([(one.method.name, one.seed, one.workspace) for one in runs])
+    record = comparison_runs.gather([(one.method, one.seed, one.workspace) for one in runs])
     write_comparison(record, workspace.comparison)
     LOG.info("")
     for sentence in record["statistics"]["sentences"].values():
@@ -120,7 +116,7 @@ def train_and_score(one: Run, arguments: argparse.Namespace) -> int:
     from ctseg.reporting.comparison_runs import is_finished
 
     seeds = ["--seed", str(one.seed), "--set", f"data.seed={arguments.seed or 0}"]
-    words = [*cli.shared_words(arguments), *one.method.arguments(), *seeds]
+    words = [*cli.shared_words(arguments), *words_of(one.method), *seeds]
     done = {
         "arguments": words,
         "settings": cli.given_settings(arguments),  # a file of settings may have changed

@@ -16,7 +16,6 @@ Writes  evaluation_results/ (or --output; without it masks are only printed): pr
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -84,8 +83,14 @@ def score_run(workspace: Workspace, settings: Settings, workers: int = 1) -> int
     how = score_settings(settings, tolerances_for(manifest.structures))
     scored = score(pairs, structures, how, workers)
     trust = join_trust(workspace, record, scored.rows)
-    said = scored.settings(split_hash=manifest.splits_hash, synthetic=manifest.synthetic)
-    LOG.info("\n%s", write_results(workspace.evaluation, scored, said, trust))
+    report = write_results(
+        workspace.evaluation,
+        scored,
+        synthetic=manifest.synthetic,
+        split_hash=manifest.splits_hash,
+        trust=trust,
+    )
+    LOG.info("\n%s", report)
     draw(workspace.evaluation, scored, manifest.synthetic, trust)
     score_passes(workspace, record["cases"], scored, workers=workers, synthetic=manifest.synthetic)
     return 0
@@ -101,7 +106,7 @@ def score_settings(settings: Settings, tolerances_mm: Mapping[str, tuple[float, 
 
 def score(pairs: Sequence[Pair], structures: Sequence[Structure], how: ScoreSettings, workers: int) -> Scored:
     """`score_pairs` with a bar that counts the cases."""
-    with cli.CountingBar("Scoring") as bar:
+    with cli.counting_bar("Scoring") as bar:
         return score_pairs(pairs, structures, how, workers=workers, progress=bar)
 
 
@@ -118,16 +123,14 @@ def score_passes(
         for name in ("per_pass.csv", "per_pass.png"):  # of an earlier network
             (workspace.evaluation / name).unlink(missing_ok=True)
         return
-    how = dataclasses.replace(scored.how, topology="none")
+    how = scored.how._replace(topology="none")
     rows_by_pass = []
     for number in range(count):
         pairs = []
         for pair in scored.pairs:
             file = files[pair.case_id][: number + 1][-1]
-            side = pair.prediction and dataclasses.replace(
-                pair.prediction, path=workspace.evaluation / file, file=file
-            )
-            pairs.append(dataclasses.replace(pair, prediction=side))
+            side = pair.prediction and pair.prediction._replace(path=workspace.evaluation / file, file=file)
+            pairs.append(pair._replace(prediction=side))
         rows_by_pass.append(score(pairs, scored.structures, how, workers).rows)
     write_passes(workspace.evaluation, rows_by_pass)
     plots.passes(rows_by_pass, scored.names, workspace.evaluation / "per_pass.png", synthetic)
@@ -187,8 +190,7 @@ def compare(arguments: argparse.Namespace, settings: Settings, workers: int) -> 
     tolerances = read_tolerances(arguments.tolerances, [structure.name for structure in structures])
     scored = score(pairs, structures, score_settings(settings, tolerances), workers)
     synthetic = _says_synthetic(arguments)
-    said = scored.settings(split_hash=None, synthetic=synthetic)
-    print(write_results(arguments.output, scored, said))
+    print(write_results(arguments.output, scored, synthetic=synthetic))
     if arguments.output is not None and not arguments.no_plots:
         draw(arguments.output, scored, synthetic)
     return 0

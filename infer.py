@@ -22,17 +22,15 @@ import argparse
 import dataclasses
 import os
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ctseg import artifacts, cli, config
 from ctseg.cli import LOG
-from ctseg.errors import Finding, PreconditionError, UsageError
+from ctseg.errors import PreconditionError, UsageError
 from ctseg.outputs import keep_inputs, require_writable
 
 if TYPE_CHECKING:
-    from ctseg.config import EvaluateSettings
     from ctseg.datasets.case import ImageSource
     from ctseg.prediction.new_scans import Inference
     from ctseg.prediction.predictor import Predictor
@@ -93,7 +91,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 def infer(arguments: argparse.Namespace) -> int:
     """Predict every scan. Returns 0, or 3 when some could not be used."""
     from ctseg.datasets import find_scans
-    from ctseg.prediction.new_scans import Inference, choose_guides
+    from ctseg.prediction.new_scans import Inference, choose_guides, failed
     from ctseg.prediction.predictor import ensemble, load_predictor
     from ctseg.prediction.scan_outputs import Wanted, write_statistics
     from models import build_network
@@ -118,7 +116,7 @@ def infer(arguments: argparse.Namespace) -> int:
     predictor = ensemble([load(checkpoint) for checkpoint in arguments.checkpoint])
     if settings.flip and predictor.why_not_mirrored:
         LOG.info("%s", predictor.why_not_mirrored)
-    guides = choose_guides(predictor, arguments.guide, output, load)
+    guide_of = choose_guides(predictor, arguments.guide, output, load)
     algorithm = f"ctseg {artifacts.canonical_hash(hashes)[:12]}"
     wanted = Wanted(tuple(formats), arguments.probabilities, arguments.save_uncertainty, algorithm)
     protect_inputs(arguments, scans, wanted, predictor.names)
@@ -128,18 +126,24 @@ def infer(arguments: argparse.Namespace) -> int:
     artifacts.write_json(output / "labels.json", predictor.labels)
     run = run_record(arguments, predictor, wanted)
     run |= {"checkpoints_sha256": hashes, "settings": dataclasses.asdict(settings)}
-    inference = Inference(predictor, guides, wanted, output)
-    records = predict_all(inference, scans, run, settings, tell_left_out(left_out))
+    lost = []
+    for finding in left_out:
+        if finding.severity == "ERROR":
+            lost.append(failed(finding))
+        else:
+            LOG.info("%s", finding.line())
+    inference = Inference(predictor, guide_of, wanted, output)
+    records = predict_all(inference, scans, run, lost)
     if arguments.statistics:
         write_statistics(output / "statistics.csv", records)
-    failed = sum("error" in record for record in records)
+    n_failed = sum("error" in record for record in records)
     LOG.info(
         "%d masks in %s%s. Research tool, not a medical device.",
-        len(records) - failed,
+        len(records) - n_failed,
         output,
-        f", {failed} scans left out" if failed else "",
+        f", {n_failed} scans left out" if n_failed else "",
     )
-    return 3 if failed else 0
+    return 3 if n_failed else 0
 
 
 def run_record(arguments: argparse.Namespace, predictor: Predictor, wanted: Wanted) -> dict[str, Any]:
@@ -159,25 +163,8 @@ def run_record(arguments: argparse.Namespace, predictor: Predictor, wanted: Want
     }
 
 
-def tell_left_out(findings: Sequence[Finding]) -> list[dict[str, Any]]:
-    """Tell what the search for scans found beside them; the records of the scans that cannot be used."""
-    from ctseg.prediction.new_scans import failed
-
-    lost = []
-    for finding in findings:
-        if finding.severity == "ERROR":
-            lost.append(failed(finding))
-        else:
-            LOG.info("%s", finding.line())
-    return lost
-
-
 def predict_all(
-    inference: Inference,
-    scans: dict[str, ImageSource],
-    run: dict[str, Any],
-    settings: EvaluateSettings,
-    lost: list[dict[str, Any]],
+    inference: Inference, scans: dict[str, ImageSource], run: dict[str, Any], lost: list[dict[str, Any]]
 ) -> list[dict[str, Any]]:
     """The records of all scans, those that were lost first; inference.json is written after each.
 
@@ -194,7 +181,7 @@ def predict_all(
     records = list(lost)
     for name, source in cli.bar("Predicting")(scans.items()):
         records.append(inference.predict(name, source, before.get(name)))
-        doubt = low_confidence(name, records[-1].get("confidence", {}), settings.low_confidence)
+        doubt = low_confidence(name, records[-1].get("confidence", {}), run["settings"]["low_confidence"])
         if doubt is not None:
             LOG.warning("%s", doubt)
         state = {

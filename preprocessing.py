@@ -170,7 +170,7 @@ def open_data(workspace: Workspace, data: DataSettings, options: Options) -> Dat
         task,
         workspace.relative(folder),
     )
-    with cli.CountingBar("Drawing synthetic scans") as bar:
+    with cli.counting_bar("Drawing synthetic scans") as bar:
         write_cohort(folder, task=task, progress=bar, workers=cli.worker_count(options))
     return layouts.open_data_set(folder, options.layout)
 
@@ -202,7 +202,7 @@ def predicted_guide(
 
     Raises UsageError, IntegrityError.
     """
-    from ctseg.prediction.guide_masks import predict_guide_masks
+    from ctseg.prediction.new_scans import predict_guide_masks
     from ctseg.prediction.predictor import load_predictor
     from models import build_network
 
@@ -277,7 +277,7 @@ def in_parallel(
 ) -> list[CaseOutcome]:
     """What came of each job, in their order; tracebacks go to the log file."""
     after_death = case_to_tensors.after_death
-    with cli.CountingBar(title) as bar:
+    with cli.counting_bar(title) as bar:
         outcomes = processes.ordered_map(work, jobs, workers=workers, progress=bar, after_death=after_death)
     for outcome in outcomes:
         if outcome.trace:

@@ -93,13 +93,12 @@ def learn(plan: Plan, settings: Settings) -> None:
 
     from ctseg.learning import planning, training
     from ctseg.learning.dataset import load_cases
-    from ctseg.learning.resuming import fell_back
 
     workspace, manifest, regions = plan.workspace, plan.manifest, None
     if manifest.grid == "roi":
         locator, regions = training.train_locator(plan, settings, cli.bar)
         plan = dataclasses.replace(plan, locator=locator)
-        settings = planning.remaining_settings(settings)
+        settings = planning.with_time(settings, 1 - planning.TIME_SHARE, {})
     tubes = learns_tubes(settings)
     plan = dataclasses.replace(
         plan,
@@ -108,7 +107,7 @@ def learn(plan: Plan, settings: Settings) -> None:
         ),
         validation=load_cases(workspace, manifest, "val", regions=regions, progress=cli.bar("Loading val")),
     )
-    settings = training.with_planned_patch(plan, settings)
+    settings = planning.with_patch(settings, plan.training, manifest.structures)
     LOG.info(
         "%d training and %d validation cases, structures: %s.",
         len(plan.training),
@@ -117,12 +116,8 @@ def learn(plan: Plan, settings: Settings) -> None:
     )
     train = settings.train
     LOG.info("Patches of %d x %d x %d voxels, %d at a time.", *train.patch_size, train.batch_size)
-    smaller = dataclasses.replace(
-        settings,
-        train=dataclasses.replace(train, batch_size=1),
-        model=dataclasses.replace(settings.model, width=8),
-    )
-    if not plan.restart and fell_back(workspace, settings, smaller):
+    smaller = config.changed(settings, {"train.batch_size": 1, "model.width": 8})
+    if not plan.restart and training.fell_back(workspace, settings, smaller):
         settings = smaller
     try:
         training.train_network(plan, settings)
@@ -152,12 +147,7 @@ def check_model(name: str) -> None:
     """Raises UsageError, with the nearest known name, unless there is a preset of that name."""
     from models import PRESETS
 
-    if name not in PRESETS:
-        raise UsageError(
-            "UNKNOWN_MODEL",
-            f"there is no model '{name}'",
-            f"choose one of {', '.join(PRESETS)}{config.did_you_mean(name, PRESETS)}",
-        )
+    config.check_word("UNKNOWN_MODEL", "model", name, PRESETS)
 
 
 def check_options(settings: Settings, options: Options, *, guided: bool) -> None:
@@ -224,7 +214,7 @@ def without_wrong_mirror(settings: Settings, options: Options, manifest: Manifes
     )
     cause += ", so nothing is mirrored in training and prediction"
     LOG.info("%s", Finding("NOTE", "ONE_SIDED", cause, remedy).line())
-    return dataclasses.replace(settings, train=dataclasses.replace(settings.train, mirror=False))
+    return config.changed(settings, {"train.mirror": False})
 
 
 class Terminal:

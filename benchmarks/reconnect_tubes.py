@@ -25,8 +25,9 @@ import torch
 from scipy import ndimage
 from scipy.spatial import cKDTree
 
-from ctseg.learning.connectivity_losses import ConnectivityWeights, connectivity_loss
-from ctseg.learning.losses import deep_loss
+from ctseg.config import TrainSettings
+from ctseg.learning.connectivity_losses import connectivity_loss
+from ctseg.learning.losses import passes_loss
 from ctseg.learning.tubes import tube_targets
 from models import build_network
 from models.connectivity import ConnectivityMultitask
@@ -134,9 +135,7 @@ def draw_batch(tubes: list[Tubes], rng: np.random.Generator, size: int = 2) -> d
     return batch
 
 
-def train(
-    tubes: list[Tubes], *, seed: int, steps: int, weights: ConnectivityWeights | None
-) -> torch.nn.Module:
+def train(tubes: list[Tubes], *, seed: int, steps: int, weights: TrainSettings | None) -> torch.nn.Module:
     """The network after a fixed number of steps; weights None: Dice + cross-entropy alone."""
     torch.manual_seed(seed)
     network = build_network("unet", n_structures=1, width=8, levels=3, blocks=(1, 1, 1))
@@ -150,7 +149,7 @@ def train(
     for step in range(steps):
         batch = draw_batch(tubes, rng)
         outputs = network(batch.pop("image"))
-        loss, _ = deep_loss(outputs, label=batch["label"], labelled=labelled)
+        loss, _ = passes_loss(outputs, label=batch["label"], labelled=labelled)
         if weights is not None:
             loss = (
                 loss
@@ -221,7 +220,7 @@ def main() -> int:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     weights = dataclasses.replace(
-        ConnectivityWeights(), **{name: 0.0 for name in arguments.without.split(",") if name}
+        TrainSettings(), **{f"{name}_weight": 0.0 for name in arguments.without.split(",") if name}
     )
     training, tuning, test = (
         [draw_tubes(seed) for seed in range(first, first + n)]

@@ -12,7 +12,6 @@ import json
 import os
 import platform
 import socket
-import stat
 import time
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -76,10 +75,8 @@ class Workspace:
         history.
         """
         other = Workspace(self.root, self.processed)
-        other.best_model, other.last_model = (
-            self.checkpoints / "locator.pth",
-            self.checkpoints / "locator_last.pth",
-        )
+        other.best_model = self.checkpoints / "locator.pth"
+        other.last_model = self.checkpoints / "locator_last.pth"
         other.history = self.checkpoints / "locator_history.json"
         return other
 
@@ -103,10 +100,7 @@ class Workspace:
     def relative(self, path: str | Path) -> str:
         """The path below the workspace as it is printed and stored (never an absolute path)."""
         path = Path(path)
-        try:
-            return path.relative_to(self.root).as_posix()
-        except ValueError:
-            return path.name
+        return path.relative_to(self.root).as_posix() if path.is_relative_to(self.root) else path.name
 
     def require(self, path: Path, *, stage: str) -> Path:
         """The path itself; a PreconditionError that names the command which writes it when it is missing."""
@@ -142,19 +136,14 @@ def lock_workspace(workspace: Workspace) -> Iterator[None]:
             ) from None
     try:
         with writing(path):
-            path.write_text(
-                json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "started": _now()}),
-                encoding="utf-8",
-            )
+            started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+            holder = {"pid": os.getpid(), "host": socket.gethostname(), "started": started}
+            path.write_text(json.dumps(holder), encoding="utf-8")
         yield
     finally:
         with contextlib.suppress(OSError):
             path.unlink()  # while it is held: who waits for this file finds it gone and takes a new one
         lock.release()
-
-
-def _now() -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
 def _lock_holder(path: Path) -> str:
@@ -171,10 +160,10 @@ def _alive(pid: int) -> bool:
         return False
     try:
         os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
     except PermissionError:
         return True
+    except (ProcessLookupError, OverflowError):
+        return False
     return True
 
 
@@ -241,17 +230,13 @@ def write_json(path: str | Path, content: Any) -> None:
 
 def require_regular(path: Path) -> int:
     """Size in bytes of an artifact; IntegrityError for an empty one, a pipe or a device (some never end)."""
-    status = path.stat()
-    if not stat.S_ISREG(status.st_mode) or not status.st_size:  # files of the kernel say that they are empty
-        cause = (
-            "it is empty"
-            if stat.S_ISREG(status.st_mode)
-            else "it is a folder, a pipe or a device, not a file"
-        )
+    size = path.stat().st_size
+    if not path.is_file() or not size:  # files of the kernel say that they are empty
+        cause = "it is empty" if path.is_file() else "it is a folder, a pipe or a device, not a file"
         raise IntegrityError(
             "ARTIFACT_CORRUPT", cause, "remove it and run the stage that writes it again", file=path.name
         )
-    return status.st_size
+    return size
 
 
 def read_json(path: str | Path) -> Any:
@@ -310,21 +295,7 @@ def safe_name(identifier: str) -> str:
     return f"{clean or 'case'}_{hashlib.sha256(identifier.encode('utf-8', 'surrogatepass')).hexdigest()[:8]}"
 
 
-# ---- tensors ----------------------------------------------------------------------------------------------
-
-
-def write_tensor(path: str | Path, *, image: np.ndarray, label: np.ndarray | None) -> str:
-    """Write one 128^3 tensor and return the sha256 of the file.
-
-    image: (128, 128, 128) float16 or float32, intensities scaled to 0..1. label: (128, 128, 128) uint8.
-    """
-    return write_arrays(path, {"image": image} if label is None else {"image": image, "label": label})
-
-
-def read_tensor(path: str | Path, *, sha256: str | None = None) -> tuple[np.ndarray, np.ndarray | None]:
-    """(image, label) of one tensor file, label None when there is none. Checks the hash when one is given."""
-    arrays = read_arrays(path, ("image",), sha256=sha256)
-    return arrays["image"], arrays.get("label")
+# ---- arrays -----------------------------------------------------------------------------------------------
 
 
 def write_arrays(path: str | Path, arrays: Mapping[str, np.ndarray]) -> str:

@@ -281,30 +281,22 @@ def bar(label: str, *, unit: str = "case") -> Callable[..., Any]:
     """
     from tqdm import tqdm
 
+    watched = sys.stderr.isatty()
     return lambda items, total=None: tqdm(
-        items, desc=label, total=total, unit=unit, leave=False, disable=not sys.stderr.isatty()
+        items, desc=label, total=total, unit=unit, leave=False, dynamic_ncols=True, disable=not watched
     )
 
 
-class CountingBar:
-    """A progress bar that is told (done, total), as a context manager."""
+@contextlib.contextmanager
+def counting_bar(label: str, *, unit: str = "scan") -> Iterator[Callable[..., None]]:
+    """A progress bar while it is entered: a function that is told (done, total)."""
+    with bar(label, unit=unit)(None) as drawn:
 
-    def __init__(self, label: str, *, unit: str = "scan"):
-        from tqdm import tqdm
+        def show(done: int, total: int, *_: object) -> None:
+            drawn.total = total
+            drawn.update(done - drawn.n)
 
-        self.bar = tqdm(
-            desc=label, unit=unit, leave=False, dynamic_ncols=True, disable=not sys.stderr.isatty()
-        )
-
-    def __enter__(self) -> CountingBar:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.bar.close()
-
-    def __call__(self, done: int, total: int, *_: object) -> None:
-        self.bar.total = total
-        self.bar.update(done - self.bar.n)
+        yield show
 
 
 @contextlib.contextmanager
@@ -326,7 +318,9 @@ def start_log(workspace: Workspace) -> None:
             raise OSError(errno.EEXIST, os.strerror(errno.EEXIST))
         to_file = logging.FileHandler(workspace.log, encoding="utf-8", errors="backslashreplace")
     to_file.set_name(str(workspace.log))
-    to_file.setFormatter(_UtcFormatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%SZ"))
+    lines = logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%SZ")
+    lines.converter = time.gmtime
+    to_file.setFormatter(lines)
     log_to_terminal(to_file)
 
 
@@ -349,41 +343,27 @@ def log_file() -> Path | None:
     return next((Path(str(one.name)) for one in LOG.handlers if isinstance(one, logging.FileHandler)), None)
 
 
-class _UtcFormatter(logging.Formatter):
-    converter = staticmethod(time.gmtime)
-
-
 class Terminated(BaseException):
     """SIGTERM arrived; carries no message, ends with exit code 143."""
 
 
-class _Signals:
-    """While entered, Ctrl-C and SIGTERM are exceptions and remembered: a library may swallow those."""
+@contextlib.contextmanager
+def interruptions() -> Iterator[None]:
+    """Ctrl-C and SIGTERM are exceptions; one that a library swallowed is raised again at the end."""
+    arrived: list[BaseException] = []
 
-    def __init__(self) -> None:
-        self.stopped: BaseException | None = None
+    def interrupt(number: int, _frame: object) -> None:
+        arrived.append(KeyboardInterrupt() if number == signal.SIGINT else Terminated())
+        raise arrived[-1]
 
-    def __enter__(self) -> _Signals:
-        self.previous = {
-            number: signal.signal(number, self._arrived) for number in (signal.SIGINT, signal.SIGTERM)
-        }
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self.previous.items():
+    previous = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+        if arrived:
+            raise arrived[-1]
+    finally:
+        for number, handler in previous.items():
             signal.signal(number, handler)
-
-    def _arrived(self, number: int, _frame: object) -> None:
-        self.stopped = KeyboardInterrupt() if number == signal.SIGINT else Terminated()
-        raise self.stopped
-
-    def run(self, main: Callable[[list[str] | None], int], argv: list[str] | None) -> int:
-        """The exit code of `main(argv)`; an interruption that never came out of it is raised at its end."""
-        code = main(argv)
-        if self.stopped is not None:
-            raise self.stopped
-        sys.stdout.flush()
-        return code
 
 
 def guarded(main: Callable[[list[str] | None], int], argv: list[str] | None) -> int:
@@ -396,9 +376,11 @@ def guarded(main: Callable[[list[str] | None], int], argv: list[str] | None) -> 
             stream.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show ends no run
     logging.raiseExceptions = False  # nor does a log that cannot be written any more
     try:
-        with _Signals() as signals:
+        with interruptions():
             stop_with_parent()
-            return signals.run(main, argv)
+            code = main(argv)
+        sys.stdout.flush()
+        return code
     except PipelineError as error:
         return _told(error)
     except (KeyboardInterrupt, Terminated) as error:
@@ -415,8 +397,7 @@ def guarded(main: Callable[[list[str] | None], int], argv: list[str] | None) -> 
         if isinstance(error, OSError) and error.errno in SYSTEM_FAULTS:
             return _told(ResourceError.from_os(error))
         LOG.debug("internal error", exc_info=True)
-        where = log_file()
-        if where is None:
+        if (where := log_file()) is None:
             raise
         internal = PipelineError(
             "INTERNAL", f"{type(error).__name__}, see {where.name}", "please report it with that file"

@@ -11,7 +11,7 @@ import dataclasses
 import difflib
 import functools
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Annotated, Any, Literal
 
 from ctseg.errors import UsageError
@@ -236,16 +236,30 @@ PROFILES: dict[str, dict[str, Any]] = {
 
 
 def resolve(profile: str | None, overrides: Mapping[str, Any]) -> Settings:
-    """Settings from defaults, a profile and overrides {"train.epochs": 5} (strings are converted)."""
-    if profile is None:
-        return changed(Settings(), overrides)
-    if profile not in PROFILES:
-        raise UsageError(
-            "UNKNOWN_PROFILE",
-            f"there is no profile '{profile}'",
-            f"choose one of {', '.join(PROFILES)}{did_you_mean(profile, PROFILES)}",
-        )
-    return changed(Settings(), {**PROFILES[profile], **overrides})
+    """Settings from defaults, a profile and overrides {"train.epochs": 5} (strings are converted).
+
+    UsageError for an unknown profile, and see `changed`.
+    """
+    if profile is not None:
+        check_word("UNKNOWN_PROFILE", "profile", profile, PROFILES)
+        overrides = {**PROFILES[profile], **overrides}
+    return changed(Settings(), overrides)
+
+
+def changed(settings: Settings, overrides: Mapping[str, Any]) -> Settings:
+    """The settings with other values; UsageError for an unknown key, a wrong value, or values that do not go
+    together.
+    """
+    changes: dict[str, dict[str, Any]] = {section: {} for section in vars(settings)}
+    for key, value in overrides.items():
+        as_wanted = known_value(key, value)
+        section, name = key.split(".")
+        changes[section][name] = as_wanted
+    result = Settings(
+        **{name: dataclasses.replace(part, **changes[name]) for name, part in vars(settings).items()}
+    )
+    check_together(result)
+    return result
 
 
 def parse_assignments(assignments: list[str]) -> dict[str, str]:
@@ -265,7 +279,7 @@ def parse_assignments(assignments: list[str]) -> dict[str, str]:
 
 def from_record(record: Mapping[str, Mapping[str, Any]]) -> Settings:
     """Settings from what `Settings.record` returned; what it lacks has its default."""
-    return changed(Settings(), flat(record))
+    return resolve(None, flat(record))
 
 
 def flat(record: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -279,27 +293,18 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return f"; did you mean '{near[0]}'?" if near else ""
 
 
+def check_word(code: str, kind: str, word: str, known: Collection[str]) -> None:
+    """Raise UsageError, with the nearest known word, unless it is one of them."""
+    if word not in known:
+        fix = f"choose one of {', '.join(known)}{did_you_mean(word, known)}"
+        raise UsageError(code, f"there is no {kind} '{word}'", fix)
+
+
 @functools.cache
 def setting_types() -> dict[str, Any]:
     """Every settable key with the type on its field."""
     sections = typing.get_type_hints(Settings)
     return flat({name: typing.get_type_hints(kind, include_extras=True) for name, kind in sections.items()})
-
-
-def changed(settings: Settings, overrides: Mapping[str, Any]) -> Settings:
-    """The settings with other values; UsageError for an unknown key, a wrong value, or values that do not go
-    together.
-    """
-    changes: dict[str, dict[str, Any]] = {section: {} for section in vars(settings)}
-    for key, value in overrides.items():
-        as_wanted = known_value(key, value)
-        section, name = key.split(".")
-        changes[section][name] = as_wanted
-    result = Settings(
-        **{name: dataclasses.replace(part, **changes[name]) for name, part in vars(settings).items()}
-    )
-    check_together(result)
-    return result
 
 
 def known_value(key: str, value: Any) -> Any:

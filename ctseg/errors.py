@@ -109,11 +109,9 @@ class ResourceError(PipelineError):
         )
         if path is None and code == "OUTPUT_READONLY":
             code = "PERMISSION"
-        cause = (
-            f"'{place}' cannot be {'used' if path is None else 'written'}: {reason}"
-            if place is not None
-            else reason
-        )
+        if place is None:
+            return cls(code, reason, fix)
+        cause = f"'{place}' cannot be {'used' if path is None else 'written'}: {reason}"
         return cls(code, cause, fix, file=Path(place).name if isinstance(place, (str, Path)) else "-")
 
 
@@ -196,3 +194,6 @@ class Finding:
     def record(self) -> dict[str, str]:
         """The finding as it stands in `preprocess_report.json`."""
         return {**dataclasses.asdict(self), "action": self.action}
+
+
+Findings = list[Finding]

@@ -35,22 +35,26 @@ _WORDS = {
     r"|destr[oaie]|dext(?:er|r[aoie]|rum)?|direit[oa]s?"
     r"|höger|højre|høyre|oikea|praw[yae]|prav[ýáé]|прав(?:ый|ая|ое)|δεξι\w*|sağ|右[侧側]?|오른쪽|우측",
 }
-_SIDES = {side: re.compile(words) for side, words in _WORDS.items()}
 _UNSPACED = re.compile(r"([左右][侧側]?|왼쪽|오른쪽|좌측|우측)")
 _LONG = {
     LEFT: r"left|links|linke[rsn]?|gauche|izquierd[oa]|sinistr[oa]|esquerd[oa]",
     RIGHT: r"right|rechts|rechte[rsn]?|droite?|derech[oa]|destr[oa]|direit[oa]",
 }
-# "linkernier", "kidneyleft"
-_JOINED = {side: re.compile(rf"(?:{words})(\w{{3,}})|(\w{{3,}})(?:{words})") for side, words in _LONG.items()}
 # What an l or r is glued to: "LKidney", "rlung"; and the lobes of the lungs, "LUL", "RLL".
 ORGANS = """
 kidney lung breast adrenal femur hip humerus scapula clavicle clavicula parotid submand
 submandibular eye lens optic opticnerve cochlea testis testicle ovary hippocampus orbit cornea
 retina niere lunge mamma ul ll ml
 """
-_ORGANS = frozenset(ORGANS.split())
-_BEGINS = {"l": LEFT, "r": RIGHT}
+_ORGAN = "|".join(ORGANS.split())
+# a whole word, "linkernier", "kidneyleft", "lkidney", "kidneyl"; groups: what else the word says
+_SIDES = {
+    side: re.compile(
+        rf"(?:{_WORDS[side]})|(?:{long})(\w{{3,}})|(\w{{3,}})(?:{long})"
+        rf"|{side[0]}({_ORGAN})|({_ORGAN}){side[0]}"
+    )
+    for side, long in _LONG.items()
+}
 # (left, right) words that need their partner in the data set, as the first or last word of a name.
 SHORT = """
 li re
@@ -77,7 +81,7 @@ ga dt
 sol sağ
 좌 우
 """
-_SHORT = tuple(tuple(line.split()) for line in SHORT.strip().splitlines())
+_SHORT = [(left, right) for left, right in map(str.split, SHORT.strip().splitlines())]
 # these make a name suspicious without a partner, too
 _TELLING = frozenset(word for pair in _SHORT for word in pair if len(word) > 1)
 _CAMEL = re.compile(r"(?:^|[^A-Za-z])[LR](?=[A-Z][a-z]{2})")
@@ -123,15 +127,9 @@ def _split(word: str) -> tuple[str | None, str]:
     "*").
     """
     core = re.sub(r"\W+$", "", word)
-    mark = word[len(core) :]
-    for side in (LEFT, RIGHT):
-        if _SIDES[side].fullmatch(core):
-            return side, mark
-        if (found := _JOINED[side].fullmatch(core)) is not None:
-            return side, (found[1] or found[2]) + mark
-    for letter, rest in ((core[:1], core[1:]), (core[-1:], core[:-1])):
-        if letter in _BEGINS and rest in _ORGANS:
-            return _BEGINS[letter], rest + mark
+    for side, pattern in _SIDES.items():
+        if (found := pattern.fullmatch(core)) is not None:
+            return side, "".join(group or "" for group in found.groups()) + word[len(core) :]
     return None, word
 
 
@@ -200,10 +198,6 @@ class Sides:
             return find_sides(names)
         return cls(tuple((left, right) for left, right in record["pairs"]), tuple(record["lone"]))
 
-    def record(self) -> dict[str, Any]:
-        """As JSON values."""
-        return {"pairs": [list(pair) for pair in self.pairs], "lone": list(self.lone)}
-
     def indices(self, names: Sequence[str]) -> list[tuple[int, int]]:
         """Index pairs (left, right) of those of `names` that are each other's mirror image."""
         places = {name: index for index, name in enumerate(names)}
@@ -243,15 +237,13 @@ def find_sides(names: Sequence[str], declared: Sequence[tuple[str, str]] = ()) -
         for left, right in declared
     ]
     free = [name for name in dict.fromkeys(names) if name not in named]
-    by_rest: dict[str, dict[str | None, list[str]]] = {}
+    spelled: dict[tuple[str, str | None], list[str]] = {}
     for name in free:
-        rest, side = spelling(name)
-        by_rest.setdefault(rest, {}).setdefault(side, []).append(name)
-    pairs += [
-        (found[LEFT][0], found[RIGHT][0])
-        for found in by_rest.values()
-        if len(found.get(LEFT, ())) == len(found.get(RIGHT, ())) == 1
-    ]
+        spelled.setdefault(spelling(name), []).append(name)
+    for rest in dict.fromkeys(rest for rest, _ in spelled):
+        of_left, of_right = (spelled.get((rest, side), []) for side in (LEFT, RIGHT))
+        if len(of_left) == len(of_right) == 1:
+            pairs.append((of_left[0], of_right[0]))
     paired = {name for pair in pairs for name in pair}
     by_words = {_join(_tokens(name)): name for name in free if name not in paired}
     used: set[str] = set()  # short words that this data set means as sides
@@ -282,21 +274,16 @@ def _partners(name: str) -> Iterator[tuple[str, tuple[str, ...]]]:
     """(how the right partner of a left name would be spelt, the short words that say so) for every way to
     read a short word or a glued letter as left.
     """
-    tokens = _tokens(name)
-    if not _sided(name):
-        return
+    tokens = _tokens(name) if _sided(name) else []
     for place, token in enumerate(tokens):
         word = token.strip("+-")
+        readings: list[
+            tuple[str, tuple[str, ...]]
+        ] = []  # (what stands in the partner's name, the short words)
         if len(tokens) > 1 and place in (0, len(tokens) - 1):
-            for left, right in _SHORT:
-                if word == left:
-                    yield (
-                        _join([*tokens[:place], token.replace(left, right), *tokens[place + 1 :]]),
-                        (left, right),
-                    )
+            readings += [(token.replace(*pair), pair) for pair in _SHORT if word == pair[0]]
         if _GLUED.fullmatch(word) is not None:
-            for partner in (
-                "r" + word[1:] if word[0] == "l" else word,
-                word[:-1] + "r" if word[-1] == "l" else word,
-            ):
-                yield _join([*tokens[:place], token.replace(word, partner), *tokens[place + 1 :]]), ()
+            for partner in (re.sub("^l", "r", word), re.sub("l$", "r", word)):
+                readings.append((token.replace(word, partner), ()))
+        for partner, pair in readings:
+            yield _join([*tokens[:place], partner, *tokens[place + 1 :]]), pair

@@ -37,32 +37,25 @@ class StoredFile:
 
 
 @dataclasses.dataclass(frozen=True)
-class TensorFile:
+class TensorFile(StoredFile):
     """A 128^3 tensor: its first voxel on the canvas."""
 
-    file: str
-    sha256: str
     origin: tuple[int, int, int]
 
 
 @dataclasses.dataclass(frozen=True)
-class LocatorFile:
+class LocatorFile(TensorFile):
     """The tensor of the whole body, in which the roi grid looks for the structures, and the canvas that it
     is.
     """
 
-    file: str
-    sha256: str
-    origin: tuple[int, int, int]
     canvas: Grid
 
 
 @dataclasses.dataclass(frozen=True)
-class GuideFile:
+class GuideFile(StoredFile):
     """Distances to the guide organs in mm, and which of them are there."""
 
-    file: str
-    sha256: str
     presence: dict[str, bool]
 
 
@@ -106,24 +99,22 @@ class Case:
     survey_key: str = ""
     key: str = ""
 
-    def seen_files(self) -> list[TensorFile | LocatorFile | GuideFile]:
+    def seen_files(self) -> list[StoredFile]:
         """What networks see of it."""
-        return [*self.tensors, *(file for file in (self.locator, self.guide) if file is not None)]
+        return [file for file in (*self.tensors, self.locator, self.guide) if file is not None]
 
     def files(self) -> list[str]:
         """Every file of it below processed_data/."""
-        return [
-            *(file.file for file in self.seen_files()),
-            *([self.reference.file] if self.reference else []),
-        ]
+        return [file.file for file in (*self.seen_files(), self.reference) if file is not None]
 
     def intact(self, workspace: Workspace) -> bool:
         """Whether it is written and every file of it is there with the hash written down."""
-        files = [*self.seen_files(), self.reference]
+        if self.reference is None:
+            return False
         try:
-            return self.reference is not None and all(
-                file is not None and file_hash(workspace.processed / file.file) == file.sha256
-                for file in files
+            return all(
+                file_hash(workspace.processed / file.file) == file.sha256
+                for file in (*self.seen_files(), self.reference)
             )
         except (OSError, IntegrityError):
             return False

@@ -25,8 +25,7 @@ def keep_inputs(targets: Iterable[Path], inputs: Iterable[Path | None], *, below
     names: dict[str, Path] = {}
     refused: dict[Path, Path | None] = {}
     for target in targets:
-        other = names.setdefault(os.path.normpath(target).casefold(), target)
-        if other is not target:
+        if names.setdefault(os.path.normpath(target).casefold(), target) is not target:
             raise UsageError(
                 "TARGET_TWICE",
                 f"two results would be written to '{target}'",
@@ -35,8 +34,7 @@ def keep_inputs(targets: Iterable[Path], inputs: Iterable[Path | None], *, below
             )
         if target.parent not in refused:
             refused[target.parent] = _met([target.parent], given, below=below)
-        over = _met([target], given, below=False) or refused[target.parent]
-        if over is not None:
+        if (over := _met([target], given, below=False) or refused[target.parent]) is not None:
             raise UsageError(
                 "OUTPUT_OVER_INPUT",
                 f"'{target}' would be written over or into the input '{over}'",
@@ -59,11 +57,9 @@ def keep_data(workspace: Workspace, data: Path | None, guide: str) -> None:
             file=workspace.root.name,
         )
     for given in (data, Path(guide)):
-        if (
-            given is not None
-            and given.absolute() != workspace.guide_masks
-            and (over := _met([given], folders[1:], below=True)) is not None
-        ):
+        if given is None or given.absolute() == workspace.guide_masks:
+            continue
+        if (over := _met([given], folders[1:], below=True)) is not None:
             raise UsageError(
                 "OUTPUT_OVER_INPUT",
                 f"the input '{given}' lies in '{over}', where this workspace writes",
@@ -85,12 +81,8 @@ def require_writable(folder: Path) -> None:
 def _met(paths: Iterable[Path], given: Sequence[Path], *, below: bool) -> Path | None:
     """The first of `given` that one of `paths` is; below: or lies in."""
     known = {identity: path for path in given if (identity := _identity(path)) is not None}
-    for path in paths:
-        for place in (path, *(path.resolve().parents if below else ())):
-            found = _identity(place)
-            if found is not None and found in known:
-                return known[found]
-    return None
+    places = (place for path in paths for place in (path, *(path.resolve().parents if below else ())))
+    return next((known[found] for found in map(_identity, places) if found in known), None)
 
 
 def _identity(path: Path) -> tuple[int, int] | None:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import connection
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from ctseg.errors import ResourceError
 
@@ -60,28 +60,25 @@ def ordered_map(
                 pool.shutdown(wait=True, cancel_futures=True)
                 raise
     for index, job in enumerate(jobs):
-        if index not in done:
-            done[index] = work(job) if workers <= 1 else second_try(work, job, after_death)
-            report(len(done), len(jobs))
+        if index in done:
+            continue
+        if workers <= 1:
+            done[index] = work(job)
+        else:
+            result: Any = None
+            try:
+                with worker_pool(1) as pool:
+                    result = pool.submit(work, job).result()
+            except BrokenProcessPool:
+                if after_death is None:
+                    raise ResourceError(
+                        "WORKER_DIED",
+                        "a process was killed twice at the same work (memory, or a fault in a library)",
+                        "use --workers 1 or a machine with more memory",
+                    ) from None
+            done[index] = result if after_death is None else after_death(job, result)
+        report(len(done), len(jobs))
     return [done[index] for index in range(len(jobs))]
-
-
-def second_try(
-    work: Callable[[Job], Result], job: Job, after_death: Callable[[Job, Result | None], Result] | None
-) -> Result:
-    """A job whose worker died, in a fresh worker of its own. after_death: as in `ordered_map`."""
-    try:
-        with worker_pool(1) as pool:
-            result = pool.submit(work, job).result()
-    except BrokenProcessPool:
-        if after_death is None:
-            raise ResourceError(
-                "WORKER_DIED",
-                "a process was killed twice at the same work (memory, or a fault in a library)",
-                "use --workers 1 or a machine with more memory",
-            ) from None
-        return after_death(job, None)
-    return result if after_death is None else after_death(job, result)
 
 
 def worker_pool(workers: int) -> ProcessPoolExecutor:
@@ -97,11 +94,6 @@ def start_worker() -> None:
     """
     os.environ["ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"] = "1"  # read when a filter first runs
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    end_with_parent()
-
-
-def end_with_parent() -> None:
-    """In a worker of multiprocessing: end at once when the process that the work is for is gone."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=_end_after, args=(parent.sentinel,), daemon=True).start()

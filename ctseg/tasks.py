@@ -9,8 +9,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from ctseg.config import did_you_mean
-from ctseg.errors import UsageError
+from ctseg.config import check_word
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,10 +88,5 @@ TASKS: dict[str, Task] = {
 
 def find_task(name: str) -> Task:
     """The task of that name. Raises UsageError with the nearest known name."""
-    if name not in TASKS:
-        raise UsageError(
-            "UNKNOWN_TASK",
-            f"there is no task '{name}'",
-            f"choose one of {', '.join(TASKS)}{did_you_mean(name, TASKS)}",
-        )
+    check_word("UNKNOWN_TASK", "task", name, TASKS)
     return TASKS[name]

@@ -51,18 +51,19 @@ def test_nan_is_never_written(tmp_path):
 def test_tensors_are_byte_identical_and_checked(tmp_path):
     image = np.random.default_rng(0).random((10, 12, 14)).astype(np.float16)
     label = np.zeros((10, 12, 14), np.uint8)
-    first = artifacts.write_tensor(tmp_path / "a.npz", image=image, label=label)
-    second = artifacts.write_tensor(tmp_path / "b.npz", image=image, label=label)
+    first = artifacts.write_arrays(tmp_path / "a.npz", {"image": image, "label": label})
+    second = artifacts.write_arrays(tmp_path / "b.npz", {"image": image, "label": label})
     assert first == second == artifacts.file_hash(tmp_path / "a.npz")
-    read_image, read_label = artifacts.read_tensor(tmp_path / "a.npz", sha256=first)
-    assert np.array_equal(read_image, image) and np.array_equal(read_label, label)
+    names = ("image", "label")
+    read = artifacts.read_arrays(tmp_path / "a.npz", names, sha256=first)
+    assert np.array_equal(read["image"], image) and np.array_equal(read["label"], label)
     data = bytearray((tmp_path / "a.npz").read_bytes())
     data[500] ^= 1
     (tmp_path / "a.npz").write_bytes(data)
     with pytest.raises(IntegrityError, match="hash"):
-        artifacts.read_tensor(tmp_path / "a.npz", sha256=first)
+        artifacts.read_arrays(tmp_path / "a.npz", names, sha256=first)
     with pytest.raises(IntegrityError):  # the zip's own checksum sees it too
-        artifacts.read_tensor(tmp_path / "a.npz")
+        artifacts.read_arrays(tmp_path / "a.npz", names)
 
 
 @pytest.mark.parametrize(

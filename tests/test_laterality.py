@@ -7,6 +7,7 @@ import pytest
 from ctseg import laterality
 from ctseg.errors import UsageError
 from ctseg.laterality import Sides, find_sides, side_of, spelling
+from ctseg.manifest import to_record
 
 PAIRS = [
     ("kidney_left", "kidney_right"),
@@ -159,7 +160,7 @@ def test_declared_pairs_count_and_contradictions_are_refused():
         ["a", "b", "kidney_right", "kidney_left", "x_left"], [("a", "b"), ("kidney_right", "kidney_left")]
     )
     assert sides == Sides((("a", "b"), ("kidney_left", "kidney_right")), ("x_left",))
-    assert Sides.of(sides.record(), []) == sides
+    assert Sides.of(to_record(sides), []) == sides
     assert sides.indices(["kidney_right", "b", "a"]) == [(2, 1)] and sides.one_sided(
         ["a", "kidney_right", "b", "x_left"]
     ) == ["kidney_right", "x_left"]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny_workspace
 
 import run_pipeline
 from ctseg import artifacts
@@ -98,7 +99,9 @@ def test_tensors_are_128_cubed_and_predictions_lie_on_the_scan(finished, cohort)
     manifest = artifacts.read_json(finished.manifest)
     for case in manifest["cases"]:
         for item in case["tensors"]:
-            image, label = artifacts.read_tensor(finished.processed / item["file"], sha256=item["sha256"])
+            image, label = tiny_workspace.read_tensor(
+                finished.processed / item["file"], sha256=item["sha256"]
+            )
             assert image.shape == (128, 128, 128) and label is not None and label.shape == (128, 128, 128)
             assert image.dtype == np.float16 and 0 <= float(image.min()) <= float(image.max()) <= 1
     run = artifacts.read_json(finished.run_record)

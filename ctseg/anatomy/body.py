@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from ctseg.anatomy.implicit import SIDES, Scene, Shape, at_heights, smooth_minimum
+from ctseg.anatomy.implicit import SIDES, Field, Scene, Shape, at_heights, smooth_minimum
 from ctseg.anatomy.shape_tables import read_table
 
 SHAPES = read_table(__file__)
 ROUNDNESS = 2.3  # exponent of the outline: 2 an ellipse, more a rounded rectangle
 
 
-def body_outline(scene: Scene, outline: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def body_outline(scene: Scene, outline: np.ndarray) -> tuple[Field, Field, Field]:
     """A rounded cross-section on the whole grid: f, y about its middle, how far backwards it lies (-1..1).
 
     outline: rows of z, half width, centre y, depth to the front and to the back, in mm.
@@ -24,12 +24,12 @@ def body_outline(scene: Scene, outline: np.ndarray) -> tuple[np.ndarray, np.ndar
     return distance * (1 - 1 / level), y, np.clip(y / np.maximum(distance, 1), -1, 1)
 
 
-def flattened(scene: Scene, skin: np.ndarray, fat_mm: float) -> np.ndarray:
+def flattened(scene: Scene, skin: Field, fat_mm: float) -> Field:
     """The skin's function with the back flattened by the table."""
-    return -smooth_minimum(-skin, np.float32(102 + fat_mm * 0.95) - scene.y, 16.0)
+    return -smooth_minimum(-skin, 102 + fat_mm * 0.95 - scene.y, 16.0)
 
 
-def paint_skin_and_fat(scene: Scene, skin: np.ndarray) -> None:
+def paint_skin_and_fat(scene: Scene, skin: Field) -> None:
     """Skin, then fat with faint strands everywhere inside."""
     body, blotch = scene.whole(skin), scene.texture["blotch"]
     strand = np.exp(-(((blotch + 0.25 * scene.texture["grain"]) / 0.12) ** 2))
@@ -37,7 +37,7 @@ def paint_skin_and_fat(scene: Scene, skin: np.ndarray) -> None:
     body.inset(2.2).paint(scene.tissue["fat"] + 3 * blotch + 14 * strand)
 
 
-def paint_muscle(scene: Scene, f: np.ndarray, lean: tuple[float, float]) -> None:
+def paint_muscle(scene: Scene, f: Field, lean: tuple[float, float]) -> None:
     """Muscle streaked with fat, given on the whole grid; lean: how little fat in the back, elsewhere."""
     grain, blotch = scene.texture["grain"], scene.texture["blotch"]
     fatty = np.clip(grain * 0.8 + blotch * 0.4 - np.where(scene.y > 40, *lean), 0, 1.5)
@@ -64,7 +64,7 @@ def paint_twigs(scene: Scene, regions: np.ndarray) -> None:
 def paint_bone(bone: Shape, cortex_mm: float, label: str | None = None) -> None:
     """A bone: dense shell, spongy inside whose density varies."""
     bone.paint("cortex", label)
-    shell = np.maximum(cortex_mm * bone.uneven(1, {"blotch": 0.35}), 0.7)
+    shell = np.maximum(cortex_mm * bone.uneven(1, blotch=0.35), 0.7)
     bone.inset(shell).paint("marrow", grain=45, blotch=55)
 
 
@@ -82,7 +82,7 @@ def vertebra(scene: Scene, z: float, y: float, pitch: float, size: float = 1.0) 
 
     # The body: a kidney-shaped drum with a slight waist, 48 mm wide, 35 mm deep and 27 mm high.
     box, coordinates = scene.around((0.0, y, z), 34, pitch=pitch)
-    ux, uy, uz = (axis / np.float32(size) for axis in coordinates)
+    ux, uy, uz = (axis / size for axis in coordinates)
     waist = 2.0 - 0.011 * uz * uz
     across, along = np.abs(ux) / (24.5 - waist), np.abs((uy + 0.004 * ux * ux) / (17.5 - waist))
     level = (across**2.4 + along**2.4) ** (1 / 2.4)

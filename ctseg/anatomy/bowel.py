@@ -7,16 +7,16 @@ from collections.abc import Callable, Iterable
 import numpy as np
 from scipy.interpolate import CubicSpline
 
-from ctseg.anatomy.implicit import FAR_MM, Scene, Shape
+from ctseg.anatomy.implicit import FAR_MM, Field, Points, Scene, Shape
 from ctseg.anatomy.thin_tubes import arc_mm
 
 _STEP_MM = 9.0
 # How far points (n, 3) lie inside the cavity that the bowel fills, in mm; negative outside.
-Room = Callable[[np.ndarray], np.ndarray]
+Room = Callable[[Points], np.ndarray]
 Corner = tuple[float, float, float]
 
 
-def along_line(line: np.ndarray, wobble: float) -> np.ndarray:
+def along_line(line: Points, wobble: float) -> Points:
     """The line (n, 4: x, y, z, radius) with a point about every 6 mm and the bulges of the colon wall."""
     t = arc_mm(line[:, :3])
     fine = np.linspace(0, t[-1], max(4, int(t[-1] / 6)))
@@ -25,11 +25,11 @@ def along_line(line: np.ndarray, wobble: float) -> np.ndarray:
     return out
 
 
-def free_space(scene: Scene, keep_out: np.ndarray) -> Room:
+def free_space(scene: Scene, keep_out: Field) -> Room:
     """The room that keep_out leaves, a function on the whole grid."""
-    to_index = np.linalg.inv(scene.to_template)
+    to_index = scene.to_index
 
-    def room(points: np.ndarray) -> np.ndarray:
+    def room(points: Points) -> np.ndarray:
         index = np.rint(points @ to_index[:3, :3].T + to_index[:3, 3]).astype(int)
         seen = ((index >= 0) & (index < scene.shape)).all(axis=1)
         return np.where(seen, keep_out[tuple(np.clip(index, 0, np.array(scene.shape) - 1).T)], FAR_MM)
@@ -38,16 +38,16 @@ def free_space(scene: Scene, keep_out: np.ndarray) -> Room:
 
 
 def random_loops(
-    rng: np.random.Generator, taken: np.ndarray, low: Corner, high: Corner, room: Room
-) -> list[np.ndarray]:
+    rng: np.random.Generator, taken: Points, low: Corner, high: Corner, room: Room
+) -> list[Points]:
     """Centre lines (n, 4) of small-bowel loops: random walks from free places between two corners.
 
     taken: (m, 4) tubes that are there already. At each step a loop takes the best of some directions near
     the last one.
     """
-    loops: list[np.ndarray] = []
+    loops: list[Points] = []
 
-    def free(points: np.ndarray, radius: float, tubes: np.ndarray) -> np.ndarray:
+    def free(points: Points, radius: float, tubes: Points) -> np.ndarray:
         offset = points[:, None] - tubes[None, :, :3]
         to_tube = (np.sqrt(np.einsum("ijk,ijk->ij", offset, offset)) - tubes[None, :, 3]).min(axis=1)
         return np.minimum(room(points), to_tube - 1.0) - radius
@@ -81,10 +81,7 @@ def random_loops(
 
 
 def paint_loops(
-    scene: Scene,
-    loops: Iterable[tuple[np.ndarray, float, float]],
-    keep_out: np.ndarray,
-    gaps_mm: tuple[float, float],
+    scene: Scene, loops: Iterable[tuple[Points, float, float]], keep_out: Field, gaps_mm: tuple[float, float]
 ) -> None:
     """Loops of small bowel with fluid, in some with gas.
 
@@ -108,14 +105,14 @@ def paint_colon(colon: Shape, plus: float) -> Shape:
     gas may stand."""
     colon.paint("bowel_wall", "colon", plus=plus)
     lumen = colon.inset(2.6, blotch=0.8)
-    paint_stool(lumen, lumen.uneven(0, {"grain": 1.2}) + 0.1)
+    paint_stool(lumen, lumen.uneven(0, grain=1.2) + 0.1)
     return lumen.inset(0.5)
 
 
-def paint_stool(lumen: Shape, grain: np.ndarray) -> None:
+def paint_stool(lumen: Shape, grain: Field) -> None:
     """Stool: uneven, with fat-dark patches and gas bubbles."""
-    bubbles = np.clip(lumen.uneven(grain, {"blotch": 0.5}) + 0.1, 0, 2.6)
-    stool = lumen.uneven(lumen.scene.tissue["stool"] + 12 * grain, {"blotch": 26})
+    bubbles = np.clip(lumen.uneven(grain, blotch=0.5) + 0.1, 0, 2.6)
+    stool = lumen.uneven(lumen.scene.tissue["stool"] + 12 * grain, blotch=26)
     lumen.paint(stool - 150 * bubbles * bubbles)
 
 
@@ -127,7 +124,6 @@ def paint_gas(lumen: Shape, share: float) -> None:
     inside = lumen.f < -1.0
     if not inside.any():
         return
-    assert lumen.axis_y is not None
     depth = float(-lumen.f[inside].min())
     level = lumen.axis_y + np.float32((2 * share - 1) * depth)
     lumen.inset(0.4).within(lumen.at()[1] - level).paint(-960.0)

@@ -8,7 +8,9 @@ dicom/Patient_03/im_1/*.dcm, im_3/seg.dcm     where the task draws some patients
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -26,7 +28,9 @@ from ctseg.scans.formats import nifti
 
 MARKER = "synthetic.json"
 SIZES = ("full", "tiny")
-_PARTS = {"nifti": "BDMAP_", "dicom": "Patient_"}
+_OURS = re.compile(
+    rf"{re.escape(MARKER)}|nifti(/BDMAP_.*)?|dicom(/Patient_.*)?"
+)  # places in a cohort's folder
 
 
 def write_cohort(
@@ -63,8 +67,10 @@ def write_cohort(
         "size": size,
         "count": patients,
     }
-    if _stands_already(folder, wanted):
-        return
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError, IntegrityError):
+        found = read_json(folder / MARKER)
+        if isinstance(found, dict) and wanted.items() <= found.items():
+            return
     _clear(folder)
     work = functools.partial(_write_patient, folder, task, seed, size)
     records = ordered_map(work, range(patients), workers=workers, progress=progress)
@@ -89,37 +95,21 @@ def case_name(index: int, task: str = DEFAULT) -> str:
     )
 
 
-def _stands_already(folder: Path, wanted: dict[str, Any]) -> bool:
-    """Whether the folder holds the complete cohort that is wanted."""
-    if not (folder / MARKER).is_file():
-        return False
-    try:
-        found = read_json(folder / MARKER)
-    except IntegrityError:
-        return False
-    return isinstance(found, dict) and all(found.get(key) == value for key, value in wanted.items())
-
-
 def _clear(folder: Path) -> None:
     """Remove an older or unfinished cohort; refuse to touch a folder with anything in it that is not ours."""
     folder.mkdir(parents=True, exist_ok=True)
     sweep_temporaries(folder)
-    strange = [
-        entry
-        for part, prefix in _PARTS.items()
-        for entry in (folder / part).glob("*")
-        if not entry.name.startswith(prefix)
-    ]
-    strange += [entry for entry in folder.iterdir() if entry.name not in {*_PARTS, MARKER}]
+    places = (path.relative_to(folder).as_posix() for path in (*folder.glob("*"), *folder.glob("*/*")))
+    strange = [place for place in places if not _OURS.fullmatch(place)]
     if strange:
         raise PreconditionError(
             "FOLDER_NOT_EMPTY",
-            f"{min(strange).relative_to(folder).as_posix()} is not part of a synthetic cohort",
+            f"{min(strange)} is not part of a synthetic cohort",
             "choose an empty folder for it",
             file=folder.name,
         )
     (folder / MARKER).unlink(missing_ok=True)
-    for part in _PARTS:
+    for part in ("nifti", "dicom"):
         shutil.rmtree(folder / part, ignore_errors=True)
 
 
@@ -127,10 +117,8 @@ def _write_patient(folder: Path, task: str, seed: int, size: str, index: int) ->
     """Draw and write one patient; the record for the marker file."""
     module = load_task(task)
     picture = module.draw(seed, index, size)
-    name = case_name(index, task)
-    place = folder / name
-    image, label = picture.image, picture.label
-    counts = np.bincount(label.array.ravel(), minlength=max(module.IDS.values()) + 1)
+    name, image, label = case_name(index, task), picture.image, picture.label
+    place, counts = folder / name, np.bincount(label.array.ravel(), minlength=256)
     present = [structure for structure, number in module.IDS.items() if counts[number]]
     if is_dicom(module, index):  # AIDA CTPEL layout: a CT series and a DICOM SEG that lists what is present
         series = place / "im_1"

@@ -12,12 +12,14 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from scipy.ndimage import gaussian_filter, gaussian_filter1d
 
-from ctseg.anatomy.implicit import Scene, Shape
+from ctseg.anatomy.implicit import Field, Points, Scene, Shape
 from ctseg.anatomy.shape_tables import read_table
+from ctseg.geometry.boxes import Index
 from ctseg.geometry.volume import CANONICAL_DIRECTIONS, Flips, Grid, Volume, reorient
 
 TINY_SPACING_MM = 6.0
 PROTOCOLS = read_table(__file__)["protocol"].tolist()
+USUAL_AXES = (0, 1, 2), (False, False, False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,11 +33,23 @@ class Body:
 
 
 @dataclasses.dataclass(frozen=True)
-class Protocol:
-    """How the scan was made."""
+class Stored:
+    """How a scan's file holds the voxels. order, flips: of the axes, away from slice, row, column."""
 
     spacing_mm: tuple[float, float, float]  # slice, row, column
-    shape: tuple[int, int, int]
+    order: Index
+    flips: Flips
+
+    def stored(self, array: np.ndarray, grid: Grid) -> Volume:
+        """An array (slice, row, column) on a grid as the file holds it."""
+        return reorient(Volume(array, grid.affine), self.order, self.flips)
+
+
+@dataclasses.dataclass(frozen=True)
+class Protocol(Stored):
+    """How the scan of a trunk was made."""
+
+    shape: Index
     bottom_mm: float  # template height of the lowest slice
     shift_mm: np.ndarray  # patient off the centre, x and y
     turn: np.ndarray  # patient on the table, about x, y, z
@@ -43,13 +57,11 @@ class Protocol:
     noise_hu: float
     noise_grain: float  # width of the noise in voxels
     circle_hu: float | None  # value outside a circular field of view, None = square
-    axis_order: tuple[int, int, int]
-    axis_flips: Flips
 
-    def coarse(self, spacing_mm: float = TINY_SPACING_MM) -> Protocol:
+    def coarse(self) -> Protocol:
         """The same scan with large voxels, for quick tests."""
-        d, h, w = (int(np.ceil(n * s / spacing_mm)) for n, s in zip(self.shape, self.spacing_mm))
-        return dataclasses.replace(self, spacing_mm=(spacing_mm,) * 3, shape=(d, h, w))
+        d, h, w = (int(np.ceil(n * s / TINY_SPACING_MM)) for n, s in zip(self.shape, self.spacing_mm))
+        return dataclasses.replace(self, spacing_mm=(TINY_SPACING_MM,) * 3, shape=(d, h, w))
 
 
 def sample_protocol(
@@ -67,7 +79,7 @@ def sample_protocol(
         bottom, top = bottom + 2, min(top, 124.0)
     depth = int(np.clip(round((top - bottom) / slice_mm), 40, 280))
     tilt = rng.uniform((-0.14, -0.05, -0.08), (0.14, 0.05, 0.08)).tolist() if oblique else (0.0, 0.0, 0.0)
-    order, flips = random_axes(rng) if any_axes else ((0, 1, 2), (False, False, False))
+    order, flips = random_axes(rng) if any_axes else USUAL_AXES
     return Protocol(
         spacing_mm=(slice_mm, pixel_mm, pixel_mm),
         shape=(depth, side, side),
@@ -78,107 +90,98 @@ def sample_protocol(
         noise_hu=rng.uniform(11, 19),
         noise_grain=rng.uniform(0.55, 0.8),
         circle_hu=(None, None, -1024.0, None, -2000.0)[index % 5],
-        axis_order=order,
-        axis_flips=flips,
+        order=order,
+        flips=flips,
     )
 
 
-def random_axes(rng: np.random.Generator) -> tuple[tuple[int, int, int], Flips]:
+def random_axes(rng: np.random.Generator) -> tuple[Index, Flips]:
     """A random order of the axes of a file, and which of them run backwards."""
     (i, j, k), (a, b, c) = rng.permutation(3).tolist(), rng.integers(0, 2, 3).astype(bool).tolist()
     return (i, j, k), (a, b, c)
 
 
-@dataclasses.dataclass(frozen=True)
-class Scan:
-    """A scan in the making: its grid, and the scene of those rows that body and table can lie in.
+class TrunkScan(Scene):
+    """The scan of a body on its table, with texture but not yet drawn: the rows that both can lie in.
 
     Above and below them there is only air.
     """
 
-    protocol: Protocol
-    grid: Grid
-    rows: slice
-    scene: Scene
+    def __init__(
+        self, body: Body, protocol: Protocol, rng: np.random.Generator, ids: Mapping[str, int]
+    ) -> None:
+        shape, (x_mm, y_mm) = protocol.shape, protocol.shift_mm
+        middle_z = protocol.bottom_mm + 0.5 * shape[0] * protocol.spacing_mm[0]
+        middle_mm = np.array([x_mm, 5.0 + y_mm, middle_z])
+        grid = grid_about(middle_mm, shape, protocol.spacing_mm, rotation(protocol.tilt))
+        pose = np.diag(1 / np.array(body.size)) @ rotation(protocol.turn)  # LPS mm to template mm
+        y = pose[1] @ grid.affine[:3]
+        tilted = min(sum(abs(y[axis]) * shape[axis] for axis in (0, 2)) / 2, 40)
+        middle = y[3] + sum(y[axis] * shape[axis] for axis in (0, 2)) / 2
+        reach = 150 + body.fat_mm + tilted
+        start, stop = (int(np.clip(round((edge - middle) / y[1]), 0, shape[1])) for edge in (-reach, reach))
+        self.protocol, self.frame, self.rows = protocol, grid, slice(start, max(stop, start + 2))
+        part = grid.crop((0, start, 0), (shape[0], self.rows.stop - start, shape[2]))
+        super().__init__(part, pose, rng, body.warp_mm, body.hu, ids)
+        # Texture with bumps of about 3, 14 and 40 mm.
+        grain = rng.standard_normal(self.shape, dtype=np.float32)
+        grain = gaussian_filter(grain, np.maximum(1.5 / self.spacing_mm, 0.35), truncate=3.0)
+        grain /= grain.std()
+        self.texture = {"grain": grain, "blotch": self.smooth_field(8.0), "lumps": self.smooth_field(22.0)}
+        # The couch: a foam mat and a thin curved plate under the back.
+        top = 104 + body.fat_mm * 0.95 + 16 - self.x * self.x * (1 / 1500.0)
+        wide = np.abs(self.x) - 215
+        self.whole(np.maximum.reduce([top - 12 - self.y, self.y - top, wide])).paint(-940.0)
+        for depth in (0.0, 26.0):
+            plate = np.abs(self.y - top - depth * (1 - (self.x / 230) ** 2)) - 0.9
+            self.whole(np.maximum(plate, wide)).paint(-110.0)
 
     def finish(
         self,
-        skin: np.ndarray,
+        skin: Field,
         *,
         metal: Shape | None = None,
         streaks_z_mm: float = -5.0,
         streak_share: float = 0.45,
     ) -> tuple[Volume, Volume]:
-        """Picture (HU, float32) and label map (uint8), both (D, H, W), of what was painted into the scene.
+        """Picture (HU, float32) and label map (uint8), both (D, H, W), of what was painted.
 
         skin: f of the body. Noise has the grain of a reconstruction kernel and is strongest deep in the body;
         where the rays cross much bone, about the height streaks_z_mm, it runs in streaks of streak_share
         times its level. The picture is rounded and within 12 bit; outside a circular field of view it holds
         the fill.
         """
-        scene, protocol, rng = self.scene, self.protocol, self.scene.rng
-        scene.hu = gaussian_filter(scene.hu, (0, 0.45, 0.45), truncate=2.5)  # the scanner's own blur
+        protocol, rng = self.protocol, self.rng
+        self.hu = gaussian_filter(self.hu, (0, 0.45, 0.45), truncate=2.5)  # the scanner's own blur
         if metal is not None:
             add_metal_streaks(metal)
 
-        noise = rng.standard_normal(scene.shape, dtype=np.float32)
+        noise = rng.standard_normal(self.shape, dtype=np.float32)
         noise = gaussian_filter(noise, (0.35, protocol.noise_grain, protocol.noise_grain), truncate=3.0)
         # kernels pass little of the lowest frequencies
         noise -= 0.65 * gaussian_filter(noise, (0, 3.0, 3.0), truncate=2.5)
-        noise /= np.float32(noise.std())
-        streaks = rng.standard_normal(scene.shape, dtype=np.float32)
+        noise /= noise.std()
+        streaks = rng.standard_normal(self.shape, dtype=np.float32)
         streaks = gaussian_filter1d(gaussian_filter1d(streaks, 14.0, axis=2, truncate=2.5), 0.5, axis=1)
-        streaks /= np.float32(streaks.std())
+        streaks /= streaks.std()
         deep = np.clip(-skin / 110, 0, 1)
-        level = np.float32(protocol.noise_hu) * (0.45 + 0.75 * deep)
-        across_bone = np.exp(-(((scene.z - streaks_z_mm) / 38) ** 2)) * deep
-        scene.hu += level * noise + np.float32(streak_share * protocol.noise_hu) * across_bone * streaks
+        level = protocol.noise_hu * (0.45 + 0.75 * deep)
+        across_bone = np.exp(-(((self.z - streaks_z_mm) / 38) ** 2)) * deep
+        self.hu += level * noise + streak_share * protocol.noise_hu * across_bone * streaks
 
-        size = self.grid.shape[1:]
+        size = self.frame.shape[1:]
         air = rng.normal(-1000, 0.4 * protocol.noise_hu, (1, *size)).astype(np.float32)
-        picture, label = np.broadcast_to(air, self.grid.shape).copy(), np.zeros(self.grid.shape, np.uint8)
-        picture[:, self.rows], label[:, self.rows] = scene.hu, scene.label
+        picture, label = np.broadcast_to(air, self.frame.shape).copy(), np.zeros(self.frame.shape, np.uint8)
+        picture[:, self.rows], label[:, self.rows] = self.hu, self.label
         np.clip(np.rint(picture, out=picture), -1024, 3071, out=picture)
         if protocol.circle_hu is not None:
-            y, x = ((np.arange(n) - (n - 1) / 2) * step for n, step in zip(size, scene.spacing_mm[1:]))
-            edge = 0.5 * min(size * scene.spacing_mm[1:])
+            y, x = ((np.arange(n) - (n - 1) / 2) * step for n, step in zip(size, self.spacing_mm[1:]))
+            edge = 0.5 * min(size * self.spacing_mm[1:])
             picture[:, np.hypot(y[:, None], x) > edge] = protocol.circle_hu
-        image, labels = (
-            reorient(Volume(array, self.grid.affine), protocol.axis_order, protocol.axis_flips)
-            for array in (picture, label)
-        )
-        return image, labels
+        return protocol.stored(picture, self.frame), protocol.stored(label, self.frame)
 
 
-def begin_scan(body: Body, protocol: Protocol, rng: np.random.Generator, ids: Mapping[str, int]) -> Scan:
-    """The scan of a table on which a body lies, with texture but not yet drawn."""
-    shape = protocol.shape
-    x_mm, y_mm = protocol.shift_mm
-    middle_mm = np.array([x_mm, 5.0 + y_mm, protocol.bottom_mm + 0.5 * shape[0] * protocol.spacing_mm[0]])
-    grid = grid_about(middle_mm, shape, protocol.spacing_mm, rotation(protocol.tilt))
-    pose = np.diag(1 / np.array(body.size)) @ rotation(protocol.turn)  # LPS mm to template mm
-    y = pose[1] @ grid.affine[:3]
-    tilted = min(sum(abs(y[axis]) * shape[axis] for axis in (0, 2)) / 2, 40)
-    middle = y[3] + sum(y[axis] * shape[axis] for axis in (0, 2)) / 2
-    reach = 150 + body.fat_mm + tilted
-    start, stop = (int(np.clip(round((edge - middle) / y[1]), 0, shape[1])) for edge in (-reach, reach))
-    rows = slice(start, max(stop, start + 2))
-    part = grid.crop((0, start, 0), (shape[0], rows.stop - start, shape[2]))
-    scene = Scene(part, pose, rng, body.warp_mm, body.hu, ids)
-    scene.draw_texture()
-    # The couch: a foam mat and a thin curved plate under the back.
-    top = np.float32(104 + body.fat_mm * 0.95 + 16) - scene.x * scene.x * np.float32(1 / 1500.0)
-    wide = np.abs(scene.x) - 215
-    scene.whole(np.maximum.reduce([top - 12 - scene.y, scene.y - top, wide])).paint(-940.0)
-    for depth in (0.0, 26.0):
-        plate = np.abs(scene.y - top - depth * (1 - (scene.x / 230) ** 2)) - 0.9
-        scene.whole(np.maximum(plate, wide)).paint(-110.0)
-    return Scan(protocol, grid, rows, scene)
-
-
-def grid_about(
-    middle_mm: np.ndarray, shape: tuple[int, int, int], spacing_mm: Sequence[float], turn: np.ndarray
-) -> Grid:
+def grid_about(middle_mm: Points, shape: Index, spacing_mm: Sequence[float], turn: np.ndarray) -> Grid:
     """The grid around a place in LPS mm, its axes turned (3, 3) away from the canonical ones."""
     affine = np.eye(4)
     affine[:3, :3] = turn @ CANONICAL_DIRECTIONS.T * np.array(spacing_mm)
@@ -220,16 +223,13 @@ def add_metal_streaks(metal: Shape) -> None:
 
 
 @dataclasses.dataclass(frozen=True)
-class ChestScan:
-    """A scan with its axes in some order. spacing_mm: slice, row, column, before its axes are reordered."""
+class ChestScan(Stored):
+    """The scan of a chest. noise_hu, blur_mm: of the picture."""
 
-    spacing_mm: tuple[float, float, float]
     noise_hu: float
     blur_mm: float
-    order: tuple[int, int, int] = (0, 1, 2)
-    flips: Flips = (False, False, False)
 
-    def grid(self, extent_mm: np.ndarray, middle_mm: np.ndarray) -> Grid:
+    def grid(self, extent_mm: np.ndarray, middle_mm: Points) -> Grid:
         """The grid of `extent_mm` (z, y, x) about a place in LPS mm."""
         d, h, w = np.round(extent_mm / self.spacing_mm).astype(int).tolist()
         return grid_about(middle_mm, (d, h, w), self.spacing_mm, np.eye(3))
@@ -239,10 +239,6 @@ class ChestScan:
         whole HU within 12 bit."""
         scene.hu = gaussian_filter(scene.hu, self.blur_mm / scene.spacing_mm, truncate=3.0)
         noise = gaussian_filter(scene.rng.standard_normal(scene.shape, dtype=np.float32), grain, truncate=3.0)
-        scene.hu += noise * np.float32(self.noise_hu / noise.std())
+        scene.hu += noise * (self.noise_hu / noise.std())
         np.clip(np.rint(scene.hu, out=scene.hu), -1024, 3071, out=scene.hu)
-        return self.stored(scene, scene.hu), self.stored(scene, scene.label)
-
-    def stored(self, scene: Scene, array: np.ndarray) -> Volume:
-        """An array on the scene's grid as the scan's file holds it: its axes reordered."""
-        return reorient(Volume(array, scene.grid.affine), self.order, self.flips)
+        return self.stored(scene.hu, scene.grid), self.stored(scene.label, scene.grid)

@@ -7,7 +7,7 @@ import importlib
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol, cast
 
-from ctseg.errors import UsageError
+from ctseg.config import check_word
 from ctseg.geometry.volume import Volume
 
 DEFAULT = "pelvis"
@@ -45,10 +45,7 @@ class Task(Protocol):
 
 def load_task(name: str) -> Task:
     """The module of a task; UsageError for a name that is none."""
-    if name not in TASKS:
-        raise UsageError(
-            "UNKNOWN_TASK", f"there is no synthetic task '{name}'", f"choose one of {', '.join(TASKS)}"
-        )
+    check_word("UNKNOWN_TASK", "synthetic task", name, TASKS)
     return cast(Task, importlib.import_module(f"ctseg.anatomy.{TASKS[name]}"))
 
 

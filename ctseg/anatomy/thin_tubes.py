@@ -9,18 +9,19 @@ spacing), where a box around a thin tube is small even when the body is warped.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from scipy.ndimage import map_coordinates
 
-from ctseg.anatomy.implicit import Scene
-from ctseg.geometry.boxes import Box, make_box
+from ctseg.anatomy.implicit import Field, Points, Scene
+from ctseg.geometry.boxes import Index, make_box
 
-Line = tuple[np.ndarray, np.ndarray | float]  # template points (n, 3) and radii in mm, (n,) or one
+Line = tuple[Points, Any]  # template points (n, 3) and radii in mm, (n,) or one
 
 
-def to_index(scene: Scene, points: np.ndarray) -> np.ndarray:
+def to_index(scene: Scene, points: Points) -> Points:
     """Voxel indices (n, 3), float, of template points (n, 3): the warp undone by fixed-point steps."""
     inverse = np.linalg.inv(scene.to_template[:3, :3])
     index = (points - scene.to_template[:3, 3]) @ inverse.T
@@ -36,18 +37,18 @@ def to_index(scene: Scene, points: np.ndarray) -> np.ndarray:
     return index
 
 
-def lines_to_index(scene: Scene, lines: Sequence[np.ndarray]) -> list[np.ndarray]:
+def lines_to_index(scene: Scene, lines: Sequence[Points]) -> list[Points]:
     """`to_index` of many lines of template points at once."""
     index = to_index(scene, np.concatenate(lines))
     return np.split(index, np.cumsum([len(line) for line in lines])[:-1])
 
 
-def arc_mm(points: np.ndarray) -> np.ndarray:
+def arc_mm(points: Points) -> np.ndarray:
     """Length (n,) in mm along a chain of points (n, 3) from its first one to each."""
     return np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.diff(points, axis=0), axis=1))])
 
 
-def disk_overlap(distance: np.ndarray, radius: np.ndarray | float, voxel: float) -> np.ndarray:
+def disk_overlap(distance: Field, radius: np.ndarray | float, voxel: float) -> Field:
     """Share (0..1) of a disk of radius `voxel` covered by one of `radius`, centres `distance` apart (mm)."""
     rho = np.maximum(distance, 1e-3)
     near = np.arccos(np.clip((rho * rho + voxel * voxel - radius * radius) / (2 * rho * voxel), -1, 1))
@@ -58,84 +59,53 @@ def disk_overlap(distance: np.ndarray, radius: np.ndarray | float, voxel: float)
 
 
 class TubeLayer:
-    """Tubes collected on a grid. share: (D, H, W) float32, how much of each voxel they fill."""
+    """Tubes collected on a grid. share: (D, H, W) float32, how much of each voxel they fill; hu: with what,
+    where that was said."""
 
     def __init__(self, scene: Scene):
         self.scene = scene
         # disk of a voxel's cross-section
         self.voxel_mm = float(np.prod(scene.spacing_mm) ** (1 / 3) / np.sqrt(np.pi))
-        self.share = np.zeros(scene.shape, dtype=np.float32)
+        self.share, self.hu = (np.zeros(scene.shape, dtype=np.float32) for _ in range(2))
 
-    def pieces(
-        self, index: np.ndarray, radii: np.ndarray, margin_mm: float
-    ) -> Iterator[tuple[int, Box, np.ndarray, np.ndarray]]:
-        """Per piece between two nodes: its number, box, and there the distance to the axis and the radius
-        (mm).
+    def add(self, index: Points, radii: np.ndarray | float, hu: np.ndarray | None = None) -> None:
+        """Add one tube through nodes (n, 3), voxel indices, radii in mm. Two equal nodes make a ball.
 
-        index: nodes (n, 3) as voxel indices; radii (n,) mm. margin_mm: how far beyond the radius the box
-        reaches.
+        hu: one value per piece between two nodes.
         """
-        for number, (a, b) in enumerate(itertools.pairwise(index)):
-            ra, rb = radii[number : number + 2].tolist()
-            reach = (max(ra, rb) + margin_mm) / self.scene.spacing_mm
+        spacing = self.scene.spacing_mm
+        nodes = zip(index, np.broadcast_to(radii, len(index)).tolist())
+        for number, ((a, ra), (b, rb)) in enumerate(itertools.pairwise(nodes)):
+            reach = (max(ra, rb) + self.voxel_mm) / spacing
             start = np.maximum(np.ceil(np.minimum(a, b) - reach), 0)
             stop = np.minimum(np.floor(np.maximum(a, b) + reach) + 1, self.share.shape)
             if (start >= stop).any():
                 continue
             box = make_box(start, stop)
-            offset = [
-                (axis - zero) * size for axis, zero, size in zip(np.ogrid[box], a, self.scene.spacing_mm)
-            ]
-            step = (b - a) * self.scene.spacing_mm
+            offset = [(axis - zero) * size for axis, zero, size in zip(np.ogrid[box], a, spacing)]
+            step = (b - a) * spacing
             t = sum(p * s for p, s in zip(offset, step)) / max(float(step @ step), 1e-6)
             t = np.clip(t, 0, 1)
             distance = np.sqrt(sum((p - t * s) ** 2 for p, s in zip(offset, step)))
-            yield (number, box, distance, ra + t * (rb - ra))
-
-    def add(self, index: np.ndarray, radii: np.ndarray | float) -> None:
-        """Add one tube through nodes (n, 3), voxel indices, radii in mm. Two equal nodes make a ball."""
-        radius = np.broadcast_to(np.asarray(radii, dtype=np.float64), len(index))
-        for _, box, distance, local in self.pieces(index, radius, self.voxel_mm):
-            np.maximum(self.share[box], disk_overlap(distance, local, self.voxel_mm), out=self.share[box])
+            share = disk_overlap(distance, ra + t * (rb - ra), self.voxel_mm)
+            larger = share > self.share[box]
+            self.share[box][larger] = share[larger]
+            if hu is not None:
+                self.hu[box][larger] = hu[number]
 
     def add_lines(self, lines: Sequence[Line]) -> None:
         """Add tubes through template points."""
         for (_, radii), index in zip(lines, lines_to_index(self.scene, [points for points, _ in lines])):
             self.add(index, radii)
 
-    def mask(self, axes: Sequence[np.ndarray]) -> np.ndarray:
+    def mask(self, axes: Sequence[Points]) -> Field:
         """Voxels at least half filled, and those of the tubes' centre lines as `axis_voxels` gives them."""
         filled = self.share > 0.5
         filled[tuple(np.concatenate(axes).T)] = True
         return filled
 
 
-class AirwayLayer(TubeLayer):
-    """Tubes with a wall. share: the lumen; outer: lumen and wall; lumen_hu and wall_hu: what fills them."""
-
-    def __init__(self, scene: Scene):
-        super().__init__(scene)
-        self.outer = np.zeros(scene.shape, dtype=np.float32)
-        self.lumen_hu = np.full(scene.shape, -1000.0, dtype=np.float32)
-        self.wall_hu = np.zeros(scene.shape, dtype=np.float32)
-
-    def add_airway(
-        self, index: np.ndarray, radii: np.ndarray, wall_mm: float, lumen_hu: np.ndarray, wall_hu: np.ndarray
-    ) -> None:
-        """Add one branch; lumen_hu and wall_hu hold one value per piece between two nodes."""
-        for number, box, distance, local in self.pieces(index, radii, wall_mm + self.voxel_mm):
-            lumen = disk_overlap(distance, local, self.voxel_mm)
-            outer = disk_overlap(distance, local + wall_mm, self.voxel_mm)
-            for share, known, hu, value in (
-                (lumen, self.share, self.lumen_hu, lumen_hu),
-                (outer, self.outer, self.wall_hu, wall_hu),
-            ):
-                larger = share > known[box]
-                known[box][larger] = share[larger]
-                hu[box][larger] = value[number]
-
-
-def axis_voxels(index: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
+def axis_voxels(index: Points, shape: Index) -> Points:
     """Voxels (n, 3) along a chain of nodes, each sharing a face with the next, those in the grid."""
     fine = [
         a + (b - a) * np.linspace(0, 1, int(np.ceil(np.abs(b - a).max() * 4)) + 1)[:, None]

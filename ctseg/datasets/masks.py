@@ -20,7 +20,7 @@ from ctseg.datasets.case import ImageSource
 from ctseg.errors import Finding, PreconditionError
 from ctseg.geometry.boxes import label_boxes, whole_box
 from ctseg.geometry.volume import Grid, Volume, tight
-from ctseg.scans.dicom import dicom_files, dicom_seg, rtstruct
+from ctseg.scans.dicom import dicom_files, dicom_seg, mask_objects, rtstruct
 from ctseg.scans.formats import nrrd, slice_gaps, volume_files
 from ctseg.scans.formats.checks import put_on
 from ctseg.scans.formats.regular_files import at_file, located, refuse
@@ -134,9 +134,8 @@ def open_masks(
     if stem is None:
         return _dicom(path, scan, source, slice_gaps.FILL if fill_gaps else slice_gaps.KEEP)
     if volume_files.describes_segments(path):
-        segments, read, findings = nrrd.read_segments(path)
-        by_name = {segment.name: segment for segment in segments}
-        return Masks(tuple(by_name), lambda name: read(by_name[name]), findings=findings)
+        names, read, findings = nrrd.read_segments(path)
+        return Masks(names, read, findings=findings)
     return _one_file(path, stem, level)
 
 
@@ -157,7 +156,7 @@ def mask_files(files: Mapping[str, Path], *, level: float | None = None, strict:
     def values(name: str) -> Volume:
         path = files[name]
         volume_files.check_name(path, name)
-        volume, noticed = _read(path, level)
+        volume, noticed = volume_files.read_integers(path, or_probabilities=level is not None)
         note(findings, noticed)
         if volume.array.dtype.kind == "f":
             return volume
@@ -173,11 +172,6 @@ def mask_files(files: Mapping[str, Path], *, level: float | None = None, strict:
         return Volume(mask, volume.affine)
 
     return Masks(tuple(files), values, level, findings=findings)
-
-
-def _read(path: Path, level: float | None) -> tuple[Volume, list[Finding]]:
-    """Integers; with a level perhaps probabilities (float32)."""
-    return volume_files.read_integers(path) if level is None else volume_files.read_mask(path)
 
 
 # ---- label maps -------------------------------------------------------------------------------------------
@@ -233,7 +227,7 @@ def _shown(values: set[int]) -> str:
 
 def _one_file(path: Path, stem: str, level: float | None) -> Masks:
     """A label map under the names at hand; or the probabilities of one structure, named after the file."""
-    volume, findings = _read(path, level)
+    volume, findings = volume_files.read_integers(path, or_probabilities=level is not None)
     if volume.array.dtype.kind == "f":
         return Masks((stem,), lambda name: volume, level, findings=findings)
     low, values = int(volume.array.min()), [v for v in np.unique(volume.array).tolist() if v > 0]
@@ -291,9 +285,9 @@ def named_like(masks: Masks, other: Masks) -> Masks:
 def _dicom(path: Path, scan: Volume | None, source: ImageSource | None, gaps: str) -> Masks:
     if scan is None:
         raise scan_missing(path)
-    seg = dicom_mask_kind(path) == "SEG"
-    read_masks = dicom_seg.read_segments if seg else rtstruct.read_structures
-    names = dicom_seg.list_segments(path) if seg else rtstruct.list_structures(path)
+    modality = dicom_mask_kind(path)
+    read_masks = dicom_seg.read_segments if modality == "SEG" else rtstruct.read_structures
+    names = mask_objects.list_names(path, modality)
     # That the masks belong to the series is checked with the first of them: it reads every slice's header.
     unchecked = [source] if source is not None and source.format == "dicom" else []
     findings: list[Finding] = []

@@ -7,10 +7,10 @@ before anything is scored.
 
 from __future__ import annotations
 
-import dataclasses
 import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 from ctseg.datasets import listing, masks
 from ctseg.datasets.case import ImageSource
@@ -18,15 +18,14 @@ from ctseg.datasets.find_scans import find_scans
 from ctseg.datasets.masks import Naming
 from ctseg.errors import CaseError, PreconditionError, listed
 from ctseg.evaluation.label_names import LabelNames, find_label_names
-from ctseg.scans.dicom import dicom_files, dicom_seg, rtstruct
+from ctseg.scans.dicom import dicom_files, mask_objects, rtstruct
 from ctseg.scans.formats import nrrd, regular_files, volume_files
 
 MAP, SEGMENTS, ORGANS, SEG, RTSTRUCT = "map", "segments", "organs", "SEG", "RTSTRUCT"
 _OUR_ENDS = ("_seg", "_rtstruct")  # how infer.py names the DICOM files of a scan
 
 
-@dataclasses.dataclass(frozen=True)
-class Side:
+class Side(NamedTuple):
     """The masks of one case. kind: MAP, SEGMENTS, ORGANS, SEG or RTSTRUCT. names: what it speaks about; a
     name here with no voxel is an empty mask. naming: of the ids of a MAP. file: how results and messages call
     it."""
@@ -51,19 +50,23 @@ def volumes_in(folder: Path) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for path in listing.entries(folder):
         stem = volume_files.stem_of(path, detached=True)
-        if stem is None:
-            continue
-        case_id = unicodedata.normalize("NFC", stem)  # file systems and archives decompose names
-        if case_id in found:
-            raise PreconditionError(
-                "DUPLICATE_ID",
-                f"{found[case_id].name} and {path.name} are the same case",
-                "keep one of them",
-                case=case_id,
-                file=path.name,
-            )
-        found[case_id] = path
+        if stem is not None:
+            _add(found, stem, path)
     return found
+
+
+def _add(found: dict[str, Path], name: str, path: Path) -> None:
+    """Note the masks of a case; PreconditionError DUPLICATE_ID where the case has some already."""
+    case_id = unicodedata.normalize("NFC", name)  # file systems and archives decompose names
+    if case_id in found:
+        raise PreconditionError(
+            "DUPLICATE_ID",
+            f"{found[case_id].name} and {path.name} are the same case",
+            "keep one of them",
+            case=case_id,
+            file=path.name,
+        )
+    found[case_id] = path
 
 
 def is_folder_of_maps(path: Path) -> bool:
@@ -79,31 +82,12 @@ def find_cases(path: Path) -> dict[str, Path]:
     A sub-folder holds one mask per structure (or has them in `segmentations`), or one DICOM SEG or RTSTRUCT.
     Folders of scans are passed over.
     """
-    found = volumes_in(path)
     others: dict[str, Path] = {}
     for entry in listing.entries(path):
-        masks_at = _dicom_masks([entry]) if entry.is_file() else _in_folder(entry)
-        if not masks_at or volume_files.stem_of(entry, detached=True) is not None:
-            continue
-        if len(masks_at) > 1:
-            raise PreconditionError(
-                "MASKS_AMBIGUOUS",
-                f"it holds {len(masks_at)} files of masks, {masks_at[0].name} and {masks_at[1].name}",
-                "keep the one that is meant",
-                case=entry.name,
-                file=entry.name,
-            )
-        case_id = unicodedata.normalize("NFC", entry.name if entry.is_dir() else case_of(entry))
-        if case_id in others:
-            raise PreconditionError(
-                "DUPLICATE_ID",
-                f"{others[case_id].name} and {entry.name} are the same case",
-                "keep one of them",
-                case=case_id,
-                file=entry.name,
-            )
-        others[case_id] = masks_at[0]
-    return others | found
+        found = [] if volume_files.stem_of(entry, detached=True) else _masks_at(entry)
+        if found:
+            _add(others, case_of(entry), _only(found, entry, entry.name))
+    return others | volumes_in(path)
 
 
 def case_of(path: Path) -> str:
@@ -124,27 +108,26 @@ def is_one_case(path: Path) -> bool:
 def one_case(path: Path) -> Path:
     """The masks of the one case at a path: a file, a folder with one mask per structure, or a folder with one
     DICOM file of masks."""
-    found = _in_folder(path) if path.is_dir() else [path]
-    if len(found) != 1:
-        cause = (
-            "the folder holds no masks"
-            if not found
-            else f"it holds {len(found)} files of masks, {found[0].name} and {found[1].name}"
-        )
-        raise PreconditionError(
-            "NO_DATA" if not found else "MASKS_AMBIGUOUS", cause, f"give {masks.FORMS}", file=path.name
-        )
+    found = _masks_at(path) if path.is_dir() else [path]
+    if not found:
+        raise PreconditionError("NO_DATA", "the folder holds no masks", f"give {masks.FORMS}", file=path.name)
+    return _only(found, path)
+
+
+def _only(found: list[Path], place: Path, case: str = "-") -> Path:
+    if len(found) > 1:
+        cause = f"it holds {len(found)} files of masks, {found[0].name} and {found[1].name}"
+        fix = "keep, or give, the one that is meant"
+        raise PreconditionError("MASKS_AMBIGUOUS", cause, fix, case=case, file=place.name)
     return found[0]
 
 
-def _in_folder(folder: Path) -> list[Path]:
-    """[the folder] when it holds one mask per structure, else its DICOM files of masks."""
-    return [folder] if masks.organ_files(folder) else _dicom_masks(listing.entries(folder))
-
-
-def _dicom_masks(paths: list[Path]) -> list[Path]:
+def _masks_at(place: Path) -> list[Path]:
+    """[the folder] when it holds one mask per structure, else the DICOM files of masks in it, or at it."""
+    if place.is_dir() and masks.organ_files(place):
+        return [place]
     found = []
-    for path in paths:
+    for path in listing.entries(place) if place.is_dir() else [place]:
         try:
             if (
                 path.is_file()
@@ -173,12 +156,12 @@ def open_side(path: Path, names: LabelNames | None, *, reference: bool = False) 
         kind, held = ORGANS, list(masks.organ_files(path))
     elif volume_files.stem_of(path, detached=True) is None:
         kind = masks.dicom_mask_kind(path)
-        held = list((dicom_seg.list_segments if kind == SEG else rtstruct.list_structures)(path).values())
+        held = list(mask_objects.list_names(path, kind).values())
         if kind == RTSTRUCT and reference:
             drawn = rtstruct.list_drawn(path)
             held = [name for name in held if name in drawn]
     elif _describes_segments(path):
-        kind, held = SEGMENTS, [segment.name for segment in nrrd.list_segments(path)]
+        kind, held = SEGMENTS, list(nrrd.list_segments(path))
     else:
         naming = Naming.of(volume_files.read_names(path)) if names is None else names.naming
         volume_files.check_names(path, naming.names)

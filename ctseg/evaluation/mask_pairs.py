@@ -33,8 +33,7 @@ class Match(NamedTuple):
     prediction: str | None
 
 
-@dataclasses.dataclass(frozen=True)
-class Pair:
+class Pair(NamedTuple):
     """One case to score. prediction None: the masks are missing and count as empty. states: structure -> what
     the case says about its annotation ("unlabelled" and "unevaluable" are not scored). scan: whose grid the
     masks are put on. matches: of the structures in their order; None for label maps of the same ids."""
@@ -219,7 +218,7 @@ def match_structures(pair: Pair, chosen: Sequence[str], *, limited: bool, allow_
         names.append(used)
     matches = tuple(Match(*match) for match in zip(chosen, *names))
     silent = {match.name: "unlabelled" for match in matches if match.reference is None}
-    pair = dataclasses.replace(pair, matches=matches, states={**pair.states, **silent})
+    pair = pair._replace(matches=matches, states={**pair.states, **silent})
     if pair.prediction is None:
         return pair
     place = {"case": pair.case_id, "file": pair.prediction.file}

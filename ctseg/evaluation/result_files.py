@@ -168,15 +168,20 @@ def join_trust(workspace: Workspace, record: Mapping[str, Any], rows: Sequence[R
 
 
 def write_results(
-    folder: Path | None, scored: Scored, settings: Mapping[str, Any], trust: Trust | None = None
+    folder: Path | None,
+    scored: Scored,
+    *,
+    synthetic: bool,
+    split_hash: str | None = None,
+    trust: Trust | None = None,
 ) -> str:
     """Write the text files and return the report; without a folder only the report.
 
     Its rows are ordered by case, with "topology" where that was measured, and "ece_whole", "ece_band" and
-    "confidence" where those are known. settings: what stands in summary_statistics.json; "synthetic" and
-    "tolerances_mm" are read from it.
+    "confidence" where those are known.
     """
     rows, trust = scored.rows, trust or Trust()
+    settings = scored.settings(split_hash=split_hash, synthetic=synthetic)
     topology = tubular.summarise(rows, scored.nothing)
     summary = scores.summarise(rows, scored.nothing, settings) | {
         "topology": topology,
@@ -214,17 +219,24 @@ PASS_COLUMNS = (
 
 
 def write_passes(folder: Path, rows_by_pass: Sequence[Sequence[Row]]) -> None:
-    """Write per_pass.csv, one line per case, structure and pass."""
-    write_csv(folder / "per_pass.csv", scores.pass_lines(rows_by_pass), PASS_COLUMNS)
+    """Write per_pass.csv, one line per case, structure and pass: scores, and what was predicted outside the
+    structure in mL."""
+    lines = []
+    for number, rows in enumerate(rows_by_pass, start=1):
+        for row in rows:
+            voxel_ml = row["spacing_d_mm"] * row["spacing_h_mm"] * row["spacing_w_mm"] / 1000
+            outside = None if row["fp"] is None else row["fp"] * voxel_ml
+            lines.append(row | {"pass": number, "fp_volume_ml": outside})
+    lines.sort(key=lambda line: (line["case_id"], line["structure"], line["pass"]))
+    write_csv(folder / "per_pass.csv", lines, PASS_COLUMNS)
 
 
-def topology_lines(rows: Sequence[Row]) -> list[dict[str, Any]]:
+def topology_lines(rows: Sequence[Row]) -> list[Row]:
     """The rows of topology.csv; tree length by generation is a list in one cell, parted by blanks."""
     lines = [row | row["topology"] for row in rows if row.get("topology")]
-    return [
-        line | {tubular.GENERATIONS: " ".join(str(share) for share in line.get(tubular.GENERATIONS, []))}
-        for line in lines
-    ]
+    for line in lines:
+        line[tubular.GENERATIONS] = " ".join(map(str, line.get(tubular.GENERATIONS, ())))
+    return lines
 
 
 # ---- nnU-Net ----------------------------------------------------------------------------------------------

@@ -6,7 +6,6 @@ Label maps of the same ids are scored in one go, all other masks a structure at 
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -34,8 +33,7 @@ from ctseg.scoring.shape.topology import Shape
 _IGNORED = 2  # in the map of one structure: 0 background, 1 the structure
 
 
-@dataclasses.dataclass(frozen=True)
-class ScoreSettings:
+class ScoreSettings(NamedTuple):
     """How pairs are scored. tolerances_mm: structure -> tolerances of the NSD, the main one first. topology:
     which structures' topology is measured, see `tubular.measured`."""
 
@@ -45,8 +43,7 @@ class ScoreSettings:
     fill_gaps: bool = False  # of DICOM masks from a thicker series, see `slice_gaps`
 
 
-@dataclasses.dataclass(frozen=True)
-class Scored:
+class Scored(NamedTuple):
     """Pairs and their scores, ordered by case id and structure.
 
     rows: of the predictions. nothing: of a model that predicts nothing. notes: lines of what was noticed.

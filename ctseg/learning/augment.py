@@ -98,10 +98,9 @@ def draw_sampling(
     limits = np.array(shape) - np.array(size)
     start = np.clip(np.round(np.asarray(centre) - np.array(size) / 2).astype(int), 0, np.maximum(limits, 0))
     mirror = bool(rng.random() < strength.mirror)
-    if rng.random() < strength.probability:
-        positions, zoom = deform(start, size, strength, spacing, rng)
-        return Sampling(start, size, positions, zoom, mirror)
-    return Sampling(start, size, None, 1.0, mirror)
+    deformed = rng.random() < strength.probability
+    positions, zoom = deform(start, size, strength, spacing, rng) if deformed else (None, 1.0)
+    return Sampling(start, size, positions, zoom, mirror)
 
 
 def deform(

@@ -1,6 +1,6 @@
 """Losses that keep thin tubes connected: airways, vessels.
 
-They are added to `deep_loss` (Dice + cross-entropy), which counts voxels and hardly notices a cut of a few
+They are added to `passes_loss` (Dice + cross-entropy), which counts voxels and hardly notices a cut of a few
 voxels through a thin branch. The multi-task form (mask, centreline and radius learned together) is our
 reconstruction of AnatomicalPriorsMTL-AirwaySegment, which publishes an idea and no code; each term names its
 own source.
@@ -12,13 +12,13 @@ structures present.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ctseg.config import TrainSettings
 from ctseg.datasets.case import IGNORED
 
 UNION_ALPHAS = (0.1, 0.2)  # share of the prediction in the union: first half of training, second half
@@ -31,17 +31,6 @@ CONSISTENCY_WARM_UP = 0.1  # share of training without it: partners that know no
 CERTAIN = -30.0  # logit of a centreline that is not there for certain
 
 
-@dataclasses.dataclass(frozen=True)
-class ConnectivityWeights:
-    """What each term counts beside Dice + cross-entropy. A weight of 0 skips the term."""
-
-    union: float = 1.0
-    centreline: float = 0.5
-    radius: float = 0.5
-    cldice: float = 0.2
-    consistency: float = 0.1
-
-
 def connectivity_loss(
     outputs: dict,
     *,
@@ -50,7 +39,7 @@ def connectivity_loss(
     skeleton: Tensor,
     radius_mm: Tensor,
     labelled: Tensor,
-    weights: ConnectivityWeights,
+    weights: TrainSettings,
     progress: float,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """(weighted sum, unweighted value of each term that was computed, detached).
@@ -59,9 +48,9 @@ def connectivity_loss(
     logits and "radius" (B, S, D, H, W) non-negative, in units of the cap; terms of a missing head are left
     out. label, centreline, skeleton: (B, D, H, W) structure ids, see `ctseg.learning.tubes`; radius_mm (B, D,
     H, W). labelled: (B, S) bool; what was not annotated in a case has no part in any term, nor have voxels of
-    the label that are IGNORED. progress: share of training done, 0..1. A structure without a voxel in the
-    batch counts only in the cross-entropy of its centreline and in the consistency; a batch without any
-    annotation gives 0.
+    the label that are IGNORED. weights: what each term counts beside Dice + cross-entropy; 0 skips it.
+    progress: share of training done, 0..1. A structure without a voxel in the batch counts only in the cross-
+    entropy of its centreline and in the consistency; a batch without any annotation gives 0.
     """
     numbers = torch.arange(1, labelled.shape[1] + 1, device=label.device)[:, None, None, None]
     owner = torch.nonzero(labelled)[:, 1]
@@ -86,21 +75,21 @@ def connectivity_loss(
     mask, line, reach = own(label), head("centreline", CERTAIN), head("radius", 0.0)
     sums = Sums(owner, labelled.shape[1])
     terms: dict[str, Tensor] = {}
-    if weights.union:
+    if weights.union_weight:
         terms["union"] = general_union_loss(p, mask, sums, alpha=UNION_ALPHAS[0 if progress < 0.5 else 1])
-    if weights.cldice:
+    if weights.cldice_weight:
         terms["cldice"] = soft_cldice_loss(p, mask, own(skeleton), sums)
-    if weights.centreline and line is not None:
+    if weights.centreline_weight and line is not None:
         terms["centreline"] = centreline_loss(line, own(centreline), sums)
-    if weights.radius and reach is not None:
+    if weights.radius_weight and reach is not None:
         radius = (radius_mm.float() / RADIUS_CAP_MM).clamp(max=1)
         terms["radius"] = radius_loss(
             reach, radius[:, None].expand_as(outputs["radius"])[labelled], mask, sums
         )
     heads = line is not None or reach is not None
-    if weights.consistency and heads and progress >= CONSISTENCY_WARM_UP:
+    if weights.consistency_weight and heads and progress >= CONSISTENCY_WARM_UP:
         terms["consistency"] = consistency_loss(p, line, reach)
-    total = sum((getattr(weights, name) * value for name, value in terms.items()), p.sum() * 0)
+    total = sum((getattr(weights, f"{name}_weight") * value for name, value in terms.items()), p.sum() * 0)
     return total, {name: value.detach() for name, value in terms.items()}
 
 

@@ -48,6 +48,7 @@ class TrainingCase:
     """One case on its canvas, with what sampling needs."""
 
     case_id: str
+    split: str | None
     image: torch.Tensor  # (D, H, W) float16, 0..1
     label: torch.Tensor  # (D, H, W) uint8, IGNORED where nobody looked
     spacing_mm: tuple[float, float, float]
@@ -116,8 +117,9 @@ def prepare_case(
         body = np.array([[n // 2 for n in image.shape]])
     spacing_mm = case.on_canvas().spacing_mm
     labelled = np.array([case.states[name] != "unlabelled" for name in structures])
+    body = body.astype(np.int16)
     return TrainingCase(
-        case.case_id, image, label, spacing_mm, case.states, labelled, points, body.astype(np.int16)
+        case.case_id, case.split, image, label, spacing_mm, case.states, labelled, points, body
     )
 
 
@@ -172,10 +174,12 @@ class PatchSampler:
         sides: laterality.Sides | None = None,
     ):
         self.cases, self.n_structures = list(cases), len(structures)
-        numbers = range(1, self.n_structures + 1)
-        holders = {number: [case for case in cases if number in case.points] for number in numbers}
-        self.holders = {number: found for number, found in holders.items() if found}
-        self.settings, self.patch_size, self.seed = settings, settings.fixed_patch(), settings.seed
+        holders = [
+            (number, [case for case in cases if number in case.points])
+            for number in range(1, self.n_structures + 1)
+        ]
+        self.holders = [(number, found) for number, found in holders if found]
+        self.settings, self.patch_size = settings, settings.fixed_patch()
         self.strength = augment.STRENGTHS[settings.augmentation]
         if not settings.mirror:
             self.strength = dataclasses.replace(self.strength, mirror=0.0)
@@ -202,15 +206,15 @@ class PatchSampler:
                 if holders:
                     return holders[rng.integers(len(holders))]
         if self.holders and rng.random() < self.settings.foreground_fraction:
-            number = list(self.holders)[rng.integers(len(self.holders))]
-            case = self.holders[number][rng.integers(len(self.holders[number]))]
+            number, cases = self.holders[rng.integers(len(self.holders))]
+            case = cases[rng.integers(len(cases))]
             return case, case.points[number]
         case = self.cases[int(rng.integers(len(self.cases)))]
         return case, case.body
 
     def draw(self, epoch: int, step: int, index: int) -> Batch:
         """Patch `index` of a step, as a batch of one without the batch axis and with the id of its case."""
-        rng = np.random.default_rng([self.seed, 1, epoch, step, index])
+        rng = np.random.default_rng([self.settings.seed, 1, epoch, step, index])
         case, places = self.choose_places(rng)
         jitter = rng.uniform(-0.25, 0.25, 3) * np.array(self.patch_size)
         centre = places[rng.integers(len(places))] + jitter

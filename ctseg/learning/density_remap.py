@@ -12,37 +12,25 @@ Axis 0 of the arrays runs along the patient (superior), so a slice along it is a
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
 
 import numpy as np
 from scipy import ndimage
 
+from ctseg.datasets.case import IGNORED
 from ctseg.errors import IntegrityError, PreconditionError
 from ctseg.geometry.body_regions import AIR_HU, lung_box, lung_region
+from ctseg.learning.dataset import TrainingCase
 
 WALL_MM = 1.5
 MIX = 0.3  # share of the straight line in the table; 1 would give the identity
 BIN_HU = 16.0  # width of a bin; the window is cut into the nearest whole number of them
 
 
-class LookupCase(NamedTuple):
-    """What one case gives to the table: image (D, H, W) 0..1, tube (D, H, W) bool, and the split it belongs
-    to.
-    """
-
-    case_id: str
-    split: str
-    image: np.ndarray
-    tube: np.ndarray
-    spacing_mm: tuple[float, float, float]
-
-
-def fit_lookup(cases: Iterable[LookupCase], window_hu: tuple[float, float]) -> np.ndarray:
+def fit_lookup(cases: Iterable[TrainingCase], window_hu: tuple[float, float]) -> np.ndarray:
     """(n + 1,) float32: new values at n + 1 evenly spaced old values 0..1, to be interpolated linearly.
 
-    Strictly increasing, first 0 and last exactly 1. Cases
-    are read one after another, so an iterator that loads them needs memory for one. A case that is not of the
-    training split is refused: the table would know what the scores are to measure.
+    Strictly increasing, first 0 and last exactly 1. A case that is not of the training split is refused: the
+    table would know what the scores are to measure.
     """
     n_bins = max(2, round((window_hu[1] - window_hu[0]) / BIN_HU))
     counts = np.zeros((3, n_bins))
@@ -54,7 +42,7 @@ def fit_lookup(cases: Iterable[LookupCase], window_hu: tuple[float, float]) -> n
                 "fit it on training cases only",
                 case=case.case_id,
             )
-        counts += _class_counts(case, window_hu, n_bins)
+        counts += class_counts(case, window_hu, n_bins)
     totals = counts.sum(1, keepdims=True)
     if not totals.all():
         raise PreconditionError(
@@ -70,15 +58,17 @@ def fit_lookup(cases: Iterable[LookupCase], window_hu: tuple[float, float]) -> n
     return table
 
 
-def _class_counts(case: LookupCase, window_hu: tuple[float, float], n_bins: int) -> np.ndarray:
+def class_counts(case: TrainingCase, window_hu: tuple[float, float], n_bins: int) -> np.ndarray:
     """(3, n_bins) voxels per intensity of lumen, wall and the rest of the lung box."""
+    image, label = case.image.float().numpy(), case.label.numpy()
+    tube = (label > 0) & (label != IGNORED)
     if window_hu[0] < AIR_HU < window_hu[1]:
-        region = lung_region(case.image, window_hu, case.spacing_mm)
+        region = lung_region(image, window_hu, case.spacing_mm)
     else:  # not a window for lungs: whatever it does not cut off as air
-        region = case.image > 0
-    box = lung_box(region | case.tube, case.spacing_mm)
-    image, tube = case.image[box], case.tube[box]
+        region = image > 0
+    box = lung_box(region | tube, case.spacing_mm)
+    image, tube = image[box], tube[box]
     reach = int(np.clip(round(WALL_MM / min(case.spacing_mm)), 1, 2))
     grown = ndimage.binary_dilation(tube, np.ones((3, 3, 3), bool), iterations=reach)
-    bins = np.minimum((image.astype(np.float32) * n_bins).astype(np.int32), n_bins - 1)
+    bins = np.minimum((image * n_bins).astype(np.int32), n_bins - 1)
     return np.stack([np.bincount(bins[where], minlength=n_bins) for where in (tube, grown & ~tube, ~grown)])

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from ctseg.config import TrainSettings
 from ctseg.datasets.case import IGNORED
-from ctseg.learning.connectivity_losses import ConnectivityWeights, connectivity_loss
+from ctseg.learning.connectivity_losses import connectivity_loss
 from ctseg.learning.dataset import Batch
 
 FOCAL_POWER = 2.0  # Lin et al. 2017, arXiv:1708.02002
@@ -96,27 +96,6 @@ def _sigmoid_terms(logits: Tensor, target: Tensor, labelled: Tensor) -> Terms:
     return voxel_loss * labelled[:, :, None, None, None], foreground, overlap, size
 
 
-def deep_loss(
-    outputs: dict, *, label: Tensor, labelled: Tensor, kind: str = "dice_ce"
-) -> tuple[Tensor, Tensor]:
-    """(loss, soft Dice) with deep supervision: coarser outputs weigh 1/2, 1/4, ... and the weights sum to 1.
-
-    The label of a coarser output is its nearest-neighbour reduction (nnU-Net's choice). outputs may hold
-    "independent", see `segmentation_loss`.
-    """
-    loss_of = functools.partial(
-        segmentation_loss, labelled=labelled, kind=kind, independent=bool(outputs.get("independent"))
-    )
-    total, dice = loss_of(logits=outputs["logits"], label=label)
-    weight, weights = 1.0, 1.0
-    for logits in outputs.get("deep", []):
-        weight /= 2
-        weights += weight
-        small = functional.interpolate(label[:, None].float(), size=logits.shape[2:], mode="nearest-exact")
-        total = total + weight * loss_of(logits=logits, label=small[:, 0])[0]
-    return total / weights, dice
-
-
 def pass_weights(count: int) -> list[float]:
     """Weights of the losses of `count` passes, rising to the last, sum 1."""
     raw = np.linspace(FIRST_PASS_WEIGHT, 1, count)
@@ -128,14 +107,26 @@ def passes_loss(
 ) -> tuple[Tensor, Tensor]:
     """(loss, soft Dice of the last pass): each pass of a MultiPass network is supervised, the last one
     deeply.
+
+    Deep supervision: coarser outputs weigh 1/2, 1/4, ... and the weights sum to 1; their label is its
+    nearest-neighbour reduction (nnU-Net's choice). outputs: "logits", and perhaps "deep" (coarser ones),
+    "passes" (the logits of all passes), "independent", see `segmentation_loss`.
     """
-    earlier = outputs.get("passes", [outputs["logits"]])[:-1]
-    *weights, last = pass_weights(len(earlier) + 1)
-    total, dice = deep_loss(outputs, label=label, labelled=labelled, kind=kind)
-    total = last * total
-    for weight, logits in zip(weights, earlier):
-        one_pass = {"logits": logits, "independent": outputs.get("independent")}
-        total = total + weight * deep_loss(one_pass, label=label, labelled=labelled, kind=kind)[0]
+    loss_of = functools.partial(
+        segmentation_loss, labelled=labelled, kind=kind, independent=bool(outputs.get("independent"))
+    )
+    total, dice = loss_of(logits=outputs["logits"], label=label)
+    weight, weights = 1.0, 1.0
+    for logits in outputs.get("deep", []):
+        weight /= 2
+        weights += weight
+        small = functional.interpolate(label[:, None].float(), size=logits.shape[2:], mode="nearest-exact")
+        total = total + weight * loss_of(logits=logits, label=small[:, 0])[0]
+    passes = outputs.get("passes", [outputs["logits"]])
+    *earlier, last = pass_weights(len(passes))
+    total = last * (total / weights)
+    for weight, logits in zip(earlier, passes):
+        total = total + weight * loss_of(logits=logits, label=label)[0]
     return total, dice
 
 
@@ -152,15 +143,8 @@ def objective(
     loss, dice = passes_loss(outputs, label=label, labelled=labelled, kind=settings.loss)
     if "centreline" in outputs and batch.targets:
         targets = {name: value.to(device) for name, value in batch.targets.items()}
-        weights = ConnectivityWeights(
-            union=settings.union_weight,
-            centreline=settings.centreline_weight,
-            radius=settings.radius_weight,
-            cldice=settings.cldice_weight,
-            consistency=settings.consistency_weight,
-        )
         extra, _ = connectivity_loss(
-            outputs, label=label, **targets, labelled=labelled, weights=weights, progress=progress
+            outputs, label=label, **targets, labelled=labelled, weights=settings, progress=progress
         )
         loss = loss + extra
     return loss, dice

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from ctseg.config import Settings
+from ctseg.config import Settings, changed
+from ctseg.errors import PreconditionError
 from ctseg.learning.dataset import TrainingCase
 
 WIDTH = 8  # of the locator
@@ -35,43 +36,39 @@ def fit_patch(extent: Sequence[float], budget: int, *, multiple: int) -> tuple[i
     return size[0], size[1], size[2]
 
 
-def plan_patch(cases: Sequence[TrainingCase], settings: Settings) -> tuple[int, int, int]:
-    """The patch size of a training run: the setting if given, else fitted to the median box of all
-    structures.
+def with_patch(settings: Settings, cases: Sequence[TrainingCase], structures: Sequence[str]) -> Settings:
+    """The settings with their patch size, if they have none: fitted to the median box of all structures.
+
+    PreconditionError when no case shows any structure.
     """
+    if not any("present" in case.states.values() for case in cases):
+        raise PreconditionError(
+            "NO_LABELS",
+            "no training case shows any of the structures " + ", ".join(structures),
+            "check --structures and the labels (processed_data/preprocess_report.json lists what was found)",
+        )
     if settings.train.patch_size:
-        return settings.train.fixed_patch()
+        return settings
     extents = []
     for case in cases:
         if case.points:
             places = np.concatenate(list(case.points.values()))
             extents.append(places.max(0) - places.min(0) + 1)
     extent = np.median(extents, axis=0) if extents else np.full(3, LARGEST)
-    return fit_patch(
-        [float(n) for n in extent], settings.train.patch_voxels, multiple=2 ** (settings.model.levels - 1)
-    )
+    multiple = 2 ** (settings.model.levels - 1)
+    patch = fit_patch([float(n) for n in extent], settings.train.patch_voxels, multiple=multiple)
+    return changed(settings, {"train.patch_size": patch})
 
 
-def with_time(settings: Settings, share: float, **changes: Any) -> Settings:
-    """The settings with a share of the training time, and other changes of train."""
-    train = dataclasses.replace(
-        settings.train,
-        minutes=share * settings.train.minutes,
-        epochs=max(1, round(share * settings.train.epochs)),
-        **changes,
-    )
-    return dataclasses.replace(settings, train=train)
+def with_time(settings: Settings, share: float, changes: Mapping[str, Any]) -> Settings:
+    """The settings with a share of the training time, and other changes."""
+    minutes, epochs = share * settings.train.minutes, max(1, round(share * settings.train.epochs))
+    return changed(settings, {"train.minutes": minutes, "train.epochs": epochs, **changes})
 
 
 def locator_settings(settings: Settings) -> Settings:
     """The settings of the locator's training, derived from those of the network that it serves."""
     levels = settings.model.levels
-    model = dataclasses.replace(
-        Settings().model, name="unet", width=WIDTH, levels=levels, blocks=(1,) * levels
-    )
-    return with_time(dataclasses.replace(settings, model=model), TIME_SHARE, patch_size=(), patience=0)
-
-
-def remaining_settings(settings: Settings) -> Settings:
-    """The settings of the network itself, with the time that the locator leaves."""
-    return with_time(settings, 1 - TIME_SHARE)
+    model = {"model.width": WIDTH, "model.levels": levels, "model.blocks": (1,) * levels}
+    plain = dataclasses.replace(settings, model=Settings().model)
+    return with_time(plain, TIME_SHARE, {**model, "train.patch_size": (), "train.patience": 0})

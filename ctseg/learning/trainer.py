@@ -25,8 +25,8 @@ from ctseg.learning import tubes
 from ctseg.learning.dataset import Batch, PatchSampler
 from ctseg.learning.losses import objective
 from ctseg.learning.optimizer import learning_rate_factor, make_optimizer, require_fitting_state
-from ctseg.learning.schedule import Budget
 from ctseg.learning.training_state import (
+    Budget,
     Epoch,
     Plan,
     Stopped,
@@ -293,23 +293,25 @@ class Trainer:
     def keep_if_best(self, validation: Validation | None) -> None:
         """Write best_model.pth where a validation is the best one, or nothing can tell which is."""
         state = self.state
-        dice = mean(validation.mean_dice()) if validation is not None else None
-        if validation is not None and dice is not None and (state.best is None or dice > state.best):
+        if validation is None:
+            if not self.validation:
+                self.save_best()
+            return
+        dice = mean(validation.mean_dice())
+        if dice is not None and (state.best is None or dice > state.best):
             keeps = zip(self.names, validation.keeps_largest(self.in_one_piece))
             state.largest_component = [name for name, kept in keeps if kept]
-            state.best, state.best_epoch, state.stale = dice, state.epoch, 0
+            state.best, state.stale = dice, 0
             if self.multipass is not None:
                 self.history["val_dice_of_passes"] = self.dice_of_passes
             self.save_best()
             self.listener.note(f"  New best model: epoch {state.epoch}, validation Dice {dice:.3f}")
-        elif validation is not None:
-            state.stale += 1
-            if state.best is None:  # no validation case shows any structure
-                self.save_best()
-            if self.settings.train.schedule == "plateau" and state.stale % HALVE_AFTER == 0:
-                state.rate_scale /= 2
-        elif not self.validation:
+            return
+        state.stale += 1
+        if state.best is None:  # no validation case shows any structure
             self.save_best()
+        if self.settings.train.schedule == "plateau" and state.stale % HALVE_AFTER == 0:
+            state.rate_scale /= 2
 
     # ---- files ----
 
@@ -413,9 +415,3 @@ class Trainer:
                     f"NOTE {key.upper()}_CHANGED: {content[key]} {key} before, {now} now; "
                     "the weights will differ in the last bits"
                 )
-
-    def replace_best(self) -> None:
-        """Write best_model.pth anew when the best of an earlier run was lost."""
-        self.state.best = None
-        self.save_best()
-        self.save_last()

@@ -1,5 +1,5 @@
-"""A whole training: a network is built and fitted on the cases of a workspace; for the roi grid a locator
-before it.
+"""A whole training: a network is built and fitted on the cases of a workspace, from where an earlier run
+ended; for the roi grid a locator before it.
 """
 
 from __future__ import annotations
@@ -11,42 +11,29 @@ from typing import Any
 
 import torch
 
-from ctseg import artifacts
+from ctseg import artifacts, config
+from ctseg.artifacts import Workspace
 from ctseg.config import Settings
-from ctseg.datasets.case import IGNORED
-from ctseg.errors import PreconditionError
+from ctseg.errors import IntegrityError, UsageError
 from ctseg.geometry.boxes import Box
-from ctseg.learning import density_remap, planning, resuming
+from ctseg.learning import density_remap, planning
 from ctseg.learning.dataset import load_cases
 from ctseg.learning.trainer import Trainer
 from ctseg.learning.training_state import Plan, Stopped
 from ctseg.manifest import to_record
 from ctseg.prediction import guide_input
-from ctseg.prediction.locator import restore_locator
 from ctseg.prediction.network_input import read_case
+from ctseg.prediction.predictor import restore_locator
 from ctseg.runtime import checkpoints, cpu_bfloat16, hardware
 
 LOG = logging.getLogger("ctseg.learning")
+# a longer run is the same run
+MAY_CHANGE = {"train.epochs", "train.minutes", "train.patience", "train.validations"}
 
 
 def architecture(settings: Settings, *, n_structures: int, guide_channels: int) -> dict[str, Any]:
     """What a network is built from."""
     return {"n_structures": n_structures, **settings.record()["model"], "guide_channels": guide_channels}
-
-
-def with_planned_patch(plan: Plan, settings: Settings) -> Settings:
-    """The settings with the patch size that fits the cases.
-
-    PreconditionError when none shows any structure.
-    """
-    if not any("present" in case.states.values() for case in plan.training):
-        raise PreconditionError(
-            "NO_LABELS",
-            "no training case shows any of the structures " + ", ".join(plan.manifest.structures),
-            "check --structures and the labels (processed_data/preprocess_report.json lists what was found)",
-        )
-    patch_size = planning.plan_patch(plan.training, settings)
-    return dataclasses.replace(settings, train=dataclasses.replace(settings.train, patch_size=patch_size))
 
 
 def train_locator(
@@ -63,14 +50,11 @@ def train_locator(
     plan = dataclasses.replace(
         plan, workspace=place, training=training, validation=validation, any_length=True
     )
-    settings = with_planned_patch(plan, planning.locator_settings(settings))
+    settings = planning.with_patch(planning.locator_settings(settings), training, manifest.structures)
     train_network(plan, settings)
     content = checkpoints.load(place.best_model)
-    record = {
-        "arch": content["arch"],
-        "model": content["model"],
-        "patch_size": list(settings.train.patch_size),
-    }
+    record = {"patch_size": list(settings.train.patch_size)}
+    record |= {key: content[key] for key in ("arch", "model")}
     file = workspace.relative(place.best_model)
     finder = restore_locator(record, lambda **arch: plan.build(arch), plan.machine, file=file)
     regions = {}
@@ -95,7 +79,8 @@ def train_network(plan: Plan, settings: Settings) -> None:
     torch.manual_seed(settings.train.seed)
     network = plan.build(arch)
     if hasattr(network, "set_lookup"):
-        network.set_lookup(fit_lookup(plan))
+        low, high = manifest.window_hu
+        network.set_lookup(torch.from_numpy(density_remap.fit_lookup(plan.training, (low, high))))
     guided = "guide" in getattr(network, "inputs", ())
     if not guided:  # the data may hold a guide that this network does not look at
         for case in (*plan.training, *plan.validation):
@@ -114,11 +99,11 @@ def train_network(plan: Plan, settings: Settings) -> None:
         "sides": known["sides"],
     }
     trainer = Trainer(network, plan, settings, provenance)
-    content = None if plan.restart else resuming.earlier_state(plan, provenance, settings)
+    content = None if plan.restart else earlier_state(plan, provenance, settings)
     if content is None:
-        resuming.set_best_aside(workspace)
+        set_best_aside(workspace)
         checkpoints.remove(workspace.last_model)
-    elif resuming.go_on(trainer, content):
+    elif go_on(trainer, content):
         return
     artifacts.write_json(workspace.history, {**trainer.history, "stopped": "running"})
     fit(trainer, restart=plan.restart)
@@ -170,16 +155,10 @@ def tell_size(name: str, network: torch.nn.Module, settings: Settings, machine: 
     """Say how large a network is and whether the memory suffices."""
     train = settings.train
     needed = hardware.estimate_memory_gb(network, train.fixed_patch(), train.batch_size, machine)
-    free, parameters = (
-        hardware.available_memory_gb(machine.device),
-        sum(p.numel() for p in network.parameters()),
-    )
+    free, parameters = hardware.available_memory_gb(machine.device), hardware.count_parameters(network)
     LOG.info(
-        "%s: %s parameters. A training step needs about %.1f GB, %.1f GB are free.",
-        name,
-        f"{parameters:,}",
-        needed,
-        free,
+        f"{name}: {parameters:,} parameters. A training step needs about {needed:.1f} GB, "
+        f"{free:.1f} GB are free."
     )
     if needed > free:
         LOG.warning(
@@ -187,18 +166,119 @@ def tell_size(name: str, network: torch.nn.Module, settings: Settings, machine: 
         )
 
 
-def fit_lookup(plan: Plan) -> torch.Tensor:
-    """The table of the density remap, from the training cases."""
-    splits = {case.case_id: str(case.split) for case in plan.manifest.cases}
-    low, high = plan.manifest.window_hu
-    cases = (
-        density_remap.LookupCase(
-            case.case_id,
-            splits[case.case_id],
-            case.image.float().numpy(),
-            ((case.label > 0) & (case.label != IGNORED)).numpy(),
-            case.spacing_mm,
+# ---- which earlier training a new one goes on from, and what becomes of the model of another one ----
+
+
+def conflicts(before: dict[str, Any], now: dict[str, Any], *, finished: bool) -> list[str]:
+    """What differs between the recorded settings of two trainings so that they are not the same.
+
+    Unless finished: so that one cannot go on from the other.
+    """
+    earlier = config.flat(before)
+    return [
+        f"{key} was {earlier.get(key)}, is {value}"
+        for key, value in config.flat({section: now[section] for section in ("model", "train")}).items()
+        if (finished or key not in MAY_CHANGE) and earlier.get(key) != value
+    ]
+
+
+def is_finished(workspace: Workspace) -> bool:
+    """Whether the training that is there came to its end; a damaged history is written anew from the last
+    state.
+    """
+    try:
+        history = artifacts.read_json(workspace.history) if workspace.history.exists() else {}
+        return history.get("stopped") in artifacts.TRAINED
+    except IntegrityError:
+        return False
+
+
+def fell_back(workspace: Workspace, settings: Settings, smaller: Settings) -> bool:
+    """Whether the training that is there took smaller settings than asked for, because of the memory."""
+    content, _ = checkpoints.load_last(workspace.last_model)
+    differs = [
+        content is not None and bool(conflicts(content["settings"], wanted.record(), finished=False))
+        for wanted in (settings, smaller)
+    ]
+    return differs == [True, False]
+
+
+def earlier_state(plan: Plan, provenance: dict[str, Any], settings: Settings) -> dict[str, Any] | None:
+    """The last state of an earlier training that this one is or goes on from; None where there is none.
+
+    provenance: as checkpoints hold it. UsageError RESUME_CONFLICT when it was
+    on the same data with other settings: which of the two is wanted, only the user can say.
+    """
+    workspace = plan.workspace
+    content, warning = checkpoints.load_last(workspace.last_model)
+    if warning:
+        LOG.warning("%s (using the checkpoint before it)", warning)
+    if content is None:
+        return None
+    if content["manifest_hash"] != provenance["manifest_hash"]:
+        what = "other tensors"
+        if content["structures"] != provenance["structures"]:
+            what = "other structures: " + ", ".join(content["structures"])
+        LOG.info("The earlier training here was on other data (%s): training begins anew.", what)
+        return None
+    finished = is_finished(workspace)
+    if differing := conflicts(
+        content["settings"], settings.record(), finished=finished and not plan.any_length
+    ):
+        raise UsageError(
+            "RESUME_CONFLICT",
+            f"the {'finished' if finished else 'interrupted'} training there had other settings "
+            f"({', '.join(differing)})",
+            "repeat its settings, train anew with --restart (the model of before is kept), or use "
+            "another --workspace",
+            file=workspace.relative(workspace.last_model),
         )
-        for case in plan.training
-    )
-    return torch.from_numpy(density_remap.fit_lookup(cases, (low, high)))
+    return content
+
+
+def set_best_aside(workspace: Workspace) -> None:
+    """Keep the best model that is there under another name."""
+    if kept := checkpoints.set_aside(workspace.best_model):
+        LOG.info("The model that was there is kept as %s.", workspace.relative(kept))
+
+
+def go_on(trainer: Trainer, content: dict[str, Any]) -> bool:
+    """Take over the state of an earlier training; True when nothing is left to do."""
+    workspace = trainer.workspace
+    finished, best_is_there = is_finished(workspace), has_best(workspace, content)
+    if finished and best_is_there:
+        LOG.info("Already trained with these data and settings; --restart trains anew.")
+        return True
+    trainer.resume(content)
+    if finished:
+        trainer.history["stopped"] = artifacts.read_json(workspace.history)["stopped"]
+    else:
+        epoch, steps = trainer.state.epoch, trainer.state.partial.steps
+        LOG.info(
+            "Going on after epoch %d%s of the interrupted run (--restart begins anew).",
+            epoch,
+            f" and {steps} steps" if steps else "",
+        )
+    if content["best_epoch"] and not best_is_there:
+        LOG.warning(
+            "WARN BEST_MISMATCH case=- file=%s: it is missing, damaged or of another training; the latest "
+            "weights take its place.",
+            workspace.relative(workspace.best_model),
+        )
+        set_best_aside(workspace)
+        trainer.state.best = None
+        trainer.save_best()
+        trainer.save_last()
+    return finished
+
+
+def has_best(workspace: Workspace, content: dict[str, Any]) -> bool:
+    """Whether best_model.pth is the best of the training whose last state this is."""
+    try:
+        best = checkpoints.load(workspace.best_model)
+    except IntegrityError:
+        return False
+    same = all(best[key] == content[key] for key in ("manifest_hash", "structures", "preprocess"))
+    if not same or conflicts(best["settings"], content["settings"], finished=False):
+        return False
+    return best["epoch"] >= content["best_epoch"]  # later, when the run was killed between the two files

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import time
 import typing
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Protocol
@@ -13,11 +14,11 @@ import torch
 
 from ctseg import artifacts
 from ctseg.artifacts import Workspace
-from ctseg.config import Range, Settings, Share
+from ctseg.config import Range, Settings, Share, TrainSettings
 from ctseg.learning.dataset import TrainingCase
 from ctseg.manifest import Manifest, from_record
 from ctseg.runtime.checkpoint_schema import Count, Weights, check_rules, fits, form, mismatch
-from ctseg.runtime.hardware import Machine
+from ctseg.runtime.hardware import Machine, count_parameters
 
 # of a history: one number per epoch, and one per epoch and structure
 SERIES = ("epochs", "train_loss", "val_loss", "val_mean_dice", "learning_rate", "epoch_seconds")
@@ -127,6 +128,43 @@ class TrainingState:
         return state
 
 
+class Budget:
+    """Progress by minutes when `train.minutes` is set, else by steps (the only form that resumes
+    bit-exactly).
+    """
+
+    def __init__(self, settings: TrainSettings, state: TrainingState):
+        self.settings, self.state, self.timed = settings, state, settings.minutes > 0
+        self.started = time.monotonic() - state.seconds
+
+    def seconds(self) -> float:
+        """Seconds of training so far, those before a resume included."""
+        return time.monotonic() - self.started
+
+    def progress(self) -> float:
+        """0 at the start, 1 when training is over; the latest validation's time is reserved at the end."""
+        if self.timed:
+            usable = max(1.0, self.settings.minutes * 60 - 1.1 * self.state.validation_seconds)
+            return min(1.0, self.seconds() / usable)
+        per_epoch = self.settings.steps_per_epoch
+        done = self.state.epoch * per_epoch + self.state.partial.steps
+        return min(1.0, done / (self.settings.epochs * per_epoch))
+
+    def validation_due(self, progress: float) -> bool:
+        """Whether to predict the validation scans after the epoch that has just been trained.
+
+        Timed: at the first epoch past a tenth, then as often as keeps validation near a twentieth of the
+        time. By steps: `train.validations` times, evenly.
+        """
+        if progress >= 1:
+            return True
+        if self.timed:
+            spent = self.state.validation_total + self.state.validation_seconds
+            return progress >= 0.1 and spent <= 0.05 * self.seconds()
+        every = max(1, self.settings.epochs // max(1, self.settings.validations))
+        return (self.state.epoch + 1) % every == 0
+
+
 def empty_history(settings: Settings, provenance: dict[str, Any], network: torch.nn.Module) -> dict[str, Any]:
     """The history of a run before its first epoch. provenance: where it comes from, as checkpoints say."""
     names = provenance["structures"]
@@ -138,7 +176,7 @@ def empty_history(settings: Settings, provenance: dict[str, Any], network: torch
         **{key: {name: [] for name in names} for key in SERIES_OF_STRUCTURES},
         "best_epoch": 0,
         "best_val_dice": None,
-        "parameters": sum(p.numel() for p in network.parameters()),
+        "parameters": count_parameters(network),
         "steps": 0,
         "skipped_steps": 0,
         "seconds": 0.0,

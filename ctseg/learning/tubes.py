@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 from scipy import ndimage
 from scipy.spatial import cKDTree
 
@@ -110,10 +111,16 @@ def missed_points(
         line = skeleton == value
         box = tight_box(line, 1)
         found = line[box] & (prediction[box] == value)
-        offset = [place.start for place in box]
-        places, is_gap = _missed_runs(line[box] & ~found, found)
-        gaps.append(places[is_gap] + offset)
-        ends.append(places[~is_gap] + offset)
+        missed = line[box] & ~found
+        runs = ndimage.label(missed, TOUCHING)[0][missed]
+        parts, n_parts = ndimage.label(found, TOUCHING)
+        around = sliding_window_view(np.pad(parts, 1), (3, 3, 3))[missed].reshape(len(runs), 27)
+        touched = np.zeros((runs.max(initial=0) + 1, n_parts + 1), bool)
+        touched[runs[:, None], around] = True
+        is_gap = touched[runs, 1:].sum(1) >= 2
+        places = np.argwhere(missed) + [side.start for side in box]
+        gaps.append(places[is_gap])
+        ends.append(places[~is_gap])
     if not gaps:
         return np.zeros((0, 3), np.int16)
     gap, end = (
@@ -126,20 +133,6 @@ def missed_points(
             choose_voxels(end, skeleton.shape, n_ends, rng),
         ]
     )
-
-
-def _missed_runs(missed: np.ndarray, found: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Voxels (n, 3) of the missed runs of a skeleton, and (n,) bool: whether the run joins two found runs."""
-    runs, n_runs = ndimage.label(missed, TOUCHING)
-    parts, _ = ndimage.label(found, TOUCHING)
-    places = np.argwhere(missed)
-    padded = np.pad(parts, 1)
-    touched: list[set[int]] = [set() for _ in range(n_runs + 1)]
-    for place in places:
-        window = padded[tuple(slice(i, i + 3) for i in place)]
-        touched[runs[tuple(place)]].update(window[window > 0].tolist())
-    joins = np.array([len(neighbours) >= 2 for neighbours in touched])
-    return places, joins[runs[missed]]
 
 
 def choose_voxels(

@@ -11,7 +11,6 @@ from ctseg.datasets.case import IGNORED
 from ctseg.learning.dataset import TrainingCase
 from ctseg.learning.losses import segmentation_loss
 from ctseg.prediction.largest_component import keep_largest
-from ctseg.prediction.sliding_windows import dice_per_structure
 from ctseg.scoring.distances import percentile_hausdorff_mm, surface_distances
 from ctseg.scoring.summary import mean
 
@@ -45,19 +44,21 @@ class Validation:
         prediction, largest, reference = (
             one.masked_fill(ignored, 0) for one in (label, filtered, case.label)
         )
-        for scores, found in ((self.dice, prediction), (self.dice_of_largest, largest)):
-            for index, value in enumerate(dice_per_structure(found, reference, len(self.names))):
-                if value is not None and case.states[self.names[index]] == "present":
-                    scores[index].append(value)
+        dice, dice_of_largest = (
+            dice_per_structure(found, reference, len(self.names)) for found in (prediction, largest)
+        )
         for index, name in enumerate(self.names):
-            if case.states[name] == "present":
-                pair = surface_distances(
-                    prediction=(prediction == index + 1).numpy(),
-                    reference=(reference == index + 1).numpy(),
-                    spacing_mm=case.spacing_mm,
-                )
-                if pair is not None:
-                    self.hd95_mm[index].append(percentile_hausdorff_mm(pair))
+            if case.states[name] != "present":
+                continue
+            pair = surface_distances(
+                prediction=(prediction == index + 1).numpy(),
+                reference=(reference == index + 1).numpy(),
+                spacing_mm=case.spacing_mm,
+            )
+            values = (dice[index], dice_of_largest[index], pair and percentile_hausdorff_mm(pair))
+            for scores, value in zip((self.dice, self.dice_of_largest, self.hd95_mm), values):
+                if value is not None:
+                    scores[index].append(value)
 
     def mean_dice(self) -> list[float | None]:
         """Present-only mean Dice per structure; None where no scan shows it."""
@@ -77,3 +78,18 @@ class Validation:
             sum(one) > sum(everything) or (whole and sum(one) == sum(everything))
             for one, everything, whole in zip(self.dice_of_largest, self.dice, in_one_piece)
         ]
+
+
+def dice_per_structure(
+    prediction: torch.Tensor, reference: torch.Tensor, n_structures: int
+) -> list[float | None]:
+    """Dice of each structure in one whole canvas, None where the reference has none (never 1).
+
+    prediction, reference: (D, H, W) integer label maps.
+    """
+    classes = n_structures + 1
+    pairs = prediction.long().flatten() * classes + reference.long().flatten()
+    counts = torch.bincount(pairs, minlength=classes**2).reshape(classes, classes)
+    sizes = counts.sum(0)
+    dices = 2 * counts.diagonal() / (counts.sum(1) + sizes)
+    return [float(dice) if size else None for dice, size in zip(dices[1:], sizes[1:])]

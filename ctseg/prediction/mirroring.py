@@ -1,6 +1,4 @@
-"""What a left/right mirror of a scan does to names and labels, and whether a network knows mirrored scans at
-all.
-"""
+"""What a left/right mirror of a scan does to names and labels."""
 
 from __future__ import annotations
 
@@ -8,7 +6,6 @@ from collections.abc import Sequence
 
 import torch
 
-from ctseg.config import TrainSettings
 from ctseg.laterality import Sides, find_sides
 
 
@@ -26,8 +23,3 @@ def mirror_permutation(names: Sequence[str], sides: Sides | None = None) -> torc
 def mirror_labels(names: Sequence[str], sides: Sides | None = None) -> torch.Tensor:
     """(S+1,) label ids after a mirror, background first; see `mirror_permutation`."""
     return torch.cat([torch.zeros(1, dtype=torch.long), 1 + mirror_permutation(names, sides)])
-
-
-def knows_mirrored(trained: TrainSettings) -> bool:
-    """Whether a network has seen mirrored patches in training; else a mirrored scan is foreign to it."""
-    return trained.mirror and trained.augmentation != "none"

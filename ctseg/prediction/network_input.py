@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from ctseg import artifacts
-from ctseg.geometry.boxes import Box, box_start, move
+from ctseg.geometry.boxes import Box, box_shape, box_start, make_box, move, union, within
 from ctseg.geometry.volume import Grid
 from ctseg.manifest import Case, LocatorFile, Manifest, TensorFile
 from ctseg.prediction import guide_input
@@ -69,22 +69,23 @@ def assemble(
     It is the whole canvas, or for a training case of the roi grid the part about the structures. Where
     tensors overlap they hold the same voxels. What no tensor covers is air and background.
     """
-    origins = np.array([file.origin for file in case.tensors])
     parts = [read_tensor(workspace, file) for file in case.tensors]
-    first = origins.min(axis=0)
-    shape = tuple(int(n) for n in (origins + [part.shape for part, _ in parts]).max(axis=0) - first)
-    image, label = torch.zeros(shape, dtype=torch.float16), torch.zeros(shape, dtype=torch.uint8)
-    for origin, (part, part_label) in zip(origins - first, parts):
-        place = tuple(slice(int(o), int(o) + n) for o, n in zip(origin, part.shape))
-        image[place], label[place] = part, part_label
-    return image, label, (int(first[0]), int(first[1]), int(first[2]))
+    boxes = [
+        make_box(file.origin, np.add(file.origin, image.shape))
+        for file, (image, _) in zip(case.tensors, parts)
+    ]
+    whole = union(*boxes)
+    image = torch.zeros(box_shape(whole), dtype=torch.float16)
+    label = torch.zeros(box_shape(whole), dtype=torch.uint8)
+    for box, part in zip(boxes, parts):
+        place = within(box, whole)
+        image[place], label[place] = part
+    return image, label, box_start(whole)
 
 
 def read_tensor(
     workspace: artifacts.Workspace, file: TensorFile | LocatorFile
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(image, label) of one stored tensor, its hash checked; without a label all is background."""
-    image, label = artifacts.read_tensor(workspace.processed / file.file, sha256=file.sha256)
-    if label is None:
-        label = np.zeros(image.shape, np.uint8)
-    return torch.from_numpy(image).half(), torch.from_numpy(label)
+    """(image, label) of one stored tensor, its hash checked."""
+    arrays = artifacts.read_arrays(workspace.processed / file.file, ("image", "label"), sha256=file.sha256)
+    return torch.from_numpy(arrays["image"]).half(), torch.from_numpy(arrays["label"])

@@ -9,7 +9,7 @@ import dataclasses
 import logging
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from ctseg.errors import (
     SYSTEM_FAULTS,
     CaseError,
     Finding,
+    PipelineError,
     PreconditionError,
     ResourceError,
     UsageError,
@@ -30,38 +31,23 @@ from ctseg.geometry.volume import Volume
 from ctseg.prediction.predictor import Predictor
 from ctseg.prediction.scan_outputs import Wanted, statistics_of
 from ctseg.preparation.guide_organs import CaseGuide, GuideSource, load_guide
+from ctseg.scans.formats import nifti
 
 LOG = logging.getLogger("ctseg.prediction")
 
 
-@dataclasses.dataclass(frozen=True)
-class Guides:
-    """Where the guide organs of new scans come from: a source of masks, or an earlier model."""
-
-    source: GuideSource | None = None
-    model: Predictor | None = None
-    organs: tuple[str, ...] = ()
-
-    def of(self, name: str, image: Volume) -> CaseGuide | None:
-        """The guide of one scan."""
-        if self.model is not None:
-            label = Volume(self.model.predict(self.model.read_scan(image)).label, image.affine)
-            masks = organ_masks(label, [self.model.names.index(organ) + 1 for organ in self.organs])
-            return CaseGuide(self.organs, tuple(masks), "predicted")
-        if self.source is None:
-            return None
-        return load_guide(self.source, name, image, None, self.organs, ())[0]
+GuideOf = Callable[[str, Volume], CaseGuide | None]  # of a scan, by its name and image
 
 
 def choose_guides(
     predictor: Predictor, wanted: str | None, output: Path, load: Callable[[Path], Predictor]
-) -> Guides:
-    """The guides for a network.
+) -> GuideOf:
+    """Where the guide organs of new scans come from: nowhere, a source of masks, or an earlier model.
 
     UsageError when it needs some and none were given, or they do not know its organs.
     """
     if not predictor.takes_guide:
-        return Guides()
+        return lambda name, image: None
     organs = tuple(predictor.checkpoint["guide"]["organs"])
     if wanted is None:
         raise UsageError(
@@ -70,10 +56,11 @@ def choose_guides(
             "give --guide: a folder of masks, totalsegmentator, or an earlier best_model.pth",
         )
     path = Path(wanted)
-    if wanted == "totalsegmentator":
-        return Guides(GuideSource("totalsegmentator", organs, output / "guide_masks"), organs=organs)
-    if path.is_dir():
-        return Guides(GuideSource("folder", organs, path), organs=organs)
+    program = wanted == "totalsegmentator"
+    if program or path.is_dir():
+        kind, folder = (wanted, output / "guide_masks") if program else ("folder", path)
+        source = GuideSource(kind, organs, folder)
+        return lambda name, image: load_guide(source, name, image, None, organs, ())[0]
     if not path.is_file():
         raise UsageError(
             "BAD_OPTION",
@@ -92,7 +79,44 @@ def choose_guides(
             "give a model that predicts the guide organs",
             file=path.name,
         )
-    return Guides(model=model, organs=organs)
+
+    def predicted(name: str, image: Volume) -> CaseGuide:
+        label = Volume(model.predict(model.read_scan(image)).label, image.affine)
+        masks = organ_masks(label, [model.names.index(organ) + 1 for organ in organs])
+        return CaseGuide(organs, tuple(masks), "predicted")
+
+    return predicted
+
+
+def predict_guide_masks(
+    predictor: Predictor,
+    model_hash: str,
+    records: Sequence[CaseRecord],
+    folder: Path,
+    *,
+    progress: Callable[[Sequence[CaseRecord]], Iterable[CaseRecord]] = iter,
+) -> None:
+    """Write <folder>/<case id>.nii.gz for each case, and labels.json with the names.
+
+    What an earlier run left is kept. model_hash: of the checkpoint. A case whose scan cannot be read is left
+    out: preprocessing refuses it later with its reason.
+    """
+    done_file = folder / "made.json"
+    done = artifacts.read_json(done_file) if done_file.exists() else {}
+    for record in progress(records):
+        path = folder / f"{artifacts.safe_name(record.case_id)}.nii.gz"
+        try:
+            key = [model_hash, case_sources.source_hash(record)]
+            if done.get(record.case_id) == key and path.exists():
+                continue
+            image, _ = load_case.load_image(record.image)
+        except (PipelineError, OSError):
+            continue
+        label = predictor.predict(predictor.read_scan(image)).label
+        nifti.write_label(path, Volume(label, image.affine), names=predictor.labels)
+        done[record.case_id] = key
+        artifacts.write_json(done_file, done)
+    artifacts.write_json(folder / "labels.json", predictor.labels)
 
 
 def earlier_records(path: Path, run: Mapping[str, Any]) -> dict[str, Any]:
@@ -115,7 +139,7 @@ class Inference:
     """What is done with every scan."""
 
     predictor: Predictor
-    guides: Guides
+    guide_of: GuideOf
     wanted: Wanted
     output: Path
 
@@ -134,7 +158,7 @@ class Inference:
             for finding in findings:
                 LOG.info("%s", finding.at(name).line())
             names = self.predictor.labels
-            case = self.predictor.read_scan(image, self.guides.of(name, image))
+            case = self.predictor.read_scan(image, self.guide_of(name, image))
             found = self.predictor.predict(case)
             findings = self.wanted.write(self.output, name, found, image, names, source)
             for finding in findings:

@@ -15,15 +15,14 @@ from ctseg.artifacts import Workspace
 from ctseg.config import EvaluateSettings, Settings
 from ctseg.errors import Finding, UsageError
 from ctseg.geometry import argmax_on_scan, grids
-from ctseg.geometry.boxes import Box
+from ctseg.geometry.boxes import Box, bounding_box, make_box
 from ctseg.geometry.distance_maps import coarse_maps
 from ctseg.geometry.intensity import window
 from ctseg.geometry.probabilities import Probabilities
-from ctseg.geometry.volume import Grid, Volume
+from ctseg.geometry.volume import Grid, Volume, face_corners
 from ctseg.manifest import Case, Manifest
 from ctseg.prediction import guide_input, mirroring, network_input
 from ctseg.prediction.largest_component import keep_largest
-from ctseg.prediction.locator import Locator, restore_locator
 from ctseg.prediction.network_input import CaseInput, NetworkInput
 from ctseg.prediction.sliding_windows import Windows, predict_probabilities
 from ctseg.preparation.guide_organs import CaseGuide
@@ -47,6 +46,51 @@ class Prediction:
     canvas: Grid
     region: Box | None
     confidence: dict[str, float | None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Locator:
+    """Where the structures lie: a small network that looks at the whole body tells the roi grid where to cut.
+
+    It travels inside the checkpoint of the network that it serves, so that prediction needs nothing else; its
+    training: `ctseg.learning.training`. patch_size: of its windows.
+    """
+
+    network: torch.nn.Module
+    patch_size: tuple[int, int, int]
+    n_structures: int
+    machine: hardware.Machine
+
+    def find(self, case: CaseInput) -> Box | None:
+        """The part of a case's canvas that holds the structures; None when nothing was found on the whole
+        body.
+        """
+        if case.body is None:
+            raise ValueError("a locator needs the whole body")
+        image, whole = case.body
+        windows = Windows(self.n_structures + 1, self.patch_size, overlap=0.25)
+        found = predict_probabilities(self.network, NetworkInput(image), windows, self.machine)
+        kept = keep_largest(found.label(), range(1, self.n_structures + 1))
+        box = bounding_box(kept)
+        if box is None:
+            return None
+        ends = face_corners(np.linalg.inv(case.canvas.affine) @ whole.affine, box)
+        limits = np.array(case.canvas.shape) - 1
+        low = np.clip(np.floor(ends.min(axis=1)), 0, limits)
+        high = np.clip(np.ceil(ends.max(axis=1)), 0, limits)
+        return grids.region_around(make_box(low, high + 1), case.canvas)
+
+
+def restore_locator(
+    record: dict[str, Any], build: Callable[..., torch.nn.Module], machine: hardware.Machine, *, file: str
+) -> Locator:
+    """The locator that a checkpoint holds.
+
+    record: "arch", "model" (its weights) and "patch_size"; build: as `models.build_network`.
+    """
+    network = checkpoints.restore(build, record["arch"], record["model"], file=file)
+    d, h, w = record["patch_size"]
+    return Locator(machine.place(network), (d, h, w), record["arch"]["n_structures"], machine)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,15 +158,15 @@ class Predictor:
         guide: for networks that take one, see `ctseg.preparation.guide_organs.load_guide`; ValueError when it
         is missing.
         """
-        if self.takes_guide and guide is None:
-            raise ValueError("this network needs a guide")
         preprocess = self.checkpoint["preprocess"]
         data, spacing = config.from_record({"data": preprocess["settings"]}).data, preprocess["spacing_mm"]
         box = grids.kept_extent(image, data.crop, data.margin_mm)
         whole = grids.whole_grid(image.grid, box)
         canvas = grids.window_grid(image.grid, box, tuple(spacing)) if spacing else whole
         seen = None
-        if guide is not None and self.takes_guide:
+        if self.takes_guide:
+            if guide is None:
+                raise ValueError("this network needs a guide")
             maps = coarse_maps(guide.masks, canvas)
             sides = laterality.Sides.of(
                 self.checkpoint["sides"], [*self.names, *guide_organs(self.checkpoint)]
@@ -153,19 +197,17 @@ class Predictor:
             return keep_largest(argmax_on_scan.label_on_scan(probabilities, canvas, case.scan), self.filtered)
 
         def tell_pass(number: int, probabilities: Probabilities) -> None:
-            on_pass(number, on_scan(probabilities))  # type: ignore[misc]
+            if on_pass is not None:
+                on_pass(number, on_scan(probabilities))
 
-        def look(
-            one: Predictor, tell_pass: Callable[[int, Probabilities], None] | None = None
-        ) -> Probabilities:
-            tell_view = members.append if self.members > 1 else None
-            return predict_probabilities(
-                one.network, seen, one.windows, one.machine, on_pass=tell_pass, on_view=tell_view
-            )
-
-        probabilities = look(self, tell_pass if on_pass is not None else None)
+        tell_view = members.append if self.members > 1 else None
+        probabilities = predict_probabilities(
+            self.network, seen, self.windows, self.machine, on_pass=tell_pass, on_view=tell_view
+        )
         for other in self.others:
-            probabilities.add_model(look(other))
+            probabilities.add_model(
+                predict_probabilities(other.network, seen, other.windows, other.machine, on_view=tell_view)
+            )
         if self.others:
             probabilities.divide(1 + len(self.others))
         confidence = dict(zip(self.names, agreement(members, len(self.names))))
@@ -177,17 +219,32 @@ def load_predictor(
 ) -> Predictor:
     """The predictor of a checkpoint.
 
-    file: how messages call it. IntegrityError for a damaged or foreign one.
+    file: how messages call it. IntegrityError for a damaged or foreign one, and one without the locator of
+    its grid or the names of its guide organs.
     """
     checkpoint = checkpoints.load(path)
     trained: Settings = config.from_record(checkpoint["settings"])
     precision = "auto" if trained.train.precision == "fp16" else trained.train.precision
     machine = hardware.choose_machine(device, precision)
     network = checkpoints.restore(build_network, checkpoint["arch"], checkpoint["model"], file=file)
-    _check_companions(checkpoint, network, file)
+    organs = guide_organs(checkpoint)
+    if (checkpoint["preprocess"]["grid"] == "roi") != bool(checkpoint["locator"]):
+        raise checkpoints.mismatch(
+            "a network of the roi grid and a locator belong together; this has one",
+            file,
+            "use checkpoints/best_model.pth of a training run",
+        )
+    if "guide" in getattr(network, "inputs", ()):
+        wanted = checkpoint["arch"]["guide_channels"]
+        if guide_input.n_channels(len(organs)) != wanted:
+            raise checkpoints.mismatch(
+                f"its network takes {wanted} guide channels, and it names {len(organs)} guide organs", file
+            )
     names = list(checkpoint["structures"])
     swaps = None
-    if settings.flip and mirroring.knows_mirrored(trained.train) and not one_sided(checkpoint):
+    # a network that has never seen mirrored patches takes a mirrored scan for something foreign
+    seen_mirrored = trained.train.mirror and trained.train.augmentation != "none"
+    if settings.flip and seen_mirrored and not one_sided(checkpoint):
         swaps = mirroring.mirror_labels(names, laterality.Sides.of(checkpoint["sides"], names))
     filtered = {"auto": checkpoint["largest_component"], "all": names, "none": []}[settings.keep_largest]
     finder = checkpoint["locator"]
@@ -199,22 +256,6 @@ def load_predictor(
         tuple(names.index(name) + 1 for name in filtered),
         restore_locator(finder, build_network, machine, file=file) if finder else None,
     )
-
-
-def _check_companions(checkpoint: dict[str, Any], network: torch.nn.Module, file: str) -> None:
-    """IntegrityError unless a checkpoint brings the locator of its grid and names its guide organs."""
-    if (checkpoint["preprocess"]["grid"] == "roi") != bool(checkpoint["locator"]):
-        raise checkpoints.mismatch(
-            "a network of the roi grid and a locator belong together; this has one",
-            file,
-            "use checkpoints/best_model.pth of a training run",
-        )
-    if "guide" in getattr(network, "inputs", ()):
-        wanted, organs = checkpoint["arch"]["guide_channels"], guide_organs(checkpoint)
-        if guide_input.n_channels(len(organs)) != wanted:
-            raise checkpoints.mismatch(
-                f"its network takes {wanted} guide channels, and it names {len(organs)} guide organs", file
-            )
 
 
 def ensemble(members: Sequence[Predictor]) -> Predictor:

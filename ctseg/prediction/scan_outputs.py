@@ -11,7 +11,7 @@ import numpy as np
 from ctseg import artifacts
 from ctseg.errors import Finding
 from ctseg.geometry.probabilities import Probabilities
-from ctseg.geometry.volume import Grid, Volume, resample
+from ctseg.geometry.volume import Volume, resample
 from ctseg.palette import rgb_of
 from ctseg.scans.dicom import dicom_seg, rtstruct
 from ctseg.scans.formats import nifti
@@ -59,6 +59,13 @@ class Wanted:
         """Write all of it into a folder. Returns what is to be told."""
         mask = Volume(found.label, image.affine)
         findings: list[Finding] = []
+
+        def write_shares(path: Path, values: np.ndarray) -> None:
+            """float32, 0 to 1, on the scan's grid; where nothing was looked at: 0."""
+            moved = resample(Volume(values, found.canvas.affine), image.grid, order="linear", fill=0.0)
+            shares = Volume(np.clip(moved.array, 0.0, 1.0), image.affine)
+            nifti.write_image(path, shares, dtype=np.float32)
+
         for kind, file in self.files_of(scan).items():
             path = folder / file
             if kind == "nifti":
@@ -68,9 +75,10 @@ class Wanted:
                     one = Volume((mask.array == number).astype(np.uint8), mask.affine)
                     nifti.write_label(path / f"{file_name(name)}.nii.gz", one)
             elif kind == "probabilities":
-                write_probabilities(path, found.probabilities, found.canvas, image.grid, names)
+                for number, name in names.items():
+                    write_shares(path / f"{file_name(name)}.nii.gz", found.probabilities.whole(number))
             elif kind == "uncertainty":
-                write_uncertainty(path, found.probabilities, found.canvas, image.grid)
+                write_shares(path, uncertainty(found.probabilities))
             elif kind == "seg":
                 findings += dicom_seg.write_segments(
                     path, mask, names, source.path, series_uid=source.series_uid, algorithm=self.algorithm
@@ -99,36 +107,17 @@ def file_name(structure: str) -> str:
     return structure if plain and fits else artifacts.safe_name(structure)
 
 
-def write_probabilities(
-    folder: Path, probabilities: Probabilities, canvas: Grid, scan: Grid, names: dict[int, str]
-) -> None:
-    """One NIfTI (float32, 0 to 1) per structure on the scan's grid; where nothing was looked at: 0."""
-    for number, name in names.items():
-        nifti.write_image(
-            folder / f"{file_name(name)}.nii.gz",
-            _on_scan(probabilities.whole(number), canvas, scan),
-            dtype=np.float32,
-        )
-
-
-def write_uncertainty(path: Path, probabilities: Probabilities, canvas: Grid, scan: Grid) -> None:
-    """A NIfTI (float32) of the entropy of the classes over its largest possible value.
+def uncertainty(probabilities: Probabilities) -> np.ndarray:
+    """(D, H, W) float32: entropy of the classes over its largest possible value.
 
     0 is certain, 1 that anything is as likely; 0 outside what was looked at.
     """
-    entropy = np.zeros(canvas.shape, dtype=np.float32)
+    entropy = np.zeros(probabilities.shape, dtype=np.float32)
     for number in (0, *probabilities.numbers()):
         if (found := probabilities.part(number)) is not None:
             box, share = found
             entropy[box] -= share * np.log(np.maximum(share, 1e-12))
-    nifti.write_image(
-        path, _on_scan(entropy / np.log(probabilities.n_classes), canvas, scan), dtype=np.float32
-    )
-
-
-def _on_scan(values: np.ndarray, canvas: Grid, scan: Grid) -> Volume:
-    moved = resample(Volume(values, canvas.affine), scan, order="linear", fill=0.0)
-    return Volume(np.clip(moved.array, 0.0, 1.0), scan.affine)
+    return entropy / np.log(probabilities.n_classes)
 
 
 def statistics_of(label: Volume, image: Volume, names: dict[int, str]) -> dict[str, dict[str, Any]]:
@@ -139,33 +128,24 @@ def statistics_of(label: Volume, image: Volume, names: dict[int, str]) -> dict[s
     """
     millilitres = float(abs(np.linalg.det(label.affine[:3, :3]))) / 1000
     size = max(names, default=0) + 1
-
-    def count(numbers: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
-        return np.bincount(numbers, weights, minlength=size)
-
-    counts, sums, squares, rim = np.zeros((4, size))
-    for index, (plane, values) in enumerate(zip(label.array, image.array)):
-        numbers = plane[plane > 0]
-        hu = values[plane > 0].astype(np.float64)
-        found = count(numbers)
-        counts += found
-        sums += count(numbers, hu)
-        squares += count(numbers, hu**2)
-        outermost = index in (0, len(label.array) - 1)
-        edges = (plane[0], plane[-1], plane[:, 0], plane[:, -1])
-        rim += found if outermost else sum(count(edge) for edge in edges)
-    result = {}
-    for number, name in names.items():
-        voxels = int(counts[number])
-        mean = sums[number] / max(voxels, 1)
-        spread = float(np.sqrt(max(squares[number] / max(voxels, 1) - mean**2, 0.0)))
-        result[name] = {
-            "volume_ml": round(voxels * millilitres, 4),
-            "mean_hu": round(float(mean), 2) if voxels else None,
-            "sd_hu": round(spread, 2) if voxels else None,
-            "meets_border": bool(rim[number]),
+    counts, sums, squares = np.zeros((3, size))
+    for plane, values in zip(label.array, image.array):
+        numbers, hu = plane[plane > 0], values[plane > 0].astype(np.float64)
+        for total, weights in ((counts, None), (sums, hu), (squares, hu**2)):
+            total += np.bincount(numbers, weights, minlength=size)
+    rim = np.unique(np.concatenate([label.array.take((0, -1), axis).ravel() for axis in range(3)])).tolist()
+    voxels = np.maximum(counts, 1)
+    means = sums / voxels
+    spreads = np.sqrt(np.maximum(squares / voxels - means**2, 0.0))
+    return {
+        name: {
+            "volume_ml": round(int(counts[number]) * millilitres, 4),
+            "mean_hu": round(float(means[number]), 2) if counts[number] else None,
+            "sd_hu": round(float(spreads[number]), 2) if counts[number] else None,
+            "meets_border": number in rim,
         }
-    return result
+        for number, name in names.items()
+    }
 
 
 def write_statistics(path: Path, records: list[dict[str, Any]]) -> None:

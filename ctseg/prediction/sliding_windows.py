@@ -5,17 +5,18 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
-from ctseg.geometry.boxes import Box, make_box
+from ctseg.geometry.boxes import Box, box_start, make_box
 from ctseg.geometry.probabilities import LEAST, Probabilities
 from ctseg.prediction.guide_input import guide_patch
 from ctseg.prediction.network_input import NetworkInput
 from ctseg.runtime.hardware import Machine
+from ctseg.scoring.failure import agreement
 
 AGREEMENT = 0.999  # Dice of successive passes above which another one is not worth its time
 MANY_CLASSES = 32
@@ -88,101 +89,78 @@ def predict_probabilities(
     several passes stops when they agree; on_pass is told (pass number from 0, its probabilities). on_view is
     told the label map (D, H, W) of each of `Windows.count_views` predictions that the result is the mean of.
     """
-    look = Look(network.eval(), seen, windows, machine)
+    network, shape = network.eval(), seen.image.shape
+    size = tuple(min(p, n) for p, n in zip(windows.patch_size, shape))
+    starts = itertools.product(*(window_starts(n, p, windows.overlap) for n, p in zip(shape, size)))
+    places = [make_box(start, np.add(start, size)) for start in starts]
+    places = [place for place in places if float(seen.image[place].max()) >= AIR]
+    weight = gaussian_weight(size)
+    total = np.zeros(shape, dtype=np.float32)  # the sum of all weights at each voxel, 0 where no window looks
+    for place in places:
+        total[place] += weight
     stitched, n_views = windows.stitch_passes_of(network), windows.count_views(network)
     if stitched:
         least = 0.0
-    share = look.n_mirrors / n_views  # of the views of a window, so many are added up in one volume
+    # of the views of a window, so many are added up in one volume
+    share = (1 if windows.swaps is None else 2) / n_views
     context, before = None, None
     for number in range(network.passes if stitched else 1):  # type: ignore[arg-type]
         running = {"pass_number": number, "context": context} if stitched else {}
-        views = [Probabilities(windows.n_classes, seen.image.shape, least) for _ in range(n_views)]
-        for place, mirrored, values in look.windows_seen(running):
-            views[mirrored % n_views].add(place, values, look.weight / (share * look.total[place]))
+        views = [Probabilities(windows.n_classes, shape, least) for _ in range(n_views)]
+        for place, mirrored, values in windows_seen(network, seen, windows, machine, places, running):
+            views[mirrored % n_views].add(place, values, weight / (share * total[place]))
         for view in views:
-            view.fill_background(look.total == 0)
+            view.fill_background(total == 0)
         if stitched:
             if on_pass is not None:
                 on_pass(number, views[0])
-            label = torch.from_numpy(views[0].label())
-            if before is not None and agree(before, label, windows.n_classes - 1):
-                break
+            label = views[0].label()
+            if before is not None:
+                dices = agreement([before, label], windows.n_classes - 1)
+                if all(dice is None or dice > AGREEMENT for dice in dices):
+                    break
             before, context = label, torch.from_numpy(views[0].dense()[1:])
     for view in views:
         if on_view is not None:
             on_view(view.label())
-    total, *others = views
+    mean, *others = views
     for other in others:
-        total.add_model(other)
-    total.divide(n_views)
-    return total
+        mean.add_model(other)
+    mean.divide(n_views)
+    return mean
 
 
-class Look:
-    """One look of a network at a canvas through its windows.
+def windows_seen(
+    network: torch.nn.Module,
+    seen: NetworkInput,
+    windows: Windows,
+    machine: Machine,
+    every: Sequence[Box],
+    running: dict[str, Any],
+) -> Iterator[tuple[Box, int, np.ndarray]]:
+    """(place, 1 for a mirror image that was put back, probabilities (S+1, d, h, w)) of every window.
 
-    places: the windows that see more than air. weight: (d, h, w) of one window; total: (D, H, W), the sum of
-    all weights at each voxel, 0 where no window looks. n_mirrors: 2 where each window is seen mirrored too.
+    running: what a network of several passes is told, "pass_number" and "context" (S, D, H, W). One window
+    after the other: those of many structures are large.
     """
-
-    def __init__(self, network: torch.nn.Module, seen: NetworkInput, windows: Windows, machine: Machine):
-        self.network, self.seen, self.windows, self.machine = network, seen, windows, machine
-        shape = seen.image.shape
-        size = tuple(min(p, n) for p, n in zip(windows.patch_size, shape))
-        starts = itertools.product(*(window_starts(n, p, windows.overlap) for n, p in zip(shape, size)))
-        places = [make_box(start, np.add(start, size)) for start in starts]
-        self.places = [place for place in places if float(seen.image[place].max()) >= AIR]
-        self.weight, self.total = gaussian_weight(size), np.zeros(shape, dtype=np.float32)
-        for place in self.places:
-            self.total[place] += self.weight
-        self.n_mirrors = 1 if windows.swaps is None else 2
-
-    def windows_seen(self, running: dict[str, Any]) -> Iterator[tuple[Box, int, np.ndarray]]:
-        """(place, 1 for a mirror image that was put back, probabilities (S+1, d, h, w)) of every window.
-
-        running: what a network of several passes is told, "pass_number" and "context" (S, D, H, W). One
-        window after the other: those of many structures are large.
-        """
-        seen, context = self.seen, running.get("context")
-        inputs, on_device = dict(running), self.machine.image
-        for first in range(0, len(self.places), self.windows.batch_size):
-            places = self.places[first : first + self.windows.batch_size]
-            images = torch.stack([seen.image[place].float() for place in places])[:, None]
-            starts = [[o + part.start for o, part in zip(seen.origin, place)] for place in places]
-            for mirrored, swaps in enumerate([None, self.windows.swaps][: self.n_mirrors]):
-                if seen.guide is not None:
-                    patches = [
-                        guide_patch(seen.guide, start, images.shape[2:], mirrored=bool(mirrored))
-                        for start in starts
-                    ]
-                    inputs["guide"] = on_device(torch.stack(patches))
-                if context is not None:
-                    parts = torch.stack([context[(slice(None), *place)] for place in places])
-                    inputs["context"] = on_device(parts if swaps is None else parts[:, swaps[1:] - 1].flip(4))
-                with self.machine.autocast():
-                    output = self.network(on_device(images if swaps is None else images.flip(4)), **inputs)
-                logits = output["logits"] if swaps is None else output["logits"][:, swaps]
-                batch = torch.softmax(logits.float(), dim=1).cpu().numpy()
-                for place, values in zip(places, batch[..., ::-1] if mirrored else batch):
-                    yield place, mirrored, values
-
-
-def dice_per_structure(
-    prediction: torch.Tensor, reference: torch.Tensor, n_structures: int
-) -> list[float | None]:
-    """Dice of each structure in one whole canvas, None where the reference has none (never 1).
-
-    prediction, reference: (D, H, W) integer label maps.
-    """
-    classes = n_structures + 1
-    pairs = prediction.long().flatten() * classes + reference.long().flatten()
-    counts = torch.bincount(pairs, minlength=classes**2).reshape(classes, classes)
-    sizes = counts.sum(0)
-    dices = 2 * counts.diagonal() / (counts.sum(1) + sizes)
-    return [float(dice) if size else None for dice, size in zip(dices[1:], sizes[1:])]
-
-
-def agree(one: torch.Tensor, other: torch.Tensor, n_structures: int) -> bool:
-    """Whether two passes give every structure almost the same voxels."""
-    both_ways = [*dice_per_structure(one, other, n_structures), *dice_per_structure(other, one, n_structures)]
-    return all(dice is None or dice > AGREEMENT for dice in both_ways)
+    context, inputs, on_device = running.get("context"), dict(running), machine.image
+    for first in range(0, len(every), windows.batch_size):
+        places = every[first : first + windows.batch_size]
+        images = torch.stack([seen.image[place].float() for place in places])[:, None]
+        for mirrored, swaps in enumerate([None] if windows.swaps is None else [None, windows.swaps]):
+            if seen.guide is not None:
+                starts = [np.add(seen.origin, box_start(place)).tolist() for place in places]
+                patches = [
+                    guide_patch(seen.guide, start, images.shape[2:], mirrored=bool(mirrored))
+                    for start in starts
+                ]
+                inputs["guide"] = on_device(torch.stack(patches))
+            if context is not None:
+                parts = torch.stack([context[(slice(None), *place)] for place in places])
+                inputs["context"] = on_device(parts if swaps is None else parts[:, swaps[1:] - 1].flip(4))
+            with machine.autocast():
+                output = network(on_device(images if swaps is None else images.flip(4)), **inputs)
+            logits = output["logits"] if swaps is None else output["logits"][:, swaps]
+            batch = torch.softmax(logits.float(), dim=1).cpu().numpy()
+            for place, values in zip(places, batch[..., ::-1] if mirrored else batch):
+                yield place, mirrored, values

@@ -1,9 +1,12 @@
-"""Predict the test scans with the best checkpoint and write label maps in the geometry of each scan."""
+"""Predict the test scans with the best checkpoint, write label maps in the geometry of each scan, and count
+how well their probabilities are calibrated.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,13 +14,19 @@ import numpy as np
 from ctseg import artifacts
 from ctseg.artifacts import Workspace
 from ctseg.config import Settings
+from ctseg.datasets.case import IGNORED
 from ctseg.errors import IntegrityError
-from ctseg.geometry.boxes import box_shape, box_start
-from ctseg.geometry.volume import Volume
+from ctseg.geometry.boxes import box_shape, box_start, grow, label_boxes, make_box, union, within
+from ctseg.geometry.probabilities import Probabilities
+from ctseg.geometry.soft_masks import probability_on_scan
+from ctseg.geometry.volume import Grid, Volume
 from ctseg.manifest import Case, Manifest, to_record
-from ctseg.prediction.calibration_stage import Calibration
 from ctseg.prediction.predictor import BuildNetwork, Predictor, load_predictor
-from ctseg.scans.formats import nifti
+from ctseg.scans.formats import nifti, volume_files
+from ctseg.scoring import calibration
+from ctseg.scoring.calibration import Regions
+
+FORMAT, VERSION = "ctseg-calibration", 1  # of calibration.json
 
 
 def predict_test_cases(
@@ -42,9 +51,9 @@ def predict_test_cases(
     )
     names, checkpoint = predictor.names, predictor.checkpoint
     require_same_data(checkpoint, manifest, file)
-    calibration = Calibration(names)
+    counted = Calibration(names)
     cases = [
-        predict_case(predictor, workspace, manifest, case, calibration)
+        predict_case(predictor, workspace, manifest, case, counted)
         for case in progress(manifest.of_split("test"))
     ]
     artifacts.write_json(workspace.predictions / "labels.json", predictor.labels)
@@ -53,7 +62,7 @@ def predict_test_cases(
         "manifest_hash": manifest.data_hash(),
         "synthetic": manifest.synthetic,
     }
-    calibration.write(workspace, identity)
+    counted.write(workspace, identity)
     record = {
         "version": 1,
         **identity,
@@ -87,7 +96,7 @@ def end_of_training(workspace: Workspace, checkpoint: dict[str, Any]) -> str | N
 
 
 def predict_case(
-    predictor: Predictor, workspace: Workspace, manifest: Manifest, case: Case, calibration: Calibration
+    predictor: Predictor, workspace: Workspace, manifest: Manifest, case: Case, counted: Calibration
 ) -> dict[str, Any]:
     """Predict one test case, write its label maps, count its calibration; its part of evaluation_run.json."""
     started = time.monotonic()
@@ -106,7 +115,7 @@ def predict_case(
     found = predictor.predict(seen, on_pass=write_pass)
     file = write(f"{safe}.nii.gz", found.label)
     seconds = round(time.monotonic() - started, 3)
-    calibration.add(case, found.probabilities, found.canvas, found.label, workspace)
+    counted.add(case, found.probabilities, found.canvas, found.label, workspace)
     return {
         "case_id": case.case_id,
         "patient_id": case.patient_id,
@@ -141,3 +150,88 @@ def require_same_data(checkpoint: dict[str, Any], manifest: Manifest, file: str)
     if checkpoint["manifest_hash"] != manifest.data_hash():
         cause = "the checkpoint was trained on other tensors than those in processed_data"
         raise refuse("CHECKPOINT_MISMATCH", cause)
+
+
+@dataclasses.dataclass
+class Calibration:
+    """Calibration of the test scans' probabilities, counted while they are at hand, case by case.
+
+    Each structure in its box on the scan's grid.
+
+    sums: structure -> region -> sums over all cases; cases: case id -> structure -> ece_whole, ece_band.
+    """
+
+    names: Sequence[str]
+    sums: dict[str, Regions] = dataclasses.field(default_factory=dict)
+    cases: dict[str, dict[str, dict[str, float | None]]] = dataclasses.field(default_factory=dict)
+
+    def add(
+        self,
+        case: Case,
+        probabilities: Probabilities,
+        canvas: Grid,
+        prediction: np.ndarray,
+        workspace: Workspace,
+    ) -> None:
+        """Count one case of the manifest.
+
+        canvas: where the probabilities lie; prediction: label map (D, H, W) on the scan's grid. What counts
+        are structures that the case is annotated for, and voxels that somebody looked at. IntegrityError when
+        the reference lies on another grid than the scan.
+        """
+        scan, file = case.scan, case.written_reference().file
+        reference = volume_files.read_integers(
+            workspace.require(workspace.processed / file, stage="preprocess")
+        )[0]
+        if not reference.grid.matches(scan):
+            raise IntegrityError(
+                "GRID_MISMATCH",
+                "the reference does not lie on the grid of its scan",
+                "run `python run_pipeline.py --preprocess` again",
+                case=case.case_id,
+                file=f"processed_data/{file}",
+            )
+        ignored = reference.array == IGNORED
+        voxels = int(np.count_nonzero(~ignored))
+        found = [label_boxes(label) for label in (reference.array, prediction)]
+        scores = self.cases.setdefault(case.case_id, {})
+        for number, name in enumerate(self.names, start=1):
+            if case.states.get(name) not in ("present", "absent"):
+                continue
+            soft = probability_on_scan(probabilities, number, canvas, scan)
+            held = [grow(own[number], calibration.MARGIN, scan.shape) for own in found if number in own]
+            held += [soft[0]] if soft is not None else []
+            box = union(*held) if held else make_box((0, 0, 0), (0, 0, 0))
+            probability = np.zeros(box_shape(box), dtype=np.float32)
+            if soft is not None:
+                probability[within(soft[0], box)] = soft[1]
+            own = calibration.structure_sums(
+                probability=probability,
+                reference=reference.array[box] == number,
+                prediction=prediction[box] == number,
+                voxels=voxels,
+                ignored=ignored[box],
+            )
+            total = self.sums.setdefault(name, calibration.empty())
+            for region, sums in own.items():
+                total[region].merge(sums)
+            scores[name] = {f"ece_{region}": own[region].ece for region in calibration.REGIONS}
+
+    def write(self, workspace: Workspace, identity: Mapping[str, Any]) -> None:
+        """Write calibration.json. identity: which weights and data it belongs to."""
+        artifacts.write_json(
+            workspace.calibration,
+            {
+                "format": FORMAT,
+                "version": VERSION,
+                **identity,
+                "bins": calibration.BINS,
+                "band_voxels": calibration.BAND_STEPS,
+                "clip": calibration.CLIP,
+                "structures": {
+                    name: {region: regions[region].record() for region in calibration.REGIONS}
+                    for name, regions in self.sums.items()
+                },
+                "cases": self.cases,
+            },
+        )

@@ -23,8 +23,8 @@ from ctseg.artifacts import (
     canonical_hash,
     file_hash,
     safe_name,
+    write_arrays,
     write_json,
-    write_tensor,
 )
 from ctseg.datasets.case import IGNORED, PRESENT, UNLABELLED, CaseRecord, LoadedCase
 from ctseg.datasets.case_sources import source_hash, source_to_record
@@ -343,7 +343,7 @@ def write_tensors(
         origin = (start[0] + d, start[1] + h, start[2] + w)
         part = tuple(slice(first, first + TENSOR_SIZE) for first in origin)
         path = recipe.workspace.tensors / f"{name}_{number:02d}.npz"
-        sha256 = write_tensor(path, image=scaled[part], label=canvas_label.array[part])
+        sha256 = write_arrays(path, {"image": scaled[part], "label": canvas_label.array[part]})
         tensors.append(TensorFile(f"tensors/{path.name}", sha256, origin))
     return canvas_label, tuple(tensors)
 

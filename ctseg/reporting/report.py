@@ -18,7 +18,7 @@ from ctseg.palette import ON_CT
 from ctseg.reporting import facts, glossary, other_runs, tables, verdict
 from ctseg.reporting.gallery import CasePicture
 from ctseg.reporting.page import data_uri, slim, template
-from ctseg.reporting.pictures.curves import by_structure
+from ctseg.reporting.pictures.curves import Run
 from ctseg.reporting.pictures.slices import (
     LUNG_HU,
     PREDICTION_COLOUR,
@@ -74,7 +74,7 @@ def render(
         },
         colours={"structures": ON_CT, "reference": REFERENCE_COLOUR, "prediction": PREDICTION_COLOUR},
         glossary=glossary.GROUPS,
-        hausdorff=bool(by_structure(found.history, "val_hausdorff")),
+        hausdorff=bool(Run(found.history).by_structure("val_hausdorff")),
         structure_pictures=STRUCTURE_PICTURES,
         display=window,
         with_viewer=with_viewer,

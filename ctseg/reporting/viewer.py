@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from ctseg.geometry.boxes import box_shape
+from ctseg.geometry.boxes import bounding_box, box_shape
 from ctseg.palette import ON_CT
 from ctseg.reporting import report
 from ctseg.reporting.page import TEMPLATES, template
@@ -37,7 +37,8 @@ def view_case(title: str, case: CaseVolumes, display_hu: tuple[float, float]) ->
     prediction: uint8 (D, H, W), compressed.
     """
     scan, truth, found = case.scan, case.truth, case.found
-    box = slices.view_box((truth.array > 0) | (found.array > 0), scan.spacing_mm, margin_mm=MARGIN_MM)
+    masks = bounding_box((truth.array > 0) | (found.array > 0))
+    box = slices.view_box(masks, truth.array.shape, scan.spacing_mm, margin_mm=MARGIN_MM)
     steps = [max(1, -(-length // LARGEST)) for length in box_shape(box)]
     thin = tuple(slice(part.start, part.stop, step) for part, step in zip(box, steps))
     low, high = display_hu

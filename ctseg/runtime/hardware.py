@@ -147,6 +147,11 @@ def available_memory_gb(device: torch.device) -> float:
     return psutil.virtual_memory().available / 2**30
 
 
+def count_parameters(network: nn.Module) -> int:
+    """How many numbers a network learns."""
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
 def estimate_memory_gb(
     network: nn.Module, patch_size: tuple[int, int, int], batch_size: int, machine: Machine
 ) -> float:
@@ -164,7 +169,6 @@ def estimate_memory_gb(
         return tensor
 
     copied = copy.deepcopy(network).to(machine.device).train()
-    parameters = sum(p.numel() for p in copied.parameters())
     weights = {p.untyped_storage().data_ptr() for p in copied.parameters()}
     inputs = {}
     if "guide" in getattr(copied, "inputs", ()):
@@ -175,7 +179,7 @@ def estimate_memory_gb(
     outputs_bytes = 3 * outputs["logits"].numel() * 4  # the loss works in float32
     per_patch = sum(size for pointer, size in saved.items() if pointer not in weights) + outputs_bytes
     share = math.prod(patch_size) / math.prod(probe)
-    return (per_patch * share * batch_size * 1.25 + 20 * parameters) / 2**30
+    return (per_patch * share * batch_size * 1.25 + 20 * count_parameters(copied)) / 2**30
 
 
 def peak_memory_gb(device: torch.device) -> float:

@@ -158,12 +158,10 @@ def compare(scores: Scores) -> Comparison:
 
 @dataclasses.dataclass
 class _Data:
-    """runs: method -> metric -> (runs, rows) values, NaN where undefined; the rows are those with a
-    reference. missed: method -> (runs, rows). patient, structure: (rows,) numbers in `patients` and
-    `structures`."""
+    """runs: method -> metric -> (runs, rows) values, NaN where undefined, and under MISSED 1 or 0; the rows
+    are those with a reference. patient, structure: (rows,) numbers in `patients` and `structures`."""
 
     runs: dict[str, dict[str, np.ndarray]]
-    missed: dict[str, np.ndarray]
     seeds: dict[str, list[int]]
     patient: np.ndarray
     structure: np.ndarray
@@ -190,12 +188,8 @@ class _Data:
             runs={
                 name: {
                     metric: np.array([[_value(rows[key], metric) for key in used] for rows in runs.values()])
-                    for metric in METRICS
+                    for metric in (*METRICS, MISSED)
                 }
-                for name, runs in scores.items()
-            },
-            missed={
-                name: np.array([[rows[key]["state"] == MISSED for key in used] for rows in runs.values()])
                 for name, runs in scores.items()
             },
             seeds={name: list(runs) for name, runs in scores.items()},
@@ -238,6 +232,8 @@ class _Data:
 
 
 def _value(row: Mapping[str, Any], metric: str) -> float:
+    if metric == MISSED:
+        return float(row["state"] == MISSED)
     if row["state"] == MISSED:
         return 0.0 if metric in ZERO_WHEN_MISSED else np.nan
     value = row.get(metric)
@@ -297,8 +293,8 @@ def score_method(data: _Data, name: str) -> MethodScore:
             }
             for structure in data.structures
         },
-        missed=int(data.missed[name].sum()),
-        scored=int(data.missed[name].size),
+        missed=int(data.runs[name][MISSED].sum()),
+        scored=int(data.runs[name][MISSED].size),
     )
 
 
@@ -320,7 +316,7 @@ def compare_pair(data: _Data, reference: str, method: str, metric: str, structur
         interval, flags = median_interval(per_patient)
     sd = [data.seed_deviation(name, metric, structure) for name in (reference, method)]
     largest = max((value for value in sd if value is not None), default=None)
-    missed = [data.missed[name][:, chosen] for name in (reference, method)]
+    missed = [data.runs[name][MISSED][:, chosen] for name in (reference, method)]
     return PairTest(
         reference=reference,
         method=method,

@@ -27,26 +27,16 @@ BOUNDARY_MODES = ("surfel", "voxel")
 TOLERANCE_EPSILON = 1e-6  # relative; without it exact multiples of the spacing flip, 3 x 0.1 > 0.3 in floats
 
 
+Directed = tuple[np.ndarray, np.ndarray]
+
+
 class SurfaceDistances(NamedTuple):
-    """Distances in mm from each boundary to the other one, sorted, with their weights (mm2, or 1 each).
+    """Distances between two boundaries. sides: (distances in mm, weights) of the reference's points to the
+    prediction, and of the prediction's to the reference: float64, one value for each point, by increasing
+    distance; weights in mm2, or 1 each."""
 
-    All arrays are float64; from_reference_mm and reference_weights have one value per boundary point of the
-    reference, the other two per boundary point of the prediction.
-    """
-
-    from_reference_mm: np.ndarray
-    reference_weights: np.ndarray
-    from_prediction_mm: np.ndarray
-    prediction_weights: np.ndarray
+    sides: tuple[Directed, Directed]
     boundary_mode: str
-
-    @property
-    def sides(self) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
-        """(distances, weights) of the reference's points and of the prediction's."""
-        return (
-            (self.from_reference_mm, self.reference_weights),
-            (self.from_prediction_mm, self.prediction_weights),
-        )
 
 
 def surface_distances(
@@ -93,11 +83,9 @@ def distances_in_box(
     empty."""
     one, other = (boundary_of(mask, spacing_mm, boundary_mode) for mask in (reference, prediction))
     thickness = 2.0 * np.count_nonzero(prediction ^ reference) / (one.points.size + other.points.size)
-    return SurfaceDistances(
-        *directed_distances(one, other, spacing_mm, thickness),
-        *directed_distances(other, one, spacing_mm, thickness),
-        boundary_mode,
-    )
+    there = directed_distances(one, other, spacing_mm, thickness)
+    back = directed_distances(other, one, spacing_mm, thickness)
+    return SurfaceDistances((there, back), boundary_mode)
 
 
 class Boundary(NamedTuple):
@@ -134,9 +122,7 @@ TREE_PER_TARGET, TREE_PER_POINT = 30.0, 200.0
 NEAR_VOXELS = 2.5  # mean distance of the surfaces up to which looking around each point is tried
 
 
-def directed_distances(
-    source: Boundary, target: Boundary, spacing_mm: Spacing, thickness: float
-) -> tuple[np.ndarray, np.ndarray]:
+def directed_distances(source: Boundary, target: Boundary, spacing_mm: Spacing, thickness: float) -> Directed:
     """(distances of the points of `source` to `target` in mm, float64, increasing; their weights in that
     order).
 

@@ -29,26 +29,21 @@ def agreement(labels: Sequence[np.ndarray], n_structures: int) -> list[float | N
     A pair of which only one member has the structure counts 0, one of which neither has it does not count.
     None where no member has it, and for fewer than two members.
     """
-    sizes = [_counts([label], n_structures) for label in labels]
-    sums, counts = np.zeros(n_structures), np.zeros(n_structures)
-    for one, other in itertools.combinations(range(len(labels)), 2):
-        both = sizes[one] + sizes[other]
-        sums += 2 * _counts([labels[one], labels[other]], n_structures) / np.maximum(both, 1)
-        counts += both > 0
-    return [float(total / count) if count else None for total, count in zip(sums, counts)]
-
-
-def _counts(labels: Sequence[np.ndarray], n_structures: int) -> np.ndarray:
-    """(n,) voxels of each structure on which all of one or two label maps agree."""
+    if len(labels) < 2:
+        return [None] * n_structures
     flat = [np.ascontiguousarray(label).reshape(-1) for label in labels]
-    result = np.zeros(n_structures + 1, dtype=np.int64)
+    pairs = list(itertools.combinations(range(len(flat)), 2))
+    sizes, shared = (np.zeros((len(of), n_structures + 1), np.int64) for of in (flat, pairs))
     for first in range(0, flat[0].size, _CHUNK):
-        part = flat[0][first : first + _CHUNK]
-        chosen = part > 0
-        for other in flat[1:]:
-            chosen &= part == other[first : first + _CHUNK]
-        result += np.bincount(part[chosen], minlength=n_structures + 1)
-    return result[1:]
+        parts = [label[first : first + _CHUNK] for label in flat]
+        for i, part in enumerate(parts):
+            sizes[i] += np.bincount(part[part > 0], minlength=n_structures + 1)
+        for k, (i, j) in enumerate(pairs):
+            agreed = (parts[i] > 0) & (parts[i] == parts[j])
+            shared[k] += np.bincount(parts[i][agreed], minlength=n_structures + 1)
+    both = np.reshape([sizes[i] + sizes[j] for i, j in pairs], shared.shape)
+    sums, counts = (2 * shared / np.maximum(both, 1)).sum(axis=0), (both > 0).sum(axis=0)
+    return [float(total / count) if count else None for total, count in zip(sums[1:], counts[1:])]
 
 
 def aurc(confidence: Sequence[float], risk: Sequence[float]) -> float | None:

@@ -8,10 +8,9 @@ NaN.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -26,12 +25,12 @@ HEADLINE_STATES = (PRESENT, MISSED)  # the reference holds the structure
 STATES = (PRESENT, MISSED, HALLUCINATED, ABSENT, UNANNOTATED, UNEVALUABLE)
 # What a case may say about a structure, and the state that follows whatever the masks hold.
 _NOT_SCORED = {"unlabelled": UNANNOTATED, UNANNOTATED: UNANNOTATED, UNEVALUABLE: UNEVALUABLE}
+_DISTANCES = ("hd_mm", "hd95_mm", "assd_mm", "masd_mm")
 MAX_LABEL = 65535
 _PIECE = 1 << 16  # voxels counted at a time
 
 
-@dataclasses.dataclass(frozen=True)
-class Structure:
+class Structure(NamedTuple):
     """A structure: its name and its label ids (several: a region, the union of these labels)."""
 
     name: str
@@ -43,8 +42,7 @@ class Structure:
         return str(self.labels[0]) if len(self.labels) == 1 else str(self.labels)
 
 
-@dataclasses.dataclass(frozen=True)
-class Counts:
+class Counts(NamedTuple):
     """Voxels of one structure in one case: true/false positive/negative."""
 
     tp: int
@@ -54,49 +52,31 @@ class Counts:
 
     @classmethod
     def of(cls, *, prediction: np.ndarray, reference: np.ndarray) -> Counts:
-        """Counts of two masks of one shape."""
-        prediction, reference = (
-            np.asarray(mask).astype(bool, copy=False) for mask in (prediction, reference)
-        )
+        """Counts of two bool masks of one shape."""
         if prediction.shape != reference.shape:
             raise ValueError(f"prediction {prediction.shape} and reference {reference.shape} differ in shape")
         tp = int(np.count_nonzero(prediction & reference))
         fp, fn = int(np.count_nonzero(prediction)) - tp, int(np.count_nonzero(reference)) - tp
         return cls(tp, fp, fn, reference.size - tp - fp - fn)
 
-    @property
-    def dice(self) -> float | None:
-        """None when both masks are empty."""
-        return _ratio(2 * self.tp, 2 * self.tp + self.fp + self.fn)
-
-    @property
-    def iou(self) -> float | None:
-        """None when both masks are empty."""
-        return _ratio(self.tp, self.tp + self.fp + self.fn)
-
-    @property
-    def precision(self) -> float | None:
-        """None when the prediction is empty."""
-        return _ratio(self.tp, self.tp + self.fp)
-
-    @property
-    def recall(self) -> float | None:
-        """Sensitivity; None when the reference is empty."""
-        return _ratio(self.tp, self.tp + self.fn)
-
-    @property
-    def specificity(self) -> float | None:
-        """None when the reference fills the volume. Near 1 for every small structure: never a headline."""
-        return _ratio(self.tn, self.tn + self.fp)
-
-    @property
-    def volume_error(self) -> float | None:
-        """Signed relative volume error; None when the reference is empty."""
-        return _ratio(self.fp - self.fn, self.tp + self.fn)
-
-
-def _ratio(numerator: int, denominator: int) -> float | None:
-    return numerator / denominator if denominator else None
+    def ratios(self) -> dict[str, float | None]:
+        """None where nothing is divided by: dice and iou when both masks are empty, precision when the
+        prediction is, recall (sensitivity) and the signed relative volume error when the reference is,
+        specificity when the reference fills the volume (near 1 for every small structure: never a
+        headline)."""
+        tp, fp, fn, tn = self
+        fractions = {
+            "dice": (2 * tp, 2 * tp + fp + fn),
+            "iou": (tp, tp + fp + fn),
+            "precision": (tp, tp + fp),
+            "recall": (tp, tp + fn),
+            "specificity": (tn, tn + fp),
+            "volume_error": (fp - fn, tp + fn),
+        }
+        return {
+            name: numerator / denominator if denominator else None
+            for name, (numerator, denominator) in fractions.items()
+        }
 
 
 def has_reference(row: Mapping[str, Any]) -> bool:
@@ -169,9 +149,12 @@ def score_case(
     counts = [counts_of(matrix, member) for member in members]
     states = [state_of(c, (annotation or {}).get(s.name)) for s, c in zip(structures, counts)]
     boxes = [label_boxes(array) for array in (prediction, reference)]
+    diagonal_mm = image_diagonal_mm(shape, spacing_mm)
     rows = []
     for structure, member, count, state in zip(structures, members, counts, states):
-        surface: dict[str, float | None] = {}
+        taus = tolerances_mm[structure.name]
+        surface: dict[str, float | None] = dict.fromkeys(_DISTANCES)
+        surface |= dict.fromkeys(map(tolerances.key, taus), 0.0 if state == MISSED else None)
         if state == PRESENT:
             box = union(*(found[i] for found in boxes for i in member if i in found))
             pair = surfaces.distances_in_box(
@@ -180,7 +163,7 @@ def score_case(
                 spacing_mm=spacing_mm,
                 boundary_mode=boundary_mode,
             )
-            surface = surface_metrics(pair, tolerances_mm[structure.name])
+            surface = surface_metrics(pair, taus)
         rows.append(
             {
                 "structure": structure.name,
@@ -188,9 +171,7 @@ def score_case(
                 "state": state,
                 "boundary_mode": boundary_mode,
                 **_overlap_columns(count, state, spacing_mm),
-                **_surface_columns(
-                    surface, state, tolerances_mm[structure.name], image_diagonal_mm(shape, spacing_mm)
-                ),
+                **_surface_columns(surface, state, taus, diagonal_mm),
                 **{f"spacing_{axis}_mm": float(s) for axis, s in zip("dhw", spacing_mm)},
             }
         )
@@ -270,18 +251,18 @@ def state_of(counts: Counts, annotation: str | None) -> str:
 
 
 def _overlap_columns(counts: Counts, state: str, spacing_mm: Spacing) -> Row:
-    names = ("tp", "fp", "fn", "tn", "dice", "iou", "precision", "recall", "specificity", "volume_error")
-    if state in (UNANNOTATED, UNEVALUABLE):
-        return dict.fromkeys((*names, "reference_ml", "prediction_ml"))
-    columns: Row = {name: getattr(counts, name) for name in names}
-    if state == HALLUCINATED:  # by the plain formula they are 0, but there is no reference to overlap with
-        columns |= {"dice": None, "iou": None}
     voxel_ml = math.prod(spacing_mm) / 1000.0
-    return {
-        **columns,
+    columns: Row = {
+        **counts._asdict(),
+        **counts.ratios(),
         "reference_ml": (counts.tp + counts.fn) * voxel_ml,
         "prediction_ml": (counts.tp + counts.fp) * voxel_ml,
     }
+    if state in (UNANNOTATED, UNEVALUABLE):
+        return dict.fromkeys(columns)
+    if state == HALLUCINATED:  # by the plain formula they are 0, but there is no reference to overlap with
+        columns |= {"dice": None, "iou": None}
+    return columns
 
 
 def _surface_columns(
@@ -289,21 +270,19 @@ def _surface_columns(
 ) -> Row:
     """The columns of the surface metrics. A missed structure is charged the image diagonal in the imputed
     ones."""
-    keys = [tolerances.key(t) for t in tolerances_mm]
-    by_tolerance = {key: (0.0 if state == MISSED else surface.get(key)) for key in keys}
-    columns: Row = {}
-    for name in ("hd", "hd95", "assd"):
-        value = surface.get(f"{name}_mm")
-        columns[f"{name}_mm"] = value
-        columns[f"{name}_imputed_mm"] = diagonal_mm if state == MISSED else value
+    keys = [tolerances.key(tau) for tau in tolerances_mm]
+    imputed = {
+        f"{name}_imputed_mm": diagonal_mm if state == MISSED else surface[f"{name}_mm"]
+        for name in ("hd", "hd95", "assd")
+    }
     return {
-        **columns,
-        "masd_mm": surface.get("masd_mm"),
-        "nsd": by_tolerance[keys[0]],
+        **{name: surface[name] for name in _DISTANCES},
+        **imputed,
+        "nsd": surface[keys[0]],
         "nsd_tau_mm": tolerances_mm[0],
-        "nsd2": by_tolerance[keys[1]],
+        "nsd2": surface[keys[1]],
         "nsd2_tau_mm": tolerances_mm[1],
-        "nsd_by_tolerance": by_tolerance,
+        "nsd_by_tolerance": {key: surface[key] for key in keys},
         "image_diagonal_mm": diagonal_mm,
     }
 

@@ -25,10 +25,8 @@ def shells_of(spacing_mm: Spacing) -> Shells:
     """All lattice offsets in a ball around 0 (0 itself left out), grouped by distance."""
     radius = (0.75 * MAX_OFFSETS * math.prod(spacing_mm) / math.pi) ** (1 / 3)
     radius = max(radius, min(spacing_mm))
-    reach = [int(radius / s) for s in spacing_mm]
-    grid = np.stack(np.meshgrid(*[np.arange(-n, n + 1) for n in reach], indexing="ij"), axis=-1).reshape(
-        -1, 3
-    )
+    reach = [np.arange(-n, n + 1) for n in (int(radius / s) for s in spacing_mm)]
+    grid = np.stack(np.meshgrid(*reach, indexing="ij"), axis=-1).reshape(-1, 3)
     away = np.sqrt(((grid * np.array(spacing_mm)) ** 2).sum(axis=1))
     inside = np.flatnonzero((away > 0) & (away <= radius))
     inside = inside[np.argsort(away[inside], kind="stable")]

@@ -73,13 +73,11 @@ def summarise(rows: Sequence[Row], baseline_rows: Sequence[Row], settings: Mappi
     for name, own in by_name.items():
         headline = [row for row in own if has_reference(row)]
         patients = [row["patient_id"] for row in headline]
-        columns: dict[str, Sequence[float | None]] = {
-            metric: [row[column] for row in headline] for metric, column in METRICS.items()
-        }
+        for metric, column in METRICS.items():
+            summary[f"{name}_{metric}"] = statistics.describe([row[column] for row in headline], patients)
         for key in own[0]["nsd_by_tolerance"]:
-            columns[key] = [row["nsd_by_tolerance"][key] for row in headline]
-        for metric, values in columns.items():
-            summary[f"{name}_{metric}"] = statistics.describe(values, patients)
+            values = [row["nsd_by_tolerance"][key] for row in headline]
+            summary[f"{name}_{key}"] = statistics.describe(values, patients)
     cases = [case for case in case_records(rows) if case["n_reference"]]
     for metric in CASE_MEANS:
         summary[f"mean_{metric}"] = statistics.describe(
@@ -113,19 +111,15 @@ def mean(values: Sequence[float | None]) -> float | None:
 
 def headline_of(rows: Sequence[Row]) -> dict[str, Any]:
     """Means over the structures' own headlines, each structure counting once, and who takes part."""
-    names = dict.fromkeys(row["structure"] for row in rows)
-    found = grouped(filter(has_reference, rows), "structure")
-    with_reference = {name: found[name] for name in names if name in found}
+    scored = {name: list(filter(has_reference, own)) for name, own in grouped(rows, "structure").items()}
     macro = {
-        f"macro_{metric}": mean(
-            [mean([row[METRICS[metric]] for row in own]) for own in with_reference.values()]
-        )
+        f"macro_{metric}": mean([mean([row[METRICS[metric]] for row in own]) for own in scored.values()])
         for metric in ("dice", "iou", "nsd", "hd95_imputed")
     }
     return {
         **macro,
-        "structures": list(with_reference),
-        "structures_without_reference": [name for name in names if name not in found],
+        "structures": [name for name, own in scored.items() if own],
+        "structures_without_reference": [name for name, own in scored.items() if not own],
     }
 
 
@@ -144,11 +138,14 @@ def presence(rows: Sequence[Row]) -> dict[str, Any]:
 def _mean_of_all(rows: Sequence[Row], metric: str) -> dict[str, Any]:
     """Mean over present, missed and hallucinated cases; a hallucination overlaps 0 and is the image diagonal
     off."""
-    scored = [row for row in rows if row["state"] in ALL_STATES]
-    charged = "image_diagonal_mm" if metric.endswith("_imputed") else None
     values = [
-        (row[charged] if charged else 0.0) if row["state"] == HALLUCINATED else row[METRICS[metric]]
-        for row in scored
+        row[METRICS[metric]]
+        if row["state"] != HALLUCINATED
+        else row["image_diagonal_mm"]
+        if metric.endswith("_imputed")
+        else 0.0
+        for row in rows
+        if row["state"] in ALL_STATES
     ]
     return {"mean": mean(values), "n": len(values)}
 
@@ -157,16 +154,14 @@ def _baseline(rows: Sequence[Row], headline: Mapping[str, Any]) -> dict[str, Any
     """What predicting nothing scores, and whether the method is better."""
     result: dict[str, Any] = {}
     for name, own in grouped(rows, "structure").items():
-        scored = [row for row in own if has_reference(row)]
-        result |= {
-            f"{name}_{metric}": mean([row[METRICS[metric]] for row in scored]) for metric in BASELINE_METRICS
-        }
-        found = presence(own)
+        scored, found = list(filter(has_reference, own)), presence(own)
+        for metric in BASELINE_METRICS:
+            result[f"{name}_{metric}"] = mean([row[METRICS[metric]] for row in scored])
         result |= {f"{name}_presence_{key}": found[key] for key in ("sensitivity", "specificity")}
-    own_headline = headline_of(rows)
-    result |= {key: value for key, value in own_headline.items() if key.startswith("macro_")}
-    mine, nothing = headline["macro_dice"], own_headline["macro_dice"]
-    return {**result, "better_than_baseline": None if mine is None else mine > nothing}
+    nothing = headline_of(rows)
+    result |= {key: value for key, value in nothing.items() if key.startswith("macro_")}
+    mine = headline["macro_dice"]
+    return {**result, "better_than_baseline": None if mine is None else mine > nothing["macro_dice"]}
 
 
 def lowest(rows: Sequence[Row], key: str, columns: Sequence[str], count: int = WORST) -> list[dict[str, Any]]:
@@ -231,26 +226,6 @@ def _warnings(by_name: Mapping[str, Sequence[Row]], summary: Summary) -> list[st
             "and are narrower than they should be"
         )
     return found
-
-
-# ---- what each pass of a multi-pass network adds ----------------------------------------------------------
-
-
-def pass_lines(rows_by_pass: Sequence[Sequence[Row]]) -> list[dict[str, Any]]:
-    """One line per case, structure and pass: scores, and what was predicted outside the structure in mL."""
-    lines = [
-        {
-            **{key: row[key] for key in ("case_id", "patient_id", "structure", "state")},
-            "pass": number,
-            **{key: row[key] for key in ("dice", "hd95_mm", "assd_mm")},
-            "fp_volume_ml": None
-            if row["fp"] is None
-            else row["fp"] * (row["spacing_d_mm"] * row["spacing_h_mm"] * row["spacing_w_mm"] / 1000),
-        }
-        for number, rows in enumerate(rows_by_pass, start=1)
-        for row in rows
-    ]
-    return sorted(lines, key=lambda line: (line["case_id"], line["structure"], line["pass"]))
 
 
 def pass_gain(rows_by_pass: Sequence[Sequence[Row]]) -> str | None:

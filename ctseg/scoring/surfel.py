@@ -60,22 +60,19 @@ def area_table(spacing_mm: Spacing) -> np.ndarray:
 @functools.lru_cache(maxsize=1)
 def _triangle_normals() -> np.ndarray:
     """(256, T, 3): area-weighted normals at unit spacing of each code's triangles, filled up with zeros."""
-    per_code = [_normals_of(code) for code in range(256)]
+    per_code = []
+    for code in range(256):
+        foreground = {i for i in range(8) if code & 128 >> i}
+        if len(foreground) > 4:
+            foreground = set(range(8)) - foreground
+        per_code.append([normal for loop in _loops(foreground) for normal in largest_triangulation(loop)])
     result = np.zeros((256, max(map(len, per_code)), 3))
     for code, normals in enumerate(per_code):
-        result[code, : len(normals)] = normals
+        result[code, : len(normals)] = np.reshape(normals, (-1, 3))
     return result
 
 
-def _normals_of(code: int) -> np.ndarray:
-    foreground = frozenset(i for i in range(8) if code & 128 >> i)
-    if len(foreground) > 4:
-        foreground = frozenset(range(8)) - foreground
-    normals = [normal for loop in _loops(foreground) for normal in largest_triangulation(loop)]
-    return np.array(normals).reshape(-1, 3)
-
-
-def _loops(foreground: frozenset[int]) -> list[np.ndarray]:
+def _loops(foreground: set[int]) -> list[np.ndarray]:
     """The closed polygons of the surface in one cell, each as vertices (n, 3) in unit coordinates."""
     neighbours: dict[Edge, list[Edge]] = {}
     for one, other in _segments(foreground):
@@ -93,7 +90,7 @@ def _loops(foreground: frozenset[int]) -> list[np.ndarray]:
     return loops
 
 
-def _segments(foreground: frozenset[int]) -> list[tuple[Edge, Edge]]:
+def _segments(foreground: set[int]) -> list[tuple[Edge, Edge]]:
     """Pairs of cut edges that a face joins by a segment."""
     segments = []
     for axis, side in itertools.product(range(3), (0, 1)):
@@ -101,7 +98,7 @@ def _segments(foreground: frozenset[int]) -> list[tuple[Edge, Edge]]:
         cut = [
             (a, b)
             for a, b in itertools.combinations(face, 2)
-            if _adjacent(a, b) and (a in foreground) != (b in foreground)
+            if a ^ b in (1, 2, 4) and (a in foreground) != (b in foreground)
         ]
         if len(cut) == 2:
             segments.append((cut[0], cut[1]))
@@ -112,24 +109,17 @@ def _segments(foreground: frozenset[int]) -> list[tuple[Edge, Edge]]:
     return segments
 
 
-def _adjacent(one: int, other: int) -> bool:
-    return sum(a != b for a, b in zip(_CORNERS[one], _CORNERS[other])) == 1
-
-
 def largest_triangulation(loop: np.ndarray) -> list[np.ndarray]:
     """Area-weighted normals of the triangulation of polygon `loop` (n, 3) with the largest total area."""
 
     @functools.cache
-    def best(first: int, last: int) -> tuple[float, tuple[tuple[float, ...], ...]]:
-        if last - first < 2:
-            return 0.0, ()
-        options = []
+    def best(first: int, last: int) -> tuple[float, list[np.ndarray]]:
+        """(area, normals) of the part of the polygon from one vertex to another."""
+        options: list[tuple[float, list[np.ndarray]]] = []
         for middle in range(first + 1, last):
             normal = 0.5 * np.cross(loop[middle] - loop[first], loop[last] - loop[first])
             left, right = best(first, middle), best(middle, last)
-            options.append(
-                (left[0] + right[0] + math.hypot(*normal), (*left[1], *right[1], tuple(normal.tolist())))
-            )
-        return max(options, key=lambda option: option[0])
+            options.append((left[0] + right[0] + math.hypot(*normal), [*left[1], *right[1], normal]))
+        return max(options, key=lambda option: option[0], default=(0.0, []))
 
-    return [np.array(normal) for normal in best(0, len(loop) - 1)[1]]
+    return best(0, len(loop) - 1)[1]

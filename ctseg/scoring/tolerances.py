@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 Tolerances = dict[str, tuple[float, ...]]
 
@@ -26,16 +27,20 @@ _TABLE: tuple[tuple[tuple[str, ...], tuple[float, ...]], ...] = (
 )
 
 
+def first_fit(name: str, table: Iterable[tuple[Iterable[str], Any]], default: Any) -> Any:
+    """The value of the first row (words, value) with a word that occurs in the name, read without case and
+    anything but letters; `default` where none does."""
+    plain = re.sub(r"[^a-z]", "", name.lower())
+    return next((value for words, value in table if any(word in plain for word in words)), default)
+
+
 def tolerances_for(
     names: Iterable[str], overrides: Mapping[str, Iterable[float]] | None = None
 ) -> Tolerances:
     """At least two tolerances per name; an override of a single one gets its half as the second."""
     result = {}
     for name in names:
-        plain = re.sub(r"[^a-z]", "", name.lower())
-        chosen = next(
-            (values for words, values in _TABLE if any(word in plain for word in words)), DEFAULT_MM
-        )
+        chosen = first_fit(name, _TABLE, DEFAULT_MM)
         if overrides and name in overrides:
             chosen = tuple(float(value) for value in overrides[name])
             if not chosen or not all(0 <= value < float("inf") for value in chosen):

@@ -261,7 +261,7 @@ def test_the_label_goes_on_through_gaps_in_the_contrast(
     assert patient.facts["gaps"] == len(patient.gaps) == len(patient.gap_axes) >= 8
     closed = np.concatenate(patient.gap_axes)
     assert (label[tuple(closed.T)] == IDS["airway"]).all()
-    widths = [patient.tree[gap.branch].diameter for gap in patient.gaps]
+    widths = [patient.tree[number].diameter for number in patient.gaps]
     hidden = {tuple(v) for v in closed}
     alike = [
         axis

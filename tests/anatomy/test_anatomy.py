@@ -196,7 +196,7 @@ def test_the_default_cohort_varies_as_scans_do() -> None:
     slices = [scan.spacing_mm[0] for scan in scans]
     assert min(slices) == 0.8 and max(slices) == 5.0
     assert all(0.8 <= scan.spacing_mm[1] <= 2.6 for scan in scans)
-    assert len({(scan.axis_order, scan.axis_flips) for scan in scans}) > 8
+    assert len({(scan.order, scan.flips) for scan in scans}) > 8
     assert any(scan.tilt != (0.0, 0.0, 0.0) for scan in scans)
     assert {scan.circle_hu for scan in scans} == {None, -1024.0, -2000.0}
     filling = [person.bladder_ml for person in people]

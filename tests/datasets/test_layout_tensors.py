@@ -7,6 +7,7 @@ from pathlib import Path
 import builders
 import numpy as np
 import pytest
+import tiny_workspace
 
 import preprocessing
 import run_pipeline
@@ -57,7 +58,7 @@ def tensors(
     result = {}
     for case in manifest["cases"]:
         (item,) = case["tensors"]
-        image, label = artifacts.read_tensor(workspace.processed / item["file"], sha256=item["sha256"])
+        image, label = tiny_workspace.read_tensor(workspace.processed / item["file"], sha256=item["sha256"])
         assert label is not None
         number = int("".join(c for c in case["case_id"].split("_")[-1] if c.isdigit()))
         result[number] = (image, {name: label == i for i, name in enumerate(manifest["structures"], start=1)})
@@ -140,7 +141,7 @@ def test_csv_and_prepared_files_of_the_same_patients_give_equal_tensors(real_dat
         )
         manifest = artifacts.read_json(workspace.manifest)
         read = {
-            case["case_id"]: artifacts.read_tensor(workspace.processed / case["tensors"][0]["file"])
+            case["case_id"]: tiny_workspace.read_tensor(workspace.processed / case["tensors"][0]["file"])
             for case in manifest["cases"]
         }
         images.append({key: image for key, (image, _) in read.items()})

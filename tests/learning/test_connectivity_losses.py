@@ -9,12 +9,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from ctseg.config import TrainSettings
 from ctseg.learning import connectivity_losses as losses
-from ctseg.learning.connectivity_losses import ConnectivityWeights, connectivity_loss
+from ctseg.learning.connectivity_losses import connectivity_loss
 from ctseg.learning.tubes import tube_targets
 
 SHAPE = (10, 12, 24)
-NOTHING = ConnectivityWeights(union=0, centreline=0, radius=0, cldice=0, consistency=0)
+NOTHING = TrainSettings(
+    union_weight=0, centreline_weight=0, radius_weight=0, cldice_weight=0, consistency_weight=0
+)
 TERMS = ("union", "cldice", "centreline", "radius", "consistency")
 
 
@@ -41,8 +44,8 @@ def logits_of(label: np.ndarray, n_structures: int = 2, sharpness: float = 6.0) 
     )
 
 
-def only(**weights: float) -> ConnectivityWeights:
-    return dataclasses.replace(NOTHING, **weights)
+def only(**weights: float) -> TrainSettings:
+    return dataclasses.replace(NOTHING, **{f"{name}_weight": value for name, value in weights.items()})
 
 
 def all_labelled(n_cases: int = 1) -> torch.Tensor:
@@ -188,7 +191,7 @@ def outputs_like(n_cases: int, seed: int = 0) -> dict[str, torch.Tensor]:
 )
 def test_every_term_is_finite_with_and_without_structures(labels):
     outputs = outputs_like(len(labels))
-    weights = ConnectivityWeights()
+    weights = TrainSettings()
     loss, parts = connectivity_loss(
         outputs, **targets(*labels), labelled=all_labelled(len(labels)), weights=weights, progress=0.9
     )
@@ -197,7 +200,7 @@ def test_every_term_is_finite_with_and_without_structures(labels):
         bool(torch.isfinite(part)) and not part.requires_grad for part in parts.values()
     )
     assert loss.item() == pytest.approx(
-        sum(getattr(weights, name) * part.item() for name, part in parts.items()), rel=1e-5
+        sum(getattr(weights, f"{name}_weight") * part.item() for name, part in parts.items()), rel=1e-5
     )
     for value in outputs.values():
         assert value.grad is not None and bool(torch.isfinite(value.grad).all())
@@ -223,7 +226,7 @@ def test_an_absent_structure_does_not_dilute_the_others():
 
 def test_what_was_not_annotated_has_no_part():
     given, outputs = targets(two_tubes(), two_tubes()), outputs_like(2)
-    weights = ConnectivityWeights()
+    weights = TrainSettings()
     labelled = torch.tensor([[True, False], [True, False]])
     loss, _ = connectivity_loss(outputs, **given, labelled=labelled, weights=weights, progress=0.5)
     loss.backward()
@@ -236,7 +239,7 @@ def test_what_was_not_annotated_has_no_part():
 def test_a_batch_without_annotation_gives_nothing():
     outputs = outputs_like(1)
     loss, parts = connectivity_loss(
-        outputs, **targets(two_tubes()), labelled=~all_labelled(), weights=ConnectivityWeights(), progress=0.5
+        outputs, **targets(two_tubes()), labelled=~all_labelled(), weights=TrainSettings(), progress=0.5
     )
     loss.backward()
     assert loss.item() == 0 and parts == {}
@@ -257,7 +260,7 @@ def test_a_weight_of_zero_skips_the_term_and_a_missing_head_its_terms():
         {"logits": outputs["logits"]},
         **targets(two_tubes()),
         labelled=all_labelled(),
-        weights=ConnectivityWeights(),
+        weights=TrainSettings(),
         progress=0.5,
     )
     assert set(parts) == {"union", "cldice"}
@@ -265,7 +268,7 @@ def test_a_weight_of_zero_skips_the_term_and_a_missing_head_its_terms():
         {key: outputs[key] for key in ("logits", "centreline")},
         **targets(two_tubes()),
         labelled=all_labelled(),
-        weights=ConnectivityWeights(),
+        weights=TrainSettings(),
         progress=0.5,
     )
     assert set(parts) == {"union", "cldice", "centreline", "consistency"}
@@ -275,7 +278,7 @@ def test_training_progress_starts_the_consistency_and_moves_the_union():
     outputs, given = outputs_like(1), targets(two_tubes())
     seen = {
         progress: connectivity_loss(
-            outputs, **given, labelled=all_labelled(), weights=ConnectivityWeights(), progress=progress
+            outputs, **given, labelled=all_labelled(), weights=TrainSettings(), progress=progress
         )[1]
         for progress in (0.0, 0.09, 0.1, 0.49, 0.5, 1.0)
     }
@@ -287,7 +290,7 @@ def test_training_progress_starts_the_consistency_and_moves_the_union():
 def test_half_precision_outputs_are_scored_in_full_precision():
     outputs = {name: value.detach().bfloat16() for name, value in outputs_like(1).items()}
     loss, parts = connectivity_loss(
-        outputs, **targets(two_tubes()), labelled=all_labelled(), weights=ConnectivityWeights(), progress=0.5
+        outputs, **targets(two_tubes()), labelled=all_labelled(), weights=TrainSettings(), progress=0.5
     )
     assert loss.dtype == torch.float32 and all(part.dtype == torch.float32 for part in parts.values())
 

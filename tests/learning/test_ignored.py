@@ -12,7 +12,7 @@ import torch
 from ctseg import config
 from ctseg.datasets.case import IGNORED
 from ctseg.learning import augment, dataset, losses, planning, tubes
-from ctseg.learning.connectivity_losses import ConnectivityWeights, connectivity_loss
+from ctseg.learning.connectivity_losses import connectivity_loss
 from ctseg.learning.validation import Validation
 from ctseg.manifest import Manifest
 
@@ -81,7 +81,7 @@ def test_connectivity_learns_nothing_from_them():
             value[..., 15:] = torch.rand(value[..., 15:].shape, generator=generator.manual_seed(seed))
             outputs[name] = value.requires_grad_()
         loss, parts = connectivity_loss(
-            outputs, **targets, labelled=torch.ones(1, 1).bool(), weights=ConnectivityWeights(), progress=0.5
+            outputs, **targets, labelled=torch.ones(1, 1).bool(), weights=config.TrainSettings(), progress=0.5
         )
         loss.backward()
         results.append(loss.item())
@@ -106,7 +106,8 @@ def test_patches_are_centred_and_planned_where_somebody_looked(case):
     assert set(case.points) == {1, 2, 3} and all(places[:, 0].max() < 16 for places in case.points.values())
     assert case.body[:, 0].max() < 16
     sizes = [places.max(0) - places.min(0) + 1 for places in [np.concatenate(list(case.points.values()))]]
-    assert planning.plan_patch([case], config.Settings()) == planning.fit_patch(sizes[0], 64**3, multiple=16)
+    settings = planning.with_patch(config.Settings(), [case], tiny_workspace.STRUCTURES)
+    assert settings.train.patch_size == planning.fit_patch(sizes[0], 64**3, multiple=16)
 
 
 def test_a_mirrored_patch_keeps_them(case):

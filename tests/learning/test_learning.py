@@ -20,7 +20,7 @@ from ctseg.datasets.case import IGNORED
 from ctseg.errors import IntegrityError
 from ctseg.learning import dataset, losses, planning
 from ctseg.learning.optimizer import learning_rate_factor
-from ctseg.learning.validation import Validation
+from ctseg.learning.validation import Validation, dice_per_structure
 from ctseg.manifest import Manifest
 from ctseg.prediction import largest_component, mirroring, sliding_windows
 from ctseg.prediction.network_input import NetworkInput
@@ -271,9 +271,9 @@ def test_mirrored_prediction_swaps_the_sides_back():
 def test_dice_of_an_absent_structure_is_undefined_not_one():
     empty = torch.zeros(4, 4, 4, dtype=torch.uint8)
     full = torch.ones(4, 4, 4, dtype=torch.uint8)
-    assert sliding_windows.dice_per_structure(empty, empty, 2) == [None, None]
-    assert sliding_windows.dice_per_structure(empty, full, 2) == [0.0, None]
-    assert sliding_windows.dice_per_structure(full, full, 2) == [1.0, None]
+    assert dice_per_structure(empty, empty, 2) == [None, None]
+    assert dice_per_structure(empty, full, 2) == [0.0, None]
+    assert dice_per_structure(full, full, 2) == [1.0, None]
 
 
 @pytest.mark.parametrize("name", ["cosine", "poly"])

@@ -21,7 +21,7 @@ from ctseg import artifacts
 from ctseg.config import EvaluateSettings
 from ctseg.laterality import Sides
 from ctseg.learning import trainer
-from ctseg.learning.schedule import Budget
+from ctseg.learning.training_state import Budget
 from ctseg.manifest import Manifest
 from ctseg.prediction import predictor
 from ctseg.runtime import checkpoints

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,7 @@ from scipy import ndimage
 from ctseg.errors import IntegrityError, PreconditionError, UsageError
 from ctseg.geometry.body_regions import lung_box, lung_region
 from ctseg.geometry.intensity import window
-from ctseg.learning.density_remap import LookupCase, fit_lookup
+from ctseg.learning.density_remap import fit_lookup
 from models import build_network
 from models.density_remap import DensityRemap
 
@@ -64,11 +66,24 @@ def thorax(*, merged: bool = False, seed: int = 0) -> dict[str, np.ndarray]:
     return {"image": window(hu + noise * body, WINDOW_HU).astype(np.float16), **masks}
 
 
+class LookupCase(NamedTuple):
+    """What of a TrainingCase the table looks at."""
+
+    case_id: str
+    split: str
+    image: torch.Tensor
+    label: torch.Tensor
+    spacing_mm: tuple[float, float, float]
+
+
+def label_of(tube: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(tube.astype(np.uint8))
+
+
 def case(split: str = "train", seed: int = 0) -> LookupCase:
     drawn = thorax(seed=seed)
-    return LookupCase(
-        f"synthetic_{seed}", split, drawn["image"], drawn["lumen"] | drawn["trachea"], SPACING_MM
-    )
+    image, label = torch.from_numpy(drawn["image"]), label_of(drawn["lumen"] | drawn["trachea"])
+    return LookupCase(f"synthetic_{seed}", split, image, label, SPACING_MM)
 
 
 @pytest.mark.parametrize("merged", [False, True])
@@ -122,7 +137,16 @@ def test_the_table_gives_the_three_classes_equal_shares():
     image[ndimage.binary_dilation(tube, np.ones((3, 3, 3)), iterations=2)] = -300
     image[tube] = -980
     table = fit_lookup(
-        [LookupCase("synthetic", "train", window(image, WINDOW_HU), tube, (1.0, 1.0, 1.0))], WINDOW_HU
+        [
+            LookupCase(
+                "synthetic",
+                "train",
+                torch.from_numpy(window(image, WINDOW_HU)),
+                label_of(tube),
+                (1.0, 1.0, 1.0),
+            )
+        ],
+        WINDOW_HU,
     )
     steps = np.diff(table)
     bins = [int((hu + 1024) // 16) for hu in (-980, -300, 40)]
@@ -134,8 +158,8 @@ def test_the_table_gives_the_three_classes_equal_shares():
 def test_a_window_wholly_inside_lung_has_a_table_too(window_hu):
     """No tissue in it, so that the lungs cannot be told from the rest: whatever is no air counts."""
     given = case()
-    hu = given.image.astype(np.float32) * (WINDOW_HU[1] - WINDOW_HU[0]) + WINDOW_HU[0]
-    table = fit_lookup([given._replace(image=window(hu, window_hu))], window_hu)
+    hu = given.image.float().numpy() * (WINDOW_HU[1] - WINDOW_HU[0]) + WINDOW_HU[0]
+    table = fit_lookup([given._replace(image=torch.from_numpy(window(hu, window_hu)))], window_hu)
     assert table[0] == 0 and table[-1] == 1 and (np.diff(table) > 0).all()
     network = DensityRemap(build_network("unet", n_structures=1, width=2, levels=2))
     network.set_lookup(table)
@@ -156,6 +180,6 @@ def test_only_training_cases_are_accepted(split):
 def test_cases_without_any_tube_are_an_error():
     drawn = case()
     with pytest.raises(PreconditionError, match="NO_TUBES"):
-        fit_lookup([drawn._replace(tube=np.zeros(SHAPE, bool))], WINDOW_HU)
+        fit_lookup([drawn._replace(label=label_of(np.zeros(SHAPE, bool)))], WINDOW_HU)
     with pytest.raises(PreconditionError, match="NO_TUBES"):
         fit_lookup([], WINDOW_HU)

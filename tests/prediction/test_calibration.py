@@ -22,8 +22,8 @@ from ctseg.geometry.probabilities import Probabilities
 from ctseg.geometry.volume import Grid, Volume, resample
 from ctseg.manifest import Manifest
 from ctseg.prediction import sliding_windows
-from ctseg.prediction.calibration_stage import Calibration
 from ctseg.prediction.network_input import NetworkInput
+from ctseg.prediction.test_split import Calibration
 from ctseg.runtime.hardware import choose_machine
 from ctseg.scans.formats import nifti, volume_files
 from ctseg.scoring import calibration

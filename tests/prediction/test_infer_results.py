@@ -24,7 +24,7 @@ from ctseg.errors import UsageError
 from ctseg.geometry.volume import match_grid
 from ctseg.prediction import predictor
 from ctseg.runtime import checkpoints
-from ctseg.scans.dicom import dicom_seg, dicom_series, rtstruct
+from ctseg.scans.dicom import dicom_files, dicom_seg, dicom_series, rtstruct
 from ctseg.scans.formats import volume_files
 
 
@@ -52,7 +52,7 @@ def test_infer_gives_what_the_evaluation_saw(tmp_path, cohorts, words, settings)
 
 def test_infer_finds_series_at_every_depth_and_refuses_two_scans_of_one_name(tmp_path, cohorts):
     series, other = [
-        found.folder for found in dicom_series.find_series(cohorts["pelvis"]) if found.modality == "CT"
+        found.folder for found in dicom_files.find(cohorts["pelvis"]).series if found.modality == "CT"
     ][:2]
     exported = tmp_path / "export"
     shutil.copytree(series, exported)
@@ -89,7 +89,7 @@ def test_infer_writes_dicom_that_reads_back_as_the_same_mask(
 
     The network's prediction is the reference, with a hole in one structure and an island of another.
     """
-    series = next(found for found in dicom_series.find_series(cohorts["pelvis"]) if found.modality == "CT")
+    series = next(found for found in dicom_files.find(cohorts["pelvis"]).series if found.modality == "CT")
     image, *_ = dicom_series.read_series(series.folder)
     reference, _ = dicom_seg.read_segments(series.folder.parent / "im_3" / "seg.dcm", image, series.folder)
     predicted = np.zeros(image.array.shape, np.uint8)

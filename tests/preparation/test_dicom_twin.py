@@ -8,6 +8,7 @@ import nibabel as nib
 import numpy as np
 from builders import Phantom, small_phantom, write_abdomenatlas, write_dicom_seg
 from tiny_runs import words_of
+from tiny_workspace import read_tensor
 
 import infer
 import run_pipeline
@@ -80,8 +81,8 @@ def compare(root: Path, patients: dict[str, Phantom]) -> None:
     for one, twin in zip(manifest["cases"], twins["cases"]):
         assert all(one[key] == twin[key] for key in ("case_id", "split", "states"))
         for mine, theirs in zip(one["tensors"], twin["tensors"]):
-            image, label = artifacts.read_tensor(first.processed / mine["file"])
-            image_twin, label_twin = artifacts.read_tensor(second.processed / theirs["file"])
+            image, label = read_tensor(first.processed / mine["file"])
+            image_twin, label_twin = read_tensor(second.processed / theirs["file"])
             difference = np.abs(image.astype(float) - image_twin.astype(float)).max()
             assert np.array_equal(label, label_twin) and difference <= 2e-3, one["case_id"]
 

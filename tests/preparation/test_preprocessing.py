@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 from builders import small_phantom, write_nnunet
 from shapes import probabilities_of
+from tiny_workspace import read_tensor
 
 import preprocessing
 import run_pipeline
 from ctseg import artifacts, cli, laterality
-from ctseg.artifacts import Workspace, read_json, read_tensor
+from ctseg.artifacts import Workspace, read_json
 from ctseg.errors import (
     CaseError,
     IntegrityError,
@@ -30,7 +31,7 @@ from ctseg.errors import (
 from ctseg.geometry import grids
 from ctseg.geometry.argmax_on_scan import label_on_scan
 from ctseg.geometry.volume import Grid
-from ctseg.manifest import Manifest
+from ctseg.manifest import Manifest, from_record
 from ctseg.preparation import case_to_tensors
 from ctseg.processes import ordered_map
 
@@ -150,7 +151,7 @@ def test_tensors_and_references(data: Path, tmp_path: Path, grid: str) -> None:
     manifest = artifacts.read_json(workspace.manifest)
     assert manifest["grid"] == grid and (manifest["spacing_mm"] is None) == (grid == "whole")
     for case in manifest["cases"]:
-        canvas, scan = Grid.from_record(case["canvas"]), Grid.from_record(case["scan"])
+        canvas, scan = from_record(Grid, case["canvas"]), from_record(Grid, case["scan"])
         assert len(case["tensors"]) == 1 and case["tensors"][0]["origin"] == [0, 0, 0]
         image, label = read_tensor(
             workspace.processed / case["tensors"][0]["file"], sha256=case["tensors"][0]["sha256"]

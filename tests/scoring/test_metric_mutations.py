@@ -105,7 +105,11 @@ MUTATIONS = {
         "ALL_STATES = (PRESENT, MISSED, HALLUCINATED)",
         "ALL_STATES = (PRESENT, MISSED)",
     ),
-    "missed organs cost no distance": ("metrics.py", "diagonal_mm if state == MISSED else value", "value"),
+    "missed organs cost no distance": (
+        "metrics.py",
+        "diagonal_mm if state == MISSED else surface",
+        "surface",
+    ),
     "mean of nothing is 0": (
         "summary.py",
         "sum(defined) / len(defined)) if defined else None",

@@ -32,7 +32,7 @@ def test_percentile_of_a_far_false_blob(mode: str, engine: str) -> None:
         and found["hd95_mm"] == pytest.approx(found["hd_mm"], abs=15)
         and found["hd_mm"] > 170
     )
-    assert np.percentile(np.concatenate([pair.from_reference_mm, pair.from_prediction_mm]), 90) == 0
+    assert np.percentile(np.concatenate([distance for distance, _ in pair.sides]), 90) == 0
 
 
 @pytest.mark.parametrize(

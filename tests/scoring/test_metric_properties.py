@@ -141,8 +141,8 @@ def test_every_engine_agrees_with_all_pairs_of_points(mode: str, pair) -> None:
                 prediction=prediction, reference=reference, spacing_mm=spacing, boundary_mode=mode
             )
         assert found is not None
-        np.testing.assert_allclose(found.from_reference_mm, np.sort(there), atol=1e-9)
-        np.testing.assert_allclose(found.from_prediction_mm, np.sort(back), atol=1e-9)
+        np.testing.assert_allclose(found.sides[0][0], np.sort(there), atol=1e-9)
+        np.testing.assert_allclose(found.sides[1][0], np.sort(back), atol=1e-9)
         assert distances.hausdorff_mm(found) == pytest.approx(pooled.max(), abs=1e-5)
         assert distances.average_symmetric_mm(found) == pytest.approx(
             (pooled * weight).sum() / weight.sum(), abs=1e-5

@@ -88,9 +88,8 @@ def mask_metrics(
         surface |= {tolerances.key(t): one_sided for t in tolerances_mm}
     else:
         surface = surface_metrics(pair, tolerances_mm)
-    names = ("dice", "iou", "precision", "recall", "specificity", "volume_error")
     return {
-        **{name: getattr(counts, name) for name in names},
+        **counts.ratios(),
         "volume_error_ml": (counts.fp - counts.fn) * math.prod(spacing_mm) / 1000.0,
         **surface,
     }

@@ -28,6 +28,12 @@ def draw(index: int) -> tuple[np.ndarray, np.ndarray]:
     return image.clip(0, 1).astype(np.float16), label
 
 
+def read_tensor(path: Path, *, sha256: str | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """(image, label) of a stored tensor."""
+    arrays = artifacts.read_arrays(path, ("image", "label"), sha256=sha256)
+    return arrays["image"], arrays["label"]
+
+
 def make(
     root: Path, *, cases: int = 6, unlabelled: dict[int, list[str]] | None = None
 ) -> artifacts.Workspace:
@@ -41,7 +47,9 @@ def make(
         hidden = (unlabelled or {}).get(index, [])
         for structure in hidden:
             label[label == STRUCTURES.index(structure) + 1] = 0
-        digest = artifacts.write_tensor(workspace.tensors / f"{name}_00.npz", image=image, label=label)
+        digest = artifacts.write_arrays(
+            workspace.tensors / f"{name}_00.npz", {"image": image, "label": label}
+        )
         made.append(
             Case(
                 name,

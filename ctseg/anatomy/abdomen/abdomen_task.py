@@ -14,9 +14,8 @@ import numpy as np
 from ctseg.anatomy.abdomen.gut import paint_gut
 from ctseg.anatomy.abdomen.organs import build_organs, paint_organs
 from ctseg.anatomy.abdomen.people import Person, sample_person
-from ctseg.anatomy.abdomen.trunk import build_trunk, paint_trunk
-from ctseg.anatomy.abdomen.vessels import VESSELS, paint_liver_vessels, paint_vessels
-from ctseg.anatomy.scanner import Protocol, begin_scan, sample_protocol
+from ctseg.anatomy.abdomen.trunk import paint_trunk
+from ctseg.anatomy.scanner import Protocol, TrunkScan, sample_protocol
 from ctseg.anatomy.tasks import Picture, numbered
 
 IDS = numbered(
@@ -41,18 +40,13 @@ _STREAM = 3  # keeps the draws of this task apart from those of others
 def draw(seed: int, index: int, size: str = "full") -> Picture:
     """Patient `index` of the cohort with this seed. size: "full", or "tiny" for quick tests (6 mm voxels)."""
     person, protocol, rng = plan(seed, index, size)
-    scan = begin_scan(person, protocol, rng, IDS)
-    scene = scan.scene
-    trunk = build_trunk(scene, person)
-    spine = paint_trunk(scene, trunk, person)
+    scene = TrunkScan(person, protocol, rng, IDS)
+    trunk = paint_trunk(scene, person)
     organs = build_organs(scene, person, trunk)
-    vessels = {name: scene.tube(nodes, blend_mm=1) for name, nodes in VESSELS.items()}
-    solid = scene.spread(*organs.solid, *spine, *vessels.values())
-    paint_gut(scene, person, np.minimum(solid, -trunk.abdomen - 1.5))
+    wall = -np.maximum(trunk.cavity, trunk.dome) - 1.5
+    paint_gut(scene, person, np.minimum(scene.spread(*organs.solid, *trunk.spine), wall))
     paint_organs(organs, person)
-    paint_liver_vessels(organs.liver)
-    paint_vessels(vessels)
-    image, label = scan.finish(trunk.skin, streaks_z_mm=150.0, streak_share=0.3)
+    image, label = scene.finish(trunk.skin, streaks_z_mm=150.0, streak_share=0.3)
     facts = {
         "phase": person.phase,
         "removed": person.removed,

@@ -9,13 +9,13 @@ import numpy as np
 
 from ctseg.anatomy.abdomen.people import Person
 from ctseg.anatomy.bowel import along_line, free_space, paint_colon, paint_gas, paint_loops, random_loops
-from ctseg.anatomy.implicit import Scene, Shape
+from ctseg.anatomy.implicit import Field, Scene, Shape
 from ctseg.anatomy.shape_tables import read_table
 
 SHAPES = read_table(__file__)
 
 
-def paint_gut(scene: Scene, person: Person, keep_out: np.ndarray) -> None:
+def paint_gut(scene: Scene, person: Person, keep_out: Field) -> None:
     """Draw small bowel, colon, duodenum and stomach. keep_out: function of everything they must not enter."""
     rng, (colon, duodenum, stomach) = scene.rng, (SHAPES[name] for name in ("colon", "duodenum", "stomach"))
     colon = along_line(colon + rng.normal(0, 5, colon.shape) * (1, 1, 1, 0.25), 0.09)
@@ -48,10 +48,10 @@ def paint_stomach(stomach: Shape, person: Person) -> None:
         "fluid": ("fluid", 3.0),
         "contrast": ("gastric_contrast", 10.0),
     }[person.stomach_content]
-    uneven = lumen.uneven(0, {"blotch": 1, "grain": 0.5})
+    uneven = lumen.uneven(0, blotch=1, grain=0.5)
     content = person.hu[tissue] + amount * uneven
     if person.stomach_content == "food":  # crumbs with air in them
-        content = content - 120 * np.clip(lumen.uneven(0, {"grain": 1, "blotch": 0.6}) - 1.9, 0, 2)
+        content = content - 120 * np.clip(lumen.uneven(0, grain=1, blotch=0.6) - 1.9, 0, 2)
     lumen.paint(content)
     _, y, _ = lumen.at()
     if (lumen.f < -1).any():  # gas above one level: the patient lies on the back

@@ -1,6 +1,7 @@
-"""Liver with gallbladder, kidneys, spleen, pancreas and adrenals of the upper abdomen.
+"""Liver with gallbladder, kidneys, spleen, pancreas, adrenals and the vessels of the upper abdomen.
 
-The standard ones stand in `organs.csv`; its coordinates are those of `people.py`.
+The standard ones stand in `organs.csv`, `vessels.csv` (outside the liver) and `liver_vessels.csv`, in the
+coordinates of `people.py`. The first word of a vessel's name is the tissue.
 """
 
 from __future__ import annotations
@@ -11,24 +12,24 @@ import numpy as np
 
 from ctseg.anatomy.abdomen.people import Person
 from ctseg.anatomy.abdomen.trunk import Trunk
-from ctseg.anatomy.implicit import SIDES, Scene, Shape, ellipsoid_distance
+from ctseg.anatomy.implicit import SIDES, Field, Points, Scene, Shape, ellipsoid_distance
 from ctseg.anatomy.shape_tables import read_table
 
-SHAPES = read_table(__file__)
-SPLEEN_CENTER = (88.0, 24.0, 66.0)
-KIDNEY_CENTER = {1: (62.0, 9.0, -4.0), -1: (-62.0, 9.0, -20.0)}  # the right one lies lower
-KIDNEY_RADII = (29.5, 25.5, 57.0)
+SHAPES, VESSELS, LIVER_VESSELS = (
+    read_table(__file__, name) for name in ("organs", "vessels", "liver_vessels")
+)
+_LABELS = {"artery aorta": "aorta", "vein cava": "postcava"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Kidney:
     """One kidney: the tissue around its hollow, the hollow with fat, and the basin that drains it."""
 
-    center: np.ndarray
+    center: Points
     tissue: Shape
     sinus: Shape
     basin: Shape
-    along: np.ndarray  # position along the axis, -1..1, of the box's voxels
+    along: Field  # position along the axis, -1..1, of the box's voxels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +42,7 @@ class Organs:
     spleen: Shape
     pancreas: Shape
     adrenals: list[Shape]
+    vessels: dict[str, Shape]  # outside the liver, in the order of drawing
     solid: list[Shape]  # what stomach and bowel give way to
 
 
@@ -61,7 +63,7 @@ def build_organs(scene: Scene, person: Person, trunk: Trunk) -> Organs:
     if person.gallbladder:
         gallbladder = scene.tube(SHAPES["gallbladder"] * (1, 1, 1, person.gallbladder), blend_mm=3)
     if person.removed != "spleen":  # a crescent, larger or smaller about its middle
-        middle = np.array((*SPLEEN_CENTER, 0.0))
+        middle = SHAPES["middle of the spleen"]
         spleen = scene.loft(middle + person.spleen * (SHAPES["spleen"] - middle), margin_mm=4)
         spleen = under_ribs(spleen.inset(0, lumps=1.2), 0.6 + gap, 0.4 + gap)
     liver = under_ribs(build_liver(scene, person), 0.4 + 0.8 * gap, 0.3 + 0.7 * gap)
@@ -72,8 +74,9 @@ def build_organs(scene: Scene, person: Person, trunk: Trunk) -> Organs:
     for side, z in ((1, 54.0), (-1, 52.0)):
         limbs = (SHAPES[name] + (0, 0, z, 0) for name in ("adrenal front", "adrenal back"))
         adrenals.append(scene.join([scene.tube(line, side=side) for line in limbs], 1.0))
-    solid += [liver, gallbladder, spleen, pancreas]
-    return Organs(liver, gallbladder, kidneys, spleen, pancreas, adrenals, solid)
+    vessels = {name: scene.tube(nodes, blend_mm=1) for name, nodes in VESSELS.items()}
+    solid += [liver, gallbladder, spleen, pancreas, *vessels.values()]
+    return Organs(liver, gallbladder, kidneys, spleen, pancreas, adrenals, vessels, solid)
 
 
 def build_liver(scene: Scene, person: Person) -> Shape:
@@ -92,8 +95,9 @@ def build_liver(scene: Scene, person: Person) -> Shape:
 
 def build_kidney(scene: Scene, person: Person, side: int) -> Kidney:
     """A bean whose poles lean inwards and back, hollow on the side towards the spine."""
-    a, b, c = (radius * person.kidneys[side] for radius in KIDNEY_RADII)
-    center = np.array(KIDNEY_CENTER[side]) + (0, 0, person.kidney_shift_mm[side])
+    x, y, z, *radii = SHAPES[f"kidney {SIDES[side]}"][0].tolist()
+    a, b, c = (radius * person.kidneys[side] for radius in radii)
+    center = np.array([x, y, z + person.kidney_shift_mm[side]])
     box = scene.box(center - 1.25 * c, center + 1.25 * c)
     lumps, blotch = scene.texture["lumps"][box], scene.texture["blotch"][box]
     outwards, back, up = (at - place for at, place in zip(scene.at(box), center.tolist()))
@@ -111,19 +115,20 @@ def build_kidney(scene: Scene, person: Person, side: int) -> Kidney:
     return Kidney(center, tissue, sinus, basin_shape, along)
 
 
-def rotated(p: np.ndarray, q: np.ndarray, angle: float) -> tuple[np.ndarray, np.ndarray]:
+def rotated(p: Field, q: Field, angle: float) -> tuple[Field, Field]:
     """Coordinates p and q in axes turned by `angle` (radians) from p towards q."""
     c, s = float(np.cos(angle)), float(np.sin(angle))
     return p * c + q * s, q * c - p * s
 
 
 def paint_organs(organs: Organs, person: Person) -> None:
-    """Draw the organs, those that yield first; vessels inside the liver are drawn by the caller."""
+    """Draw the organs, those that yield first, then the vessels. Those in the liver keep its label, as
+    annotators leave them in."""
     pancreas, liver = organs.pancreas, organs.liver
     for adrenal in organs.adrenals:
         adrenal.paint("adrenal")
-    fat = 10 * np.clip(pancreas.uneven(0, {"blotch": 1}), 0, 2)
-    pancreas.paint(pancreas.uneven(person.hu["pancreas"], {"grain": 7}) - fat, "pancreas")
+    fat = 10 * np.clip(pancreas.uneven(0, blotch=1), 0, 2)
+    pancreas.paint(pancreas.uneven(person.hu["pancreas"], grain=7) - fat, "pancreas")
     for side, kidney in organs.kidneys.items():
         label = f"kidney_{SIDES[side]}"
         paint_kidney(kidney, side, label)
@@ -134,6 +139,13 @@ def paint_organs(organs: Organs, person: Person) -> None:
     liver.paint("liver", "liver", blotch=2.5, lumps=1.5)
     paint_blobs(liver, person.liver_cysts, (4, 18), 9.0)
     paint_blobs(liver, person.metastases, (5, 17), person.hu["liver"] - 32.0)
+    for name, nodes in LIVER_VESSELS.items():
+        liver.scene.tube(nodes, blend_mm=1).inside(liver, 1.0).paint(name.split()[0])
+    for name, vessel in organs.vessels.items():
+        vessel.paint(name.split()[0], _LABELS.get(name))
+    aorta = organs.vessels["artery aorta"]
+    chalk = Shape(aorta.scene, aorta.box, np.abs(aorta.f + 1.0) - 0.9)  # in its wall
+    chalk.within(3 * aorta.uneven(1.3, blotch=-1.0)).paint(480.0)
 
 
 def paint_kidney(kidney: Kidney, side: int, label: str) -> None:
@@ -141,7 +153,7 @@ def paint_kidney(kidney: Kidney, side: int, label: str) -> None:
     tissue, scene = kidney.tissue, kidney.tissue.scene
     tissue.paint("cortex_kidney", label, blotch=3)
     # columns of cortex between the pyramids
-    between = tissue.uneven(np.cos(kidney.along * 11.0), {"blotch": 0.5})
+    between = tissue.uneven(np.cos(kidney.along * 11.0), blotch=0.5)
     tissue.inset(7.0).within(4 * (-0.55 - between)).paint("medulla", blotch=3)
     kidney.sinus.paint("fat", plus=12, grain=6)
     kidney.basin.paint("pelvis_kidney")

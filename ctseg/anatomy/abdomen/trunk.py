@@ -20,7 +20,7 @@ from ctseg.anatomy.body import (
     paint_twigs,
     vertebra,
 )
-from ctseg.anatomy.implicit import SIDES, Scene, Shape, smooth_minimum
+from ctseg.anatomy.implicit import SIDES, Field, Points, Scene, Shape, smooth_minimum
 from ctseg.anatomy.shape_tables import read_table
 
 SHAPES = read_table(__file__)
@@ -28,19 +28,18 @@ SHAPES = read_table(__file__)
 
 @dataclasses.dataclass(frozen=True)
 class Trunk:
-    """Functions on the whole grid, negative inside."""
+    """Functions on the whole grid, negative inside, and the vertebrae."""
 
-    skin: np.ndarray
-    inner: np.ndarray  # what lies below the fat under the skin
-    cavity: np.ndarray  # chest and abdomen inside ribs and muscles
-    dome: np.ndarray  # below the diaphragm
-    abdomen: np.ndarray  # below the diaphragm and inside the wall
+    skin: Field
+    cavity: Field  # chest and abdomen inside ribs and muscles
+    dome: Field  # below the diaphragm
+    spine: list[Shape]
 
 
-def build_trunk(scene: Scene, person: Person) -> Trunk:
-    """Outlines of the body and its cavities. The diaphragm has a higher dome on the right, a lower one on the
+def paint_trunk(scene: Scene, person: Person) -> Trunk:
+    """Skin, fat, muscles, chest and bones. The diaphragm has a higher dome on the right, a lower one on the
     left, and a saddle under the heart."""
-    inner, y, backwards = body_outline(scene, SHAPES["outline"])
+    inner, y, backwards = body_outline(scene, SHAPES["outline"])  # inner: what lies below the fat
     lower = np.clip((40 - scene.z) / 100, 0, 1)  # over the ribs the fat is thinner
     around = np.where(y < 0, 1 - 0.25 * backwards, 1 + 0.2 * backwards)
     thickness = person.fat_mm * (1 + 0.12 * scene.smooth_field(40.0)) * (0.6 + 0.4 * lower) * around
@@ -55,14 +54,10 @@ def build_trunk(scene: Scene, person: Person) -> Trunk:
     for row in SHAPES["diaphragm"]:
         shape = scene.ellipsoid(row[:3], row[3:] + (0, 0, person.diaphragm_mm))
         dome[shape.box] = smooth_minimum(dome[shape.box], shape.f, 10.0)
-    cavity = np.maximum(inner + 17, scene.y - back)
-    return Trunk(skin, inner, cavity, dome, np.maximum(cavity, dome))
+    trunk = Trunk(skin, np.maximum(inner + 17, scene.y - back), dome, [])
 
-
-def paint_trunk(scene: Scene, trunk: Trunk, person: Person) -> list[Shape]:
-    """Skin, fat, muscles, chest and bones; returns the vertebrae."""
-    paint_skin_and_fat(scene, trunk.skin)
-    paint_muscles(scene, trunk)
+    paint_skin_and_fat(scene, skin)
+    paint_muscles(scene, inner)
     paint_chest(scene, trunk, person.effusion)
     # Ribs from the spine forwards and down, and cartilage from there to the breastbone.
     for z, reach, joins in SHAPES["rib"].tolist():
@@ -76,21 +71,20 @@ def paint_trunk(scene: Scene, trunk: Trunk, person: Person) -> list[Shape]:
     levels = SHAPES["vertebra"].tolist()
     discs = scene.loft([(x, y, z, 15 * size) for z, y, _, size in levels for x in (-8.0, 8.0)])
     discs.paint("cartilage", plus=8)
-    spine = []
     for level in levels:
         bone, canal = vertebra(scene, *level)
         paint_bone(bone, 1.2)
         canal.paint(25.0)
-        spine.append(bone)
+        trunk.spine.append(bone)
     paint_twigs(scene, SHAPES["twigs"])
-    return spine
+    return trunk
 
 
-def paint_muscles(scene: Scene, trunk: Trunk) -> None:
+def paint_muscles(scene: Scene, inner: Field) -> None:
     """The wall in layers with thin fat between them, the muscles of back and loin, the crura of the
     diaphragm.
     """
-    depth = 0.5 * scene.texture["blotch"] - trunk.inner
+    depth = 0.5 * scene.texture["blotch"] - inner
     ux, y, z = np.abs(scene.x), scene.y, scene.z
     rectus = np.maximum.reduce([np.abs(depth - 7) - 4.2, np.abs(ux - 29.5) - 27.5, y + 40, z - 70])
     flank = np.maximum(48 - ux, y - 50)
@@ -103,7 +97,7 @@ def paint_muscles(scene: Scene, trunk: Trunk) -> None:
         for name in ("psoas", "loin", "inner spine", "outer spine"):
             shape = scene.loft(SHAPES[name], side=side).inset(0, blotch=0.8)
             f[shape.box] = np.minimum(f[shape.box], shape.f)
-    paint_muscle(scene, np.maximum(f, trunk.inner + 1), (0.8, 1.3))
+    paint_muscle(scene, np.maximum(f, inner + 1), (0.8, 1.3))
     for side in SIDES:
         scene.tube(SHAPES["crus"], side=side, blend_mm=2).paint("muscle")
 
@@ -128,7 +122,7 @@ def paint_chest(scene: Scene, trunk: Trunk, effusion: float) -> None:
         scene.ellipsoid(row[:3], row[3:]).inside(heart, 7.0).paint("chambers")
 
 
-def rib_line(z: float, reach: float) -> np.ndarray:
+def rib_line(z: float, reach: float) -> Points:
     """Centre line (n, 3) of a left rib: along the transverse process, round the back, then just under the
     outline.
     """

@@ -23,24 +23,17 @@ from ctseg.anatomy.airway.airway_tree import (
 )
 from ctseg.anatomy.airway.chest import Chest, paint_chest, soft
 from ctseg.anatomy.airway.people import Patient, sample_patient
-from ctseg.anatomy.implicit import Scene
+from ctseg.anatomy.implicit import Field, Points, Scene
 from ctseg.anatomy.tasks import Picture, numbered
-from ctseg.anatomy.thin_tubes import AirwayLayer, TubeLayer, axis_voxels, lines_to_index, to_index
+from ctseg.anatomy.thin_tubes import TubeLayer, axis_voxels, lines_to_index, to_index
 
 IDS = numbered("airway", "lung_left", "lung_right")
 TARGETS = ("airway",)
 PATIENTS = 16
 AIR_HU = -1000.0
+# Branch -> the stretch without contrast, whose label goes on: from and to as shares of its length, HU.
+Gaps = dict[int, tuple[float, float, float]]
 _FISSURE_HU = 115.0  # of a fissure above the lung beside it: its tissue fills a small part of a voxel
-
-
-@dataclasses.dataclass(frozen=True)
-class Gap:
-    """A stretch of a branch without contrast, whose label goes on. share: from where to where along it."""
-
-    branch: int
-    share: tuple[float, float]
-    lumen_hu: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,9 +46,9 @@ class Drawing(Picture):
 
     patient: Patient
     tree: list[Branch]
-    gaps: list[Gap]
-    axes: list[np.ndarray]
-    gap_axes: list[np.ndarray]
+    gaps: Gaps
+    axes: list[Points]
+    gap_axes: list[Points]
 
 
 def draw(seed: int, index: int, size: str = "full") -> Drawing:
@@ -110,9 +103,9 @@ def count_branches(tree: list[Branch]) -> int:
     return len(tree) - int((children == 1).sum())
 
 
-def choose_gaps(rng: np.random.Generator, tree: list[Branch], patient: Patient) -> list[Gap]:
+def choose_gaps(rng: np.random.Generator, tree: list[Branch], patient: Patient) -> Gaps:
     """Short stretches of thin branches in which motion or mucus takes the contrast away."""
-    gaps = []
+    gaps: Gaps = {}
     for number, branch in enumerate(tree):
         if branch.diameter > 4.0 or branch.length < 7 or rng.random() > patient.gap_rate:
             continue
@@ -120,11 +113,11 @@ def choose_gaps(rng: np.random.Generator, tree: list[Branch], patient: Patient) 
         middle, half = rng.uniform(0.4, 0.65), min(0.5 * width / branch.length, 0.36)
         motion = rng.random() < 0.7
         hu = patient.lung_hu - rng.uniform(0, 35) if motion else rng.uniform(-780, -450)
-        gaps.append(Gap(number, (middle - half, middle + half), hu))
+        gaps[number] = (middle - half, middle + half, hu)
     return gaps
 
 
-def paint_lungs(scene: Scene, patient: Patient, inside: np.ndarray) -> None:
+def paint_lungs(scene: Scene, patient: Patient, inside: Field) -> None:
     """Parenchyma: denser towards the back, clouded, grainy, with thin bright fissures."""
     voxel = float(scene.spacing_mm.mean())
     share = soft(scene, inside)
@@ -158,16 +151,15 @@ def paint_emphysema(scene: Scene, chest: Chest, tree: list[Branch], count: int) 
 
 
 def paint_airways(
-    scene: Scene, tree: list[Branch], gaps: list[Gap], patient: Patient
-) -> tuple[np.ndarray, list[np.ndarray], list[np.ndarray]]:
+    scene: Scene, tree: list[Branch], gaps: Gaps, patient: Patient
+) -> tuple[Field, list[Points], list[Points]]:
     """Walls and lumens, over everything else.
 
     Returns the lumen's mask and the voxels of all axes and of those in gaps.
     """
-    layer = AirwayLayer(scene)
-    by_branch = {gap.branch: gap for gap in gaps}
+    lumens, tubes = TubeLayer(scene), TubeLayer(scene)  # without and with the walls
     fine = np.linspace(0, 1, 13)  # a branch with a gap in twelve pieces, to close some of them
-    lines = [along(b.points, fine) if number in by_branch else b.points for number, b in enumerate(tree)]
+    lines = [along(b.points, fine) if number in gaps else b.points for number, b in enumerate(tree)]
     axes, gap_axes = [], []
     for number, (branch, index) in enumerate(zip(tree, lines_to_index(scene, lines))):
         # A wall is like tissue in wide bronchi, near lung in the narrowest. Walls of real small ones are so
@@ -175,14 +167,16 @@ def paint_airways(
         # lumen's air, and the narrow airways would be bright lines.
         wall_hu = -800 + 840 * float(np.clip((branch.diameter - 1.8) / 7.5, 0, 1))
         lumen, wall = np.full(len(index) - 1, AIR_HU), np.full(len(index) - 1, wall_hu)
-        if gap := by_branch.get(number):
+        if number in gaps:
+            low, high, gap_hu = gaps[number]
             middle = 0.5 * (fine[1:] + fine[:-1])
-            closed = np.flatnonzero((middle > gap.share[0]) & (middle < gap.share[1]))
-            lumen[closed], wall[closed] = gap.lumen_hu, max(gap.lumen_hu, patient.lung_hu)
+            closed = np.flatnonzero((middle > low) & (middle < high))
+            lumen[closed], wall[closed] = gap_hu, max(gap_hu, patient.lung_hu)
             gap_axes.append(axis_voxels(index[closed[0] : closed[-1] + 2], scene.shape))
         thickness = min(patient.wall * branch.diameter, 1.7)
-        layer.add_airway(index, np.full(len(index), 0.5 * branch.diameter), thickness, lumen, wall)
+        lumens.add(index, 0.5 * branch.diameter, lumen)
+        tubes.add(index, 0.5 * branch.diameter + thickness, wall)
         axes.append(axis_voxels(index, scene.shape))
-    rim = np.maximum(layer.outer - layer.share, 0)
-    scene.hu += rim * (layer.wall_hu - scene.hu) + layer.share * (layer.lumen_hu - scene.hu)
-    return layer.mask(axes), axes, gap_axes
+    rim = np.maximum(tubes.share - lumens.share, 0)
+    scene.hu += rim * (tubes.hu - scene.hu) + lumens.share * (lumens.hu - scene.hu)
+    return lumens.mask(axes), axes, gap_axes

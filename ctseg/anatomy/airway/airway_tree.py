@@ -18,10 +18,11 @@ from collections.abc import Callable
 import numpy as np
 from scipy.spatial import cKDTree
 
+from ctseg.anatomy.implicit import Points
 from ctseg.anatomy.shape_tables import read_table
 from ctseg.anatomy.thin_tubes import Line, arc_mm
 
-Depth = Callable[[np.ndarray], np.ndarray]  # points (n, 3) -> mm inside the lung, negative outside
+Depth = Callable[[Points], np.ndarray]  # points (n, 3) -> mm inside the lung, negative outside
 
 _FLOW_EXPONENT = 2.8
 _RATIO = (0.60, 0.85)  # child to parent diameter
@@ -41,19 +42,19 @@ class Branch:
     """
 
     name: str
-    points: np.ndarray
+    points: Points
     diameter: float
     parent: int
     generation: int
-    joint: np.ndarray
-    cloud: np.ndarray | None = None
+    joint: Points
+    cloud: Points | None = None
 
     @property
-    def end(self) -> np.ndarray:
+    def end(self) -> Points:
         return self.points[-1]
 
     @property
-    def direction(self) -> np.ndarray:
+    def direction(self) -> Points:
         return unit(self.points[-1] - self.points[-2])
 
     @property
@@ -63,7 +64,7 @@ class Branch:
 
 NODES = read_table(__file__, "bronchi")
 TRUNKS = read_table(__file__, "trunks")
-# Right, then left: above the oblique and the horizontal fissure, between them, top and base of the lower lobe.
+# Right, then left: above both fissures, between them, top and base of the lower lobe.
 REGIONS = (
     "right_upper",
     "right_middle",
@@ -76,18 +77,18 @@ REGIONS = (
 )
 
 
-def oblique(points: np.ndarray) -> np.ndarray:
+def oblique(points: Points) -> np.ndarray:
     """Signed distance in mm to the oblique fissure, negative in the lower lobe, for points (..., 3)."""
     y, z = points[..., 1], points[..., 2]
     return (z - 50 - 1.375 * (y - 80) - 0.0022 * (y - 20) ** 2 + 3) / 1.70
 
 
-def horizontal(points: np.ndarray) -> np.ndarray:
+def horizontal(points: Points) -> np.ndarray:
     """Signed distance to the horizontal fissure of the right lung, negative in the middle lobe."""
     return points[..., 2] + 36 - 0.14 * (points[..., 1] + 20)
 
 
-def regions(points: np.ndarray) -> dict[str, np.ndarray]:
+def regions(points: Points) -> dict[str, Points]:
     """Points (n, 3) inside the lungs, by the bronchus that supplies them."""
     lower = oblique(points) < 0
     below = np.where(lower, points[:, 2] < -66, horizontal(points) < 0)
@@ -102,19 +103,13 @@ def airways(tree: list[Branch], finest_mm: float) -> list[Branch]:
     return [dataclasses.replace(tree[number], parent=place[tree[number].parent]) for number in kept]
 
 
-def unit(vector: np.ndarray) -> np.ndarray:
+def unit(vector: Points) -> Points:
     """The vector at length 1."""
     return vector / max(float(np.linalg.norm(vector)), 1e-9)
 
 
 def grow_tree(
-    rng: np.random.Generator,
-    cloud: np.ndarray,
-    depth: Depth,
-    *,
-    airway_mm: float,
-    finest_mm: float,
-    width: float,
+    rng: np.random.Generator, cloud: Points, depth: Depth, *, airway_mm: float, finest_mm: float, width: float
 ) -> list[Branch]:
     """The whole tree, parents before children. cloud: points (n, 3) spread evenly over both lungs.
 
@@ -138,7 +133,7 @@ def grow_tree(
     return Growth(rng, depth, finest_mm, airway_mm, tree).grow()
 
 
-def smooth_line(points: np.ndarray, per_piece: int = 3) -> np.ndarray:
+def smooth_line(points: Points, per_piece: int = 3) -> Points:
     """The nodes (n, 3), n > 2, with a Catmull-Rom curve between them; first and last stay."""
     padded = np.concatenate([2 * points[:1] - points[1:2], points, 2 * points[-1:] - points[-2:-1]])
     t = np.arange(per_piece)[:, None] / per_piece
@@ -149,7 +144,7 @@ def smooth_line(points: np.ndarray, per_piece: int = 3) -> np.ndarray:
     return np.concatenate([*parts, points[-1:]])
 
 
-def along(points: np.ndarray, share: np.ndarray) -> np.ndarray:
+def along(points: Points, share: np.ndarray) -> Points:
     """Points (len(share), 3) at shares 0..1 of a line's length."""
     way = arc_mm(points)
     return np.stack([np.interp(share, way / max(way[-1], 1e-9), column) for column in points.T], axis=1)
@@ -157,8 +152,8 @@ def along(points: np.ndarray, share: np.ndarray) -> np.ndarray:
 
 @dataclasses.dataclass
 class Growth:
-    """A tree that fills the lung. finest_mm: narrower branches are not grown; clear_mm: narrower ones may touch
-    others. taken: (n, 5) where branches run already: x, y, z, radius, number."""
+    """A tree that fills the lung. finest_mm: narrower branches are not grown; clear_mm: narrower ones may
+    touch others. taken: (n, 5) where branches run already: x, y, z, radius, number."""
 
     rng: np.random.Generator
     depth: Depth
@@ -191,8 +186,8 @@ class Growth:
             heapq.heappush(order, (-branch.diameter, number))
 
     def free(self, branch: Branch, kin: tuple[int, ...], margin_mm: float) -> bool:
-        """Whether a new branch keeps that far inside the lung, and clear of all others but its kin, beyond the
-        joint."""
+        """Whether a new branch keeps that far inside the lung, and clear of all others but its kin, beyond
+        the joint."""
         # Lobar bronchi end at the root of the lung: their children begin there.
         first = 2 if branch.generation > 4 else 3
         if self.depth(branch.points[first:]).min() < 0.65 * branch.diameter + margin_mm:
@@ -228,7 +223,7 @@ class Growth:
                 return [child for child in (one, other) if child.diameter >= self.finest_mm]
         return []
 
-    def child(self, number: int, cloud: np.ndarray, share: float, attempt: int) -> Branch:
+    def child(self, number: int, cloud: Points, share: float, attempt: int) -> Branch:
         """A branch towards the middle of its region `cloud`, leaving its parent in a soft bend.
 
         number: the parent's. share: of its region. attempt: how often its place was taken before; then it is
@@ -251,7 +246,7 @@ class Growth:
         points = (1 - t) ** 2 * parent.end + 2 * t * (1 - t) * bend + t**2 * end
         return Branch(parent.name, points, diameter, number, parent.generation + 1, parent.joint, cloud)
 
-    def inward(self, point: np.ndarray, wanted_mm: float) -> np.ndarray:
+    def inward(self, point: Points, wanted_mm: float) -> Points:
         """The point, moved away from the surface of the lung where it lies less than `wanted_mm` deep."""
         for _ in range(3):
             here, *around = self.depth(np.concatenate([point[None], point + 1.5 * np.eye(3)]))
@@ -261,17 +256,12 @@ class Growth:
         return point
 
 
-def turned_to(direction: np.ndarray, axis: np.ndarray, angle: float) -> np.ndarray:
+def turned_to(direction: Points, axis: Points, angle: float) -> Points:
     """The direction turned towards the axis as far as needed to lie within `angle` of it."""
     cosine = direction @ axis
     if cosine >= np.cos(angle):
         return direction
     return np.cos(angle) * axis + np.sin(angle) * unit(direction - cosine * axis)
-
-
-# Where the main arteries enter the lungs, and where the veins enter the left atrium: right, left.
-PULMONARY_ENDS = ((-32.0, 12.0, -28.0), (42.0, 20.0, -22.0))
-VENOUS_ROOTS = ((-24.0, 4.0, -52.0), (32.0, 6.0, -50.0))
 
 
 def arteries(tree: list[Branch]) -> list[Line]:
@@ -280,13 +270,13 @@ def arteries(tree: list[Branch]) -> list[Line]:
     On the normal of the plane in which bronchi divide, the arteries divide in parallel and cross none of
     them.
     """
-    ends: dict[int, tuple[np.ndarray, float]] = {}
+    ends: dict[int, tuple[Points, float]] = {}
     found = []
     for number, branch in enumerate(tree):
         if branch.name in ("trachea", "right_main", "left_main"):
             continue
         radius = 0.22 + 0.47 * branch.diameter
-        entry = np.array(PULMONARY_ENDS[int(branch.end[0] > 0)])
+        entry = NODES["ends of the pulmonary arteries"][int(branch.end[0] > 0)]
         begin, first = ends.get(branch.parent, (entry, 1.15 * radius))
         t = np.linspace(0, 1, len(branch.points))[:, None]
         turn = (1 - t) * tree[branch.parent].joint + t * branch.joint
@@ -299,13 +289,13 @@ def arteries(tree: list[Branch]) -> list[Line]:
 
 
 def veins(
-    rng: np.random.Generator, cloud: np.ndarray, depth: Depth, tree: list[Branch], finest_mm: float
+    rng: np.random.Generator, cloud: Points, depth: Depth, tree: list[Branch], finest_mm: float
 ) -> list[Line]:
     """Veins between the bronchi: trees of their own towards the left atrium, off the bronchi they meet."""
     bronchi = {branch.name: branch for branch in reversed(tree)}  # the first of each name: the lobar ones
     roots: list[Branch] = []
     for number, (name, part) in enumerate(regions(cloud).items()):
-        bronchus, atrium = bronchi[name], np.array(VENOUS_ROOTS[number // 4])
+        bronchus, atrium = bronchi[name], NODES["roots of the veins"][number // 4]
         entry = bronchus.end - 12 * bronchus.joint + (0, -3.0, -4.0)
         points = smooth_line(np.array([atrium, 0.5 * (atrium + entry) - (0, 3, 2), entry]))
         roots.append(Branch(name, points, 0.95 * bronchus.diameter, -1, 0, -bronchus.joint, part))

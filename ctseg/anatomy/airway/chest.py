@@ -8,7 +8,6 @@ and `vessels.csv`.
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 
 import numpy as np
@@ -16,7 +15,7 @@ from scipy.ndimage import gaussian_filter, map_coordinates
 
 from ctseg.anatomy.airway.airway_tree import smooth_line
 from ctseg.anatomy.airway.people import Patient
-from ctseg.anatomy.implicit import SIDES, Scene, at_heights
+from ctseg.anatomy.implicit import SIDES, Field, Points, Scene, at_heights
 from ctseg.anatomy.shape_tables import read_table
 from ctseg.anatomy.thin_tubes import Line, TubeLayer
 
@@ -28,17 +27,6 @@ _EXTENT, _DEPTH_STEP_MM = ((-150, 150), (-120, 120), (-210, 120)), 3.0  # x, y, 
 _TABLE_Y, _TABLE_Z = (-125.0, 125.0), (-215.0, 125.0)  # extent of the mediastinum's tables, 1 mm apart
 
 
-@dataclasses.dataclass(frozen=True)
-class Cavities:
-    """Functions of the same places, negative inside: rib cage, what lies above the diaphragm, lungs by
-    side.
-    """
-
-    cage: np.ndarray
-    above: np.ndarray
-    lungs: dict[int, np.ndarray]
-
-
 class Chest:
     """The shapes of one chest, as functions of template coordinates x, y, z (arrays of any one shape)."""
 
@@ -47,10 +35,10 @@ class Chest:
         self.dome_mm = {-1: patient.right_dome_mm, 1: patient.right_dome_mm - patient.left_lower_mm}
         self._sides = {side: mediastinum(patient, side) for side in SIDES}
         axes = [np.arange(low, high, _DEPTH_STEP_MM, dtype=np.float32) for low, high in _EXTENT]
-        lungs = self.cavities(*np.meshgrid(*axes, indexing="ij")).lungs
+        *_, lungs = self.cavities(*np.meshgrid(*axes, indexing="ij"))
         self._depth = -np.minimum(lungs[1], lungs[-1])
 
-    def outline(self, name: str, x: np.ndarray, y: np.ndarray, z: np.ndarray, extra_mm: float) -> np.ndarray:
+    def outline(self, name: str, x: Field, y: Field, z: Field, extra_mm: float) -> Field:
         """The "skin" or the "cavity" of the rib cage, wider by extra_mm: negative inside, about mm near it.
 
         A closed line between an ellipse and a rectangle at each height.
@@ -62,8 +50,11 @@ class Chest:
         across, deep = px * (1 - corner * np.minimum(v, 1)) / a, py * (1 - corner * np.minimum(u, 1)) / b
         return (u + v - corner * u * v - 1) / np.maximum(2 * np.hypot(across, deep), 0.012)
 
-    def cavities(self, x: np.ndarray, y: np.ndarray, z: np.ndarray) -> Cavities:
-        """Rib cage and lungs; the diaphragm is two domes with deep gutters at the sides and the back."""
+    def cavities(self, x: Field, y: Field, z: Field) -> tuple[Field, Field, dict[int, Field]]:
+        """Rib cage, what of it lies below the diaphragm, and lungs by side, negative inside.
+
+        The diaphragm is two domes with deep gutters at the sides and the back.
+        """
         cage = self.outline("cavity", x, y, z, 0.0)
         domes = []
         for side, top in self.dome_mm.items():
@@ -80,14 +71,14 @@ class Chest:
             side: np.maximum(around, (width[row, column] - side * x) * slope[row, column])
             for side, (width, slope) in self._sides.items()
         }
-        return Cavities(cage, above, lungs)
+        return cage, np.maximum(cage, -above), lungs
 
-    def depth(self, points: np.ndarray) -> np.ndarray:
+    def depth(self, points: Points) -> np.ndarray:
         """How deep points (n, 3) lie inside a lung, in mm; negative outside. Read off a grid of 3 mm."""
         index = (points - [low for low, _ in _EXTENT]) / _DEPTH_STEP_MM
         return map_coordinates(self._depth, index.T, order=1, mode="nearest")
 
-    def cloud(self, step_mm: float, rng: np.random.Generator) -> np.ndarray:
+    def cloud(self, step_mm: float, rng: np.random.Generator) -> Points:
         """Points (n, 3) spread evenly over both lungs, at least 4 mm from their surface."""
         axes = [np.arange(low, high, step_mm) for low, high in _EXTENT]
         grid = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3)
@@ -132,7 +123,7 @@ def mediastinum(patient: Patient, side: int) -> tuple[np.ndarray, np.ndarray]:
     return width.astype(np.float32), (1 / np.hypot(1, steep)).astype(np.float32)
 
 
-def beads(nodes: np.ndarray) -> np.ndarray:
+def beads(nodes: Points) -> Points:
     """A tube (n, 4: x, y, z, radius) as balls about 4 mm apart, in the same form."""
     pieces = []
     for a, b in itertools.pairwise(nodes):
@@ -141,15 +132,15 @@ def beads(nodes: np.ndarray) -> np.ndarray:
     return np.concatenate(pieces)
 
 
-def soft(scene: Scene, f: np.ndarray) -> np.ndarray:
+def soft(scene: Scene, f: Field) -> Field:
     """Share of each voxel inside, for a function on the whole grid that is about mm."""
     return np.clip(0.5 - f * (1 / float(scene.spacing_mm.mean())), 0, 1)
 
 
-def paint_chest(scene: Scene, chest: Chest) -> dict[int, np.ndarray]:
+def paint_chest(scene: Scene, chest: Chest) -> dict[int, Field]:
     """Everything but what is in the lungs. Returns the lungs' functions by side (1 left, -1 right)."""
     hu, blotch, fat_mm = scene.tissue, scene.texture["blotch"], chest.patient.fat_mm
-    cavities = chest.cavities(scene.x, scene.y, scene.z)
+    cage, below, lungs = chest.cavities(scene.x, scene.y, scene.z)
     # of the couch: a mat, two thin plates
     below_top = scene.y - (129 + fat_mm - scene.x * scene.x * (1 / 1700))
     scene.blend(np.clip(below_top + 9, 0, 1) * np.clip(-below_top, 0, 1), -940.0)
@@ -162,10 +153,10 @@ def paint_chest(scene: Scene, chest: Chest) -> dict[int, np.ndarray]:
     strands = np.clip(np.abs(wall + 9 + 4 * blotch) * 0.7, 0.2, 1)  # planes of fat between layers of muscle
     strands *= 1 - np.float32(0.15) * (blotch > 1.2)
     scene.blend(soft(scene, wall) * strands, "muscle")
-    scene.blend(soft(scene, cavities.cage), hu["fat"] + 14)
+    scene.blend(soft(scene, cage), hu["fat"] + 14)
     organ = np.where(scene.x < 22 + 4 * blotch, np.float32(hu["liver"]), np.float32(hu["spleen"]))
-    scene.blend(soft(scene, np.maximum(cavities.cage, -cavities.above)), organ)
-    paint_mediastinum(scene, chest, cavities)
+    scene.blend(soft(scene, below), organ)
+    paint_mediastinum(scene, chest, below)
     paint_spine(scene, chest.patient)
     cortex, marrow = TubeLayer(scene), TubeLayer(scene)
     rods = [*ribs(), *plates()]
@@ -173,10 +164,10 @@ def paint_chest(scene: Scene, chest: Chest) -> dict[int, np.ndarray]:
     marrow.add_lines([(points, radius - 1.6) for points, radius in rods])
     scene.blend(cortex.share, "cortex")
     scene.blend(marrow.share, "marrow")
-    return cavities.lungs
+    return lungs
 
 
-def paint_mediastinum(scene: Scene, chest: Chest, cavities: Cavities) -> None:
+def paint_mediastinum(scene: Scene, chest: Chest, below: Field) -> None:
     """Heart, great vessels, gullet; below the diaphragm the liver's dome and the stomach with its gas."""
     hearts = [(row[:3], row[3:] * chest.patient.heart) for row in CHEST["heart"]]
     walls = scene.join([scene.ellipsoid(center, radii) for center, radii in hearts], 8.0)
@@ -188,8 +179,7 @@ def paint_mediastinum(scene: Scene, chest: Chest, cavities: Cavities) -> None:
         radius = np.interp(np.linspace(0, 1, len(line)), share, nodes[:, 3])
         scene.tube(line, radius).paint("blood")
     scene.tube(CHEST["oesophagus"], blend_mm=2).paint("muscle", plus=-12)
-    liver = np.maximum.reduce([cavities.cage, -cavities.above, scene.x + 30])
-    scene.blend(soft(scene, liver), "liver")
+    scene.blend(soft(scene, np.maximum(below, scene.x + 30)), "liver")
     middle = chest.dome_mm[1] - 38
     scene.ellipsoid((52, -22, middle), (38, 40, 30)).paint("muscle", plus=-15)
     bubble = scene.ellipsoid((52, -24, middle), (34, 36, 26))
@@ -211,7 +201,7 @@ def paint_spine(scene: Scene, patient: Patient) -> None:
     body = scene.tube(middle, 16.5)
     gap = np.abs((scene.z[body.box] + 207.5) % 23.0 - 11.5)  # 11.5 in the middle of a disc
     disc = np.clip((gap - 8.5) / 1.5, 0, 1)
-    spongy = body.uneven(scene.tissue["marrow"], {"blotch": 35})
+    spongy = body.uneven(scene.tissue["marrow"], blotch=35)
     body.paint((1 - disc) * scene.tissue["cortex"] * 0.8 + disc * 75)
     body.inset(1.6).paint((1 - disc) * spongy + disc * 75)
     scene.tube(middle + (0, 28, 0), 8.0).paint(25.0)

@@ -6,7 +6,7 @@ import dataclasses
 
 import numpy as np
 
-from ctseg.anatomy.scanner import Body, ChestScan, random_axes
+from ctseg.anatomy.scanner import USUAL_AXES, Body, ChestScan, random_axes
 from ctseg.anatomy.shape_tables import draw_values, read_people
 
 TINY_SPACING_MM = 4.5
@@ -40,5 +40,5 @@ def sample_patient(rng: np.random.Generator, index: int, size: str) -> Patient:
         slice_mm = pixel_mm = TINY_SPACING_MM
         body["finest_mm"] *= 1.5
     spacing, noise_hu = (slice_mm, pixel_mm, pixel_mm), 15 + 25 * dose["noise"] ** 3
-    scan = ChestScan(spacing, noise_hu, dose["blur_mm"], *(axes if index % 3 == 2 else ()))
+    scan = ChestScan(spacing, *(axes if index % 3 == 2 else USUAL_AXES), noise_hu, dose["blur_mm"])
     return Patient(scan=scan, hu=hu, **body)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from ctseg.anatomy.heart.shape import FRAME, Heart
-from ctseg.anatomy.implicit import Scene, Shape, ellipsoid_distance, occupancy, smooth_minimum
+from ctseg.anatomy.implicit import Field, Points, Scene, Shape, ellipsoid_distance, occupancy, smooth_minimum
 from ctseg.anatomy.shape_tables import read_table
 from ctseg.anatomy.thin_tubes import Line, TubeLayer
 
@@ -26,14 +26,14 @@ def great_vessels(scene: Scene, heart: Heart, kind: str) -> list[Shape]:
     ]
 
 
-def placed(heart: Heart, nodes: np.ndarray) -> np.ndarray:
+def placed(heart: Heart, nodes: Points) -> Points:
     """Template points (n, 3) of rows x, y, z, radius, follows."""
     standard = nodes[:, :3]
     turned = standard @ FRAME.T @ heart.basis
     return standard + nodes[:, 4:] * (turned - standard)
 
 
-def paint_chest(scene: Scene, sac: np.ndarray) -> None:
+def paint_chest(scene: Scene, sac: Field) -> None:
     """Everything outside the heart's sac but the great vessels. sac: its f on the whole grid."""
     x, y, z = scene.x, scene.y, scene.z
     scene.hu[:] = scene.tissue["fat"] + 7 * scene.texture["blotch"]
@@ -60,7 +60,7 @@ def paint_chest(scene: Scene, sac: np.ndarray) -> None:
         scene.tube(TUBES[name] - (0, 0, 0, 1.5)).paint(-985.0)
 
 
-def paint_lungs(scene: Scene, cavity: np.ndarray, sac: np.ndarray) -> None:
+def paint_lungs(scene: Scene, cavity: Field, sac: Field) -> None:
     """Air on both sides of heart and upper mediastinum, with vessels that run out from the hilum."""
     x, y, z, rng = scene.x, scene.y, scene.z, scene.rng
     column = ellipsoid_distance(x - 2.0, y - 18.0, z - 60.0, (36.0, 50.0, 60.0))
@@ -69,7 +69,7 @@ def paint_lungs(scene: Scene, cavity: np.ndarray, sac: np.ndarray) -> None:
     middle = smooth_minimum(smooth_minimum(sac, column, 8.0), np.minimum(spine, front), 5.0)
     lungs = np.maximum(cavity + 1.0, 1.0 - middle)
     scene.whole(lungs).paint("lung", blotch=12)
-    lines: list[Line] = []
+    lines = []
     for hilum in TUBES["hilum"]:
         for _ in range(22):
             way = rng.normal(0, 1, 3) * (1, 1, 1.2)

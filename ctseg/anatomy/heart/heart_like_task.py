@@ -17,8 +17,8 @@ import numpy as np
 from ctseg.anatomy.heart.chest import GREAT_VESSELS, great_vessels, mammary_arteries, paint_chest, placed
 from ctseg.anatomy.heart.shape import Coordinates, Heart, SurfaceMap, make_heart, rotation
 from ctseg.anatomy.heart.vessels import Vessel, VesselMaker
-from ctseg.anatomy.implicit import Scene
-from ctseg.anatomy.scanner import ChestScan, random_axes
+from ctseg.anatomy.implicit import Field, Points, Scene
+from ctseg.anatomy.scanner import USUAL_AXES, ChestScan, random_axes
 from ctseg.anatomy.shape_tables import draw_values, read_people
 from ctseg.anatomy.tasks import Picture, numbered
 from ctseg.anatomy.thin_tubes import TubeLayer, axis_voxels, to_index
@@ -67,7 +67,7 @@ class Drawing(Picture):
     patient: Patient
     arteries: tuple[list[Vessel], list[Vessel]]
     veins: list[Vessel]
-    vein: np.ndarray
+    vein: Field
 
 
 def draw(seed: int, index: int, size: str = "full") -> Drawing:
@@ -105,7 +105,7 @@ def draw(seed: int, index: int, size: str = "full") -> Drawing:
         "vessel_hu": round(patient.hu["vessel"], 1),
         "noise_hu": round(scan.noise_hu, 1),
     }
-    return Drawing(image, label, facts, patient, trees, veins, scan.stored(scene, vein).array)
+    return Drawing(image, label, facts, patient, trees, veins, scan.stored(vein, grid).array)
 
 
 def sample_patient(rng: np.random.Generator, size: str) -> Patient:
@@ -117,7 +117,7 @@ def sample_patient(rng: np.random.Generator, size: str) -> Patient:
     spacing = (fitting * scan["across"], *(fitting * scan["in_plane"],) * 2)
     if size == "tiny":
         spacing = (TINY_SPACING_MM,) * 3
-    axes = random_axes(rng) if scan["turned"] < 0.3 else ()
+    axes = random_axes(rng) if scan["turned"] < 0.3 else USUAL_AXES
     body = draw_values(rng, PEOPLE["body"])
     low, high = (85, 135) if body["washed_out"] < 0.6 else (150, 430)
     hu = draw_values(rng, PEOPLE["attenuation"])
@@ -127,7 +127,7 @@ def sample_patient(rng: np.random.Generator, size: str) -> Patient:
         scale=scan["scale"],
         pose=rotation(body["pose"]),
         left_dominant=body["dominance"] < 0.2,
-        scan=ChestScan(spacing, body["noise_hu"], body["blur_mm"], *axes),
+        scan=ChestScan(spacing, *axes, body["noise_hu"], body["blur_mm"]),
         hu=hu,
         **{name: body[name] for name in ("warp_mm", "wall_mm", "sac_mm", "calcium")},
     )
@@ -160,7 +160,7 @@ def paint_heart(scene: Scene, heart: Heart, at: Coordinates) -> None:
         shape.paint(tissue, name)
 
 
-def ostia(heart: Heart, chart: SurfaceMap) -> tuple[np.ndarray, np.ndarray]:
+def ostia(heart: Heart, chart: SurfaceMap) -> tuple[Points, Points]:
     """Heart points just inside the wall of the aorta where the left and the right tree begin."""
     nodes = GREAT_VESSELS["aorta"][1:3]
     low, high = placed(heart, nodes) @ heart.basis.T
@@ -174,7 +174,7 @@ def ostia(heart: Heart, chart: SurfaceMap) -> tuple[np.ndarray, np.ndarray]:
 
 def paint_vessels(
     scene: Scene, heart: Heart, calcium_rate: float, arteries: list[Vessel], veins: list[Vessel]
-) -> np.ndarray:
+) -> Field:
     """Arteries and veins in their fat, by one and the same rule. Returns the mask of the veins."""
     rng, outside = scene.rng, scene.label != IDS["aorta"]
     sleeve, blood, calcium = TubeLayer(scene), TubeLayer(scene), TubeLayer(scene)

@@ -16,7 +16,7 @@ import numpy as np
 from scipy.ndimage import gaussian_filter1d, map_coordinates
 from scipy.spatial.transform import Rotation
 
-from ctseg.anatomy.implicit import ellipsoid_distance, smooth_minimum
+from ctseg.anatomy.implicit import Field, Points, ellipsoid_distance, smooth_minimum
 from ctseg.anatomy.shape_tables import read_table
 
 # Rows u, v, w in LPS: the apex points to the left, the front and the feet.
@@ -30,7 +30,7 @@ _BED_MM = 12.0
 _ANGLES = np.arange(0.0, 360.0, 3.0)
 _U_NODES = np.arange(-44.0, 71.0, 2.0)
 
-Coordinates = tuple[np.ndarray, np.ndarray, np.ndarray] | np.ndarray
+Coordinates = tuple[Field, Field, Field] | np.ndarray
 Groove = Callable[[np.ndarray], np.ndarray]  # u -> angle
 
 
@@ -46,23 +46,23 @@ class Heart:
     size: dict[str, float]
     wall_mm: float
 
-    def coordinates(self, x: np.ndarray, y: np.ndarray, z: np.ndarray) -> Coordinates:
+    def coordinates(self, x: Field, y: Field, z: Field) -> Coordinates:
         """(u, v, w) of template points."""
         u, v, w = (row[0] * x + row[1] * y + row[2] * z for row in self.basis.astype(np.float32))
         return u, v, w
 
-    def wall(self, name: str, at: Coordinates, inset_mm: float = 0.0) -> np.ndarray:
+    def wall(self, name: str, at: Coordinates, inset_mm: float = 0.0) -> Field:
         """f of one outer wall, or of the cavity `inset_mm` inside it; ventricles stop at the valve plane."""
         center, radii = OUTER[name].reshape(2, 3).tolist()
         u, v, w = (axis - middle for axis, middle in zip(at, center))
         f = ellipsoid_distance(u, v, w, [radius * self.size[name] - inset_mm for radius in radii])
         return np.maximum(f, BASE_U - at[0]) if name in ("lv", "rv") else f
 
-    def surface(self, at: Coordinates) -> np.ndarray:
+    def surface(self, at: Coordinates) -> Field:
         """f of the whole heart, its grooves hardly rounded."""
         return rounded_union((self.wall(name, at) for name in OUTER), _BLEND_MM)
 
-    def bed(self, at: Coordinates, blend_mm: float = _BED_MM) -> np.ndarray:
+    def bed(self, at: Coordinates, blend_mm: float = _BED_MM) -> Field:
         """f of the surface that vessels lie on.
 
         In a groove they float in its fat, and the root of the aorta fills the pit between the chambers.
@@ -70,10 +70,10 @@ class Heart:
         root = ellipsoid_distance(at[0] + 9.0, at[1], at[2] - 15.0, (17.0, 18.0, 19.0))
         return rounded_union([root, *(self.wall(name, at) for name in OUTER)], blend_mm)
 
-    def outside(self, points: np.ndarray, distance_mm: np.ndarray) -> np.ndarray:
+    def outside(self, points: Points, distance_mm: np.ndarray) -> Points:
         """Heart points (n, 3) moved along the surface's normal until they lie `distance_mm` (n,) outside."""
 
-        def f(places: np.ndarray) -> np.ndarray:
+        def f(places: Points) -> np.ndarray:
             return self.bed(places.astype(np.float32).T)
 
         points = points.astype(np.float64)
@@ -97,7 +97,7 @@ def rotation(angles: Iterable[float]) -> np.ndarray:
     return Rotation.from_euler("xyz", [x, -y, z]).as_matrix()
 
 
-def rounded_union(parts: Iterable[np.ndarray], blend_mm: float) -> np.ndarray:
+def rounded_union(parts: Iterable[Field], blend_mm: float) -> Field:
     """The union of functions with rounded seams."""
     return functools.reduce(lambda a, b: smooth_minimum(a, b, blend_mm), parts)
 
@@ -106,8 +106,7 @@ class SurfaceMap:
     """The outer surface as radius over (angle, u), with its grooves.
 
     front(u), back(u): angle of the groove between the ventricles, on the front and on the side of the
-    diaphragm; ring(angle): u of the groove between atria
-    and ventricles, where the vessels of the heart run.
+    diaphragm; ring(angle): u of the groove between atria and ventricles. The vessels of the heart run there.
     """
 
     def __init__(self, heart: Heart):
@@ -129,7 +128,7 @@ class SurfaceMap:
         """u of the groove between atria and ventricles."""
         return np.interp(angle, _ANGLES, self._ring, period=360.0)
 
-    def points(self, angle: np.ndarray, u: np.ndarray, distance_mm: np.ndarray) -> np.ndarray:
+    def points(self, angle: np.ndarray, u: np.ndarray, distance_mm: np.ndarray) -> Points:
         """Heart points (n, 3) at angles and u, `distance_mm` outside the surface."""
         row, column = np.mod(angle, 360.0) / 3.0, np.interp(u, _U_NODES, np.arange(len(_U_NODES)))
         closed = np.concatenate([self._radius, self._radius[:1]])

@@ -18,6 +18,7 @@ from scipy.ndimage import gaussian_filter1d, label
 from scipy.spatial import cKDTree
 
 from ctseg.anatomy.heart.shape import SurfaceMap, axis_v
+from ctseg.anatomy.implicit import Points
 from ctseg.anatomy.shape_tables import read_table
 from ctseg.anatomy.thin_tubes import arc_mm
 
@@ -33,7 +34,7 @@ ATRIAL = read_table(__file__, "atrial_veins")
 class Vessel:
     """points: (n, 3) in heart coordinates. radii: (n,) mm."""
 
-    points: np.ndarray
+    points: Points
     radii: np.ndarray
 
     @property
@@ -41,11 +42,11 @@ class Vessel:
         """Along the axis, mm."""
         return float(arc_mm(self.points)[-1])
 
-    def at_share(self, share: float) -> np.ndarray:
+    def at_share(self, share: float) -> Points:
         """The point at a share (0..1) of the way."""
         return self.points[round(share * (len(self.points) - 1))]
 
-    def at_angle(self, angle: float) -> np.ndarray:
+    def at_angle(self, angle: float) -> Points:
         """The point whose angle on the heart's surface is nearest."""
         return self.points[np.argmin([abs(locate(point)[0] - angle) for point in self.points])]
 
@@ -57,7 +58,7 @@ class VesselMaker:
         self.chart, self._rng = chart, rng
 
     def run(
-        self, angle: np.ndarray, u: np.ndarray, radius: tuple[float, float], start: np.ndarray | None = None
+        self, angle: np.ndarray, u: np.ndarray, radius: tuple[float, float], start: Points | None = None
     ) -> Vessel:
         """A vessel through nodes (angle in degrees, u).
 
@@ -76,16 +77,14 @@ class VesselMaker:
             radii = np.concatenate([radii[:1], radii[first:]])
         return even(points, radii)
 
-    def branch(
-        self, start: np.ndarray, to: Sequence[float], spread: tuple[float, float] = (2.0, 3.0)
-    ) -> Vessel:
+    def branch(self, start: Points, to: Sequence[float], spread: tuple[float, float] = (2.0, 3.0)) -> Vessel:
         """A side branch from a point of another vessel to about a place (angle, u) on the surface."""
         (angle, u), t = locate(start), np.linspace(0, 1, 5)
         to_angle, to_u = self._rng.normal(to, spread)
         return self.run(angle + (to_angle - angle) * t, u + (to_u - u) * t, (1.1, 0.75), start)
 
     def coronaries(
-        self, ostia: tuple[np.ndarray, np.ndarray], left_dominant: bool
+        self, ostia: tuple[Points, Points], left_dominant: bool
     ) -> tuple[list[Vessel], list[Vessel]]:
         """The left and the right tree. ostia: heart points on the aorta where they begin: left, right."""
         rng, chart = self._rng, self.chart
@@ -130,7 +129,7 @@ class VesselMaker:
         return [short for vein in found if (short := clear_of(taken, vein)) is not None]
 
 
-def even(points: np.ndarray, radii: np.ndarray) -> Vessel:
+def even(points: Points, radii: np.ndarray) -> Vessel:
     """The vessel with smoothed points every 1.5 mm; its ends stay."""
     smooth = gaussian_filter1d(points, 2.5, axis=0, mode="nearest")
     smooth[[0, -1]] = points[[0, -1]]
@@ -140,12 +139,12 @@ def even(points: np.ndarray, radii: np.ndarray) -> Vessel:
     return Vessel(points, np.interp(at, along, radii))
 
 
-def root(start: np.ndarray, end: np.ndarray, radius: float) -> Vessel:
+def root(start: Points, end: Points, radius: float) -> Vessel:
     """A straight vessel between two heart points."""
     return even(np.stack([start, 0.5 * (start + end), end]), np.full(3, radius))
 
 
-def locate(point: np.ndarray) -> tuple[float, float]:
+def locate(point: Points) -> tuple[float, float]:
     """(angle in degrees within -110..250, u) of a heart point."""
     angle = float(np.degrees(np.arctan2(point[2], point[1] - axis_v(point[0]))))
     return (angle + 360 if angle < -110 else angle), float(point[0])

@@ -5,16 +5,14 @@ from __future__ import annotations
 import numpy as np
 
 from ctseg.anatomy.bowel import along_line, paint_colon, paint_gas, paint_loops, random_loops
-from ctseg.anatomy.implicit import Scene
+from ctseg.anatomy.implicit import Field, Points, Scene
 from ctseg.anatomy.pelvis.people import Patient
 from ctseg.anatomy.shape_tables import read_table
 
 SHAPES = read_table(__file__)
 
 
-def colon_lines(
-    rng: np.random.Generator, bladder_fullness: float, rectum_top: np.ndarray
-) -> list[np.ndarray]:
+def colon_lines(rng: np.random.Generator, bladder_fullness: float, rectum_top: Points) -> list[Points]:
     """Centre lines (n, 4: x, y, z, radius): sigmoid with descending colon, caecum with ascending colon."""
     jitter = rng.normal(0, 5, (9, 3))
     x, y, z, radius = rectum_top
@@ -33,13 +31,13 @@ def colon_lines(
     return [along_line(sigmoid, 0.06), along_line(caecum, 0.12)]
 
 
-def paint_bowel(scene: Scene, patient: Patient, rectum_top: np.ndarray, keep_out: np.ndarray) -> None:
+def paint_bowel(scene: Scene, patient: Patient, rectum_top: Points, keep_out: Field) -> None:
     """Draw small bowel, then colon. keep_out: f of everything they must not enter, on the whole grid."""
     rng, full = scene.rng, patient.bladder_fullness
     colon = colon_lines(rng, full, rectum_top)
     floor = -8 + 58 * full
 
-    def room(points: np.ndarray) -> np.ndarray:
+    def room(points: Points) -> np.ndarray:
         x, y, z = np.abs(points[:, 0]), points[:, 1], points[:, 2]
         half, front = (np.interp(z, *SHAPES[name].T) for name in ("half width", "front"))
         back = np.interp(x, *SHAPES["back"].T) + np.clip(84 - z, 0, 60) * 0.9

@@ -8,7 +8,7 @@ import numpy as np
 from scipy.interpolate import CubicSpline
 
 from ctseg.anatomy.bowel import paint_gas, paint_stool
-from ctseg.anatomy.implicit import SIDES, Scene, Shape, ellipsoid_distance
+from ctseg.anatomy.implicit import SIDES, Points, Scene, Shape, ellipsoid_distance
 from ctseg.anatomy.pelvis.people import Patient
 from ctseg.anatomy.shape_tables import read_table
 
@@ -28,7 +28,7 @@ class Organs:
     ovaries: list[Shape]
     vagina: Shape
     rectum: Shape
-    rectum_line: np.ndarray  # (n, 4): x, y, z, radius from the top down
+    rectum_line: Points  # (n, 4): x, y, z, radius from the top down
     solid: list[Shape]  # what the bowel gives way to
 
 
@@ -77,7 +77,7 @@ def paint_organs(scene: Scene, organs: Organs, patient: Patient) -> None:
     # Central gland a little darker than the rim, a few specks of calcium, the urethra leaving below.
     prostate.paint("prostate", "prostate", plus=2.0, blotch=3)
     prostate.inset(7.0).paint("prostate", plus=-4.0, blotch=4)
-    prostate.inset(8.0).within(prostate.uneven(2.9, {"grain": -1}) * 4).paint(260.0)
+    prostate.inset(8.0).within(prostate.uneven(2.9, grain=-1) * 4).paint(260.0)
     height = patient.prostate_mm[2]
     apex = middle - (0, np.sin(patient.prostate_pitch) * 0.4 * height, 0.44 * height)
     urethra = scene.tube([apex + (0, 0, -1), apex + (0, -2, -14), apex + (0, -12, -24)], [5.0, 5.5, 9.0])
@@ -100,10 +100,10 @@ def build_bladder(scene: Scene, patient: Patient) -> Shape:
     below = np.clip(-z / c, 0, 1)
     funnel = 1 - 0.22 * below * below
     flat = 1 + 0.18 * np.clip(z / c, 0, 1) ** 2 * (1 - fullness)  # the empty dome sinks in
-    sag = np.float32(8.0) * below * below  # the neck points down and back, to the prostate
+    sag = 8.0 * below * below  # the neck points down and back, to the prostate
     f = ellipsoid_distance(x / funnel, (y - sag) / funnel, z * flat, (a, b, c))
     sac = Shape(scene, box, f).inset(0, lumps=2.2 + 0.05 * unit)
-    return sac.within(np.float32(bottom - 2) - scene.z[box])
+    return sac.within(bottom - 2 - scene.z[box])
 
 
 def paint_bladder(bladder: Shape, patient: Patient) -> None:
@@ -135,7 +135,7 @@ def build_prostate(scene: Scene, patient: Patient) -> tuple[Shape, Shape]:
     return Shape(scene, box, f).inset(0, lumps=0.7), scene.join(vesicles, 0.0)
 
 
-def prostate_center(patient: Patient) -> np.ndarray:
+def prostate_center(patient: Patient) -> Points:
     """Middle of the gland: its base touches the bladder neck, its back the rectum's front."""
     _, depth, height = patient.prostate_mm
     return np.array([0.0, 21.0 - 0.5 * depth, BLADDER_NECK[2] + 4.0 - 0.46 * height])
@@ -155,7 +155,7 @@ def build_uterus(scene: Scene, patient: Patient) -> Shape:
     return scene.join([body, neck], 0.0)
 
 
-def rectum_line(patient: Patient) -> np.ndarray:
+def rectum_line(patient: Patient) -> Points:
     """Centre line and radius (n, 4) from the turn at the sacrum down to the anorectal angle.
 
     It follows the hollow of the sacrum, is widest in the ampulla, and ends where the pelvic floor holds it.
@@ -186,5 +186,5 @@ def paint_rectum(organs: Organs, content: str) -> None:
     if content == "gel":
         lumen.paint("gel", blotch=10)
     else:
-        paint_stool(lumen, lumen.uneven(0, {"grain": 1}))
+        paint_stool(lumen, lumen.uneven(0, grain=1))
     paint_gas(lumen, {"gas": 0.68, "gel": 0.25, "stool": 0.2}[content])

@@ -34,9 +34,7 @@ def draw(seed: int, index: int, size: str = "full") -> Drawing:
     patient = dataclasses.replace(patient, hu=hu, wear=wear)
     drawing = render(patient, dataclasses.replace(protocol, noise_hu=noise), picture_rng, IDS)
     facts = {
-        "sex": patient.sex,
-        "metal": patient.metal_side != 0,
-        "contrast": patient.contrast,
+        **{name: drawing.facts[name] for name in ("sex", "metal", "contrast")},
         "cortex_hu": round(cortex),
         "marrow_hu": round(marrow),
         "noise_hu": round(noise, 1),  # pairs are right, left

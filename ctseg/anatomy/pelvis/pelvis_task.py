@@ -10,13 +10,12 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from ctseg.anatomy.body import paint_skin_and_fat, paint_twigs
 from ctseg.anatomy.pelvis.bowel import paint_bowel
-from ctseg.anatomy.pelvis.muscles import TWIGS, outlines, paint_cords, paint_muscles
+from ctseg.anatomy.pelvis.muscles import paint_trunk
 from ctseg.anatomy.pelvis.organs import build_organs, paint_organs
 from ctseg.anatomy.pelvis.people import Patient, sample_patient
 from ctseg.anatomy.pelvis.skeleton import build_skeleton, paint_skeleton
-from ctseg.anatomy.scanner import Protocol, begin_scan, sample_protocol
+from ctseg.anatomy.scanner import Protocol, TrunkScan, sample_protocol
 from ctseg.anatomy.shape_tables import read_table
 from ctseg.anatomy.tasks import Picture, numbered
 
@@ -76,26 +75,20 @@ def render(
     patient: Patient, protocol: Protocol, rng: np.random.Generator, ids: Mapping[str, int] = IDS
 ) -> Drawing:
     """Draw a planned patient. ids: what the label map shows."""
-    scan = begin_scan(patient, protocol, rng, ids)
-    scene = scan.scene
-    skin, inner = outlines(scene, patient)
-    paint_skin_and_fat(scene, skin)
-    muscle = paint_muscles(scene, skin, inner)
-    paint_cords(scene, patient)
-    paint_twigs(scene, TWIGS)
+    scene = TrunkScan(patient, protocol, rng, ids)
+    skin, wall = paint_trunk(scene, patient)
     bones = build_skeleton(scene, patient)
     organs = build_organs(scene, patient)
-    vessels = {name: scene.tube(rows[:, :4], blend_mm=rows[0, 4]) for name, rows in VESSELS.items()}
+    vessels = {name: scene.tube(rows[:, :4], blend_mm=float(rows[0, 4])) for name, rows in VESSELS.items()}
     spine = [vertebra for vertebra, _ in bones.spine]
     solid = scene.spread(bones.sacrum, *bones.hips.values(), *spine, *vessels.values(), *organs.solid)
-    keep_out = np.minimum(solid, np.minimum(muscle, -20.0 - inner))
-    paint_bowel(scene, patient, organs.rectum_line[0], keep_out)
+    paint_bowel(scene, patient, organs.rectum_line[0], np.minimum(solid, wall))
     for name, shape in vessels.items():
         tissue, label = name.split()
         shape.paint(tissue, label if label in IDS else None)
     paint_skeleton(scene, bones, patient.wear)
     paint_organs(scene, organs, patient)
-    image, labels = scan.finish(skin, metal=bones.metal)
+    image, labels = scene.finish(skin, metal=bones.metal)
     facts = {
         "sex": patient.sex,
         "metal": patient.metal_side != 0,

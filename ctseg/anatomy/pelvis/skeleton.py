@@ -91,7 +91,7 @@ def paint_skeleton(scene: Scene, bones: Skeleton, wear: Wear) -> None:
             overlap(sacrum, bones.hips[side], gap, 0.5).paint("cartilage", "background")
     paint_bone(sacrum, 1.4 * wear.cortex, "sacrum")
     for side in wear.fused:
-        patches = 2.5 * sacrum.uneven(-0.9, {"blotch": -1})
+        patches = 2.5 * sacrum.uneven(-0.9, blotch=-1)
         joint = overlap(sacrum, bones.hips[side], 3.2, 3.2).within(-2.6 - sacrum.f).within(patches)
         joint.paint("marrow", strength=0.92, grain=45, blotch=55)
     scene.tube(SHAPES["sacral_canal"]).paint(0.5 * scene.tissue["fat"] + 25, "background")
@@ -104,13 +104,13 @@ def paint_skeleton(scene: Scene, bones: Skeleton, wear: Wear) -> None:
 def paint_femur(bone: Shape, side: int, cortex: float) -> None:
     """A thigh bone: thin shell, dense spongy bone in the head; thick shell, fatty marrow in the shaft."""
     x, y, z = bone.at()
-    depth = np.clip((np.float32(-15.0) - z) / 55, 0, 1)  # 0 at the neck, 1 in the shaft
+    depth = np.clip((-15.0 - z) / 55, 0, 1)  # 0 at the neck, 1 in the shaft
     from_head = np.sqrt((x * side - HEAD[0]) ** 2 + y**2 + z**2)
     density = bone.scene.tissue["marrow"] * (0.55 + 0.9 * np.exp(-((from_head / 20) ** 2))) - 20
     density = density * (1 - depth) + depth * -30
     bone.paint("cortex", f"femur_{SIDES[side]}")
-    shell = (1.3 + 5.0 * depth * depth) * np.float32(cortex)
-    uneven = bone.uneven(0, {"grain": 40, "blotch": 50})
+    shell = (1.3 + 5.0 * depth * depth) * cortex
+    uneven = bone.uneven(0, grain=40, blotch=50)
     bone.inset(shell).paint(density + (1 - 0.7 * depth) * uneven)
 
 
@@ -122,9 +122,9 @@ def harden_hips(scene: Scene, wear: Wear) -> None:
         loaded = np.clip(0.45 + 0.75 * z / np.maximum(radius, 1), 0, 1)
         rim = np.exp(-(((radius - HEAD_RADIUS_MM) / 5.5) ** 2)) * loaded
         bones = [scene.ids[f"{bone}_{SIDES[side]}"] for bone in ("hip", "femur")]
-        scene.hu[box] += np.float32(gain) * (rim * np.isin(scene.label[box], bones))
+        scene.hu[box] += gain * (rim * np.isin(scene.label[box], bones))
 
 
 def overlap(sacrum: Shape, hip: Shape, gap_mm: float, reach_mm: float) -> Shape:
     """Where the surroundings of both bones overlap, over the sacrum's box."""
-    return sacrum.inset(-gap_mm).within(sacrum.scene.spread(hip)[sacrum.box] - np.float32(reach_mm))
+    return sacrum.inset(-gap_mm).within(sacrum.scene.spread(hip)[sacrum.box] - reach_mm)

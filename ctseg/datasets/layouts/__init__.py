@@ -18,7 +18,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Protocol
 
-from ctseg.config import did_you_mean
+from ctseg.config import check_word
 from ctseg.datasets import listing
 from ctseg.datasets.case import DataSet
 from ctseg.datasets.gathering import Gathering
@@ -34,7 +34,7 @@ from ctseg.datasets.layouts import (
     totalsegmentator,
 )
 from ctseg.datasets.layouts.paired_folders import PAIRED
-from ctseg.errors import Finding, PreconditionError, UsageError
+from ctseg.errors import Finding, PreconditionError
 from ctseg.scans.formats import folder_walk, volume_files
 
 
@@ -104,12 +104,8 @@ def check_folder(root: Path | None, layout: str | None = None) -> None:
     """What `open_data_set` refuses without looking into the scans: an unknown layout, no folder, nothing in
     it. root: None when none was given.
     """
-    if layout is not None and layout not in LAYOUTS:
-        raise UsageError(
-            "UNKNOWN_LAYOUT",
-            f"there is no layout '{layout}'{did_you_mean(layout, LAYOUTS)}",
-            f"choose one of {', '.join(LAYOUTS)}",
-        )
+    if layout is not None:
+        check_word("UNKNOWN_LAYOUT", "layout", layout, LAYOUTS)
     if root is None:
         return
     code, fix = "NO_DATA", "give --data the folder that holds the scans"

@@ -23,7 +23,7 @@ from ctseg.datasets import listing
 from ctseg.datasets.case import DataSet, ImageSource, LabelSource
 from ctseg.datasets.gathering import Gathering
 from ctseg.errors import CaseError, Finding
-from ctseg.scans.dicom import dicom_files, dicom_seg, rtstruct
+from ctseg.scans.dicom import dicom_files, mask_objects
 from ctseg.scans.dicom.dicom_files import SeriesInfo
 from ctseg.scans.formats import folder_walk
 
@@ -214,7 +214,7 @@ def scan_of(modality: str, path: Path, scans: list[SeriesInfo]) -> SeriesInfo | 
     Reading the case then checks the frame of reference.
     """
     try:
-        referenced = (dicom_seg if modality == "SEG" else rtstruct).referenced_series(path)
+        referenced = mask_objects.referenced_series(path, modality)
     except CaseError:  # reading names the fault, if there is a scan that the file can belong to
         referenced = frozenset()
     found = [scan for scan in scans if scan.uid in referenced] or scans
@@ -241,9 +241,8 @@ def offer_scan(cases: Gathering, case_id: str, scan: SeriesInfo, drawn: list[tup
         cause = f"{len(drawn)} SEG or RTSTRUCT files belong to one CT series"
         cases.refuse(case_id, ("SEG_AMBIGUOUS", cause, "keep the one that is meant"), drawn[1][1])
         return set()
-    list_names = dicom_seg.list_segments if modality == "SEG" else rtstruct.list_structures
     try:
-        names = set(list_names(path).values())
+        names = set(mask_objects.list_names(path, modality).values())
     except CaseError as error:
         cases.refuse(case_id, (error.code, error.cause, error.fix), path)
         return set()

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -90,23 +89,23 @@ class Sheet:
     @functools.cached_property
     def box(self) -> Box:
         """The part of the scan that panels show."""
-        return slices.box_around(
-            self.masks_box, self.scan.array.shape, self.scan.spacing_mm, margin_mm=slices.WHOLE_MARGIN_MM
-        )
+        shape, spacing_mm = self.scan.array.shape, self.scan.spacing_mm
+        return slices.view_box(self.masks_box, shape, spacing_mm, margin_mm=slices.WHOLE_MARGIN_MM)
 
     @functools.cached_property
+    def sizes_mm(self) -> dict[str, tuple[float, float]]:
+        """Height and width of each plane's panels."""
+        return {plane.name: plane.size_mm(box_shape(self.box), self.scan.spacing_mm) for plane in PLANES}
+
+    @property
     def mm_per_pixel(self) -> float:
         """The scale of all panels: the widest one fills a cell."""
-        return max(self.size_mm(plane)[1] for plane in PLANES) / CELL
-
-    def size_mm(self, plane: Plane) -> tuple[float, float]:
-        """Height and width of a plane's panels."""
-        return plane.size_mm(box_shape(self.box), self.scan.spacing_mm)
+        return max(width for _, width in self.sizes_mm.values()) / CELL
 
     def size(self, plane: Plane) -> tuple[int, int]:
         """Height and width of a plane's panels in pixels."""
-        height, width = self.size_mm(plane)
-        return round(height / self.mm_per_pixel), round(width / self.mm_per_pixel)
+        height, width = (round(length / self.mm_per_pixel) for length in self.sizes_mm[plane.name])
+        return height, width
 
 
 def build_sheet(subject: Subject, progress: Callable[..., Any] = iter) -> Sheet:
@@ -115,18 +114,19 @@ def build_sheet(subject: Subject, progress: Callable[..., Any] = iter) -> Sheet:
     scan = to_canonical(subject.ct)
     found: Pieces = {}
     truth: Pieces = {}
-    probabilities, moved = [], False
+    probabilities, moved = [], []
     for name in progress(list(subject.chosen)):
         mask, fractional = mask_of(subject.masks, name)
-        found[name], other = piece_of(mask, scan.grid)
-        probabilities += [name] if fractional and found[name] is not None else []
-        moved |= other
+        found[name], resampled = piece_of(mask, scan.grid)
+        moved.append(resampled)
+        if fractional and found[name] is not None:
+            probabilities.append(name)
         if (reference := subject.truth_of(name)) is not None:
-            truth[name], other = piece_of(mask_of(reference, name)[0], scan.grid)
-            moved |= other
+            truth[name], resampled = piece_of(mask_of(reference, name)[0], scan.grid)
+            moved.append(resampled)
     if not any(piece is not None for piece in [*found.values(), *truth.values()]):
         raise ValueError("none of the structures has a voxel in the scan")
-    return Sheet(subject, scan, found, truth, tuple(probabilities), moved)
+    return Sheet(subject, scan, found, truth, tuple(probabilities), any(moved))
 
 
 def spread(first: int, last: int, count: int) -> list[int]:
@@ -146,9 +146,9 @@ def slice_rows(sheet: Sheet) -> list[tuple[Plane, list[int]]]:
     for plane in PLANES:
         axial = plane.axis == 0
         side = sheet.masks_box[plane.axis]
-        numbers = spread(side.start, side.stop - 1, COLUMNS * (AXIAL_ROWS if axial else 1))[
-            :: -1 if axial else 1
-        ]
+        numbers = spread(side.start, side.stop - 1, COLUMNS * (AXIAL_ROWS if axial else 1))
+        if axial:
+            numbers.reverse()
         rows += [(plane, numbers[start : start + COLUMNS]) for start in range(0, len(numbers), COLUMNS)]
     return rows
 
@@ -188,10 +188,8 @@ def draw(sheet: Sheet) -> Image.Image:
 def write(path: Path, picture: Image.Image) -> None:
     """Write the sheet, atomically, as PNG or JPEG by the suffix."""
     kind = sheet_format(path)
-    stream = io.BytesIO()
-    how = {"quality": JPEG_QUALITY, "optimize": True} if kind == "JPEG" else {}
-    picture.save(stream, format=kind, **how)
-    atomic_write(path, lambda target: target.write(stream.getvalue()))
+    how: Any = {"quality": JPEG_QUALITY, "optimize": True} if kind == "JPEG" else {}
+    atomic_write(path, functools.partial(picture.save, format=kind, **how))
 
 
 def panel(

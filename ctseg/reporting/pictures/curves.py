@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -17,60 +17,34 @@ from matplotlib.ticker import MaxNLocator
 from ctseg.reporting.pictures import style
 from ctseg.reporting.pictures.style import Target
 
-History = Mapping[str, Any]
 NOT_RECORDED = "not recorded"
 
 
 # ---- series -----------------------------------------------------------------------------------------------
 
 
-def series(values: object, length: int) -> np.ndarray:
-    """(length,) float64 of a recorded list; NaN where nothing, no number or an infinite one was recorded."""
-    result = np.full(length, np.nan)
-    for index, value in enumerate(list(values)[:length] if isinstance(values, (list, tuple)) else []):
-        if isinstance(value, (int, float)) and not isinstance(value, bool) and np.isfinite(value):
-            result[index] = float(value)
-    return result
+class Run:
+    """A training history as arrays over its epochs (n,), NaN where nothing was measured."""
+
+    def __init__(self, history: Mapping[str, Any]):
+        self.history = history
+        self.epochs = np.array(history.get("epochs", []), dtype=np.float64)
+
+    def series(self, key: str) -> np.ndarray:
+        """(n,) a series of the history or of its `resource_usage`."""
+        usage = [entry.get(key) for entry in self.history.get("resource_usage", [])]
+        return self._values(self.history.get(key) or usage)
+
+    def by_structure(self, key: str) -> dict[str, np.ndarray]:
+        """Structure -> (n,) values of a per-structure series, without structures that were never measured."""
+        found = {name: self._values(values) for name, values in self.history.get(key, {}).items()}
+        return {name: values for name, values in found.items() if np.isfinite(values).any()}
+
+    def _values(self, recorded: Sequence[float | None]) -> np.ndarray:
+        return np.array(recorded or [None] * len(self.epochs), dtype=np.float64)
 
 
-def epochs_of(history: History) -> np.ndarray:
-    """(n,) the epoch numbers; counted from 1 when the list is missing."""
-    recorded = history.get("epochs")
-    if isinstance(recorded, (list, tuple)) and recorded:
-        return np.asarray(recorded, dtype=np.float64)
-    lists = [value for value in history.values() if isinstance(value, list)]
-    return np.arange(1, max((len(value) for value in lists), default=0) + 1, dtype=np.float64)
-
-
-def by_structure(history: History, key: str) -> dict[str, np.ndarray]:
-    """Structure -> (n,) values of a per-structure series, without structures that were never measured."""
-    recorded = history.get(key)
-    length = len(epochs_of(history))
-    if not isinstance(recorded, Mapping):
-        return {}
-    found = {str(name): series(values, length) for name, values in recorded.items()}
-    return {name: values for name, values in found.items() if np.isfinite(values).any()}
-
-
-def resources(history: History, key: str | None) -> np.ndarray:
-    """(n,) one entry of `resource_usage` over the epochs."""
-    recorded = history.get("resource_usage")
-    usage = recorded if isinstance(recorded, list) else []
-    return series(
-        [item.get(key) if isinstance(item, Mapping) else None for item in usage], len(epochs_of(history))
-    )
-
-
-def draw_series(
-    axes: Axes,
-    epochs: np.ndarray,
-    values: np.ndarray,
-    *,
-    colour: str,
-    label: str,
-    width: float = 1.8,
-    line: str = "-",
-) -> bool:
+def draw_series(axes: Axes, epochs: np.ndarray, values: np.ndarray, **look: Any) -> bool:
     """Draw one series; False when it holds no value.
 
     Measured points stand out where neighbours were not measured; a thin dotted line leads over the gap, so
@@ -80,38 +54,32 @@ def draw_series(
     if not measured.any():
         return False
     sparse = measured.sum() < 0.7 * len(values) or measured.sum() < 3
-    axes.plot(
-        epochs,
-        values,
-        color=colour,
-        label=style.short(label),
-        linewidth=width,
-        linestyle=line,
-        marker="o" if sparse else None,
-        markersize=4,
-    )
+    (line,) = axes.plot(epochs, values, marker="o" if sparse else None, markersize=4, **look)
     if not measured.all():
-        axes.plot(epochs[measured], values[measured], color=colour, linewidth=0.9, linestyle=":", alpha=0.7)
+        thin: Any = {"color": line.get_color(), "linewidth": 0.9, "linestyle": ":", "alpha": 0.7}
+        axes.plot(epochs[measured], values[measured], **thin)
     return True
 
 
 # ---- panels -----------------------------------------------------------------------------------------------
 
+Panel = Callable[[Axes, Run], None]
 
-def _epoch_axis(axes: Axes, history: History, *, best: bool = True) -> None:
+
+def epoch_axis(axes: Axes, run: Run, *, best: bool) -> None:
+    """Epochs along the panel. best: mark the one whose weights were kept."""
     axes.set_xlabel("epoch")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
-    epochs = epochs_of(history)
-    if len(epochs):
-        margin = max(0.5, 0.02 * (epochs[-1] - epochs[0]))
-        axes.set_xlim(epochs[0] - margin, epochs[-1] + margin)
-    best_epoch = history.get("best_epoch")
-    if best and isinstance(best_epoch, (int, float)):
-        axes.axvline(best_epoch, color=style.GREY, linewidth=1, linestyle=(0, (5, 3)), zorder=1)
-        late = len(epochs) and best_epoch > epochs.mean()
+    first, last = run.epochs[[0, -1]]
+    margin = max(0.5, 0.02 * (last - first))
+    axes.set_xlim(first - margin, last + margin)
+    epoch = run.history.get("best_epoch")
+    if best and epoch is not None:
+        axes.axvline(epoch, color=style.GREY, linewidth=1, linestyle=(0, (5, 3)), zorder=1)
+        late = epoch > run.epochs.mean()
         axes.annotate(
-            f"best model: epoch {best_epoch:g}",
-            (best_epoch, 1.0),
+            f"best model: epoch {epoch:g}",
+            (epoch, 1.0),
             xycoords=("data", "axes fraction"),
             ha="right" if late else "left",
             xytext=(-4 if late else 4, 2),
@@ -121,232 +89,215 @@ def _epoch_axis(axes: Axes, history: History, *, best: bool = True) -> None:
         )
 
 
-def _legend(axes: Axes, **options: Any) -> None:
-    handles, labels = axes.get_legend_handles_labels()
-    if handles:
-        axes.legend(handles, labels, **({"loc": "best"} | options))
+def draw_lines(
+    axes: Axes,
+    run: Run,
+    title: str,
+    unit: str,
+    lines: Mapping[str, str],
+    *,
+    missing: str = NOT_RECORDED,
+    best: bool = False,
+    highest: float = 0.0,
+) -> None:
+    """Series over the epochs, from 0 up.
 
-
-def draw_loss(axes: Axes, history: History) -> None:
-    """Training and validation loss over the epochs."""
-    axes.set_title("Loss", pad=14)
-    epochs = epochs_of(history)
+    lines: key -> label, which only matters where there are several. highest: what the axis reaches at least.
+    """
+    axes.set_title(title, pad=14)
     drawn = [
-        draw_series(axes, epochs, series(history.get(key), len(epochs)), colour=colour, label=label)
-        for key, label, colour in zip(("train_loss", "val_loss"), ("training", "validation"), style.PALETTE)
+        draw_series(axes, run.epochs, run.series(key), color=colour, label=label)
+        for (key, label), colour in zip(lines.items(), style.PALETTE)
     ]
     if not any(drawn):
+        return style.say(axes, missing)
+    if len(lines) > 1:
+        for label in (label for label, there in zip(lines.values(), drawn) if not there):
+            axes.plot([], [], " ", label=f"{label}: {NOT_RECORDED}")
+        axes.legend(loc="best")
+    axes.set(ylabel=unit, ylim=(0, max(highest, axes.get_ylim()[1])))
+    epoch_axis(axes, run, best=best)
+
+
+def draw_rate(axes: Axes, run: Run) -> None:
+    """Learning rate over the epochs."""
+    draw_lines(axes, run, "Learning rate", "learning rate (per step)", {"learning_rate": ""}, best=True)
+    axes.yaxis.set_major_formatter("{x:g}")
+
+
+def draw_time(axes: Axes, run: Run) -> None:
+    """Seconds per epoch."""
+    axes.set_title("Time per epoch", pad=14)
+    values = run.series("epoch_seconds")
+    measured = np.isfinite(values)
+    if not measured.any():
         return style.say(axes, NOT_RECORDED)
-    if not drawn[1]:
-        axes.plot([], [], " ", label="validation: not recorded")
-    axes.set_ylabel("loss (Dice + cross-entropy)")
-    axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
-    _epoch_axis(axes, history)
-    _legend(axes)
+    axes.bar(run.epochs[measured], values[measured], color=style.PALETTE[0], width=0.8)
+    axes.set(ylabel="seconds", ylim=(0, None))
+    epoch_axis(axes, run, best=False)
 
 
-def draw_dice(axes: Axes, history: History, key: str, title: str, *, small: bool = False) -> None:
-    """Dice per structure over the epochs (`key`: train_dice or val_dice), with the mean of what was measured.
+class Measure(NamedTuple):
+    """How a score of structures is drawn. missing: what an empty panel says. limits: of the axis.
+
+    highest: end of the colours of a map, by default the highest value; colours: its colour map.
+    """
+
+    name: str
+    unit: str
+    missing: str
+    limits: tuple[float, float | None]
+    highest: float | None
+    colours: str
+    legend: Mapping[str, Any]
+
+
+DICE = Measure(
+    "Dice", "Dice (0 to 1)", NOT_RECORDED, (-0.02, 1.02), 1.0, style.SCORE_MAP, legend={"loc": "lower right"}
+)
+HD95 = Measure(
+    "HD95 (mm)",
+    "HD95 (mm), where found",
+    f"{NOT_RECORDED} during training",
+    (0, None),
+    None,
+    f"{style.SCORE_MAP}_r",
+    legend={"loc": "best"},
+)
+
+
+def draw_structures(
+    axes: Axes, run: Run, title: str, key: str, *, measure: Measure = DICE, small: bool = False
+) -> None:
+    """A score of each structure over the epochs, for the Dice of validation with the mean of what was
+    measured.
 
     small: the panel has no room for a line per structure; more structures than colours become a band.
     """
     axes.set_title(title, pad=14)
-    found, epochs = by_structure(history, key), epochs_of(history)
-    mean = series(history.get("val_mean_dice") if key == "val_dice" else None, len(epochs))
+    found, many = run.by_structure(key), len(style.PALETTE)
+    mean = run.series("val_mean_dice" if key == "val_dice" else "")
     if not found and not np.isfinite(mean).any():
-        return style.say(axes, NOT_RECORDED)
-    if len(found) > len(style.PALETTE) and not small:
-        return _structure_map(axes, epochs, found, label="Dice", highest=1.0, colour_map=style.SCORE_MAP)
-    _draw_structures(axes, epochs, found)
-    draw_series(axes, epochs, mean, colour=style.INK, label="mean", width=2.8)
-    axes.set_ylim(-0.02, 1.02)
-    axes.set_ylabel("Dice (0 to 1)")
-    _epoch_axis(axes, history)
-    _legend(axes, loc="lower right", ncols=2 if 5 <= len(found) <= len(style.PALETTE) else 1)
-
-
-def _draw_structures(axes: Axes, epochs: np.ndarray, found: Mapping[str, np.ndarray]) -> None:
-    """A line per structure; a band from the lowest to the highest and the median when there are more than
-    colours.
-    """
-    if len(found) <= len(style.PALETTE):
+        return style.say(axes, measure.missing)
+    if len(found) > many and not small:
+        return structure_map(axes, run.epochs, found, measure)
+    if len(found) > many:
+        draw_band(axes, run.epochs, np.stack(list(found.values())))
+    else:
         for index, (name, values) in enumerate(found.items()):
-            draw_series(axes, epochs, values, colour=style.colour(index), label=name)
-        return
-    values = np.stack(list(found.values()))
-    measured = np.isfinite(values).any(0)
-    axes.fill_between(
-        epochs[measured],
-        np.nanmin(values[:, measured], 0),
-        np.nanmax(values[:, measured], 0),
-        color=style.PALETTE[0],
-        alpha=0.18,
-        linewidth=0,
-        label=f"lowest to highest of {len(found)} structures",
-    )
-    median = np.full(len(epochs), np.nan)
-    median[measured] = np.nanmedian(values[:, measured], 0)
-    draw_series(axes, epochs, median, colour=style.PALETTE[0], label="median of the structures")
+            draw_series(axes, run.epochs, values, color=style.colour(index), label=style.short(name))
+    draw_series(axes, run.epochs, mean, color=style.INK, label="mean", linewidth=2.8)
+    axes.set(ylim=measure.limits, ylabel=measure.unit)
+    epoch_axis(axes, run, best=True)
+    axes.legend(**measure.legend, ncols=2 if measure is DICE and 5 <= len(found) <= many else 1)
 
 
-def draw_hausdorff(axes: Axes, history: History, *, small: bool = False) -> None:
-    """Validation HD95 per structure in mm."""
-    axes.set_title("HD95, validation scans", pad=14)
-    found, epochs = by_structure(history, "val_hausdorff"), epochs_of(history)
-    if not found:
-        return style.say(axes, f"{NOT_RECORDED} during training")
-    if len(found) > len(style.PALETTE) and not small:
-        highest = float(np.nanmax(list(found.values())))
-        return _structure_map(
-            axes, epochs, found, label="HD95 (mm)", highest=highest, colour_map=f"{style.SCORE_MAP}_r"
-        )
-    _draw_structures(axes, epochs, found)
-    axes.set_ylim(bottom=0)
-    axes.set_ylabel("HD95 (mm), where found")
-    _epoch_axis(axes, history)
-    _legend(axes)
+def draw_band(axes: Axes, epochs: np.ndarray, values: np.ndarray) -> None:
+    """Lowest to highest of the structures, values (structures, n), and their median."""
+    blue, measured = style.PALETTE[0], np.isfinite(values).any(0)
+    low, median, high = np.full((3, len(epochs)), np.nan)
+    for function, row in ((np.nanmin, low), (np.nanmedian, median), (np.nanmax, high)):
+        row[measured] = function(values[:, measured], 0)
+    look: Any = {"color": blue, "alpha": 0.18, "linewidth": 0}
+    label = f"lowest to highest of {len(values)} structures"
+    axes.fill_between(epochs[measured], low[measured], high[measured], label=label, **look)
+    draw_series(axes, epochs, median, color=blue, label="median of the structures")
 
 
-def _structure_map(
-    axes: Axes,
-    epochs: np.ndarray,
-    found: Mapping[str, np.ndarray],
-    *,
-    label: str,
-    colour_map: str,
-    highest: float,
-) -> None:
+def structure_map(axes: Axes, epochs: np.ndarray, found: Mapping[str, np.ndarray], measure: Measure) -> None:
     """Structures (rows) over the measured epochs (columns); grey = not measured."""
     values = np.stack(list(found.values()))
-    columns = np.isfinite(values).any(0)
+    shown = np.flatnonzero(np.isfinite(values).any(0))
     axes.set_facecolor(style.PALE)
     axes.grid(False)
-    look: Any = {"aspect": "auto", "interpolation": "nearest"}
-    image = axes.imshow(values[:, columns], cmap=colour_map, vmin=0.0, vmax=highest, **look)
-    axes.set_yticks(
-        range(len(found)), [style.short(name) for name in found], fontsize=10 if len(found) <= 20 else 8
-    )
-    shown = np.flatnonzero(columns)
+    look: Any = {"aspect": "auto", "interpolation": "nearest", "cmap": measure.colours, "vmin": 0.0}
+    image = axes.imshow(values[:, shown], vmax=measure.highest or np.nanmax(values), **look)
+    axes.set_yticks(range(len(found)), map(style.short, found), fontsize=10 if len(found) <= 20 else 8)
     ticks = np.unique(np.linspace(0, len(shown) - 1, min(len(shown), 8)).astype(int))
     axes.set_xticks(ticks, [f"{epochs[shown[tick]]:g}" for tick in ticks])
     axes.set_xlabel("epoch")
-    axes.figure.colorbar(image, ax=axes, label=label, fraction=0.04, pad=0.02)
-
-
-def draw_rate(axes: Axes, history: History) -> None:
-    """Learning rate over the epochs."""
-    axes.set_title("Learning rate", pad=14)
-    epochs = epochs_of(history)
-    values = series(history.get("learning_rate"), len(epochs))
-    if not draw_series(axes, epochs, values, colour=style.PALETTE[0], label="learning rate"):
-        return style.say(axes, NOT_RECORDED)
-    axes.set_ylabel("learning rate (per step)")
-    axes.yaxis.set_major_formatter("{x:g}")
-    axes.set_ylim(bottom=0)
-    _epoch_axis(axes, history)
-
-
-def draw_time(axes: Axes, history: History) -> None:
-    """Seconds per epoch."""
-    axes.set_title("Time per epoch", pad=14)
-    epochs = epochs_of(history)
-    values = series(history.get("epoch_seconds"), len(epochs))
-    measured = np.isfinite(values)
-    if not measured.any():
-        return style.say(axes, NOT_RECORDED)
-    axes.bar(epochs[measured], values[measured], color=style.PALETTE[0], width=0.8)
-    axes.set_ylabel("seconds")
-    axes.set_ylim(bottom=0)
-    _epoch_axis(axes, history, best=False)
-
-
-def _draw_usage(
-    axes: Axes, history: History, key: str, title: str, unit: str, missing: str, total: str | None = None
-) -> None:
-    axes.set_title(title, pad=14)
-    epochs, values = epochs_of(history), resources(history, key)
-    if not draw_series(axes, epochs, values, colour=style.PALETTE[0], label="used"):
-        return style.say(axes, missing)
-    if draw_series(
-        axes, epochs, resources(history, total), colour=style.PALETTE[1], label="of the machine", line="--"
-    ):
-        _legend(axes, loc="center right")
-    axes.set_ylabel(unit)
-    axes.set_ylim(bottom=0)
-    _epoch_axis(axes, history, best=False)
+    axes.figure.colorbar(image, ax=axes, label=measure.name, fraction=0.04, pad=0.02)
 
 
 # ---- pictures ---------------------------------------------------------------------------------------------
 
 
-def _height(history: History, keys: Sequence[str], base: float) -> float:
-    """Inches high enough for the structure map of the longest per-structure series."""
-    count = max(len(by_structure(history, key)) for key in keys)
-    return base if count <= len(style.PALETTE) else max(base, 1.7 + 0.2 * count)
+class Picture(NamedTuple):
+    """One file: its title, which stands for that of a single panel, and so many panels, six in two rows.
+
+    size: inches; higher where the structure map of one of the series in `tall` needs it.
+    """
+
+    title: str
+    panels: Sequence[Panel]
+    size: tuple[float, float] = (6.6, 4.2)
+    tall: Sequence[str] = ()
+
+    def draw(self, history: Mapping[str, Any], target: Target, synthetic: bool) -> None:
+        """Draw it from a training history."""
+        run, (width, height) = Run(history), self.size
+        count = max((len(run.by_structure(key)) for key in self.tall), default=0)
+        if count > len(style.PALETTE):
+            height = max(height, 1.7 + 0.2 * count)
+        title = self.title.format(model=history.get("model", "a model"))
+        with style.picture(target, (width, height), title=title, synthetic=synthetic) as figure:
+            rows = 2 if len(self.panels) > 4 else 1
+            places = figure.subplots(rows, len(self.panels) // rows, squeeze=False)
+            for axes, panel in zip(places.flat, self.panels):
+                panel(axes, run)
+            if len(self.panels) == 1:
+                axes.set_title("")
 
 
-def _one_panel(
-    draw: Callable[[Axes, History], None],
-    title: str,
-    history: History,
-    path: Target,
-    synthetic: bool,
-    *,
-    size: tuple[float, float] = (6.6, 4.2),
-) -> None:
-    """A picture of one panel: the figure's title stands for the panel's."""
-    with style.picture(path, size, title=title, synthetic=synthetic) as figure:
-        axes = figure.subplots()
-        draw(axes, history)
-        axes.set_title("")
+def lines(title: str, unit: str, keys: Mapping[str, str], **options: Any) -> Panel:
+    """A panel by `draw_lines`."""
+    return functools.partial(draw_lines, title=title, unit=unit, lines=keys, **options)
 
 
-def dice_scores(history: History, path: Target, synthetic: bool) -> None:
-    """`dice_scores.png`: training patches beside whole validation scans; the scale is the same."""
-    size = (12, _height(history, ("train_dice", "val_dice"), 5.0))
-    with style.picture(path, size, title="Training: Dice per structure", synthetic=synthetic) as figure:
-        left, right = figure.subplots(1, 2)
-        draw_dice(left, history, "train_dice", "Training patches (augmented)")
-        draw_dice(right, history, "val_dice", "Validation, whole scans")
+def scores(title: str, key: str, **options: Any) -> Panel:
+    """A panel by `draw_structures`."""
+    return functools.partial(draw_structures, title=title, key=key, **options)
 
 
-def hausdorff_distances(history: History, path: Target, synthetic: bool) -> None:
-    """`hausdorff_distances.png`."""
-    size = (8.0, _height(history, ("val_hausdorff",), 4.4))
-    title = "Training: HD95 of the validation scans"
-    _one_panel(draw_hausdorff, title, history, path, synthetic, size=size)
-
-
-def resource_usage(history: History, path: Target, synthetic: bool) -> None:
-    """`resource_usage.png`: processor, memory, GPU memory, time."""
-    with style.picture(path, (13.5, 3.5), title="Training: resources", synthetic=synthetic) as figure:
-        panels = figure.subplots(1, 4)
-        _draw_usage(panels[0], history, "cpu_percent", "Processor", "% of all cores", NOT_RECORDED)
-        panels[0].set_ylim(0, max(105, panels[0].get_ylim()[1]))
-        _draw_usage(panels[1], history, "ram_used_gb", "Memory", "GB", NOT_RECORDED, total="ram_total_gb")
-        _draw_usage(panels[2], history, "gpu_memory_gb", "GPU memory", "GB", f"{NOT_RECORDED}\n(no GPU used)")
-        draw_time(panels[3], history)
-
-
-def combined_metrics(history: History, path: Target, synthetic: bool) -> None:
-    """`combined_metrics.png`: the whole run on one sheet."""
-    model = history.get("model")
-    title = f"Training of {model}: all metrics" if model else "Training: all metrics"
-    with style.picture(path, (15, 8.6), title=title, synthetic=synthetic) as figure:
-        panels = figure.subplots(2, 3)
-        draw_loss(panels[0, 0], history)
-        draw_dice(panels[0, 1], history, "train_dice", "Dice, training patches", small=True)
-        draw_dice(panels[0, 2], history, "val_dice", "Dice, validation scans", small=True)
-        draw_hausdorff(panels[1, 0], history, small=True)
-        draw_rate(panels[1, 1], history)
-        draw_time(panels[1, 2], history)
-
-
+LOSS = lines(
+    "Loss", "loss (Dice + cross-entropy)", {"train_loss": "training", "val_loss": "validation"}, best=True
+)
+HD95_TITLE, HD95_KEY = "HD95, validation scans", "val_hausdorff"
 PICTURES = {
-    "loss_curves.png": functools.partial(_one_panel, draw_loss, "Training: loss"),
-    "dice_scores.png": dice_scores,
-    "hausdorff_distances.png": hausdorff_distances,
-    "learning_rate.png": functools.partial(_one_panel, draw_rate, "Training: learning rate"),
-    "resource_usage.png": resource_usage,
-    "combined_metrics.png": combined_metrics,
+    "loss_curves.png": Picture("Training: loss", [LOSS]),
+    "dice_scores.png": Picture(  # training patches beside whole validation scans; the scale is the same
+        "Training: Dice per structure",
+        [scores("Training patches (augmented)", "train_dice"), scores("Validation, whole scans", "val_dice")],
+        (12, 5.0),
+        ("train_dice", "val_dice"),
+    ),
+    "hausdorff_distances.png": Picture(
+        "Training: HD95 of the validation scans",
+        [scores(HD95_TITLE, HD95_KEY, measure=HD95)],
+        (8.0, 4.4),
+        (HD95_KEY,),
+    ),
+    "learning_rate.png": Picture("Training: learning rate", [draw_rate]),
+    "resource_usage.png": Picture(
+        "Training: resources",
+        [
+            lines("Processor", "% of all cores", {"cpu_percent": ""}, highest=105),
+            lines("Memory", "GB", {"ram_used_gb": "used", "ram_total_gb": "of the machine"}),
+            lines("GPU memory", "GB", {"gpu_memory_gb": ""}, missing=f"{NOT_RECORDED}\n(no GPU used)"),
+            draw_time,
+        ],
+        (13.5, 3.5),
+    ),
+    "combined_metrics.png": Picture(
+        "Training of {model}: all metrics",
+        [
+            LOSS,
+            scores("Dice, training patches", "train_dice", small=True),
+            scores("Dice, validation scans", "val_dice", small=True),
+            scores(HD95_TITLE, HD95_KEY, measure=HD95, small=True),
+            draw_rate,
+            draw_time,
+        ],
+        (15, 8.6),
+    ),
 }

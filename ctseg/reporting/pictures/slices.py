@@ -18,7 +18,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 
 from ctseg.errors import CaseError
-from ctseg.geometry.boxes import Box, bounding_box, box_start, make_box, whole_box
+from ctseg.geometry.boxes import Box, bounding_box, box_start, box_stop, make_box, whole_box
 from ctseg.geometry.volume import Volume, match_grid, to_canonical
 from ctseg.laterality import words_of
 from ctseg.palette import ON_CT
@@ -90,57 +90,46 @@ def choose(rows: Sequence[Row], structures: Sequence[str]) -> list[Choice]:
 # ---- where to cut -----------------------------------------------------------------------------------------
 
 
-def middle_voxel(shape: Sequence[int]) -> tuple[int, int, int]:
-    """The voxel in the middle of a (D, H, W) volume."""
-    return shape[0] // 2, shape[1] // 2, shape[2] // 2
-
-
-def busiest_slices(label: np.ndarray) -> tuple[int, int, int]:
+def busiest_slices(label: np.ndarray) -> list[int]:
     """Per axis of a (D, H, W) label map the slice that shows most: each structure adds its area, 1 at its
-    largest.
+    largest. The middle of an empty one.
     """
     if not label.any():
-        return middle_voxel(label.shape)
+        return [length // 2 for length in label.shape]
     result = []
     for axis in range(3):
         planes = np.moveaxis(label, axis, 0)
         areas = np.stack([np.bincount(plane.ravel(), minlength=int(label.max()) + 1)[1:] for plane in planes])
         result.append(int(np.argmax((areas / np.maximum(areas.max(0), 1)).sum(1))))
-    return result[0], result[1], result[2]
+    return result
 
 
-def centre_voxel(mask: np.ndarray) -> tuple[int, int, int]:
-    """The voxel of a (D, H, W) mask nearest to its centroid: every slice through it shows the structure."""
+def centre_voxel(mask: np.ndarray) -> list[int]:
+    """The voxel of a (D, H, W) mask nearest to its centroid: every slice through it shows the structure. The
+    middle of an empty one.
+    """
     points = np.argwhere(mask)
     if not len(points):
-        return middle_voxel(mask.shape)
-    d, h, w = points[np.argmin(((points - points.mean(0)) ** 2).sum(1))]
-    return int(d), int(h), int(w)
+        return [length // 2 for length in mask.shape]
+    nearest: list[int] = points[np.argmin(((points - points.mean(0)) ** 2).sum(1))].tolist()
+    return nearest
 
 
 def view_box(
-    mask: np.ndarray, spacing_mm: Sequence[float], *, margin_mm: float, smallest_mm: float = SMALLEST_VIEW_MM
-) -> Box:
-    """The part of the scan to show: the mask's box and a margin, at least `smallest_mm` wide where the scan
-    allows.
-    """
-    box = bounding_box(mask)
-    if box is None:
-        return whole_box(mask.shape)
-    return box_around(box, mask.shape, spacing_mm, margin_mm=margin_mm, smallest_mm=smallest_mm)
-
-
-def box_around(
-    box: Box,
+    box: Box | None,
     shape: Sequence[int],
     spacing_mm: Sequence[float],
     *,
     margin_mm: float,
     smallest_mm: float = SMALLEST_VIEW_MM,
 ) -> Box:
-    """The part of a scan of this shape around a box; margins as for `view_box`."""
+    """The part of a scan of this shape to show: the box of the masks and a margin, at least `smallest_mm`
+    wide where the scan allows; all of it without a box.
+    """
+    if box is None:
+        return whole_box(shape)
     spacing = np.asarray(spacing_mm)
-    start, stop = np.array(box_start(box)), np.array([side.stop for side in box])
+    start, stop = np.array(box_start(box)), np.array(box_stop(box))
     half = np.maximum((stop - start) / 2 + margin_mm / spacing, smallest_mm / spacing / 2)
     centre = (start + stop - 1) / 2
     return make_box(np.maximum(np.floor(centre - half), 0), np.minimum(np.ceil(centre + half) + 1, shape))
@@ -199,9 +188,8 @@ class CaseVolumes:
 
 def on_one_grid(image: Volume, reference: Volume, prediction: Volume) -> CaseVolumes:
     """A case to draw, axes permuted where needed; CaseError for labels that lie on another grid."""
-    labels = {"reference": reference, "prediction": prediction}
     matched = []
-    for what, label in labels.items():
+    for what, label in (("reference", reference), ("prediction", prediction)):
         same = match_grid(label, image.grid)
         if same is None:
             raise CaseError(
@@ -224,24 +212,7 @@ def window_text(window_hu: Sequence[float]) -> str:
     return f"{window_hu[0]:g} to {window_hu[1]:g} HU".replace("-", "−")
 
 
-@dataclasses.dataclass(frozen=True)
-class Ink:
-    """The colours of outlines. values: label value -> colour of the reference and of the prediction.
-
-    by_structure: whether each structure has its own; else the two stand for reference and prediction.
-    """
-
-    values: Mapping[int, tuple[str, str]]
-    by_structure: bool
-
-
-def ink_for(values: Sequence[int], count: int, *, whole: bool) -> Ink:
-    """The colours for labels out of `count`; by structure where a whole case is shown and there are enough
-    colours.
-    """
-    if whole and count <= len(ON_CT):
-        return Ink({value: (ON_CT[value - 1],) * 2 for value in values}, True)
-    return Ink(dict.fromkeys(values, (REFERENCE_COLOUR, PREDICTION_COLOUR)), False)
+Ink = Mapping[int, tuple[str, str]]  # label value -> colour of the outline of reference and prediction
 
 
 def draw_case(
@@ -271,10 +242,12 @@ def draw_case(
     else:
         centre = busiest_slices(np.where(shown, truth if truth.any() else found, 0))
         margin_mm = WHOLE_MARGIN_MM
-    box = view_box(shown, spacing_mm, margin_mm=margin_mm)
+    box = view_box(bounding_box(shown), shown.shape, spacing_mm, margin_mm=margin_mm)
     arrays = (case.scan.array[box] - low) / (high - low), truth[box], found[box]
     sizes = [plane.size_mm(arrays[0].shape, spacing_mm) for plane in PLANES]
-    ink = ink_for(values, len(structures), whole=only is None)
+    by_structure = only is None and len(structures) <= len(ON_CT)
+    pair = (REFERENCE_COLOUR, PREDICTION_COLOUR)
+    ink = {value: (ON_CT[value - 1],) * 2 if by_structure else pair for value in values}
     with style.picture(target, figure_inches(sizes), dpi=110, quality=88) as figure:
         panels = figure.subplots(1, 3, gridspec_kw={"width_ratios": [w for _, w in sizes]})
         for axes, plane in zip(panels, PLANES):
@@ -282,12 +255,22 @@ def draw_case(
             draw_plane(axes, plane, [plane.cut(array, index) for array in arrays], spacing_mm, ink)
             title = f"{plane.name}, slice {centre[plane.axis] + 1}/{case.scan.array.shape[plane.axis]}"
             axes.set_title(title, fontsize=9, fontweight="normal", color=style.GREY)
-        remarks = {name: f" ({remark})" for name, remark in (remarks or {}).items()}
-        names = [style.short(name) + remarks.get(name, "") for name in structures]
-        handles = legend_handles(ink, names, arrays[1:])
+        handles = line_handles((style.INK, style.INK) if by_structure else pair, 1.8 if by_structure else 2.2)
+        for value in ink if by_structure else ():
+            if any((label == value).any() for label in arrays[1:]):
+                name = structures[value - 1]
+                remark = (remarks or {}).get(name)
+                label = style.short(name) + (f" ({remark})" if remark else "")
+                handles.append(Line2D([], [], color=ON_CT[value - 1], linewidth=5, label=label))
         handles += [Line2D([], [], linestyle="", label="synthetic data")] if synthetic else []
         columns = min(len(handles), int(figure.get_figwidth() / 1.5))
         figure.legend(handles=handles, loc="outside lower left", ncols=columns, fontsize=9)
+
+
+def line_handles(colours: Sequence[str], width: float) -> list[Line2D]:
+    """Legend: solid = reference, dashed = prediction."""
+    lines = zip(colours, ("solid", DASHES), ("reference", "prediction"))
+    return [Line2D([], [], color=c, linewidth=width, linestyle=line, label=name) for c, line, name in lines]
 
 
 def figure_inches(sizes_mm: Sequence[tuple[float, float]]) -> tuple[float, float]:
@@ -308,10 +291,8 @@ def draw_plane(
     extent = (0, image.shape[1] * pixel_mm[1], image.shape[0] * pixel_mm[0], 0)
     axes.imshow(image, cmap="gray", vmin=0, vmax=1, extent=extent, interpolation="bilinear", aspect="equal")
     axes.grid(False)
-    axes.set_anchor("N")
-    axes.set_xticks([])
-    axes.set_yticks([])
-    for value, colours in ink.values.items():
+    axes.set(anchor="N", xticks=[], yticks=[])
+    for value, colours in ink.items():
         for label, colour, line in zip(labels, colours, ("solid", DASHES)):
             draw_outline(axes, label == value, pixel_mm, colour, line)
     halo: list[Any] = [withStroke(linewidth=2, foreground="black")]
@@ -323,8 +304,7 @@ def draw_plane(
     ):
         letter = axes.text(x, y, text, transform=axes.transAxes, ha=ha, va=va, path_effects=halo)
         letter.set(color="white", fontsize=10, fontweight="bold")
-    axes.set_xlim(extent[0], extent[1])
-    axes.set_ylim(extent[2], extent[3])
+    axes.set(xlim=extent[:2], ylim=extent[2:])
 
 
 def draw_outline(axes: Axes, mask: np.ndarray, pixel_mm: tuple[float, float], colour: str, line: Any) -> None:
@@ -333,20 +313,3 @@ def draw_outline(axes: Axes, mask: np.ndarray, pixel_mm: tuple[float, float], co
         padded = np.pad(mask.astype(np.float32), 1)
         y, x = ((np.arange(length) - 0.5) * size for length, size in zip(padded.shape, pixel_mm))
         axes.contour(x, y, padded, levels=[0.5], colors=[colour], linewidths=1.5, linestyles=[line])
-
-
-def legend_handles(ink: Ink, names: Sequence[str], labels: Sequence[np.ndarray]) -> list[Line2D]:
-    """Legend: solid = reference, dashed = prediction, and the colours of the structures that are in view."""
-    pair = (style.INK, style.INK) if ink.by_structure else (REFERENCE_COLOUR, PREDICTION_COLOUR)
-    width = 1.8 if ink.by_structure else 2.2
-    handles = [
-        Line2D([], [], color=colour, linewidth=width, linestyle=line, label=label)
-        for colour, line, label in zip(pair, ("solid", DASHES), ("reference", "prediction"))
-    ]
-    if ink.by_structure:
-        visible = [value for value in ink.values if any((label == value).any() for label in labels)]
-        handles += [
-            Line2D([], [], color=ink.values[value][0], linewidth=5, label=names[value - 1])
-            for value in visible
-        ]
-    return handles

@@ -103,24 +103,16 @@ def picture(
         else:
             figure.savefig(stream, format="jpeg", dpi=dpi, pil_kwargs={"quality": quality, "optimize": True})
     if isinstance(target, (str, Path)):
-        atomic_write(target, functools.partial(_copy, stream.getvalue()))
+        atomic_write(target, lambda file: file.write(stream.getvalue()))
     else:
-        _copy(stream.getvalue(), target)
-
-
-def _copy(content: bytes, stream: BinaryIO) -> None:
-    stream.write(content)
+        target.write(stream.getvalue())
 
 
 def say(axes: Axes, message: str) -> None:
     """An empty panel that says why it is empty."""
-    axes.set_xticks([])
-    axes.set_yticks([])
+    axes.set(xticks=[], yticks=[])
     axes.grid(False)
-    for spine in axes.spines.values():
-        spine.set_visible(True)
-        spine.set_color(PALE)
-        spine.set_linestyle((0, (4, 4)))
+    axes.spines[:].set(visible=True, color=PALE, linestyle=(0, (4, 4)))
     axes.text(0.5, 0.5, message, transform=axes.transAxes, ha="center", va="center", color=GREY, fontsize=11)
 
 

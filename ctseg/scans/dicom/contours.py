@@ -4,8 +4,6 @@ A voxel belongs to a structure where its centre lies inside an odd number of the
 plane (docs/decisions/015-contours.md).
 """
 
-from __future__ import annotations
-
 from collections import Counter
 
 import numpy as np

@@ -1,13 +1,11 @@
 """Structure names as coded concepts (SNOMED CT, as DICOM PS3.16 uses it), so that viewers know what a segment
 is."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from ctseg.laterality import side_of, without_side, words_of
 
-SIDES = {"left": ("7771000", "Left"), "right": ("24028007", "Right")}
+SIDES = {"left": ("7771000", "SCT", "Left"), "right": ("24028007", "SCT", "Right")}
 # Names that data sets use -> keyword of pydicom's table; other names are looked up as they are ("spinal_cord"
 # -> SpinalCord).
 _KEYWORDS = {
@@ -32,6 +30,5 @@ def concept(name: str, number: int) -> tuple[Any, Any | None]:
         found = getattr(codes.SCT, keyword)
     except AttributeError:
         return CodedConcept(f"S{number}", "99CTSEG", name[:64]), None
-    return CodedConcept(found.value, "SCT", found.meaning[:64]), CodedConcept(
-        SIDES[side][0], "SCT", SIDES[side][1]
-    ) if side else None
+    kind = CodedConcept(found.value, "SCT", found.meaning[:64])
+    return kind, CodedConcept(*SIDES[side]) if side else None

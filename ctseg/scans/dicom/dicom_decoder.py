@@ -7,8 +7,6 @@ type of the exception} instead. The decoder is one of pydicom's, or "gdcm-file":
 JPEG of 12 bits that pydicom does not ask it for.
 """
 
-from __future__ import annotations
-
 import json
 import sys
 import warnings

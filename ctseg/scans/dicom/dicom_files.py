@@ -4,8 +4,6 @@ Files are walked and recognised by their mark; a DICOMDIR, whatever its name, is
 forced. No value of a patient's header appears in a message.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import logging
@@ -26,7 +24,7 @@ from pydicom.uid import (
 )
 
 from ctseg.artifacts import atomic_write, canonical_hash
-from ctseg.errors import CaseError, Finding, PipelineError
+from ctseg.errors import CaseError, Finding, Findings, PipelineError
 from ctseg.scans.formats import folder_walk, regular_files
 from ctseg.scans.formats.regular_files import at_file, refuse
 
@@ -107,10 +105,10 @@ class Found:
     object of a series; damaged: DICOM files that cannot be read, and why; not_entered: see
     `folder_walk.walk`."""
 
-    series: list[SeriesInfo] = dataclasses.field(default_factory=list)
-    others: list[Path] = dataclasses.field(default_factory=list)
-    damaged: dict[Path, CaseError] = dataclasses.field(default_factory=dict)
-    not_entered: dict[Path, str] = dataclasses.field(default_factory=dict)
+    series: list[SeriesInfo]
+    others: list[Path]
+    damaged: dict[Path, CaseError]
+    not_entered: dict[Path, str]
 
 
 @private()
@@ -119,7 +117,7 @@ def find(folder: Path) -> Found:
     if not folder.is_dir():
         fix = "restore the folder or remove the case"
         raise refuse("FILE_MISSING", "the folder does not exist", fix, folder)
-    found, single = Found(), []
+    found, single = Found([], [], {}, {}), []
     for place, _, names in folder_walk.walk(folder, found.not_entered):
         for path in (place / name for name in names):
             try:
@@ -166,9 +164,8 @@ def choose(folder: Path, uid: str | None) -> tuple[SeriesInfo, int]:
     volumes = [info for info in joined if info.n_slices >= SMALLEST_SLICES] or joined
     if len(volumes) > 1:
         counts = ", ".join(str(info.n_slices) for info in volumes)
-        cause = f"{len(volumes)} CT series ({counts} slices)"
         fix = "keep one series in the folder, or name the series"
-        raise refuse("SERIES_AMBIGUOUS", cause, fix, folder)
+        raise refuse("SERIES_AMBIGUOUS", f"{len(volumes)} CT series ({counts} slices)", fix, folder)
     return volumes[0], others
 
 
@@ -178,17 +175,16 @@ def read_header(path: Path, tags: list[str] | None) -> Any:
         try:
             return pydicom.dcmread(path, stop_before_pixels=True, specific_tags=tags)
         except InvalidDicomError:  # reading on would be guessing
-            cause = "the DICOM mark at its beginning is missing"
             fix = "save it again as a DICOM file with its file header (PS3.10)"
-            raise refuse("DICOM_CORRUPT", cause, fix, path) from None
+            raise refuse("DICOM_CORRUPT", "the DICOM mark at its beginning is missing", fix) from None
         except MemoryError:  # a header needs little: its length fields lie
             cause = "an element of the header is announced longer than the memory"
-            raise refuse("DICOM_CORRUPT", cause, "copy or export the file again", path) from None
+            raise refuse("DICOM_CORRUPT", cause, "copy or export the file again") from None
 
 
 def drawn_on(
     folder: Path, series_uid: str | None, *, frames: Collection[Any], series: Collection[Any]
-) -> tuple[str | None, list[Finding]]:
+) -> tuple[str | None, Findings]:
     """(frame of reference of the one series in `folder` or of the named one, None where the labels were drawn
     on another; what was noticed).
 
@@ -254,7 +250,7 @@ def _series_of(path: Path) -> SeriesInfo | None:
         # the elements are in the order of their tags
         if "SeriesInstanceUID" not in header and "Rows" not in header:
             cause = "the header ends before the series is named"
-            raise refuse("DICOM_TRUNCATED", cause, "copy or export the file again", path)
+            raise refuse("DICOM_TRUNCATED", cause, "copy or export the file again")
         frames = max(1, int(header.get("NumberOfFrames") or 1)) if sop_class in ENHANCED_CT else 1
         uid, instance, position, study = (
             str(header.get(tag) or "")
@@ -335,6 +331,6 @@ def new_object(**elements: Any) -> pydicom.Dataset:
     return content
 
 
-def write(path: str | Path, content: pydicom.Dataset) -> None:
+def write(path: Path, content: pydicom.Dataset) -> None:
     """Write an object as a DICOM file, atomically."""
     atomic_write(path, lambda stream: pydicom.dcmwrite(stream, content, enforce_file_format=True))

@@ -4,8 +4,6 @@ Position, orientation, pixel spacing and rescale stand in functional groups, one
 frame (DICOM PS3.3 C.7.6.16). Once taken from there, the checks of single slices hold for frames too.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 from pydicom.dataset import Dataset
@@ -42,11 +40,6 @@ def functional_group(own: Any, shared: Any, name: str) -> Dataset:
     return (own.get(name) or shared.get(name) or [Dataset()])[0]
 
 
-def shared_groups(header: Any) -> Dataset:
-    """The functional groups of all frames."""
-    return (header.get(GROUPS[0]) or [Dataset()])[0]
-
-
 def split(header: Any) -> list[Any]:
     """One header per frame of a multi-frame CT: the file's own elements and the frame's geometry and rescale.
 
@@ -63,7 +56,7 @@ def split(header: Any) -> list[Any]:
     if len(groups) != count:
         cause = f"{count} frames with {len(groups)} descriptions"
         raise refuse("DICOM_CORRUPT", cause, "export the series again")
-    shared, elements = shared_groups(header), list(header)
+    shared, elements = (header.get(GROUPS[0]) or [Dataset()])[0], list(header)
     left_out = (*GROUPS, "NumberOfFrames", "InstanceNumber", "ReferencedFrameNumber")
     frames = []
     for number, own in enumerate(groups, start=1):

@@ -5,8 +5,6 @@ own are libraries in C or C++, some of which end their process on a damaged stre
 process only.
 """
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys
@@ -58,7 +56,7 @@ class Decoder:
     def __init__(self) -> None:
         self._child: subprocess.Popen[bytes] | None = None
 
-    def __enter__(self) -> Decoder:
+    def __enter__(self) -> "Decoder":
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -72,7 +70,7 @@ class Decoder:
         with guard(path):
             content = pydicom.dcmread(path)
             shape = (int(content.Rows), int(content.Columns))
-            plugin = _plugin(content, path)
+            plugin = _plugin(content)
         if plugin not in ("", "pydicom"):
             source = self._in_child(path, plugin, shape)
         elif not plugin and content.BitsAllocated == 1:
@@ -136,27 +134,27 @@ def _single_bits(content: Any, shape: tuple[int, int]) -> Iterator[np.ndarray]:
         yield bits[start % 8 :][:size].reshape(shape)
 
 
-def _plugin(content: Any, path: Path) -> str:
+def _plugin(content: Any) -> str:
     """Which of pydicom's decoders reads a file; "" for uncompressed pixels, whose length is checked here."""
     syntax = UID(str(content.file_meta.TransferSyntaxUID))
     pixels = content.get("PixelData")
     if pixels is None:
-        raise refuse("DICOM_TRUNCATED", "the file ends before its pixels", _AGAIN, path)
+        raise refuse("DICOM_TRUNCATED", "the file ends before its pixels", _AGAIN)
     if syntax.type != "Transfer Syntax":  # a vendor's own
         shown = syntax if syntax.is_valid else "no UID"
         cause = f"stored in a transfer syntax that is not of the standard ({shown})"
-        raise refuse("CODEC_MISSING", cause, "export the series uncompressed", path)
+        raise refuse("CODEC_MISSING", cause, "export the series uncompressed")
     bits, high = int(content.get("BitsStored") or 0), int(content.get("HighBit") or 0)
     if not syntax.is_compressed or syntax.is_deflated:
         frames = int(content.get("NumberOfFrames") or 1)
         need = (int(content.Rows) * int(content.Columns) * frames * int(content.BitsAllocated) + 7) // 8
         if len(pixels) < need:
-            raise refuse("DICOM_TRUNCATED", f"{len(pixels)} of {need} bytes of pixels", _AGAIN, path)
+            raise refuse("DICOM_TRUNCATED", f"{len(pixels)} of {need} bytes of pixels", _AGAIN)
         if 0 < bits <= high:
             cause = (
                 f"its values stand in the upper bits of a word ({bits} bits stored, the highest is {high})"
             )
-            raise refuse("PIXELS_UNSUPPORTED", cause, f"export the series with the high bit {bits - 1}", path)
+            raise refuse("PIXELS_UNSUPPORTED", cause, f"export the series with the high bit {bits - 1}")
         return ""
     if syntax == JPEGExtended12Bit and bits > 8:
         plugin = "gdcm-file" if "gdcm" in installed(syntax) else None  # of pydicom's decoders none takes it
@@ -166,11 +164,11 @@ def _plugin(content: Any, path: Path) -> str:
         return plugin
     cause, fix = f"compressed as {syntax.name}", "export the series uncompressed"
     if syntax not in (*_PREFERRED, JPEGBaseline8Bit):
-        raise refuse("CODEC_MISSING", f"{cause}, which nothing here decodes", fix, path)
+        raise refuse("CODEC_MISSING", f"{cause}, which nothing here decodes", fix)
     package = _PACKAGES.get(_PREFERRED.get(syntax, ""), "")
     needed = f" (it needs {package})" if package else ""
     fix = f"run `pip install -r requirements-dicom.txt`{needed}, or export uncompressed"
-    raise refuse("CODEC_MISSING", cause, fix, path)
+    raise refuse("CODEC_MISSING", cause, fix)
 
 
 def decoder_for(syntax: UID) -> str | None:

@@ -4,8 +4,6 @@ Frames are placed by their position in the patient, never by their order, and a 
 writers leave empty frames out, so frames and slices differ in number. Segments may overlap.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -15,12 +13,12 @@ import pydicom
 from pydicom.uid import generate_uid
 from pydicom.valuerep import format_number_as_ds
 
-from ctseg.errors import Finding
+from ctseg.errors import Finding, Findings
 from ctseg.geometry import tolerances
 from ctseg.geometry.volume import Volume
 from ctseg.scans.dicom import dicom_codes, dicom_files, dicom_frames, dicom_series, mask_objects
 from ctseg.scans.dicom.dicom_pixels import Decoder
-from ctseg.scans.dicom.segment_frames import EXPORT, least_value, place_frames
+from ctseg.scans.dicom.mask_objects import SEG
 from ctseg.scans.formats import checks, slice_gaps
 from ctseg.scans.formats.regular_files import located, refuse
 
@@ -34,29 +32,16 @@ LossyImageCompressionRatio LossyImageCompressionMethod
 
 
 @dicom_files.private()
-def list_segments(path: str | Path) -> dict[int, str]:
-    """Segment number -> segment label of a SEG file, from its header."""
-    with dicom_files.guard(Path(path)):
-        return {number: name for number, name in _open(Path(path))[1].items() if name}
-
-
-def referenced_series(path: str | Path) -> frozenset[str]:
-    """UIDs of the series that a SEG file says it was drawn on; empty when it names none."""
-    with dicom_files.guard(Path(path)):
-        return _referenced(_open(Path(path))[0])
-
-
-@dicom_files.private()
 def read_segments(
-    path: str | Path,
+    path: Path,
     image: Volume,
-    image_folder: str | Path | None,
+    image_folder: Path | None,
     *,
     names: Collection[str] | None = None,
     series_uid: str | None = None,
     fractional_threshold: float | None = None,
     gaps: str = slice_gaps.KEEP,
-) -> tuple[dict[str, np.ndarray], list[Finding]]:
+) -> tuple[dict[str, np.ndarray], Findings]:
     """({segment label: bool (D, H, W) on the image's grid}, what was noticed).
 
     names: read only these (all when None); a name that two segments carry is refused. image_folder: where the
@@ -68,17 +53,16 @@ def read_segments(
     """
     if fractional_threshold is not None and not 0 < fractional_threshold <= 1:
         raise ValueError(f"fractional_threshold={fractional_threshold} lies outside 0 (excluded) to 1")
-    path = Path(path)
     with dicom_files.guard(path):
-        header, known = _open(path)
+        header, known = mask_objects.open_masks(path, SEG)
         announced, listed = int(header.get("NumberOfFrames") or 1), len(header.get(dicom_frames.GROUPS[1]))
         if listed and listed != announced:
             cause = f"{announced} frames with {listed} descriptions"
             raise refuse("DICOM_CORRUPT", cause, "export the segmentation again")
         least, findings = least_value(header, fractional_threshold)
         if image_folder is not None:
-            frames, series = [header.get("FrameOfReferenceUID")], _referenced(header)
-            scan, notes = dicom_files.drawn_on(Path(image_folder), series_uid, frames=frames, series=series)
+            frames, series = [header.get("FrameOfReferenceUID")], mask_objects.series_of(header)
+            scan, notes = dicom_files.drawn_on(image_folder, series_uid, frames=frames, series=series)
             findings += notes
             if scan is None:
                 cause = "it refers to another series and another frame of reference"
@@ -109,18 +93,6 @@ def read_segments(
 # ---- reading ----------------------------------------------------------------------------------------------
 
 
-def _open(path: Path) -> tuple[Any, dict[int, str]]:
-    """(header, segment number -> label, which may be empty)."""
-    header, names = mask_objects.open_masks(path, mask_objects.SEG, EXPORT)
-    # 0: background of a label map
-    return header, {number: name for number, name in sorted(names.items()) if number > 0}
-
-
-def _referenced(header: Any) -> frozenset[str]:
-    items = header.get("ReferencedSeriesSequence") or []
-    return frozenset(str(item.SeriesInstanceUID) for item in items if "SeriesInstanceUID" in item)
-
-
 def _painted(
     path: Path, header: Any, image: Volume, known: dict[int, str], segments: dict[int, str], least: float
 ) -> tuple[dict[str, np.ndarray], float]:
@@ -129,11 +101,11 @@ def _painted(
     size, (rows, columns) = (header.get("Rows"), header.get("Columns")), image.array.shape[1:]
     if size != (rows, columns):
         cause = f"frames of {size[0]} x {size[1]} on slices of {rows} x {columns}"
-        raise refuse("SEG_GEOMETRY", cause, EXPORT)
+        raise refuse("SEG_GEOMETRY", cause, SEG.fix)
     checks.check_memory(len(segments) * image.array.size, 1)
     masks = {name: np.zeros(image.array.shape, dtype=bool) for name in segments.values()}
     frames, off = place_frames(header, image)
-    _require_known({number for number, _ in frames if number is not None}, known)
+    require_known({number for number, _ in frames if number is not None}, known)
     nothing = {0, int(header.get("PixelPaddingValue") or 0)}
     with Decoder() as decoder:
         for (number, plane), stored in zip(frames, decoder.frames(path)):
@@ -141,17 +113,75 @@ def _painted(
                 masks[segments[number]][plane] |= stored >= least
             elif number is None:  # a label map: the stored value is the segment number
                 values = set(np.unique(stored).tolist())
-                _require_known(values - nothing, known)
+                require_known(values - nothing, known)
                 for value in values & set(segments):
                     masks[segments[value]][plane] |= stored == value
     return masks, off
 
 
-def _require_known(values: set[int], known: dict[int, str]) -> None:
+def require_known(values: set[int], known: dict[int, str]) -> None:
     """Refuse values or segment numbers that the list of segments does not hold."""
     if unknown := sorted(values - set(known)):
         cause = f"found segment numbers {unknown[:12]}, expected {sorted(known)}"
-        raise refuse("LABEL_VALUES", cause, EXPORT)
+        raise refuse("LABEL_VALUES", cause, SEG.fix)
+
+
+def place_frames(header: Any, image: Volume) -> tuple[list[tuple[int | None, int]], float]:
+    """(for each frame its segment number, or None for a label map, and the index d of its slice; the largest
+    distance along an axis in voxels)."""
+    to_index = np.linalg.inv(image.affine)
+    shared = (header.get(dicom_frames.GROUPS[0]) or [pydicom.Dataset()])[0]
+    labelmap = header.get("SegmentationType") == "LABELMAP"
+    result: list[tuple[int | None, int]] = []
+    slices, rows, columns = image.array.shape
+    farthest = 0.0
+    for index, groups in enumerate(header.PerFrameFunctionalGroupsSequence, start=1):
+        position, orientation, measures, segment = (
+            dicom_frames.functional_group(groups, shared, f"{name}Sequence")
+            for name in ("PlanePosition", "PlaneOrientation", "PixelMeasures", "SegmentIdentification")
+        )
+        try:
+            first = np.array([float(v) for v in position.ImagePositionPatient])
+            along = np.array([float(v) for v in orientation.ImageOrientationPatient]).reshape(2, 3)
+            height, width = (float(v) for v in measures.PixelSpacing)
+            steps = [along[1] * height * (rows - 1), along[0] * width * (columns - 1)]
+            number = None if labelmap else int(segment.ReferencedSegmentNumber)
+        except (AttributeError, TypeError, ValueError, IndexError):
+            raise refuse("SEG_GEOMETRY", f"frame {index} has no complete geometry", SEG.fix) from None
+        # the frame's first pixel, the last one of its first column and of its first row, as (d, h, w)
+        corners = np.array([first, first + steps[0], first + steps[1]]) @ to_index[:3, :3].T + to_index[:3, 3]
+        plane = int(np.rint(corners[0, 0])) if np.isfinite(corners).all() else -1
+        off = float(np.abs(corners - [[plane, 0, 0], [plane, rows - 1, 0], [plane, 0, columns - 1]]).max())
+        # the scan's positions and the frames' may be rounded
+        if not 0 <= plane < slices or not off <= 2 * tolerances.ROUNDED:
+            inside = f"{off:.2g} of a voxel off the nearest slice"
+            where = inside if 0 <= plane < slices else "outside the scan"
+            raise refuse("SEG_GEOMETRY", f"frame {index} lies {where}", SEG.fix)
+        farthest = max(farthest, off)
+        result.append((number, plane))
+    return result, farthest
+
+
+def least_value(header: Any, threshold: float | None) -> tuple[float, Findings]:
+    """(stored value from which a voxel belongs to a segment, what is to be told about it)."""
+    if header.get("SegmentationType") != "FRACTIONAL":
+        return 1, []
+    kind, maximum = header.get("SegmentationFractionalType"), int(header.get("MaximumFractionalValue") or 0)
+    kind = kind if kind in ("PROBABILITY", "OCCUPANCY") else "unknown"
+    if threshold is None:
+        fix = (
+            "export it as a binary segmentation, or choose where a mask begins, for example --set "
+            "data.fractional_threshold=0.5"
+        )
+        raise refuse("SEG_FRACTIONAL", f"it holds values of 0 to {maximum} (type {kind}), not a mask", fix)
+    if maximum < 1:
+        raise refuse("DICOM_CORRUPT", "it does not say its largest value", SEG.fix)
+    cause = (
+        f"fractional segmentation of type {kind}, largest value {maximum}: voxels from "
+        f"{threshold:g} of it on count"
+    )
+    fix = "nothing to do if that threshold is meant"
+    return threshold * maximum, [Finding("WARN", "SEG_FRACTIONAL", cause, fix)]
 
 
 # ---- writing ----------------------------------------------------------------------------------------------
@@ -159,14 +189,14 @@ def _require_known(values: set[int], known: dict[int, str]) -> None:
 
 @dicom_files.private()
 def write_segments(
-    path: str | Path,
+    path: Path,
     label: Volume,
     names: dict[int, str],
-    series_folder: str | Path,
+    series_folder: Path,
     *,
     series_uid: str | None = None,
     algorithm: str | None = None,
-) -> list[Finding]:
+) -> Findings:
     """Write a label map as a binary SEG of the one CT series in `series_folder` (or of the named one),
     atomically.
 
@@ -184,11 +214,11 @@ def write_segments(
     masks = table[label.array[target.planes]]
     places: dict[str, Any] = {}
     if dicom_frames.frame_of(headers[0]) is not None:
-        chosen, _ = dicom_files.choose(Path(series_folder), series_uid)
+        chosen, _ = dicom_files.choose(series_folder, series_uid)
         sources = [dicom_files.read_header(chosen.files[0], None)]
         masks, places = _on_frames(masks, headers, sources[0])
     content = highdicom.seg.Segmentation(
-        source_images=[_without_the_rest(source, _slice_distance(headers)) for source in sources],
+        source_images=[_without_the_rest(source, slice_distance(headers)) for source in sources],
         pixel_array=masks,
         segmentation_type="BINARY",
         segment_descriptions=[
@@ -234,7 +264,7 @@ def _on_frames(masks: np.ndarray, headers: list[Any], source: Any) -> tuple[np.n
     placed = np.zeros((int(source.NumberOfFrames), *masks.shape[1:]), dtype=masks.dtype)
     placed[[dicom_frames.frame_of(header) or 0 for header in headers]] = masks
     return placed, {
-        "pixel_measures": highdicom.PixelMeasuresSequence(first.PixelSpacing, _slice_distance(headers)),
+        "pixel_measures": highdicom.PixelMeasuresSequence(first.PixelSpacing, slice_distance(headers)),
         "plane_orientation": highdicom.PlaneOrientationSequence("PATIENT", first.ImageOrientationPatient),
         "plane_positions": [
             highdicom.PlanePositionSequence("PATIENT", header.ImagePositionPatient)
@@ -243,7 +273,7 @@ def _on_frames(masks: np.ndarray, headers: list[Any], source: Any) -> tuple[np.n
     }
 
 
-def _slice_distance(headers: list[Any]) -> float:
+def slice_distance(headers: list[Any]) -> float:
     """mm between neighbouring slices along their normal."""
     row, column = np.array(headers[0].ImageOrientationPatient, dtype=np.float64).reshape(2, 3)
     ends = [np.array(headers[end].ImagePositionPatient, dtype=np.float64) for end in (0, -1)]

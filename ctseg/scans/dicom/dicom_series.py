@@ -5,8 +5,6 @@ pydicom alone reads (never with force): files are walked, a DICOMDIR is not foll
 header appears in a message.
 """
 
-from __future__ import annotations
-
 import itertools
 import math
 from pathlib import Path
@@ -17,7 +15,7 @@ from pydicom.uid import CTImageStorage, generate_uid
 from pydicom.valuerep import format_number_as_ds
 
 from ctseg.artifacts import canonical_hash, file_hash
-from ctseg.errors import Finding
+from ctseg.errors import Finding, Findings
 from ctseg.geometry import tolerances
 from ctseg.geometry.volume import Grid, Volume
 from ctseg.scans.dicom import dicom_files, dicom_frames
@@ -36,22 +34,15 @@ RescaleIntercept RescaleType PixelPaddingValue SamplesPerPixel PhotometricInterp
 """
 
 
-def find_series(folder: str | Path) -> list[SeriesInfo]:
-    """Every series below `folder`, sorted by folder and UID. Files that are no readable DICOM are passed
-    over; `read_series` refuses a folder that holds a damaged one."""
-    return dicom_files.find(Path(folder)).series
-
-
 @dicom_files.private()
 def read_series(
-    folder: str | Path, series_uid: str | None = None, *, assume_hu: bool = False
-) -> tuple[Volume, list[Finding]]:
+    folder: Path, series_uid: str | None = None, *, assume_hu: bool = False
+) -> tuple[Volume, Findings]:
     """The CT of the one series in `folder` (or of the named one): float32 HU, (D, H, W), and what was
     noticed.
 
     assume_hu: pixels without rescale tags count as HU, with a warning; without it they are refused.
     """
-    folder = Path(folder)
     with dicom_files.guard(folder):
         chosen, others = dicom_files.choose(folder, series_uid)
         slices, affine, findings = _stacked(chosen, [*_TAGS.split(), *dicom_frames.GROUPS])
@@ -72,16 +63,15 @@ def read_series(
 
 
 @dicom_files.private()
-def series_headers(folder: str | Path, series_uid: str | None = None) -> list[Any]:
+def series_headers(folder: Path, series_uid: str | None = None) -> list[Any]:
     """Full headers, without pixels, of the slices that `read_series` stacks, in its order; see
     `dicom_frames.split` for multi-frame files."""
-    folder = Path(folder)
     with dicom_files.guard(folder):
         chosen, _ = dicom_files.choose(folder, series_uid)
         return [item.header for item in _stacked(chosen, None)[0]]
 
 
-def fill_uids(headers: list[Any], path: Path) -> list[Finding]:
+def fill_uids(headers: list[Any], path: Path) -> Findings:
     """Give headers whose UIDs were taken away ones made from what they hold, so that labels can refer to
     them; a finding says so."""
     blank = [
@@ -124,18 +114,34 @@ def label_planes(label: Volume, headers: list[Any]) -> list[int]:
 # ---- choosing and checking slices -------------------------------------------------------------------------
 
 
-def _stacked(chosen: SeriesInfo, tags: list[str] | None) -> tuple[list[Slice], np.ndarray, list[Finding]]:
+def _stacked(chosen: SeriesInfo, tags: list[str] | None) -> tuple[list[Slice], np.ndarray, Findings]:
     """(the slices of a series in their order along the patient, the affine, what was noticed)."""
     slices, findings = _slices(chosen, tags)
     total = len(slices)
     findings += _drop_extras(slices)
     check_each(slices)
-    findings += drop_crossing(slices) + _check_count(slices, total)
+    findings += drop_crossing(slices)
+    # Headers that speak of more slices than there are: the ends of a scan can only be missed so.
+    numbers = [int(n) for n in (item.header.get("InstanceNumber") for item in slices) if n is not None]
+    expected = max(numbers) - min(1, *numbers) + 1 if numbers else 0
+    stated = max(expected, *(int(item.header.get("ImagesInAcquisition") or 0) for item in slices))
+    if stated > total:
+        cause = f"{len(slices)} slices, but the headers speak of {stated}"
+        findings.append(Finding("WARN", "SLICE_COUNT", cause, "check that the series is complete"))
     affine, notes = sort_and_place(slices)
-    return slices, affine, findings + notes + _check_acquisitions(slices)
+    findings += notes
+    # An acquisition that goes on behind another one: two scans between each other look like one of half the
+    # step.
+    acquisitions = [item.header.get("AcquisitionNumber") for item in slices]
+    count, runs = len(set(acquisitions)), len(list(itertools.groupby(acquisitions)))
+    if runs > count:
+        cause = f"slices of {count} acquisitions lie between each other, in {runs} runs"
+        fix = "check that they are one scan, not two phases in one series"
+        findings.append(Finding("WARN", "ACQUISITIONS_MIXED", cause, fix))
+    return slices, affine, findings
 
 
-def _slices(chosen: SeriesInfo, tags: list[str] | None) -> tuple[list[Slice], list[Finding]]:
+def _slices(chosen: SeriesInfo, tags: list[str] | None) -> tuple[list[Slice], Findings]:
     """The slices of a series: its files, or the frames of the one multi-frame file that it is then."""
     headers = {path: dicom_files.read_header(path, tags) for path in chosen.files}
     files = [path for path, header in headers.items() if dicom_frames.is_multiframe(header)]
@@ -153,7 +159,7 @@ def _slices(chosen: SeriesInfo, tags: list[str] | None) -> tuple[list[Slice], li
     return frames, [told] if copies else []
 
 
-def _drop_extras(slices: list[Slice]) -> list[Finding]:
+def _drop_extras(slices: list[Slice]) -> Findings:
     """Leave out localizers and exact copies; refuse copies that differ."""
     kept = [item for item in slices if not dicom_files.is_localizer(item.header)]
     seen: dict[str, Slice] = {}
@@ -175,37 +181,11 @@ def _drop_extras(slices: list[Slice]) -> list[Finding]:
     return [Finding("NOTE", code, f"{count} {what} were left out") for code, count, what in left_out if count]
 
 
-def _check_acquisitions(slices: list[Slice]) -> list[Finding]:
-    """A warning when an acquisition goes on behind another one: two scans between each other look like one of
-    half the step.
-
-    slices: in their order along the patient.
-    """
-    numbers = [item.header.get("AcquisitionNumber") for item in slices]
-    runs = len(list(itertools.groupby(numbers)))
-    cause = f"slices of {len(set(numbers))} acquisitions lie between each other, in {runs} runs"
-    fix = "check that they are one scan, not two phases in one series"
-    return [Finding("WARN", "ACQUISITIONS_MIXED", cause, fix)] if runs > len(set(numbers)) else []
-
-
-def _check_count(slices: list[Slice], total: int) -> list[Finding]:
-    """A warning when the headers speak of more slices than there are: the ends of a scan can only be missed
-    so."""
-    numbers = [int(n) for n in (item.header.get("InstanceNumber") for item in slices) if n is not None]
-    expected = max(numbers) - min(1, *numbers) + 1 if numbers else 0
-    stated = max(expected, *(int(item.header.get("ImagesInAcquisition") or 0) for item in slices))
-    cause = f"{len(slices)} slices, but the headers speak of {stated}"
-    fix = "check that the series is complete"
-    return [Finding("WARN", "SLICE_COUNT", cause, fix)] if stated > total else []
-
-
 # ---- writing ----------------------------------------------------------------------------------------------
 
 
 @dicom_files.private()
-def write_series(
-    folder: str | Path, volume: Volume, *, patient_id: str, series_number: int, seed: int
-) -> str:
+def write_series(folder: Path, volume: Volume, *, patient_id: str, series_number: int, seed: int) -> str:
     """Write a CT as one file per slice and return the series UID. The same arguments give the same bytes.
 
     HU are rounded and stored as unsigned 16 bits with intercept -1024, so from -1024 to 64511. The D axis may
@@ -259,7 +239,7 @@ def write_series(
             ImagePositionPatient=_decimals(volume.affine[:3, 3] + index * step),
             PixelData=stored.tobytes(),
         )
-        dicom_files.write(Path(folder) / f"slice_{index + 1:04d}.dcm", content)
+        dicom_files.write(folder / f"slice_{index + 1:04d}.dcm", content)
     return str(series_uid)
 
 

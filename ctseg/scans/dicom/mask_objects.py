@@ -1,8 +1,6 @@
 """What the two kinds of DICOM masks, SEG and RTSTRUCT, have in common: how they are opened, and written for a
 CT series."""
 
-from __future__ import annotations
-
 import hashlib
 import io
 from pathlib import Path
@@ -12,7 +10,7 @@ import pydicom
 from pydicom.uid import RTStructureSetStorage, SegmentationStorage, generate_uid
 
 from ctseg.artifacts import canonical_hash
-from ctseg.errors import Finding
+from ctseg.errors import Findings
 from ctseg.geometry.volume import Volume
 from ctseg.scans.dicom import dicom_files, dicom_series
 from ctseg.scans.formats import regular_files
@@ -24,59 +22,86 @@ LONGEST_NAME = 64  # characters of a long string (LO)
 
 
 class Kind(NamedTuple):
-    """A kind of masks: code of its messages, what it and its masks are called, its classes, the sequences
-    that it must have, the first of which lists the masks by number and name."""
+    """A kind of masks: what it and its masks are called, also in codes of messages; its classes; the
+    sequences that it must have, the first of which lists the masks by number and name; the remedy where that
+    list is wrong."""
 
-    code: str
     file: str
-    object: str
+    words: str
+    code: str
     masks: str
     classes: tuple[str, ...]
     sequences: tuple[str, ...]
     number: str
     name: str
+    fix: str
 
 
 SEG = Kind(
     "SEG",
-    "SEG",
     "DICOM segmentation",
+    "SEG",
     "segments",
     (SegmentationStorage, LABELMAP_STORAGE),
     ("SegmentSequence", "PerFrameFunctionalGroupsSequence"),
     "SegmentNumber",
     "SegmentLabel",
+    "export the segmentation again from the tool that drew it",
 )
 RTSTRUCT = Kind(
-    "RT",
     "RTSTRUCT",
     "DICOM RT structure set",
+    "RT",
     "structures",
     (RTStructureSetStorage,),
     ("StructureSetROISequence",),
     "ROINumber",
     "ROIName",
+    "export the structure set again from the tool that drew it, for this series",
 )
+KINDS = {"SEG": SEG, "RTSTRUCT": RTSTRUCT}  # by their modality
 
 
-def open_masks(path: Path, kind: Kind, fix: str) -> tuple[Any, dict[int, str]]:
-    """(header of a file of this kind, number -> name of its masks, empty where a mask has none).
-
-    fix: the remedy where two masks have one number.
-    """
+def open_masks(path: Path, kind: Kind) -> tuple[Any, dict[int, str]]:
+    """(header of a file of this kind, number -> name of its masks, empty where a mask has none)."""
     regular_files.require_regular(path)
     header = dicom_files.read_header(path, None)
     if header.get("SOPClassUID") not in kind.classes:
-        cause, give = f"it is no {kind.object}", f"give the {kind.file} file of this scan"
-        raise refuse(f"NOT_{kind.file}", cause, give)
+        give = f"give the {kind.file} file of this scan"
+        raise refuse(f"NOT_{kind.file}", f"it is no {kind.words}", give)
     if not all(sequence in header for sequence in kind.sequences):
         cause = f"the header ends before the {kind.masks}"
         raise refuse("DICOM_TRUNCATED", cause, "copy or export the file again")
     items = getattr(header, kind.sequences[0])
     names = {int(getattr(item, kind.number)): dicom_files.text(item, kind.name) for item in items}
     if len(names) < len(items):
-        raise refuse(f"{kind.code}_AMBIGUOUS", f"two {kind.masks} carry the same number", fix)
+        raise refuse(f"{kind.code}_AMBIGUOUS", f"two {kind.masks} carry the same number", kind.fix)
+    if kind is SEG:
+        names.pop(0, None)  # background of a label map
     return header, names
+
+
+@dicom_files.private()
+def list_names(path: Path, modality: str) -> dict[int, str]:
+    """Number -> name of the masks of a file of this modality, SEG or RTSTRUCT, from its header."""
+    with dicom_files.guard(path):
+        return {number: name for number, name in open_masks(path, KINDS[modality])[1].items() if name}
+
+
+@dicom_files.private()
+def referenced_series(path: Path, modality: str) -> frozenset[str]:
+    """UIDs of the series that such a file says it was drawn on; empty when it names none."""
+    with dicom_files.guard(path):
+        return series_of(open_masks(path, KINDS[modality])[0])
+
+
+def series_of(header: Any) -> frozenset[str]:
+    """UIDs of the series that a SEG names in its header, an RTSTRUCT in its frames of reference."""
+    named = list(header.get("ReferencedSeriesSequence") or [])
+    for frame in header.get("ReferencedFrameOfReferenceSequence") or []:
+        for study in frame.get("RTReferencedStudySequence") or []:
+            named += study.get("RTReferencedSeriesSequence") or []
+    return frozenset(str(item.SeriesInstanceUID) for item in named if "SeriesInstanceUID" in item)
 
 
 class Target(NamedTuple):
@@ -86,17 +111,15 @@ class Target(NamedTuple):
     headers: list[Any]
     planes: list[int]
     names: dict[int, str]
-    findings: list[Finding]
+    findings: Findings
 
 
-def target_of(
-    path: str | Path, label: Volume, names: dict[int, str], folder: str | Path, uid: str | None
-) -> Target:
+def target_of(path: Path, label: Volume, names: dict[int, str], folder: Path, uid: str | None) -> Target:
     """The one CT series in `folder` (or the named one) as the target of a label map on its grid: ValueError
     otherwise. Names have 64 characters at most; one that is cut ends with a hash, so that no two become one.
     """
     headers = dicom_series.series_headers(folder, uid)
-    findings = dicom_series.fill_uids(headers, Path(path))
+    findings = dicom_series.fill_uids(headers, path)
     short = {
         value: name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 9]}_{canonical_hash(name)[:8]}"
         for value, name in sorted(names.items())
@@ -114,7 +137,7 @@ def series_number(header: Any, step: int) -> int:
     return number if number < 2**31 else step
 
 
-def write(path: str | Path, content: pydicom.Dataset, source: Any) -> None:
+def write(path: Path, content: pydicom.Dataset, source: Any) -> None:
     """Write masks atomically, filed with the patient and study of `source`, a header of their series.
 
     Instance and series UIDs are made from all else that the object holds: equal ones mean the same object.

@@ -7,8 +7,6 @@ IBSI are met voxel by voxel. What is not used of a file is counted in a finding,
 (docs/decisions/015-contours.md).
 """
 
-from __future__ import annotations
-
 from collections import Counter, defaultdict
 from collections.abc import Collection
 from pathlib import Path
@@ -18,25 +16,24 @@ import numpy as np
 import pydicom
 from pydicom.uid import RTStructureSetStorage
 
-from ctseg.errors import Finding
+from ctseg.errors import Finding, Findings
 from ctseg.geometry.tolerances import ROUNDED
 from ctseg.geometry.volume import Volume
 from ctseg.scans.dicom import dicom_files, dicom_frames, mask_objects
 from ctseg.scans.dicom.contours import FLAT, fill_plane, outlines_of, part_into_planes
 from ctseg.scans.dicom.dicom_files import new_item
+from ctseg.scans.dicom.mask_objects import RTSTRUCT
 from ctseg.scans.formats import checks, slice_gaps
 from ctseg.scans.formats.regular_files import located, refuse
 
-_FRAMES = "ReferencedFrameOfReferenceSequence"
 _CLOSED = ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR", "CLOSED_PLANAR_XOR")
-_FIX = "export the structure set again from the tool that drew it, for this series"
 _OTHER_SCAN = "give the structure set of this scan, or choose other structures with --structures"
 _DROPPED = {  # why contours of a structure are left out: code -> (what they are, remedy)
     "RT_OPEN_CONTOUR": (
         "enclose nothing (points, open lines, fewer than 3 points)",
         "close them in the tool that drew them",
     ),
-    "RT_CONTOUR_DAMAGED": ("hold coordinates that are no numbers, or not three for each point", _FIX),
+    "RT_CONTOUR_DAMAGED": ("hold coordinates that are no numbers, or not three for each point", RTSTRUCT.fix),
     "RT_OFF_GRID": (
         "lie beside what the slices show",
         "nothing to do if the slices show only a part of what was drawn on",
@@ -53,40 +50,29 @@ _DROPPED = {  # why contours of a structure are left out: code -> (what they are
 
 
 @dicom_files.private()
-def list_structures(path: str | Path) -> dict[int, str]:
-    """ROI number -> ROI name of an RTSTRUCT file."""
-    with dicom_files.guard(Path(path)):
-        return _open(Path(path))[1]
-
-
-@dicom_files.private()
-def list_drawn(path: str | Path) -> frozenset[str]:
+def list_drawn(path: Path) -> frozenset[str]:
     """Names of the structures that have a closed contour; the others are lines of a template that nobody
     drew."""
-    with dicom_files.guard(Path(path)):
-        header, names = _open(Path(path))
+    with dicom_files.guard(path):
+        header, names = mask_objects.open_masks(path, RTSTRUCT)
         contours = _contours(header)
         return frozenset(
-            name for number, name in names.items() if any(not _outline(item)[1] for item in contours[number])
+            name
+            for number, name in names.items()
+            if name and any(not _outline(item)[1] for item in contours[number])
         )
-
-
-def referenced_series(path: str | Path) -> frozenset[str]:
-    """UIDs of the series that an RTSTRUCT file says it was drawn on; empty when it names none."""
-    with dicom_files.guard(Path(path)):
-        return _referenced(_open(Path(path))[0])
 
 
 @dicom_files.private()
 def read_structures(
-    path: str | Path,
+    path: Path,
     image: Volume,
-    image_folder: str | Path | None,
+    image_folder: Path | None,
     *,
     names: Collection[str] | None = None,
     series_uid: str | None = None,
     gaps: str = slice_gaps.KEEP,
-) -> tuple[dict[str, np.ndarray], list[Finding]]:
+) -> tuple[dict[str, np.ndarray], Findings]:
     """({ROI name: bool (D, H, W) on the image's grid}, what was noticed).
 
     A structure that nobody drew, or whose contours hold no voxel centre, is not among them. names: read only
@@ -95,20 +81,19 @@ def read_structures(
     every other slice, see `slice_gaps`. A plane of contours counts for the nearest slice, unless another
     plane lies nearer to that.
     """
-    path = Path(path)
     with dicom_files.guard(path):
-        header, known = _open(path)
-        foreign, findings = frozenset[int](), list[Finding]()
+        header, known = mask_objects.open_masks(path, RTSTRUCT)
+        foreign, findings = frozenset[int](), Findings()
         if image_folder is not None:
-            foreign, findings = _foreign(header, Path(image_folder), series_uid)
-        wanted = {number: name for number, name in known.items() if names is None or name in names}
+            foreign, findings = _foreign(header, image_folder, series_uid)
+        wanted = {n: name for n, name in known.items() if name and (names is None or name in names)}
         contours = _contours(header)
         drawn = [name for number, name in wanted.items() if contours[number]]
         if len(set(drawn)) < len(drawn):
             cause = "two structures carry the same name"
             raise refuse("RT_AMBIGUOUS", cause, "give each structure its own name")
         checks.check_memory(len(wanted) * image.array.size, 1)
-        if unnamed := sum(bool(items) and number not in known for number, items in contours.items()):
+        if unnamed := sum(bool(items) and not known.get(number) for number, items in contours.items()):
             cause = f"{unnamed} drawn structures have no name and are left out"
             findings.append(Finding("WARN", "RT_NAMELESS", cause, "name them in the tool that drew them"))
         masks = {}
@@ -130,22 +115,19 @@ def read_structures(
 # ---- reading ----------------------------------------------------------------------------------------------
 
 
-def _open(path: Path) -> tuple[Any, dict[int, str]]:
-    """(header, number -> name of the structures that have one)."""
-    header, names = mask_objects.open_masks(path, mask_objects.RTSTRUCT, _FIX)
-    return header, {number: name for number, name in names.items() if name}
-
-
-def _foreign(header: Any, image_folder: Path, series_uid: str | None) -> tuple[frozenset[int], list[Finding]]:
+def _foreign(header: Any, image_folder: Path, series_uid: str | None) -> tuple[frozenset[int], Findings]:
     """(numbers of the structures that lie in another frame of reference, what was noticed). Refuses a file
     that has nothing of this scan."""
     own = {
         int(item.ROINumber): str(item.get("ReferencedFrameOfReferenceUID", ""))
         for item in header.StructureSetROISequence
     }
-    listed = {str(item.get("FrameOfReferenceUID", "")) for item in header.get(_FRAMES) or []}
-    frames = {*listed, *own.values()}
-    scan, findings = dicom_files.drawn_on(image_folder, series_uid, frames=frames, series=_referenced(header))
+    listed = {
+        str(item.get("FrameOfReferenceUID", ""))
+        for item in header.get("ReferencedFrameOfReferenceSequence") or []
+    }
+    frames, series = {*listed, *own.values()}, mask_objects.series_of(header)
+    scan, findings = dicom_files.drawn_on(image_folder, series_uid, frames=frames, series=series)
     fix = "give the structure set that was drawn on this series"
     if scan is None:
         raise refuse("RT_WRONG_SERIES", "it refers to another series and another frame of reference", fix)
@@ -164,17 +146,6 @@ def _contours(header: Any) -> dict[int, list[Any]]:
     return contours
 
 
-def _referenced(header: Any) -> frozenset[str]:
-    """UIDs of the series that the file names."""
-    return frozenset(
-        str(series.SeriesInstanceUID)
-        for frame in header.get(_FRAMES) or []
-        for study in frame.get("RTReferencedStudySequence") or []
-        for series in study.get("RTReferencedSeriesSequence") or []
-        if "SeriesInstanceUID" in series
-    )
-
-
 def _outline(item: Any) -> tuple[list[Any], str]:
     """(the numbers of a contour as they stand there, the reason, a key of _DROPPED, why it encloses no area
     that is known; empty for one that does). More than 64 kB of numbers are stored as bytes of no known type
@@ -188,9 +159,7 @@ def _outline(item: Any) -> tuple[list[Any], str]:
     return values, "RT_CONTOUR_DAMAGED" if len(values) % 3 else ""
 
 
-def _structure(
-    items: list[Any], image: Volume, name: str, gaps: str
-) -> tuple[np.ndarray | None, list[Finding]]:
+def _structure(items: list[Any], image: Volume, name: str, gaps: str) -> tuple[np.ndarray | None, Findings]:
     """(mask (D, H, W), what is to be told); no mask where a structure cannot be evaluated on this grid."""
     polygons, dropped = _polygons(items, image, name)
     if not polygons and dropped["RT_OFF_GRID"]:
@@ -210,8 +179,7 @@ def _structure(
         cause = (
             f"contours of '{name}' cross each other: {crossing} voxels inside two of them count as outside"
         )
-        fix = "join them in the tool that drew them"
-        findings.append(Finding("WARN", "RT_CONTOURS_CROSS", cause, fix))
+        findings.append(Finding("WARN", "RT_CONTOURS_CROSS", cause, "join them in the tool that drew them"))
     if not mask.any():
         cause = f"the contours of '{name}' hold no voxel centre: it counts as not annotated"
         return None, [*findings, Finding("WARN", "RT_NO_VOXEL", cause, "draw it larger, or delete it")]
@@ -235,7 +203,7 @@ def _polygons(
         index = (np.column_stack([points.reshape(-1, 3), np.ones(len(points) // 3)]) @ to_index.T)[:, :3]
         place = float(index[:, 0].mean())
         if np.abs(index[:, 0] - place).max() > FLAT:
-            raise refuse("RT_OFF_GRID", f"a contour of '{name}' leans out of its slice", _FIX)
+            raise refuse("RT_OFF_GRID", f"a contour of '{name}' leans out of its slice", RTSTRUCT.fix)
         if not -0.5 - ROUNDED <= place <= shape[0] - 0.5 + ROUNDED:
             beyond += 1
         elif (index[:, 1:].max(axis=0) < -0.5).any() or (index[:, 1:].min(axis=0) > shape[1:] - 0.5).any():
@@ -253,15 +221,15 @@ def _polygons(
 
 @dicom_files.private()
 def write_structures(
-    path: str | Path,
+    path: Path,
     label: Volume,
     names: dict[int, str],
-    series_folder: str | Path,
+    series_folder: Path,
     *,
     series_uid: str | None = None,
     colours: dict[int, tuple[int, int, int]] | None = None,
     algorithm: str = "",
-) -> list[Finding]:
+) -> Findings:
     """Write a label map as an RTSTRUCT of the one CT series in `series_folder` (or of the named one),
     atomically.
 
@@ -320,7 +288,7 @@ def write_structures(
 
 
 def _reference(headers: list[Any]) -> tuple[pydicom.Dataset, list[pydicom.Dataset]]:
-    """(the frame of reference, study, series and slices that contours lie on, the slices among them: files, or
+    """(frame of reference, study, series and slices that contours lie on; the slices among them: files, or
     frames of a multi-frame file)."""
     images, first = [], headers[0]
     for header in headers:

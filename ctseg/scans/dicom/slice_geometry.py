@@ -4,8 +4,6 @@ Slices are sorted along the slice normal; the step between them stands in the af
 gantry gives a sheared affine instead of a wrong scan.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 from pathlib import Path
@@ -13,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ctseg.errors import Finding
+from ctseg.errors import Finding, Findings
 from ctseg.geometry import tolerances
 from ctseg.scans.dicom import dicom_files
 from ctseg.scans.dicom.dicom_files import SMALLEST_SLICES
@@ -75,7 +73,7 @@ def check_each(slices: list[Slice]) -> None:
             raise refuse("GEOMETRY_INCONSISTENT", cause, "export the series again", item.path)
 
 
-def drop_crossing(slices: list[Slice]) -> list[Finding]:
+def drop_crossing(slices: list[Slice]) -> Findings:
     """Leave out the few slices that run across the others (scouts that do not say so)."""
     normals = np.array([np.cross(*item.directions) for item in slices])
     alike = np.abs(normals @ normals.T) > 0.99
@@ -91,7 +89,7 @@ def drop_crossing(slices: list[Slice]) -> list[Finding]:
     return [Finding("NOTE", "LOCALIZER", cause)] if dropped else []
 
 
-def sort_and_place(slices: list[Slice]) -> tuple[np.ndarray, list[Finding]]:
+def sort_and_place(slices: list[Slice]) -> tuple[np.ndarray, Findings]:
     """Sort the slices in place along their normal; the affine (d, h, w) to LPS mm and what was noticed."""
     first = slices[0]
     for item in slices:
@@ -130,7 +128,7 @@ def sort_and_place(slices: list[Slice]) -> tuple[np.ndarray, list[Finding]]:
     return affine, findings
 
 
-def _check_line(slices: list[Slice], positions: np.ndarray, affine: np.ndarray) -> list[Finding]:
+def _check_line(slices: list[Slice], positions: np.ndarray, affine: np.ndarray) -> Findings:
     """Refuse a series with a slice off the grid that `affine` says, by `tolerances`, in fractions of a voxel
     along each axis. positions: (N, 3)."""
     beside = positions - affine[:3, 3] - np.outer(np.arange(len(slices)), affine[:3, 0])

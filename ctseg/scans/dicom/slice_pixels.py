@@ -1,13 +1,11 @@
 """The pixels of a series as HU: decoded, and each slice rescaled by its own tags."""
 
-from __future__ import annotations
-
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 
-from ctseg.errors import Finding
+from ctseg.errors import Finding, Findings
 from ctseg.geometry.volume import AIR_HU
 from ctseg.scans.dicom import dicom_frames
 from ctseg.scans.dicom.dicom_pixels import Decoder
@@ -18,7 +16,7 @@ from ctseg.scans.formats.regular_files import refuse
 _NO_HU = ("OD", "Z_EFF", "ED", "EDW", "PCT", "MGML", "HU_MOD")
 
 
-def read_pixels(slices: list[Slice], array: np.ndarray, assume_hu: bool) -> list[Finding]:
+def read_pixels(slices: list[Slice], array: np.ndarray, assume_hu: bool) -> Findings:
     """Fill `array` (D, H, W) with HU, each slice by its own rescale tags."""
     scalings: Counter[tuple[float, float]] = Counter()
     padded = assumed = 0

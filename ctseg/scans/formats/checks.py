@@ -4,13 +4,11 @@ All raise CaseError with a stable code; what is tolerated comes back as a Findin
 alone.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from ctseg.errors import Finding
+from ctseg.errors import Finding, Findings
 from ctseg.geometry.tolerances import EQUAL, ROUNDED
 from ctseg.geometry.volume import AIR_HU, Grid, Volume, axes_like
 from ctseg.scans.formats.regular_files import (
@@ -40,7 +38,7 @@ def check_memory(voxels: int, item_bytes: int) -> None:
         raise too_large(f"needs {need / 2**30:.1f} GiB")
 
 
-def check_axes(lengths: Sequence[int]) -> tuple[tuple[int, int, int], list[Finding]]:
+def check_axes(lengths: Sequence[int]) -> tuple[tuple[int, int, int], Findings]:
     """(D, H, W) of a file whose axes run W, H, D and may go on with axes of length 1, which are told."""
     if len(lengths) < 3 or any(length > 1 for length in lengths[3:]):
         raise not_3d(f"shape {tuple(lengths)}")
@@ -56,7 +54,7 @@ def shear_degrees(affine: np.ndarray) -> float:
     return float(np.degrees(np.arcsin(np.clip(cosines.max(), 0.0, 1.0))))
 
 
-def check_affine(affine: np.ndarray) -> list[Finding]:
+def check_affine(affine: np.ndarray) -> Findings:
     """Finite, invertible, plausible spacing; shear is reported and kept."""
     if not np.isfinite(affine).all():
         raise refuse("SPACING_NONFINITE", "the affine holds NaN or infinity", EXPORT)
@@ -82,7 +80,7 @@ def times(lengths: Iterable[float], digits: int) -> str:
     return " x ".join(f"{length:.{digits}g}" for length in lengths)
 
 
-def agreement(off: float, code: str, cause: str, counts: str, fix: str) -> list[Finding]:
+def agreement(off: float, code: str, cause: str, counts: str, fix: str) -> Findings:
     """What it means that two statements about one place lie `off` voxels apart: nothing, a warning, or
     (CaseError) no use.
 
@@ -96,7 +94,7 @@ def agreement(off: float, code: str, cause: str, counts: str, fix: str) -> list[
     return [Finding("WARN", code, f"{cause} ({off:.2g} of a voxel); {counts}", fix)]
 
 
-def check_voxel_size(affine: np.ndarray, sizes_mm: np.ndarray, source: str) -> list[Finding]:
+def check_voxel_size(affine: np.ndarray, sizes_mm: np.ndarray, source: str) -> Findings:
     """Hold the voxel size that a header also states by itself (D, H, W) against the affine, which counts.
 
     On sheared axes the distance of neighbouring planes is as good a size as the length of a step.
@@ -110,7 +108,7 @@ def check_voxel_size(affine: np.ndarray, sizes_mm: np.ndarray, source: str) -> l
     return agreement(float(np.max(apart / steps)), "AFFINE_CONFLICT", cause, "the axes count", fix)
 
 
-def put_on(mask: Volume, grid: Grid, *, of: str = "image") -> tuple[Volume, list[Finding]]:
+def put_on(mask: Volume, grid: Grid, *, of: str = "image") -> tuple[Volume, Findings]:
     """The mask on exactly `grid`, the grid of `of`, by reordering its axes; nothing is interpolated.
 
     CaseError GRID_MISMATCH where that does not lead there within a twentieth of a voxel.
@@ -189,7 +187,7 @@ def check_hu(array: np.ndarray, *, stored_bits: int = 16) -> None:
         raise refuse("NOT_HU", cause, fix)
 
 
-def clip_padding(array: np.ndarray) -> list[Finding]:
+def clip_padding(array: np.ndarray) -> Findings:
     """Raise everything below air (-1024 HU) to air, in place; a note says how much that was."""
     lowest = float(array.min())
     if lowest >= AIR_HU:

@@ -5,8 +5,6 @@ twice (docs/decisions/014-finding-scans.md). What a walk did not enter it says, 
 it.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,46 +30,25 @@ def walk(
     those and with folders that cannot be listed, and why.
     """
     skipped = {} if not_entered is None else not_entered
-    real_root = os.path.realpath(root)
-    reached: set[str] = set()  # real folders that only links lead to
-    waiting = [Path(root)]
-    while waiting:
-        folder = waiting.pop()
-        try:
-            with os.scandir(folder) as listing:
-                found = sorted(listing, key=lambda entry: entry.name)
-        except OSError as error:
-            skipped[folder] = f"the folder cannot be listed ({error.strerror})"
-            continue
-        inner: tuple[list[str], list[str]] = [], []  # files, folders
-        for entry in found:
-            inner[_is_folder(entry)].append(entry.name)
-        skipped |= {folder / name: HIDDEN for name in inner[True] if hidden(name)}
-        names = [name for name in inner[True] if not hidden(name)]
-        yield folder, names, inner[False]
-        entered = []
-        for path in (folder / name for name in names):
-            real = os.path.realpath(path)
-            if path.is_symlink() or not _within(real, real_root):
-                if real in reached or _within(real_root, real) or _walked(real, real_root):
-                    skipped[path] = TWICE
+    real_root = Path(os.path.realpath(root))
+    reached: set[Path] = set()  # real folders that only links lead to
+
+    def note(error: OSError) -> None:
+        skipped[Path(error.filename or root)] = f"the folder cannot be listed ({error.strerror})"
+
+    for place, folders, files in os.walk(root, onerror=note, followlinks=True):
+        folder = Path(place)
+        skipped |= {folder / name: HIDDEN for name in folders if hidden(name)}
+        names = sorted(name for name in folders if not hidden(name))
+        yield folder, names, sorted(files)
+        folders.clear()  # what os.walk enters
+        for name in names:
+            real = Path(os.path.realpath(folder / name))
+            inside = real.is_relative_to(real_root)
+            if (folder / name).is_symlink() or not inside:
+                walked = inside and not any(map(hidden, real.relative_to(real_root).parts))
+                if walked or real in reached or real_root.is_relative_to(real):
+                    skipped[folder / name] = TWICE
                     continue
                 reached.add(real)
-            entered.append(path)
-        waiting += reversed(entered)
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link loop
-        return False
-
-
-def _within(path: str, folder: str) -> bool:
-    return path == folder or path.startswith(folder.rstrip(os.sep) + os.sep)
-
-
-def _walked(path: str, root: str) -> bool:
-    """Whether a walk from `root` comes to a real folder without any link."""
-    return _within(path, root) and not any(hidden(part) for part in Path(os.path.relpath(path, root)).parts)
+            folders.append(name)

@@ -7,15 +7,13 @@ the three numbers of each axis stand together in TransformMatrix. AnatomicalOrie
 matrix, is not used. Format: https://itk.org/Wiki/MetaIO/Documentation.
 """
 
-from __future__ import annotations
-
 import itertools
 import math
 from pathlib import Path
 
 import numpy as np
 
-from ctseg.errors import Finding
+from ctseg.errors import Finding, Findings
 from ctseg.geometry.tolerances import EQUAL
 from ctseg.geometry.volume import Grid
 from ctseg.scans.formats import checks
@@ -57,13 +55,19 @@ def read(path: Path) -> Stored:
         raise refuse("PAIR_UNSUPPORTED", "a detached header, whose voxels lie in another file", _ONE_FILE)
     data = read_regular(path)
     fields, start = _parse(data)
-    shape, findings = _check_shape(fields)
+    (count,) = fields.numbers("NDims", 1)
+    if count not in (2, 3, 4) or fields.get("ObjectType", "Image").lower() != "image":
+        raise not_3d("it is no volume")
+    lengths = fields.numbers("DimSize", int(count))
+    if min(lengths) < 1 or not all(n == int(n) for n in lengths):
+        raise implausible("the dimensions are no numbers of voxels")
+    shape, findings = checks.check_axes([int(n) for n in lengths])
     dtype = _check_type(fields)
     checks.check_memory(math.prod(shape), dtype.itemsize)
     affine, notes = _affine(fields, shape)
     content = Content(memoryview(data)[start:], zipped=_flag(fields, "CompressedData"), truncated=TRUNCATED)
     array, rest = content.voxels(shape, dtype)
-    return Stored(array, 1.0, 0.0, affine, findings + notes + rest)
+    return Stored(array, affine, findings + notes + rest)
 
 
 def _parse(data: bytes) -> tuple[Fields, int]:
@@ -94,16 +98,6 @@ def _flag(fields: Fields, name: str, default: str = "False") -> bool:
     return text in ("true", "1")
 
 
-def _check_shape(fields: Fields) -> tuple[tuple[int, int, int], list[Finding]]:
-    (count,) = fields.numbers("NDims", 1)
-    if count not in (2, 3, 4) or fields.get("ObjectType", "Image").lower() != "image":
-        raise not_3d("it is no volume")
-    lengths = fields.numbers("DimSize", int(count))
-    if min(lengths) < 1 or not all(n == int(n) for n in lengths):
-        raise implausible("the dimensions are no numbers of voxels")
-    return checks.check_axes([int(n) for n in lengths])
-
-
 def _check_type(fields: Fields) -> np.dtype:
     kind = fields["ElementType"]
     if fields.get("ElementNumberOfChannels", "1") != "1" or kind.endswith("_ARRAY"):
@@ -123,7 +117,7 @@ def _check_type(fields: Fields) -> np.dtype:
     return np.dtype((">" if big else "<") + _TYPES[kind])
 
 
-def _affine(fields: Fields, shape: tuple[int, int, int]) -> tuple[np.ndarray, list[Finding]]:
+def _affine(fields: Fields, shape: tuple[int, int, int]) -> tuple[np.ndarray, Findings]:
     """The affine of the Volume, and what was noticed: the first axis of the file is W, the last D. Synonyms
     must say the same; ElementSize may differ from ElementSpacing, which counts: slices may be thicker or
     thinner than their step."""

@@ -6,8 +6,6 @@ intensities. nibabel parses the header only: it accepts singular geometry and ex
 declared.
 """
 
-from __future__ import annotations
-
 import contextlib
 import gzip
 import html
@@ -22,7 +20,7 @@ import numpy as np
 from nibabel.quaternions import mat2quat, quat2mat
 
 from ctseg.artifacts import atomic_write
-from ctseg.errors import Finding
+from ctseg.errors import Finding, Findings
 from ctseg.geometry.volume import RAS_TO_LPS, Grid, Volume
 from ctseg.scans.formats import checks
 from ctseg.scans.formats.regular_files import AGAIN, implausible, read_regular, refuse, wrong_kind
@@ -91,7 +89,7 @@ def read(path: Path) -> Stored:
         slope, intercept = 1.0, 0.0
     if not np.isfinite([slope, intercept]).all():
         raise implausible(f"intensity scaling {slope:g} * x + {intercept:g}")
-    return Stored(array, slope, intercept, affine, findings + notes + rest)
+    return Stored(array, affine, findings + notes + rest, slope, intercept)
 
 
 def read_names(path: Path) -> dict[int, str]:
@@ -143,7 +141,7 @@ def _voxels_start(header: Any) -> int:
     return int(offset)
 
 
-def _affine(header: Any, shape: tuple[int, int, int]) -> tuple[np.ndarray, list[Finding]]:
+def _affine(header: Any, shape: tuple[int, int, int]) -> tuple[np.ndarray, Findings]:
     """The affine of the Volume and what was noticed; the sform counts, else the qform, never a guess.
 
     Whatever else the header says about the same place (qform, pixdim) must agree: docs/geometry.md has the
@@ -219,7 +217,7 @@ def _qform(header: Any, sizes: np.ndarray, expected: np.ndarray | None = None) -
     return result
 
 
-def _compare_forms(header: Any, grid: Grid, sizes: np.ndarray) -> list[Finding]:
+def _compare_forms(header: Any, grid: Grid, sizes: np.ndarray) -> Findings:
     """Hold pixdim (sizes), and a qform's rotation and offset, against the sform, whose grid is `grid`.
 
     A qform holds no shear: it is held against the nearest perpendicular axes of the same lengths.
@@ -245,16 +243,16 @@ def _compare_forms(header: Any, grid: Grid, sizes: np.ndarray) -> list[Finding]:
 # ---- writing ----------------------------------------------------------------------------------------------
 
 
-def write_image(path: str | Path, volume: Volume, *, dtype: Any = np.int16) -> None:
+def write_image(path: Path, volume: Volume, *, dtype: Any = np.int16) -> None:
     """Write an image atomically; integers are rounded and limited to the range of the type."""
     array = volume.array
     if np.issubdtype(dtype, np.integer) and array.dtype.kind == "f":
         limits = np.iinfo(dtype)
         array = np.clip(np.rint(array), limits.min, limits.max)
-    _write(Path(path), array.astype(dtype), volume.affine)
+    _write(path, array.astype(dtype), volume.affine)
 
 
-def write_label(path: str | Path, volume: Volume, *, names: dict[int, str] | None = None) -> None:
+def write_label(path: Path, volume: Volume, *, names: dict[int, str] | None = None) -> None:
     """Write a label map atomically, as uint8 or, above 255, uint16.
 
     names: when given, every value but 0 must have one (the caller writes them next to the file); ValueError
@@ -266,10 +264,10 @@ def write_label(path: str | Path, volume: Volume, *, names: dict[int, str] | Non
             f"a label map holds integers from 0 to 65535, not {volume.array.dtype} from {low} to {high}"
         )
     if names is not None:
-        unnamed = sorted({int(v) for v in np.unique(volume.array)} - {0} - set(names))
+        unnamed = sorted(set(np.unique(volume.array).tolist()) - {0, *names})
         if unnamed:
             raise ValueError(f"label values without a name: {unnamed}")
-    _write(Path(path), volume.array.astype(np.uint8 if high <= 255 else np.uint16), volume.affine)
+    _write(path, volume.array.astype(np.uint8 if high <= 255 else np.uint16), volume.affine)
 
 
 def file_affine(affine: np.ndarray) -> np.ndarray:

@@ -6,8 +6,6 @@ because it must say where the patient's left is (a `space` and `space directions
 without contradiction. Format: https://teem.sourceforge.net/nrrd/format.html.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 import re
@@ -16,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ctseg.errors import Finding
+from ctseg.errors import Finding, Findings
 from ctseg.geometry.volume import Volume
 from ctseg.scans.formats import checks
 from ctseg.scans.formats.regular_files import (
@@ -62,14 +60,9 @@ _MILLIMETRES = {"mm", "millimeter", "millimeters", "millimetre", "millimetres", 
 _LIST_KINDS = {"list", "none", "???", "stub", "vector", "point"}
 
 
-@dataclasses.dataclass(frozen=True)
-class Segment:
-    """One segment of a 3D Slicer segmentation: its voxels hold `value` in `layer`. Those of different layers
-    may overlap."""
-
-    name: str
-    layer: int
-    value: int
+# Name -> (layer, value) of the segments of a 3D Slicer segmentation: the voxels of a segment hold its value
+# in its layer. Those of different layers may overlap.
+Segments = dict[str, tuple[int, int]]
 
 
 @dataclasses.dataclass
@@ -110,29 +103,30 @@ def read_names(path: Path) -> dict[int, str]:
     """Value -> name from the segments that a file describes; empty without any, and where they lie in several
     layers."""
     segments = list_segments(path)
-    one_layer = all(segment.layer == 0 for segment in segments)
-    return {segment.value: segment.name for segment in segments} if one_layer else {}
+    one_layer = all(layer == 0 for layer, _ in segments.values())
+    return {value: name for name, (_, value) in segments.items()} if one_layer else {}
 
 
-def list_segments(path: Path) -> tuple[Segment, ...]:
+def list_segments(path: Path) -> Segments:
     """The segments that a file describes, in their order; empty for a plain image or label map. Reads the
     header alone."""
     with at_file(path):
         return _segments(_parse(path, read_regular(path, HEADER_LIMIT)))
 
 
-def read_segments(path: Path) -> tuple[tuple[Segment, ...], Callable[[Segment], Volume], list[Finding]]:
-    """(segments, the mask of one: a Volume of bool, what was noticed). The file is read once."""
+def read_segments(path: Path) -> tuple[tuple[str, ...], Callable[[str], Volume], Findings]:
+    """(names of the segments, the mask of one: a Volume of bool, what was noticed). The file is read once."""
     with at_file(path):
         header = _parse(path, read_regular(path))
         labels, findings = integers_of(_read(header))
         segments = _segments(header)
         _check_values(segments, labels.array)
 
-    def read_segment(segment: Segment) -> Volume:
-        return Volume(labels.array[segment.layer] == segment.value, labels.affine)
+    def read_segment(name: str) -> Volume:
+        layer, value = segments[name]
+        return Volume(labels.array[layer] == value, labels.affine)
 
-    return segments, read_segment, located(findings, path)
+    return tuple(segments), read_segment, located(findings, path)
 
 
 # ---- header -----------------------------------------------------------------------------------------------
@@ -212,7 +206,7 @@ def _read(header: Header) -> Stored:
         array = np.moveaxis(array, 3, 0)
     else:
         array, notes = content.voxels((header.layers, *header.shape), dtype)
-    return Stored(array, 1.0, 0.0, affine, findings + notes)
+    return Stored(array, affine, findings + notes)
 
 
 def _check_type(fields: Fields) -> np.dtype:
@@ -229,7 +223,7 @@ def _check_type(fields: Fields) -> np.dtype:
     return np.dtype(order + _CODES[name])
 
 
-def _affine(header: Header) -> tuple[np.ndarray, list[Finding]]:
+def _affine(header: Header) -> tuple[np.ndarray, Findings]:
     """The affine of the Volume: the first axis of space in the file is W, the last D.
 
     'spacings', where some writer gives them too, must agree.
@@ -268,12 +262,12 @@ def _affine(header: Header) -> tuple[np.ndarray, list[Finding]]:
 # ---- segments ---------------------------------------------------------------------------------------------
 
 
-def _segments(header: Header) -> tuple[Segment, ...]:
+def _segments(header: Header) -> Segments:
     """What the keys Segment0_Name, Segment0_LabelValue and Segment0_Layer say. Older files number no values:
     each layer is one segment."""
     keys = [re.fullmatch(r"Segment(\d{1,4})_(?:Name|ID)", key) for key in header.values]
     numbers = sorted({int(found[1]) for found in keys if found})
-    segments = []
+    segments: Segments = {}
     for place, number in enumerate(numbers):
         name, called, value, layer = (
             header.values.get(f"Segment{number}_{key}") for key in ("Name", "ID", "LabelValue", "Layer")
@@ -281,24 +275,24 @@ def _segments(header: Header) -> tuple[Segment, ...]:
         if value is None and len(numbers) == header.layers:
             value, layer = "1", str(place) if layer is None else layer
         try:
-            segment = Segment((name or called or "").strip(), int(layer or 0), int(value or ""))
+            segments[(name or called or "").strip()] = int(layer or 0), int(value or "")
         except ValueError:
             raise refuse("METADATA_INVALID", "a segment has no label value", _DRAW_AGAIN) from None
-        segments.append(segment)
-    if not all(one.name and 0 <= one.layer < header.layers and one.value > 0 for one in segments):
+    if "" in segments or not all(
+        0 <= layer < header.layers and value > 0 for layer, value in segments.values()
+    ):
         cause = "a segment has no name, or lies in no layer of the file"
         raise refuse("METADATA_INVALID", cause, _DRAW_AGAIN)
-    names, places = {one.name for one in segments}, {(one.layer, one.value) for one in segments}
-    if min(len(names), len(places)) < len(segments):
+    if len(set(segments.values())) < len(numbers):
         raise refuse("METADATA_INVALID", "two segments have the same name or the same voxels", _DRAW_AGAIN)
-    return tuple(segments)
+    return segments
 
 
-def _check_values(segments: tuple[Segment, ...], layers: np.ndarray) -> None:
+def _check_values(segments: Segments, layers: np.ndarray) -> None:
     """Refuse voxels that no segment explains. layers: (layers, D, H, W)."""
     checks.check_finite(layers)
     for number, layer in enumerate(layers):
-        known = {0, *(segment.value for segment in segments if segment.layer == number)}
+        known = {0, *(value for place, value in segments.values() if place == number)}
         if unknown := sorted({int(value) for value in np.unique(layer)} - known):
             cause = f"label values {', '.join(map(str, unknown[:5]))} belong to no segment of the file"
             raise refuse("LABEL_VALUES", cause, _DRAW_AGAIN)

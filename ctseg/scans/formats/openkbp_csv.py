@@ -6,14 +6,12 @@ list is air; a structure's file has an empty value column; a structure without a
 origin is arbitrary: the volume is centred at 0.
 """
 
-from __future__ import annotations
-
 import io
 from pathlib import Path
 
 import numpy as np
 
-from ctseg.errors import CaseError, Finding
+from ctseg.errors import CaseError, Finding, Findings
 from ctseg.geometry.volume import AIR_HU, Volume
 from ctseg.scans.formats import checks
 from ctseg.scans.formats.regular_files import at_file, located, read_regular, refuse
@@ -30,13 +28,12 @@ STRUCTURES = {
 }
 
 
-def read_image(folder: str | Path) -> tuple[Volume, list[Finding]]:
+def read_image(folder: Path) -> tuple[Volume, Findings]:
     """The CT in HU, float32 (128, 128, 128), and what was noticed."""
-    folder = Path(folder)
     affine = _affine(folder)
     path = folder / "ct.csv"
     with at_file(path):
-        indices, values = _read_list(path, with_values=True)
+        indices, values = _read_list(path, columns=2)
         flat = np.full(SIZE**3, AIR_HU, dtype=np.float32)
         flat[indices] = values + np.float32(AIR_HU)
         array = _to_volume(flat)
@@ -45,12 +42,11 @@ def read_image(folder: str | Path) -> tuple[Volume, list[Finding]]:
         return Volume(array, affine), located(checks.clip_padding(array), path)
 
 
-def read_label(folder: str | Path) -> tuple[Volume, tuple[str, ...], list[Finding]]:
+def read_label(folder: Path) -> tuple[Volume, tuple[str, ...], Findings]:
     """(map of int32 with the ids of STRUCTURES, names of the annotated ones, what was noticed).
 
     Where structures overlap the one with the higher id counts, as in the challenge's own conversion.
     """
-    folder = Path(folder)
     affine = _affine(folder)
     flat = np.zeros(SIZE**3, dtype=np.int32)
     names, overlap = [], 0
@@ -59,7 +55,7 @@ def read_label(folder: str | Path) -> tuple[Volume, tuple[str, ...], list[Findin
         if not path.exists():
             continue
         with at_file(path):
-            indices, _ = _read_list(path, with_values=False)
+            indices, _ = _read_list(path, columns=1)
         overlap += int(np.count_nonzero(flat[indices]))
         flat[indices] = number
         names.append(name)
@@ -96,30 +92,20 @@ def _affine(folder: Path) -> np.ndarray:
     return affine
 
 
-def _read_list(path: Path, *, with_values: bool) -> tuple[np.ndarray, np.ndarray]:
-    """(flat indices, values or an empty array) of one sparse list; refuses indices that cannot be."""
-    content = read_regular(path)
-    columns = (0, 1) if with_values else (0,)
+def _read_list(path: Path, columns: int) -> tuple[np.ndarray, np.ndarray]:
+    """(flat indices, the last column) of one sparse list; refuses indices that cannot be."""
+    content = io.BytesIO(read_regular(path))
     try:
-        table = np.loadtxt(
-            io.BytesIO(content), delimiter=",", skiprows=1, usecols=columns, ndmin=2, dtype=np.float64
-        )
+        table = np.loadtxt(content, delimiter=",", skiprows=1, usecols=range(columns), ndmin=2)
     except (ValueError, IndexError, UnicodeDecodeError):
         raise _corrupt("a line is not an index and a value") from None
     indices = table[:, 0]
-    if indices.size == 0:
-        return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.float32)
-    if (
-        not np.isfinite(indices).all()
-        or (indices != np.rint(indices)).any()
-        or indices.min() < 0
-        or indices.max() >= SIZE**3
-    ):
+    if ((indices != np.rint(indices)) | (indices < 0) | (indices >= SIZE**3)).any():
         raise _corrupt(f"an index lies outside 0 to {SIZE**3 - 1}")
     whole = indices.astype(np.int64)
     if np.bincount(whole, minlength=SIZE**3).max() > 1:
         raise _corrupt("an index occurs twice")
-    return whole, table[:, 1].astype(np.float32) if with_values else np.zeros(0, dtype=np.float32)
+    return whole, table[:, -1].astype(np.float32)
 
 
 def _corrupt(cause: str) -> CaseError:

@@ -4,8 +4,6 @@ A reader raises and returns what it found without the file; `at_file` and `locat
 door.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import errno
@@ -13,11 +11,14 @@ import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from ctseg.errors import CaseError, Finding
+from ctseg.errors import CaseError, Finding, Findings
 
 AGAIN, EXPORT = "copy or download the file again", "export the scan again"  # remedies
 _LFS = "run `git lfs pull` or download the file itself"
 _PAGE, _LOGIN = "it looks like an HTML page", "download the file again, logged in if the site needs it"
+_LOCKED = ("PERMISSION", "its folder may not be entered", "change the permissions of the folder")
+_LOOP = ("FILE_MISSING", "the link leads back to itself (link loop)", "replace the link by the file")
+_UNREACHABLE = {errno.ELOOP: _LOOP, errno.EACCES: _LOCKED, errno.EPERM: _LOCKED}
 MEMORY_LIMIT_BYTES = 4 << 30  # for one scan as stored plus as float32; 512 x 512 x 2700 in 16 bits
 
 
@@ -47,7 +48,7 @@ def at_file(path: Path | str) -> Iterator[None]:
         raise
 
 
-def located(findings: Iterable[Finding], path: Path | str) -> list[Finding]:
+def located(findings: Iterable[Finding], path: Path | str) -> Findings:
     """The findings, with the file in those that name none."""
     return [
         dataclasses.replace(finding, file=str(path)) if finding.file == "-" else finding
@@ -60,14 +61,8 @@ def require_regular(path: Path) -> int:
     try:
         status = path.stat()
     except OSError as error:
-        if error.errno == errno.ELOOP:
-            cause, fix = "the link leads back to itself (link loop)", "replace the link by the file"
-            raise refuse("FILE_MISSING", cause, fix, path) from None
-        if error.errno in (errno.EACCES, errno.EPERM):
-            cause, fix = "its folder may not be entered", "change the permissions of the folder"
-            raise refuse("PERMISSION", cause, fix, path) from None
-        fix = "restore the file or remove the case"
-        raise refuse("FILE_MISSING", "the file does not exist", fix, path) from None
+        missing = ("FILE_MISSING", "the file does not exist", "restore the file or remove the case")
+        raise refuse(*_UNREACHABLE.get(error.errno or 0, missing), path) from None
     except ValueError:  # a NUL character in the name
         raise refuse("FILE_MISSING", "the name is not a file name", "rename the file", path) from None
     if not stat.S_ISREG(status.st_mode):

@@ -5,12 +5,10 @@ request. A wider one is told where the structure lies at the same place on both 
 have been forgotten there.
 """
 
-from __future__ import annotations
-
 import numpy as np
 from scipy import ndimage
 
-from ctseg.errors import Finding
+from ctseg.errors import Finding, Findings
 
 USUAL = 1.5  # steps up to which a gap still is one of the drawing: half-way to a slice that is missing
 # A structure on every other slice: as it is; not at all; interpolated.
@@ -19,6 +17,11 @@ _FIX = (
     "interpolate them with --set data.fill_contour_gaps=true (visualize.py: --fill-contour-gaps), "
     "or draw the structure on every slice"
 )
+_TOLD = {
+    KEEP: ("WARN", ", which count as empty", _FIX),
+    LEAVE_OUT: ("WARN", ": it counts as not annotated", _FIX),
+    FILL: ("NOTE", ", which are interpolated", "nothing to do if that is meant"),
+}
 
 
 def settle(
@@ -29,7 +32,7 @@ def settle(
     spacing_mm: tuple[float, float],
     name: str,
     voxels: bool = False,
-) -> tuple[bool, list[Finding]]:
+) -> tuple[bool, Findings]:
     """(whether the mask can be used, what is to be told about its gaps).
 
     mask: bool (D, H, W), filled in place by FILL. places: drawn slice -> where its contours lie, in slices.
@@ -38,7 +41,7 @@ def settle(
     """
     places = {plane: place for plane, place in places.items() if mask[plane].any()}
     usual, wide = _gaps(mask, places)
-    findings: list[Finding] = []
+    findings: Findings = []
     if voxels and len(places) < 3:
         return True, []
     if wide and not voxels:
@@ -53,17 +56,17 @@ def settle(
     cause = (
         f"'{name}' is drawn on {len(places)} slices as on a thicker series, and not on {missing} between them"
     )
-    if policy == FILL:
-        for low, high in usual:
-            _interpolate(mask, low, high, places, spacing_mm)
-        told = Finding(
-            "NOTE", "LABEL_GAPS", f"{cause}, which are interpolated", "nothing to do if that is meant"
-        )
-    elif policy == LEAVE_OUT:
-        told = Finding("WARN", "LABEL_GAPS", f"{cause}: it counts as not annotated", _FIX)
-    else:
-        told = Finding("WARN", "LABEL_GAPS", f"{cause}, which count as empty", _FIX)
-    return policy != LEAVE_OUT, [*findings, told]
+    severity, what_becomes, fix = _TOLD[policy]
+    findings.append(Finding(severity, "LABEL_GAPS", cause + what_becomes, fix))
+    for low, high in usual if policy == FILL else []:
+        # the signed distances to both outlines, weighted by their places (Raya and Udupa 1990)
+        rows, columns = (np.flatnonzero((mask[low] | mask[high]).any(axis=axis)) for axis in (1, 0))
+        box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+        below, above = (_signed_mm(mask[plane][box], spacing_mm) for plane in (low, high))
+        for plane in range(low + 1, high):
+            share = (plane - places[low]) / (places[high] - places[low])
+            mask[plane][box] = (1 - share) * below + share * above > 0
+    return policy != LEAVE_OUT, findings
 
 
 def _gaps(mask: np.ndarray, places: dict[int, float]) -> tuple[list[tuple[int, int]], int]:
@@ -81,19 +84,6 @@ def _gaps(mask: np.ndarray, places: dict[int, float]) -> tuple[list[tuple[int, i
         elif spans:
             wide += high - low - 1
     return usual, wide
-
-
-def _interpolate(
-    mask: np.ndarray, low: int, high: int, places: dict[int, float], spacing_mm: tuple[float, float]
-) -> None:
-    """Fill the slices between two drawn ones: the signed distances to both outlines, weighted by their places
-    (Raya and Udupa 1990)."""
-    rows, columns = (np.flatnonzero((mask[low] | mask[high]).any(axis=axis)) for axis in (1, 0))
-    box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
-    below, above = (_signed_mm(mask[plane][box], spacing_mm) for plane in (low, high))
-    for plane in range(low + 1, high):
-        share = (plane - places[low]) / (places[high] - places[low])
-        mask[plane][box] = (1 - share) * below + share * above > 0
 
 
 def _signed_mm(mask: np.ndarray, spacing_mm: tuple[float, float]) -> np.ndarray:

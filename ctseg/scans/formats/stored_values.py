@@ -5,8 +5,6 @@ A reader (nifti, nrrd, metaimage) parses its own header, takes the voxels throug
 `Stored` to `image_of` or `integers_of`; so all formats refuse the same things with the same codes.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 import zlib
@@ -14,7 +12,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ctseg.errors import Finding
+from ctseg.errors import Finding, Findings
 from ctseg.geometry.volume import Volume
 from ctseg.scans.formats import checks
 from ctseg.scans.formats.regular_files import AGAIN, EXPORT, implausible, refuse
@@ -33,10 +31,10 @@ class Stored:
     affine."""
 
     array: np.ndarray
-    slope: float
-    intercept: float
     affine: np.ndarray
-    findings: list[Finding]
+    findings: Findings
+    slope: float = 1.0
+    intercept: float = 0.0
 
 
 class Fields(dict[str, str]):
@@ -97,7 +95,7 @@ class Content:
             count -= len(part)
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
-    def voxels(self, shape: tuple[int, ...], dtype: np.dtype) -> tuple[np.ndarray, list[Finding]]:
+    def voxels(self, shape: tuple[int, ...], dtype: np.dtype) -> tuple[np.ndarray, Findings]:
         """(the array that begins here and ends the file, a finding about bytes behind it).
 
         Goes on to the end, which verifies the checksum. Refuses a file that ends too early or expands to far
@@ -109,8 +107,7 @@ class Content:
             raise refuse(self.truncated, f"ended at byte {self.position} of {end}", AGAIN)
         rest = len(self.take(TRAILING_LIMIT)) if self.zipped else len(self.pending) - self.position
         if self.zipped and rest == TRAILING_LIMIT:
-            cause = f"expands beyond the {end} bytes that its header declares"
-            raise refuse("TOO_LARGE", cause, EXPORT)
+            raise refuse("TOO_LARGE", f"expands beyond the {end} bytes that its header declares", EXPORT)
         if self.zipped and not self.decoder.eof:
             raise refuse(self.truncated, "the file ends before its checksum", AGAIN)
         cause = f"{rest} bytes behind the voxels that the header declares were not read"
@@ -118,7 +115,7 @@ class Content:
         return np.frombuffer(data, dtype).reshape(shape), [told] if rest else []
 
 
-def image_of(stored: Stored, *, check_hu: bool) -> tuple[Volume, list[Finding]]:
+def image_of(stored: Stored, *, check_hu: bool) -> tuple[Volume, Findings]:
     """float32 HU, not below -1024, and what was noticed. check_hu=False: no plausibility of intensities and
     size."""
     findings = stored.findings
@@ -140,52 +137,34 @@ def image_of(stored: Stored, *, check_hu: bool) -> tuple[Volume, list[Finding]]:
     return volume, findings
 
 
-def integers_of(stored: Stored) -> tuple[Volume, list[Finding]]:
-    """int32 label ids. Checked before any cast, so nothing wraps or truncates."""
-    return _integers(stored, _scaled(stored))
+def integers_of(stored: Stored, *, or_probabilities: bool = False) -> tuple[Volume, Findings]:
+    """int32 label ids. Checked before any cast, so nothing wraps or truncates.
 
-
-def mask_of(stored: Stored) -> tuple[Volume, list[Finding]]:
-    """Integers as int32 (D, H, W), or, where values lie between them, probabilities as float32 from 0 to 1.
-
+    or_probabilities: values may also lie between integers; then they are probabilities, float32 from 0 to 1.
     Raises CaseError PROBABILITY_RANGE for values that are neither.
     """
-    array = _scaled(stored)
-    if array.dtype.kind != "f" or float(np.abs(array - np.rint(array)).max()) <= INTEGER_TOLERANCE:
-        return _integers(stored, array)
+    array, findings = stored.array, stored.findings
+    checks.check_finite(array)
+    if (stored.slope, stored.intercept) != (1.0, 0.0):
+        array = array * np.float64(stored.slope) + np.float64(stored.intercept)
     low, high = float(array.min()), float(array.max())
-    if low < -PROBABILITY_TOLERANCE or high > 1 + PROBABILITY_TOLERANCE:
-        cause = (
-            f"values from {low:.4g} to {high:.4g} are neither labels (integers) nor probabilities (0 to 1)"
-        )
-        fix = "give probabilities, not logits or percent, or a label map of integers"
-        raise refuse("PROBABILITY_RANGE", cause, fix)
-    return Volume(np.clip(array, 0, 1).astype(np.float32), stored.affine), stored.findings
-
-
-def _scaled(stored: Stored) -> np.ndarray:
-    """The finite values of a file, its scaling applied."""
-    checks.check_finite(stored.array)
-    if (stored.slope, stored.intercept) == (1.0, 0.0):
-        return stored.array
-    return stored.array * np.float64(stored.slope) + np.float64(stored.intercept)
-
-
-def _integers(stored: Stored, array: np.ndarray) -> tuple[Volume, list[Finding]]:
-    findings = stored.findings
-    low, high = float(array.min()), float(array.max())
+    rounded = np.rint(array) if array.dtype.kind == "f" else array
+    distance = 0.0 if rounded is array else float(np.abs(array - rounded).max())
+    if or_probabilities and distance > INTEGER_TOLERANCE:
+        if low < -PROBABILITY_TOLERANCE or high > 1 + PROBABILITY_TOLERANCE:
+            cause = (
+                f"values from {low:.4g} to {high:.4g} are no labels (integers) and no probabilities (0 to 1)"
+            )
+            fix = "give probabilities, not logits or percent, or a label map of integers"
+            raise refuse("PROBABILITY_RANGE", cause, fix)
+        return Volume(np.clip(array, 0, 1).astype(np.float32), stored.affine), findings
     if not -(2**31) <= low <= high < 2**31:
         cause = f"values from {low:g} to {high:g} are no label ids"
         raise refuse("LABEL_VALUES", cause, "give a map of small integers")
-    if array.dtype.kind == "f":
-        rounded = np.rint(array)
-        distance = float(np.abs(array - rounded).max())
-        if distance > INTEGER_TOLERANCE:
-            cause = f"values are up to {distance:.3g} away from an integer"
-            fix = "save the label map with nearest-neighbour resampling, as integers"
-            raise refuse("LABEL_NOT_INTEGER", cause, fix)
-        if distance > 0:
-            cause = f"values up to {distance:.1g} away from an integer were rounded"
-            findings.append(Finding("WARN", "LABEL_NOT_INTEGER", cause, "save the labels as integers"))
-        array = rounded
-    return Volume(array.astype(np.int32), stored.affine), findings
+    if distance > INTEGER_TOLERANCE:
+        fix = "save the label map with nearest-neighbour resampling, as integers"
+        raise refuse("LABEL_NOT_INTEGER", f"values are up to {distance:.3g} away from an integer", fix)
+    if distance > 0:
+        cause = f"values up to {distance:.1g} away from an integer were rounded"
+        findings.append(Finding("WARN", "LABEL_NOT_INTEGER", cause, "save the labels as integers"))
+    return Volume(rounded.astype(np.int32), stored.affine), findings

@@ -5,19 +5,16 @@ What the file really is decides the reader of that suffix, which refuses everyth
 raise CaseError and return (Volume, findings); both name the file as it was given.
 """
 
-from __future__ import annotations
-
-import functools
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from ctseg import structure_names
-from ctseg.errors import Finding
+from ctseg.errors import Findings
 from ctseg.geometry.volume import Volume
 from ctseg.scans.formats import metaimage, nifti, nrrd
 from ctseg.scans.formats.regular_files import at_file, located, refuse
-from ctseg.scans.formats.stored_values import Stored, image_of, integers_of, mask_of
+from ctseg.scans.formats.stored_values import Stored, image_of, integers_of
 
 # Formats of an ImageSource whose path is one file.
 FORMATS: dict[str, Callable[[Path], Stored]] = {
@@ -48,31 +45,22 @@ def format_of(path: Path) -> str:
     return next((form for suffix, form in (_BY_SUFFIX | _DETACHED).items() if name.endswith(suffix)), "nifti")
 
 
-def read_image(path: str | Path, *, check_hu: bool = True) -> tuple[Volume, list[Finding]]:
+def read_image(path: Path, *, check_hu: bool = True) -> tuple[Volume, Findings]:
     """The CT of a file: float32 HU, (D, H, W), not below -1024, and what was noticed.
 
     check_hu=False skips the plausibility of the intensities and the smallest size (for other images than CT).
     """
-    return _read(path, functools.partial(image_of, check_hu=check_hu))
-
-
-def read_integers(path: str | Path) -> tuple[Volume, list[Finding]]:
-    """The integers of a label file as int32 (D, H, W). Checked before any cast, so nothing wraps or
-    truncates."""
-    return _read(path, integers_of)
-
-
-def read_mask(path: str | Path) -> tuple[Volume, list[Finding]]:
-    """Integers, or the probabilities of one structure; see `stored_values.mask_of`."""
-    return _read(path, mask_of)
-
-
-def _read(
-    path: str | Path, convert: Callable[[Stored], tuple[Volume, list[Finding]]]
-) -> tuple[Volume, list[Finding]]:
-    path = Path(path)
     with at_file(path):
-        volume, findings = convert(FORMATS[format_of(path)](path))
+        volume, findings = image_of(FORMATS[format_of(path)](path), check_hu=check_hu)
+    return volume, located(findings, path)
+
+
+def read_integers(path: Path, *, or_probabilities: bool = False) -> tuple[Volume, Findings]:
+    """The integers of a label file as int32 (D, H, W), or, on request, the probabilities of one structure;
+    see `stored_values.integers_of`."""
+    with at_file(path):
+        stored = FORMATS[format_of(path)](path)
+        volume, findings = integers_of(stored, or_probabilities=or_probabilities)
     return volume, located(findings, path)
 
 
@@ -81,14 +69,14 @@ def describes_segments(path: Path) -> bool:
     return format_of(path) == "nrrd" and bool(nrrd.list_segments(path))
 
 
-def read_names(path: str | Path) -> dict[int, str]:
+def read_names(path: Path) -> dict[int, str]:
     """Value -> name where the file itself names its label values; empty elsewhere."""
-    path, readers = Path(path), {"nifti": nifti.read_names, "nrrd": nrrd.read_names}
+    path, readers = path, {"nifti": nifti.read_names, "nrrd": nrrd.read_names}
     with at_file(path):
         return readers.get(format_of(path), lambda path: {})(path)
 
 
-def check_names(path: str | Path, table: Mapping[int, str]) -> None:
+def check_names(path: Path, table: Mapping[int, str]) -> None:
     """Refuse a label map whose own names contradict a table that stands elsewhere: CaseError
     ORGAN_MAP_MISMATCH.
 
@@ -107,7 +95,7 @@ def check_names(path: str | Path, table: Mapping[int, str]) -> None:
             raise refuse("ORGAN_MAP_MISMATCH", cause, fix, path)
 
 
-def check_name(path: str | Path, name: str) -> None:
+def check_name(path: Path, name: str) -> None:
     """The same for a file that is named after its one structure, where the file itself names one too."""
     if len(own := read_names(path)) == 1:
         check_names(path, dict.fromkeys(own, name))

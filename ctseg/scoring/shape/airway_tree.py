@@ -237,18 +237,18 @@ def tree_metrics(prediction: Shape, reference: Shape, tree: Tree) -> dict[str, f
 
 def _found(prediction: np.ndarray, reference: np.ndarray, tree: Tree) -> dict[str, float | None]:
     counts = Counts.of(prediction=prediction, reference=reference)
-    size = counts.tp + counts.fn
+    size, ratios = counts.tp + counts.fn, counts.ratios()
     if not size:
         return dict.fromkeys(("dice", "td", "td_mm", "bd", "precision", "leakage", "amr"))
     hit = prediction[tuple(tree.skeleton.T)]
     length = tree.length_mm
     branch_share = _shares(hit, tree.branch_of, tree.n_branches)
     return {
-        "dice": counts.dice,
+        "dice": ratios["dice"],
         "td": float(hit.mean()),
         "td_mm": float(tree.edge_mm[hit[tree.edges].all(axis=1)].sum()) / length if length else None,
         "bd": float((branch_share >= DETECTED).mean()) if branch_share.size else None,
-        "precision": counts.precision,
+        "precision": ratios["precision"],
         "leakage": counts.fp / size,
         "amr": counts.fn / size,
     }

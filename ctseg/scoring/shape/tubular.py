@@ -7,7 +7,6 @@ the reference's own Betti numbers as errors; precision and breaks are undefined 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -18,6 +17,7 @@ from ctseg.scoring import statistics
 from ctseg.scoring.metrics import HALLUCINATED, MISSED, UNANNOTATED, UNEVALUABLE, Row, grouped
 from ctseg.scoring.shape.airway_tree import Tree, td_by_generation, tree_metrics
 from ctseg.scoring.shape.topology import Betti, Shape, cldice, component_errors
+from ctseg.scoring.tolerances import first_fit
 
 TREE, TUBE, OTHER = "tree", "tube", "other"
 _AIRWAYS = ("airway", "bronch")
@@ -87,8 +87,7 @@ GENERATIONS = "td_by_generation_full"  # list, from the trachea on
 
 def kind_of(name: str) -> str:
     """TREE, TUBE or OTHER, from the structure's name."""
-    plain = re.sub(r"[^a-z]", "", name.lower())
-    return next((kind for words, kind in _KINDS if any(word in plain for word in words)), OTHER)
+    return first_fit(name, _KINDS, OTHER)
 
 
 def measured(names: Iterable[str], choice: str) -> list[str]:
@@ -133,35 +132,39 @@ def summarise(rows: Sequence[Row], baseline_rows: Sequence[Row]) -> dict[str, An
     was measured. baseline_rows: the same of predicting nothing, whose means stand under "all_background".
     Empty when no structure was measured.
     """
-    own = grouped(rows, "structure")
-    nothing = grouped((row for row in baseline_rows if row.get("topology")), "structure")
-    return {
-        name: _of_structure(own[name], [row["topology"] for row in nothing.get(name, ())])
-        for name in dict.fromkeys(row["structure"] for row in rows if row.get("topology"))
-    }
+    nothing = grouped(filter(_topology, baseline_rows), "structure")
+    blocks = {}
+    for name, own in grouped(rows, "structure").items():
+        with_it = list(filter(_topology, own))
+        if not with_it:
+            continue
+        found, patients = list(map(_topology, with_it)), [row["patient_id"] for row in with_it]
+        unscored = sum(row["state"] in (UNANNOTATED, UNEVALUABLE) for row in own)
+        columns = [column for column in (*SHAPE_COLUMNS, *TREE_COLUMNS) if column in found[0]]
+        block: dict[str, Any] = {
+            "kind": kind_of(name),
+            "connectivity": "26/6",
+            "n_reference": len(with_it),
+            "n_missed": sum(row["state"] == MISSED for row in with_it),
+            "n_without_reference": len(own) - unscored - len(with_it),
+            "n_hallucinated": sum(row["state"] == HALLUCINATED for row in own),
+        }
+        block |= {column: statistics.describe([row[column] for row in found], patients) for column in columns}
+        if GENERATIONS in found[0]:
+            block[GENERATIONS] = _of_generations([row[GENERATIONS] for row in found])
+        block["all_background"] = {
+            column: statistics.describe(
+                [_topology(row)[column] for row in nothing.get(name, ())], patients, interval=False
+            )["mean"]
+            for column in columns
+        }
+        blocks[name] = block
+    return blocks
 
 
-def _of_structure(rows: Sequence[Row], nothing: Sequence[Row]) -> dict[str, Any]:
-    with_it = [row for row in rows if row.get("topology")]
-    found, patients = [row["topology"] for row in with_it], [row["patient_id"] for row in with_it]
-    looked_for = [row for row in rows if row["state"] not in (UNANNOTATED, UNEVALUABLE)]
-    columns = [column for column in (*SHAPE_COLUMNS, *TREE_COLUMNS) if column in found[0]]
-    block: dict[str, Any] = {
-        "kind": kind_of(rows[0]["structure"]),
-        "connectivity": "26/6",
-        "n_reference": len(with_it),
-        "n_missed": sum(row["state"] == MISSED for row in with_it),
-        "n_without_reference": len(looked_for) - len(with_it),
-        "n_hallucinated": sum(row["state"] == HALLUCINATED for row in rows),
-    }
-    block |= {column: statistics.describe([row[column] for row in found], patients) for column in columns}
-    if GENERATIONS in found[0]:
-        block[GENERATIONS] = _of_generations([row[GENERATIONS] for row in found])
-    block["all_background"] = {
-        column: statistics.describe([row[column] for row in nothing], patients, interval=False)["mean"]
-        for column in columns
-    }
-    return block
+def _topology(row: Row) -> Row:
+    """What was measured; empty where nothing was."""
+    return row.get("topology") or {}
 
 
 def airway_block(topology: Mapping[str, Any]) -> dict[str, Any]:
@@ -171,17 +174,10 @@ def airway_block(topology: Mapping[str, Any]) -> dict[str, Any]:
     "structure" says whose they are; of several airways the first. Empty without one: other trees (coronaries,
     vessels) stand in the `topology` block only.
     """
+    counts = ("n_reference", "n_missed", "n_without_reference", "n_hallucinated")
     for name, block in topology.items():
-        if block["kind"] == TREE and any(word in re.sub(r"[^a-z]", "", name.lower()) for word in _AIRWAYS):
-            kept = (
-                "n_reference",
-                "n_missed",
-                "n_without_reference",
-                "n_hallucinated",
-                *TREE_COLUMNS,
-                GENERATIONS,
-            )
-            return {"structure": name, **{key: block[key] for key in kept}}
+        if block["kind"] == TREE and first_fit(name, [(_AIRWAYS, True)], False):
+            return {"structure": name, **{key: block[key] for key in (*counts, *TREE_COLUMNS, GENERATIONS)}}
     return {}
 
 

@@ -19,7 +19,7 @@ import visualize
 from ctseg import artifacts
 from ctseg.errors import CaseError, Finding
 from ctseg.geometry.volume import Volume
-from ctseg.scans.dicom import dicom_series, rtstruct
+from ctseg.scans.dicom import dicom_series, mask_objects, rtstruct
 from ctseg.scans.formats import slice_gaps
 
 SHAPE = (40, 24, 24)
@@ -368,7 +368,7 @@ def test_names_of_every_script(tmp_path, charset, name):
             setattr(content.StructureSetROISequence[0], "ROIName", name),
         ),
     )
-    assert set(read(path)[0]) == {name} and rtstruct.list_structures(path) == {1: name}
+    assert set(read(path)[0]) == {name} and mask_objects.list_names(path, "RTSTRUCT") == {1: name}
 
 
 @pytest.mark.parametrize(("stored", "meant"), [("Grö".encode(), "Grö"), (b"Gr\xf6\xdf", "Größ")])
@@ -376,7 +376,7 @@ def test_names_whose_character_set_nobody_declared(tmp_path, stored, meant):
     path = write(tmp_path, {"name": [outer(10)]})
     edit(path, lambda content: delattr(content, "SpecificCharacterSet"))
     path.write_bytes(path.read_bytes().replace(b"name", stored))
-    assert rtstruct.list_structures(path) == {1: meant}
+    assert mask_objects.list_names(path, "RTSTRUCT") == {1: meant}
 
 
 # ---- the real command lines -------------------------------------------------------------------------------

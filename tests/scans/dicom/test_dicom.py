@@ -19,7 +19,7 @@ from pydicom.uid import generate_uid
 
 from ctseg.errors import CaseError
 from ctseg.geometry.volume import Volume, reorient
-from ctseg.scans.dicom import dicom_pixels, dicom_seg, dicom_series
+from ctseg.scans.dicom import dicom_files, dicom_pixels, dicom_seg, dicom_series, mask_objects
 from ctseg.scans.formats import volume_files
 
 PHANTOM = small_phantom()
@@ -145,7 +145,7 @@ def test_find_series_lists_what_is_there(tmp_path: Path) -> None:
     second = _write(tmp_path / "p2" / "ct", patient="other")
     (tmp_path / "p2" / "notes.txt").write_text("no image")
     (tmp_path / "p2" / "broken.dcm").write_bytes(b"\0" * 128 + b"DICM" + b"\xff" * 40)
-    found = dicom_series.find_series(tmp_path)
+    found = dicom_files.find(tmp_path).series
     assert [(info.uid, info.modality, info.n_slices, info.folder.parent.name) for info in found] == [
         (first, "CT", 10, "p1"),
         (second, "CT", 10, "p2"),
@@ -603,7 +603,7 @@ def test_segmentation_round_trip(tmp_path: Path, affine: np.ndarray) -> None:
     _write(tmp_path / "ct", Volume(PHANTOM.image.array, affine))
     path = tmp_path / "seg.dcm"
     dicom_seg.write_segments(path, Volume(PHANTOM.label.array, affine), PHANTOM.names, tmp_path / "ct")
-    assert dicom_seg.list_segments(path) == PHANTOM.names
+    assert mask_objects.list_names(path, "SEG") == PHANTOM.names
     image, _ = dicom_series.read_series(tmp_path / "ct")
     masks, findings = dicom_seg.read_segments(path, image, tmp_path / "ct")
     assert list(masks) == list(SIDES) and not findings

@@ -18,7 +18,7 @@ from pydicom.uid import EnhancedCTImageStorage, RLELossless, generate_uid
 
 from ctseg.errors import CaseError
 from ctseg.geometry.volume import Volume
-from ctseg.scans.dicom import dicom_seg, dicom_series, rtstruct
+from ctseg.scans.dicom import dicom_files, dicom_seg, dicom_series, rtstruct
 
 PHANTOM = small_phantom()
 MARK = "PATIENTMARK"
@@ -69,7 +69,7 @@ def test_a_multiframe_file_equals_its_slices(tmp_path, kind):
     assert np.array_equal(volume.array, expected.array) and volume.array.std() > 100
     assert np.abs(volume.affine - expected.affine).max() < 1e-6
     assert codes(findings) == codes(told) == ([("WARN", "GANTRY_TILT")] if kind == "tilted" else [])
-    (info,) = dicom_series.find_series(multiframe)
+    (info,) = dicom_files.find(multiframe).series
     assert (info.modality, info.n_slices) == ("CT", 10)
 
 

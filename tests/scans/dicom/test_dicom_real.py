@@ -14,7 +14,7 @@ from matplotlib.path import Path as Outline
 
 from ctseg.errors import CaseError
 from ctseg.geometry.volume import Grid, Volume
-from ctseg.scans.dicom import dicom_seg, dicom_series, rtstruct
+from ctseg.scans.dicom import dicom_seg, dicom_series, mask_objects, rtstruct
 
 pytestmark = pytest.mark.real
 SEGMENTATIONS = "dcmqi/data/segmentations"
@@ -323,7 +323,9 @@ def test_structures_of_rt_utils_whatever_slices_they_refer_to(real_data, head, n
     """
     folder = real_data / "rt_utils/tests"
     masks, findings = rtstruct.read_structures(folder / name, head, folder / "mock_data")
-    numbers = {called: number for number, called in rtstruct.list_structures(folder / name).items()}
+    numbers = {
+        called: number for number, called in mask_objects.list_names(folder / name, "RTSTRUCT").items()
+    }
     assert not findings and masks
     for called, mask in masks.items():
         expected = filled(folder / name, numbers[called], head)
@@ -353,4 +355,4 @@ def test_a_structure_set_without_file_header_is_refused_by_name(real_data):
     with pytest.raises(
         CaseError, match=r"DICOM_CORRUPT.*rtstruct\.dcm: the DICOM mark at its beginning is missing"
     ):
-        rtstruct.list_structures(path)
+        mask_objects.list_names(path, "RTSTRUCT")

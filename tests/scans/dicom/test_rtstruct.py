@@ -12,7 +12,7 @@ import pytest
 
 from ctseg.errors import CaseError
 from ctseg.geometry.volume import Volume, match_grid
-from ctseg.scans.dicom import dicom_series, rtstruct
+from ctseg.scans.dicom import dicom_series, mask_objects, rtstruct
 from ctseg.scans.dicom.contours import fill
 from ctseg.scans.formats import volume_files
 
@@ -131,9 +131,9 @@ def test_the_file_names_its_series_slices_and_structures(tmp_path):
     rtstruct.write_structures(
         tmp_path / "rs.dcm", Volume(label_map(), image.affine), NAMES, tmp_path / "ct", colours={1: (1, 2, 3)}
     )
-    assert rtstruct.list_structures(tmp_path / "rs.dcm") == {1: "bladder", 2: "rectum", 3: "empty"}
+    assert mask_objects.list_names(tmp_path / "rs.dcm", "RTSTRUCT") == {1: "bladder", 2: "rectum", 3: "empty"}
     headers = dicom_series.series_headers(tmp_path / "ct")
-    assert rtstruct.referenced_series(tmp_path / "rs.dcm") == {headers[0].SeriesInstanceUID}
+    assert mask_objects.referenced_series(tmp_path / "rs.dcm", "RTSTRUCT") == {headers[0].SeriesInstanceUID}
     content = pydicom.dcmread(tmp_path / "rs.dcm")
     slices = {str(header.SOPInstanceUID): float(header.ImagePositionPatient[2]) for header in headers}
     contours = [contour for item in content.ROIContourSequence for contour in item.ContourSequence]
@@ -224,7 +224,7 @@ def test_a_set_of_another_series_or_with_one_name_twice_is_refused(written):
     with pytest.raises(CaseError, match="RT_WRONG_SERIES"):
         rtstruct.read_structures(path, image, folder)
     with pytest.raises(CaseError, match="NOT_RTSTRUCT"):
-        rtstruct.list_structures(next(folder.iterdir()))
+        mask_objects.list_names(next(folder.iterdir()), "RTSTRUCT")
 
 
 @pytest.mark.real
