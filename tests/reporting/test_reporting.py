@@ -15,6 +15,7 @@ from typing import Any
 import fake_results
 import numpy as np
 import pytest
+from dots import save_dot
 from pages import Elements
 from PIL import Image
 
@@ -108,16 +109,14 @@ def test_imports_no_torch_and_help_is_instant() -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_command_line_writes_the_page_without_a_traceback(tmp_path: Path) -> None:
+def test_command_line_writes_the_page_without_a_traceback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     small = fake_results.build(tmp_path, cases=1)
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "analyze.py"), "--workspace", str(small.root)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "analysis/report.html" in done.stdout and "Traceback" not in done.stdout + done.stderr
+    monkeypatch.setattr(style.Figure, "savefig", save_dot)
+    assert analyze.main(["--workspace", str(small.root)]) == 0
+    said = capsys.readouterr()
+    assert "analysis/report.html" in said.out and "Traceback" not in said.out + said.err
 
 
 def test_missing_history_names_the_command(tmp_path: Path) -> None:
@@ -204,8 +203,9 @@ def test_undefined_is_a_dash_and_never_nan(page: str) -> None:
     assert not re.search(r"\b(nan|NaN|None|null|inf)\b", text)
 
 
-def test_without_evaluation_the_page_says_so(tmp_path: Path) -> None:
+def test_without_evaluation_the_page_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bare = fake_results.build(tmp_path, cases=1, evaluated=False)
+    monkeypatch.setattr(style.Figure, "savefig", save_dot)
     assert analyze.run(bare, Settings(), Options()) == 0
     text = Elements(bare.report.read_text(encoding="utf-8")).text
     assert "has not been evaluated" in text and "--eval" in text and "Scores on the test scans" not in text
