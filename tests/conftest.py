@@ -4,17 +4,15 @@ looked at.
 
 from __future__ import annotations
 
-import functools
-import io
 import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
 from unittest import mock
 
 import filelock
 import pytest
+from dots import save_dot
 
 # One thread per process: tests run side by side, and so many tiny steps only lose time in waiting for each
 # other. Set before torch is imported, and inherited by the processes that tests start.
@@ -47,21 +45,6 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
     original = socket.socket.connect
     monkeypatch.setattr(socket.socket, "connect", refuse)
-
-
-@functools.cache
-def dot(picture_format: str) -> bytes:
-    """A grey picture of 8 x 8 pixels as a file."""
-    from PIL import Image
-
-    stream = io.BytesIO()
-    Image.new("RGB", (8, 8), "#808080").save(stream, format=picture_format)
-    return stream.getvalue()
-
-
-def save_dot(figure: object, target: BinaryIO, *, format: str, **how: Any) -> None:
-    """In place of matplotlib's `savefig`, whose layout and drawing take a third of a tiny run."""
-    target.write(dot(format))
 
 
 # Files that take longest go first: with a file per worker, the last one begun decides when all is done.
@@ -107,7 +90,8 @@ def cohorts(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> dict[st
 
             with filelock.FileLock(root / f"{task}.lock"):
                 # what stands there is kept
-                write_cohort(root / task, task=task, patients=6, seed=1, size="tiny")
+                seed = 1 if task == "pelvis" else 0
+                write_cohort(root / task, task=task, patients=6, seed=seed, size="tiny")
             self[task] = root / task
             return self[task]
 

@@ -63,6 +63,6 @@ def test_compare_writes_a_page_and_goes_on_where_it_was(tmp_path, cohorts, monke
     ],
 )
 def test_compare_refuses_what_does_not_exist_before_any_work(methods, said, tmp_path, cohorts, capsys):
-    command = ["--compare", methods, "--data", str(cohorts["pelvis"]), "--workspace", str(tmp_path), *TINY]
+    command = ["--compare", methods, "--data", str(cohorts["airway"]), "--workspace", str(tmp_path), *TINY]
     assert run_pipeline.main(command) == 2
     assert said in capsys.readouterr().err and not (tmp_path / "processed_data").exists()

@@ -12,7 +12,6 @@ import pytest
 from scipy.ndimage import binary_dilation, binary_erosion
 from scipy.ndimage import label as components
 
-from ctseg.anatomy import write_cohort
 from ctseg.anatomy.abdomen import abdomen_task
 from ctseg.anatomy.abdomen.abdomen_task import IDS, PATIENTS, TARGETS, plan
 from ctseg.anatomy.tasks import Picture
@@ -187,16 +186,15 @@ def test_scans_vary_as_scans_do() -> None:
     assert all(np.prod(scan.shape) < 1.1e7 for scan in scans)
 
 
-def test_the_pipeline_reads_the_cohort(tmp_path: Path) -> None:
-    write_cohort(tmp_path, task="abdomen", patients=5, size="tiny")
-    data = open_data_set(tmp_path, None)
+def test_the_pipeline_reads_the_cohort(cohorts: dict[str, Path]) -> None:
+    data = open_data_set(cohorts["abdomen"], None)
     assert (
         data.synthetic
         and data.layout == "synthetic"
-        and len(data.cases) == 5
+        and len(data.cases) == 6
         and set(data.structures) == set(IDS)
     )
-    last = load_case(data.cases[4], TARGETS, root=tmp_path)
+    last = load_case(data.cases[4], TARGETS, root=cohorts["abdomen"])
     assert last.states == {
         "liver": PRESENT,
         "kidney_right": PRESENT,

@@ -11,7 +11,6 @@ import pytest
 from scipy.ndimage import binary_dilation
 from scipy.ndimage import label as components
 
-from ctseg.anatomy import write_cohort
 from ctseg.anatomy.pelvis import pelvic_bones_task, pelvis_task
 from ctseg.anatomy.pelvis.pelvic_bones_task import IDS, PATIENTS, TARGETS
 from ctseg.anatomy.pelvis.pelvis_task import Drawing, is_dicom, plan, render
@@ -140,13 +139,12 @@ def test_wear_varies_and_keeps_to_its_side() -> None:
         assert all(state.sacroiliac_gap_mm[side] == 0 for side in state.fused)
 
 
-def test_the_pipeline_reads_the_cohort(tmp_path: Path) -> None:
-    write_cohort(tmp_path, task="pelvic_bones", patients=3, size="tiny")
-    data = open_data_set(tmp_path, None)
+def test_the_pipeline_reads_the_cohort(cohorts: dict[str, Path]) -> None:
+    data = open_data_set(cohorts["pelvic_bones"], None)
     assert data.synthetic and set(data.structures) == set(IDS)
-    assert sorted(case.image.format for case in data.cases) == ["dicom", "nifti", "nifti"]
-    [scan] = [case for case in data.cases if case.image.format == "dicom"]
-    loaded = load_case(scan, TARGETS, root=tmp_path)
+    assert sorted(case.image.format for case in data.cases) == ["dicom"] * 2 + ["nifti"] * 4
+    scan = next(case for case in data.cases if "im_1" in case.image.path.parts)
+    loaded = load_case(scan, TARGETS, root=cohorts["pelvic_bones"])
     assert set(loaded.states.values()) == {PRESENT}
     drawn = to_canonical(pelvic_bones_task.draw(0, 2, "tiny").label).array
     for number, name in enumerate(TARGETS, start=1):

@@ -94,6 +94,8 @@ def test_the_challenges_own_csv_runs_through_all_stages(real_data, tmp_path):
         str(tmp_path),
         "--profile",
         "cpu",
+        "--structures",  # all of them are read by the test below
+        "brainstem,spinal_cord",
         "--epochs",
         "1",
         "--set",

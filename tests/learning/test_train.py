@@ -4,14 +4,16 @@ fit.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import os
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
 
+import forked
 import pytest
 import tiny_workspace
 import torch
@@ -27,8 +29,6 @@ from ctseg.prediction import predictor
 from ctseg.runtime import checkpoints
 from models import build_network
 
-ROOT = Path(__file__).resolve().parents[2]
-
 
 def weights(workspace: artifacts.Workspace) -> dict[str, torch.Tensor]:
     return checkpoints.load(workspace.last_model)["model"]
@@ -36,6 +36,20 @@ def weights(workspace: artifacts.Workspace) -> dict[str, torch.Tensor]:
 
 def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def epochs_done(workspace: artifacts.Workspace) -> int:
+    return len(json.loads(workspace.history.read_text())["epochs"]) if workspace.history.exists() else 0
+
+
+def wait_until(done: Callable[[], bool], process: BaseProcess) -> None:
+    """Until then, or until the process ends, or for two minutes."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.is_alive():
+        with contextlib.suppress(FileNotFoundError):
+            if done():
+                break
+        time.sleep(0.005)
 
 
 def test_it_learns_and_leaves_its_artifacts(tmp_path):
@@ -77,22 +91,18 @@ def test_killed_and_resumed_equals_undisturbed(tmp_path):
     """With all that a run has to remember: passes, missed places of tubes, the density table."""
     parts = {"model.passes": 2, "model.connectivity": "multitask", "model.remap": "lut"}
     whole, broken = tiny_workspace.make(tmp_path / "whole"), tiny_workspace.make(tmp_path / "broken")
-    values = {"train.epochs": 6, "train.steps_per_epoch": 6, "train.validations": 3, **parts}
+    values = {"train.epochs": 5, "train.steps_per_epoch": 4, "train.validations": 3, **parts}
     assert train.main(tiny_workspace.arguments(whole, **values)) == 0
-    command = [sys.executable, "train.py", *tiny_workspace.arguments(broken, **values)]
+    words = tiny_workspace.arguments(broken, **values)
     killed_at = []
     for wanted in (1, 3):  # twice in one run: after the first and after the third epoch
-        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        deadline = time.monotonic() + 120
-        while time.monotonic() < deadline and process.poll() is None:
-            if broken.history.exists() and len(json.loads(broken.history.read_text())["epochs"]) >= wanted:
-                break
-            time.sleep(0.005)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        killed_at.append(len(json.loads(broken.history.read_text())["epochs"]))
-    assert killed_at[0] < 6, "the first kill came too late to mean anything"
-    assert subprocess.run(command, cwd=ROOT, check=False, capture_output=True).returncode == 0
+        process = forked.start("train", words, tmp_path / "output.txt")
+        wait_until(lambda wanted=wanted: epochs_done(broken) >= wanted, process)
+        process.kill()
+        process.join()
+        killed_at.append(epochs_done(broken))
+    assert killed_at[0] < 5, "the first kill came too late to mean anything"
+    assert train.main(words) == 0
     assert same(weights(whole), weights(broken))
     assert same(checkpoints.load(whole.best_model)["model"], checkpoints.load(broken.best_model)["model"])
     one, two = (artifacts.read_json(w.history) for w in (whole, broken))
@@ -160,37 +170,22 @@ def test_stopped_in_the_middle_of_an_epoch_and_gone_on_with_equals_undisturbed(
 
 def test_ctrl_c_in_a_training_shorter_than_an_epoch_loses_nothing(tmp_path):
     workspace = tiny_workspace.make(tmp_path)
-    command = [
-        sys.executable,
-        "-u",
-        "train.py",
-        *tiny_workspace.arguments(workspace, **{"train.steps_per_epoch": 100_000}),
-    ]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 120
-    while not workspace.history.exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
+    words = tiny_workspace.arguments(workspace, **{"train.steps_per_epoch": 100_000})
+    process = forked.start("train", words, tmp_path / "first.txt")
+    wait_until(workspace.history.exists, process)
     time.sleep(2)
-    process.send_signal(signal.SIGINT)
-    output, error = process.communicate(timeout=60)
-    assert (
-        process.returncode == 130
-        and "Traceback" not in error
-        and "run the same command again to go on" in error
-    )
+    os.kill(process.pid, signal.SIGINT)
+    process.join(60)
+    said = (tmp_path / "first.txt").read_text()
+    assert process.exitcode == 130 and "Traceback" not in said
+    assert "run the same command again to go on" in said
     steps = checkpoints.load(workspace.last_model)["steps"]
-    assert steps >= 1 and f"in epoch 1 after {steps} of its steps" in output
-    assert "Going on after epoch 0 and" in _going_on(workspace, command)
-
-
-def _going_on(workspace: artifacts.Workspace, command: list[str]) -> str:
-    process = subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    )
-    line = next((line for line in process.stdout or [] if "Going on" in line), "")
-    process.kill()
-    process.communicate()
-    return line
+    assert steps >= 1 and f"in epoch 1 after {steps} of its steps" in said
+    again = forked.start("train", words, tmp_path / "again.txt")
+    wait_until(lambda: "Going on" in (tmp_path / "again.txt").read_text(), again)
+    again.kill()
+    again.join()
+    assert "Going on after epoch 0 and" in (tmp_path / "again.txt").read_text()
 
 
 def test_a_finished_model_is_lost_to_no_other_training(tmp_path, capsys):

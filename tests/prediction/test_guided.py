@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from infer_pairs import infer_test_cases
-from tiny_runs import TINY, run, words_of
+from tiny_runs import COARSE, TINY, run, words_of
 
 import run_pipeline
 from ctseg import artifacts
@@ -41,7 +41,9 @@ def test_folder_of_masks_guides(tmp_path, cohorts):
     organs = ["femur_left", "femur_right", "sacrum"]
     words = ["--guide", str(masks), "--structures", "bladder,rectum", "--model", "anatomy_guided_unet"]
     settings = words_of(**{"data.guide_organs": ",".join(organs)})
-    workspace = run(tmp_path / "work", cohort, *words, *settings, *PLAIN, stages=("preprocess", "train"))
+    workspace = run(
+        tmp_path / "work", cohort, *words, *settings, *COARSE, *PLAIN, stages=("preprocess", "train")
+    )
     manifest = artifacts.read_json(workspace.manifest)
     assert manifest["guide"] == {"kind": "folder", "source": "predicted", "organs": organs}
     assert all(case["guide"]["presence"]["sacrum"] for case in manifest["cases"])
@@ -65,8 +67,10 @@ def guided(tmp_path_factory, cohorts) -> tuple[artifacts.Workspace, artifacts.Wo
     """(a model that predicts organs, a network that it guides), on the NIfTI patients."""
     root, cohort = tmp_path_factory.mktemp("guided"), cohorts["pelvis"] / "nifti"
     organs = ["--structures", "sacrum,femur_left,femur_right", "--model", "unet"]
-    first = run(root / "first", cohort, *organs, *PLAIN, stages=("preprocess", "train"))
-    return first, run(root / "second", cohort, *GUIDED, "--guide-model", str(first.best_model), *PLAIN)
+    first = run(root / "first", cohort, *organs, *COARSE, *PLAIN, stages=("preprocess", "train"))
+    return first, run(
+        root / "second", cohort, *GUIDED, "--guide-model", str(first.best_model), *COARSE, *PLAIN
+    )
 
 
 def test_an_earlier_model_guides(guided):

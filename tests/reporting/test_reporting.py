@@ -15,6 +15,7 @@ from typing import Any
 import fake_results
 import numpy as np
 import pytest
+from dots import save_dot
 from pages import Elements
 from PIL import Image
 
@@ -108,16 +109,14 @@ def test_imports_no_torch_and_help_is_instant() -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_command_line_writes_the_page_without_a_traceback(tmp_path: Path) -> None:
+def test_command_line_writes_the_page_without_a_traceback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     small = fake_results.build(tmp_path, cases=1)
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "analyze.py"), "--workspace", str(small.root)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "analysis/report.html" in done.stdout and "Traceback" not in done.stdout + done.stderr
+    monkeypatch.setattr(style.Figure, "savefig", save_dot)
+    assert analyze.main(["--workspace", str(small.root)]) == 0
+    said = capsys.readouterr()
+    assert "analysis/report.html" in said.out and "Traceback" not in said.out + said.err
 
 
 def test_missing_history_names_the_command(tmp_path: Path) -> None:
@@ -204,8 +203,9 @@ def test_undefined_is_a_dash_and_never_nan(page: str) -> None:
     assert not re.search(r"\b(nan|NaN|None|null|inf)\b", text)
 
 
-def test_without_evaluation_the_page_says_so(tmp_path: Path) -> None:
+def test_without_evaluation_the_page_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bare = fake_results.build(tmp_path, cases=1, evaluated=False)
+    monkeypatch.setattr(style.Figure, "savefig", save_dot)
     assert analyze.run(bare, Settings(), Options()) == 0
     text = Elements(bare.report.read_text(encoding="utf-8")).text
     assert "has not been evaluated" in text and "--eval" in text and "Scores on the test scans" not in text
@@ -248,6 +248,11 @@ def test_model_that_predicts_nothing_is_called_out(built: Workspace) -> None:
     found.summary["baselines"]["all_background"]["better_than_baseline"] = False
     assert "NOT BETTER THAN PREDICTING NOTHING" in report.render(found, NO_PLOTS, [])
     assert "NOT BETTER THAN PREDICTING NOTHING" in report.training_summary(found)
+
+
+def test_page_without_the_pictures_of_the_evaluation(built: Workspace) -> None:
+    text = report.render(results.read(built), dict.fromkeys(curves.PICTURES, b""), [])
+    assert "Test Dice of every case, one line" not in text and "Scores on the test scans" in text
 
 
 def test_notice_is_escaped_and_its_command_is_code(built: Workspace) -> None:

@@ -26,6 +26,8 @@ TINY = [
         }
     ),
 ]
+# a canvas of the scan's own size, a tenth of the default's voxels, where the grid is not the subject
+COARSE = words_of(**{"data.grid": "windows", "data.spacing_mm": 6})
 SCORED = ("preprocess", "train", "eval")  # all but the page
 
 
