@@ -27,7 +27,14 @@ if TYPE_CHECKING:
     from ctseg.reporting.results import Results
 
 
-OWN_PLOTS = ("per_pass.png", "reliability.png", "confidence.png")  # drawn by the evaluation where they apply
+SCORE_PLOTS = (  # drawn by the evaluation, the last three where they apply
+    "dice_boxplots.png",
+    "dice_vs_hausdorff.png",
+    "metrics_heatmap.png",
+    "per_pass.png",
+    "reliability.png",
+    "confidence.png",
+)
 
 
 def run(workspace: Workspace, settings: Settings, options: Options, others: Sequence[Path] = ()) -> int:
@@ -78,25 +85,16 @@ def run(workspace: Workspace, settings: Settings, options: Options, others: Sequ
 
 
 def _draw(workspace: Workspace, found: Results) -> dict[str, bytes]:
-    """Write the named plots; return them and the score plots as PNG by file name."""
-    import io
-
-    from ctseg.reporting.pictures import curves, plots
+    """Write the plots of training; return them and those of the evaluation, as PNG by file name."""
+    from ctseg.reporting.pictures import curves
 
     images = {}
     for name, picture in cli.bar("Drawing plots")(list(curves.PICTURES.items())):
         picture.draw(found.history, workspace.analysis / name, found.synthetic)
         images[name] = (workspace.analysis / name).read_bytes()
     if found.evaluated:
-        for draw_scores in (plots.dice_boxplots, plots.dice_vs_hausdorff, plots.metrics_heatmap):
-            stream = io.BytesIO()
-            draw_scores(found.rows, found.structures, stream, found.synthetic)
-            images[f"{draw_scores.__name__}.png"] = stream.getvalue()
-        images |= {
-            name: (workspace.evaluation / name).read_bytes()
-            for name in OWN_PLOTS
-            if (workspace.evaluation / name).is_file()
-        }
+        files = [workspace.evaluation / name for name in SCORE_PLOTS]
+        images |= {path.name: path.read_bytes() for path in files if path.is_file()}
     return images
 
 

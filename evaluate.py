@@ -28,7 +28,7 @@ from ctseg.cli import LOG, Options
 from ctseg.config import Settings
 from ctseg.errors import PreconditionError, UsageError
 from ctseg.evaluation.mask_pairs import Pair, pair_masks
-from ctseg.evaluation.result_files import RESULTS, Trust, join_trust, write_passes, write_results
+from ctseg.evaluation.result_files import ONLY_MASKS, RESULTS, Trust, join_trust, write_passes, write_results
 from ctseg.evaluation.scored import Scored, ScoreSettings, pairs_of_test_split, score_pairs
 from ctseg.manifest import Manifest
 from ctseg.outputs import keep_inputs, require_writable
@@ -140,7 +140,7 @@ def score_passes(
         LOG.info("%s Passes used: %.1f of at most %d.", gain, used, count)
 
 
-def draw(folder: Path, scored: Scored, synthetic: bool, trust: Trust | None = None) -> None:
+def draw(folder: Path, scored: Scored, synthetic: bool, trust: Trust = ONLY_MASKS) -> None:
     """All pictures of an evaluation; reliability.png and confidence.png where there is something to draw, and
     those of an earlier evaluation go."""
     from ctseg.reporting.pictures import plots, reliability
@@ -150,7 +150,7 @@ def draw(folder: Path, scored: Scored, synthetic: bool, trust: Trust | None = No
         picture(rows, names, folder / f"{picture.__name__}.png", synthetic)
     for name in ("reliability.png", "confidence.png"):
         (folder / name).unlink(missing_ok=True)
-    if trust is not None and trust.sums:
+    if trust.sums:
         pooled = calibration.describe({"all": calibration.pooled(trust.sums)})["all"]
         reliability.diagram(calibration.describe(trust.sums), pooled, folder / "reliability.png", synthetic)
     if any(row.get("confidence") is not None for row in rows):

@@ -47,10 +47,9 @@ def main(argv: list[str] | None = None) -> int:
 def run(workspace: Workspace, settings: Settings, options: Options) -> int:
     """Make tensors of every case. Exit code 0, or 3 when cases were skipped (and that was not allowed)."""
     data = settings.data
-    spacing_mm = check_options(workspace, settings, options)
+    check_options(workspace, settings, options)
     data_set = open_data(workspace, data, options)
     recipe, guide_splits = make_recipe(workspace, settings, options, data_set)
-    recipe = dataclasses.replace(recipe, plan=choices.known_plan(data, spacing_mm))
     artifacts.sweep_temporaries(workspace.processed)
     known, notes = earlier_run(workspace, settings, recipe.structures)
     findings = [*data_set.findings, *notes]
@@ -69,16 +68,20 @@ def run(workspace: Workspace, settings: Settings, options: Options) -> int:
     write_if_changed(workspace.splits, drawn)
     findings += notes
     if recipe.plan is None:
-        plan = choices.choose_plan([case for case in cases if case.split == "train"], data, spacing_mm)
+        plan = choices.choose_plan([case for case in cases if case.split == "train"], data)
         recipe = dataclasses.replace(recipe, plan=plan)
-        pending = case_to_tensors.second_pass(jobs, cases, plan)
-        require_disk(workspace, pending)
-        done = in_parallel(case_to_tensors.prepare_case, pending, workers, "writing tensors")
-        written = {outcome.case_id: outcome for outcome in done}
-        outcomes = [written.get(outcome.case_id, outcome) for outcome in outcomes]
+        surveyed = {case.case_id: case for case in cases}
+        jobs = [
+            CaseJob(job.record, recipe, surveyed=surveyed[job.record.case_id])
+            for job in jobs
+            if job.record.case_id in surveyed
+        ]
+        require_disk(workspace, jobs)
+        written = in_parallel(case_to_tensors.prepare_case, jobs, workers, "writing tensors")
+        latest = {outcome.case_id: outcome for outcome in [*outcomes, *written]}
+        outcomes = list(latest.values())
         stop_on_skips(workspace, Report.of(data_set, outcomes, findings), data.skip_limit)
-        kept = [case for case in cases if case.case_id not in written]
-        cases = sorted([*kept, *cases_of(done)], key=lambda case: case.case_id)
+        cases = cases_of(outcomes)
     remove_stale(workspace, known.values(), cases)
     report = Report.of(data_set, outcomes, findings)
     write_if_changed(workspace.preprocess_report, to_record(report))
@@ -113,7 +116,8 @@ def preview(workspace: Workspace, settings: Settings, options: Options) -> int:
     data = settings.data
     check_options(workspace, settings, options)
     data_set = open_data(workspace, data, options)
-    recipe = choices.recipe_of(workspace, data_set, data, None)
+    structures, sides = choices.choose_structures(data_set, data), choices.sides_of(data_set, data, ())
+    recipe = Recipe(data_set.root, workspace, structures, data, sides)
     told = ", ".join(data_set.structures)
     LOG.info("%d cases in the layout '%s'. Structures: %s", len(data_set.cases), data_set.layout, told)
     jobs = [CaseJob(choices.with_leave(record, data), recipe) for record in data_set.cases]
@@ -142,20 +146,16 @@ def preview(workspace: Workspace, settings: Settings, options: Options) -> int:
 # ---- before reading ------------------------------------------------------------------------------
 
 
-def check_options(
-    workspace: Workspace, settings: Settings, options: Options
-) -> tuple[float, float, float] | None:
-    """Refuse what can be refused without a scan; data.spacing_mm comes back as three numbers (D, H, W), None
-    when it is to be chosen.
+def check_options(workspace: Workspace, settings: Settings, options: Options) -> None:
+    """Refuse what can be refused without a scan.
 
     Raises UsageError, and PreconditionError where there is no data or no TotalSegmentator.
     """
-    spacing_mm = choices.wanted_spacing(settings.data)
+    choices.wanted_spacing(settings.data)
     layouts.check_folder(options.data, options.layout)
     if options.data is None:
         choices.keep_tensors_of_scans(workspace)
     choices.check_guide(workspace, settings.data)
-    return spacing_mm
 
 
 def open_data(workspace: Workspace, data: DataSettings, options: Options) -> DataSet:
@@ -178,7 +178,9 @@ def open_data(workspace: Workspace, data: DataSettings, options: Options) -> Dat
 def make_recipe(
     workspace: Workspace, settings: Settings, options: Options, data_set: DataSet
 ) -> tuple[Recipe, str | None]:
-    """(what all cases share, but for the grid; hash of the guide model's split, None without a model)."""
+    """(what all cases share, with the grid where the settings decide it; hash of the guide model's split,
+    None without a model).
+    """
     data = settings.data
     structures = choices.choose_structures(data_set, data)
     guide, guide_splits = choices.guide_source(workspace, data, data_set, structures), None
@@ -191,7 +193,9 @@ def make_recipe(
         len(data_set.cases),
         ", ".join(structures),
     )
-    return choices.recipe_of(workspace, data_set, data, guide), guide_splits
+    sides = choices.sides_of(data_set, data, guide.organs if guide is not None else ())
+    plan = choices.known_plan(data)
+    return Recipe(data_set.root, workspace, structures, data, sides, guide, plan), guide_splits
 
 
 def predicted_guide(
@@ -305,10 +309,9 @@ def stop_on_skips(workspace: Workspace, report: Report, limit: float) -> None:
 def remove_stale(workspace: Workspace, earlier: Iterable[Case], cases: Iterable[Case]) -> None:
     """Delete what earlier runs wrote and no case of this run owns; other files there are not ours."""
     made, owned = ({file for case in some for file in case.files()} for some in (earlier, cases))
-    for folder in (workspace.tensors, workspace.guides, workspace.references):
-        for path in folder.glob("*"):
-            if path.relative_to(workspace.processed).as_posix() in made - owned:
-                path.unlink()
+    for path in (workspace.processed / file for file in made - owned):
+        if path.parent in (workspace.tensors, workspace.guides, workspace.references):
+            path.unlink(missing_ok=True)
 
 
 # ---- what is left behind -------------------------------------------------------------------------
@@ -341,7 +344,7 @@ def make_manifest(
         structures=recipe.structures,
         grid=plan.kind,
         spacing_mm=plan.spacing_mm,
-        window_hu=recipe.window_hu,
+        window_hu=settings.data.window_hu,
         settings=made_with,
         settings_hash=artifacts.canonical_hash(made_with),
         splits_hash=artifacts.canonical_hash(drawn),

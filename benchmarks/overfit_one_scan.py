@@ -64,7 +64,8 @@ def prepare(data: Path, workspace: artifacts.Workspace, plan: GridPlan, structur
     record = CaseRecord(
         "example", "example", ImageSource("nifti", scan), LabelSource("map", path=labels, values=structures)
     )
-    recipe = Recipe(workspace.root, workspace, names, (-250.0, 750.0), 10.0, plan=plan)
+    settings = config.DataSettings(window_hu=(-250.0, 750.0), margin_mm=10.0)
+    recipe = Recipe(workspace.root, workspace, names, settings, plan=plan)
     outcome = prepare_case(CaseJob(record, recipe))
     if outcome.case is None:
         sys.exit("\n".join(finding.line() for finding in outcome.findings))
@@ -80,7 +81,7 @@ def prepare(data: Path, workspace: artifacts.Workspace, plan: GridPlan, structur
         structures=names,
         grid=plan.kind,
         spacing_mm=plan.spacing_mm,
-        window_hu=recipe.window_hu,
+        window_hu=settings.window_hu,
         settings=config.Settings().record()["data"],
         settings_hash="",
         splits_hash=artifacts.canonical_hash(splits),

@@ -2,8 +2,8 @@
 made from them says "synthetic"; they stand for no real person.
 
 `write_cohort` writes the cohort of a task to disk, `draw_patient` returns one patient in memory, `tasks.py`
-lists the tasks. Who reads this code should begin with the task's module, for the pelvis with `drawing.py`
-(order of drawing), then `people.py` (what varies) and `implicit.py` (how shapes become voxels).
+lists the tasks. Who reads this code should begin with the task's module (order of drawing), then `people.py`
+and `people.toml` (what varies) and `implicit.py` (how shapes become voxels).
 """
 
 from ctseg.anatomy.cohort import draw_patient, write_cohort

@@ -10,7 +10,7 @@ import dataclasses
 from pathlib import Path
 from typing import NamedTuple
 
-from ctseg.errors import Finding
+from ctseg.errors import CaseError, Finding
 from ctseg.geometry.volume import Volume
 
 PRESENT, ABSENT, UNLABELLED = "present", "absent", "unlabelled"
@@ -106,11 +106,20 @@ class DataSet:
 @dataclasses.dataclass(frozen=True)
 class LoadedCase:
     """A case read and checked: image in HU (float32), label on the image's grid (uint8, 0 background,
-    i+1 = i-th of the requested structures, IGNORED where nobody looked), the state of each structure, and
-    what was noticed."""
+    i+1 = i-th of the requested structures, IGNORED where nobody looked), the state of each structure, what
+    was noticed, and the label of the guide organs where they stand in the labels too."""
 
     record: CaseRecord
     image: Volume
     label: Volume | None
     states: dict[str, str]
     findings: tuple[Finding, ...]
+    organs: Volume | None = None
+
+    def annotated(self) -> Volume:
+        """The label of a case in which somebody looked for a structure. CaseError LABEL_MISSING otherwise."""
+        if self.label is None or set(self.states.values()) == {UNLABELLED}:
+            cause = "none of the wanted structures is annotated"
+            fix = "add labels, remove the case, or choose other --structures"
+            raise CaseError("LABEL_MISSING", cause, fix, case=self.record.case_id)
+        return self.label

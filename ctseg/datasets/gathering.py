@@ -5,7 +5,6 @@ Nothing here opens an image. Names and links are checked, and every file that no
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import os
 import stat
@@ -103,16 +102,30 @@ class Gathering:
             )
 
     def problem(self, path: Path, *, folder: bool = False) -> tuple[str, str, str] | None:
-        """What `file_problem` says. Ordinary files, of which a data set has a hundred thousand, take one
-        `lstat`.
+        """(code, cause, fix) when `path` is not a regular file (or folder) inside the data folder, else None.
+
+        Decided by `stat` alone: a FIFO that is opened waits for ever. Ordinary files, of which a data set has
+        a hundred thousand, take one `lstat`.
         """
-        if not folder:
-            place, name = os.path.split(path)
-            with contextlib.suppress(OSError):
-                if stat.S_ISREG(os.lstat(path).st_mode) and name not in ("", "..") and self._inside(place):
-                    return None
-        found = listing.file_problem(path, self._real_root, folder=folder)
-        return None if self.follow_links and found is not None and found[0] == "LINK_OUTSIDE" else found
+        place, name = os.path.split(path)
+        try:
+            plain = not folder and stat.S_ISREG(os.lstat(path).st_mode) and name not in ("", "..")
+            if plain and self._inside(place):
+                return None
+            real = path.resolve(strict=True)
+            mode = real.stat().st_mode
+        except PermissionError:
+            return "PERMISSION", "the file may not be read", "change its permissions"
+        except FileNotFoundError:
+            cause = "a link that leads nowhere" if path.is_symlink() else "the file does not exist"
+            return "FILE_MISSING", cause, "put the file there"
+        except (RuntimeError, OSError):  # 3.13 raises OSError for a loop, earlier versions RuntimeError
+            return "FILE_MISSING", "a link loop, or a path that cannot exist", "replace the link by the file"
+        if not (stat.S_ISDIR(mode) if folder else stat.S_ISREG(mode)):
+            return "NOT_REGULAR", f"not a regular {'folder' if folder else 'file'}", "put the real file there"
+        if not self.follow_links and not real.is_relative_to(self._real_root):
+            return "LINK_OUTSIDE", "a link that leaves the data folder", listing.FOLLOW
+        return None
 
     def _inside(self, place: str) -> bool:
         if place not in self._plain_folders:
@@ -128,7 +141,7 @@ class Gathering:
         *,
         annotated: Iterable[str] | None = None,
         split: str | None = None,
-        patient_id: str | None = None,
+        patient_id: object = None,
     ) -> None:
         """Add a case after checking its name and that its files are regular files inside the data folder."""
         paths = (image.path, labels.path, *labels.masks.values())
@@ -155,7 +168,8 @@ class Gathering:
             )
         self._ids.append(case_id)
         names = None if annotated is None else frozenset(annotated)
-        self._cases.append(CaseRecord(case_id, patient_id or case_id, image, labels, names, split))
+        patient = case_id if patient_id in (None, "") else str(patient_id)
+        self._cases.append(CaseRecord(case_id, patient, image, labels, names, split))
 
     def offer_map(self, case_id: str, image: Path, label: Path, table: LabelTable, **more: Any) -> None:
         """`offer` a scan with a label map."""
@@ -168,12 +182,11 @@ class Gathering:
         """`offer_map` of files that metadata name relative to `base`; somebody looked for every structure of
         the table.
         """
-        scan, mask = self.inside(case_id, image, base), None
+        scan = self.inside(case_id, image, base)
         if label in (None, "", []):
-            missing = ("LABEL_MISSING", "the entry names no label", "add its label to the list")
-            self.refuse(case_id, missing, scan)
-        else:
-            mask = self.inside(case_id, label, base)
+            problem = ("LABEL_MISSING", "the entry names no label", "add its label to the list")
+            return self.refuse(case_id, problem, scan)
+        mask = self.inside(case_id, label, base)
         self.account(scan, mask)
         if scan is None or mask is None:
             return

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import os
 import re
-import stat
 import unicodedata
 from pathlib import Path
 
@@ -85,16 +84,12 @@ def image_source(path: Path) -> ImageSource:
 def volumes(folder: Path) -> dict[str, Path]:
     """Stem -> file for the volumes in a folder; two files of one stem (`.nii` and `.nii.gz`) are refused."""
     found: dict[str, Path] = {}
-    seen: dict[str, Path] = {}
     for path in entries(folder):
         stem = volume_stem(path)
-        if stem is None:
-            continue
-        other = seen.setdefault(folded(stem), path)
+        other = path if stem is None else found.setdefault(folded(stem), path)
         if other is not path:
             raise duplicate_error(f"{path.parent.name}/{other.name} and {path.parent.name}/{path.name}")
-        found[stem] = path
-    return found
+    return {str(volume_stem(path)): path for path in found.values()}
 
 
 def volume(folder: Path, *stems: str) -> Path | None:
@@ -111,11 +106,6 @@ def folded(text: str) -> str:
 def printable(text: str) -> str:
     """The text with bytes that are no UTF-8 escaped, so that it can be printed and stored."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
-
-
-def text_of(value: object) -> str | None:
-    """A value of metadata as text, None where it is empty."""
-    return None if value in (None, "") else str(value)
 
 
 def unsafe_name(text: str) -> str | None:
@@ -136,31 +126,6 @@ def duplicate_error(what: str) -> PreconditionError:
         f"the same name stands twice: {what}",
         "remove or rename one of them (upper and lower case count as the same)",
     )
-
-
-def file_problem(path: Path, real_root: Path, *, folder: bool = False) -> tuple[str, str, str] | None:
-    """(code, cause, fix) when `path` is not a regular file (or folder) inside the data folder, else None.
-
-    Decided by `stat` alone: a FIFO that is opened waits for ever.
-    """
-    try:
-        real = path.resolve(strict=True)
-        mode = real.stat().st_mode
-    except PermissionError:
-        return "PERMISSION", "the file may not be read", "change its permissions"
-    except FileNotFoundError:
-        return (
-            "FILE_MISSING",
-            "a link that leads nowhere" if path.is_symlink() else "the file does not exist",
-            "put the file there",
-        )
-    except (RuntimeError, OSError):  # 3.13 raises OSError for a loop, earlier versions RuntimeError
-        return "FILE_MISSING", "a link loop, or a path that cannot exist", "replace the link by the file"
-    if not (stat.S_ISDIR(mode) if folder else stat.S_ISREG(mode)):
-        return "NOT_REGULAR", f"not a regular {'folder' if folder else 'file'}", "put the real file there"
-    if not real.is_relative_to(real_root):
-        return "LINK_OUTSIDE", "a link that leaves the data folder", FOLLOW
-    return None
 
 
 def below(path: Path, root: Path) -> Path | None:

@@ -83,12 +83,14 @@ def load_case(
             labels = read(record, record.labels, structures, image)
             label = Volume(labels.array, image.affine)
             states, notes = _states(record, record.labels, structures, labels)
-            findings += (
-                labels.findings
-                + notes
-                + _check_sides(label, structures, sides or find_sides(structures))
-                + _check_amount(label, image, record.labels)
-            )
+            findings += labels.findings + notes
+            findings += _check_sides(label, structures, sides or find_sides(structures))
+            tissue = image.array > _BODY_HU  # air in labels (lungs, bowel) does not count
+            body, labelled = np.count_nonzero(tissue), np.count_nonzero(label.array[tissue] % IGNORED)
+            if labelled > IMPLAUSIBLE_FRACTION * body:
+                cause = f"the labels cover {labelled} of the body's {body} voxels of tissue"
+                fix, file = "check that the label belongs to this scan", str(record.labels.path or "-")
+                findings.append(Finding("WARN", "LABEL_IMPLAUSIBLE", cause, fix, file=file))
     told = (finding.at(record.case_id, listing.told(finding.file, root)) for finding in findings)
     return LoadedCase(record, image, label, states, tuple(told))
 
@@ -286,14 +288,3 @@ def _check_sides(label: Volume, structures: Sequence[str], sides: Sides) -> list
             fix = "check the names and the orientation of the scan"
             findings.append(Finding("WARN", "SIDE_SWAP", f"{structures[left]} lies {apart}", fix))
     return findings
-
-
-def _check_amount(label: Volume, image: Volume, source: LabelSource) -> list[Finding]:
-    """A warning where most of the body's tissue is labelled. Air in labels (lungs, bowel) does not count."""
-    tissue = image.array > _BODY_HU
-    body, labelled = np.count_nonzero(tissue), np.count_nonzero(label.array[tissue] % IGNORED)
-    if labelled <= IMPLAUSIBLE_FRACTION * body:
-        return []
-    cause = f"the labels cover {labelled} of the body's {body} voxels of tissue"
-    fix = "check that the label belongs to this scan"
-    return [Finding("WARN", "LABEL_IMPLAUSIBLE", cause, fix, file=str(source.path or "-"))]

@@ -10,6 +10,7 @@ the mask is where they reach it.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -18,7 +19,7 @@ import numpy as np
 from ctseg.datasets import listing, metadata
 from ctseg.datasets.case import ImageSource
 from ctseg.errors import Finding, PreconditionError
-from ctseg.geometry.boxes import label_boxes, whole_box
+from ctseg.geometry.boxes import Box, label_boxes
 from ctseg.geometry.volume import Grid, Volume, tight
 from ctseg.scans.dicom import dicom_files, dicom_seg, mask_objects, rtstruct
 from ctseg.scans.formats import nrrd, slice_gaps, volume_files
@@ -56,31 +57,51 @@ class Naming:
         )
 
 
+NO_NAMES = Naming({})
+
+
 @dataclasses.dataclass(frozen=True)
 class Masks:
     """Structures, each read when asked for, so that memory does not grow with their number.
 
-    names: in their order. values: one as it is stored: a mask (bool), or probabilities, float32 from 0 to 1.
-    level: where these end. box: the mask without what is empty around it, where that is known without reading
-    it all. labels, naming: of a label map. findings: what is noticed on reading; grows with what is read.
+    names: in their order. stored: one as it is stored, unless they are parts of a label map: labels, with
+    naming. level: where probabilities end. findings: what is noticed on reading; grows with what is read.
     """
 
     names: tuple[str, ...]
-    values: Callable[[str], Volume]
+    stored: Callable[[str], Volume] | None = None
     level: float | None = None
-    box: Callable[[str], Volume | None] | None = None
     labels: Volume | None = None
-    naming: Naming | None = None
+    naming: Naming = NO_NAMES
     findings: list[Finding] = dataclasses.field(default_factory=list)
 
-    def tight(self, name: str) -> Volume | None:
-        """The mask (bool) of a structure inside its box, None when it is empty."""
-        return tight(self.read(name)) if self.box is None else self.box(name)
+    def values(self, name: str) -> Volume:
+        """A structure as it is stored: a mask (bool), or probabilities, float32 from 0 to 1."""
+        if self.stored is not None:
+            return self.stored(name)
+        labels = self.label_volume()
+        return Volume(values_of(labels.array, self.naming.values[name]), labels.affine)
 
     def read(self, name: str) -> Volume:
         """The mask (bool) of a structure."""
         stored = self.values(name)
         return Volume(stored.array >= self.level, stored.affine) if stored.array.dtype.kind == "f" else stored
+
+    def tight(self, name: str) -> Volume | None:
+        """The mask (bool) of a structure inside its box, None when it is empty."""
+        numbers = self.naming.values.get(name, ())
+        if len(numbers) != 1 or self.boxes is None:
+            return tight(self.read(name))
+        if numbers[0] not in self.boxes:
+            return None
+        part = self.label_volume().crop_to(self.boxes[numbers[0]])
+        return Volume(part.array == numbers[0], part.affine)
+
+    @functools.cached_property
+    def boxes(self) -> dict[int, Box] | None:
+        """Positive value of a label map -> its box; None where a table of all values below would be long."""
+        array = self.label_volume().array
+        return label_boxes(array) if array.max() <= 65535 else None
 
     def label_volume(self) -> Volume:
         """The label map that these masks are parts of."""
@@ -111,13 +132,11 @@ def open_masks(
     naming: Naming | None = None,
     level: float | None = None,
     fill_gaps: bool = False,
-    strict: bool = False,
 ) -> Masks:
     """The masks at `path`. scan, source: the CT they belong to, needed for DICOM. naming: the names of a
     label map, which then holds no other value; without it those beside or in the file, and a number for each
     value nobody named. level: where probabilities become a mask; None refuses them. fill_gaps: interpolate
-    between the slices of a DICOM SEG or RTSTRUCT of a thicker series. strict: files of one structure hold 0
-    and 1, not 0 and some other value.
+    between the slices of a DICOM SEG or RTSTRUCT of a thicker series.
 
     Raises PreconditionError for a path that holds none, and CaseError for a damaged file.
     """
@@ -125,7 +144,7 @@ def open_masks(
         files = organ_files(path)
         if not files:
             raise PreconditionError("NO_DATA", "the folder holds no masks", f"give {FORMS}", file=path.name)
-        return mask_files(files, level=level, strict=strict)
+        return mask_files(files, level=level)
     if not path.is_file():
         raise PreconditionError("NO_DATA", f"'{path}' does not exist", "check the path", file=path.name)
     stem = volume_files.stem_of(path, detached=True)
@@ -150,7 +169,9 @@ def organ_files(folder: Path) -> dict[str, Path]:
 
 
 def mask_files(files: Mapping[str, Path], *, level: float | None = None, strict: bool = False) -> Masks:
-    """The masks of files of one structure each, name -> file. level, strict: as for `open_masks`."""
+    """The masks of files of one structure each, name -> file. level: as for `open_masks`. strict: they hold 0
+    and 1, not 0 and some other value.
+    """
     findings: list[Finding] = []
 
     def values(name: str) -> Volume:
@@ -185,14 +206,8 @@ def label_map(path: Path, naming: Naming) -> Masks:
     with at_file(path):
         check_values(volume.array, naming.known)
     smallest = np.min_scalar_type(int(volume.array.max())) if volume.array.min() >= 0 else np.int32
-    return _named(Volume(volume.array.astype(smallest), volume.affine), naming, findings)
-
-
-def _named(volume: Volume, naming: Naming, findings: list[Finding]) -> Masks:
-    def values(name: str) -> Volume:
-        return Volume(values_of(volume.array, naming.values[name]), volume.affine)
-
-    return Masks(tuple(naming.values), values, labels=volume, naming=naming, findings=findings)
+    labels = Volume(volume.array.astype(smallest), volume.affine)
+    return Masks(tuple(naming.values), labels=labels, naming=naming, findings=findings)
 
 
 def values_of(array: np.ndarray, values: Sequence[int]) -> np.ndarray:
@@ -235,26 +250,14 @@ def _one_file(path: Path, stem: str, level: float | None) -> Masks:
         found = "negative values" if low < 0 else f"{len(values)} different values"
         cause = f"it holds {found}: this looks like an image, not a label map"
         raise PreconditionError("LABEL_VALUES", cause, f"give {FORMS}", file=path.name)
-    if values and values[-1] > 65535:  # a table of all values below would be long
-        places = dict.fromkeys(values, whole_box(volume.array.shape))
-    else:
-        places = label_boxes(volume.array)
     table = metadata.names_beside(path.parent)
     if table is not None:
         volume_files.check_names(path, table.values)
         named = dict(table.values)
     else:
-        named = {value: name for value, name in volume_files.read_names(path).items() if value in places}
-    naming = Naming.of(named | {value: _unnamed(value) for value in places if value not in named})
-
-    def box(name: str) -> Volume | None:
-        (value,) = naming.values[name]
-        if value not in places:
-            return None
-        part = volume.crop_to(places[value])
-        return Volume(part.array == value, part.affine)
-
-    return dataclasses.replace(_named(volume, naming, findings), box=box)
+        named = {value: name for value, name in volume_files.read_names(path).items() if value in values}
+    naming = Naming.of(named | {value: _unnamed(value) for value in values if value not in named})
+    return Masks(tuple(naming.values), labels=volume, naming=naming, findings=findings)
 
 
 def _unnamed(value: int) -> str:
@@ -264,19 +267,11 @@ def _unnamed(value: int) -> str:
 def named_like(masks: Masks, other: Masks) -> Masks:
     """The masks of a label map whose values nobody named, under the names that the same values have in
     another one; other masks as they are."""
-    if masks.naming is None or other.naming is None:
+    own = masks.naming.names
+    if not own or not other.naming.names or any(name != _unnamed(value) for value, name in own.items()):
         return masks
-    if any(name != _unnamed(value) for value, name in masks.naming.names.items()):
-        return masks
-    called = {other.naming.names.get(value, name): name for value, name in masks.naming.names.items()}
-    box, naming = masks.box, Naming({new: masks.naming.values[old] for new, old in called.items()})
-    return dataclasses.replace(
-        masks,
-        names=tuple(called),
-        values=lambda name: masks.values(called[name]),
-        box=None if box is None else lambda name: box(called[name]),
-        naming=naming,
-    )
+    called = {other.naming.names.get(value, name): (value,) for value, name in own.items()}
+    return dataclasses.replace(masks, names=tuple(called), naming=Naming(called))
 
 
 # ---- DICOM ------------------------------------------------------------------------------------------------

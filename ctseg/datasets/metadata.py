@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import stat
 from pathlib import Path
 from typing import Any
@@ -137,14 +138,11 @@ def ct_channel(raw: Any, path: Path) -> int:
     if not isinstance(names, dict) or not all(str(key).isdecimal() for key in names):
         raise invalid(path, f"the channels are {raw!r}", 'write {"0": "CT"}')
     channels = {int(key): str(name).strip().casefold() for key, name in names.items()}
-    named_ct = [
-        number for number, name in channels.items() if name == "ct" or name.startswith(("ct ", "ct_", "cta"))
-    ]
+    named_ct = [number for number, name in channels.items() if re.match(r"ct(a|[ _]|$)", name)]
+    others = [number for number, name in channels.items() if re.match(r"mr|t1|t2|flair|adc|pet|us", name)]
     if len(named_ct) == 1:
         return named_ct[0]
-    if len(channels) == 1 and not any(
-        name.startswith(("mr", "t1", "t2", "flair", "adc", "pet", "us")) for name in channels.values()
-    ):
+    if len(channels) == 1 and not others:
         return next(iter(channels))
     raise PreconditionError(
         "NOT_CT",

@@ -5,11 +5,10 @@ Read strictly: what does not say clearly which structure an id is, is refused.
 
 from __future__ import annotations
 
-import dataclasses
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ctseg.artifacts import read_json
 from ctseg.datasets.masks import Naming
@@ -20,14 +19,13 @@ from ctseg.scoring.summary import RESERVED_NAMES
 _NAME_FILES = ("labels.json", "dataset.json")
 
 
-@dataclasses.dataclass(frozen=True)
-class LabelNames:
+class LabelNames(NamedTuple):
     """Structures of a folder of label maps; ignore_label: voxels nobody looked at; annotated: case id ->
     names of the structures that were looked for there (cases that are not listed: all)."""
 
     structures: tuple[Structure, ...]
-    ignore_label: int | None = None
-    annotated: Mapping[str, frozenset[str]] = dataclasses.field(default_factory=dict)
+    ignore_label: int | None
+    annotated: Mapping[str, frozenset[str]]
 
     @property
     def naming(self) -> Naming:

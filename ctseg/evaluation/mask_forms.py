@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from ctseg.datasets import listing, masks
 from ctseg.datasets.case import ImageSource
-from ctseg.datasets.find_scans import find_scans
+from ctseg.datasets.find_scans import search
 from ctseg.datasets.masks import Naming
 from ctseg.errors import CaseError, PreconditionError, listed
 from ctseg.evaluation.label_names import LabelNames, find_label_names
@@ -205,7 +205,7 @@ def find_scan(path: Path, case_id: str, *, only: bool) -> ImageSource:
     """The scan of a case at the path after --ct. only: there is one case, so one scan is its scan whatever
     its name."""
     found = {
-        unicodedata.normalize("NFC", name): source for name, source in find_scans(path, option="--ct").items()
+        unicodedata.normalize("NFC", name): source for name, source in search(path, option="--ct")[0].items()
     }
     if only and len(found) == 1:
         return next(iter(found.values()))

@@ -8,7 +8,6 @@ dropped in silence.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -90,7 +89,7 @@ def pair_masks(
     theirs: LabelNames | None
     if shared is not None:
         check_annotated(shared, references)
-        own, theirs = shared, dataclasses.replace(shared, ignore_label=None)
+        own, theirs = shared, shared._replace(ignore_label=None)
     else:
         own, theirs = (
             mask_forms.names_of(list(paths.values()), labels) for paths in (references, predictions)

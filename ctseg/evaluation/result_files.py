@@ -16,12 +16,11 @@ folders of masks have no probabilities.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ctseg.artifacts import Workspace, read_json, write_json, write_text
 from ctseg.evaluation.report_text import report_text
@@ -131,15 +130,17 @@ RESULTS = (  # every file that an evaluation may write into its folder
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class Trust:
+class Trust(NamedTuple):
     """What is known of the probabilities behind a prediction. sums: structure -> region -> sums of its
     calibration; members: how many predictions each is the mean of; reason: why there is no confidence, None
     where there is."""
 
-    sums: Mapping[str, Mapping[str, calibration.Sums]] = dataclasses.field(default_factory=dict)
-    members: int = 1
-    reason: str | None = "only masks were given, no probabilities"
+    sums: Mapping[str, Mapping[str, calibration.Sums]]
+    members: int
+    reason: str | None
+
+
+ONLY_MASKS = Trust({}, 1, "only masks were given, no probabilities")
 
 
 def join_trust(workspace: Workspace, record: Mapping[str, Any], rows: Sequence[Row]) -> Trust:
@@ -173,14 +174,14 @@ def write_results(
     *,
     synthetic: bool,
     split_hash: str | None = None,
-    trust: Trust | None = None,
+    trust: Trust = ONLY_MASKS,
 ) -> str:
     """Write the text files and return the report; without a folder only the report.
 
     Its rows are ordered by case, with "topology" where that was measured, and "ece_whole", "ece_band" and
     "confidence" where those are known.
     """
-    rows, trust = scored.rows, trust or Trust()
+    rows = scored.rows
     settings = scored.settings(split_hash=split_hash, synthetic=synthetic)
     topology = tubular.summarise(rows, scored.nothing)
     summary = scores.summarise(rows, scored.nothing, settings) | {

@@ -16,9 +16,9 @@ from ctseg.artifacts import Workspace
 from ctseg.config import Settings
 from ctseg.datasets.case import IGNORED
 from ctseg.errors import IntegrityError
+from ctseg.geometry.argmax_on_scan import probability_on_scan
 from ctseg.geometry.boxes import box_shape, box_start, grow, label_boxes, make_box, union, within
 from ctseg.geometry.probabilities import Probabilities
-from ctseg.geometry.soft_masks import probability_on_scan
 from ctseg.geometry.volume import Grid, Volume
 from ctseg.manifest import Case, Manifest, to_record
 from ctseg.prediction.predictor import BuildNetwork, Predictor, load_predictor

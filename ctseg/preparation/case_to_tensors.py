@@ -26,6 +26,7 @@ from ctseg.artifacts import (
     write_arrays,
     write_json,
 )
+from ctseg.config import DataSettings
 from ctseg.datasets.case import IGNORED, PRESENT, UNLABELLED, CaseRecord, LoadedCase
 from ctseg.datasets.case_sources import source_hash, source_to_record
 from ctseg.datasets.load_case import load_case
@@ -55,9 +56,7 @@ class Recipe:
     root: Path
     workspace: Workspace
     structures: tuple[str, ...]
-    window_hu: tuple[float, float]
-    margin_mm: float
-    crop: str = "body"
+    data: DataSettings
     sides: Sides | None = None
     guide: GuideSource | None = None
     plan: grids.GridPlan | None = None
@@ -90,7 +89,7 @@ class CaseJob:
             [
                 case.survey_key,
                 dataclasses.asdict(plan),
-                self.recipe.window_hu,
+                self.recipe.data.window_hu,
                 TENSOR_SIZE,
                 case.split if plan.kind == "roi" else None,
                 guide.digest(self.record.case_id) if guide is not None else None,
@@ -114,24 +113,24 @@ class CaseOutcome:
 
 def prepare_case(job: CaseJob) -> CaseOutcome:
     """Read one case and, when the grid is known, write its tensors and reference. Raises ResourceError."""
-    trace = None
+    trace, case_id = None, job.record.case_id
     try:
         return _prepare(job)
     except ResourceError:
         raise
     except PipelineError as error:  # a CaseError, or a guide that cannot be used for this case
         fault = error
+    except MemoryError:
+        cause, fix = (
+            "the memory does not suffice for this scan",
+            "use --workers 1 or a machine with more memory",
+        )
+        fault = CaseError("TOO_LARGE", cause, fix)
     except Exception as error:  # the case boundary: one bad case never stops the run
-        trace = traceback.format_exc()
+        trace, cause = traceback.format_exc(), f"unforeseen {type(error).__name__}"
+        fault = CaseError("INTERNAL", cause, "please report it with logs/pipeline.log")
         if isinstance(error, OSError) and error.errno in SYSTEM_FAULTS:
             fault = ResourceError.from_os(error)
-        elif isinstance(error, MemoryError):
-            cause = "the memory does not suffice for this scan"
-            fault = CaseError("TOO_LARGE", cause, "use --workers 1 or a machine with more memory")
-        else:
-            cause = f"unforeseen {type(error).__name__}"
-            fault = CaseError("INTERNAL", cause, "please report it with logs/pipeline.log")
-    case_id = job.record.case_id
     return CaseOutcome(case_id, None, (Finding.from_error(fault, case=case_id),), trace=trace)
 
 
@@ -158,52 +157,36 @@ def after_death(job: CaseJob, outcome: CaseOutcome | None) -> CaseOutcome:
     return dataclasses.replace(outcome, findings=(*outcome.findings, note))
 
 
-def second_pass(jobs: Sequence[CaseJob], cases: Sequence[Case], plan: grids.GridPlan) -> list[CaseJob]:
-    """The jobs that write tensors once the grid is known. cases: what the first pass found, with their
-    splits.
-    """
-    pending, by_id = [], {case.case_id: case for case in cases}
-    for job in jobs:
-        case = by_id.get(job.record.case_id)
-        if case is None or (case.key == job.key_of(case, plan) and case.intact(job.recipe.workspace)):
-            continue
-        recipe = dataclasses.replace(job.recipe, plan=plan)
-        pending.append(dataclasses.replace(job, recipe=recipe, previous=None, surveyed=case))
-    return pending
-
-
 def bytes_needed(jobs: Sequence[CaseJob]) -> float:
     """About how much disk the jobs of a run take."""
     size = 0
     for job in jobs:
         case, plan = job.surveyed, job.recipe.plan
-        if case is not None and plan is not None and case.body_box is not None:
+        if case is None or plan is None or case.body_box is None:
+            size += TENSOR_BYTES if job.previous is None else 0
+        elif case.key != job.key_of(case, plan):
             tensors = grids.tensor_origins(plan.canvas(case.scan, case.body_box).shape)
             size += len(tensors) * TENSOR_BYTES + math.prod(case.scan.shape) // 20
-        elif job.previous is None:
-            size += TENSOR_BYTES
     return 1.1 * size + 50e6 if size else 0
 
 
 def _prepare(job: CaseJob) -> CaseOutcome:
-    recipe, previous = job.recipe, job.previous
-    if job.surveyed is not None:
-        loaded, organs = load_with_organs(job)
-        case = job.surveyed
-    else:
+    recipe, case, known = job.recipe, job.surveyed, {}
+    if case is None:
         source, digest = source_to_record(job.record, recipe.root), source_hash(job.record)
-        survey_key = survey_key_of(recipe, source, digest)
-        if previous is not None and previous.survey_key == survey_key:
-            case = dataclasses.replace(previous, source=source)
-            intact = case.intact(recipe.workspace)
-            if recipe.plan is None or (intact and case.key == job.key_of(case, recipe.plan)):
-                return CaseOutcome(case.case_id, case, case.findings, reused=intact)
-        loaded, organs = load_with_organs(job)
-        case = survey(job, loaded, source=source, source_hash=digest, survey_key=survey_key)
+        known = {"source": source, "source_hash": digest, "survey_key": survey_key_of(recipe, source, digest)}
+        if job.previous is not None and job.previous.survey_key == known["survey_key"]:
+            case = dataclasses.replace(job.previous, source=source)
+    if case is not None:
+        intact = case.intact(recipe.workspace)
+        if recipe.plan is None or (intact and case.key == job.key_of(case, recipe.plan)):
+            return CaseOutcome(case.case_id, case, case.findings, reused=intact)
+    loaded = load_with_organs(job)
+    case = job.surveyed or survey(job, loaded, **known)
     if recipe.plan is not None:
         case = write_case(recipe, recipe.plan, loaded, case)
         if recipe.guide is not None:
-            case = write_guide_of(recipe, recipe.guide, loaded, organs, case)
+            case = write_guide_of(recipe, recipe.guide, loaded, case)
         case = dataclasses.replace(case, key=job.key_of(case, recipe.plan))
     if job.keep:
         write_json(recipe.workspace.finished / f"{safe_name(case.case_id)}.json", to_record(case))
@@ -220,29 +203,27 @@ def survey_key_of(recipe: Recipe, source: dict[str, Any], digest: str) -> str:
             digest,
             source | {"split": None},  # which changes no tensor
             recipe.structures,
-            recipe.margin_mm,
-            recipe.crop,
+            recipe.data.margin_mm,
+            recipe.data.crop,
             recipe.own_organs,
             sorted(sides.indices(recipe.structures)),
         ]
     )
 
 
-def load_with_organs(job: CaseJob) -> tuple[LoadedCase, Volume | None]:
-    """(the case with the wanted structures, label map of the guide organs when the case's own labels are the
-    guide).
-    """
+def load_with_organs(job: CaseJob) -> LoadedCase:
+    """The case with the wanted structures, and with its guide organs when its own labels are the guide."""
     recipe, organs = job.recipe, job.recipe.own_organs
     # Organs first: where masks overlap the later one wins, and the target must not lose a voxel to its guide.
     loaded = load_case(job.record, (*organs, *recipe.structures), root=recipe.root, sides=recipe.sides)
     if not organs or loaded.label is None:
-        return loaded, None
+        return loaded
     stored, affine, values = loaded.label.array, loaded.label.affine, np.arange(256, dtype=np.uint8)
     target, guide = np.maximum(values, len(organs)) - np.uint8(len(organs)), values.copy()
     target[IGNORED], guide[len(organs) + 1 :] = IGNORED, 0  # a guide has no ignored voxels
     states = {name: loaded.states[name] for name in recipe.structures}
-    loaded = dataclasses.replace(loaded, label=Volume(target[stored], affine), states=states)
-    return loaded, Volume(guide[stored], affine)
+    label, organ_label = Volume(target[stored], affine), Volume(guide[stored], affine)
+    return dataclasses.replace(loaded, label=label, organs=organ_label, states=states)
 
 
 def survey(job: CaseJob, loaded: LoadedCase, **known: Any) -> Case:
@@ -250,28 +231,19 @@ def survey(job: CaseJob, loaded: LoadedCase, **known: Any) -> Case:
     LABEL_MISSING.
     """
     recipe, case_id = job.recipe, job.record.case_id
-    if loaded.label is None or all(state == UNLABELLED for state in loaded.states.values()):
-        raise CaseError(
-            "LABEL_MISSING",
-            "none of the wanted structures is annotated",
-            "add labels, remove the case, or choose other --structures",
-            case=case_id,
-        )
+    label = loaded.annotated()
     findings = list(loaded.findings)
-    body = grids.kept_extent(loaded.image, recipe.crop, recipe.margin_mm)
-    box = grids.extent_with(body, without_ignored(loaded.label))
-    wider = max(
-        np.abs(np.subtract(box.low_mm, body.low_mm)).max(),
-        np.abs(np.subtract(box.high_mm, body.high_mm)).max(),
-    )
+    body = grids.kept_extent(loaded.image, recipe.data.crop, recipe.data.margin_mm)
+    box = grids.extent_with(body, without_ignored(label))
+    wider = np.abs(np.subtract([box.low_mm, box.high_mm], [body.low_mm, body.high_mm])).max()
     if wider > 1e-3:
         cause = (
-            f"labelled voxels lie up to {wider:.0f} mm outside the {recipe.crop} found in the image; "
+            f"labelled voxels lie up to {wider:.0f} mm outside the {recipe.data.crop} found in the image; "
             "the box was widened to hold them"
         )
         fix = "check that image and label belong together"
         findings.append(Finding("WARN", "BOX_EXTENDED", cause, fix, case_id))
-    counts = grids.count_voxels(loaded.label.array)
+    counts = grids.count_voxels(label.array)
     return Case(
         case_id,
         job.record.patient_id,
@@ -296,11 +268,12 @@ def without_ignored(label: Volume) -> Volume:
 
 
 def write_case(recipe: Recipe, plan: grids.GridPlan, loaded: LoadedCase, case: Case) -> Case:
-    """The case with its tensors and reference written, and with warnings where the grid costs something."""
-    label = loaded.label
-    if label is None or case.body_box is None:
-        raise ValueError("tensors need labels and a box")
-    name, locator = safe_name(case.case_id), None
+    """The case with its tensors and reference written, and with warnings for structures that the grid cuts
+    off or is too coarse for.
+    """
+    if case.body_box is None:
+        raise ValueError("tensors need a box")
+    label, name, locator = loaded.annotated(), safe_name(case.case_id), None
     canvas = plan.canvas(case.scan, case.body_box)
     part_only = plan.kind == "roi" and case.split == "train"
     canvas_label, tensors = write_tensors(recipe, loaded.image, label, canvas, name, part_only=part_only)
@@ -309,30 +282,46 @@ def write_case(recipe: Recipe, plan: grids.GridPlan, loaded: LoadedCase, case: C
         _, (tensor,) = write_tensors(recipe, loaded.image, label, whole, f"{name}_whole")
         locator = LocatorFile(tensor.file, tensor.sha256, tensor.origin, whole)
     path = recipe.workspace.references / f"{name}.nii.gz"
-    names = dict(enumerate(recipe.structures, start=1)) | {IGNORED: "ignore"}
-    nifti.write_label(path, label, names=names)
-    lost = grids.lost_fractions(label, canvas)
-    case = dataclasses.replace(
+    numbers = dict(enumerate(recipe.structures, start=1))
+    nifti.write_label(path, label, names=numbers | {IGNORED: "ignore"})
+    lost, kept, findings = grids.lost_fractions(label, canvas), grids.count_voxels(canvas_label.array), []
+    lost_fraction = {
+        structure: round(lost[number], 6)
+        for number, structure in numbers.items()
+        if loaded.states[structure] == PRESENT
+    }
+    voxel_ml, canvas_voxel_ml = (float(np.prod(volume.spacing_mm)) / 1000 for volume in (label, canvas_label))
+    for number, structure in numbers.items():
+        if structure not in lost_fraction:
+            continue
+        before, after = case.voxels[structure] * voxel_ml, kept.get(number, 0) * canvas_voxel_ml
+        if lost_fraction[structure] > CROP_LOSS_WARNING:
+            cause = f"{100 * lost_fraction[structure]:.1f} % of {structure} lies outside the tensors"
+            fix = "use --set data.grid=whole, or check the label"
+            findings.append(Finding("WARN", "CROP_LOSS", cause, fix, case.case_id))
+        elif after < RESOLUTION_WARNING * before:
+            cause = (
+                f"{structure} has {before:.2f} mL in the scan and {after:.2f} mL in the tensors: "
+                "it is too thin for this grid"
+            )
+            fix = "use --set data.grid=windows with a finer data.spacing_mm"
+            findings.append(Finding("WARN", "RESOLUTION_LOSS", cause, fix, case.case_id))
+    return dataclasses.replace(
         case,
         canvas=canvas,
         tensors=tensors,
         locator=locator,
         reference=StoredFile(f"references/{path.name}", file_hash(path)),
-        lost_fraction={
-            name: round(lost[number], 6)
-            for number, name in enumerate(recipe.structures, start=1)
-            if loaded.states[name] == PRESENT
-        },
+        lost_fraction=lost_fraction,
+        findings=(*case.findings, *findings),
     )
-    findings = (*case.findings, *grid_findings(recipe.structures, label, canvas_label, case))
-    return dataclasses.replace(case, findings=findings)
 
 
 def write_tensors(
     recipe: Recipe, image: Volume, label: Volume, canvas: Grid, name: str, *, part_only: bool = False
 ) -> tuple[Volume, tuple[TensorFile, ...]]:
     """(label on the canvas, the tensors written) of a case. part_only: only those around the structures."""
-    scaled = window(grids.image_on_canvas(image, canvas).array, recipe.window_hu).astype(np.float16)
+    scaled = window(grids.image_on_canvas(image, canvas).array, recipe.data.window_hu).astype(np.float16)
     canvas_label = grids.label_on_canvas(label, canvas)
     box = whole_box(canvas.shape)
     if part_only:
@@ -348,50 +337,17 @@ def write_tensors(
     return canvas_label, tuple(tensors)
 
 
-def write_guide_of(
-    recipe: Recipe, source: GuideSource, loaded: LoadedCase, organs: Volume | None, case: Case
-) -> Case:
+def write_guide_of(recipe: Recipe, source: GuideSource, loaded: LoadedCase, case: Case) -> Case:
     """The case with the distances to its guide organs written."""
-    own = source.kind == "labels"
-    found, findings = load_guide(
-        source,
-        case.case_id,
-        loaded.image,
-        organs if own else loaded.label,
-        source.organs if own else recipe.structures,
-        recipe.structures,
-    )
+    label, names = loaded.label, recipe.structures
+    if recipe.own_organs:
+        label, names = loaded.organs, source.organs
+    found, findings = load_guide(source, case.case_id, loaded.image, label, names, recipe.structures)
     maps = coarse_maps(found.masks, case.on_canvas())
     path = recipe.workspace.guides / f"{safe_name(case.case_id)}.npz"
     sha256 = write_guide(path, maps.distance_mm, maps.presence, maps.stride)
-    presence = dict(zip(source.organs, maps.presence.tolist()))
-    return dataclasses.replace(
-        case, guide=GuideFile(f"guides/{path.name}", sha256, presence), findings=(*case.findings, *findings)
-    )
-
-
-def grid_findings(
-    structures: tuple[str, ...], label: Volume, canvas_label: Volume, case: Case
-) -> list[Finding]:
-    """Warnings for structures that the grid cuts off or is too coarse for."""
-    findings = []
-    voxel_ml, canvas_voxel_ml = (float(np.prod(volume.spacing_mm)) / 1000 for volume in (label, canvas_label))
-    kept = grids.count_voxels(canvas_label.array)
-    for number, name in enumerate(structures, start=1):
-        lost = case.lost_fraction.get(name, 0.0)
-        before, after = case.voxels.get(name, 0) * voxel_ml, kept.get(number, 0) * canvas_voxel_ml
-        if lost > CROP_LOSS_WARNING:
-            cause = f"{100 * lost:.1f} % of {name} lies outside the tensors"
-            fix = "use --set data.grid=whole, or check the label"
-            findings.append(Finding("WARN", "CROP_LOSS", cause, fix, case.case_id))
-        elif name in case.lost_fraction and after < RESOLUTION_WARNING * before:
-            cause = (
-                f"{name} has {before:.2f} mL in the scan and {after:.2f} mL in the tensors: "
-                "it is too thin for this grid"
-            )
-            fix = "use --set data.grid=windows with a finer data.spacing_mm"
-            findings.append(Finding("WARN", "RESOLUTION_LOSS", cause, fix, case.case_id))
-    return findings
+    guide = GuideFile(f"guides/{path.name}", sha256, dict(zip(source.organs, maps.presence.tolist())))
+    return dataclasses.replace(case, guide=guide, findings=(*case.findings, *findings))
 
 
 def content_hash(image: Volume) -> str:

@@ -20,14 +20,12 @@ from ctseg.geometry.grids import GridPlan, canonical_grid
 from ctseg.laterality import Sides
 from ctseg.manifest import Case
 from ctseg.preparation import guide_organs
-from ctseg.preparation.case_to_tensors import Recipe
 from ctseg.preparation.guide_organs import GuideSource
 
 LOG = logging.getLogger("ctseg")
-Triple = tuple[float, float, float]
 
 
-def wanted_spacing(data: DataSettings) -> Triple | None:
+def wanted_spacing(data: DataSettings) -> tuple[float, float, float] | None:
     """data.spacing_mm as three numbers (D, H, W), None when it is to be chosen. Raises UsageError."""
     values = data.spacing_mm * 3 if len(data.spacing_mm) == 1 else data.spacing_mm
     if values and (len(values) != 3 or not all(0.1 <= value <= 20 for value in values)):
@@ -182,50 +180,36 @@ def guide_source(
     return source
 
 
-def recipe_of(
-    workspace: Workspace, data_set: DataSet, data: DataSettings, guide: GuideSource | None
-) -> Recipe:
-    """What all cases of a run share, but for the grid. Raises as `choose_structures` and `sides_of`."""
-    return Recipe(
-        data_set.root,
-        workspace,
-        choose_structures(data_set, data),
-        data.window_hu,
-        data.margin_mm,
-        data.crop,
-        sides_of(data_set, data, guide.organs if guide is not None else ()),
-        guide,
-    )
-
-
 def with_leave(record: CaseRecord, data: DataSettings) -> CaseRecord:
     """The case, with the leave to read what is refused otherwise; it stands in the manifest, so that every
     later stage reads the same.
     """
     image, labels = record.image, record.labels
-    if image.format == "dicom" and data.assume_hu:
-        image = dataclasses.replace(image, assume_hu=True)
-    if labels is not None and labels.format == "dicom_seg" and data.fractional_threshold > 0:
-        labels = dataclasses.replace(labels, fractional_threshold=data.fractional_threshold)
-    if labels is not None and labels.format in ("dicom_seg", "rtstruct") and data.fill_contour_gaps:
-        labels = dataclasses.replace(labels, fill_gaps=True)
+    if image.format == "dicom":
+        image = dataclasses.replace(image, assume_hu=data.assume_hu)
+    if labels is not None and labels.format in ("dicom_seg", "rtstruct"):
+        labels = dataclasses.replace(labels, fill_gaps=data.fill_contour_gaps)
+        if labels.format == "dicom_seg" and data.fractional_threshold > 0:
+            labels = dataclasses.replace(labels, fractional_threshold=data.fractional_threshold)
     return dataclasses.replace(record, image=image, labels=labels)
 
 
-def known_plan(data: DataSettings, spacing_mm: Triple | None) -> GridPlan | None:
+def known_plan(data: DataSettings) -> GridPlan | None:
     """The grid when the settings alone decide it; None when the training scans do."""
     if data.grid == "whole":
         return GridPlan("whole", None)
     if data.grid == "roi":  # which part of a case is kept depends on its split
         return None
+    spacing_mm = wanted_spacing(data)
     return GridPlan("windows", spacing_mm) if spacing_mm else None
 
 
-def choose_plan(train: Sequence[Case], data: DataSettings, spacing_mm: Triple | None) -> GridPlan:
+def choose_plan(train: Sequence[Case], data: DataSettings) -> GridPlan:
     """The grid that the training scans ask for: their median spacing, and for grid=auto whether one tensor
     holds the body.
     """
-    spacing = spacing_mm or np.median([canonical_grid(case.scan).spacing_mm for case in train], axis=0)
+    wanted = wanted_spacing(data)
+    spacing = wanted or np.median([canonical_grid(case.scan).spacing_mm for case in train], axis=0)
     d, h, w = (round(float(value), 4) for value in spacing)
     sizes_mm = [case.body_box.size_mm for case in train if case.body_box is not None]
     voxels = np.ceil(np.median(np.divide(sizes_mm, (d, h, w)), axis=0) - 1e-3)
@@ -238,6 +222,6 @@ def choose_plan(train: Sequence[Case], data: DataSettings, spacing_mm: Triple | 
         )
         return GridPlan("whole", None)
     kind = "roi" if data.grid == "roi" else "windows"
-    told = "" if spacing_mm else " (median of the training scans)"
+    told = "" if wanted else " (median of the training scans)"
     LOG.info("Grid: %s of %g x %g x %g mm%s", kind, d, h, w, told)
     return GridPlan(kind, (d, h, w))

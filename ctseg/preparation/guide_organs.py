@@ -17,21 +17,20 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from ctseg.artifacts import canonical_hash, file_hash, read_arrays, safe_name, write_arrays, write_text
 from ctseg.datasets import listing, metadata
-from ctseg.datasets.masks import Naming, label_map, mask_files, tight
-from ctseg.errors import CaseError, Finding, IntegrityError, PreconditionError, UsageError, at_case
+from ctseg.datasets.masks import Naming, label_map, mask_files, organ_files
+from ctseg.errors import CaseError, Finding, PreconditionError, UsageError, at_case
+from ctseg.geometry.boxes import make_box
 from ctseg.geometry.distance_maps import organ_masks
 from ctseg.geometry.grids import Index
-from ctseg.geometry.volume import Grid, Volume
+from ctseg.geometry.volume import Grid, Volume, tight
 from ctseg.manifest import to_record
 from ctseg.scans.formats import nifti
 
-KINDS = ("labels", "folder", "totalsegmentator")
 LEAK_DICE = 0.995  # a mask this equal to the reference is the reference, saved or resampled once more
 INSTALL = "pip install TotalSegmentator"
 TIMEOUT_S = 3600.0  # one scan on a slow processor takes minutes
@@ -41,14 +40,14 @@ TIMEOUT_S = 3600.0  # one scan on a slow processor takes minutes
 class GuideSource:
     """What guides: `organs` by name (they become the channels in this order) and where their masks come from.
 
-    folder: for `folder` <folder>/<case id>/<organ>.nii.gz (also below `segmentations/`), or <folder>/<case
-    id>.nii.gz with the names in <folder>/labels.json; for `totalsegmentator` where its masks are kept between
-    runs.
+    kind: "labels", "folder" or "totalsegmentator". folder: for `folder` <folder>/<case id>/<organ>.nii.gz
+    (also below `segmentations/`), or <folder>/<case id>.nii.gz with the names in <folder>/labels.json; for
+    `totalsegmentator` where its masks are kept between runs.
     """
 
     kind: str
     organs: tuple[str, ...]
-    folder: Path | None = None
+    folder: Path = Path()
 
     @property
     def provenance(self) -> str:
@@ -58,16 +57,14 @@ class GuideSource:
     def digest(self, case_id: str) -> str:
         """A hash of what decides the guide of a case, so that changed masks are noticed. The voxels of the
         scan and its labels are not in it: whoever keeps guides knows them already."""
-        content: list[Any] = [self.kind, self.organs]
-        root = Path(self.folder or "")
-        found = _find(root, case_id) if self.kind == "folder" else None
+        found = _find(self.folder, case_id) if self.kind == "folder" else None
         files: list[Path] = []
         if found is not None and found.is_dir():
             files = [path for path in sorted(found.rglob("*")) if listing.volume_stem(path) is not None]
         elif found is not None:
             files = [path for path in (found, found.with_name("labels.json")) if path.exists()]
-        content += [[path.relative_to(root).as_posix(), file_hash(path)] for path in files]
-        return canonical_hash(content)
+        hashes = [[path.relative_to(self.folder).as_posix(), file_hash(path)] for path in files]
+        return canonical_hash([self.kind, self.organs, *hashes])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,46 +76,30 @@ class CaseGuide:
     masks: tuple[Volume | None, ...]
     source: str
 
-    @property
-    def presence(self) -> np.ndarray:
-        """(K,) bool."""
-        return np.array([mask is not None for mask in self.masks], dtype=bool)
-
 
 def check_source(source: GuideSource, structures: Sequence[str], targets: Sequence[str]) -> None:
     """Refuse settings that cannot work, before any scan is opened (UsageError).
 
     structures: all names in the reference labels; targets: those that the network learns.
     """
-    unsafe = next((organ for organ in source.organs if listing.unsafe_name(organ)), None)
-    labels = source.kind == "labels"
-    unknown = next((organ for organ in source.organs if labels and organ not in structures), None)
-    faults = (
-        (
-            source.kind not in KINDS,
-            f"'{source.kind}' is no source of guide organs",
-            f"use one of {', '.join(KINDS)}",
-        ),
-        (
-            not source.organs or len(set(source.organs)) < len(source.organs),
-            "the list of guide organs is empty or names one twice",
-            "name each guide organ once",
-        ),
-        (unsafe, f"'{unsafe}' is no name of an organ", "use names as TotalSegmentator writes them"),
-        (
-            not labels and source.folder is None,
-            f"the guide source '{source.kind}' needs a folder",
-            "give the folder of the masks",
-        ),
-        (unknown, f"the labels have no structure {unknown}", f"choose among {', '.join(structures)}"),
-    )
-    for wrong, cause, fix in faults:
-        if wrong:
-            raise UsageError("BAD_VALUE", cause, fix)
-    leaks = [organ for organ in source.organs if labels and organ in targets]
-    if leaks:
-        cause = f"{leaks[0]} is a target: its own reference labels would be the guide"
-        raise UsageError("GUIDE_LEAK", cause, "name other structures, or use masks of a separate model")
+    organs, labels = source.organs, source.kind == "labels"
+    unsafe = [organ for organ in organs if listing.unsafe_name(organ)]
+    unknown = [organ for organ in organs if labels and organ not in structures]
+    leaks = [organ for organ in organs if labels and organ in targets]
+    code = "BAD_VALUE"
+    if not organs or len(set(organs)) < len(organs):
+        cause, fix = "the list of guide organs is empty or names one twice", "name each guide organ once"
+    elif unsafe:
+        cause, fix = f"'{unsafe[0]}' is no name of an organ", "use names as TotalSegmentator writes them"
+    elif unknown:
+        cause = f"the labels have no structure {unknown[0]}"
+        fix = f"choose among {', '.join(structures)}"
+    elif leaks:
+        code, cause = "GUIDE_LEAK", f"{leaks[0]} is a target: its own reference labels would be the guide"
+        fix = "name other structures, or use masks of a separate model"
+    else:
+        return
+    raise UsageError(code, cause, fix)
 
 
 def load_guide(
@@ -137,22 +118,23 @@ def load_guide(
     guide is the answer.
     """
     check_source(source, structures, targets)
-    if source.kind == "labels":
-        if label is None:
-            cause = "the guide organs are to come from reference labels and this case has none"
-            fix = "give a folder of predicted masks, or use totalsegmentator"
-            raise CaseError("GUIDE_MISSING", cause, fix, case=case_id)
-        masks = organ_masks(label, [list(structures).index(organ) + 1 for organ in source.organs])
-        findings: list[Finding] = []
-    else:
-        folder = Path(source.folder or "")
-        made = run_totalsegmentator(source, case_id, scan) if source.kind == "totalsegmentator" else None
-        masks, findings = _from_folder(
-            source.organs, folder, made.name if made else case_id, case_id, scan.grid
-        )
-        if label is not None:
-            numbers = {structures.index(name) + 1: name for name in targets if name in structures}
-            _refuse_leaks(masks, source.organs, case_id, label, numbers)
+    findings: list[Finding] = []
+    with at_case(case_id):
+        if source.kind == "labels":
+            if label is None:
+                cause = "the guide organs are to come from reference labels and this case has none"
+                fix = "give a folder of predicted masks, or use totalsegmentator"
+                raise CaseError("GUIDE_MISSING", cause, fix)
+            masks = organ_masks(label, [structures.index(organ) + 1 for organ in source.organs])
+        else:
+            name = case_id
+            if source.kind == "totalsegmentator":
+                name = run_totalsegmentator(source, case_id, scan).name
+            masks, noticed = _from_folder(source, name, scan.grid)
+            findings = [finding.at(case_id) for finding in noticed if finding.severity == "WARN"]
+            if label is not None:
+                numbers = {structures.index(one) + 1: one for one in targets if one in structures}
+                _refuse_leaks(masks, source.organs, label, numbers)
     empty = [organ for organ, mask in zip(source.organs, masks) if mask is None]
     if empty:
         cause = f"no voxel of {', '.join(empty)}: not there for the network"
@@ -176,66 +158,50 @@ def _find(root: Path, name: str) -> Path | None:
     return None
 
 
-def _from_folder(
-    organs: Sequence[str], root: Path, name: str, case_id: str, scan: Grid
-) -> tuple[list[Volume | None], list[Finding]]:
-    """Masks found by the case's name: one file per organ, else one map. And the warnings about them."""
+def _from_folder(source: GuideSource, name: str, scan: Grid) -> tuple[list[Volume | None], list[Finding]]:
+    """Masks found by the case's name: one file per organ, else one map. And what was noticed about them."""
+    root, organs = source.folder, source.organs
     found = _find(root, name)
     if found is None:
         cause = f"{root.name} holds neither a folder nor a label map for this case"
-        fix = f"put the masks into {root.name}/{safe_name(name)}/"
-        raise CaseError("GUIDE_MISSING", cause, fix, case=case_id, file=root.name)
-    with at_case(case_id):
-        masks, findings = (_from_files if found.is_dir() else _from_map)(organs, found, scan)
-    told = [finding for finding in findings if finding.severity == "WARN"]
-    return masks, [finding.at(case_id) for finding in told]
-
-
-def _from_files(organs: Sequence[str], folder: Path, scan: Grid) -> tuple[list[Volume | None], list[Finding]]:
-    files = listing.volumes(folder / "segmentations") or listing.volumes(folder)
-    missing = [organ for organ in organs if organ not in files]
-    if len(missing) == len(organs):
-        cause = f"none of the guide organs has a mask ({', '.join(organs)})"
-        raise CaseError("GUIDE_MISSING", cause, "name the files as the organs", file=folder)
-    opened = mask_files(files, strict=True)
-    masks: list[Volume | None] = []
-    for organ in organs:
-        part = None
-        if organ in files:
-            part = tight(Volume(opened.on(scan, "scan", files[organ], organ), scan.affine))
-        masks.append(None if part is None else Volume(part.array.astype(np.uint8), part.affine))
-    if missing:
-        cause, fix = (
-            f"no mask file of {', '.join(missing)}",
-            "restore the masks, or leave the organs out of the guide",
+        raise CaseError(
+            "GUIDE_MISSING", cause, f"put the masks into {root.name}/{safe_name(name)}/", file=root
         )
-        opened.findings.append(Finding("WARN", "GUIDE_MISSING", cause, fix, file=str(folder)))
-    return masks, opened.findings
-
-
-def _from_map(organs: Sequence[str], path: Path, scan: Grid) -> tuple[list[Volume | None], list[Finding]]:
-    table = metadata.names_beside(path.parent)
+    if found.is_dir():
+        files = organ_files(found)
+        opened, masks = mask_files(files, strict=True), []
+        for organ in organs:
+            part = None
+            if organ in files:
+                part = tight(Volume(opened.on(scan, "scan", files[organ], organ), scan.affine))
+            masks.append(None if part is None else Volume(part.array.astype(np.uint8), part.affine))
+        missing = [organ for organ in organs if organ not in files]
+        if len(missing) == len(organs):
+            cause = f"none of the guide organs has a mask ({', '.join(organs)})"
+            raise CaseError("GUIDE_MISSING", cause, "name the files as the organs", file=found)
+        if missing:
+            cause = f"no mask file of {', '.join(missing)}"
+            fix = "restore the masks, or leave the organs out of the guide"
+            opened.findings.append(Finding("WARN", "GUIDE_MISSING", cause, fix, file=str(found)))
+        return masks, opened.findings
+    table = metadata.names_beside(found.parent)
     if table is None:
         fix = f"write labels.json beside them, for example {metadata.NAMES_EXAMPLE}"
         raise PreconditionError(
-            "LABEL_NAMES_MISSING", "the values of the guide maps have no names", fix, file=path
+            "LABEL_NAMES_MISSING", "the values of the guide maps have no names", fix, file=found
         )
-    naming = Naming.of(*table)
-    unknown = [organ for organ in organs if organ not in naming.values]
+    values = {name: value for value, name in table.values.items()}
+    unknown = [organ for organ in organs if organ not in values]
     if unknown:
-        cause, fix = f"labels.json names no {unknown[0]}", f"choose among {', '.join(naming.values)}"
+        cause, fix = f"labels.json names no {unknown[0]}", f"choose among {', '.join(values)}"
         raise PreconditionError("GUIDE_MISSING", cause, fix, file="labels.json")
-    opened = label_map(path, naming)
-    label = Volume(opened.on(scan, "scan", path), scan.affine)
-    return organ_masks(label, [naming.values[organ][0] for organ in organs]), opened.findings
+    opened = label_map(found, Naming.of(*table))
+    label = Volume(opened.on(scan, "scan", found), scan.affine)
+    return organ_masks(label, [values[organ] for organ in organs]), opened.findings
 
 
 def _refuse_leaks(
-    masks: Sequence[Volume | None],
-    organs: Sequence[str],
-    case_id: str,
-    label: Volume,
-    targets: dict[int, str],
+    masks: Sequence[Volume | None], organs: Sequence[str], label: Volume, targets: dict[int, str]
 ) -> None:
     """PreconditionError GUIDE_LEAK when a mask equals a target's reference: the network would only copy its
     input.
@@ -248,44 +214,30 @@ def _refuse_leaks(
         if mask is None:
             continue
         offset = np.linalg.inv(label.affine) @ mask.affine[:, 3]
-        box = tuple(
-            slice(round(float(first)), round(float(first)) + count)
-            for first, count in zip(offset, mask.array.shape)
-        )
+        first = np.rint(offset[:3]).astype(int)
+        box = make_box(first, first + mask.array.shape)
         common = np.bincount(label.array[box][mask.array > 0], minlength=len(volumes))
         for number, target in targets.items():
             total = int(mask.array.sum(dtype=np.int64)) + int(volumes[number])
             if volumes[number] and 2 * int(common[number]) > LEAK_DICE * total:
-                raise PreconditionError(
-                    "GUIDE_LEAK",
-                    f"the guide mask of {organ} is the reference mask of the target {target} (Dice "
-                    f"{2 * int(common[number]) / total:.4f})",
-                    "guide with masks of a separate model, or with other structures",
-                    case=case_id,
-                )
+                dice = 2 * int(common[number]) / total
+                cause = f"the guide mask of {organ} is the reference mask of the target {target} "
+                cause += f"(Dice {dice:.4f})"
+                fix = "guide with masks of a separate model, or with other structures"
+                raise PreconditionError("GUIDE_LEAK", cause, fix)
 
 
 # ---- TotalSegmentator -----------------------------------------------------------------------------------
 
 
-def available() -> bool:
-    """Whether TotalSegmentator can be called: the package or its program is installed. Nothing is
-    imported."""
-    return (
-        importlib.util.find_spec("totalsegmentator") is not None
-        or shutil.which("TotalSegmentator") is not None
-    )
-
-
 def totalsegmentator_command() -> list[str]:
-    """How to call it. PreconditionError GUIDE_TOOL_MISSING when it is not installed."""
-    if not available():
-        raise PreconditionError(
-            "GUIDE_TOOL_MISSING",
-            "TotalSegmentator is not installed",
-            f"run `{INSTALL}`, or give a folder of masks as the guide source",
-        )
+    """How to call it: its program, else its package. PreconditionError GUIDE_TOOL_MISSING when it is not
+    installed.
+    """
     found = shutil.which("TotalSegmentator")
+    if found is None and importlib.util.find_spec("totalsegmentator") is None:
+        fix = f"run `{INSTALL}`, or give a folder of masks as the guide source"
+        raise PreconditionError("GUIDE_TOOL_MISSING", "TotalSegmentator is not installed", fix)
     return [found] if found else [sys.executable, "-m", "totalsegmentator.bin.TotalSegmentator"]
 
 
@@ -296,7 +248,7 @@ def run_totalsegmentator(source: GuideSource, case_id: str, scan: Volume) -> Pat
     it. It appears complete or not at all; what the program said stands beside it in a .log. On its first call
     the program fetches its weights from the network. Memory: several GB, so not in many processes at once.
     """
-    cache = Path(source.folder or "")
+    cache = source.folder
     digest = hashlib.sha256(np.ascontiguousarray(scan.array).data)
     digest.update(canonical_hash([to_record(scan.grid), sorted(source.organs)]).encode())
     result = cache / f"{safe_name(case_id)}-{digest.hexdigest()[:16]}"
@@ -320,28 +272,17 @@ def run_totalsegmentator(source: GuideSource, case_id: str, scan: Volume) -> Pat
                 check=False,
             )
         except subprocess.TimeoutExpired:
-            raise CaseError(
-                "GUIDE_FAILED",
-                f"TotalSegmentator had not ended after {TIMEOUT_S:g} s",
-                "run it by itself and give its folder of masks",
-                case=case_id,
-            ) from None
+            cause = f"TotalSegmentator had not ended after {TIMEOUT_S:g} s"
+            raise CaseError("GUIDE_FAILED", cause, "run it by itself and give its folder of masks") from None
         except OSError as error:
-            raise PreconditionError(
-                "GUIDE_TOOL_MISSING",
-                f"TotalSegmentator does not start ({error.strerror})",
-                f"run `{INSTALL}` again",
-            ) from None
+            cause = f"TotalSegmentator does not start ({error.strerror})"
+            raise PreconditionError("GUIDE_TOOL_MISSING", cause, f"run `{INSTALL}` again") from None
         log = result.with_name(result.name + ".log")
         write_text(log, done.stdout.decode("utf-8", "replace"))
-        if done.returncode or not listing.volumes(masks):
-            raise CaseError(
-                "GUIDE_FAILED",
-                f"TotalSegmentator ended with code {done.returncode} and {len(listing.volumes(masks))} masks",
-                f"see {log.name}",
-                case=case_id,
-                file=log.name,
-            )
+        count = len(listing.volumes(masks))
+        if done.returncode or not count:
+            cause = f"TotalSegmentator ended with code {done.returncode} and {count} masks"
+            raise CaseError("GUIDE_FAILED", cause, f"see {log.name}", file=log)
         masks.replace(result)
     return result
 
@@ -354,46 +295,20 @@ def write_guide(path: str | Path, distance_mm: np.ndarray, presence: np.ndarray,
     bytes).
 
     distance_mm: (K, d, h, w) float16, finite. presence: (K,) bool. stride: canvas voxels per guide voxel.
-    Stored, not compressed, and without pickle, as the tensors are.
+    Stored, not compressed, and without pickle, as the tensors are. ValueError for anything else.
     """
-    arrays = {
-        "distance_mm": distance_mm,
-        "presence": np.asarray(presence, dtype=bool),
-        "stride": np.array(stride, dtype=np.int64),
-    }
-    problem = _guide_problem(**arrays)
-    if problem:
-        raise ValueError(problem)
-    return write_arrays(path, arrays)
+    sound = distance_mm.ndim == 4 and presence.shape == distance_mm.shape[:1] and min(stride) >= 1
+    if not (sound and distance_mm.dtype == np.float16 and presence.dtype == bool):
+        raise ValueError(f"no guide: {distance_mm.dtype} {distance_mm.shape}, {presence.shape}, {stride}")
+    if not np.isfinite(distance_mm).all():
+        raise ValueError("a distance is NaN or infinite")
+    steps = np.array(stride, dtype=np.int64)
+    return write_arrays(path, {"distance_mm": distance_mm, "presence": presence, "stride": steps})
 
 
 def read_guide(path: str | Path, *, sha256: str | None = None) -> tuple[np.ndarray, np.ndarray, Index]:
     """(distance_mm (K, d, h, w) float16, presence (K,) bool, stride) of one case. Checks the hash when one is
     given."""
     arrays = read_arrays(path, ("distance_mm", "presence", "stride"), sha256=sha256)
-    distance_mm, presence, stride = arrays["distance_mm"], arrays["presence"], arrays["stride"]
-    problem = _guide_problem(distance_mm, presence, stride)
-    if problem:
-        raise IntegrityError(
-            "ARTIFACT_CORRUPT",
-            problem,
-            "run `python run_pipeline.py --preprocess` again",
-            file=Path(path).name,
-        )
-    return distance_mm, presence, (int(stride[0]), int(stride[1]), int(stride[2]))
-
-
-def _guide_problem(distance_mm: np.ndarray, presence: np.ndarray, stride: np.ndarray) -> str | None:
-    if (
-        distance_mm.ndim != 4
-        or distance_mm.dtype != np.float16
-        or presence.shape != distance_mm.shape[:1]
-        or presence.dtype != bool
-    ):
-        return (
-            f"distances {distance_mm.dtype} {distance_mm.shape} with presence {presence.dtype} "
-            f"{presence.shape}"
-        )
-    if stride.shape != (3,) or stride.dtype.kind != "i" or stride.min() < 1:
-        return "the stride is not three whole numbers from 1 on"
-    return None if np.isfinite(distance_mm).all() else "a distance is NaN or infinite"
+    d, h, w = arrays["stride"].tolist()
+    return arrays["distance_mm"], arrays["presence"], (d, h, w)

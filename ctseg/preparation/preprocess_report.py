@@ -33,8 +33,7 @@ class Report:
     @classmethod
     def of(cls, data_set: DataSet, outcomes: Sequence[CaseOutcome], findings: Sequence[Finding]) -> Report:
         """findings: those about the data set, which are told before those about its cases."""
-        errors = [finding for finding in data_set.findings if finding.severity == "ERROR"]
-        refused = {finding.case for finding in errors if finding.case != "-"}
+        refused = {finding.case for finding in data_set.findings if finding.severity == "ERROR"} - {"-"}
         skipped = sorted(refused | {outcome.case_id for outcome in outcomes if outcome.case is None})
         cached = sum(outcome.reused for outcome in outcomes if outcome.case is not None)
         found = len(refused | {outcome.case_id for outcome in outcomes})
@@ -54,8 +53,8 @@ class Report:
         One faulty case alone never stops a run, unless the limit is 0. Cases without labels are left out and
         do not count.
         """
-        errors = [finding for finding in self.findings if finding.severity == "ERROR"]
-        faulty = len({finding.case for finding in errors if finding.code not in NO_FAULT})
+        kinds = {(finding.case, finding.code) for finding in self.findings if finding.severity == "ERROR"}
+        faulty = len({case for case, code in kinds if code not in NO_FAULT})
         if self.skipped == self.found:
             raise PreconditionError(
                 "NO_DATA",

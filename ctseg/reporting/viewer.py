@@ -41,9 +41,8 @@ def view_case(title: str, case: CaseVolumes, display_hu: tuple[float, float]) ->
     box = slices.view_box(masks, truth.array.shape, scan.spacing_mm, margin_mm=MARGIN_MM)
     steps = [max(1, -(-length // LARGEST)) for length in box_shape(box)]
     thin = tuple(slice(part.start, part.stop, step) for part, step in zip(box, steps))
-    low, high = display_hu
     arrays = {
-        "image": np.clip((scan.array[thin] - low) / (high - low), 0, 1) * 255,
+        "image": slices.grey_of(scan.array[thin], display_hu) * 255,
         "reference": truth.array[thin],
         "prediction": found.array[thin],
     }

@@ -80,7 +80,7 @@ def test_a_cohort_of_links_into_an_archive_is_found(tmp_path):
     link(tmp_path / "linked", tmp_path / "cohort")
     assert told(tmp_path / "linked") == (["p1", "p2", "p4", "p3"], {})
     record = [
-        CaseRecord("p", "p", source, None) for source in find_scans.find_scans(tmp_path / "cohort").values()
+        CaseRecord("p", "p", source, None) for source in find_scans.search(tmp_path / "cohort")[0].values()
     ]
     # the hash sees the files behind the links
     assert len({case_sources.source_hash(case) for case in record[:3]}) == 3
@@ -134,7 +134,7 @@ def test_what_shares_a_series_uid_without_being_parts_of_one_scan_stays_apart(tm
     for path in (tmp_path / "other_patient/s").iterdir():
         path.rename(first / f"y_{path.name}")
     with pytest.raises(CaseError, match="MULTI_PATIENT"):
-        load_case.load_image(find_scans.find_scans(tmp_path)["a_1"])
+        load_case.load_image(find_scans.search(tmp_path)[0]["a_1"])
 
 
 def test_several_patients_in_one_folder_and_equal_names_below_several(tmp_path):

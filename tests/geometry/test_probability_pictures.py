@@ -14,7 +14,7 @@ from ctseg.errors import CaseError
 from ctseg.geometry.volume import Volume
 from ctseg.reporting.pictures import tour
 from ctseg.reporting.pictures.subject import Subject
-from ctseg.reporting.pictures.surfaces import surface_at, surface_of
+from ctseg.reporting.pictures.surfaces import surface_of
 from ctseg.scans.formats import nifti
 
 
@@ -32,7 +32,7 @@ def fuzzy_ball(
 def test_the_surface_lies_where_the_values_cross_the_level_between_the_voxels(affine, level):
     centre, softness = (affine @ [15.3, 25.4, 24.7, 1])[:3], 2.5
     values = fuzzy_ball(affine, centre, 18.0, softness)
-    surface = surface_at(values, level, "ball", RED, step_mm=0.8)
+    surface = surface_of(values, "ball", RED, step_mm=0.8, level=level)
     away = surface.points_mm - centre
     radius = np.linalg.norm(away, axis=1)
     expected = 18.0 - softness * np.log(level / (1 - level))
@@ -49,11 +49,11 @@ def test_the_surface_lies_where_the_values_cross_the_level_between_the_voxels(af
 def test_a_structure_that_leaves_the_scan_is_closed_and_one_below_the_level_has_no_surface():
     values = np.zeros((10, 12, 12), dtype=np.float32)
     values[:5, 3:9, 3:9] = 0.8
-    surface = surface_at(Volume(values, upright((1, 1, 1), (0, 0, 0))), 0.5, "cut", RED, step_mm=0.5)
+    surface = surface_of(Volume(values, upright((1, 1, 1), (0, 0, 0))), "cut", RED, step_mm=0.5, level=0.5)
     assert (
         surface.points_mm[:, 2].min() == pytest.approx(-0.4, abs=0.3) and (surface.normals[:, 2] < -0.8).any()
     )
-    assert len(surface_at(Volume(values, upright()), 0.9, "none", RED, step_mm=1).points_mm) == 0
+    assert len(surface_of(Volume(values, upright()), "none", RED, step_mm=1, level=0.9).points_mm) == 0
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from tiny_runs import run, words_of
 
 import infer
 from ctseg import artifacts
-from ctseg.datasets.find_scans import find_scans
+from ctseg.datasets.find_scans import search
 from ctseg.datasets.masks import open_masks
 from ctseg.scans.formats import nifti, volume_files
 
@@ -411,6 +411,6 @@ def test_scouts_of_an_export_are_passed_over(tmp_path):
             series_number=count,
             seed=1,
         )
-    found = find_scans(tmp_path)
+    found = search(tmp_path)[0]
     # what has nothing better is refused by name later
     assert set(found) == {"one", "two"} and found["one"].path.name == "axial"

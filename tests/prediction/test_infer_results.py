@@ -19,7 +19,7 @@ from tiny_runs import run, words_of
 import infer
 import train
 from ctseg import artifacts
-from ctseg.datasets.find_scans import find_scans
+from ctseg.datasets.find_scans import search
 from ctseg.errors import UsageError
 from ctseg.geometry.volume import match_grid
 from ctseg.prediction import predictor
@@ -75,15 +75,15 @@ def test_infer_finds_series_at_every_depth_and_refuses_two_scans_of_one_name(tmp
     ][:2]
     exported = tmp_path / "export"
     shutil.copytree(series, exported)
-    assert list(find_scans(exported)) == ["export"]
+    assert list(search(exported)[0]) == ["export"]
     (exported / "empty").mkdir()  # a folder beside the slices does not hide them
-    assert list(find_scans(exported)) == ["export"]
+    assert list(search(exported)[0]) == ["export"]
     shutil.copytree(other, exported / "other patient" / "study" / "ct")
-    assert sorted(find_scans(exported)) == ["export", "other patient"]
-    assert sorted(find_scans(tmp_path)) == ["export_1", "export_2"]
+    assert sorted(search(exported)[0]) == ["export", "other patient"]
+    assert sorted(search(tmp_path)[0]) == ["export_1", "export_2"]
     shutil.copy(next((cohorts["pelvis"] / "nifti").rglob("ct.nii.gz")), tmp_path / "export_1.nii.gz")
     with pytest.raises(UsageError, match="both called"):
-        find_scans(tmp_path)
+        search(tmp_path)
 
 
 STRUCTURES = ["bladder", "rectum", "sacrum"]

@@ -20,6 +20,7 @@ import preprocessing
 import run_pipeline
 from ctseg import artifacts, cli, laterality
 from ctseg.artifacts import Workspace, read_json
+from ctseg.config import DataSettings
 from ctseg.errors import (
     CaseError,
     IntegrityError,
@@ -314,7 +315,7 @@ def test_killed_worker_costs_one_case(data: Path, tmp_path: Path) -> None:
     from ctseg.datasets.layouts import open_data_set
 
     recipe = case_to_tensors.Recipe(
-        data, Workspace(tmp_path / "w"), tuple(LABELS), (-250, 750), 10.0, plan=grids.GridPlan("whole", None)
+        data, Workspace(tmp_path / "w"), tuple(LABELS), DataSettings(), plan=grids.GridPlan("whole", None)
     )
     jobs = [case_to_tensors.CaseJob(record, recipe) for record in open_data_set(data).cases[:3]]
     outcomes = ordered_map(die, jobs, workers=2, after_death=case_to_tensors.after_death)

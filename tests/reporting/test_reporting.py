@@ -250,6 +250,11 @@ def test_model_that_predicts_nothing_is_called_out(built: Workspace) -> None:
     assert "NOT BETTER THAN PREDICTING NOTHING" in report.training_summary(found)
 
 
+def test_page_without_the_pictures_of_the_evaluation(built: Workspace) -> None:
+    text = report.render(results.read(built), dict.fromkeys(curves.PICTURES, b""), [])
+    assert "Test Dice of every case, one line" not in text and "Scores on the test scans" in text
+
+
 def test_notice_is_escaped_and_its_command_is_code(built: Workspace) -> None:
     found = results.read(built)
     found.notices = ["<i>gone</i>; run `python <x>`"]

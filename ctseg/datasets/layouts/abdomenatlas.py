@@ -14,9 +14,10 @@ missing means that nobody looked for the organ; an empty one means that it is ab
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
 from ctseg.datasets import listing, metadata
-from ctseg.datasets.case import DataSet, LabelSource, LabelTable
+from ctseg.datasets.case import DataSet, LabelSource
 from ctseg.datasets.gathering import Gathering
 
 SHAPE = (
@@ -24,17 +25,33 @@ SHAPE = (
 )
 
 
+class CaseFolder(NamedTuple):
+    """What a case folder holds. segmentations: the folder of the masks; masks: structure (the file's stem) ->
+    file, none where that may not be entered.
+    """
+
+    ct: Path | None
+    combined: Path | None
+    segmentations: Path | None
+    masks: dict[str, Path]
+
+    @classmethod
+    def of(cls, folder: Path) -> CaseFolder:
+        """The content of a folder."""
+        inner = listing.child(folder, "segmentations")
+        inner = inner if inner is not None and inner.is_dir() else None
+        masks = listing.volumes(inner) if inner is not None and listing.readable(inner) else {}
+        return cls(listing.volume(folder, "ct"), listing.volume(folder, "combined_labels"), inner, masks)
+
+    def labelled(self) -> bool:
+        """Whether it has the labels of a case (its CT may be missing: reading then says so)."""
+        with_ct = self.segmentations is not None and self.ct is not None
+        return with_ct or bool(self.masks) or self.combined is not None
+
+
 def matches(root: Path) -> bool:
     """Some subfolder is a case."""
-    return any(is_case(folder) for folder in listing.folders(root))
-
-
-def is_case(folder: Path) -> bool:
-    """Whether a folder has the labels of a case (its CT may be missing: reading then says so)."""
-    masks = listing.child(folder, "segmentations")
-    if masks is not None and masks.is_dir() and (listing.volume(folder, "ct") or listing.volumes(masks)):
-        return True
-    return listing.volume(folder, "combined_labels") is not None
+    return any(CaseFolder.of(folder).labelled() for folder in listing.folders(root))
 
 
 def read(cases: Gathering) -> DataSet:
@@ -48,45 +65,34 @@ def read_case_folders(cases: Gathering, splits: dict[str, str], splits_file: Pat
     """
     table = metadata.names_beside(cases.root)
     cases.account(splits_file, None if table is None else cases.root / "labels.json")
-    found: dict[Path, dict[str, Path]] = {}
-    for folder in listing.folders(cases.root):
-        if is_case(folder) or listing.volume(folder, "ct"):
-            inner = listing.child(folder, "segmentations")
-            found[folder] = listing.volumes(inner) if inner is not None and listing.readable(inner) else {}
-    names = {name for masks in found.values() for name in masks}
-    if table is not None and not all(found.values()):
+    found = {folder: CaseFolder.of(folder) for folder in listing.folders(cases.root)}
+    found = {folder: content for folder, content in found.items() if content.labelled() or content.ct}
+    names = {name for content in found.values() for name in content.masks}
+    if table is not None and not all(content.masks for content in found.values()):
         names |= set(table.names)
     # one spelling per structure: the first in natural order
     spelling = {listing.folded(name): name for name in sorted(names, key=listing.natural_key, reverse=True)}
-    for folder, files in found.items():
+    for folder, (ct, combined, segmentations, files) in found.items():
         masks = {spelling[listing.folded(name)]: path for name, path in files.items()}
-        split = cases.split_of(splits.get(folder.name.casefold()), folder.name, splits_file or cases.root)
-        _read_case(cases, folder, masks, table, split)
+        cases.account(ct, combined, *masks.values())
+        name = folder.name
+        split = cases.split_of(splits.get(name.casefold()), name, splits_file or cases.root)
+        if segmentations is not None and not listing.readable(segmentations):
+            cases.refuse(name, listing.CLOSED, segmentations)
+            cases.account(folder)
+        elif ct is None:
+            fix = "put the scan there, or move the folder away"
+            cases.refuse(name, ("FILE_MISSING", "ct.nii.gz does not exist", fix), folder / "ct.nii.gz")
+        elif masks:
+            source = LabelSource("masks", masks=masks)
+            cases.offer(name, listing.image_source(ct), source, annotated=masks, split=split)
+        elif combined is None:
+            fix = "add the masks, or move the folder away"
+            cases.refuse(name, ("LABEL_MISSING", "there is no mask in segmentations", fix), folder)
+        elif table is None:
+            cause = "a combined map does not say which value is which organ"
+            fix = f"write labels.json beside the case folders, for example {metadata.NAMES_EXAMPLE}"
+            cases.refuse(name, ("LABEL_NAMES_MISSING", cause, fix), combined)
+        else:
+            cases.offer_map(name, ct, combined, table, annotated=table.names, split=split)
     return cases.data_set(sorted(spelling.values(), key=listing.natural_key))
-
-
-def _read_case(
-    cases: Gathering, folder: Path, masks: dict[str, Path], table: LabelTable | None, split: str | None
-) -> None:
-    """Offer one case folder, or refuse it with what it lacks."""
-    ct, combined = listing.volume(folder, "ct"), listing.volume(folder, "combined_labels")
-    cases.account(ct, combined, *masks.values())
-    closed = listing.child(folder, "segmentations")
-    if closed is not None and closed.is_dir() and not listing.readable(closed):
-        cases.refuse(folder.name, listing.CLOSED, closed)
-        cases.account(folder)
-    elif ct is None:
-        fix = "put the scan there, or move the folder away"
-        cases.refuse(folder.name, ("FILE_MISSING", "ct.nii.gz does not exist", fix), folder / "ct.nii.gz")
-    elif masks:
-        source = LabelSource("masks", masks=masks)
-        cases.offer(folder.name, listing.image_source(ct), source, annotated=masks, split=split)
-    elif combined is None:
-        fix = "add the masks, or move the folder away"
-        cases.refuse(folder.name, ("LABEL_MISSING", "there is no mask in segmentations", fix), folder)
-    elif table is None:
-        cause = "a combined map does not say which value is which organ"
-        fix = f"write labels.json beside the case folders, for example {metadata.NAMES_EXAMPLE}"
-        cases.refuse(folder.name, ("LABEL_NAMES_MISSING", cause, fix), combined)
-    else:
-        cases.offer_map(folder.name, ct, combined, table, annotated=table.names, split=split)

@@ -15,7 +15,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
 
 from ctseg import structure_names
@@ -70,17 +70,15 @@ def _one_spelling(data: DataSet) -> DataSet:
 
     Nothing is joined that stands side by side in one case.
     """
-    spellings: dict[tuple[str, str | None], Counter[str]] = {}
-    apart: set[tuple[str, str | None]] = set()
-    for case in data.cases:
-        keys = [structure_names.key_of(name) for name in case.annotated or ()]
-        apart |= {key for key, count in Counter(keys).items() if count > 1}
-        for key, name in zip(keys, case.annotated or ()):
-            spellings.setdefault(key, Counter())[name] += 1
+    counts = Counter(name for case in data.cases for name in case.annotated or ())
+    by_key = defaultdict(set)
+    for name in counts:
+        by_key[structure_names.key_of(name)].add(name)
     changed: dict[str, str] = {}
-    for key, found in spellings.items():
-        chosen = min(found, key=lambda spelling: (-found[spelling], spelling))
-        changed |= {name: chosen for name in found if key not in apart and name != chosen}
+    for found in by_key.values():
+        if not any(len(found & (case.annotated or set())) > 1 for case in data.cases):
+            chosen = min(found, key=lambda name: (-counts[name], name))
+            changed |= {name: chosen for name in found if name != chosen}
     if not changed:
         return data
     cases = []
@@ -92,12 +90,9 @@ def _one_spelling(data: DataSet) -> DataSet:
             case = dataclasses.replace(case, labels=labels, annotated=frozenset(names))
         cases.append(case)
     told = "; ".join(f"{old} = {new}" for old, new in sorted(changed.items()))
-    finding = Finding(
-        "NOTE",
-        "ONE_STRUCTURE",
-        f"structures that are spelt differently count as one: {told}",
-        "correct the names in the files if they are not",
-    )
+    cause = f"structures that are spelt differently count as one: {told}"
+    fix = "correct the names in the files if they are not"
+    finding = Finding("NOTE", "ONE_STRUCTURE", cause, fix)
     return dataclasses.replace(
         data,
         cases=tuple(cases),

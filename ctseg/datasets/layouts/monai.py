@@ -76,7 +76,7 @@ def read(cases: Gathering) -> DataSet:
                 base,
                 table,
                 split=split if split_given else None,
-                patient_id=listing.text_of(entry.get("patient_id", entry.get("patient"))),
+                patient_id=entry.get("patient_id", entry.get("patient")),
             )
     cases.note_unlabelled(unlabelled, path, "the testing list")
     return cases.data_set(table.names)

@@ -86,5 +86,5 @@ def _read_case(cases: Gathering, entry: dict[str, Any], table: LabelTable) -> No
         table,
         annotated=annotated,
         split=cases.split_of(split, case_id, cases.root / "manifest.json"),
-        patient_id=listing.text_of(entry.get("patient")),
+        patient_id=entry.get("patient"),
     )

@@ -197,9 +197,8 @@ def panel(
 ) -> Image.Image:
     """One slice of a box of the scan, with its masks, `size` (height, width) pixels large."""
     height, width = size
-    low, high = sheet.subject.window
     view = tuple(number if axis == plane.axis else part for axis, part in enumerate(box))
-    grey = (np.clip((sheet.scan.array[view] - low) / (high - low), 0, 1) * 255).astype(np.uint8)
+    grey = (slices.grey_of(sheet.scan.array[view], sheet.subject.window) * 255).astype(np.uint8)
     scan = Image.fromarray(np.ascontiguousarray(plane.upright(grey)))
     scan = scan.resize((width * FINE, height * FINE), Image.Resampling.BICUBIC)
     canvas = np.repeat(np.asarray(scan)[..., None], 3, axis=2).astype(np.float32)

@@ -10,7 +10,7 @@ import numpy as np
 from scipy import ndimage
 
 from ctseg.geometry.volume import Volume, to_canonical
-from ctseg.reporting.pictures.slices import PLANES, Plane
+from ctseg.reporting.pictures.slices import PLANES, Plane, grey_of
 from ctseg.reporting.pictures.surfaces import Surface
 
 OUTLINE_HU = -300.0  # what is below and connected to the border is air around the patient
@@ -41,8 +41,7 @@ def slice_plane(
     ]
     ends = [np.linspace(0, length - 1, count) for length, count in zip(picture.shape, counts)]
     places = np.meshgrid(*ends, indexing="ij")
-    low, high = window_hu
-    grey = np.clip((ndimage.map_coordinates(picture, places, order=1) - low) / (high - low), 0, 1)
+    grey = grey_of(ndimage.map_coordinates(picture, places, order=1), window_hu)
     patient = ndimage.map_coordinates(patient_share(picture), places, order=1) > 0.5
     index = np.zeros((*grey.shape, 3))
     index[..., plane.axis], index[..., rows], index[..., columns] = number, places[0], places[1]

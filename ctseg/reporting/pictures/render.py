@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import ndimage
 
-from ctseg.reporting.pictures.surfaces import Surface, box_mm
+from ctseg.reporting.pictures.surfaces import Surface, all_points_mm, box_mm
 
 SUPERSAMPLING = 2  # picture elements per pixel and axis
 MARGIN = 0.06  # of the picture's width and height, at each side
@@ -41,8 +41,8 @@ class View:
     left: int = 0
     tilt: float = 0.0
 
-    def axes(self, degrees: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """What is to the right in the picture, towards the viewer, and up, as LPS directions (float32).
+    def axes(self, degrees: float) -> np.ndarray:
+        """(3, 3) float32: what is to the right in the picture, towards the viewer, and up, as LPS directions.
 
         The patient turns to their right.
         """
@@ -51,7 +51,7 @@ class View:
         ahead = np.array([np.sin(turn), -np.cos(turn), 0.0])
         above = np.array([0.0, 0.0, 1.0])
         towards, up = np.cos(tilt) * ahead + np.sin(tilt) * above, np.cos(tilt) * above - np.sin(tilt) * ahead
-        return right.astype(np.float32), towards.astype(np.float32), up.astype(np.float32)
+        return np.stack([right, towards, up]).astype(np.float32)
 
     def place(self, points_mm: np.ndarray, degrees: float) -> np.ndarray:
         """(N, 3) points -> columns, rows (in pixels) and depths (mm, larger is farther away)."""
@@ -71,14 +71,11 @@ def fit_view(
     """
     low, high = box_mm(surfaces)
     centre = (low + high) / 2
-    points = [surface.points_mm for surface in surfaces if len(surface.points_mm)]
-    aside = [np.linalg.norm((p - centre)[:, :2], axis=1) for p in points]
-    radius = max(float(distances.max()) for distances in aside)
+    points = all_points_mm(surfaces) - centre
+    aside = np.linalg.norm(points[:, :2], axis=1)
+    radius = float(aside.max())
     sine, cosine = float(np.sin(np.deg2rad(tilt))), float(np.cos(np.deg2rad(tilt)))
-    half = max(
-        float((np.abs(p[:, 2] - centre[2]) * cosine + distances * sine).max())
-        for p, distances in zip(points, aside)
-    )
+    half = float((np.abs(points[:, 2]) * cosine + aside * sine).max())
     room = 1 - 2 * MARGIN
     scale = max(2 * radius / ((width - left) * room), 2 * half / (height * room), 1e-3)
     reach = float(np.hypot(radius, (high[2] - low[2]) / 2)) + 1.0
@@ -142,12 +139,12 @@ def nearest(surfaces: Sequence[Surface], view: View, degrees: float) -> Layer:
     """
     right, towards, up = view.axes(degrees)
     flat = surfaces[0].flat
-    facing = [slice(None) if flat else surface.normals @ towards > 0 for surface in surfaces]
-    points = np.concatenate([surface.points_mm[seen] for surface, seen in zip(surfaces, facing)])
-    normals = np.concatenate([surface.normals[seen] for surface, seen in zip(surfaces, facing)])
-    colours = np.concatenate(
-        [np.broadcast_to(s.colour, s.points_mm.shape)[seen] for s, seen in zip(surfaces, facing)]
-    )
+    parts = []
+    for surface in surfaces:
+        seen = slice(None) if flat else surface.normals @ towards > 0
+        colours = np.broadcast_to(surface.colour, surface.points_mm.shape)
+        parts.append([array[seen] for array in (surface.points_mm, surface.normals, colours)])
+    points, normals, colours = map(np.concatenate, zip(*parts))
     placed = view.place(points, degrees)
     columns, rows = np.floor(placed[:, 0]).astype(np.int64), np.floor(placed[:, 1]).astype(np.int64)
     inside = (columns >= 0) & (columns < view.width) & (rows >= 0) & (rows < view.height)

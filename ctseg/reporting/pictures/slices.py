@@ -207,6 +207,12 @@ def window_for(names: Sequence[str]) -> tuple[float, float]:
     return LUNG_HU if words and all(found & LUNG_WORDS for found in words) else SOFT_TISSUE_HU
 
 
+def grey_of(array: np.ndarray, window_hu: tuple[float, float]) -> np.ndarray:
+    """HU as grey values from 0 to 1 in a window: lowest and highest HU."""
+    low, high = window_hu
+    return np.clip((array - low) / (high - low), 0, 1)
+
+
 def window_text(window_hu: Sequence[float]) -> str:
     """ "−160 to 240 HU"."""
     return f"{window_hu[0]:g} to {window_hu[1]:g} HU".replace("-", "−")
@@ -243,6 +249,7 @@ def draw_case(
         centre = busiest_slices(np.where(shown, truth if truth.any() else found, 0))
         margin_mm = WHOLE_MARGIN_MM
     box = view_box(bounding_box(shown), shown.shape, spacing_mm, margin_mm=margin_mm)
+    # cut off only when it is drawn, after the interpolation
     arrays = (case.scan.array[box] - low) / (high - low), truth[box], found[box]
     sizes = [plane.size_mm(arrays[0].shape, spacing_mm) for plane in PLANES]
     by_structure = only is None and len(structures) <= len(ON_CT)

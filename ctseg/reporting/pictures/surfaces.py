@@ -38,58 +38,50 @@ class Surface:
     flat: bool = False
 
 
+def all_points_mm(surfaces: Sequence[Surface]) -> np.ndarray:
+    """(N, 3) the points of all of them. ValueError when there is none."""
+    points = np.concatenate([surface.points_mm for surface in surfaces])
+    if not len(points):
+        raise ValueError("no surface has a point")
+    return points
+
+
 def box_mm(surfaces: Sequence[Surface]) -> tuple[np.ndarray, np.ndarray]:
     """Lowest and highest x, y and z of all points. ValueError when there is none."""
-    points = [surface.points_mm for surface in surfaces if len(surface.points_mm)]
-    if not points:
-        raise ValueError("no surface has a point")
-    return np.min([p.min(axis=0) for p in points], axis=0), np.max([p.max(axis=0) for p in points], axis=0)
+    points = all_points_mm(surfaces)
+    return points.min(axis=0), points.max(axis=0)
 
 
 def surface_of(
-    mask: Volume,
+    values: Volume,
     name: str,
     colour: np.ndarray,
     *,
     step_mm: float,
+    level: float | None = None,
     opacity: float = 1.0,
     smooth_voxels: float = SMOOTH_VOXELS,
 ) -> Surface:
-    """The surface of a mask (bool (D, H, W)), closed where it meets the scan's border; no points for an empty
-    one.
+    """The surface of a mask (bool (D, H, W)), or where probabilities (float32, 0 to 1) cross a level, between
+    the voxels and not smoothed; closed where it meets the scan's border, no points for an empty one.
 
-    step_mm: distance of the points. The level is the one that keeps the mask's volume, so a thin vessel
-    does not vanish in the smoothing.
+    step_mm: distance of the points. A mask is smoothed, and its level is the one that keeps its volume, so a
+    thin vessel does not vanish.
     """
-    box = bounding_box(mask.array)
+    box = bounding_box(values.array if level is None else values.array >= level)
     if box is None:
-        return _nowhere(name, colour)
-    tight = np.pad(mask.array[box], ROOM).astype(np.float32)
-    smooth = ndimage.gaussian_filter(tight, smooth_voxels)
-    count = int(tight.sum())
-    level = min(max(float(np.partition(smooth.ravel(), -count)[-count]), LEVELS[0]), LEVELS[1])
-    return Surface(
-        name, *crossings_mm(smooth, level, box_start(grow(box, ROOM)), mask, step_mm), colour, opacity
-    )
-
-
-def surface_at(values: Volume, level: float, name: str, colour: np.ndarray, *, step_mm: float) -> Surface:
-    """Where probabilities (float32 (D, H, W), 0 to 1) cross a level, between the voxels and not smoothed.
-
-    They are 0 beyond the scan's border.
-    """
-    box = bounding_box(values.array >= level)
-    if box is None:
-        return _nowhere(name, colour)
-    wide = grow(box, ROOM, values.array.shape)
-    field = np.pad(values.array[wide], ROOM)
-    start = box_start(grow(wide, ROOM))
-    return Surface(name, *crossings_mm(field, level, start, values, step_mm), colour)
-
-
-def _nowhere(name: str, colour: np.ndarray) -> Surface:
-    none = np.zeros((0, 3), dtype=np.float32)
-    return Surface(name, none, none, colour)
+        none = np.zeros((0, 3), dtype=np.float32)
+        return Surface(name, none, none, colour)
+    if level is None:
+        mask = np.pad(values.array[box], ROOM).astype(np.float32)
+        field = ndimage.gaussian_filter(mask, smooth_voxels)
+        count = int(mask.sum())
+        level = float(np.clip(np.partition(field.ravel(), -count)[-count], *LEVELS))
+    else:
+        box = grow(box, ROOM, values.array.shape)
+        field = np.pad(values.array[box], ROOM)
+    start = box_start(grow(box, ROOM))
+    return Surface(name, *crossings_mm(field, level, start, values, step_mm), colour, opacity)
 
 
 def crossings_mm(
@@ -113,9 +105,8 @@ def crossings_mm(
         steepness = np.linalg.norm(slope, axis=1) + 1e-6
         height = ndimage.map_coordinates(field, places, order=1) - level
         away = height / steepness  # in voxels, along the slope
-        reach = (np.abs(slope) / np.asarray(parts)).sum(
-            axis=1
-        ) / steepness  # half a part's extent there, doubled
+        # half a part's extent there, doubled
+        reach = (np.abs(slope) / np.asarray(parts)).sum(axis=1) / steepness
         hit = np.abs(away) <= reach
         points.append(places.T[hit] - slope[hit] * (away / steepness)[hit, None])
         directions.append(slope[hit])

@@ -18,7 +18,7 @@ from ctseg.geometry.volume import Volume
 from ctseg.reporting.pictures import planes, render, style
 from ctseg.reporting.pictures.colours import colours_of
 from ctseg.reporting.pictures.subject import Subject
-from ctseg.reporting.pictures.surfaces import Surface, box_mm, surface_at, surface_of
+from ctseg.reporting.pictures.surfaces import Surface, box_mm, surface_of
 
 # what is seen of the patient after so many degrees
 SIDES = {0: "front", 90: "left", 180: "back", 270: "right"}
@@ -123,9 +123,8 @@ def build_scene(subject: Subject, *, context: str = "none", progress: Callable[.
 def structure_surface(masks: Masks, name: str, colour: np.ndarray, step_mm: float) -> tuple[Surface, bool]:
     """(the surface of one structure, whether it comes from probabilities)."""
     values = masks.values(name)
-    if masks.level is not None and values.array.dtype.kind == "f":
-        return surface_at(values, masks.level, name, colour, step_mm=step_mm), True
-    return surface_of(values, name, colour, step_mm=step_mm), False
+    level = masks.level if values.array.dtype.kind == "f" else None
+    return surface_of(values, name, colour, step_mm=step_mm, level=level), level is not None
 
 
 def context_surface(ct: Volume, context: str, step_mm: float) -> Surface:

@@ -12,9 +12,9 @@ leakage.
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import math
+from typing import NamedTuple
 
 import numpy as np
 from scipy.sparse import coo_array, csr_array
@@ -34,8 +34,7 @@ UNREACHED = -1  # generation of branches that hang on no other part of the tree,
 _FORWARD = np.array([offset for offset in itertools.product((-1, 0, 1), repeat=3) if offset > (0, 0, 0)])
 
 
-@dataclasses.dataclass(frozen=True)
-class Tree:
+class Tree(NamedTuple):
     """What the parser read off a reference; S centre-line voxels, B branches, E edges.
 
     skeleton: (S, 3) voxel indices in the reference's array. branch_of: (S,) branch of each, UNREACHED when
@@ -79,9 +78,11 @@ def parse_tree(reference: Shape, spacing_mm: Spacing) -> Tree:
     neighbours = neighbour_graph(of_line, mask.shape, spacing_mm)
     forest = minimum_spanning_tree(neighbours).tocoo()
     piece, n_pieces = cut_at_junctions(neighbours)
-    nearest = _nearest(
-        np.stack(np.unravel_index(voxels, mask.shape), axis=1) * spacing_mm, points * spacing_mm, piece
-    )
+    known, nearest = piece >= 0, np.full(voxels.size, UNREACHED)  # piece whose centre line is nearest
+    if known.any():
+        line_tree = cKDTree((points * spacing_mm)[known], balanced_tree=False, compact_nodes=False)
+        places_mm = np.stack(np.unravel_index(voxels, mask.shape), axis=1) * spacing_mm
+        nearest = piece[known][line_tree.query(places_mm)[1]]
     branch_of_piece, generation = grow_tree(
         touching_pieces(voxels, nearest, mask.shape, n_pieces),
         np.bincount(nearest + 1, minlength=n_pieces + 1)[1:],
@@ -138,16 +139,6 @@ def cut_at_junctions(neighbours: csr_array) -> tuple[np.ndarray, int]:
     return np.where(plain, number[label], UNREACHED), int(np.count_nonzero(long_enough))
 
 
-def _nearest(places_mm: np.ndarray, points_mm: np.ndarray, piece: np.ndarray) -> np.ndarray:
-    """(N,) piece whose centre line is nearest to each of the (N, 3) places; UNREACHED when there is no
-    piece."""
-    known = piece >= 0
-    if not known.any():
-        return np.full(len(places_mm), UNREACHED)
-    tree = cKDTree(points_mm[known], balanced_tree=False, compact_nodes=False)
-    return piece[known][tree.query(places_mm)[1]]
-
-
 def touching_pieces(
     voxels: np.ndarray, piece: np.ndarray, shape: tuple[int, ...], n_pieces: int
 ) -> np.ndarray:
@@ -174,7 +165,8 @@ def grow_tree(touching: np.ndarray, volume: np.ndarray) -> tuple[np.ndarray, np.
         return branch_of, branch_of
     trachea = int(np.argmax(volume))
     while True:
-        generation = generations_of(touching, trachea)
+        steps = shortest_path(csr_array(touching), unweighted=True, indices=trachea)  # breadth first
+        generation = np.where(np.isfinite(steps), steps, UNREACHED).astype(int)
         joined = join_once(touching, generation)
         if joined.max() + 1 == generation.size:
             return branch_of, generation
@@ -183,12 +175,6 @@ def grow_tree(touching: np.ndarray, volume: np.ndarray) -> tuple[np.ndarray, np.
         touching = np.zeros((joined.max() + 1,) * 2, bool)
         touching[joined[first], joined[second]] = True
         np.fill_diagonal(touching, False)
-
-
-def generations_of(touching: np.ndarray, trachea: int) -> np.ndarray:
-    """Steps from the trachea, breadth first; UNREACHED where no step leads."""
-    steps = shortest_path(csr_array(touching), unweighted=True, indices=trachea)
-    return np.where(np.isfinite(steps), steps, UNREACHED).astype(int)
 
 
 def join_once(touching: np.ndarray, generation: np.ndarray) -> np.ndarray:

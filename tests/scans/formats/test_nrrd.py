@@ -16,7 +16,7 @@ from builders import small_phantom, with_itk
 from ctseg.artifacts import write_json
 from ctseg.datasets import case_sources, listing, load_case
 from ctseg.datasets.case import CaseRecord, ImageSource, LabelSource
-from ctseg.datasets.find_scans import find_scans
+from ctseg.datasets.find_scans import search
 from ctseg.datasets.layouts import open_data_set
 from ctseg.datasets.masks import open_masks
 from ctseg.errors import CaseError, PreconditionError, UsageError
@@ -516,7 +516,7 @@ def test_scans_in_a_folder_are_found_and_a_detached_header_is_refused_by_name(tm
     write(tmp_path / "c.nhdr", header(data_file="c.raw"))
     write(tmp_path / "d.mhd", mha(b"", ElementDataFile="d.raw"))
     segmentation(tmp_path / "a.seg.nrrd")
-    found = find_scans(tmp_path)
+    found = search(tmp_path)[0]
     assert {name: source.format for name, source in found.items()} == {
         "a": "nrrd",
         "b": "metaimage",
@@ -534,7 +534,7 @@ def test_scans_in_a_folder_are_found_and_a_detached_header_is_refused_by_name(tm
             load_case.load_image(found[name])
     with_itk(tmp_path / "a.nii", hu(), oblique())
     with pytest.raises(UsageError, match=r"a\.nii and a\.nrrd are both called 'a'"):
-        find_scans(tmp_path)
+        search(tmp_path)
 
 
 def nrrd_case(root: Path, image: Path, label: Path) -> None:
