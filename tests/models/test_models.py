@@ -10,13 +10,13 @@ from typing import get_args
 
 import pytest
 import torch
-from published_networks import PublishedNetwork
 from torch import Tensor, nn
 from torch.nn import functional
 
 from models import BACKBONES, PRESETS, Parts, build_network
 from models.blocks import LEAKY_SLOPE, ConvUnit, InstanceNorm, Norm, PReLU, Size, Style, normalisation
 from models.multi_decoder import CrossDecoderAttention, StructureHeads
+from models.published import PublishedNetwork
 
 ALL = sorted(BACKBONES)  # each has a preset of its name, without techniques
 FORMS = ["voxel", "global_gate", "published"]
