@@ -155,7 +155,7 @@ def check_options(workspace: Workspace, settings: Settings, options: Options) ->
     layouts.check_folder(options.data, options.layout)
     if options.data is None:
         choices.keep_tensors_of_scans(workspace)
-    choices.check_guide(workspace, settings.data)
+    choices.guide_source(workspace, settings.data)
 
 
 def open_data(workspace: Workspace, data: DataSettings, options: Options) -> DataSet:
@@ -183,9 +183,14 @@ def make_recipe(
     """
     data = settings.data
     structures = choices.choose_structures(data_set, data)
-    guide, guide_splits = choices.guide_source(workspace, data, data_set, structures), None
+    guide, guide_splits = choices.guide_source(workspace, data), None
     if data.guide.endswith(".pth"):
-        guide, guide_splits = predicted_guide(workspace, settings, options, data_set, structures)
+        guide, guide_splits = predicted_guide(workspace, settings, options, data_set)
+    if guide is not None and not guide.organs:
+        organs = tuple(name for name in data_set.structures if name not in structures)
+        guide = dataclasses.replace(guide, organs=organs)
+    if guide is not None:
+        check_source(guide, data_set.structures, structures)
     LOG.info(
         "Data: %s, layout %s, %d cases; structures: %s",
         "synthetic cohort" if data_set.synthetic else workspace.relative(data_set.root),
@@ -199,7 +204,7 @@ def make_recipe(
 
 
 def predicted_guide(
-    workspace: Workspace, settings: Settings, options: Options, data_set: DataSet, structures: Sequence[str]
+    workspace: Workspace, settings: Settings, options: Options, data_set: DataSet
 ) -> tuple[GuideSource, str]:
     """(guide organs as an earlier model of this pipeline predicts them in every scan, hash of that model's
     split).
@@ -223,7 +228,7 @@ def predicted_guide(
     if unknown:
         cause = f"the guide model does not know {unknown[0]}"
         raise UsageError("BAD_OPTION", cause, f"choose from {', '.join(predictor.names)}", file=path.name)
-    check_source(source, data_set.structures, structures)
+    check_source(source, (), ())  # before scans are predicted
     LOG.info("Guide: %s, predicted by %s.", ", ".join(organs), path.name)
     predict_guide_masks(
         predictor,

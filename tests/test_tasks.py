@@ -1,19 +1,15 @@
-"""Every task through all stages on a tiny synthetic cohort, with its own network; several passes, the roi
-grid.
-"""
+"""Every task through all stages on a tiny synthetic cohort, with its own network; several passes."""
 
 from __future__ import annotations
 
 import csv
 
-import numpy as np
 import pytest
-from tiny_runs import TINY, run, words_of
+from tiny_runs import COARSE, TINY, run, words_of
 
 import run_pipeline
 from ctseg import artifacts, cli
 from ctseg.learning import trainer
-from ctseg.runtime import checkpoints
 from ctseg.tasks import TASKS
 
 
@@ -65,7 +61,7 @@ def test_a_demo_keeps_its_backbone_only_where_no_model_is_named(words, backbone)
 
 def test_training_begins_with_the_first_pass_alone(tmp_path, cohorts):
     settings = words_of(**{"train.first_pass_fraction": 1, "evaluate.flip": False})
-    workspace = run(tmp_path, cohorts["pelvis"] / "nifti", "--model", "multipass_unet", *settings)
+    workspace = run(tmp_path, cohorts["pelvis"] / "nifti", "--model", "multipass_unet", *settings, *COARSE)
     assert len(artifacts.read_json(workspace.history)["val_dice_of_passes"]) == 1
     assert not (workspace.evaluation / "per_pass.csv").exists()
 
@@ -75,7 +71,7 @@ def test_passes_are_scored_one_by_one(tmp_path, cohorts, monkeypatch):
     monkeypatch.setattr(trainer, "mean", lambda values: len(calls.append(values) or calls))
     calls = []
     settings = words_of(**{"model.infer_passes": 3, "train.first_pass_fraction": 0, "evaluate.flip": False})
-    workspace = run(tmp_path, cohorts["pelvis"] / "nifti", "--model", "multipass_unet", *settings)
+    workspace = run(tmp_path, cohorts["pelvis"] / "nifti", "--model", "multipass_unet", *settings, *COARSE)
 
     def scores(name: str) -> list[dict[str, str]]:
         with (workspace.evaluation / name).open(newline="") as stream:
@@ -86,25 +82,3 @@ def test_passes_are_scored_one_by_one(tmp_path, cohorts, monkeypatch):
     # sorted by pass: the last one stays
     last = {(row["case_id"], row["structure"]): row["dice"] for row in rows}
     assert {(row["case_id"], row["structure"]): row["dice"] for row in scores("per_case.csv")} == last
-
-
-# ---------------------------------------------------------------- roi grid
-
-
-def test_roi_cuts_training_tensors_around_the_structures_and_tests_without_looking(tmp_path, cohorts):
-    settings = words_of(**{"data.grid": "roi", "data.spacing_mm": 2, "evaluate.flip": False})
-    words = ["--structures", "bladder", "--model", "unet", *settings]
-    workspace = run(tmp_path, cohorts["pelvis"] / "nifti", *words)
-    manifest = artifacts.read_json(workspace.manifest)
-    for case in manifest["cases"]:
-        canvas = case["canvas"]["shape"]
-        origins = np.array([tensor["origin"] for tensor in case["tensors"]])
-        covered = origins.max(0) + 128 - origins.min(0)
-        if case["split"] == "train":
-            assert (covered == 128).all() or case["voxels"]["bladder"] == 0  # one tensor of full resolution
-        else:
-            assert (covered == canvas).all()  # nobody may know where the structure lies
-        assert case["locator"]["canvas"]["shape"] == [128, 128, 128]
-    assert checkpoints.load(workspace.best_model)["locator"]["arch"]["name"] == "unet"
-    for case in artifacts.read_json(workspace.run_record)["cases"]:
-        assert case["located"] == (case["region"] is not None)

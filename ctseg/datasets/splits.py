@@ -264,13 +264,9 @@ def splits_record(assignment: Mapping[str, str], seed: int) -> dict[str, Any]:
 
 def frozen_assignment(record: Any) -> dict[str, str]:
     """The assignment of an existing `splits.json`; IntegrityError SPLIT_CHANGED when somebody edited it."""
-    assignment: Any = record.get("assignment") if isinstance(record, dict) else None
-    sound = isinstance(assignment, dict) and all(split in SPLITS for split in assignment.values())
-    if (
-        not sound
-        or record.get("version") != SPLITS_VERSION
-        or record.get("assignment_hash") != canonical_hash(assignment)
-    ):
+    known: dict[str, Any] = record if isinstance(record, dict) else {}
+    drawn = known.get("assignment")
+    if known.get("version") != SPLITS_VERSION or known.get("assignment_hash") != canonical_hash(drawn):
         raise IntegrityError(
             "SPLIT_CHANGED",
             "it was edited after it was drawn, or is of another version",
@@ -278,4 +274,4 @@ def frozen_assignment(record: Any) -> dict[str, str]:
             "(all models then have to be trained again)",
             file="splits.json",
         )
-    return dict(assignment)
+    return dict(known["assignment"])

@@ -13,6 +13,7 @@ structures present.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -93,11 +94,11 @@ def connectivity_loss(
     return total, {name: value.detach() for name, value in terms.items()}
 
 
-class Sums:
+class Sums(NamedTuple):
     """Sums of items (N, ...) per structure (T,), and means over the structures that are present."""
 
-    def __init__(self, owner: Tensor, n_structures: int):
-        self.owner, self.n_structures = owner, n_structures
+    owner: Tensor
+    n_structures: int
 
     def __call__(self, values: Tensor) -> Tensor:
         """(T,) sums of (N,) or (N, D, H, W)."""

@@ -19,11 +19,9 @@ def make_optimizer(network: nn.Module, train: TrainSettings) -> torch.optim.Opti
     To shrink norms, biases and embeddings (of passes, of decoders) towards zero has no regularising meaning.
     """
     weights = {id(layer.weight) for layer in network.modules() if isinstance(layer, DECAYED)}
-    decayed = [p for p in network.parameters() if id(p) in weights]
-    others = [p for p in network.parameters() if id(p) not in weights]
     groups = [
-        {"params": decayed, "weight_decay": train.weight_decay},
-        {"params": others, "weight_decay": 0.0},
+        {"params": [p for p in network.parameters() if (id(p) in weights) == decayed], "weight_decay": rate}
+        for decayed, rate in ((True, train.weight_decay), (False, 0.0))
     ]
     if train.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=train.learning_rate, momentum=0.99, nesterov=True)

@@ -7,6 +7,7 @@ weights as one that was not (`--epochs`; with `--minutes` the clock decides how 
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import json
@@ -58,7 +59,7 @@ class Trainer:
         several = (part for part in self.network.modules() if hasattr(part, "n_train"))  # that run passes
         self.multipass: Any = next(several, None)
         self.dice_of_passes: list[float | None] = []  # of the latest validation
-        self.averaged = {key: value.detach().clone() for key, value in self.network.state_dict().items()}
+        self.averaged: dict[str, torch.Tensor] = copy.deepcopy(self.network.state_dict())
         self.optimizer = make_optimizer(self.network, settings.train)
         self.scaler = torch.amp.GradScaler("cuda", enabled=self.machine.precision == "fp16")
         sides = Sides.of(provenance["sides"], self.names)
@@ -232,7 +233,7 @@ class Trainer:
     def validate(self) -> Validation:
         """Predict the validation scans with the averaged weights and score them on their canvases."""
         started = time.monotonic()
-        current = {key: value.clone() for key, value in self.network.state_dict().items()}
+        current = copy.deepcopy(self.network.state_dict())
         self.network.load_state_dict(self.averaged)
         try:
             result = self.score_passes()

@@ -105,7 +105,7 @@ def train_network(plan: Plan, settings: Settings) -> None:
         checkpoints.remove(workspace.last_model)
     elif go_on(trainer, content):
         return
-    artifacts.write_json(workspace.history, {**trainer.history, "stopped": "running"})
+    trainer.write_history()
     fit(trainer, restart=plan.restart)
 
 

@@ -17,7 +17,7 @@ from ctseg.artifacts import Workspace
 from ctseg.config import Range, Settings, Share, TrainSettings
 from ctseg.learning.dataset import TrainingCase
 from ctseg.manifest import Manifest, from_record
-from ctseg.runtime.checkpoint_schema import Count, Weights, check_rules, fits, form, mismatch
+from ctseg.runtime.checkpoint_schema import Count, Rules, Weights, check_rules, fits, form, mismatch
 from ctseg.runtime.hardware import Machine, count_parameters
 
 # of a history: one number per epoch, and one per epoch and structure
@@ -25,6 +25,20 @@ SERIES = ("epochs", "train_loss", "val_loss", "val_mean_dice", "learning_rate", 
 SERIES_OF_STRUCTURES = ("train_dice", "val_dice", "val_hausdorff")
 # of torch.amp.GradScaler, which is empty where it is not used
 SCALER_KEYS = {"scale", "growth_factor", "backoff_factor", "growth_interval", "_growth_tracker"}
+
+# what last.pth holds beside the state
+REST: Rules = {
+    "averaged": (Weights, "the weights of a network"),
+    "optimizer": (dict, "the state of an optimizer"),
+    "optimizer.state": (dict[int, dict[str, torch.Tensor]], "the state of an optimizer"),
+    "scaler": (
+        Annotated[dict[str, float], lambda scaler: set(scaler) in (set(), SCALER_KEYS)],
+        "the state of a scaler",
+    ),
+    "threads": (Annotated[int, Range(1, math.inf)], "a number of threads"),
+    "precision": (str, "a number format"),
+    "history": (str, "a history"),
+}
 
 Seconds = Annotated[float, Range(0, math.inf)]
 Voxels = Annotated[torch.Tensor, lambda voxels: voxels.dim() == 2 and voxels.shape[1] == 3]
@@ -103,23 +117,8 @@ class TrainingState:
     def of(cls, content: dict[str, Any], file: str) -> TrainingState:
         """From the content of last.pth. IntegrityError unless training can go on from all that is in it."""
         own = typing.get_type_hints(cls, include_extras=True)
-        check_rules(content, {key: (kind, "what a training leaves there") for key, kind in own.items()}, file)
-        check_rules(
-            content,
-            {
-                "averaged": (Weights, "the weights of a network"),
-                "optimizer": (dict, "the state of an optimizer"),
-                "optimizer.state": (dict[int, dict[str, torch.Tensor]], "the state of an optimizer"),
-                "scaler": (
-                    Annotated[dict[str, float], lambda scaler: set(scaler) in (set(), SCALER_KEYS)],
-                    "the state of a scaler",
-                ),
-                "threads": (Annotated[int, Range(1, math.inf)], "a number of threads"),
-                "precision": (str, "a number format"),
-                "history": (str, "a history"),
-            },
-            file,
-        )
+        rules: Rules = {key: (kind, "what a training leaves there") for key, kind in own.items()}
+        check_rules(content, {**rules, **REST}, file)
         if form(content["averaged"]) != form(content["model"]):
             raise mismatch("its averaged weights are not those of the network", file)
         if len(content["partial"]["dice"]) != len(content["structures"]):
@@ -166,7 +165,10 @@ class Budget:
 
 
 def empty_history(settings: Settings, provenance: dict[str, Any], network: torch.nn.Module) -> dict[str, Any]:
-    """The history of a run before its first epoch. provenance: where it comes from, as checkpoints say."""
+    """The history of a run before its first epoch, without what `Trainer.write_history` adds.
+
+    provenance: where it comes from, as checkpoints say.
+    """
     names = provenance["structures"]
     return {
         "version": 1,
@@ -174,14 +176,8 @@ def empty_history(settings: Settings, provenance: dict[str, Any], network: torch
         "structures": names,
         **{key: [] for key in (*SERIES, "resource_usage")},
         **{key: {name: [] for name in names} for key in SERIES_OF_STRUCTURES},
-        "best_epoch": 0,
-        "best_val_dice": None,
         "parameters": count_parameters(network),
-        "steps": 0,
         "skipped_steps": 0,
-        "seconds": 0.0,
-        "step_seconds": None,
-        "peak_memory_gb": None,
         "settings": settings.record(),
         "synthetic": provenance["synthetic"],
         "manifest_hash": provenance["manifest_hash"],
@@ -213,5 +209,5 @@ def counter_seed(*numbers: int) -> int:
 
 
 def on_cpu(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """A copy of weights on the CPU."""
-    return {key: value.detach().cpu().clone() for key, value in weights.items()}
+    """Weights on the CPU."""
+    return {key: value.cpu() for key, value in weights.items()}

@@ -35,7 +35,7 @@ from ctseg.geometry import grids
 from ctseg.geometry.boxes import box_shape, box_start, whole_box
 from ctseg.geometry.distance_maps import coarse_maps
 from ctseg.geometry.intensity import window
-from ctseg.geometry.volume import Grid, Volume, canonical_axes
+from ctseg.geometry.volume import Grid, Volume, to_canonical
 from ctseg.laterality import Sides, find_sides
 from ctseg.manifest import Case, GuideFile, LocatorFile, StoredFile, TensorFile, to_record
 from ctseg.preparation.guide_organs import GuideSource, load_guide, write_guide
@@ -174,8 +174,22 @@ def _prepare(job: CaseJob) -> CaseOutcome:
     recipe, case, known = job.recipe, job.surveyed, {}
     if case is None:
         source, digest = source_to_record(job.record, recipe.root), source_hash(job.record)
-        known = {"source": source, "source_hash": digest, "survey_key": survey_key_of(recipe, source, digest)}
-        if job.previous is not None and job.previous.survey_key == known["survey_key"]:
+        # Left and right count as they were declared: findings about a case depend on them.
+        sides = recipe.sides or find_sides(recipe.structures)
+        survey_key = canonical_hash(  # equal keys: the same is known of a case before its grid is
+            [
+                PREPROCESS_VERSION,
+                digest,
+                source | {"split": None},  # which changes no tensor
+                recipe.structures,
+                recipe.data.margin_mm,
+                recipe.data.crop,
+                recipe.own_organs,
+                sorted(sides.indices(recipe.structures)),
+            ]
+        )
+        known = {"source": source, "source_hash": digest, "survey_key": survey_key}
+        if job.previous is not None and job.previous.survey_key == survey_key:
             case = dataclasses.replace(job.previous, source=source)
     if case is not None:
         intact = case.intact(recipe.workspace)
@@ -191,24 +205,6 @@ def _prepare(job: CaseJob) -> CaseOutcome:
     if job.keep:
         write_json(recipe.workspace.finished / f"{safe_name(case.case_id)}.json", to_record(case))
     return CaseOutcome(case.case_id, case, case.findings)
-
-
-def survey_key_of(recipe: Recipe, source: dict[str, Any], digest: str) -> str:
-    """Equal keys mean that the same is known of a case before its grid is. digest: of the raw files."""
-    # Left and right count as they were declared: findings about a case depend on them.
-    sides = recipe.sides or find_sides(recipe.structures)
-    return canonical_hash(
-        [
-            PREPROCESS_VERSION,
-            digest,
-            source | {"split": None},  # which changes no tensor
-            recipe.structures,
-            recipe.data.margin_mm,
-            recipe.data.crop,
-            recipe.own_organs,
-            sorted(sides.indices(recipe.structures)),
-        ]
-    )
 
 
 def load_with_organs(job: CaseJob) -> LoadedCase:
@@ -352,9 +348,7 @@ def write_guide_of(recipe: Recipe, source: GuideSource, loaded: LoadedCase, case
 
 def content_hash(image: Volume) -> str:
     """sha256 of the voxels in canonical order, in whole HU: equal for one scan in two file formats."""
-    order, flips = canonical_axes(image.affine)
-    array = np.transpose(image.array, order)
-    array = np.flip(array, tuple(axis for axis, flip in enumerate(flips) if flip))
+    array = to_canonical(image).array
     digest = hashlib.sha256(repr(array.shape).encode())
     for plane in array:
         digest.update(np.clip(np.rint(plane), -32768, 32767).astype("<i2").tobytes())

@@ -19,8 +19,7 @@ from ctseg.errors import IntegrityError, PreconditionError, UsageError
 from ctseg.geometry.grids import GridPlan, canonical_grid
 from ctseg.laterality import Sides
 from ctseg.manifest import Case
-from ctseg.preparation import guide_organs
-from ctseg.preparation.guide_organs import GuideSource
+from ctseg.preparation.guide_organs import GuideSource, totalsegmentator_command
 
 LOG = logging.getLogger("ctseg")
 
@@ -66,21 +65,25 @@ def keep_tensors_of_scans(workspace: Workspace) -> None:
         )
 
 
-def check_guide(workspace: Workspace, data: DataSettings) -> None:
-    """Refuse a --guide that cannot be used whatever the scans are. Raises UsageError, PreconditionError
+def guide_source(workspace: Workspace, data: DataSettings) -> GuideSource | None:
+    """Which organs guide the network and where their masks come from, unless a model predicts them; organs
+    that stand in the labels may still have to be named.
+
+    Refuses a --guide that cannot be used whatever the scans are: UsageError, PreconditionError
     GUIDE_TOOL_MISSING.
     """
-    path = Path(data.guide)
-    if data.guide in ("none", "labels"):
-        return
+    path, organs = Path(data.guide), data.guide_organs
+    if data.guide == "none":
+        return None
+    if data.guide == "labels":
+        return GuideSource("labels", organs)
     if data.guide.endswith(".pth"):
         if not path.is_file():
             cause = f"the guide model '{data.guide}' does not exist"
-            raise UsageError(
-                "BAD_OPTION", cause, "give the best_model.pth of an earlier training", file=path.name
-            )
-        return
-    if not data.guide_organs:
+            fix = "give the best_model.pth of an earlier training"
+            raise UsageError("BAD_OPTION", cause, fix, file=path.name)
+        return None
+    if not organs:
         raise UsageError(
             "BAD_OPTION",
             f"--guide {data.guide} without the names of the organs",
@@ -88,10 +91,12 @@ def check_guide(workspace: Workspace, data: DataSettings) -> None:
         )
     if data.guide == "totalsegmentator":
         if not workspace.guide_masks.is_dir():  # kept masks need no program
-            guide_organs.totalsegmentator_command()
-    elif not path.is_dir():
+            totalsegmentator_command()
+        return GuideSource("totalsegmentator", organs, workspace.guide_masks)
+    if not path.is_dir():
         cause = f"'{data.guide}' after --guide is neither a folder nor one of labels, totalsegmentator"
         raise UsageError("BAD_OPTION", cause, "check the path", file=path.name)
+    return GuideSource("folder", organs, path)
 
 
 def choose_structures(data_set: DataSet, data: DataSettings) -> tuple[str, ...]:
@@ -158,26 +163,6 @@ def sides_of(data_set: DataSet, data: DataSettings, organs: Sequence[str]) -> Si
         told = f"data.pairs={text}"
         declared.append((known_name(left.strip(), told, names), known_name(right.strip(), told, names)))
     return laterality.find_sides(names, declared)
-
-
-def guide_source(
-    workspace: Workspace, data: DataSettings, data_set: DataSet, structures: Sequence[str]
-) -> GuideSource | None:
-    """Which organs guide the network and where their masks come from, unless a model predicts them. Raises
-    UsageError.
-    """
-    organs = data.guide_organs
-    if data.guide == "none" or data.guide.endswith(".pth"):
-        return None
-    if data.guide == "labels":
-        organs = organs or tuple(name for name in data_set.structures if name not in structures)
-        source = GuideSource("labels", organs)
-    elif data.guide == "totalsegmentator":
-        source = GuideSource("totalsegmentator", organs, workspace.guide_masks)
-    else:
-        source = GuideSource("folder", organs, Path(data.guide))
-    guide_organs.check_source(source, data_set.structures, structures)
-    return source
 
 
 def with_leave(record: CaseRecord, data: DataSettings) -> CaseRecord:

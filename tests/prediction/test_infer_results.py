@@ -36,17 +36,36 @@ from ctseg.scans.formats import volume_files
             ["--model", "multipass_unet", "--structures", "bladder"],
             {"data.grid": "windows", "data.spacing_mm": 6, "evaluate.flip": False},
         ),
-        (
-            ["--model", "unet", "--structures", "bladder"],
-            {"data.grid": "roi", "data.spacing_mm": 4, "evaluate.flip": False},
-        ),
     ],
-    ids=["whole, mirrored", "windows, passes", "roi"],
+    ids=["whole, mirrored", "windows, passes"],
 )
 def test_infer_gives_what_the_evaluation_saw(tmp_path, cohorts, words, settings):
     workspace = run(tmp_path / "work", cohorts["pelvis"] / "nifti", *words, *words_of(**settings))
     own = {key: value for key, value in settings.items() if key.startswith("evaluate")}
     code, pairs = infer_test_cases(workspace, tmp_path / "new", *words_of(**own))
+    assert code == 0 and all(np.array_equal(a, b) for a, b in pairs)
+
+
+def test_roi_cuts_training_tensors_around_the_structures_and_tests_without_looking(tmp_path, cohorts):
+    """And new scans get what the evaluation saw."""
+    plain = words_of(**{"evaluate.flip": False})
+    words = ["--structures", "bladder", "--model", "unet", *plain]
+    settings = words_of(**{"data.grid": "roi", "data.spacing_mm": 2})
+    workspace = run(tmp_path / "work", cohorts["pelvis"] / "nifti", *words, *settings)
+    manifest = artifacts.read_json(workspace.manifest)
+    for case in manifest["cases"]:
+        canvas = case["canvas"]["shape"]
+        origins = np.array([tensor["origin"] for tensor in case["tensors"]])
+        covered = origins.max(0) + 128 - origins.min(0)
+        if case["split"] == "train":
+            assert (covered == 128).all() or case["voxels"]["bladder"] == 0  # one tensor of full resolution
+        else:
+            assert (covered == canvas).all()  # nobody may know where the structure lies
+        assert case["locator"]["canvas"]["shape"] == [128, 128, 128]
+    assert checkpoints.load(workspace.best_model)["locator"]["arch"]["name"] == "unet"
+    for case in artifacts.read_json(workspace.run_record)["cases"]:
+        assert case["located"] == (case["region"] is not None)
+    code, pairs = infer_test_cases(workspace, tmp_path / "new", *plain)
     assert code == 0 and all(np.array_equal(a, b) for a, b in pairs)
 
 

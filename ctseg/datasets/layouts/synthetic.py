@@ -30,7 +30,7 @@ def read(cases: Gathering) -> DataSet:
         if (cases.root / folder).is_dir():
             half = Gathering(cases.layout, cases.shape, cases.root / folder, cases.follow_links)
             names |= set(cases.add(folder, read_half(half)))
-    cases.account(cases.root / "synthetic.json")
+    cases.account(*listing.entries(cases.root))  # whatever lies there was written by the pipeline
     if not names:
         raise PreconditionError(
             "NO_DATA",
