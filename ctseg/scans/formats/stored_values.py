@@ -153,7 +153,8 @@ def integers_of(stored: Stored, *, or_probabilities: bool = False) -> tuple[Volu
     if or_probabilities and distance > INTEGER_TOLERANCE:
         if low < -PROBABILITY_TOLERANCE or high > 1 + PROBABILITY_TOLERANCE:
             cause = (
-                f"values from {low:.4g} to {high:.4g} are no labels (integers) and no probabilities (0 to 1)"
+                f"values from {low:.4g} to {high:.4g} are neither labels (integers) "
+                "nor probabilities (0 to 1)"
             )
             fix = "give probabilities, not logits or percent, or a label map of integers"
             raise refuse("PROBABILITY_RANGE", cause, fix)
