@@ -132,7 +132,7 @@ def infer(arguments: argparse.Namespace) -> int:
             lost.append(failed(finding))
         else:
             LOG.info("%s", finding.line())
-    inference = Inference(predictor, guide_of, wanted, output)
+    inference = Inference(predictor, guide_of, wanted, output, settings.low_confidence)
     records = predict_all(inference, scans, run, lost)
     if arguments.statistics:
         write_statistics(output / "statistics.csv", records)
@@ -181,7 +181,7 @@ def predict_all(
     records = list(lost)
     for name, source in cli.bar("Predicting")(scans.items()):
         records.append(inference.predict(name, source, before.get(name)))
-        doubt = low_confidence(name, records[-1].get("confidence", {}), run["settings"]["low_confidence"])
+        doubt = low_confidence(name, records[-1].get("confidence", {}), inference.low_confidence)
         if doubt is not None:
             LOG.warning("%s", doubt)
         state = {

@@ -136,12 +136,13 @@ def earlier_records(path: Path, run: Mapping[str, Any]) -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class Inference:
-    """What is done with every scan."""
+    """What is done with every scan. low_confidence: below it a scan is named, to be looked at."""
 
     predictor: Predictor
     guide_of: GuideOf
     wanted: Wanted
     output: Path
+    low_confidence: float
 
     def predict(self, name: str, source: ImageSource, before: dict[str, Any] | None) -> dict[str, Any]:
         """Predict one scan, write what was asked for, and return its record; what went wrong is told in it.

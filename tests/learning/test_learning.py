@@ -22,7 +22,7 @@ from ctseg.learning import dataset, losses, planning
 from ctseg.learning.optimizer import learning_rate_factor
 from ctseg.learning.validation import Validation, dice_per_structure
 from ctseg.manifest import Manifest
-from ctseg.prediction import largest_component, mirroring, sliding_windows
+from ctseg.prediction import guide_input, largest_component, mirroring, sliding_windows
 from ctseg.prediction.network_input import NetworkInput
 from ctseg.runtime import checkpoints, hardware
 from ctseg.runtime.hardware import Machine
@@ -194,6 +194,29 @@ def test_foreground_is_forced_with_its_probability_also_at_batch_size_1(tmp_path
     )
     forced = [bool((sampler.batch(0, step).label > 0).any()) for step in range(1000)]
     assert np.mean(forced) == pytest.approx(0.4, abs=0.05)
+
+
+def test_each_organ_of_a_guide_is_hidden_by_itself_as_often_as_asked(tmp_path):
+    workspace = tiny_workspace.make(tmp_path)
+    cases = dataset.load_cases(workspace, Manifest.load(workspace), "train")
+    maps = np.zeros((4, 2, 2, 2), np.float16)
+    stride = tuple(size // 2 for size in cases[0].image.shape)
+    organs = ["liver", "spleen", "kidney_left", "kidney_right"]
+    for case in cases:
+        case.guide = guide_input.make_guide(maps, np.array([True, True, True, False]), stride, organs)
+
+    def presence(dropout: float) -> np.ndarray:
+        """(patches, 4): whether the guide shows an organ; its presence is the last channel of each."""
+        sampler = sampler_of(
+            cases, batch_size=1, patch_size=(2, 2, 2), augmentation="none", guidance_dropout=dropout
+        )
+        guides = [sampler.draw(0, step, 0).inputs["guide"] for step in range(1000)]
+        return np.array([guide[-4:, 0, 0, 0].numpy() for guide in guides])
+
+    drawn = presence(0.15)
+    assert np.allclose(drawn[:, :3].mean(axis=0), 0.85, atol=0.04) and not drawn[:, 3].any()
+    assert np.allclose(np.corrcoef(drawn[:, :3].T), np.eye(3), atol=0.12)
+    assert presence(0.0)[:, :3].all() and np.array_equal(drawn, presence(0.15))
 
 
 def test_threads_draw_the_same_batches(tmp_path):

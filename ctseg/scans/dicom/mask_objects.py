@@ -22,14 +22,15 @@ LONGEST_NAME = 64  # characters of a long string (LO)
 
 
 class Kind(NamedTuple):
-    """A kind of masks: what it and its masks are called, also in codes of messages; its classes; the
-    sequences that it must have, the first of which lists the masks by number and name; the remedy where that
-    list is wrong."""
+    """A kind of masks: what it and its masks are called; the codes of a file that is none and of a number
+    given twice; its classes; the sequences that it must have, the first of which lists the masks by number
+    and name; the remedy where that list is wrong."""
 
     file: str
     words: str
-    code: str
     masks: str
+    is_none: str
+    ambiguous: str
     classes: tuple[str, ...]
     sequences: tuple[str, ...]
     number: str
@@ -40,8 +41,9 @@ class Kind(NamedTuple):
 SEG = Kind(
     "SEG",
     "DICOM segmentation",
-    "SEG",
     "segments",
+    "NOT_SEG",
+    "SEG_AMBIGUOUS",
     (SegmentationStorage, LABELMAP_STORAGE),
     ("SegmentSequence", "PerFrameFunctionalGroupsSequence"),
     "SegmentNumber",
@@ -51,8 +53,9 @@ SEG = Kind(
 RTSTRUCT = Kind(
     "RTSTRUCT",
     "DICOM RT structure set",
-    "RT",
     "structures",
+    "NOT_RTSTRUCT",
+    "RT_AMBIGUOUS",
     (RTStructureSetStorage,),
     ("StructureSetROISequence",),
     "ROINumber",
@@ -68,14 +71,14 @@ def open_masks(path: Path, kind: Kind) -> tuple[Any, dict[int, str]]:
     header = dicom_files.read_header(path, None)
     if header.get("SOPClassUID") not in kind.classes:
         give = f"give the {kind.file} file of this scan"
-        raise refuse(f"NOT_{kind.file}", f"it is no {kind.words}", give)
+        raise refuse(kind.is_none, f"it is no {kind.words}", give)
     if not all(sequence in header for sequence in kind.sequences):
         cause = f"the header ends before the {kind.masks}"
         raise refuse("DICOM_TRUNCATED", cause, "copy or export the file again")
     items = getattr(header, kind.sequences[0])
     names = {int(getattr(item, kind.number)): dicom_files.text(item, kind.name) for item in items}
     if len(names) < len(items):
-        raise refuse(f"{kind.code}_AMBIGUOUS", f"two {kind.masks} carry the same number", kind.fix)
+        raise refuse(kind.ambiguous, f"two {kind.masks} carry the same number", kind.fix)
     if kind is SEG:
         names.pop(0, None)  # background of a label map
     return header, names
