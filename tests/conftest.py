@@ -96,3 +96,17 @@ def cohorts(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> dict[st
             return self[task]
 
     return Drawn()
+
+
+@pytest.fixture(scope="module")
+def small_tensors() -> Iterator[None]:
+    """Tensors of 64^3 instead of 128^3 voxels, in this process, for tests of what is done with them: an
+    eighth of the work, and about as fine as the scans of the tiny patients.
+    """
+    from ctseg.geometry import grids
+    from ctseg.preparation import case_to_tensors, choices
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (grids, case_to_tensors, choices):
+            patch.setattr(module, "TENSOR_SIZE", 64)
+        yield

@@ -14,6 +14,8 @@ import compare
 import run_pipeline
 from ctseg import artifacts
 
+pytestmark = pytest.mark.usefixtures("small_tensors")
+
 METHODS = ["unet", "unet+model.width=6"]
 PLAIN = words_of(**{"evaluate.flip": False})
 

@@ -12,6 +12,8 @@ from ctseg import artifacts, cli
 from ctseg.learning import trainer
 from ctseg.tasks import TASKS
 
+pytestmark = pytest.mark.usefixtures("small_tensors")
+
 
 @pytest.mark.parametrize("task", list(TASKS))
 def test_a_task_runs_with_its_own_network(task, tmp_path, cohorts):

@@ -21,11 +21,14 @@ import train
 from ctseg import artifacts
 from ctseg.datasets.find_scans import search
 from ctseg.errors import UsageError
+from ctseg.geometry import grids
 from ctseg.geometry.volume import match_grid
 from ctseg.prediction import predictor
 from ctseg.runtime import checkpoints
 from ctseg.scans.dicom import dicom_files, dicom_seg, dicom_series, rtstruct
 from ctseg.scans.formats import volume_files
+
+pytestmark = pytest.mark.usefixtures("small_tensors")
 
 
 @pytest.mark.parametrize(
@@ -50,18 +53,20 @@ def test_roi_cuts_training_tensors_around_the_structures_and_tests_without_looki
     """And new scans get what the evaluation saw."""
     plain = words_of(**{"evaluate.flip": False})
     words = ["--structures", "bladder", "--model", "unet", *plain]
-    settings = words_of(**{"data.grid": "roi", "data.spacing_mm": 2})
+    settings = words_of(**{"data.grid": "roi", "data.spacing_mm": 4})
     workspace = run(tmp_path / "work", cohorts["pelvis"] / "nifti", *words, *settings)
     manifest = artifacts.read_json(workspace.manifest)
     for case in manifest["cases"]:
         canvas = case["canvas"]["shape"]
         origins = np.array([tensor["origin"] for tensor in case["tensors"]])
-        covered = origins.max(0) + 128 - origins.min(0)
+        covered = origins.max(0) + grids.TENSOR_SIZE - origins.min(0)
         if case["split"] == "train":
-            assert (covered == 128).all() or case["voxels"]["bladder"] == 0  # one tensor of full resolution
+            assert (covered == grids.TENSOR_SIZE).all() or case["voxels"][
+                "bladder"
+            ] == 0  # one tensor of full resolution
         else:
             assert (covered == canvas).all()  # nobody may know where the structure lies
-        assert case["locator"]["canvas"]["shape"] == [128, 128, 128]
+        assert case["locator"]["canvas"]["shape"] == [grids.TENSOR_SIZE] * 3
     assert checkpoints.load(workspace.best_model)["locator"]["arch"]["name"] == "unet"
     for case in artifacts.read_json(workspace.run_record)["cases"]:
         assert case["located"] == (case["region"] is not None)
