@@ -23,6 +23,7 @@ import warnings
 from collections.abc import Callable
 from importlib import util
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -105,7 +106,6 @@ def ours(
     spacing_mm: tuple[float, float, float],
     labels: list[int],
     mode: str,
-    engine: str = "auto",
 ) -> list[SCORES]:
     """HD95, ASSD and NSD per label, from the label maps; undefined structures are not among the phantom's."""
     one, other = label_boxes(prediction), label_boxes(reference)
@@ -117,7 +117,6 @@ def ours(
             reference=reference[box] == label,
             spacing_mm=spacing_mm,
             boundary_mode=mode,
-            engine=engine,
         )
         scores.append(
             (
@@ -152,7 +151,7 @@ def monai(prediction: np.ndarray, reference: np.ndarray, spacing_mm: tuple[float
         compute_surface_dice,
     )
 
-    pair = {
+    pair: dict[str, Any] = {
         "y_pred": torch.from_numpy(prediction)[None, None],
         "y": torch.from_numpy(reference)[None, None],
         "include_background": True,

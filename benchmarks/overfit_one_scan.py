@@ -30,7 +30,8 @@ from ctseg.geometry.grids import GridPlan
 from ctseg.geometry.volume import Volume
 from ctseg.manifest import Manifest, to_record
 from ctseg.preparation.case_to_tensors import CaseJob, Recipe, prepare_case
-from ctseg.scans.formats.nifti import read_integers, write_label
+from ctseg.scans.formats.nifti import write_label
+from ctseg.scans.formats.volume_files import read_integers
 
 # ids of TotalSegmentator v2 "total"
 STRUCTURES = {

@@ -17,6 +17,7 @@ import dataclasses
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -219,9 +220,8 @@ def main() -> int:
     )
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    weights = dataclasses.replace(
-        TrainSettings(), **{f"{name}_weight": 0.0 for name in arguments.without.split(",") if name}
-    )
+    off: dict[str, Any] = {f"{name}_weight": 0.0 for name in arguments.without.split(",") if name}
+    weights = dataclasses.replace(TrainSettings(), **off)
     training, tuning, test = (
         [draw_tubes(seed) for seed in range(first, first + n)]
         for first, n in ((0, 50), (1000, 12), (2000, 40))

@@ -27,7 +27,7 @@ class Residual(nn.Module):
 
     def __init__(self, channels: int):
         super().__init__()
-        self.inside = nn.Sequential(unit(channels, channels), *unit(channels, channels)[:2])
+        self.inside = nn.Sequential(unit(channels, channels), *list(unit(channels, channels))[:2])
 
     def forward(self, x: Tensor) -> Tensor:
         return (self.inside(x) + x).relu()
@@ -92,7 +92,7 @@ class PublishedNetwork(nn.Module):
         finest = []
         for decoder in self.decoders:
             *skips, x = encoded[1:]
-            for up in decoder:  # coarse to fine
+            for up in decoder.children():  # coarse to fine
                 x = up(x, skips.pop())
             finest.append(x)
         if self.attention is not None:
