@@ -89,6 +89,7 @@ FLOORS = [
         "structure_names",
         "tables",
         "tasks",
+        "typed_values",
     },
     {"geometry"},
     {"manifest"},

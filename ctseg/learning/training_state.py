@@ -17,8 +17,9 @@ from ctseg.artifacts import Workspace
 from ctseg.config import Range, Settings, Share, TrainSettings
 from ctseg.learning.dataset import TrainingCase
 from ctseg.manifest import Manifest, from_record
-from ctseg.runtime.checkpoint_schema import Count, Rules, Weights, check_rules, fits, form, mismatch
+from ctseg.runtime.checkpoint_schema import Count, Rules, Weights, check_rules, form, mismatch
 from ctseg.runtime.hardware import Machine, count_parameters
+from ctseg.typed_values import fits
 
 # of a history: one number per epoch, and one per epoch and structure
 SERIES = ("epochs", "train_loss", "val_loss", "val_mean_dice", "learning_rate", "epoch_seconds")

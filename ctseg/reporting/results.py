@@ -13,14 +13,33 @@ from typing import Any
 
 from ctseg import artifacts
 from ctseg.artifacts import Workspace
-from ctseg.errors import IntegrityError
+from ctseg.errors import Finding, IntegrityError
 from ctseg.evaluation.result_files import TEXT_COLUMNS
 from ctseg.manifest import Manifest
 from ctseg.reporting.pictures.slices import LUNG_HU, SOFT_TISSUE_HU
 from ctseg.scoring.metrics import Row, has_reference
 from ctseg.tables import read_csv
+from ctseg.typed_values import fits
 
 EVALUATE_AGAIN = "run `python run_pipeline.py --eval --analyze`"
+# What pages and plots read of a file. Series have a value per epoch, null where it was not measured.
+Series = list[float | None]
+Kinds = Mapping[str, Any]
+HISTORY: Kinds = {
+    "epochs": list[int],
+    **dict.fromkeys(("train_loss", "val_loss", "val_mean_dice", "learning_rate", "epoch_seconds"), Series),
+    **dict.fromkeys(("train_dice", "val_dice", "val_hausdorff"), dict[str, Series]),
+    "resource_usage": list[dict[str, float | None]],
+    "structures": list[str],
+    "best_epoch": int | None,
+    "best_val_dice": float | None,
+    "seconds": float,
+    "settings": dict[str, dict],
+    "stopped": str,
+}
+RUN: Kinds = {"structures": list[str], "cases": list[dict], "settings": dict | None}
+REPORT: Kinds = {**dict.fromkeys(("found", "processed", "cached", "skipped"), int), "findings": list[Finding]}
+METRICS = ("dice", "nsd", "hd95_imputed", "hd95")
 
 
 @dataclasses.dataclass
@@ -89,12 +108,17 @@ def read(workspace: Workspace) -> Results:
 
     PreconditionError MISSING_ARTIFACT when training has not run, IntegrityError for damage.
     """
-    history = _mapping(workspace.require(workspace.history, stage="train"), workspace, stage="train")
+    history = _read(workspace.require(workspace.history, stage="train"), HISTORY, workspace, stage="train")
+    for values in by_epoch(history):
+        if len(values) != len(history["epochs"]):
+            raise _corrupt(
+                "not every series has a value per epoch", workspace.history, workspace, stage="train"
+            )
     found = Results(history)
     if workspace.manifest.exists():
         found.manifest = Manifest.load(workspace)
     if workspace.preprocess_report.exists():
-        found.preprocess_report = _mapping(workspace.preprocess_report, workspace, stage="preprocess")
+        found.preprocess_report = _read(workspace.preprocess_report, REPORT, workspace, stage="preprocess")
     _read_evaluation(workspace, found)
     if found.manifest is None:
         found.notices.append(
@@ -125,7 +149,7 @@ def _read_evaluation(workspace: Workspace, found: Results) -> None:
             f"page has no test results; {EVALUATE_AGAIN}."
         )
         return
-    run = _mapping(workspace.run_record, workspace, stage="eval")
+    run = _read(workspace.run_record, RUN, workspace, stage="eval")
     if run.get("manifest_hash") != found.history.get("manifest_hash"):
         found.notices.append(
             "evaluation_results/ belongs to other processed data than this training run and is left "
@@ -137,7 +161,10 @@ def _read_evaluation(workspace: Workspace, found: Results) -> None:
             "The test results below were made with other weights than checkpoints/best_model.pth, for "
             f"example before the last training; {EVALUATE_AGAIN}."
         )
-    found.run, found.summary, found.rows = run, _mapping(summary, workspace, stage="eval"), read_rows(rows)
+    kinds: dict[str, Any] = {f"{name}_{metric}": dict for name in run["structures"] for metric in METRICS}
+    kinds |= {"settings": dict, "presence": dict[str, dict], "baselines": dict[str, dict]}
+    found.run, found.rows = run, read_rows(rows)
+    found.summary = _read(summary, kinds, workspace, stage="eval")
 
 
 def of_best_model(run: Mapping[str, Any], workspace: Workspace) -> bool:
@@ -146,16 +173,29 @@ def of_best_model(run: Mapping[str, Any], workspace: Workspace) -> bool:
     return path.is_file() and bool(run.get("checkpoint_sha256") == artifacts.file_hash(path))
 
 
-def _mapping(path: Path, workspace: Workspace, *, stage: str) -> dict[str, Any]:
+def by_epoch(history: Mapping[str, Any]) -> list[Series]:
+    """Every series of a history of the right kinds."""
+    found = [history[key] for key, kind in HISTORY.items() if kind == Series]
+    for key in (key for key, kind in HISTORY.items() if kind == dict[str, Series]):
+        found += history[key].values()
+    return found
+
+
+def _read(path: Path, kinds: Kinds, workspace: Workspace, *, stage: str) -> dict[str, Any]:
+    """The JSON object of a file, in which each key holds a value of its kind."""
     content = artifacts.read_json(path)
     if not isinstance(content, dict):
-        raise IntegrityError(
-            "ARTIFACT_CORRUPT",
-            "it holds no JSON object",
-            f"run `python run_pipeline.py --{stage}` again",
-            file=workspace.relative(path),
-        )
+        raise _corrupt("it holds no JSON object", path, workspace, stage=stage)
+    for key, kind in kinds.items():
+        if not fits(content.get(key), kind):
+            cause = f"what it says of '{key}' is missing or of another kind"
+            raise _corrupt(cause, path, workspace, stage=stage)
     return content
+
+
+def _corrupt(cause: str, path: Path, workspace: Workspace, *, stage: str) -> IntegrityError:
+    fix = f"run `python run_pipeline.py --{stage}` again"
+    return IntegrityError("ARTIFACT_CORRUPT", cause, fix, file=workspace.relative(path))
 
 
 def read_rows(path: Path) -> list[Row]:

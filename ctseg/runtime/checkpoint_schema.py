@@ -7,9 +7,6 @@ file has bytes.
 
 from __future__ import annotations
 
-import dataclasses
-import types
-import typing
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, TypedDict
 
@@ -20,6 +17,7 @@ from ctseg.config import Hu, Range
 from ctseg.datasets.case import IGNORED
 from ctseg.errors import IntegrityError, UsageError
 from ctseg.scans.formats.checks import SPACING_RANGE_MM
+from ctseg.typed_values import fits
 
 MOST_STRUCTURES = IGNORED - 1  # label maps are uint8
 OWN_ARCH = ("n_structures", "guide_channels")  # of an architecture, what is no setting
@@ -82,36 +80,6 @@ RULES: Rules = {
     "sides": (SidesContent | None, "pairs of names and lone names"),
     "largest_component": (list[str], "a list of structures"),
 }
-
-
-def fits(value: Any, kind: Any) -> bool:
-    """Whether a value read from a file is of a type.
-
-    kind: a class; a record (dataclass or TypedDict), of which the value is a dict; list, tuple, dict, Literal
-    or union of such types; Annotated with a function that must hold. Numbers are finite and no bool, a tuple
-    may be a list.
-    """
-    origin, parts = typing.get_origin(kind), typing.get_args(kind)
-    if origin is Annotated:
-        return fits(value, parts[0]) and bool(parts[1](value))
-    if origin in (types.UnionType, typing.Union):
-        return any(fits(value, part) for part in parts)
-    if origin is Literal:
-        return value in parts
-    if origin is tuple:
-        return isinstance(value, (list, tuple)) and len(value) == len(parts) and all(map(fits, value, parts))
-    if origin is list:
-        return isinstance(value, list) and all(fits(item, parts[0]) for item in value)
-    if origin is dict:
-        return isinstance(value, dict) and all(
-            fits(key, parts[0]) and fits(item, parts[1]) for key, item in value.items()
-        )
-    if typing.is_typeddict(kind) or dataclasses.is_dataclass(kind):
-        fields = typing.get_type_hints(kind, include_extras=True)
-        return isinstance(value, dict) and all(fits(value.get(key), part) for key, part in fields.items())
-    if kind in (int, float):
-        return type(value) in (int, kind) and abs(value) < 1e300
-    return isinstance(value, kind)
 
 
 def mismatch(cause: str, file: str, fix: str = FOREIGN) -> IntegrityError:

@@ -211,6 +211,31 @@ def test_without_evaluation_the_page_says_so(tmp_path: Path, monkeypatch: pytest
     assert "has not been evaluated" in text and "--eval" in text and "Scores on the test scans" not in text
 
 
+DAMAGES = {  # file, key -> another value than this program writes
+    ("training_history.json", "epochs"): 3,
+    ("training_history.json", "train_loss"): [1.0],
+    ("training_history.json", "val_dice"): {"Bladder": ["high"]},
+    ("training_history.json", "resource_usage"): None,
+    ("summary_statistics.json", "Bladder_dice"): None,
+    ("summary_statistics.json", "settings"): [],
+    ("evaluation_run.json", "structures"): "Bladder",
+    ("evaluation_run.json", "cases"): None,
+    ("preprocess_report.json", "found"): "many",
+    ("preprocess_report.json", "findings"): [{"severity": "WARN"}],
+}
+
+
+@pytest.mark.parametrize(("name", "key"), DAMAGES)
+def test_a_result_that_this_program_did_not_write_is_refused_by_name(
+    name: str, key: str, workspace: Workspace, capsys: pytest.CaptureFixture
+) -> None:
+    path = next(workspace.root.rglob(name))
+    artifacts.write_json(path, artifacts.read_json(path) | {key: DAMAGES[name, key]})
+    assert analyze.main(["--workspace", str(workspace.root)]) == 5
+    said = capsys.readouterr().err
+    assert "ERROR ARTIFACT_CORRUPT" in said and name in said and "Fix: run `python run_pipeline.py --" in said
+
+
 def test_evaluation_of_other_data_is_left_out(workspace: Workspace) -> None:
     artifacts.write_json(
         workspace.run_record, artifacts.read_json(workspace.run_record) | {"manifest_hash": "other"}
