@@ -452,6 +452,16 @@ def test_segments_that_do_not_fit_the_voxels_are_refused(
         open_masks(segmentation(tmp_path / "a.seg.nrrd", KEYS.replace(*change)))
 
 
+@pytest.mark.parametrize(("value", "code"), [(np.nan, "NONFINITE"), (0.5, "LABEL_NOT_INTEGER")])
+def test_segments_of_values_that_are_no_integers_are_refused(tmp_path: Path, value: float, code: str) -> None:
+    array = layers().astype("<f4")
+    array[0, 0, 0, 0] = value
+    path = segmentation(tmp_path / "a.seg.nrrd", array=array, type="float")
+    with pytest.raises(CaseError, match=code) as caught:
+        open_masks(path).read("liver")
+    assert caught.value.file
+
+
 def test_a_label_map_whose_segments_do_not_explain_its_voxels_is_refused(tmp_path: Path) -> None:
     """Also where a table beside it has a name for the value."""
     one = "Segment0_Name:=liver\nSegment0_LabelValue:=1\n"
