@@ -277,9 +277,8 @@ def _partners(name: str) -> Iterator[tuple[str, tuple[str, ...]]]:
     tokens = _tokens(name) if _sided(name) else []
     for place, token in enumerate(tokens):
         word = token.strip("+-")
-        readings: list[
-            tuple[str, tuple[str, ...]]
-        ] = []  # (what stands in the partner's name, the short words)
+        # (what stands in the partner's name, the short words)
+        readings: list[tuple[str, tuple[str, ...]]] = []
         if len(tokens) > 1 and place in (0, len(tokens) - 1):
             readings += [(token.replace(*pair), pair) for pair in _SHORT if word == pair[0]]
         if _GLUED.fullmatch(word) is not None:

@@ -308,9 +308,8 @@ def at_heights(levels: np.ndarray, z: Field) -> list[Field]:
     row = (z - np.float32(heights[0])) / _TABLE_STEP_MM
     row = np.clip(row, 0, len(steps) - 1).astype(np.intp)
     smooth = (gaussian_filter1d(np.interp(steps, heights, c), 8.0, mode="nearest") for c in columns)
-    return [
-        np.take(f.astype(np.float32), row, mode="clip") for f in smooth
-    ]  # "clip" spares checks of the rows
+    # "clip" spares checks of the rows
+    return [np.take(f.astype(np.float32), row, mode="clip") for f in smooth]
 
 
 def _cone(

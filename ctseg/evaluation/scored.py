@@ -202,14 +202,15 @@ def score_pair(pair: Pair, structures: Sequence[Structure], settings: ScoreSetti
             return opened[number].on(grid, "reference" if scan is None else "scan", side.path, name)
 
     value = None if pair.reference.naming is None else pair.reference.naming.ignore
-    ignored = None if value is None else placed(0) == value
+    labels = placed(0) if pair.matches is None or value is not None else None
+    ignored = None if value is None else labels == value
     empty = np.zeros(grid.shape, np.uint8)
     rows: list[Row] = []
     nothing: list[Row] = []
-    if pair.matches is None:
+    if pair.matches is None and labels is not None:
         prediction = empty if pair.prediction is None else placed(1)
         rows, nothing = score_maps(
-            prediction, placed(0), grid.spacing_mm, structures, settings, pair.states, value
+            prediction, labels, grid.spacing_mm, structures, settings, pair.states, value
         )
     for structure, match in zip(structures, pair.matches or ()):
         truth = empty.copy() if match.reference is None else placed(0, match.reference).astype(np.uint8)

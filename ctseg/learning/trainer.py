@@ -7,7 +7,6 @@ weights as one that was not (`--epochs`; with `--minutes` the clock decides how 
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import functools
 import json
@@ -23,7 +22,7 @@ from ctseg.errors import DivergedError
 from ctseg.geometry.probabilities import Probabilities
 from ctseg.laterality import Sides
 from ctseg.learning import tubes
-from ctseg.learning.dataset import Batch, PatchSampler
+from ctseg.learning.dataset import Batch, PatchSampler, TrainingCase
 from ctseg.learning.losses import objective
 from ctseg.learning.optimizer import learning_rate_factor, make_optimizer, require_fitting_state
 from ctseg.learning.training_state import (
@@ -32,6 +31,7 @@ from ctseg.learning.training_state import (
     Plan,
     Stopped,
     TrainingState,
+    copied,
     counter_seed,
     empty_history,
     on_cpu,
@@ -40,7 +40,7 @@ from ctseg.learning.training_state import (
 from ctseg.learning.validation import Validation
 from ctseg.prediction.largest_component import in_one_piece
 from ctseg.prediction.sliding_windows import Windows, predict_probabilities
-from ctseg.runtime import checkpoints, hardware
+from ctseg.runtime import checkpoints, cpu_bfloat16, hardware
 from ctseg.scoring.summary import mean
 
 REFERENCES_LOOKED_AT = 50  # training cases that tell whether a structure is one piece
@@ -59,7 +59,7 @@ class Trainer:
         several = (part for part in self.network.modules() if hasattr(part, "n_train"))  # that run passes
         self.multipass: Any = next(several, None)
         self.dice_of_passes: list[float | None] = []  # of the latest validation
-        self.averaged: dict[str, torch.Tensor] = copy.deepcopy(self.network.state_dict())
+        self.averaged = copied(self.network)
         self.optimizer = make_optimizer(self.network, settings.train)
         self.scaler = torch.amp.GradScaler("cuda", enabled=self.machine.precision == "fp16")
         sides = Sides.of(provenance["sides"], self.names)
@@ -104,6 +104,8 @@ class Trainer:
         # asked once per epoch: a clock that runs out between two questions would skip the last validation
         while progress < 1 or state.partial.steps:
             self.run_epoch()
+            if state.epoch == 0:
+                self.tell_float32_layers()
             progress = budget.progress()
             due = self.validation and budget.validation_due(progress)
             validation = self.validate() if due else None
@@ -144,6 +146,15 @@ class Trainer:
             self.stop_if_asked()
         if not all(bool(torch.isfinite(p).all()) for p in self.network.parameters()):
             raise self.diverged(f"weights became NaN or infinite in epoch {number + 1}")
+
+    def tell_float32_layers(self) -> None:
+        """Say that some convolutions do not run in bfloat16, and why."""
+        if number := cpu_bfloat16.count_in_float32(self.network):
+            size = " x ".join(map(str, self.patch_size))
+            self.listener.note(
+                f"NOTE BF16_LAYERS: {number} convolutions run in float32: this processor computes them "
+                f"wrongly in bfloat16 where little is left of a patch of {size} (found by trial)"
+            )
 
     def new_epoch(self, seconds: float) -> Epoch:
         """An epoch that begins after so many seconds of training."""
@@ -233,7 +244,7 @@ class Trainer:
     def validate(self) -> Validation:
         """Predict the validation scans with the averaged weights and score them on their canvases."""
         started = time.monotonic()
-        current = copy.deepcopy(self.network.state_dict())
+        current = copied(self.network)
         self.network.load_state_dict(self.averaged)
         try:
             result = self.score_passes()
@@ -256,13 +267,17 @@ class Trainer:
             self.multipass.pass_limit.fill_(most)
         by_pass = [Validation(self.names) for _ in range(most)]
         for case in self.validation:
-            found: dict[int, Probabilities] = {}
+            left = iter(by_pass)  # what has not been scored on this case
+
+            def score(number: int, found: Probabilities, case: TrainingCase = case, left: Any = left) -> None:
+                """Of each pass as soon as it is there: all together would take several times the memory."""
+                next(left).add(case, torch.from_numpy(found.dense()))
+
             last = predict_probabilities(
-                self.network, case.seen, self.windows, self.machine, least=0.0, on_pass=found.__setitem__
+                self.network, case.seen, self.windows, self.machine, least=0.0, on_pass=score
             )
-            for number, validation in enumerate(by_pass):
-                # a network of one pass tells none, and passes that agree end early
-                validation.add(case, torch.from_numpy(found.get(number, last).dense()))
+            for validation in left:  # a network of one pass tells none, and passes that agree end early
+                validation.add(case, torch.from_numpy(last.dense()))
             self.stop_if_asked()
         self.dice_of_passes = [mean(validation.mean_dice()) for validation in by_pass]
         best = max(range(most), key=lambda number: self.dice_of_passes[number] or 0.0)

@@ -24,7 +24,7 @@ from ctseg.manifest import to_record
 from ctseg.prediction import guide_input
 from ctseg.prediction.network_input import read_case
 from ctseg.prediction.predictor import restore_locator
-from ctseg.runtime import checkpoints, cpu_bfloat16, hardware
+from ctseg.runtime import checkpoints, hardware
 
 LOG = logging.getLogger("ctseg.learning")
 # a longer run is the same run
@@ -124,13 +124,6 @@ def fit(trainer: Trainer, *, restart: bool) -> None:
         )
         LOG.info("The same command%s goes on from there.", " without --restart" if restart else "")
         raise
-    if number := cpu_bfloat16.count_in_float32(trainer.network):
-        LOG.info(
-            "NOTE BF16_LAYERS: %d convolutions ran in float32: this processor computes them wrongly in "
-            "bfloat16 where little is left of a patch of %d x %d x %d (found by trial)",
-            number,
-            *trainer.patch_size,
-        )
     best = history["best_val_dice"]
     LOG.info(
         "Trained %d steps in %.1f minutes; best epoch %d%s. Weights: %s",

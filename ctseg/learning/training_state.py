@@ -209,6 +209,11 @@ def counter_seed(*numbers: int) -> int:
     return int(artifacts.canonical_hash(list(numbers))[:15], 16)
 
 
+def copied(network: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """The weights of a network as they are now, each in memory of its own."""
+    return {key: value.detach().clone() for key, value in network.state_dict().items()}
+
+
 def on_cpu(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Weights on the CPU."""
     return {key: value.cpu() for key, value in weights.items()}

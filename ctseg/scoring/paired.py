@@ -90,9 +90,8 @@ def wilcoxon_p(differences: np.ndarray) -> float:
         return 1.0
     if len(sizes) > EXACT_N:
         return float(scipy.stats.wilcoxon(differences, zero_method="pratt", method="asymptotic").pvalue)
-    doubled = np.round(2 * scipy.stats.rankdata(sizes)).astype(
-        int
-    )  # twice the rank is whole: ties share a mean rank
+    # twice the rank is whole: ties share a mean rank
+    doubled = np.round(2 * scipy.stats.rankdata(sizes)).astype(int)
     ranks = doubled[sizes > 0]
     seen = int(ranks[differences[sizes > 0] > 0].sum())
     chance = np.ones(1)  # chance[s]: of a sum s of the positive ranks when every sign is a coin

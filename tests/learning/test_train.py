@@ -87,6 +87,16 @@ def test_the_test_split_is_never_opened(tmp_path, model):
     assert train.main([*tiny_workspace.arguments(workspace, **{"train.epochs": 1}), "--model", model]) == 0
 
 
+def test_layers_that_run_in_float32_are_told_once(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(trainer.cpu_bfloat16, "count_in_float32", lambda network: 2)
+    workspace = tiny_workspace.make(tmp_path)
+    words = tiny_workspace.arguments(workspace, **{"train.epochs": 2, "train.steps_per_epoch": 1})
+    assert train.main(words) == 0
+    said = capsys.readouterr().out
+    assert said.count("NOTE BF16_LAYERS: 2 convolutions") == 1
+    assert said.index("NOTE BF16_LAYERS") < said.index("Epoch   1")
+
+
 def test_killed_and_resumed_equals_undisturbed(tmp_path):
     """With all that a run has to remember: passes, missed places of tubes, the density table."""
     parts = {"model.passes": 2, "model.connectivity": "multitask", "model.remap": "lut"}

@@ -111,9 +111,8 @@ def draw(seed: int, index: int, size: str = "full") -> Drawing:
 def sample_patient(rng: np.random.Generator, size: str) -> Patient:
     """Who is scanned, and how."""
     scan = draw_values(rng, PEOPLE["scan"])
-    fitting = (
-        scan["scale"] * float((HIGH_MM - LOW_MM).max()) / 128
-    )  # so that no axis has more than 128 voxels
+    # so that no axis has more than 128 voxels
+    fitting = scan["scale"] * float((HIGH_MM - LOW_MM).max()) / 128
     spacing = (fitting * scan["across"], *(fitting * scan["in_plane"],) * 2)
     if size == "tiny":
         spacing = (TINY_SPACING_MM,) * 3
