@@ -22,6 +22,7 @@ from ctseg.errors import CaseError, PreconditionError, UsageError
 from ctseg.geometry.volume import Volume
 from ctseg.scans.dicom import dicom_series
 from ctseg.scans.formats import nifti
+from ctseg.scans.formats.folder_walk import walk
 
 PHANTOM = small_phantom()
 
@@ -99,6 +100,19 @@ def test_links_in_circles_end_and_a_folder_counts_once(tmp_path):
         ("NOTE", "LINK_TWICE")
     ]
     assert "and 3 more" in findings[0].cause
+
+
+def test_a_folder_below_a_thousand_others_is_found(tmp_path):
+    folders = [tmp_path / "in"]
+    for _ in range(1100):
+        folders.append(folders[-1] / "d")
+    for folder in folders:
+        folder.mkdir()
+    try:
+        assert [place for place, _, _ in walk(folders[0])] == folders
+    finally:
+        for folder in reversed(folders):  # what tidies up after tests would recurse
+            folder.rmdir()
 
 
 def test_links_that_lead_nowhere_are_lost_scans(tmp_path):

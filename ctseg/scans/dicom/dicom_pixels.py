@@ -150,7 +150,7 @@ def _plugin(content: Any) -> str:
         need = (int(content.Rows) * int(content.Columns) * frames * int(content.BitsAllocated) + 7) // 8
         if len(pixels) < need:
             raise refuse("DICOM_TRUNCATED", f"{len(pixels)} of {need} bytes of pixels", _AGAIN)
-        if 0 < bits <= high:
+        if content.BitsAllocated > 1 and 0 < bits <= high:
             cause = (
                 f"its values stand in the upper bits of a word ({bits} bits stored, the highest is {high})"
             )

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pydicom
+from pydicom.dataelem import RawDataElement
 from pydicom.uid import RTStructureSetStorage, SegmentationStorage, generate_uid
 
 from ctseg.artifacts import canonical_hash
@@ -17,6 +18,7 @@ from ctseg.scans.formats import regular_files
 from ctseg.scans.formats.regular_files import refuse
 
 LABELMAP_STORAGE = "1.2.840.10008.5.1.4.1.1.66.7"
+UNDEFINED_LENGTH = 0xFFFFFFFF  # of an element that says at its end where it ends
 UNICODE = "ISO_IR 192"  # the character set of what we write: names in any script
 LONGEST_NAME = 64  # characters of a long string (LO)
 
@@ -69,6 +71,9 @@ def open_masks(path: Path, kind: Kind) -> tuple[Any, dict[int, str]]:
     """(header of a file of this kind, number -> name of its masks, empty where a mask has none)."""
     regular_files.require_regular(path)
     header = dicom_files.read_header(path, None)
+    if is_cut(header):
+        cause = "an element of its header holds less than it announces: the file was cut"
+        raise refuse("DICOM_TRUNCATED", cause, "copy or export the file again")
     if header.get("SOPClassUID") not in kind.classes:
         give = f"give the {kind.file} file of this scan"
         raise refuse(kind.is_none, f"it is no {kind.words}", give)
@@ -80,8 +85,18 @@ def open_masks(path: Path, kind: Kind) -> tuple[Any, dict[int, str]]:
     if len(names) < len(items):
         raise refuse(kind.ambiguous, f"two {kind.masks} carry the same number", kind.fix)
     if kind is SEG:
-        names.pop(0, None)  # background of a label map
+        names = {number: names[number] for number in sorted(names) if number}  # 0: background of a label map
     return header, names
+
+
+def is_cut(header: Any) -> bool:
+    """Whether a header just read ends within an element: pydicom takes what is left of it without a word."""
+    return any(
+        isinstance(element, RawDataElement)
+        and element.length != UNDEFINED_LENGTH
+        and len(element.value or b"") < element.length
+        for element in header.values()
+    )
 
 
 @dicom_files.private()

@@ -76,8 +76,9 @@ def check_each(slices: list[Slice]) -> None:
 def drop_crossing(slices: list[Slice]) -> Findings:
     """Leave out the few slices that run across the others (scouts that do not say so)."""
     normals = np.array([np.cross(*item.directions) for item in slices])
-    alike = np.abs(normals @ normals.T) > 0.99
-    along = alike[np.argmax(alike.sum(axis=1))]
+    # of each slice, how many run as it does; one after the other, for all at once take a square of memory
+    alike = [np.count_nonzero(np.abs(normals @ normal) > 0.99) for normal in normals]
+    along = np.abs(normals @ normals[np.argmax(alike)]) > 0.99
     total, dropped = len(slices), int(np.count_nonzero(~along))
     if dropped > max(2, 0.1 * total):
         cause = f"{dropped} of {total} slices run across the others"

@@ -66,6 +66,8 @@ def _check_values(item: Slice, assume_hu: bool) -> bool:
     samples, kind = header.get("SamplesPerPixel") or 1, str(header.get("RescaleType") or "")
     if int(samples) != 1 or str(header.get("PhotometricInterpretation") or "MONOCHROME2") != "MONOCHROME2":
         raise refuse("NOT_SCALAR", "pixels are colours or inverted", "export the original CT series", path)
+    if int(header.get("BitsAllocated") or 0) == 1:
+        raise refuse("NOT_SCALAR", "pixels are single bits", "export the original CT series", path)
     if kind in _NO_HU:
         raise refuse("NOT_HU", f"the rescale type is {kind}, not HU", "give the CT series in HU", path)
     found = len(numbers_of(item, "RescaleSlope")), len(numbers_of(item, "RescaleIntercept"))

@@ -36,12 +36,16 @@ def walk(
     def note(error: OSError) -> None:
         skipped[Path(error.filename or root)] = f"the folder cannot be listed ({error.strerror})"
 
-    for place, folders, files in os.walk(root, onerror=note, followlinks=True):
-        folder = Path(place)
+    waiting = [Path(root)]
+    while waiting:  # os.walk itself recurses, which ends in a deep tree
+        folder = waiting.pop()
+        _, folders, files = next(os.walk(folder, onerror=note), (folder, None, []))
+        if folders is None:
+            continue
         skipped |= {folder / name: HIDDEN for name in folders if hidden(name)}
         names = sorted(name for name in folders if not hidden(name))
         yield folder, names, sorted(files)
-        folders.clear()  # what os.walk enters
+        entered = []
         for name in names:
             real = Path(os.path.realpath(folder / name))
             inside = real.is_relative_to(real_root)
@@ -51,4 +55,5 @@ def walk(
                     skipped[folder / name] = TWICE
                     continue
                 reached.add(real)
-            folders.append(name)
+            entered.append(folder / name)
+        waiting += reversed(entered)

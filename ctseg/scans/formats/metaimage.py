@@ -59,7 +59,7 @@ def read(path: Path) -> Stored:
     if count not in (2, 3, 4) or fields.get("ObjectType", "Image").lower() != "image":
         raise not_3d("it is no volume")
     lengths = fields.numbers("DimSize", int(count))
-    if min(lengths) < 1 or not all(n == int(n) for n in lengths):
+    if min(lengths) < 1 or not all(n.is_integer() for n in lengths):
         raise implausible("the dimensions are no numbers of voxels")
     shape, findings = checks.check_axes([int(n) for n in lengths])
     dtype = _check_type(fields)

@@ -65,13 +65,16 @@ def read_integers(path: Path, *, or_probabilities: bool = False) -> tuple[Volume
 
 
 def describes_segments(path: Path) -> bool:
-    """Whether an NRRD file names its own segments: these names count, whatever a table beside it says."""
+    """Whether an NRRD file names its own segments: these names count, whatever a table beside it says.
+
+    CaseError where its header does not fit together.
+    """
     return format_of(path) == "nrrd" and bool(nrrd.list_segments(path))
 
 
 def read_names(path: Path) -> dict[int, str]:
     """Value -> name where the file itself names its label values; empty elsewhere."""
-    path, readers = path, {"nifti": nifti.read_names, "nrrd": nrrd.read_names}
+    readers = {"nifti": nifti.read_names, "nrrd": nrrd.read_names}
     with at_file(path):
         return readers.get(format_of(path), lambda path: {})(path)
 

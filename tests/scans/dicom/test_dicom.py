@@ -504,6 +504,10 @@ BAD_SERIES: dict[str, tuple[str, Callable[[Path], None]]] = {
         lambda f: _edit_all(f, SOPClassUID="1.2.840.10008.5.1.4.1.1.2.1"),
     ),
     "frames in one file": ("MULTIFRAME_UNSUPPORTED", lambda f: _edit_all(f, NumberOfFrames=3)),
+    "single bits": (
+        "NOT_SCALAR",
+        lambda f: _edit(next(f.iterdir()), BitsAllocated=1, BitsStored=1, HighBit=0),
+    ),
     "inverted pixels": ("NOT_SCALAR", lambda f: _edit_all(f, PhotometricInterpretation="MONOCHROME1")),
     "stored as HU + 1024": ("NOT_HU", _stored_hu),
     "spacing 300 mm": ("SPACING_IMPLAUSIBLE", lambda f: _edit_all(f, PixelSpacing=[300, 300])),
@@ -688,6 +692,19 @@ def test_bad_segmentation(seg: Path, series: Path, name: str) -> None:
     with pytest.raises(CaseError) as caught:
         dicom_seg.read_segments(seg, PHANTOM.image, series)
     assert caught.value.code == code and caught.value.file == str(seg) and MARK not in str(caught.value)
+
+
+def test_segments_come_by_number_and_a_high_bit_means_nothing_for_single_bits(
+    seg: Path, series: Path
+) -> None:
+    before, _ = dicom_seg.read_segments(seg, PHANTOM.image, series)
+    content = pydicom.dcmread(seg)
+    content.HighBit = 7
+    content.SegmentSequence = list(reversed(content.SegmentSequence))
+    content.save_as(seg)
+    after, _ = dicom_seg.read_segments(seg, PHANTOM.image, series)
+    assert list(after) == list(before) == list(PHANTOM.names.values())
+    assert all(np.array_equal(after[name], before[name]) for name in before)
 
 
 def test_same_frame_of_reference_is_enough(seg: Path, series: Path) -> None:

@@ -165,6 +165,24 @@ def moved(contour: pydicom.Dataset, by_mm: float, points: slice = slice(None)) -
     contour.ContourData = [f"{value:.6g}" for value in data.ravel()]
 
 
+def test_a_set_that_was_cut_within_its_structures_is_refused_and_not_read_without_them(written):
+    """pydicom takes what is left of an element that is shorter than announced."""
+    folder, image, _, path = written
+    whole = path.read_bytes()
+    names = list(rtstruct.read_structures(path, image, folder)[0])
+    read = 0
+    for size in range(len(whole) // 3, len(whole), len(whole) // 60):
+        path.write_bytes(whole[:size])
+        try:
+            found, _ = rtstruct.read_structures(path, image, folder)
+        except CaseError as error:
+            assert error.code in ("DICOM_TRUNCATED", "DICOM_CORRUPT"), size
+        else:
+            read += 1
+            assert list(found) == names, size
+    assert read == 0
+
+
 def test_contours_that_enclose_nothing_are_counted(written):
     folder, image, content, path = written
     contours = content.ROIContourSequence[0].ContourSequence
