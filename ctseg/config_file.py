@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -36,11 +37,6 @@ def read(path: Path) -> tuple[str | None, dict[str, Any]]:
 
 
 def _parsed(path: Path) -> dict[str, Any]:
-    try:
-        import tomllib
-    except ModuleNotFoundError:
-        cause = "--config needs Python 3.11 or newer, which can read TOML"
-        raise UsageError("BAD_CONFIG", cause, "use a newer Python, or --set") from None
     if not path.is_file():
         cause = f"--config {path} {'is no file' if path.exists() else 'does not exist'}"
         raise UsageError("BAD_CONFIG", cause, "give a TOML file with settings", file=path.name)

@@ -91,7 +91,8 @@ class Shape:
         """Blend a tissue into the picture, by the share of each voxel inside the shape.
 
         hu: a tissue of the scene, brighter by `plus`, or its HU: a number, or an array of the box's shape.
-        label: the structure that every voxel becomes whose centre lies inside; background without a number.
+        label: the structure that every voxel becomes whose centre lies inside; KeyError for one without a
+        number.
         """
         if not self.f.size:
             return
@@ -99,7 +100,7 @@ class Shape:
         picture = self.scene.hu[self.box]
         picture += strength * occupancy(self.f) * (self.uneven(mean, **texture) - picture)
         if label is not None:
-            self.scene.label[self.box][self.f <= 0] = self.scene.ids.get(label, 0)
+            self.scene.label[self.box][self.f <= 0] = self.scene.ids[label]
 
 
 class Scene:

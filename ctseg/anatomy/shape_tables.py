@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import csv
+import tomllib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tomllib
 
 
 def read_table(module: str, name: str | None = None) -> dict[str, np.ndarray]:

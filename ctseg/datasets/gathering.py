@@ -283,9 +283,10 @@ class Gathering:
         """
         names: dict[str, str] = {}
         for case_id in self._ids:
-            other = names.setdefault(listing.folded(case_id), case_id)
-            if other is not case_id:
-                raise listing.duplicate_error(f"case '{other}' and case '{case_id}'")
+            key = listing.folded(case_id)
+            if key in names:
+                raise listing.duplicate_error(f"case '{names[key]}' and case '{case_id}'")
+            names[key] = case_id
         self._report_leftovers()
         errors = [finding for finding in self.findings if finding.severity == "ERROR"]
         if not self._cases and not errors:

@@ -165,7 +165,8 @@ def organ_files(folder: Path) -> dict[str, Path]:
     """Structure -> file of a folder with one mask per structure, in it or in its `segmentations`; empty
     without any."""
     inner = listing.child(folder, "segmentations")
-    return listing.volumes(inner if inner is not None and inner.is_dir() else folder)
+    found = listing.volumes(inner) if inner is not None and inner.is_dir() else {}
+    return found or listing.volumes(folder)
 
 
 def mask_files(files: Mapping[str, Path], *, level: float | None = None, strict: bool = False) -> Masks:

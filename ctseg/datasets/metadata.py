@@ -17,6 +17,7 @@ from ctseg.datasets.case import LabelTable
 from ctseg.errors import PreconditionError
 
 LARGEST_BYTES = 256 * 2**20  # no public data set comes near it; a wrong file does
+LONGEST_VALUE = 10  # digits of a label value
 NAMES_EXAMPLE = '{"labels": {"background": 0, "liver": 1}}'
 
 
@@ -98,10 +99,11 @@ def label_table(raw: Any, path: Path) -> LabelTable:
                 file=path.name,
             )
         # a bool is no number, and isdecimal knows no sign and no point
-        if not (str(number).strip().isdecimal() and isinstance(number, (int, str))):
-            cause = f"the label '{name}' has the value {number!r}"
+        digits = str(number).strip()
+        if not (digits.isdecimal() and len(digits) <= LONGEST_VALUE and isinstance(number, (int, str))):
+            cause = f"the label '{name}' has the value {number!r:.60}"
             raise invalid(path, cause, "label values are whole numbers from 0 on")
-        if int(number) in values:
+        if int(number) in values and int(number):
             raise invalid(path, f"the label value {number} has two names", "give every value one name")
         values[int(number)] = name.strip()
     values.pop(0, None)
@@ -132,7 +134,7 @@ def ct_channel(raw: Any, path: Path) -> int:
 
     One channel that is not named as another modality counts as CT; among several, one must be named CT.
     """
-    if not raw:
+    if raw is None or raw == {}:
         return 0
     names = dict(enumerate(raw)) if isinstance(raw, list) else raw
     if not isinstance(names, dict) or not all(str(key).isdecimal() for key in names):

@@ -35,7 +35,7 @@ from ctseg.geometry import grids
 from ctseg.geometry.boxes import box_shape, box_start, whole_box
 from ctseg.geometry.distance_maps import coarse_maps
 from ctseg.geometry.intensity import window
-from ctseg.geometry.volume import Grid, Volume, to_canonical
+from ctseg.geometry.volume import Grid, Volume, canonical_axes
 from ctseg.laterality import Sides, find_sides
 from ctseg.manifest import Case, GuideFile, LocatorFile, StoredFile, TensorFile, to_record
 from ctseg.preparation.guide_organs import GuideSource, load_guide, write_guide
@@ -164,7 +164,9 @@ def bytes_needed(jobs: Sequence[CaseJob]) -> float:
         case, plan = job.surveyed, job.recipe.plan
         if case is None or plan is None or case.body_box is None:
             size += TENSOR_BYTES if job.previous is None else 0
-        elif case.key != job.key_of(case, plan):
+        elif case.key != job.key_of(case, plan) or not all(
+            (job.recipe.workspace.processed / file).exists() for file in case.files()
+        ):
             tensors = grids.tensor_origins(plan.canvas(case.scan, case.body_box).shape)
             size += len(tensors) * TENSOR_BYTES + math.prod(case.scan.shape) // 20
     return 1.1 * size + 50e6 if size else 0
@@ -309,7 +311,7 @@ def write_case(recipe: Recipe, plan: grids.GridPlan, loaded: LoadedCase, case: C
         locator=locator,
         reference=StoredFile(f"references/{path.name}", file_hash(path)),
         lost_fraction=lost_fraction,
-        findings=(*case.findings, *findings),
+        findings=tuple(dict.fromkeys((*case.findings, *findings))),
     )
 
 
@@ -343,12 +345,14 @@ def write_guide_of(recipe: Recipe, source: GuideSource, loaded: LoadedCase, case
     path = recipe.workspace.guides / f"{safe_name(case.case_id)}.npz"
     sha256 = write_guide(path, maps.distance_mm, maps.presence, maps.stride)
     guide = GuideFile(f"guides/{path.name}", sha256, dict(zip(source.organs, maps.presence.tolist())))
-    return dataclasses.replace(case, guide=guide, findings=(*case.findings, *findings))
+    return dataclasses.replace(case, guide=guide, findings=tuple(dict.fromkeys((*case.findings, *findings))))
 
 
 def content_hash(image: Volume) -> str:
     """sha256 of the voxels in canonical order, in whole HU: equal for one scan in two file formats."""
-    array = to_canonical(image).array
+    order, flips = canonical_axes(image.affine)
+    array = np.transpose(image.array, order)  # a view: a copy would take the memory of another scan
+    array = np.flip(array, tuple(axis for axis, flip in enumerate(flips) if flip))
     digest = hashlib.sha256(repr(array.shape).encode())
     for plane in array:
         digest.update(np.clip(np.rint(plane), -32768, 32767).astype("<i2").tobytes())

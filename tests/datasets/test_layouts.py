@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from builders import SIDES, small_phantom
 
-from ctseg.datasets import layouts
+from ctseg.datasets import layouts, metadata
 from ctseg.datasets.case import ABSENT, PRESENT, UNLABELLED, DataSet
 from ctseg.datasets.case_sources import source_from_record, source_to_record
 from ctseg.datasets.layouts import LAYOUTS, open_data_set
@@ -295,8 +295,10 @@ def test_case_ids_that_differ_only_in_case_stop(tmp_path):
         open_data_set(tmp_path)
 
 
-def test_one_case_in_two_entries_of_the_manifest_stops(tmp_path):
-    builders.write_plain(tmp_path, phantoms_for("plain"))
+@pytest.mark.parametrize("names", [None, "123"], ids=["long", "one character"])
+def test_one_case_in_two_entries_of_the_manifest_stops(names, tmp_path):
+    phantoms = phantoms_for("plain")
+    builders.write_plain(tmp_path, dict(zip(names, phantoms.values())) if names else phantoms)
     manifest = json.loads((tmp_path / "manifest.json").read_text())
     manifest["cases"].append(manifest["cases"][0])
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
@@ -442,6 +444,7 @@ def test_plain_unknown_annotated_name_is_a_warning(tmp_path):
         ({"labels": {"a": -1}, "cases": []}, "METADATA_INVALID", "-1"),
         ({"labels": {"a": 1.5}, "cases": []}, "METADATA_INVALID", "1.5"),
         ({"labels": {"a": True}, "cases": []}, "METADATA_INVALID", "True"),
+        ({"labels": {"a": "9" * 5000}, "cases": []}, "METADATA_INVALID", "has the value '999"),
         ({"labels": {"a": 1, "A": 2}, "cases": []}, "METADATA_INVALID", "twice"),
         ({"labels": {"background": 0}, "cases": []}, "METADATA_INVALID", "background"),
         ({"labels": {"a": 1}, "cases": {"a": 1}}, "METADATA_INVALID", "not a list"),
@@ -457,6 +460,39 @@ def test_bad_metadata_names_file_and_entry(content, code, text, tmp_path):
     assert error.value.code == code
     assert text in error.value.cause
     assert code == "NO_DATA" or error.value.file == "manifest.json"
+
+
+def test_several_names_of_the_background_are_no_contradiction(tmp_path):
+    path = tmp_path / "labels.json"
+    table = metadata.label_table({"background": 0, "outside": 0, "ignore": 0, "liver": 1}, path)
+    assert table.values == {1: "liver"}
+
+
+@pytest.mark.parametrize("raw", [[], "", 0, {"0": "MR"}])
+def test_channels_that_are_none_or_no_ct_are_refused(raw, tmp_path):
+    with pytest.raises(PreconditionError, match=r"METADATA_INVALID|NOT_CT"):
+        metadata.ct_channel(raw, tmp_path / "dataset.json")
+
+
+def test_trying_a_layout_does_not_look_into_folders_of_masks(tmp_path):
+    """A plain data set whose cases keep other masks beside them, one of them twice."""
+    builders.write_plain(tmp_path, phantoms_for("plain"))
+    for name in ("liver.nii", "liver.nii.gz"):
+        place = tmp_path / "old" / "segmentations" / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.touch()
+    shutil.copy(next(tmp_path.rglob("ct.nii.gz")), tmp_path / "old" / "ct.nii.gz")
+    assert open_data_set(tmp_path).layout == "plain"
+
+
+def test_an_image_that_is_no_file_name_is_an_entry_without_a_scan(tmp_path):
+    builders.write_monai(tmp_path, phantoms_for("monai"))
+    path = next(tmp_path.glob("*.json"))
+    content = json.loads(path.read_text())
+    content["training"].append({**content["training"][0], "image": "."})
+    path.write_text(json.dumps(content))
+    data = open_data_set(tmp_path, "monai")
+    assert len(refused(data)) == 1 and len(data.cases) == len(content["training"]) - 1
 
 
 def test_metadata_with_byte_order_mark_is_read(tmp_path):

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from ctseg.artifacts import safe_name, write_json
+from ctseg.datasets.masks import organ_files
 from ctseg.errors import CaseError, IntegrityError, PreconditionError, UsageError
 from ctseg.geometry.distance_maps import GUIDE_RANGE_MM, coarse_maps, organ_masks
 from ctseg.geometry.volume import Grid, Volume, match_grid
@@ -167,6 +168,14 @@ def test_a_case_without_masks(tmp_path):
                 GuideSource("folder", (organ,), tmp_path), case_id, scan, label, STRUCTURES, ["prostate"]
             )
         assert caught.value.code == "GUIDE_MISSING" and caught.value.case == case_id
+
+
+def test_an_empty_folder_of_segmentations_hides_no_masks(tmp_path):
+    (tmp_path / "segmentations").mkdir()
+    (tmp_path / "liver.nii.gz").touch()
+    assert list(organ_files(tmp_path)) == ["liver"]
+    (tmp_path / "segmentations" / "spleen.nii.gz").touch()
+    assert list(organ_files(tmp_path)) == ["spleen"]
 
 
 def test_a_case_whose_name_is_no_file_name(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -434,6 +435,19 @@ def test_full_disk_is_noticed_before_the_work(
     with pytest.raises(ResourceError, match="DISK_FULL") as caught:
         preprocess(data, tmp_path / "w")
     assert caught.value.exit_code == 6
+
+
+def test_a_full_disk_is_noticed_before_lost_tensors_are_made_again(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("--set", "data.grid=windows")
+    assert preprocess(data, tmp_path / "w", *words) == 0
+    shutil.rmtree(tmp_path / "w/processed_data/tensors")
+    usage = preprocessing.shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(preprocessing.shutil, "disk_usage", lambda path: usage._replace(free=10_000_000))
+    with pytest.raises(ResourceError, match="DISK_FULL"):
+        preprocess(data, tmp_path / "w", *words)
+    assert not (tmp_path / "w/processed_data/tensors").exists()
 
 
 def test_findings_keep_their_case_through_a_worker() -> None:

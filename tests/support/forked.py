@@ -16,7 +16,8 @@ SERVER.set_forkserver_preload(["torch._dynamo", "train", "ctseg.learning.trainin
 
 def start(script: str, arguments: Sequence[str], output: Path) -> BaseProcess:
     """The process of `python SCRIPT.py ARGUMENTS`; what it says on stdout and stderr goes to that file."""
-    process = SERVER.Process(target=call, args=(script, list(arguments), output))
+    # a daemon: one that does not stop may not keep the tests from ending
+    process = SERVER.Process(target=call, args=(script, list(arguments), output), daemon=True)
     process.start()
     return process
 

@@ -75,7 +75,8 @@ def render(
     patient: Patient, protocol: Protocol, rng: np.random.Generator, ids: Mapping[str, int] = IDS
 ) -> Drawing:
     """Draw a planned patient. ids: what the label map shows."""
-    scene = TrunkScan(patient, protocol, rng, ids)
+    # what is not shown is background
+    scene = TrunkScan(patient, protocol, rng, dict.fromkeys((*IDS, "background"), 0) | dict(ids))
     skin, wall = paint_trunk(scene, patient)
     bones = build_skeleton(scene, patient)
     organs = build_organs(scene, patient)
@@ -85,7 +86,7 @@ def render(
     paint_bowel(scene, patient, organs.rectum_line[0], np.minimum(solid, wall))
     for name, shape in vessels.items():
         tissue, label = name.split()
-        shape.paint(tissue, label if label in IDS else None)
+        shape.paint(tissue, None if label.startswith("internal_iliac") else label)
     paint_skeleton(scene, bones, patient.wear)
     paint_organs(scene, organs, patient)
     image, labels = scene.finish(skin, metal=bones.metal)

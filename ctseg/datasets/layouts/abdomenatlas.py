@@ -13,8 +13,8 @@ missing means that nobody looked for the organ; an empty one means that it is ab
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
-from typing import NamedTuple
 
 from ctseg.datasets import listing, metadata
 from ctseg.datasets.case import DataSet, LabelSource
@@ -25,33 +25,31 @@ SHAPE = (
 )
 
 
-class CaseFolder(NamedTuple):
-    """What a case folder holds. segmentations: the folder of the masks; masks: structure (the file's stem) ->
-    file, none where that may not be entered.
-    """
+class CaseFolder:
+    """What a case folder holds. segmentations: the folder of the masks."""
 
-    ct: Path | None
-    combined: Path | None
-    segmentations: Path | None
-    masks: dict[str, Path]
-
-    @classmethod
-    def of(cls, folder: Path) -> CaseFolder:
-        """The content of a folder."""
+    def __init__(self, folder: Path):
+        self.ct, self.combined = (listing.volume(folder, stem) for stem in ("ct", "combined_labels"))
         inner = listing.child(folder, "segmentations")
-        inner = inner if inner is not None and inner.is_dir() else None
-        masks = listing.volumes(inner) if inner is not None and listing.readable(inner) else {}
-        return cls(listing.volume(folder, "ct"), listing.volume(folder, "combined_labels"), inner, masks)
+        self.segmentations = inner if inner is not None and inner.is_dir() else None
+
+    @functools.cached_property
+    def masks(self) -> dict[str, Path]:
+        """Structure (the file's stem) -> file, none where the folder may not be entered; listed when asked
+        for: layouts that are only tried refuse nothing in it.
+        """
+        inner = self.segmentations
+        return listing.volumes(inner) if inner is not None and listing.readable(inner) else {}
 
     def labelled(self) -> bool:
         """Whether it has the labels of a case (its CT may be missing: reading then says so)."""
         with_ct = self.segmentations is not None and self.ct is not None
-        return with_ct or bool(self.masks) or self.combined is not None
+        return with_ct or self.combined is not None or bool(self.masks)
 
 
 def matches(root: Path) -> bool:
     """Some subfolder is a case."""
-    return any(CaseFolder.of(folder).labelled() for folder in listing.folders(root))
+    return any(CaseFolder(folder).labelled() for folder in listing.folders(root))
 
 
 def read(cases: Gathering) -> DataSet:
@@ -65,15 +63,16 @@ def read_case_folders(cases: Gathering, splits: dict[str, str], splits_file: Pat
     """
     table = metadata.names_beside(cases.root)
     cases.account(splits_file, None if table is None else cases.root / "labels.json")
-    found = {folder: CaseFolder.of(folder) for folder in listing.folders(cases.root)}
+    found = {folder: CaseFolder(folder) for folder in listing.folders(cases.root)}
     found = {folder: content for folder, content in found.items() if content.labelled() or content.ct}
     names = {name for content in found.values() for name in content.masks}
     if table is not None and not all(content.masks for content in found.values()):
         names |= set(table.names)
     # one spelling per structure: the first in natural order
     spelling = {listing.folded(name): name for name in sorted(names, key=listing.natural_key, reverse=True)}
-    for folder, (ct, combined, segmentations, files) in found.items():
-        masks = {spelling[listing.folded(name)]: path for name, path in files.items()}
+    for folder, content in found.items():
+        ct, combined, segmentations = content.ct, content.combined, content.segmentations
+        masks = {spelling[listing.folded(name)]: path for name, path in content.masks.items()}
         cases.account(ct, combined, *masks.values())
         name = folder.name
         split = cases.split_of(splits.get(name.casefold()), name, splits_file or cases.root)

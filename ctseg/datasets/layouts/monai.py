@@ -112,7 +112,9 @@ def _case_names(images: list[str | None]) -> list[str]:
     """One name per entry: the image's file name, or its whole path where file names repeat (a folder per
     case).
     """
-    paths = [Path(text or f"entry_{number}") for number, text in enumerate(images)]
+    # "." and "/" name no file
+    named = [text if text and Path(text).name else f"entry_{number}" for number, text in enumerate(images)]
+    paths = list(map(Path, named))
     stems = [listing.volume_stem(path) or path.name for path in paths]
     count = Counter(map(listing.folded, stems))
     whole = [str(path.with_name(stem)).strip("./").replace("/", "_") for path, stem in zip(paths, stems)]

@@ -27,7 +27,7 @@ _CASE = re.compile(r"s\d{4,5}", re.IGNORECASE)
 
 def matches(root: Path) -> bool:
     """Case folders named sXXXX, or any mask folders beside a meta.csv."""
-    labelled = [folder for folder in listing.folders(root) if abdomenatlas.CaseFolder.of(folder).labelled()]
+    labelled = [folder for folder in listing.folders(root) if abdomenatlas.CaseFolder(folder).labelled()]
     return any(_CASE.fullmatch(folder.name) for folder in labelled) or bool(
         labelled and listing.child(root, "meta.csv")
     )
