@@ -27,16 +27,6 @@ if TYPE_CHECKING:
     from ctseg.reporting.results import Results
 
 
-SCORE_PLOTS = (  # drawn by the evaluation, the last three where they apply
-    "dice_boxplots.png",
-    "dice_vs_hausdorff.png",
-    "metrics_heatmap.png",
-    "per_pass.png",
-    "reliability.png",
-    "confidence.png",
-)
-
-
 def run(workspace: Workspace, settings: Settings, options: Options, others: Sequence[Path] = ()) -> int:
     """Draw the plots and write the page of a workspace. others: workspaces to compare it with.
 
@@ -86,6 +76,7 @@ def run(workspace: Workspace, settings: Settings, options: Options, others: Sequ
 
 def _draw(workspace: Workspace, found: Results) -> dict[str, bytes]:
     """Write the plots of training; return them and those of the evaluation, as PNG by file name."""
+    from ctseg.evaluation.result_files import PLOTS
     from ctseg.reporting.pictures import curves
 
     images = {}
@@ -93,7 +84,7 @@ def _draw(workspace: Workspace, found: Results) -> dict[str, bytes]:
         picture.draw(found.history, workspace.analysis / name, found.synthetic)
         images[name] = (workspace.analysis / name).read_bytes()
     if found.evaluated:
-        files = [workspace.evaluation / name for name in SCORE_PLOTS]
+        files = [workspace.evaluation / name for name in PLOTS]
         images |= {path.name: path.read_bytes() for path in files if path.is_file()}
     return images
 

@@ -28,7 +28,15 @@ from ctseg.cli import LOG, Options
 from ctseg.config import Settings
 from ctseg.errors import PreconditionError, UsageError
 from ctseg.evaluation.mask_pairs import Pair, pair_masks
-from ctseg.evaluation.result_files import ONLY_MASKS, RESULTS, Trust, join_trust, write_passes, write_results
+from ctseg.evaluation.result_files import (
+    ONLY_MASKS,
+    RESULTS,
+    Trust,
+    join_trust,
+    remove_results,
+    write_passes,
+    write_results,
+)
 from ctseg.evaluation.scored import Scored, ScoreSettings, pairs_of_test_split, score_pairs
 from ctseg.manifest import Manifest
 from ctseg.outputs import keep_inputs, require_writable
@@ -81,6 +89,7 @@ def score_run(workspace: Workspace, settings: Settings, workers: int = 1) -> int
     pairs = pairs_of_test_split(workspace, manifest, record)
     structures = [Structure(name, (i,)) for i, name in enumerate(manifest.structures, start=1)]
     how = score_settings(settings, tolerances_for(manifest.structures))
+    remove_results(workspace.evaluation)  # now: scoring can take long, and be stopped
     scored = score(pairs, structures, how, workers)
     trust = join_trust(workspace, record, scored.rows)
     report = write_results(
@@ -120,8 +129,6 @@ def score_passes(
     files = {case["case_id"]: case.get("passes", []) for case in cases}
     count = max((len(names) for names in files.values()), default=0)
     if count < 2:
-        for name in ("per_pass.csv", "per_pass.png"):  # of an earlier network
-            (workspace.evaluation / name).unlink(missing_ok=True)
         return
     how = scored.how._replace(topology="none")
     rows_by_pass = []
@@ -141,15 +148,12 @@ def score_passes(
 
 
 def draw(folder: Path, scored: Scored, synthetic: bool, trust: Trust = ONLY_MASKS) -> None:
-    """All pictures of an evaluation; reliability.png and confidence.png where there is something to draw, and
-    those of an earlier evaluation go."""
+    """All pictures of an evaluation; reliability.png and confidence.png where there is something to draw."""
     from ctseg.reporting.pictures import plots, reliability
 
     rows, names = scored.rows, scored.names
     for picture in (plots.dice_boxplots, plots.dice_vs_hausdorff, plots.metrics_heatmap):
         picture(rows, names, folder / f"{picture.__name__}.png", synthetic)
-    for name in ("reliability.png", "confidence.png"):
-        (folder / name).unlink(missing_ok=True)
     if trust.sums:
         pooled = calibration.describe({"all": calibration.pooled(trust.sums)})["all"]
         reliability.diagram(calibration.describe(trust.sums), pooled, folder / "reliability.png", synthetic)

@@ -115,19 +115,30 @@ TOPOLOGY_COLUMNS = (
     *tubular.TREE_COLUMNS,
     tubular.GENERATIONS,
 )
-RESULTS = (  # every file that an evaluation may write into its folder
+PLOTS = (  # the last three where they apply
+    "dice_boxplots.png",
+    "dice_vs_hausdorff.png",
+    "metrics_heatmap.png",
+    "per_pass.png",
+    "reliability.png",
+    "confidence.png",
+)
+RESULTS = (  # every file that the scores of an evaluation may become
     "detailed_results.json",
     "summary_statistics.json",
     "summary.json",
     "per_case.csv",
     "topology.csv",
+    "per_pass.csv",
     "evaluation_report.txt",
-    "dice_boxplots.png",
-    "dice_vs_hausdorff.png",
-    "metrics_heatmap.png",
-    "reliability.png",
-    "confidence.png",
+    *PLOTS,
 )
+
+
+def remove_results(folder: Path) -> None:
+    """Remove the scores and plots of an earlier evaluation, which would be taken for those of a new one."""
+    for name in RESULTS:
+        (folder / name).unlink(missing_ok=True)
 
 
 class Trust(NamedTuple):
@@ -176,7 +187,8 @@ def write_results(
     split_hash: str | None = None,
     trust: Trust = ONLY_MASKS,
 ) -> str:
-    """Write the text files and return the report; without a folder only the report.
+    """Write the text files in place of all earlier results and return the report; without a folder only the
+    report.
 
     Its rows are ordered by case, with "topology" where that was measured, and "ece_whole", "ece_band" and
     "confidence" where those are known.
@@ -194,14 +206,13 @@ def write_results(
     report = report_text(rows, summary)
     if folder is None:
         return report
+    remove_results(folder)
     write_json(folder / "detailed_results.json", scores.case_records(rows))
     write_json(folder / "summary_statistics.json", summary)
     write_text(folder / "summary.json", json.dumps(nnunet_summary(rows), indent=4, sort_keys=True) + "\n")
     write_csv(folder / "per_case.csv", [row | (row.get("topology") or {}) for row in rows], COLUMNS)
     if topology:
         write_csv(folder / "topology.csv", topology_lines(rows), TOPOLOGY_COLUMNS)
-    else:
-        (folder / "topology.csv").unlink(missing_ok=True)  # of an earlier evaluation
     write_text(folder / "evaluation_report.txt", report)
     return report
 

@@ -680,6 +680,26 @@ def test_ignored_voxels_of_a_reference_leave_every_score(tmp_path: Path) -> None
     assert '3 voxels of the references are marked "ignore"' in report
 
 
+@pytest.mark.parametrize("stopped_in", ["score_pairs", "draw"])
+def test_an_evaluation_that_stops_leaves_nothing_of_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stopped_in: str
+) -> None:
+    """Old plots beside new scores, or old scores beside new predictions, would be taken for theirs."""
+    workspace = workspace_with_predictions(tmp_path)
+    assert evaluate.score_run(workspace, config.Settings()) == 0
+    for name in ("per_pass.csv", "per_pass.png", "reliability.png", "topology.csv"):
+        (workspace.evaluation / name).write_bytes(b"of an earlier network")
+
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(evaluate, stopped_in, stop)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate.score_run(workspace, config.Settings())
+    left = {path.name for path in workspace.evaluation.iterdir() if path.is_file()}
+    assert left - {workspace.run_record.name} == (set(TEXT_FILES) if stopped_in == "draw" else set())
+
+
 def test_workspace_with_a_test_case_that_was_not_predicted(tmp_path: Path) -> None:
     workspace = workspace_with_predictions(tmp_path)
     record = artifacts.read_json(workspace.run_record)
