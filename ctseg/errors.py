@@ -12,6 +12,7 @@ import dataclasses
 import errno
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Annotated
 
 EXIT_CODES = {
     0: "Done.",
@@ -163,7 +164,7 @@ def listed(names: Sequence[str]) -> str:
 class Finding:
     """One thing noticed about one case: `severity` is ERROR (case refused), WARN (used) or NOTE (used)."""
 
-    severity: str
+    severity: Annotated[str, ("ERROR", "WARN", "NOTE").__contains__]
     code: str
     cause: str
     fix: str = "nothing to do"

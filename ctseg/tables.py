@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -25,12 +26,17 @@ def write_csv(path: str | Path, rows: Iterable[Mapping[str, Any]], columns: Sequ
 def read_csv(
     path: Path, *, text: Collection[str] = (), required: Collection[str] = (), fix: str
 ) -> list[dict[str, Any]]:
-    """The rows: cells of the `text` columns as they are, all others as float, empty ones None.
+    """The rows: cells of the `text` columns as they are, all others as finite float, empty ones None.
 
     Raises IntegrityError ARTIFACT_CORRUPT, whose remedy is `fix`, for what is no such table and for a row
     without one of the `required` cells.
     """
     import pandas
+
+    def number(cell: str) -> float:
+        if not math.isfinite(value := float(cell)):
+            raise ValueError(f"{cell} where a number is needed")
+        return value
 
     require_regular(path)
     try:
@@ -38,7 +44,7 @@ def read_csv(
             warnings.simplefilter("error", pandas.errors.ParserWarning)  # cells without a column
             table = pandas.read_csv(path, dtype=str, keep_default_na=False, index_col=False)
         rows = [
-            {key: None if cell == "" else cell if key in text else float(cell) for key, cell in row.items()}
+            {key: None if cell == "" else cell if key in text else number(cell) for key, cell in row.items()}
             for row in table.to_dict("records")
         ]
     except (OSError, ValueError, pandas.errors.ParserWarning) as error:

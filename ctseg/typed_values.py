@@ -11,9 +11,9 @@ from typing import Annotated, Any, Literal
 def fits(value: Any, kind: Any) -> bool:
     """Whether a value read from a file is of a type.
 
-    kind: a class; a record (dataclass or TypedDict), of which the value is a dict; list, tuple, dict, Literal
-    or union of such types; Annotated with a function that must hold. Numbers are finite and no bool, a tuple
-    may be a list.
+    kind: a class; a record (dataclass or TypedDict), of which the value is a dict that holds every field, but
+    for those of a TypedDict that need not be there; list, tuple, dict, Literal or union of such types;
+    Annotated with a function that must hold. Numbers are finite and no bool, a tuple may be a list.
     """
     origin, parts = typing.get_origin(kind), typing.get_args(kind)
     if origin is Annotated:
@@ -32,7 +32,10 @@ def fits(value: Any, kind: Any) -> bool:
         )
     if typing.is_typeddict(kind) or dataclasses.is_dataclass(kind):
         fields = typing.get_type_hints(kind, include_extras=True)
-        return isinstance(value, dict) and all(fits(value.get(key), part) for key, part in fields.items())
+        optional = getattr(kind, "__optional_keys__", ())
+        return isinstance(value, dict) and all(
+            fits(value[key], part) if key in value else key in optional for key, part in fields.items()
+        )
     if kind in (int, float):
         return type(value) in (int, kind) and abs(value) < 1e300
     return isinstance(value, kind)

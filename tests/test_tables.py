@@ -49,13 +49,26 @@ def test_no_rows_leave_the_header(tmp_path):
         b"",
         b"\n",
         b"case_id,dice\na,x\n",
+        b"case_id,dice,nsd\na,0.5,nan\n",
+        b"case_id,dice,nsd\na,0.5,-inf\n",
         b"case_id,dice\na,0.5,3\n",
         b"case_id,dice\n,0.5\n",
         b"case_id,dice\na,\n",
         b"case_id\na\n",
         b"case_id,dice\n\xff,0.5\n",
     ],
-    ids=["empty", "blank", "word", "long row", "no name", "no value", "no column", "no UTF-8"],
+    ids=[
+        "empty",
+        "blank",
+        "word",
+        "no number",
+        "no end",
+        "long row",
+        "no name",
+        "no value",
+        "no column",
+        "no UTF-8",
+    ],
 )
 def test_what_is_no_such_table_is_refused(tmp_path, content):
     (tmp_path / "table.csv").write_bytes(content)

@@ -194,8 +194,12 @@ def read_history(content: dict[str, Any], file: str) -> dict[str, Any]:
         json.dumps(history, allow_nan=False)
         series = [history[key] for key in SERIES]
         series += [history[key][name] for key in SERIES_OF_STRUCTURES for name in names]
-        complete = history["epochs"] == list(range(1, epoch + 1)) and all(
-            fits(values, list[float | None]) and len(values) == epoch for values in series
+        usage = history["resource_usage"]
+        complete = (
+            history["epochs"] == list(range(1, epoch + 1))
+            and fits(series, list[list[float | None]])
+            and fits(usage, list[dict[str, float | None]])
+            and all(len(values) == epoch for values in (*series, usage))
         )
     except (ValueError, TypeError, KeyError, RecursionError):
         complete = False

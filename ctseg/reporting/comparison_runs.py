@@ -31,7 +31,9 @@ def gather(runs: Sequence[tuple[str, int, Workspace]]) -> dict[str, Any]:
     """The record that `comparison.write_comparison` takes. runs: (method, seed, finished workspace)."""
     by_seed: dict[str, dict[int, Results]] = {}
     for method, seed, workspace in runs:
-        by_seed.setdefault(method, {})[seed] = results.read(workspace)
+        name = f"comparison/runs/{workspace.root.name}"
+        fix = f"delete the folder {name} and run the same command again"
+        by_seed.setdefault(method, {})[seed] = results.read_other(workspace, name, fix)
     rows = {
         method: {seed: result.rows_by_key for seed, result in found.items()}
         for method, found in by_seed.items()
@@ -100,7 +102,7 @@ def _topology(workspaces: Sequence[Workspace]) -> dict[str, float | None]:
         row
         for workspace in workspaces
         if workspace.topology.exists()
-        for row in results.read_rows(workspace.topology)
+        for row in results.read_rows(workspace.topology, scores=())
     ]
     if not rows:
         return {}

@@ -6,9 +6,10 @@ compared.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypedDict
 
 from ctseg import artifacts
 from ctseg.artifacts import Workspace
@@ -18,9 +19,25 @@ from ctseg.reporting.comparison import FORMAT
 from ctseg.reporting.method_sentences import described
 from ctseg.reporting.page import plural, short_hash
 from ctseg.reporting.results import Results, dig
-from ctseg.scoring.comparison import ALL, compare
+from ctseg.scoring.comparison import ALL, METRICS, Comparison, compare
+from ctseg.typed_values import fits
 
 THIS = "this run"
+
+
+class Words(TypedDict):
+    """What `described` adds to a comparison."""
+
+    sentences: dict[str, str]
+    warnings: list[str]
+
+
+class ComparisonRecord(TypedDict):
+    """What the report reads of the record of a comparison."""
+
+    format: Annotated[str, FORMAT.__eq__]
+    statistics: Annotated[Comparison, functools.partial(fits, kind=Words)]
+    warnings: list[str]
 
 
 def read_comparison(workspace: Workspace) -> dict[str, Any] | None:
@@ -29,10 +46,10 @@ def read_comparison(workspace: Workspace) -> dict[str, Any] | None:
     if not path.exists():
         return None
     record = artifacts.read_json(path)
-    if (
-        not isinstance(record, dict)
-        or record.get("format") != FORMAT
-        or not isinstance(record.get("statistics"), dict)
+    if not fits(record, ComparisonRecord) or not all(
+        score[key].keys() == METRICS.keys()
+        for score in record["statistics"]["methods"]
+        for key in ("macro", "macro_ci95", "seed_sd")
     ):
         raise IntegrityError(
             "ARTIFACT_CORRUPT",
@@ -54,9 +71,10 @@ def gather(found: Results, folders: Sequence[Path]) -> dict[str, Any]:
         )
     runs = {_titled(THIS, found): found}
     for folder in folders:
-        other = results.read(Workspace(folder))
-        _check(found, other, folder.absolute().name)
-        title = _titled(folder.absolute().name, other)
+        name = folder.absolute().name
+        other = results.read_other(Workspace(folder), name, f"{{fix}}, with --workspace {folder}")
+        _check(found, other, folder)
+        title = _titled(name, other)
         while title in runs:
             title += "′"
         runs[title] = other
@@ -90,12 +108,13 @@ def _titled(name: str, run: Results) -> str:
     return f"{name} ({run.history.get('model') or 'model'})"
 
 
-def _check(found: Results, other: Results, name: str) -> None:
+def _check(found: Results, other: Results, folder: Path) -> None:
+    name = folder.absolute().name
     if not other.evaluated:
         raise PreconditionError(
             "MISSING_ARTIFACT",
             f"'{name}' after --compare-with has no test results",
-            f"{results.EVALUATE_AGAIN} with --workspace for it",
+            f"{results.EVALUATE_AGAIN} with --workspace {folder}",
         )
     for code, key, what, fix in (
         (

@@ -7,39 +7,204 @@ Training must have run. Evaluation and processed data may be missing or belong t
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, TypedDict
 
 from ctseg import artifacts
 from ctseg.artifacts import Workspace
-from ctseg.errors import Finding, IntegrityError
+from ctseg.errors import Finding, IntegrityError, PipelineError
 from ctseg.evaluation.result_files import TEXT_COLUMNS
 from ctseg.manifest import Manifest
 from ctseg.reporting.pictures.slices import LUNG_HU, SOFT_TISSUE_HU
-from ctseg.scoring.metrics import Row, has_reference
+from ctseg.scoring.metrics import STATES, Row, has_reference
 from ctseg.tables import read_csv
 from ctseg.typed_values import fits
 
 EVALUATE_AGAIN = "run `python run_pipeline.py --eval --analyze`"
-# What pages and plots read of a file. Series have a value per epoch, null where it was not measured.
-Series = list[float | None]
+METRICS = ("dice", "nsd", "hd95_imputed", "hd95")
+SCORES = ("dice", "nsd", "hd95_mm", "hd95_imputed_mm")
+
+
+# ---- what pages and plots read of the files ---------------------------------------------------------------
+
+
+class Statistic(TypedDict):
+    """Of one metric and structure."""
+
+    mean: float | None
+    median: float | None
+    p05: float | None
+    n: int
+    ci95: tuple[float, float] | None
+    flags: list[str]
+
+
+class Means(TypedDict):
+    """Over the structures."""
+
+    macro_dice: float | None
+    macro_nsd: float | None
+    macro_hd95_imputed: float | None
+
+
+class Headline(Means):
+    """Means and whose they are."""
+
+    structures: list[str]
+    structures_without_reference: list[str]
+
+
+class Nothing(Means):
+    """The predictor that leaves every voxel background."""
+
+    better_than_baseline: bool | None
+
+
+class Baselines(TypedDict):
+    """What the headline stands beside."""
+
+    all_background: Nothing
+
+
+class Presence(TypedDict):
+    """In how many scans a structure is in each state."""
+
+    n_present: int
+    n_missed: int
+    n_hallucinated: int
+    n_absent: int
+    n_unannotated: int
+    n_unevaluable: int
+
+
+class Bin(TypedDict):
+    """Voxels of about one probability: how many, its mean and how often it was right."""
+
+    n: int
+    p: float
+    y: float
+
+
+class EmptyBin(TypedDict):
+    """A probability that no voxel has."""
+
+    n: Literal[0]
+
+
+class Calibration(TypedDict):
+    """Of one structure in one region."""
+
+    ece: float | None
+    brier: float | None
+    nll: float | None
+    bins: list[EmptyBin | Bin]
+
+
+class Regions(TypedDict):
+    """Of one structure."""
+
+    band: Calibration
+    whole: Calibration
+
+
+class FailureDetection(TypedDict):
+    """Whether confidence warns."""
+
+    aurc: float | None
+    spearman: float | None
+
+
+class TopologyColumns(TypedDict, total=False):
+    """Those of one kind of structure."""
+
+    td_lcc: Statistic
+    bd_lcc: Statistic
+    precision_lcc: Statistic
+    leakage_lcc: Statistic
+    td_full: Statistic
+    precision_full: Statistic
+    breaks: Statistic
+    cldice: Statistic
+    betti_error: Statistic
+
+
+class Topology(TopologyColumns):
+    """Of one tube or tree."""
+
+    n_reference: int
+    all_background: dict[str, float | None]
+
+
+class ScoreSettings(TypedDict):
+    """How scores were made."""
+
+    boundary_mode: str
+    split_hash: str | None
+    tolerances_mm: dict[str, list[float]]
+    n_missing_predictions: int
+
+
+class PredictedCase(TypedDict):
+    """A test case of `evaluation_run.json`."""
+
+    case_id: str
+    prediction: str
+    seconds: float
+
+
+class Training(TypedDict):
+    """How long and on what was trained."""
+
+    minutes: float
+    epochs: int
+    steps_per_epoch: int
+    batch_size: int
+    patch_size: tuple[int, int, int]
+    seed: int
+
+
+class HistorySettings(TypedDict):
+    """The settings of a training."""
+
+    train: Training
+
+
+Series = list[float | None]  # a value per epoch, null where it was not measured
 Kinds = Mapping[str, Any]
 HISTORY: Kinds = {
     "epochs": list[int],
     **dict.fromkeys(("train_loss", "val_loss", "val_mean_dice", "learning_rate", "epoch_seconds"), Series),
     **dict.fromkeys(("train_dice", "val_dice", "val_hausdorff"), dict[str, Series]),
     "resource_usage": list[dict[str, float | None]],
+    **dict.fromkeys(("model", "manifest_hash", "stopped"), str),
+    **dict.fromkeys(("parameters", "steps"), int),
+    "synthetic": bool,
     "structures": list[str],
     "best_epoch": int | None,
     "best_val_dice": float | None,
     "seconds": float,
-    "settings": dict[str, dict],
-    "stopped": str,
+    **dict.fromkeys(("step_seconds", "peak_memory_gb"), float | None),
+    "settings": HistorySettings,
 }
-RUN: Kinds = {"structures": list[str], "cases": list[dict], "settings": dict | None}
+RUN: Kinds = {
+    "structures": Annotated[list[str], bool],  # at least one
+    "cases": list[PredictedCase],
+    "settings": dict | None,
+    "device": str | None,
+    "synthetic": bool,
+}
+SUMMARY: Kinds = {
+    "settings": ScoreSettings,
+    "presence": dict[str, Presence],
+    "headline": Headline,
+    "baselines": Baselines,
+    "topology": dict[str, Topology],
+    "calibration": dict[str, Regions],
+    "failure_detection": FailureDetection,
+    "warnings": list[str],
+}
 REPORT: Kinds = {**dict.fromkeys(("found", "processed", "cached", "skipped"), int), "findings": list[Finding]}
-METRICS = ("dice", "nsd", "hd95_imputed", "hd95")
 
 
 @dataclasses.dataclass
@@ -111,9 +276,8 @@ def read(workspace: Workspace) -> Results:
     history = _read(workspace.require(workspace.history, stage="train"), HISTORY, workspace, stage="train")
     for values in by_epoch(history):
         if len(values) != len(history["epochs"]):
-            raise _corrupt(
-                "not every series has a value per epoch", workspace.history, workspace, stage="train"
-            )
+            cause = "not every series has a value per epoch"
+            raise _corrupt(cause, workspace.history, workspace, stage="train")
     found = Results(history)
     if workspace.manifest.exists():
         found.manifest = Manifest.load(workspace)
@@ -140,6 +304,16 @@ def read(workspace: Workspace) -> Results:
     return found
 
 
+def read_other(workspace: Workspace, name: str, fix: str) -> Results:
+    """`read`, where errors name the workspace. fix: the remedy; {fix} in it is that of the error."""
+    try:
+        return read(workspace)
+    except PipelineError as error:
+        file = error.file if error.file == "-" else f"{name}/{error.file}"
+        remedy = fix.replace("{fix}", error.fix)
+        raise type(error)(error.code, error.cause, remedy, case=error.case, file=file) from None
+
+
 def _read_evaluation(workspace: Workspace, found: Results) -> None:
     summary, rows = (workspace.evaluation / name for name in ("summary_statistics.json", "per_case.csv"))
     missing = [path for path in (summary, rows, workspace.run_record) if not path.exists()]
@@ -161,10 +335,24 @@ def _read_evaluation(workspace: Workspace, found: Results) -> None:
             "The test results below were made with other weights than checkpoints/best_model.pth, for "
             f"example before the last training; {EVALUATE_AGAIN}."
         )
-    kinds: dict[str, Any] = {f"{name}_{metric}": dict for name in run["structures"] for metric in METRICS}
-    kinds |= {"settings": dict, "presence": dict[str, dict], "baselines": dict[str, dict]}
+    statistics = {f"{name}_{metric}": Statistic for name in run["structures"] for metric in METRICS}
     found.run, found.rows = run, read_rows(rows)
-    found.summary = _read(summary, kinds, workspace, stage="eval")
+    found.summary = _read(summary, {**SUMMARY, **statistics}, workspace, stage="eval")
+    if not _belongs(found):
+        raise _corrupt(f"it is not about what {rows.name} says", summary, workspace, stage="eval")
+
+
+def _belongs(found: Results) -> bool:
+    """Whether summary, record of the run and rows are about the same structures, and scores stand where there
+    is a reference.
+    """
+    summary, names = found.summary, found.run["structures"]
+    headline, nothing = summary["headline"], summary["baselines"]["all_background"]
+    scored = {row["structure"] for row in found.scored}
+    known = summary["presence"].keys() == set(names) == {row["structure"] for row in found.rows}
+    with_mean = {name for name in names if summary[f"{name}_dice"]["mean"] is not None}
+    whole = all((means["macro_dice"] is not None) == bool(scored) for means in (headline, nothing))
+    return known and whole and set(headline["structures"]) == scored == with_mean
 
 
 def of_best_model(run: Mapping[str, Any], workspace: Workspace) -> bool:
@@ -173,9 +361,10 @@ def of_best_model(run: Mapping[str, Any], workspace: Workspace) -> bool:
     return path.is_file() and bool(run.get("checkpoint_sha256") == artifacts.file_hash(path))
 
 
-def by_epoch(history: Mapping[str, Any]) -> list[Series]:
-    """Every series of a history of the right kinds."""
-    found = [history[key] for key, kind in HISTORY.items() if kind == Series]
+def by_epoch(history: Mapping[str, Any]) -> list[list]:
+    """Every series of a history of the right kinds, and what each epoch took."""
+    found = [history["resource_usage"]]
+    found += [history[key] for key, kind in HISTORY.items() if kind == Series]
     for key in (key for key, kind in HISTORY.items() if kind == dict[str, Series]):
         found += history[key].values()
     return found
@@ -198,9 +387,25 @@ def _corrupt(cause: str, path: Path, workspace: Workspace, *, stage: str) -> Int
     return IntegrityError("ARTIFACT_CORRUPT", cause, fix, file=workspace.relative(path))
 
 
-def read_rows(path: Path) -> list[Row]:
-    """The rows of `per_case.csv` or `topology.csv`: numbers as float, empty cells None, text and lists as
-    they are.
+def read_rows(path: Path, scores: Collection[str] = SCORES) -> list[Row]:
+    """The rows of `per_case.csv` or, with other `scores`, of `topology.csv`: numbers as float, empty cells
+    None, text and lists as they are.
+
+    scores: columns that must be there; where the reference holds the structure, there is a Dice.
     """
     required = ("case_id", "patient_id", "structure", "state")
-    return read_csv(path, text=TEXT_COLUMNS, required=required, fix=EVALUATE_AGAIN)
+    rows = read_csv(path, text=TEXT_COLUMNS, required=required, fix=EVALUATE_AGAIN)
+    for row in rows:
+        lacking = [
+            key
+            for key in scores
+            if key not in row or (key == "dice" and has_reference(row) and row[key] is None)
+        ]
+        if row["state"] not in STATES:
+            lacking = ["known state"]
+        if lacking:
+            cause = f"'{row['structure']}' has no {lacking[0]}"
+            raise IntegrityError(
+                "ARTIFACT_CORRUPT", cause, EVALUATE_AGAIN, case=row["case_id"], file=path.name
+            )
+    return rows

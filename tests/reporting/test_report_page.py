@@ -300,7 +300,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     summary["topology"] = {
         "Rectum": {
             "n_reference": 14,
-            **{column: {"mean": 0.5} for column, _ in tables.TOPOLOGY_COLUMNS},
+            **{column: summary["Rectum_dice"] | {"mean": 0.5} for column, _ in tables.TOPOLOGY_COLUMNS},
             "all_background": {column: 0.0 for column, _ in tables.TOPOLOGY_COLUMNS},
         }
     }

@@ -24,6 +24,8 @@ STRUCTURES = ("Bladder", "Rectum", "Femur_left", "Femur_right")
 CENTRES = ((0.45, 0.40, 0.50), (0.45, 0.68, 0.50), (0.55, 0.50, 0.78), (0.55, 0.50, 0.22))
 RADII = ((0.20, 0.16, 0.16), (0.30, 0.10, 0.09), (0.34, 0.12, 0.08), (0.34, 0.12, 0.08))
 INTENSITIES_HU = (10.0, 45.0, 600.0, 600.0)
+TRAINING = {"minutes": 6.0, "epochs": 100, "steps_per_epoch": 50, "batch_size": 2, "seed": 0}
+TRAINING |= {"patch_size": [64, 64, 64]}
 
 
 def anatomy(
@@ -93,7 +95,7 @@ def history(
         "parameters": 2_765_067,
         "steps": 50 * epochs,
         "seconds": 352.0,
-        "settings": {"train": {"seed": 0, "minutes": 6.0, "batch_size": 2, "patch_size": [64, 64, 64]}},
+        "settings": {"train": TRAINING},
         "synthetic": True,
         "manifest_hash": "m" * 64,
         "stopped": "minutes",
