@@ -154,7 +154,11 @@ def check_options(workspace: Workspace, settings: Settings, options: Options) ->
     choices.wanted_spacing(settings.data)
     layouts.check_folder(options.data, options.layout)
     if options.data is None:
+        from ctseg.anatomy import DEFAULT, load_task
+
         choices.keep_tensors_of_scans(workspace)
+        for name in settings.data.structures:
+            choices.known_name(name, name, list(load_task(options.task or DEFAULT).IDS))
     choices.guide_source(workspace, settings.data)
 
 

@@ -168,6 +168,10 @@ def _main(argv: list[str] | None) -> int:
     arguments = build_parser().parse_args(argv)
     if arguments.list:
         return show_list(*cli.settings_from(arguments))
+    if arguments.seeds != 1 and not arguments.compare:
+        raise UsageError(
+            "BAD_OPTION", f"--seeds {arguments.seeds} is for --compare", "write --compare A,B too"
+        )
     if arguments.compare:
         stages = [] if arguments.no_preprocess else ["preprocess"]
     else:

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from ctseg import config, config_file
 from ctseg.artifacts import Workspace, lock_workspace, writing
-from ctseg.errors import SYSTEM_FAULTS, PipelineError, ResourceError, UsageError
+from ctseg.errors import SYSTEM_FAULTS, PipelineError, ResourceError, UsageError, place_of
 from ctseg.outputs import keep_data
 from ctseg.processes import stop_with_parent
 from ctseg.tasks import TASKS, find_task
@@ -80,7 +80,8 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         known = [option for action in self._actions for option in action.option_strings]
-        wrong = next((word for word in message.split() if word.startswith("--")), "")
+        words = [word.rstrip(":,") for word in message.split() if word.startswith("--")]
+        wrong = next((word for word in words if word not in known), "")
         near = config.did_you_mean(wrong, known) if wrong else ""
         raise UsageError("BAD_OPTION", message, f"see `python {Path(self.prog).name} --help`{near}")
 
@@ -397,12 +398,10 @@ def guarded(main: Callable[[list[str] | None], int], argv: list[str] | None) -> 
         if isinstance(error, OSError) and error.errno in SYSTEM_FAULTS:
             return _told(ResourceError.from_os(error))
         LOG.debug("internal error", exc_info=True)
-        if (where := log_file()) is None:
-            raise
-        internal = PipelineError(
-            "INTERNAL", f"{type(error).__name__}, see {where.name}", "please report it with that file"
-        )
-        print(internal, file=sys.stderr)
+        file = log_file()
+        cause = place_of(error) + (f", see {file.name}" if file is not None else "")
+        fix = "please report it with that file" if file is not None else "please report it with this line"
+        print(internal := PipelineError("INTERNAL", cause, fix), file=sys.stderr)
         return internal.exit_code
 
 

@@ -10,6 +10,7 @@ import contextlib
 import csv
 import dataclasses
 import errno
+import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated
@@ -153,6 +154,12 @@ def _printable(name: str) -> str:
     return "".join(
         c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in name
     )
+
+
+def place_of(error: Exception) -> str:
+    """Kind and place of an error that nobody foresaw, without its text, which may quote a header."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__} in {Path(frame.filename).name}, line {frame.lineno}"
 
 
 def listed(names: Sequence[str]) -> str:

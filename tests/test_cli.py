@@ -108,6 +108,26 @@ def test_what_the_system_says_is_a_line_and_exit_code_6(error, words, capsys):
     assert capsys.readouterr().err.startswith(words)
 
 
+def test_what_nobody_foresaw_is_one_line_without_a_log_too(monkeypatch, capsys):
+    def main(argv):
+        raise ZeroDivisionError("of the patient Miller")
+
+    monkeypatch.setattr(cli, "log_file", lambda: None)
+    assert cli.guarded(main, None) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("ERROR INTERNAL case=- file=-: ZeroDivisionError in test_cli.py, line ")
+    assert said.count("\n") == 1 and "Miller" not in said and "please report it with this line" in said
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"), [(["--seed", "1e3"], False), (["--seed"], False), (["--sed", "3"], True)]
+)
+def test_only_an_unknown_option_gets_a_hint_at_another_one(words, hint):
+    with pytest.raises(UsageError) as caught:
+        cli.parser("x.py", "").parse_args(words)
+    assert ("did you mean '--seed'" in str(caught.value)) == hint
+
+
 WORKERS = """
 import os, time
 from ctseg.processes import worker_pool

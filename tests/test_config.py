@@ -262,6 +262,19 @@ def test_a_wrong_file_ends_with_2_and_a_remedy(text, said, tmp_path, capsys):
     assert said in error and "Fix: " in error and "Traceback" not in error
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--seeds", "2"], "--seeds 2 is for --compare"),
+        (["--structures", "bladder,prostat"], "did you mean 'prostate'?"),
+        (["--task", "airway", "--structures", "liver"], "choose from airway, lung_left, lung_right"),
+    ],
+)
+def test_what_can_be_known_before_any_work_is_refused_before(words, said, tmp_path, capsys):
+    assert run_pipeline.main(["--all", "--workspace", str(tmp_path / "w"), *words]) == 2
+    assert said in capsys.readouterr().err and not (tmp_path / "w").exists()
+
+
 def test_every_value_comes_back_from_a_written_file(tmp_path):
     changes = {
         "data.structures": ["Kidney (L)", 'a "quoted" \\ name', "\x7f\n\t", "肝臓 😀"],

@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
-import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from ctseg.errors import (
     ResourceError,
     UsageError,
     listed,
+    place_of,
 )
 from ctseg.geometry.distance_maps import organ_masks
 from ctseg.geometry.volume import Volume
@@ -182,18 +182,14 @@ class Inference:
 
 
 def unforeseen(error: Exception, name: str, image: Volume | None) -> Finding:
-    """What is said of an error that nobody planned for: its place, but not its text, which may quote a
-    header.
-    """
+    """What is said of an error that nobody planned for."""
     if isinstance(error, MemoryError):
         what = "the scan does not fit" if image is None else f"{image.array.shape} voxels do not fit"
         fix = "crop the scan, or use a machine with more memory"
         return Finding("ERROR", "OUT_OF_MEMORY", f"{what} into the memory", fix, name)
     if isinstance(error, OSError) and error.errno in SYSTEM_FAULTS:
         return dataclasses.replace(Finding.from_error(ResourceError.from_os(error), case=name), file="-")
-    frame = traceback.extract_tb(error.__traceback__)[-1]
-    where = f"{type(error).__name__} in {Path(frame.filename).name}, line {frame.lineno}"
-    return Finding("ERROR", "PREDICT_FAILED", where, "please report it with this line", name)
+    return Finding("ERROR", "PREDICT_FAILED", place_of(error), "please report it with this line", name)
 
 
 def failed(finding: Finding) -> dict[str, Any]:
