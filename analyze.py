@@ -36,10 +36,10 @@ def run(workspace: Workspace, settings: Settings, options: Options, others: Sequ
 
     found = results.read(workspace)
     comparison = other_runs.gather(found, others) if others else other_runs.read_comparison(workspace)
-    for notice in found.notices:
-        LOG.warning("WARN %s", notice)
     sweep_temporaries(workspace.analysis) if workspace.analysis.exists() else None
     images = _draw(workspace, found)
+    for notice in found.notices:
+        LOG.warning("WARN %s", notice)
     viewed: list[dict[str, Any]] = []
 
     def view(choice: Choice, case: CaseVolumes) -> None:
@@ -75,17 +75,27 @@ def run(workspace: Workspace, settings: Settings, options: Options, others: Sequ
 
 
 def _draw(workspace: Workspace, found: Results) -> dict[str, bytes]:
-    """Write the plots of training; return them and those of the evaluation, as PNG by file name."""
+    """Write the plots of training; return them and those of the evaluation, as PNG by file name.
+
+    A notice names each plot of the evaluation that should be there and is not, or is no picture.
+    """
     from ctseg.evaluation.result_files import PLOTS
+    from ctseg.reporting import page, results
     from ctseg.reporting.pictures import curves
 
     images = {}
     for name, picture in cli.bar("Drawing plots")(list(curves.PICTURES.items())):
         picture.draw(found.history, workspace.analysis / name, found.synthetic)
-        images[name] = (workspace.analysis / name).read_bytes()
-    if found.evaluated:
-        files = [workspace.evaluation / name for name in PLOTS]
-        images |= {path.name: path.read_bytes() for path in files if path.is_file()}
+        images[name] = page.slim((workspace.analysis / name).read_bytes())
+    for name, always in PLOTS.items() if found.evaluated else ():
+        path = workspace.evaluation / name
+        try:
+            if always or path.exists():
+                images[name] = page.slim(path.read_bytes())
+        except OSError:
+            found.notices.append(
+                f"{workspace.relative(path)} is missing or no picture and left out; {results.EVALUATE_AGAIN}."
+            )
     return images
 
 

@@ -115,14 +115,14 @@ TOPOLOGY_COLUMNS = (
     *tubular.TREE_COLUMNS,
     tubular.GENERATIONS,
 )
-PLOTS = (  # the last three where they apply
-    "dice_boxplots.png",
-    "dice_vs_hausdorff.png",
-    "metrics_heatmap.png",
-    "per_pass.png",
-    "reliability.png",
-    "confidence.png",
-)
+PLOTS = {  # and whether every evaluation of a model has them
+    "dice_boxplots.png": True,
+    "dice_vs_hausdorff.png": True,
+    "metrics_heatmap.png": True,
+    "per_pass.png": False,
+    "reliability.png": False,
+    "confidence.png": False,
+}
 RESULTS = (  # every file that the scores of an evaluation may become
     "detailed_results.json",
     "summary_statistics.json",

@@ -33,7 +33,7 @@ from ctseg.reporting.page import data_uri, plural, template
 from ctseg.reporting.pictures import style
 from ctseg.reporting.pictures.style import Target
 from ctseg.reporting.results import dig
-from ctseg.scoring.comparison import ALL
+from ctseg.scoring.comparison import ALL, TOO_SMALL
 from ctseg.tables import write_csv
 
 Record = Mapping[str, Any]
@@ -137,6 +137,8 @@ def render(record: Record, picture: bytes) -> str:
         methods=method_lines(record),
         topology=topology_columns(record),
         metric_words=METRIC_WORDS,
+        all_structures=ALL,
+        too_small=TOO_SMALL,
         facts=record.get("facts", {}),
         picture=data_uri(picture, "png"),
     )

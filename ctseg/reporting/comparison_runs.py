@@ -83,7 +83,7 @@ def _facts(first: Results, seeds: Sequence[int]) -> dict[str, str]:
 def _costs(found: Sequence[Results]) -> dict[str, float | int | None]:
     histories = [result.history for result in found]
     scored = grouped([row for result in found for row in result.scored], "structure")
-    memory = [history["peak_memory_gb"] for history in histories if history.get("peak_memory_gb")]
+    memory = [history["peak_memory_gb"] for history in histories if history["peak_memory_gb"]]
     return {
         "parameters": histories[0]["parameters"],
         "peak_memory_gb": max(memory, default=None),

@@ -18,24 +18,22 @@ Facts = list[tuple[str, str]]
 def facts(found: Results) -> list[tuple[str, Facts]]:
     """Groups of (name, value) on the network, the data and the run."""
     history, manifest, run = found.history, found.manifest, found.run
-    train = dig(history, "settings", "train") or {}
-    seconds, size, stopped = history.get("seconds"), train.get("patch_size"), history.get("stopped")
+    train = history["settings"]["train"]
     model = [
-        ("Network", history.get("model") or DASH),
-        ("Parameters", text_of(history.get("parameters"), "{:,}")),
+        ("Network", history["model"]),
+        ("Parameters", f"{history['parameters']:,}"),
         (
             "Training",
-            f"{text_of(seconds and seconds / 60, '{:.1f}')} minutes, "
-            f"{plural(len(history.get('epochs') or []), 'epoch')}, "
-            f"{text_of(history.get('steps'), '{:,}')} steps",
+            f"{history['seconds'] / 60:.1f} minutes, {plural(len(history['epochs']), 'epoch')}, "
+            f"{history['steps']:,} steps",
         ),
-        ("Ended by", STOP_WORDS.get(str(stopped), stopped or DASH)),
+        ("Ended by", STOP_WORDS.get(history["stopped"], history["stopped"])),
         (
             "Best model",
-            f"epoch {text_of(history.get('best_epoch'), '{:g}')}, "
-            f"validation Dice {text_of(history.get('best_val_dice'))}",
+            f"epoch {text_of(history['best_epoch'], '{:g}')}, "
+            f"validation Dice {text_of(history['best_val_dice'])}",
         ),
-        ("Patches", f"{' × '.join(map(str, size))} voxels, batch {train['batch_size']}" if size else DASH),
+        ("Patches", f"{' × '.join(map(str, train['patch_size']))} voxels, batch {train['batch_size']}"),
         ("Device", run.get("device") or history.get("device") or DASH),
     ]
     names = ", ".join(found.structures)
@@ -44,14 +42,12 @@ def facts(found: Results) -> list[tuple[str, Facts]]:
         data = _facts_of_data(manifest, data)
         versions = ", ".join(f"{name} {value}" for name, value in sorted(manifest.versions.items()))
         identity = [("Versions", versions or DASH)]
-    seeds = [
-        text_of(seed, "{:g}") for seed in (manifest and manifest.settings.get("seed"), train.get("seed"))
-    ]
+    split_seed = text_of(manifest and manifest.settings.get("seed"), "{:g}")
     tested = dig(found.summary, "settings", "split_hash") or (manifest and manifest.splits_hash)
     identity = [
-        ("Seeds", f"split {seeds[0]}, training {seeds[1]}"),
+        ("Seeds", f"split {split_seed}, training {train['seed']}"),
         ("Split hash", short_hash(tested)),
-        ("Data hash", short_hash(history.get("manifest_hash"))),
+        ("Data hash", short_hash(history["manifest_hash"])),
         ("Weights hash", short_hash(run.get("checkpoint_sha256"))),
         *identity,
     ]
@@ -88,7 +84,7 @@ def settings_lines(found: Results) -> Facts:
     lines: dict[str, str] = {}
     for prefix, settings in (
         ("data", found.manifest and found.manifest.settings),
-        ("", found.history.get("settings")),
+        ("", found.history["settings"]),
         ("evaluate", found.run.get("settings")),
         ("scores", found.summary.get("settings")),
     ):
@@ -117,20 +113,15 @@ def command(found: Results) -> str:
     """The command that makes these results again, as far as the files tell; PATH stands for the folder of the
     scans.
     """
-    train, manifest = dig(found.history, "settings", "train") or {}, found.manifest
+    train, manifest = found.history["settings"]["train"], found.manifest
     words = ["python run_pipeline.py"]
     if manifest is not None and manifest.task:
         words.append(f"--task {manifest.task}")
     if manifest is not None and not manifest.synthetic:
         words.append(f"--data PATH --layout {manifest.layout}")
-    if found.history.get("model"):
-        words.append(f"--model {found.history['model']}")
-    if train.get("minutes"):
-        words.append(f"--minutes {train['minutes']:g}")
-    elif train.get("epochs"):
-        words.append(f"--epochs {train['epochs']}")
-    if train.get("seed") is not None:
-        words.append(f"--seed {train['seed']}")
-        if manifest is not None and manifest.settings.get("seed") not in (None, train["seed"]):
-            words.append(f"--set data.seed={manifest.settings['seed']}")
+    words.append(f"--model {found.history['model']}")
+    words.append(f"--minutes {train['minutes']:g}" if train["minutes"] else f"--epochs {train['epochs']}")
+    words.append(f"--seed {train['seed']}")
+    if manifest is not None and manifest.settings.get("seed") not in (None, train["seed"]):
+        words.append(f"--set data.seed={manifest.settings['seed']}")
     return " ".join(words)

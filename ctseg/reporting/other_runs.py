@@ -89,7 +89,7 @@ def gather(found: Results, folders: Sequence[Path]) -> dict[str, Any]:
     statistics = compare(
         {
             title: {
-                int(dig(run.history, "settings", "train", "seed") or 0): {
+                run.history["settings"]["train"]["seed"]: {
                     key: row for key, row in rows[title].items() if key in shared
                 }
             }
@@ -105,7 +105,7 @@ def gather(found: Results, folders: Sequence[Path]) -> dict[str, Any]:
 
 
 def _titled(name: str, run: Results) -> str:
-    return f"{name} ({run.history.get('model') or 'model'})"
+    return f"{name} ({run.history['model']})"
 
 
 def _check(found: Results, other: Results, folder: Path) -> None:

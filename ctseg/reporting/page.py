@@ -80,10 +80,8 @@ def data_uri(content: bytes, kind: str) -> str:
 
 def slim(content: bytes) -> bytes:
     """A PNG of a plot with at most 128 colours, a third of its size to the same eye; as it was where that is
-    smaller or no picture.
+    smaller. OSError for what is no picture.
     """
-    if not content:
-        return content
     stream = io.BytesIO()
     with Image.open(io.BytesIO(content)) as image:
         image.convert("RGB").quantize(PNG_COLOURS, dither=Image.Dither.NONE).save(

@@ -17,7 +17,7 @@ from ctseg.manifest import from_record
 from ctseg.palette import ON_CT
 from ctseg.reporting import facts, glossary, other_runs, tables, verdict
 from ctseg.reporting.gallery import CasePicture
-from ctseg.reporting.page import data_uri, slim, template
+from ctseg.reporting.page import data_uri, template
 from ctseg.reporting.pictures.curves import Run
 from ctseg.reporting.pictures.slices import (
     LUNG_HU,
@@ -28,6 +28,7 @@ from ctseg.reporting.pictures.slices import (
 )
 from ctseg.reporting.results import Results
 
+MOST = {"findings": 60, "cases": 6}  # lines of the table of findings, names of cases in a line
 SEVERITIES = {"ERROR": "skipped", "WARN": "warning", "NOTE": "note"}
 
 
@@ -65,8 +66,9 @@ def render(
         command=facts.command(found),
         findings=findings(found.preprocess_report),
         severities=SEVERITIES,
+        most=MOST,
         report=found.preprocess_report,
-        plots={name: data_uri(slim(content), "png") for name, content in plots.items()},
+        plots={name: data_uri(content, "png") for name, content in plots.items()},
         gallery=gallery,
         anchors={
             (picture.choice.case_id, picture.choice.structure): f"picture-{index}"
@@ -85,14 +87,13 @@ def training_summary(found: Results) -> str:
     """`training_summary.txt`: the run in plain text."""
     history = found.history
     measured = {
-        name: [value for value in values if value is not None]
-        for name, values in (history.get("val_dice") or {}).items()
+        name: [value for value in values if value is not None] for name, values in history["val_dice"].items()
     }
-    best = history.get("best_epoch")
-    place = history["epochs"].index(best) if best in history.get("epochs", []) else None
+    best = history["best_epoch"]
+    place = history["epochs"].index(best) if best in history["epochs"] else None
     lines = [
         (name, None if place is None else values[place], (measured[name] or [None])[-1])
-        for name, values in (history.get("val_dice") or {}).items()
+        for name, values in history["val_dice"].items()
     ]
     return template("training_summary.txt.j2").render(_scores(found), notices=found.notices, validation=lines)
 
@@ -115,7 +116,7 @@ def _scores(found: Results) -> dict[str, Any]:
 def title(found: Results) -> str:
     """The page's title."""
     root = Path(found.manifest.data_root).name if found.manifest is not None else ""
-    return f"Segmentation report: {found.history.get('model') or 'model'}" + (
+    return f"Segmentation report: {found.history['model']}" + (
         f" on {root}" if root and not found.synthetic else ""
     )
 

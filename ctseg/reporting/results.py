@@ -32,16 +32,27 @@ SCORES = ("dice", "nsd", "hd95_mm", "hd95_imputed_mm")
 class Statistic(TypedDict):
     """Of one metric and structure."""
 
-    mean: float | None
-    median: float | None
-    p05: float | None
+    mean: float
+    median: float
+    p05: float
     n: int
     ci95: tuple[float, float] | None
     flags: list[str]
 
 
+class Undefined(TypedDict):
+    """A metric that no scan has."""
+
+    mean: None
+    median: None
+    p05: None
+    n: Literal[0]
+    ci95: None
+    flags: list[str]
+
+
 class Means(TypedDict):
-    """Over the structures."""
+    """Over the structures that some reference shows."""
 
     macro_dice: float | None
     macro_nsd: float | None
@@ -118,15 +129,15 @@ class FailureDetection(TypedDict):
 class TopologyColumns(TypedDict, total=False):
     """Those of one kind of structure."""
 
-    td_lcc: Statistic
-    bd_lcc: Statistic
-    precision_lcc: Statistic
-    leakage_lcc: Statistic
-    td_full: Statistic
-    precision_full: Statistic
-    breaks: Statistic
-    cldice: Statistic
-    betti_error: Statistic
+    td_lcc: Statistic | Undefined
+    bd_lcc: Statistic | Undefined
+    precision_lcc: Statistic | Undefined
+    leakage_lcc: Statistic | Undefined
+    td_full: Statistic | Undefined
+    precision_full: Statistic | Undefined
+    breaks: Statistic | Undefined
+    cldice: Statistic | Undefined
+    betti_error: Statistic | Undefined
 
 
 class Topology(TopologyColumns):
@@ -170,12 +181,14 @@ class HistorySettings(TypedDict):
     train: Training
 
 
+SERIES = ("train_loss", "val_loss", "val_mean_dice", "learning_rate", "epoch_seconds")
+OF_STRUCTURES = ("train_dice", "val_dice", "val_hausdorff")
 Series = list[float | None]  # a value per epoch, null where it was not measured
 Kinds = Mapping[str, Any]
 HISTORY: Kinds = {
     "epochs": list[int],
-    **dict.fromkeys(("train_loss", "val_loss", "val_mean_dice", "learning_rate", "epoch_seconds"), Series),
-    **dict.fromkeys(("train_dice", "val_dice", "val_hausdorff"), dict[str, Series]),
+    **dict.fromkeys(SERIES, Series),
+    **dict.fromkeys(OF_STRUCTURES, dict[str, Series]),
     "resource_usage": list[dict[str, float | None]],
     **dict.fromkeys(("model", "manifest_hash", "stopped"), str),
     **dict.fromkeys(("parameters", "steps"), int),
@@ -274,10 +287,12 @@ def read(workspace: Workspace) -> Results:
     PreconditionError MISSING_ARTIFACT when training has not run, IntegrityError for damage.
     """
     history = _read(workspace.require(workspace.history, stage="train"), HISTORY, workspace, stage="train")
-    for values in by_epoch(history):
-        if len(values) != len(history["epochs"]):
-            cause = "not every series has a value per epoch"
-            raise _corrupt(cause, workspace.history, workspace, stage="train")
+    names = all(history[key].keys() == set(history["structures"]) for key in OF_STRUCTURES)
+    lengths = {len(history[key]) for key in ("epochs", "resource_usage", *SERIES)}
+    lengths |= {len(values) for key in OF_STRUCTURES for values in history[key].values()}
+    if not names or len(lengths) > 1:
+        cause = "not every series has a value per epoch"
+        raise _corrupt(cause, workspace.history, workspace, stage="train")
     found = Results(history)
     if workspace.manifest.exists():
         found.manifest = Manifest.load(workspace)
@@ -335,7 +350,9 @@ def _read_evaluation(workspace: Workspace, found: Results) -> None:
             "The test results below were made with other weights than checkpoints/best_model.pth, for "
             f"example before the last training; {EVALUATE_AGAIN}."
         )
-    statistics = {f"{name}_{metric}": Statistic for name in run["structures"] for metric in METRICS}
+    statistics = {
+        f"{name}_{metric}": Statistic | Undefined for name in run["structures"] for metric in METRICS
+    }
     found.run, found.rows = run, read_rows(rows)
     found.summary = _read(summary, {**SUMMARY, **statistics}, workspace, stage="eval")
     if not _belongs(found):
@@ -351,7 +368,11 @@ def _belongs(found: Results) -> bool:
     scored = {row["structure"] for row in found.scored}
     known = summary["presence"].keys() == set(names) == {row["structure"] for row in found.rows}
     with_mean = {name for name in names if summary[f"{name}_dice"]["mean"] is not None}
-    whole = all((means["macro_dice"] is not None) == bool(scored) for means in (headline, nothing))
+    whole = all(
+        (means[key] is not None) == bool(scored)
+        for means in (headline, nothing)
+        for key in Means.__annotations__
+    )
     return known and whole and set(headline["structures"]) == scored == with_mean
 
 
@@ -361,22 +382,13 @@ def of_best_model(run: Mapping[str, Any], workspace: Workspace) -> bool:
     return path.is_file() and bool(run.get("checkpoint_sha256") == artifacts.file_hash(path))
 
 
-def by_epoch(history: Mapping[str, Any]) -> list[list]:
-    """Every series of a history of the right kinds, and what each epoch took."""
-    found = [history["resource_usage"]]
-    found += [history[key] for key, kind in HISTORY.items() if kind == Series]
-    for key in (key for key, kind in HISTORY.items() if kind == dict[str, Series]):
-        found += history[key].values()
-    return found
-
-
 def _read(path: Path, kinds: Kinds, workspace: Workspace, *, stage: str) -> dict[str, Any]:
     """The JSON object of a file, in which each key holds a value of its kind."""
     content = artifacts.read_json(path)
     if not isinstance(content, dict):
         raise _corrupt("it holds no JSON object", path, workspace, stage=stage)
     for key, kind in kinds.items():
-        if not fits(content.get(key), kind):
+        if key not in content or not fits(content[key], kind):
             cause = f"what it says of '{key}' is missing or of another kind"
             raise _corrupt(cause, path, workspace, stage=stage)
     return content
@@ -391,16 +403,13 @@ def read_rows(path: Path, scores: Collection[str] = SCORES) -> list[Row]:
     """The rows of `per_case.csv` or, with other `scores`, of `topology.csv`: numbers as float, empty cells
     None, text and lists as they are.
 
-    scores: columns that must be there; where the reference holds the structure, there is a Dice.
+    scores: columns that must be there; all but HD95 are defined where the reference holds the structure.
     """
     required = ("case_id", "patient_id", "structure", "state")
     rows = read_csv(path, text=TEXT_COLUMNS, required=required, fix=EVALUATE_AGAIN)
     for row in rows:
-        lacking = [
-            key
-            for key in scores
-            if key not in row or (key == "dice" and has_reference(row) and row[key] is None)
-        ]
+        needed = ("dice", "nsd", "hd95_imputed_mm") if has_reference(row) else ()
+        lacking = [key for key in scores if key not in row or (key in needed and row[key] is None)]
         if row["state"] not in STATES:
             lacking = ["known state"]
         if lacking:

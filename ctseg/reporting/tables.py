@@ -92,7 +92,7 @@ def calibration_table(found: Results) -> list[dict[str, Any]]:
     boundary band.
     """
     return [
-        {"name": name, "sure": too_sure(regions["band"].get("bins", [])), **regions}
+        {"name": name, "sure": too_sure(regions["band"]["bins"]), **regions}
         for name, regions in found.summary.get("calibration", {}).items()
         if regions["band"]["ece"] is not None
     ]

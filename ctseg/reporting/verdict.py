@@ -221,10 +221,9 @@ def _doubts(found: Results, scored: list[Structure]) -> list[str]:
             f"{'it works' if len(uncertain) == 1 else 'they work'} is not certain."
         )
     lines += _not_scored(found)
-    seed = dig(found.history, "settings", "train", "seed")
+    seed = found.history["settings"]["train"]["seed"]
     lines.append(
-        f"One training run{'' if seed is None else f' (seed {seed})'} and one split: how much another "
-        "run would differ was not measured."
+        f"One training run (seed {seed}) and one split: how much another run would differ was not measured."
     )
     return lines
 

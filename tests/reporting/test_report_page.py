@@ -25,7 +25,17 @@ from ctseg.cli import Options
 from ctseg.config import Settings
 from ctseg.errors import IntegrityError, PreconditionError
 from ctseg.manifest import Manifest
-from ctseg.reporting import facts, glossary, other_runs, page, report, results, tables, verdict
+from ctseg.reporting import (
+    comparison_runs,
+    facts,
+    glossary,
+    other_runs,
+    page,
+    report,
+    results,
+    tables,
+    verdict,
+)
 from ctseg.reporting.pictures import slices
 from ctseg.reporting.results import Results
 from ctseg.scoring import summary as scores
@@ -85,12 +95,8 @@ def made_up(dice: dict[str, list[float | str]], *, synthetic: bool = False) -> R
         "boundary_mode": "surfel",
         "split_hash": "s",
     }
-    history = {
-        "model": "unet",
-        "structures": list(dice),
-        "synthetic": synthetic,
-        "settings": {"train": {"seed": 3}},
-    }
+    history = fake_results.history(list(dice), epochs=4) | {"model": "unet", "synthetic": synthetic}
+    history["settings"] = {"train": fake_results.TRAINING | {"seed": 3}}
     return Results(
         history, summary=scores.summarise(rows, nothing, settings), rows=rows, run={"structures": list(dice)}
     )
@@ -572,18 +578,40 @@ def test_runs_that_cannot_be_compared_are_refused(pair: tuple[Workspace, Workspa
         artifacts.write_json(file, summary | {"settings": summary["settings"] | {key: "other"}})
         with pytest.raises(IntegrityError, match=code):
             other_runs.gather(results.read(pair[0]), [other.root])
+    artifacts.write_json(file, summary | {"settings": None})
+    with pytest.raises(IntegrityError) as caught:
+        other_runs.gather(results.read(pair[0]), [other.root])
+    assert caught.value.file == "other/evaluation_results/summary_statistics.json"
+    assert caught.value.fix.endswith(f"--eval` again, with --workspace {other.root}")
+    with pytest.raises(IntegrityError, match=r"file=comparison/runs/other/eval.*Fix: delete the folder"):
+        comparison_runs.gather([("unet", 0, pair[0]), ("vnet", 0, other)])
     artifacts.write_json(file, summary)
     shutil.rmtree(other.evaluation)
-    with pytest.raises(PreconditionError, match="no test results"):
+    with pytest.raises(PreconditionError, match=r"no test results.*--workspace"):
         other_runs.gather(results.read(pair[0]), [other.root])
 
 
-def test_a_broken_record_of_a_comparison_is_refused(tmp_path: Path) -> None:
+def test_a_broken_record_of_a_comparison_is_refused(
+    pair: tuple[Workspace, Workspace], tmp_path: Path
+) -> None:
     workspace = Workspace(tmp_path)
     assert other_runs.read_comparison(workspace) is None
-    artifacts.write_json(workspace.comparison / "comparison.json", {"format": "something"})
-    with pytest.raises(IntegrityError, match="ARTIFACT_CORRUPT"):
-        other_runs.read_comparison(workspace)
+    record = comparison_runs.gather([("a", 0, pair[0]), ("b", 0, pair[0])])
+    artifacts.write_json(workspace.comparison / "comparison.json", record)
+    assert other_runs.read_comparison(workspace) is not None
+    statistics = artifacts.read_json(workspace.comparison / "comparison.json")["statistics"]
+    (first, second) = statistics["methods"]
+    for damage in (
+        {"format": "something"},
+        {"statistics": {}},
+        {"statistics": statistics | {"pairs": None}},
+        {"statistics": statistics | {"sentences": ["better"]}},
+        {"statistics": statistics | {"methods": [first, second | {"macro": {}}]}},
+        {"warnings": "none"},
+    ):
+        artifacts.write_json(workspace.comparison / "comparison.json", record | damage)
+        with pytest.raises(IntegrityError, match="ARTIFACT_CORRUPT"):
+            other_runs.read_comparison(workspace)
 
 
 # ---- in a browser -----------------------------------------------------------------------------------------

@@ -35,6 +35,7 @@ ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.pictures
 NASTY = "<script>alert('x')</script>\"&$x^2$"
 NAMES = list(fake_results.STRUCTURES)
+GONE = object()
 NO_PLOTS = dict.fromkeys(
     [*curves.PICTURES, "dice_boxplots.png", "dice_vs_hausdorff.png", "metrics_heatmap.png"], b""
 )
@@ -211,17 +212,44 @@ def test_without_evaluation_the_page_says_so(tmp_path: Path, monkeypatch: pytest
     assert "has not been evaluated" in text and "--eval" in text and "Scores on the test scans" not in text
 
 
-DAMAGES = {  # file, key -> another value than this program writes
+DAMAGES = {  # file, key (a/b: b within a) -> another value than this program writes; GONE: none
     ("training_history.json", "epochs"): 3,
     ("training_history.json", "train_loss"): [1.0],
     ("training_history.json", "val_dice"): {"Bladder": ["high"]},
+    ("training_history.json", "val_dice/Bladder"): GONE,
     ("training_history.json", "resource_usage"): None,
+    ("training_history.json", "resource_usage/0"): GONE,
+    ("training_history.json", "settings/train/batch_size"): GONE,
+    ("training_history.json", "settings/train/patch_size"): 64,
+    ("training_history.json", "parameters"): "many",
+    ("training_history.json", "peak_memory_gb"): GONE,
     ("summary_statistics.json", "Bladder_dice"): None,
+    ("summary_statistics.json", "Bladder_dice/mean"): None,
+    ("summary_statistics.json", "Bladder_nsd/ci95"): GONE,
+    ("summary_statistics.json", "Bladder_hd95_imputed/flags"): "optimistic_ci",
+    ("summary_statistics.json", "Bladder_hd95/n"): 0.5,
     ("summary_statistics.json", "settings"): [],
+    ("summary_statistics.json", "settings/boundary_mode"): GONE,
+    ("summary_statistics.json", "settings/tolerances_mm"): {"Bladder": 2},
+    ("summary_statistics.json", "headline"): {},
+    ("summary_statistics.json", "headline/macro_dice"): None,
+    ("summary_statistics.json", "headline/structures"): ["Bladder"],
+    ("summary_statistics.json", "presence/Bladder"): GONE,
+    ("summary_statistics.json", "presence/Bladder/n_missed"): None,
+    ("summary_statistics.json", "baselines/all_background"): None,
+    ("summary_statistics.json", "baselines/all_background/better_than_baseline"): "yes",
+    ("summary_statistics.json", "failure_detection"): None,
+    ("summary_statistics.json", "failure_detection/aurc"): GONE,
+    ("summary_statistics.json", "topology"): {"Bladder": {"n_reference": 2}},
+    ("summary_statistics.json", "calibration"): {"Bladder": {"band": {"ece": 0.1}}},
+    ("summary_statistics.json", "warnings"): "none",
     ("evaluation_run.json", "structures"): "Bladder",
     ("evaluation_run.json", "cases"): None,
+    ("evaluation_run.json", "cases/0"): {"case_id": "patient_00"},
+    ("evaluation_run.json", "cases/0/case_id"): 5,
     ("preprocess_report.json", "found"): "many",
     ("preprocess_report.json", "findings"): [{"severity": "WARN"}],
+    ("preprocess_report.json", "findings/0/severity"): "LOUD",
 }
 
 
@@ -230,10 +258,65 @@ def test_a_result_that_this_program_did_not_write_is_refused_by_name(
     name: str, key: str, workspace: Workspace, capsys: pytest.CaptureFixture
 ) -> None:
     path = next(workspace.root.rglob(name))
-    artifacts.write_json(path, artifacts.read_json(path) | {key: DAMAGES[name, key]})
+    content = part = artifacts.read_json(path)
+    *outer, last = (int(word) if word.isdigit() else word for word in key.split("/"))
+    for word in outer:
+        part = part[word]
+    if DAMAGES[name, key] is GONE:
+        del part[last]
+    else:
+        part[last] = DAMAGES[name, key]
+    artifacts.write_json(path, content)
     assert analyze.main(["--workspace", str(workspace.root)]) == 5
     said = capsys.readouterr().err
     assert "ERROR ARTIFACT_CORRUPT" in said and name in said and "Fix: run `python run_pipeline.py --" in said
+
+
+@pytest.mark.parametrize(
+    ("state", "column", "cell", "said"),
+    [
+        ("present", "dice", "", "'Bladder' has no dice"),
+        ("present", "dice", "nan", "not readable as a table"),
+        ("missed", "hd95_imputed_mm", "inf", "not readable as a table"),
+        ("missed", "hd95_imputed_mm", "", "'Rectum' has no hd95_imputed_mm"),
+        ("present", "state", "here", "'Bladder' has no known state"),
+        ("hallucinated", "state", "present", "'Bladder' has no dice"),
+        (None, "hd95_mm", None, "'Bladder' has no hd95_mm"),
+        (None, "state", "unannotated", "it is not about what per_case.csv says"),
+    ],
+)
+def test_a_table_of_scores_that_this_program_did_not_write_is_refused(
+    state: str | None, column: str, cell: str | None, said: str, workspace: Workspace
+) -> None:
+    """state: of the row that is damaged, None for all rows. cell: None for no such column."""
+    path = workspace.evaluation / "per_case.csv"
+    head, *lines = (line.split(",") for line in path.read_text(encoding="utf-8").splitlines())
+    of_state = [line for line in lines if state in (None, line[head.index("state")])]
+    for line in of_state[: 1 if state else None]:
+        line[head.index(column)] = str(cell)
+    if cell is None:
+        head[head.index(column)] = "other"
+        lines = [[*line[: head.index("other")], "", *line[head.index("other") + 1 :]] for line in lines]
+    path.write_text("\n".join(map(",".join, [head, *lines])) + "\n", encoding="utf-8")
+    with pytest.raises(IntegrityError, match=f"ARTIFACT_CORRUPT.*{said}"):
+        results.read(workspace)
+
+
+def test_a_plot_that_is_gone_or_no_picture_is_left_out_and_named(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(style.Figure, "savefig", save_dot)
+    (workspace.evaluation / "dice_boxplots.png").unlink()
+    (workspace.evaluation / "metrics_heatmap.png").write_bytes(b"no picture")
+    cut = workspace.evaluation / "dice_vs_hausdorff.png"
+    cut.write_bytes(cut.read_bytes()[:-2000])
+    assert analyze.main(["--workspace", str(workspace.root)]) == 0
+    said, text = capsys.readouterr().out, workspace.report.read_text(encoding="utf-8")
+    for name in ("dice_boxplots.png", "metrics_heatmap.png", cut.name):
+        line = f"evaluation_results/{name} is missing or no picture and left out; "
+        assert f"WARN {line}{results.EVALUATE_AGAIN}." in said and line in text
+    assert "reliability.png" not in said and "Each point is one scan" not in text
+    assert "Overlap and distance fail" not in text and "Mean of every other measure" not in text
 
 
 def test_evaluation_of_other_data_is_left_out(workspace: Workspace) -> None:
@@ -371,6 +454,23 @@ def test_null_is_a_gap_and_not_zero() -> None:
 def test_missing_series_still_gives_a_file(tmp_path: Path, name: str, history: dict[str, Any]) -> None:
     curves.PICTURES[name].draw(history, tmp_path / name, False)
     assert Image.open(tmp_path / name).width >= 600
+
+
+@pytest.mark.parametrize("used", [0.6, 4.0, 11.0, 20.0, 23.0])
+def test_the_memory_of_the_machine_is_dashed_and_its_legend_hides_no_line(used: float) -> None:
+    history = fake_results.history(epochs=8)
+    history["resource_usage"] = [{"ram_used_gb": used, "ram_total_gb": 24.0}] * 8
+    with style.picture(io.BytesIO(), (3.4, 3.5)) as figure:
+        axes = figure.subplots()
+        curves.PICTURES["resource_usage.png"].panels[1](axes, curves.Run(history))
+        figure.canvas.draw()
+        assert [line.get_linestyle() for line in axes.lines] == ["-", "--"]
+        legend = axes.get_legend()
+        assert legend is not None
+        place = legend.get_window_extent()
+        for value in (used, 24.0):
+            height = axes.transData.transform((1, value))[1]
+            assert not place.y0 < height < place.y1
 
 
 def test_missing_series_says_not_recorded() -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import copy
 import io
+import json
 import math
 import os
 import resource
@@ -332,6 +333,8 @@ STATES: list[Callable[[dict[str, Any]], None]] = [
     put("history", "[]"),
     put("history", '{"epochs": []}'),
     put("history", lambda text: text.replace("[1]", "[1, 2]")),
+    put("history", lambda text: json.dumps(json.loads(text) | {"resource_usage": []})),
+    put("history", lambda text: json.dumps(json.loads(text) | {"resource_usage": ["much"]})),
     put("missed", [("case_0", torch.full((2, 3), 10**6))]),
     put("missed", [("nobody", torch.zeros(2, 3))]),
     put("missed", ["case_0"]),

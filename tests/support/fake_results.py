@@ -95,6 +95,8 @@ def history(
         "parameters": 2_765_067,
         "steps": 50 * epochs,
         "seconds": 352.0,
+        "step_seconds": 0.23,
+        "peak_memory_gb": 1.9,
         "settings": {"train": TRAINING},
         "synthetic": True,
         "manifest_hash": "m" * 64,
@@ -314,6 +316,8 @@ def _write_results(
             "manifest_hash": manifest.data_hash(),
             "synthetic": synthetic,
             "structures": names,
+            "settings": {"flip": True},
+            "device": "cpu",
             "cases": runs,
         },
     )

@@ -18,6 +18,7 @@ from ctseg.reporting.pictures import style
 from ctseg.reporting.pictures.style import Target
 
 NOT_RECORDED = "not recorded"
+BOUNDS = ("ram_total_gb",)  # what is no measurement but cannot be exceeded
 
 
 # ---- series -----------------------------------------------------------------------------------------------
@@ -106,7 +107,14 @@ def draw_lines(
     """
     axes.set_title(title, pad=14)
     drawn = [
-        draw_series(axes, run.epochs, run.series(key), color=colour, label=label)
+        draw_series(
+            axes,
+            run.epochs,
+            run.series(key),
+            color=colour,
+            label=label,
+            linestyle="--" if key in BOUNDS else "-",
+        )
         for (key, label), colour in zip(lines.items(), style.PALETTE)
     ]
     if not any(drawn):
