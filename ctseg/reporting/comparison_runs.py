@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ctseg import artifacts
 from ctseg.artifacts import Workspace
+from ctseg.errors import PipelineError
 from ctseg.reporting import results
 from ctseg.reporting.comparison import FORMAT, VERSION
 from ctseg.reporting.method_sentences import described
@@ -124,7 +124,9 @@ def _warnings(histories: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def is_finished(workspace: Workspace) -> bool:
-    """Whether training and evaluation of a run are complete and belong together."""
-    if not (workspace.history.exists() and workspace.run_record.exists()):
+    """Whether training and evaluation of a run are complete, undamaged and belong together."""
+    try:
+        found = results.read(workspace)
+    except PipelineError:
         return False
-    return results.of_best_model(artifacts.read_json(workspace.run_record), workspace)
+    return found.evaluated and results.of_best_model(found.run, workspace)

@@ -367,6 +367,7 @@ def _belongs(found: Results) -> bool:
     headline, nothing = summary["headline"], summary["baselines"]["all_background"]
     scored = {row["structure"] for row in found.scored}
     known = summary["presence"].keys() == set(names) == {row["structure"] for row in found.rows}
+    known &= all(summary["settings"]["tolerances_mm"].get(name) for name in names)
     with_mean = {name for name in names if summary[f"{name}_dice"]["mean"] is not None}
     whole = all(
         (means[key] is not None) == bool(scored)
@@ -395,7 +396,9 @@ def _read(path: Path, kinds: Kinds, workspace: Workspace, *, stage: str) -> dict
 
 
 def _corrupt(cause: str, path: Path, workspace: Workspace, *, stage: str) -> IntegrityError:
-    fix = f"run `python run_pipeline.py --{stage}` again"
+    fix = (
+        f"delete it and run `python run_pipeline.py --{stage}` again"  # a finished training looks no further
+    )
     return IntegrityError("ARTIFACT_CORRUPT", cause, fix, file=workspace.relative(path))
 
 

@@ -48,8 +48,8 @@ def structure_table(found: Results) -> list[dict[str, Any]]:
         line = {
             metric: found.summary[f"{name}_{metric}"] for metric in ("dice", "nsd", "hd95_imputed", "hd95")
         }
-        tolerances = dig(found.summary, "settings", "tolerances_mm", name) or [None]
-        lines.append({"name": name, **line, "n": found.summary["presence"][name], "tolerance": tolerances[0]})
+        tolerance = found.summary["settings"]["tolerances_mm"][name][0]
+        lines.append({"name": name, **line, "n": found.summary["presence"][name], "tolerance": tolerance})
     return lines
 
 

@@ -91,7 +91,7 @@ def made_up(dice: dict[str, list[float | str]], *, synthetic: bool = False) -> R
             )
     settings = {
         "n_patients": len(next(iter(dice.values()))),
-        "tolerances_mm": {},
+        "tolerances_mm": {name: [2.0, 1.0] for name in dice},
         "boundary_mode": "surfel",
         "split_hash": "s",
     }

@@ -231,6 +231,7 @@ DAMAGES = {  # file, key (a/b: b within a) -> another value than this program wr
     ("summary_statistics.json", "settings"): [],
     ("summary_statistics.json", "settings/boundary_mode"): GONE,
     ("summary_statistics.json", "settings/tolerances_mm"): {"Bladder": 2},
+    ("summary_statistics.json", "settings/tolerances_mm/Bladder"): [],
     ("summary_statistics.json", "headline"): {},
     ("summary_statistics.json", "headline/macro_dice"): None,
     ("summary_statistics.json", "headline/structures"): ["Bladder"],
@@ -269,7 +270,11 @@ def test_a_result_that_this_program_did_not_write_is_refused_by_name(
     artifacts.write_json(path, content)
     assert analyze.main(["--workspace", str(workspace.root)]) == 5
     said = capsys.readouterr().err
-    assert "ERROR ARTIFACT_CORRUPT" in said and name in said and "Fix: run `python run_pipeline.py --" in said
+    assert (
+        "ERROR ARTIFACT_CORRUPT" in said
+        and name in said
+        and "Fix: delete it and run `python run_pipeline.py --" in said
+    )
 
 
 @pytest.mark.parametrize(
