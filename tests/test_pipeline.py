@@ -13,7 +13,6 @@ import tiny_workspace
 
 import run_pipeline
 from ctseg import artifacts
-from ctseg.anatomy import write_cohort
 from ctseg.geometry.volume import Volume
 from ctseg.scans.formats import nifti, volume_files
 
@@ -62,10 +61,8 @@ ANALYSIS = [
 
 
 @pytest.fixture(scope="module")
-def cohort(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("cohort")
-    write_cohort(folder, patients=6, seed=3, size="tiny")
-    return folder
+def cohort(cohorts) -> Path:
+    return cohorts["pelvis"]
 
 
 @pytest.fixture(scope="module")

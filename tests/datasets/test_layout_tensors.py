@@ -103,6 +103,8 @@ def test_the_challenges_own_csv_runs_through_all_stages(real_data, tmp_path):
         "--set",
         "train.patch_size=32,32,32",
         "--set",
+        "model.levels=3",
+        "--set",
         "model.width=4",
         "--set",
         "evaluate.overlap=0",

@@ -844,10 +844,10 @@ def test_every_combination_trains_a_step_predicts_and_reloads(backbone, subset):
     }
     network = tiny(**options).train()
     assert network.inputs == (("image", "guide") if "anatomy_guidance" in subset else ("image",))
-    shapes = {"image": (1, 1, 32, 32, 32), "guide": (1, N_GUIDE, 32, 32, 32)}
+    shapes = {"image": (1, 1, 16, 16, 16), "guide": (1, N_GUIDE, 16, 16, 16)}
     inputs = [noise(*shapes[name]) for name in network.inputs]
     output = network(*inputs)
-    assert output["logits"].shape == (1, 3, 32, 32, 32)
+    assert output["logits"].shape == (1, 3, 16, 16, 16)
     assert len(output.get("passes", [0])) == (2 if "multipass" in subset else 1)
     assert ("centreline" in output) == ("connectivity_multitask" in subset)
     del output["features"]

@@ -498,12 +498,20 @@ EDITS: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
 }
 
 
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Workspace]:
+    """(data, the workspace after the stage); who changes it brings it back."""
+    root = tmp_path_factory.mktemp("prepared")
+    data = write_data(root / "data")
+    assert preprocess(data, root / "w") == 0
+    return data, Workspace(root / "w")
+
+
 @pytest.mark.parametrize("edit", list(EDITS))
 def test_a_manifest_edited_by_hand_is_refused_by_every_later_stage(
-    data: Path, tmp_path: Path, edit: str
+    prepared: tuple[Path, Workspace], edit: str
 ) -> None:
-    preprocess(data, tmp_path / "w")
-    workspace, (change, code) = Workspace(tmp_path / "w"), EDITS[edit]
+    (data, workspace), (change, code) = prepared, EDITS[edit]
     before = manifest = artifacts.read_json(workspace.manifest)
     manifest = copy.deepcopy(before)
     change(manifest)
@@ -511,7 +519,7 @@ def test_a_manifest_edited_by_hand_is_refused_by_every_later_stage(
     with pytest.raises(IntegrityError, match=code) as caught:
         Manifest.load(workspace)
     assert caught.value.exit_code == 5
-    assert preprocess(data, tmp_path / "w") == 0  # the remedy that the message names
+    assert preprocess(data, workspace.root) == 0  # the remedy that the message names
     assert artifacts.read_json(workspace.manifest) == before
 
 

@@ -1,6 +1,7 @@
 """What the two kinds of DICOM masks, SEG and RTSTRUCT, have in common: how they are opened, and written for a
 CT series."""
 
+import functools
 import hashlib
 import io
 from pathlib import Path
@@ -68,8 +69,17 @@ KINDS = {"SEG": SEG, "RTSTRUCT": RTSTRUCT}  # by their modality
 
 
 def open_masks(path: Path, kind: Kind) -> tuple[Any, dict[int, str]]:
-    """(header of a file of this kind, number -> name of its masks, empty where a mask has none)."""
+    """(header of a file of this kind, number -> name of its masks, empty where a mask has none); neither may
+    be changed: the file opened last is kept."""
     regular_files.require_regular(path)
+    facts = path.stat()
+    return _open(path, kind, (facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns))
+
+
+@functools.lru_cache(maxsize=1)
+def _open(path: Path, kind: Kind, version: tuple[int, ...]) -> tuple[Any, dict[int, str]]:
+    """The file in this version. Where structures are read one by one, parsing it again for each would take
+    most of the time."""
     header = dicom_files.read_header(path, None)
     if is_cut(header):
         cause = "an element of its header holds less than it announces: the file was cut"

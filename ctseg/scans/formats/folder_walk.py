@@ -36,9 +36,9 @@ def walk(
     def note(error: OSError) -> None:
         skipped[Path(error.filename or root)] = f"the folder cannot be listed ({error.strerror})"
 
-    waiting = [Path(root)]
+    waiting = [(Path(root), real_root)]
     while waiting:  # os.walk itself recurses, which ends in a deep tree
-        folder = waiting.pop()
+        folder, real_folder = waiting.pop()
         _, folders, files = next(os.walk(folder, onerror=note), (folder, None, []))
         if folders is None:
             continue
@@ -47,13 +47,14 @@ def walk(
         yield folder, names, sorted(files)
         entered = []
         for name in names:
-            real = Path(os.path.realpath(folder / name))
+            path, link = folder / name, (folder / name).is_symlink()
+            real = Path(os.path.realpath(path)) if link else real_folder / name
             inside = real.is_relative_to(real_root)
-            if (folder / name).is_symlink() or not inside:
+            if link or not inside:
                 walked = inside and not any(map(hidden, real.relative_to(real_root).parts))
                 if walked or real in reached or real_root.is_relative_to(real):
-                    skipped[folder / name] = TWICE
+                    skipped[path] = TWICE
                     continue
                 reached.add(real)
-            entered.append(folder / name)
+            entered.append((path, real))
         waiting += reversed(entered)

@@ -21,9 +21,10 @@ import preprocessing
 from ctseg import artifacts
 from ctseg.datasets import case_sources, load_case
 from ctseg.datasets.case import CaseRecord, ImageSource, LabelSource
+from ctseg.datasets.masks import open_masks
 from ctseg.errors import CaseError
 from ctseg.geometry.volume import Volume
-from ctseg.scans.dicom import dicom_seg, dicom_series, rtstruct
+from ctseg.scans.dicom import dicom_files, dicom_seg, dicom_series, rtstruct
 
 SHAPE = (10, 11, 13)  # 143 pixels: 17 bytes and 7 bits
 PHANTOM = small_phantom(shape=SHAPE)
@@ -75,6 +76,26 @@ def test_highdicom_reads_the_seg_voxel_by_voxel(written):
             np.array(groups.PlanePositionSequence[0].ImagePositionPatient, float),
             atol=1e-4,
         )
+
+
+@pytest.mark.parametrize("file", ["seg.dcm", "rs.dcm"])
+def test_masks_read_one_by_one_parse_their_file_once_and_again_when_it_changed(tmp_path, file, monkeypatch):
+    volume = Volume(PHANTOM.image.array, PHANTOM.image.affine)
+    dicom_series.write_series(tmp_path / "ct", volume, patient_id="synthetic", series_number=1, seed=0)
+    write = dicom_seg.write_segments if file == "seg.dcm" else rtstruct.write_structures
+    real, parsed = dicom_files.read_header, []
+
+    def read_header(path: Path, tags: Any) -> Any:
+        parsed.append((path, tags))
+        return real(path, tags)
+
+    monkeypatch.setattr(dicom_files, "read_header", read_header)
+    for count, label in enumerate((label_map(), label_map() > 1), start=1):
+        write(tmp_path / file, Volume(label.astype(np.uint8), volume.affine), PHANTOM.names, tmp_path / "ct")
+        masks = open_masks(tmp_path / file, volume)
+        for value, name in PHANTOM.names.items():
+            assert np.array_equal(masks.read(name).array, label.astype(np.uint8) == value)
+        assert parsed.count((tmp_path / file, None)) == count  # with all of its tags
 
 
 def test_highdicom_places_the_seg_on_the_grid(written):
