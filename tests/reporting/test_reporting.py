@@ -27,7 +27,7 @@ from ctseg.config import Settings
 from ctseg.errors import CaseError, IntegrityError, PreconditionError
 from ctseg.geometry.boxes import bounding_box
 from ctseg.geometry.volume import Volume, reorient
-from ctseg.reporting import facts, gallery, report, results
+from ctseg.reporting import comparison_runs, facts, gallery, report, results
 from ctseg.reporting.pictures import curves, plots, slices, style
 from ctseg.scans.formats import volume_files
 
@@ -336,6 +336,17 @@ def test_evaluation_of_other_weights_is_said(workspace: Workspace) -> None:
     workspace.best_model.write_bytes(b"newer weights")
     found = results.read(workspace)
     assert found.evaluated and any("other weights" in notice for notice in found.notices)
+
+
+@pytest.mark.parametrize("name", ["summary_statistics.json", "per_case.csv", "evaluation_run.json"])
+def test_a_run_is_finished_only_with_undamaged_results(workspace: Workspace, name: str) -> None:
+    workspace.best_model.write_bytes(b"weights")
+    known = {"checkpoint_sha256": artifacts.file_hash(workspace.best_model)}
+    artifacts.write_json(workspace.run_record, artifacts.read_json(workspace.run_record) | known)
+    assert comparison_runs.is_finished(workspace)
+    path = workspace.evaluation / name
+    path.write_bytes(path.read_bytes()[:100])
+    assert not comparison_runs.is_finished(workspace)
 
 
 @pytest.mark.parametrize(
