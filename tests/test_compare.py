@@ -23,14 +23,14 @@ PLAIN = words_of(**{"evaluate.flip": False})
 def test_compare_writes_a_page_and_goes_on_where_it_was(tmp_path, cohorts, monkeypatch):
     """Of tubes, so that the comparison tells their topology too.
 
-    The first run's scripts are processes; the others are called here, as each process imports torch anew.
+    The first script is a process; the others are called here, as each process imports torch anew.
     """
     begin, scripts = compare.run_script, []
 
     def run_script(command: list[str]) -> int:
         script = Path(command[1]).stem
         scripts.append(script)
-        return begin(command) if len(scripts) <= 2 else importlib.import_module(script).main(command[2:])
+        return begin(command) if len(scripts) == 1 else importlib.import_module(script).main(command[2:])
 
     monkeypatch.setattr(compare, "run_script", run_script)
     command = ["--compare", ",".join(METHODS), "--task", "airway", "--data", str(cohorts["airway"])]

@@ -99,10 +99,8 @@ def test_layers_that_run_in_float32_are_told_once(tmp_path, monkeypatch, capsys)
 
 
 def test_killed_and_resumed_equals_undisturbed(tmp_path):
-    """With all that a run has to remember: passes, missed places of tubes, the density table."""
-    parts = {"model.passes": 2, "model.connectivity": "multitask", "model.remap": "lut"}
     whole, broken = tiny_workspace.make(tmp_path / "whole"), tiny_workspace.make(tmp_path / "broken")
-    values = {"train.epochs": 5, "train.steps_per_epoch": 2, "train.validations": 3, **parts}
+    values = {"train.epochs": 5, "train.steps_per_epoch": 2, "train.validations": 3}
     assert train.main(tiny_workspace.arguments(whole, **values)) == 0
     words = tiny_workspace.arguments(broken, **values)
     killed_at = []
@@ -134,6 +132,9 @@ def test_killed_and_resumed_equals_undisturbed(tmp_path):
 def test_stopped_in_the_middle_of_an_epoch_and_gone_on_with_equals_undisturbed(
     tmp_path, parts, number, monkeypatch, capsys
 ):
+    """The second time with all that a run has to remember: passes, missed places of tubes, the density
+    table.
+    """
     whole, broken = tiny_workspace.make(tmp_path / "whole"), tiny_workspace.make(tmp_path / "broken")
     values = {"train.epochs": 3, "train.steps_per_epoch": 4, "train.validations": 2, **parts}
     assert train.main(tiny_workspace.arguments(whole, **values)) == 0

@@ -25,9 +25,10 @@ from ctseg.scans.formats import nifti, volume_files
 def trained(tmp_path_factory, cohorts) -> tuple[Path, list[Path]]:
     """(a scan, checkpoints of two seeds and of another structure)."""
     root, data = tmp_path_factory.mktemp("trained"), cohorts["pelvis"] / "nifti"
+    several = ["--structures", "bladder,rectum,femur_left,femur_right,hip_left,hip_right"]
     runs = {
-        "a": (["preprocess", "train"], []),
-        "b": (["train"], ["--set", "train.seed=1", "--processed", str(root / "a" / "processed_data")]),
+        "a": (["preprocess", "train"], several),
+        "b": (["train"], [*several, "--set", "train.seed=1", "--processed", str(root / "a/processed_data")]),
         "c": (["preprocess", "train"], ["--structures", "bladder"]),
     }
     words = ["--model", "unet", *words_of(**{"train.precision": "fp32", "train.schedule": "plateau"})]
