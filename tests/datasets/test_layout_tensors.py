@@ -13,6 +13,8 @@ import preprocessing
 import run_pipeline
 from ctseg import artifacts
 
+pytestmark = pytest.mark.usefixtures("small_tensors")
+
 NAMES = ("kidney_left", "kidney_right", "liver")  # FLARE22 has ids for these
 WRITERS = {
     "abdomenatlas": builders.write_abdomenatlas,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +13,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from builders import small_phantom, write_nnunet
+from dying import prepare_or_die
 from shapes import probabilities_of
 from tiny_workspace import read_tensor
 
@@ -306,12 +306,6 @@ def test_foreseen_and_unforeseen_faults_of_one_case(
         preprocess(data, tmp_path / "other")
 
 
-def die(job: case_to_tensors.CaseJob) -> case_to_tensors.CaseOutcome:
-    if job.record.case_id == "p1":
-        os._exit(9)
-    return case_to_tensors.prepare_case(job)
-
-
 def test_killed_worker_costs_one_case(data: Path, tmp_path: Path) -> None:
     from ctseg.datasets.layouts import open_data_set
 
@@ -319,7 +313,7 @@ def test_killed_worker_costs_one_case(data: Path, tmp_path: Path) -> None:
         data, Workspace(tmp_path / "w"), tuple(LABELS), DataSettings(), plan=grids.GridPlan("whole", None)
     )
     jobs = [case_to_tensors.CaseJob(record, recipe) for record in open_data_set(data).cases[:3]]
-    outcomes = ordered_map(die, jobs, workers=2, after_death=case_to_tensors.after_death)
+    outcomes = ordered_map(prepare_or_die, jobs, workers=2, after_death=case_to_tensors.after_death)
     assert [outcome.case_id for outcome in outcomes] == ["p0", "p1", "p2"]
     assert [outcome.case is None for outcome in outcomes] == [False, True, False]
     assert [finding.code for finding in outcomes[1].findings] == ["WORKER_DIED"]

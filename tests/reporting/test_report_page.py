@@ -43,7 +43,7 @@ from ctseg.scoring import summary as scores
 in_browser = pytest.mark.skipif(BROWSER is None, reason=MISSING)
 pytestmark = pytest.mark.pictures
 WIDTHS = (1366, 800, 390)
-DRAWN = 6
+DRAWN = 3
 HEAVIEST = 4_000_000  # bytes, with 20 structures and 16 cases
 
 
@@ -334,7 +334,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
 
 @pytest.fixture(scope="module")
 def text(built: Workspace) -> str:
-    """The page of the stage, with the pictures of 6 of the 20 structures only: drawing them takes longest."""
+    """The page of the stage, with the pictures of 3 of the 20 structures only: drawing them takes longest."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(slices, "STRUCTURE_PICTURES", DRAWN)
         assert analyze.run(built, Settings(), Options()) == 0
