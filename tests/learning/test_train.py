@@ -337,7 +337,7 @@ def test_divergence_stops_with_the_cases_named(tmp_path, capsys, monkeypatch):
         return (loss * float("nan") if len(calls) > 6 else loss), dice
 
     monkeypatch.setattr(trainer, "objective", sometimes_nan)
-    assert train.main(tiny_workspace.arguments(workspace)) == 1
+    assert train.main(tiny_workspace.arguments(workspace, **{"train.steps_per_epoch": 4})) == 1
     message = capsys.readouterr().err
     assert "DIVERGED" in message and "case_" in message
     assert checkpoints.load(workspace.last_model)["epoch"] == 1  # the last good one is kept

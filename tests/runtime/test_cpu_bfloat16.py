@@ -144,7 +144,7 @@ def spoil(monkeypatch, steps: set[int]) -> None:
 def test_a_step_whose_gradient_is_not_finite_is_left_out_and_counted(tmp_path, monkeypatch, caplog, capfd):
     workspace = tiny_workspace.make(tmp_path)
     spoil(monkeypatch, {2, 3, 7})
-    assert train.main(tiny_workspace.arguments(workspace)) == 0
+    assert train.main(tiny_workspace.arguments(workspace, **{"train.steps_per_epoch": 4})) == 0
     history, last = artifacts.read_json(workspace.history), checkpoints.load(workspace.last_model)
     assert (history["steps"], history["skipped_steps"], last["skipped_in_a_row"]) == (9, 3, 0)
     assert all(

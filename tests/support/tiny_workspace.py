@@ -91,7 +91,7 @@ def arguments(workspace: artifacts.Workspace, **settings: Any) -> list[str]:
         "model.levels": 3,
         "model.width": 4,
         "train.patch_size": "32,32,32",
-        "train.steps_per_epoch": 4,
+        "train.steps_per_epoch": 2,
         "train.epochs": 3,
         "train.validations": 3,
         "train.precision": "fp32",
