@@ -250,12 +250,19 @@ def read_json(path: str | Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
     except (ValueError, UnicodeDecodeError) as error:
-        raise IntegrityError(
-            "ARTIFACT_CORRUPT",
-            f"not readable as JSON ({error})",
-            "run the stage that writes it again",
-            file=path.name,
-        ) from error
+        raise _corrupt(path, f"not readable as JSON ({error})") from error
+
+
+def read_record(path: str | Path) -> dict[str, Any]:
+    """The content of a JSON artifact that is an object; IntegrityError for anything else."""
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise _corrupt(Path(path), "it holds no JSON object")
+    return content
+
+
+def _corrupt(path: Path, cause: str) -> IntegrityError:
+    return IntegrityError("ARTIFACT_CORRUPT", cause, "run the stage that writes it again", file=path.name)
 
 
 def package_versions() -> dict[str, str]:

@@ -180,7 +180,7 @@ def is_finished(workspace: Workspace) -> bool:
     state.
     """
     try:
-        history = artifacts.read_json(workspace.history) if workspace.history.exists() else {}
+        history = artifacts.read_record(workspace.history) if workspace.history.exists() else {}
         return history.get("stopped") in artifacts.TRAINED
     except IntegrityError:
         return False
@@ -244,7 +244,7 @@ def go_on(trainer: Trainer, content: dict[str, Any]) -> bool:
         return True
     trainer.resume(content)
     if finished:
-        trainer.history["stopped"] = artifacts.read_json(workspace.history)["stopped"]
+        trainer.history["stopped"] = artifacts.read_record(workspace.history)["stopped"]
     else:
         epoch, steps = trainer.state.epoch, trainer.state.partial.steps
         LOG.info(

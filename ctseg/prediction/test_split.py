@@ -87,7 +87,7 @@ def predict_test_cases(
 
 def end_of_training(workspace: Workspace, checkpoint: dict[str, Any]) -> str | None:
     """How the checkpoint's training ended, as its history says; None when that is missing or another's."""
-    history = artifacts.read_json(workspace.history) if workspace.history.exists() else {}
+    history = artifacts.read_record(workspace.history) if workspace.history.exists() else {}
     model = (history.get("settings") or {}).get("model")
     same = history.get("manifest_hash") == checkpoint["manifest_hash"]
     same = same and model == checkpoint["settings"].get("model")

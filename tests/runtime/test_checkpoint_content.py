@@ -28,6 +28,7 @@ from ctseg import artifacts
 from ctseg.config import EvaluateSettings
 from ctseg.errors import IntegrityError
 from ctseg.geometry.volume import Volume
+from ctseg.learning import training
 from ctseg.prediction.predictor import load_predictor
 from ctseg.runtime import checkpoints
 from ctseg.scans.formats import nifti
@@ -543,4 +544,7 @@ def test_scores_of_an_unfinished_training_say_so(tmp_path, interrupted, capsys):
         assert evaluate.main(command) == 0
         output = capsys.readouterr().out
         assert said in output if said else "WARN" not in output
+    artifacts.write_json(interrupted.history, [])
+    assert evaluate.main(command) == 5 and "it holds no JSON object" in capsys.readouterr().err
+    assert not training.is_finished(interrupted)
     artifacts.write_json(interrupted.history, history)
