@@ -24,6 +24,9 @@ import numpy as np
 
 from ctseg.errors import IntegrityError, LockedError, PreconditionError, ResourceError
 
+# what a training's history says of each epoch, and of each structure in it
+SERIES = ("epochs", "train_loss", "val_loss", "val_mean_dice", "learning_rate", "epoch_seconds")
+SERIES_OF_STRUCTURES = ("train_dice", "val_dice", "val_hausdorff")
 # `stopped` of a finished training's history
 TRAINED = {"minutes": "time budget used up", "epochs": "all epochs done", "patience": "no further gain"}
 # of any other

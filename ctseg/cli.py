@@ -397,12 +397,10 @@ def guarded(main: Callable[[list[str] | None], int], argv: list[str] | None) -> 
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python tries again at its end
         if isinstance(error, OSError) and error.errno in SYSTEM_FAULTS:
             return _told(ResourceError.from_os(error))
-        LOG.debug("internal error", exc_info=True)
-        file = log_file()
-        cause = place_of(error) + (f", see {file.name}" if file is not None else "")
-        fix = "please report it with that file" if file is not None else "please report it with this line"
-        print(internal := PipelineError("INTERNAL", cause, fix), file=sys.stderr)
-        return internal.exit_code
+        cause, fix = place_of(error), "please report it with this line"
+        if (file := log_file()) is not None:
+            cause, fix = f"{cause}, see {file.name}", "please report it with that file"
+        return _told(PipelineError("INTERNAL", cause, fix))
 
 
 def _told(error: PipelineError) -> int:

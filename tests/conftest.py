@@ -55,6 +55,14 @@ def no_sync() -> Iterator[None]:
         yield
 
 
+gc.disable()  # while tests are collected: a third of that time would go into walks over what all stays
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
+
+
 # Files that take longest go first: with a file per worker, the last one begun decides when all is done.
 LONGEST = (
     "test_compare.py",
@@ -69,14 +77,6 @@ LONGEST = (
     "test_reporting.py",
     "test_dicom_twin.py",
 )
-
-
-gc.disable()  # while tests are collected: a third of that time would go into walks over what all stays
-
-
-def pytest_collection_finish() -> None:
-    gc.freeze()
-    gc.enable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

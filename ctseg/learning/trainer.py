@@ -267,17 +267,7 @@ class Trainer:
             self.multipass.pass_limit.fill_(most)
         by_pass = [Validation(self.names) for _ in range(most)]
         for case in self.validation:
-            left = iter(by_pass)  # what has not been scored on this case
-
-            def score(number: int, found: Probabilities, case: TrainingCase = case, left: Any = left) -> None:
-                """Of each pass as soon as it is there: all together would take several times the memory."""
-                next(left).add(case, torch.from_numpy(found.dense()))
-
-            last = predict_probabilities(
-                self.network, case.seen, self.windows, self.machine, least=0.0, on_pass=score
-            )
-            for validation in left:  # a network of one pass tells none, and passes that agree end early
-                validation.add(case, torch.from_numpy(last.dense()))
+            self.score_case(case, by_pass)
             self.stop_if_asked()
         self.dice_of_passes = [mean(validation.mean_dice()) for validation in by_pass]
         best = max(range(most), key=lambda number: self.dice_of_passes[number] or 0.0)
@@ -285,6 +275,21 @@ class Trainer:
             if key.endswith("pass_limit"):
                 value.fill_(best + 1)
         return by_pass[best]
+
+    def score_case(self, case: TrainingCase, by_pass: list[Validation]) -> None:
+        """Score each pass on a case as soon as it is there: all together would take several times the
+        memory.
+        """
+        left = iter(by_pass)
+
+        def score(number: int, found: Probabilities) -> None:
+            next(left).add(case, torch.from_numpy(found.dense()))
+
+        last = predict_probabilities(
+            self.network, case.seen, self.windows, self.machine, least=0.0, on_pass=score
+        )
+        for validation in left:  # a network of one pass tells none, and passes that agree end early
+            validation.add(case, torch.from_numpy(last.dense()))
 
     def look_for_missed(self) -> None:
         """Predict one training case, each time another one, and remember which parts of its tubes were

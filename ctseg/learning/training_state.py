@@ -21,9 +21,6 @@ from ctseg.runtime.checkpoint_schema import Count, Rules, Weights, check_rules, 
 from ctseg.runtime.hardware import Machine, count_parameters
 from ctseg.typed_values import fits
 
-# of a history: one number per epoch, and one per epoch and structure
-SERIES = ("epochs", "train_loss", "val_loss", "val_mean_dice", "learning_rate", "epoch_seconds")
-SERIES_OF_STRUCTURES = ("train_dice", "val_dice", "val_hausdorff")
 # of torch.amp.GradScaler, which is empty where it is not used
 SCALER_KEYS = {"scale", "growth_factor", "backoff_factor", "growth_interval", "_growth_tracker"}
 
@@ -175,8 +172,8 @@ def empty_history(settings: Settings, provenance: dict[str, Any], network: torch
         "version": 1,
         "model": provenance["arch"]["name"],
         "structures": names,
-        **{key: [] for key in (*SERIES, "resource_usage")},
-        **{key: {name: [] for name in names} for key in SERIES_OF_STRUCTURES},
+        **{key: [] for key in (*artifacts.SERIES, "resource_usage")},
+        **{key: {name: [] for name in names} for key in artifacts.SERIES_OF_STRUCTURES},
         "parameters": count_parameters(network),
         "skipped_steps": 0,
         "settings": settings.record(),
@@ -192,8 +189,8 @@ def read_history(content: dict[str, Any], file: str) -> dict[str, Any]:
     try:
         history: dict[str, Any] = json.loads(content["history"])
         json.dumps(history, allow_nan=False)
-        series = [history[key] for key in SERIES]
-        series += [history[key][name] for key in SERIES_OF_STRUCTURES for name in names]
+        series = [history[key] for key in artifacts.SERIES]
+        series += [history[key][name] for key in artifacts.SERIES_OF_STRUCTURES for name in names]
         usage = history["resource_usage"]
         complete = (
             history["epochs"] == list(range(1, epoch + 1))

@@ -9,14 +9,15 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypedDict
+from typing import Any
 
 from ctseg import artifacts
 from ctseg.artifacts import Workspace
-from ctseg.errors import Finding, IntegrityError, PipelineError
+from ctseg.errors import IntegrityError, PipelineError
 from ctseg.evaluation.result_files import TEXT_COLUMNS
 from ctseg.manifest import Manifest
 from ctseg.reporting.pictures.slices import LUNG_HU, SOFT_TISSUE_HU
+from ctseg.reporting.result_kinds import HISTORY, REPORT, RUN, SUMMARY, Kinds, Means, Statistic, Undefined
 from ctseg.scoring.metrics import STATES, Row, has_reference
 from ctseg.tables import read_csv
 from ctseg.typed_values import fits
@@ -24,200 +25,6 @@ from ctseg.typed_values import fits
 EVALUATE_AGAIN = "run `python run_pipeline.py --eval --analyze`"
 METRICS = ("dice", "nsd", "hd95_imputed", "hd95")
 SCORES = ("dice", "nsd", "hd95_mm", "hd95_imputed_mm")
-
-
-# ---- what pages and plots read of the files ---------------------------------------------------------------
-
-
-class Statistic(TypedDict):
-    """Of one metric and structure."""
-
-    mean: float
-    median: float
-    p05: float
-    n: int
-    ci95: tuple[float, float] | None
-    flags: list[str]
-
-
-class Undefined(TypedDict):
-    """A metric that no scan has."""
-
-    mean: None
-    median: None
-    p05: None
-    n: Literal[0]
-    ci95: None
-    flags: list[str]
-
-
-class Means(TypedDict):
-    """Over the structures that some reference shows."""
-
-    macro_dice: float | None
-    macro_nsd: float | None
-    macro_hd95_imputed: float | None
-
-
-class Headline(Means):
-    """Means and whose they are."""
-
-    structures: list[str]
-    structures_without_reference: list[str]
-
-
-class Nothing(Means):
-    """The predictor that leaves every voxel background."""
-
-    better_than_baseline: bool | None
-
-
-class Baselines(TypedDict):
-    """What the headline stands beside."""
-
-    all_background: Nothing
-
-
-class Presence(TypedDict):
-    """In how many scans a structure is in each state."""
-
-    n_present: int
-    n_missed: int
-    n_hallucinated: int
-    n_absent: int
-    n_unannotated: int
-    n_unevaluable: int
-
-
-class Bin(TypedDict):
-    """Voxels of about one probability: how many, its mean and how often it was right."""
-
-    n: int
-    p: float
-    y: float
-
-
-class EmptyBin(TypedDict):
-    """A probability that no voxel has."""
-
-    n: Literal[0]
-
-
-class Calibration(TypedDict):
-    """Of one structure in one region."""
-
-    ece: float | None
-    brier: float | None
-    nll: float | None
-    bins: list[EmptyBin | Bin]
-
-
-class Regions(TypedDict):
-    """Of one structure."""
-
-    band: Calibration
-    whole: Calibration
-
-
-class FailureDetection(TypedDict):
-    """Whether confidence warns."""
-
-    aurc: float | None
-    spearman: float | None
-
-
-class TopologyColumns(TypedDict, total=False):
-    """Those of one kind of structure."""
-
-    td_lcc: Statistic | Undefined
-    bd_lcc: Statistic | Undefined
-    precision_lcc: Statistic | Undefined
-    leakage_lcc: Statistic | Undefined
-    td_full: Statistic | Undefined
-    precision_full: Statistic | Undefined
-    breaks: Statistic | Undefined
-    cldice: Statistic | Undefined
-    betti_error: Statistic | Undefined
-
-
-class Topology(TopologyColumns):
-    """Of one tube or tree."""
-
-    n_reference: int
-    all_background: dict[str, float | None]
-
-
-class ScoreSettings(TypedDict):
-    """How scores were made."""
-
-    boundary_mode: str
-    split_hash: str | None
-    tolerances_mm: dict[str, list[float]]
-    n_missing_predictions: int
-
-
-class PredictedCase(TypedDict):
-    """A test case of `evaluation_run.json`."""
-
-    case_id: str
-    prediction: str
-    seconds: float
-
-
-class Training(TypedDict):
-    """How long and on what was trained."""
-
-    minutes: float
-    epochs: int
-    steps_per_epoch: int
-    batch_size: int
-    patch_size: tuple[int, int, int]
-    seed: int
-
-
-class HistorySettings(TypedDict):
-    """The settings of a training."""
-
-    train: Training
-
-
-SERIES = ("train_loss", "val_loss", "val_mean_dice", "learning_rate", "epoch_seconds")
-OF_STRUCTURES = ("train_dice", "val_dice", "val_hausdorff")
-Series = list[float | None]  # a value per epoch, null where it was not measured
-Kinds = Mapping[str, Any]
-HISTORY: Kinds = {
-    "epochs": list[int],
-    **dict.fromkeys(SERIES, Series),
-    **dict.fromkeys(OF_STRUCTURES, dict[str, Series]),
-    "resource_usage": list[dict[str, float | None]],
-    **dict.fromkeys(("model", "manifest_hash", "stopped"), str),
-    **dict.fromkeys(("parameters", "steps"), int),
-    "synthetic": bool,
-    "structures": list[str],
-    "best_epoch": int | None,
-    "best_val_dice": float | None,
-    "seconds": float,
-    **dict.fromkeys(("step_seconds", "peak_memory_gb"), float | None),
-    "settings": HistorySettings,
-}
-RUN: Kinds = {
-    "structures": Annotated[list[str], bool],  # at least one
-    "cases": list[PredictedCase],
-    "settings": dict | None,
-    "device": str | None,
-    "synthetic": bool,
-}
-SUMMARY: Kinds = {
-    "settings": ScoreSettings,
-    "presence": dict[str, Presence],
-    "headline": Headline,
-    "baselines": Baselines,
-    "topology": dict[str, Topology],
-    "calibration": dict[str, Regions],
-    "failure_detection": FailureDetection,
-    "warnings": list[str],
-}
-REPORT: Kinds = {**dict.fromkeys(("found", "processed", "cached", "skipped"), int), "findings": list[Finding]}
 
 
 @dataclasses.dataclass
@@ -287,9 +94,10 @@ def read(workspace: Workspace) -> Results:
     PreconditionError MISSING_ARTIFACT when training has not run, IntegrityError for damage.
     """
     history = _read(workspace.require(workspace.history, stage="train"), HISTORY, workspace, stage="train")
-    names = all(history[key].keys() == set(history["structures"]) for key in OF_STRUCTURES)
-    lengths = {len(history[key]) for key in ("epochs", "resource_usage", *SERIES)}
-    lengths |= {len(values) for key in OF_STRUCTURES for values in history[key].values()}
+    of_structures = [history[key] for key in artifacts.SERIES_OF_STRUCTURES]
+    names = all(series.keys() == set(history["structures"]) for series in of_structures)
+    lengths = {len(history[key]) for key in (*artifacts.SERIES, "resource_usage")}
+    lengths |= {len(values) for series in of_structures for values in series.values()}
     if not names or len(lengths) > 1:
         cause = "not every series has a value per epoch"
         raise _corrupt(cause, workspace.history, workspace, stage="train")
@@ -396,9 +204,8 @@ def _read(path: Path, kinds: Kinds, workspace: Workspace, *, stage: str) -> dict
 
 
 def _corrupt(cause: str, path: Path, workspace: Workspace, *, stage: str) -> IntegrityError:
-    fix = (
-        f"delete it and run `python run_pipeline.py --{stage}` again"  # a finished training looks no further
-    )
+    # a finished training looks no further than whether its files are there
+    fix = f"delete it and run `python run_pipeline.py --{stage}` again"
     return IntegrityError("ARTIFACT_CORRUPT", cause, fix, file=workspace.relative(path))
 
 

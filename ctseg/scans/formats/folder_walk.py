@@ -48,7 +48,8 @@ def walk(
         entered = []
         for name in names:
             path, link = folder / name, (folder / name).is_symlink()
-            real = Path(os.path.realpath(path)) if link else real_folder / name
+            # asked of all on Windows, whose junctions are no links to Python
+            real = Path(os.path.realpath(path)) if link or os.name == "nt" else real_folder / name
             inside = real.is_relative_to(real_root)
             if link or not inside:
                 walked = inside and not any(map(hidden, real.relative_to(real_root).parts))
