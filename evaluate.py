@@ -23,9 +23,10 @@ from pathlib import Path
 from typing import Any
 
 from ctseg import cli, config_file
-from ctseg.artifacts import UNFINISHED, Workspace, read_json
+from ctseg.artifacts import UNFINISHED, Workspace, read_record
 from ctseg.cli import LOG, Options
 from ctseg.config import Settings
+from ctseg.datasets.metadata import read_value
 from ctseg.errors import PreconditionError, UsageError
 from ctseg.evaluation.mask_pairs import Pair, pair_masks
 from ctseg.evaluation.result_files import (
@@ -85,7 +86,7 @@ def run(workspace: Workspace, settings: Settings, options: Options) -> int:
 def score_run(workspace: Workspace, settings: Settings, workers: int = 1) -> int:
     """Score the predictions that `evaluation_run.json` lists against the references of the test split."""
     manifest = Manifest.load(workspace)
-    record = read_json(workspace.require(workspace.run_record, stage="eval"))
+    record = read_record(workspace.require(workspace.run_record, stage="eval"))
     pairs = pairs_of_test_split(workspace, manifest, record)
     structures = [Structure(name, (i,)) for i, name in enumerate(manifest.structures, start=1)]
     how = score_settings(settings, tolerances_for(manifest.structures))
@@ -208,7 +209,7 @@ def read_tolerances(path: Path | None, names: Sequence[str]) -> Mapping[str, tup
         raise UsageError(
             "FILE_MISSING", "the file does not exist", "check the path after --tolerances", file=path.name
         )
-    content = read_json(path)
+    content = read_value(path)
     try:
         if not isinstance(content, dict) or not all(isinstance(values, list) for values in content.values()):
             raise ValueError(f"{json.dumps(content)[:80]} is no map of names and lists")
@@ -233,7 +234,7 @@ def _says_synthetic(arguments: argparse.Namespace) -> bool:
     ):
         return True
     record = arguments.prediction.parent / "evaluation_run.json"
-    return record.is_file() and bool(read_json(record).get("synthetic"))
+    return record.is_file() and bool(read_record(record).get("synthetic"))
 
 
 def build_parser() -> argparse.ArgumentParser:

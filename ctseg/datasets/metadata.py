@@ -34,6 +34,11 @@ def read_list(path: Path) -> list[Any]:
     return list(_read(path, list, "no list [...]"))
 
 
+def read_value(path: Path) -> Any:
+    """Any JSON in a file; errors as in `read_object`."""
+    return _read(path, object, "")
+
+
 def _read(path: Path, kind: type, otherwise: str) -> Any:
     try:
         status = path.stat()

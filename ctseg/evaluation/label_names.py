@@ -10,8 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ctseg.artifacts import read_json
 from ctseg.datasets.masks import Naming
+from ctseg.datasets.metadata import read_value
 from ctseg.errors import IntegrityError, UsageError, listed
 from ctseg.scoring.metrics import MAX_LABEL, Structure
 from ctseg.scoring.summary import RESERVED_NAMES
@@ -76,7 +76,7 @@ def read_label_names(path: Path) -> LabelNames:
             "check the path after --labels",
             file=path.name,
         )
-    content = read_json(path)
+    content = read_value(path)
     table = content.get("labels", content) if isinstance(content, dict) else None
     if not isinstance(table, dict) or not table:
         raise UsageError(

@@ -22,7 +22,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ctseg.artifacts import Workspace, read_json, write_json, write_text
+from ctseg.artifacts import Workspace, read_record, write_json, write_text
 from ctseg.evaluation.report_text import report_text
 from ctseg.evaluation.scored import Scored
 from ctseg.scoring import calibration, failure
@@ -161,7 +161,7 @@ def join_trust(workspace: Workspace, record: Mapping[str, Any], rows: Sequence[R
     A calibration.json of other weights or data than the run's is left out, as is what an earlier version did
     not record.
     """
-    content = read_json(workspace.calibration) if workspace.calibration.exists() else {}
+    content = read_record(workspace.calibration) if workspace.calibration.exists() else {}
     if any(content.get(key) != record.get(key) for key in ("checkpoint_sha256", "manifest_hash")):
         content = {}
     confidence = {case["case_id"]: case.get("confidence", {}) for case in record["cases"]}

@@ -102,7 +102,7 @@ def predict_guide_masks(
     out: preprocessing refuses it later with its reason.
     """
     done_file = folder / "made.json"
-    done = artifacts.read_json(done_file) if done_file.exists() else {}
+    done = artifacts.read_record(done_file) if done_file.exists() else {}
     for record in progress(records):
         path = folder / f"{artifacts.safe_name(record.case_id)}.nii.gz"
         try:

@@ -14,12 +14,14 @@ import numpy as np
 from ctseg import laterality, structure_names
 from ctseg.artifacts import TENSOR_SIZE, Workspace, read_json
 from ctseg.config import DataSettings, did_you_mean
+from ctseg.datasets import metadata
 from ctseg.datasets.case import CaseRecord, DataSet
 from ctseg.errors import IntegrityError, PreconditionError, UsageError
 from ctseg.geometry.grids import GridPlan, canonical_grid
 from ctseg.laterality import Sides
 from ctseg.manifest import Case
 from ctseg.preparation.guide_organs import GuideSource, totalsegmentator_command
+from ctseg.typed_values import fits
 
 LOG = logging.getLogger("ctseg")
 
@@ -105,9 +107,12 @@ def choose_structures(data_set: DataSet, data: DataSettings) -> tuple[str, ...]:
     Raises UsageError UNKNOWN_ORGAN, PreconditionError NO_DATA, and STRUCTURES_ALIKE for a name that says
     nothing and for two that differ in spelling alone: they would be taken for each other.
     """
-    wanted = tuple(data.structures)
+    wanted: Sequence[str] = data.structures
     if not wanted and data_set.synthetic:
-        wanted = tuple(read_json(data_set.root / "synthetic.json").get("structures", ()))
+        path = data_set.root / "synthetic.json"
+        wanted = metadata.read_object(path).get("structures", [])
+        if not fits(wanted, list[str]):
+            raise metadata.invalid(path, "'structures' is no list of names", "have the cohort drawn again")
     names = {known_name(name, name, data_set.structures) for name in wanted}
     chosen = tuple(name for name in data_set.structures if not wanted or name in names)
     if not chosen or not data_set.cases:

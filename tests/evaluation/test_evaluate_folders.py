@@ -544,6 +544,27 @@ def test_tolerances_from_a_file(tmp_path: Path, capsys: pytest.CaptureFixture) -
     )
 
 
+def test_files_that_people_write_may_begin_with_a_byte_order_mark_and_are_refused_as_theirs(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    tolerances, names = tmp_path / "t.json", tmp_path / "n.json"
+    arguments = [*folders(tmp_path, {"a": mask(1)}, {"a": mask(1)}), "--labels", str(names)]
+    arguments += ["--tolerances", str(tolerances)]
+    tolerances.write_text('{"bladder": [4, 1]}', encoding="utf-8-sig")
+    names.write_text('{"1": "bladder"}', encoding="utf-8-sig")
+    for file in (tolerances, names):
+        good = file.read_bytes()
+        file.write_text("{", encoding="utf-16")
+        code, said = refused(arguments, capsys)
+        assert code == 4 and f"METADATA_PARSE case=- file={file.name}" in said and "correct the file" in said
+        file.write_bytes(good)
+    artifacts.write_json(tmp_path / "evaluation_run.json", [])
+    assert "ARTIFACT_CORRUPT case=- file=evaluation_run.json" in refused(arguments, capsys)[1]
+    (tmp_path / "evaluation_run.json").unlink()
+    assert evaluate.main(arguments) == 0
+    assert strict(tmp_path / "scores/summary_statistics.json")["bladder_nsd_4mm"]["mean"] == 1
+
+
 # ---- label names ------------------------------------------------------------------------------------------
 
 

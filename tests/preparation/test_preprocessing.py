@@ -688,6 +688,16 @@ def test_the_list_tells_what_preprocessing_would_refuse_and_writes_nothing(
     assert run_pipeline.main(command) == 0 and "10 more cases were not looked at" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("marker", "code"), [([], "PARSE"), ({"structures": 5}, "INVALID")])
+def test_a_damaged_marker_of_a_synthetic_cohort_is_refused(
+    cohorts: dict[str, Path], tmp_path: Path, marker: object, code: str
+) -> None:
+    data = shutil.copytree(cohorts["pelvis"], tmp_path / "data")
+    artifacts.write_json(data / "synthetic.json", marker)
+    with pytest.raises(PreconditionError, match=f"METADATA_{code}.*synthetic.json"):
+        preprocess(data, tmp_path / "w")
+
+
 def test_a_synthetic_cohort_never_replaces_tensors_of_scans(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
