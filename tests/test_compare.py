@@ -20,6 +20,7 @@ METHODS = ["unet", "unet+model.width=6"]
 PLAIN = words_of(**{"evaluate.flip": False})
 
 
+@pytest.mark.slow
 def test_compare_writes_a_page_and_goes_on_where_it_was(tmp_path, cohorts, monkeypatch):
     """Of tubes, so that the comparison tells their topology too.
 

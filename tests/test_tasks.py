@@ -15,6 +15,7 @@ from ctseg.tasks import TASKS
 pytestmark = pytest.mark.usefixtures("small_tensors")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", list(TASKS))
 def test_a_task_runs_with_its_own_network(task, tmp_path, cohorts):
     """Training and evaluation take the task from the data."""

@@ -20,6 +20,8 @@ from ctseg.datasets.layouts import open_data_set
 from ctseg.datasets.load_case import load_case
 from ctseg.geometry.volume import Volume, to_canonical
 
+pytestmark = pytest.mark.slow  # bodies of full size
+
 DRAWN = (0, 1, 2, 4, 5, 7, 8, 11, 13, 18)  # 4, 11 and 18 have lost an organ
 REMOVED = {4: "kidney_left", 11: "spleen", 18: "kidney_right"}
 

@@ -17,6 +17,8 @@ from ctseg.anatomy.implicit import Scene
 from ctseg.anatomy.thin_tubes import TubeLayer, axis_voxels, disk_overlap, to_index
 from ctseg.geometry.volume import CANONICAL_DIRECTIONS, Grid, to_canonical
 
+pytestmark = pytest.mark.slow  # bodies of full size
+
 FACES_EDGES_CORNERS = np.ones((3, 3, 3))
 
 

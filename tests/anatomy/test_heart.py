@@ -16,6 +16,8 @@ from ctseg.anatomy.tasks import load_task
 from ctseg.geometry.volume import Volume, to_canonical
 from ctseg.laterality import find_sides
 
+pytestmark = pytest.mark.slow  # bodies of full size
+
 CUBE = np.ones((3, 3, 3), dtype=bool)  # 26-connected
 
 

@@ -21,6 +21,8 @@ from ctseg.datasets.layouts import open_data_set
 from ctseg.datasets.load_case import load_case
 from ctseg.geometry.volume import to_canonical
 
+pytestmark = pytest.mark.slow  # bodies of full size
+
 INDEX = 2  # a calm patient without metal
 
 

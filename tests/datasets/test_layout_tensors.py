@@ -86,6 +86,7 @@ def test_tensors_equal_those_of_the_plain_layout(layout, plain, tmp_path):
             assert np.array_equal(masks[name], expected[name]), name
 
 
+@pytest.mark.slow
 @pytest.mark.real
 def test_the_challenges_own_csv_runs_through_all_stages(real_data, tmp_path):
     arguments = [

@@ -52,6 +52,7 @@ def wait_until(done: Callable[[], bool], process: BaseProcess) -> None:
         time.sleep(0.005)
 
 
+@pytest.mark.slow
 def test_it_learns_and_leaves_its_artifacts(tmp_path):
     workspace = tiny_workspace.make(tmp_path)
     arguments = tiny_workspace.arguments(
@@ -98,6 +99,7 @@ def test_layers_that_run_in_float32_are_told_once(tmp_path, monkeypatch, capsys)
     assert said.index("NOTE BF16_LAYERS") < said.index("Epoch   1")
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_equals_undisturbed(tmp_path):
     whole, broken = tiny_workspace.make(tmp_path / "whole"), tiny_workspace.make(tmp_path / "broken")
     values = {"train.epochs": 5, "train.steps_per_epoch": 2, "train.validations": 3}
@@ -121,6 +123,7 @@ def test_killed_and_resumed_equals_undisturbed(tmp_path):
     assert not list(broken.root.rglob(".tmp-*"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("parts", "number"),
     [

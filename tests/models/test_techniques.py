@@ -310,6 +310,7 @@ def unseen_bars() -> tuple[Tensor, Tensor]:
     return image[there][:24], label[there][:24]
 
 
+@pytest.mark.slow
 def test_second_pass_is_better_than_the_first(tracer, unseen_bars):
     image, label = unseen_bars
     with torch.inference_mode():
@@ -320,6 +321,7 @@ def test_second_pass_is_better_than_the_first(tracer, unseen_bars):
     assert (gain > 0).sum() > 3 * (gain < 0).sum()
 
 
+@pytest.mark.slow
 def test_context_is_used_and_not_copied(tracer, unseen_bars):
     image, label = unseen_bars
     true = (label[:, None] > 0).float()

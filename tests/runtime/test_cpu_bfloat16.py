@@ -92,6 +92,7 @@ for byte, words in zip((0, 127), sys.argv[1:], strict=True):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="M_PERTURB is glibc's")
 @pytest.mark.parametrize("more", [OLDER, {}], ids=["without AMX", "as it is"])
 def test_training_at_depth_32_in_bfloat16_repeats_itself_whatever_memory_holds(tmp_path, more):
