@@ -39,7 +39,9 @@ def sampler_of(cases: list[dataset.TrainingCase], **train) -> dataset.PatchSampl
 CPU = Machine(torch.device("cpu"), "fp32", False, "test")
 
 
-def brute_force_loss(logits: torch.Tensor, label: torch.Tensor, labelled: torch.Tensor) -> float:
+def brute_force_loss(
+    logits: torch.Tensor, label: torch.Tensor, labelled: torch.Tensor, *, focal: bool = False
+) -> torch.Tensor:
     """The loss from its definition, voxel by voxel in double precision."""
     probabilities = torch.softmax(logits.double(), 1)
     entropy, dices = [], []
@@ -49,6 +51,8 @@ def brute_force_loss(logits: torch.Tensor, label: torch.Tensor, labelled: torch.
             if not labelled[b, s]:
                 merged[0] += merged[s + 1]
         entropy.append(-torch.log(merged.gather(0, label[b].long()[None])[0]))
+    if focal:
+        entropy = [losses * (1 - torch.exp(-losses)) ** 2 for losses in entropy]
     for s in range(labelled.shape[1]):
         target = (
             torch.stack([(label[b] == s + 1) for b in range(len(label)) if labelled[b, s]]).double()
@@ -58,20 +62,27 @@ def brute_force_loss(logits: torch.Tensor, label: torch.Tensor, labelled: torch.
         if target.sum() > 0:
             own = torch.stack([probabilities[b, s + 1] for b in range(len(label)) if labelled[b, s]])
             dices.append(2 * (own * target).sum() / (own.sum() + target.sum()))
-    return float(torch.stack(entropy).mean() + (1 - torch.stack(dices).mean() if dices else 0))
+    return torch.stack(entropy).mean() + (1 - torch.stack(dices).mean() if dices else 0)
 
 
 @pytest.mark.parametrize("labelled", [[[1, 1, 1], [1, 1, 1]], [[1, 0, 1], [1, 1, 1]], [[0, 0, 0], [1, 0, 1]]])
-def test_loss_equals_its_definition(labelled):
+@pytest.mark.parametrize("kind", ["dice_ce", "dice_focal"])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last_3d])
+def test_loss_and_its_gradient_equal_their_definition(labelled, kind, layout, monkeypatch):
+    monkeypatch.setattr(losses, "PART", 4 * 50)  # 50 voxels: four and a half parts for each image
     torch.manual_seed(0)
     mask = torch.tensor(labelled).bool()
-    logits, label = torch.randn(2, 4, 5, 6, 7), torch.randint(0, 4, (2, 5, 6, 7))
+    logits, label = 3 * torch.randn(2, 4, 5, 6, 7), torch.randint(0, 4, (2, 5, 6, 7))
+    logits = logits.contiguous(memory_format=layout).requires_grad_()
     for b in range(2):
         for s in range(3):
             if not mask[b, s]:
                 label[b][label[b] == s + 1] = 0
-    loss, _ = losses.segmentation_loss(logits=logits, label=label, labelled=mask)
-    assert float(loss) == pytest.approx(brute_force_loss(logits, label, mask), rel=1e-5)
+    loss, _ = losses.segmentation_loss(logits=logits, label=label, labelled=mask, kind=kind)
+    wanted = brute_force_loss(logits, label, mask, focal=kind == "dice_focal")
+    assert float(loss.detach()) == pytest.approx(float(wanted.detach()), rel=1e-5)
+    (found,), (expected,) = (torch.autograd.grad(value, logits) for value in (loss, wanted))
+    assert torch.allclose(found, expected, rtol=1e-4, atol=1e-7) and float(expected.abs().max()) > 1e-3
 
 
 def test_an_unlabelled_structure_gets_no_gradient_for_being_predicted_on_background():
