@@ -17,7 +17,7 @@ from ctseg import artifacts
 from ctseg.runtime import checkpoints
 from ctseg.scans.formats import volume_files
 
-pytestmark = pytest.mark.usefixtures("small_tensors")
+pytestmark = [pytest.mark.usefixtures("small_tensors"), pytest.mark.slow]
 
 GUIDED = ["--structures", "bladder", "--model", "anatomy_guided_unet"]
 PLAIN = words_of(**{"evaluate.flip": False})  # the mirror is the subject of other tests

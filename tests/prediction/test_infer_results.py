@@ -28,7 +28,7 @@ from ctseg.runtime import checkpoints
 from ctseg.scans.dicom import dicom_files, dicom_seg, dicom_series, rtstruct
 from ctseg.scans.formats import volume_files
 
-pytestmark = pytest.mark.usefixtures("small_tensors")
+pytestmark = [pytest.mark.usefixtures("small_tensors"), pytest.mark.slow]
 
 
 @pytest.mark.parametrize(

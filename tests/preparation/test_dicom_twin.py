@@ -120,9 +120,11 @@ def compare(root: Path, patients: dict[str, Phantom]) -> None:
         assert np.abs(one - twin).max() < 0.05 and np.abs(one - twin).mean() < 1e-3
 
 
+@pytest.mark.slow
 def test_synthetic_patients_as_nifti_and_as_dicom(tmp_path):
     compare(tmp_path, {f"case_{seed}": small_phantom(seed=seed) for seed in range(4)})
 
 
+@pytest.mark.slow
 def test_a_real_scan_as_nifti_and_as_dicom(tmp_path, real_data):
     compare(tmp_path, real_patients(real_data / "totalseg" / "tests" / "reference_files"))

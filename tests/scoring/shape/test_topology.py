@@ -714,6 +714,7 @@ def test_regions_of_several_labels() -> None:
 # ---- real predictions -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.real
 def test_real_airways() -> None:
     """Two teams' predictions of one challenge case, one in the place of the reference; takes seconds."""

@@ -525,6 +525,7 @@ def test_lengths_are_in_millimetres() -> None:
 # ---- real predictions -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.real
 def test_real_airway_agrees_with_lee_thinning() -> None:
     """One challenge team's tree: length, branches and clDice against another team's, with both skeletons."""
