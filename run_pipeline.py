@@ -20,7 +20,7 @@ from ctseg.artifacts import Workspace
 from ctseg.cli import LOG, Options
 from ctseg.config import Settings
 from ctseg.errors import CaseError, UsageError
-from ctseg.tasks import TASKS, find_task
+from ctseg.tasks import TASKS, UNET_DEMO, find_task
 
 # flag -> script
 STAGES = {"preprocess": "preprocessing", "train": "train", "eval": "evaluate", "analyze": "analyze"}
@@ -156,9 +156,10 @@ def use_demo_settings(arguments: argparse.Namespace) -> None:
     task = find_task(arguments.task or "pelvis")
     arguments.minutes = task.demo_minutes
     named = arguments.compare or arguments.model or "model.name" in given
+    plain = arguments.task is None and not named
     demo = [
         f"{key}={value}"
-        for key, value in task.demo.items()
+        for key, value in (UNET_DEMO if plain else task.demo).items()
         if key not in given and not (named and key == "model.backbone")
     ]
     arguments.assignments = [*demo, *arguments.assignments]

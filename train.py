@@ -15,6 +15,7 @@ import dataclasses
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ctseg import artifacts, cli, config, config_file
@@ -108,6 +109,7 @@ def learn(plan: Plan, settings: Settings) -> None:
         validation=load_cases(workspace, manifest, "val", regions=regions, progress=cli.bar("Loading val")),
     )
     settings = planning.with_patch(settings, plan.training, manifest.structures)
+    settings = with_network_plan(settings, plan.training[0].spacing_mm)
     LOG.info(
         "%d training and %d validation cases, structures: %s.",
         len(plan.training),
@@ -166,9 +168,18 @@ def check_options(settings: Settings, options: Options, *, guided: bool) -> None
     if settings.train.precision != "auto":  # auto takes a trial of a second and refuses nothing
         hardware.choose_machine(options.device, settings.train.precision)
     profile = options.profile or hardware.choose_profile(device)[0]
-    resolved = config.resolve(profile, options.overrides)
+    resolved = with_network_plan(config.resolve(profile, options.overrides), (1.0, 1.0, 1.0))
     with torch.device("meta"):  # without memory
         build(architecture(resolved, n_structures=2, guide_channels=3 * guided))
+
+
+def with_network_plan(settings: Settings, spacing_mm: Sequence[float]) -> Settings:
+    """The settings with what is planned for their network on voxels of that size."""
+    from ctseg.learning import planning
+    from models import PRESETS, parts_of
+
+    plain = parts_of(settings.model.name, settings.record()["model"]) == PRESETS["unet"]
+    return planning.with_network_plan(settings, plain=plain, spacing_mm=spacing_mm)
 
 
 def learns_tubes(settings: Settings) -> bool:

@@ -151,6 +151,11 @@ SHARED_OPTIONS = {
         Option(
             "--low-vram", "", "tiny channels and batch 1 for GPUs below 8 GB; the same as --profile low_vram"
         ),
+        Option(
+            "--init",
+            "FILE",
+            "start from the weights of a trained model (best_model.pth), of these or other structures",
+        ),
         Option("--minutes", "M", "train for this long; the learning rate reaches zero at the end", float),
         Option("--epochs", "N", "train for this many epochs", int),
         Option(
@@ -224,6 +229,13 @@ def refuse_contradictions(arguments: argparse.Namespace) -> None:
         raise UsageError(
             "BAD_VALUE", f"--minutes {arguments.minutes} is not positive", "give a number above 0"
         )
+    if arguments.init not in (None, "none") and not Path(arguments.init).is_file():
+        raise UsageError(
+            "BAD_OPTION",
+            "there is no such file to start from",
+            "give --init the best_model.pth of a training",
+            file=arguments.init,
+        )
     if arguments.workers is not None and arguments.workers < 1:
         raise UsageError("BAD_VALUE", f"--workers {arguments.workers} is not positive", "give 1 or more")
 
@@ -242,6 +254,7 @@ def settings_from(arguments: argparse.Namespace) -> tuple[Workspace, config.Sett
         "model.name": arguments.model,
         "data.guide": arguments.guide,
         "data.structures": arguments.structures,
+        "train.init": arguments.init,
         "train.minutes": arguments.minutes,
         "train.epochs": arguments.epochs,
         "train.seed": arguments.seed,
@@ -262,7 +275,7 @@ def shared_words(arguments: argparse.Namespace) -> list[str]:
     words = []
     of_data, of_training = (
         ("data", "layout", "task", "structures"),
-        ("profile", "minutes", "epochs", "device"),
+        ("profile", "init", "minutes", "epochs", "device"),
     )
     for name in (*of_data, *of_training, "config", "workers"):
         if (value := getattr(arguments, name)) is not None:

@@ -79,6 +79,8 @@ class ModelSettings:
     name: str = "unet"  # a preset of `models/`
     width: Annotated[int, Range(1, 512)] = 16
     levels: Annotated[int, Range(2, 7)] = 5
+    # 2: computed at half the size, in half the time; 0: planned from network and voxels, see planning.py
+    stem: Literal[0, 1, 2] = 1
     max_channels: Annotated[int, Range(1, 4096)] = 320  # where the doubling per level ends
     # this and the next two: of unet and multi_decoder; residual blocks per level; empty: 1, 2, 2, ...
     blocks: tuple[Annotated[int, Range(1, 100)], ...] = ()
@@ -129,6 +131,8 @@ class ModelSettings:
 class TrainSettings:
     """How the network learns."""
 
+    init: str = "none"  # a checkpoint whose weights training starts from (fine-tuning); none: fresh ones
+    freeze: Literal["nothing", "encoder"] = "nothing"  # what of the network stays as it started
     minutes: Annotated[float, Range(0, 1e6)] = 0.0  # 0: use epochs
     epochs: Positive = 100
     steps_per_epoch: Positive = 50
@@ -138,7 +142,7 @@ class TrainSettings:
     # upper bound of a planned patch: what sets the cost of a step
     patch_voxels: Annotated[int, Range(4096, 128**3)] = 64**3
     optimizer: Literal["adamw", "sgd"] = "adamw"
-    learning_rate: Annotated[float, Range(1e-8, 10)] = 2e-3
+    learning_rate: Annotated[float, Range(0, 10)] = 0.0  # at its peak; 0: planned, see planning.py
     weight_decay: Annotated[float, Range(0, 10)] = 1e-4
     schedule: Literal["cosine", "poly", "plateau"] = "cosine"
     warmup_fraction: Share = 0.03
@@ -226,11 +230,14 @@ PROFILES: dict[str, dict[str, Any]] = {
     "cpu": {
         "model.width": 16,
         "model.blocks": (1, 1, 1, 1, 1),
+        "model.stem": 0,
         "model.kernel": 3,
         "model.guide_hidden": 16,
         "model.guide_stride": 2,
         "train.batch_size": 2,
         "train.patch_voxels": 64**3,
+        # in so few steps strong augmentation only slows learning down (docs/decisions/019-half-size.md)
+        "train.augmentation": "light",
     },
 }
 

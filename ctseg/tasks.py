@@ -31,6 +31,9 @@ _SHORT = {"train.augmentation": "light"}
 # learns in many.
 _NARROW = {**_SHORT, "model.width": 8}
 
+# The synthetic pelvis with the plain U-Net, which computes at half the size and so affords its full width.
+UNET_DEMO = _SHORT
+
 TASKS: dict[str, Task] = {
     "pelvis": Task(
         "prostate, bladder and rectum; decoders that attend to each other",

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 LEAKY_SLOPE = 0.01
+FULL_SIZE_CHANNELS = 8  # of a decoder at full size beside the image, with stem 2
 Norm = Literal["instance", "group", "batch"]
 Hook = Callable[[Tensor], Tensor]
 Hooks = Sequence[Sequence[Hook]]  # [decoder][level, coarse to fine]
@@ -46,7 +47,9 @@ class Size:
     """How large a network is. ValueError where that is no network.
 
     n_structures: S, without the background. width: channels at full size; they double with each level up to
-    `max_channels`. levels: resolutions, each half the one before. in_channels: of the image.
+    `max_channels`. levels: resolutions, each half the one before. in_channels: of the image. stem: 2, the
+    image is halved before anything is computed: at full size there is only the image, which the last decoder
+    level puts beside what it enlarges (see ImageLevel). That takes half the time of a network of stem 1.
     """
 
     n_structures: int
@@ -54,8 +57,10 @@ class Size:
     levels: int
     max_channels: int = 320
     in_channels: int = 1
+    stem: Literal[1, 2] = 1
 
     def __post_init__(self) -> None:
+        choose("stem", self.stem, (1, 2))
         if self.n_structures < 1 or self.width < 1 or self.levels < 2:
             raise ValueError(
                 f"n_structures={self.n_structures} and width={self.width} must be 1 or more, "
@@ -68,8 +73,9 @@ class Size:
         return int(2 ** (self.levels - 1))
 
     def channels(self) -> list[int]:
-        """Channels of each level, fine to coarse."""
-        return [min(self.width * 2**level, self.max_channels) for level in range(self.levels)]
+        """Channels of each level of the encoder, fine to coarse."""
+        channels = [min(self.width * 2**level, self.max_channels) for level in range(self.levels)]
+        return channels if self.stem == 1 else [self.in_channels, *channels[1:]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,6 +192,23 @@ class ResidualBlock(nn.Module):
         return self.activation(self.norm(self.second(self.first(x))) + self.shortcut(x))
 
 
+class ImageLevel(nn.Module):
+    """The finest decoder level of a network of stem 2: transposed 2^3 convolution, the image beside it.
+
+    (B, in, D/2, H/2, W/2) and the image (B, C, D, H, W) -> (B, out + C, D, H, W): little is computed at full
+    size, but the head behind it sees every voxel as it is.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int):
+        super().__init__()
+        self.up = nn.ConvTranspose3d(in_channels, out_channels, 2, 2, bias=False)
+
+    def forward(self, x: Tensor, image: Tensor, hook: Hook | None = None) -> Tensor:
+        x = self.up(x)
+        x = torch.cat((x, image.to(x.dtype)), dim=1)
+        return x if hook is None else hook(x)
+
+
 class OutputHead(nn.Sequential):
     """A large convolution to one channel per class, PReLU, then 1^3. (B, channels, ...) -> (B, n_classes,
     ...).
@@ -199,6 +222,17 @@ class OutputHead(nn.Sequential):
     def __init__(self, channels: int, n_classes: int, *, kernel: int = 3):
         first = nn.Conv3d(channels, n_classes, kernel, padding=kernel // 2)
         super().__init__(first, PReLU(n_classes), nn.Conv3d(n_classes, n_classes, 1))
+
+
+class ImageHead(nn.Conv3d):
+    """The head behind an ImageLevel: one 3^3 convolution. (B, channels, ...) -> (B, n_classes, ...).
+
+    What an OutputHead has beside it, PReLU and a 1^3 convolution, costs a tenth of a step at full size and
+    gained nothing (docs/decisions/019-half-size.md).
+    """
+
+    def __init__(self, channels: int, n_classes: int):
+        super().__init__(channels, n_classes, 3, padding=1)
 
 
 class Encoder(nn.ModuleList):
@@ -319,5 +353,7 @@ def initialise_head(head: nn.Module) -> None:
     1.0).
     """
     for module in head.modules():
-        if isinstance(module, nn.Conv3d) and module.kernel_size == (1, 1, 1) and not module.weight.is_meta:
-            nn.init.normal_(module.weight, std=0.5 * module.in_channels**-0.5)
+        if not isinstance(module, nn.Conv3d) or module.weight.is_meta:
+            continue
+        if isinstance(module, ImageHead) or module.kernel_size == (1, 1, 1):
+            nn.init.normal_(module.weight, std=0.5 * module.weight[0].numel() ** -0.5)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from models.blocks import (
+    FULL_SIZE_CHANNELS,
     Backbone,
     ConvUnit,
     Encoder,
@@ -183,11 +184,13 @@ class MultiDecoder(Backbone):
         channels = size.channels()
         # one structure needs fewer channels than the encoder of all: at most four times the width
         of_decoder = [min(c, 4 * size.width) for c in channels[-2::-1]]
+        if size.stem == 2:
+            of_decoder[-1] = FULL_SIZE_CHANNELS
         if options.decoders == "shared":
             of_decoder = _as_large_as(n_structures, of_decoder, channels, style)
         super().__init__(size, of_decoder, n_decoders=1 if options.decoders == "shared" else n_structures)
         self.n_structures, self.independent = n_structures, options.output == "sigmoid"
-        self.encoder = Encoder(residual_levels(size.in_channels, channels, options.blocks, style))
+        self.encoder = Encoder(residual_levels(size, options.blocks, style))
         self.decoders: Any = nn.ModuleList(
             _decoder(of_decoder, channels, style, options.decoder_unit == "residual")
             for _ in range(self.n_decoders)

@@ -17,10 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from models.blocks import (
+    FULL_SIZE_CHANNELS,
     Backbone,
     ConvUnit,
     Encoder,
     Hook,
+    ImageHead,
+    ImageLevel,
     Options,
     OutputHead,
     ResidualBlock,
@@ -49,20 +52,21 @@ class UNetOptions(Options):
     activation: Literal["leaky", "prelu"] = "leaky"
 
 
-def residual_levels(
-    in_channels: int, channels: Sequence[int], blocks: Sequence[int], style: Style
-) -> Iterator[nn.Module]:
+def residual_levels(size: Size, blocks: Sequence[int], style: Style) -> Iterator[nn.Module]:
     """Levels of an encoder: residual blocks, of which the first of each level but the first halves the size.
 
     The first block reads the image itself: a separate stem would add a third convolution at full size, where
-    one costs as much as all of the third level.
+    one costs as much as all of the third level. With stem 2 the first level is the image.
     """
-    blocks = blocks or SMALL_BLOCKS
+    in_channels, channels, blocks = size.in_channels, size.channels(), blocks or SMALL_BLOCKS
     if len(blocks) < len(channels) or min(blocks) < 1:
         raise ValueError(
             f"blocks={tuple(blocks)} must name at least 1 residual block for each of {len(channels)} levels."
         )
     for level, (out_channels, count) in enumerate(zip(channels, blocks)):
+        if level == 0 and size.stem == 2:
+            yield nn.Identity()
+            continue
         first = ResidualBlock(in_channels, out_channels, stride=1 if level == 0 else 2, style=style)
         rest = [ResidualBlock(out_channels, out_channels, style=style) for _ in range(count - 1)]
         yield nn.Sequential(first, *rest)
@@ -94,18 +98,23 @@ class UNet(Backbone):
 
     def __init__(self, size: Size, options: UNetOptions):
         channels = size.channels()
-        super().__init__(size, channels[-2::-1])
+        *coarser, finest = channels[-2::-1]
+        super().__init__(size, [*coarser, finest if size.stem == 1 else FULL_SIZE_CHANNELS + finest])
         style = Style(activation=options.activation)
         residual = options.decoder_unit == "residual"
-        self.encoder = Encoder(residual_levels(size.in_channels, channels, options.blocks, style))
+        self.encoder = Encoder(residual_levels(size, options.blocks, style))
         self.decoder = nn.ModuleList(
             UpBlock(below, here, shortcut=residual, style=style)
-            for below, here in zip(channels[:0:-1], self.decoder_channels)
+            for below, here in zip(channels[:0:-1], channels[-2::-1])
         )
+        if size.stem == 2:
+            self.decoder[-1] = ImageLevel(channels[1], FULL_SIZE_CHANNELS)
         # the coarsest decoder level predicts only where it is also the finest
         supervised = self.decoder_channels[1:] or self.decoder_channels
         self.heads = nn.ModuleList(nn.Conv3d(c, size.n_structures + 1, 1) for c in supervised)
-        if residual:
+        if size.stem == 2:
+            self.heads[-1] = ImageHead(self.decoder_channels[-1], size.n_structures + 1)
+        elif residual:
             self.heads[-1] = OutputHead(size.width, size.n_structures + 1)
         initialise(self)
         initialise_head(self.heads)

@@ -20,10 +20,13 @@ import torch
 from torch import Tensor, nn
 
 from models.blocks import (
+    FULL_SIZE_CHANNELS,
     Backbone,
     ConvUnit,
     Encoder,
     Hook,
+    ImageHead,
+    ImageLevel,
     Norm,
     Options,
     OutputHead,
@@ -124,11 +127,16 @@ class VNet(Backbone):
             raise ValueError(f"max_channels={size.max_channels} must be 2 or more.")
         *upper, bottom = size.channels()
         upper = [min(c, size.max_channels // 2) for c in upper]
-        super().__init__(size, [2 * c for c in reversed(upper)])
+        halved = size.stem == 2
+        if halved:
+            upper[0] = size.in_channels
+        of_decoder = [2 * c for c in reversed(upper)]
+        super().__init__(size, [*of_decoder[:-1], FULL_SIZE_CHANNELS + upper[0]] if halved else of_decoder)
         down_counts, up_counts = (
             [*counts, *[counts[-1]] * size.levels] for counts in STAGE_CONVS[options.stage_convs]
         )
-        stages: list[nn.Module] = [Stage(size.in_channels, upper[0], down_counts[0], options)]
+        first = nn.Identity() if halved else Stage(size.in_channels, upper[0], down_counts[0], options)
+        stages: list[nn.Module] = [first]
         for above, here, count in zip(upper, [*upper[1:], bottom], down_counts[1:]):
             down = ConvUnit(above, here, kernel=2, stride=2, style=style_of(options))
             stages.append(nn.Sequential(down, Stage(here, here, count, options)))
@@ -136,11 +144,17 @@ class VNet(Backbone):
         self.decoder = nn.ModuleList(
             UpStage(below, skip, count, options)
             for below, skip, count in zip(
-                [bottom, *self.decoder_channels], reversed(upper), reversed(up_counts[: len(upper)])
+                [bottom, *of_decoder], reversed(upper), reversed(up_counts[: len(upper)])
             )
         )
+        if halved:
+            self.decoder[-1] = ImageLevel([bottom, *of_decoder][-2], FULL_SIZE_CHANNELS)
         coarser = self.decoder_channels[1:-1] if options.deep_supervision else []
         self.heads = nn.ModuleList(nn.Conv3d(c, size.n_structures + 1, 1) for c in coarser)
-        self.heads.append(OutputHead(self.decoder_channels[-1], size.n_structures + 1, kernel=options.kernel))
+        self.heads.append(
+            ImageHead(self.decoder_channels[-1], size.n_structures + 1)
+            if halved
+            else OutputHead(self.decoder_channels[-1], size.n_structures + 1, kernel=options.kernel)
+        )
         initialise(self)
         initialise_head(self.heads)

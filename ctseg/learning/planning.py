@@ -14,6 +14,14 @@ from ctseg.learning.dataset import TrainingCase
 
 WIDTH = 8  # of the locator
 TIME_SHARE = 0.25  # of the training time for the locator: it only has to find, not to outline
+LEARNING_RATES = {1: 2e-3, 2: 4e-3}  # at their peak, by the stem of the network
+LOCATOR_TRAINING = {
+    "train.patch_size": (),
+    "train.patience": 0,
+    "train.init": "none",
+    "train.freeze": "nothing",
+}
+ANISOTROPIC = 2.5  # longest by shortest side of a voxel from which halving would leave too little
 MARGIN = 1.15  # a patch should see a little more than the structures themselves
 SMALLEST, LARGEST = 32, 128  # voxels along an axis
 
@@ -60,6 +68,18 @@ def with_patch(settings: Settings, cases: Sequence[TrainingCase], structures: Se
     return changed(settings, {"train.patch_size": patch})
 
 
+def with_network_plan(settings: Settings, *, plain: bool, spacing_mm: Sequence[float]) -> Settings:
+    """The settings with stem and learning rate, where they leave them open.
+
+    Stem 2 where that was measured to be worth it: the plain U-Net on voxels that are about as long as wide
+    (docs/decisions/019-half-size.md).
+    """
+    coarse = max(spacing_mm) > ANISOTROPIC * min(spacing_mm)
+    stem = settings.model.stem or (2 if plain and not coarse else 1)
+    rate = settings.train.learning_rate or LEARNING_RATES[stem]
+    return changed(settings, {"model.stem": stem, "train.learning_rate": rate})
+
+
 def with_time(settings: Settings, share: float, changes: Mapping[str, Any]) -> Settings:
     """The settings with a share of the training time, and other changes."""
     minutes, epochs = share * settings.train.minutes, max(1, round(share * settings.train.epochs))
@@ -71,4 +91,5 @@ def locator_settings(settings: Settings) -> Settings:
     levels = settings.model.levels
     model = {"model.width": WIDTH, "model.levels": levels, "model.blocks": (1,) * levels}
     plain = dataclasses.replace(settings, model=Settings().model)
-    return with_time(plain, TIME_SHARE, {**model, "train.patch_size": (), "train.patience": 0})
+    rate = settings.train.learning_rate or LEARNING_RATES[1]
+    return with_time(plain, TIME_SHARE, {**model, **LOCATOR_TRAINING, "train.learning_rate": rate})

@@ -106,6 +106,8 @@ class Trainer:
             self.run_epoch()
             if state.epoch == 0:
                 self.tell_float32_layers()
+            if budget.timed and self.validation and not state.validation_seconds:
+                self.estimate_validation()
             progress = budget.progress()
             due = self.validation and budget.validation_due(progress)
             validation = self.validate() if due else None
@@ -233,11 +235,11 @@ class Trainer:
         """Exponential moving average of the weights, with a short memory at the start."""
         steps = self.state.steps
         decay = min(self.settings.train.ema_decay, (1 + steps) / (10 + steps))
-        for key, value in self.network.state_dict().items():
-            if value.is_floating_point():
-                self.averaged[key].lerp_(value, 1 - decay)
-            else:
-                self.averaged[key].copy_(value)
+        now = self.network.state_dict()
+        smooth = [key for key, value in now.items() if value.is_floating_point()]
+        torch._foreach_lerp_([self.averaged[key] for key in smooth], [now[key] for key in smooth], 1 - decay)
+        for key in now.keys() - smooth:
+            self.averaged[key].copy_(now[key])
 
     # ---- validation ----
 
@@ -256,6 +258,14 @@ class Trainer:
         self.state.validation_seconds = time.monotonic() - started
         self.state.validation_total += self.state.validation_seconds
         return result
+
+    def estimate_validation(self) -> None:
+        """Tell from one scan how long a validation will take: the time to keep free at the end."""
+        started, most = time.monotonic(), self.multipass.n_infer if self.multipass is not None else 1
+        self.score_case(self.validation[0], [Validation(self.names) for _ in range(most)])
+        seconds = time.monotonic() - started
+        self.state.validation_seconds = seconds * len(self.validation)
+        self.state.validation_total += seconds
 
     def score_passes(self) -> Validation:
         """Scores of the best number of passes, the fewest where equal; other networks have one.

@@ -7,6 +7,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from ctseg.artifacts import Workspace
 from ctseg.config import Settings
 from ctseg.errors import IntegrityError, UsageError
 from ctseg.geometry.boxes import Box
-from ctseg.learning import density_remap, planning
+from ctseg.learning import density_remap, planning, starting_weights
 from ctseg.learning.dataset import load_cases
 from ctseg.learning.trainer import Trainer
 from ctseg.learning.training_state import Plan, Stopped
@@ -81,6 +82,11 @@ def train_network(plan: Plan, settings: Settings) -> None:
     if hasattr(network, "set_lookup"):
         low, high = manifest.window_hu
         network.set_lookup(torch.from_numpy(density_remap.fit_lookup(plan.training, (low, high))))
+    start = None
+    if settings.train.init != "none":
+        start = starting_weights.take_weights(network, Path(settings.train.init), manifest.structures)
+        tell_start(start)
+    starting_weights.freeze(network, settings.train.freeze)
     guided = "guide" in getattr(network, "inputs", ())
     if not guided:  # the data may hold a guide that this network does not look at
         for case in (*plan.training, *plan.validation):
@@ -95,6 +101,7 @@ def train_network(plan: Plan, settings: Settings) -> None:
         "manifest_hash": manifest.data_hash(),
         "splits_hash": manifest.splits_hash,
         "guide": known["guide"] if guided else None,
+        "start": start,
         "locator": plan.locator,  # what it is built from, its weights and patch size
         "sides": known["sides"],
     }
@@ -113,7 +120,7 @@ def fit(trainer: Trainer, *, restart: bool) -> None:
     """Let a trainer work and tell how it ended. Raises Stopped."""
     workspace, state = trainer.workspace, trainer.state
     try:
-        with trainer.listener:
+        with trainer.listener, hardware.freed_memory_kept():
             history = trainer.fit()
     except Stopped:
         LOG.info(
@@ -142,6 +149,17 @@ def fit(trainer: Trainer, *, restart: bool) -> None:
     if of_passes := history.get("val_dice_of_passes"):
         shown = ", ".join("-" if dice is None else f"{dice:.3f}" for dice in of_passes)
         LOG.info("Validation Dice after each pass: %s; predictions end at the best.", shown)
+
+
+def tell_start(start: dict[str, Any]) -> None:
+    """Say from which weights a training starts."""
+    LOG.info(
+        "Starting from %s%s: %.0f %% of the weights%s.",
+        start["file"],
+        " (trained on synthetic data)" if start["synthetic"] else "",
+        100 * start["share"],
+        "" if start["heads"] else f"; the heads start anew, for it knows {', '.join(start['structures'])}",
+    )
 
 
 def tell_size(name: str, network: torch.nn.Module, settings: Settings, machine: hardware.Machine) -> None:

@@ -108,7 +108,7 @@ class TrainingState:
     # case and voxels of tubes that were missed, in the order of looking
     missed: list[tuple[str, Voxels]] = dataclasses.field(default_factory=list)
     seconds: Seconds = 0.0  # of training when it was saved
-    validation_seconds: Seconds = 0.0  # of the latest validation
+    validation_seconds: Seconds = 0.0  # of the latest validation, before the first one an estimate
     validation_total: Seconds = 0.0  # of all validations
 
     @classmethod
@@ -150,8 +150,8 @@ class Budget:
     def validation_due(self, progress: float) -> bool:
         """Whether to predict the validation scans after the epoch that has just been trained.
 
-        Timed: at the first epoch past a tenth, then as often as keeps validation near a twentieth of the
-        time. By steps: `train.validations` times, evenly.
+        Timed: as often as keeps validation, the next one included, near a twentieth of the time; so a short
+        run has the last one alone. By steps: `train.validations` times, evenly.
         """
         if progress >= 1:
             return True

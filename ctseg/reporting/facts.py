@@ -22,6 +22,7 @@ def facts(found: Results) -> list[tuple[str, Facts]]:
     model = [
         ("Network", history["model"]),
         ("Parameters", f"{history['parameters']:,}"),
+        ("Starting weights", _start(train)),
         (
             "Training",
             f"{history['seconds'] / 60:.1f} minutes, {plural(len(history['epochs']), 'epoch')}, "
@@ -52,6 +53,13 @@ def facts(found: Results) -> list[tuple[str, Facts]]:
         *identity,
     ]
     return [("Model", model), ("Data", data), ("Identity", identity)]
+
+
+def _start(train: Mapping[str, Any]) -> str:
+    """Where the weights came from before training."""
+    if train.get("init", "none") == "none":
+        return "random"
+    return f"{_shown(train['init'])}{', its encoder kept' * (train['freeze'] == 'encoder')}"
 
 
 def _facts_of_data(manifest: Manifest, structures: Facts) -> Facts:
@@ -120,6 +128,8 @@ def command(found: Results) -> str:
     if manifest is not None and not manifest.synthetic:
         words.append(f"--data PATH --layout {manifest.layout}")
     words.append(f"--model {found.history['model']}")
+    if train.get("init", "none") != "none":
+        words.append(f"--init {_shown(train['init'])}")
     words.append(f"--minutes {train['minutes']:g}" if train["minutes"] else f"--epochs {train['epochs']}")
     words.append(f"--seed {train['seed']}")
     if manifest is not None and manifest.settings.get("seed") not in (None, train["seed"]):

@@ -24,7 +24,7 @@ from ctseg.learning.losses import passes_loss, segmentation_loss
 from ctseg.prediction import guide_input
 from ctseg.prediction.predictor import load_predictor
 from ctseg.runtime import checkpoints
-from models import OPTIONS, build_network
+from models import OPTIONS, PRESETS, build_network
 from models.anatomy_guidance import DELIVERED_TAU_MM, SMOOTHING_MM, GuideForm, GuideOptions
 from models.context_distance import REACH, signed_distances
 from models.multi_decoder import CrossDecoderAttention
@@ -108,6 +108,9 @@ CHANGES = [
         "anatomy_guided_unet",
         {"guidance": "concat_input", "guide_tau_mm": "10,30,100", "guide_presence": "no"},
     ),
+    *((preset, {"stem": "2"}) for preset in PRESETS),
+    ("multi_decoder", {"stem": "2", "decoders": "shared"}),
+    ("anatomy_guided_unet", {"stem": "2", "guidance": "concat_input", "passes": "2", "backbone": "vnet"}),
 ]
 
 
@@ -153,7 +156,8 @@ def test_settings_and_networks_have_the_same_options_words_and_defaults():
         words, known = get_args(of_settings[key]), get_args(of_networks[key])
         if get_origin(of_networks[key]) is Literal:
             more = {"auto"} | ({"sdm"} if key == "guidance" else set())  # film_spatial has two names
-            assert set(words) - (more if key in from_preset else set()) == set(known), key
+            more = more if key in from_preset else {0} if key == "stem" else set()  # 0: planned
+            assert set(words) - more == set(known), key
         if key not in from_preset and defaults[key] is not dataclasses.MISSING:
             assert getattr(config.ModelSettings(), key) == defaults[key], key
     assert all(getattr(config.ModelSettings(), key) in ("auto", 0) for key in from_preset)

@@ -20,10 +20,10 @@ import torch
 
 import train
 from ctseg import artifacts
-from ctseg.config import EvaluateSettings
+from ctseg.config import EvaluateSettings, TrainSettings
 from ctseg.laterality import Sides
 from ctseg.learning import trainer
-from ctseg.learning.training_state import Budget
+from ctseg.learning.training_state import Budget, Epoch, TrainingState
 from ctseg.manifest import Manifest
 from ctseg.prediction import predictor
 from ctseg.runtime import checkpoints
@@ -310,6 +310,21 @@ def test_minutes_end_in_time_with_the_rate_near_zero(tmp_path):
     assert history["stopped"] == "minutes" and history["learning_rate"][-1] < 0.03 * max(
         history["learning_rate"]
     )
+
+
+def test_a_short_run_is_validated_at_its_end_alone(tmp_path, monkeypatch):
+    state = TrainingState(Epoch(0.0, []), validation_seconds=36.0, validation_total=4.0)
+    budget = Budget(TrainSettings(minutes=10), state)
+    for seconds, progress, due in ((60, 0.1, False), (550, 0.97, False), (561, 1.0, True), (900, 0.5, True)):
+        monkeypatch.setattr(budget, "seconds", lambda seconds=seconds: seconds)
+        assert budget.validation_due(progress) == due
+
+    workspace = tiny_workspace.make(tmp_path)
+    seen = []
+    monkeypatch.setattr(Budget, "validation_due", lambda self, progress: seen.append(self) or progress >= 1)
+    words = tiny_workspace.arguments(workspace, **{"train.steps_per_epoch": 2})
+    assert train.main([*words, "--minutes", "0.05"]) == 0
+    assert all(budget.state.validation_seconds > 0 for budget in seen)  # known before the first was due
 
 
 def test_the_last_epoch_is_validated_even_if_the_clock_runs_out_right_after_it(tmp_path, monkeypatch):

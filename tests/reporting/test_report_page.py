@@ -490,15 +490,20 @@ def test_commands_and_settings_show_no_folder_of_this_machine(built: Workspace) 
         {
             "model": "unet",
             "settings": {
-                "train": {"seed": 1, "minutes": 6.0, "patch_size": [64, 64, 64]},
+                "train": {
+                    "seed": 1,
+                    "minutes": 6.0,
+                    "patch_size": [64, 64, 64],
+                    "init": "/home/somebody/best_model.pth",
+                },
                 "data": {"guide": "/home/somebody/guides"},
             },
         },
         manifest,
     )
     assert (
-        facts.command(found)
-        == "python run_pipeline.py --data PATH --layout plain --model unet --minutes 6 --seed 1 "
+        facts.command(found) == "python run_pipeline.py --data PATH --layout plain --model unet "
+        "--init best_model.pth --minutes 6 --seed 1 "
         "--set data.seed=2"
     )
     assert ("train.patch_size", "64, 64, 64") in facts.settings_lines(found) and "somebody" not in str(
