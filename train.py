@@ -16,6 +16,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ctseg import artifacts, cli, config, config_file
@@ -155,13 +156,13 @@ def check_model(name: str) -> None:
 def check_options(settings: Settings, options: Options, *, guided: bool) -> None:
     """Refuse what training would refuse, before other stages work for it.
 
-    An unknown model, a device that is not there, parts that do not fit. guided: whether the data have guide
-    organs. Raises UsageError.
+    An unknown model, a device that is not there, parts that do not fit, a damaged file to start from. guided:
+    whether the data have guide organs. Raises UsageError, IntegrityError.
     """
     import torch
 
     from ctseg.learning.training import architecture
-    from ctseg.runtime import hardware
+    from ctseg.runtime import checkpoints, hardware
 
     check_model(settings.model.name)
     device = hardware.choose_device(options.device)
@@ -169,6 +170,8 @@ def check_options(settings: Settings, options: Options, *, guided: bool) -> None
         hardware.choose_machine(options.device, settings.train.precision)
     profile = options.profile or hardware.choose_profile(device)[0]
     resolved = with_network_plan(config.resolve(profile, options.overrides), (1.0, 1.0, 1.0))
+    if settings.train.init != "none":
+        checkpoints.load(Path(settings.train.init))
     with torch.device("meta"):  # without memory
         build(architecture(resolved, n_structures=2, guide_channels=3 * guided))
 

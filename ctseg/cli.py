@@ -229,13 +229,6 @@ def refuse_contradictions(arguments: argparse.Namespace) -> None:
         raise UsageError(
             "BAD_VALUE", f"--minutes {arguments.minutes} is not positive", "give a number above 0"
         )
-    if arguments.init not in (None, "none") and not Path(arguments.init).is_file():
-        raise UsageError(
-            "BAD_OPTION",
-            "there is no such file to start from",
-            "give --init the best_model.pth of a training",
-            file=arguments.init,
-        )
     if arguments.workers is not None and arguments.workers < 1:
         raise UsageError("BAD_VALUE", f"--workers {arguments.workers} is not positive", "give 1 or more")
 
@@ -267,7 +260,15 @@ def settings_from(arguments: argparse.Namespace) -> tuple[Workspace, config.Sett
         **{field.name: given[field.name] for field in dataclasses.fields(Options) if field.name in given},
     )
     workspace = Workspace(arguments.workspace, arguments.processed)
-    return workspace, config.resolve(arguments.profile, overrides), options
+    settings = config.resolve(arguments.profile, overrides)
+    if settings.train.init != "none" and not Path(settings.train.init).is_file():
+        raise UsageError(
+            "BAD_OPTION",
+            "there is no such file to start from",
+            "give --init the best_model.pth of a training",
+            file=settings.train.init,
+        )
+    return workspace, settings, options
 
 
 def shared_words(arguments: argparse.Namespace) -> list[str]:

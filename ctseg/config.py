@@ -19,14 +19,15 @@ from ctseg.errors import UsageError
 
 @dataclasses.dataclass(frozen=True)
 class Range:
-    """Smallest and largest value of a number; NaN lies outside."""
+    """Smallest and largest value of a number; NaN lies outside. zero: 0 is taken too, for "planned"."""
 
     low: float
     high: float
+    zero: bool = False
 
     def __call__(self, number: float) -> bool:
         """Whether a number lies in it."""
-        return self.low <= number <= self.high
+        return self.low <= number <= self.high or (self.zero and number == 0)
 
 
 Share = Annotated[float, Range(0, 1)]
@@ -142,7 +143,7 @@ class TrainSettings:
     # upper bound of a planned patch: what sets the cost of a step
     patch_voxels: Annotated[int, Range(4096, 128**3)] = 64**3
     optimizer: Literal["adamw", "sgd"] = "adamw"
-    learning_rate: Annotated[float, Range(0, 10)] = 0.0  # at its peak; 0: planned, see planning.py
+    learning_rate: Annotated[float, Range(1e-8, 10, zero=True)] = 0.0  # 0: planned, see planning.py
     weight_decay: Annotated[float, Range(0, 10)] = 1e-4
     schedule: Literal["cosine", "poly", "plateau"] = "cosine"
     warmup_fraction: Share = 0.03

@@ -7,6 +7,7 @@ name of a row is the one after TotalSegmentator or TG-263 (the nomenclature of A
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterable
 
 from ctseg.laterality import spelling
@@ -47,6 +48,13 @@ def key_of(name: str) -> tuple[str, str | None]:
     """(the organ, its side or None): equal for two names of one structure."""
     joined, side = spelling(name)
     return _FIRST.get(joined, joined), side
+
+
+def can_name(text: str) -> bool:
+    """Whether a text can name a structure: there is something to see, and no control character, which tables,
+    terminals and DICOM files would obey.
+    """
+    return bool(text.strip()) and all(unicodedata.category(letter) != "Cc" for letter in text)
 
 
 def find(wanted: str, available: Iterable[str]) -> str | None:

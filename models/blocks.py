@@ -195,13 +195,13 @@ class ResidualBlock(nn.Module):
 class ImageLevel(nn.Module):
     """The finest decoder level of a network of stem 2: transposed 2^3 convolution, the image beside it.
 
-    (B, in, D/2, H/2, W/2) and the image (B, C, D, H, W) -> (B, out + C, D, H, W): little is computed at full
-    size, but the head behind it sees every voxel as it is.
+    (B, in, D/2, H/2, W/2) and the image (B, C, D, H, W) -> (B, FULL_SIZE_CHANNELS + C, D, H, W): little is
+    computed at full size, but the head behind it sees every voxel as it is.
     """
 
-    def __init__(self, in_channels: int, out_channels: int):
+    def __init__(self, in_channels: int):
         super().__init__()
-        self.up = nn.ConvTranspose3d(in_channels, out_channels, 2, 2, bias=False)
+        self.up = nn.ConvTranspose3d(in_channels, FULL_SIZE_CHANNELS, 2, 2, bias=False)
 
     def forward(self, x: Tensor, image: Tensor, hook: Hook | None = None) -> Tensor:
         x = self.up(x)

@@ -97,23 +97,22 @@ class UNet(Backbone):
     """(B, in_channels, D, H, W) -> logits, see Backbone."""
 
     def __init__(self, size: Size, options: UNetOptions):
-        channels = size.channels()
-        *coarser, finest = channels[-2::-1]
-        super().__init__(size, [*coarser, finest if size.stem == 1 else FULL_SIZE_CHANNELS + finest])
+        channels, halved = size.channels(), size.stem == 2
+        computed = channels[-2:0:-1] if halved else channels[-2::-1]  # of the decoder, coarse to fine
+        super().__init__(size, [*computed, FULL_SIZE_CHANNELS + size.in_channels] if halved else computed)
         style = Style(activation=options.activation)
         residual = options.decoder_unit == "residual"
         self.encoder = Encoder(residual_levels(size, options.blocks, style))
         self.decoder = nn.ModuleList(
             UpBlock(below, here, shortcut=residual, style=style)
-            for below, here in zip(channels[:0:-1], channels[-2::-1])
+            for below, here in zip(channels[:0:-1], computed)
         )
-        if size.stem == 2:
-            self.decoder[-1] = ImageLevel(channels[1], FULL_SIZE_CHANNELS)
         # the coarsest decoder level predicts only where it is also the finest
         supervised = self.decoder_channels[1:] or self.decoder_channels
         self.heads = nn.ModuleList(nn.Conv3d(c, size.n_structures + 1, 1) for c in supervised)
-        if size.stem == 2:
-            self.heads[-1] = ImageHead(self.decoder_channels[-1], size.n_structures + 1)
+        if halved:
+            self.decoder.append(ImageLevel(channels[1]))
+            self.heads[-1] = ImageHead(supervised[-1], size.n_structures + 1)
         elif residual:
             self.heads[-1] = OutputHead(size.width, size.n_structures + 1)
         initialise(self)

@@ -126,35 +126,32 @@ class VNet(Backbone):
         if size.max_channels < 2:
             raise ValueError(f"max_channels={size.max_channels} must be 2 or more.")
         *upper, bottom = size.channels()
+        halved, finest = size.stem == 2, upper[0]
         upper = [min(c, size.max_channels // 2) for c in upper]
-        halved = size.stem == 2
-        if halved:
-            upper[0] = size.in_channels
-        of_decoder = [2 * c for c in reversed(upper)]
-        super().__init__(size, [*of_decoder[:-1], FULL_SIZE_CHANNELS + upper[0]] if halved else of_decoder)
+        skips = upper[:0:-1] if halved else upper[::-1]  # of the stages of the decoder, coarse to fine
+        of_decoder = [2 * c for c in skips]
+        super().__init__(size, [*of_decoder, FULL_SIZE_CHANNELS + finest] if halved else of_decoder)
         down_counts, up_counts = (
             [*counts, *[counts[-1]] * size.levels] for counts in STAGE_CONVS[options.stage_convs]
         )
         first = nn.Identity() if halved else Stage(size.in_channels, upper[0], down_counts[0], options)
         stages: list[nn.Module] = [first]
-        for above, here, count in zip(upper, [*upper[1:], bottom], down_counts[1:]):
+        sources = [finest, *upper[1:]] if halved else upper
+        for above, here, count in zip(sources, [*upper[1:], bottom], down_counts[1:]):
             down = ConvUnit(above, here, kernel=2, stride=2, style=style_of(options))
             stages.append(nn.Sequential(down, Stage(here, here, count, options)))
         self.encoder = Encoder(stages)
         self.decoder = nn.ModuleList(
             UpStage(below, skip, count, options)
-            for below, skip, count in zip(
-                [bottom, *of_decoder], reversed(upper), reversed(up_counts[: len(upper)])
-            )
+            for below, skip, count in zip([bottom, *of_decoder], skips, reversed(up_counts[: len(upper)]))
         )
-        if halved:
-            self.decoder[-1] = ImageLevel([bottom, *of_decoder][-2], FULL_SIZE_CHANNELS)
         coarser = self.decoder_channels[1:-1] if options.deep_supervision else []
         self.heads = nn.ModuleList(nn.Conv3d(c, size.n_structures + 1, 1) for c in coarser)
-        self.heads.append(
-            ImageHead(self.decoder_channels[-1], size.n_structures + 1)
-            if halved
-            else OutputHead(self.decoder_channels[-1], size.n_structures + 1, kernel=options.kernel)
-        )
+        if halved:
+            self.decoder.append(ImageLevel([bottom, *of_decoder][-1]))
+            self.heads.append(ImageHead(self.decoder_channels[-1], size.n_structures + 1))
+        else:
+            head = OutputHead(self.decoder_channels[-1], size.n_structures + 1, kernel=options.kernel)
+            self.heads.append(head)
         initialise(self)
         initialise_head(self.heads)

@@ -125,11 +125,13 @@ def choose_structures(data_set: DataSet, data: DataSettings) -> tuple[str, ...]:
     seen: dict[tuple[str, str | None], str] = {}
     for name in chosen:
         other = seen.setdefault(laterality.spelling(name), name)
-        if other != name or not name.strip():
-            alike = f"'{other}' and '{name}' are one name in two spellings"
+        if other != name or not structure_names.can_name(name):
+            cause = f"'{other}' and '{name}' are one name in two spellings"
+            if not structure_names.can_name(name):
+                cause = f"{name!r} holds control characters" if name.strip() else "a structure has no name"
             raise PreconditionError(
                 "STRUCTURES_ALIKE",
-                alike if name.strip() else "a structure has no name",
+                cause,
                 "rename it in the data, or leave it out: --structures takes the names that are meant",
                 file=data_set.root.name,
             )

@@ -17,6 +17,7 @@ from ctseg.config import Hu, Range
 from ctseg.datasets.case import IGNORED
 from ctseg.errors import IntegrityError, UsageError
 from ctseg.scans.formats.checks import SPACING_RANGE_MM
+from ctseg.structure_names import can_name
 from ctseg.typed_values import fits
 
 MOST_STRUCTURES = IGNORED - 1  # label maps are uint8
@@ -25,8 +26,8 @@ FOREIGN = "give a checkpoint as this program wrote it, or train again with --res
 
 
 def are_names(value: list[str]) -> bool:
-    """Whether they are different, not empty, and as many as a label map can hold."""
-    return 0 < len(set(value)) == len(value) <= MOST_STRUCTURES and all(name.strip() for name in value)
+    """Whether they are different, can be names, and are as many as a label map can hold."""
+    return 0 < len(set(value)) == len(value) <= MOST_STRUCTURES and all(map(can_name, value))
 
 
 Names = Annotated[list[str], are_names]

@@ -100,9 +100,12 @@ def test_a_training_starts_from_it_and_says_so(earlier, tmp_path, capsys):
     assert history["settings"]["train"]["init"] == str(earlier.best_model)
 
 
-def test_a_missing_file_is_noticed_before_any_work(tmp_path, capsys):
-    words = ["--all", "--workspace", str(tmp_path / "w"), "--init", str(tmp_path / "best_model.pth")]
+@pytest.mark.parametrize("given", ["--init", "--set"])
+def test_a_missing_or_damaged_file_is_noticed_before_any_work(earlier, tmp_path, capsys, given):
+    file, words = tmp_path / "best_model.pth", ["--all", "--workspace", str(tmp_path / "w")]
+    words += ["--init", str(file)] if given == "--init" else ["--set", f"train.init={file}"]
     assert run_pipeline.main(words) == 2
-    assert (
-        "there is no such file to start from" in capsys.readouterr().err and not Path(tmp_path / "w").exists()
-    )
+    assert "there is no such file to start from" in capsys.readouterr().err
+    file.write_bytes(earlier.best_model.read_bytes()[:-100])
+    assert run_pipeline.main(words) == 5 and "CHECKPOINT_CORRUPT" in capsys.readouterr().err
+    assert not Path(tmp_path / "w").exists()

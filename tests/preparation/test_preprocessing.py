@@ -7,7 +7,8 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import nibabel as nib
 import numpy as np
@@ -22,6 +23,7 @@ import run_pipeline
 from ctseg import artifacts, cli, laterality
 from ctseg.artifacts import Workspace, read_json
 from ctseg.config import DataSettings
+from ctseg.datasets.case import DataSet
 from ctseg.errors import (
     CaseError,
     IntegrityError,
@@ -35,6 +37,7 @@ from ctseg.geometry.argmax_on_scan import label_on_scan
 from ctseg.geometry.volume import Grid
 from ctseg.manifest import Manifest, from_record
 from ctseg.preparation import case_to_tensors
+from ctseg.preparation.choices import choose_structures
 from ctseg.processes import ordered_map
 
 LABELS = {"liver": 1, "kidney_left": 2, "kidney_right": 3}
@@ -715,3 +718,19 @@ def test_a_synthetic_cohort_never_replaces_tensors_of_scans(
         Workspace(tmp_path / "w").manifest.read_bytes() == before
         and not Workspace(tmp_path / "w").synthetic_data.exists()
     )
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (("Kidney_L", "liver", "LeftKidney"), "'Kidney_L' and 'LeftKidney' are one name in two spellings"),
+        (("liver", " "), "a structure has no name"),
+        (("liv\x0cer",), r"'liv\\x0cer' holds control characters"),
+    ],
+)
+def test_names_that_would_be_taken_for_another_or_are_none_are_refused(
+    names: tuple[str, ...], said: str, tmp_path: Path
+) -> None:
+    found = SimpleNamespace(structures=names, cases=[object()], synthetic=False, root=tmp_path)
+    with pytest.raises(PreconditionError, match=f"STRUCTURES_ALIKE.*{said}"):
+        choose_structures(cast(DataSet, found), DataSettings())

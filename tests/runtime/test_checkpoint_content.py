@@ -259,10 +259,7 @@ def test_archives_that_are_none_of_ours_are_refused_before_they_take_memory(tmp_
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # kB
 
 
-def test_flipped_bytes_of_the_description_are_refused_or_change_a_name_at_most(
-    tmp_path, trained, true_content
-):
-    """Another letter of a name is as good as the right one, unless the hash beside the file tells."""
+def test_flipped_bytes_of_the_description_are_refused_or_change_nothing(tmp_path, trained, true_content):
     rng = np.random.default_rng(0)
     path = tmp_path / "a.pth"
 
@@ -281,9 +278,10 @@ def test_flipped_bytes_of_the_description_are_refused_or_change_a_name_at_most(
             assert error.exit_code == 5 and error.file == "a.pth"
             continue
         used += 1
-        assert all(content[key] == true_content[key] for key in ("arch", "preprocess"))
-        assert len(set(content["structures"])) == len(true_content["structures"])
-        assert set(content["largest_component"]) <= set(content["structures"])
+        assert all(
+            content[key] == true_content[key]
+            for key in ("structures", "arch", "preprocess", "largest_component")
+        )
     assert used < 50
 
 
